@@ -1,0 +1,69 @@
+"""CARAFE: reassembly kernels predicted from the decoder map itself."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import FadevizError
+from .base import Skip, Upsampler
+from .reassemble import KernelSoftmax, reassemble
+
+
+class CARAFE(Upsampler):
+    """Content-aware reassembly of features.
+
+    ``z = conv1x1(x)``, ``logits = pixel_shuffle(conv_ke(z))``, ``kernels = softmax over K*K``,
+    ``y = reassemble(x, kernels)``: every output pixel is a weighted mean of the K x K window around its parent.
+
+    Limit case: zero content-encoder weights make every kernel a K x K box blur of the nearest-upsampled map; this is
+    (nearly) the initial state.
+
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Cost: ``C*d + d`` and ``k_e^2*d*G*K^2*s^2 + G*K^2*s^2`` parameters; with the defaults ``64C + 57,764``.
+    Raises: FadevizError when C does not divide by ``groups``.
+    Source: Wang et al., ICCV 2019, section 3; initialisation of the released code: compressor Xavier-uniform, content
+    encoder N(0, 0.001^2), biases 0.
+    Differs: the reassembly is a batched matrix product on every device, not a CUDA extension.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int = 5,
+        scale_factor: int = 2,
+        groups: int = 1,
+        compressed_channels: int = 64,
+        encoder_kernel_size: int = 3,
+        encoder_dilation: int = 1,
+    ) -> None:
+        """Kernels of ``kernel_size`` from ``compressed_channels`` through an ``encoder_kernel_size`` convolution."""
+        super().__init__()
+        if in_channels % groups:
+            raise FadevizError(f"CARAFE: {in_channels} channels do not divide into {groups} groups")
+        self.kernel_size = kernel_size
+        self.scale_factor = scale_factor
+        self.groups = groups
+        self.compressor = nn.Conv2d(in_channels, compressed_channels, 1)
+        self.content_encoder = nn.Conv2d(
+            compressed_channels,
+            groups * kernel_size**2 * scale_factor**2,
+            encoder_kernel_size,
+            padding=(encoder_kernel_size - 1) * encoder_dilation // 2,
+            dilation=encoder_dilation,
+        )
+        self.kernels = KernelSoftmax(kernel_size, groups)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights."""
+        nn.init.xavier_uniform_(self.compressor.weight)
+        nn.init.normal_(self.content_encoder.weight, std=0.001)
+        for conv in (self.compressor, self.content_encoder):
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+        """Predict the kernels from x and reassemble x with them."""
+        logits = F.pixel_shuffle(self.content_encoder(self.compressor(x)), self.scale_factor)
+        return reassemble(x, self.kernels(logits), self.kernel_size, self.scale_factor, self.groups)

@@ -1,0 +1,44 @@
+"""Transposed convolution, the learned upsampling of FCN and DCGAN."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..errors import FadevizError
+from .base import Skip, Upsampler
+
+
+class Deconv(Upsampler):
+    """Transposed convolution ("deconvolution") with stride s.
+
+    ``y[o, s*i + u - p, s*j + v - p] += W[n, o, u, v] * x[n, i, j]``, plus a bias; padding p and output padding are
+    chosen so that the output is exactly s times as large.
+
+    Limit case: W the identity over channels and 1 over an s x s kernel (``kernel_size = s``) makes this nearest
+    interpolation.
+
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Cost: ``k*k*C*C + C`` parameters, ``k*k*C*C`` multiply-adds a low-resolution pixel.
+    Raises: FadevizError when ``kernel_size`` is smaller than ``scale_factor``: pixels would stay empty.
+    Source: Zeiler et al. 2010; kernel 3 as in the FADE paper's comparison.
+    """
+
+    def __init__(self, in_channels: int, kernel_size: int = 3, scale_factor: int = 2) -> None:
+        """A transposed convolution of ``in_channels`` to as many."""
+        super().__init__()
+        if kernel_size < scale_factor:
+            raise FadevizError(
+                f"Deconv: kernel_size {kernel_size} is smaller than scale_factor {scale_factor}; raise it"
+            )
+        self.scale_factor = scale_factor
+        # (h - 1) * s - 2p + k + output_padding = s * h
+        padding = (kernel_size - scale_factor + 1) // 2
+        output_padding = scale_factor + 2 * padding - kernel_size
+        self.conv = nn.ConvTranspose2d(
+            in_channels, in_channels, kernel_size, scale_factor, padding=padding, output_padding=output_padding
+        )
+
+    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+        """Convolve, transposed."""
+        out: Tensor = self.conv(x)
+        return out

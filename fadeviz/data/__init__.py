@@ -1,0 +1,46 @@
+"""Images with masks, as numpy arrays: what every data set hands to training and to the observation set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Sample(NamedTuple):
+    """One picture with its truth.
+
+    Attributes:
+        name: what the picture is called in ``run.json`` (a file's stem, or the seed of a drawing).
+        image: ``(H, W, 3)`` uint8, sRGB.
+        mask: ``(H, W)`` uint8, the class of each pixel; for horses 0 is ground and 1 is horse.
+        alpha: ``(H, W)`` float32 in [0, 1], the exact matte, or None where the data set has none.
+    """
+
+    name: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    alpha: NDArray[np.float32] | None = None
+
+
+class Dataset(Protocol):
+    """Pictures by index. ``count`` is how many there are; None means endless: every index from 0 is a new picture."""
+
+    @property
+    def count(self) -> int | None:
+        """How many pictures there are, or None when they never end."""
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture at this index, always the same one for the same index."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a run trains on, what it is tested on, and what ``run.json`` says about both."""
+
+    train: Dataset
+    test: Dataset
+    info: Mapping[str, object] = field(default_factory=dict)

@@ -1,0 +1,140 @@
+"""Choosing the few pictures whose maps are recorded: clear single objects, as unlike one another as can be had."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FadevizError
+from . import Dataset
+
+LOOK_AT = 64
+"""So many pictures are considered, from the first: enough for a choice, and an endless data set has no more."""
+
+SHARE = (0.12, 0.55)
+"""The foreground of a good picture fills between these shares of it."""
+
+AT_BORDER = 0.12
+"""At most this share of the frame's border pixels is foreground: the object is not cut off."""
+
+MAIN_PART = 0.9
+"""At least this share of the foreground hangs together."""
+
+
+def choose_observed(dataset: Dataset, how_many: int, seed: int = 0) -> list[int]:
+    """The indices of the pictures to observe during a whole run, the same ones for the same data set and seed.
+
+    Among the first ``LOOK_AT`` pictures (more only when more are asked for), a good one has its foreground (any class
+    but 0) in one main component, within ``SHARE``, and hardly at the border. Of the good ones, the first is drawn by
+    the seed; each following one is the farthest from those already chosen by size, place and outline of its foreground.
+    Where there are fewer good ones than asked for, those that miss by least fill up.
+
+    Args:
+        dataset: the test pictures.
+        how_many: how many to choose.
+        seed: another seed starts from another picture.
+
+    Returns:
+        ``how_many`` different indices; the good ones first, so that the first few are the ones to show.
+
+    Raises:
+        FadevizError: fewer than one is asked for, or more than there are.
+    """
+    if how_many < 1:
+        raise FadevizError(f"{how_many} pictures to observe: at least 1 is needed")
+    count = dataset.count
+    if count is not None and how_many > count:
+        raise FadevizError(f"{how_many} pictures to observe, but only {count} test pictures. Ask for {count} or fewer")
+    considered = max(LOOK_AT, how_many) if count is None else min(max(LOOK_AT, how_many), count)
+
+    order: list[bytes] = []
+    faults: list[float] = []
+    features: list[tuple[float, ...]] = []
+    for index in range(considered):
+        sample = dataset[index]
+        # Hashed names, not a generator: the choice does not depend on the version of numpy.
+        order.append(hashlib.sha256(f"{seed}/{sample.name}".encode()).digest())
+        faults.append(_fault(sample.mask))
+        features.append(_features(sample.mask))
+    shuffled = sorted(range(considered), key=lambda i: (order[i], i))
+    good = [i for i in shuffled if faults[i] == 0]
+    if len(good) >= how_many:
+        return _farthest_first(good, np.array(features))[:how_many]
+    others = sorted((i for i in shuffled if faults[i] > 0), key=lambda i: faults[i])
+    return _farthest_first(good, np.array(features)) + others[: how_many - len(good)]
+
+
+def _fault(mask: NDArray[np.uint8]) -> float:
+    """By how much the mask misses the bounds, summed; 0 is a good one."""
+    inside = mask > 0
+    share = float(inside.mean())
+    if share == 0:
+        return 3.0
+    frame = np.concatenate([inside[0], inside[-1], inside[1:-1, 0], inside[1:-1, -1]])
+    return (
+        max(0.0, SHARE[0] - share, share - SHARE[1])
+        + max(0.0, float(frame.mean()) - AT_BORDER)
+        + max(0.0, MAIN_PART - _largest_part(inside))
+    )
+
+
+def _features(mask: NDArray[np.uint8]) -> tuple[float, ...]:
+    """Share, centre (rows, columns) and boundary length of the foreground, all free of the picture's size."""
+    inside = mask > 0
+    if not inside.any():
+        return 0.0, 0.5, 0.5, 0.0
+    height, width = inside.shape
+    rows, columns = np.nonzero(inside)
+    steps = np.count_nonzero(inside[1:] != inside[:-1]) + np.count_nonzero(inside[:, 1:] != inside[:, :-1])
+    return float(inside.mean()), float(rows.mean()) / height, float(columns.mean()) / width, steps / (height + width)
+
+
+def _largest_part(inside: NDArray[np.bool_]) -> float:
+    """The share of the foreground in its largest 4-connected component; runs of a row are joined with those above."""
+    parents: list[int] = []
+    sizes: list[int] = []
+
+    def root(run: int) -> int:
+        while parents[run] != run:
+            parents[run] = parents[parents[run]]
+            run = parents[run]
+        return run
+
+    above: list[tuple[int, int, int]] = []
+    for row in inside:
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], row, [False]]).astype(np.int8))).tolist()
+        here = []
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            run = len(parents)
+            parents.append(run)
+            sizes.append(stop - start)
+            for other_start, other_stop, other in above:
+                if other_start < stop and start < other_stop:
+                    joined, kept = root(other), root(run)
+                    if joined != kept:
+                        parents[joined] = kept
+                        sizes[kept] += sizes[joined]
+            here.append((start, stop, run))
+        above = here
+    return max((sizes[root(run)] for run in range(len(parents))), default=0) / max(1, int(np.count_nonzero(inside)))
+
+
+def _farthest_first(indices: list[int], features: NDArray[np.float64]) -> list[int]:
+    """Reorder: the first stays, then always the one whose nearest chosen neighbour is farthest away."""
+    if not indices:
+        return []
+    values = features[indices]
+    spread = values.std(axis=0)
+    values = values / np.where(spread > 0, spread, 1)
+    chosen = [0]
+    nearest = np.linalg.norm(values - values[0], axis=1)
+    nearest[0] = -1
+    while len(chosen) < len(indices):
+        # Rounded, so that a last bit that differs between machines cannot turn the choice.
+        following = int(np.argmax(np.round(nearest, 9)))
+        chosen.append(following)
+        nearest = np.minimum(nearest, np.linalg.norm(values - values[following], axis=1))
+        nearest[chosen] = -1
+    return [indices[i] for i in chosen]

@@ -1,0 +1,429 @@
+"""The Weizmann Horse set: finding its files, reading them at one size, splitting them, and saying what is wrong.
+
+Source: E. Borenstein and S. Ullman, "Class-specific, top-down segmentation", ECCV 2002; 328 photographs of horses seen
+from the side, each with a mask of the horse.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import FadevizError
+from . import Sample, Splits
+
+BLACK = 16
+"""A picture none of whose values reaches this is taken for a black one."""
+
+MIDDLE_SHARE = 0.2
+"""A lossy mask may have this share of values in 64..191; one with more is no mask."""
+
+ASPECT_TOLERANCE = 0.02
+"""How far the aspect ratios of an image and its mask may differ; in the original files it is 0.006."""
+
+MAX_PIXELS = 50_000_000
+"""A larger picture is refused before it is decoded; the set's largest has 1.2 million pixels."""
+
+SAME_PHOTOGRAPH = 8.0
+"""Thumbnails whose values (0 to 255) differ by less than this on average show the same photograph.
+
+In the original set nine pairs do: two of equal bytes, seven stored anew or in other sizes, which differ by less than 4.
+The next pairs differ by 16 and more.
+"""
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+
+
+class _Layout(NamedTuple):
+    image: str
+    mask: str
+    gray: str | None
+
+
+_LAYOUTS = (_Layout("rgb", "figure_ground", "gray"), _Layout("horse", "mask", None))
+
+
+@dataclass(frozen=True)
+class _Files:
+    name: str
+    image: Path
+    mask: Path
+
+
+class WeizmannHorses:
+    """Horses by index, all warped to one size; made by :func:`read_weizmann`.
+
+    A picture is decoded when it is first asked for and kept as uint8 (200 KB at 224 x 224), so that a second epoch
+    decodes nothing. Every sample is a copy: writing into it changes no other.
+
+    Attributes:
+        size: ``(height, width)`` of every sample.
+        notes: one-line remarks on what was put right in the set, for the user.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[_Files],
+        size: tuple[int, int],
+        notes: Sequence[str],
+        kept: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    ) -> None:
+        """Not called by hand: use :func:`read_weizmann`. ``kept`` holds what is decoded, and subsets share it."""
+        self._files = tuple(files)
+        self._kept = kept
+        self.size = size
+        self.notes = tuple(notes)
+
+    def __repr__(self) -> str:
+        return f"WeizmannHorses({self.count} pictures, {self.size[0]}x{self.size[1]})"
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._files)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each picture is called: the stem of its file."""
+        return tuple(files.name for files in self._files)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA256 over the names and bytes of the image and mask files used, in hexadecimal."""
+        digest = hashlib.sha256()
+        for files in self._files:
+            for path in (files.image, files.mask):
+                data = _bytes_of(path)
+                # The length separates one file from the next.
+                digest.update(f"{path.parent.name}/{path.name}\n{len(data)}\n".encode())
+                digest.update(data)
+        return digest.hexdigest()
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture at ``index``: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 of 0 (ground) and 1 (horse).
+
+        Raises:
+            FadevizError: a file that cannot be read, a mask that is none, an image and a mask of different shape.
+            IndexError: no such index; negative ones count as none.
+        """
+        if not 0 <= index < len(self._files):
+            raise IndexError(f"no picture {index}: there are {len(self._files)}, from 0")
+        files = self._files[index]
+        if files.name not in self._kept:
+            image, mask = _read_pair(files)
+            self._kept[files.name] = _resize_image(image, self.size), _resize_mask(mask, self.size)
+        pixels, classes = self._kept[files.name]
+        return Sample(files.name, pixels.copy(), classes.copy())
+
+    def subset(self, indices: Iterable[int]) -> WeizmannHorses:
+        """The pictures at these indices, in this order, sharing what is decoded already."""
+        return WeizmannHorses([self._files[i] for i in indices], self.size, self.notes, self._kept)
+
+
+def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 224) -> WeizmannHorses:
+    """Find the pictures of a Weizmann Horse folder.
+
+    Two layouts are known by their folder names: the original ``rgb/`` + ``figure_ground/`` (+ ``gray/``), whose masks
+    are lossy JPEGs of another size than the images; and ``horse/`` + ``mask/`` with PNG masks of 0/1 or 0/255. Either
+    may lie in ``folder`` itself or in ``folder/weizmann_horse_db``. A black image is replaced by its gray one, or left
+    out.
+
+    Args:
+        folder: where the set lies.
+        size: side of the square that every picture is warped to, or ``(height, width)``.
+
+    Raises:
+        FadevizError: no such folder, an unknown layout, no images, an image without mask, an image that cannot be read.
+    """
+    side = (size, size) if isinstance(size, int) else tuple(size)
+    if len(side) != 2 or min(side) < 1:
+        raise FadevizError(f"size {size} is no picture size. Give a positive number, or (height, width)")
+    files, notes, problems = _find(Path(folder))
+    if problems:
+        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        raise FadevizError(problems[0] + more)
+    if not files:
+        raise FadevizError(f"{folder} has only black images. Download the set again")
+    return WeizmannHorses(files, (int(side[0]), int(side[1])), notes, {})
+
+
+def check_weizmann(folder: str | os.PathLike[str]) -> list[str]:
+    """Read every file of a Weizmann Horse folder and return all problems, a line each; empty means that all is well."""
+    try:
+        files, _, problems = _find(Path(folder))
+    except FadevizError as error:
+        return [str(error)]
+    for pair in files:
+        try:
+            _read_pair(pair)
+        except FadevizError as error:
+            problems.append(str(error))
+    return problems
+
+
+def split_train_test(
+    dataset: WeizmannHorses, train_share: float = 0.85, seed: int = 0
+) -> tuple[WeizmannHorses, WeizmannHorses]:
+    """Split at random; copies of the same photograph always land on the same side.
+
+    The order is that of ``sha256("seed/name")``, not a random generator's, so that the same names split alike under
+    every version of numpy. Copies are found by their pixels (``SAME_PHOTOGRAPH``), not by their bytes. Every picture is
+    read, so that a damaged file is found here and not during training.
+
+    Args:
+        dataset: what to split.
+        train_share: the share of pictures to train on, in (0, 1); 0.85 of 328 is 279, which leaves 49.
+        seed: another seed gives another split.
+
+    Returns:
+        The training pictures and the test pictures, each in the order of ``dataset``.
+
+    Raises:
+        FadevizError: fewer than two different photographs, a share outside (0, 1), a file that cannot be read.
+    """
+    if not 0 < train_share < 1:
+        raise FadevizError(f"train share {train_share} leaves one side empty. Give a number between 0 and 1")
+    twins = _twins(dataset)
+    if len(twins) < 2:
+        raise FadevizError(
+            f"{dataset.count} pictures of {len(twins)} different photographs cannot be split: at least 2 are needed. "
+            "Add pictures"
+        )
+    names = dataset.names
+    twins.sort(key=lambda group: min(_seeded(seed, names[i]) for i in group))
+    wanted = min(max(round(train_share * dataset.count), 1), dataset.count - 1)
+    train: list[int] = []
+    test: list[int] = []
+    for group in twins:
+        # A group too large for what is left of the training side is passed over: single pictures then fill it up.
+        (train if len(train) + len(group) <= wanted else test).extend(group)
+    if not train:
+        raise FadevizError(f"no group of copies fits into a training side of {wanted}. Raise the train share")
+    return dataset.subset(sorted(train)), dataset.subset(sorted(test))
+
+
+def load_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 224, split_seed: int = 0) -> Splits:
+    """Read and split a Weizmann Horse folder, with what ``run.json`` says about it.
+
+    Raises:
+        FadevizError: as :func:`read_weizmann` and :func:`split_train_test`.
+    """
+    dataset = read_weizmann(folder, size)
+    train, test = split_train_test(dataset, seed=split_seed)
+    notes = list(dataset.notes)
+    pairs = [" = ".join(dataset.names[i] for i in group) for group in _twins(dataset) if len(group) > 1]
+    if pairs:
+        notes.append(f"copies of the same photograph, on the same side of the split: {', '.join(pairs)}")
+    info: Mapping[str, object] = {
+        "name": "weizmann",
+        "folder": str(folder),
+        "count": dataset.count,
+        "fingerprint": dataset.fingerprint,
+        "split_seed": split_seed,
+        "train": list(train.names),
+        "test": list(test.names),
+        "notes": notes,
+    }
+    return Splits(train, test, info)
+
+
+def _seeded(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def _twins(dataset: WeizmannHorses) -> list[list[int]]:
+    """The indices of all pictures, copies of the same photograph together; each group and the groups in order."""
+    small = np.array([_thumbnail(dataset[index].image) for index in range(dataset.count)])
+    label = np.arange(len(small))
+    for index in range(len(small)):
+        near = np.abs(small - small[index]).mean(axis=1) < SAME_PHOTOGRAPH
+        joined = np.isin(label, label[near])
+        label[joined] = label[joined].min()
+    return [np.flatnonzero(label == first).tolist() for first in np.unique(label)]
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    small = Image.fromarray(image).resize((16, 16), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).reshape(-1)
+
+
+def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
+    """The pictures of a folder, the notes on them, and the problems; black images are replaced or left out."""
+    root, layout = _root_of(folder)
+    images, problems = _by_stem(root / layout.image)
+    masks, doubled = _by_stem(root / layout.mask)
+    problems += doubled
+    grays = _by_stem(root / layout.gray)[0] if layout.gray and (root / layout.gray).is_dir() else {}
+    if not images:
+        raise FadevizError(f"{root / layout.image} has no images (.jpg, .png or .bmp). Unpack the whole set there")
+    found: list[_Files] = []
+    notes: list[str] = []
+    for name, image in images.items():
+        if name not in masks:
+            problems.append(f"{image} has no mask {root / layout.mask / name}.*. Add the mask, or remove the image")
+            continue
+        try:
+            black = _is_black(image)
+        except FadevizError as error:
+            problems.append(str(error))
+            continue
+        if not black:
+            found.append(_Files(name, image, masks[name]))
+        elif name in grays:
+            notes.append(f"{layout.image}/{image.name} is black: {layout.gray}/{grays[name].name} stands in for it")
+            found.append(_Files(name, grays[name], masks[name]))
+        else:
+            notes.append(f"{layout.image}/{image.name} is black and has no gray picture: it is left out")
+    lone = sorted(masks.keys() - images.keys())
+    if lone:
+        shown = ", ".join(lone[:3]) + (", ..." if len(lone) > 3 else "")
+        notes.append(f"masks without an image in {layout.mask}/ are ignored: {len(lone)} ({shown})")
+    return found, notes, problems
+
+
+def _root_of(folder: Path) -> tuple[Path, _Layout]:
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise FadevizError(f"data folder {folder} {what}. Give the folder that holds the Weizmann Horse images")
+    for root in (folder, folder / "weizmann_horse_db"):
+        for layout in _LAYOUTS:
+            if (root / layout.image).is_dir() and (root / layout.mask).is_dir():
+                return root, layout
+    inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
+    raise FadevizError(
+        f"{folder} is no Weizmann Horse folder: it has {', '.join(inside) or 'no folders'}, needed is rgb/ with "
+        "figure_ground/, or horse/ with mask/, here or in weizmann_horse_db/. Give the folder that holds them"
+    )
+
+
+def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """The pictures of a folder by the stem of their names, sorted, and a problem for each stem that occurs twice."""
+    found: dict[str, Path] = {}
+    problems = []
+    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
+        # Hidden files are what file managers leave behind, such as ._horse001.jpg.
+        if path.suffix.lower() not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stem in found:
+            problems.append(f"{path} has the same name as {found[path.stem].name}. Remove one of the two")
+        else:
+            found[path.stem] = path
+    return found, problems
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _open(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
+    """The decoded picture, in its own mode; ``draft`` lets a JPEG be decoded smaller, down to that size.
+
+    Raises:
+        FadevizError: empty, damaged, cut off, no picture, too large.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise _cannot_read(path, "it is empty (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if width * height > MAX_PIXELS:
+                    raise _cannot_read(path, f"{width}x{height} pixels are far more than this set has")
+                if draft:
+                    opened.draft("L", draft)
+                opened.load()
+                picture = opened.copy()
+                # A copy forgets the file format, by which masks are told apart.
+                picture.format = opened.format
+                return picture
+    except FadevizError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _cannot_read(path, "it has far more pixels than this set has") from error
+    except UnidentifiedImageError as error:
+        raise _cannot_read(path, "it is no picture, or its first bytes are damaged") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise _cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
+
+
+def _cannot_read(path: Path, reason: str) -> FadevizError:
+    return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and its mask or image")
+
+
+def _is_black(path: Path) -> bool:
+    return bool(np.max(_to_rgb(_open(path, draft=(32, 32)), path).getextrema()) < BLACK)
+
+
+def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+    try:
+        if picture.mode in ("P", "PA"):
+            # Straight to RGB, Pillow would warn of a palette with transparency.
+            picture = picture.convert("RGBA")
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise _cannot_read(path, f"colour mode {picture.mode} is not known") from error
+
+
+def _read_pair(files: _Files) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Image (mode RGB) and mask (True is horse), each at its own resolution."""
+    image = _to_rgb(_open(files.image), files.image)
+    mask = _read_mask(files.mask)
+    height, width = mask.shape
+    if abs((image.width * height) / (image.height * width) - 1) > ASPECT_TOLERANCE:
+        raise FadevizError(
+            f"{files.mask} is {width}x{height}, but {files.image} is {image.width}x{image.height}: the aspect ratios "
+            f"differ by more than {ASPECT_TOLERANCE:.0%}. Put the mask there that belongs to the image"
+        )
+    return image, mask
+
+
+def _read_mask(path: Path) -> NDArray[np.bool_]:
+    picture = _open(path)
+    # Palette pictures are read by index: the palette is only how viewers colour the classes.
+    values = np.asarray(picture if picture.mode in ("1", "L", "P", "I", "I;16") else picture.convert("L"))
+    if picture.format == "JPEG":
+        middle = float(np.mean((values >= 64) & (values <= 191)))
+        if middle > MIDDLE_SHARE:
+            raise FadevizError(
+                f"{path} is no mask: {middle:.0%} of its values lie in 64..191, at most {MIDDLE_SHARE:.0%} may. "
+                "Put the figure-ground mask there"
+            )
+        mask = values > 127
+    else:
+        there = np.unique(values).tolist()
+        if not (set(there) <= {0, 1} or set(there) <= {0, 255}):
+            shown = ", ".join(str(int(value)) for value in there[:6]) + (", ..." if len(there) > 6 else "")
+            raise FadevizError(f"{path} has the values {shown}. A mask has only 0 and 1, or only 0 and 255")
+        mask = values > 0
+    if mask.all() or not mask.any():
+        raise FadevizError(f"{path} is all {'horse' if mask.any() else 'ground'}. Put the figure-ground mask there")
+    return np.asarray(mask, dtype=np.bool_)
+
+
+def _resize_image(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    # Pillow widens the filter when it shrinks a picture, so that nothing aliases.
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.uint8)
+
+
+def _resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.uint8]:
+    # From the mask's own resolution straight to `size`: going over the image's would round the contour twice.
+    # Pillow's linear filter averages over area when it shrinks, and leaves no stairs of old pixels when it enlarges; at
+    # half level it keeps an ellipse's outline better than a box does, either way.
+    share = Image.fromarray(mask.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return (np.asarray(share) >= 0.5).astype(np.uint8)

@@ -1,0 +1,391 @@
+"""Downloads from a server on this machine: resuming, checksums, and archives that mean harm."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import socket
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fadeviz.data import download
+from fadeviz.data.download import fetch_archive, fetch_file
+from fadeviz.errors import FadevizError
+
+DATA = np.random.default_rng(0).bytes(3_000_000)
+
+
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Server:
+    """Serves ``data``; the attributes say how badly, and ``ranges`` what was asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.ranges: list[str | None] = []
+        self.with_range = True
+        self.with_length = True
+        self.status = 200
+        self.drops: list[int] = []
+        self.false_start = 0
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/file"
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        asked = request.headers["Range"]
+        self.ranges.append(asked)
+        if self.status != 200:
+            request.send_error(self.status)
+            return
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.with_range else 0
+        if start >= len(self.data) > 0 and asked and self.with_range:
+            request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(self.data)}")
+            request.end_headers()
+            return
+        body = self.data[start:]
+        request.send_response(206 if asked and self.with_range else 200)
+        if asked and self.with_range:
+            first = start + self.false_start
+            self.false_start = 0
+            request.send_header("Content-Range", f"bytes {first}-{len(self.data) - 1}/{len(self.data)}")
+        if self.with_length:
+            request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body[: self.drops.pop(0)] if self.drops else body)
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download, "WAIT_SECONDS", 0.0)
+    server = Server(DATA)
+    yield server
+    server.close()
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestFile:
+    def test_arrives_whole_and_is_not_fetched_twice(self, server: Server, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "weights.bin"
+        assert fetch_file(server.url, "sha256:" + sha(DATA).upper(), path) == path
+        assert path.read_bytes() == DATA
+        assert left_over(path.parent) == ["weights.bin"]
+        assert fetch_file(server.url, sha(DATA), path) == path
+        assert server.ranges == [None]
+
+    def test_another_file_in_place_is_kept(self, server: Server, tmp_path: Path) -> None:
+        path = tmp_path / "weights.bin"
+        path.write_bytes(b"mine")
+        with pytest.raises(FadevizError, match="exists and has another SHA256"):
+            fetch_file(server.url, sha(DATA), path)
+        assert path.read_bytes() == b"mine"
+        assert server.ranges == []
+
+    def test_a_broken_connection_is_taken_up_again(self, server: Server, tmp_path: Path) -> None:
+        server.drops = [1_000_000, 500_000]
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert server.ranges == [None, "bytes=1000000-", "bytes=1500000-"]
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+
+    def test_the_next_call_goes_on(self, server: Server, tmp_path: Path) -> None:
+        server.drops = [600_000, *[0] * (download.TRIES - 1)]
+        with pytest.raises(FadevizError, match=r"\(600000 of 3000000 bytes came\); 600000 bytes are kept") as caught:
+            fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "weights.bin").exists()
+        server.ranges.clear()
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert server.ranges == ["bytes=600000-"]
+        assert left_over(tmp_path) == ["weights.bin"]
+
+    def test_a_server_without_ranges_starts_over(self, server: Server, tmp_path: Path) -> None:
+        server.with_range = False
+        server.drops = [1_000_000]
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert server.ranges == [None, "bytes=1000000-"]
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+
+    def test_a_server_that_sends_another_range_starts_over(self, server: Server, tmp_path: Path) -> None:
+        server.drops = [1_000_000]
+        server.false_start = 7
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert server.ranges == [None, "bytes=1000000-", None]
+
+    def test_a_server_that_does_not_say_how_long(self, server: Server, tmp_path: Path) -> None:
+        server.with_length = False
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+
+    @pytest.mark.parametrize("kept", [len(DATA), len(DATA) + 5])
+    def test_a_part_that_is_too_long_starts_over(self, server: Server, tmp_path: Path, kept: int) -> None:
+        part(tmp_path, "weights.bin").write_bytes((DATA + b"12345")[:kept])
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert server.ranges == [f"bytes={kept}-", None]
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+        assert left_over(tmp_path) == ["weights.bin"]
+
+    def test_a_part_of_another_file_starts_over(self, server: Server, tmp_path: Path) -> None:
+        # The server's file changed after the first half: the whole has a wrong checksum, so all of it is fetched anew.
+        part(tmp_path, "weights.bin").write_bytes(bytes(1000))
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert server.ranges == ["bytes=1000-", None]
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+
+    def test_a_wrong_checksum_leaves_nothing(self, server: Server, tmp_path: Path) -> None:
+        with pytest.raises(FadevizError, match=f"has SHA256 {sha(DATA)}, not {sha(b'x')}: removed") as caught:
+            fetch_file(server.url, sha(b"x"), tmp_path / "weights.bin")
+        assert "\n" not in str(caught.value)
+        assert left_over(tmp_path) == []
+        # After a broken connection it is tried once more from the start, and only once.
+        server.drops = [1_000_000]
+        server.ranges.clear()
+        with pytest.raises(FadevizError, match="removed"):
+            fetch_file(server.url, sha(b"x"), tmp_path / "weights.bin")
+        assert server.ranges == [None, "bytes=1000000-", None]
+
+    @pytest.mark.parametrize("status", [403, 404, 503])
+    def test_the_servers_refusal_is_told(self, server: Server, tmp_path: Path, status: int) -> None:
+        server.status = status
+        with pytest.raises(FadevizError, match=rf"answers {status} .*Check the address, or download .* and save it as"):
+            fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert left_over(tmp_path) == []
+
+    def test_no_network(self, server: Server, tmp_path: Path) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            host = f"127.0.0.1:{unused.getsockname()[1]}"
+            with pytest.raises(FadevizError, match=rf"cannot reach {host} \(.*refused") as caught:
+                fetch_file(f"http://{host}/a", sha(DATA), tmp_path / "weights.bin")
+        assert f"save it as {tmp_path / 'weights.bin'}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_a_silent_server(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.1)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
+            with pytest.raises(FadevizError, match=r"cannot reach 127\.0\.0\.1:\d+ \(timed out\)"):
+                fetch_file(url, sha(DATA), tmp_path / "weights.bin")
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            *["", "horses.zip", "file:///etc/passwd", "ftp://a.b/c", "http://", "http://[::1/a", "http://a.b/c d"],
+            *["http://a.b/c\n", "https://someone:secret@a.b/c"],
+        ],
+    )
+    def test_no_address(self, tmp_path: Path, url: str) -> None:
+        with pytest.raises(FadevizError, match="is no address to download from"):
+            fetch_file(url, sha(DATA), tmp_path / "a")
+
+    def test_a_host_that_cannot_be(self, tmp_path: Path) -> None:
+        with pytest.raises(FadevizError, match="cannot reach"):
+            fetch_file(f"http://{'a' * 70}.invalid/b", sha(DATA), tmp_path / "a")
+
+    @pytest.mark.parametrize("digits", ["", "abc", "g" * 64, "md5:" + "a" * 32])
+    def test_no_checksum(self, tmp_path: Path, digits: str) -> None:
+        with pytest.raises(FadevizError, match="is no SHA256"):
+            fetch_file("http://127.0.0.1/a", digits, tmp_path / "a")
+
+    def test_a_folder_that_cannot_be_made(self, server: Server, tmp_path: Path) -> None:
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(FadevizError, match="cannot write"):
+            fetch_file(server.url, sha(DATA), tmp_path / "file" / "weights.bin")
+
+
+def part(folder: Path, name: str) -> Path:
+    return folder / f".{name}.{sha(DATA)[:12]}.part"
+
+
+def make_zip(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, data in members:
+            opened.writestr(name, data)
+    return file.getvalue()
+
+
+def make_tar(*members: tuple[str | tarfile.TarInfo, bytes], mode: str = "w:gz") -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as opened:  # type: ignore[call-overload]
+        for name, data in members:
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            info.size = len(data)
+            opened.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def tar_member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    info.linkname = target
+    return info
+
+
+def zip_link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+GOOD = (("set/rgb/a.jpg", b"picture"), ("set/mask/a.png", b"mask"))
+
+
+class TestArchive:
+    @pytest.mark.parametrize(
+        "make", [make_zip, make_tar, lambda *members: make_tar(*members, mode="w")], ids=["zip", "tar.gz", "tar"]
+    )
+    def test_is_unpacked_once(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
+        server.data = make(*GOOD)
+        folder = tmp_path / "sets" / "horses"
+        assert fetch_archive(server.url, sha(server.data), folder) == folder
+        assert (folder / "set" / "rgb" / "a.jpg").read_bytes() == b"picture"
+        assert (folder / "set" / "mask" / "a.png").read_bytes() == b"mask"
+        assert left_over(folder.parent) == ["horses"]
+        assert folder.stat().st_mode & 0o777 == (tmp_path / "sets").stat().st_mode & 0o777
+        assert fetch_archive(server.url, sha(server.data), folder) == folder
+        assert server.ranges == [None]
+
+    def test_a_folder_in_place_is_kept(self, server: Server, tmp_path: Path) -> None:
+        server.data = make_zip(*GOOD)
+        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        (tmp_path / "b").mkdir()
+        for folder, digits in ((tmp_path / "a", sha(b"other")), (tmp_path / "b", sha(server.data))):
+            with pytest.raises(FadevizError, match="exists and was not unpacked from this archive"):
+                fetch_archive(server.url, digits, folder)
+        assert len(server.ranges) == 1
+
+    def test_goes_on_where_it_broke_off(self, server: Server, tmp_path: Path) -> None:
+        server.data = make_zip(("noise.bin", DATA))
+        server.drops = [2_000_000]
+        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        assert server.ranges == [None, "bytes=2000000-"]
+        assert (tmp_path / "a" / "noise.bin").read_bytes() == DATA
+
+    def test_a_wrong_checksum_unpacks_nothing(self, server: Server, tmp_path: Path) -> None:
+        server.data = make_zip(*GOOD)
+        with pytest.raises(FadevizError, match="removed, nothing is put in place"):
+            fetch_archive(server.url, sha(b"x"), tmp_path / "a")
+        assert left_over(tmp_path) == []
+
+    @pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "C:/out", "C:out", "..\\out"])
+    @pytest.mark.parametrize("make", [make_zip, make_tar])
+    def test_names_that_lead_out(self, server: Server, tmp_path: Path, make: Callable[..., bytes], name: str) -> None:
+        server.data = make(*GOOD, (name, b"escaped"))
+        self.refused(server, tmp_path, "leads out of its folder: nothing is unpacked")
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            tar_member("link", tarfile.SYMTYPE, "../.."),
+            tar_member("link", tarfile.SYMTYPE, "set"),
+            tar_member("link", tarfile.LNKTYPE, "../../secret"),
+            tar_member("pipe", tarfile.FIFOTYPE),
+            tar_member("disk", tarfile.BLKTYPE),
+            tar_member("null", tarfile.CHRTYPE),
+        ],
+        ids=lambda member: f"{member.name}-{member.linkname}",
+    )
+    def test_links_and_devices_in_a_tar(self, server: Server, tmp_path: Path, bad: tarfile.TarInfo) -> None:
+        server.data = make_tar(*GOOD, (bad, b""), ("link/out.txt", b""))
+        self.refused(server, tmp_path, f"{bad.name!r} is a link or a device")
+
+    def test_links_in_a_zip(self, server: Server, tmp_path: Path) -> None:
+        server.data = make_zip((zip_link("link"), b"../.."), ("link/out.txt", b"escaped"))
+        self.refused(server, tmp_path, "'link' is a link or a device")
+
+    @pytest.mark.parametrize("make", [make_zip, make_tar])
+    def test_one_that_unpacks_to_too_much(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., bytes]
+    ) -> None:
+        monkeypatch.setattr(download, "MAX_UNPACKED", 150_000)
+        server.data = make(("a", bytes(100_000)), ("b", bytes(100_000)))
+        assert len(server.data) < 10_000
+        self.refused(server, tmp_path, "unpacks to more than")
+
+    def test_an_encrypted_zip(self, server: Server, tmp_path: Path) -> None:
+        data = bytearray(make_zip(("a", b"secret")))
+        # Bit 0 of the flags, in the local header and in the directory.
+        data[6] |= 1
+        data[data.index(b"PK\x01\x02") + 8] |= 1
+        server.data = bytes(data)
+        self.refused(server, tmp_path, "'a' is encrypted")
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            b"",
+            b"<html>not found</html>",
+            make_zip(*GOOD)[:80],
+            make_zip(("a", DATA[:5000])).replace(DATA[100:110], bytes(10)),
+            make_tar(("a", DATA[:5000]))[:3000],
+            b"\x1f\x8bnonsense",
+        ],
+        ids=["empty", "html", "cut zip", "bad crc", "cut tar.gz", "gzip head"],
+    )
+    def test_no_archive(self, server: Server, tmp_path: Path, data: bytes) -> None:
+        server.data = data
+        self.refused(server, tmp_path, "is no archive that can be unpacked")
+
+    def test_no_network_says_where_to_unpack(self, tmp_path: Path, server: Server) -> None:
+        server.status = 404
+        with pytest.raises(FadevizError, match=re.escape(f"with a browser and unpack it as {tmp_path / 'a'}")):
+            fetch_archive(server.url, sha(b""), tmp_path / "a")
+
+    def test_a_full_disk_keeps_the_download(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*args: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        server.data = make_zip(*GOOD)
+        with monkeypatch.context() as patch:
+            patch.setattr(zipfile.ZipFile, "extractall", full)
+            with pytest.raises(FadevizError, match=r"cannot write .*: No space left on device\. Free some space"):
+                fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        assert not (tmp_path / "a").exists()
+        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        assert server.ranges == [None]
+        assert left_over(tmp_path) == ["a"]
+
+    def refused(self, server: Server, tmp_path: Path, message: str) -> None:
+        inner = tmp_path / "deep" / "down"
+        inner.mkdir(parents=True)
+        with pytest.raises(FadevizError, match=re.escape(message)) as caught:
+            fetch_archive(server.url, sha(server.data), inner / "a")
+        assert "\n" not in str(caught.value)
+        assert left_over(inner) == []
+        assert left_over(tmp_path) == ["deep"]
+        assert left_over(tmp_path / "deep") == ["down"]

@@ -1,0 +1,364 @@
+"""One run from its settings to its folder: the one place that knows all the parts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from .data import Splits
+from .data.observation import choose_observed
+from .data.synthetic import SyntheticHorses
+from .data.weizmann_horse import load_weizmann
+from .errors import FadevizError, unknown_name
+from .models import SegNet, build_network
+from .probes import MODES, Probe
+from .schedule import Schedule, log_spaced, parse_schedule
+from .snapshots import Run, SnapshotStore, open_run
+from .training.checkpoint import read_checkpoint, write_checkpoint
+from .training.loop import PRECISIONS, batches, fit, keep_freed_memory, step_decay, to_tensors
+from .training.metrics import evaluate
+
+PAPER_SCHEDULE = "100:3000:100,320:360:10"
+"""The 35 iterations of the FADE supplement's figures."""
+
+DATA = ("synthetic", "weizmann")
+TEST_DRAWINGS = 64
+"""Pictures of the synthetic test set."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a run does; the defaults are the paper's recipe. Stored in run.json.
+
+    Attributes:
+        upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
+        network: a name in ``NETWORKS``.
+        data: ``synthetic`` or ``weizmann``; ``data_dir`` is the latter's folder.
+        size: side of the square pictures in pixels, divisible by 32.
+        steps: optimiser steps.
+        snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
+            logarithm.
+        width: multiplier of the network's channels.
+        lr: learning rate; times 0.1 at each share of the run in ``lr_drops`` (epochs 35 and 45 of 50).
+        seed: of the initial weights and of the data order.
+        split_seed: of the train/test split and the observed pictures; apart from ``seed`` so that every seed is
+            observed on the same pictures.
+        weights: ``none``, ``imagenet`` or a file.
+        kinds: comma-separated; empty takes feature, gradient and what the operator has of gate and kernel_entropy.
+        observe: pictures in the observation set.
+        evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    upsampler: str = "fade"
+    network: str = "segnet"
+    data: str = "synthetic"
+    data_dir: str = ""
+    size: int = 224
+    steps: int = 3500
+    snapshots: str = ""
+    width: float = 1.0
+    batch_size: int = 4
+    lr: float = 0.01
+    lr_drops: tuple[float, ...] = (0.7, 0.9)
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    flip: bool = False
+    seed: int = 0
+    split_seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    channels_last: bool = True
+    weights: str = "none"
+    layers: str = "decoder.*.upsample"
+    kinds: str = ""
+    observe: int = 4
+    observe_mode: str = "eval"
+    channel_images: int = 1
+    evaluate_every: int = 0
+    checkpoint_every: int = 250
+
+    def __post_init__(self) -> None:
+        """Raise for settings that no run can have."""
+        if self.data not in DATA:
+            raise unknown_name("data set", self.data, DATA)
+        if self.data == "weizmann" and not self.data_dir:
+            raise FadevizError("data weizmann needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR")
+        for name in ("steps", "batch_size", "observe", "checkpoint_every", "channel_images"):
+            if getattr(self, name) < 1:
+                raise FadevizError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.evaluate_every < 0:
+            raise FadevizError(f"evaluate_every is {self.evaluate_every}; it must be 0 (a tenth of the run) or more")
+        if not 0 < self.lr < float("inf"):
+            raise FadevizError(f"lr is {self.lr}; it must be above 0")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if self.observe_mode not in MODES:
+            raise unknown_name("observation mode", self.observe_mode, MODES)
+        stride = SegNet.stride
+        if self.size < stride or self.size % stride:
+            near = max(stride, round(self.size / stride) * stride)
+            raise FadevizError(f"size is {self.size}; it must be divisible by {stride}. Nearest: {near}")
+        self.schedule()  # a schedule that does not fit is reported before anything is built
+
+    def schedule(self) -> Schedule:
+        """The steps to record."""
+        if self.snapshots:
+            return parse_schedule(self.snapshots, self.steps)
+        if self.steps >= 3000:
+            return parse_schedule(PAPER_SCHEDULE, self.steps)
+        return log_spaced(1, self.steps, 24) if self.steps > 1 else parse_schedule("0:1")
+
+
+class Progress(NamedTuple):
+    """What ``run`` reports after each step."""
+
+    step: int
+    steps: int
+    loss: float
+    metrics: Mapping[str, float]
+    """The latest test's figures; empty before the first."""
+
+
+def load_data(config: RunConfig) -> Splits:
+    """The pictures of a run, split into train and test."""
+    if config.data == "weizmann":
+        return load_weizmann(config.data_dir, config.size, config.split_seed)
+    test = SyntheticHorses(config.size, config.split_seed, stream="test", count=TEST_DRAWINGS)
+    info = {"name": "synthetic", "train": "endless", "test": TEST_DRAWINGS}
+    return Splits(SyntheticHorses(config.size, config.seed, stream="train"), test, info)
+
+
+def choose_device(name: str) -> torch.device:
+    """``auto`` takes the GPU where there is one.
+
+    Raises:
+        FadevizError: no such device, or no GPU here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FadevizError("no CUDA device here (torch.cuda.is_available() is False). Use --device cpu")
+    return torch.device(name)
+
+
+def build_model(config: RunConfig) -> tuple[SegNet, str]:
+    """The network with its initial weights, a function of the settings alone, and what to call the weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = build_network(config.network, config.upsampler, width=config.width)
+    weights = "none" if config.weights == "none" else model.load_encoder(config.weights)
+    return model, weights
+
+
+def run(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Train a network and record its maps into the folder ``out``.
+
+    Args:
+        config: the settings.
+        out: the run's folder.
+        resume: go on with a run that stopped, from its last checkpoint; bit-identical to one that never stopped.
+        overwrite: replace a run that is there.
+        report: called after every step.
+
+    Returns:
+        The finished run, open for reading.
+
+    Raises:
+        FadevizError: bad settings, a folder that is in use, a loss that is not finite. What was recorded stays.
+    """
+    out = Path(out)
+    keep_freed_memory()
+    device = choose_device(config.device)
+    _check_folder(out, resume, overwrite)
+    splits = load_data(config)
+    model, weights = build_model(config)
+    probe = Probe(model, config.layers, config.kinds.split(",") if config.kinds else None, config.channel_images)
+    observed = choose_observed(splits.test, config.observe, config.split_seed)
+    samples = [splits.test[i] for i in observed]
+    run_id = _run_id(config, splits, weights, device)
+
+    last = out / "checkpoints" / "last.pt"
+    if resume:
+        before = open_run(out)
+        _check_same(before, config, run_id)
+        if before.info.get("status") == "finished" and before.steps and not before.broken:
+            return before
+    elif overwrite and (out / "run.json").exists():
+        _remove_run(out)
+
+    store = SnapshotStore(out, run_id)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+    schedule = config.schedule()
+    images, masks = to_tensors(samples)
+    images, masks = images.to(device), masks.to(device)
+
+    def observe(step: int) -> None:
+        snapshots = probe.observe(images, masks, F.cross_entropy, step=step, mode=config.observe_mode)  # type: ignore[arg-type]
+        if step == 0:
+            info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in snapshots}
+            info["kinds"] = list(probe.kinds)
+        store.write(step, snapshots)
+
+    info: dict[str, Any] = {
+        "status": "running",
+        "upsampler": config.upsampler,
+        "network": config.network,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "weights": weights,
+        "config": dataclasses.asdict(config),
+        "schedule": list(schedule),
+        "figure_layer": model.figure_layer,
+        "observation": {"names": [s.name for s in samples], "indices": observed, "mode": config.observe_mode},
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "data": dict(splits.info),
+    }
+    done = 0
+    if resume and last.exists():
+        done = read_checkpoint(last, run_id, model, optimizer, scaler)
+        info = {**open_run(out).info, **info}
+    store.forget_after(done if done else -1)
+    metrics = _latest_test(out)
+    if not done:
+        store.write_info(info)
+        store.write_observation(np.stack([s.image for s in samples]), np.stack([s.mask for s in samples]))
+        observe(0)
+    store.write_info(info)
+
+    every = config.evaluate_every or max(1, config.steps // 10)
+    step = done
+    try:
+        data = batches(
+            splits.train, range(done + 1, config.steps + 1), config.batch_size, config.seed, flip=config.flip
+        )
+        lr_at = step_decay(config.lr, config.steps, config.lr_drops)
+        for result in fit(
+            model, data, F.cross_entropy, optimizer, lr_at,
+            first_step=done + 1, precision=config.precision, scaler=scaler,  # type: ignore[arg-type]
+        ):  # fmt: skip
+            step = result.step
+            line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
+            if step % every == 0 or step == config.steps:
+                metrics = evaluate(model, splits.test, F.cross_entropy)
+                line.update(metrics)
+            store.append_metrics(line)
+            if step in schedule:
+                observe(step)
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                write_checkpoint(last, step, run_id, model, optimizer, scaler)
+            if report is not None:
+                report(Progress(step, config.steps, result.loss, metrics))
+    except BaseException as error:
+        # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
+        interrupted = isinstance(error, KeyboardInterrupt)
+        how = {"status": "interrupted" if interrupted else "failed", "message": str(error), "last_step": step}
+        with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
+            store.write_info({**info, **how})
+        raise
+    store.write_info({**info, "status": "finished", "last_step": step, "result": metrics})
+    return open_run(out)
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The settings a run was recorded with.
+
+    Raises:
+        FadevizError: no run there, or settings this version does not know.
+    """
+    stored = dict(open_run(path).info.get("config", {}))
+    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
+    for name in stored:
+        if name not in fields:
+            raise FadevizError(f"{path}/run.json has a setting {name!r} that this fadeviz does not know. Upgrade it")
+    if "lr_drops" in stored:
+        stored["lr_drops"] = tuple(stored["lr_drops"])
+    try:
+        return RunConfig(**stored)
+    except TypeError as error:
+        raise FadevizError(f"{path}/run.json has damaged settings ({error}). Record again with --overwrite") from error
+
+
+def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise FadevizError(f"{out} is a file. Choose another --out")
+    if not resume and not overwrite and out.is_dir() and any(out.iterdir()):
+        what = "a run" if (out / "run.json").exists() else "files"
+        raise FadevizError(
+            f"{out} holds {what} already. Go on with --resume, replace with --overwrite, or choose another --out"
+        )
+    if overwrite and out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+        raise FadevizError(
+            f"{out} holds files but no run.json, so it is no run: nothing is replaced. Choose another --out"
+        )
+
+
+def _remove_run(out: Path) -> None:
+    # Only what a run writes: figures or notes that someone put beside it stay.
+    for name in ("run.json", "metrics.jsonl", "observation.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    for name in ("snapshots", "checkpoints"):
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
+def _check_same(before: Run, config: RunConfig, run_id: str) -> None:
+    was, now = before.info.get("config", {}), json.loads(json.dumps(dataclasses.asdict(config)))
+    differs = [f"{name} was {was.get(name)!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]]
+    differs = [text for text in differs if not text.startswith(("device ", "data_dir "))]
+    if differs:
+        raise FadevizError(f"{before.path} was recorded with other settings: {'; '.join(differs)}. Use --overwrite")
+    if before.run_id != run_id:
+        raise FadevizError(
+            f"{before.path}: its data, weights or device kind are not the same any more. Use --overwrite"
+        )
+
+
+def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.device) -> str:
+    settings = dataclasses.asdict(config)
+    for name in ("device", "data_dir", "weights"):
+        del settings[name]
+    data = {k: v for k, v in splits.info.items() if k != "folder"}
+    text = json.dumps([settings, data, weights, device.type], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _latest_test(out: Path) -> Mapping[str, float]:
+    path = out / "metrics.jsonl"
+    if not path.exists():
+        return {}
+    tests = [line for line in open_run(out).metrics() if "miou" in line]
+    return {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")} if tests else {}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({platform.processor() or platform.machine()})"

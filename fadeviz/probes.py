@@ -1,0 +1,273 @@
+"""Looking into a network at one instant: hooks that live for one forward and backward pass, and maps in numpy."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from .errors import FadevizError, unknown_name
+from .snapshots import KINDS, Snapshot
+from .upsamplers.reassemble import KernelSoftmax
+
+Mode = Literal["eval", "batch"]
+MODES = ("eval", "batch")
+
+_INSIDE = {"gate": "gate", "kernel_entropy": "kernels"}
+"""Kinds that show a part of an operator: the name of the submodule whose output they are made of."""
+
+
+class Probe:
+    """Maps of a model's layers for a fixed batch, without a trace in the training.
+
+    Hooks exist only inside :meth:`observe`. The model's modes, BatchNorm statistics, gradients and the random state
+    are afterwards what they were, also when an error is raised.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+        >>> probe = Probe(model, layers="0", kinds=("feature", "gradient"))
+        >>> batch, target = torch.zeros(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)
+        >>> [s.kind for s in probe.observe(batch, target, nn.functional.cross_entropy, step=0)]
+        ['feature', 'gradient']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | Sequence[str] = "decoder.*.upsample",
+        kinds: Sequence[str] | None = None,
+        channel_images: int = 1,
+    ) -> None:
+        """Find the layers.
+
+        Args:
+            model: any module whose layers give maps ``(B, C, h, w)``.
+            layers: dotted names or globs, comma-separated or as a sequence; ``*`` stands for one part of a name,
+                ``**`` for any number: ``decoder.*.upsample``, ``**.gate``.
+            kinds: names in ``KINDS``; None takes feature, gradient and what the layers have of gate and kernel_entropy.
+            channel_images: how many of the observed images the kind ``channels`` keeps: it is large.
+
+        Raises:
+            FadevizError: a name that fits no layer, no such kind, or a kind that none of the layers has.
+        """
+        self.model = model
+        self._modules = {_plain(name): module for name, module in model.named_modules() if name}
+        self.layers = find_layers(self._modules, layers, type(model).__name__)
+        self.channel_images = channel_images
+        having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in _INSIDE.items()}
+        if kinds is None:
+            kinds = ["feature", "gradient", *(kind for kind, names in having.items() if names)]
+        for kind in kinds:
+            if kind not in KINDS:
+                raise unknown_name("kind", kind, KINDS)
+            if kind in having and not having[kind]:
+                raise FadevizError(
+                    f"none of the layers {', '.join(self.layers)} has {_INSIDE[kind]!r}: there is no {kind} to record. "
+                    "Leave it out of --kinds, or choose an operator that has one, e.g. fade"
+                )
+        self.kinds = tuple(kind for kind in KINDS if kind in kinds)
+
+    def observe(
+        self,
+        images: Tensor,
+        targets: Any,
+        loss_fn: Callable[[Any, Any], Tensor],
+        *,
+        step: int,
+        mode: Mode = "eval",
+    ) -> list[Snapshot]:
+        """Send the observation batch through the model and return the maps.
+
+        Args:
+            images: ``(N, ...)`` float, on the model's device.
+            targets: second argument of ``loss_fn``.
+            loss_fn: called as ``loss_fn(model(images), targets)``; needed for gradients.
+            step: the number of optimiser steps done.
+            mode: ``eval`` normalises with BatchNorm's running statistics, as a checkpoint would; ``batch`` with the
+                statistics of the observed images, on copies of the buffers. Early on the running statistics lag
+                behind the weights, and eval maps show that lag.
+
+        Returns:
+            Snapshots in float32 numpy, in the order of the layers and of ``KINDS``.
+
+        Raises:
+            FadevizError: a layer that did not run, gave no map, or does not influence the loss.
+        """
+        if mode not in MODES:
+            raise unknown_name("observation mode", mode, MODES)
+        found = _Found(step, self)
+        devices = [images.device.index or 0] if images.device.type == "cuda" else []
+        with (
+            _unchanged_modes(self.model, mode),
+            torch.random.fork_rng(devices),
+            # The maps are those of float32 arithmetic whatever the training's precision is.
+            torch.autocast(images.device.type, enabled=False),
+            torch.set_grad_enabled("gradient" in self.kinds),
+            _hooks(self, found),
+        ):
+            # A leaf of its own: the graph then reaches every layer even when all weights are frozen.
+            leaf = images.detach().clone().requires_grad_("gradient" in self.kinds)
+            output = self._forward(leaf, mode)
+            found.complain_about_missing()
+            if "gradient" in self.kinds:
+                loss = loss_fn(output, targets)
+                found.add_gradients(loss)
+        order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
+        return sorted(found.snapshots, key=lambda s: (order[s.layer, s.kind], s.call))
+
+    def _forward(self, images: Tensor, mode: Mode) -> Any:
+        if mode == "eval":
+            return self.model(images)
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        return torch.func.functional_call(self.model, buffers, (images,))
+
+
+class _Found:
+    """What the hooks of one observation have seen so far."""
+
+    def __init__(self, step: int, probe: Probe) -> None:
+        self.step = step
+        self.probe = probe
+        self.snapshots: list[Snapshot] = []
+        self._edges: list[tuple[str, int, GradientEdge]] = []
+        self._calls: Counter[tuple[str, str]] = Counter()
+
+    def layer_ran(self, layer: str, output: Any) -> None:
+        kinds = self.probe.kinds
+        call = self._count(layer, "")
+        if not isinstance(output, Tensor) or output.ndim != 4:
+            got = f"a tensor of {output.ndim} axes" if isinstance(output, Tensor) else type(output).__name__
+            raise FadevizError(f"layer {layer!r} gives {got}, a map (B, C, h, w) is needed. Choose another layer")
+        # Reduced here and now: a kept reference would be overwritten by an in-place ReLU that follows.
+        value = output.detach().float()
+        if "feature" in kinds:
+            self._add(layer, call, "feature", value.mean(dim=1))
+        if "channels" in kinds:
+            self._add(layer, call, "channels", value[: self.probe.channel_images])
+        if "gradient" in kinds:
+            # The edge is where the gradient of this very value arrives, also when it is modified in place later on.
+            self._edges.append((layer, call, get_gradient_edge(output)))
+
+    def part_ran(self, layer: str, kind: str, module: nn.Module, output: Tensor) -> None:
+        call = self._count(layer, kind)
+        value = output.detach().float()
+        if kind == "kernel_entropy":
+            value = kernel_entropy(value, module.groups if isinstance(module, KernelSoftmax) else 1)
+        self._add(layer, call, kind, value.mean(dim=1))
+
+    def add_gradients(self, loss: Tensor) -> None:
+        grads = torch.autograd.grad(loss, [edge for *_, edge in self._edges], allow_unused=True)
+        for (layer, call, _), grad in zip(self._edges, grads, strict=True):
+            if grad is None:
+                raise FadevizError(
+                    f"layer {layer!r} does not influence the loss, so it has no gradient. Choose another"
+                )
+            self._add(layer, call, "gradient", grad.detach().float().relu().sum(dim=1))
+
+    def complain_about_missing(self) -> None:
+        for layer in self.probe.layers:
+            if not self._calls[layer, ""]:
+                raise FadevizError(
+                    f"layer {layer!r} did not run in the forward pass, so there is nothing to record of it"
+                )
+
+    def _count(self, layer: str, kind: str) -> int:
+        self._calls[layer, kind] += 1
+        return self._calls[layer, kind] - 1
+
+    def _add(self, layer: str, call: int, kind: str, value: Tensor) -> None:
+        array: NDArray[np.float32] = value.contiguous().cpu().numpy()
+        # .cpu() of a CPU tensor is a view: the copy keeps what was seen when buffers are reused.
+        self.snapshots.append(Snapshot(self.step, layer, call, kind, array.copy()))
+
+
+def kernel_entropy(kernels: Tensor, groups: int = 1) -> Tensor:
+    """Entropy of every reassembly kernel over log K^2: ``(B, G*K*K, H, W) -> (B, G, H, W)`` in [0, 1].
+
+    1 is a box blur; 0 takes one neighbour alone.
+    """
+    b, channels, h, w = kernels.shape
+    weights = kernels.reshape(b, groups, channels // groups, h, w)
+    if weights.shape[2] == 1:
+        return weights.new_zeros(b, groups, h, w)
+    return torch.special.entr(weights).sum(dim=2) / math.log(weights.shape[2])
+
+
+def find_layers(modules: Any, patterns: str | Sequence[str], network: str) -> tuple[str, ...]:
+    """The names among ``modules`` that fit the patterns, in the network's order.
+
+    Raises:
+        FadevizError: a pattern that fits none; lists the nearest names.
+    """
+    names = list(modules)
+    wanted = patterns.split(",") if isinstance(patterns, str) else list(patterns)
+    chosen: set[str] = set()
+    for pattern in (p.strip() for p in wanted):
+        fits = {name for name in names if _expression(_plain(pattern)).fullmatch(name)}
+        if not fits:
+            raise unknown_name(f"layer in {network}", pattern, names, f"fadeviz layers {network.lower()}")
+        chosen |= fits
+    return tuple(name for name in names if name in chosen)
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*|\*)", pattern)
+    return re.compile("".join({"**": ".*", "*": "[^.]+"}.get(part, re.escape(part)) for part in parts))
+
+
+def _plain(name: str) -> str:
+    # Wrappers put their own name in front: DataParallel "module.", torch.compile "_orig_mod.".
+    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.)", "", name).lstrip(".")
+
+
+@contextmanager
+def _hooks(probe: Probe, found: _Found) -> Iterator[None]:
+    handles = []
+    try:
+        for layer in probe.layers:
+            handles.append(probe._modules[layer].register_forward_hook(_layer_hook(layer, found)))
+            for kind, part in _INSIDE.items():
+                module = probe._modules.get(f"{layer}.{part}")
+                if kind in probe.kinds and module is not None:
+                    handles.append(module.register_forward_hook(_part_hook(layer, kind, found)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _layer_hook(layer: str, found: _Found) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.layer_ran(layer, output)
+
+    return hook
+
+
+def _part_hook(layer: str, kind: str, found: _Found) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        found.part_ran(layer, kind, module, output)
+
+    return hook
+
+
+@contextmanager
+def _unchanged_modes(model: nn.Module, mode: Mode) -> Iterator[None]:
+    # Module by module: model.train() afterwards would also wake layers that were frozen in eval mode on purpose.
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in before:
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module.training = mode == "batch" and is_norm
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -1,0 +1,67 @@
+"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import FadevizError
+from ..snapshots import replacing
+
+
+def write_checkpoint(
+    path: Path,
+    step: int,
+    run_id: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> None:
+    """Save model, optimiser, gradient scaler, random state and step; the file is replaced whole."""
+    state = {
+        "step": step,
+        "run_id": run_id,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict() if scaler is not None else None,
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+    with replacing(path) as partial:
+        torch.save(state, partial)
+
+
+def read_checkpoint(
+    path: Path,
+    run_id: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None = None,
+) -> int:
+    """Load a checkpoint into the given objects and return its step.
+
+    Raises:
+        FadevizError: damaged, or of another run.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if state["run_id"] != run_id:
+            raise FadevizError(
+                f"{path} belongs to run {state['run_id']}, not to {run_id}. Record again with --overwrite"
+            )
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise FadevizError(f"{path} is damaged ({reason}). Record the run again with --overwrite") from error
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["rng"])
+    if state["cuda_rng"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_rng"])
+    return int(state["step"])

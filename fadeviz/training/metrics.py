@@ -1,0 +1,94 @@
+"""How good the masks are: mIoU over the test pictures, and Boundary IoU at two widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Dataset
+from .loop import to_tensors
+
+BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
+"""Widths of the boundary band as shares of the picture's diagonal."""
+
+
+def boundary_width(height: int, width: int, share: float) -> int:
+    """The band's width in pixels: ``share`` of the diagonal, at least 1."""
+    return max(1, round(share * math.hypot(height, width)))
+
+
+def boundary_band(mask: Tensor, width: int) -> Tensor:
+    """The pixels of a mask that lie within ``width`` pixels (chessboard distance) of its contour.
+
+    The picture's border counts as contour where the mask reaches it.
+
+    Shape: ``(..., H, W)`` bool -> the same.
+    Source: Boundary IoU (Cheng et al., CVPR 2021), section 4.
+    """
+    outside = (~mask).float().flatten(0, -3).unsqueeze(1)
+    padded = F.pad(outside, (width, width, width, width), value=1.0)
+    near = F.max_pool2d(padded, 2 * width + 1, stride=1).squeeze(1) > 0
+    return mask & near.reshape(mask.shape)
+
+
+def boundary_iou(prediction: Tensor, truth: Tensor, width: int) -> Tensor:
+    """Intersection over union of the two masks' boundary bands, a value a picture; NaN where both bands are empty.
+
+    Shape: ``(B, H, W)`` bool, twice -> ``(B,)`` float64.
+    """
+    a, b = boundary_band(prediction, width), boundary_band(truth, width)
+    return (a & b).sum((1, 2)).double() / (a | b).sum((1, 2)).double()
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+    *,
+    batch_size: int = 8,
+    classes: int = 2,
+) -> dict[str, float]:
+    """Test a model in eval mode, in float32; its training mode is restored.
+
+    Returns:
+        ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all pictures pooled;
+        ``iou``, that of class 1 alone; ``accuracy`` of the pixels; and each name of ``BOUNDARY_SHARES``, the mean over
+        pictures of class 1's Boundary IoU.
+    """
+    count = dataset.count or 0
+    device = next(model.parameters()).device
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    boundary: dict[str, list[Tensor]] = {name: [] for name in BOUNDARY_SHARES}
+    loss = 0.0
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            for first in range(0, count, batch_size):
+                images, truth = to_tensors([dataset[i] for i in range(first, min(first + batch_size, count))])
+                logits = model(images.to(device)).float()
+                truth = truth.to(device)
+                loss += loss_fn(logits, truth).item() * len(images)
+                found = logits.argmax(1)
+                valid = truth < classes
+                pairs = truth[valid] * classes + found[valid]
+                confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
+                for name, share in BOUNDARY_SHARES.items():
+                    width = boundary_width(truth.shape[1], truth.shape[2], share)
+                    boundary[name].append(boundary_iou(found == 1, truth == 1, width).cpu())
+    finally:
+        for module, training in modes:
+            module.training = training
+    hits = confusion.diagonal().double()
+    iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
+    return {
+        "test_loss": loss / max(count, 1),
+        "miou": iou.nanmean().item(),
+        "iou": iou[1].item(),
+        "accuracy": (hits.sum() / confusion.sum()).item(),
+        **{name: torch.cat(values).nanmean().item() for name, values in boundary.items()},
+    }

@@ -1,0 +1,389 @@
+"""Animations: the observed image and one tile a run, side by side, a frame a step; exact to the pixel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from ..errors import FadevizError
+from ..snapshots import Run, replacing
+from .colormap import NON_FINITE, is_diverging, palette, to_indices
+from .frames import FrameSequence, all_notes, select_frames
+from .labels import captions, font, heading, image_name, number, outline, shorten, wrap
+
+ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
+
+_TILE = 256
+"""About how many pixels a tile is wide, and how many the sizes below are meant for."""
+_BACKGROUND, _TRACK, _TICK, _FAINT, _DIM, _BRIGHT = 22, 58, 110, 165, 200, 240
+_ROW = 4
+"""Tiles in a row; more of them (channels) go into further rows."""
+
+
+def write_animation(
+    runs: Sequence[Run],
+    path: str | Path,
+    *,
+    duration_ms: int = 130,
+    layer: str | None = None,
+    kind: str = "feature",
+    image: int = 0,
+    channel: int | Sequence[int] | None = None,
+    how_many: int = 8,
+    normalize: str = "frame",
+    percentiles: tuple[float, float] = (0.0, 100.0),
+    steps: Sequence[int] | None = None,
+    colormap: str = "gray",
+    scale: int | None = None,
+) -> tuple[str, ...]:
+    """Write the training as an animation that loops: GIF, APNG, WebP or MP4, by the file's ending.
+
+    The tiles of a GIF, an APNG (``.png`` or ``.apng``) and a WebP decode to exactly the colours of the map. A GIF has
+    256 colours, all of them the colour map's: the image and the words are drawn in these too. MP4 loses colour detail.
+
+    Args:
+        runs: one run, or several to be compared, side by side.
+        path: the file to write; it is replaced only by a whole one.
+        duration_ms: how long a frame stays, in milliseconds: a multiple of 10, at least 20.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        colormap: ``gray`` or a name that matplotlib knows.
+        scale: pixels a map value is wide and high; None makes tiles of about 256 pixels.
+
+    Returns:
+        Notes: what was left out or is painted apart.
+
+    Raises:
+        FadevizError: another file ending, a duration that GIF cannot hold, no ffmpeg, or what ``select_frames`` raises.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise FadevizError(
+            f"{path}: an animation cannot be written as {path.suffix or 'a file without an ending'}. "
+            f"Endings: {' '.join(ENDINGS)}"
+        )
+    _check_duration(duration_ms)
+    colors = palette(colormap)
+    ffmpeg = _ffmpeg() if ending == ".mp4" else None
+    sequences = select_frames(
+        runs,
+        layer=layer,
+        kind=kind,
+        image=image,
+        channel=channel,
+        how_many=how_many,
+        normalize=normalize,
+        percentiles=percentiles,
+        steps=steps,
+        centered=is_diverging(colormap),
+    )
+    layout = find_layout(sequences, scale=scale)
+    notes = all_notes(sequences)
+    with replacing(path) as partial:
+        if ending == ".gif":
+            notes += _write_gif(partial, sequences, layout, colors, duration_ms)
+        elif ffmpeg is not None:
+            _write_mp4(partial, _rgb_frames(sequences, layout, colors), duration_ms, ffmpeg)
+        else:
+            pictures = [Image.fromarray(frame) for frame in _rgb_frames(sequences, layout, colors)]
+            if ending == ".webp":
+                _save(partial, pictures, "WEBP", duration=duration_ms, lossless=True, method=4)
+            else:
+                _save(partial, pictures, "PNG", duration=duration_ms)
+    return notes
+
+
+def render_frames(
+    sequences: Sequence[FrameSequence], *, colormap: str = "gray", scale: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames of the animation, each ``(H, W, 3)`` uint8: what every format but GIF is written from."""
+    return _rgb_frames(sequences, find_layout(sequences, scale=scale), palette(colormap))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a frame is, in pixels from the upper left corner.
+
+    Attributes:
+        width, height: of the frame; both even, as video needs it.
+        unit: how much larger than for a tile of 256 pixels words and gaps are.
+        tile: width and height of a tile.
+        scale: pixels a map value is wide and high.
+        picture: the upper left corner of the observed image.
+        tiles: for each sequence the upper left corner of its tile.
+        pitch: how much room a tile has from side to side.
+        progress: top of the line with the step.
+        caption: the lines below, and the top of the first.
+    """
+
+    width: int
+    height: int
+    unit: float
+    tile: tuple[int, int]
+    scale: int
+    picture: tuple[int, int]
+    tiles: list[tuple[int, int]]
+    pitch: int
+    progress: int
+    caption: tuple[list[str], int]
+
+    def px(self, size: float) -> int:
+        """A size that is meant for a tile of 256 pixels, in pixels."""
+        return round(size * self.unit)
+
+
+def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None) -> Layout:
+    """Where an animation puts its tiles.
+
+    Raises:
+        FadevizError: ``scale`` is not a positive number.
+    """
+    if scale is not None and scale < 1:
+        raise FadevizError(f"scale {scale}: at least 1 is needed")
+    _, height, width = map(int, sequences[0].maps.shape)
+    scale = scale if scale is not None else max(1, round(_TILE / width))
+    tile = (width * scale, height * scale)
+    unit = max(1.0, tile[0] / _TILE)
+
+    def px(size: float) -> int:
+        return round(size * unit)
+
+    margin, gap = px(16), px(14)
+    room = max(tile[0], px(104))
+    columns = min(_ROW, len(sequences))
+    rows = math.ceil(len(sequences) / columns)
+    top, row_height = px(36), tile[1] + px(62)
+    total = 2 * margin + (columns + 1) * room + columns * gap
+    total += total % 2
+    tiles = [
+        (margin + (index % columns + 1) * (room + gap), top + index // columns * row_height)
+        for index in range(len(sequences))
+    ]
+    progress = top + rows * row_height - px(62) + px(36)
+    lines = [line for text in captions(sequences) for line in wrap(text, px(11), total - 2 * margin)]
+    below = progress + px(32)
+    bottom = below + len(lines) * px(15) + px(12)
+    return Layout(
+        width=total,
+        height=bottom + bottom % 2,
+        unit=unit,
+        tile=tile,
+        scale=scale,
+        picture=(margin, top),
+        tiles=tiles,
+        pitch=room,
+        progress=progress,
+        caption=(lines, below),
+    )
+
+
+def _check_duration(duration_ms: int) -> None:
+    if duration_ms < 20:
+        raise FadevizError(f"duration {duration_ms} ms: viewers slow down frames shorter than 20 ms. Use 20 or more")
+    if duration_ms % 10:
+        lower = int(duration_ms // 10 * 10)
+        raise FadevizError(
+            f"duration {duration_ms} ms: GIF counts in hundredths of a second. Use {lower} or {lower + 10}"
+        )
+
+
+def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
+    """All that is the same in every frame, in grays: names, the track of the steps, the sentences below."""
+    canvas = Image.new("L", (layout.width, layout.height), _BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    px, (width, height) = layout.px, layout.tile
+    first = sequences[0]
+    corners = [layout.picture, *layout.tiles]
+    for (x, y), name in zip(corners, ["Image", *map(heading, sequences)], strict=True):
+        text = shorten(name, px(15), layout.pitch, bold=True)
+        draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
+        draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
+    x, y = layout.picture
+    below = shorten(f"{image_name(first)}, mask outlined", px(11), layout.pitch)
+    draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
+    left, right, middle = _track(sequences, layout)
+    draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
+    for step in first.steps:
+        place = _place(step, first.steps, left, right)
+        draw.rectangle((place, middle - px(4), place, middle + px(4)), fill=_TICK)
+    lines, top = layout.caption
+    for index, line in enumerate(lines):
+        draw.text((layout.picture[0], top + index * px(15) + px(11)), line, _FAINT, font(px(11)), anchor="ls")
+    return canvas
+
+
+def _track(sequences: Sequence[FrameSequence], layout: Layout) -> tuple[int, int, int]:
+    """Left and right end and the middle line of the bar that shows how far the training is."""
+    px, steps = layout.px, sequences[0].steps
+    widest = max(font(px(17), True).getlength(f"step {step}") for step in (steps[-1], steps[0]))
+    left = layout.picture[0] + round(widest) + px(16)
+    return left, layout.width - layout.picture[0] - px(4), layout.progress + px(11)
+
+
+def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
+    span = steps[-1] - steps[0]
+    return right if span == 0 else left + round((step - steps[0]) / span * (right - left))
+
+
+def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArray[np.uint8]]:
+    """The words of every frame, ``(H, W)`` uint8."""
+    still = _words(sequences, layout)
+    px, steps, (width, height) = layout.px, sequences[0].steps, layout.tile
+    left, right, middle = _track(sequences, layout)
+    for frame, step in enumerate(steps):
+        canvas = still.copy()
+        draw = ImageDraw.Draw(canvas)
+        baseline = middle + px(6)
+        draw.text((layout.picture[0], baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
+        place = _place(step, steps, left, right)
+        draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
+        draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
+        for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
+            low, high = map(number, sequence.limits[frame])
+            under = y + height + px(26)
+            draw.text((x, under), low, _DIM, font(px(11)), anchor="ls")
+            right_end = x + (width if width >= px(104) else layout.pitch)
+            draw.text((right_end, under), high, _DIM, font(px(11)), anchor="rs")
+        yield np.asarray(canvas)
+
+
+def _bar(layout: Layout) -> NDArray[np.uint8]:
+    """A colour bar as wide as a tile, in indices of the palette."""
+    return np.tile(to_indices(np.linspace(0.0, 1.0, layout.tile[0])), (layout.px(6), 1))
+
+
+def _upscale(values: NDArray[Any], scale: int) -> NDArray[Any]:
+    return values.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[np.uint8]) -> None:
+    x, y = corner
+    canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+
+
+def _observed(sequence: FrameSequence, layout: Layout) -> NDArray[np.uint8]:
+    """The observed image at the size of a tile, the mask's border drawn on it in white with a black rim."""
+    picture = np.array(Image.fromarray(sequence.picture).resize(layout.tile, Image.Resampling.LANCZOS))
+    mask = np.asarray(Image.fromarray(sequence.mask).resize(layout.tile, Image.Resampling.NEAREST))
+    line = outline(mask)
+    rim = np.pad(line, 1)
+    rim = rim[:-2, 1:-1] | rim[2:, 1:-1] | rim[1:-1, :-2] | rim[1:-1, 2:]
+    picture[rim] = picture[rim] // 3
+    picture[line] = 255
+    return picture
+
+
+def _rgb_frames(
+    sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8]
+) -> Iterator[NDArray[np.uint8]]:
+    observed, bar = _observed(sequences[0], layout), colors[_bar(layout)]
+    for frame, gray in enumerate(_grays(sequences, layout)):
+        canvas = gray[..., None].repeat(3, axis=2)
+        _paste(canvas, layout.picture, observed)
+        for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
+            pixels = colors[to_indices(sequence.unit[frame])]
+            pixels[np.isnan(sequence.unit[frame])] = NON_FINITE
+            _paste(canvas, (x, y), _upscale(pixels, layout.scale))
+            _paste(canvas, (x, y + layout.tile[1] + layout.px(5)), bar)
+        yield canvas
+
+
+def _write_gif(
+    path: Path, sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8], duration_ms: int
+) -> tuple[str, ...]:
+    """Frames of one fixed palette, the colour map's, so that every tile decodes to its exact colours."""
+    indices = [to_indices(sequence.unit) for sequence in sequences]
+    broken = [np.isnan(sequence.unit) for sequence in sequences]
+    merged = np.arange(256, dtype=np.uint8)
+    notes: tuple[str, ...] = ()
+    words, picture_ramp = _inks(colors)
+    if any(cells.any() for cells in broken):
+        finite = [v[~cells] for v, cells in zip(indices, broken, strict=True)]
+        used = np.bincount(np.concatenate(finite), minlength=256)
+        spare = 1 + int(np.argmin(used[1:]))
+        merged[spare] = spare - 1
+        colors = colors.copy()
+        colors[spare] = NON_FINITE
+        indices = [np.where(cells, spare, merged[v]) for v, cells in zip(indices, broken, strict=True)]
+        if used[spare]:
+            notes = (
+                "GIF has 256 colours, and cells that are not finite need one of them: "
+                f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
+            )
+    words, bar = merged[words], merged[_bar(layout)]
+    observed = merged[picture_ramp][np.asarray(Image.fromarray(_observed(sequences[0], layout)).convert("L"))]
+    frames = []
+    for frame, gray in enumerate(_grays(sequences, layout)):
+        canvas = words[gray]
+        _paste(canvas, layout.picture, observed)
+        for (x, y), values in zip(layout.tiles, indices, strict=True):
+            _paste(canvas, (x, y), _upscale(values[frame], layout.scale))
+            _paste(canvas, (x, y + layout.tile[1] + layout.px(5)), bar)
+        picture = Image.fromarray(canvas)
+        picture.putpalette(colors.tobytes())
+        frames.append(picture)
+    # Unoptimised: an optimised palette is another one in each frame. Disposal 1 leaves a frame under the next one.
+    _save(path, frames, "GIF", duration=duration_ms, optimize=False, disposal=1)
+    return notes
+
+
+def _inks(colors: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """What words and pictures are drawn in where there are only a palette's colours: for each gray an index, twice.
+
+    Both take the colours from the darkest to the lightest. A palette whose middle is the lightest (diverging) has no
+    colour dark enough for a ground: there the words are dark on light, of the side that is more blue than red.
+    """
+    light = colors @ np.array([0.299, 0.587, 0.114])
+    lightest = int(light.argmax())
+    on_paper = 96 <= lightest < 160
+    if on_paper:
+        bluer = colors[:, 2].astype(int) - colors[:, 0]
+        darkest = 0 if bluer[0] >= bluer[255] else 255
+    else:
+        darkest = int(light.argmin())
+    between = np.arange(min(darkest, lightest), max(darkest, lightest) + 1)
+    wanted = light[darkest] + np.linspace(0.0, 1.0, 256) * (light[lightest] - light[darkest])
+    ramp = between[np.abs(light[between][None] - wanted[:, None]).argmin(axis=1)].astype(np.uint8)
+    # Small type needs more contrast where a palette has little.
+    on_light = ramp[255 - np.minimum(255, np.arange(256) * 4 // 3)]
+    return (on_light if on_paper else ramp), ramp
+
+
+def _save(path: Path, frames: Sequence[Image.Image], format: str, **options: Any) -> None:
+    # Pillow's writers merge identical frames. These never are: each shows the number of its step.
+    frames[0].save(path, format, save_all=True, append_images=frames[1:], loop=0, **options)
+
+
+def _ffmpeg() -> Any:
+    """imageio with its ffmpeg."""
+    try:
+        import_module("imageio_ffmpeg")
+        return import_module("imageio.v2")
+    except ImportError as error:
+        raise FadevizError('MP4 needs imageio and ffmpeg. Install them: pip install "fadeviz[video]"') from error
+
+
+def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int, imageio: Any) -> None:
+    # yuv420p is what every player shows; the cells are blocks of pixels, so little is seen of the halved colours.
+    writer = imageio.get_writer(
+        str(path),
+        format="FFMPEG",
+        mode="I",
+        fps=1000 / duration_ms,
+        codec="libx264",
+        pixelformat="yuv420p",
+        macro_block_size=1,
+        quality=None,
+        output_params=["-crf", "12", "-preset", "medium", "-movflags", "+faststart", "-bitexact"],
+    )
+    with writer:
+        for frame in frames:
+            writer.append_data(frame)

@@ -1,0 +1,281 @@
+"""Selection: which maps of which runs a picture shows, in one range of values, checked to belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FadevizError
+from ..snapshots import SIGNED_KINDS, Run
+from .normalize import SCOPES, Limits, limits_by_scope
+from .normalize import normalize as to_unit
+
+MAX_CORRELATION = 0.8
+"""Two channels that correlate more than this show the same: only one of them is drawn."""
+
+_NAMES = {
+    "a2u": "A2U",
+    "bilinear": "Bilinear",
+    "carafe": "CARAFE",
+    "deconv": "Deconvolution",
+    "dysample": "DySample",
+    "dysample_s": "DySample-S",
+    "fade": "FADE",
+    "fade_lite": "FADE-Lite",
+    "indexnet": "IndexNet",
+    "max_unpool": "Max unpooling",
+    "nearest": "Nearest",
+    "pixel_shuffle": "Pixel shuffle",
+    "sapa": "SAPA",
+    "sapa_b": "SAPA-B",
+    "sapa_i": "SAPA-I",
+    "segformer": "SegFormer",
+    "segnet": "SegNet",
+}
+
+
+@dataclass(frozen=True)
+class FrameSequence:
+    """One map of one run over the training: a row of frames.
+
+    Attributes:
+        run: where the maps are from.
+        label: how pictures name the run: its operator, and the seed or folder where two would be called the same.
+        layer: dotted module name.
+        kind: a name in ``KINDS``.
+        image: index of the observed image.
+        channel: index of the channel, for the kind ``channels``; None otherwise.
+        chosen: whether the channel was chosen by :func:`select_channels`, not named.
+        steps: the T steps shown, increasing.
+        maps: ``(T, h, w)`` float32, as recorded.
+        unit: ``(T, h, w)`` float32 in [0, 1]; NaN where a map is not finite.
+        limits: for each frame the values that 0 and 1 stand for.
+        scope: over what the limits were computed, a name in ``SCOPES``.
+        percentiles: in percent; (0, 100) is minimum and maximum.
+        centered: whether the limits are symmetric about 0.
+        picture: ``(H, W, 3)`` uint8, the observed image.
+        mask: ``(H, W)`` uint8, its true mask.
+        notes: what was left out or painted apart, a sentence each.
+    """
+
+    run: Run
+    label: str
+    layer: str
+    kind: str
+    image: int
+    channel: int | None
+    chosen: bool
+    steps: tuple[int, ...]
+    maps: NDArray[np.float32]
+    unit: NDArray[np.float32]
+    limits: tuple[Limits, ...]
+    scope: str
+    percentiles: tuple[float, float]
+    centered: bool
+    picture: NDArray[np.uint8]
+    mask: NDArray[np.uint8]
+    notes: tuple[str, ...]
+
+    @property
+    def non_finite(self) -> int:
+        """How many cells of all frames are NaN or infinite."""
+        return int(np.isnan(self.unit).sum())
+
+
+def select_frames(
+    runs: Sequence[Run],
+    *,
+    layer: str | None = None,
+    kind: str = "feature",
+    image: int = 0,
+    channel: int | Sequence[int] | None = None,
+    how_many: int = 8,
+    normalize: str = "frame",
+    percentiles: tuple[float, float] = (0.0, 100.0),
+    steps: Sequence[int] | None = None,
+    centered: bool = False,
+) -> list[FrameSequence]:
+    """The maps to draw, one sequence a run, or one a run and channel for the kind ``channels``.
+
+    Args:
+        runs: one run, or several to be compared: they must have observed the same picture.
+        layer: dotted name; None takes the first run's ``default_layer(kind)``.
+        kind: a name in ``KINDS``.
+        image: index of the observed image.
+        channel: for the kind ``channels``: one or more indices, or None for representative ones, chosen in each run
+            by :func:`select_channels`.
+        how_many: at most so many representative channels.
+        normalize: the scope of the range, a name in ``SCOPES``.
+        percentiles: in percent, the ends of the range; (0, 100) is minimum and maximum.
+        steps: which steps, or None for all that the runs have in common.
+        centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
+
+    Raises:
+        FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit
+            together; the message says which and what to do.
+    """
+    if not runs:
+        raise FadevizError("no run to draw. Give at least one run folder")
+    for index, run in enumerate(runs):
+        for other in runs[:index]:
+            if other.run_id == run.run_id:
+                raise FadevizError(f"{other.path} and {run.path} are the same run, {run.run_id}. Give it once")
+    chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
+    for run in runs:
+        run.check(chosen_layer, kind)
+    _check_pictures(runs, image)
+    shown = common_steps(runs, steps)
+    parts: list[tuple[Run, str, int | None, NDArray[np.float32]]] = []
+    for run, label in zip(runs, _labels(runs), strict=True):
+        if kind != "channels":
+            parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown)))
+            continue
+        if channel is None:
+            numbers = select_channels(run, chosen_layer, image, how_many)
+        else:
+            numbers = [channel] if isinstance(channel, int) else list(channel)
+        parts += [(run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown)) for n in numbers]
+    _check_sizes([(run, maps) for run, _, _, maps in parts], chosen_layer)
+    centered = centered and kind in SIGNED_KINDS and any((m < 0).any() for *_, m in parts)
+    centered = centered and any((m > 0).any() for *_, m in parts)
+    limits = limits_by_scope(
+        [maps for *_, maps in parts], [run.run_id for run, *_ in parts], kind, normalize, percentiles, centered=centered
+    )
+    return [
+        FrameSequence(
+            run=run,
+            label=label,
+            layer=chosen_layer,
+            kind=kind,
+            image=image,
+            channel=number,
+            chosen=number is not None and channel is None,
+            steps=shown,
+            maps=maps,
+            unit=np.stack([to_unit(frame, ends) for frame, ends in zip(maps, ranges, strict=True)]),
+            limits=ranges,
+            scope=normalize,
+            percentiles=(float(percentiles[0]), float(percentiles[1])),
+            centered=centered,
+            picture=run.observation[0][image],
+            mask=run.observation[1][image],
+            notes=_notes(run, label, maps, shown, steps is None),
+        )
+        for (run, label, number, maps), ranges in zip(parts, limits, strict=True)
+    ]
+
+
+def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
+    common = set(runs[0].steps).intersection(*(run.steps for run in runs))
+    if steps is not None:
+        for step in steps:
+            for run in runs:
+                if step not in run.steps:
+                    raise FadevizError(f"{run.path} has no snapshot of step {step}. List them: fadeviz info {run.path}")
+        common = set(steps)
+    if not common:
+        names = " and ".join(str(run.path) for run in runs)
+        raise FadevizError(f"{names}: no recorded step in common. Record them with the same --schedule")
+    return tuple(sorted(common))
+
+
+def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8) -> list[int]:
+    """Representative channels of a layer, chosen from the last snapshot, so that a channel keeps its cell.
+
+    The channels are taken in the order of their variance over the image, largest first; one whose map correlates with
+    a map already taken, by more than ``MAX_CORRELATION`` in absolute value, is skipped. Channels that are constant or
+    not finite are never taken, unless there is nothing else: then channel 0 stands for all of them.
+
+    Returns:
+        At most ``how_many`` indices, increasing; the same ones each time.
+    """
+    value = run.maps(layer, "channels", image=image, steps=run.steps[-1:])[0]
+    flat = value.reshape(len(value), -1).astype(np.float64)
+    usable = np.isfinite(flat).all(axis=1)
+    flat = np.where(usable[:, None], flat, 0.0)
+    flat -= flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1)
+    taken: list[int] = []
+    for number in np.argsort(-length, kind="stable"):
+        if len(taken) == how_many or length[number] == 0:
+            break
+        likeness = np.abs(flat[taken] @ flat[number]) / (length[taken] * length[number])
+        if not (likeness > MAX_CORRELATION).any():
+            taken.append(int(number))
+    return sorted(taken) or [0]
+
+
+def display_name(name: str) -> str:
+    """A name of the tables of operators and networks as papers write it; any other name as it is."""
+    return _NAMES.get(name, name)
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    names = [display_name(run.name) for run in runs]
+    seeds = [(run.info.get("config") or {}).get("seed") for run in runs]
+    labels = []
+    for index, (run, name, seed) in enumerate(zip(runs, names, seeds, strict=True)):
+        twins = [i for i, other in enumerate(names) if other == name and i != index]
+        if not twins:
+            labels.append(name)
+        elif seed is not None and all(seeds[i] != seed for i in twins):
+            labels.append(f"{name}, seed {seed}")
+        else:
+            labels.append(f"{name}, {run.path.resolve().name}")
+    return labels
+
+
+def _check_pictures(runs: Sequence[Run], image: int) -> None:
+    for run in runs:
+        count = len(run.observation[0])
+        if not 0 <= image < count:
+            raise FadevizError(f"no image {image} in {run.path}: there are {count}, from 0 to {count - 1}")
+    first = runs[0]
+    for run in runs[1:]:
+        if not np.array_equal(first.observation[0][image], run.observation[0][image]):
+            raise FadevizError(
+                f"{first.path} and {run.path} observed different pictures as image {image}: they cannot be compared. "
+                "Record both with the same --data, --size and observation options"
+            )
+
+
+def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -> None:
+    (first, maps), *others = parts
+    for run, other in others:
+        if other.shape != maps.shape:
+            raise FadevizError(
+                f"{layer}: maps are {maps.shape[1]}x{maps.shape[2]} in {first.path}, but {other.shape[1]}x"
+                f"{other.shape[2]} in {run.path}: they cannot be compared. Choose a layer of one size with --layer"
+            )
+
+
+def _notes(run: Run, label: str, maps: NDArray[np.float32], shown: tuple[int, ...], all_steps: bool) -> tuple[str, ...]:
+    notes = [f"{run.path}: left out {name} ({reason})" for name, reason in run.broken.items()]
+    missing = [step for step in run.steps if step not in shown]
+    if missing and all_steps:
+        notes.append(f"{run.path}: {len(missing)} steps are left out that not all runs have")
+    cells = int((~np.isfinite(maps)).sum())
+    if cells:
+        notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
+    return tuple(notes)
+
+
+def all_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
+    """The notes of all sequences, each once."""
+    return tuple(dict.fromkeys(note for sequence in sequences for note in sequence.notes))
+
+
+__all__ = [
+    "MAX_CORRELATION",
+    "SCOPES",
+    "FrameSequence",
+    "all_notes",
+    "common_steps",
+    "display_name",
+    "select_channels",
+    "select_frames",
+]

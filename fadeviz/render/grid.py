@@ -1,0 +1,345 @@
+"""Grids: the frames of one or more runs in reading order, as a figure that can go into a paper as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import FadevizError
+from ..snapshots import Run, replacing
+from .colormap import colorize, is_diverging, palette
+from .frames import FrameSequence, all_notes, common_steps, select_frames
+from .labels import captions, font, heading, mask_greys, number, shorten, wrap
+
+ENDINGS = (".png", ".pdf", ".svg")
+
+_CELL = 120
+"""About how many pixels a cell is wide, and how many pixels of the page the sizes below are meant for."""
+_DPI = 200
+_CHANNEL_COLUMNS = 8
+_TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
+"""Font sizes in points: captions, the steps in the cells, the operators."""
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "text.color": "black",
+    "axes.unicode_minus": True,
+    "pdf.fonttype": 42,
+    "pdf.compression": 9,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fadeviz",
+    "path.snap": True,
+    "savefig.bbox": "standard",
+    "savefig.transparent": False,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything of a grid is, in pixels from the upper left corner.
+
+    Attributes:
+        width, height: of the whole figure.
+        dpi: pixels an inch; the physical size does not depend on ``scale``.
+        cell: width and height of a cell.
+        scale: pixels a map value is wide and high.
+        blocks: for each run its sequences' indices, the top of its heading, and the boxes of image and mask.
+        cells: ``(sequence, frame) -> (x, y)`` of the cell's upper left corner.
+        caption: the lines below, and the top of the first.
+        chips: whether the steps stand inside the cells; above them where cells are small.
+    """
+
+    width: int
+    height: int
+    dpi: int
+    cell: tuple[int, int]
+    scale: int
+    blocks: list[tuple[list[int], int, tuple[tuple[int, int], tuple[int, int]]]]
+    cells: dict[tuple[int, int], tuple[int, int]]
+    caption: tuple[list[str], int]
+    chips: bool
+
+    def points(self, size: float) -> int:
+        """A font size in points as pixels."""
+        return round(size * self.dpi / 72)
+
+
+def write_grid(
+    runs: Sequence[Run],
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    kind: str = "feature",
+    image: int = 0,
+    channel: int | Sequence[int] | None = None,
+    how_many: int = 8,
+    normalize: str = "frame",
+    percentiles: tuple[float, float] = (0.0, 100.0),
+    steps: Sequence[int] | None = None,
+    colormap: str = "gray",
+    columns: int | None = None,
+    scale: int | None = None,
+) -> tuple[str, ...]:
+    """Draw the frames of runs into a PNG, PDF or SVG file, by its ending.
+
+    For the kind ``channels`` without ``channel``: representative channels, one a row, at a handful of steps.
+
+    Args:
+        runs: one run, or several to be compared.
+        path: the file to write; it is replaced only by a whole one. The same runs give the same bytes.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        colormap: ``gray`` or a name that matplotlib knows.
+        columns: frames in a row; None chooses a page about 1.7 times as wide as high.
+        scale: pixels a map value is wide and high; None makes cells of about 120 pixels.
+
+    Returns:
+        Notes: what was left out or is painted apart.
+
+    Raises:
+        FadevizError: another file ending, a bad option, or what ``select_frames`` raises.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in ENDINGS:
+        raise FadevizError(
+            f"{path}: a grid cannot be written as {path.suffix or 'a file without an ending'}. "
+            f"Endings: {' '.join(ENDINGS)}"
+        )
+    palette(colormap)
+    if kind == "channels" and channel is None and steps is None and runs:
+        steps = _spread(common_steps(runs), _CHANNEL_COLUMNS)
+    sequences = select_frames(
+        runs,
+        layer=layer,
+        kind=kind,
+        image=image,
+        channel=channel,
+        how_many=how_many,
+        normalize=normalize,
+        percentiles=percentiles,
+        steps=steps,
+        centered=is_diverging(colormap),
+    )
+    _save(sequences, path, colormap, columns, scale)
+    return all_notes(sequences)
+
+
+def write_channels(run: Run, path: str | Path, **options: Any) -> tuple[str, ...]:
+    """Draw representative channels of a run, one a row; ``options`` are those of :func:`write_grid`."""
+    return write_grid([run], path, kind="channels", **options)
+
+
+def render_grid(
+    sequences: Sequence[FrameSequence],
+    *,
+    colormap: str = "gray",
+    columns: int | None = None,
+    scale: int | None = None,
+) -> NDArray[np.uint8]:
+    """The figure as pixels, ``(H, W, 3)`` uint8: what :func:`write_grid` writes into a PNG."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    layout = find_layout(sequences, columns=columns, scale=scale)
+    with rc_context(_STYLE):
+        canvas: Any = FigureCanvasAgg(_draw(sequences, layout, colormap, upscale=True))
+        canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = None, scale: int | None = None) -> Layout:
+    """Where a grid puts its cells.
+
+    Raises:
+        FadevizError: ``columns`` or ``scale`` is not a positive number.
+    """
+    for name, value in (("columns", columns), ("scale", scale)):
+        if value is not None and value < 1:
+            raise FadevizError(f"{name} {value}: at least 1 is needed")
+    frames, height, width = map(int, sequences[0].maps.shape)
+    scale = scale if scale is not None else max(1, round(_CELL / width))
+    cell = (width * scale, height * scale)
+    dpi = math.ceil(_DPI * max(1.0, cell[0] / 128))
+
+    def points(size: float) -> int:
+        return round(size * dpi / 72)
+
+    gap, margin, chips = points(1.6), points(5), cell[0] >= points(28) and cell[1] >= points(18)
+    step_line = 0 if chips else points(7.5)
+    pitch = (max(cell[0], 0 if chips else points(15)) + gap, cell[1] + gap + step_line)
+    by_run: dict[str, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        by_run.setdefault(sequence.run.run_id, []).append(index)
+    row_label = points(9) if any(len(members) > 1 for members in by_run.values()) else 0
+    if columns is None:
+        least = math.ceil(points(190) / pitch[0])  # as many as the captions' width has room for
+        columns = frames if row_label else _choose_columns(frames, len(by_run), pitch, least)
+    columns = min(columns, frames)
+    rows = math.ceil(frames / columns)
+    one_row = max(len(m) for m in by_run.values()) * rows == 1
+    references = 2 if one_row else 1
+    left = margin + references * pitch[0] + points(3) + row_label
+    total_width = max(left + columns * pitch[0] - gap + margin, points(230))
+
+    top = margin
+    cells: dict[tuple[int, int], tuple[int, int]] = {}
+    blocks = []
+    for members in by_run.values():
+        title = top
+        top += points(12.5)
+        first = top + step_line
+        second = (margin + pitch[0], first) if one_row else (margin, first + pitch[1])
+        blocks.append((members, title, ((margin, first), second)))
+        for member in members:
+            for frame in range(frames):
+                row, column = divmod(frame, columns)
+                cells[member, frame] = (left + column * pitch[0], top + step_line + row * pitch[1])
+            top += rows * pitch[1]
+        top += points(3)
+    sentences = captions(sequences)
+    sentences[1] += f" The number {'in' if chips else 'above'} a cell is the training step."
+    lines = [line for text in sentences for line in wrap(text, points(_TEXT), total_width - 2 * margin)]
+    top += points(1)
+    return Layout(
+        width=total_width,
+        height=top + len(lines) * points(8) + margin,
+        dpi=dpi,
+        cell=cell,
+        scale=scale,
+        blocks=blocks,
+        cells=cells,
+        caption=(lines, top),
+        chips=chips,
+    )
+
+
+def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) -> int:
+    """Columns for a page about 1.7 times as wide as high, with few empty cells."""
+
+    def badness(columns: int) -> float:
+        rows = math.ceil(frames / columns)
+        shape = (columns + 1) * pitch[0] / (rows * runs * pitch[1])
+        return abs(math.log(shape / 1.7)) + 2.0 * (rows * columns - frames) / (rows * columns)
+
+    return min(range(min(frames, least), min(frames, max(least, 16)) + 1), key=badness)
+
+
+def _spread(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
+    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[round(place)] for place in places]
+
+
+def _save(
+    sequences: Sequence[FrameSequence], path: Path, colormap: str, columns: int | None, scale: int | None
+) -> None:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    ending = path.suffix.lower()
+    layout = find_layout(sequences, columns=columns, scale=scale)
+    # No dates and no versions: the same run gives the same bytes.
+    metadata: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
+        ".svg": {"Date": None, "Creator": "fadeviz"},
+    }
+    with rc_context(_STYLE), replacing(path) as partial:
+        figure = _draw(sequences, layout, colormap, upscale=ending == ".png")
+        FigureCanvasAgg(figure)
+        figure.savefig(partial, format=ending[1:], dpi=layout.dpi, metadata=metadata[ending])
+
+
+def _draw(sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, upscale: bool) -> Any:
+    """The figure; ``upscale`` repeats the values of a map itself, so that no renderer resamples them."""
+    from matplotlib.figure import Figure
+
+    # A thousandth of a pixel more than the size: the renderer rounds down.
+    figure = Figure(((layout.width + 1e-3) / layout.dpi, (layout.height + 1e-3) / layout.dpi), dpi=layout.dpi)
+    figure.patch.set_facecolor("white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    page = _Page(axes, layout)
+    for members, top, (image_box, mask_box) in layout.blocks:
+        first = sequences[members[0]]
+        page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
+        page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
+        mask = mask_greys(first.mask)
+        page.cell(mask_box, np.repeat((_fit(mask, layout.cell) if upscale else mask)[..., None], 3, axis=2), "mask")
+        for index in members:
+            sequence = sequences[index]
+            if len(members) > 1:
+                x, y = layout.cells[index, 0]
+                middle = (x - layout.points(2.5), y + layout.cell[1] / 2)
+                page.text(*middle, f"channel {sequence.channel}", _TEXT, rotation=90, ha="right", va="center")
+            for frame, (step, unit) in enumerate(zip(sequence.steps, sequence.unit, strict=True)):
+                pixels = colorize(unit, colormap)
+                if upscale:
+                    pixels = pixels.repeat(layout.scale, axis=0).repeat(layout.scale, axis=1)
+                page.cell(layout.cells[index, frame], pixels, str(step))
+    lines, top = layout.caption
+    for index, line in enumerate(lines):
+        page.text(layout.points(5), top + index * layout.points(8), line, _TEXT, color="0.25")
+    axes.set_xlim(0, layout.width)
+    axes.set_ylim(layout.height, 0)
+    return figure
+
+
+class _Page:
+    """Axes over the whole figure, whose units are pixels from the upper left corner."""
+
+    def __init__(self, axes: Any, layout: Layout) -> None:
+        self.axes = axes
+        self.layout = layout
+
+    def text(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
+        style = {"va": "top", "ha": "left"} | style
+        # parse_math: a layer's or file's name may hold a dollar sign.
+        self.axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+
+    def picture(self, box: tuple[float, float, float, float], pixels: NDArray[np.uint8]) -> None:
+        x, y, width, height = box
+        # "none": vector files embed the values themselves, not what would be seen of them at some resolution.
+        self.axes.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto", zorder=2)
+
+    def cell(self, corner: tuple[int, int], pixels: NDArray[np.uint8], label: str) -> None:
+        from matplotlib.patches import Rectangle
+
+        (x, y), (width, height), points = corner, self.layout.cell, self.layout.points
+        self.axes.add_patch(Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor="0.6", linewidth=0, zorder=1))
+        self.picture((x, y, width, height), pixels)
+        if not self.layout.chips:
+            self.text(x, y - points(0.8), label, _STEP, color="0.25", va="bottom")
+            return
+        chip = (round(font(points(_STEP)).getlength(label)) + points(2.2), points(6.8))
+        self.axes.add_patch(Rectangle((x, y), *chip, facecolor="black", alpha=0.62, linewidth=0, zorder=3))
+        middle = (x + chip[0] / 2, y + chip[1] / 2)
+        self.text(*middle, label, _STEP, color="white", ha="center", va="center_baseline", zorder=4)
+
+    def heading(self, sequence: FrameSequence, title: str, top: int, colormap: str) -> None:
+        points, right = self.layout.points, self.layout.width - self.layout.points(5)
+        middle = top + points(5)
+        varies = sequence.scope == "frame"
+        low, high = ("min", "max") if varies else map(number, sequence.limits[0])
+        size = points(_TEXT)
+        self.text(right, middle, high, _TEXT, ha="right", va="center_baseline")
+        right -= round(font(size).getlength(high)) + points(3)
+        bar = palette(colormap)[None]
+        width, height = points(56), points(5)
+        self.picture((right - width, middle - height // 2, width, height), bar)
+        right -= width + points(3)
+        self.text(right, middle, low, _TEXT, ha="right", va="center_baseline")
+        right -= round(font(size).getlength(low)) + points(6)
+        label = shorten(title, points(_HEADING), right - points(5), bold=True)
+        self.text(points(5), middle, label, _HEADING, weight="bold", va="center_baseline")
+
+
+def _fit(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A picture at the size of a cell, in pixels."""
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,140 @@
+"""Words on pictures: the one font, numbers, and the sentences that say what a picture shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageFont
+
+from ..snapshots import KINDS
+from .frames import MAX_CORRELATION, FrameSequence, display_name
+from .normalize import Limits
+
+
+@cache
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib ships, in pixels; figures and animations use the same letters."""
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
+    # The basic layout: the same pixels whether or not Pillow was built with Raqm.
+    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def wrap(text: str, size: int, width: int) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels at a font size of ``size`` pixels, broken at spaces."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font(size).getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def shorten(text: str, size: int, width: int, bold: bool = False) -> str:
+    """``text``, or as much of its beginning as fits into ``width`` pixels, with an ellipsis."""
+    if font(size, bold).getlength(text) <= width:
+        return text
+    while text and font(size, bold).getlength(text + "…") > width:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def number(value: float) -> str:
+    """A value in three digits, with a true minus sign."""
+    return f"{value:.3g}".replace("-", "−")
+
+
+def heading(sequence: FrameSequence) -> str:
+    """What stands above one tile: the run, and the channel where it is one."""
+    return sequence.label if sequence.channel is None else f"{sequence.label}, channel {sequence.channel}"
+
+
+def image_name(sequence: FrameSequence) -> str:
+    """The name of the observed image."""
+    names = (sequence.run.info.get("observation") or {}).get("names") or []
+    return str(names[sequence.image]) if sequence.image < len(names) else f"image {sequence.image}"
+
+
+def captions(sequences: Sequence[FrameSequence]) -> list[str]:
+    """The sentences below a picture: what is drawn, in which range, and from which runs."""
+    first = sequences[0]
+    runs = {sequence.run.run_id: sequence for sequence in sequences}
+    networks = dict.fromkeys(display_name(str(s.run.info.get("network", "network"))) for s in runs.values())
+    what = KINDS[first.kind]
+    if first.kind == "channels":
+        what = "single channels of the layer's output"
+    if first.chosen:
+        what += (
+            ", by variance over the image at the last step, largest first, without those that correlate above "
+            f"{MAX_CORRELATION:g} with one already taken"
+        )
+    origin = [f"Image: {image_name(first)}."]
+    data = dict.fromkeys(str((s.run.info.get("config") or {}).get("data", "")) for s in runs.values())
+    if any(data):
+        origin.append(f"Data: {', '.join(name for name in data if name)}.")
+    ids = [f"{s.run.run_id} ({s.label}{_seed(s)})" for s in runs.values()]
+    origin.append(f"{'Run' if len(ids) == 1 else 'Runs'}: {', '.join(ids)}.")
+    sentences = [
+        f"{' and '.join(networks)}, {first.layer}. {_title(first.kind)}: {what}.",
+        scope_sentence(sequences),
+        " ".join(origin),
+    ]
+    cells = sum(sequence.non_finite for sequence in sequences)
+    if cells:
+        sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
+    return sentences
+
+
+def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
+    """How values became colours, with the numbers where they hold for more than one frame."""
+    first = sequences[0]
+    low, high = first.percentiles
+    ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
+    around = ", symmetric about 0" if first.centered else ""
+    if first.scope == "frame":
+        return f"Normalisation: each frame spans its own {ends}{around}."
+    share = "" if (low, high) == (0, 100) else f" ({low:g} % to {high:g} % of all values)"
+    if first.scope == "shared":
+        over = "one range over all runs shown" if len({s.run.run_id for s in sequences}) > 1 else "one range"
+        return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
+    ranges = {s.run.run_id: f"{s.label} {_range(s.limits[0])}" for s in sequences}
+    if len(set(ranges)) == 1:
+        return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
+    return f"Normalisation: one range a run, {'; '.join(ranges.values())}{share}{around}."
+
+
+def outline(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The pixels on the inner border of a mask, ``(H, W)``: of each class, or of the half-level of an alpha matte."""
+    # More values than any picture has classes: an alpha matte.
+    regions = mask if len(np.unique(mask)) <= 32 else (mask >= 128).astype(np.uint8)
+    padded = np.pad(regions, 1, mode="edge")
+    centre = padded[1:-1, 1:-1]
+    around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    border: NDArray[np.bool_] = np.any([centre > neighbour for neighbour in around], axis=0)
+    return border
+
+
+def mask_greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A mask to look at: its largest value becomes white."""
+    top = int(mask.max())
+    return np.rint(mask * (255.0 / top)).astype(np.uint8) if top else mask
+
+
+def _seed(sequence: FrameSequence) -> str:
+    seed = (sequence.run.info.get("config") or {}).get("seed")
+    return "" if seed is None or "seed" in sequence.label else f", seed {seed}"
+
+
+def _title(kind: str) -> str:
+    return kind.replace("_", " ").capitalize()
+
+
+def _range(limits: Limits) -> str:
+    return f"{number(limits.low)} to {number(limits.high)}"

@@ -1,0 +1,152 @@
+"""Grids: cells exact to the pixel, the same bytes each time, nothing replaced on an error."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fadeviz.errors import FadevizError
+from fadeviz.render.colormap import colorize
+from fadeviz.render.frames import select_frames
+from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
+from render_runs import make_run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "fade")
+
+
+@pytest.fixture
+def pair(tmp_path, run):
+    return [run, make_run(tmp_path / "carafe", upsampler="carafe", run_id="b", outline_first=False)]
+
+
+def check_cells(pixels, sequences, layout, colormap):
+    """Every cell is its map, each value a block of pixels, but for the chip in the upper left corner."""
+    width, height = layout.cell
+    chip_width, chip_height = layout.points(16), layout.points(7)
+    for (index, frame), (x, y) in layout.cells.items():
+        expected = colorize(sequences[index].unit[frame], colormap).repeat(layout.scale, 0).repeat(layout.scale, 1)
+        same = (pixels[y : y + height, x : x + width] == expected).all(axis=2)
+        if layout.chips:
+            assert not same[:chip_height, :chip_width].all()
+            same[:chip_height, :chip_width] = True
+        assert same.all()
+
+
+@pytest.mark.parametrize(
+    ("options", "colormap"),
+    [
+        ({}, "gray"),
+        ({"scale": 1}, "viridis"),
+        ({"scale": 2, "columns": 5}, "gray"),
+        ({"scale": 13, "columns": 4}, "coolwarm"),
+    ],
+)
+def test_cells_are_exact(tmp_path, pair, options, colormap):
+    sequences = select_frames(pair)
+    layout = find_layout(sequences, **options)
+    pixels = render_grid(sequences, colormap=colormap, **options)
+    assert pixels.shape == (layout.height, layout.width, 3)
+    check_cells(pixels, sequences, layout, colormap)
+    write_grid(pair, tmp_path / "g.png", colormap="gray", **options)
+    with Image.open(tmp_path / "g.png") as written:
+        check_cells(np.asarray(written.convert("RGB")), sequences, layout, "gray")
+
+
+def test_a_tall_map_of_a_single_value(tmp_path):
+    sequences = select_frames([make_run(tmp_path / "r", size=(6, 2), maps=np.zeros((12, 6, 2), np.float32))])
+    layout = find_layout(sequences)
+    check_cells(render_grid(sequences), sequences, layout, "gray")
+
+
+def test_cells_do_not_overlap_and_read_from_left_to_right(pair):
+    layout = find_layout(select_frames(pair), columns=5)
+    (width, height), corners = layout.cell, list(layout.cells.values())
+    boxes = corners + [box for *_, boxes in layout.blocks for box in boxes]
+    for (x, y), (other_x, other_y) in itertools.combinations(boxes, 2):
+        assert abs(x - other_x) > width or abs(y - other_y) > height
+    assert all(0 < x < layout.width - width and 0 < y < layout.height - height for x, y in boxes)
+    assert [(y, x) for x, y in corners] == sorted((y, x) for x, y in corners)
+
+
+def test_the_default_page_is_wider_than_high(tmp_path):
+    steps = tuple(range(35))
+    sequences = select_frames([make_run(tmp_path / "r", steps=steps, size=(28, 28))])
+    layout = find_layout(sequences)
+    assert 1.2 < layout.width / layout.height < 2
+    assert len({x for x, _ in layout.cells.values()}) * len({y for _, y in layout.cells.values()}) == 35
+    assert 100 <= layout.cell[0] <= 130
+
+
+def test_non_finite_cells_are_magenta(tmp_path):
+    maps = np.random.default_rng(0).normal(size=(12, 24, 32)).astype(np.float32)
+    maps[2, 20, 30] = np.nan
+    run = make_run(tmp_path / "r", maps=maps)
+    assert any("magenta" in note for note in write_grid([run], tmp_path / "g.png"))
+    sequences = select_frames([run])
+    layout = find_layout(sequences)
+    x, y = layout.cells[0, 2]
+    corner = render_grid(sequences)[y + 20 * layout.scale, x + 30 * layout.scale]
+    assert corner.tolist() == [255, 0, 255]
+
+
+def test_words_change_pixels(tmp_path, run):
+    renamed = make_run(tmp_path / "carafe", upsampler="carafe")
+    one, two = (render_grid(select_frames([r])) for r in (run, renamed))
+    assert one.shape == two.shape
+    assert (one != two).any()
+
+
+def test_channels_draw_a_row_each(tmp_path, run):
+    sequences = select_frames([run], kind="channels")
+    layout = find_layout(sequences)
+    assert len({y for _, y in layout.cells.values()}) == len(sequences) > 1
+    write_grid([run], tmp_path / "a.png", kind="channels")
+    write_channels(run, tmp_path / "b.png")
+    write_channels(run, tmp_path / "c.png", how_many=2)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "b.png") as many, Image.open(tmp_path / "c.png") as few:
+        assert few.height < many.height
+
+
+@pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+def test_the_same_run_gives_the_same_bytes(tmp_path, pair, ending):
+    for name in ("one", "two"):
+        write_grid(pair, tmp_path / f"{name}.{ending}", colormap="viridis", normalize="shared")
+    one, two = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert len(one) > 1000
+    assert b"atplotlib v" not in one
+
+
+def test_vector_files_hold_the_values_themselves(tmp_path, run):
+    write_grid([run], tmp_path / "g.pdf")
+    text = (tmp_path / "g.pdf").read_bytes()
+    assert text.count(b"/Width 32") == 12
+    assert text.count(b"/Height 24") == 12
+    write_grid([run], tmp_path / "g.svg")
+    assert (tmp_path / "g.svg").read_text().count("image-rendering:pixelated") == 12 + 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("g.jpg", {}, r"cannot be written as .jpg. Endings: .png .pdf .svg"),
+        ("g", {}, "a file without an ending"),
+        ("g.png", {"colormap": "grey2"}, "no colour map 'grey2'"),
+        ("g.png", {"columns": 0}, "columns 0: at least 1"),
+        ("g.png", {"scale": 0}, "scale 0: at least 1"),
+        ("g.png", {"kind": "gates"}, "gate"),
+    ],
+)
+def test_errors_leave_the_old_file(tmp_path, run, name, options, message):
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    (folder / name).write_text("old")
+    with pytest.raises(FadevizError, match=message):
+        write_grid([run], folder / name, **options)
+    assert [f.name for f in folder.iterdir()] == [name]
+    assert (folder / name).read_text() == "old"

@@ -1,0 +1,1 @@
+"""The command line of fadeviz, installed as ``fadeviz_cli``."""

@@ -1,0 +1,362 @@
+"""Every command of ``fadeviz``: options in, one library call, a few lines out; torch only where it trains."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fadeviz import FadevizError, __version__
+
+if TYPE_CHECKING:
+    from fadeviz.experiment import Progress, RunConfig
+
+
+class _Commands(click.Group):
+    """A group whose commands report what the user can mend as one line, with exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FadevizError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fadeviz")
+def main() -> None:
+    """See what a decoder learns, and when.
+
+    Train a segmentation network with an upsampling operator, record its feature and gradient maps at chosen
+    iterations, and draw them as grids and animations.
+
+    \b
+    fadeviz demo                                     the whole thing in four minutes
+    fadeviz record --upsampler fade --out runs/fade  one training, recorded
+    fadeviz grid runs/fade -o fade.png               its frames as a figure
+    fadeviz animate runs/fade runs/carafe -o a.gif   two runs side by side
+    """
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("outputs/demo"), show_default=True,
+              help="Folder for the two runs and the pictures.")  # fmt: skip
+@click.option("--steps", type=int, default=300, show_default=True, help="Optimiser steps of each training.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
+def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
+    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary."""
+    from fadeviz.demo import run_demo
+
+    with _Bars() as bars:
+        summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+    click.echo(summary)
+
+
+@main.command()
+@click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
+              help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
+                   "List: fadeviz upsamplers.")  # fmt: skip
+@click.option("--network", default="segnet", show_default=True, help="Network to train.")
+@click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
+              help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir.")  # fmt: skip
+@click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]")
+@click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps.")
+@click.option("--snapshots", default="", metavar="SCHEDULE",
+              help="Steps to record, both ends of a range included; step 0 always is. "
+                   "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@click.option("--width", type=float, default=1.0, show_default=True, help="Multiplier of the network's channels.")
+@click.option("--size", type=int, default=224, show_default=True, help="Side of the pictures, divisible by 32.")
+@click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step.")
+@click.option("--lr", type=float, default=0.01, show_default=True,
+              help="Learning rate of SGD with momentum; times 0.1 after 70 % and after 90 % of the steps.")  # fmt: skip
+@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="L2 penalty.")
+@click.option("--flip", is_flag=True, help="Mirror half of the training pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
+@click.option("--split-seed", type=int, default=0, show_default=True,
+              help="Seed of the train/test split and of the observed pictures.")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train.")
+@click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
+              help="Arithmetic of the training; observations are always fp32.")  # fmt: skip
+@click.option("--channels-last/--contiguous", default=True, show_default=True, help="Memory layout of the maps.")
+@click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
+              help="Encoder weights: a file with torchvision's VGG16-BN names, a download, or random.")  # fmt: skip
+@click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
+              help="Layers to record, comma-separated. List: fadeviz layers segnet.")  # fmt: skip
+@click.option("--kinds", default="", metavar="KIND,...",
+              help="feature, gradient, channels, gate, kernel_entropy. "
+                   "[default: feature, gradient, and gate and kernel_entropy where the operator has them]")  # fmt: skip
+@click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures.")
+@click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
+              help="BatchNorm while observing: running statistics, or those of the observed pictures.")  # fmt: skip
+@click.option("--channel-images", type=int, default=1, show_default=True,
+              help="Observed pictures whose single channels the kind 'channels' keeps.")  # fmt: skip
+@click.option("--evaluate-every", type=int, default=0, help="Steps between tests.  [default: a tenth of the run]")
+@click.option("--checkpoint-every", type=int, default=250, show_default=True, help="Steps between checkpoints.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the run in --out from its last checkpoint; other options may be left out.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.pass_context
+def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
+    """Train a network and record its maps.
+
+    Ctrl-C stops the run; what is recorded stays readable, and --resume goes on with the same result as if it had
+    never stopped.
+    """
+    if resume and overwrite:
+        raise click.UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
+    from fadeviz.experiment import run
+
+    config = _config(ctx, out, resume, options)
+    with _Bars() as bars:
+        try:
+            finished = run(config, out, resume=resume, overwrite=overwrite, report=bars.report)
+        except KeyboardInterrupt:
+            bars.close()
+            raise click.ClickException(
+                f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
+            ) from None
+    for note in finished.info["data"].get("notes", []):
+        click.echo(f"note: {note}", err=True)
+    result = finished.info.get("result", {})
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in result.items())
+    click.echo(f"{out}: {len(finished.steps)} snapshots; {figures}")
+    click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
+
+
+def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]) -> RunConfig:
+    from dataclasses import replace
+
+    from fadeviz.experiment import RunConfig, read_config
+
+    if not resume:
+        return RunConfig(**options)
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
+    return replace(read_config(out), **given)
+
+
+class _Bars:
+    """One progress bar a run, on standard error; ``report`` is handed to the library."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def report(self, progress: Progress, title: str = "training") -> None:
+        from tqdm import tqdm
+
+        if self._bar is None or progress.step < self._bar.n:
+            self.close()
+            # A log file gets a line now and then, a terminal a living bar.
+            calm = 0.1 if sys.stderr.isatty() else 15
+            self._bar = tqdm(total=progress.steps, initial=progress.step - 1, desc=title, unit="step", mininterval=calm)
+        postfix = {"loss": f"{progress.loss:.3f}"}
+        if "miou" in progress.metrics:
+            postfix["mIoU"] = f"{progress.metrics['miou']:.3f}"
+        self._bar.set_postfix(postfix, refresh=False)
+        self._bar.update(progress.step - self._bar.n)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        [
+            click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN..."),
+            click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write."),
+            click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]"),
+            click.option("--kind", default="feature", show_default=True,
+                         help="feature, gradient, channels, gate or kernel_entropy."),
+            click.option("--image", type=int, default=0, show_default=True, help="Which observed picture, from 0."),
+            click.option("--channel", type=int,
+                         help="Which channel, for --kind channels.  [default: representative ones]"),
+            click.option("--channels", "how_many", type=int, default=8, show_default=True,
+                         help="How many representative channels, for --kind channels."),
+            click.option("--normalize", default="frame", show_default=True, metavar="frame|run|shared",
+                         help="What spans black to white: each frame (as in the paper), a run, or all runs."),
+            click.option("--percentiles", default="0,100", show_default=True, metavar="LOW,HIGH",
+                         help="Ends of the range in percent of the values."),
+            click.option("--colormap", default="gray", show_default=True,
+                         help="gray, viridis, magma, cividis, or any name matplotlib knows."),
+            click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100."),
+            click.option("--scale", type=int, help="Pixels a map value is wide.  [default: about 120 to 256 a map]"),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command()
+@_picture_options
+@click.option("--columns", type=int, help="Frames in a row.  [default: chosen for the page]")
+def grid(runs: tuple[Path, ...], output: Path, columns: int | None, **options: Any) -> None:
+    """Draw the frames of one or several runs as a figure (PNG, PDF or SVG)."""
+    from fadeviz import open_run
+    from fadeviz.render.grid import write_grid
+
+    notes = write_grid([open_run(run) for run in runs], output, columns=columns, **_drawing(options))
+    _say(output, notes)
+
+
+@main.command()
+@_picture_options
+@click.option("--duration", type=int, default=130, show_default=True, metavar="MS",
+              help="Milliseconds a frame stays; a multiple of 10.")  # fmt: skip
+def animate(runs: tuple[Path, ...], output: Path, duration: int, **options: Any) -> None:
+    """Draw one or several runs side by side as an animation (GIF, APNG, WebP or MP4)."""
+    from fadeviz import open_run
+    from fadeviz.render.animation import write_animation
+
+    notes = write_animation([open_run(run) for run in runs], output, duration_ms=duration, **_drawing(options))
+    _say(output, notes)
+
+
+def _drawing(options: dict[str, Any]) -> dict[str, Any]:
+    from fadeviz import parse_schedule
+
+    try:
+        low, high = (float(end) for end in options["percentiles"].split(","))
+    except ValueError:
+        raise click.BadParameter("two numbers LOW,HIGH are needed, e.g. 1,99", param_hint="--percentiles") from None
+    steps = options["steps"]
+    if steps is not None:
+        steps = [s for s in parse_schedule(steps) if s or _names_zero(steps)]
+    return {**options, "percentiles": (low, high), "steps": steps}
+
+
+def _names_zero(schedule: str) -> bool:
+    # A schedule always holds step 0; a selection of frames holds it only where it is asked for.
+    return any(part.split(":")[0].strip() in ("0", "00") for part in schedule.split(","))
+
+
+def _say(output: Path, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(f"wrote {output}")
+
+
+# --- looking things up ------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def upsamplers(as_json: bool) -> None:
+    """List the upsampling operators."""
+    from fadeviz.models import count_operator_parameters
+    from fadeviz.upsamplers import UPSAMPLERS
+
+    rows = [
+        {"name": name, "needs": entry.needs, "parameters_in_segnet": count_operator_parameters("segnet", name),
+         "paper": entry.paper, "what": (entry.build.__doc__ or "").splitlines()[0]}
+        for name, entry in UPSAMPLERS.items()
+    ]  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    click.echo(f"{'name':15}{'reads':10}{'in SegNet':>12}  source")
+    for row in rows:
+        needs = {"feature": "encoder", "indices": "indices"}.get(str(row["needs"]), "")
+        click.echo(f"{row['name']:15}{needs:10}{row['parameters_in_segnet']:>12,}  {row['paper']}")
+    click.echo("\nreads: besides the decoder map; in SegNet: parameters of the five operators at width 1")
+
+
+@main.command()
+@click.argument("network")
+@click.option("--upsampler", default="fade", show_default=True, help="Operator at every stage.")
+def layers(network: str, upsampler: str) -> None:
+    """List the layers of NETWORK that can be recorded, e.g. segnet."""
+    from fadeviz.models import build_network
+
+    model = build_network(network, upsampler)
+    for name, module in model.named_modules():
+        if name:
+            mark = "  <- figures show this one" if name == model.figure_layer else ""
+            click.echo(f"{name:40}{type(module).__name__}{mark}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def info(run: Path) -> None:
+    """Say what a run folder holds: settings, snapshots, result, damage."""
+    from fadeviz import open_run
+
+    opened = open_run(run)
+    told = opened.info
+    config = told.get("config", {})
+    click.echo(f"{run}: {told.get('upsampler')} in {told.get('network')}, run {opened.run_id}")
+    message = f" ({told['message']})" if told.get("message") else ""
+    click.echo(f"status       {told.get('status')}{message}")
+    data, size, width = told.get("data", {}).get("name"), config.get("size"), config.get("width")
+    click.echo(f"data         {data}, {size}x{size}, width {width}, seed {config.get('seed')}")
+    parameters = told.get("parameters")
+    click.echo(f"network      {parameters:,} parameters, weights {told.get('weights')}, {told.get('device')}")
+    click.echo(f"observed     {', '.join(told.get('observation', {}).get('names', []))}")
+    for name, value in told.get("result", {}).items():
+        click.echo(f"{name:13}{value:.4f}")
+    click.echo(f"snapshots    {len(opened.steps)}: {', '.join(map(str, opened.steps))}")
+    for layer, kinds in opened.layers.items() if opened.steps else ():
+        click.echo(f"  {layer:30}{', '.join(kinds)}")
+    for file, reason in opened.broken.items():
+        click.echo(f"broken       {file}: {reason}", err=True)
+
+
+@main.group()
+def data() -> None:
+    """Get and check data sets."""
+
+
+@data.command("get")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--url", required=True, help="Address of a .zip, .tar or .tar.gz archive.")
+@click.option("--sha256", required=True, help="The archive's checksum.")
+def data_get(folder: Path, url: str, sha256: str) -> None:
+    """Download an archive into FOLDER: resumed where it broke off, checked, unpacked safely."""
+    from fadeviz.data.download import fetch_archive
+
+    click.echo(f"unpacked {fetch_archive(url, sha256, folder)}")
+
+
+@data.command("check")
+@click.argument("folder", type=click.Path(path_type=Path))
+def data_check(folder: Path) -> None:
+    """Read every picture of a Weizmann Horse FOLDER and list what is wrong."""
+    from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
+
+    problems = check_weizmann(folder)
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise FadevizError(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    splits = load_weizmann(folder, 64)
+    for note in splits.info.get("notes", []):  # type: ignore[attr-defined]
+        click.echo(f"note: {note}")
+    click.echo(
+        f"{folder}: {splits.info['count']} pictures, {splits.train.count} to train on, {splits.test.count} to test on"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -313,6 +313,10 @@ def info(run: Path) -> None:
     click.echo(f"data         {data}, {size}x{size}, width {width}, seed {config.get('seed')}")
     parameters = told.get("parameters")
     click.echo(f"network      {parameters:,} parameters, weights {told.get('weights')}, {told.get('device')}")
+    seconds = told.get("seconds", {})
+    if seconds:
+        parts = ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items())
+        click.echo(f"time         {parts}")
     click.echo(f"observed     {', '.join(told.get('observation', {}).get('names', []))}")
     for name, value in told.get("result", {}).items():
         click.echo(f"{name:13}{value:.4f}")
@@ -334,8 +338,11 @@ def data() -> None:
 @click.option("--sha256", required=True, help="The archive's checksum.")
 def data_get(folder: Path, url: str, sha256: str) -> None:
     """Download an archive into FOLDER: resumed where it broke off, checked, unpacked safely."""
+    import pooch
+
     from fadeviz.data.download import fetch_archive
 
+    pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
     click.echo(f"unpacked {fetch_archive(url, sha256, folder)}")
 
 
@@ -346,10 +353,12 @@ def data_check(folder: Path) -> None:
     from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
 
     problems = check_weizmann(folder)
+    if len(problems) == 1:
+        raise FadevizError(problems[0])
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
-        raise FadevizError(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+        raise FadevizError(f"{folder}: {len(problems)} problems")
     splits = load_weizmann(folder, 64)
     for note in splits.info.get("notes", []):  # type: ignore[attr-defined]
         click.echo(f"note: {note}")

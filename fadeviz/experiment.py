@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,11 +222,13 @@ def run(
     images, masks = images.to(device), masks.to(device)
 
     def observe(step: int) -> None:
+        start = time.perf_counter()
         snapshots = probe.observe(images, masks, F.cross_entropy, step=step, mode=config.observe_mode)  # type: ignore[arg-type]
         if step == 0:
             info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in snapshots}
             info["kinds"] = list(probe.kinds)
         store.write(step, snapshots)
+        seconds["observing"] += time.perf_counter() - start
 
     info: dict[str, Any] = {
         "status": "running",
@@ -242,10 +245,14 @@ def run(
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "data": dict(splits.info),
     }
+    seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
     done = 0
     if resume and last.exists():
         done = read_checkpoint(last, run_id, model, optimizer, scaler)
-        info = {**open_run(out).info, **info}
+        before_info = open_run(out).info
+        info = {**before_info, **info}
+        seconds.update(before_info.get("seconds", {}))
+    info["seconds"] = seconds  # counts on
     store.forget_after(done if done else -1)
     metrics = _latest_test(out)
     if not done:
@@ -256,6 +263,7 @@ def run(
 
     every = config.evaluate_every or max(1, config.steps // 10)
     step = done
+    start = time.perf_counter()
     try:
         data = batches(
             splits.train, range(done + 1, config.steps + 1), config.batch_size, config.seed, flip=config.flip
@@ -266,9 +274,12 @@ def run(
             first_step=done + 1, precision=config.precision, scaler=scaler,  # type: ignore[arg-type]
         ):  # fmt: skip
             step = result.step
+            seconds["training"] += time.perf_counter() - start
             line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
             if step % every == 0 or step == config.steps:
+                start = time.perf_counter()
                 metrics = evaluate(model, splits.test, F.cross_entropy)
+                seconds["testing"] += time.perf_counter() - start
                 line.update(metrics)
             store.append_metrics(line)
             if step in schedule:
@@ -277,6 +288,7 @@ def run(
                 write_checkpoint(last, step, run_id, model, optimizer, scaler)
             if report is not None:
                 report(Progress(step, config.steps, result.loss, metrics))
+            start = time.perf_counter()
     except BaseException as error:
         # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -284,7 +296,7 @@ def run(
         with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
             store.write_info({**info, **how})
         raise
-    store.write_info({**info, "status": "finished", "last_step": step, "result": metrics})
+    store.write_info({**info, "status": "finished", "message": "", "last_step": step, "result": metrics})
     return open_run(out)
 
 

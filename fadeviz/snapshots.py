@@ -261,6 +261,8 @@ class Run:
 
     def default_layer(self, kind: str) -> str:
         """The layer that figures show: the network's intermediate one, else the last but one that has ``kind``."""
+        if kind not in KINDS:
+            raise unknown_name("kind", kind, KINDS)
         having = [name for name, kinds in self.layers.items() if kind in kinds]
         if not having:
             raise FadevizError(

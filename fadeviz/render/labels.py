@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     ids = [f"{s.run.run_id} ({s.label}{_seed(s)})" for s in runs.values()]
     origin.append(f"{'Run' if len(ids) == 1 else 'Runs'}: {', '.join(ids)}.")
     sentences = [
-        f"{' and '.join(networks)}, {first.layer}. {_title(first.kind)}: {what}.",
+        f"{' and '.join(networks)}, {first.layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
         scope_sentence(sequences),
         " ".join(origin),
     ]
@@ -90,6 +90,13 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def _statistics(sequences: Iterable[FrameSequence]) -> str:
+    modes = dict.fromkeys(str((s.run.info.get("observation") or {}).get("mode", "")) for s in sequences)
+    words = {"eval": "running statistics", "batch": "statistics of the observed images"}
+    said = [words[mode] for mode in modes if mode in words]
+    return f" BatchNorm: {' and '.join(said)}." if said else ""
 
 
 def scope_sentence(sequences: Sequence[FrameSequence]) -> str:

@@ -1,0 +1,31 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Each makes .venv and installs first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo test lint slow clean
+
+demo: $(INSTALLED)
+	$(BIN)/fadeviz demo --overwrite
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+# Formatting, lint, types, and who may import whom.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+# The tests that take minutes.
+slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch -e ".[dev]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,65 @@
+"""Probe a model of one's own in a training loop of one's own: three calls, and the run is there to draw."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fadeviz
+from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.probes import Probe
+from fadeviz.render.grid import write_grid
+from fadeviz.snapshots import SnapshotStore
+from fadeviz.training.loop import to_tensors
+from fadeviz.upsamplers import FADE, Skip
+
+
+class SmallUNet(nn.Module):
+    """A network that fadeviz knows nothing about; it borrows one upsampling operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.coarse = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.up = FADE(16)
+        self.head = nn.Conv2d(16, 2, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Class logits at the images' resolution."""
+        fine = self.fine(images)
+        coarse = self.coarse(F.max_pool2d(fine, 2))
+        return self.head(self.up(coarse, Skip(fine)))
+
+
+def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
+    """Train, record every tenth step, draw."""
+    torch.manual_seed(0)
+    model = SmallUNet()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    horses, watched = SyntheticHorses(64, seed=0), [SyntheticHorses(64, seed=0, stream="test")[i] for i in (1, 2)]
+    images, masks = to_tensors(watched)
+
+    probe = Probe(model, layers="up,coarse", kinds=["feature", "gradient"])
+    store = SnapshotStore(out, run_id="small-unet-0")
+    store.write_info({"network": "SmallUNet", "upsampler": "fade", "observation": {"names": [s.name for s in watched]}})
+    store.write_observation(np.stack([s.image for s in watched]), np.stack([s.mask for s in watched]))
+
+    store.write(0, probe.observe(images, masks, F.cross_entropy, step=0))
+    for step in range(1, steps + 1):
+        x, y = to_tensors([horses[4 * step + i] for i in range(4)])
+        loss = F.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 10 == 0 or step == steps:
+            store.write(step, probe.observe(images, masks, F.cross_entropy, step=step))
+
+    picture = out / "up.png"
+    write_grid([fadeviz.open_run(out)], picture, layer="up")
+    return picture
+
+
+if __name__ == "__main__":
+    print(main())

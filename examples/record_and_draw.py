@@ -1,0 +1,24 @@
+"""Record two trainings from the library and draw them: what `fadeviz demo` does, in a few lines."""
+
+from pathlib import Path
+
+from fadeviz.experiment import RunConfig, run
+from fadeviz.render.animation import write_animation
+from fadeviz.render.grid import write_grid
+
+
+def main(steps: int = 300, out: Path = Path("outputs/example")) -> list[Path]:
+    """Train with two operators and draw both; returns the pictures."""
+    runs = []
+    for upsampler in ("fade", "carafe"):
+        config = RunConfig(upsampler=upsampler, size=128, width=0.25, steps=steps, snapshots=f"1:{steps}:{steps // 3}")
+        runs.append(run(config, out / upsampler, overwrite=True))
+    pictures = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
+    write_grid(runs, pictures[0])
+    write_grid(runs, pictures[1], kind="gradient", colormap="magma")
+    write_animation(runs, pictures[2], normalize="run", percentiles=(1, 99))
+    return pictures
+
+
+if __name__ == "__main__":
+    print(*main(), sep="\n")

@@ -1,0 +1,298 @@
+"""The command line: help, the happy path, and one clear line with the right exit code for every mistake."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import click
+import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+
+import fadeviz.experiment as experiment
+from fadeviz import open_run
+from fadeviz.experiment import RunConfig
+from render_runs import make_run
+
+RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]
+
+
+def call(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def fails(code, message, *args):
+    """The command fails with this code and one line that fits."""
+    result = call(*args)
+    assert result.exit_code == code, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert re.search(message, last), last
+    if code == 1:
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+@pytest.fixture(autouse=True)
+def _few_test_drawings(monkeypatch):
+    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two recorded runs, made by the command line itself."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "TEST_DRAWINGS", 8)
+        for name in ("fade", "carafe"):
+            result = call(*RECORD, "--upsampler", name, "--out", folder / name)
+            assert result.exit_code == 0, result.output
+    return folder
+
+
+def commands(group=main, path=()):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+@pytest.mark.parametrize(("path", "command"), [pytest.param(p, c, id=" ".join(p)) for p, c in commands()])
+def test_every_command_and_option_has_help(path, command):
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.name
+    result = call(*path, "--help")
+    assert result.exit_code == 0
+    assert f"Usage: main {' '.join(path)}" in result.output
+
+
+def test_defaults_are_the_librarys():
+    command = main.commands["record"]
+    with click.Context(command) as context:
+        defaults = {p.name: p.get_default(context) for p in command.params}
+    config = RunConfig()
+    shared = [name for name in defaults if hasattr(config, name)]
+    assert len(shared) > 20
+    for name in shared:
+        assert defaults[name] == getattr(config, name), name
+
+
+def test_help_answers_without_torch():
+    code = (
+        "import sys; from fadeviz_cli.main import main\n"
+        "main(['--help'], standalone_mode=False); print('torch' in sys.modules)"
+    )
+    start = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "False"
+    assert time.perf_counter() - start < 20  # a hang, not a speed: the speed is in the README
+
+
+class TestRecord:
+    def test_happy_path(self, runs):
+        run = open_run(runs / "fade")
+        assert run.steps == (0, 1, 2, 3)
+        assert run.info["status"] == "finished"
+        assert run.info["config"]["upsampler"] == "fade"
+        assert "gate" in run.layers["decoder.3.upsample"]
+
+    def test_resume_needs_no_other_option(self, runs):
+        result = call("record", "--resume", "--out", runs / "fade")
+        assert result.exit_code == 0, result.output
+        assert "4 snapshots" in result.output
+
+    def test_resume_and_overwrite(self, runs):
+        fails(2, "choose one", "record", "--resume", "--overwrite", "--out", runs / "fade")
+
+    def test_resume_with_another_option(self, runs):
+        fails(1, "lr was 0.01, is 0.5", "record", "--resume", "--lr", "0.5", "--out", runs / "fade")
+
+    def test_ctrl_c_says_how_to_go_on(self, tmp_path, monkeypatch):
+        def stop(self, progress, title=""):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("fadeviz_cli.main._Bars.report", stop)
+        fails(1, "stopped. .* is readable; go on: fadeviz record --resume", *RECORD, "--out", tmp_path / "run")
+        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+
+    @pytest.mark.parametrize(
+        ("code", "message", "args"),
+        [
+            (1, "no upsampler 'fad'. Nearest: 'fade'", ["--upsampler", "fad"]),
+            (1, "no option of carafe 'groop'", ["--upsampler", "carafe:groop=2"]),
+            (1, "'icnr' is no option. Write pixel_shuffle:option=value", ["--upsampler", "pixel_shuffle:icnr"]),
+            (1, "no network 'segnett'", ["--network", "segnett"]),
+            (1, "no layer in SegNet 'decoder.9.upsample'", ["--layers", "decoder.9.upsample"]),
+            (1, "no kind 'gradients'. Nearest: 'gradient'", ["--kinds", "gradients"]),
+            (1, "there is no gate to record", ["--upsampler", "nearest", "--kinds", "gate"]),
+            (1, "reaches step 9, but the run ends at step 3", ["--snapshots", "1:9:2"]),
+            (1, "runs backwards. Write 1:3:1", ["--snapshots", "3:1:1"]),
+            (1, "'x' is not a whole number", ["--snapshots", "x"]),
+            (1, "schedule is empty", ["--snapshots", " "]),
+            (1, "divisible by 32. Nearest: 96", ["--size", "100"]),
+            (1, "width is -1.0", ["--width", "-1"]),
+            (1, "no data set 'horses'", ["--data", "horses"]),
+            (1, "--data-dir DIR", ["--data", "weizmann"]),
+            (1, "no weights file nothing.pth", ["--weights", "nothing.pth"]),
+            (1, "no precision 'fp12'", ["--precision", "fp12"]),
+            (1, "no device 'tpu'", ["--device", "tpu"]),
+            (1, "80 pictures to observe, but only 8", ["--observe", "80"]),
+            (2, "not a valid integer", ["--steps", "many"]),
+            (2, "No such option", ["--stepz", "3"]),
+        ],
+    )
+    def test_mistakes(self, tmp_path, code, message, args):
+        fails(code, message, *RECORD, *args, "--out", tmp_path / "run")
+        assert not (tmp_path / "run" / "run.json").exists()
+
+    def test_folder_in_use(self, runs):
+        fails(1, "holds a run already", *RECORD, "--out", runs / "fade")
+
+    def test_no_write_permission_is_said(self, tmp_path, monkeypatch):
+        def denied(*args, **kwargs):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("pathlib.Path.mkdir", denied)
+        fails(1, "cannot write .*Permission denied. Choose another folder", *RECORD, "--out", tmp_path / "run")
+
+
+class TestPictures:
+    @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+    def test_grid(self, runs, tmp_path, ending):
+        result = call("grid", runs / "fade", runs / "carafe", "-o", tmp_path / f"g.{ending}")
+        assert result.exit_code == 0, result.output
+        start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[ending]
+        assert (tmp_path / f"g.{ending}").read_bytes().startswith(start)
+
+    def test_animate(self, runs, tmp_path):
+        options = ["--kind", "gradient", "--colormap", "magma", "--normalize", "shared", "--percentiles", "1,99"]
+        both = (runs / "fade", runs / "carafe")
+        result = call("animate", *both, "-o", tmp_path / "a.gif", "--duration", "200", *options)
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / "a.gif").read_bytes().startswith(b"GIF89a")
+
+    def test_steps_are_chosen(self, runs, tmp_path):
+        call("grid", runs / "fade", "-o", tmp_path / "all.png")
+        call("grid", runs / "fade", "-o", tmp_path / "two.png", "--steps", "1,3")
+        assert (tmp_path / "two.png").read_bytes() != (tmp_path / "all.png").read_bytes()
+        fails(1, "step 2[0-9]|20", "grid", runs / "fade", "-o", tmp_path / "x.png", "--steps", "20")
+
+    @pytest.mark.parametrize(
+        ("code", "message", "args"),
+        [
+            (1, "no layer in .* 'decoder.3'", ["--layer", "decoder.3"]),
+            (1, "no kind 'gradients'", ["--kind", "gradients"]),
+            (1, "no 'channels' maps", ["--kind", "channels"]),
+            (1, "no image 9", ["--image", "9"]),
+            (1, "virdis.*Nearest: 'viridis'", ["--colormap", "virdis"]),
+            (1, "frames", ["--normalize", "frames"]),
+            (1, "percentiles 99 and 1", ["--percentiles", "99,1"]),
+            (2, "two numbers LOW,HIGH", ["--percentiles", "1-99"]),
+            (1, "cannot be written as .jpg", ["-o", "x.jpg"]),
+        ],
+    )
+    @pytest.mark.parametrize("command", ["grid", "animate"])
+    def test_mistakes(self, runs, tmp_path, command, code, message, args):
+        target = tmp_path / "picture.gif" if command == "animate" else tmp_path / "picture.png"
+        target.write_bytes(b"old")
+        fails(code, message, command, runs / "fade", "-o", target, *args)
+        assert target.read_bytes() == b"old"
+        assert [p.name for p in tmp_path.iterdir()] == [target.name]
+
+    def test_duration(self, runs, tmp_path):
+        fails(
+            1,
+            "duration 125 ms: .* Use 120 or 130",
+            "animate",
+            runs / "fade",
+            "-o",
+            tmp_path / "a.gif",
+            "--duration",
+            125,
+        )
+
+    def test_no_run(self, tmp_path):
+        fails(1, "no run folder .*nothing", "grid", tmp_path / "nothing", "-o", tmp_path / "a.png")
+        (tmp_path / "empty").mkdir()
+        fails(1, "is not a run: it has no run.json", "grid", tmp_path / "empty", "-o", tmp_path / "a.png")
+        fails(2, "Missing argument 'RUN...'", "grid", "-o", tmp_path / "a.png")
+
+    def test_run_of_a_newer_format(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        info = json.loads((run.path / "run.json").read_text())
+        (run.path / "run.json").write_text(json.dumps({**info, "format": 99}))
+        fails(1, "has format 99, .* Upgrade", "grid", run.path, "-o", tmp_path / "a.png")
+
+    def test_incomplete_run(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        for file in (run.path / "snapshots").iterdir():
+            file.write_bytes(file.read_bytes()[:100])
+        fails(1, "has no whole snapshot", "grid", run.path, "-o", tmp_path / "a.png")
+
+    def test_different_observation(self, runs, tmp_path):
+        other = make_run(tmp_path / "other")
+        fails(1, "observed|picture", "grid", runs / "fade", other.path, "-o", tmp_path / "a.png")
+
+
+class TestLookingUp:
+    def test_upsamplers(self):
+        rows = json.loads(call("upsamplers", "--json").output)
+        assert {row["name"]: row["parameters_in_segnet"] for row in rows}["carafe"] == 383_028
+        table = call("upsamplers").output
+        assert "carafe" in table
+        assert "383,028" in table
+
+    def test_layers(self):
+        output = call("layers", "segnet", "--upsampler", "carafe").output
+        assert re.search(r"decoder.3.upsample +CARAFE +<- figures show this one", output)
+        fails(1, "no network 'segnt'. Nearest: 'segnet'", "layers", "segnt")
+
+    def test_info(self, runs):
+        output = call("info", runs / "carafe").output
+        assert "status       finished" in output
+        assert "4: 0, 1, 2, 3" in output
+        assert re.search(r"decoder.3.upsample +feature, gradient, kernel_entropy", output)
+        assert re.search(r"miou +0\.\d{4}", output)
+
+    def test_info_names_what_is_broken(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        file = sorted((run.path / "snapshots").iterdir())[1]
+        file.write_bytes(b"")
+        assert file.name in call("info", run.path).stderr
+
+
+class TestData:
+    def test_check_of_no_folder(self, tmp_path):
+        fails(1, "nothing", "data", "check", tmp_path / "nothing")
+
+    def test_get_of_a_dead_address(self, tmp_path):
+        fails(
+            1, "127.0.0.1:9", "data", "get", tmp_path / "d", "--url", "http://127.0.0.1:9/a.zip", "--sha256", "0" * 64
+        )
+        assert not (tmp_path / "d").exists()
+
+    def test_check_of_the_real_set(self, shared):
+        folder = shared / "data" / "weizmann_horse_db"
+        if not folder.is_dir():
+            pytest.skip(f"needs {folder}")
+        output = call("data", "check", folder).output
+        assert "328 pictures, 279 to train on, 49 to test on" in output
+        assert "horse318" in output
+
+
+def test_demo_leaves_what_it_says(tmp_path):
+    result = call("demo", "--out", tmp_path / "demo", "--steps", "6")
+    assert result.exit_code == 0, result.output
+    summary = (tmp_path / "demo" / "summary.md").read_text()
+    named = re.findall(r"^- (\S+):", summary, re.MULTILINE)
+    assert len(named) == 6
+    for file in named:
+        assert (tmp_path / "demo" / "figures" / file.rsplit("/", 1)[1]).stat().st_size > 1000
+    assert re.search(r"\| fade \| 1,967,540 \| 0\.\d{3}", summary)
+    fails(1, "holds a demo already. Replace it with --overwrite", "demo", "--out", tmp_path / "demo", "--steps", "6")
+    fails(1, "the demo needs 5 or more", "demo", "--out", tmp_path / "new", "--steps", "2")

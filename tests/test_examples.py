@@ -1,0 +1,78 @@
+"""The examples and the README's code run, and do what they say."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import fadeviz.experiment as experiment
+from fadeviz import open_run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _few_test_drawings(monkeypatch):
+    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+
+
+def test_record_and_draw_then_draw_stored_run(tmp_path):
+    for picture in example("record_and_draw").main(steps=3, out=tmp_path):
+        assert picture.stat().st_size > 1000
+    shares = example("draw_stored_run").main(tmp_path / "fade")
+    assert list(shares) == [0, 1, 2, 3]
+    assert all(0 < share < 1 for share in shares.values())
+    assert (tmp_path / "fade" / "figures" / "gradient_run_scale.png").exists()
+
+
+def test_probe_own_model(tmp_path):
+    picture = example("probe_own_model").main(steps=3, out=tmp_path)
+    assert picture.stat().st_size > 1000
+    run = open_run(tmp_path)
+    assert run.steps == (0, 3)
+    assert set(run.layers) == {"up", "coarse"}
+
+
+def test_recording_cost(capsys):
+    share = example("recording_cost").main(steps=1, pairs=1, size=32, width=0.125)
+    assert isinstance(share, float)
+    assert "a snapshot" in capsys.readouterr().out
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        code = block.replace("steps=300", "steps=3").replace("10:300:10", "1:3:1")
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert list(tmp_path.rglob("*.gif"))
+
+
+def test_every_command_the_readme_names_exists():
+    from fadeviz_cli.main import main
+
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"fadeviz (demo|record|grid|animate|upsamplers|layers|info|data)\b", text))
+    assert named == set(main.commands)
+
+
+def test_every_example_is_in_the_readme_and_tested():
+    text, tested = (ROOT / "README.md").read_text(), Path(__file__).read_text()
+    for file in (ROOT / "examples").glob("*.py"):
+        assert file.name in text
+        assert f'example("{file.stem}")' in tested
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__]))

@@ -58,9 +58,8 @@ def main(steps: int = 83, pairs: int = 5, size: int = 128, width: float = 0.25, 
             shares.append(100 * (seconds[True] / seconds[False] - 1))
             step_time = seconds[False] / steps
             print(f"pair {pair + 1}: {shares[-1]:+.2f} %, a step {1000 * step_time:.0f} ms, ", end="")
-            print(
-                f"a snapshot {1000 * snapshots[-1]:.0f} ms = {100 * snapshots[-1] / (steps * step_time):.2f} % by itself"
-            )
+            alone = 100 * snapshots[-1] / (steps * step_time)
+            print(f"a snapshot {1000 * snapshots[-1]:.0f} ms = {alone:.2f} % by itself")
         training.close()
     return statistics.median(shares)
 

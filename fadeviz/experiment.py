@@ -28,7 +28,7 @@ from .probes import MODES, Probe
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Run, SnapshotStore, open_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
-from .training.loop import PRECISIONS, batches, fit, keep_freed_memory, step_decay, to_tensors
+from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors
 from .training.metrics import evaluate
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
@@ -195,109 +195,153 @@ def run(
     _check_folder(out, resume, overwrite)
     splits = load_data(config)
     model, weights = build_model(config)
-    probe = Probe(model, config.layers, config.kinds.split(",") if config.kinds else None, config.channel_images)
-    observed = choose_observed(splits.test, config.observe, config.split_seed)
-    samples = [splits.test[i] for i in observed]
     run_id = _run_id(config, splits, weights, device)
-
-    last = out / "checkpoints" / "last.pt"
+    work = _Work(config, out, run_id, splits, model, weights, device)
     if resume:
         before = open_run(out)
         _check_same(before, config, run_id)
-        if before.info.get("status") == "finished" and before.steps and not before.broken:
+        if before.info.get("status") == "finished":
             return before
-    elif overwrite and (out / "run.json").exists():
+    elif overwrite:
         _remove_run(out)
 
-    store = SnapshotStore(out, run_id)
-    if config.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model.to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
-    schedule = config.schedule()
-    images, masks = to_tensors(samples)
-    images, masks = images.to(device), masks.to(device)
-
-    def observe(step: int) -> None:
-        start = time.perf_counter()
-        snapshots = probe.observe(images, masks, F.cross_entropy, step=step, mode=config.observe_mode)  # type: ignore[arg-type]
-        if step == 0:
-            info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in snapshots}
-            info["kinds"] = list(probe.kinds)
-        store.write(step, snapshots)
-        seconds["observing"] += time.perf_counter() - start
-
-    info: dict[str, Any] = {
-        "status": "running",
-        "upsampler": config.upsampler,
-        "network": config.network,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "weights": weights,
-        "config": dataclasses.asdict(config),
-        "schedule": list(schedule),
-        "figure_layer": model.figure_layer,
-        "observation": {"names": [s.name for s in samples], "indices": observed, "mode": config.observe_mode},
-        "device": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "data": dict(splits.info),
-    }
-    seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
-    done = 0
-    if resume and last.exists():
-        done = read_checkpoint(last, run_id, model, optimizer, scaler)
-        before_info = open_run(out).info
-        info = {**before_info, **info}
-        seconds.update(before_info.get("seconds", {}))
-    info["seconds"] = seconds  # counts on
-    store.forget_after(done if done else -1)
-    metrics = _latest_test(out)
-    if not done:
-        store.write_info(info)
-        store.write_observation(np.stack([s.image for s in samples]), np.stack([s.mask for s in samples]))
-        observe(0)
-    store.write_info(info)
-
-    every = config.evaluate_every or max(1, config.steps // 10)
-    step = done
-    start = time.perf_counter()
+    first_step = work.begin(resume) + 1
+    data = batches(splits.train, range(first_step, config.steps + 1), config.batch_size, config.seed, flip=config.flip)
+    lr_at = step_decay(config.lr, config.steps, config.lr_drops)
+    # On a GPU: the same algorithms in every process. On a CPU this changes nothing.
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        data = batches(
-            splits.train, range(done + 1, config.steps + 1), config.batch_size, config.seed, flip=config.flip
-        )
-        lr_at = step_decay(config.lr, config.steps, config.lr_drops)
         for result in fit(
-            model, data, F.cross_entropy, optimizer, lr_at,
-            first_step=done + 1, precision=config.precision, scaler=scaler,  # type: ignore[arg-type]
+            model, data, F.cross_entropy, work.optimizer, lr_at,
+            first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
         ):  # fmt: skip
-            step = result.step
-            seconds["training"] += time.perf_counter() - start
-            line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
-            if step % every == 0 or step == config.steps:
-                start = time.perf_counter()
-                metrics = evaluate(model, splits.test, F.cross_entropy)
-                seconds["testing"] += time.perf_counter() - start
-                line.update(metrics)
-            store.append_metrics(line)
-            if step in schedule:
-                observe(step)
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                write_checkpoint(last, step, run_id, model, optimizer, scaler)
+            work.after(result)
             if report is not None:
-                report(Progress(step, config.steps, result.loss, metrics))
-            start = time.perf_counter()
+                report(Progress(result.step, config.steps, result.loss, work.metrics))
     except BaseException as error:
         # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
-        interrupted = isinstance(error, KeyboardInterrupt)
-        how = {"status": "interrupted" if interrupted else "failed", "message": str(error), "last_step": step}
         with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
-            store.write_info({**info, **how})
+            work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
         raise
-    store.write_info({**info, "status": "finished", "message": "", "last_step": step, "result": metrics})
+    work.end("finished")
     return open_run(out)
+
+
+class _Work:
+    """What happens around the training steps of one run: observing, testing, saving, and keeping run.json true."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        out: Path,
+        run_id: str,
+        splits: Splits,
+        model: SegNet,
+        weights: str,
+        device: torch.device,
+    ) -> None:
+        """Put the parts together; nothing is written before :meth:`begin`."""
+        self.config, self.out, self.run_id, self.splits = config, out, run_id, splits
+        self.model = model
+        self.probe = Probe(
+            model, config.layers, config.kinds.split(",") if config.kinds else None, config.channel_images
+        )
+        self.schedule = config.schedule()
+        self.evaluate_every = config.evaluate_every or max(1, config.steps // 10)
+        observed = choose_observed(splits.test, config.observe, config.split_seed)
+        self.samples = [splits.test[i] for i in observed]
+        self.images, self.masks = (tensor.to(device) for tensor in to_tensors(self.samples))
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(device)
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
+        self.seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
+        self.metrics: dict[str, float] = {}
+        self.last_step = 0
+        self.info: dict[str, Any] = {
+            "upsampler": config.upsampler,
+            "network": config.network,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "weights": weights,
+            "config": dataclasses.asdict(config),
+            "schedule": list(self.schedule),
+            "kinds": list(self.probe.kinds),
+            "figure_layer": model.figure_layer,
+            "observation": {"names": [s.name for s in self.samples], "indices": observed, "mode": config.observe_mode},
+            "device": _device_name(device),
+            "threads": torch.get_num_threads(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "data": dict(splits.info),
+        }
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.out / "checkpoints" / "last.pt"
+
+    def begin(self, resume: bool) -> int:
+        """Open the folder, and record the untrained model or load the checkpoint; returns the steps already done."""
+        self.store = SnapshotStore(self.out, self.run_id)
+        if resume and self.checkpoint.exists():
+            self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
+            before = open_run(self.out)
+            self.info = {**before.info, **self.info}
+            self.seconds.update(before.info.get("seconds", {}))
+            # What the checkpoint does not know is recorded again, to the same bytes.
+            self.store.forget_after(self.last_step)
+            self.metrics = _latest_test(before)
+            self._write_info("running")
+        else:
+            self.store.forget_after(-1)
+            self._write_info("running")
+            self.store.write_observation(
+                np.stack([s.image for s in self.samples]), np.stack([s.mask for s in self.samples])
+            )
+            self.observe(0)
+            self._write_info("running")
+        self._clock = time.perf_counter()
+        return self.last_step
+
+    def after(self, result: StepResult) -> None:
+        """Test, record and save what is due after a training step."""
+        self._spent_on("training")
+        step = self.last_step = result.step
+        line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
+        if step % self.evaluate_every == 0 or step == self.config.steps:
+            self.metrics = evaluate(self.model, self.splits.test, F.cross_entropy)
+            line.update(self.metrics)
+            self._spent_on("testing")
+        self.store.append_metrics(line)
+        if step in self.schedule:
+            self.observe(step)
+        if step % self.config.checkpoint_every == 0 or step == self.config.steps:
+            write_checkpoint(self.checkpoint, step, self.run_id, self.model, self.optimizer, self.scaler)
+        self._clock = time.perf_counter()
+
+    def observe(self, step: int) -> None:
+        """Write the maps of the observed pictures."""
+        self._clock = time.perf_counter()
+        mode = self.config.observe_mode
+        snapshots = self.probe.observe(self.images, self.masks, F.cross_entropy, step=step, mode=mode)  # type: ignore[arg-type]
+        if step == 0:
+            self.info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in snapshots}
+        self.store.write(step, snapshots)
+        self._spent_on("observing")
+
+    def end(self, status: str, message: str = "") -> None:
+        """Say in run.json how the run ended."""
+        self._write_info(status, message)
+
+    def _write_info(self, status: str, message: str = "") -> None:
+        how = {"status": status, "message": message, "last_step": self.last_step, "seconds": self.seconds}
+        self.store.write_info({**self.info, **how, "result": self.metrics})
+
+    def _spent_on(self, what: str) -> None:
+        now = time.perf_counter()
+        self.seconds[what] += now - self._clock
+        self._clock = now
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -362,11 +406,8 @@ def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.devic
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _latest_test(out: Path) -> Mapping[str, float]:
-    path = out / "metrics.jsonl"
-    if not path.exists():
-        return {}
-    tests = [line for line in open_run(out).metrics() if "miou" in line]
+def _latest_test(run: Run) -> dict[str, float]:
+    tests = [line for line in run.metrics() if "miou" in line]
     return {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")} if tests else {}
 
 

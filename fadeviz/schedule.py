@@ -118,16 +118,15 @@ def _range(first: int, last: int, stride: int, part: str) -> range:
     if last < first:
         raise FadevizError(f"schedule part {part!r} runs backwards. Write {last}:{first}:{stride}")
     steps = range(first, last + 1, stride)
-    if len(steps) > _MAX_STEPS:
-        raise FadevizError(
-            f"schedule part {part!r} names {len(steps)} steps, more than {_MAX_STEPS}. Use a larger stride"
-        )
+    count = (last - first) // stride + 1  # len() overflows beyond the machine's integers
+    if count > _MAX_STEPS:
+        raise FadevizError(f"schedule part {part!r} names {count} steps, more than {_MAX_STEPS}. Use a larger stride")
     return steps
 
 
 def _log_range(first: int, last: int, count: int, part: str) -> list[int]:
-    if first < 1 or count < 2 or count > _MAX_STEPS:
-        raise FadevizError(f"schedule part {part!r}: log-spaced steps need FIRST >= 1 and COUNT >= 2")
+    if first < 1 or not 2 <= count <= _MAX_STEPS:
+        raise FadevizError(f"schedule part {part!r}: log-spaced steps need FIRST >= 1 and COUNT from 2 to {_MAX_STEPS}")
     if last < first:
         raise FadevizError(f"schedule part {part!r} runs backwards. Write log:{last}:{first}:{count}")
     ratio = last / first

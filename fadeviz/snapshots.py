@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -83,7 +83,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already, or never made: the error above is the one to hear of
+            partial.unlink()
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -177,7 +178,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for text in path.read_bytes().decode("utf-8", "replace").splitlines():
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
@@ -319,6 +320,8 @@ class Run:
                 _check_index("channel", channel, value.shape[-3], f"layer {layer!r}")
                 value = np.take(value, channel, axis=-3)
             stack.append(value)
+        if not stack:
+            raise FadevizError(f"no steps of {self.path} were asked for. It has: {_some(self.steps)}")
         return np.stack(stack)
 
     def check(self, layer: str, kind: str) -> None:
@@ -364,7 +367,7 @@ def _read_info(path: Path) -> dict[str, Any]:
         version, run_id = int(info["format"]), info["run_id"]
     except FileNotFoundError:
         raise FadevizError(f"{path} is not a run: it has no run.json. Give the folder that --out named") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise FadevizError(f"{path}/run.json is damaged ({error}). Record the run again with --overwrite") from error
     if version > FORMAT:
         raise FadevizError(

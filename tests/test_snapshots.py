@@ -183,9 +183,6 @@ class TestStore:
             SnapshotStore(tmp_path / "file", "x")
         assert one_line(caught).startswith(f"cannot write {tmp_path / 'file'}")
 
-    @pytest.mark.xfail(
-        raises=NotADirectoryError, reason="defect: in snapshots.replacing the unlink at the end hides the FadevizError"
-    )
     def test_a_file_where_a_folder_above_should_be(self, tmp_path):
         (tmp_path / "file").write_bytes(b"")
         with pytest.raises(FadevizError) as caught:
@@ -244,7 +241,6 @@ class TestMetrics:
     def test_no_file(self, run):
         assert run.metrics() == []
 
-    @pytest.mark.xfail(raises=(ValueError, RecursionError), reason="defect: read_metrics catches JSONDecodeError alone")
     @pytest.mark.parametrize("line", [b'{"step": ' + b"1" * 5000 + b"}", b"[" * 100_000], ids=["digits", "nesting"])
     def test_absurd_lines_are_left_out(self, tmp_path, line):
         (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
@@ -420,7 +416,6 @@ class TestRunJson:
             '{"format": 1, "run_id": 3}', '{"format": 1, "run_id": null}', "\x00\x00", "not json\nat all",
             pytest.param(
                 '{"format": Infinity, "run_id": "x"}',
-                marks=pytest.mark.xfail(raises=OverflowError, reason="defect: _read_info does not catch OverflowError"),
             ),
         ],
     )  # fmt: skip
@@ -507,7 +502,6 @@ class TestWrongNames:
         with pytest.raises(FadevizError, match=r"It has: 0, 1, 2, 3, \.\.\., 17, 18, 19$"):
             open_run(tmp_path).read(99, "a", "feature")
 
-    @pytest.mark.xfail(raises=ValueError, reason="defect: Run.maps hands numpy.stack an empty list")
     def test_no_steps_asked_for(self, run):
         with pytest.raises(FadevizError, match="no steps"):
             run.maps("head", steps=[])

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import pickle
 import urllib.error
-import zipfile
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -177,6 +175,10 @@ def _reset(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _download() -> Mapping[str, Tensor]:
     try:
         state: Mapping[str, Tensor] = torch.hub.load_state_dict_from_url(
@@ -187,8 +189,11 @@ def _download() -> Mapping[str, Tensor]:
             f"cannot download {IMAGENET_URL} ({error}). Get the file on a machine with a network and give it: "
             "--weights FILE; or train from random weights: --weights none"
         ) from error
-    except RuntimeError as error:  # torch.hub reports a wrong checksum so
-        raise FadevizError(f"{IMAGENET_URL}: {error}. Try again") from error
+    except Exception as error:  # a wrong checksum, or an unpickling error of any type from a damaged file in the cache
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name
+        raise FadevizError(
+            f"{IMAGENET_URL}: {_first_line(error)}. Delete {cached} if it is there, and try again"
+        ) from error
     return state
 
 
@@ -199,9 +204,11 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FadevizError(f"{path} is no weights file, or damaged ({reason}). Get it again") from error
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to load it all the same; a file that brings code along must not be.
+        raise FadevizError(f"{path} holds more than tensors, or is damaged: it is not loaded. Get it again") from error
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        raise FadevizError(f"{path} is no weights file, or damaged ({_first_line(error)}). Get it again") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FadevizError(f"{path} holds no plain state dict of tensors. Save model.state_dict() and give that file")
     return state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import io
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..errors import FadevizError
-from ..snapshots import replacing
+from ..snapshots import write_whole
 
 
 def write_checkpoint(
@@ -32,8 +32,10 @@ def write_checkpoint(
         "rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
-    with replacing(path) as partial:
-        torch.save(state, partial)
+    # Through memory: torch reports a full disk as an error of its own kind.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getvalue())
 
 
 def read_checkpoint(
@@ -49,19 +51,26 @@ def read_checkpoint(
         FadevizError: damaged, or of another run.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+            damaged = archive.testzip()
+        if damaged:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["run_id"] != run_id:
             raise FadevizError(
                 f"{path} belongs to run {state['run_id']}, not to {run_id}. Record again with --overwrite"
             )
+        step = int(state["step"])
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, KeyError, TypeError) as error:
+        if scaler is not None and state["scaler"] is not None:
+            scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
+    except FadevizError:
+        raise
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise FadevizError(f"{path} is damaged ({reason}). Record the run again with --overwrite") from error
-    if scaler is not None and state["scaler"] is not None:
-        scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"])
-    if state["cuda_rng"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_rng"])
-    return int(state["step"])
+    return step

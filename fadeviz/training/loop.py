@@ -121,7 +121,8 @@ def fit(
     Between two results the caller may do with the model what leaves it as it was: evaluate, observe, save.
 
     Raises:
-        FadevizError: the loss is not finite; the model is left as it was before that step.
+        FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running
+            statistics have taken in its batch).
     """
     first = next(model.parameters())
     channels_last = any(p.ndim == 4 and _is_channels_last(p) for p in model.parameters())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Dataset
+from ..errors import FadevizError
 from .loop import to_tensors
 
 BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
@@ -29,7 +30,7 @@ def boundary_band(mask: Tensor, width: int) -> Tensor:
     Shape: ``(..., H, W)`` bool -> the same.
     Source: Boundary IoU (Cheng et al., CVPR 2021), section 4.
     """
-    outside = (~mask).float().flatten(0, -3).unsqueeze(1)
+    outside = (~mask).float().reshape(-1, 1, *mask.shape[-2:])
     padded = F.pad(outside, (width, width, width, width), value=1.0)
     near = F.max_pool2d(padded, 2 * width + 1, stride=1).squeeze(1) > 0
     return mask & near.reshape(mask.shape)
@@ -58,8 +59,13 @@ def evaluate(
         ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all pictures pooled;
         ``iou``, that of class 1 alone; ``accuracy`` of the pixels; and each name of ``BOUNDARY_SHARES``, the mean over
         pictures of class 1's Boundary IoU.
+
+    Raises:
+        FadevizError: a data set without pictures, or without an end.
     """
-    count = dataset.count or 0
+    count = dataset.count
+    if not count:
+        raise FadevizError("evaluate: there are no test pictures, or they never end. Give a data set with a count")
     device = next(model.parameters()).device
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     boundary: dict[str, list[Tensor]] = {name: [] for name in BOUNDARY_SHARES}
@@ -86,7 +92,7 @@ def evaluate(
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
     return {
-        "test_loss": loss / max(count, 1),
+        "test_loss": loss / count,
         "miou": iou.nanmean().item(),
         "iou": iou[1].item(),
         "accuracy": (hits.sum() / confusion.sum()).item(),

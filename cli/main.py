@@ -305,21 +305,24 @@ def info(run: Path) -> None:
 
     opened = open_run(run)
     told = opened.info
-    config = told.get("config", {})
+    config, result = told.get("config", {}), told.get("result", {})
+    # A run of somebody's own loop says less of itself than one of `record`: print what there is.
+    lines = {
+        "status": [told.get("status"), told.get("message")],
+        "data": [
+            told.get("data", {}).get("name"),
+            *(f"{k} {config[k]}" for k in ("size", "width", "seed") if k in config),
+        ],
+        "parameters": [told.get("parameters"), f"weights {told['weights']}" if "weights" in told else None],
+        "device": [told.get("device"), f"{told['threads']} threads" if "threads" in told else None],
+        "time": [f"{what} {value:.1f} s" for what, value in told.get("seconds", {}).items()],
+        "observed": [*told.get("observation", {}).get("names", []), told.get("observation", {}).get("mode")],
+        "result": [f"{name} {value:.4f}" for name, value in result.items()],
+    }
     click.echo(f"{run}: {told.get('upsampler')} in {told.get('network')}, run {opened.run_id}")
-    message = f" ({told['message']})" if told.get("message") else ""
-    click.echo(f"status       {told.get('status')}{message}")
-    data, size, width = told.get("data", {}).get("name"), config.get("size"), config.get("width")
-    click.echo(f"data         {data}, {size}x{size}, width {width}, seed {config.get('seed')}")
-    parameters = told.get("parameters")
-    click.echo(f"network      {parameters:,} parameters, weights {told.get('weights')}, {told.get('device')}")
-    seconds = told.get("seconds", {})
-    if seconds:
-        parts = ", ".join(f"{what} {value:.1f} s" for what, value in seconds.items())
-        click.echo(f"time         {parts}")
-    click.echo(f"observed     {', '.join(told.get('observation', {}).get('names', []))}")
-    for name, value in told.get("result", {}).items():
-        click.echo(f"{name:13}{value:.4f}")
+    for name, parts in lines.items():
+        if any(parts):
+            click.echo(f"{name:13}{', '.join(str(part) for part in parts if part)}")
     click.echo(f"snapshots    {len(opened.steps)}: {', '.join(map(str, opened.steps))}")
     for layer, kinds in opened.layers.items() if opened.steps else ():
         click.echo(f"  {layer:30}{', '.join(kinds)}")

@@ -1,8 +1,12 @@
-"""Where the large shared files are, and what to say where they are not."""
+"""Where the large shared files are, and what to say where they are not; one thread, as the networks here are tiny."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Before torch is imported: threads that wait for each other cost more than these small networks do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -257,7 +257,15 @@ class TestLookingUp:
         assert "status       finished" in output
         assert "4: 0, 1, 2, 3" in output
         assert re.search(r"decoder.3.upsample +feature, gradient, kernel_entropy", output)
-        assert re.search(r"miou +0\.\d{4}", output)
+        assert re.search(r"result .*miou 0\.\d{4}", output)
+
+    def test_info_of_a_run_that_says_little_of_itself(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        for key in ("config", "network", "parameters", "observation"):
+            info = json.loads((run.path / "run.json").read_text())
+            info.pop(key, None)
+            (run.path / "run.json").write_text(json.dumps(info))
+            assert call("info", run.path).exit_code == 0, key
 
     def test_info_names_what_is_broken(self, tmp_path):
         run = make_run(tmp_path / "run")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test lint slow gpu clean
 
 demo: $(INSTALLED)
 	$(BIN)/fadeviz demo --overwrite
@@ -21,6 +21,10 @@ lint: $(INSTALLED)
 # The tests that take minutes.
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+# The tests that need a CUDA device.
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,53 @@
+"""That training learns what the pictures claim: minutes, so `pytest -m slow`."""
+
+import numpy as np
+import pytest
+
+from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.demo import UPSAMPLERS, run_demo
+from fadeviz.experiment import TEST_DRAWINGS
+from fadeviz.snapshots import open_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    run_demo(out)
+    return {name: open_run(out / name) for name in UPSAMPLERS}
+
+
+def colour_rule_iou():
+    """Horse IoU on the demo's test drawings of the best rule that sees one pixel's colour, fitted to 200 others."""
+
+    def pixels(stream, count):
+        samples = [SyntheticHorses(128, 0, stream=stream)[i] for i in range(count)]
+        colours = np.stack([s.image for s in samples]).reshape(-1, 3).astype(np.int64) // 32
+        return colours @ [64, 8, 1], np.stack([s.mask for s in samples]).reshape(-1) == 1
+
+    bins, horse = pixels("train", 200)
+    share = np.bincount(bins, horse, minlength=512) / np.maximum(np.bincount(bins, minlength=512), 1)
+    test_bins, test_horse = pixels("test", TEST_DRAWINGS)
+    best = 0.0
+    for threshold in np.linspace(0.05, 0.95, 37):  # the best threshold for the test itself: in the rule's favour
+        found = share[test_bins] > threshold
+        best = max(best, (found & test_horse).sum() / (found | test_horse).sum())
+    return best
+
+
+def test_fade_learns_what_colour_alone_does_not_tell(demo):
+    colour = colour_rule_iou()
+    assert 0.2 < colour < 0.45
+    assert demo["fade"].info["result"]["iou"] > colour + 0.2
+
+
+def test_a_horse_is_visible_in_the_late_frames(demo):
+    """Inside and outside of the mask differ in FADE's map, for one polarity or the other, in every observed picture."""
+    run = demo["fade"]
+    maps, masks = run.maps(kind="feature")[-1], run.observation[1]
+    for value, mask in zip(maps, masks, strict=True):
+        small = mask.reshape(64, 2, 64, 2).mean((1, 3))
+        inside, outside = value[small == 1], value[small == 0]
+        rank = (inside[:, None] > outside[None, ::7]).mean()
+        assert max(rank, 1 - rank) > 0.65

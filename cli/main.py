@@ -124,9 +124,10 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, **op
             finished = run(config, out, resume=resume, overwrite=overwrite, report=bars.report)
         except KeyboardInterrupt:
             bars.close()
-            raise click.ClickException(
-                f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
-            ) from None
+            if not (out / "run.json").exists():
+                raise click.ClickException("stopped before anything was recorded") from None
+            message = f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
+            raise click.ClickException(message) from None
     for note in finished.info["data"].get("notes", []):
         click.echo(f"note: {note}", err=True)
     result = finished.info.get("result", {})

@@ -263,9 +263,7 @@ def _draw(sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, 
     # A thousandth of a pixel more than the size: the renderer rounds down.
     figure = Figure(((layout.width + 1e-3) / layout.dpi, (layout.height + 1e-3) / layout.dpi), dpi=layout.dpi)
     figure.patch.set_facecolor("white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    page = _Page(axes, layout)
+    page = _Page(figure, layout, exact=upscale)
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
@@ -286,39 +284,51 @@ def _draw(sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, 
     lines, top = layout.caption
     for index, line in enumerate(lines):
         page.text(layout.points(5), top + index * layout.points(8), line, _TEXT, color="0.25")
-    axes.set_xlim(0, layout.width)
-    axes.set_ylim(layout.height, 0)
     return figure
 
 
 class _Page:
-    """Axes over the whole figure, whose units are pixels from the upper left corner."""
+    """A figure whose units are pixels from the upper left corner: frames at the back, pictures, words in front."""
 
-    def __init__(self, axes: Any, layout: Layout) -> None:
-        self.axes = axes
+    def __init__(self, figure: Any, layout: Layout, *, exact: bool) -> None:
+        self.figure = figure
         self.layout = layout
+        self.exact = exact
+        self.back, self.front = (self._axes(zorder) for zorder in (0, 2))
+
+    def _axes(self, zorder: int) -> Any:
+        axes = self.figure.add_axes((0, 0, 1, 1), zorder=zorder, label=str(zorder))
+        axes.set_axis_off()
+        axes.set_xlim(0, self.layout.width)
+        axes.set_ylim(self.layout.height, 0)
+        axes.set_autoscale_on(False)
+        return axes
 
     def text(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
         style = {"va": "top", "ha": "left"} | style
         # parse_math: a layer's or file's name may hold a dollar sign.
-        self.axes.text(x, y, text, fontsize=size, parse_math=False, **style)
+        self.front.text(x, y, text, fontsize=size, parse_math=False, **style)
 
-    def picture(self, box: tuple[float, float, float, float], pixels: NDArray[np.uint8]) -> None:
+    def picture(self, box: tuple[int, int, int, int], pixels: NDArray[np.uint8]) -> None:
         x, y, width, height = box
+        if self.exact:
+            # Pixel for pixel: the pixels are given at the box's size, and no renderer places or resamples them.
+            self.figure.figimage(pixels, x, self.layout.height - y - height, origin="upper", zorder=1)
+            return
         # "none": vector files embed the values themselves, not what would be seen of them at some resolution.
-        self.axes.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto", zorder=2)
+        self.back.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto", zorder=2)
 
     def cell(self, corner: tuple[int, int], pixels: NDArray[np.uint8], label: str) -> None:
         from matplotlib.patches import Rectangle
 
         (x, y), (width, height), points = corner, self.layout.cell, self.layout.points
-        self.axes.add_patch(Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor="0.6", linewidth=0, zorder=1))
+        self.back.add_patch(Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor="0.6", linewidth=0, zorder=1))
         self.picture((x, y, width, height), pixels)
         if not self.layout.chips:
             self.text(x, y - points(0.8), label, _STEP, color="0.25", va="bottom")
             return
         chip = (round(font(points(_STEP)).getlength(label)) + points(2.2), points(6.8))
-        self.axes.add_patch(Rectangle((x, y), *chip, facecolor="black", alpha=0.62, linewidth=0, zorder=3))
+        self.front.add_patch(Rectangle((x, y), *chip, facecolor="black", alpha=0.62, linewidth=0, zorder=3))
         middle = (x + chip[0] / 2, y + chip[1] / 2)
         self.text(*middle, label, _STEP, color="white", ha="center", va="center_baseline", zorder=4)
 
@@ -330,8 +340,10 @@ class _Page:
         size = points(_TEXT)
         self.text(right, middle, high, _TEXT, ha="right", va="center_baseline")
         right -= round(font(size).getlength(high)) + points(3)
-        bar = palette(colormap)[None]
         width, height = points(56), points(5)
+        bar = palette(colormap)[None]
+        if self.exact:
+            bar = bar[:, np.linspace(0, 255, width).round().astype(int)].repeat(height, axis=0)
         self.picture((right - width, middle - height // 2, width, height), bar)
         right -= width + points(3)
         self.text(right, middle, low, _TEXT, ha="right", va="center_baseline")

@@ -124,7 +124,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, **op
             finished = run(config, out, resume=resume, overwrite=overwrite, report=bars.report)
         except KeyboardInterrupt:
             bars.close()
-            if not (out / "run.json").exists():
+            if not any((out / "snapshots").glob("step_*")):
                 raise click.ClickException("stopped before anything was recorded") from None
             message = f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
             raise click.ClickException(message) from None
@@ -236,21 +236,14 @@ def animate(runs: tuple[Path, ...], output: Path, duration: int, **options: Any)
 
 
 def _drawing(options: dict[str, Any]) -> dict[str, Any]:
-    from fadeviz import parse_schedule
+    from fadeviz.schedule import parse_steps
 
     try:
         low, high = (float(end) for end in options["percentiles"].split(","))
     except ValueError:
         raise click.BadParameter("two numbers LOW,HIGH are needed, e.g. 1,99", param_hint="--percentiles") from None
-    steps = options["steps"]
-    if steps is not None:
-        steps = [s for s in parse_schedule(steps) if s or _names_zero(steps)]
+    steps = None if options["steps"] is None else parse_steps(options["steps"])
     return {**options, "percentiles": (low, high), "steps": steps}
-
-
-def _names_zero(schedule: str) -> bool:
-    # A schedule always holds step 0; a selection of frames holds it only where it is asked for.
-    return any(part.split(":")[0].strip() in ("0", "00") for part in schedule.split(","))
 
 
 def _say(output: Path, notes: tuple[str, ...]) -> None:

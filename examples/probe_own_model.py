@@ -43,6 +43,7 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
 
     probe = Probe(model, layers="up,coarse", kinds=["feature", "gradient"])
     store = SnapshotStore(out, run_id="small-unet-0")
+    store.forget_after(-1)  # an earlier run of this example in the same folder
     store.write_info({"network": "SmallUNet", "upsampler": "fade", "observation": {"names": [s.name for s in watched]}})
     store.write_observation(np.stack([s.image for s in watched]), np.stack([s.mask for s in watched]))
 

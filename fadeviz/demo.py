@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import FadevizError
-from .experiment import Progress, RunConfig, run
+from .experiment import Progress, RunConfig, check_folder, run
 from .render.animation import write_animation
 from .render.grid import write_grid
 from .snapshots import Run, write_whole
@@ -53,6 +53,7 @@ def run_demo(
     for name in UPSAMPLERS:
         if not overwrite and (out / name / "run.json").exists():
             raise FadevizError(f"{out} holds a demo already. Replace it with --overwrite, or choose another --out")
+        check_folder(out / name, overwrite=overwrite)  # both before the first has trained for minutes
     runs = []
     for name in UPSAMPLERS:
         config = RunConfig(

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +28,11 @@ from .errors import FadevizError, unknown_name
 from .models import SegNet, build_network
 from .probes import MODES, Probe
 from .schedule import Schedule, log_spaced, parse_schedule
-from .snapshots import Run, SnapshotStore, open_run
+from .snapshots import Run, Snapshot, SnapshotStore, open_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors
 from .training.metrics import evaluate
+from .upsamplers import UPSAMPLERS, parse_upsampler
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
@@ -102,6 +105,15 @@ class RunConfig:
                 raise FadevizError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.evaluate_every < 0:
             raise FadevizError(f"evaluate_every is {self.evaluate_every}; it must be 0 (a tenth of the run) or more")
+        if self.data != "weizmann" and self.data_dir:
+            raise FadevizError(
+                f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add --data weizmann"
+            )
+        for name in ("seed", "split_seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise FadevizError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
         if not 0 < self.lr < float("inf"):
             raise FadevizError(f"lr is {self.lr}; it must be above 0")
         if self.precision not in PRECISIONS:
@@ -162,8 +174,13 @@ def build_model(config: RunConfig) -> tuple[SegNet, str]:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build_network(config.network, config.upsampler, width=config.width)
-    weights = "none" if config.weights == "none" else model.load_encoder(config.weights)
-    return model, weights
+    if config.weights == "none":
+        return model, "none"
+    name = model.load_encoder(config.weights)
+    digest = hashlib.sha256()
+    for key, value in sorted(model.encoder.state_dict().items()):
+        digest.update(key.encode() + value.numpy().tobytes())
+    return model, f"{name} ({digest.hexdigest()[:12]})"
 
 
 def run(
@@ -192,38 +209,48 @@ def run(
     out = Path(out)
     keep_freed_memory()
     device = choose_device(config.device)
-    _check_folder(out, resume, overwrite)
-    splits = load_data(config)
-    model, weights = build_model(config)
-    run_id = _run_id(config, splits, weights, device)
-    work = _Work(config, out, run_id, splits, model, weights, device)
+    check_folder(out, resume=resume, overwrite=overwrite)
     if resume:
         before = open_run(out)
-        _check_same(before, config, run_id)
+        _check_settings(before, config)
         if before.info.get("status") == "finished":
             return before
-    elif overwrite:
-        _remove_run(out)
-
-    first_step = work.begin(resume) + 1
-    data = batches(splits.train, range(first_step, config.steps + 1), config.batch_size, config.seed, flip=config.flip)
-    lr_at = step_decay(config.lr, config.steps, config.lr_drops)
-    # On a GPU: the same algorithms in every process. On a CPU this changes nothing.
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        for result in fit(
-            model, data, F.cross_entropy, work.optimizer, lr_at,
-            first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        ):  # fmt: skip
-            work.after(result)
-            if report is not None:
-                report(Progress(result.step, config.steps, result.loss, work.metrics))
-    except BaseException as error:
-        # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
-        with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
-            work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-        raise
-    work.end("finished")
+        # The sums of a convolution depend on how many threads share them.
+        torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
+    with _only_writer(out), _same_algorithms():
+        splits = load_data(config)
+        model, weights = build_model(config)
+        work = _Work(config, out, splits, model, weights, device)
+        if resume:
+            first_step = work.go_on() + 1
+        else:
+            first_step = 1
+            untrained = work.look(0)  # what cannot be observed is found here, before an old run is removed
+            if overwrite:
+                _remove_run(out)
+            work.begin(untrained)
+        data = batches(
+            splits.train, range(first_step, config.steps + 1), config.batch_size, config.seed, flip=config.flip
+        )
+        lr_at = step_decay(config.lr, config.steps, config.lr_drops)
+        try:
+            for result in fit(
+                model, data, F.cross_entropy, work.optimizer, lr_at,
+                first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
+            ):  # fmt: skip
+                work.after(result)
+                if report is not None:
+                    report(Progress(result.step, config.steps, result.loss, work.metrics))
+        except BaseException as error:
+            # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
+            with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
+                work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+            if isinstance(error, torch.OutOfMemoryError):
+                raise FadevizError(
+                    f"out of memory at step {work.last_step + 1}. Use a smaller --batch-size, --size or --width"
+                ) from error
+            raise
+        work.end("finished")
     return open_run(out)
 
 
@@ -231,17 +258,11 @@ class _Work:
     """What happens around the training steps of one run: observing, testing, saving, and keeping run.json true."""
 
     def __init__(
-        self,
-        config: RunConfig,
-        out: Path,
-        run_id: str,
-        splits: Splits,
-        model: SegNet,
-        weights: str,
-        device: torch.device,
+        self, config: RunConfig, out: Path, splits: Splits, model: SegNet, weights: str, device: torch.device
     ) -> None:
-        """Put the parts together; nothing is written before :meth:`begin`."""
-        self.config, self.out, self.run_id, self.splits = config, out, run_id, splits
+        """Put the parts together; nothing is written before :meth:`begin` or :meth:`go_on`."""
+        self.config, self.out, self.splits = config, out, splits
+        self.run_id = _run_id(config, splits, weights, device)
         self.model = model
         self.probe = Probe(
             model, config.layers, config.kinds.split(",") if config.kinds else None, config.channel_images
@@ -263,7 +284,9 @@ class _Work:
         self.last_step = 0
         self.info: dict[str, Any] = {
             "upsampler": config.upsampler,
+            "title": UPSAMPLERS[parse_upsampler(config.upsampler)[0]].title,
             "network": config.network,
+            "network_title": type(model).__name__,
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": weights,
             "config": dataclasses.asdict(config),
@@ -281,26 +304,47 @@ class _Work:
     def checkpoint(self) -> Path:
         return self.out / "checkpoints" / "last.pt"
 
-    def begin(self, resume: bool) -> int:
-        """Open the folder, and record the untrained model or load the checkpoint; returns the steps already done."""
+    def begin(self, untrained: list[Snapshot]) -> None:
+        """Open the folder and record the untrained model."""
+        self.info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in untrained}
         self.store = SnapshotStore(self.out, self.run_id)
-        if resume and self.checkpoint.exists():
-            self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
-            before = open_run(self.out)
-            self.info = {**before.info, **self.info}
-            self.seconds.update(before.info.get("seconds", {}))
-            # What the checkpoint does not know is recorded again, to the same bytes.
-            self.store.forget_after(self.last_step)
-            self.metrics = _latest_test(before)
-            self._write_info("running")
-        else:
-            self.store.forget_after(-1)
-            self._write_info("running")
-            self.store.write_observation(
-                np.stack([s.image for s in self.samples]), np.stack([s.mask for s in self.samples])
+        self.store.forget_after(-1)
+        self._write_info("running")
+        self.store.write_observation(
+            np.stack([s.image for s in self.samples]), np.stack([s.mask for s in self.samples])
+        )
+        self.store.write(0, untrained)
+        self._clock = time.perf_counter()
+
+    def go_on(self) -> int:
+        """Load the checkpoint of a run that stopped; returns the steps already done.
+
+        Without a checkpoint, which a run killed early may not have yet, the run begins anew.
+        """
+        before = open_run(self.out)
+        if before.run_id != self.run_id:
+            raise FadevizError(
+                f"{self.out}: its data, weights or device kind are not the same any more. Use --overwrite"
             )
-            self.observe(0)
-            self._write_info("running")
+        if not self.checkpoint.exists():
+            done = max((line["step"] for line in before.metrics()), default=0)
+            if done > self.config.checkpoint_every:
+                raise FadevizError(
+                    f"{self.checkpoint} is missing, though {done} steps were done. "
+                    "Put it back, or begin anew with --overwrite"
+                )
+            self.begin(self.look(0))
+            return 0
+        self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
+        self.info = {**before.info, **self.info}
+        self.seconds.update(before.info.get("seconds", {}))
+        self.store = SnapshotStore(self.out, self.run_id)
+        # What the checkpoint does not know is recorded again, to the same bytes.
+        self.store.forget_after(self.last_step)
+        tests = [line for line in before.metrics() if "miou" in line and line["step"] <= self.last_step]
+        if tests:
+            self.metrics = {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")}
+        self._write_info("running")
         self._clock = time.perf_counter()
         return self.last_step
 
@@ -315,20 +359,17 @@ class _Work:
             self._spent_on("testing")
         self.store.append_metrics(line)
         if step in self.schedule:
-            self.observe(step)
+            self._clock = time.perf_counter()
+            self.store.write(step, self.look(step))
+            self._spent_on("observing")
         if step % self.config.checkpoint_every == 0 or step == self.config.steps:
             write_checkpoint(self.checkpoint, step, self.run_id, self.model, self.optimizer, self.scaler)
         self._clock = time.perf_counter()
 
-    def observe(self, step: int) -> None:
-        """Write the maps of the observed pictures."""
-        self._clock = time.perf_counter()
+    def look(self, step: int) -> list[Snapshot]:
+        """The maps of the observed pictures now."""
         mode = self.config.observe_mode
-        snapshots = self.probe.observe(self.images, self.masks, F.cross_entropy, step=step, mode=mode)  # type: ignore[arg-type]
-        if step == 0:
-            self.info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in snapshots}
-        self.store.write(step, snapshots)
-        self._spent_on("observing")
+        return self.probe.observe(self.images, self.masks, F.cross_entropy, step=step, mode=mode)  # type: ignore[arg-type]
 
     def end(self, status: str, message: str = "") -> None:
         """Say in run.json how the run ended."""
@@ -363,38 +404,79 @@ def read_config(path: str | Path) -> RunConfig:
         raise FadevizError(f"{path}/run.json has damaged settings ({error}). Record again with --overwrite") from error
 
 
-def _check_folder(out: Path, resume: bool, overwrite: bool) -> None:
+def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise unless a run may be written to ``out``.
+
+    Raises:
+        FadevizError: a file, a run without ``resume`` or ``overwrite``, or files that are no run.
+    """
     if out.exists() and not out.is_dir():
         raise FadevizError(f"{out} is a file. Choose another --out")
-    if not resume and not overwrite and out.is_dir() and any(out.iterdir()):
-        what = "a run" if (out / "run.json").exists() else "files"
-        raise FadevizError(
-            f"{out} holds {what} already. Go on with --resume, replace with --overwrite, or choose another --out"
-        )
-    if overwrite and out.is_dir() and any(out.iterdir()) and not (out / "run.json").exists():
+    if resume or not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / "run.json").exists():
         raise FadevizError(
             f"{out} holds files but no run.json, so it is no run: nothing is replaced. Choose another --out"
         )
+    if not overwrite:
+        raise FadevizError(
+            f"{out} holds a run already. Go on with --resume, replace with --overwrite, or choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Refuse a second process on the same folder; the lock goes with the process, however it ends."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    SnapshotStore.make_folder(out)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FadevizError(
+                f"another process is recording into {out}. Wait for it, or choose another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _same_algorithms() -> Iterator[None]:
+    """On a GPU: the same convolution algorithms in every process. On a CPU this changes nothing."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _remove_run(out: Path) -> None:
-    # Only what a run writes: figures or notes that someone put beside it stay.
-    for name in ("run.json", "metrics.jsonl", "observation.safetensors"):
-        (out / name).unlink(missing_ok=True)
+    # Only what a run writes: figures or notes that someone put beside it stay. run.json goes last: until then the
+    # folder is known for a run, and the same command can be given again.
     for name in ("snapshots", "checkpoints"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+    for name in ("metrics.jsonl", "observation.safetensors", "run.json"):
+        (out / name).unlink(missing_ok=True)
 
 
-def _check_same(before: Run, config: RunConfig, run_id: str) -> None:
+def _check_settings(before: Run, config: RunConfig) -> None:
     was, now = before.info.get("config", {}), json.loads(json.dumps(dataclasses.asdict(config)))
-    differs = [f"{name} was {was.get(name)!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]]
-    differs = [text for text in differs if not text.startswith(("device ", "data_dir "))]
-    if differs:
-        raise FadevizError(f"{before.path} was recorded with other settings: {'; '.join(differs)}. Use --overwrite")
-    if before.run_id != run_id:
-        raise FadevizError(
-            f"{before.path}: its data, weights or device kind are not the same any more. Use --overwrite"
-        )
+    elsewhere = ("device", "data_dir", "weights")  # may have moved; what they hold is checked by the run's id
+    names = [name for name in now if name not in elsewhere and was.get(name) != now[name]]
+    if names:
+        differs = "; ".join(f"{name} was {was.get(name)!r}, is {now[name]!r}" for name in names)
+        raise FadevizError(f"{before.path} was recorded with other settings: {differs}. Use --overwrite")
 
 
 def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.device) -> str:
@@ -404,11 +486,6 @@ def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.devic
     data = {k: v for k, v in splits.info.items() if k != "folder"}
     text = json.dumps([settings, data, weights, device.type], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _latest_test(run: Run) -> dict[str, float]:
-    tests = [line for line in run.metrics() if "miou" in line]
-    return {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")} if tests else {}
 
 
 def _device_name(device: torch.device) -> str:

@@ -112,12 +112,14 @@ class Probe:
             # The maps are those of float32 arithmetic whatever the training's precision is.
             torch.autocast(images.device.type, enabled=False),
             torch.set_grad_enabled("gradient" in self.kinds),
+            # A compiled model would not call hooks that were added after it was compiled.
+            torch.compiler.set_stance("force_eager"),
             _hooks(self, found),
         ):
             # A leaf of its own: the graph then reaches every layer even when all weights are frozen.
             leaf = images.detach().clone().requires_grad_("gradient" in self.kinds)
             output = self._forward(leaf, mode)
-            found.complain_about_missing()
+            found.forward_is_over()
             if "gradient" in self.kinds:
                 loss = loss_fn(output, targets)
                 found.add_gradients(loss)
@@ -127,8 +129,10 @@ class Probe:
     def _forward(self, images: Tensor, mode: Mode) -> Any:
         if mode == "eval":
             return self.model(images)
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        return torch.func.functional_call(self.model, buffers, (images,))
+        # DataParallel cannot be called with other buffers; what it wraps can.
+        model = self.model.module if isinstance(self.model, nn.DataParallel) else self.model
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return torch.func.functional_call(model, buffers, (images,))
 
 
 class _Found:
@@ -140,8 +144,11 @@ class _Found:
         self.snapshots: list[Snapshot] = []
         self._edges: list[tuple[str, int, GradientEdge]] = []
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._over = False
 
     def layer_ran(self, layer: str, output: Any) -> None:
+        if self._over:  # activation checkpointing runs layers again during the backward pass
+            return
         kinds = self.probe.kinds
         call = self._count(layer, "")
         if not isinstance(output, Tensor) or output.ndim != 4:
@@ -154,10 +161,17 @@ class _Found:
         if "channels" in kinds:
             self._add(layer, call, "channels", value[: self.probe.channel_images])
         if "gradient" in kinds:
+            if not output.requires_grad:
+                raise FadevizError(
+                    f"layer {layer!r} runs without gradients (torch.no_grad, or a reentrant checkpoint). "
+                    "Leave gradient out of the kinds, or choose another layer"
+                )
             # The edge is where the gradient of this very value arrives, also when it is modified in place later on.
             self._edges.append((layer, call, get_gradient_edge(output)))
 
     def part_ran(self, layer: str, kind: str, module: nn.Module, output: Tensor) -> None:
+        if self._over:
+            return
         call = self._count(layer, kind)
         value = output.detach().float()
         if kind == "kernel_entropy":
@@ -173,7 +187,8 @@ class _Found:
                 )
             self._add(layer, call, "gradient", grad.detach().float().relu().sum(dim=1))
 
-    def complain_about_missing(self) -> None:
+    def forward_is_over(self) -> None:
+        self._over = True
         for layer in self.probe.layers:
             if not self._calls[layer, ""]:
                 raise FadevizError(
@@ -214,7 +229,7 @@ def find_layers(modules: Any, patterns: str | Sequence[str], network: str) -> tu
     for pattern in (p.strip() for p in wanted):
         fits = {name for name in names if _expression(_plain(pattern)).fullmatch(name)}
         if not fits:
-            raise unknown_name(f"layer in {network}", pattern, names, f"fadeviz layers {network.lower()}")
+            raise unknown_name(f"layer in {network}", pattern, names)
         chosen |= fits
     return tuple(name for name in names if name in chosen)
 

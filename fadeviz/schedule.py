@@ -70,15 +70,28 @@ def log_spaced(first: int, last: int, count: int) -> Schedule:
 
 
 def parse_schedule(text: str, last: int | None = None) -> Schedule:
-    """Read a schedule such as ``"100:3000:100,320:360:10"``; both ends of a range belong to it.
+    """Read a schedule such as ``"100:3000:100,320:360:10"``; step 0 is added where it is not named.
 
     Args:
-        text: comma-separated parts, each a step ``N``, a range ``FIRST:LAST:STRIDE`` (``FIRST:LAST`` has stride 1) or
-            ``log:FIRST:LAST:COUNT``.
+        text: as for :func:`parse_steps`.
         last: the last step of the run; a part that reaches past it is an error. ``None``: no limit.
 
     Raises:
         FadevizError: empty text, something that is no number, a range that runs backwards, a step past ``last``.
+    """
+    return at(parse_steps(text, last))
+
+
+def parse_steps(text: str, last: int | None = None) -> list[int]:
+    """Read steps such as ``"0,320:360:10"``, increasing; both ends of a range belong to it.
+
+    Args:
+        text: comma-separated parts, each a step ``N``, a range ``FIRST:LAST:STRIDE`` (``FIRST:LAST`` has stride 1) or
+            ``log:FIRST:LAST:COUNT``.
+        last: the largest step there may be. ``None``: no limit.
+
+    Raises:
+        FadevizError: as :func:`parse_schedule`.
     """
     steps: set[int] = set()
     parts = [part.strip() for part in text.split(",")]
@@ -102,7 +115,7 @@ def parse_schedule(text: str, last: int | None = None) -> Schedule:
                 "Train longer (--steps) or shorten the schedule (--snapshots)"
             )
         steps.update(added)
-    return at(steps)
+    return sorted(steps)
 
 
 def _number(field: str, part: str) -> int:

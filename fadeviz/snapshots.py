@@ -116,18 +116,27 @@ def _cannot_write(path: Path, error: OSError) -> FadevizError:
 
 
 class SnapshotStore:
-    """The writing half of a run folder. One writer a folder; every file is replaced whole."""
+    """The writing half of a run folder. One writer a folder; every file is replaced whole.
+
+    Steps that are in the folder already stay, and count as this run's if they carry its id: start a new run in an old
+    folder with ``forget_after(-1)``.
+    """
 
     def __init__(self, path: str | os.PathLike[str], run_id: str) -> None:
         """Open ``path`` for writing, making it where it is missing; ``run_id`` goes into every snapshot's header."""
         self.path = Path(path)
         self.run_id = run_id
-        try:
-            (self.path / "snapshots").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _cannot_write(self.path, error) from error
+        self.make_folder(self.path / "snapshots")
         for left_over in [*self.path.glob(".*.partial*"), *self.path.glob("*/.*.partial*")]:
             left_over.unlink(missing_ok=True)
+
+    @staticmethod
+    def make_folder(path: Path) -> None:
+        """Make a folder and those above it, where they are missing."""
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
 
     def write(self, step: int, snapshots: Iterable[Snapshot]) -> Path:
         """Write the maps of one step; a step that is there already is replaced."""
@@ -220,6 +229,13 @@ class Run:
     def _files(self) -> tuple[dict[int, Path], dict[str, str]]:
         readable: dict[int, Path] = {}
         broken: dict[str, str] = {}
+        observation = self.path / "observation.safetensors"
+        try:
+            if observation.exists():
+                with safe_open(observation, "np"):
+                    pass
+        except (SafetensorError, OSError) as error:
+            broken[observation.name] = f"damaged: {error}"
         folder = self.path / "snapshots"
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             match = _STEP_FILE.fullmatch(file.name)
@@ -246,7 +262,7 @@ class Run:
 
     @property
     def broken(self) -> dict[str, str]:
-        """Snapshot files that cannot be used, with the reason."""
+        """Files of the run that cannot be used, with the reason."""
         return dict(self._files[1])
 
     @cached_property
@@ -375,6 +391,11 @@ def _read_info(path: Path) -> dict[str, Any]:
         )
     if not isinstance(run_id, str):
         raise FadevizError(f"{path}/run.json is damaged (run_id is no text). Record the run again with --overwrite")
+    for key in ("config", "data", "layers", "observation", "result", "seconds"):
+        if not isinstance(info.get(key, {}), dict):
+            raise FadevizError(
+                f"{path}/run.json is damaged ({key} is no object). Record the run again with --overwrite"
+            )
     return dict(info)
 
 

@@ -60,7 +60,9 @@ def make_run(
         {
             "status": "finished",
             "upsampler": upsampler,
+            "title": upsampler.upper(),
             "network": "segnet",
+            "network_title": "SegNet",
             "config": {"seed": seed, "data": "drawn"},
             "layers": {LAYER: [height, width]},
             "figure_layer": LAYER,

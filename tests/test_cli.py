@@ -180,7 +180,9 @@ class TestPictures:
         call("grid", runs / "fade", "-o", tmp_path / "all.png")
         call("grid", runs / "fade", "-o", tmp_path / "two.png", "--steps", "1,3")
         assert (tmp_path / "two.png").read_bytes() != (tmp_path / "all.png").read_bytes()
-        fails(1, "step 2[0-9]|20", "grid", runs / "fade", "-o", tmp_path / "x.png", "--steps", "20")
+        fails(
+            1, "has no snapshot of step 20. List them", "grid", runs / "fade", "-o", tmp_path / "x.png", "--steps", "20"
+        )
 
     @pytest.mark.parametrize(
         ("code", "message", "args"),
@@ -190,7 +192,11 @@ class TestPictures:
             (1, "no 'channels' maps", ["--kind", "channels"]),
             (1, "no image 9", ["--image", "9"]),
             (1, "virdis.*Nearest: 'viridis'", ["--colormap", "virdis"]),
-            (1, "frames", ["--normalize", "frames"]),
+            (1, "no normalisation scope 'frames'. Nearest: 'frame'", ["--normalize", "frames"]),
+            (1, "'feature' has none. Use --kind channels", ["--channel", "3"]),
+            (1, "0 channels: at least 1", ["--channels", "0"]),
+            (1, "scale 0", ["--scale", "0"]),
+            (1, "pixels, more than .* Use a smaller --scale", ["--scale", "3000"]),
             (1, "percentiles 99 and 1", ["--percentiles", "99,1"]),
             (2, "two numbers LOW,HIGH", ["--percentiles", "1-99"]),
             (1, "cannot be written as .jpg", ["-o", "x.jpg"]),
@@ -205,16 +211,11 @@ class TestPictures:
         assert [p.name for p in tmp_path.iterdir()] == [target.name]
 
     def test_duration(self, runs, tmp_path):
-        fails(
-            1,
-            "duration 125 ms: .* Use 120 or 130",
-            "animate",
-            runs / "fade",
-            "-o",
-            tmp_path / "a.gif",
-            "--duration",
-            125,
-        )
+        start = ["animate", runs / "fade", "-o", tmp_path / "a.gif", "--duration"]
+        fails(1, "duration 125 ms: .* Use 120 or 130", *start, 125)
+        fails(1, "duration 0 ms: .* Use 20 or more", *start, 0)
+        fails(1, "lasts at most 655350 ms", *start, 1_000_000)
+        fails(2, "not a valid integer", *start, "12.5")
 
     def test_no_run(self, tmp_path):
         fails(1, "no run folder .*nothing", "grid", tmp_path / "nothing", "-o", tmp_path / "a.png")
@@ -236,7 +237,7 @@ class TestPictures:
 
     def test_different_observation(self, runs, tmp_path):
         other = make_run(tmp_path / "other")
-        fails(1, "observed|picture", "grid", runs / "fade", other.path, "-o", tmp_path / "a.png")
+        fails(1, "observed different pictures as image 0", "grid", runs / "fade", other.path, "-o", tmp_path / "a.png")
 
 
 class TestLookingUp:
@@ -271,7 +272,10 @@ class TestLookingUp:
         run = make_run(tmp_path / "run")
         file = sorted((run.path / "snapshots").iterdir())[1]
         file.write_bytes(b"")
-        assert file.name in call("info", run.path).stderr
+        (run.path / "observation.safetensors").write_bytes(b"cut")
+        said = call("info", run.path).stderr
+        assert file.name in said
+        assert "observation.safetensors" in said
 
 
 class TestData:

@@ -2,10 +2,12 @@
 
 import importlib.util
 import re
-import sys
+import shlex
 from pathlib import Path
 
+import click
 import pytest
+from fadeviz_cli.main import main
 
 import fadeviz.experiment as experiment
 from fadeviz import open_run
@@ -59,12 +61,24 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.gif"))
 
 
-def test_every_command_the_readme_names_exists():
-    from fadeviz_cli.main import main
+@pytest.mark.parametrize("page", ["README.md", "outputs/gallery/README.md"])
+def test_every_command_line_on_the_page_parses(page):
+    text = re.sub(r"\\\n\s*", "", (ROOT / page).read_text())
+    lines = re.findall(r"(?:^|`|\s/|bin/)(?:OMP_NUM_THREADS=1 )?fadeviz ([a-z][^`\n]*)", text, re.MULTILINE)
+    assert len(lines) >= 8
+    for line in lines:
+        words = shlex.split(re.split(r"\s{3,}", line)[0].replace("(the same)", "outputs/a"))
+        command = main
+        while isinstance(command, click.Group):
+            assert words[0] in command.commands, line
+            command = command.commands[words.pop(0)]
+        command.make_context(command.name, words)  # raises for an unknown or missing option
 
+
+def test_every_command_is_on_the_first_page():
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"fadeviz (demo|record|grid|animate|upsamplers|layers|info|data)\b", text))
-    assert named == set(main.commands)
+    for name in main.commands:
+        assert f"fadeviz {name}" in text
 
 
 def test_every_example_is_in_the_readme_and_tested():
@@ -72,7 +86,3 @@ def test_every_example_is_in_the_readme_and_tested():
     for file in (ROOT / "examples").glob("*.py"):
         assert file.name in text
         assert f'example("{file.stem}")' in tested
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__]))

@@ -12,11 +12,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import fadeviz.experiment as experiment
 from fadeviz import FadevizError, open_run
-from fadeviz.experiment import PAPER_SCHEDULE, RunConfig, choose_device, read_config, run
+from fadeviz.experiment import PAPER_SCHEDULE, RunConfig, build_model, choose_device, read_config, run
+from fadeviz.models import build_network
 from fadeviz.probes import Probe
+from fadeviz.training.loop import fit
 
 SMALL = RunConfig(
     upsampler="fade",
@@ -234,6 +238,52 @@ class TestFolder:
                 run(dataclasses.replace(SMALL, **bad), whole, overwrite=True)
         assert files(whole) == before
 
+    @pytest.mark.parametrize(
+        "bad", [{"layers": "decoder"}, {"upsampler": "carafe:kernel_size=4,encoder_kernel_size=2"}]
+    )
+    def test_what_cannot_be_observed_leaves_an_old_run_alone(self, whole, bad):
+        before = files(whole)
+        with pytest.raises(FadevizError):
+            run(dataclasses.replace(SMALL, kinds="", **bad), whole, overwrite=True)
+        assert files(whole) == before
+
+    def test_an_interrupted_overwrite_can_be_given_again(self, tmp_path, monkeypatch):
+        tiny = dataclasses.replace(SMALL, steps=1, snapshots="1", kinds="feature")
+        run(tiny, tmp_path / "run")
+        with monkeypatch.context() as patch:
+            patch.setattr("fadeviz.experiment.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(tiny, tmp_path / "run", overwrite=True)
+        assert run(tiny, tmp_path / "run", overwrite=True).info["status"] == "finished"
+
+    def test_a_lost_checkpoint_does_not_cost_the_snapshots(self, tmp_path):
+        def stop(progress):
+            if progress.step == 6:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            run(SMALL, tmp_path / "run", report=stop)
+        (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
+        with pytest.raises(FadevizError, match=r"last.pt is missing, though 6 steps were done. Put it back"):
+            run(SMALL, tmp_path / "run", resume=True)
+        assert open_run(tmp_path / "run").steps == (0, 2, 4, 6)
+
+    def test_a_second_writer_is_refused(self, whole, tmp_path):
+        tiny = dataclasses.replace(SMALL, steps=1, snapshots="1", kinds="feature")
+        refused = []
+
+        def second(progress):
+            try:
+                run(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)
+            except FadevizError as error:
+                refused.append(str(error))
+
+        run(tiny, tmp_path / "run", report=second)
+        assert len(refused) == 1
+        assert "another process is recording into" in refused[0]
+        assert open_run(tmp_path / "run").info["config"]["seed"] == 0
+        run(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
+
     def test_resume_with_other_settings(self, whole):
         with pytest.raises(FadevizError, match=r"other settings: lr was 0.01, is 0.1. Use --overwrite"):
             run(dataclasses.replace(SMALL, lr=0.1), whole, resume=True)
@@ -253,6 +303,10 @@ class TestFolder:
         ({"steps": 0}, "steps is 0; it must be 1 or more"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
+        ({"seed": -1}, r"seed is -1; it must be from 0"),
+        ({"split_seed": 2**64}, r"split_seed is \d+; it must be from 0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
+        ({"data_dir": "/data"}, "data synthetic has no folder, but --data-dir is /data. Add --data weizmann"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"observe_mode": "train"}, "no observation mode 'train'"),
         ({"evaluate_every": -1}, "evaluate_every is -1"),
@@ -272,6 +326,45 @@ def test_no_cuda_is_said():
         choose_device("cuda")
     with pytest.raises(FadevizError, match="no device 'gpu'"):
         choose_device("gpu")
+
+
+def test_weights_of_one_name_are_told_apart(tmp_path):
+    ids = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        state = build_network("segnet", "nearest").encoder.state_dict()
+        names = dict(build_network("segnet", "nearest")._torchvision_names())
+        (tmp_path / str(seed)).mkdir()
+        torch.save({theirs: state[ours].half() for theirs, ours in names.items()}, tmp_path / str(seed) / "w.pth")
+        ids.append(build_model(RunConfig(upsampler="nearest", weights=str(tmp_path / str(seed) / "w.pth")))[1])
+    assert ids[0] != ids[1]
+    assert all(name.startswith("w.pth (") for name in ids)
+
+
+class Dropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Conv2d(4, 2, 1)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_training_with_dropout_is_bit_identical_with_and_without_the_probe():
+    states = []
+    images, masks = torch.randn(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
+    for observed in (True, False):
+        torch.manual_seed(0)
+        model = Dropout()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        probe = Probe(model, "layers.0")
+        for result in fit(model, [(images, masks)] * 6, F.cross_entropy, optimizer, lambda step: 0.1):
+            if observed:
+                probe.observe(images, masks, F.cross_entropy, step=result.step, mode="batch")
+        states.append({"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"][0]})
+    assert_same_state(*states)
 
 
 def test_default_schedules():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fadeviz.errors import FadevizError
+from fadeviz import FadevizError, open_run
 from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.render.labels import captions
 from render_runs import LAYER, STEPS, make_run
@@ -47,7 +47,8 @@ def test_runs_that_do_not_belong_together(tmp_path):
     with pytest.raises(FadevizError, match=r"one and .*two observed different pictures as image 0.* same --data"):
         select_frames([one, make_run(tmp_path / "two", run_id="b", picture=7)])
     with pytest.raises(FadevizError, match="are the same run, a1b2c3"):
-        select_frames([one, make_run(tmp_path / "copy")])
+        select_frames([one, open_run(tmp_path / "one" / ".." / "one")])
+    assert len(select_frames([one, make_run(tmp_path / "copy")])) == 2
     with pytest.raises(FadevizError, match="no run to draw"):
         select_frames([])
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -202,6 +203,35 @@ def test_kernel_entropy_ends():
     assert torch.equal(both[:, 1], torch.zeros(1, 2, 2))
 
 
+def test_under_activation_checkpointing():
+    net, images, targets = make()
+    wanted = observe(net, images, targets, layers="norm", kinds=["feature", "gradient"])
+    inner = net.forward
+    net.forward = lambda x: torch.utils.checkpoint.checkpoint(inner, x, use_reentrant=False)
+    found = observe(net, images, targets, layers="norm", kinds=["feature", "gradient"])
+    assert wanted.keys() == found.keys()
+    for key, value in wanted.items():
+        np.testing.assert_array_equal(found[key], value)
+
+
+def test_a_compiled_model_is_seen_through():
+    net, images, targets = make()
+    wanted = observe(net, images, targets, layers="norm")
+    compiled = torch.compile(net.eval(), backend="eager")
+    compiled(images)
+    found = observe(compiled, images, targets, layers="norm")
+    for key, value in wanted.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-7)
+
+
+def test_batch_mode_through_data_parallel():
+    net, images, targets = make()
+    wanted = observe(net, images, targets, layers="norm", mode="batch")
+    found = observe(nn.DataParallel(net), images, targets, layers="norm", mode="batch")
+    for key, value in wanted.items():
+        np.testing.assert_array_equal(found[key], value)
+
+
 class TestNames:
     def test_a_star_is_one_part_of_the_name(self):
         names = dict.fromkeys(["a", "a.0", "a.0.up", "a.1.up", "a.1.up.gate", "b.up"])
@@ -245,6 +275,13 @@ class TestWhatCannotBeRecorded:
             Probe(net, "norm", ["gradient"]).observe(
                 images, targets, lambda output, target: net.head.weight.sum(), step=0
             )
+
+    def test_a_layer_that_runs_without_gradients(self):
+        net, images, targets = make()
+        first = net.first.forward
+        net.first.forward = torch.no_grad()(first)
+        with pytest.raises(FadevizError, match="layer 'first' runs without gradients"):
+            observe(net, images, targets, layers="first", kinds=["gradient"])
 
     def test_an_unknown_mode(self):
         net, images, targets = make()

@@ -6,7 +6,17 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
-from fadeviz.upsamplers import CARAFE, FADE, UPSAMPLERS, SemiShiftConv, Skip, build_upsampler, reassemble
+from fadeviz.models import build_network
+from fadeviz.upsamplers import (
+    CARAFE,
+    FADE,
+    UPSAMPLERS,
+    SemiShiftConv,
+    Skip,
+    build_upsampler,
+    parse_upsampler,
+    reassemble,
+)
 from fadeviz.upsamplers.deconv import Deconv
 from fadeviz.upsamplers.pixel_shuffle import PixelShuffle
 
@@ -93,6 +103,34 @@ class TestContract:
 def test_unknown_name_lists_nearest():
     with pytest.raises(FadevizError, match="no upsampler 'caraffe'. Nearest: 'carafe'"):
         build_upsampler("caraffe", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pixel_shuffle:icnr=no", "icnr is 'no'; it must be true or false. Default: false"),
+        ("pixel_shuffle:kernel_size=4", "kernel_size is 4, it must be odd"),
+        ("carafe:groups=0", "groups is 0; it must be a whole number, 1 or more"),
+        ("carafe:compressed_channels=-3", "compressed_channels is -3"),
+        ("carafe:encoder_kernel_size=2", "encoder_kernel_size is 2, it must be odd"),
+        ("fade:kernel_size=2.5", "kernel_size is 2.5; it must be a whole number"),
+        ("fade:form=3", "form is 3; it must be a str"),
+    ],
+)
+def test_option_values(text, message):
+    name, options = parse_upsampler(text)
+    with pytest.raises(FadevizError, match=message):
+        build_upsampler(name, 8, **options)
+
+
+def test_options_are_read():
+    assert parse_upsampler("pixel_shuffle:icnr=True,kernel_size=5") == (
+        "pixel_shuffle",
+        {"icnr": True, "kernel_size": 5},
+    )
+    assert parse_upsampler("fade:form=h2l") == ("fade", {"form": "h2l"})
+    with pytest.raises(FadevizError, match="every stage doubles, but carafe has scale_factor 4"):
+        build_network("segnet", "carafe:scale_factor=4", width=0.125)
 
 
 def test_parameter_count_by_formula():

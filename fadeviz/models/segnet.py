@@ -86,9 +86,14 @@ class SegNet(nn.Module):
         for module in (self.encoder, *decoders, self.head):
             module.apply(_reset)
         # The operators come last: the draws above are then the same whichever operator is chosen.
-        self.decoder = nn.ModuleList(
-            DecoderStage(build_upsampler(name, channels[4 - i], **options), convs) for i, convs in enumerate(decoders)
-        )
+        self.decoder = nn.ModuleList()
+        for i, convs in enumerate(decoders):
+            operator = build_upsampler(name, channels[4 - i], **options)
+            if operator.scale_factor != 2:
+                raise FadevizError(
+                    f"SegNet: every stage doubles, but {name} has scale_factor {operator.scale_factor}. Use 2"
+                )
+            self.decoder.append(DecoderStage(operator, convs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits at the images' resolution."""

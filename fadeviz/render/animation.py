@@ -21,6 +21,11 @@ from .labels import captions, font, heading, image_name, number, outline, shorte
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
+MAX_SIDE = 16_383
+"""What a WebP can hold; a larger frame is a mistake in ``scale``."""
+MAX_DURATION = 655_350
+"""What a GIF can hold, in milliseconds."""
+
 _TILE = 256
 """About how many pixels a tile is wide, and how many the sizes below are meant for."""
 _BACKGROUND, _TRACK, _TICK, _FAINT, _DIM, _BRIGHT = 22, 58, 110, 165, 200, 240
@@ -171,6 +176,10 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
     lines = [line for text in captions(sequences) for line in wrap(text, px(11), total - 2 * margin)]
     below = progress + px(32)
     bottom = below + len(lines) * px(15) + px(12)
+    if max(total, bottom) > MAX_SIDE:
+        raise FadevizError(
+            f"a frame would be {total}x{bottom} pixels, more than {MAX_SIDE} a side. Use a smaller --scale"
+        )
     return Layout(
         width=total,
         height=bottom + bottom % 2,
@@ -188,6 +197,8 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
 def _check_duration(duration_ms: int) -> None:
     if duration_ms < 20:
         raise FadevizError(f"duration {duration_ms} ms: viewers slow down frames shorter than 20 ms. Use 20 or more")
+    if duration_ms > MAX_DURATION:
+        raise FadevizError(f"duration {duration_ms} ms: a GIF's frame lasts at most {MAX_DURATION} ms. Use less")
     if duration_ms % 10:
         lower = int(duration_ms // 10 * 10)
         raise FadevizError(

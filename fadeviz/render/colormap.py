@@ -26,7 +26,7 @@ def palette(name: str) -> NDArray[np.uint8]:
     import matplotlib
 
     if name not in matplotlib.colormaps:
-        raise unknown_name("colour map", name, matplotlib.colormaps, "python -m matplotlib.colors or matplotlib's docs")
+        raise unknown_name("colour map", name, matplotlib.colormaps, "matplotlib.org, Choosing Colormaps")
     colors = matplotlib.colormaps[name](np.linspace(0.0, 1.0, 256), bytes=True)
     return np.ascontiguousarray(colors[:, :3], dtype=np.uint8)
 

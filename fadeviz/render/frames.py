@@ -16,26 +16,6 @@ from .normalize import normalize as to_unit
 MAX_CORRELATION = 0.8
 """Two channels that correlate more than this show the same: only one of them is drawn."""
 
-_NAMES = {
-    "a2u": "A2U",
-    "bilinear": "Bilinear",
-    "carafe": "CARAFE",
-    "deconv": "Deconvolution",
-    "dysample": "DySample",
-    "dysample_s": "DySample-S",
-    "fade": "FADE",
-    "fade_lite": "FADE-Lite",
-    "indexnet": "IndexNet",
-    "max_unpool": "Max unpooling",
-    "nearest": "Nearest",
-    "pixel_shuffle": "Pixel shuffle",
-    "sapa": "SAPA",
-    "sapa_b": "SAPA-B",
-    "sapa_i": "SAPA-I",
-    "segformer": "SegFormer",
-    "segnet": "SegNet",
-}
-
 
 @dataclass(frozen=True)
 class FrameSequence:
@@ -119,9 +99,13 @@ def select_frames(
     """
     if not runs:
         raise FadevizError("no run to draw. Give at least one run folder")
+    if channel is not None and kind != "channels":
+        raise FadevizError(f"a channel is chosen, but {kind!r} has none. Use --kind channels, or leave --channel out")
+    if how_many < 1:
+        raise FadevizError(f"{how_many} channels: at least 1 is needed")
     for index, run in enumerate(runs):
         for other in runs[:index]:
-            if other.run_id == run.run_id:
+            if other.path.resolve() == run.path.resolve():
                 raise FadevizError(f"{other.path} and {run.path} are the same run, {run.run_id}. Give it once")
     chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
     for run in runs:
@@ -142,7 +126,7 @@ def select_frames(
     centered = centered and kind in SIGNED_KINDS and any((m < 0).any() for *_, m in parts)
     centered = centered and any((m > 0).any() for *_, m in parts)
     limits = limits_by_scope(
-        [maps for *_, maps in parts], [run.run_id for run, *_ in parts], kind, normalize, percentiles, centered=centered
+        [maps for *_, maps in parts], [run.path for run, *_ in parts], kind, normalize, percentiles, centered=centered
     )
     return [
         FrameSequence(
@@ -179,7 +163,7 @@ def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tup
         common = set(steps)
     if not common:
         names = " and ".join(str(run.path) for run in runs)
-        raise FadevizError(f"{names}: no recorded step in common. Record them with the same --schedule")
+        raise FadevizError(f"{names}: no recorded step in common. Record them with the same --snapshots")
     return tuple(sorted(common))
 
 
@@ -209,13 +193,14 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8) -> 
     return sorted(taken) or [0]
 
 
-def display_name(name: str) -> str:
-    """A name of the tables of operators and networks as papers write it; any other name as it is."""
-    return _NAMES.get(name, name)
+def _name(run: Run) -> str:
+    """The operator as papers write it, with its options; or what the run's folder calls it."""
+    options = run.name.partition(":")[2]
+    return str(run.info.get("title") or run.name) + (f" ({options})" if options and "title" in run.info else "")
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    names = [display_name(run.name) for run in runs]
+    names = [_name(run) for run in runs]
     seeds = [(run.info.get("config") or {}).get("seed") for run in runs]
     labels = []
     for index, (run, name, seed) in enumerate(zip(runs, names, seeds, strict=True)):
@@ -275,7 +260,6 @@ __all__ = [
     "FrameSequence",
     "all_notes",
     "common_steps",
-    "display_name",
     "select_channels",
     "select_frames",
 ]

@@ -16,9 +16,12 @@ from ..errors import FadevizError
 from ..snapshots import Run, replacing
 from .colormap import colorize, is_diverging, palette
 from .frames import FrameSequence, all_notes, common_steps, select_frames
-from .labels import captions, font, heading, mask_greys, number, shorten, wrap
+from .labels import bar_ends, captions, font, heading, mask_greys, shorten, wrap
 
 ENDINGS = (".png", ".pdf", ".svg")
+
+MAX_PIXELS = 200_000_000
+"""A larger figure is a mistake in ``scale``, and would fill the memory before anyone sees it."""
 
 _CELL = 120
 """About how many pixels a cell is wide, and how many pixels of the page the sizes below are meant for."""
@@ -173,9 +176,9 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
     gap, margin, chips = points(1.6), points(5), cell[0] >= points(28) and cell[1] >= points(18)
     step_line = 0 if chips else points(7.5)
     pitch = (max(cell[0], 0 if chips else points(15)) + gap, cell[1] + gap + step_line)
-    by_run: dict[str, list[int]] = {}
+    by_run: dict[Path, list[int]] = {}
     for index, sequence in enumerate(sequences):
-        by_run.setdefault(sequence.run.run_id, []).append(index)
+        by_run.setdefault(sequence.run.path, []).append(index)
     row_label = points(9) if any(len(members) > 1 for members in by_run.values()) else 0
     if columns is None:
         least = math.ceil(points(190) / pitch[0])  # as many as the captions' width has room for
@@ -202,6 +205,11 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
                 cells[member, frame] = (left + column * pitch[0], top + step_line + row * pitch[1])
             top += rows * pitch[1]
         top += points(3)
+    if total_width * top > MAX_PIXELS:
+        raise FadevizError(
+            f"the figure would be {total_width}x{top} pixels, more than {MAX_PIXELS:,}. "
+            "Use a smaller --scale, or fewer steps"
+        )
     sentences = captions(sequences)
     sentences[1] += f" The number {'in' if chips else 'above'} a cell is the training step."
     lines = [line for text in sentences for line in wrap(text, points(_TEXT), total_width - 2 * margin)]
@@ -335,8 +343,7 @@ class _Page:
     def heading(self, sequence: FrameSequence, title: str, top: int, colormap: str) -> None:
         points, right = self.layout.points, self.layout.width - self.layout.points(5)
         middle = top + points(5)
-        varies = sequence.scope == "frame"
-        low, high = ("min", "max") if varies else map(number, sequence.limits[0])
+        low, high = bar_ends(sequence)
         size = points(_TEXT)
         self.text(right, middle, high, _TEXT, ha="right", va="center_baseline")
         right -= round(font(size).getlength(high)) + points(3)

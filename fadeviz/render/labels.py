@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import ImageFont
 
 from ..snapshots import KINDS
-from .frames import MAX_CORRELATION, FrameSequence, display_name
-from .normalize import Limits
+from .frames import MAX_CORRELATION, FrameSequence
+from .normalize import FIXED_RANGES, Limits
 
 
 @cache
@@ -65,8 +65,10 @@ def image_name(sequence: FrameSequence) -> str:
 def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     """The sentences below a picture: what is drawn, in which range, and from which runs."""
     first = sequences[0]
-    runs = {sequence.run.run_id: sequence for sequence in sequences}
-    networks = dict.fromkeys(display_name(str(s.run.info.get("network", "network"))) for s in runs.values())
+    runs = {sequence.run.path: sequence for sequence in sequences}
+    networks = dict.fromkeys(
+        str(s.run.info.get("network_title") or s.run.info.get("network", "network")) for s in runs.values()
+    )
     what = KINDS[first.kind]
     if first.kind == "channels":
         what = "single channels of the layer's output"
@@ -103,18 +105,33 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     """How values became colours, with the numbers where they hold for more than one frame."""
     first = sequences[0]
     low, high = first.percentiles
-    ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
     around = ", symmetric about 0" if first.centered else ""
     if first.scope == "frame":
+        ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
         return f"Normalisation: each frame spans its own {ends}{around}."
-    share = "" if (low, high) == (0, 100) else f" ({low:g} % to {high:g} % of all values)"
+    if first.kind in FIXED_RANGES or (low, high) == (0, 100):
+        share = ""
+    elif first.kind == "gradient":  # its low end is 0, whatever the percentile
+        share = f" (up to {high:g} % of all values)"
+    else:
+        share = f" ({low:g} % to {high:g} % of all values)"
     if first.scope == "shared":
-        over = "one range over all runs shown" if len({s.run.run_id for s in sequences}) > 1 else "one range"
+        over = "one range over all runs shown" if len({s.run.path for s in sequences}) > 1 else "one range"
         return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
-    ranges = {s.run.run_id: f"{s.label} {_range(s.limits[0])}" for s in sequences}
-    if len(set(ranges)) == 1:
+    ranges = {s.run.path: f"{s.label} {_range(s.limits[0])}" for s in sequences}
+    if len(ranges) == 1 or first.kind in FIXED_RANGES:
         return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
     return f"Normalisation: one range a run, {'; '.join(ranges.values())}{share}{around}."
+
+
+def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
+    """What stands at the ends of the colour bar: numbers, or words where every frame has its own."""
+    if sequence.scope != "frame":
+        return number(sequence.limits[0].low), number(sequence.limits[0].high)
+    low, high = sequence.percentiles
+    if sequence.centered:
+        return "\N{MINUS SIGN}max", "max"
+    return "min" if low == 0 else f"{low:g} %", "max" if high == 100 else f"{high:g} %"
 
 
 def outline(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:

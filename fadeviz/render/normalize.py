@@ -25,7 +25,8 @@ class Limits(NamedTuple):
     high: float
 
 
-_WHOLE_RANGE = {"gate": Limits(0.0, 1.0), "kernel_entropy": Limits(0.0, 1.0)}
+FIXED_RANGES = {"gate": Limits(0.0, 1.0), "kernel_entropy": Limits(0.0, 1.0)}
+"""Kinds that span the same range in the scopes ``run`` and ``shared`` whatever was recorded."""
 
 
 def find_limits(
@@ -59,8 +60,8 @@ def find_limits(
             f"percentiles {percentiles[0]:g} and {percentiles[1]:g}: "
             "the first must be smaller than the second, both in 0 to 100"
         )
-    if scope != "frame" and kind in _WHOLE_RANGE:
-        return _WHOLE_RANGE[kind]
+    if scope != "frame" and kind in FIXED_RANGES:
+        return FIXED_RANGES[kind]
     finite = maps[np.isfinite(maps)].astype(np.float64)
     if finite.size == 0:
         return Limits(0.0, 0.0)

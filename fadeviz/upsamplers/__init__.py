@@ -21,19 +21,21 @@ class Entry(NamedTuple):
     """A row of the table."""
 
     build: type[Upsampler]
+    title: str
+    """How figures call it."""
     needs: str
     """What it reads of the encoder: nothing, ``indices`` or ``feature``."""
     paper: str
 
 
 UPSAMPLERS: dict[str, Entry] = {
-    "nearest": Entry(Nearest, "", "-"),
-    "bilinear": Entry(Bilinear, "", "-"),
-    "max_unpool": Entry(MaxUnpool, "indices", "SegNet, Badrinarayanan 2017"),
-    "deconv": Entry(Deconv, "", "Zeiler 2010"),
-    "pixel_shuffle": Entry(PixelShuffle, "", "Shi 2016"),
-    "carafe": Entry(CARAFE, "", "Wang 2019"),
-    "fade": Entry(FADE, "feature", "Lu 2022"),
+    "nearest": Entry(Nearest, "Nearest", "", "-"),
+    "bilinear": Entry(Bilinear, "Bilinear", "", "-"),
+    "max_unpool": Entry(MaxUnpool, "Max unpooling", "indices", "SegNet, Badrinarayanan 2017"),
+    "deconv": Entry(Deconv, "Deconvolution", "", "Zeiler 2010"),
+    "pixel_shuffle": Entry(PixelShuffle, "Pixel shuffle", "", "Shi 2016"),
+    "carafe": Entry(CARAFE, "CARAFE", "", "Wang 2019"),
+    "fade": Entry(FADE, "FADE", "feature", "Lu 2022"),
 }
 """Every operator by name. A new one is a file, a line here, a docstring and a test of its limit case."""
 
@@ -51,14 +53,27 @@ def build_upsampler(name: str, in_channels: int, **options: object) -> Upsampler
     if name not in UPSAMPLERS:
         raise unknown_name("upsampler", name, UPSAMPLERS, "fadeviz upsamplers")
     build = UPSAMPLERS[name].build
-    known = [p for p in inspect.signature(build).parameters if p != "in_channels"]
-    for option in options:
+    known = {p: v for p, v in inspect.signature(build).parameters.items() if p != "in_channels"}
+    for option, value in options.items():
         if option not in known:
-            raise unknown_name(f"option of {name}", option, known)
-    try:
-        return build(in_channels, **options)
-    except TypeError as error:
-        raise FadevizError(f"{name}: {error}") from error
+            raise unknown_name(f"option of {name}", option, list(known))
+        _check_option(name, option, value, known[option].default)
+    return build(in_channels, **options)
+
+
+def _check_option(name: str, option: str, value: object, default: object) -> None:
+    """An option's value must be of its default's type; counts must be positive."""
+    if isinstance(default, bool):
+        fits, needed = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        fits, needed = (
+            isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+            "a whole number, 1 or more",
+        )
+    else:
+        fits, needed = isinstance(value, type(default)), f"a {type(default).__name__}"
+    if not fits:
+        raise FadevizError(f"{name}: {option} is {value!r}; it must be {needed}. Default: {str(default).lower()}")
 
 
 def parse_upsampler(text: str) -> tuple[str, dict[str, object]]:
@@ -82,7 +97,7 @@ def parse_upsampler(text: str) -> tuple[str, dict[str, object]]:
                 f"upsampler {text!r}: {part!r} is no option. Write {name}:option=value, e.g. kernel_size=3"
             )
         try:
-            options[key.strip()] = json.loads(value)
+            options[key.strip()] = json.loads(value.strip().lower())
         except json.JSONDecodeError:
             options[key.strip()] = value.strip()
     return name, options

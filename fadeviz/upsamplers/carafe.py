@@ -21,7 +21,7 @@ class CARAFE(Upsampler):
 
     Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
     Cost: ``C*d + d`` and ``k_e^2*d*G*K^2*s^2 + G*K^2*s^2`` parameters; with the defaults ``64C + 57,764``.
-    Raises: FadevizError when C does not divide by ``groups``.
+    Raises: FadevizError when C does not divide by ``groups``, or ``encoder_kernel_size`` is even.
     Source: Wang et al., ICCV 2019, section 3; initialisation of the released code: compressor Xavier-uniform, content
     encoder N(0, 0.001^2), biases 0.
     Differs: the reassembly is a batched matrix product on every device, not a CUDA extension.
@@ -39,6 +39,10 @@ class CARAFE(Upsampler):
     ) -> None:
         """Kernels of ``kernel_size`` from ``compressed_channels`` through an ``encoder_kernel_size`` convolution."""
         super().__init__()
+        if encoder_kernel_size % 2 == 0 and encoder_dilation % 2:
+            raise FadevizError(
+                f"CARAFE: encoder_kernel_size is {encoder_kernel_size}, it must be odd to keep the map's size"
+            )
         if in_channels % groups:
             raise FadevizError(f"CARAFE: {in_channels} channels do not divide into {groups} groups")
         self.kernel_size = kernel_size

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import FadevizError
 from .base import Skip, Upsampler
 
 
@@ -17,6 +18,7 @@ class PixelShuffle(Upsampler):
 
     Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
     Cost: ``k*k*C*C*s*s + C*s*s`` parameters, ``k*k*C*C*s*s`` multiply-adds a low-resolution pixel.
+    Raises: FadevizError when ``kernel_size`` is even.
     Source: Shi et al., CVPR 2016; ICNR: Aitken et al. 2017. Convolutions start Xavier-uniform, biases 0, as in the
     CARAFE authors' comparison.
     """
@@ -24,6 +26,10 @@ class PixelShuffle(Upsampler):
     def __init__(self, in_channels: int, kernel_size: int = 3, scale_factor: int = 2, icnr: bool = False) -> None:
         """A ``kernel_size`` convolution to ``in_channels * scale_factor**2``, then the shuffle."""
         super().__init__()
+        if kernel_size % 2 == 0:
+            raise FadevizError(
+                f"PixelShuffle: kernel_size is {kernel_size}, it must be odd: an even one shrinks the map"
+            )
         self.scale_factor = scale_factor
         self.icnr = icnr
         self.conv = nn.Conv2d(in_channels, in_channels * scale_factor**2, kernel_size, padding=(kernel_size - 1) // 2)

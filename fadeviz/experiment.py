@@ -230,7 +230,12 @@ def run(
                 _remove_run(out)
             work.begin(untrained)
         data = batches(
-            splits.train, range(first_step, config.steps + 1), config.batch_size, config.seed, flip=config.flip
+            splits.train,
+            range(first_step, config.steps + 1),
+            config.batch_size,
+            config.seed,
+            flip=config.flip,
+            ahead=2 if device.type == "cuda" else 0,
         )
         lr_at = step_decay(config.lr, config.steps, config.lr_drops)
         try:

@@ -82,9 +82,10 @@ class TestBatchIndices:
 class TestBatches:
     @pytest.mark.parametrize("count", [7, None])
     @pytest.mark.parametrize("steps", [range(0), range(1, 2), range(1, 8), range(5, 8)])
-    def test_equals_loading_directly(self, count, steps):
+    @pytest.mark.parametrize("ahead", [0, 1, 2])
+    def test_equals_loading_directly(self, count, steps, ahead):
         pictures = Pictures(count)
-        got = list(batches(pictures, steps, 3, 1))
+        got = list(batches(pictures, steps, 3, 1, ahead=ahead))
         assert len(got) == len(steps)
         for step, (images, masks) in zip(steps, got, strict=True):
             samples = [pictures[int(i)] for i in batch_indices(step, count, 3, 1)]
@@ -118,20 +119,22 @@ class TestBatches:
             assert torch.equal(images, images2)
             assert torch.equal(masks, masks2)
 
-    def test_an_error_of_the_data_arrives(self):
+    @pytest.mark.parametrize("ahead", [0, 2])
+    def test_an_error_of_the_data_arrives(self, ahead):
         class Broken(Pictures):
             def __getitem__(self, index):
                 if index == 5:
                     raise FadevizError("picture 5 is damaged")
                 return super().__getitem__(index)
 
-        loader = batches(Broken(None), range(1, 9), 2, 0)
+        loader = batches(Broken(None), range(1, 9), 2, 0, ahead=ahead)
         assert len([next(loader), next(loader)]) == 2
         with pytest.raises(FadevizError, match="picture 5 is damaged"):
             next(loader)
 
-    def test_may_be_left_early(self):
-        loader = batches(Pictures(None), iter(range(1, 10**9)), 2, 0)
+    @pytest.mark.parametrize("ahead", [0, 2])
+    def test_may_be_left_early(self, ahead):
+        loader = batches(Pictures(None), iter(range(1, 10**9)), 2, 0, ahead=ahead)
         next(loader)
         loader.close()
 

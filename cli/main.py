@@ -48,7 +48,7 @@ def main() -> None:
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("outputs/demo"), show_default=True,
               help="Folder for the two runs and the pictures.")  # fmt: skip
-@click.option("--steps", type=int, default=300, show_default=True, help="Optimiser steps of each training.")
+@click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:

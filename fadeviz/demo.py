@@ -27,7 +27,7 @@ def demo_schedule(steps: int) -> str:
 def run_demo(
     out: str | Path,
     *,
-    steps: int = 300,
+    steps: int = 240,
     seed: int = 0,
     overwrite: bool = False,
     report: Callable[[Progress, str], None] | None = None,
@@ -66,7 +66,10 @@ def run_demo(
             evaluate_every=max(1, steps // 3),
             # In so short a run the running statistics lag behind the weights, and eval maps would show the lag.
             observe_mode="batch",
+            # Three times the paper's rate, because the run is a fifteenth of the paper's.
+            lr=0.03,
             seed=seed,
+            split_seed=1,  # whose observed pictures show whole horses
         )
         told = None if report is None else _titled(report, name)
         runs.append(run(config, out / name, overwrite=overwrite, report=told))

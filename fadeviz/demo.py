@@ -12,6 +12,8 @@ from .render.grid import write_grid
 from .snapshots import Run, write_whole
 
 UPSAMPLERS = ("fade", "carafe")
+IMAGE = 1
+"""The observed picture that the figures show; the others are drawn with ``fadeviz grid --image``."""
 
 
 def demo_schedule(steps: int) -> str:
@@ -70,6 +72,7 @@ def run_demo(
             lr=0.03,
             seed=seed,
             split_seed=1,  # whose observed pictures show whole horses
+            channel_images=IMAGE + 1,
         )
         told = None if report is None else _titled(report, name)
         runs.append(run(config, out / name, overwrite=overwrite, report=told))
@@ -82,12 +85,19 @@ def draw_demo(runs: list[Run], out: Path) -> str:
     """Draw every figure of the demo into ``out/figures`` and return the summary."""
     figures = out / "figures"
     fade = runs[0]
-    write_grid(runs, figures / "features.png")
-    write_grid(runs, figures / "gradients.png", kind="gradient")
-    write_grid([fade], figures / "gate.png", kind="gate", normalize="run")
-    write_grid([fade], figures / "channels.png", kind="channels")
-    write_animation(runs, figures / "features.gif")
-    write_animation(runs, figures / "features_viridis.gif", colormap="viridis", normalize="run", percentiles=(1, 99))
+    write_grid(runs, figures / "features.png", image=IMAGE)
+    write_grid(runs, figures / "gradients.png", kind="gradient", image=IMAGE)
+    write_grid([fade], figures / "gate.png", kind="gate", normalize="run", image=IMAGE)
+    write_grid([fade], figures / "channels.png", kind="channels", image=IMAGE)
+    write_animation(runs, figures / "features.gif", image=IMAGE)
+    write_animation(
+        runs,
+        figures / "features_viridis.gif",
+        image=IMAGE,
+        colormap="viridis",
+        normalize="run",
+        percentiles=(1, 99),
+    )
     lines = [
         "# What FADE and CARAFE learned",
         "",
@@ -113,7 +123,7 @@ def draw_demo(runs: list[Run], out: Path) -> str:
         f"- {figures}/gate.png: FADE's gate; bright takes the encoder's feature, dark the upsampled one",
         f"- {figures}/channels.png: single channels of FADE's output",
         "",
-        f"More: fadeviz grid {out / 'fade'} {out / 'carafe'} -o FILE --help",
+        f"Other pictures: fadeviz grid {out / 'fade'} {out / 'carafe'} --image 0 -o FILE; more: fadeviz grid --help",
         "",
     ]
     return "\n".join(lines)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fadeviz.data.synthetic import SyntheticHorses
-from fadeviz.demo import UPSAMPLERS, run_demo
+from fadeviz.demo import IMAGE, UPSAMPLERS, run_demo
 from fadeviz.experiment import TEST_DRAWINGS
 from fadeviz.snapshots import open_run
 
@@ -44,11 +44,13 @@ def test_fade_learns_what_colour_alone_does_not_tell(demo):
 
 
 def test_a_horse_is_visible_in_the_late_frames(demo):
-    """Inside and outside of the mask differ in FADE's map, for one polarity or the other, in every observed picture."""
+    """Inside and outside of the mask differ in FADE's last map, for one polarity or the other (0.5: not at all)."""
     run = demo["fade"]
-    maps, masks = run.maps(kind="feature")[-1], run.observation[1]
-    for value, mask in zip(maps, masks, strict=True):
-        small = mask.reshape(64, 2, 64, 2).mean((1, 3))
-        inside, outside = value[small == 1], value[small == 0]
-        rank = (inside[:, None] > outside[None, ::7]).mean()
-        assert max(rank, 1 - rank) > 0.65
+    ranks = []
+    for value, mask in zip(run.maps(kind="feature")[-1], run.observation[1], strict=True):
+        share = mask.reshape(64, 2, 64, 2).mean((1, 3))
+        inside, outside = value[share == 1], value[share == 0]
+        rank = (inside[:, None] > outside[None]).mean()
+        ranks.append(max(rank, 1 - rank))
+    assert ranks[IMAGE] > 0.75  # the picture that the demo's figures show
+    assert np.mean(ranks) > 0.62

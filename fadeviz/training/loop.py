@@ -146,7 +146,8 @@ def fit(
         loss = loss_fn(output.float(), targets.to(first.device))
         value = loss.item()
         if not np.isfinite(value):
-            raise FadevizError(f"the loss became {value} at step {step}. Use a smaller --lr, or --precision fp32")
+            or_this = "" if precision == "fp32" else ", or --precision fp32"
+            raise FadevizError(f"the loss became {value} at step {step}. Use a smaller --lr{or_this}")
         optimizer.zero_grad(set_to_none=True)
         if scaler is None:
             loss.backward()

@@ -217,7 +217,7 @@ def run(
             return before
         # The sums of a convolution depend on how many threads share them.
         torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
-    with _only_writer(out), _same_algorithms():
+    with _only_writer(out), _same_algorithms(), _out_of_memory_in_words():
         splits = load_data(config)
         model, weights = build_model(config)
         work = _Work(config, out, splits, model, weights, device)
@@ -250,10 +250,6 @@ def run(
             # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
             with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
                 work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-            if isinstance(error, torch.OutOfMemoryError):
-                raise FadevizError(
-                    f"out of memory at step {work.last_step + 1}. Use a smaller --batch-size, --size or --width"
-                ) from error
             raise
         work.end("finished")
     return open_run(out)
@@ -463,6 +459,14 @@ def _same_algorithms() -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def _out_of_memory_in_words() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise FadevizError("out of memory. Use a smaller --batch-size, --observe, --size or --width") from error
 
 
 def _remove_run(out: Path) -> None:

@@ -207,6 +207,16 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").rglob(".*partial*"))
 
 
+@pytest.mark.parametrize("where", ["fadeviz.experiment.Probe.observe", "fadeviz.experiment.evaluate"])
+def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(FadevizError, match="^out of memory. Use a smaller --batch-size, --observe, --size or --width$"):
+        run(SMALL, tmp_path / "run")
+
+
 class TestFolder:
     def test_in_use(self, whole):
         with pytest.raises(FadevizError, match="holds a run already. Go on with --resume, replace with --overwrite"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,6 +32,13 @@ class Upsampler(nn.Module):
 
     scale_factor: int = 2
 
+    official_names: ClassVar[Mapping[str, str]] = {}
+    """Names in the authors' state dict -> names here; a module's name stands for all below it, the longest match wins,
+    and a name that is not listed is the same in both."""
+
+    official_constants: ClassVar[frozenset[str]] = frozenset()
+    """Buffers of the authors' state dict that follow from the options and are not stored here."""
+
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Upsample ``x`` by ``scale_factor``."""
         raise FadevizError(f"{type(self).__name__} has no forward; an upsampler defines forward(x, skip)")
@@ -38,6 +46,56 @@ class Upsampler(nn.Module):
     def pool(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
         """The operator's encoder half: ``(B, C, H, W)`` -> pooled by ``scale_factor``, and indices for the way up."""
         return F.max_pool2d(feature, self.scale_factor), None
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Multiply-adds for one map of ``height`` x ``width`` low-resolution pixels.
+
+        Biases and activations are not counted. The papers' tables give this number as FLOPs.
+        """
+        raise FadevizError(f"{type(self).__name__} does not say what it costs; an upsampler defines multiply_adds")
+
+    def load_official_state_dict(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Load weights that were saved by the authors' own implementation.
+
+        Args:
+            state: their state dict.
+            prefix: where the operator is in it, e.g. ``"decode_head.upsample1."``; other keys are ignored then.
+
+        Raises:
+            FadevizError: a weight is missing, left over, or of another shape; nothing is loaded then.
+        """
+        own = self.state_dict()
+        found: dict[str, Tensor] = {}
+        for key, value in state.items():
+            if not key.startswith(prefix) or key.removeprefix(prefix) in self.official_constants:
+                continue
+            mine = self._from_official(key.removeprefix(prefix))
+            if mine not in own:
+                raise FadevizError(
+                    f"{type(self).__name__}: the state dict has {key!r}, which this operator has not. Build it with "
+                    "the options the weights were trained with, or give prefix=, where the operator is in the dict"
+                )
+            if value.shape != own[mine].shape:
+                raise FadevizError(
+                    f"{type(self).__name__}: {key} is {tuple(value.shape)}, this operator needs "
+                    f"{tuple(own[mine].shape)}. Build it with the channels and options the weights were trained with"
+                )
+            found[mine] = value
+        missing = sorted(key for key in set(own) - set(found) if not key.endswith("num_batches_tracked"))
+        if missing:
+            raise FadevizError(
+                f"{type(self).__name__}: the state dict has nothing for {missing[0]!r} ({len(missing)} of {len(own)} "
+                "missing). Give prefix=, where the operator is in the dict"
+            )
+        self.load_state_dict({**own, **found})
+
+    def _from_official(self, name: str) -> str:
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            mine = self.official_names.get(".".join(parts[:count]))
+            if mine is not None:
+                return ".".join([mine, *parts[count:]])
+        return name
 
 
 def check_guide(operator: Upsampler, x: Tensor, guide: Tensor, channels: int | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from ..errors import FadevizError
@@ -23,6 +26,8 @@ class Deconv(Upsampler):
     Source: Zeiler et al. 2010; kernel 3 as in the FADE paper's comparison.
     """
 
+    official_names: ClassVar[Mapping[str, str]] = {"weight": "conv.weight", "bias": "conv.bias"}
+
     def __init__(self, in_channels: int, kernel_size: int = 3, scale_factor: int = 2) -> None:
         """A transposed convolution of ``in_channels`` to as many."""
         super().__init__()
@@ -42,3 +47,7 @@ class Deconv(Upsampler):
         """Convolve, transposed."""
         out: Tensor = self.conv(x)
         return out
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Of the convolution."""
+        return height * width * self.conv.weight.numel()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +25,8 @@ class PixelShuffle(Upsampler):
     Source: Shi et al., CVPR 2016; ICNR: Aitken et al. 2017. Convolutions start Xavier-uniform, biases 0, as in the
     CARAFE authors' comparison.
     """
+
+    official_names: ClassVar[Mapping[str, str]] = {"upsample_conv": "conv"}
 
     def __init__(self, in_channels: int, kernel_size: int = 3, scale_factor: int = 2, icnr: bool = False) -> None:
         """A ``kernel_size`` convolution to ``in_channels * scale_factor**2``, then the shuffle."""
@@ -50,3 +55,7 @@ class PixelShuffle(Upsampler):
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Convolve, then rearrange channels into space."""
         return F.pixel_shuffle(self.conv(x), self.scale_factor)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Of the convolution."""
+        return height * width * self.conv.weight.numel()

@@ -1,24 +1,30 @@
-"""The weighted-window sum that CARAFE, FADE and their kin share, in tiles: no unfolded tensor, any device."""
+"""The weighted-window sum that CARAFE, A2U, FADE and SAPA share, its adjoints, and the choice of who computes them.
+
+Three maps, linear in each of their two arguments, make the family:
+
+- ``reassemble(x, w)``: output pixels as weighted sums of low-resolution windows;
+- ``similarity(y, x)``: every output pixel's inner products with its window, SAPA's logits;
+- ``spread(y, w)``: output pixels added back to the windows they came from.
+
+The gradients of each are the two others, so that all derivatives of any order are made of these three. Each is one
+``torch.library`` operator (``fadeviz::reassemble`` ...), which torch.compile and autocast understand, over three
+backends.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import os
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from ..errors import FadevizError
+from ..errors import FadevizError, unknown_name
+from .backends import native, tiles
 
-_TILE = 4
-"""Low-resolution locations along each side of a tile. With K = 5 a 4x4 tile shares one 8x8 patch of x: 2.56 times the
-arithmetic of the plain sum, but 4 copies of x in place of 25."""
-
-_CHUNK_BYTES = 4 << 20
-"""Working memory for one batch of tiles: about a core's share of the last-level cache."""
+BACKENDS = ("tiles", "native", "triton")
+"""Matrix products over tiles, on any device: the reference; C on a CPU, compiled on first use; Triton on a GPU."""
 
 
 class KernelSoftmax(nn.Module):
@@ -33,41 +39,71 @@ class KernelSoftmax(nn.Module):
         self.kernel_size = kernel_size
         self.groups = groups
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """Normalise each kernel; shape and memory format stay."""
-        if self.groups == 1:
-            return logits.softmax(dim=1)
-        b, _, h, w = logits.shape
-        return logits.reshape(b, self.groups, -1, h, w).softmax(dim=2).reshape(logits.shape)
+    def forward(self, logits: Tensor, coarse: Tensor | None = None) -> Tensor:
+        """Normalise each kernel; shape and memory format stay.
+
+        ``coarse``, logits at a lower resolution, are added to every child of their pixel first, in the same pass.
+        """
+        return kernel_softmax(logits, coarse, self.kernel_size, self.groups)
 
     def extra_repr(self) -> str:
         """Shown in the printed network."""
         return f"kernel_size={self.kernel_size}, groups={self.groups}"
 
 
-def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int = 2, groups: int = 1) -> Tensor:
+def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
+    """Which backend computes maps like x, where none is asked for by name.
+
+    Triton on a CUDA device, the native one on a CPU, the tiles where these cannot run. The environment variable
+    ``FADEVIZ_BACKEND`` names one for the whole process.
+
+    Raises:
+        FadevizError: ``FADEVIZ_BACKEND`` names no backend.
+    """
+    asked = os.environ.get("FADEVIZ_BACKEND", "")
+    if asked:
+        if asked not in BACKENDS:
+            raise unknown_name("backend", asked, BACKENDS, "unset FADEVIZ_BACKEND")
+        return asked
+    if x.device.type == "cuda" and _triton().available(x.device):
+        return "triton"
+    return "native" if native.available(x, kernel_size, scale_factor) else "tiles"
+
+
+def _triton() -> ModuleType:
+    from .backends import triton  # seconds to import, and only of use where a GPU is
+
+    return triton
+
+
+def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
+    name = name or choose_backend(x, kernel_size, scale_factor)
+    return {"tiles": tiles, "native": native}.get(name) or _triton()
+
+
+def reassemble(
+    x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int = 2, groups: int = 1, backend: str = ""
+) -> Tensor:
     """Every output pixel is the weighted sum of the K x K window around its low-resolution parent.
 
     ``y[b, n, i, j] = sum over k, l of kernels[b, (g*K + k)*K + l, i, j] * x[b, n, i//s + k - K//2, j//s + l - K//2]``
     with ``g = n // (C/G)``; x is read as 0 outside its borders, and the kernels are used as they are given.
 
-    Computed in tiles: the 4x4 low-resolution locations of a tile share one patch of x, their kernels are laid out as a
-    band matrix, and ``output = band @ patch`` is one batched matrix product; so are both gradients.
-
     Limit case: a kernel that is 1 at its centre makes this nearest-neighbour upsampling, exactly.
 
     Args:
         x: ``(B, C, h, w)``, any memory format; the output has the same one.
-        kernels: ``(B, G*K*K, s*h, s*w)``; cast to x's dtype where it differs.
+        kernels: ``(B, G*K*K, s*h, s*w)``, of x's floating type or another; sums are in float32 or better.
         kernel_size: K, odd or even.
         scale_factor: s.
         groups: G, a divisor of C; channels of a group share kernels.
+        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
 
     Returns:
         ``(B, C, s*h, s*w)``.
 
     Raises:
-        FadevizError: shapes that do not fit.
+        FadevizError: shapes that do not fit, or a backend that is not there.
 
     Source: CARAFE (Wang et al., ICCV 2019), eq. 4. Differs: the authors' operator is a CUDA extension.
     """
@@ -78,194 +114,307 @@ def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int =
             f"reassemble: kernels are {tuple(kernels.shape)}, but x is {tuple(x.shape)}, kernel_size {kernel_size}, "
             f"scale_factor {scale_factor} and groups {groups} need {needed}"
         )
-    if c % groups:
-        raise FadevizError(f"reassemble: {c} channels do not divide into {groups} groups")
-    kernels = kernels.to(x.dtype)
-    out: Tensor
-    if groups == 1:
-        out = _Reassemble.apply(x, kernels, kernel_size, scale_factor)
-        return out
-    parts = zip(x.chunk(groups, dim=1), kernels.chunk(groups, dim=1), strict=True)
-    return torch.cat([_Reassemble.apply(xg, wg, kernel_size, scale_factor) for xg, wg in parts], dim=1)
+    _check("reassemble", c, groups, backend)
+    out: Tensor = _reassemble(x, kernels, kernel_size, scale_factor, groups, backend)
+    return out
 
 
-class _Plan(NamedTuple):
-    """The sizes of one tiled reassembly; rows of a band are output pixels, columns patch pixels."""
+def similarity(
+    query: Tensor, key: Tensor, kernel_size: int, scale_factor: int = 2, groups: int = 1, backend: str = ""
+) -> Tensor:
+    """The inner product of every high-resolution query with the K x K keys around its low-resolution parent.
 
-    batch: int
-    channels: int
-    height: int  # of x
-    width: int
-    kernel_size: int
-    scale: int
+    ``s[b, (g*K + u)*K + v, i, j] = sum over c of group g of query[b, c, i, j] * key[b, c, i//s + u - K//2, j//s + v -
+    K//2]``; keys are read as 0 outside their borders, so that a logit of 0 stands there.
 
-    @property
-    def rows(self) -> int:
-        return math.ceil(self.height / _TILE)
+    Args:
+        query: ``(B, C, s*h, s*w)``, any memory format; the output has the same one.
+        key: ``(B, C, h, w)``.
+        kernel_size: K.
+        scale_factor: s.
+        groups: G, a divisor of C; each group of channels has logits of its own.
+        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
 
-    @property
-    def columns(self) -> int:
-        return math.ceil(self.width / _TILE)
+    Returns:
+        ``(B, G*K*K, s*h, s*w)``, in float32 for maps of half precision: these logits are not scaled, and a softmax over
+        rounded ones would be far off.
 
-    @property
-    def patch(self) -> int:
-        return _TILE + self.kernel_size - 1
+    Raises:
+        FadevizError: shapes that do not fit, or a backend that is not there.
 
-    @property
-    def out_tile(self) -> int:
-        return _TILE * self.scale
-
-    def chunks(self, item_bytes: int) -> Iterator[tuple[slice, slice]]:
-        """Batch slices and tile-row slices whose working memory is about ``_CHUNK_BYTES``."""
-        band = self.out_tile**2 * self.patch**2
-        row = self.columns * item_bytes * (band + (self.patch**2 + self.out_tile**2) * self.channels)
-        rows = max(1, min(self.rows, _CHUNK_BYTES // row))
-        images = max(1, _CHUNK_BYTES // (row * rows)) if rows == self.rows else 1
-        for b in range(0, self.batch, images):
-            for r in range(0, self.rows, rows):
-                yield slice(b, min(b + images, self.batch)), slice(r, min(r + rows, self.rows))
-
-    def pad_input(self, x: Tensor) -> Tensor:
-        """x as (B, h, w, C) with its zero border, filled up to whole tiles."""
-        before = self.kernel_size // 2
-        after = self.kernel_size - 1 - before
-        right = self.columns * _TILE - self.width + after
-        below = self.rows * _TILE - self.height + after
-        return F.pad(x.permute(0, 2, 3, 1), (0, 0, before, right, before, below))
-
-    def pad_output(self, y: Tensor) -> Tensor:
-        """A high-resolution map as (B, s*h, s*w, channels), filled up to whole tiles with zeros."""
-        y = y.permute(0, 2, 3, 1)
-        right = self.columns * self.out_tile - self.width * self.scale
-        below = self.rows * self.out_tile - self.height * self.scale
-        return F.pad(y, (0, 0, 0, right, 0, below)) if right or below else y
-
-    def tiles(self, y: Tensor, images: slice, rows: slice) -> Tensor:
-        """The view (images, tile rows, T*s, tile columns, T*s, channels) of a padded high-resolution map."""
-        size = self.out_tile
-        return (
-            y[images, rows.start * size : rows.stop * size].unflatten(2, (self.columns, size)).unflatten(1, (-1, size))
+    Source: SAPA (Lu et al., NeurIPS 2022), eq. 4.
+    """
+    b, c, h, w = key.shape
+    needed = (b, c, scale_factor * h, scale_factor * w)
+    if tuple(query.shape) != needed:
+        raise FadevizError(
+            f"similarity: the query is {tuple(query.shape)}, but the key is {tuple(key.shape)} and scale_factor is "
+            f"{scale_factor}, so {needed} is needed"
         )
-
-    def patches(self, padded: Tensor, images: slice, rows: slice) -> Tensor:
-        """The patch of every tile of a chunk, copied: (tiles, P*P, C)."""
-        window = padded[images, rows.start * _TILE : (rows.stop - 1) * _TILE + self.patch]
-        view = window.unfold(1, self.patch, _TILE).unfold(2, self.patch, _TILE)  # images, rows, columns, C, P, P
-        return view.permute(0, 1, 2, 4, 5, 3).reshape(-1, self.patch**2, self.channels)
-
-    def band_buffer(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """A zeroed (count, (T*s)^2, P^2) band matrix and the view (count, T, s, T, s, K, K) of its band.
-
-        Off the band it stays zero for ever, so that one buffer serves all chunks.
-        """
-        p, t, s, k = self.patch, _TILE, self.scale, self.kernel_size
-        band = like.new_zeros(count, (t * s) ** 2, p * p)
-        line = t * s * p * p  # one output row further down inside a tile
-        strides = ((t * s) ** 2 * p * p, s * line + p, line, s * p * p + 1, p * p, p, 1)
-        return band, band.as_strided((count, t, s, t, s, k, k), strides)
-
-    def kernel_tiles(self, padded: Tensor, images: slice, rows: slice) -> Tensor:
-        """The kernels of a chunk as the view (images, rows, columns, T, s, T, s, K, K)."""
-        view = self.tiles(padded, images, rows).unflatten(5, (self.kernel_size,) * 2)
-        view = view.unflatten(4, (_TILE, self.scale)).unflatten(2, (_TILE, self.scale))
-        return view.permute(0, 1, 4, 2, 3, 5, 6, 7, 8)
+    _check("similarity", c, groups, backend)
+    out: Tensor = _similarity(query, key, kernel_size, scale_factor, groups, backend)
+    return out
 
 
-def _fill_band(plan: _Plan, view: Tensor, kernels: Tensor, images: slice, rows: slice) -> int:
-    """Copy a chunk's kernels into the band; returns the number of tiles."""
-    source = plan.kernel_tiles(kernels, images, rows)
-    lead = source.shape[:3]
-    count = math.prod(lead)
-    view[:count].unflatten(0, lead).copy_(source)
-    return count
+def kernel_softmax(
+    logits: Tensor, coarse: Tensor | None = None, kernel_size: int = 5, groups: int = 1, backend: str = ""
+) -> Tensor:
+    """Softmax over the K*K channels of every kernel of ``logits + nearest_s(coarse)``.
+
+    Args:
+        logits: ``(B, G*K*K, s*h, s*w)``.
+        coarse: ``(B, G*K*K, h, w)``, or None.
+        kernel_size: K.
+        groups: G.
+        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
+
+    Returns:
+        ``(B, G*K*K, s*h, s*w)`` in the logits' memory format; float32 under autocast, as torch's own softmax.
+
+    Raises:
+        FadevizError: shapes that do not fit, or a backend that is not there.
+    """
+    if logits.shape[1] != groups * kernel_size**2:
+        raise FadevizError(
+            f"kernel_softmax: the logits have {logits.shape[1]} channels; kernel_size {kernel_size} and groups "
+            f"{groups} need {groups * kernel_size**2}"
+        )
+    scale = 1
+    if coarse is not None:
+        scale = max(1, logits.shape[2] // max(1, coarse.shape[2]))
+        b, channels, h, w = coarse.shape
+        if tuple(logits.shape) != (b, channels, scale * h, scale * w):
+            raise FadevizError(
+                f"kernel_softmax: logits are {tuple(logits.shape)}, coarse ones {tuple(coarse.shape)}; the same batch "
+                "and channels, and sides that are one multiple of the coarse ones are needed"
+            )
+    _check("kernel_softmax", groups, groups, backend)
+    half = logits.dtype in (torch.bfloat16, torch.float16)
+    dtype = torch.float32 if half and torch.is_autocast_enabled(logits.device.type) else logits.dtype
+    out: Tensor = _softmax(logits, coarse, kernel_size, scale, groups, backend, dtype)
+    return out
 
 
-class _Reassemble(torch.autograd.Function):
-    """Forward and backward of one group; only x and the kernels are kept in between."""
+def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
+    """``gate * feature + (1 - gate) * reassembled``, in one pass over each map, and one more for all gradients.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernels: Tensor, kernel_size: int, scale: int) -> Tensor:
-        b, c, h, w = x.shape
-        plan = _Plan(b, c, h, w, kernel_size, scale)
-        ctx.save_for_backward(x, kernels)
-        ctx.plan = plan
-        out = x.new_empty(plan.batch, plan.rows * plan.out_tile, plan.columns * plan.out_tile, plan.channels)
-        padded, weights = plan.pad_input(x), plan.pad_output(kernels)
-        band = view = None
-        for images, rows in plan.chunks(x.element_size()):
-            if band is None or view is None:
-                band, view = plan.band_buffer(_tile_count(plan, images, rows), x)
-            count = _fill_band(plan, view, weights, images, rows)
-            product = torch.bmm(band[:count], plan.patches(padded, images, rows))
-            target = plan.tiles(out, images, rows)
-            target.copy_(_as_tiles(plan, product, target))
-        out = out[:, : plan.height * scale, : plan.width * scale].permute(0, 3, 1, 2)
-        return out.contiguous(memory_format=_format_of(x))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, kernels = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        need_x, need_kernels = ctx.needs_input_grad[:2]
-        grads = plan.pad_output(grad)
-        padded = plan.pad_input(x)
-        weights = plan.pad_output(kernels)
-        grad_padded = torch.zeros_like(padded) if need_x else None
-        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format) if need_kernels else None
-        band = view = None
-        for images, rows in plan.chunks(x.element_size()):
-            if band is None or view is None:
-                band, view = plan.band_buffer(_tile_count(plan, images, rows), x)
-            tiles = plan.tiles(grads, images, rows)
-            upstream = tiles.permute(0, 1, 3, 2, 4, 5).reshape(-1, plan.out_tile**2, plan.channels)
-            if grad_weights is not None:
-                product = torch.bmm(upstream, plan.patches(padded, images, rows).transpose(1, 2))
-                source = product.as_strided((len(product), *view.shape[1:]), view.stride())
-                target = plan.kernel_tiles(grad_weights, images, rows)
-                target.copy_(source.unflatten(0, target.shape[:3]))
-            if grad_padded is not None:
-                count = _fill_band(plan, view, weights, images, rows)
-                _add_patches(plan, grad_padded, torch.bmm(band[:count].transpose(1, 2), upstream), images, rows)
-        grad_x = grad_w = None
-        before = plan.kernel_size // 2
-        if grad_padded is not None:
-            inner = grad_padded[:, before : before + plan.height, before : before + plan.width]
-            grad_x = inner.permute(0, 3, 1, 2).contiguous(memory_format=_format_of(x))
-        if grad_weights is not None:
-            inner = grad_weights[:, : plan.height * plan.scale, : plan.width * plan.scale]
-            grad_w = inner.permute(0, 3, 1, 2).contiguous(memory_format=_format_of(kernels))
-        return grad_x, grad_w, None, None
+    Args:
+        reassembled: ``(B, C, H, W)``.
+        feature: ``(B, C, H, W)``.
+        gate: ``(B, 1, H, W)``.
+    """
+    dtype = torch.promote_types(reassembled.dtype, feature.dtype)  # autocast may have made two
+    out: Tensor = _blend(reassembled.to(dtype), feature.to(dtype), gate.to(dtype))
+    return out
 
 
-def _tile_count(plan: _Plan, images: slice, rows: slice) -> int:
-    return (images.stop - images.start) * (rows.stop - rows.start) * plan.columns
+def _check(where: str, channels: int, groups: int, backend: str) -> None:
+    if channels % groups:
+        raise FadevizError(f"{where}: {channels} channels do not divide into {groups} groups")
+    if backend and backend not in BACKENDS:
+        raise unknown_name("backend", backend, BACKENDS)
 
 
-def _as_tiles(plan: _Plan, product: Tensor, target: Tensor) -> Tensor:
-    """(tiles, (T*s)^2, C) as (images, rows, T*s, columns, T*s, C)."""
-    size = plan.out_tile
-    lead = (target.shape[0], target.shape[1], plan.columns)
-    return product.reshape(*lead, size, size, plan.channels).permute(0, 1, 3, 2, 4, 5)
+# The operators themselves. Each returns new memory in the format of its first argument; the gradients are written in
+# terms of the others, so that they can be differentiated again.
 
 
-def _add_patches(plan: _Plan, padded: Tensor, patches: Tensor, images: slice, rows: slice) -> None:
-    """Add every tile's patch into the padded map. Patches overlap, their T x T blocks of one position do not."""
-    count = rows.stop - rows.start
-    blocks = patches.view(images.stop - images.start, count, plan.columns, plan.patch, plan.patch, plan.channels)
-    for top in range(0, plan.patch, _TILE):
-        height = min(_TILE, plan.patch - top)
-        for left in range(0, plan.patch, _TILE):
-            width = min(_TILE, plan.patch - left)
-            y, x = rows.start * _TILE + top, left
-            # unfold gives the non-overlapping blocks as a view, shorter than a tile at the patch's rim.
-            region = padded[images, y : y + (count - 1) * _TILE + height, x : x + (plan.columns - 1) * _TILE + width]
-            view = region.unfold(1, height, _TILE).unfold(2, width, _TILE)
-            view.add_(blocks[:, :, :, top : top + height, left : left + width].permute(0, 1, 2, 5, 3, 4))
+@torch.library.custom_op("fadeviz::reassemble", mutates_args=())
+def _reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    out: Tensor = _backend(backend, x, kernel_size, scale).reassemble(x, kernels, kernel_size, scale, groups)
+    return out
 
 
-def _format_of(x: Tensor) -> torch.memory_format:
-    # A one-channel or 1x1 map is both; contiguous is then the cheaper claim.
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+@torch.library.custom_op("fadeviz::similarity", mutates_args=())
+def _similarity(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    out: Tensor = _backend(backend, query, kernel_size, scale).similarity(query, key, kernel_size, scale, groups)
+    return out
+
+
+@torch.library.custom_op("fadeviz::spread", mutates_args=())
+def _spread(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    out: Tensor = _backend(backend, y, kernel_size, scale).spread(y, kernels, kernel_size, scale, groups)
+    return out
+
+
+@torch.library.custom_op("fadeviz::kernel_softmax", mutates_args=())
+def _softmax(
+    logits: Tensor,
+    coarse: Tensor | None,
+    kernel_size: int,
+    scale: int,
+    groups: int,
+    backend: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    module = _softmax_backend(backend, logits, kernel_size, scale)
+    out: Tensor = module.softmax(logits, coarse, kernel_size, scale, groups, dtype)
+    return out
+
+
+@torch.library.custom_op("fadeviz::kernel_softmax_backward", mutates_args=())
+def _softmax_backward(
+    grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
+) -> tuple[Tensor, Tensor]:
+    module = _softmax_backend(backend, grad, kernel_size, scale)
+    fine, coarse = module.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
+    return fine, grad.new_empty(0) if coarse is None else coarse
+
+
+def _softmax_backend(name: str, x: Tensor, kernel_size: int, scale: int) -> Any:
+    # On a GPU torch's own softmax is as good.
+    module = _backend(name, x, kernel_size, scale)
+    return module if module is native else tiles
+
+
+@torch.library.custom_op("fadeviz::blend", mutates_args=())
+def _blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
+    if _blends_natively(reassembled, feature, gate):
+        return native.blend(reassembled, feature, gate)
+    return torch.lerp(reassembled, feature, gate)
+
+
+@torch.library.custom_op("fadeviz::blend_backward", mutates_args=())
+def _blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if _blends_natively(grad, reassembled, feature, gate):
+        return native.blend_backward(grad, reassembled, feature, gate)
+    return _blend_gradients(grad, reassembled, feature, gate)
+
+
+def _blends_natively(*maps: Tensor) -> bool:
+    return choose_backend(maps[0], 1, 1) == "native" and native.can_blend(*maps)
+
+
+def _blend_gradients(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    to_feature = gate * grad
+    return grad - to_feature, to_feature, (grad * (feature - reassembled)).sum(dim=1, keepdim=True)
+
+
+def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return like.new_empty(like.shape[0], channels, height, width).contiguous(memory_format=memory_format)
+
+
+@_reassemble.register_fake
+def _(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    return _empty(x, x.shape[1], x.shape[2] * scale, x.shape[3] * scale)
+
+
+@_similarity.register_fake
+def _(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return _empty(query, groups * kernel_size**2, query.shape[2], query.shape[3]).to(dtype)
+
+
+@_spread.register_fake
+def _(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    return _empty(y, y.shape[1], y.shape[2] // scale, y.shape[3] // scale)
+
+
+@_softmax.register_fake
+def _(
+    logits: Tensor,
+    coarse: Tensor | None,
+    kernel_size: int,
+    scale: int,
+    groups: int,
+    backend: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return _empty(logits, *logits.shape[1:]).to(dtype)
+
+
+@_softmax_backward.register_fake
+def _(
+    grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
+) -> tuple[Tensor, Tensor]:
+    _, channels, h, w = grad.shape
+    return _empty(grad, channels, h, w), _empty(
+        grad, channels, h // scale, w // scale
+    ) if has_coarse else grad.new_empty(0)
+
+
+@_blend.register_fake
+def _(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
+    return torch.empty_like(reassembled)
+
+
+@_blend_backward.register_fake
+def _(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(reassembled), torch.empty_like(feature), torch.empty_like(gate)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, *ctx.options = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _backward_reassemble(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, kernels = ctx.saved_tensors
+    need_x, need_kernels = ctx.needs_input_grad[:2]
+    return (
+        _spread(grad, kernels, *ctx.options).to(x.dtype) if need_x else None,
+        _similarity(grad, x, *ctx.options).to(kernels.dtype) if need_kernels else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+def _backward_similarity(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, key = ctx.saved_tensors
+    need_query, need_key = ctx.needs_input_grad[:2]
+    return (
+        _reassemble(key, grad, *ctx.options).to(query.dtype) if need_query else None,
+        _spread(query, grad, *ctx.options).to(key.dtype) if need_key else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+def _backward_spread(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    y, kernels = ctx.saved_tensors
+    need_y, need_kernels = ctx.needs_input_grad[:2]
+    return (
+        _reassemble(grad, kernels, *ctx.options).to(y.dtype) if need_y else None,
+        _similarity(y, grad, *ctx.options).to(kernels.dtype) if need_kernels else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+_reassemble.register_autograd(_backward_reassemble, setup_context=_keep)
+_similarity.register_autograd(_backward_similarity, setup_context=_keep)
+_spread.register_autograd(_backward_spread, setup_context=_keep)
+
+
+def _keep_kernels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, coarse, kernel_size, scale, groups, backend, _ = inputs
+    ctx.save_for_backward(output)
+    ctx.options = (kernel_size, scale, groups, backend, coarse is not None)
+    ctx.dtypes = (logits.dtype, None if coarse is None else coarse.dtype)
+
+
+def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (kernels,) = ctx.saved_tensors
+    kernel_size, scale, groups, backend, has_coarse = ctx.options
+    if torch.is_grad_enabled():  # somebody will differentiate again: in terms of torch's own operators then
+        fine, coarse = tiles.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
+    else:
+        fine, coarse = _softmax_backward(grad, kernels, kernel_size, scale, groups, backend, has_coarse)
+    given, given_coarse = ctx.dtypes
+    low = coarse.to(given_coarse) if has_coarse and coarse is not None else None
+    return fine.to(given), low, None, None, None, None, None
+
+
+_softmax.register_autograd(_backward_softmax, setup_context=_keep_kernels)
+
+
+def _keep_blend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_blend(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    again = torch.is_grad_enabled()
+    gradients: tuple[Tensor, ...] = (_blend_gradients if again else _blend_backward)(grad, *ctx.saved_tensors)
+    return gradients
+
+
+_blend.register_autograd(_backward_blend, setup_context=_keep_blend)

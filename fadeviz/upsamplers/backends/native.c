@@ -1,0 +1,717 @@
+/* Reassembly, its two adjoints and the softmax of its kernels on a CPU, for any strides, in one pass over the maps.
+ *
+ *   reassemble  y[c, i, j] = sum over k, l of w[k*K + l, i, j] * x[c, i/s + k - K/2, j/s + l - K/2]
+ *   similarity  w[k*K + l, i, j] = sum over c of y[c, i, j] * x[c, i/s + k - K/2, j/s + l - K/2]
+ *   spread      x[c, i', j'] = sum over all (i, j, k, l) that read x[c, i', j'] of w[k*K + l, i, j] * y[c, i, j]
+ *
+ * x is the low-resolution map (B, C, h, w), y the high-resolution one, w the kernels (B, G*K*K, s*h, s*w).
+ * and, for the kernels themselves, softmax over each kernel of logits plus nearest-upsampled coarse logits.
+ *
+ * All walk over the low-resolution pixels: the s*s output pixels of one parent share their K x K window, so one
+ * load of x serves s*s multiplications, and the sums of four output pixels stay in registers.
+ *
+ * The arithmetic wants the channels of a pixel side by side. A map that lies so is read and written where it is; rows of
+ * any other map (contiguous, bfloat16, channel counts that do not fill a vector) are copied into small buffers of a
+ * thread, a row at a time. Every sum is made by one thread in one order: results do not depend on their number.
+ *
+ * The file is compiled once for float and, by including itself, once for double.
+ */
+#ifndef REAL
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define F32 0
+#define F64 1
+#define BF16 2
+#define F16 3
+
+/* BLOCK: vectors of channels that are worked on at once. With 4 pixels, 4 vectors of sums fill half of 32 registers. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define F32_LANES 16
+#define F64_LANES 8
+#define BLOCK 4
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define F32_LANES 8
+#define F64_LANES 4
+#define BLOCK 2
+#else
+#define VECTOR_BYTES 16
+#define F32_LANES 4
+#define F64_LANES 2
+#define BLOCK 2
+#endif
+
+/* Lanes of two vectors in turn: the first halves of both, and the second halves. */
+#define LOW2 0, 2
+#define HIGH2 1, 3
+#define LOW4 0, 4, 1, 5
+#define HIGH4 2, 6, 3, 7
+#define LOW8 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH8 4, 12, 5, 13, 6, 14, 7, 15
+#define LOW16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+  void *data;
+  int64_t type;
+  int64_t batch, channel, row, column; /* strides, in elements */
+} Map;
+
+typedef struct {
+  int64_t batch, channels, height, width; /* of the low-resolution map */
+  int64_t kernel, scale, groups, threads;
+} Shape;
+
+INLINE float bf16_to_float(uint16_t bits) {
+  uint32_t wide = (uint32_t)bits << 16;
+  float value;
+  memcpy(&value, &wide, 4);
+  return value;
+}
+
+INLINE uint16_t float_to_bf16(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40); /* NaN stays NaN */
+  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);                  /* to nearest, ties to even */
+}
+
+enum { GATHER, CORRELATE, SCATTER };
+
+typedef float f32_vector __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t i32_vector __attribute__((vector_size(VECTOR_BYTES)));
+
+INLINE f32_vector choose(i32_vector mask, f32_vector yes, f32_vector no) {
+  return (f32_vector)((mask & (i32_vector)yes) | (~mask & (i32_vector)no));
+}
+
+/* exp for arguments up to 0, to 2 units in the last place: 2^n times a polynomial (Taylor's, which the short interval of
+ * r allows) in r = v - n log 2, log 2 in two parts. */
+INLINE f32_vector exp_f32(f32_vector v) {
+  v = choose(v < -104.0f, (f32_vector){0} - 104.0f, v); /* -inf too; NaN stays */
+  f32_vector n = v * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the sum has no binary places left */
+  n -= 12582912.0f;
+  f32_vector r = v - n * 0.693359375f + n * 2.12194440e-4f;
+  f32_vector y = r * (1.0f / 5040) + 1.0f / 720;
+  y = y * r + 1.0f / 120;
+  y = y * r + 1.0f / 24;
+  y = y * r + 1.0f / 6;
+  y = y * r + 0.5f;
+  y = y * r * r + r + 1.0f;
+  /* 2^n in two factors: it may be smaller than the smallest normal number. */
+  i32_vector whole = __builtin_convertvector(n, i32_vector), half = whole >> 1;
+  return y * (f32_vector)((half + 127) << 23) * (f32_vector)((whole - half + 127) << 23);
+}
+
+#define JOIN2(a, b) a##b
+#define JOIN(a, b) JOIN2(a, b)
+
+#define REAL float
+#define REAL_TYPE F32
+#define LANES F32_LANES
+#define N(name) JOIN(name, _f32)
+#include "native.c"
+#undef REAL
+#undef REAL_TYPE
+#undef LANES
+#undef N
+
+#define REAL double
+#define REAL_TYPE F64
+#define LANES F64_LANES
+#define N(name) JOIN(name, _f64)
+#include "native.c"
+
+#else /* the part that is compiled for each REAL */
+
+/* aligned to one element: a pixel's channels may begin anywhere */
+typedef REAL N(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
+#define vector N(vector)
+
+/* Rows with the channels of a pixel side by side, each group filled up to whole vectors: the map itself where it lies so,
+ * else a ring of buffers. */
+typedef struct {
+  const Map *map;
+  REAL *buffer;       /* NULL: direct */
+  int64_t *held;      /* which row a slot of the ring holds, image * height + row, or -1 */
+  int64_t slots, height, width, groups, channels, padded; /* channels and padded channels of one group */
+  int64_t row_size;
+} N(Rows);
+#define Rows N(Rows)
+
+static int N(is_direct)(const Map *map, int64_t channels, int64_t lanes) {
+  return map->type == REAL_TYPE && map->channel == 1 && channels % lanes == 0;
+}
+
+static int N(open_rows)(Rows *rows, const Map *map, int64_t slots, int64_t height, int64_t width, int64_t groups,
+                        int64_t channels, int64_t lanes) {
+  memset(rows, 0, sizeof *rows);
+  rows->map = map;
+  rows->slots = slots;
+  rows->height = height;
+  rows->width = width;
+  rows->groups = groups;
+  rows->channels = channels;
+  rows->padded = (channels + lanes - 1) / lanes * lanes;
+  rows->row_size = width * groups * rows->padded;
+  if (N(is_direct)(map, channels, lanes)) return 1;
+  rows->buffer = aligned_alloc(64, ((slots * rows->row_size * sizeof(REAL)) / 64 + 1) * 64);
+  rows->held = malloc(slots * sizeof(int64_t));
+  if (!rows->buffer || !rows->held) return 0;
+  memset(rows->buffer, 0, slots * rows->row_size * sizeof(REAL)); /* what fills up a group stays zero for ever */
+  for (int64_t i = 0; i < slots; i++) rows->held[i] = -1;
+  return 1;
+}
+
+static void N(close_rows)(Rows *rows) {
+  free(rows->buffer);
+  free(rows->held);
+}
+
+/* Elements from one pixel to the next, and from one group to the next. */
+INLINE int64_t N(pixel_step)(const Rows *rows) {
+  return rows->buffer ? rows->groups * rows->padded : rows->map->column;
+}
+
+/* At most 16 elements, by two moves of one fixed size that may overlap: a memcpy of unknown size is a call. */
+INLINE void N(move)(REAL *to, const REAL *from, int64_t count) {
+  if (count == 16) {
+    memcpy(to, from, 16 * sizeof(REAL));
+  } else if (count >= 8) {
+    memcpy(to, from, 8 * sizeof(REAL));
+    memcpy(to + count - 8, from + count - 8, 8 * sizeof(REAL));
+  } else if (count >= 4) {
+    memcpy(to, from, 4 * sizeof(REAL));
+    memcpy(to + count - 4, from + count - 4, 4 * sizeof(REAL));
+  } else {
+    for (int64_t i = 0; i < count; i++) to[i] = from[i];
+  }
+}
+
+/* COUNT elements that lie side by side in a map, as REAL. */
+INLINE void N(load)(REAL *to, const Map *map, int64_t at, int64_t count) {
+  if (map->type == REAL_TYPE && count <= 16) {
+    N(move)(to, (const REAL *)map->data + at, count);
+  } else if (map->type == F32) {
+    const float *from = (const float *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (REAL)from[i];
+  } else if (map->type == F64) {
+    const double *from = (const double *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (REAL)from[i];
+  } else if (map->type == BF16) {
+    const uint16_t *from = (const uint16_t *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (REAL)bf16_to_float(from[i]);
+  }
+#ifdef __FLT16_MAX__
+  else {
+    const _Float16 *from = (const _Float16 *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (REAL)from[i];
+  }
+#endif
+}
+
+INLINE void N(store)(const REAL *from, const Map *map, int64_t at, int64_t count) {
+  if (map->type == REAL_TYPE && count <= 16) {
+    N(move)((REAL *)map->data + at, from, count);
+  } else if (map->type == F32) {
+    float *to = (float *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (float)from[i];
+  } else if (map->type == F64) {
+    double *to = (double *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (double)from[i];
+  } else if (map->type == BF16) {
+    uint16_t *to = (uint16_t *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = float_to_bf16((float)from[i]);
+  }
+#ifdef __FLT16_MAX__
+  else {
+    _Float16 *to = (_Float16 *)map->data + at;
+    for (int64_t i = 0; i < count; i++) to[i] = (_Float16)from[i];
+  }
+#endif
+}
+
+INLINE vector N(zip_low)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(LOW, LANES)); }
+INLINE vector N(zip_high)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(HIGH, LANES)); }
+
+/* LANES vectors of LANES lanes, transposed: merging the upper half of the vectors into the lower, log2(LANES) times. */
+INLINE void N(transpose)(vector *v) {
+  for (int size = 1; size < LANES; size *= 2) {
+    vector merged[LANES];
+    for (int i = 0; i < LANES / 2; i++) {
+      merged[2 * i] = N(zip_low)(v[i], v[i + LANES / 2]);
+      merged[2 * i + 1] = N(zip_high)(v[i], v[i + LANES / 2]);
+    }
+    memcpy(v, merged, sizeof merged);
+  }
+}
+
+/* Between a row of a map, at element `base`, and a buffer with the channels of a pixel side by side. */
+static void N(copy_row)(const Rows *rows, int64_t base, REAL *row, const int reading) {
+  const Map *map = rows->map;
+  int64_t step = rows->groups * rows->padded;
+  for (int64_t g = 0; g < rows->groups; g++) {
+    REAL *group = row + g * rows->padded;
+    int64_t at = base + g * rows->channels * map->channel;
+    if (map->channel == 1) {
+      for (int64_t j = 0; j < rows->width; j++)
+        if (reading) N(load)(group + j * step, map, at + j * map->column, rows->channels);
+        else N(store)(group + j * step, map, at + j * map->column, rows->channels);
+      continue;
+    }
+    if (map->column != 1) {
+      for (int64_t j = 0; j < rows->width; j++)
+        for (int64_t c = 0; c < rows->channels; c++)
+          if (reading) N(load)(group + j * step + c, map, at + j * map->column + c * map->channel, 1);
+          else N(store)(group + j * step + c, map, at + j * map->column + c * map->channel, 1);
+      continue;
+    }
+    /* Square blocks, so that every cache line of the map is touched once: its planes often lie a multiple of the page
+     * size apart, where lines push each other out. */
+    for (int64_t c = 0; c < rows->channels; c += LANES) {
+      int64_t deep = rows->channels - c < LANES ? rows->channels - c : LANES;
+      for (int64_t j = 0; j < rows->width; j += LANES) {
+        int64_t wide = rows->width - j < LANES ? rows->width - j : LANES;
+        vector block[LANES];
+        if (reading) {
+          for (int64_t i = 0; i < LANES; i++) {
+            if (i < deep && wide == LANES) N(load)((REAL *)&block[i], map, at + (c + i) * map->channel + j, LANES);
+            else block[i] = (vector){0};
+            if (i < deep && wide != LANES) N(load)((REAL *)&block[i], map, at + (c + i) * map->channel + j, wide);
+          }
+          N(transpose)(block);
+          for (int64_t i = 0; i < wide; i++) N(move)(group + (j + i) * step + c, (REAL *)&block[i], deep);
+        } else {
+          for (int64_t i = 0; i < LANES; i++) {
+            block[i] = (vector){0};
+            if (i < wide) N(move)((REAL *)&block[i], group + (j + i) * step + c, deep);
+          }
+          N(transpose)(block);
+          for (int64_t i = 0; i < deep; i++)
+            if (wide == LANES) N(store)((REAL *)&block[i], map, at + (c + i) * map->channel + j, LANES);
+            else N(store)((REAL *)&block[i], map, at + (c + i) * map->channel + j, wide);
+        }
+      }
+    }
+  }
+}
+
+/* The row as the arithmetic wants it. */
+static REAL *N(read_row)(Rows *rows, int64_t image, int64_t index) {
+  const Map *map = rows->map;
+  int64_t base = image * map->batch + index * map->row;
+  if (!rows->buffer) return (REAL *)map->data + base;
+  int64_t slot = index % rows->slots;
+  REAL *row = rows->buffer + slot * rows->row_size;
+  if (rows->held[slot] == image * rows->height + index) return row;
+  rows->held[slot] = image * rows->height + index;
+  N(copy_row)(rows, base, row, 1);
+  return row;
+}
+
+/* Where to write a row; write_row then takes it to the map. */
+INLINE REAL *N(place_row)(Rows *rows, int64_t image, int64_t index) {
+  const Map *map = rows->map;
+  if (!rows->buffer) return (REAL *)map->data + image * map->batch + index * map->row;
+  return rows->buffer + index % rows->slots * rows->row_size;
+}
+
+static void N(write_row)(Rows *rows, int64_t image, int64_t index) {
+  if (!rows->buffer) return;
+  N(copy_row)(rows, image * rows->map->batch + index * rows->map->row,
+              rows->buffer + index % rows->slots * rows->row_size, 0);
+}
+
+/* The sum of each of four vectors. */
+INLINE void N(sum4)(const vector *v, REAL *sums) {
+#if LANES >= 4
+  vector ab = N(zip_low)(v[0], v[1]) + N(zip_high)(v[0], v[1]);
+  vector cd = N(zip_low)(v[2], v[3]) + N(zip_high)(v[2], v[3]);
+  vector all = N(zip_low)(ab, cd) + N(zip_high)(ab, cd); /* a, c, b, d, a, c, b, d ... */
+  typedef REAL four __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+  four total = ((const four *)&all)[0];
+  for (int i = 1; i < LANES / 4; i++) total += ((const four *)&all)[i];
+  sums[0] = total[0], sums[1] = total[2], sums[2] = total[1], sums[3] = total[3];
+#else
+  for (int p = 0; p < 4; p++) {
+    sums[p] = 0;
+    for (int i = 0; i < LANES; i++) sums[p] += v[p][i];
+  }
+#endif
+}
+
+/* The columns of the window that lie inside the map, for the parent in column j. */
+#define WINDOW                                                  \
+  int64_t K = shape->kernel, before = K / 2;                    \
+  int64_t first = before - j > 0 ? before - j : 0;              \
+  int64_t last = shape->width - j + before < K ? shape->width - j + before : K;
+
+/* y of PIXELS children of one parent, COUNT vectors of channels. */
+INLINE void N(gather)(const int PIXELS, const int COUNT, const Shape *shape, int64_t j, REAL **x, int64_t x_step,
+                      REAL **w, REAL **y) {
+  WINDOW
+  vector total[4][BLOCK];
+  for (int p = 0; p < PIXELS; p++)
+    for (int n = 0; n < COUNT; n++) total[p][n] = (vector){0};
+  for (int64_t k = 0; k < K; k++) {
+    if (!x[k]) continue;
+    const REAL *at = x[k] + (j - before + first) * x_step;
+    for (int64_t l = first; l < last; l++, at += x_step) {
+      vector value[BLOCK];
+      for (int n = 0; n < COUNT; n++) value[n] = ((const vector *)at)[n];
+      for (int p = 0; p < PIXELS; p++) {
+        REAL weight = w[p][k * K + l];
+        for (int n = 0; n < COUNT; n++) total[p][n] += weight * value[n];
+      }
+    }
+  }
+  for (int p = 0; p < PIXELS; p++)
+    for (int n = 0; n < COUNT; n++) ((vector *)y[p])[n] = total[p][n];
+}
+
+/* Kernels of PIXELS children of one parent from all vectors of channels of a group. */
+INLINE void N(correlate)(const int PIXELS, const Shape *shape, int64_t j, REAL **x, int64_t x_step, REAL **w, REAL **y,
+                         int64_t vectors) {
+  WINDOW
+  for (int64_t k = 0; k < K; k++)
+    for (int64_t l = 0; l < K; l++) {
+      if (!x[k] || l < first || l >= last) {
+        for (int p = 0; p < PIXELS; p++) w[p][k * K + l] = 0;
+        continue;
+      }
+      const vector *at = (const vector *)(x[k] + (j - before + l) * x_step);
+      vector total[4] = {{0}, {0}, {0}, {0}};
+      for (int64_t n = 0; n < vectors; n++)
+        for (int p = 0; p < PIXELS; p++) total[p] += at[n] * ((const vector *)y[p])[n];
+      REAL sums[4];
+      N(sum4)(total, sums);
+      for (int p = 0; p < PIXELS; p++) w[p][k * K + l] = sums[p];
+    }
+}
+
+/* Adds what PIXELS children of one parent give to x; rows that are not this thread's are NULL. */
+INLINE void N(scatter)(const int PIXELS, const int COUNT, const Shape *shape, int64_t j, REAL **x, int64_t x_step,
+                       REAL **w, REAL **y) {
+  WINDOW
+  vector value[4][BLOCK];
+  for (int p = 0; p < PIXELS; p++)
+    for (int n = 0; n < COUNT; n++) value[p][n] = ((const vector *)y[p])[n];
+  for (int64_t k = 0; k < K; k++) {
+    if (!x[k]) continue;
+    REAL *at = x[k] + (j - before + first) * x_step;
+    for (int64_t l = first; l < last; l++, at += x_step) {
+      vector total[BLOCK];
+      for (int n = 0; n < COUNT; n++) total[n] = ((vector *)at)[n];
+      for (int p = 0; p < PIXELS; p++) {
+        REAL weight = w[p][k * K + l];
+        for (int n = 0; n < COUNT; n++) total[n] += weight * value[p][n];
+      }
+      for (int n = 0; n < COUNT; n++) ((vector *)at)[n] = total[n];
+    }
+  }
+}
+
+/* One row of parents: x holds the K rows of their windows, w and y the s rows of their children. */
+INLINE void N(walk)(const int what, const Shape *shape, Rows *x_rows, Rows *w_rows, Rows *y_rows, REAL **x_row,
+                    REAL **w_row, REAL **y_row) {
+  int64_t s = shape->scale, K = shape->kernel, children = s * s;
+  int64_t x_step = N(pixel_step)(x_rows), w_step = N(pixel_step)(w_rows), y_step = N(pixel_step)(y_rows);
+  int64_t vectors = y_rows->padded / LANES;
+  for (int64_t g = 0; g < shape->groups; g++)
+    for (int64_t j = 0; j < shape->width; j++)
+      for (int64_t child = 0; child < children; child += 4) {
+        int count = children - child < 4 ? (int)(children - child) : 4;
+        REAL *w[4], *y[4], *x[64];
+        for (int p = 0; p < count; p++) {
+          int64_t column = j * s + (child + p) % s, row = (child + p) / s;
+          w[p] = w_row[row] + column * w_step + g * w_rows->padded;
+          y[p] = y_row[row] + column * y_step + g * y_rows->padded;
+        }
+        for (int64_t k = 0; k < K; k++) x[k] = x_row[k] ? x_row[k] + g * x_rows->padded : NULL;
+        if (what == CORRELATE) {
+          if (count == 4)
+            N(correlate)(4, shape, j, x, x_step, w, y, vectors);
+          else
+            for (int p = 0; p < count; p++) N(correlate)(1, shape, j, x, x_step, w + p, y + p, vectors);
+          continue;
+        }
+        for (int64_t n = 0; n < vectors;) {
+          int block = vectors - n >= BLOCK ? BLOCK : 1;
+#define CALL(function, pixels, offset)                                                  \
+  if (block == BLOCK)                                                                   \
+    N(function)(pixels, BLOCK, shape, j, x, x_step, w + (offset), y + (offset));        \
+  else                                                                                  \
+    N(function)(pixels, 1, shape, j, x, x_step, w + (offset), y + (offset));
+          if (what == GATHER) {
+            if (count == 4) { CALL(gather, 4, 0) }
+            else for (int p = 0; p < count; p++) { CALL(gather, 1, p) }
+          } else {
+            if (count == 4) { CALL(scatter, 4, 0) }
+            else for (int p = 0; p < count; p++) { CALL(scatter, 1, p) }
+          }
+#undef CALL
+          n += block;
+          for (int64_t k = 0; k < K; k++)
+            if (x[k]) x[k] += block * LANES;
+          for (int p = 0; p < count; p++) y[p] += block * LANES;
+        }
+      }
+}
+
+/* Rows [begin, end) of all images' rows: of parents, or for SCATTER of x itself. Returns 0 when memory ran out. */
+INLINE int N(run)(const int what, const Shape *shape, const Map *x_map, const Map *w_map, const Map *y_map, int64_t begin,
+                  int64_t end) {
+  int64_t s = shape->scale, K = shape->kernel, before = K / 2, h = shape->height;
+  Rows x, w, y;
+  memset(&x, 0, sizeof x), memset(&w, 0, sizeof w), memset(&y, 0, sizeof y);
+  REAL *x_row[64], *w_row[16], *y_row[16];
+  int done = N(open_rows)(&x, x_map, K, h, shape->width, shape->groups, shape->channels / shape->groups, LANES) &&
+             N(open_rows)(&w, w_map, s, h * s, shape->width * s, shape->groups, K * K, 1) &&
+             N(open_rows)(&y, y_map, s, h * s, shape->width * s, shape->groups, shape->channels / shape->groups, LANES);
+  /* y may be filled up to whole vectors where x is read directly: both must then end alike. */
+  for (int64_t index = begin; done && index < end;) {
+    int64_t image = index / h, top = index % h;
+    int64_t bottom = end - image * h < h ? end - image * h : h; /* rows [top, bottom) of this image are ours */
+    if (what == SCATTER) {
+      int64_t ready = top; /* rows of x below this one have been begun */
+      for (int64_t i = top - (K - 1 - before) > 0 ? top - (K - 1 - before) : 0; i < h && i - before < bottom; i++) {
+        for (int64_t k = 0; k < K; k++) {
+          int64_t row = i + k - before;
+          x_row[k] = NULL;
+          if (row < top || row >= bottom) continue;
+          x_row[k] = N(place_row)(&x, image, row);
+          if (row >= ready) {
+            int64_t step = N(pixel_step)(&x), size = x.groups * x.padded;
+            for (int64_t j = 0; j < shape->width; j++) memset(x_row[k] + j * step, 0, size * sizeof(REAL));
+            ready = row + 1;
+          }
+        }
+        for (int64_t a = 0; a < s; a++) {
+          w_row[a] = N(read_row)(&w, image, i * s + a);
+          y_row[a] = N(read_row)(&y, image, i * s + a);
+        }
+        N(walk)(what, shape, &x, &w, &y, x_row, w_row, y_row);
+        if (i - before >= top) N(write_row)(&x, image, i - before); /* nothing below reaches it any more */
+      }
+      /* Near the last parent row some rows of x have all they get without having left the window. */
+      int64_t past = h - before > top ? h - before : top;
+      for (int64_t row = past; row < bottom; row++) N(write_row)(&x, image, row);
+    } else {
+      for (int64_t i = top; i < bottom; i++) {
+        for (int64_t k = 0; k < K; k++) {
+          int64_t row = i + k - before;
+          x_row[k] = row < 0 || row >= h ? NULL : N(read_row)(&x, image, row);
+        }
+        for (int64_t a = 0; a < s; a++) {
+          w_row[a] = what == CORRELATE ? N(place_row)(&w, image, i * s + a) : N(read_row)(&w, image, i * s + a);
+          y_row[a] = what == GATHER ? N(place_row)(&y, image, i * s + a) : N(read_row)(&y, image, i * s + a);
+        }
+        N(walk)(what, shape, &x, &w, &y, x_row, w_row, y_row);
+        for (int64_t a = 0; a < s; a++) N(write_row)(what == GATHER ? &y : &w, image, i * s + a);
+      }
+    }
+    index = image * h + bottom;
+  }
+  N(close_rows)(&x), N(close_rows)(&w), N(close_rows)(&y);
+  return done;
+}
+
+#define ENTRY(name, what)                                                                        \
+  int N(name)(const Shape *shape, const Map *x, const Map *w, const Map *y) {                    \
+    int64_t rows = shape->batch * shape->height;                                                 \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                             \
+    int done = 1;                                                                                \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")    \
+    for (int64_t t = 0; t < threads; t++)                                                        \
+      done = N(run)(what, shape, x, w, y, rows * t / threads, rows * (t + 1) / threads) && done; \
+    return done;                                                                                 \
+  }
+
+ENTRY(fadeviz_reassemble, GATHER)
+ENTRY(fadeviz_similarity, CORRELATE)
+ENTRY(fadeviz_spread, SCATTER)
+
+/* Kernels of one pixel: softmax over COUNT logits, plus coarse ones where there are any. */
+INLINE void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_t count) {
+  REAL most = -INFINITY, total = 0;
+#if REAL_TYPE == F32
+  REAL value[4096 + LANES] __attribute__((aligned(VECTOR_BYTES)));
+  int64_t vectors = (count + LANES - 1) / LANES;
+  f32_vector high, sum = {0}, *v = (f32_vector *)value;
+  for (int64_t i = count / LANES * LANES; i < vectors * LANES; i++) value[i] = -INFINITY;
+  if (coarse)
+    for (int64_t i = 0; i < count; i++) value[i] = logits[i] + coarse[i];
+  else
+    for (int64_t i = 0; i < count; i++) value[i] = logits[i];
+  high = v[0];
+  for (int64_t i = 1; i < vectors; i++) high = choose(v[i] > high, v[i], high);
+  for (int i = 0; i < LANES; i++) most = high[i] > most ? high[i] : most;
+  for (int64_t i = 0; i < vectors; i++) sum += v[i] = exp_f32(v[i] - most);
+  for (int i = 0; i < LANES; i++) total += sum[i];
+  REAL scale = 1 / total;
+  for (int64_t i = 0; i < count; i++) out[i] = value[i] * scale;
+#else
+  for (int64_t i = 0; i < count; i++) {
+    out[i] = coarse ? logits[i] + coarse[i] : logits[i];
+    most = out[i] > most ? out[i] : most;
+  }
+  for (int64_t i = 0; i < count; i++) total += out[i] = exp(out[i] - most);
+  for (int64_t i = 0; i < count; i++) out[i] /= total;
+#endif
+}
+
+/* The gradient of the logits: kernel * (grad - sum of kernel * grad), summed over its children for a coarse logit. */
+INLINE void N(softmax_grad)(const REAL *grad, const REAL *kernel, REAL *out, REAL *coarse, int64_t count) {
+  REAL mean = 0;
+  for (int64_t i = 0; i < count; i++) mean += kernel[i] * grad[i];
+  for (int64_t i = 0; i < count; i++) out[i] = kernel[i] * (grad[i] - mean);
+  if (coarse)
+    for (int64_t i = 0; i < count; i++) coarse[i] += out[i];
+}
+
+/* Rows [begin, end) of all images' low-resolution rows. `first` holds the logits, or the kernels' gradient; `second` the
+ * kernels to write, or to read; `third` the gradient to write. A coarse map without data is none. */
+static int N(run_softmax)(const int backward, const Shape *shape, const Map *first, const Map *second, const Map *third,
+                          const Map *coarse, int64_t begin, int64_t end) {
+  int64_t s = shape->scale, area = shape->kernel * shape->kernel, h = shape->height, w = shape->width;
+  Rows a, b, c, low;
+  memset(&a, 0, sizeof a), memset(&b, 0, sizeof b), memset(&c, 0, sizeof c), memset(&low, 0, sizeof low);
+  int done = N(open_rows)(&a, first, 1, h * s, w * s, shape->groups, area, 1) &&
+             N(open_rows)(&b, second, 1, h * s, w * s, shape->groups, area, 1) &&
+             (!backward || N(open_rows)(&c, third, 1, h * s, w * s, shape->groups, area, 1)) &&
+             (!coarse->data || N(open_rows)(&low, coarse, 1, h, w, shape->groups, area, 1));
+  for (int64_t index = begin; done && index < end; index++) {
+    int64_t image = index / h, i = index % h;
+    REAL *few = NULL;
+    int64_t few_step = 0;
+    if (coarse->data) {
+      few = backward ? N(place_row)(&low, image, i) : N(read_row)(&low, image, i);
+      few_step = N(pixel_step)(&low);
+    }
+    if (backward && few)
+      for (int64_t j = 0; j < w; j++) memset(few + j * few_step, 0, shape->groups * area * sizeof(REAL));
+    for (int64_t row = i * s; row < (i + 1) * s; row++) {
+      const REAL *in = N(read_row)(&a, image, row);
+      REAL *kernel = backward ? N(read_row)(&b, image, row) : N(place_row)(&b, image, row);
+      REAL *grad = backward ? N(place_row)(&c, image, row) : NULL;
+      int64_t in_step = N(pixel_step)(&a), kernel_step = N(pixel_step)(&b);
+      int64_t grad_step = backward ? N(pixel_step)(&c) : 0;
+      for (int64_t j = 0; j < w * s; j++)
+        for (int64_t g = 0; g < shape->groups; g++) {
+          REAL *parent = few ? few + j / s * few_step + g * area : NULL;
+          if (backward)
+            N(softmax_grad)(in + j * in_step + g * area, kernel + j * kernel_step + g * area,
+                            grad + j * grad_step + g * area, parent, area);
+          else
+            N(softmax)(in + j * in_step + g * area, parent, kernel + j * kernel_step + g * area, area);
+        }
+      N(write_row)(backward ? &c : &b, image, row);
+    }
+    if (backward && few) N(write_row)(&low, image, i);
+  }
+  N(close_rows)(&a), N(close_rows)(&b), N(close_rows)(&c), N(close_rows)(&low);
+  return done;
+}
+
+#define SOFTMAX(name, backward)                                                                                  \
+  int N(name)(const Shape *shape, const Map *first, const Map *second, const Map *third, const Map *coarse) {    \
+    int64_t rows = shape->batch * shape->height;                                                                 \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                                             \
+    int done = 1;                                                                                                \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                    \
+    for (int64_t t = 0; t < threads; t++)                                                                        \
+      done = N(run_softmax)(backward, shape, first, second, third, coarse, rows * t / threads,                   \
+                            rows * (t + 1) / threads) && done;                                                   \
+    return done;                                                                                                 \
+  }
+
+SOFTMAX(fadeviz_softmax, 0)
+SOFTMAX(fadeviz_softmax_backward, 1)
+
+/* y = r + g * (e - r) with one g a pixel, and its gradients; all maps dense in one layout: channels last, or planes. The
+ * pixels are worked on in short runs, so that a run's gate stays at hand while the planes go by. */
+#define RUN 512
+
+int N(fadeviz_blend)(const REAL *r, const REAL *e, const REAL *g, REAL *y, int64_t batch, int64_t channels,
+                     int64_t pixels, int64_t channels_last, int64_t threads) {
+  int64_t runs = (pixels + RUN - 1) / RUN;
+  _Pragma("omp parallel for num_threads(threads) schedule(static)")
+  for (int64_t run = 0; run < batch * runs; run++) {
+    int64_t image = run / runs, from = run % runs * RUN, to = from + RUN < pixels ? from + RUN : pixels;
+    const REAL *gate = g + image * pixels;
+    int64_t base = image * channels * pixels;
+    if (channels_last) {
+      for (int64_t i = from; i < to; i++)
+        for (int64_t at = base + i * channels; at < base + (i + 1) * channels; at++)
+          y[at] = r[at] + gate[i] * (e[at] - r[at]);
+    } else {
+      for (int64_t c = 0; c < channels; c++) {
+        int64_t at = base + c * pixels;
+        for (int64_t i = from; i < to; i++) y[at + i] = r[at + i] + gate[i] * (e[at + i] - r[at + i]);
+      }
+    }
+  }
+  return 1;
+}
+
+int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, const REAL *g, REAL *grad_r, REAL *grad_e,
+                              REAL *grad_g, int64_t batch, int64_t channels, int64_t pixels, int64_t channels_last,
+                              int64_t threads) {
+  int64_t runs = (pixels + RUN - 1) / RUN;
+  _Pragma("omp parallel for num_threads(threads) schedule(static)")
+  for (int64_t run = 0; run < batch * runs; run++) {
+    int64_t image = run / runs, from = run % runs * RUN, to = from + RUN < pixels ? from + RUN : pixels;
+    const REAL *gate = g + image * pixels;
+    REAL *sums = grad_g + image * pixels;
+    int64_t base = image * channels * pixels;
+    if (channels_last) {
+      for (int64_t i = from; i < to; i++) {
+        const REAL *own = grad + base + i * channels, *r_own = r + base + i * channels, *e_own = e + base + i * channels;
+        REAL *to_r = grad_r + base + i * channels, *to_e = grad_e + base + i * channels;
+        vector total = {0};
+        REAL rest = 0;
+        int64_t whole = channels / LANES * LANES;
+        for (int64_t c = 0; c < whole; c += LANES) {
+          vector up = *(const vector *)(own + c);
+          *(vector *)(to_e + c) = gate[i] * up;
+          *(vector *)(to_r + c) = up - gate[i] * up;
+          total += up * (*(const vector *)(e_own + c) - *(const vector *)(r_own + c));
+        }
+        for (int64_t c = whole; c < channels; c++) {
+          to_e[c] = gate[i] * own[c];
+          to_r[c] = own[c] - gate[i] * own[c];
+          rest += own[c] * (e_own[c] - r_own[c]);
+        }
+        for (int lane = 0; lane < LANES; lane++) rest += total[lane];
+        sums[i] = rest;
+      }
+    } else {
+      for (int64_t i = from; i < to; i++) sums[i] = 0;
+      for (int64_t c = 0; c < channels; c++) {
+        int64_t at = base + c * pixels;
+        for (int64_t i = from; i < to; i++) {
+          grad_e[at + i] = gate[i] * grad[at + i];
+          grad_r[at + i] = grad[at + i] - gate[i] * grad[at + i];
+          sums[i] += grad[at + i] * (e[at + i] - r[at + i]);
+        }
+      }
+    }
+  }
+  return 1;
+}
+
+#undef RUN
+#undef SOFTMAX
+#undef ENTRY
+#undef WINDOW
+#undef Rows
+#undef vector
+
+#endif

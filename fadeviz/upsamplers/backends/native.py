@@ -1,0 +1,235 @@
+"""Reassembly on a CPU by ``native.c``, compiled once on first use; where no compiler is, the tiles serve.
+
+The library lies in ``$XDG_CACHE_HOME/fadeviz`` (by default ``~/.cache/fadeviz``) under a name that holds the source,
+the compiler and the processor, so that a home folder shared by unlike machines is safe.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...errors import FadevizError
+
+_SOURCE = Path(__file__).with_name("native.c")
+_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_MAX_KERNEL, _MAX_SCALE = 64, 16
+_FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno")
+
+
+class _Map(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p)] + [
+        (name, ctypes.c_int64) for name in ("type", "batch", "channel", "row", "column")
+    ]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("batch", "channels", "height", "width", "kernel", "scale", "groups", "threads")
+    ]
+
+
+def available(x: Tensor, kernel_size: int, scale_factor: int) -> bool:
+    """Whether maps like x can be computed here: on the CPU, with a compiler, in a dtype the C code reads."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in _TYPES
+        and kernel_size <= _MAX_KERNEL
+        and scale_factor <= _MAX_SCALE
+        and library() is not None
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, built if need be; None where that is impossible, for whatever reason."""
+    try:
+        return ctypes.CDLL(str(_build()))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _build() -> Path:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
+    if compiler is None:
+        raise OSError("no C compiler")
+    text = "\n".join([_SOURCE.read_text(), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
+    name = f"native-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    for folder in (_cache(), Path(tempfile.gettempdir()) / f"fadeviz-{os.getuid() if hasattr(os, 'getuid') else 0}"):
+        path = folder / name
+        if path.exists() and _is_ours(folder):
+            return path
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not _is_ours(folder):
+                continue
+            # Under a name of its own first: two processes may build at once, and a killed one leaves nothing half made.
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / name
+                _compile(compiler, made)
+                os.replace(made, path)
+        except OSError:
+            continue
+        return path
+    raise OSError("no folder to keep the library in")
+
+
+def _compile(compiler: str, target: Path) -> None:
+    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(target), "-lm"]
+    try:
+        # The runtime of OpenMP is the one torch has loaded already: both share one pool of threads.
+        subprocess.run([*command, "-fopenmp"], check=True, capture_output=True, timeout=120)
+    except subprocess.CalledProcessError:
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "fadeviz"
+
+
+def _is_ours(folder: Path) -> bool:
+    # A library that anyone else could put there is never loaded.
+    if not hasattr(os, "getuid"):
+        return True
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _processor() -> str:
+    if platform.system() == "Linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    return platform.processor() + platform.machine()
+
+
+def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
+    """``(B, C, h, w)`` and ``(B, G*K*K, s*h, s*w)`` -> ``(B, C, s*h, s*w)``, in x's dtype and memory format."""
+    b, c, h, w = x.shape
+    y = _empty_like(x, (b, c, h * scale_factor, w * scale_factor))
+    _call("fadeviz_reassemble", x, kernels, y, kernel_size, scale_factor, groups)
+    return y
+
+
+def similarity(query: Tensor, key: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
+    """``(B, C, s*h, s*w)`` and ``(B, C, h, w)`` -> ``(B, G*K*K, s*h, s*w)``, in float32 or better."""
+    b, _, height, width = query.shape
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    out = _empty_like(query, (b, groups * kernel_size**2, height, width), dtype)
+    _call("fadeviz_similarity", key, out, query, kernel_size, scale_factor, groups)
+    return out
+
+
+def spread(y: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
+    """``(B, C, s*h, s*w)`` and ``(B, G*K*K, s*h, s*w)`` -> ``(B, C, h, w)``, in y's dtype and memory format."""
+    b, c, height, width = y.shape
+    out = _empty_like(y, (b, c, height // scale_factor, width // scale_factor))
+    _call("fadeviz_spread", out, kernels, y, kernel_size, scale_factor, groups)
+    return out
+
+
+def softmax(
+    logits: Tensor, coarse: Tensor | None, kernel_size: int, scale_factor: int, groups: int, dtype: torch.dtype
+) -> Tensor:
+    """Softmax over each kernel of ``logits + nearest_s(coarse)``, in the logits' memory format."""
+    out = _empty_like(logits, tuple(logits.shape), dtype)
+    scale = 1 if coarse is None else scale_factor
+    _call_softmax("fadeviz_softmax", [logits, out, None, coarse], kernel_size, scale, groups)
+    return out
+
+
+def softmax_backward(
+    grad: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int, has_coarse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the logits and of the coarse ones, in the gradient's memory format."""
+    b, channels, h, w = grad.shape
+    out = _empty_like(grad, tuple(grad.shape))
+    low = _empty_like(grad, (b, channels, h // scale_factor, w // scale_factor)) if has_coarse else None
+    scale = scale_factor if has_coarse else 1
+    _call_softmax("fadeviz_softmax_backward", [grad, kernels, out, low], kernel_size, scale, groups)
+    return out, low
+
+
+def _call_softmax(function: str, tensors: list[Tensor | None], kernel_size: int, scale: int, groups: int) -> None:
+    first = tensors[0]
+    if first is None or not first.numel():
+        return
+    b, channels, h, w = first.shape
+    shape = _Shape(b, channels, h // scale, w // scale, kernel_size, scale, groups, torch.get_num_threads())
+    _run(function, shape, tensors)
+
+
+def can_blend(*maps: Tensor) -> bool:
+    """Whether all maps are of one dtype that the C code adds up in, and lie alike in memory without gaps."""
+    first = maps[0]
+    last = all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+    return (
+        library() is not None
+        and all(m.device.type == "cpu" and m.dtype == first.dtype for m in maps)
+        and first.dtype in (torch.float32, torch.float64)
+        and (last or all(m.is_contiguous() for m in maps))
+    )
+
+
+def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
+    """``gate * feature + (1 - gate) * reassembled`` for a one-channel gate; maps that :func:`can_blend` takes."""
+    out = torch.empty_like(reassembled)
+    _call_blend("fadeviz_blend", reassembled, [reassembled, feature, gate, out])
+    return out
+
+
+def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of all three."""
+    outs = torch.empty_like(reassembled), torch.empty_like(feature), torch.empty_like(gate)
+    _call_blend("fadeviz_blend_backward", reassembled, [grad, reassembled, feature, gate, *outs])
+    return outs
+
+
+def _call_blend(function: str, like: Tensor, tensors: list[Tensor]) -> None:
+    loaded = library()
+    if loaded is None or not like.numel():
+        return
+    b, c, h, w = like.shape
+    last = not like.is_contiguous()
+    call = getattr(loaded, function + ("_f64" if like.dtype == torch.float64 else "_f32"))
+    sizes = [b, c, h * w, int(last), torch.get_num_threads()]
+    call(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, sizes))
+
+
+def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=dtype or x.dtype, memory_format=torch.channels_last if last else torch.contiguous_format
+    )
+
+
+def _call(function: str, x: Tensor, kernels: Tensor, y: Tensor, kernel_size: int, scale: int, groups: int) -> None:
+    b, c, h, w = x.shape
+    if not x.numel():
+        if function == "fadeviz_similarity":
+            kernels.zero_()
+        return
+    _run(function, _Shape(b, c, h, w, kernel_size, scale, groups, torch.get_num_threads()), [x, kernels, y])
+
+
+def _run(function: str, shape: _Shape, tensors: Sequence[Tensor | None]) -> None:
+    loaded = library()
+    if loaded is None:
+        raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
+    maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in tensors]
+    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    call = getattr(loaded, function + ("_f64" if double else "_f32"))
+    if not call(ctypes.byref(shape), *(ctypes.byref(one) for one in maps)):
+        raise MemoryError("native reassembly: no memory for the row buffers")

@@ -1,0 +1,51 @@
+"""FADE-Lite: FADE whose kernels come from depth-wise convolutions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .fade import FADE
+from .semishift import Form, Init, Side
+
+
+class FADELite(FADE):
+    """FADE with a fifth of its parameters.
+
+    As FADE, but the compressors map straight to K*K channels, and the shared convolution T works on each of them
+    alone: ``logits = T(A) + nearest_s(T(D))`` with T depth-wise.
+
+    Limit cases: those of FADE.
+
+    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+    Cost: with K = 5: ``51C + 276`` parameters; ``4 * (25C + 225) + 25C + 225 + C + 100C + 8C`` multiply-adds a
+    low-resolution pixel.
+    Raises: FadevizError when the encoder feature has another size or channel count.
+    Source: Lu et al., IJCV 2024 (FADE-Lite); all convolutions Xavier-uniform, biases 0.
+    Differs: as FADE.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int = 5,
+        scale_factor: int = 2,
+        encoder_kernel_size: int = 3,
+        form: Form = "l2h",
+        bias_on: Side = "encoder",
+        gate: Literal["on", "off", "add"] = "on",
+        gate_bias: float = 0.0,
+        init: Init = "xavier",
+    ) -> None:
+        """Encoder and decoder maps both have ``in_channels``: the gate mixes them."""
+        super().__init__(
+            in_channels,
+            kernel_size,
+            scale_factor,
+            encoder_kernel_size=encoder_kernel_size,
+            form=form,
+            bias_on=bias_on,
+            gate=gate,
+            gate_bias=gate_bias,
+            init=init,
+            depthwise=True,
+        )

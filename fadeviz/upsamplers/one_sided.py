@@ -1,0 +1,135 @@
+"""Controls for FADE: reassembly kernels from the encoder map alone, or from the decoder map alone."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import FadevizError
+from .base import Skip, Upsampler, check_guide
+from .compressed import compressed_conv
+from .reassemble import KernelSoftmax, reassemble
+from .semishift import Init, check_init
+
+
+class _OneSided(Upsampler):
+    """Compressor, content encoder and reassembly; the subclasses say what they read."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        source_channels: int,
+        kernel_size: int,
+        scale_factor: int,
+        compressed_channels: int,
+        encoder_kernel_size: int,
+        init: Init,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if encoder_kernel_size % 2 == 0:
+            raise FadevizError(f"{name}: encoder_kernel_size is {encoder_kernel_size}, it must be odd")
+        check_init(name, init)
+        self.in_channels = in_channels
+        self.kernel_size = kernel_size
+        self.scale_factor = scale_factor
+        self.init = init
+        self.compressor = nn.Conv2d(source_channels, compressed_channels, 1)
+        self.content_encoder = nn.Conv2d(
+            compressed_channels, kernel_size**2, encoder_kernel_size, padding=encoder_kernel_size // 2
+        )
+        self.kernels = KernelSoftmax(kernel_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform weights, zero biases; ``init="small"`` draws the content encoder from N(0, 0.001^2)."""
+        for conv in (self.compressor, self.content_encoder):
+            nn.init.xavier_uniform_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        if self.init == "small":
+            nn.init.normal_(self.content_encoder.weight, std=0.001)
+
+    def _logit_cost(self) -> int:
+        return self.compressor.weight.numel() + self.content_encoder.weight.numel()
+
+    def _reassembly_cost(self) -> int:
+        return self.kernel_size**2 * self.scale_factor**2 * self.in_channels
+
+
+class EncoderKernel(_OneSided):
+    """Reassembly kernels from the encoder map alone: ``y = reassemble(x, softmax(T(conv1x1(e))))``.
+
+    FADE's kernels with the decoder's part left out and no gate: what the encoder's detail does by itself.
+
+    Limit case: an encoder map without contrast (and away from its border) gives the same kernel everywhere.
+
+    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+    Cost: ``C_skip*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
+    Raises: FadevizError when the encoder feature has another size or channel count.
+    Source: the encoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int = 5,
+        scale_factor: int = 2,
+        compressed_channels: int = 64,
+        encoder_kernel_size: int = 3,
+        init: Init = "xavier",
+        skip_channels: int | None = None,
+    ) -> None:
+        """The encoder map has ``skip_channels``, by default as many as x."""
+        self_skip = in_channels if skip_channels is None else skip_channels
+        super().__init__(
+            in_channels, self_skip, kernel_size, scale_factor, compressed_channels, encoder_kernel_size, init
+        )
+        self.skip_channels = self_skip
+
+    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+        """Reassemble x with the encoder's kernels."""
+        check_guide(self, x, skip.feature, self.skip_channels)
+        kernels = self.kernels(compressed_conv(skip.feature, self.compressor, self.content_encoder))
+        return reassemble(x, kernels, self.kernel_size, self.scale_factor)
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Of the kernels at high resolution, and the reassembly."""
+        return height * width * (self.scale_factor**2 * self._logit_cost() + self._reassembly_cost())
+
+
+class DecoderKernel(_OneSided):
+    """Reassembly kernels from the decoder map alone: ``y = reassemble(x, nearest_s(softmax(T(conv1x1(x)))))``.
+
+    FADE's kernels with the encoder's part left out and no gate: the s*s output pixels of one parent share a kernel.
+
+    Limit case: every s x s block of the output is constant.
+
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Cost: ``C*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
+    Source: the decoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int = 5,
+        scale_factor: int = 2,
+        compressed_channels: int = 64,
+        encoder_kernel_size: int = 3,
+        init: Init = "xavier",
+    ) -> None:
+        """Kernels of ``kernel_size`` from ``compressed_channels`` through an ``encoder_kernel_size`` convolution."""
+        super().__init__(
+            in_channels, in_channels, kernel_size, scale_factor, compressed_channels, encoder_kernel_size, init
+        )
+
+    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+        """Reassemble x at its own resolution, then repeat: the same sum as with repeated kernels, s*s times cheaper."""
+        kernels = self.kernels(compressed_conv(x, self.compressor, self.content_encoder))
+        y = reassemble(x, kernels, self.kernel_size, scale_factor=1)
+        return F.interpolate(y, scale_factor=self.scale_factor, mode="nearest")
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """Of the kernels and the reassembly, both at low resolution."""
+        return height * width * (self._logit_cost() + self.kernel_size**2 * self.in_channels)

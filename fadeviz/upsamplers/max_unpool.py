@@ -15,23 +15,27 @@ class MaxUnpool(Upsampler):
     ``y.flat[indices] = x`` in each plane, with ``index = row * W + column`` as ``pool`` found it (first maximum in
     row-major order).
 
-    Limit case: ``max_pool(unpool(y)) = max(y, 0)``.
+    Limit case: ``max_pool(unpool(y)) = max(y, 0)``; a window of one pixel, ``ceil_mode``'s corner, gives y itself.
 
-    Shape: x ``(B, C, h, w)``, skip.indices ``(B, C, h, w)`` int64 -> the size of ``skip.feature``.
+    Shape: x ``(B, C, h, w)``, skip.indices ``(B, C, h, w)`` int64 -> the size of ``skip.feature``. A side H that s does
+    not divide is pooled to ``H // s``, its rest stays without a window and 0 in y; with ``ceil_mode`` to
+    ``ceil(H / s)``, the last windows being smaller.
     Cost: no parameters, no multiply-adds.
-    Raises: FadevizError when skip.indices is missing or has another shape than x.
+    Raises: FadevizError when skip.indices is missing or has another shape than x, or x is not what pooling
+    skip.feature gives.
     Source: SegNet (Badrinarayanan et al., TPAMI 2017), section 3.
     """
 
-    def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
+    def __init__(self, in_channels: int, scale_factor: int = 2, ceil_mode: bool = False) -> None:
         """``in_channels`` is taken so that every operator is built alike; unpooling has no parameters."""
         super().__init__()
         self.in_channels = in_channels
         self.scale_factor = scale_factor
+        self.ceil_mode = ceil_mode
 
     def pool(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
         """Max pooling by s and the position of every maximum."""
-        pooled, indices = F.max_pool2d(feature, self.scale_factor, return_indices=True)
+        pooled, indices = F.max_pool2d(feature, self.scale_factor, ceil_mode=self.ceil_mode, return_indices=True)
         return pooled, indices
 
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
@@ -42,11 +46,23 @@ class MaxUnpool(Upsampler):
                 f"MaxUnpool: skip.indices are {got}, but x is {tuple(x.shape)}. "
                 "Pool the encoder feature with MaxUnpool.pool and pass its indices on: Skip(feature, indices)"
             )
-        # The values and the indices must lie alike in memory: max_unpool2d reads both in plane order.
-        size = skip.feature.shape[-2:]
-        y = F.max_unpool2d(x.contiguous(), skip.indices.contiguous(), [self.scale_factor] * 2, output_size=list(size))
-        return y.to(x.dtype)  # autocast runs it in float32; values are only moved, so nothing is lost on the way back
+        h, w = skip.feature.shape[-2:]
+        s, extra = self.scale_factor, self.scale_factor - 1 if self.ceil_mode else 0
+        pooled = ((h + extra) // s, (w + extra) // s)
+        if x.shape[-2:] != pooled:
+            raise FadevizError(
+                f"MaxUnpool: x is {x.shape[-2]}x{x.shape[-1]}, but skip.feature is {h}x{w}, which scale_factor {s} and "
+                f"ceil_mode {self.ceil_mode} pool to {pooled[0]}x{pooled[1]}. Pass on the feature that was pooled"
+            )
+        # Both are read in plane order, however they lie in memory.
+        y = x.new_zeros(*x.shape[:2], h * w).scatter_(2, skip.indices.flatten(2), x.flatten(2))
+        return y.unflatten(2, (h, w))
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """None: values are moved."""
+        return 0
 
     def extra_repr(self) -> str:
         """Shown in the printed network."""
-        return f"{self.in_channels}, scale_factor={self.scale_factor}"
+        ceil = ", ceil_mode=True" if self.ceil_mode else ""
+        return f"{self.in_channels}, scale_factor={self.scale_factor}{ceil}"

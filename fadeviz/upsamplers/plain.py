@@ -1,4 +1,4 @@
-"""Operators that look at nothing but the decoder map: nearest and bilinear interpolation."""
+"""Operators that look at nothing but the decoder map: nearest, bilinear and bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from .base import Skip, Upsampler
 
 
 class _Interpolation(Upsampler):
-    mode: str
+    taps: int
+    """Input values that are weighted for one output value; 0 where values are only copied."""
 
     def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
         """``in_channels`` is taken so that every operator is built alike; interpolation has no parameters."""
         super().__init__()
         self.in_channels = in_channels
         self.scale_factor = scale_factor
+
+    def multiply_adds(self, height: int, width: int) -> int:
+        """One for each input value that is weighted for an output value."""
+        return self.taps * self.in_channels * self.scale_factor**2 * height * width
 
     def extra_repr(self) -> str:
         """Shown in the printed network."""
@@ -31,6 +36,8 @@ class Nearest(_Interpolation):
     Cost: no parameters, no multiply-adds.
     """
 
+    taps = 0
+
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Repeat every value s x s times."""
         return F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
@@ -43,9 +50,33 @@ class Bilinear(_Interpolation):
 
     Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
     Units: output pixel i lies at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
-    Cost: no parameters; 4 multiply-adds a value.
+    Cost: no parameters; 4 multiply-adds an output value.
     """
+
+    taps = 4
 
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Interpolate between the four nearest values."""
         return F.interpolate(x, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
+
+
+class Bicubic(_Interpolation):
+    """Bicubic convolution with pixel centres at half-integers (``align_corners=False``), clamped at the border.
+
+    ``y[i, j] = sum over k, l of W(row - k) * W(column - l) * x[k, l]`` over the 4 x 4 nearest values; a = -0.75,
+    ``W(t) = (a+2)|t|^3 - (a+3)|t|^2 + 1`` up to ``|t| = 1``, ``a|t|^3 - 5a|t|^2 + 8a|t| - 4a`` from there to 2.
+
+    Limit case: a constant map stays constant; a linear ramp rises by its slope from any output pixel to the one s
+    further on, but is not straight in between, as it would be with a = -0.5.
+
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored. Values may overshoot the range of x.
+    Units: output pixel i lies at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
+    Cost: no parameters; 16 multiply-adds an output value.
+    Source: Keys, IEEE TASSP 1981; a as in torch and OpenCV.
+    """
+
+    taps = 16
+
+    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+        """Weight the sixteen nearest values."""
+        return F.interpolate(x, scale_factor=self.scale_factor, mode="bicubic", align_corners=False)

@@ -256,25 +256,48 @@ def _say(output: Path, notes: tuple[str, ...]) -> None:
 
 
 @main.command()
+@click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def upsamplers(as_json: bool) -> None:
-    """List the upsampling operators."""
-    from fadeviz.models import count_operator_parameters
-    from fadeviz.upsamplers import UPSAMPLERS
+def upsamplers(names: tuple[str, ...], as_json: bool) -> None:
+    """List the upsampling operators and what they cost: all, or NAMES with options, e.g. indexnet:kind=m2o."""
+    from fadeviz.upsamplers import UPSAMPLERS, parse_upsampler
+    from fadeviz.upsamplers.costs import operator_cost
 
-    rows = [
-        {"name": name, "needs": entry.needs, "parameters_in_segnet": count_operator_parameters("segnet", name),
-         "paper": entry.paper, "what": (entry.build.__doc__ or "").splitlines()[0]}
-        for name, entry in UPSAMPLERS.items()
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name in names or UPSAMPLERS:
+        entry = UPSAMPLERS[parse_upsampler(name)[0]]
+        costs = {network: operator_cost(name, network)._asdict() for network in ("segnet", "segformer")}
+        what = (entry.build.__doc__ or "").splitlines()[0]
+        rows.append(
+            {
+                "name": name,
+                "needs": entry.needs,
+                **costs,
+                "year": entry.year or None,
+                "paper": entry.paper,
+                "what": what,
+            }
+        )
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    click.echo(f"{'name':15}{'reads':10}{'in SegNet':>12}  source")
+    wide = max(len("name"), *(len(row["name"]) for row in rows)) + 2
+    click.echo(f"{'':{wide}}{'':9}{'SegNet 224x224':>20}{'SegFormer 512x512':>21}")
+    columns = f"{'parameters':>11}{'M mul-add':>10}"
+    click.echo(f"{'name':{wide}}{'reads':9}{columns}{columns}  source")
     for row in rows:
-        needs = {"feature": "encoder", "indices": "indices"}.get(str(row["needs"]), "")
-        click.echo(f"{row['name']:15}{needs:10}{row['parameters_in_segnet']:>12,}  {row['paper']}")
-    click.echo("\nreads: besides the decoder map; in SegNet: parameters of the five operators at width 1")
+        needs = {"feature": "encoder", "indices": "indices"}.get(row["needs"], "")
+        numbers = "".join(
+            f"{row[network]['parameters']:>11,}{row[network]['multiply_adds'] / 1e6:>10,.1f}"
+            for network in ("segnet", "segformer")
+        )
+        source = "" if row["year"] is None else f"{row['paper']} {row['year']}"
+        click.echo(f"{row['name']:{wide}}{needs:9}{numbers}  {source}".rstrip())
+    click.echo(
+        "\nreads: besides the decoder map. The numbers are for all operators of a network and one image: SegNet's\n"
+        "five (512, 512, 256, 128, 64 channels), and six of 256 channels in SegFormer's head. M mul-add: millions of\n"
+        "multiply-adds, which the papers' tables give as FLOPs. With options: fadeviz upsamplers indexnet:kind=m2o"
+    )
 
 
 @main.command()

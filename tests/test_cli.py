@@ -242,11 +242,21 @@ class TestPictures:
 
 class TestLookingUp:
     def test_upsamplers(self):
-        rows = json.loads(call("upsamplers", "--json").output)
-        assert {row["name"]: row["parameters_in_segnet"] for row in rows}["carafe"] == 383_028
+        rows = {row["name"]: row for row in json.loads(call("upsamplers", "--json").output)}
+        assert rows["carafe"]["segnet"] == {"parameters": 383_028, "multiply_adds": 1_213_418_752}
+        assert rows["carafe"]["year"] == 2019
+        assert rows["nearest"]["year"] is None
         table = call("upsamplers").output
-        assert "carafe" in table
-        assert "383,028" in table
+        (line,) = (line for line in table.splitlines() if line.startswith("fade "))
+        assert re.sub(" +", " ", line) == "fade encoder 262,338 1,859.6 285,084 2,653.2 Lu et al., ECCV 2022"
+        assert max(map(len, table.splitlines())) <= 120
+
+    def test_upsamplers_with_options(self):
+        output = call("upsamplers", "indexnet:kind=m2o", "fade:gate=off").output
+        assert "9,764,864" in output
+        assert "carafe" not in output
+        fails(1, "no option of fade 'gates'", "upsamplers", "fade:gates=off")
+        fails(1, "no upsampler 'fad'", "upsamplers", "fad")
 
     def test_layers(self):
         output = call("layers", "segnet", "--upsampler", "carafe").output

@@ -1,21 +1,19 @@
 """Each operator's limit case, and the contract that every name of the table keeps."""
 
+import math
+
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fadeviz import FadevizError
 from fadeviz.models import build_network
 from fadeviz.upsamplers import (
-    CARAFE,
-    FADE,
     UPSAMPLERS,
-    SemiShiftConv,
     Skip,
     build_upsampler,
     parse_upsampler,
-    reassemble,
 )
 from fadeviz.upsamplers.deconv import Deconv
 from fadeviz.upsamplers.pixel_shuffle import PixelShuffle
@@ -24,13 +22,20 @@ NAMES = list(UPSAMPLERS)
 
 
 def case(name, channels=8, size=(5, 7), batch=2, dtype=torch.float32, seed=0, **options):
-    """An operator, x, and the skip its own pooling makes."""
+    """An operator, x, and the skip its own pooling makes, with indices that are constants."""
     torch.manual_seed(seed)
     operator = build_upsampler(name, channels, **options).to(dtype)
     s = operator.scale_factor
     feature = torch.randn(batch, channels, size[0] * s, size[1] * s, dtype=dtype)
-    _, indices = operator.pool(feature)
+    with torch.no_grad():
+        _, indices = operator.pool(feature)
     return operator, torch.randn(batch, channels, *size, dtype=dtype), Skip(feature, indices)
+
+
+def pool_and_upsample(operator, x, feature):
+    """Both halves, as a network runs them: the indices are a function of the feature and of the parameters."""
+    _, indices = operator.pool(feature)
+    return operator(x, Skip(feature, indices))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,20 +62,25 @@ class TestContract:
         torch.testing.assert_close(y, z, rtol=1e-12, atol=1e-12)
 
     def test_gradcheck(self, name):
-        operator, x, skip = case(name, channels=2, size=(3, 2), batch=1, dtype=torch.float64)
-        feature = skip.feature.requires_grad_()
+        operator, x, skip = case(name, size=(3, 2), batch=1, dtype=torch.float64)
+        operator.eval()
+        # Away from the initial weights: zeros hide mistakes, and a regular grid samples on the kinks of interpolation.
+        with torch.no_grad():
+            for parameter in operator.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
 
         def run(x, feature, *parameters):
-            return operator(x, Skip(feature, skip.indices))
+            return pool_and_upsample(operator, x, feature)
 
-        parameters = list(operator.parameters())
-        assert torch.autograd.gradcheck(run, (x.requires_grad_(), feature, *parameters), fast_mode=True)
+        inputs = (x.requires_grad_(), skip.feature.requires_grad_(), *operator.parameters())
+        assert torch.autograd.gradcheck(run, inputs, fast_mode=True)
 
     def test_samples_do_not_mix(self, name):
         operator, x, skip = case(name, batch=3, dtype=torch.float64)
-        y = operator(x, skip)
-        one = Skip(skip.feature[1:2], None if skip.indices is None else skip.indices[1:2])
-        torch.testing.assert_close(operator(x[1:2], one), y[1:2], rtol=1e-12, atol=1e-12)
+        operator.eval()
+        y = pool_and_upsample(operator, x, skip.feature)
+        one = pool_and_upsample(operator, x[1:2], skip.feature[1:2])
+        torch.testing.assert_close(one, y[1:2], rtol=1e-12, atol=1e-12)
 
     def test_state_dict_round_trip(self, name):
         operator, x, skip = case(name, seed=0)
@@ -88,12 +98,48 @@ class TestContract:
 
     def test_trains(self, name):
         operator, x, skip = case(name)
-        operator(x.requires_grad_(), skip).square().sum().backward()
+        pool_and_upsample(operator, x.requires_grad_(), skip.feature).square().sum().backward()
         assert x.grad is not None
         assert x.grad.abs().sum() > 0
         for key, parameter in operator.named_parameters():
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key
+
+    def test_a_network_trains_with_it(self, name):
+        torch.manual_seed(0)
+        model = build_network("segnet", name, width=0.125)
+        images = torch.randn(2, 3, 64, 64)
+        labels = (F.avg_pool2d(images[:, 0], 9, stride=1, padding=4) > 0).long()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        losses, moved = [], {}
+        for _ in range(5):
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            for stage in model.decoder:
+                for key, parameter in stage.upsample.named_parameters():
+                    assert parameter.grad is not None, key
+                    assert parameter.grad.isfinite().all(), key
+                    moved[key] = moved.get(key, False) or bool(parameter.grad.any())
+        assert all(moved.values()), moved
+        assert losses[-1] < losses[0]
+
+    def test_multiply_adds_are_at_least_the_convolutions(self, name):
+        operator, x, skip = case(name, size=(3, 5), batch=1)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            pool_and_upsample(operator, x, skip.feature)
+        # Batched products are left out: tiles of a reassembly compute more than its definition has.
+        matrix = {torch.ops.aten.convolution, torch.ops.aten.mm, torch.ops.aten.addmm}
+        counted = (
+            sum(n for operation, n in counter.get_flop_counts().get("Global", {}).items() if operation in matrix) // 2
+        )
+        stated = operator.multiply_adds(3, 5)
+        assert isinstance(stated, int)
+        assert stated >= counted
+        assert counted > 0 or not any(parameter.dim() > 1 for parameter in operator.parameters())
+        assert operator.multiply_adds(6, 5) >= stated
 
     def test_unknown_option(self, name):
         with pytest.raises(FadevizError, match=f"no option of {name} 'kernel_sise'"):
@@ -103,6 +149,17 @@ class TestContract:
 def test_unknown_name_lists_nearest():
     with pytest.raises(FadevizError, match="no upsampler 'caraffe'. Nearest: 'carafe'"):
         build_upsampler("caraffe", 8)
+
+
+def test_every_operator_says_where_it_is_from():
+    for name, entry in UPSAMPLERS.items():
+        if name in ("nearest", "bilinear", "bicubic"):
+            assert (entry.year, entry.paper) == (0, "-")
+        else:
+            assert 2010 <= entry.year <= 2030, name
+            assert len(entry.paper) > 5, name
+        assert entry.title, name
+        assert entry.needs in ("", "indices", "feature"), name
 
 
 @pytest.mark.parametrize(
@@ -142,81 +199,7 @@ def test_parameter_count_by_formula():
         assert count("fade", c) == 129 * c + 14_490
         assert count("deconv", c) == 9 * c * c + c
         assert count("pixel_shuffle", c) == 36 * c * c + 4 * c
-        assert count("nearest", c) == count("bilinear", c) == count("max_unpool", c) == 0
-
-
-def slow_reassemble(x, kernels, k, s, groups):
-    b, c, h, w = x.shape
-    y = x.new_zeros(b, c, h * s, w * s)
-    for n in range(c):
-        g = n // (c // groups)
-        for i in range(h * s):
-            for j in range(w * s):
-                for u in range(k):
-                    for v in range(k):
-                        row, column = i // s + u - k // 2, j // s + v - k // 2
-                        if 0 <= row < h and 0 <= column < w:
-                            y[:, n, i, j] += kernels[:, (g * k + u) * k + v, i, j] * x[:, n, row, column]
-    return y
-
-
-class TestReassemble:
-    @pytest.mark.parametrize(
-        ("k", "s", "groups", "size"),
-        [(5, 2, 1, (5, 7)), (3, 2, 1, (4, 4)), (7, 3, 1, (6, 5)), (4, 2, 1, (5, 6)), (1, 2, 1, (3, 3)),
-         (5, 1, 1, (9, 2)),
-         (3, 4, 2, (5, 3)), (5, 2, 4, (1, 9))],
-    )  # fmt: skip
-    def test_against_the_slow_loop(self, k, s, groups, size):
-        torch.manual_seed(0)
-        x = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
-        kernels = torch.randn(2, groups * k * k, size[0] * s, size[1] * s, dtype=torch.float64, requires_grad=True)
-        cotangent = torch.randn(2, 4, size[0] * s, size[1] * s, dtype=torch.float64)
-        fast = reassemble(x, kernels, k, s, groups)
-        slow = slow_reassemble(x, kernels, k, s, groups)
-        torch.testing.assert_close(fast, slow, rtol=0, atol=1e-12)
-        got = torch.autograd.grad(fast, (x, kernels), cotangent)
-        want = torch.autograd.grad(slow, (x, kernels), cotangent)
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
-
-    def test_many_chunks_equal_unfold(self):
-        # Large enough that tile rows and images fall into several chunks, with ragged tiles at the rim.
-        torch.manual_seed(0)
-        x = torch.randn(3, 32, 50, 43, dtype=torch.float64, requires_grad=True)
-        kernels = torch.randn(3, 25, 100, 86, dtype=torch.float64, requires_grad=True)
-        windows = F.unfold(x, 5, padding=2).view(3, 32, 25, 50, 43)
-        windows = windows.repeat_interleave(2, 3).repeat_interleave(2, 4)
-        plain = torch.einsum("bckhw,bkhw->bchw", windows, kernels)
-        fast = reassemble(x, kernels, 5, 2)
-        torch.testing.assert_close(fast, plain, rtol=0, atol=1e-11)
-        cotangent = torch.randn_like(plain)
-        got = torch.autograd.grad(fast, (x, kernels), cotangent)
-        want = torch.autograd.grad(plain, (x, kernels), cotangent)
-        torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
-
-    def test_one_hot_centre_is_nearest_exactly(self):
-        x = torch.randn(1, 3, 6, 5)
-        kernels = torch.zeros(1, 25, 12, 10)
-        kernels[:, 12] = 1
-        assert torch.equal(reassemble(x, kernels, 5, 2), F.interpolate(x, scale_factor=2, mode="nearest"))
-
-    def test_keeps_the_memory_format(self):
-        x = torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last)
-        y = reassemble(x, torch.rand(2, 9, 12, 10), 3, 2)
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        assert reassemble(x.contiguous(), torch.rand(2, 9, 12, 10), 3, 2).is_contiguous()
-
-    def test_gradient_of_x_alone_and_kernels_alone(self):
-        x, kernels = torch.randn(1, 4, 5, 5), torch.rand(1, 9, 10, 10)
-        both = torch.autograd.grad(reassemble(x.requires_grad_(), kernels.requires_grad_(), 3, 2).sum(), (x, kernels))
-        assert torch.equal(torch.autograd.grad(reassemble(x, kernels.detach(), 3, 2).sum(), x)[0], both[0])
-        assert torch.equal(torch.autograd.grad(reassemble(x.detach(), kernels, 3, 2).sum(), kernels)[0], both[1])
-
-    def test_shapes_that_do_not_fit(self):
-        with pytest.raises(FadevizError, match=r"kernels are \(1, 9, 10, 10\).*need \(1, 25, 10, 10\)"):
-            reassemble(torch.zeros(1, 4, 5, 5), torch.zeros(1, 9, 10, 10), 5, 2)
-        with pytest.raises(FadevizError, match="3 channels do not divide into 2 groups"):
-            reassemble(torch.zeros(1, 3, 5, 5), torch.zeros(1, 18, 10, 10), 3, 2, groups=2)
+        assert count("nearest", c) == count("bilinear", c) == count("bicubic", c) == count("max_unpool", c) == 0
 
 
 class TestLimitCases:
@@ -229,6 +212,42 @@ class TestLimitCases:
         ramp = torch.arange(8.0).expand(2, 8, 8, 8)
         y = operator(ramp, skip)
         torch.testing.assert_close(y[..., 1:-1], ((torch.arange(16) + 0.5) / 2 - 0.5)[1:-1].expand(2, 8, 16, 14))
+
+    @pytest.mark.parametrize("s", [2, 3])
+    def test_bicubic_is_keys_convolution_with_clamped_borders(self, s):
+        operator, x, skip = case("bicubic", size=(5, 4), channels=2, dtype=torch.float64, scale_factor=s)
+
+        def matrix(length, a=-0.75):
+            weights = torch.zeros(length * s, length, dtype=torch.float64)
+            for i in range(length * s):
+                at = (i + 0.5) / s - 0.5
+                for k in range(math.floor(at) - 1, math.floor(at) + 3):
+                    t = abs(at - k)
+                    near = (a + 2) * t**3 - (a + 3) * t**2 + 1
+                    far = a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+                    weights[i, min(max(k, 0), length - 1)] += near if t <= 1 else far
+            return weights
+
+        want = matrix(5) @ x @ matrix(4).T
+        torch.testing.assert_close(operator(x, skip), want, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            operator(x, skip), F.interpolate(x, scale_factor=s, mode="bicubic", align_corners=False), rtol=0, atol=0
+        )
+
+    def test_bicubic_keeps_a_constant_and_the_slope_of_a_ramp(self):
+        operator, x, skip = case("bicubic", size=(8, 8), dtype=torch.float64)
+        constant = operator(torch.full_like(x, 3.7), skip)
+        torch.testing.assert_close(constant, torch.full_like(constant, 3.7))
+        inside = operator(torch.arange(8.0, dtype=torch.float64).expand_as(x), skip)[..., 3:-3]
+        torch.testing.assert_close(inside[..., 2:] - inside[..., :-2], torch.ones_like(inside[..., 2:]))
+        # Not straight: a = -0.75 puts the two pixels of a parent 3/64 too far in, and out.
+        steps = inside[..., 1:] - inside[..., :-1]
+        torch.testing.assert_close((steps - 0.5).abs(), torch.full_like(steps, 2 * 3 / 64))
+
+    def test_interpolations_cost_their_taps(self):
+        for name, taps in (("nearest", 0), ("bilinear", 4), ("bicubic", 16)):
+            assert build_upsampler(name, 6).multiply_adds(3, 5) == taps * 6 * 4 * 15
+            assert build_upsampler(name, 6, scale_factor=3).multiply_adds(3, 5) == taps * 6 * 9 * 15
 
     def test_pool_after_unpool_is_relu(self):
         operator, x, skip = case("max_unpool", size=(6, 5))
@@ -267,84 +286,3 @@ class TestLimitCases:
         assert torch.equal(y[..., ::2, ::2], y[..., 1::2, 1::2])
         plain = PixelShuffle(4)(x, Skip(x))
         assert not torch.allclose(plain[..., ::2, ::2], plain[..., 1::2, 1::2])
-
-    def test_carafe_with_zero_content_is_a_box_blur(self):
-        operator, x, skip = case("carafe")
-        nn.init.zeros_(operator.content_encoder.weight)
-        box = F.avg_pool2d(x, 5, stride=1, padding=2, count_include_pad=True)
-        torch.testing.assert_close(operator(x, skip), F.interpolate(box, scale_factor=2, mode="nearest"))
-
-    def test_carafe_starts_as_a_box_blur(self):
-        operator, x, skip = case("carafe", channels=64)
-        logits = F.pixel_shuffle(operator.content_encoder(operator.compressor(x)), 2)
-        kernels = operator.kernels(logits)
-        entropy = -(kernels * kernels.log()).sum(1) / torch.log(torch.tensor(25.0))
-        assert entropy.min() > 0.999
-
-    def test_gate_one_is_the_encoder_gate_zero_the_reassembly(self):
-        operator, x, skip = case("fade", dtype=torch.float64)
-        nn.init.constant_(operator.gate.conv.bias, 60)
-        torch.testing.assert_close(operator(x, skip), skip.feature, rtol=0, atol=1e-12)
-        nn.init.constant_(operator.gate.conv.bias, -60)
-        kernels = operator.kernels(operator.semi_shift(skip.feature, x))
-        torch.testing.assert_close(operator(x, skip), reassemble(x, kernels, 5, 2), rtol=0, atol=1e-12)
-
-    def test_fade_names_what_does_not_fit(self):
-        with pytest.raises(FadevizError, match="skip.feature is 31x48, but x is 16x24 .* 32x48 is needed"):
-            FADE(4)(torch.zeros(1, 4, 16, 24), Skip(torch.zeros(1, 4, 31, 48)))
-        with pytest.raises(FadevizError, match="skip.feature has 3 channels, 4 are needed"):
-            FADE(4)(torch.zeros(1, 4, 2, 2), Skip(torch.zeros(1, 3, 4, 4)))
-
-    def test_carafe_groups_must_divide(self):
-        with pytest.raises(FadevizError, match="10 channels do not divide into 4 groups"):
-            CARAFE(10, groups=4)
-
-
-class TestSemiShift:
-    @pytest.mark.parametrize("size", [(5, 7), (1, 1), (6, 3), (2, 9)])
-    @pytest.mark.parametrize(("k", "k_e", "s"), [(5, 3, 2), (3, 3, 2), (7, 5, 2), (3, 1, 2), (5, 3, 3)])
-    @pytest.mark.parametrize("bias_on", ["encoder", "decoder"])
-    def test_both_forms_agree_borders_included(self, size, k, k_e, s, bias_on):
-        torch.manual_seed(0)
-        conv = SemiShiftConv(6, 4, k, s, 8, k_e, bias_on=bias_on).double()
-        for parameter in conv.parameters():
-            nn.init.normal_(parameter)  # biases too: at initialisation they are 0 and would hide a difference
-        encoder = torch.randn(2, 4, size[0] * s, size[1] * s, dtype=torch.float64, requires_grad=True)
-        decoder = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
-        outputs, grads = [], []
-        for form in ("l2h", "h2l"):
-            conv.form = form
-            outputs.append(conv(encoder, decoder))
-            grads.append(torch.autograd.grad(outputs[-1].sin().sum(), (encoder, decoder, *conv.parameters())))
-        assert outputs[0].shape == (2, k * k, size[0] * s, size[1] * s)
-        torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-11)
-        torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-10)
-
-    def test_against_the_definition_at_one_point(self):
-        torch.manual_seed(0)
-        conv = SemiShiftConv(3, 3, 3, 2, 4).double()
-        encoder, decoder = torch.randn(1, 3, 8, 10).double(), torch.randn(1, 3, 4, 5).double()
-        a, d = conv.compressor_encoder(encoder), conv.compressor_decoder(decoder)
-        w, bias = conv.content_encoder.weight, conv.content_encoder.bias
-        at = (w * a[:, :, 4:7, 6:9]).sum((1, 2, 3)) + (w * d[:, :, 1:4, 2:5]).sum((1, 2, 3)) + 2 * bias
-        torch.testing.assert_close(conv(encoder, decoder)[0, :, 5, 7], at, rtol=0, atol=1e-12)
-
-    def test_where_the_bias_stands_matters_on_the_rim_only(self):
-        torch.manual_seed(0)
-        on_encoder, on_decoder = SemiShiftConv(3, 3).double(), SemiShiftConv(3, 3, bias_on="decoder").double()
-        bias = torch.randn(64).double()
-        state = on_encoder.state_dict()
-        on_decoder.load_state_dict({**state, "compressor_decoder.bias": bias} | {}, strict=False)
-        on_encoder.load_state_dict({**state, "compressor_encoder.bias": bias})
-        encoder, decoder = torch.randn(1, 3, 16, 16).double(), torch.randn(1, 3, 8, 8).double()
-        difference = (on_encoder(encoder, decoder) - on_decoder(encoder, decoder)).abs().amax((0, 1))
-        assert difference[2:-2, 2:-2].max() < 1e-12
-        assert difference[:2].max() > 0.1
-
-    def test_bad_options(self):
-        with pytest.raises(FadevizError, match="encoder_kernel_size is 4"):
-            SemiShiftConv(3, 3, encoder_kernel_size=4)
-        with pytest.raises(FadevizError, match="no form 'x2y'"):
-            SemiShiftConv(3, 3, form="x2y")
-        with pytest.raises(FadevizError, match="bias_on is 'both'"):
-            SemiShiftConv(3, 3, bias_on="both")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..errors import unknown_name
-from ..upsamplers import Upsampler
 from .segnet import SegNet
 
 NETWORKS: dict[str, type[SegNet]] = {"segnet": SegNet}
@@ -32,12 +29,4 @@ def build_network(name: str, upsampler: str = "fade", *, classes: int = 2, width
     return NETWORKS[name](upsampler, classes=classes, width=width)
 
 
-def count_operator_parameters(network: str, upsampler: str) -> int:
-    """How many parameters the operators add to ``network`` at width 1."""
-    with torch.device("meta"):  # shapes alone: nothing is drawn or stored
-        model = build_network(network, upsampler)
-    operators = [module for module in model.modules() if isinstance(module, Upsampler)]
-    return sum(p.numel() for operator in operators for p in operator.parameters())
-
-
-__all__ = ["NETWORKS", "SegNet", "build_network", "count_operator_parameters"]
+__all__ = ["NETWORKS", "SegNet", "build_network"]

@@ -7,14 +7,23 @@ import json
 from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
+from .a2u import A2U
 from .base import Skip, Upsampler
 from .carafe import CARAFE
 from .deconv import Deconv
-from .fade import FADE, SemiShiftConv
+from .dysample import DySample
+from .fade import FADE
+from .fade_lite import FADELite
+from .freqfusion import FreqFusion
+from .indexnet import IndexNet
+from .lda_aqu import LDAAQU
 from .max_unpool import MaxUnpool
+from .one_sided import DecoderKernel, EncoderKernel
 from .pixel_shuffle import PixelShuffle
-from .plain import Bilinear, Nearest
-from .reassemble import reassemble
+from .plain import Bicubic, Bilinear, Nearest
+from .reassemble import reassemble, similarity
+from .sapa import SAPAB, SAPAG, SAPAI
+from .semishift import SemiShift, SemiShiftConv
 
 
 class Entry(NamedTuple):
@@ -25,17 +34,31 @@ class Entry(NamedTuple):
     """How figures call it."""
     needs: str
     """What it reads of the encoder: nothing, ``indices`` or ``feature``."""
-    paper: str
+    year: int = 0
+    paper: str = "-"
 
 
 UPSAMPLERS: dict[str, Entry] = {
-    "nearest": Entry(Nearest, "Nearest", "", "-"),
-    "bilinear": Entry(Bilinear, "Bilinear", "", "-"),
-    "max_unpool": Entry(MaxUnpool, "Max unpooling", "indices", "SegNet, Badrinarayanan 2017"),
-    "deconv": Entry(Deconv, "Deconvolution", "", "Zeiler 2010"),
-    "pixel_shuffle": Entry(PixelShuffle, "Pixel shuffle", "", "Shi 2016"),
-    "carafe": Entry(CARAFE, "CARAFE", "", "Wang 2019"),
-    "fade": Entry(FADE, "FADE", "feature", "Lu 2022"),
+    "nearest": Entry(Nearest, "Nearest", ""),
+    "bilinear": Entry(Bilinear, "Bilinear", ""),
+    "bicubic": Entry(Bicubic, "Bicubic", ""),
+    "max_unpool": Entry(MaxUnpool, "Max unpooling", "indices", 2017, "Badrinarayanan et al., SegNet, TPAMI"),
+    "deconv": Entry(Deconv, "Deconvolution", "", 2010, "Zeiler et al., Deconvolutional networks, CVPR"),
+    "pixel_shuffle": Entry(PixelShuffle, "Pixel shuffle", "", 2016, "Shi et al., ESPCN, CVPR"),
+    "carafe": Entry(CARAFE, "CARAFE", "", 2019, "Wang et al., ICCV"),
+    "indexnet": Entry(IndexNet, "IndexNet", "feature", 2019, "Lu et al., ICCV"),
+    "a2u": Entry(A2U, "A2U", "feature", 2021, "Dai et al., CVPR"),
+    "fade": Entry(FADE, "FADE", "feature", 2022, "Lu et al., ECCV"),
+    "fade_lite": Entry(FADELite, "FADE-Lite", "feature", 2024, "Lu et al., IJCV"),
+    "semishift": Entry(SemiShift, "FADE without gate", "feature", 2022, "Lu et al., ECCV"),
+    "encoder_kernel": Entry(EncoderKernel, "Encoder-only kernels", "feature", 2022, "Lu et al., ECCV"),
+    "decoder_kernel": Entry(DecoderKernel, "Decoder-only kernels", "", 2022, "Lu et al., ECCV"),
+    "dysample": Entry(DySample, "DySample", "", 2023, "Liu et al., ICCV"),
+    "sapa_i": Entry(SAPAI, "SAPA-I", "feature", 2022, "Lu et al., NeurIPS"),
+    "sapa_b": Entry(SAPAB, "SAPA-B", "feature", 2022, "Lu et al., NeurIPS"),
+    "sapa_g": Entry(SAPAG, "SAPA-G", "feature", 2022, "Lu et al., NeurIPS"),
+    "freqfusion": Entry(FreqFusion, "FreqFusion", "feature", 2024, "Chen et al., TPAMI"),
+    "lda_aqu": Entry(LDAAQU, "LDA-AQU", "", 2024, "Du et al., ACM MM"),
 }
 """Every operator by name. A new one is a file, a line here, a docstring and a test of its limit case."""
 
@@ -62,10 +85,14 @@ def build_upsampler(name: str, in_channels: int, **options: object) -> Upsampler
 
 
 def _check_option(name: str, option: str, value: object, default: object) -> None:
-    """An option's value must be of its default's type; counts must be positive."""
+    """An option's value must be of its default's type; counts must be positive; a default of None is a count's."""
+    if default is None and value is None:
+        return
     if isinstance(default, bool):
         fits, needed = isinstance(value, bool), "true or false"
-    elif isinstance(default, int):
+    elif isinstance(default, float):
+        fits, needed = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+    elif default is None or isinstance(default, int):
         fits, needed = (
             isinstance(value, int) and not isinstance(value, bool) and value >= 1,
             "a whole number, 1 or more",
@@ -104,19 +131,33 @@ def parse_upsampler(text: str) -> tuple[str, dict[str, object]]:
 
 
 __all__ = [
+    "A2U",
     "CARAFE",
     "FADE",
+    "LDAAQU",
+    "SAPAB",
+    "SAPAG",
+    "SAPAI",
     "UPSAMPLERS",
+    "Bicubic",
     "Bilinear",
+    "DecoderKernel",
     "Deconv",
+    "DySample",
+    "EncoderKernel",
     "Entry",
+    "FADELite",
+    "FreqFusion",
+    "IndexNet",
     "MaxUnpool",
     "Nearest",
     "PixelShuffle",
+    "SemiShift",
     "SemiShiftConv",
     "Skip",
     "Upsampler",
     "build_upsampler",
     "parse_upsampler",
     "reassemble",
+    "similarity",
 ]

@@ -14,12 +14,12 @@ from fadeviz.upsamplers.backends import native
 from fadeviz.upsamplers.compressed import compressed_conv
 from fadeviz.upsamplers.reassemble import (
     KernelSoftmax,
-    _spread,
     blend,
     choose_backend,
     kernel_softmax,
     reassemble,
     similarity,
+    spread,
 )
 
 CPU_BACKENDS = ["tiles", "native"]
@@ -133,7 +133,7 @@ def test_lower_precision(backend, case, memory_format, dtype):
     for function, first, second in (
         (reassemble, x, kernels),
         (similarity, y, x),
-        (lambda *arguments: _spread(*arguments), y, kernels),
+        (spread, y, kernels),
     ):
         got = function(first, second, k, s, groups, backend)
         want = function(first.double(), second.double(), k, s, groups, "tiles")
@@ -161,7 +161,7 @@ def test_maps_that_are_views(backend):
         torch.testing.assert_close(reassemble(x, kernels, 3, 2, 1, backend), plain(x, kernels, 3, 2))
         y = torch.randn(2, 4, 10, 12, dtype=torch.float64)[:, :, :, :]
         want = torch.autograd.functional.vjp(lambda x: plain(x, kernels, 3, 2), x, y)[1]
-        torch.testing.assert_close(_spread(y, kernels, 3, 2, 1, backend), want)
+        torch.testing.assert_close(spread(y, kernels, 3, 2, 1, backend), want)
 
 
 def test_many_chunks(backend):
@@ -188,7 +188,7 @@ def test_threads_do_not_change_a_bit(backend):
                 [
                     reassemble(x, kernels, 5, 2, 1, backend),
                     similarity(y, x, 5, 2, 1, backend),
-                    _spread(y, kernels, 5, 2, 1, backend),
+                    spread(y, kernels, 5, 2, 1, backend),
                     kernel_softmax(kernels, None, 5, 1, backend),
                 ]
             )
@@ -216,7 +216,7 @@ def test_keeps_the_memory_format(backend):
     assert reassemble(x, kernels, 3, 2, 1, backend).is_contiguous(memory_format=last)
     assert reassemble(x.contiguous(), kernels, 3, 2, 1, backend).is_contiguous()
     assert similarity(y.contiguous(memory_format=last), x, 3, 2, 1, backend).is_contiguous(memory_format=last)
-    assert _spread(y, kernels, 3, 2, 1, backend).is_contiguous()
+    assert spread(y, kernels, 3, 2, 1, backend).is_contiguous()
     assert kernel_softmax(kernels.contiguous(memory_format=last), None, 3, 1, backend).is_contiguous(memory_format=last)
 
 
@@ -240,7 +240,7 @@ def test_twice_differentiable(backend):
     check = torch.autograd.gradgradcheck
     assert check(lambda x, w: reassemble(x, w, 3, 2, 1, backend), (x, kernels))
     assert check(lambda q, k: similarity(q, k, 3, 2, 1, backend), (y, x))
-    assert check(lambda y, w: _spread(y, w, 3, 2, 1, backend), (y, kernels))
+    assert check(lambda y, w: spread(y, w, 3, 2, 1, backend), (y, kernels))
     assert check(lambda a, b: kernel_softmax(a, b, 3, 1, backend), (logits, coarse))
     assert check(blend, (y, y.detach().flip(0).sin().requires_grad_(), gate))
 

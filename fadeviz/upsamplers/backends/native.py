@@ -167,7 +167,7 @@ def _call_softmax(function: str, tensors: list[Tensor | None], kernel_size: int,
     if first is None or not first.numel():
         return
     b, channels, h, w = first.shape
-    shape = _Shape(b, channels, h // scale, w // scale, kernel_size, scale, groups, torch.get_num_threads())
+    shape = _Shape(b, channels, h // scale, w // scale, kernel_size, scale, groups, _threads(first.numel()))
     _run(function, shape, tensors)
 
 
@@ -204,7 +204,7 @@ def _call_blend(function: str, like: Tensor, tensors: list[Tensor]) -> None:
     b, c, h, w = like.shape
     last = not like.is_contiguous()
     call = getattr(loaded, function + ("_f64" if like.dtype == torch.float64 else "_f32"))
-    sizes = [b, c, h * w, int(last), torch.get_num_threads()]
+    sizes = [b, c, h * w, int(last), _threads(like.numel())]
     call(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, sizes))
 
 
@@ -221,7 +221,14 @@ def _call(function: str, x: Tensor, kernels: Tensor, y: Tensor, kernel_size: int
         if function == "fadeviz_similarity":
             kernels.zero_()
         return
-    _run(function, _Shape(b, c, h, w, kernel_size, scale, groups, torch.get_num_threads()), [x, kernels, y])
+    _run(
+        function, _Shape(b, c, h, w, kernel_size, scale, groups, _threads(y.numel() * kernel_size**2)), [x, kernels, y]
+    )
+
+
+def _threads(work: int) -> int:
+    # Below this, waking a second thread costs more than it saves.
+    return torch.get_num_threads() if work > 100_000 else 1
 
 
 def _run(function: str, shape: _Shape, tensors: Sequence[Tensor | None]) -> None:

@@ -1,0 +1,286 @@
+"""The reassembly family as ``torch.library`` operators: who computes them, their shapes, their gradients.
+
+As operators (``torch.ops.fadeviz.reassemble`` ...) they are opaque to torch.compile, which takes their shapes and
+gradients from here; written with ``torch.library``'s parts, because the ``custom_op`` decorator loads the compiler, two
+seconds, on the first call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import unknown_name
+from .backends import native, tiles
+
+BACKENDS = ("tiles", "native", "triton")
+"""Matrix products over tiles, on any device: the reference; C on a CPU, compiled on first use; Triton on a GPU."""
+
+
+def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
+    """Which backend computes maps like x, where none is asked for by name.
+
+    Triton on a CUDA device, the native one on a CPU, the tiles where these cannot run. The environment variable
+    ``FADEVIZ_BACKEND`` names one for the whole process.
+
+    Raises:
+        FadevizError: ``FADEVIZ_BACKEND`` names no backend.
+    """
+    asked = os.environ.get("FADEVIZ_BACKEND", "")
+    if asked:
+        if asked not in BACKENDS:
+            raise unknown_name("backend", asked, BACKENDS, "unset FADEVIZ_BACKEND")
+        return asked
+    if x.device.type == "cuda" and _triton().available(x.device):
+        return "triton"
+    return "native" if native.available(x, kernel_size, scale_factor) else "tiles"
+
+
+def _triton() -> ModuleType:
+    from .backends import triton  # seconds to import, and only of use where a GPU is
+
+    return triton
+
+
+def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
+    name = name or choose_backend(x, kernel_size, scale_factor)
+    return {"tiles": tiles, "native": native}.get(name) or _triton()
+
+
+_LIBRARY = torch.library.Library("fadeviz", "DEF")
+
+
+def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function the operator ``fadeviz::name``, on every device."""
+
+    def define(function: Callable[..., Any]) -> Any:
+        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return getattr(torch.ops.fadeviz, name).default
+
+    return define
+
+
+def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Register what ``fadeviz::name`` returns for tensors without data."""
+    return torch.library.register_fake(f"fadeviz::{name}", lib=_LIBRARY)
+
+
+def _gradients_of(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    torch.library.register_autograd(f"fadeviz::{name}", backward, setup_context=setup, lib=_LIBRARY)
+
+
+# Each returns new memory in the format of its first argument. The gradients are written in terms of the others, so that
+# they can be differentiated again.
+
+
+@_operator("reassemble")
+def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    """y from x and kernels; see :func:`~fadeviz.upsamplers.reassemble.reassemble`, which checks what comes in."""
+    out: Tensor = _backend(backend, x, kernel_size, scale).reassemble(x, kernels, kernel_size, scale, groups)
+    return out
+
+
+@_operator("similarity")
+def similarity(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    """Kernels' logits from queries and keys; in float32 or better."""
+    out: Tensor = _backend(backend, query, kernel_size, scale).similarity(query, key, kernel_size, scale, groups)
+    return out
+
+
+@_operator("spread")
+def spread(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    """x from y and kernels, the adjoint of reassemble."""
+    out: Tensor = _backend(backend, y, kernel_size, scale).spread(y, kernels, kernel_size, scale, groups)
+    return out
+
+
+@_operator("kernel_softmax")
+def softmax(
+    logits: Tensor,
+    coarse: Tensor | None,
+    kernel_size: int,
+    scale: int,
+    groups: int,
+    backend: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Kernels from logits and, where there are any, coarse logits."""
+    module = _softmax_backend(backend, logits, kernel_size, scale)
+    out: Tensor = module.softmax(logits, coarse, kernel_size, scale, groups, dtype)
+    return out
+
+
+@_operator("kernel_softmax_backward")
+def softmax_backward(
+    grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the logits and of the coarse ones, which are empty where there are none."""
+    module = _softmax_backend(backend, grad, kernel_size, scale)
+    fine, coarse = module.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
+    return fine, grad.new_empty(0) if coarse is None else coarse
+
+
+def _softmax_backend(name: str, x: Tensor, kernel_size: int, scale: int) -> Any:
+    # On a GPU torch's own softmax is as good.
+    module = _backend(name, x, kernel_size, scale)
+    return module if module is native else tiles
+
+
+@_operator("blend")
+def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
+    """The gate's mix of two maps."""
+    if _blends_natively(reassembled, feature, gate):
+        return native.blend(reassembled, feature, gate)
+    return torch.lerp(reassembled, feature, gate)
+
+
+@_operator("blend_backward")
+def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of both maps and of the gate."""
+    if _blends_natively(grad, reassembled, feature, gate):
+        return native.blend_backward(grad, reassembled, feature, gate)
+    return _blend_gradients(grad, reassembled, feature, gate)
+
+
+def _blends_natively(*maps: Tensor) -> bool:
+    return choose_backend(maps[0], 1, 1) == "native" and native.can_blend(*maps)
+
+
+def _blend_gradients(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    to_feature = gate * grad
+    return grad - to_feature, to_feature, (grad * (feature - reassembled)).sum(dim=1, keepdim=True)
+
+
+def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
+    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if last else torch.contiguous_format
+    return like.new_empty(like.shape[0], channels, height, width).contiguous(memory_format=memory_format)
+
+
+@_shapes_of("reassemble")
+def _(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    return _empty(x, x.shape[1], x.shape[2] * scale, x.shape[3] * scale)
+
+
+@_shapes_of("similarity")
+def _(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return _empty(query, groups * kernel_size**2, query.shape[2], query.shape[3]).to(dtype)
+
+
+@_shapes_of("spread")
+def _(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
+    return _empty(y, y.shape[1], y.shape[2] // scale, y.shape[3] // scale)
+
+
+@_shapes_of("kernel_softmax")
+def _(
+    logits: Tensor,
+    coarse: Tensor | None,
+    kernel_size: int,
+    scale: int,
+    groups: int,
+    backend: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    return _empty(logits, *logits.shape[1:]).to(dtype)
+
+
+@_shapes_of("kernel_softmax_backward")
+def _(
+    grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
+) -> tuple[Tensor, Tensor]:
+    _, channels, h, w = grad.shape
+    coarse = _empty(grad, channels, h // scale, w // scale) if has_coarse else grad.new_empty(0)
+    return _empty(grad, channels, h, w), coarse
+
+
+@_shapes_of("blend")
+def _(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
+    return torch.empty_like(reassembled)
+
+
+@_shapes_of("blend_backward")
+def _(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(reassembled), torch.empty_like(feature), torch.empty_like(gate)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, *ctx.options = inputs
+    ctx.save_for_backward(first, second)
+
+
+def _backward_reassemble(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, kernels = ctx.saved_tensors
+    need_x, need_kernels = ctx.needs_input_grad[:2]
+    return (
+        spread(grad, kernels, *ctx.options).to(x.dtype) if need_x else None,
+        similarity(grad, x, *ctx.options).to(kernels.dtype) if need_kernels else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+def _backward_similarity(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, key = ctx.saved_tensors
+    need_query, need_key = ctx.needs_input_grad[:2]
+    return (
+        reassemble(key, grad, *ctx.options).to(query.dtype) if need_query else None,
+        spread(query, grad, *ctx.options).to(key.dtype) if need_key else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+def _backward_spread(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    y, kernels = ctx.saved_tensors
+    need_y, need_kernels = ctx.needs_input_grad[:2]
+    return (
+        reassemble(grad, kernels, *ctx.options).to(y.dtype) if need_y else None,
+        similarity(y, grad, *ctx.options).to(kernels.dtype) if need_kernels else None,
+        None, None, None, None,
+    )  # fmt: skip
+
+
+_gradients_of("reassemble", _backward_reassemble, _keep)
+_gradients_of("similarity", _backward_similarity, _keep)
+_gradients_of("spread", _backward_spread, _keep)
+
+
+def _keep_kernels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    logits, coarse, kernel_size, scale, groups, backend, _ = inputs
+    ctx.save_for_backward(output)
+    ctx.options = (kernel_size, scale, groups, backend, coarse is not None)
+    ctx.dtypes = (logits.dtype, None if coarse is None else coarse.dtype)
+
+
+def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (kernels,) = ctx.saved_tensors
+    kernel_size, scale, groups, backend, has_coarse = ctx.options
+    if torch.is_grad_enabled():  # somebody will differentiate again: in terms of torch's own operators then
+        fine, coarse = tiles.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
+    else:
+        fine, coarse = softmax_backward(grad, kernels, kernel_size, scale, groups, backend, has_coarse)
+    given, given_coarse = ctx.dtypes
+    low = coarse.to(given_coarse) if has_coarse and coarse is not None else None
+    return fine.to(given), low, None, None, None, None, None
+
+
+_gradients_of("kernel_softmax", _backward_softmax, _keep_kernels)
+
+
+def _keep_blend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_blend(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+    again = torch.is_grad_enabled()
+    gradients: tuple[Tensor, ...] = (_blend_gradients if again else blend_backward)(grad, *ctx.saved_tensors)
+    return gradients
+
+
+_gradients_of("blend", _backward_blend, _keep_blend)

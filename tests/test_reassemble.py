@@ -1,8 +1,10 @@
 """The reassembly family: every backend against slow loops, its gradients, and what torch asks of an operator."""
 
+import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -242,6 +244,9 @@ def test_twice_differentiable(backend):
     assert check(lambda q, k: similarity(q, k, 3, 2, 1, backend), (y, x))
     assert check(lambda y, w: spread(y, w, 3, 2, 1, backend), (y, kernels))
     assert check(lambda a, b: kernel_softmax(a, b, 3, 1, backend), (logits, coarse))
+    weight, rim = torch.randn(2, 2, 3, 3).double(), torch.randn(2, 3, 3).double()
+    conv = [t.requires_grad_() for t in (weight, torch.randn(2).double(), rim)]
+    assert check(lambda y, *rest: torch.ops.fadeviz.rimmed_conv(y, *rest, 1, 1), (y, *conv))
     assert check(blend, (y, y.detach().flip(0).sin().requires_grad_(), gate))
 
 
@@ -394,6 +399,31 @@ class TestChoice:
             native.library.cache_clear()
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("cc") is None, reason="needs a compiler on x86-64")
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+def test_narrower_vectors(processor, tmp_path, monkeypatch):
+    # Machines without AVX-512, and without AVX: the same code with other vectors.
+    if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("needs AVX2")
+    flags = [flag if flag != "-march=native" else f"-march={processor}" for flag in native._FLAGS]
+    monkeypatch.setattr(native, "_FLAGS", [*flags, "-mfma"] if processor == "haswell" else flags)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.library.cache_clear()
+    try:
+        assert native.library() is not None
+        for case in CASES:
+            for memory_format in FORMATS:
+                test_values_and_gradients("native", case, memory_format)
+                test_lower_precision("native", case, memory_format, torch.float32)
+        for k, groups, scale in ((5, 1, 2), (3, 2, 3), (2, 1, 2), (7, 1, 2)):
+            TestSoftmax().test_values_and_gradients(
+                "native", k, groups, scale, torch.channels_last, True, torch.float32
+            )
+        TestSoftmax().test_extreme_logits("native")
+    finally:
+        native.library.cache_clear()
+
+
 class TestAsOperators:
     def test_opcheck(self, backend):
         x, kernels, y = make(CASES[0], memory_format=torch.channels_last)
@@ -407,6 +437,8 @@ class TestAsOperators:
         torch.library.opcheck(ops.spread, (y, kernels, *options))
         torch.library.opcheck(ops.kernel_softmax, (kernels, coarse, *options, torch.float64))
         torch.library.opcheck(ops.kernel_softmax, (kernels, None, 5, 1, 1, backend, torch.float64))
+        weight, rim = torch.randn(3, 4, 3, 3).double().requires_grad_(), torch.randn(3, 3, 3).double().requires_grad_()
+        torch.library.opcheck(ops.rimmed_conv, (y, weight, torch.randn(3).double(), rim, 1, 1))
         torch.library.opcheck(ops.blend, (y, y.detach().sin().requires_grad_(), gate))
 
     @pytest.mark.parametrize("name", ["fade", "carafe"])
@@ -421,6 +453,20 @@ class TestAsOperators:
             y = module(x, Skip(feature))
             results.append((y, *torch.autograd.grad(y.square().sum(), [x, *operator.parameters()])))
         torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, in itself
+def test_compiles():
+    """The real compiler, forward and backward, on a network of one operator."""
+    torch.manual_seed(0)
+    operator = build_upsampler("fade", 8)
+    x, feature = torch.randn(1, 8, 6, 5, requires_grad=True), torch.randn(1, 8, 12, 10, requires_grad=True)
+    results = []
+    for module in (operator, torch.compile(operator, fullgraph=True)):
+        y = module(x, Skip(feature))
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, feature, *operator.parameters()])))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 class TestCompressedConv:

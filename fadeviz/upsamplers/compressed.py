@@ -6,44 +6,60 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import torch_ops
 
-def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d) -> Tensor:
+
+def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: int = 1) -> Tensor:
     """``conv(compressor(x))``, borders included.
 
     Two linear maps in a row are one. With C input, d compressed and M output channels the two need ``C*d + k*k*d*M``
     multiply-adds a pixel, the one ``k*k*C*M``: FADE's pair is 4 times cheaper as one at C = 16, dearer above C = 89.
-    The compressor's bias is a constant map that the zero padding of ``conv`` cuts off at the border: what it adds is
-    worked out on a map just large enough to have every kind of border, and stretched.
+    The compressor's bias is a constant map, which the zero padding of ``conv`` cuts off at the border: inside it is one
+    more bias, and within ``conv``'s radius r of the border it is less. What is missing there is worked out once, on a
+    map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim.
 
     The two modules are called one after the other where the composition saves nothing, where somebody has hooked them
-    (they must then run), and for a depth-wise ``conv``.
+    (they must then run), for maps without an inside, and for a depth-wise ``conv``.
+
+    With ``phases`` p, the output's channels, p for each of M/p maps, are reordered to M/p for each of p phases.
 
     Shape: x ``(B, C, h, w)`` -> ``(B, M, h, w)``.
     """
     area = conv.kernel_size[0] * conv.kernel_size[1]
     c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
-    if conv.groups > 1 or area * c * m >= c * d + area * d * m or is_watched(compressor) or is_watched(conv):
-        out: Tensor = conv(compressor(x))
-        return out
+    radius = int(conv.padding[0])
+    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or min(x.shape[-2:]) < 2 * radius + 1
+    if is_watched(compressor) or is_watched(conv):
+        return _by_phase(conv(compressor(x)), 1, phases)
+    if dear:
+        weight, bias = _by_phase(conv.weight, 0, phases), conv.bias
+        bias = None if bias is None else _by_phase(bias, 0, phases)
+        return F.conv2d(compressor(x), weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    device = x.device.type
     # Weights keep their own precision: rounding their product to bfloat16 would round twice.
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(device, enabled=False):
         weight = torch.einsum("mdkl,dc->mckl", conv.weight, compressor.weight.flatten(1))
-        shift = None
+        weight, bias, rim = _by_phase(weight, 0, phases), conv.bias, None
         if compressor.bias is not None:
             shift = torch.einsum("mdkl,d->mkl", conv.weight, compressor.bias).unsqueeze(1)
-    out = F.conv2d(x, weight, conv.bias, padding=conv.padding, dilation=conv.dilation)
-    if shift is None:
-        return out
-    radius = int(conv.padding[0])
-    small = x.new_ones(1, 1, *(min(side, 2 * radius + 1) for side in x.shape[-2:]))
-    added = F.conv2d(small, shift, padding=conv.padding, dilation=conv.dilation)
-    for dim, side in ((2, x.shape[2]), (3, x.shape[3])):
-        if side > 2 * radius + 1:
-            first, middle, last = added.tensor_split([radius, radius + 1], dim)
-            size = list(middle.shape)
-            size[dim] = side - 2 * radius
-            added = torch.cat([first, middle.expand(size), last], dim)
-    return out + added
+            ones = shift.new_ones(1, 1, 2 * radius + 1, 2 * radius + 1)
+            every = F.conv2d(ones, shift, padding=conv.padding, dilation=conv.dilation)[0]
+            inside = every[:, radius, radius]
+            bias = inside if bias is None else bias + inside
+            rim = _by_phase(every - inside[:, None, None], 0, phases)
+        bias = None if bias is None else _by_phase(bias, 0, phases)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    out: Tensor = torch_ops.rimmed_conv(x, weight, bias, rim, radius, int(conv.dilation[0]))
+    return out
+
+
+def _by_phase(values: Tensor, dim: int, phases: int) -> Tensor:
+    if phases == 1:
+        return values
+    return values.unflatten(dim, (-1, phases)).transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -8,12 +8,13 @@ seconds, on the first call.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import unknown_name
 from .backends import native, tiles
@@ -148,6 +149,38 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
     return _blend_gradients(grad, reassembled, feature, gate)
 
 
+@_operator("rimmed_conv")
+def rimmed_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, rim: Tensor | None, padding: int, dilation: int
+) -> Tensor:
+    """A convolution, and ``rim`` (M, 2p + 1, 2p + 1) added within ``padding`` p of the border."""
+    out = F.conv2d(x, weight, bias, padding=padding, dilation=dilation)
+    if rim is not None and padding:
+        for strip, part in zip(_strips(out, padding), _strip_values(rim, padding, out.shape[-2:]), strict=True):
+            strip.add_(part)
+    return out
+
+
+def _strips(y: Tensor, r: int) -> list[Tensor]:
+    """The r rows at the top and at the bottom, and between them the r columns at the left and at the right."""
+    return [y[:, :, :r], y[:, :, -r:], y[:, :, r:-r, :r], y[:, :, r:-r, -r:]]
+
+
+def _strip_values(rim: Tensor, r: int, size: Sequence[int]) -> list[Tensor]:
+    """What belongs on each strip: the middle of each side of ``rim``, stretched."""
+    inner = size[1] - 2 * r
+    rows = torch.cat([rim[:, :, :r], rim[:, :, r : r + 1].expand(-1, -1, inner), rim[:, :, r + 1 :]], dim=2)
+    return [rows[:, :r], rows[:, r + 1 :], rim[:, r : r + 1, :r], rim[:, r : r + 1, r + 1 :]]
+
+
+def _rim_gradient(grad: Tensor, r: int) -> Tensor:
+    top, bottom, left, right = (strip.sum(dim=0) for strip in _strips(grad, r))
+    rows = [torch.cat([s[:, :, :r], s[:, :, r:-r].sum(2, keepdim=True), s[:, :, -r:]], dim=2) for s in (top, bottom)]
+    sides = [s.sum(dim=1, keepdim=True) for s in (left, right)]
+    middle = torch.cat([sides[0], torch.zeros_like(sides[0][:, :, :1]), sides[1]], dim=2)
+    return torch.cat([rows[0], middle, rows[1]], dim=1)
+
+
 def _blends_natively(*maps: Tensor) -> bool:
     return choose_backend(maps[0], 1, 1) == "native" and native.can_blend(*maps)
 
@@ -209,6 +242,11 @@ def _(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
 @_shapes_of("blend_backward")
 def _(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(reassembled), torch.empty_like(feature), torch.empty_like(gate)
+
+
+@_shapes_of("rimmed_conv")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, rim: Tensor | None, padding: int, dilation: int) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=padding, dilation=dilation)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -284,3 +322,25 @@ def _backward_blend(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
 
 
 _gradients_of("blend", _backward_blend, _keep_blend)
+
+
+def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, rim, ctx.padding, ctx.dilation = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.sizes = None if bias is None else [len(bias)]
+    ctx.rim_dtype = None if rim is None else rim.dtype
+
+
+def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_bias, need_rim = ctx.needs_input_grad[:4]
+    padding, dilation = [ctx.padding] * 2, [ctx.dilation] * 2
+    mask = [need_x, need_weight, need_bias]
+    grads = torch.ops.aten.convolution_backward(
+        grad, x, weight, ctx.sizes, [1, 1], padding, dilation, False, [0, 0], 1, mask
+    )
+    rim = _rim_gradient(grad, ctx.padding).to(ctx.rim_dtype) if need_rim and ctx.padding else None
+    return *grads, rim, None, None
+
+
+_gradients_of("rimmed_conv", _backward_conv, _keep_conv)

@@ -538,34 +538,71 @@ ENTRY(fadeviz_reassemble, GATHER)
 ENTRY(fadeviz_similarity, CORRELATE)
 ENTRY(fadeviz_spread, SCATTER)
 
-/* Kernels of one pixel: softmax over COUNT logits, plus coarse ones where there are any. */
-INLINE void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_t count) {
-  REAL most = -INFINITY, total = 0;
 #if REAL_TYPE == F32
-  REAL value[4096 + LANES] __attribute__((aligned(VECTOR_BYTES)));
-  int64_t vectors = (count + LANES - 1) / LANES;
-  f32_vector high, sum = {0}, *v = (f32_vector *)value;
-  for (int64_t i = count / LANES * LANES; i < vectors * LANES; i++) value[i] = -INFINITY;
-  if (coarse)
-    for (int64_t i = 0; i < count; i++) value[i] = logits[i] + coarse[i];
-  else
-    for (int64_t i = 0; i < count; i++) value[i] = logits[i];
-  high = v[0];
-  for (int64_t i = 1; i < vectors; i++) high = choose(v[i] > high, v[i], high);
-  for (int i = 0; i < LANES; i++) most = high[i] > most ? high[i] : most;
-  for (int64_t i = 0; i < vectors; i++) sum += v[i] = exp_f32(v[i] - most);
-  for (int i = 0; i < LANES; i++) total += sum[i];
-  REAL scale = 1 / total;
-  for (int64_t i = 0; i < count; i++) out[i] = value[i] * scale;
+/* The COUNT logits of a kernel plus coarse ones, from FROM on; lanes before SKIP, and behind the end, are -infinity. */
+INLINE f32_vector take_logits(const float *logits, const float *coarse, int64_t from, int32_t skip, int64_t count) {
+  f32_vector value, more;
+  i32_vector lane;
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  if (count < LANES) {
+    float some[LANES];
+    for (int i = 0; i < LANES; i++) some[i] = -INFINITY;
+    for (int64_t i = 0; i < count; i++) some[i] = coarse ? logits[i] + coarse[i] : logits[i];
+    memcpy(&value, some, sizeof value);
+    return value;
+  }
+  memcpy(&value, logits + from, sizeof value);
+  if (coarse) {
+    memcpy(&more, coarse + from, sizeof more);
+    value += more;
+  }
+  return skip ? choose(lane < skip, (f32_vector){0} - INFINITY, value) : value;
+}
+
+/* Kernels of one pixel: softmax over COUNT logits, plus coarse ones where there are any, in VECTORS vectors. The last
+ * vector ends with the last logit and so may begin before the one in front of it has ended. */
+INLINE void softmax_vectors(const int64_t VECTORS, const float *logits, const float *coarse, float *out, int64_t count) {
+  f32_vector value[VECTORS], high, total = {0};
+  int64_t last = VECTORS - 1;
+  for (int64_t i = 0; i < last; i++) value[i] = take_logits(logits, coarse, i * LANES, 0, count);
+  value[last] = take_logits(logits, coarse, count - LANES, (int32_t)(VECTORS * LANES - count), count);
+  high = value[0];
+  for (int64_t i = 1; i < VECTORS; i++) high = choose(value[i] > high, value[i], high);
+  for (int i = 1; i < LANES; i *= 2) { /* each step pairs every lane with the one half a vector away */
+    vector low = N(zip_low)(high, high), rest = N(zip_high)(high, high);
+    high = choose(rest > low, rest, low);
+  }
+  for (int64_t i = 0; i < VECTORS; i++) total += value[i] = exp_f32(value[i] - high);
+  for (int i = 1; i < LANES; i *= 2) total = N(zip_low)(total, total) + N(zip_high)(total, total);
+  total = 1.0f / total;
+  value[last] *= total;
+  if (count < LANES) {
+    for (int64_t i = 0; i < count; i++) out[i] = value[last][i];
+    return;
+  }
+  memcpy(out + count - LANES, &value[last], sizeof total);
+  for (int64_t i = 0; i < last; i++) {
+    value[i] *= total;
+    memcpy(out + i * LANES, &value[i], sizeof total);
+  }
+}
+
+static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_t count) {
+  if (count <= LANES) softmax_vectors(1, logits, coarse, out, count);
+  else if (count <= 2 * LANES) softmax_vectors(2, logits, coarse, out, count);
+  else softmax_vectors((count + LANES - 1) / LANES, logits, coarse, out, count);
+}
 #else
+static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_t count) {
+  REAL most = -INFINITY, total = 0;
   for (int64_t i = 0; i < count; i++) {
     out[i] = coarse ? logits[i] + coarse[i] : logits[i];
     most = out[i] > most ? out[i] : most;
   }
   for (int64_t i = 0; i < count; i++) total += out[i] = exp(out[i] - most);
   for (int64_t i = 0; i < count; i++) out[i] /= total;
-#endif
 }
+#endif
 
 /* The gradient of the logits: kernel * (grad - sum of kernel * grad), summed over its children for a coarse logit. */
 INLINE void N(softmax_grad)(const REAL *grad, const REAL *kernel, REAL *out, REAL *coarse, int64_t count) {

@@ -252,6 +252,60 @@ def _say(output: Path, notes: tuple[str, ...]) -> None:
     click.echo(f"wrote {output}")
 
 
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--quick", is_flag=True,
+              help="Small shapes and few rounds: under a minute, in place of a quarter of an hour.")  # fmt: skip
+@click.option("--part", "parts", multiple=True, metavar="NAME",
+              help="machine, reassembly, operators, step, recording or rendering; "
+                   "may be repeated.  [default: all]")  # fmt: skip
+@click.option("--upsamplers", default="", metavar="NAME,...",
+              help="Operators to measure, with options if need be: fade,fade:form=h2l.  [default: all]")  # fmt: skip
+@click.option("--threads", type=int, help="CPU threads.  [default: torch's own]")
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to measure.")
+@click.option("--compile", "compiled", is_flag=True,
+              help="Time torch.compile of the plain form too: minutes more to compile.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="A JSON file for all figures, replaced after every part.")  # fmt: skip
+def bench(
+    quick: bool,
+    parts: tuple[str, ...],
+    upsamplers: str,
+    threads: int | None,
+    device: str,
+    compiled: bool,
+    output: Path | None,
+) -> None:
+    """Measure what operators, a training step, recording and drawing cost on this machine.
+
+    Times are medians and quartiles of candidates that take turns; reassembly is compared with its plain form (unfold,
+    repeat, einsum) and with what the machine's memory and arithmetic allow.
+    """
+    if quick and compiled:
+        raise click.UsageError("--compile takes minutes, --quick less than one: choose one")
+    from fadeviz import benchmark
+    from fadeviz.experiment import choose_device
+
+    def report(result: benchmark.Result) -> None:
+        click.echo(benchmark.describe(result) + "\n")
+
+    chosen = choose_device(device)
+    benchmark.measure(
+        parts,
+        upsamplers=benchmark.split_upsamplers(upsamplers),
+        plan=benchmark.QUICK if quick else benchmark.FULL,
+        device=chosen,
+        threads=threads,
+        compiled=compiled,
+        output=output,
+        report=report,
+    )
+    if output is not None:
+        click.echo(f"wrote {output}")
+
+
 # --- looking things up ------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors
 from .training.metrics import evaluate
 from .upsamplers import UPSAMPLERS, parse_upsampler
+from .upsamplers.reassemble import choose_backend
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
@@ -297,6 +298,7 @@ class _Work:
             "observation": {"names": [s.name for s in self.samples], "indices": observed, "mode": config.observe_mode},
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
+            "reassembly": choose_backend(self.images, kernel_size=5, scale_factor=2),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "data": dict(splits.info),
         }

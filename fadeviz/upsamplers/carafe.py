@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from .base import Skip, Upsampler
 from .compressed import compressed_conv
-from .reassemble import KernelSoftmax, reassemble
+from .reassemble import KernelSoftmax, reassemble_logits
 from .semishift import Init, check_init
 
 
@@ -85,7 +85,7 @@ class CARAFE(Upsampler):
 
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Predict the kernels from x and reassemble x with them."""
-        return reassemble(x, self.kernels(self._logits(x)), self.kernel_size, self.scale_factor, self.groups)
+        return reassemble_logits(x, self.kernels, self._logits(x), scale_factor=self.scale_factor)
 
     def _logits(self, x: Tensor) -> Tensor:
         s = self.scale_factor

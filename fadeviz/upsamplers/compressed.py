@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import torch_ops
+from .reassemble import is_watched
 
 
 def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: int = 1) -> Tensor:
@@ -60,8 +61,3 @@ def _by_phase(values: Tensor, dim: int, phases: int) -> Tensor:
     if phases == 1:
         return values
     return values.unflatten(dim, (-1, phases)).transpose(dim, dim + 1).flatten(dim, dim + 1)
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether anybody has hooked the module, and so expects it to run."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_guide
-from .compressed import is_watched
-from .reassemble import KernelSoftmax, blend, reassemble
+from .reassemble import KernelSoftmax, is_watched, reassemble_logits
 from .semishift import Form, Init, SemiShift, SemiShiftConv, Side
 
 
@@ -106,11 +105,11 @@ class FADE(Upsampler):
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Reassemble x with kernels of both maps, then mix with the encoder feature by the gate."""
         check_guide(self, x, skip.feature, self.in_channels)
-        kernels = self.kernels(*self.semi_shift.parts(skip.feature, x))
-        reassembled = reassemble(x, kernels, self.kernel_size, self.scale_factor)
-        if self.gate is None:
-            return reassembled + skip.feature if self.adds else reassembled
-        return blend(reassembled, skip.feature, self.gate(x))
+        logits, coarse = self.semi_shift.parts(skip.feature, x)
+        if self.gate is not None:
+            return reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor, skip.feature, self.gate(x))
+        reassembled = reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor)
+        return reassembled + skip.feature if self.adds else reassembled
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Of the semi-shift convolution, the reassembly, the gate, and two products a value for mixing."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_guide
 from .compressed import compressed_conv
-from .reassemble import KernelSoftmax, reassemble
+from .reassemble import KernelSoftmax, reassemble_logits
 from .semishift import Init, check_init
 
 
@@ -90,8 +90,8 @@ class EncoderKernel(_OneSided):
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Reassemble x with the encoder's kernels."""
         check_guide(self, x, skip.feature, self.skip_channels)
-        kernels = self.kernels(compressed_conv(skip.feature, self.compressor, self.content_encoder))
-        return reassemble(x, kernels, self.kernel_size, self.scale_factor)
+        logits = compressed_conv(skip.feature, self.compressor, self.content_encoder)
+        return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Of the kernels at high resolution, and the reassembly."""
@@ -126,8 +126,8 @@ class DecoderKernel(_OneSided):
 
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Reassemble x at its own resolution, then repeat: the same sum as with repeated kernels, s*s times cheaper."""
-        kernels = self.kernels(compressed_conv(x, self.compressor, self.content_encoder))
-        y = reassemble(x, kernels, self.kernel_size, scale_factor=1)
+        logits = compressed_conv(x, self.compressor, self.content_encoder)
+        y = reassemble_logits(x, self.kernels, logits, scale_factor=1)
         return F.interpolate(y, scale_factor=self.scale_factor, mode="nearest")
 
     def multiply_adds(self, height: int, width: int) -> int:

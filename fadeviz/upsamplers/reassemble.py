@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import FadevizError, unknown_name
 from . import torch_ops
@@ -118,6 +119,48 @@ def similarity(
     return out
 
 
+def reassemble_logits(
+    x: Tensor,
+    kernels: KernelSoftmax,
+    logits: Tensor,
+    coarse: Tensor | None = None,
+    scale_factor: int = 2,
+    skip: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """What the operators of the family end with: softmax, reassembly and, for FADE, the gate's mix with ``skip``.
+
+    On a GPU these are one kernel, which never writes the softmax down; unless somebody has hooked ``kernels`` to look
+    at it, which then runs, and the rest after it.
+
+    Args:
+        x: ``(B, C, h, w)``.
+        kernels: the operator's softmax; its kernel size and groups are taken.
+        logits: ``(B, G*K*K, s*h, s*w)``.
+        coarse: ``(B, G*K*K, h, w)``, added to every child of its pixel.
+        scale_factor: s.
+        skip: ``(B, C, s*h, s*w)``, with ``gate``.
+        gate: ``(B, 1, s*h, s*w)``; 1 takes skip.
+
+    Returns:
+        ``(B, C, s*h, s*w)``.
+    """
+    k = kernels.kernel_size
+    plain = type(kernels) is KernelSoftmax and kernels.groups == 1 and not is_watched(kernels)
+    if plain and choose_backend(x, k, scale_factor) == "triton":
+        if coarse is not None:
+            logits = logits + F.interpolate(coarse, scale_factor=scale_factor, mode="nearest")
+        out: Tensor = torch_ops.fused(x, logits, skip, gate, k, scale_factor)[0]
+        return out
+    reassembled = reassemble(x, kernels(logits, coarse), k, scale_factor, kernels.groups)
+    return reassembled if skip is None or gate is None else blend(reassembled, skip, gate)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether anybody has hooked the module, and so expects it to run."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
 def kernel_softmax(
     logits: Tensor, coarse: Tensor | None = None, kernel_size: int = 5, groups: int = 1, backend: str = ""
 ) -> Tensor:
@@ -217,6 +260,7 @@ __all__ = [
     "choose_backend",
     "kernel_softmax",
     "reassemble",
+    "reassemble_logits",
     "similarity",
     "spread",
 ]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_guide
 from .per_pixel import MapGroupNorm, PixelLayerNorm, PixelLinear
-from .reassemble import KernelSoftmax, reassemble, similarity
+from .reassemble import KernelSoftmax, reassemble_logits, similarity
 
 
 class SAPAI(Upsampler):
@@ -63,8 +63,8 @@ class SAPAI(Upsampler):
         """Compare, and reassemble x."""
         check_guide(self, x, skip.feature, self.in_channels)
         query, key = self.norm_encoder(skip.feature), self.norm_decoder(x)
-        kernels = self.kernels(similarity(query, key, self.kernel_size, self.scale_factor))
-        return reassemble(x, kernels, self.kernel_size, self.scale_factor)
+        logits = similarity(query, key, self.kernel_size, self.scale_factor)
+        return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Similarity and reassembly."""
@@ -141,8 +141,8 @@ class SAPAB(Upsampler):
         """Compare the mapped features, and reassemble x."""
         check_guide(self, x, skip.feature, self.skip_channels)
         query, key = self.query(self.norm_encoder(skip.feature)), self.key(self.norm_decoder(x))
-        kernels = self.kernels(similarity(query, key, self.kernel_size, self.scale_factor))
-        return reassemble(x, kernels, self.kernel_size, self.scale_factor)
+        logits = similarity(query, key, self.kernel_size, self.scale_factor)
+        return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Both maps, similarity and reassembly."""
@@ -231,8 +231,8 @@ class SAPAG(Upsampler):
         normalised = self.norm_decoder(x)
         own = F.interpolate(self.query_decoder(x), scale_factor=self.scale_factor, mode="nearest")
         query = torch.lerp(own, self.query_encoder(self.norm_encoder(skip.feature)), self.gate(normalised))
-        kernels = self.kernels(similarity(query, self.key(normalised), self.kernel_size, self.scale_factor))
-        return reassemble(x, kernels, self.kernel_size, self.scale_factor)
+        logits = similarity(query, self.key(normalised), self.kernel_size, self.scale_factor)
+        return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """All maps, the mixing of the queries (2d an output pixel), similarity and reassembly."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_guide
 from .compressed import compressed_conv
-from .reassemble import KernelSoftmax, reassemble
+from .reassemble import KernelSoftmax, reassemble_logits
 
 Form = Literal["l2h", "h2l"]
 Side = Literal["encoder", "decoder"]
@@ -181,8 +181,8 @@ class SemiShift(Upsampler):
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Reassemble x with kernels of both maps."""
         check_guide(self, x, skip.feature, self.skip_channels)
-        kernels = self.kernels(*self.semi_shift.parts(skip.feature, x))
-        return reassemble(x, kernels, self.kernel_size, self.scale_factor)
+        logits, coarse = self.semi_shift.parts(skip.feature, x)
+        return reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Of the semi-shift convolution and the reassembly."""

@@ -347,14 +347,14 @@ class TestCost:
             windows += k * k * query.numel()
             return query.new_zeros(len(query), k * k, *query.shape[2:])
 
-        def reassembled(x, kernels, k, s):
-            y = F.interpolate(x, scale_factor=s, mode="nearest")
+        def reassembled(x, kernels, logits, scale_factor):
+            y = F.interpolate(x, scale_factor=scale_factor, mode="nearest")
             nonlocal windows
-            windows += k * k * y.numel()
+            windows += logits.shape[1] * y.numel()
             return y
 
         monkeypatch.setattr(sapa, "similarity", similarity)
-        monkeypatch.setattr(sapa, "reassemble", reassembled)
+        monkeypatch.setattr(sapa, "reassemble_logits", reassembled)
         operator = build_upsampler(name, 8, **options)
         s = operator.scale_factor
         feature = torch.zeros(1, options.get("skip_channels", 8), 5 * s, 3 * s)

@@ -1,0 +1,176 @@
+"""What the operators, a training step, recording and drawing cost on this machine, beside the machine's own bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..errors import FadevizError, unknown_name
+from ..models import build_network
+from ..snapshots import SnapshotStore, write_whole
+from ..training.loop import keep_freed_memory
+from ..upsamplers import build_upsampler, parse_upsampler
+from ..upsamplers.reassemble import choose_backend
+from .cases import KERNEL_SIZE, SCALE
+from .memory import MeasuringProcess
+from .parts import MEASURES, Result, Row, Setting
+from .plan import FULL, QUICK, Plan
+from .tables import CAPTIONS, describe
+
+FORMAT = 1
+"""Version of the JSON report."""
+
+PARTS = tuple(MEASURES)
+"""What can be measured, in this order."""
+
+
+def measure(
+    parts: Sequence[str] = (),
+    *,
+    upsamplers: Sequence[str] = (),
+    plan: Plan = FULL,
+    device: torch.device | None = None,
+    threads: int | None = None,
+    compiled: bool = False,
+    output: Path | None = None,
+    report: Callable[[Result], None] | None = None,
+) -> dict[str, Any]:
+    """Measure ``parts`` and return the report.
+
+    Args:
+        parts: names in ``PARTS``; none takes all.
+        upsamplers: operators, with options if need be, of the parts ``operators`` and ``step``; none takes all.
+        plan: ``FULL``, ``QUICK`` or another.
+        device: the CPU by default.
+        threads: of torch and of the native backend; None leaves torch's own.
+        compiled: also time torch.compile of the plain form, which takes about a minute a shape to compile.
+        output: a JSON file, replaced whole after every part.
+        report: called with every table as it is finished.
+
+    Returns:
+        What the JSON file holds: ``environment`` and, for each part, its tables.
+
+    Raises:
+        FadevizError: no such part or operator, a bad number of threads, a file that cannot be written.
+    """
+    for part in parts:
+        if part not in MEASURES:
+            raise unknown_name("part of the benchmark", part, PARTS)
+    _check_upsamplers(upsamplers, plan)
+    if threads is not None and threads < 1:
+        raise FadevizError(f"{threads} threads: at least 1 is needed")
+    if output is not None:
+        _check_output(output)
+    device = device or torch.device("cpu")
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    found: dict[str, list[Row]] = {}
+    told = environment(device)
+    whole = {"format": FORMAT, "environment": told, "plan": dataclasses.asdict(plan), "parts": found}
+    try:
+        if report is not None:
+            report(Result("environment", "this machine", tuple({"what": k, "is": v} for k, v in told.items())))
+        with MeasuringProcess(device, torch.get_num_threads()) as process:
+            setting = Setting(plan, device, process, tuple(upsamplers) or None, compiled)
+            for part in PARTS:
+                if parts and part not in parts:
+                    continue
+                for result in MEASURES[part](setting):
+                    if part not in found:
+                        result = dataclasses.replace(result, notes=(CAPTIONS[part], *result.notes))
+                    found.setdefault(part, []).append(dataclasses.asdict(result))
+                    if report is not None:
+                        report(result)
+                if output is not None:
+                    write_whole(output, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+    finally:
+        torch.set_num_threads(before)
+    return whole
+
+
+def split_upsamplers(text: str) -> list[str]:
+    """Operators from one line: a comma stands between two of them, and between the options of one.
+
+    Example:
+        >>> split_upsamplers("nearest,fade:form=h2l,gate=off,carafe")
+        ['nearest', 'fade:form=h2l,gate=off', 'carafe']
+    """
+    found: list[str] = []
+    for part in text.split(",") if text else []:
+        if found and ":" in found[-1] and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return found
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, machine and settings that the figures depend on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    like = torch.empty(1, 1, 1, 1, device=device)
+    return {
+        "fadeviz": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": f"{device.type} ({name})",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "backend": choose_backend(like, KERNEL_SIZE, SCALE),
+        "freed memory": "kept, as in training" if os.environ.get("FADEVIZ_KEEP_MEMORY") != "0" else "not kept",
+    }
+
+
+def _processor() -> str:
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def _check_upsamplers(upsamplers: Sequence[str], plan: Plan) -> None:
+    """Everything that building them can complain of, before minutes are spent."""
+    for text in upsamplers:
+        name, options = parse_upsampler(text)
+        if options:
+            with torch.device("meta"):
+                for channels in {shape.channels for shape in plan.operators}:
+                    scale = build_upsampler(name, channels, **options).scale_factor
+                    if scale != SCALE:
+                        raise FadevizError(
+                            f"{text}: scale_factor is {scale}; what is measured here doubles. Use {SCALE}"
+                        )
+                for step in plan.steps:
+                    build_network("segnet", text, width=step.width)
+
+
+def _check_output(path: Path) -> None:
+    SnapshotStore.make_folder(path.parent)
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise FadevizError(f"cannot write {path}. Give a file in a folder that can be written")
+
+
+__all__ = [
+    "FULL",
+    "PARTS",
+    "QUICK",
+    "Plan",
+    "Result",
+    "describe",
+    "environment",
+    "measure",
+    "split_upsamplers",
+]

@@ -1,0 +1,207 @@
+"""The calls that are measured: reassembly in every form, the operators, a training, and a run to draw."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..models import build_network
+from ..snapshots import Run, Snapshot, SnapshotStore, open_run
+from ..training.loop import StepResult, fit
+from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler, reassemble
+from ..upsamplers.backends import native
+from .plan import Shape, StepCase
+from .timing import Call
+
+KERNEL_SIZE, SCALE = 5, 2
+
+LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+def plain_reassemble(x: Tensor, kernels: Tensor, kernel_size: int = KERNEL_SIZE, scale_factor: int = SCALE) -> Tensor:
+    """Reassembly as it is written in torch's own operators: unfold, repeat every window for its children, einsum.
+
+    Equal to :func:`~fadeviz.upsamplers.reassemble` for odd ``kernel_size``; holds K*K high-resolution copies of x.
+    """
+    b, c, h, w = x.shape
+    windows = F.unfold(x, kernel_size, padding=kernel_size // 2).view(b, c, kernel_size**2, h, w)
+    windows = windows.repeat_interleave(scale_factor, 3).repeat_interleave(scale_factor, 4)
+    return torch.einsum("bckhw,bkhw->bchw", windows, kernels)
+
+
+def plain_carafe(operator: CARAFE, x: Tensor) -> Tensor:
+    """CARAFE one step after another, with :func:`plain_reassemble`; for one group."""
+    logits = F.pixel_shuffle(operator.content_encoder(operator.compressor(x)), operator.scale_factor)
+    return plain_reassemble(x, logits.softmax(dim=1), operator.kernel_size, operator.scale_factor)
+
+
+def plain_fade(operator: FADE, x: Tensor, feature: Tensor) -> Tensor:
+    """FADE one step after another, with :func:`plain_reassemble`."""
+    kernels = operator.semi_shift(feature, x).softmax(dim=1)
+    reassembled = plain_reassemble(x, kernels, operator.kernel_size, operator.scale_factor)
+    if operator.gate is None:
+        return reassembled
+    gate = F.interpolate(operator.gate.conv(x).sigmoid(), scale_factor=operator.scale_factor, mode="nearest")
+    return gate * feature + (1 - gate) * reassembled
+
+
+PLAIN = {"carafe": "carafe", "fade": "fade:form=h2l"}
+"""Operators that are also measured as their authors wrote them, and what they are built as then."""
+
+
+PEERS = frozenset({"plain", "compiled", "mmcv"})
+"""Forms that are not fadeviz's own: measured on contiguous maps, which they are written for, and free to fail."""
+
+
+def copying(size: int, device: torch.device) -> Call:
+    """A copy that moves ``size`` bytes, reads and writes together."""
+    source = torch.ones(max(1, size // 8), device=device)
+    return partial(torch.empty_like(source).copy_, source)
+
+
+def multiplying(side: int, device: torch.device) -> Call:
+    """A product of two ``side`` x ``side`` matrices: ``side**3`` multiply-adds in float32."""
+    a, b, out = (torch.ones(side, side, device=device) for _ in range(3))
+    return partial(torch.mm, a, b, out=out)
+
+
+def reassembly_forms(device: torch.device) -> list[str]:
+    """What can reassemble on this device: the plain form, every backend, and mmcv's operator where it is installed."""
+    forms = ["plain", "tiles"]
+    if device.type == "cpu" and native.library() is not None:
+        forms.append("native")
+    if device.type == "cuda":
+        from ..upsamplers.backends import triton
+
+        forms += ["triton"] * triton.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
+    return forms
+
+
+def reassembly_function(form: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A form, to be called with x and kernels; ``compiled`` is torch.compile of the plain one."""
+    if form == "plain":
+        return plain_reassemble
+    if form == "compiled":
+        compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(plain_reassemble, dynamic=False)
+        return compiled
+    if form == "mmcv":
+        return _mmcv
+    return partial(reassemble, kernel_size=KERNEL_SIZE, scale_factor=SCALE, backend=form)
+
+
+def _mmcv(x: Tensor, kernels: Tensor) -> Tensor:
+    ops: Any = importlib.import_module("mmcv.ops")
+    out: Tensor = ops.carafe(x, kernels, KERNEL_SIZE, 1, SCALE)
+    return out
+
+
+def reassembly_inputs(shape: Shape, layout: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """x, kernels and the output's gradient."""
+    b, c, n = shape
+    high = (SCALE * n, SCALE * n)
+    x = _randn((b, c, n, n), layout, device).requires_grad_()
+    kernels = _randn((b, KERNEL_SIZE**2, *high), layout, device).requires_grad_()
+    return x, kernels, _randn((b, c, *high), layout, device)
+
+
+def operator_inputs(shape: Shape, layout: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """x, the encoder's feature and the output's gradient."""
+    b, c, n = shape
+    x = _randn((b, c, n, n), layout, device).requires_grad_()
+    feature = _randn((b, c, SCALE * n, SCALE * n), layout, device)
+    return x, feature.requires_grad_(), torch.randn_like(feature)
+
+
+def _randn(shape: tuple[int, ...], layout: str, device: torch.device) -> Tensor:
+    return torch.randn(shape, device=device).contiguous(memory_format=LAYOUTS[layout])
+
+
+def forward(function: Callable[..., Tensor], *inputs: Tensor) -> Call:
+    """The output alone; the last input is the output's gradient and is not used."""
+
+    @torch.no_grad()
+    def call() -> object:
+        return function(*inputs[:-1])
+
+    return call
+
+
+def both(function: Callable[..., Tensor], *inputs: Tensor, parameters: Sequence[Tensor] = ()) -> Call:
+    """The output and all gradients; the last input is the output's gradient."""
+    *given, gradient = inputs
+
+    def call() -> object:
+        y = function(*given)
+        return torch.autograd.grad(y, [*given, *parameters], gradient, allow_unused=True)
+
+    return call
+
+
+def plain_layout(plain: bool) -> str:
+    """The layout that an operator's plain form, or the operator itself, is measured in."""
+    return "contiguous" if plain else "channels-last"
+
+
+def operator_calls(text: str, plain: bool, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Call, Call]:
+    """Forward, and forward and backward, of the operator ``text`` with weights of its own, or of its plain form."""
+    x, feature, _ = inputs
+    name, options = parse_upsampler(PLAIN[text] if plain else text)
+    operator = build_upsampler(name, x.shape[1], **options).to(x.device)
+    operator = operator.to(memory_format=LAYOUTS[plain_layout(plain)])  # type: ignore[call-overload]
+    indices = None
+    if UPSAMPLERS[name].needs == "indices":  # those that need none would not make what they read of the encoder
+        with torch.no_grad():
+            _, indices = operator.pool(feature)
+    function = partial(_upsample, operator, plain, indices)
+    return forward(function, *inputs), both(function, *inputs, parameters=list(operator.parameters()))
+
+
+def _upsample(operator: Upsampler, plain: bool, indices: Tensor | None, x: Tensor, feature: Tensor) -> Tensor:
+    if plain and isinstance(operator, CARAFE):
+        return plain_carafe(operator, x)
+    if plain and isinstance(operator, FADE):
+        return plain_fade(operator, x, feature)
+    out: Tensor = operator(x, Skip(feature, indices))
+    return out
+
+
+def start_training(upsampler: str, case: StepCase, device: torch.device) -> tuple[nn.Module, Iterator[StepResult]]:
+    """A network and its endless training on one batch; every ``next`` is a step."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model: nn.Module = build_network("segnet", upsampler, width=case.width).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    return model, fit(model, repeat(random_batch(case, device)), F.cross_entropy, optimizer, lambda step: 1e-4)
+
+
+def random_batch(case: StepCase, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Images and masks; what they show changes no cost."""
+    images = torch.randn(case.batch, 3, case.size, case.size, device=device)
+    return images, torch.randint(2, (case.batch, case.size, case.size), device=device)
+
+
+def drawn_run(path: Path, name: str, frames: int) -> Run:
+    """A run on disk whose maps are a blob that comes out of noise."""
+    layer, side = "decoder.3.upsample", 112
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:side, 0:side] / side - 0.5
+    blob = np.exp(-20 * (x**2 + y**2))
+    store = SnapshotStore(path, name)
+    for step in range(frames):
+        value = blob * step / frames + rng.normal(size=(side, side)) * 0.2
+        store.write(step, [Snapshot(step, layer, 0, "feature", value[None].astype(np.float32))])
+    picture = np.repeat(np.repeat(255 * blob, 2, 0), 2, 1).astype(np.uint8)
+    store.write_observation(picture[None, ..., None].repeat(3, 3), (picture[None] > 128).astype(np.uint8))
+    info = {"status": "finished", "upsampler": name, "network": "segnet", "config": {"seed": 0}}
+    store.write_info({**info, "layers": {layer: [side, side]}, "observation": {"names": ["drawn"]}})
+    return open_run(path)

@@ -1,0 +1,139 @@
+"""The tables of a benchmark as text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+from .parts import Result, Row
+from .plan import REFERENCES
+
+CAPTIONS = {
+    "machine": "Rates by the fastest call.",
+    "reassembly": (
+        "x plain: how many times faster than the plain form (unfold, repeat, einsum), which has contiguous maps. of "
+        "bound: the share reached of what this machine allows, by the fastest copy of as many bytes and the fastest "
+        "matrix product, for as many multiply-adds (fma), of the same turns; the slower one binds. extra: peak memory "
+        "of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over what inputs, output, "
+        "kernels and their gradients need."
+    ),
+    "operators": (
+        "x plain: how many times faster than its plain form, forward/forward+backward. extra: peak memory of "
+        "forward+backward beyond parameters, inputs and the output's gradient."
+    ),
+    "step": "Forward, loss, backward and the optimiser's step.",
+    "recording": "A snapshot: one observation of feature, gradient and what the operator has, written to disk.",
+    "rendering": "Reading the runs from disk included.",
+}
+"""What the columns mean."""
+
+
+def describe(result: Result) -> str:
+    """A result as an aligned table."""
+    lines = [result.title, *_aligned([_CELLS[result.part](row) for row in result.rows])]
+    for note in result.notes:
+        lines += textwrap.wrap(note, 118, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = [names, *([row.get(name, "") for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for line in table:
+        # Words to the left, figures to the right.
+        cells = [
+            cell.ljust(width) if name in _WORDS else cell.rjust(width)
+            for name, cell, width in zip(names, line, widths, strict=True)
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
+
+
+_WORDS = {"what", "is", "pass", "form", "layout", "operator"}
+
+
+def _time_cells(name: str, seconds: Mapping[str, float]) -> dict[str, str]:
+    spread = f"{_digits(1e3 * seconds['low'])}..{_digits(1e3 * seconds['high'])}"
+    return {f"{name}ms": _digits(1e3 * seconds["median"]), f"{name}quartiles": spread}
+
+
+def _digits(value: float | None, unit: str = "") -> str:
+    if value is None:
+        return "-"
+    places = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:,.{places}f}{unit}"
+
+
+def _mebibytes(value: int | None) -> str:
+    return "-" if value is None else _digits(value / 2**20)
+
+
+def _machine_cells(row: Row) -> dict[str, str]:
+    return {"what": row["what"], "rate": _digits(row["rate"], f" {row['unit']}"), **_time_cells("", row["seconds"])}
+
+
+def _reassembly_cells(row: Row) -> dict[str, str]:
+    return {
+        "pass": row["pass"],
+        "form": row["form"],
+        "layout": row["layout"],
+        **_time_cells("", row["seconds"]),
+        "x plain": _digits(row["times_plain"]) if "times_plain" in row else "",
+        "GFLOP/s": _digits(row["gflops"]) if "gflops" in row else "",
+        "GB/s": _digits(row["gbytes"]) if "gbytes" in row else "",
+        "of bound": f"{row['share_of_bound']:.1%} {row['binds']:4}" if "binds" in row else "",
+        "extra MiB": _mebibytes(row["extra_bytes"]) if "extra_bytes" in row else "",
+        "held": _digits(row["memory_ratio"], "x") if "memory_ratio" in row else "",
+    }
+
+
+def _operator_cells(row: Row) -> dict[str, str]:
+    return {
+        "operator": row["operator"],
+        "layout": row["layout"],
+        **_time_cells("fwd ", row["forward"]),
+        **_time_cells("fwd+bwd ", row["forward+backward"]),
+        "x plain": "/".join(map(_digits, row.get("times_plain", ()))),
+        "extra MiB": _mebibytes(row["extra_bytes"]),
+    }
+
+
+def _step_cells(row: Row) -> dict[str, str]:
+    times = {f"x {REFERENCES[0]}": _digits(row["times_bilinear"])}
+    return {"operator": row["operator"], **_time_cells("", row["seconds"]), **times}
+
+
+def _recording_cells(row: Row) -> dict[str, str]:
+    return {
+        "operator": row["operator"],
+        **_time_cells("step ", row["step"]),
+        **_time_cells("snapshot ", row["snapshot"]),
+        "in steps": _digits(row["snapshot_in_steps"]),
+        "of training": f"{row['share']:.2%}",
+        "MiB": _mebibytes(row["bytes"]),
+    }
+
+
+def _rendering_cells(row: Row) -> dict[str, str]:
+    a_frame = _digits(1e3 * row["seconds"]["median"] / row["frames"])
+    return {
+        "what": row["what"],
+        **_time_cells("", row["seconds"]),
+        "ms a frame": a_frame,
+        "MiB": _mebibytes(row["bytes"]),
+    }
+
+
+_CELLS: dict[str, Callable[[Row], dict[str, str]]] = {
+    "environment": lambda row: {"what": row["what"], "is": str(row["is"])},
+    "machine": _machine_cells,
+    "reassembly": _reassembly_cells,
+    "operators": _operator_cells,
+    "step": _step_cells,
+    "recording": _recording_cells,
+    "rendering": _rendering_cells,
+}

@@ -152,8 +152,11 @@ class _Plan(NamedTuple):
         """Batch slices and tile-row slices whose working memory is about ``_CHUNK_BYTES``."""
         band = self.out_tile**2 * self.patch**2
         row = self.columns * item_bytes * (band + (self.patch**2 + self.out_tile**2) * self.channels)
-        rows = max(1, min(self.rows, _CHUNK_BYTES // row))
-        images = max(1, _CHUNK_BYTES // (row * rows)) if rows == self.rows else 1
+        # Small maps get by with less: working memory is not to outweigh the maps themselves.
+        output = self.batch * self.channels * self.rows * self.columns * self.out_tile**2 * item_bytes
+        chunk = min(_CHUNK_BYTES, max(output // 2, _CHUNK_BYTES // 16))
+        rows = max(1, min(self.rows, chunk // row))
+        images = max(1, chunk // (row * rows)) if rows == self.rows else 1
         for b in range(0, self.batch, images):
             for r in range(0, self.rows, rows):
                 yield slice(b, min(b + images, self.batch)), slice(r, min(r + rows, self.rows))

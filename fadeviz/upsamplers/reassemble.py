@@ -147,7 +147,7 @@ def reassemble_logits(
     """
     k = kernels.kernel_size
     plain = type(kernels) is KernelSoftmax and kernels.groups == 1 and not is_watched(kernels)
-    if plain and choose_backend(x, k, scale_factor) == "triton":
+    if plain and torch_ops.is_fused(x.device):
         if coarse is not None:
             logits = logits + F.interpolate(coarse, scale_factor=scale_factor, mode="nearest")
         out: Tensor = torch_ops.fused(x, logits, skip, gate, k, scale_factor)[0]

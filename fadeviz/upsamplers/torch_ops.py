@@ -42,6 +42,13 @@ def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
     return "native" if native.available(x, kernel_size, scale_factor) else "tiles"
 
 
+def is_fused(device: torch.device) -> bool:
+    """Whether softmax, reassembly and gate run as one kernel there: where Triton computes."""
+    # Apart from `choose_backend` so that torch.compile, which follows this, meets no C library on a CPU.
+    asked = os.environ.get("FADEVIZ_BACKEND", "")
+    return asked == "triton" if asked else device.type == "cuda" and bool(_triton().available(device))
+
+
 def _triton() -> ModuleType:
     from .backends import triton  # seconds to import, and only of use where a GPU is
 

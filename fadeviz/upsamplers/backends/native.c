@@ -14,7 +14,7 @@
  * any other map (contiguous, bfloat16, channel counts that do not fill a vector) are copied into small buffers of a
  * thread, a row at a time. Every sum is made by one thread in one order: results do not depend on their number.
  *
- * The file is compiled once for float and, by including itself, once for double.
+ * BITS, given to the compiler, is 32 or 64: the type all is computed in. The file includes itself for the part in it.
  */
 #ifndef REAL
 
@@ -113,23 +113,20 @@ INLINE f32_vector exp_f32(f32_vector v) {
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)
 
+#if BITS == 32
 #define REAL float
 #define REAL_TYPE F32
 #define LANES F32_LANES
 #define N(name) JOIN(name, _f32)
-#include "native.c"
-#undef REAL
-#undef REAL_TYPE
-#undef LANES
-#undef N
-
+#else
 #define REAL double
 #define REAL_TYPE F64
 #define LANES F64_LANES
 #define N(name) JOIN(name, _f64)
+#endif
 #include "native.c"
 
-#else /* the part that is compiled for each REAL */
+#else /* the part in REAL */
 
 /* aligned to one element: a pixel's channels may begin anywhere */
 typedef REAL N(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
@@ -743,12 +740,5 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
   }
   return 1;
 }
-
-#undef RUN
-#undef SOFTMAX
-#undef ENTRY
-#undef WINDOW
-#undef Rows
-#undef vector
 
 #endif

@@ -48,25 +48,29 @@ def available(x: Tensor, kernel_size: int, scale_factor: int) -> bool:
         and x.dtype in _TYPES
         and kernel_size <= _MAX_KERNEL
         and scale_factor <= _MAX_SCALE
-        and library() is not None
+        and library(_bits(x)) is not None
     )
 
 
+def _bits(*tensors: Tensor | None) -> int:
+    return 64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else 32
+
+
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled library, built if need be; None where that is impossible, for whatever reason."""
+def library(bits: int = 32) -> ctypes.CDLL | None:
+    """The compiled library that computes in ``bits``, built if need be; None where that is impossible."""
     try:
-        return ctypes.CDLL(str(_build()))
+        return ctypes.CDLL(str(_build(bits)))
     except (OSError, subprocess.SubprocessError):
         return None
 
 
-def _build() -> Path:
+def _build(bits: int) -> Path:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
     if compiler is None:
         raise OSError("no C compiler")
     text = "\n".join([_SOURCE.read_text(), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
-    name = f"native-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
+    name = f"native{bits}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
     for folder in (_cache(), Path(tempfile.gettempdir()) / f"fadeviz-{os.getuid() if hasattr(os, 'getuid') else 0}"):
         path = folder / name
         if path.exists() and _is_ours(folder):
@@ -78,7 +82,7 @@ def _build() -> Path:
             # Under a name of its own first: two processes may build at once, and a killed one leaves nothing half made.
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
                 made = Path(scratch) / name
-                _compile(compiler, made)
+                _compile(compiler, bits, made)
                 os.replace(made, path)
         except OSError:
             continue
@@ -86,8 +90,8 @@ def _build() -> Path:
     raise OSError("no folder to keep the library in")
 
 
-def _compile(compiler: str, target: Path) -> None:
-    command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(target), "-lm"]
+def _compile(compiler: str, bits: int, target: Path) -> None:
+    command = [compiler, *_FLAGS, f"-DBITS={bits}", str(_SOURCE), "-o", str(target), "-lm"]
     try:
         # The runtime of OpenMP is the one torch has loaded already: both share one pool of threads.
         subprocess.run([*command, "-fopenmp"], check=True, capture_output=True, timeout=120)
@@ -176,7 +180,7 @@ def can_blend(*maps: Tensor) -> bool:
     first = maps[0]
     last = all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
     return (
-        library() is not None
+        library(_bits(first)) is not None
         and all(m.device.type == "cpu" and m.dtype == first.dtype for m in maps)
         and first.dtype in (torch.float32, torch.float64)
         and (last or all(m.is_contiguous() for m in maps))
@@ -198,12 +202,12 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
 
 
 def _call_blend(function: str, like: Tensor, tensors: list[Tensor]) -> None:
-    loaded = library()
+    loaded = library(_bits(like))
     if loaded is None or not like.numel():
         return
     b, c, h, w = like.shape
     last = not like.is_contiguous()
-    call = getattr(loaded, function + ("_f64" if like.dtype == torch.float64 else "_f32"))
+    call = getattr(loaded, f"{function}_f{_bits(like)}")
     sizes = [b, c, h * w, int(last), _threads(like.numel())]
     call(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, sizes))
 
@@ -232,11 +236,11 @@ def _threads(work: int) -> int:
 
 
 def _run(function: str, shape: _Shape, tensors: Sequence[Tensor | None]) -> None:
-    loaded = library()
+    bits = _bits(*tensors)
+    loaded = library(bits)
     if loaded is None:
         raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
     maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in tensors]
-    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
-    call = getattr(loaded, function + ("_f64" if double else "_f32"))
+    call = getattr(loaded, f"{function}_f{bits}")
     if not call(ctypes.byref(shape), *(ctypes.byref(one) for one in maps)):
         raise MemoryError("native reassembly: no memory for the row buffers")

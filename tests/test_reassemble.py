@@ -333,6 +333,62 @@ class TestBlend:
         torch.testing.assert_close(got, gate * e + (1 - gate) * r.float())
 
 
+class TestMisuse:
+    def test_blend_checks_its_shapes(self):
+        r, e, gate = torch.zeros(2, 4, 4, 4), torch.ones(2, 4, 4, 4), torch.rand(2, 1, 4, 4)
+        for maps in ((r, e, gate[:1]), (r, e, gate.expand(2, 4, 4, 4)), (r, e[:1], gate), (r, e[:, :2], gate)):
+            with pytest.raises(FadevizError, match="two maps of one shape and a gate of"):
+                blend(*maps)
+
+    @pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+    def test_native_refuses_what_it_cannot_read(self):
+        x = torch.zeros(1, 2, 3, 3)
+        with pytest.raises(FadevizError, match="takes kernels up to 64 and scales up to 16, not 97 and 1"):
+            reassemble(x, torch.zeros(1, 97 * 97, 3, 3), 97, 1, backend="native")
+        with pytest.raises(FadevizError, match="not 1 and 17"):
+            reassemble(x, torch.zeros(1, 1, 51, 51), 1, 17, backend="native")
+        with pytest.raises(FadevizError, match="reads floating-point maps on the CPU, not torch.int64"):
+            reassemble(x.long(), torch.zeros(1, 9, 6, 6), 3, backend="native")
+        with pytest.raises(FadevizError, match="the maps are on cpu, meta. Move them to one device"):
+            reassemble(x, torch.zeros(1, 9, 6, 6, device="meta"), 3, backend="native")
+
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by torch itself
+    def test_forward_mode_is_refused_not_zero(self):
+        x, kernels = torch.randn(1, 2, 3, 3), torch.rand(1, 9, 6, 6)
+        with pytest.raises(FadevizError, match="there is no forward-mode derivative"):
+            torch.func.jvp(lambda x: reassemble(x, kernels, 3), (x,), (x,))
+
+    def test_autocast_rounds_no_float32_maps(self, backend):
+        x, kernels, y = make(CASES[2], torch.float32)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = similarity(y, x, 7, 3, 1, backend), reassemble(x, kernels, 7, 3, 1, backend)
+        torch.testing.assert_close(low, (similarity(y, x, 7, 3, 1), reassemble(x, kernels, 7, 3)))
+
+    @pytest.mark.parametrize("name", ["fade", "carafe", "encoder_kernel"])
+    def test_autocast_leaves_float64_alone(self, name):
+        torch.manual_seed(0)
+        operator = build_upsampler(name, 8).double()
+        x, skip = torch.randn(1, 8, 4, 5).double(), Skip(torch.randn(1, 8, 8, 10).double())
+        want = operator(x, skip)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(operator(x, skip), want, rtol=1e-12, atol=1e-12)
+
+    def test_convolutions_of_another_class_are_called(self):
+        class Loud(torch.nn.Conv2d):
+            def forward(self, x):
+                return super().forward(x) * 0 + 7
+
+        operator = build_upsampler("fade", 8)
+        x, skip = torch.randn(1, 8, 4, 5), Skip(torch.randn(1, 8, 8, 10))
+        before = operator(x, skip)
+        operator.semi_shift.compressor_encoder.__class__ = Loud
+        assert not torch.equal(operator(x, skip), before)
+
+    def test_samples_of_guide_and_map_must_match(self):
+        with pytest.raises(FadevizError, match="FADE: skip.feature holds 1 samples, but x 2"):
+            build_upsampler("fade", 4)(torch.zeros(2, 4, 3, 3), Skip(torch.zeros(1, 4, 6, 6)))
+
+
 class TestChoice:
     def test_by_name(self, monkeypatch):
         x = torch.zeros(1, 4, 3, 3)
@@ -384,6 +440,19 @@ class TestChoice:
         assert [process.wait() for process in pair] == [0, 0]
         (library,) = (tmp_path / "fadeviz").iterdir()
         assert library.suffix == ".so"
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+    def test_a_damaged_library_is_built_again(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        native.library.cache_clear()
+        (tmp_path / "fadeviz").mkdir(mode=0o700)
+        try:
+            path = native._find(tmp_path / "fadeviz", shutil.which("cc"), 32)
+            whole = path.read_bytes()
+            path.write_bytes(whole[:3000])
+            assert native._find(tmp_path / "fadeviz", shutil.which("cc"), 32).read_bytes() == whole
+        finally:
+            native.library.cache_clear()
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
     def test_a_folder_others_can_write_to_is_not_trusted(self, tmp_path, monkeypatch):

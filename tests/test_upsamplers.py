@@ -172,6 +172,7 @@ def test_every_operator_says_where_it_is_from():
         ("carafe:encoder_kernel_size=2", "encoder_kernel_size is 2, it must be odd"),
         ("fade:kernel_size=2.5", "kernel_size is 2.5; it must be a whole number"),
         ("fade:form=3", "form is 3; it must be a str"),
+        ("fade:gate_bias=1e999", "gate_bias is inf; it must be a number"),
     ],
 )
 def test_option_values(text, message):

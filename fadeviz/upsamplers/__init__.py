@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
@@ -91,7 +92,8 @@ def _check_option(name: str, option: str, value: object, default: object) -> Non
     if isinstance(default, bool):
         fits, needed = isinstance(value, bool), "true or false"
     elif isinstance(default, float):
-        fits, needed = isinstance(value, int | float) and not isinstance(value, bool), "a number"
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        needed = "a number"
     elif default is None or isinstance(default, int):
         fits, needed = (
             isinstance(value, int) and not isinstance(value, bool) and value >= 1,
@@ -123,11 +125,29 @@ def parse_upsampler(text: str) -> tuple[str, dict[str, object]]:
             raise FadevizError(
                 f"upsampler {text!r}: {part!r} is no option. Write {name}:option=value, e.g. kernel_size=3"
             )
+        if key.strip() in options:
+            raise FadevizError(f"upsampler {text!r}: {key.strip()} is given twice. Leave one of them out")
         try:
             options[key.strip()] = json.loads(value.strip().lower())
         except json.JSONDecodeError:
             options[key.strip()] = value.strip()
     return name, options
+
+
+def split_upsamplers(text: str) -> list[str]:
+    """Operators from one line: a comma stands between two of them, and between the options of one.
+
+    Example:
+        >>> split_upsamplers("nearest,fade:form=h2l,gate=off,carafe")
+        ['nearest', 'fade:form=h2l,gate=off', 'carafe']
+    """
+    found: list[str] = []
+    for part in text.split(",") if text else []:
+        if found and ":" in found[-1] and "=" in part and ":" not in part:
+            found[-1] += f",{part}"
+        else:
+            found.append(part.strip())
+    return found
 
 
 __all__ = [
@@ -160,4 +180,5 @@ __all__ = [
     "parse_upsampler",
     "reassemble",
     "similarity",
+    "split_upsamplers",
 ]

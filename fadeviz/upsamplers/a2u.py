@@ -112,7 +112,7 @@ class A2U(Upsampler):
         for predict, norm in ((self.filter_u, self.norm_u), (self.filter_v, self.norm_v)):
             filters = predict(pooled).expand(b, c, k, k).reshape(b * c, 1, k, k)
             z = F.conv2d(flat, filters, stride=2, padding=(k - 1) // 2, groups=b * c)
-            projected.append(F.leaky_relu(norm(z.reshape(b, c, h // 2, w // 2)), 0.01, inplace=True))
+            projected.append(F.leaky_relu(norm(z.reshape(b, c, h // 2, w // 2)), 0.01))
         return (projected[0] * projected[1]).sum(1, keepdim=True) / math.sqrt(c)
 
     def kernels_down(self, feature: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ def check_guide(operator: Upsampler, x: Tensor, guide: Tensor, channels: int | N
             f"{name}: skip.feature is {gh}x{gw}, but x is {h}x{w} and scale_factor is {s}, so {s * h}x{s * w} is "
             "needed. Pad the input so that every stage divides evenly"
         )
+    if len(guide) != len(x):
+        raise FadevizError(f"{name}: skip.feature holds {len(guide)} samples, but x {len(x)}. Give both the same batch")
     if channels is not None and guide.shape[1] != channels:
         raise FadevizError(
             f"{name}: skip.feature has {guide.shape[1]} channels, {channels} are needed. "

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import torch_ops
-from .reassemble import is_watched
+from .reassemble import is_plain
 
 
 def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: int = 1) -> Tensor:
@@ -30,7 +30,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
     radius = int(conv.padding[0])
     dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or min(x.shape[-2:]) < 2 * radius + 1
-    if is_watched(compressor) or is_watched(conv):
+    if not (is_plain(compressor) and is_plain(conv)):
         return _by_phase(conv(compressor(x)), 1, phases)
     if dear:
         weight, bias = _by_phase(conv.weight, 0, phases), conv.bias
@@ -49,7 +49,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
             bias = inside if bias is None else bias + inside
             rim = _by_phase(every - inside[:, None, None], 0, phases)
         bias = None if bias is None else _by_phase(bias, 0, phases)
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

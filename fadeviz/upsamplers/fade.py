@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_guide
-from .reassemble import KernelSoftmax, is_watched, reassemble_logits
+from .reassemble import KernelSoftmax, is_plain, reassemble_logits
 from .semishift import Form, Init, SemiShift, SemiShiftConv, Side
 
 
@@ -34,7 +34,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, h, w) -> (B, 1, s*h, s*w)``."""
-        if x.is_contiguous(memory_format=torch.channels_last) and not is_watched(self.conv):
+        if x.is_contiguous(memory_format=torch.channels_last) and is_plain(self.conv):
             # One output channel is no convolution but a product with a vector, many times faster as one.
             logits = F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1), self.conv.bias).permute(0, 3, 1, 2)
         else:

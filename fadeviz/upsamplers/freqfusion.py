@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_guide
 from .per_pixel import MapGroupNorm
-from .reassemble import KernelSoftmax, reassemble
+from .reassemble import KernelSoftmax, is_plain, reassemble
 
 
 class WindowedSoftmax(KernelSoftmax):
@@ -307,6 +307,9 @@ def _convolve_both(first: nn.Conv2d, second: nn.Conv2d, z: Tensor) -> Tensor:
 
     A convolution is linear in its input's channels: two add up to that of the concatenated map, which is not made.
     """
+    if not (is_plain(first) and is_plain(second)):
+        whole = torch.cat((z, neighbour_similarity(z).to(z.dtype)), dim=1)
+        return torch.cat((first(whole), second(whole)), dim=1)
     weight = torch.cat((first.weight, second.weight))
     bias = None if first.bias is None or second.bias is None else torch.cat((first.bias, second.bias))
     similar = neighbour_similarity(z).to(z.dtype)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from ..errors import FadevizError, unknown_name
@@ -77,7 +78,7 @@ def reassemble(
             f"reassemble: kernels are {tuple(kernels.shape)}, but x is {tuple(x.shape)}, kernel_size {kernel_size}, "
             f"scale_factor {scale_factor} and groups {groups} need {needed}"
         )
-    _check("reassemble", c, groups, backend)
+    _check("reassemble", c, groups, backend, x, kernels)
     out: Tensor = torch_ops.reassemble(x, kernels, kernel_size, scale_factor, groups, backend)
     return out
 
@@ -114,7 +115,7 @@ def similarity(
             f"similarity: the query is {tuple(query.shape)}, but the key is {tuple(key.shape)} and scale_factor is "
             f"{scale_factor}, so {needed} is needed"
         )
-    _check("similarity", c, groups, backend)
+    _check("similarity", c, groups, backend, query, key)
     out: Tensor = torch_ops.similarity(query, key, kernel_size, scale_factor, groups, backend)
     return out
 
@@ -158,7 +159,14 @@ def reassemble_logits(
 
 def is_watched(module: nn.Module) -> bool:
     """Whether anybody has hooked the module, and so expects it to run."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the module is torch's own convolution and unwatched: its weights may then be used without calling it."""
+    return type(module) is nn.Conv2d and not is_watched(module)
 
 
 def kernel_softmax(
@@ -193,7 +201,7 @@ def kernel_softmax(
                 f"kernel_softmax: logits are {tuple(logits.shape)}, coarse ones {tuple(coarse.shape)}; the same batch "
                 "and channels, and sides that are one multiple of the coarse ones are needed"
             )
-    _check("kernel_softmax", groups, groups, backend)
+    _check("kernel_softmax", groups, groups, backend, logits)
     half = logits.dtype in (torch.bfloat16, torch.float16)
     dtype = torch.float32 if half and torch.is_autocast_enabled(logits.device.type) else logits.dtype
     out: Tensor = torch_ops.softmax(logits, coarse, kernel_size, scale, groups, backend, dtype)
@@ -208,6 +216,13 @@ def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
         feature: ``(B, C, H, W)``.
         gate: ``(B, 1, H, W)``.
     """
+    b, _, h, w = reassembled.shape
+    if feature.shape != reassembled.shape or tuple(gate.shape) != (b, 1, h, w):
+        raise FadevizError(
+            f"blend: maps of {tuple(reassembled.shape)} and {tuple(feature.shape)} and a gate of {tuple(gate.shape)}; "
+            f"two maps of one shape and a gate of {(b, 1, h, w)} are needed"
+        )
+    _check("blend", b, 1, "", reassembled, feature, gate)
     dtype = torch.promote_types(reassembled.dtype, feature.dtype)  # autocast may have made two
     out: Tensor = torch_ops.blend(reassembled.to(dtype), feature.to(dtype), gate.to(dtype))
     return out
@@ -241,14 +256,20 @@ def spread(
             f"spread: kernels are {tuple(kernels.shape)}, but y is {tuple(y.shape)}, kernel_size {kernel_size} and "
             f"groups {groups} need {needed}, and sides that divide by scale_factor {scale_factor}"
         )
-    _check("spread", c, groups, backend)
+    _check("spread", c, groups, backend, y, kernels)
     out: Tensor = torch_ops.spread(y, kernels, kernel_size, scale_factor, groups, backend)
     return out
 
 
-def _check(where: str, channels: int, groups: int, backend: str) -> None:
+def _check(where: str, channels: int, groups: int, backend: str, *maps: Tensor) -> None:
+    if any(m.device != maps[0].device for m in maps):
+        raise FadevizError(
+            f"{where}: the maps are on {', '.join(str(m.device) for m in maps)}. Move them to one device"
+        )
     if channels % groups:
         raise FadevizError(f"{where}: {channels} channels do not divide into {groups} groups")
+    if forward_ad._current_level >= 0:  # without this its derivatives would be silent zeros
+        raise FadevizError(f"{where}: there is no forward-mode derivative. Use reverse mode, torch.autograd.grad")
     if backend and backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
 

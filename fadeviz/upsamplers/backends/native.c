@@ -531,6 +531,15 @@ INLINE int N(run)(const int what, const Shape *shape, const Map *x_map, const Ma
     return done;                                                                                 \
   }
 
+/* Whether load and store know float16. */
+int N(fadeviz_reads_float16)(void) {
+#ifdef __FLT16_MAX__
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 ENTRY(fadeviz_reassemble, GATHER)
 ENTRY(fadeviz_similarity, CORRELATE)
 ENTRY(fadeviz_spread, SCATTER)

@@ -11,7 +11,9 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -45,11 +47,18 @@ def available(x: Tensor, kernel_size: int, scale_factor: int) -> bool:
     """Whether maps like x can be computed here: on the CPU, with a compiler, in a dtype the C code reads."""
     return (
         x.device.type == "cpu"
-        and x.dtype in _TYPES
+        and _reads(x.dtype)
         and kernel_size <= _MAX_KERNEL
         and scale_factor <= _MAX_SCALE
         and library(_bits(x)) is not None
     )
+
+
+def _reads(dtype: torch.dtype) -> bool:
+    if dtype != torch.float16:
+        return dtype in _TYPES
+    loaded = library()
+    return loaded is not None and bool(loaded.fadeviz_reads_float16_f32())  # some compilers do not know the type
 
 
 def _bits(*tensors: Tensor | None) -> int:
@@ -59,35 +68,43 @@ def _bits(*tensors: Tensor | None) -> int:
 @functools.cache
 def library(bits: int = 32) -> ctypes.CDLL | None:
     """The compiled library that computes in ``bits``, built if need be; None where that is impossible."""
-    try:
-        return ctypes.CDLL(str(_build(bits)))
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _build(bits: int) -> Path:
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))), None)
-    if compiler is None:
-        raise OSError("no C compiler")
-    text = "\n".join([_SOURCE.read_text(), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
-    name = f"native{bits}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.so"
-    for folder in (_cache(), Path(tempfile.gettempdir()) / f"fadeviz-{os.getuid() if hasattr(os, 'getuid') else 0}"):
-        path = folder / name
-        if path.exists() and _is_ours(folder):
-            return path
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            if not _is_ours(folder):
+    names = (*shlex.split(os.environ.get("CC", ""))[:1], "cc", "gcc", "clang")
+    for compiler in dict.fromkeys(filter(None, map(shutil.which, names))):
+        for folder in (_cache(), Path(tempfile.gettempdir()) / f"fadeviz-{_user()}"):
+            try:
+                return ctypes.CDLL(str(_find(folder, compiler, bits)))
+            except (OSError, subprocess.SubprocessError):
                 continue
-            # Under a name of its own first: two processes may build at once, and a killed one leaves nothing half made.
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / name
-                _compile(compiler, bits, made)
-                os.replace(made, path)
-        except OSError:
-            continue
-        return path
-    raise OSError("no folder to keep the library in")
+    return None
+
+
+def _find(folder: Path, compiler: str, bits: int) -> Path:
+    """The library in a cache folder, built there if need be; its name ends with the hash of what it holds."""
+    text = "\n".join([_SOURCE.read_text(), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
+    start = f"native{bits}-{_hash(text.encode())}-"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _is_ours(folder):
+        raise OSError(f"{folder} is not ours alone")
+    for path in folder.glob(f"{start}*.so"):
+        # A file cut short by a full disk or a power failure would end the process when it is used.
+        if path.name == f"{start}{_hash(path.read_bytes())}.so":
+            return path
+        path.unlink(missing_ok=True)
+    # Under a name of its own first: two processes may build at once, and a killed one leaves nothing half made.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / "native.so"
+        _compile(compiler, bits, made)
+        path = folder / f"{start}{_hash(made.read_bytes())}.so"
+        os.replace(made, path)
+    return path
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
 
 
 def _compile(compiler: str, bits: int, target: Path) -> None:
@@ -108,8 +125,8 @@ def _is_ours(folder: Path) -> bool:
     # A library that anyone else could put there is never loaded.
     if not hasattr(os, "getuid"):
         return True
-    status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & 0o022
+    status = folder.lstat()  # a link could be turned elsewhere between this look and the loading
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _processor() -> str:
@@ -183,6 +200,7 @@ def can_blend(*maps: Tensor) -> bool:
         library(_bits(first)) is not None
         and all(m.device.type == "cpu" and m.dtype == first.dtype for m in maps)
         and first.dtype in (torch.float32, torch.float64)
+        and all(m.shape in (first.shape, (len(first), 1, *first.shape[2:])) for m in maps)
         and (last or all(m.is_contiguous() for m in maps))
     )
 
@@ -240,6 +258,17 @@ def _run(function: str, shape: _Shape, tensors: Sequence[Tensor | None]) -> None
     loaded = library(bits)
     if loaded is None:
         raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
+    if shape.kernel > _MAX_KERNEL or shape.scale > _MAX_SCALE:
+        raise FadevizError(
+            f"backend native takes kernels up to {_MAX_KERNEL} and scales up to {_MAX_SCALE}, not {shape.kernel} and "
+            f"{shape.scale}. Use backend tiles"
+        )
+    for given in tensors:
+        if given is not None and (given.device.type != "cpu" or not _reads(given.dtype)):
+            raise FadevizError(
+                f"backend native reads floating-point maps on the CPU, not {given.dtype} on {given.device}. "
+                "Convert them, or use backend tiles"
+            )
     maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in tensors]
     call = getattr(loaded, f"{function}_f{bits}")
     if not call(ctypes.byref(shape), *(ctypes.byref(one) for one in maps)):

@@ -7,9 +7,10 @@ one matrix product: ``output = band @ patch``. Both adjoints are products of the
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ _CHUNK_BYTES = 4 << 20
 """Working memory for one batch of tiles: about a core's share of the last-level cache."""
 
 
+def _in_own_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Autocast would round float32 maps to half precision for the products; here the maps' own type decides."""
+
+    @functools.wraps(function)
+    def run(first: Tensor, *rest: Any) -> Tensor:
+        with torch.autocast(first.device.type, enabled=False):
+            return function(first, *rest)
+
+    return run
+
+
+@_in_own_precision
 def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
     """``(B, C, h, w)`` and ``(B, G*K*K, s*h, s*w)`` -> ``(B, C, s*h, s*w)``, in x's dtype and memory format."""
     kernels = kernels.to(x.dtype)
@@ -30,6 +43,7 @@ def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, 
     return _join([_reassemble(xg, wg, kernel_size, scale_factor) for xg, wg in parts], x)
 
 
+@_in_own_precision
 def similarity(query: Tensor, key: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
     """``(B, C, s*h, s*w)`` and ``(B, C, h, w)`` -> ``(B, G*K*K, s*h, s*w)``, in float32 or better."""
     key = key.to(query.dtype)
@@ -37,6 +51,7 @@ def similarity(query: Tensor, key: Tensor, kernel_size: int, scale_factor: int, 
     return _join([_similarity(qg, kg, kernel_size, scale_factor) for qg, kg in parts], query)
 
 
+@_in_own_precision
 def spread(y: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
     """``(B, C, s*h, s*w)`` and ``(B, G*K*K, s*h, s*w)`` -> ``(B, C, h, w)``, in y's dtype and memory format."""
     kernels = kernels.to(y.dtype)
@@ -65,7 +80,7 @@ def softmax_backward(
     out = (weighted - kernels.reshape(b, groups, -1, h, w) * mean).reshape(grad.shape)
     s = scale_factor
     low = out.reshape(b, channels, h // s, s, w // s, s).sum(dim=(3, 5)) if has_coarse else None
-    return _join([out], grad), low
+    return _join([out], grad), None if low is None else _join([low], grad)
 
 
 def _join(parts: list[Tensor], like: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from .data import Splits
 from .data.observation import choose_observed
+from .data.shuffled import ShuffledLabels
 from .data.synthetic import SyntheticHorses
 from .data.weizmann_horse import load_weizmann
 from .errors import FadevizError, unknown_name
@@ -39,6 +40,7 @@ PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
 
 DATA = ("synthetic", "weizmann")
+LABELS = ("true", "shuffled")
 TEST_DRAWINGS = 64
 """Pictures of the synthetic test set."""
 
@@ -60,6 +62,8 @@ class RunConfig:
         seed: of the initial weights and of the data order.
         split_seed: of the train/test split and the observed pictures; apart from ``seed`` so that every seed is
             observed on the same pictures.
+        labels: ``true``; or ``shuffled``, where every training picture gets the mask of another one, for a control that
+            has nothing to learn but where objects usually are. Tests and observations keep the true masks.
         weights: ``none``, ``imagenet`` or a file.
         kinds: comma-separated; empty takes feature, gradient and what the operator has of gate and kernel_entropy.
         observe: pictures in the observation set.
@@ -94,11 +98,14 @@ class RunConfig:
     channel_images: int = 1
     evaluate_every: int = 0
     checkpoint_every: int = 250
+    labels: str = "true"
 
     def __post_init__(self) -> None:
         """Raise for settings that no run can have."""
         if self.data not in DATA:
             raise unknown_name("data set", self.data, DATA)
+        if self.labels not in LABELS:
+            raise unknown_name("kind of labels", self.labels, LABELS)
         if self.data == "weizmann" and not self.data_dir:
             raise FadevizError("data weizmann needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR")
         for name in ("steps", "batch_size", "observe", "checkpoint_every", "channel_images"):
@@ -149,10 +156,14 @@ class Progress(NamedTuple):
 def load_data(config: RunConfig) -> Splits:
     """The pictures of a run, split into train and test."""
     if config.data == "weizmann":
-        return load_weizmann(config.data_dir, config.size, config.split_seed)
-    test = SyntheticHorses(config.size, config.split_seed, stream="test", count=TEST_DRAWINGS)
-    info = {"name": "synthetic", "train": "endless", "test": TEST_DRAWINGS}
-    return Splits(SyntheticHorses(config.size, config.seed, stream="train"), test, info)
+        splits = load_weizmann(config.data_dir, config.size, config.split_seed)
+    else:
+        test = SyntheticHorses(config.size, config.split_seed, stream="test", count=TEST_DRAWINGS)
+        info = {"name": "synthetic", "train": "endless", "test": TEST_DRAWINGS}
+        splits = Splits(SyntheticHorses(config.size, config.seed, stream="train"), test, info)
+    if config.labels == "shuffled":
+        return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
+    return splits
 
 
 def choose_device(name: str) -> torch.device:
@@ -213,12 +224,14 @@ def run(
     check_folder(out, resume=resume, overwrite=overwrite)
     if resume:
         before = open_run(out)
-        _check_settings(before, config)
+        differs = differing_settings(before.info.get("config", {}), config)
+        if differs:
+            raise FadevizError(f"{out} was recorded with other settings: {differs}. Use --overwrite")
         if before.info.get("status") == "finished":
             return before
         # The sums of a convolution depend on how many threads share them.
         torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
-    with _only_writer(out), _same_algorithms(), _out_of_memory_in_words():
+    with only_writer(out), _same_algorithms(), _out_of_memory_in_words():
         splits = load_data(config)
         model, weights = build_model(config)
         work = _Work(config, out, splits, model, weights, device)
@@ -394,17 +407,31 @@ def read_config(path: str | Path) -> RunConfig:
     Raises:
         FadevizError: no run there, or settings this version does not know.
     """
-    stored = dict(open_run(path).info.get("config", {}))
-    fields = {field.name: field for field in dataclasses.fields(RunConfig)}
-    for name in stored:
+    return config_from(open_run(path).info.get("config", {}), f"{path}/run.json", "Record again with --overwrite")
+
+
+def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig:
+    """Settings as they stand in a file; what the file does not name was recorded with the default.
+
+    Args:
+        stored: names and values.
+        where: the file, for an error.
+        remedy: what to do where the settings are damaged.
+
+    Raises:
+        FadevizError: settings that are damaged, or that this version does not know.
+    """
+    values = dict(stored)
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    for name in values:
         if name not in fields:
-            raise FadevizError(f"{path}/run.json has a setting {name!r} that this fadeviz does not know. Upgrade it")
-    if "lr_drops" in stored:
-        stored["lr_drops"] = tuple(stored["lr_drops"])
+            raise FadevizError(f"{where} has a setting {name!r} that this fadeviz does not know. Upgrade it")
     try:
-        return RunConfig(**stored)
+        if "lr_drops" in values:
+            values["lr_drops"] = tuple(values["lr_drops"])
+        return RunConfig(**values)
     except TypeError as error:
-        raise FadevizError(f"{path}/run.json has damaged settings ({error}). Record again with --overwrite") from error
+        raise FadevizError(f"{where} has damaged settings ({error}). {remedy}") from error
 
 
 def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
@@ -428,7 +455,7 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
 
 
 @contextlib.contextmanager
-def _only_writer(out: Path) -> Iterator[None]:
+def only_writer(out: Path) -> Iterator[None]:
     """Refuse a second process on the same folder; the lock goes with the process, however it ends."""
     if sys.platform == "win32":
         yield
@@ -481,19 +508,36 @@ def _remove_run(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _check_settings(before: Run, config: RunConfig) -> None:
-    was, now = before.info.get("config", {}), json.loads(json.dumps(dataclasses.asdict(config)))
-    elsewhere = ("device", "data_dir", "weights")  # may have moved; what they hold is checked by the run's id
-    names = [name for name in now if name not in elsewhere and was.get(name) != now[name]]
-    if names:
-        differs = "; ".join(f"{name} was {was.get(name)!r}, is {now[name]!r}" for name in names)
-        raise FadevizError(f"{before.path} was recorded with other settings: {differs}. Use --overwrite")
+def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
+    """What makes stored settings and ``config`` different runs, in words; empty where they are the same.
+
+    Device, data folder and weights are left out: they may have moved, and what they hold is checked by the run's id.
+    A setting that is not stored was recorded before it existed, with what is now its default.
+    """
+    before = {**settings_of(RunConfig()), **was}
+    differs = [
+        f"{name} was {before[name]!r}, is {value!r}"
+        for name, value in settings_of(config).items()
+        if name not in _MAY_MOVE and before[name] != value
+    ]
+    return "; ".join(differs)
+
+
+_MAY_MOVE = ("device", "data_dir", "weights")
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings as run.json gives them back: lists for tuples."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.device) -> str:
     settings = dataclasses.asdict(config)
-    for name in ("device", "data_dir", "weights"):
+    for name in _MAY_MOVE:
         del settings[name]
+    if config.labels == "true":
+        del settings["labels"]  # runs from before this setting keep their id
     data = {k: v for k, v in splits.info.items() if k != "folder"}
     text = json.dumps([settings, data, weights, device.type], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -222,8 +222,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """How pictures label this run: its operator, or its folder where it has none."""
-        return str(self.info.get("upsampler") or self.path.resolve().name)
+        """What this run is called: its operator, and ``@shuffled`` if its labels were; or, without one, its folder."""
+        control = "@shuffled" if self.info.get("config", {}).get("labels") == "shuffled" else ""
+        return str(self.info.get("upsampler") or self.path.resolve().name) + control
 
     @cached_property
     def _files(self) -> tuple[dict[int, Path], dict[str, str]]:

@@ -140,6 +140,7 @@ class TestRecord:
             (1, "--data-dir DIR", ["--data", "weizmann"]),
             (1, "no weights file nothing.pth", ["--weights", "nothing.pth"]),
             (1, "no precision 'fp12'", ["--precision", "fp12"]),
+            (1, "no kind of labels 'none'", ["--labels", "none"]),
             (1, "no device 'tpu'", ["--device", "tpu"]),
             (1, "80 pictures to observe, but only 8", ["--observe", "80"]),
             (2, "not a valid integer", ["--steps", "many"]),

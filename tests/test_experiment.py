@@ -127,6 +127,24 @@ def test_training_is_bit_identical_with_and_without_the_probe(whole, tmp_path, m
         assert_same_state(final_weights(tmp_path / "other")["model"], without["model"])
 
 
+def test_a_run_from_before_the_labels_setting_is_resumed(whole, tmp_path):
+    def stop(progress):
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(SMALL, tmp_path / "run", report=stop)
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["config"].pop("labels") == "true"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(info))
+    assert read_config(tmp_path / "run") == SMALL
+    with pytest.raises(FadevizError, match="other settings: labels was 'true', is 'shuffled'. Use --overwrite"):
+        run(dataclasses.replace(SMALL, labels="shuffled"), tmp_path / "run", resume=True)
+    run(SMALL, tmp_path / "run", resume=True)
+    assert files(tmp_path / "run") == files(whole)
+    assert open_run(whole).run_id == "412cef852835"  # which it had before
+
+
 @pytest.mark.parametrize("stop_at", [1, 4, 7])
 def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
     def stop(progress):
@@ -318,6 +336,7 @@ class TestFolder:
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
         ({"data_dir": "/data"}, "data synthetic has no folder, but --data-dir is /data. Add --data weizmann"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"labels": "shufled"}, "no kind of labels 'shufled'. Nearest: 'shuffled'"),
         ({"observe_mode": "train"}, "no observation mode 'train'"),
         ({"evaluate_every": -1}, "evaluate_every is -1"),
         ({"snapshots": "100:900:100"}, "reaches step 900, but the run ends at step 8"),

@@ -19,7 +19,7 @@ from ..errors import FadevizError, unknown_name
 from ..models import build_network
 from ..snapshots import SnapshotStore, write_whole
 from ..training.loop import keep_freed_memory
-from ..upsamplers import build_upsampler, parse_upsampler
+from ..upsamplers import build_upsampler, parse_upsampler, split_upsamplers
 from ..upsamplers.reassemble import choose_backend
 from .cases import KERNEL_SIZE, SCALE
 from .memory import MeasuringProcess
@@ -97,22 +97,6 @@ def measure(
     finally:
         torch.set_num_threads(before)
     return whole
-
-
-def split_upsamplers(text: str) -> list[str]:
-    """Operators from one line: a comma stands between two of them, and between the options of one.
-
-    Example:
-        >>> split_upsamplers("nearest,fade:form=h2l,gate=off,carafe")
-        ['nearest', 'fade:form=h2l,gate=off', 'carafe']
-    """
-    found: list[str] = []
-    for part in text.split(",") if text else []:
-        if found and ":" in found[-1] and "=" in part and ":" not in part:
-            found[-1] += f",{part}"
-        else:
-            found.append(part.strip())
-    return found
 
 
 def environment(device: torch.device) -> dict[str, Any]:

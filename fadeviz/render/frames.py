@@ -194,9 +194,12 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8) -> 
 
 
 def _name(run: Run) -> str:
-    """The operator as papers write it, with its options; or what the run's folder calls it."""
-    options = run.name.partition(":")[2]
-    return str(run.info.get("title") or run.name) + (f" ({options})" if options and "title" in run.info else "")
+    """The operator as papers write it, with its options and control; or what the run's folder calls it."""
+    if not run.info.get("title"):
+        return run.name
+    operator, _, control = run.name.partition("@")
+    options = operator.partition(":")[2]
+    return str(run.info["title"]) + (f" ({options})" if options else "") + (f", {control} labels" if control else "")
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,11 @@ import click
 
 from fadeviz import FadevizError, __version__
 
+from .measure import analyze, plot
+
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
+    from fadeviz.sweep import SweepPlan, SweepProgress
 
 
 class _Commands(click.Group):
@@ -35,10 +39,11 @@ def main() -> None:
     iterations, and draw them as grids and animations.
 
     \b
-    fadeviz demo                                     the whole thing in four minutes
-    fadeviz record --upsampler fade --out runs/fade  one training, recorded
-    fadeviz grid runs/fade -o fade.png               its frames as a figure
-    fadeviz animate runs/fade runs/carafe -o a.gif   two runs side by side
+    fadeviz demo                                       the whole thing in four minutes
+    fadeviz record --upsampler fade --out runs/fade    one training, recorded
+    fadeviz sweep --upsamplers fade,carafe --out runs  operators times seeds
+    fadeviz grid runs/fade -o fade.png                 its frames as a figure
+    fadeviz animate runs/fade runs/carafe -o a.gif     two runs side by side
     """
 
 
@@ -60,47 +65,66 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
     click.echo(summary)
 
 
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What decides how a network is trained and observed, the same for one run and for many."""
+    for option in reversed(
+        [
+            click.option("--network", default="segnet", show_default=True, help="Network to train."),
+            click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
+                         help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir."),
+            click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]"),
+            click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps."),
+            click.option("--snapshots", default="", metavar="SCHEDULE",
+                         help="Steps to record, both ends of a range included; step 0 always is. "
+                              "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]"),
+            click.option("--width", type=float, default=1.0, show_default=True,
+                         help="Multiplier of the network's channels."),
+            click.option("--size", type=int, default=224, show_default=True,
+                         help="Side of the pictures, divisible by 32."),
+            click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step."),
+            click.option("--lr", type=float, default=0.01, show_default=True,
+                         help="Learning rate of SGD with momentum; times 0.1 after 70 % and after 90 % of the steps."),
+            click.option("--weight-decay", type=float, default=0.0, show_default=True, help="L2 penalty."),
+            click.option("--flip", is_flag=True, help="Mirror half of the training pictures."),
+            click.option("--split-seed", type=int, default=0, show_default=True,
+                         help="Seed of the train/test split and of the observed pictures."),
+            click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
+                         help="Where to train."),
+            click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
+                         help="Arithmetic of the training; observations are always fp32."),
+            click.option("--channels-last/--contiguous", default=True, show_default=True,
+                         help="Memory layout of the maps."),
+            click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
+                         help="Encoder weights: a file with torchvision's VGG16-BN names, a download, or random."),
+            click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
+                         help="Layers to record, comma-separated. List: fadeviz layers segnet."),
+            click.option("--kinds", default="", metavar="KIND,...",
+                         help="feature, gradient, channels, gate, kernel_entropy. "
+                              "[default: feature, gradient, and gate and kernel_entropy where the operator has them]"),
+            click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures."),
+            click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
+                         help="BatchNorm while observing: running statistics, or those of the observed pictures."),
+            click.option("--channel-images", type=int, default=1, show_default=True,
+                         help="Observed pictures whose single channels the kind 'channels' keeps."),
+            click.option("--evaluate-every", type=int, default=0,
+                         help="Steps between tests.  [default: a tenth of the run]"),
+            click.option("--checkpoint-every", type=int, default=250, show_default=True,
+                         help="Steps between checkpoints."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
               help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
                    "List: fadeviz upsamplers.")  # fmt: skip
-@click.option("--network", default="segnet", show_default=True, help="Network to train.")
-@click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
-              help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir.")  # fmt: skip
-@click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]")
-@click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps.")
-@click.option("--snapshots", default="", metavar="SCHEDULE",
-              help="Steps to record, both ends of a range included; step 0 always is. "
-                   "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
-@click.option("--width", type=float, default=1.0, show_default=True, help="Multiplier of the network's channels.")
-@click.option("--size", type=int, default=224, show_default=True, help="Side of the pictures, divisible by 32.")
-@click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step.")
-@click.option("--lr", type=float, default=0.01, show_default=True,
-              help="Learning rate of SGD with momentum; times 0.1 after 70 % and after 90 % of the steps.")  # fmt: skip
-@click.option("--weight-decay", type=float, default=0.0, show_default=True, help="L2 penalty.")
-@click.option("--flip", is_flag=True, help="Mirror half of the training pictures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
-@click.option("--split-seed", type=int, default=0, show_default=True,
-              help="Seed of the train/test split and of the observed pictures.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to train.")
-@click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
-              help="Arithmetic of the training; observations are always fp32.")  # fmt: skip
-@click.option("--channels-last/--contiguous", default=True, show_default=True, help="Memory layout of the maps.")
-@click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
-              help="Encoder weights: a file with torchvision's VGG16-BN names, a download, or random.")  # fmt: skip
-@click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
-              help="Layers to record, comma-separated. List: fadeviz layers segnet.")  # fmt: skip
-@click.option("--kinds", default="", metavar="KIND,...",
-              help="feature, gradient, channels, gate, kernel_entropy. "
-                   "[default: feature, gradient, and gate and kernel_entropy where the operator has them]")  # fmt: skip
-@click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures.")
-@click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
-              help="BatchNorm while observing: running statistics, or those of the observed pictures.")  # fmt: skip
-@click.option("--channel-images", type=int, default=1, show_default=True,
-              help="Observed pictures whose single channels the kind 'channels' keeps.")  # fmt: skip
-@click.option("--evaluate-every", type=int, default=0, help="Steps between tests.  [default: a tenth of the run]")
-@click.option("--checkpoint-every", type=int, default=250, show_default=True, help="Steps between checkpoints.")
+@click.option("--labels", default="true", show_default=True, metavar="true|shuffled",
+              help="Shuffled: every training picture gets another one's mask; a control.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
+@_training_options
 @click.option(
     "--resume",
     is_flag=True,
@@ -143,9 +167,135 @@ def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]
 
     if not resume:
         return RunConfig(**options)
+    return replace(read_config(out), **_given(ctx, options))
+
+
+def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were named on the command line."""
     default = click.core.ParameterSource.DEFAULT
-    given = {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
-    return replace(read_config(out), **given)
+    return {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
+
+
+@main.command()
+@click.option("--upsamplers", metavar="NAME,...",
+              help="Operators, with options if need be, and @shuffled for the control with shuffled labels: "
+                   "fade,fade:gate=off,carafe:init=xavier,fade@shuffled. List: fadeviz upsamplers.")  # fmt: skip
+@click.option("--seeds", default="0:5", show_default=True, metavar="SEEDS",
+              help="Seeds of weights, data order and shuffled labels: 0:5 is 0,1,2,3,4; or 0,3,7.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's folder; each run's is in it.")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time; they share the cores.")
+@_training_options
+@click.pass_context
+def sweep(ctx: click.Context, /, upsamplers: str | None, seeds: str, out: Path, jobs: int, **options: Any) -> None:
+    """Record every one of several operators with every one of several seeds.
+
+    For one seed all operators see the same pictures in the same order and begin with the same encoder and decoder.
+    A run that fails stops no other. The same command again does only what is missing: it resumes what was stopped,
+    tries again what failed, and adds what is new; options that are left out are those of the sweep in --out.
+    """
+    from fadeviz.sweep import run_sweep
+
+    plan = _sweep_plan(ctx, out, upsamplers, seeds, options)
+    with _SweepLines(plan) as lines:
+        try:
+            outcomes = run_sweep(plan, out, jobs=jobs, report=lines.report)
+        except KeyboardInterrupt:
+            lines.close()
+            raise click.ClickException(f"stopped. Go on: fadeviz sweep --out {out}") from None
+    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
+    click.echo(f"{out}: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
+    for outcome in failed:
+        click.echo(f"failed: {outcome.folder}: {outcome.message}", err=True)
+    if failed:
+        raise click.ClickException(
+            f"{len(failed)} of {len(outcomes)} runs failed. Try them again: fadeviz sweep --out {out}; "
+            "a run whose folder is moved away begins anew"
+        )
+
+
+def _sweep_plan(
+    ctx: click.Context, out: Path, upsamplers: str | None, seeds: str, options: dict[str, Any]
+) -> SweepPlan:
+    from dataclasses import replace
+
+    from fadeviz.experiment import RunConfig
+    from fadeviz.sweep import parse_seeds, plan_sweep, read_plan
+    from fadeviz.upsamplers import split_upsamplers
+
+    before = read_plan(out)
+    if before is None:
+        if not upsamplers:
+            raise click.UsageError(f"there is no sweep in {out} yet: name its operators, --upsamplers fade,carafe")
+        return plan_sweep(split_upsamplers(upsamplers), parse_seeds(seeds), RunConfig(**options))
+    base = replace(before.base, **_given(ctx, options))
+    seeds_given = bool(_given(ctx, {"seeds": seeds}))
+    if not upsamplers and not seeds_given:
+        return replace(before, base=base)
+    return plan_sweep(
+        split_upsamplers(upsamplers) if upsamplers else [member.operator for member in before.members],
+        parse_seeds(seeds) if seeds_given else [member.seed for member in before.members],
+        base,
+    )
+
+
+class _SweepLines:
+    """One line a run on standard error: on a terminal a living bar, in a log a line a minute; then how it ended."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self._width = max(len(member.name) for member in plan.members)
+        self._bars: dict[str, Any] = {}
+        self._said: dict[str, float] = {}
+
+    def __enter__(self) -> _SweepLines:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+        self._bars.clear()
+
+    def report(self, progress: SweepProgress) -> None:
+        if progress.status == "running":
+            (self._move if sys.stderr.isatty() else self._log)(progress)
+            return
+        if progress.name in self._bars:
+            self._bars.pop(progress.name).close()
+        self._line(progress, {"found": "finished before", "failed": "failed"})
+
+    def _move(self, progress: SweepProgress) -> None:
+        from tqdm import tqdm
+
+        bar = self._bars.get(progress.name)
+        if bar is None:
+            bar = self._bars[progress.name] = tqdm(
+                total=progress.steps, initial=progress.step, desc=f"{progress.name:{self._width}}", unit="step",
+                leave=False, mininterval=0, miniters=1,
+            )  # fmt: skip
+        bar.set_postfix(_figures(progress), refresh=False)
+        bar.update(progress.step - bar.n)
+
+    def _log(self, progress: SweepProgress) -> None:
+        now = time.monotonic()
+        if now - self._said.setdefault(progress.name, now) >= 60:
+            self._said[progress.name] = now
+            self._line(progress, {})
+
+    def _line(self, progress: SweepProgress, words: dict[str, str]) -> None:
+        from tqdm import tqdm
+
+        width = len(str(progress.runs))
+        figures = " ".join(f"{name} {value}" for name, value in _figures(progress).items())
+        steps = f"{progress.step:>{len(str(progress.steps))}}/{progress.steps}"
+        said = [f"[{progress.ended:{width}}/{progress.runs}] {progress.name:{self._width}}  {steps}", figures]
+        tqdm.write("  ".join(part for part in [*said, words.get(progress.status, "")] if part), file=sys.stderr)
+
+
+def _figures(progress: Progress | SweepProgress) -> dict[str, str]:
+    figures = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
+    return figures | ({"mIoU": f"{progress.metrics['miou']:.3f}"} if "miou" in progress.metrics else {})
 
 
 class _Bars:
@@ -173,10 +323,7 @@ class _Bars:
             # A log file gets a line now and then, a terminal a living bar.
             calm = 0.1 if sys.stderr.isatty() else 15
             self._bar = tqdm(total=progress.steps, initial=progress.step - 1, desc=title, unit="step", mininterval=calm)
-        postfix = {"loss": f"{progress.loss:.3f}"}
-        if "miou" in progress.metrics:
-            postfix["mIoU"] = f"{progress.metrics['miou']:.3f}"
-        self._bar.set_postfix(postfix, refresh=False)
+        self._bar.set_postfix(_figures(progress), refresh=False)
         self._bar.update(progress.step - self._bar.n)
 
 
@@ -383,6 +530,7 @@ def info(run: Path) -> None:
         "data": [
             told.get("data", {}).get("name"),
             *(f"{k} {config[k]}" for k in ("size", "width", "seed") if k in config),
+            "shuffled labels" if config.get("labels") == "shuffled" else None,
         ],
         "parameters": [told.get("parameters"), f"weights {told['weights']}" if "weights" in told else None],
         "device": [told.get("device"), f"{told['threads']} threads" if "threads" in told else None],
@@ -439,6 +587,10 @@ def data_check(folder: Path) -> None:
     click.echo(
         f"{folder}: {splits.info['count']} pictures, {splits.train.count} to train on, {splits.test.count} to test on"
     )
+
+
+main.add_command(analyze)
+main.add_command(plot)
 
 
 if __name__ == "__main__":

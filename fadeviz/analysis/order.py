@@ -1,0 +1,392 @@
+"""Outline first or interior first: the measures of all runs put together, operator by operator, with a verdict."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FadevizError
+from ..snapshots import Run
+from .learning import LEVELS, LearningTimes, State, lead, learning_times
+from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
+from .responses import LAST, Kymograph, merge_kymographs, responses
+from .statistics import UNITS, Interval, PairedTest, bootstrap_interval, paired_test
+
+VERDICTS = {
+    "outline first": "the interval of the lead lies above 0",
+    "interior first": "the interval of the lead lies below 0",
+    "together": "the interval of the lead lies within what the snapshots resolve",
+    "already there at step 0": "most maps show the outline, or the interior, before any training",
+    "undecided": "the interval of the lead holds 0, too few maps have a lead, or one of the two never comes",
+}
+"""What can be said of an operator, and when."""
+
+MIN_LEADS = 6
+"""Leads needed for a verdict: of fewer, all have the same sign by chance more than once in twenty times."""
+
+_EVERY_STUDY_DIFFERS = ("upsampler", "seed")
+_ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
+_ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
+_NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the measures say of an operator.
+
+    Attributes:
+        word: a name in ``VERDICTS``.
+        reason: the numbers behind it, in a sentence.
+    """
+
+    word: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class OperatorOrder:
+    """What one operator learns first: R runs (seeds), S steps, N images.
+
+    Attributes:
+        name: the operator with its options, and the settings that set its runs apart from others of that operator.
+        title: how pictures call it.
+        runs: the R runs, by seed.
+        seeds: their seeds; None where a run has none.
+        edge: ``(R, S, N)`` edge response; NaN where undefined.
+        interior: ``(R, S, N)`` interior response; NaN where undefined.
+        edge_times: for each run and image, when the edge response was learned.
+        interior_times: the same of the interior response.
+        lead: ``(R, N)``, t50(interior) - t50(edge) in steps; infinite where censored, NaN where there is none.
+        edge_t50: median over the maps with a time, with its interval.
+        interior_t50: the same of the interior response.
+        lead_interval: median lead with its interval.
+        margin: in steps, what the snapshots resolve: median over the maps with both t50 of the wider gap there.
+        verdict: in words.
+        value_kymograph: distance-time map of the values.
+        gradient_kymograph: distance-time map of the steepness.
+    """
+
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+    seeds: tuple[int | None, ...]
+    edge: NDArray[np.float64]
+    interior: NDArray[np.float64]
+    edge_times: tuple[tuple[LearningTimes, ...], ...]
+    interior_times: tuple[tuple[LearningTimes, ...], ...]
+    lead: NDArray[np.float64]
+    edge_t50: Interval
+    interior_t50: Interval
+    lead_interval: Interval
+    margin: float
+    verdict: Verdict
+    value_kymograph: Kymograph
+    gradient_kymograph: Kymograph
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The leads of two operators compared on the seeds that both have.
+
+    Attributes:
+        first: name of an operator.
+        second: name of the other; differences are first - second.
+        seeds: the seeds in common.
+        tests: one for each name in ``UNITS``; p-values are not corrected for the number of comparisons.
+    """
+
+    first: str
+    second: str
+    seeds: tuple[int | None, ...]
+    tests: dict[str, PairedTest]
+
+
+@dataclass(frozen=True)
+class LearningOrder:
+    """What is learned first, of several runs on the same images.
+
+    Attributes:
+        layer: dotted module name.
+        kind: a name in ``KINDS``.
+        steps: the S steps that all runs have.
+        images: names of the N observed images.
+        regions: of their masks at the layer's resolution.
+        operators: in the order in which they were given.
+        comparisons: of every two operators with seeds in common.
+        notes: what a reader should know of the runs, a sentence each.
+    """
+
+    layer: str
+    kind: str
+    steps: tuple[int, ...]
+    images: tuple[str, ...]
+    regions: tuple[Regions, ...]
+    operators: tuple[OperatorOrder, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+
+
+def verdict(edge: Sequence[State], interior: Sequence[State], leads: Interval, margin: float) -> Verdict:
+    """What the states and leads of an operator's maps say, in words.
+
+    The rules, the first that holds decides; a map is known when neither of its two responses is missing:
+
+    1. fewer than half of the maps are known: undecided;
+    2. in more than half of the known maps the outline or the interior is there at step 0: already there at step 0;
+    3. in more than half of the known maps the outline or the interior never comes: undecided, as what a map does not
+       show may still be in the network;
+    4. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
+    5. the lead's interval lies within -margin ... margin: together;
+    6. it lies above 0: outline first; below 0: interior first; else undecided.
+
+    Args:
+        edge: state of the edge response of each map.
+        interior: state of the interior response of each map.
+        leads: the interval of the leads, positive = outline first.
+        margin: in steps; leads as short as that are not resolved. NaN counts as 0.
+    """
+    pairs = list(zip(edge, interior, strict=True))
+    known = [pair for pair in pairs if State.MISSING not in pair]
+    if not known or 2 * len(known) < len(pairs):
+        return Verdict("undecided", f"a response is undefined in {len(pairs) - len(known)} of {len(pairs)} maps")
+    counts = _counts(known)
+    if 2 * sum(State.AT_START in pair for pair in known) > len(known):
+        return Verdict("already there at step 0", counts)
+    if 2 * sum(State.NEVER in pair for pair in known) > len(known):
+        return Verdict("undecided", counts)
+    if leads.count < MIN_LEADS or 2 * leads.count < len(known):
+        return Verdict("undecided", f"a lead in only {leads.count} of {len(pairs)} maps; {counts}")
+    seeds = f"{leads.count} maps, {leads.seeds} seed{'s' * (leads.seeds != 1)}"
+    numbers = f"lead {_signed(leads.estimate)} steps ({_signed(leads.low)} to {_signed(leads.high)}; {seeds})"
+    resolved = 0.0 if math.isnan(margin) else margin
+    if -resolved <= leads.low and leads.high <= resolved:
+        return Verdict("together", f"{numbers}, within the {resolved:.0f} steps that the snapshots resolve")
+    if leads.low > 0:
+        return Verdict("outline first", numbers)
+    if leads.high < 0:
+        return Verdict("interior first", numbers)
+    return Verdict("undecided", numbers)
+
+
+def learning_order(
+    runs: Sequence[Run],
+    layer: str | None = None,
+    kind: str = "feature",
+    *,
+    steps: Sequence[int] | None = None,
+    pixels: float = BAND_PIXELS,
+    share: float = BAND_SHARE,
+    levels: Sequence[float] = LEVELS,
+    ranked: bool = True,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> LearningOrder:
+    """Measure what each operator learns first; the runs of one operator are its seeds.
+
+    Runs of one operator that differ in more than the seed become operators of their own, named with the difference.
+
+    Args:
+        runs: one or more, observed on the same pictures.
+        layer: dotted name; None takes the first run's ``default_layer(kind)``.
+        kind: a name in ``KINDS``, with one map an image.
+        steps: which steps, step 0 among them, or None for all that the runs have in common.
+        pixels: half-width of the contour band in pixels of the layer.
+        share: the same as a share of the map's diagonal; the larger counts.
+        levels: shares of the way whose steps are told.
+        ranked: False takes the edge response from the map as it is instead of its ranks.
+        level: of the intervals.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and the tests.
+
+    Raises:
+        FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer or kind, other
+            pictures or map sizes, no step 0 or too few steps in common.
+    """
+    chosen = _check_runs(runs, layer, kind)
+    shown = _common_steps(runs, steps)
+    masks = runs[0].observation[1]
+    height, width = runs[0].read(shown[0], chosen, kind).shape[-2:]
+    regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
+    bins = distance_bins(regions)
+    groups, notes = _groups(runs)
+    operators = []
+    for name, members in groups.items():
+        measured = []
+        for run in members:
+            maps = run.maps(chosen, kind, steps=shown)
+            _check_size(run, maps, chosen, runs[0], regions)
+            measured.append(responses(maps, regions, bins, ranked=ranked))
+        edge, interior = np.stack([one.edge for one in measured]), np.stack([one.interior for one in measured])
+        edge_times, interior_times = (_times(shown, response, levels) for response in (edge, interior))
+        leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
+        edge_t50, interior_t50, lead_interval = (
+            bootstrap_interval(table, level=level, resamples=resamples, seed=seed)
+            for table in (_half_times(edge_times), _half_times(interior_times), leads)
+        )
+        flat_edge, flat_interior = (list(itertools.chain(*table)) for table in (edge_times, interior_times))
+        pairs = [(e.gap, i.gap) for e, i in zip(flat_edge, flat_interior, strict=True)]
+        gaps = [max(pair) for pair in pairs if not np.isnan(pair).any()]
+        margin = float(np.median(gaps)) if gaps else math.nan
+        operators.append(
+            OperatorOrder(
+                name=name,
+                title=_title(members[0]) + name.removeprefix(members[0].name),
+                runs=tuple(members),
+                seeds=tuple(_setting(run, "seed") for run in members),
+                edge=edge,
+                interior=interior,
+                edge_times=edge_times,
+                interior_times=interior_times,
+                lead=leads,
+                edge_t50=edge_t50,
+                interior_t50=interior_t50,
+                lead_interval=lead_interval,
+                margin=margin,
+                verdict=verdict(
+                    [times.state for times in flat_edge],
+                    [times.state for times in flat_interior],
+                    lead_interval,
+                    margin,
+                ),
+                value_kymograph=merge_kymographs([one.value for one in measured]),
+                gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
+            )
+        )
+    names = (runs[0].info.get("observation") or {}).get("names") or []
+    return LearningOrder(
+        layer=chosen,
+        kind=kind,
+        steps=shown,
+        images=tuple(map(str, names)) if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
+        regions=regions,
+        operators=tuple(operators),
+        comparisons=tuple(_comparisons(operators, seed)),
+        notes=notes,
+    )
+
+
+def _times(
+    steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float]
+) -> tuple[tuple[LearningTimes, ...], ...]:
+    return tuple(tuple(learning_times(steps, series, levels) for series in run.T) for run in response)
+
+
+def _half_times(times: Sequence[Sequence[LearningTimes]]) -> NDArray[np.float64]:
+    return np.array([[one.t50 for one in row] for row in times])
+
+
+def _comparisons(operators: Sequence[OperatorOrder], seed: int) -> list[Comparison]:
+    found = []
+    for first, second in itertools.combinations(operators, 2):
+        common = [s for s in first.seeds if s in second.seeds]
+        if common:
+            a, b = (one.lead[[one.seeds.index(s) for s in common]] for one in (first, second))
+            tests = {unit: paired_test(a, b, unit=unit, seed=seed) for unit in UNITS}
+            found.append(Comparison(first.name, second.name, tuple(common), tests))
+    return found
+
+
+def _setting(run: Run, name: str) -> Any:
+    return (run.info.get("config") or {}).get(name)
+
+
+def _title(run: Run) -> str:
+    """The operator as papers write it, with its options and control; or what the run's folder calls it."""
+    if not run.info.get("title"):
+        return run.name
+    operator, _, control = run.name.partition("@")
+    options = operator.partition(":")[2]
+    return str(run.info["title"]) + (f" ({options})" if options else "") + (f", {control} labels" if control else "")
+
+
+def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]:
+    """The runs of each operator by seed, those with other settings apart, and what there is to note."""
+    settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
+    # A setting that a run does not name is older than the setting: nothing is known to differ.
+    names = sorted({name for one in settings for name in one})
+    differing = [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
+    groups: dict[str, list[Run]] = {}
+    for run, one in zip(runs, settings, strict=True):
+        twins = [other for other, twin in zip(settings, runs, strict=True) if twin.name == run.name]
+        apart = [name for name in differing if any(other.get(name, one.get(name)) != one.get(name) for other in twins)]
+        label = run.name + (f" ({', '.join(f'{name}={one.get(name)}' for name in apart)})" if apart else "")
+        groups.setdefault(label, []).append(run)
+    for label, members in groups.items():
+        members.sort(key=lambda run: (_setting(run, "seed") is None, _setting(run, "seed")))
+        for one_run, other_run in itertools.pairwise(members):
+            if _setting(one_run, "seed") == _setting(other_run, "seed"):
+                raise FadevizError(
+                    f"{one_run.path} and {other_run.path} are both {label} with seed {_setting(one_run, 'seed')}. "
+                    "Give one of them"
+                )
+    notes = [f"the runs differ in {name}" for name in differing]
+    notes += [f"{run.path}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
+    if all(len(members) == 1 for members in groups.values()):
+        notes.append("one seed an operator: the intervals speak of images alone, not of other trainings")
+    return groups, tuple(notes)
+
+
+def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
+    if not runs:
+        raise FadevizError("no run to measure. Give at least one run folder")
+    if kind == "channels":
+        raise FadevizError("kind 'channels' has many maps an image. Measure one of feature, gradient, gate")
+    for one, other in itertools.combinations(runs, 2):
+        if one.path.resolve() == other.path.resolve():
+            raise FadevizError(f"{one.path} and {other.path} are the same run, {one.run_id}. Give it once")
+    chosen = layer if layer is not None else runs[0].default_layer(kind)
+    images, masks = runs[0].observation
+    for run in runs:
+        run.check(chosen, kind)
+        if not (np.array_equal(images, run.observation[0]) and np.array_equal(masks, run.observation[1])):
+            raise FadevizError(
+                f"{runs[0].path} and {run.path} observed different pictures: they cannot be compared. "
+                "Record both with the same --data, --size and observation options"
+            )
+    return chosen
+
+
+def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, regions: Sequence[Regions]) -> None:
+    size = regions[0].band.shape
+    if maps.shape[1:] != (len(regions), *size):
+        raise FadevizError(
+            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.path}, but {len(regions)} of "
+            f"{size[0]}x{size[1]} in {first.path}: they cannot be compared. Choose a layer of one size with --layer"
+        )
+
+
+def _common_steps(runs: Sequence[Run], steps: Sequence[int] | None) -> tuple[int, ...]:
+    common = set(runs[0].steps).intersection(*(run.steps for run in runs))
+    shown = sorted(common if steps is None else set(steps))
+    for step in set(shown) - common:
+        run = next(run for run in runs if step not in run.steps)
+        raise FadevizError(f"{run.path} has no snapshot of step {step}. List them: fadeviz info {run.path}")
+    if 0 not in shown:
+        where = next((run.path for run in runs if 0 not in run.steps), "the chosen steps")
+        raise FadevizError(f"step 0, the untrained model, is missing in {where}: it is where learning is measured from")
+    if len(shown) < LAST + 2:
+        raise FadevizError(
+            f"{len(shown)} steps in common are too few to measure when something is learned; {LAST + 2} are needed. "
+            "Record the runs with the same --snapshots"
+        )
+    return tuple(shown)
+
+
+def _counts(pairs: Sequence[tuple[State, State]]) -> str:
+    """How often each state occurs: ``outline 3 reached, 1 never; interior 4 reached``."""
+    parts = []
+    for name, states in zip(("outline", "interior"), zip(*pairs, strict=True), strict=True):
+        counts = [f"{states.count(state)} {state}" for state in State if state in states]
+        parts.append(f"{name} {', '.join(counts)}")
+    return "; ".join(parts)
+
+
+def _signed(steps: float) -> str:
+    return f"{steps:+.0f}"  # censored ones read +inf and -inf

@@ -1,0 +1,172 @@
+"""How sure a number is: a bootstrap over seeds and images, and a paired sign-flip test."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ..errors import FadevizError, unknown_name
+
+STATISTICS = {
+    "median": "the middle value; takes censored (infinite) ones as larger or smaller than all others",
+    "mean": "the arithmetic mean; infinite as soon as one value is",
+}
+"""What an interval can be of."""
+
+UNITS = {
+    "map": "each seed and image on its own: assumes that images of one seed err independently",
+    "seed": "the median over the images of a seed: assumes nothing of images, but needs many seeds",
+}
+"""What is exchanged between two operators in the paired test."""
+
+EXACT_UP_TO = 14
+"""So many units or fewer: all sign patterns are tried (2^14 = 16384)."""
+
+_HUGE = 1e300  # stands for infinity where a mean of two would be needed: huge - huge is 0, inf - inf is not a number
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A statistic with its bootstrap interval.
+
+    Attributes:
+        estimate: of the values as they are; NaN without any.
+        low: lower end.
+        high: upper end.
+        count: how many values are not missing.
+        seeds: how many seeds have one.
+        level: the nominal share of such intervals that hold the truth.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    count: int
+    seeds: int
+    level: float
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A paired sign-flip test between two operators.
+
+    Attributes:
+        difference: median of a - b over the units; NaN without any.
+        p: two-sided; the share of sign patterns whose signed-rank sum is as far from 0 or farther. NaN without units.
+        count: units that are in both.
+        unit: a name in ``UNITS``.
+        exact: whether all sign patterns were tried.
+    """
+
+    difference: float
+    p: float
+    count: int
+    unit: str
+    exact: bool
+
+
+def bootstrap_interval(
+    values: NDArray[np.floating],
+    *,
+    statistic: str = "median",
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a hierarchical bootstrap: seeds are drawn with replacement, then images within each.
+
+    Missing values (NaN) are left out before drawing; a seed without any value is left out. Images of one seed share
+    its network, so that seeds carry the uncertainty: with one seed the interval speaks of images alone, and with
+    fewer than about five it is too narrow, as percentile intervals of few units are.
+
+    Args:
+        values: ``(seeds, images)``; NaN is missing, infinite is censored.
+        statistic: a name in ``STATISTICS``.
+        level: of the interval, between 0 and 1.
+        resamples: how often to draw.
+        seed: of the drawing.
+
+    Raises:
+        FadevizError: an unknown statistic, or a level or a number of resamples that makes no interval.
+    """
+    if statistic not in STATISTICS:
+        raise unknown_name("statistic", statistic, STATISTICS)
+    if not 0 < level < 1 or resamples < 1:
+        raise FadevizError(f"bootstrap: level {level:g}, {resamples} resamples; needed are 0 < level < 1 and 1 or more")
+    rows = [row[~np.isnan(row)] for row in np.atleast_2d(np.asarray(values, np.float64))]
+    rows = [np.clip(row, -_HUGE, _HUGE) for row in rows if row.size]
+    if not rows:
+        return Interval(math.nan, math.nan, math.nan, 0, 0, level)
+    take = np.nanmedian if statistic == "median" else np.nanmean
+    sizes = np.array([row.size for row in rows])
+    padded = np.full((len(rows), sizes.max()), np.nan)
+    for index, row in enumerate(rows):
+        padded[index, : row.size] = row
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(rows), size=(resamples, len(rows)))
+    images = (rng.random((*drawn.shape, padded.shape[1])) * sizes[drawn][..., None]).astype(np.int64)
+    sample = padded[drawn[..., None], images]
+    sample[np.arange(padded.shape[1]) >= sizes[drawn][..., None]] = np.nan  # as many images as the drawn seed has
+    found = take(sample.reshape(resamples, -1), axis=1)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    estimate = take(np.concatenate(rows))
+    count = int(sizes.sum())
+    return Interval(_censored(estimate), _censored(low), _censored(high), count, len(rows), level)
+
+
+def paired_test(
+    a: NDArray[np.floating],
+    b: NDArray[np.floating],
+    *,
+    unit: str = "map",
+    flips: int = 9999,
+    seed: int = 0,
+) -> PairedTest:
+    """Two-sided sign-flip permutation test of a - b on the same seeds and images.
+
+    If the two operators did not differ, each difference could as well have the other sign. The statistic is the sum of
+    the signed ranks of the differences, so that one slow map does not decide, and censored (infinite) times count as
+    the largest. A pair of which one is missing is left out, as is one that is censored the same way in both.
+
+    Args:
+        a: ``(seeds, images)`` of one operator; NaN is missing.
+        b: the same of the other.
+        unit: a name in ``UNITS``.
+        flips: how many random sign patterns are tried where there are more than ``EXACT_UP_TO`` units.
+        seed: of the random sign patterns.
+
+    Raises:
+        FadevizError: unlike shapes, an unknown unit, or no flips.
+    """
+    if unit not in UNITS:
+        raise unknown_name("unit", unit, UNITS)
+    if a.shape != b.shape or a.ndim != 2:
+        raise FadevizError(f"paired test: {a.shape} against {b.shape}; needed are the same seeds and images")
+    if flips < 1:
+        raise FadevizError(f"paired test: {flips} flips; at least 1 is needed")
+    both_censored = np.isinf(a) & (a == b)
+    first, second = np.where(both_censored, np.nan, a), np.where(both_censored, np.nan, b)
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    rows = [np.clip(row[~np.isnan(row)], -_HUGE, _HUGE) for row in difference]
+    rows = [row for row in rows if row.size]
+    units = np.array([np.median(row) for row in rows]) if unit == "seed" else np.concatenate([*rows, np.empty(0)])
+    if not units.size:
+        return PairedTest(math.nan, math.nan, 0, unit, True)
+    weights = np.sign(units) * stats.rankdata(np.abs(units))
+    exact = len(units) <= EXACT_UP_TO
+    if exact:
+        signs = 1 - 2 * ((np.arange(2 ** len(units))[:, None] >> np.arange(len(units))) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1, 1], size=(flips, len(units)))
+    # Ranks are halves: these sums are exact, and equal ones compare as equal.
+    as_far = np.abs(signs @ weights) >= abs(weights.sum())
+    p = float(as_far.mean()) if exact else float((1 + as_far.sum()) / (1 + flips))
+    return PairedTest(_censored(float(np.median(units))), p, len(units), unit, exact)
+
+
+def _censored(value: float) -> float:
+    return float(value) if abs(value) < _HUGE / 1e6 else math.copysign(math.inf, value)

@@ -1,0 +1,156 @@
+"""The measures of several runs as one row an operator: for a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..snapshots import Run
+from .learning import LearningTimes, State
+from .order import LearningOrder, OperatorOrder
+from .similarity import continuity, find_splice
+from .spectrum import checkerboard, radial_centroid
+from .statistics import Interval
+
+Row = dict[str, Any]
+
+
+def summary_rows(order: LearningOrder) -> list[Row]:
+    """One flat row an operator; numbers that are undefined or lie beyond the training are None.
+
+    Each ``*_states`` says how many maps a response was learned in, stood at step 0, never came, came and went, or was
+    undefined: a lead speaks for the maps it exists in alone.
+    """
+    return [_row(operator, order) for operator in order.operators]
+
+
+def _row(operator: OperatorOrder, order: LearningOrder) -> Row:
+    maps = [run.maps(order.layer, order.kind, steps=order.steps) for run in operator.runs]
+    centroid = [radial_centroid(m) for m in maps]
+    board = [checkerboard(m).share for m in maps]
+    change = [continuity(m).pixel_change for m in maps]
+    return {
+        "operator": operator.name,
+        "title": operator.title,
+        "seeds": list(operator.seeds),
+        "images": len(order.images),
+        "verdict": operator.verdict.word,
+        "reason": operator.verdict.reason,
+        **_interval("lead", operator.lead_interval),
+        **_interval("edge_t50", operator.edge_t50),
+        **_interval("interior_t50", operator.interior_t50),
+        "edge_states": _states(operator.edge_times),
+        "interior_states": _states(operator.interior_times),
+        "edge_at_start": _median(operator.edge[:, 0]),
+        "edge_at_end": _median(operator.edge[:, -1]),
+        "interior_at_start": _median(operator.interior[:, 0]),
+        "interior_at_end": _median(operator.interior[:, -1]),
+        "centroid_at_start": _median(np.concatenate([c[0] for c in centroid])),
+        "centroid_at_end": _median(np.concatenate([c[-1] for c in centroid])),
+        "checkerboard_at_start": _median(np.concatenate([b[0] for b in board])),
+        "checkerboard_at_end": _median(np.concatenate([b[-1] for b in board])),
+        "frame_change": _median(np.concatenate([c.ravel() for c in change])),
+        "miou": _mean_at_end(operator.runs, "miou"),
+        "boundary_iou": _mean_at_end(operator.runs, "boundary_iou"),
+        "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
+        "runs": [run.run_id for run in operator.runs],
+    }
+
+
+def _interval(name: str, interval: Interval) -> Row:
+    return {
+        name: _number(interval.estimate),
+        f"{name}_low": _number(interval.low),
+        f"{name}_high": _number(interval.high),
+        f"{name}_maps": interval.count,
+    }
+
+
+def _states(times: Sequence[Sequence[LearningTimes]]) -> dict[str, int]:
+    counts = {state.value: 0 for state in State}
+    for row in times:
+        for one in row:
+            counts[one.state.value] += 1
+    return {state: count for state, count in counts.items() if count}
+
+
+def _median(values: NDArray[np.floating]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _mean_at_end(runs: Sequence[Run], metric: str) -> float | None:
+    ends = []
+    for run in runs:
+        told = [line[metric] for line in run.metrics() if metric in line]
+        if told:
+            ends.append(float(told[-1]))
+    return float(np.mean(ends)) if ends else None
+
+
+def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
+    """The rows as a table of at most 120 columns, the comparisons, and what has to be said beside them."""
+    steps = order.steps
+    wide = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2
+    lines = [
+        f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
+        f"steps {steps[0]} to {steps[-1]}",
+        "",
+        f"{'operator':{wide}}{'seeds':>5}  {'edge t50':>9}{'interior t50':>14}{'lead (95 %)':>24}"
+        f"{'centroid':>14}{'checker':>9}{'mIoU':>7}",
+    ]
+    for row, operator in zip(rows, order.operators, strict=True):
+        lead = operator.lead_interval
+        between = f"{_steps(lead.estimate)} [{_steps(lead.low)}, {_steps(lead.high)}]"
+        lines.append(
+            f"{row['operator']:{wide}}{len(row['seeds']):>5}  {_steps(operator.edge_t50.estimate):>9}"
+            f"{_steps(operator.interior_t50.estimate):>14}{between:>24}"
+            f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}{_digits(row['miou']):>7}"
+        )
+    lines.append("")
+    for row in rows:
+        lines.append(f"{row['operator']}: {row['verdict']} ({row['reason']})")
+        if row["spliced"]:
+            lines.append(f"  frames of {', '.join(row['spliced'])} do not look like one training")
+    for comparison in order.comparisons:
+        for unit, test in comparison.tests.items():
+            if test.count:
+                kind = "exact" if test.exact else "sampled"
+                lines.append(
+                    f"lead of {comparison.first} less that of {comparison.second}, paired by {unit}: "
+                    f"{_steps(test.difference)} steps, p = {test.p:.3g} ({kind}, {test.count} pairs)"
+                )
+    lines += ["", *(f"note: {note}" for note in order.notes), *_LEGEND]
+    return "\n".join(lines)
+
+
+_LEGEND = (
+    "t50: step at which a response has come half of its way from step 0 to its end. Edge response: how well the",
+    "steepness of the map marks the contour; interior response: how well its values tell inside from outside. lead:",
+    "interior t50 less edge t50, steps, over the maps that have both; positive is outline first; inf: not by the end.",
+    "centroid: mean frequency at start > end, cycles a pixel; checker: share of the variance that repeats with the",
+    "grid, at the end.",
+)
+
+
+def _steps(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return f"{value:+.0f}" if math.isinf(value) else f"{value:.0f}" if abs(value) >= 10 else f"{value:.1f}"
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{round(value, 3) + 0.0:.3f}"
+
+
+def _pair(row: Row, name: str) -> str:
+    show: Callable[[float | None], str] = _digits
+    return f"{show(row[f'{name}_at_start'])} > {show(row[f'{name}_at_end'])}"

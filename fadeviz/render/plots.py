@@ -1,0 +1,253 @@
+"""Curves and distance-time maps of measured runs, from plain arrays: PNG, PDF or SVG."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FadevizError
+from ..snapshots import replacing
+
+ENDINGS = (".png", ".pdf", ".svg")
+
+EDGE, INTERIOR = "#D55E00", "#0072B2"
+"""Vermilion and blue of Okabe and Ito's palette, told apart with any kind of colour vision."""
+
+_STYLE: Any = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fadeviz",
+    "pdf.fonttype": 42,
+    "savefig.bbox": "standard",
+    "savefig.transparent": False,
+    "text.usetex": False,
+}
+
+
+@dataclass(frozen=True)
+class KymographPanel:
+    """One distance-time map.
+
+    Attributes:
+        title: of the operator.
+        subtitle: runs and verdict.
+        steps: ``(S,)``, increasing, step 0 first if it was recorded.
+        edges: ``(D + 1,)``, of the bins of signed distance in pixels of the layer, negative inside.
+        value: ``(S, D)`` in [0, 1]; NaN is left empty.
+    """
+
+    title: str
+    subtitle: str
+    steps: Sequence[int]
+    edges: NDArray[np.floating]
+    value: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class ResponsePanel:
+    """The edge and the interior response of one operator over the training.
+
+    Attributes:
+        title: of the operator.
+        subtitle: runs and verdict.
+        steps: ``(S,)``.
+        edge: ``(M, S)``, a row for each run and image; NaN where undefined.
+        interior: ``(M, S)``.
+        edge_t50: median step at which half of the way is done; NaN where there is none.
+        interior_t50: the same of the interior.
+    """
+
+    title: str
+    subtitle: str
+    steps: Sequence[int]
+    edge: NDArray[np.floating]
+    interior: NDArray[np.floating]
+    edge_t50: float = math.nan
+    interior_t50: float = math.nan
+
+
+def write_kymographs(
+    panels: Sequence[KymographPanel], output: str | os.PathLike[str], *, quantity: str, caption: str = ""
+) -> None:
+    """Draw distance-time maps side by side: distance to the contour upwards, training step to the right.
+
+    Time is drawn as log(1 + step), because most changes early; all panels share their colours and axes.
+
+    Args:
+        panels: one for each operator.
+        output: a file; the ending decides: .png, .pdf or .svg.
+        quantity: what the colours are, for the bar's label.
+        caption: sentences below.
+
+    Raises:
+        FadevizError: no panels, or another ending.
+    """
+    path = _check(panels, output)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _style():
+        figure = _figure(3.5 * columns + 1.0, 3.0 * rows + 0.75, caption)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        ends = min(float(p.edges[0]) for p in panels), max(float(p.edges[-1]) for p in panels)
+        mesh = None
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            time = _time(panel.steps)
+            mesh = axes.pcolormesh(
+                _borders(time), panel.edges, np.ma.masked_invalid(panel.value.T), cmap="cividis", vmin=0, vmax=1,
+                rasterized=True,
+            )  # fmt: skip
+            axes.axhline(0, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
+            _title(axes, panel.title, panel.subtitle)
+            _time_axis(axes, panel.steps)
+            axes.set_ylim(*ends)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("inside  ←  distance to contour, px  →  outside", fontsize=8)
+        for number, axes in enumerate(grid.flat):
+            if number < len(panels) and number + columns >= len(panels):
+                axes.xaxis.set_tick_params(labelbottom=True)
+                axes.set_xlabel("training step (log scale)")
+        bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30)
+        bar.set_label(quantity)
+        _save(figure, path)
+
+
+def write_responses(panels: Sequence[ResponsePanel], output: str | os.PathLike[str], *, caption: str = "") -> None:
+    """Draw edge and interior response over the training: median over runs and images, and their middle half.
+
+    Dotted lines stand where half of the way is done; the distance between the two is the lead.
+
+    Args:
+        panels: one for each operator.
+        output: a file; the ending decides: .png, .pdf or .svg.
+        caption: sentences below.
+
+    Raises:
+        FadevizError: no panels, or another ending.
+    """
+    path = _check(panels, output)
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    with _style():
+        figure = _figure(3.5 * columns, 2.9 * rows + 0.9, caption)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            time = _time(panel.steps)
+            curves = (("edge", panel.edge, EDGE, "-", panel.edge_t50),
+                      ("interior", panel.interior, INTERIOR, "--", panel.interior_t50))  # fmt: skip
+            for name, values, color, line, t50 in curves:
+                low, middle, high = _quartiles(values)
+                axes.fill_between(time, low, high, color=color, alpha=0.18, linewidth=0)
+                axes.plot(time, middle, color=color, linestyle=line, linewidth=1.6, label=name)
+                if math.isfinite(t50):
+                    axes.axvline(math.log1p(t50), color=color, linestyle=":", linewidth=1.2)
+            axes.axhline(0, color="0.6", linewidth=0.8)
+            axes.set_ylim(-0.35, 1.02)
+            _title(axes, panel.title, panel.subtitle)
+            _time_axis(axes, panel.steps)
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        grid[0, 0].legend(loc="upper left", frameon=False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("response (0 chance, 1 perfect)")
+        for number, axes in enumerate(grid.flat):
+            if number < len(panels) and number + columns >= len(panels):
+                axes.xaxis.set_tick_params(labelbottom=True)
+                axes.set_xlabel("training step (log scale)")
+        _save(figure, path)
+
+
+def _check(panels: Sequence[object], output: str | os.PathLike[str]) -> Path:
+    path = Path(output)
+    if not panels:
+        raise FadevizError("there is nothing to plot. Give at least one run")
+    if path.suffix.lower() not in ENDINGS:
+        raise FadevizError(f"cannot write {path.name}: the ending must be one of {', '.join(ENDINGS)}")
+    return path
+
+
+def _style() -> Any:
+    from matplotlib import rc_context
+
+    return rc_context(_STYLE)
+
+
+def _figure(width: float, height: float, caption: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), dpi=150, layout="constrained")
+    figure.patch.set_facecolor("white")
+    if caption:
+        # A line holds about 14 characters an inch in this size.
+        import textwrap
+
+        figure.supxlabel(
+            "\n".join(textwrap.wrap(caption, int(14.5 * width))), x=0.01, ha="left", fontsize=8, color="0.3"
+        )
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    ending = path.suffix.lower()
+    # No dates and no versions: the same runs give the same bytes.
+    metadata: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
+        ".svg": {"Date": None, "Creator": "fadeviz"},
+    }
+    FigureCanvasAgg(figure)
+    with replacing(path) as partial:
+        figure.savefig(partial, format=ending[1:], metadata=metadata[ending])
+
+
+def _title(axes: Any, title: str, subtitle: str) -> None:
+    axes.set_title(title, pad=17)
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8, color="0.3", va="bottom")
+
+
+def _time(steps: Sequence[int]) -> NDArray[np.float64]:
+    return np.log1p(np.asarray(steps, dtype=np.float64))
+
+
+def _borders(centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Cell borders half-way between the centres."""
+    if len(centres) == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def _time_axis(axes: Any, steps: Sequence[int]) -> None:
+    last = max(steps)
+    ticks = [t for t in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000) if t <= last]
+    if last > 1.6 * ticks[-1]:
+        ticks.append(last)
+    axes.set_xticks(np.log1p(ticks), [f"{t:,}" for t in ticks])
+
+
+def _quartiles(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
+    """25 %, 50 % and 75 % of each column's finite values; NaN where there are none."""
+    out = np.full((3, values.shape[1]), np.nan)
+    for step, column in enumerate(values.T):
+        finite = column[np.isfinite(column)]
+        if len(finite):
+            out[:, step] = np.percentile(finite, (25, 50, 75))
+    return out[0], out[1], out[2]

@@ -1,0 +1,242 @@
+"""Runs put together: what is learned first, in words, on synthetic runs whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+
+from analysis_movies import STEPS as ALL_STEPS
+from analysis_movies import mask, movie
+from fadeviz import FadevizError, open_run
+from fadeviz.analysis.learning import State, lead
+from fadeviz.analysis.order import VERDICTS, learning_order, verdict
+from fadeviz.analysis.regions import build_regions, distance_bins
+from fadeviz.analysis.responses import edge_response, responses
+from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
+from fadeviz.snapshots import Snapshot, SnapshotStore
+
+STEPS = ALL_STEPS[::2]
+LAYER = "decoder.3.upsample"
+IMAGES = 2
+REACHED, START, NEVER, MISSING = State.REACHED, State.AT_START, State.NEVER, State.MISSING
+
+
+def make_run(path, kind, *, upsampler="fade", seed=0, steps=STEPS, picture=90, size=48, config=None):
+    """A run of which every image shows the same movie, with its own noise."""
+    store = SnapshotStore(path, f"{upsampler}-{seed}")
+    noise = 0.0 if kind == "constant" else 0.05
+    maps = np.stack([movie(kind, STEPS, noise=noise, seed=100 * seed + i) for i in range(IMAGES)], axis=1)[
+        :, :, :size, :size
+    ]
+    for index, step in enumerate(steps):
+        feature = Snapshot(step, LAYER, 0, "feature", maps[index])
+        store.write(step, [feature, Snapshot(step, LAYER, 0, "channels", maps[index][:1, None])])
+
+    store.write_observation(np.full((IMAGES, 48, 48, 3), picture, np.uint8), np.stack([mask()] * IMAGES))
+    store.write_info(
+        {
+            "upsampler": upsampler,
+            "title": upsampler.upper(),
+            "config": {"upsampler": upsampler, "seed": seed, "lr": 0.01, "snapshots": str(path), **(config or {})},
+            "layers": {LAYER: [48, 48]},
+            "figure_layer": LAYER,
+            "observation": {"names": ["disc_a", "disc_b"]},
+        }
+    )
+    return open_run(path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two operators of three seeds, the runs mixed up."""
+    folder = tmp_path_factory.mktemp("study")
+    made = [
+        make_run(folder / f"{name}{seed}", kind, upsampler=name, seed=seed)
+        for seed in (2, 0, 1)
+        for name, kind in (("fade", "inward"), ("carafe", "outward"))
+    ]
+    return tuple(made)
+
+
+@pytest.fixture(scope="module")
+def found(runs):
+    return learning_order(runs)
+
+
+def test_the_disc_that_is_filled_inward_and_the_one_that_grows(found):
+    fade, carafe = found.operators
+    assert (fade.name, fade.title, fade.seeds) == ("fade", "FADE", (0, 1, 2))
+    assert (carafe.name, carafe.seeds) == ("carafe", (0, 1, 2))
+    assert fade.verdict.word == "outline first"
+    assert carafe.verdict.word == "interior first"
+    assert 20 < fade.lead_interval.low <= fade.lead_interval.estimate <= fade.lead_interval.high < 90
+    assert "6 maps, 3 seeds" in fade.verdict.reason
+    assert -90 < carafe.lead_interval.high < -20
+    assert carafe.margin == 20
+    assert (found.layer, found.kind, found.steps) == (LAYER, "feature", STEPS)
+    assert found.images == ("disc_a", "disc_b")
+    assert found.notes == ()
+
+
+def test_everything_is_what_the_parts_say(runs, found):
+    fade = found.operators[0]
+    regions = [build_regions(mask(), (48, 48))] * IMAGES
+    run = fade.runs[1]
+    assert run.info["config"]["seed"] == 1
+    maps = run.maps(LAYER)
+    alone_found = responses(maps, regions, distance_bins(regions))
+    assert np.array_equal(fade.edge[1], alone_found.edge)
+    assert np.array_equal(fade.interior[1], alone_found.interior)
+    assert fade.lead[1, 1] == lead(fade.edge_times[1][1], fade.interior_times[1][1])
+    assert fade.lead_interval == bootstrap_interval(fade.lead)
+    assert fade.edge_t50.estimate == np.median([[t.t50 for t in row] for row in fade.edge_times])
+    alone = learning_order([run], seed=7)
+    assert np.array_equal(alone.operators[0].value_kymograph.value, alone_found.value.value, equal_nan=True)
+    assert fade.value_kymograph.images.max() == 6
+    assert alone.operators[0].gradient_kymograph.quantity == "gradient"
+    assert alone.comparisons == ()
+    assert "one seed an operator" in alone.notes[0]
+    assert alone.operators[0].verdict.reason.startswith("a lead in only 2 of 2 maps; outline 2 reached")
+
+
+def test_the_paired_test_is_of_the_same_seeds_and_images(runs, found):
+    (pair,) = found.comparisons
+    fade, carafe = found.operators
+    assert (pair.first, pair.second, pair.seeds) == ("fade", "carafe", (0, 1, 2))
+    assert pair.tests["map"] == paired_test(fade.lead, carafe.lead)
+    assert pair.tests["map"].p == 2 / 2**6
+    assert pair.tests["seed"].p == 0.25
+    less = [run for run in runs if run.path.name not in ("fade0", "carafe2")]
+    (pair,) = learning_order(less).comparisons
+    assert pair.seeds == (1,)
+    assert pair.tests["map"].difference == np.median(fade.lead[1] - carafe.lead[1])
+    assert learning_order([runs[0], runs[3]]).comparisons == ()  # fade 2 and carafe 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "word", "state"),
+    [
+        ("noise", "undecided", NEVER),
+        ("constant", "undecided", MISSING),
+        ("complete", "already there at step 0", START),
+    ],
+)
+def test_movies_without_an_order(tmp_path, kind, word, state):
+    made = [make_run(tmp_path / str(seed), kind, seed=seed) for seed in range(3)]
+    (operator,) = learning_order(made).operators
+    assert operator.verdict.word == word
+    assert {times.state for row in operator.edge_times for times in row} == {state}
+    assert np.isnan(operator.lead).all()
+    assert operator.lead_interval.count == 0
+    assert np.isnan(operator.edge).all() == (kind == "constant")
+
+
+def test_options(runs):
+    one = runs[0]
+    wide = learning_order(
+        [one], pixels=4, levels=(0.25, 0.5), steps=STEPS[::2], ranked=False, kind="feature", layer=LAYER
+    )
+    assert wide.regions[0].half_width == 4
+    assert wide.steps == STEPS[::2]
+    times = wide.operators[0].edge_times[0][0]
+    assert times.levels == (0.25, 0.5)
+    raw = edge_response(one.maps(LAYER, steps=STEPS[::2])[:, 0], wide.regions[0], ranked=False)
+    assert np.array_equal(wide.operators[0].edge[0, :, 0], raw)
+
+
+def test_the_margin_is_the_wider_gap_at_the_two_half_ways(runs):
+    (fade,) = learning_order(runs[:1], steps=(0, 20, 40, 100, 120, 180, 200)).operators
+    gaps = [(e.gap, i.gap) for e, i in zip(fade.edge_times[0], fade.interior_times[0], strict=True)]
+    assert (20, 60) in gaps
+    assert fade.margin == 60
+
+
+def test_other_settings_are_other_operators(tmp_path):
+    made = [
+        make_run(tmp_path / "a", "inward"),
+        make_run(tmp_path / "b", "outward", config={"lr": 0.1}),
+        make_run(tmp_path / "c", "outward", upsampler="fade:gate=off"),
+        make_run(tmp_path / "d", "noise", config={"labels": "shuffled"}),
+    ]
+    found = learning_order(made)
+    assert [one.name for one in found.operators] == [
+        "fade (lr=0.01)",
+        "fade (lr=0.1)",
+        "fade:gate=off",
+        "fade@shuffled",
+    ]
+    titles = ["FADE (lr=0.01)", "FADE (lr=0.1)", "FADE:GATE=OFF (gate=off)", "FADE, shuffled labels"]
+    assert [one.title for one in found.operators] == titles
+    assert "the runs differ in lr" in found.notes
+
+
+def interval(low, high, count=12):
+    return Interval((low + high) / 2, low, high, count, 3, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("edge", "interior", "leads", "word"),
+    [
+        ([REACHED] * 12, [REACHED] * 12, interval(15, 90), "outline first"),
+        ([REACHED] * 12, [REACHED] * 12, interval(-90, -15), "interior first"),
+        ([REACHED] * 12, [REACHED] * 12, interval(-15, 90), "undecided"),
+        ([REACHED] * 12, [REACHED] * 12, interval(-9, 10), "together"),
+        ([REACHED] * 12, [REACHED] * 12, interval(2, 9), "together"),
+        ([REACHED] * 12, [REACHED] * 12, interval(math.inf, math.inf), "outline first"),
+        ([REACHED] * 5, [REACHED] * 5, interval(15, 90, 5), "undecided"),
+        ([REACHED] * 30, [REACHED] * 14 + [State.TRANSIENT] * 16, interval(15, 90, 14), "undecided"),
+        ([REACHED] * 12, [NEVER] * 7 + [REACHED] * 5, interval(15, math.inf), "undecided"),
+        ([REACHED] * 12, [NEVER] * 6 + [REACHED] * 6, interval(15, math.inf), "outline first"),
+        ([START] * 7 + [REACHED] * 5, [REACHED] * 12, interval(15, 90, 6), "already there at step 0"),
+        ([START] * 6 + [REACHED] * 6, [REACHED] * 12, interval(15, 90, 6), "outline first"),
+        ([REACHED] * 6, [START] * 4 + [NEVER] * 2, interval(15, 90, 6), "already there at step 0"),
+        ([MISSING] * 7 + [REACHED] * 6, [REACHED] * 13, interval(15, 90, 6), "undecided"),
+        ([MISSING] * 6 + [REACHED] * 6, [REACHED] * 12, interval(15, 90, 6), "outline first"),
+        ([], [], interval(math.nan, math.nan, 0), "undecided"),
+    ],
+)
+def test_the_rules_of_the_verdict(edge, interior, leads, word):
+    assert word in VERDICTS
+    assert verdict(edge, interior, leads, 10.0).word == word
+
+
+def test_the_reason_names_the_numbers():
+    said = verdict([REACHED] * 12, [REACHED] * 12, interval(15, math.inf), math.nan)
+    assert said.reason == "lead +inf steps (+15 to +inf; 12 maps, 3 seeds)"
+    said = verdict([START] * 2 + [REACHED], [REACHED] * 3, interval(1, 2), 1)
+    assert said.reason == "outline 1 reached, 2 there at step 0; interior 3 reached"
+    assert verdict([MISSING] * 3, [REACHED] * 3, interval(1, 2), 1).reason == "a response is undefined in 3 of 3 maps"
+
+
+def test_what_is_refused(tmp_path, runs):
+    one = runs[0]
+    with pytest.raises(FadevizError, match="no run to measure"):
+        learning_order([])
+    with pytest.raises(FadevizError, match="are the same run, fade-2"):
+        learning_order([one, open_run(one.path)])
+    with pytest.raises(FadevizError, match="observed different pictures"):
+        learning_order([one, make_run(tmp_path / "other", "inward", picture=7)])
+    with pytest.raises(FadevizError, match="are both fade with seed 2. Give one of them"):
+        learning_order([one, make_run(tmp_path / "again", "inward", seed=2)])
+    with pytest.raises(FadevizError, match=r"2 maps of 40x40 in .*small, but 2 of 48x48 in .*fade2"):
+        learning_order([one, make_run(tmp_path / "small", "inward", size=40)])
+    with pytest.raises(FadevizError, match=r"step 0, the untrained model, is missing in .*late"):
+        learning_order([one, make_run(tmp_path / "late", "inward", steps=STEPS[1:])])
+    with pytest.raises(FadevizError, match="missing in the chosen steps"):
+        learning_order([one], steps=STEPS[1:])
+    with pytest.raises(FadevizError, match="3 steps in common are too few .* 5 are needed"):
+        learning_order([one], steps=STEPS[:3])
+    with pytest.raises(FadevizError, match="fade2 has no snapshot of step 5"):
+        learning_order([one], steps=[0, 5, 20, 40, 60])
+    with pytest.raises(FadevizError, match="'channels' has many maps"):
+        learning_order([one], kind="channels")
+    with pytest.raises(FadevizError, match=f"Nearest: '{LAYER}'"):
+        learning_order([one], layer="decoder.3.upsampel")
+
+
+def test_masks_that_differ_are_different_pictures(tmp_path, runs):
+    other = make_run(tmp_path / "mask", "inward", upsampler="sapa")
+    store = SnapshotStore(other.path, other.run_id)
+    store.write_observation(other.observation[0], 1 - other.observation[1])
+    with pytest.raises(FadevizError, match="observed different pictures"):
+        learning_order([runs[0], open_run(other.path)])

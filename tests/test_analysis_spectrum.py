@@ -1,0 +1,307 @@
+"""Spectrum and checkerboard: known answers on synthetic maps, and a second, slow formula for each measure."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fadeviz.analysis.spectrum import (
+    checkerboard,
+    has_pattern,
+    high_share,
+    phase_pattern,
+    radial_centroid,
+    radial_spectrum,
+)
+from fadeviz.errors import FadevizError
+
+CHECKER = np.array([[1.0, -1.0], [-1.0, 1.0]])
+STRIPES = np.array([[1.0, -1.0], [1.0, -1.0]])
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def bilinear(low):
+    """Twice the size along both axes, as with align_corners=False."""
+    for axis in (-2, -1):
+        low = np.moveaxis(low, axis, -1)
+        before = np.concatenate([low[..., :1], low[..., :-1]], -1)
+        after = np.concatenate([low[..., 1:], low[..., -1:]], -1)
+        low = np.stack([0.75 * low + 0.25 * before, 0.75 * low + 0.25 * after], -1).reshape(*low.shape[:-1], -1)
+        low = np.moveaxis(low, -1, axis)
+    return low
+
+
+def planted(pattern, height, width):
+    s = len(pattern)
+    return np.array([[pattern[y % s, x % s] for x in range(width)] for y in range(height)])
+
+
+def slow_spectrum(values, border):
+    """Power and radius by the sums that define them, a frequency at a time."""
+    values = values[border : values.shape[0] - border, border : values.shape[1] - border]
+    h, w = values.shape
+    y, x = np.mgrid[:h, :w]
+    window = (0.5 - 0.5 * np.cos(2 * np.pi * (y + 0.5) / h)) * (0.5 - 0.5 * np.cos(2 * np.pi * (x + 0.5) / w))
+    centred = window * (values - np.average(values, weights=window))
+    found = []
+    for ky, kx in itertools.product(range(h), range(w)):
+        wave = np.exp(-2j * np.pi * (ky * y / h + kx * x / w))
+        fy, fx = min(ky, h - ky) / h, min(kx, w - kx) / w
+        found.append((abs((centred * wave).sum()) ** 2, (fy**2 + fx**2) ** 0.5))
+    return np.array(found).T
+
+
+@pytest.mark.parametrize(("shape", "border"), [((16, 19), 4), ((9, 12), 0)])
+def test_centroid_and_share_by_the_defining_sums(shape, border):
+    values = noise(*shape)
+    power, radius = slow_spectrum(values, border)
+    assert radial_centroid(values, border) == pytest.approx((power * radius).sum() / power.sum(), rel=1e-10)
+    for above in (0.1, 0.25, 0.6):
+        expected = power[radius > above].sum() / power.sum()
+        assert 0 < expected < 1
+        assert high_share(values, above, border) == pytest.approx(expected, rel=1e-10)
+
+
+def test_radial_spectrum_by_the_defining_sums():
+    values = noise(2, 18, 17)
+    frequencies, shares = radial_spectrum(values, bins=5, border=3)
+    edges = np.linspace(0, 0.5**0.5, 6)
+    assert frequencies == pytest.approx((edges[1:] + edges[:-1]) / 2)
+    for one, share in zip(values, shares, strict=True):
+        power, radius = slow_spectrum(one, 3)
+        rings = [power[(radius >= a) & (radius < b)].sum() for a, b in itertools.pairwise(edges)]
+        assert share == pytest.approx(np.array(rings) / power.sum(), rel=1e-9)
+        assert share.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("k", [3, 10, 25])
+def test_a_wave_has_its_own_frequency(k):
+    # The window spreads it over three bins along each axis, 1 : 4 : 1 in energy.
+    wave = np.cos(2 * np.pi * k * np.arange(72) / 64)[None, :].repeat(72, axis=0) + 5
+    expected = sum(
+        a * b / 36 * np.hypot(k + i, j) / 64
+        for (i, a), (j, b) in itertools.product(zip((-1, 0, 1), (1, 4, 1), strict=True), repeat=2)
+    )
+    assert radial_centroid(wave) == pytest.approx(expected, rel=1e-9)
+    assert radial_centroid(wave) == pytest.approx(k / 64, rel=0.02)
+    assert radial_centroid(wave.T) == pytest.approx(expected, rel=1e-9)
+    assert high_share(wave) == pytest.approx(1.0 if k == 25 else 0.0, abs=1e-9)
+
+
+def test_white_noise_has_the_flat_spectrums_numbers():
+    maps = noise(40, 72, 72)
+    grid = (np.arange(2000) + 0.5) / 4000  # a quarter of the square of frequencies
+    radius = np.hypot(grid[:, None], grid)
+    assert radial_centroid(maps).mean() == pytest.approx(radius.mean(), abs=0.003)
+    assert radius.mean() == pytest.approx(0.3826, abs=1e-4)
+    assert high_share(maps).mean() == pytest.approx(1 - np.pi / 16, abs=0.01)
+    assert checkerboard(maps).nyquist.mean() == pytest.approx(1, abs=0.05)
+
+
+def test_the_range_of_the_reference_curve():
+    # Frames of 192 x 128: their curve starts at .021 for a blob, which is the floor that the frame's size sets, and
+    # at .270 for fine grain, below white noise.
+    y, x = np.mgrid[:128, :192]
+    blob = np.exp(-((y - 64) ** 2 + (x - 96) ** 2) / 40**2)
+    disc = ((y - 64) ** 2 + (x - 96) ** 2 < 40**2).astype(float)
+    ring = disc - ((y - 64) ** 2 + (x - 96) ** 2 < 37**2)
+    smooth, filled, outline, grain = radial_centroid(np.stack([blob, disc, ring, noise(128, 192)]))
+    assert 0.008 < smooth < 0.021
+    assert smooth < filled < outline < grain
+    # An outline that fills falls; a blob that sharpens rises: the directions of the two reference curves.
+    filling = radial_centroid(np.stack([(1 - a) * ring + a * disc for a in np.linspace(0, 1, 6)]))
+    assert (np.diff(filling) < 0).all()
+    sharpening = radial_centroid(np.stack([(1 - a) * blob + a * disc for a in np.linspace(0, 1, 6)]))
+    assert (np.diff(sharpening) > 0).all()
+
+
+def test_measures_of_a_spectrum_do_not_depend_on_mean_and_scale():
+    values = noise(3, 40, 50)
+    for other in (values * 1e-30 + 0, values * -7 + 100):
+        assert radial_centroid(other) == pytest.approx(radial_centroid(values), rel=1e-9)
+        assert high_share(other) == pytest.approx(high_share(values), rel=1e-9)
+        assert checkerboard(other).share == pytest.approx(checkerboard(values).share, rel=1e-6)
+        assert checkerboard(other).nyquist == pytest.approx(checkerboard(values).nyquist, rel=1e-9)
+
+
+def slow_pattern(values, s, border):
+    """The detrended pixels of each phase, a pixel at a time: whole periods, labels from the uncropped corner."""
+    h, w = values.shape
+    half = s // 2
+    offsets = [(o, (0.5 if s % 2 == 0 and abs(o) == half else 1) / s) for o in range(-half, half + 1)]
+    starts = [-(-(border + half) // s) * s] * 2
+    stops = [start + (n - border - half - start) // s * s for start, n in zip(starts, (h, w), strict=True)]
+    rest = {}
+    for y, x in itertools.product(range(starts[0], stops[0]), range(starts[1], stops[1])):
+        trend = sum(a * b * values[y + i, x + j] for (i, a), (j, b) in itertools.product(offsets, repeat=2))
+        rest[y, x] = values[y, x] - trend
+    return rest, starts, stops
+
+
+def phase_means(rest, s):
+    means = np.array([[np.mean([v for (y, x), v in rest.items() if (y % s, x % s) == (a, b)]) for b in range(s)]
+                      for a in range(s)])  # fmt: skip
+    return means - means.mean()
+
+
+@pytest.mark.parametrize(
+    ("s", "border", "shape"), [(2, 4, (20, 23)), (2, 3, (21, 18)), (3, 4, (26, 22)), (4, 0, (19, 21))]
+)
+def test_phase_pattern_a_pixel_at_a_time(s, border, shape):
+    values = noise(*shape)
+    rest, _, _ = slow_pattern(values, s, border)
+    assert phase_pattern(values, s, border) == pytest.approx(phase_means(rest, s), abs=1e-12)
+
+
+@pytest.mark.parametrize(("s", "border"), [(2, 4), (2, 3), (2, 0), (3, 3), (3, 4)])
+def test_checkerboard_share_over_all_pairs_of_blocks(s, border):
+    values = noise(40, 47) + planted(noise(s, s, seed=1), 40, 47)
+    rest, starts, stops = slow_pattern(values, s, border)
+    sides = [(stop - start) // s // 4 * s for start, stop in zip(starts, stops, strict=True)]
+    blocks = []
+    for i, j in itertools.product(range(4), repeat=2):
+        top, left = starts[0] + i * sides[0], starts[1] + j * sides[1]
+        block = {(y, x): v for (y, x), v in rest.items() if top <= y < top + sides[0] and left <= x < left + sides[1]}
+        blocks.append(phase_means(block, s))
+    between = np.mean([(a * b).mean() for a, b in itertools.permutations(blocks, 2)])
+    variance = values[starts[0] : stops[0], starts[1] : stops[1]].var()
+    found = checkerboard(values, s, border)
+    assert between > 0
+    assert found.share == pytest.approx(between / variance, rel=1e-9)
+    assert found.amplitude == pytest.approx(between**0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("s", [2, 4])
+def test_power_at_the_lines_by_the_defining_sums(s):
+    values = noise(28, 25)
+    power, _ = slow_spectrum(values, 4)
+    h, w = 20, 17
+    on, beside = [], []
+    for (ky, kx), p in zip(itertools.product(range(h), range(w)), power, strict=True):
+        f = min(ky, h - ky) / h, min(kx, w - kx) / w
+        away = min(abs(one - line / s) for one in f for line in range(1, s // 2 + 1))
+        (on if away <= 0.03 else beside if away <= 0.10 else []).append(p)
+    assert checkerboard(values, s).nyquist == pytest.approx(np.mean(on) / np.mean(beside), rel=1e-9)
+
+
+def test_bilinear_upsampling_is_the_null():
+    found = checkerboard(bilinear(noise(30, 48, 48)))
+    assert np.abs(found.share).max() < 1e-3
+    assert abs(found.share.mean()) < 4 * found.share.std() / 30**0.5 + 1e-5
+    assert found.nyquist.max() < 1
+    # The same noise through an operator that draws stripes is told apart at a hundredth of the map's variance.
+    striped = checkerboard(bilinear(noise(30, 48, 48)) * planted(1 + 0.1 * STRIPES, 96, 96) + 1)
+    assert np.abs(striped.share).max() < 1e-3  # a pattern that changes sign with the map has no mean
+    artifact = checkerboard(bilinear(noise(30, 48, 48)) + planted(0.06 * STRIPES, 96, 96))
+    assert artifact.share.min() > 5 * np.abs(found.share).max()
+
+
+def test_a_staircase_is_on_the_lines_but_no_pattern():
+    low = bilinear(bilinear(noise(8, 20, 20)))
+    stairs, smooth = checkerboard(low.repeat(2, -2).repeat(2, -1)), checkerboard(bilinear(low))
+    assert np.abs(stairs.share).max() < 1e-3
+    assert (stairs.nyquist > 5 * smooth.nyquist).all()
+
+
+def test_share_of_white_noise_has_no_bias_by_chance():
+    maps = noise(300, 40, 40)
+    share = checkerboard(maps, border=0).share
+    error = share.std() / 300**0.5
+    assert abs(share.mean()) < 4 * error
+    # Without the correction it would be (s^2 - 1) / pixels.
+    plain = phase_pattern(maps, border=0)
+    biased = ((plain**2).mean((1, 2)) / maps.var((1, 2))).mean()
+    assert biased == pytest.approx(3 / 38**2, rel=0.2)
+    assert biased > 8 * error
+
+
+@pytest.mark.parametrize("pattern", [CHECKER, STRIPES, STRIPES.T])
+@pytest.mark.parametrize("amplitude", [0.05, 0.3, 2.0])
+def test_a_planted_pattern_is_recovered(pattern, amplitude):
+    y, x = np.mgrid[:104, :96]
+    smooth = np.exp(-((y - 40) ** 2 + (x - 50) ** 2) / 25**2) + 0.01 * y + bilinear(noise(52, 48)) * 0.1
+    found = checkerboard(smooth + amplitude * planted(pattern, 104, 96))
+    assert found.amplitude == pytest.approx(amplitude, rel=0.03)
+    assert found.share == pytest.approx(amplitude**2 / (smooth[6:-6, 6:-6].var() + amplitude**2), rel=0.05)
+    assert found.nyquist > 3
+    recovered = phase_pattern(smooth + amplitude * planted(pattern, 104, 96))
+    assert recovered == pytest.approx(amplitude * pattern, abs=0.03 * amplitude)
+
+
+def test_a_pattern_of_four_pixels_is_recovered_with_its_phases():
+    pattern = noise(4, 4, seed=3)
+    pattern -= pattern.mean()
+    values = planted(pattern, 90, 81) + 0.02 * np.arange(81)
+    assert phase_pattern(values, 4, border=5) == pytest.approx(pattern, abs=1e-9)
+    assert checkerboard(values, 4).amplitude == pytest.approx((pattern**2).mean() ** 0.5, rel=1e-9)
+
+
+def test_nothing_but_a_pattern_has_share_one():
+    found = checkerboard(planted(CHECKER, 72, 80))
+    assert found.share == pytest.approx(1)
+    assert found.amplitude == pytest.approx(1)
+    assert np.isnan(found.nyquist)
+
+
+def test_a_trend_is_no_pattern():
+    y, x = np.mgrid[:40, :40].astype(float)
+    assert checkerboard(y).share == pytest.approx(0, abs=1e-9)
+    for trend in (y, x, 3 * y - x + y * x / 40, y**2 - 3 * x**2):
+        assert np.abs(phase_pattern(trend)).max() < 1e-9 * np.abs(trend).max()
+    # The plain phase means are no 0 of it.
+    assert abs(y[::2].mean() - y[1::2].mean()) == 1
+
+
+def test_the_response_to_a_constant():
+    kernel = np.array([[1.0, 0.8], [0.8, 0.6]])
+    response = np.stack([planted(kernel, 24, 24), np.full((24, 24), 0.7)])
+    response[:, 0] = response[:, :, -1] = 9  # zero padding reaches the border
+    pattern = phase_pattern(response)
+    assert pattern[0] == pytest.approx(kernel - 0.8)
+    assert pattern[1] == pytest.approx(np.zeros((2, 2)), abs=1e-15)
+
+
+def test_undefined_maps_are_missing():
+    good, constant, broken = noise(40, 40), np.full((40, 40), 3.7), noise(40, 40)
+    broken[20, 20] = np.inf
+    rounding = np.float32(0.1) + np.float32(5e-9) * noise(40, 40).astype(np.float32)
+    maps = np.stack([good, constant, broken, rounding, good * np.nan]).astype(np.float32).reshape(5, 1, 40, 40)
+    missing = np.array([[False], [True], [True], [True], [True]])
+    assert np.array_equal(~has_pattern(maps), missing)
+    for measure in (radial_centroid, high_share, *(lambda m, i=i: checkerboard(m)[i] for i in range(3))):
+        assert np.array_equal(np.isnan(measure(maps)), missing)
+        assert np.isnan(measure(noise(10, 11)[None])).all()
+        assert measure(np.empty((0, 3, 30, 30))).shape == (0, 3)
+    assert np.array_equal(np.isnan(radial_spectrum(maps)[1]).all(-1), missing)
+    pattern = phase_pattern(maps)
+    assert np.array_equal(np.isnan(pattern).any((-2, -1)), [[False], [False], [True], [False], [True]])
+    assert np.isnan(phase_pattern(noise(9, 9))).all()
+    assert len(np.unique(maps[3])) > 1
+    # Wide enough for a spectrum, not for blocks of whole periods.
+    small = checkerboard(noise(20, 17), 4, border=0)
+    assert np.isnan([small.share, small.amplitude, small.nyquist]).tolist() == [True, True, False]
+    # What is not finite only in the border that is cropped does no harm.
+    edge = good.copy()
+    edge[0, 0] = np.nan
+    assert radial_centroid(edge) == radial_centroid(good)
+    assert checkerboard(edge).share == checkerboard(good).share
+    assert np.array_equal(phase_pattern(edge), phase_pattern(good))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: radial_centroid(np.zeros(5)), "two axes"),
+        (lambda: radial_centroid(np.zeros((9, 9)), -1), "border is -1"),
+        (lambda: high_share(np.zeros((9, 9)), 0.8), "above is 0.8"),
+        (lambda: radial_spectrum(np.zeros((9, 9)), 0), "0 bins"),
+        (lambda: checkerboard(np.zeros((9, 9)), 1), "scale is 1"),
+        (lambda: phase_pattern(np.zeros((9, 9)), 2, -2), "border is -2"),
+    ],
+)
+def test_messages(call, message):
+    with pytest.raises(FadevizError, match=message):
+        call()

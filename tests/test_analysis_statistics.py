@@ -1,0 +1,153 @@
+"""The bootstrap and the sign-flip test, against enumeration, scipy and what must hold under the null hypothesis."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fadeviz import FadevizError
+from fadeviz.analysis.statistics import bootstrap_interval, paired_test
+
+NAN, INF = math.nan, math.inf
+
+
+def all_resamples(rows, statistic):
+    """Every outcome of the hierarchical draw, with its probability."""
+    found = {}
+    for drawn in itertools.product(range(len(rows)), repeat=len(rows)):
+        chosen = [rows[i] for i in drawn]
+        chance = 1 / len(rows) ** len(rows) / math.prod(len(row) ** len(row) for row in chosen)
+        for values in itertools.product(*(itertools.product(row, repeat=len(row)) for row in chosen)):
+            value = float(statistic(list(itertools.chain(*values))))
+            found[value] = found.get(value, 0) + chance
+    return found
+
+
+@pytest.mark.parametrize("statistic", ["median", "mean"])
+def test_the_interval_is_that_of_all_resamples(statistic):
+    rows = [[1.0, 2.5], [7.0, 4.0, 5.5]]
+    found = sorted(all_resamples(rows, getattr(np, statistic)).items())
+    chances = np.cumsum([chance for _, chance in found])
+    assert chances[-1] == pytest.approx(1)
+    values = np.array([[1.0, NAN, 2.5], [7.0, 4.0, 5.5], [NAN, NAN, NAN]])
+    for level in (0.5, 0.8, 0.95):
+        got = bootstrap_interval(values, statistic=statistic, level=level, resamples=20000)
+        for end, share in ((got.low, (1 - level) / 2), (got.high, (1 + level) / 2)):
+            # the exact quantile, give or take what 20000 draws leave open
+            around = [found[int(np.searchsorted(chances, share + d))][0] for d in (-0.012, 0.012)]
+            assert around[0] <= end <= around[1]
+        assert got.estimate == pytest.approx(getattr(np, statistic)([1, 2.5, 7, 4, 5.5]))
+        assert (got.count, got.seeds, got.level) == (5, 2, level)
+
+
+def test_seeds_carry_the_uncertainty():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(12, 1)) + 0.01 * rng.normal(size=(12, 30))
+    got = bootstrap_interval(values, statistic="mean")
+    flat = bootstrap_interval(values.reshape(1, -1), statistic="mean")
+    error = 1.96 * values.mean(axis=1).std() / math.sqrt(12)
+    assert (got.high - got.low) / 2 == pytest.approx(error, rel=0.12)
+    assert (flat.high - flat.low) < (got.high - got.low) / 3
+
+
+def test_intervals_of_a_plain_sample_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    held = 0
+    for index in range(200):
+        got = bootstrap_interval(rng.normal(size=(20, 1)), statistic="mean", level=0.9, resamples=300, seed=index)
+        held += got.low <= 0 <= got.high
+    assert 165 <= held <= 192
+
+
+def test_censored_and_missing_values():
+    got = bootstrap_interval(np.array([[10.0, 20, INF, INF, INF]]))
+    assert got.estimate == got.high == INF
+    assert got.low == pytest.approx(10, abs=10)
+    got = bootstrap_interval(np.array([[-INF, INF, 5.0, 5, 5, 5, 5, 5, 5]]))
+    assert (got.estimate, got.low, got.high) == (5, 5, 5)
+    assert bootstrap_interval(np.array([[1.0, INF]]), statistic="mean").estimate == INF
+    nothing = bootstrap_interval(np.full((2, 3), NAN))
+    assert (nothing.count, nothing.seeds) == (0, 0)
+    assert np.isnan([nothing.estimate, nothing.low, nothing.high]).all()
+
+
+def test_the_same_seed_gives_the_same_interval():
+    values = np.random.default_rng(2).normal(size=(3, 5))
+    assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    assert bootstrap_interval(values, statistic="mean", seed=3) != bootstrap_interval(values, statistic="mean", seed=4)
+
+
+def slow_p(differences):
+    place = [
+        (np.abs(differences) < abs(d)).sum() + ((np.abs(differences) == abs(d)).sum() + 1) / 2 for d in differences
+    ]
+    signed = np.sign(differences) * place
+    patterns = itertools.product((-1, 1), repeat=len(differences))
+    return np.mean([abs((np.array(signs) * signed).sum()) >= abs(signed.sum()) for signs in patterns])
+
+
+def test_p_is_that_of_all_sign_patterns_and_of_wilcoxon():
+    rng = np.random.default_rng(3)
+    for count in (1, 2, 5, 9):
+        a, b = rng.normal(size=(1, count)) + 0.4, rng.normal(size=(1, count))
+        got = paired_test(a, b)
+        assert got.exact
+        assert got.p == pytest.approx(slow_p((a - b)[0]))
+        assert got.p == pytest.approx(stats.wilcoxon((a - b)[0], method="exact").pvalue)
+        assert got.difference == pytest.approx(np.median(a - b))
+    ties = np.array([[1.0, 1, -1, 2, 0, 0, 3, 2]])
+    assert paired_test(ties, np.zeros_like(ties)).p == pytest.approx(slow_p(ties[0]))
+
+
+def test_many_units_are_drawn_and_come_near_the_exact_answer():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(4, 10)) + 0.3, rng.normal(size=(4, 10))
+    got = paired_test(a, b)
+    assert not got.exact
+    assert got.count == 40
+    assert got.p == pytest.approx(stats.wilcoxon((a - b).ravel(), method="exact").pvalue, abs=0.015)
+    assert got == paired_test(a, b)
+    assert paired_test(b, a).difference == -got.difference
+    assert paired_test(a + 9, b, flips=99).p == pytest.approx(0.01)
+
+
+def test_by_seed_there_are_as_many_units_as_seeds():
+    a = np.array([[1.0, 2, 9], [3, 4, NAN], [5, 5, 5], [NAN, NAN, NAN]])
+    got = paired_test(a, np.zeros_like(a), unit="seed")
+    assert (got.count, got.p) == (3, 0.25)
+    assert got.difference == 3.5
+
+
+def test_p_is_rarely_small_where_there_is_no_difference():
+    rng = np.random.default_rng(5)
+    p = np.array([paired_test(*rng.normal(size=(2, 1, 9))).p for _ in range(300)])
+    assert 0.01 < (p <= 0.05).mean() < 0.09
+    assert 0.4 < p.mean() < 0.6
+
+
+def test_censored_and_missing_pairs():
+    a, b = np.array([[INF, INF, 5.0, NAN, 8, 9]]), np.array([[INF, 3.0, 4, 1, NAN, 2]])
+    got = paired_test(a, b)
+    assert got.count == 3
+    assert got.p == 0.25
+    assert got.difference == 7
+    none = paired_test(np.full((2, 2), NAN), np.zeros((2, 2)))
+    assert none.count == 0
+    assert math.isnan(none.p)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bootstrap_interval(np.zeros((1, 2)), statistic="mode"), "no statistic 'mode'"),
+        (lambda: bootstrap_interval(np.zeros((1, 2)), level=1), "level 1"),
+        (lambda: paired_test(np.zeros((1, 2)), np.zeros((2, 1))), r"\(1, 2\) against \(2, 1\)"),
+        (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), unit="image"), "no unit 'image'"),
+        (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), flips=0), "0 flips"),
+    ],
+)
+def test_what_cannot_be(call, message):
+    with pytest.raises(FadevizError, match=message):
+        call()

@@ -1,0 +1,123 @@
+"""The plots of measures, and the commands that measure: their numbers come from runs where the answer is known."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+from PIL import Image
+
+from fadeviz import FadevizError
+from fadeviz.render.plots import KymographPanel, ResponsePanel, write_kymographs, write_responses
+from render_runs import make_run
+
+EDGES = np.linspace(-6, 9, 16)
+
+
+def kymograph(title="FADE", value=None):
+    value = np.tile(np.linspace(0, 1, 15), (4, 1)) if value is None else value
+    return KymographPanel(title, "1 seed", (0, 1, 10, 100), EDGES, value)
+
+
+def responses(title="FADE", **times):
+    rising = np.linspace(0, 1, 4)
+    return ResponsePanel(
+        title, "1 seed", (0, 1, 10, 100), np.stack([rising, rising**2]), np.stack([rising] * 2), **times
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for name, outline_first in (("fade", True), ("carafe", False)):
+        for seed in (0, 1):
+            make_run(folder / f"{name}{seed}", upsampler=name, run_id=f"{name}{seed}", seed=seed,
+                     outline_first=outline_first)  # fmt: skip
+    return folder
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("ending", "count"), [("png", 1), ("png", 4), ("pdf", 2), ("svg", 1)])
+    def test_the_same_panels_give_the_same_bytes(self, tmp_path, ending, count):
+        panels = [kymograph(f"Operator {n}") for n in range(count)]
+        curves = [responses(f"Operator {n}", edge_t50=3.0) for n in range(count)]
+        made = []
+        for name in ("a", "b"):
+            write_kymographs(panels, tmp_path / f"{name}.{ending}", quantity="rank", caption="What it shows.")
+            write_responses(curves, tmp_path / f"{name}r.{ending}", caption="What it shows.")
+            made.append([(tmp_path / f"{name}{kind}.{ending}").read_bytes() for kind in ("", "r")])
+        assert made[0] == made[1]
+        assert all(len(data) > 5000 for data in made[0])
+
+    def test_high_values_are_yellow_low_ones_blue_missing_ones_white(self, tmp_path):
+        colours = {}
+        for name, value in (("low", 0.0), ("high", 1.0), ("missing", math.nan)):
+            path = tmp_path / f"{name}.png"
+            write_kymographs([kymograph(value=np.full((4, 15), value))], path, quantity="rank")
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            colours[name] = tuple(pixels[pixels.shape[0] // 3, pixels.shape[1] // 2])
+        assert colours["missing"] == (255, 255, 255)
+        assert colours["low"][2] > colours["low"][0]
+        assert colours["high"][0] > 200
+        assert colours["high"][2] < 100
+
+    def test_one_snapshot_and_nothing_but_gaps(self, tmp_path):
+        gap = np.full((1, 1), math.nan)
+        write_kymographs([KymographPanel("a", "", (0,), np.array([-1.0, 1.0]), gap)], tmp_path / "k.png", quantity="q")
+        write_responses([ResponsePanel("a", "", (0,), gap, gap, math.inf)], tmp_path / "r.png")
+        assert (tmp_path / "k.png").exists()
+
+    def test_bad_arguments(self, tmp_path):
+        with pytest.raises(FadevizError, match="nothing to plot"):
+            write_kymographs([], tmp_path / "a.png", quantity="rank")
+        with pytest.raises(FadevizError, match=r"cannot write a.gif: the ending must be one of .png, .pdf, .svg"):
+            write_responses([responses()], tmp_path / "a.gif")
+
+
+class TestCommands:
+    def test_analyze_tells_what_is_known(self, runs, tmp_path):
+        paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
+        result = call("analyze", *paths, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+        assert result.exit_code == 0, result.output
+        assert max(map(len, result.output.split("\n\n")[1].splitlines())) <= 120
+        whole = json.loads((tmp_path / "a.json").read_text())
+        rows = {row["operator"]: row for row in whole["operators"]}
+        assert list(rows) == ["fade", "carafe"]
+        assert rows["fade"]["seeds"] == [0, 1]
+        assert rows["fade"]["images"] == 2
+        assert rows["fade"]["runs"] == ["fade0", "fade1"]
+        assert rows["fade"]["edge_at_end"] is not None
+        # The drawn inside of the second kind of run fills from its middle: at the end it tells inside from outside.
+        assert rows["carafe"]["interior_at_end"] > 0.6
+        assert sum(rows["fade"]["edge_states"].values()) == 4
+        with open(tmp_path / "a.csv") as file:
+            table = list(csv.DictReader(file))
+        assert [row["operator"] for row in table] == ["fade", "carafe"]
+        assert float(table[1]["interior_at_end"]) == rows["carafe"]["interior_at_end"]
+
+    @pytest.mark.parametrize("kind", ["kymograph", "edge-kymograph", "responses"])
+    def test_plot(self, runs, tmp_path, kind):
+        output = tmp_path / "figure.png"
+        result = call("plot", runs / "fade0", runs / "carafe0", "--kind", kind, "-o", output)
+        assert result.exit_code == 0, result.output
+        assert result.output == f"wrote {output}\n"
+        assert np.asarray(Image.open(output)).std() > 10
+
+    def test_errors(self, runs, tmp_path):
+        for arguments, code, message in (
+            (("analyze",), 2, "Missing argument"),
+            (("analyze", tmp_path / "none"), 1, "no run folder"),
+            (("analyze", runs / "fade0", "--kind", "gates"), 1, "gates"),
+            (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "the ending must be one of"),
+            (("plot", runs / "fade0", "--kind", "pie", "-o", tmp_path / "a.png"), 2, "'pie' is not one of"),
+        ):
+            result = call(*arguments)
+            assert result.exit_code == code, result.output
+            assert message in result.output

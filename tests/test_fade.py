@@ -177,6 +177,8 @@ class TestParts:
             FADE(4, gate="of")
         with pytest.raises(FadevizError, match="gate_bias is -4, but gate is 'off'"):
             FADE(4, gate="off", gate_bias=-4)
+        with pytest.raises(FadevizError, match="with depthwise the compressed channels are kernel_size.2 = 25, not 7"):
+            FADE(4, depthwise=True, compressed_channels=7)
         with pytest.raises(FadevizError, match="init is 'tiny'. There are: xavier, small"):
             FADELite(4, init="tiny")
 

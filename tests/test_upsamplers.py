@@ -47,6 +47,12 @@ class TestContract:
         assert y.shape == (batch, 8, size[0] * 2, size[1] * 2)
         assert y.dtype == x.dtype
 
+    def test_empty_batch(self, name):
+        operator, x, skip = case(name)
+        feature = skip.feature[:0]
+        _, indices = operator.eval().pool(feature)
+        assert operator(x[:0], Skip(feature, indices)).shape == (0, 8, 10, 14)
+
     def test_pool_halves(self, name):
         operator, x, skip = case(name)
         pooled, _ = operator.pool(skip.feature)

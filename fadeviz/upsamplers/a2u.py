@@ -102,6 +102,8 @@ class A2U(Upsampler):
         """m: ``(B, C_skip, 2h, 2w)`` -> ``(B, 1, h, w)``."""
         b, c, h, w = feature.shape
         k = self.encoder_kernel_size
+        if not b:  # a convolution of no groups is none
+            return feature.new_empty(0, 1, h // 2, w // 2)
         pooled = F.adaptive_avg_pool2d(feature, k)
         # Every (sample, channel) is a group of one depth-wise convolution: no sample loop, nothing unfolded. A
         # contiguous map is not copied for it, one in channels_last once. On one CPU thread its forward was the fastest

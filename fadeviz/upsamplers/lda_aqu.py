@@ -55,7 +55,7 @@ class NeighbourOffsets(nn.Module):
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         line = torch.arange(k, dtype=learned.dtype, device=learned.device) - k // 2
         regular = torch.stack((line.repeat_interleave(k), line.repeat(k)), dim=1).view(-1, 1, 1)
-        return (self.range_factor * learned.tanh() + regular).reshape(b, -1, height, width)
+        return (self.range_factor * learned.tanh() + regular).reshape(b, self.groups * 2 * k * k, height, width)
 
 
 class LDAAQU(Upsampler):
@@ -155,6 +155,8 @@ class LDAAQU(Upsampler):
 
     def forward(self, x: Tensor, skip: Skip) -> Tensor:
         """Attend from every high-resolution pixel to its deformed neighbourhood in x."""
+        if not len(x):  # no samples to attend to
+            return F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
         normed = self.norm(x)
         query = F.interpolate(self.query(normed), scale_factor=self.scale_factor, mode="bilinear", align_corners=True)
         offsets = self.offsets(query)

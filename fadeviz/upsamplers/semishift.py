@@ -66,6 +66,11 @@ class SemiShiftConv(nn.Module):
         if bias_on not in ("encoder", "decoder"):
             raise FadevizError(f"SemiShiftConv: bias_on is {bias_on!r}. There are: encoder, decoder")
         check_init("SemiShiftConv", init)
+        if depthwise and compressed_channels not in (64, kernel_size**2):  # 64 is the default: nobody asked
+            raise FadevizError(
+                f"SemiShiftConv: with depthwise the compressed channels are kernel_size^2 = {kernel_size**2}, not "
+                f"{compressed_channels}. Leave compressed_channels out"
+            )
         self.scale_factor = scale_factor
         self.form = form
         self.init = init

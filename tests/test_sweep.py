@@ -103,7 +103,7 @@ class TestPlan:
 
     def test_seed_by_seed_and_each_once(self):
         plan = plan_sweep(
-            ["fade:gate=on,init=small,gate=off", "nearest", "fade:gate=off, init = small", "fade@shuffled", "nearest:"],
+            ["fade:init=small,gate=off", "nearest", "fade:gate=off, init = small", "fade@shuffled", "nearest:"],
             [0, 1, 0],
             TINY,
         )

@@ -65,7 +65,8 @@ class RunConfig:
         labels: ``true``; or ``shuffled``, where every training picture gets the mask of another one, for a control that
             has nothing to learn but where objects usually are. Tests and observations keep the true masks.
         weights: ``none``, ``imagenet`` or a file.
-        kinds: comma-separated; empty takes feature, gradient and what the operator has of gate and kernel_entropy.
+        kinds: comma-separated, or ``all``; empty takes feature, gradient and what the operator has of gate and
+            kernel_entropy.
         observe: pictures in the observation set.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
         checkpoint_every: steps between checkpoints.
@@ -279,9 +280,7 @@ class _Work:
         self.config, self.out, self.splits = config, out, splits
         self.run_id = _run_id(config, splits, weights, device)
         self.model = model
-        self.probe = Probe(
-            model, config.layers, config.kinds.split(",") if config.kinds else None, config.channel_images
-        )
+        self.probe = Probe(model, config.layers, config.kinds or None, config.channel_images)
         self.schedule = config.schedule()
         self.evaluate_every = config.evaluate_every or max(1, config.steps // 10)
         observed = choose_observed(splits.test, config.observe, config.split_seed)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from .errors import FadevizError, unknown_name
-from .snapshots import KINDS, Snapshot
+from .snapshots import CHANNEL_KINDS, KINDS, Snapshot
+from .upsamplers import Skip, Upsampler
 from .upsamplers.reassemble import KernelSoftmax
 
 Mode = Literal["eval", "batch"]
 MODES = ("eval", "batch")
 
-_INSIDE = {"gate": "gate", "kernel_entropy": "kernels"}
+_INSIDE = {"gate": "gate", "kernel_entropy": "kernels", "kernels": "kernels"}
 """Kinds that show a part of an operator: the name of the submodule whose output they are made of."""
 
 
@@ -44,7 +45,7 @@ class Probe:
         self,
         model: nn.Module,
         layers: str | Sequence[str] = "decoder.*.upsample",
-        kinds: Sequence[str] | None = None,
+        kinds: str | Sequence[str] | None = None,
         channel_images: int = 1,
     ) -> None:
         """Find the layers.
@@ -53,8 +54,9 @@ class Probe:
             model: any module whose layers give maps ``(B, C, h, w)``.
             layers: dotted names or globs, comma-separated or as a sequence; ``*`` stands for one part of a name,
                 ``**`` for any number: ``decoder.*.upsample``, ``**.gate``.
-            kinds: names in ``KINDS``; None takes feature, gradient and what the layers have of gate and kernel_entropy.
-            channel_images: how many of the observed images the kind ``channels`` keeps: it is large.
+            kinds: names in ``KINDS``, comma-separated or as a sequence; or ``all`` for what there is of them; None takes feature, gradient and what the
+                layers have of gate and kernel_entropy. A kind is recorded of the layers that have it.
+            channel_images: how many of the observed images the large kinds keep, those with many maps an image.
 
         Raises:
             FadevizError: a name that fits no layer, no such kind, or a kind that none of the layers has.
@@ -64,15 +66,19 @@ class Probe:
         self.layers = find_layers(self._modules, layers, type(model).__name__)
         self.channel_images = channel_images
         having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in _INSIDE.items()}
+        having["guide"] = [name for name in self.layers if isinstance(self._modules[name], Upsampler)]
+        there = [kind for kind in KINDS if having.get(kind, self.layers)]
         if kinds is None:
-            kinds = ["feature", "gradient", *(kind for kind, names in having.items() if names)]
+            kinds = [kind for kind in there if kind not in CHANNEL_KINDS]
+        elif isinstance(kinds, str):
+            kinds = there if kinds.strip() == "all" else [kind.strip() for kind in kinds.split(",")]
         for kind in kinds:
             if kind not in KINDS:
                 raise unknown_name("kind", kind, KINDS)
             if kind in having and not having[kind]:
                 raise FadevizError(
-                    f"none of the layers {', '.join(self.layers)} has {_INSIDE[kind]!r}: there is no {kind} to record. "
-                    "Leave it out of --kinds, or choose an operator that has one, e.g. fade"
+                    f"none of the layers {', '.join(self.layers)} has {_INSIDE.get(kind, kind)!r}: there is no {kind} "
+                    "to record. Leave it out of --kinds, or choose an operator that has one, e.g. fade"
                 )
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
 
@@ -146,7 +152,7 @@ class _Found:
         self._calls: Counter[tuple[str, str]] = Counter()
         self._over = False
 
-    def layer_ran(self, layer: str, output: Any) -> None:
+    def layer_ran(self, layer: str, output: Any, guide: Tensor | None) -> None:
         if self._over:  # activation checkpointing runs layers again during the backward pass
             return
         kinds = self.probe.kinds
@@ -160,6 +166,8 @@ class _Found:
             self._add(layer, call, "feature", value.mean(dim=1))
         if "channels" in kinds:
             self._add(layer, call, "channels", value[: self.probe.channel_images])
+        if "guide" in kinds and guide is not None:
+            self._add(layer, call, "guide", guide.detach().float()[: self.probe.channel_images])
         if "gradient" in kinds:
             if not output.requires_grad:
                 raise FadevizError(
@@ -174,6 +182,9 @@ class _Found:
             return
         call = self._count(layer, kind)
         value = output.detach().float()
+        if kind == "kernels":
+            self._add(layer, call, kind, value[: self.probe.channel_images])
+            return
         if kind == "kernel_entropy":
             value = kernel_entropy(value, module.groups if isinstance(module, KernelSoftmax) else 1)
         self._add(layer, call, kind, value.mean(dim=1))
@@ -262,7 +273,7 @@ def _hooks(probe: Probe, found: _Found) -> Iterator[None]:
 
 def _layer_hook(layer: str, found: _Found) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.layer_ran(layer, output)
+        found.layer_ran(layer, output, next((i.feature for i in inputs if isinstance(i, Skip)), None))
 
     return hook
 

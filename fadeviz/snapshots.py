@@ -29,10 +29,15 @@ KINDS = {
     "channels": "every channel of the layer's output, for the first observation images",
     "gate": "the operator's gate in [0, 1]: 1 takes the encoder feature, 0 the upsampled decoder feature",
     "kernel_entropy": "entropy of the reassembly kernel over log K^2: 1 is a box blur, 0 a copy of one neighbour",
+    "kernels": "every weight of the reassembly kernels, for the first observation images",
+    "guide": "every channel of the encoder feature that the operator is given, for the first observation images",
 }
 """What can be recorded of a layer, and what each map shows."""
 
-SIGNED_KINDS = frozenset({"feature", "channels"})
+CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
+"""Kinds that have many maps an image, and are recorded of the first observation images alone."""
+
+SIGNED_KINDS = frozenset({"feature", "channels", "guide"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
 
 _STEP_FILE = re.compile(r"step_(\d{6,12})\.safetensors")
@@ -47,7 +52,7 @@ class Snapshot:
         layer: dotted module name.
         call: 0 for the first time the layer ran in the forward pass, 1 for the second ...
         kind: a name in ``KINDS``.
-        value: float32, ``(N, h, w)``, or ``(n, C, h, w)`` for ``channels``; the layer's own resolution.
+        value: float32, ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``; the layer's own resolution.
     """
 
     step: int
@@ -294,7 +299,7 @@ class Run:
         return [k for k in KINDS if any(k in kinds for kinds in self.layers.values())]
 
     def read(self, step: int, layer: str, kind: str, call: int = 0) -> NDArray[np.float32]:
-        """The maps of every observed image at one step: ``(N, h, w)``, or ``(n, C, h, w)`` for ``channels``."""
+        """The maps of every observed image at one step: ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``."""
         if step not in self._files[0]:
             raise FadevizError(f"{self.path} has no snapshot of step {step}. It has: {_some(self.steps)}")
         self.check(layer, kind)
@@ -319,9 +324,9 @@ class Run:
 
         Args:
             layer: dotted name; None takes ``default_layer(kind)``.
-            kind: a name in ``KINDS``; ``channels`` has one axis more, before h, unless ``channel`` is given.
+            kind: a name in ``KINDS``; ``CHANNEL_KINDS`` have one axis more, before h, unless ``channel`` is given.
             image: index of an observed image, or None for all.
-            channel: index of a channel, for ``channels`` only.
+            channel: index of a channel, for ``CHANNEL_KINDS`` only.
             steps: which recorded steps, or None for all.
             call: which call of a layer that runs several times in a forward pass.
         """
@@ -333,7 +338,7 @@ class Run:
             if image is not None:
                 _check_index("image", image, len(value), f"{kind!r} of {self.path}")
                 value = value[image]
-            if kind == "channels" and channel is not None:
+            if kind in CHANNEL_KINDS and channel is not None:
                 _check_index("channel", channel, value.shape[-3], f"layer {layer!r}")
                 value = np.take(value, channel, axis=-3)
             stack.append(value)

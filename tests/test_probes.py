@@ -287,3 +287,28 @@ class TestWhatCannotBeRecorded:
         net, images, targets = make()
         with pytest.raises(FadevizError, match="no observation mode 'train'"):
             observe(net, images, targets, layers="norm", mode="train")
+
+
+def test_large_kinds_of_an_operator():
+    torch.manual_seed(0)
+    model = build_network("segnet", "fade", width=0.0625)
+    images, masks = torch.randn(3, 3, 32, 32), torch.randint(0, 2, (3, 32, 32))
+    probe = Probe(model, "decoder.3.upsample", "all", channel_images=2)
+    assert probe.kinds == ("feature", "gradient", "channels", "gate", "kernel_entropy", "kernels", "guide")
+    found = {s.kind: s.value for s in probe.observe(images, masks, F.cross_entropy, step=0)}
+    assert found["kernels"].shape == (2, 25, 16, 16)
+    np.testing.assert_allclose(found["kernels"].sum(1), 1, rtol=1e-5)
+    entropy = kernel_entropy(torch.from_numpy(found["kernels"]))[:, 0].numpy()
+    np.testing.assert_allclose(entropy, found["kernel_entropy"][:2], atol=1e-6)
+    with torch.no_grad():
+        model.eval()
+        guide = model.encoder[1](F.max_pool2d(model.encoder[0](images), 2))
+    np.testing.assert_allclose(found["guide"], guide[:2].numpy(), atol=1e-5)
+
+
+def test_all_kinds_are_those_that_a_layer_has():
+    assert Probe(make()[0], "first", "all").kinds == ("feature", "gradient", "channels")
+    model = build_network("segnet", "bilinear", width=0.0625)
+    assert Probe(model, "decoder.3.upsample", "all").kinds == ("feature", "gradient", "channels", "guide")
+    with pytest.raises(FadevizError, match="has 'guide': there is no guide to record"):
+        Probe(make()[0], "first", ["guide"])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..snapshots import Run
+from ..snapshots import CHANNEL_KINDS, Run
 from .learning import LEVELS, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, merge_kymographs, responses
@@ -336,8 +336,8 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
 def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
     if not runs:
         raise FadevizError("no run to measure. Give at least one run folder")
-    if kind == "channels":
-        raise FadevizError("kind 'channels' has many maps an image. Measure one of feature, gradient, gate")
+    if kind in CHANNEL_KINDS:
+        raise FadevizError(f"kind {kind!r} has many maps an image. Measure one of feature, gradient, gate")
     for one, other in itertools.combinations(runs, 2):
         if one.path.resolve() == other.path.resolve():
             raise FadevizError(f"{one.path} and {other.path} are the same run, {one.run_id}. Give it once")

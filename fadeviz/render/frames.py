@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..snapshots import SIGNED_KINDS, Run
+from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS, Run
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 
@@ -27,7 +27,7 @@ class FrameSequence:
         layer: dotted module name.
         kind: a name in ``KINDS``.
         image: index of the observed image.
-        channel: index of the channel, for the kind ``channels``; None otherwise.
+        channel: index of the channel, for ``CHANNEL_KINDS``; None otherwise.
         chosen: whether the channel was chosen by :func:`select_channels`, not named.
         steps: the T steps shown, increasing.
         maps: ``(T, h, w)`` float32, as recorded.
@@ -78,14 +78,14 @@ def select_frames(
     steps: Sequence[int] | None = None,
     centered: bool = False,
 ) -> list[FrameSequence]:
-    """The maps to draw, one sequence a run, or one a run and channel for the kind ``channels``.
+    """The maps to draw, one sequence a run, or one a run and channel for ``CHANNEL_KINDS``.
 
     Args:
         runs: one run, or several to be compared: they must have observed the same picture.
         layer: dotted name; None takes the first run's ``default_layer(kind)``.
         kind: a name in ``KINDS``.
         image: index of the observed image.
-        channel: for the kind ``channels``: one or more indices, or None for representative ones, chosen in each run
+        channel: for ``CHANNEL_KINDS``: one or more indices, or None for representative ones, chosen in each run
             by :func:`select_channels`.
         how_many: at most so many representative channels.
         normalize: the scope of the range, a name in ``SCOPES``.
@@ -99,7 +99,7 @@ def select_frames(
     """
     if not runs:
         raise FadevizError("no run to draw. Give at least one run folder")
-    if channel is not None and kind != "channels":
+    if channel is not None and kind not in CHANNEL_KINDS:
         raise FadevizError(f"a channel is chosen, but {kind!r} has none. Use --kind channels, or leave --channel out")
     if how_many < 1:
         raise FadevizError(f"{how_many} channels: at least 1 is needed")
@@ -114,11 +114,11 @@ def select_frames(
     shown = common_steps(runs, steps)
     parts: list[tuple[Run, str, int | None, NDArray[np.float32]]] = []
     for run, label in zip(runs, _labels(runs), strict=True):
-        if kind != "channels":
+        if kind not in CHANNEL_KINDS:
             parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown)))
             continue
         if channel is None:
-            numbers = select_channels(run, chosen_layer, image, how_many)
+            numbers = select_channels(run, chosen_layer, image, how_many, kind)
         else:
             numbers = [channel] if isinstance(channel, int) else list(channel)
         parts += [(run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown)) for n in numbers]
@@ -167,7 +167,7 @@ def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tup
     return tuple(sorted(common))
 
 
-def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8) -> list[int]:
+def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels") -> list[int]:
     """Representative channels of a layer, chosen from the last snapshot, so that a channel keeps its cell.
 
     The channels are taken in the order of their variance over the image, largest first; one whose map correlates with
@@ -177,7 +177,7 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8) -> 
     Returns:
         At most ``how_many`` indices, increasing; the same ones each time.
     """
-    value = run.maps(layer, "channels", image=image, steps=run.steps[-1:])[0]
+    value = run.maps(layer, kind, image=image, steps=run.steps[-1:])[0]
     flat = value.reshape(len(value), -1).astype(np.float64)
     usable = np.isfinite(flat).all(axis=1)
     flat = np.where(usable[:, None], flat, 0.0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..snapshots import Run, replacing
+from ..snapshots import CHANNEL_KINDS, Run, replacing
 from .colormap import colorize, is_diverging, palette
 from .frames import FrameSequence, all_notes, common_steps, select_frames
 from .labels import bar_ends, captions, font, heading, mask_greys, shorten, wrap
@@ -92,7 +92,7 @@ def write_grid(
 ) -> tuple[str, ...]:
     """Draw the frames of runs into a PNG, PDF or SVG file, by its ending.
 
-    For the kind ``channels`` without ``channel``: representative channels, one a row, at a handful of steps.
+    For ``CHANNEL_KINDS`` without ``channel``: representative channels, one a row, at a handful of steps.
 
     Args:
         runs: one run, or several to be compared.
@@ -115,7 +115,7 @@ def write_grid(
             f"Endings: {' '.join(ENDINGS)}"
         )
     palette(colormap)
-    if kind == "channels" and channel is None and steps is None and runs:
+    if kind in CHANNEL_KINDS and channel is None and steps is None and runs:
         steps = _spread(common_steps(runs), _CHANNEL_COLUMNS)
     sequences = select_frames(
         runs,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
-from ..snapshots import KINDS
+from ..snapshots import CHANNEL_KINDS, KINDS
 from .frames import MAX_CORRELATION, FrameSequence
 from .normalize import FIXED_RANGES, Limits
 
@@ -70,8 +70,12 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
         str(s.run.info.get("network_title") or s.run.info.get("network", "network")) for s in runs.values()
     )
     what = KINDS[first.kind]
-    if first.kind == "channels":
-        what = "single channels of the layer's output"
+    if first.kind in CHANNEL_KINDS:
+        what = {
+            "channels": "single channels of the layer's output",
+            "kernels": "single weights of the reassembly kernels",
+            "guide": "single channels of the encoder feature that the operator is given",
+        }[first.kind]
     if first.chosen:
         what += (
             ", by variance over the image at the last step, largest first, without those that correlate above "

@@ -5,41 +5,60 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from fadeviz.errors import FadevizError
+
 if TYPE_CHECKING:
-    from fadeviz.analysis.order import LearningOrder
+    from fadeviz.analysis.order import LearningOrder, OperatorOrder
+    from fadeviz.render.plots import CurvePanel
 
 _RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 _LAYER = click.option("--layer", default=None, help="Layer to measure.  [default: the network's intermediate one]")
 _KIND = click.option("--kind", "map_kind", default="feature", show_default=True, help="Kind of map to measure.")
+
+_RESPONSES = click.option(
+    "--responses", default="plain", show_default=True, metavar="plain|raw-edge|beyond-position",
+    help="Which responses the learning times are of: as they are; the edge response from the map's own gradient, not "
+         "its ranks'; or each less that for other images' masks, which takes away what any centred blob would show.",
+)  # fmt: skip
 
 
 @click.command()
 @_RUNS
 @_LAYER
 @_KIND
+@_RESPONSES
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers here.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the table here.")
 def analyze(
-    runs: tuple[Path, ...], layer: str | None, map_kind: str, json_file: Path | None, csv_file: Path | None
+    runs: tuple[Path, ...],
+    layer: str | None,
+    map_kind: str,
+    responses: str,
+    json_file: Path | None,
+    csv_file: Path | None,
 ) -> None:
     """Measure what RUNS learn first, outline or interior: one row an operator, with intervals over images and seeds."""
-    from fadeviz.analysis.table import describe, summary_rows
+    from fadeviz.analysis.courses import operator_courses
+    from fadeviz.analysis.table import course_rows, describe, summary_rows
     from fadeviz.snapshots import write_whole
 
-    order = _order(runs, layer, map_kind)
-    rows = summary_rows(order)
+    order = _order(runs, layer, map_kind, responses)
+    courses = [operator_courses(order, operator) for operator in order.operators]
+    rows = summary_rows(order, courses)
     if json_file is not None:
         whole = {
             "layer": order.layer,
             "kind": order.kind,
             "steps": list(order.steps),
             "images": list(order.images),
-            "operators": rows,
+            "responses": order.responses,
+            "operators": [{**row, "courses": course_rows(one)} for row, one in zip(rows, courses, strict=True)],
             "comparisons": [
                 {
                     "first": one.first,
@@ -72,65 +91,133 @@ def analyze(
             click.echo(f"wrote {file}")
 
 
+_FIGURES = {
+    "kymograph": "the map's values by distance to the contour and step",
+    "edge-kymograph": "its steepness, likewise",
+    "responses": "edge and interior response, and the same for other images' masks",
+    "spectrum": "how fine the map is, and its checkerboard",
+    "learning": "how alike map, gate, kernels, guide and decoder feature are to what they become",
+    "gate": "gate and kernel entropy inside, on the contour and outside",
+    "classes": "feature similarity within and between classes",
+    "continuity": "change from one snapshot to the next",
+    "quality": "mIoU and Boundary IoU of the tests",
+}
+
+
 @click.command()
 @_RUNS
-@click.option("--kind", "figure", type=click.Choice(["kymograph", "edge-kymograph", "responses"]), default="kymograph",
-              show_default=True,
-              help="kymograph: the map's values by distance to the contour and step; edge-kymograph: its steepness; "
-                   "responses: edge and interior response over the training.")  # fmt: skip
+@click.option(
+    "--kind",
+    "figure",
+    type=click.Choice(list(_FIGURES)),
+    default="kymograph",
+    show_default=True,
+    help="; ".join(f"{name}: {what}" for name, what in _FIGURES.items()) + ".",
+)
 @_LAYER
 @click.option("--map-kind", default="feature", show_default=True, help="Kind of map to measure.")
+@_RESPONSES
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="The figure: .png, .pdf or .svg.")  # fmt: skip
-def plot(runs: tuple[Path, ...], figure: str, layer: str | None, map_kind: str, output: Path) -> None:
-    """Draw what was measured of RUNS: distance-time maps, or responses over the training."""
-    from fadeviz.render.plots import KymographPanel, ResponsePanel, write_kymographs, write_responses
+def plot(runs: tuple[Path, ...], figure: str, layer: str | None, map_kind: str, responses: str, output: Path) -> None:
+    """Draw what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
+    from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
-    order = _order(runs, layer, map_kind)
+    order = _order(runs, layer, map_kind, responses)
     caption = (
         f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. Runs: "
         f"{', '.join(run.run_id for operator in order.operators for run in operator.runs)}. "
     )
-    subtitles = [f"{len(op.seeds)} seed{'s' if len(op.seeds) > 1 else ''}; {op.verdict.word}" for op in order.operators]
-    if figure == "responses":
-
-        def flat(values: Any) -> Any:
-            return values.transpose(0, 2, 1).reshape(-1, values.shape[1])
-
-        write_responses(
-            [
-                ResponsePanel(op.title, subtitle, order.steps, flat(op.edge), flat(op.interior),
-                              op.edge_t50.estimate, op.interior_t50.estimate)
-                for op, subtitle in zip(order.operators, subtitles, strict=True)
-            ],
-            output,
-            caption=caption + "Lines: median over runs and images; bands: their middle half; dotted: half of the way.",
-        )  # fmt: skip
-    else:
+    if figure in ("kymograph", "edge-kymograph"):
         value = figure == "kymograph"
         kymographs = [op.value_kymograph if value else op.gradient_kymograph for op in order.operators]
         write_kymographs(
             [
-                KymographPanel(op.title, subtitle, order.steps, k.edges, k.value)
-                for op, subtitle, k in zip(order.operators, subtitles, kymographs, strict=True)
+                KymographPanel(op.title, _subtitle(op), order.steps, k.edges, k.value)
+                for op, k in zip(order.operators, kymographs, strict=True)
             ],
             output,
             quantity=f"mean rank of the map's {'values' if value else 'steepness'} (0 lowest, 1 highest)",
             caption=caption + "Dashed: the contour. An interior that fills spreads from it; noise is 0.5 everywhere.",
         )
+    else:
+        panels = _by_operator(order, figure) if figure in _ONE_PANEL_AN_OPERATOR else _by_measure(order, figure)
+        if not panels:
+            raise FadevizError(
+                f"none of the runs has what the figure {figure!r} shows. Record it: fadeviz record --kinds all ..."
+            )
+        sentence = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
+        if figure == "responses":
+            sentence += " Dotted curves: with the masks of other images. Upright: median step of half of the way."
+        write_curves(panels, output, caption=caption + sentence)
     click.echo(f"wrote {output}")
 
 
-def _order(runs: tuple[Path, ...], layer: str | None, kind: str) -> LearningOrder:
+_ONE_PANEL_AN_OPERATOR = ("responses", "learning", "gate", "classes")
+_SPANS = {"responses": (-0.35, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
+
+
+def _subtitle(operator: OperatorOrder) -> str:
+    return f"{len(operator.seeds)} seed{'s' if len(operator.seeds) > 1 else ''}; {operator.verdict.word}"
+
+
+def _by_operator(order: LearningOrder, figure: str) -> list[CurvePanel]:
+    """A panel for each operator, a line for each measure."""
+    from fadeviz.analysis.courses import MEASURES, operator_courses
+    from fadeviz.render.plots import Curve, CurvePanel
+
+    panels = []
+    for operator in order.operators:
+        marks = {"edge": operator.edge_t50.estimate, "interior": operator.interior_t50.estimate}
+        curves = []
+        courses = operator_courses(order, operator)
+        names = [name for name in courses if MEASURES[name].figure == figure]
+        if figure == "responses":
+            names = [n for n in ("edge", "edge_elsewhere", "interior", "interior_elsewhere") if n in courses]
+        for name in names:
+            measure, course = MEASURES[name], courses[name]
+            label = f"{measure.title} ({measure.unit})" if figure == "learning" else measure.title
+            mark = marks.get(name, math.nan) if figure == "responses" else math.nan
+            like = None
+            if name.endswith("_elsewhere"):
+                like = MEASURES[name.removesuffix("_elsewhere")].title
+            elif name.endswith("_cka"):
+                like = f"{measure.title} ({MEASURES[name.replace('_cka', '_correlation')].unit})"
+            elif name.startswith(("entropy_", "inter_")):
+                like = MEASURES[name.replace("entropy_", "gate_").replace("inter_", "intra_")].title
+            curves.append(
+                Curve(label, course.steps, course.middle, course.low, course.high, mark, like, "_elsewhere" in name)
+            )
+        if curves:
+            unit = {"responses": "response (0 chance, 1 perfect)", "learning": "similarity to the last snapshot",
+                    "gate": "mean", "classes": "cosine similarity"}[figure]  # fmt: skip
+            panels.append(CurvePanel(operator.title, _subtitle(operator), unit, curves, _SPANS.get(figure)))
+    return panels
+
+
+def _by_measure(order: LearningOrder, figure: str) -> list[CurvePanel]:
+    """A panel for each measure, a line for each operator."""
+    from fadeviz.analysis.courses import MEASURES, operator_courses
+    from fadeviz.render.plots import Curve, CurvePanel
+
+    courses = {operator.title: operator_courses(order, operator) for operator in order.operators}
+    panels = []
+    for name, measure in MEASURES.items():
+        found = {title: one[name] for title, one in courses.items() if name in one}
+        if measure.figure == figure and found:
+            curves = [Curve(title, c.steps, c.middle, c.low, c.high) for title, c in found.items()]
+            panels.append(CurvePanel(measure.title, measure.meaning, measure.unit, curves))
+    return panels
+
+
+def _order(runs: tuple[Path, ...], layer: str | None, kind: str, responses: str) -> LearningOrder:
     from fadeviz import open_run
     from fadeviz.analysis.order import learning_order
 
-    return learning_order([open_run(path) for path in runs], layer, kind)
+    return learning_order([open_run(path) for path in runs], layer, kind, which=responses)
 
 
 def _finite(value: float) -> float | None:
-    import math
-
     return value if math.isfinite(value) else None
 
 

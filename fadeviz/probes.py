@@ -54,8 +54,9 @@ class Probe:
             model: any module whose layers give maps ``(B, C, h, w)``.
             layers: dotted names or globs, comma-separated or as a sequence; ``*`` stands for one part of a name,
                 ``**`` for any number: ``decoder.*.upsample``, ``**.gate``.
-            kinds: names in ``KINDS``, comma-separated or as a sequence; or ``all`` for what there is of them; None takes feature, gradient and what the
-                layers have of gate and kernel_entropy. A kind is recorded of the layers that have it.
+            kinds: names in ``KINDS``, comma-separated or as a sequence; or ``all`` for what there is of them; None
+                takes feature, gradient and what the layers have of gate and kernel_entropy. A kind is recorded of the
+                layers that have it.
             channel_images: how many of the observed images the large kinds keep, those with many maps an image.
 
         Raises:

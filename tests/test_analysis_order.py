@@ -9,7 +9,7 @@ from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.learning import State, lead
-from fadeviz.analysis.order import VERDICTS, learning_order, verdict
+from fadeviz.analysis.order import RESPONSES, VERDICTS, learning_order, verdict
 from fadeviz.analysis.regions import build_regions, distance_bins
 from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
@@ -134,7 +134,7 @@ def test_movies_without_an_order(tmp_path, kind, word, state):
 def test_options(runs):
     one = runs[0]
     wide = learning_order(
-        [one], pixels=4, levels=(0.25, 0.5), steps=STEPS[::2], ranked=False, kind="feature", layer=LAYER
+        [one], pixels=4, levels=(0.25, 0.5), steps=STEPS[::2], which="raw-edge", kind="feature", layer=LAYER
     )
     assert wide.regions[0].half_width == 4
     assert wide.steps == STEPS[::2]
@@ -240,3 +240,26 @@ def test_masks_that_differ_are_different_pictures(tmp_path, runs):
     store.write_observation(other.observation[0], 1 - other.observation[1])
     with pytest.raises(FadevizError, match="observed different pictures"):
         learning_order([runs[0], open_run(other.path)])
+
+
+def test_a_blob_in_the_middle_of_every_map_is_no_knowledge_of_the_object(tmp_path):
+    """Objects are near the middle: what grows there in every map tells inside from outside, and knows no object."""
+    masks = np.stack([np.roll(mask(), shift, axis=(0, 1)) for shift in ((6, 0), (-6, 0), (0, 6), (0, -6))])
+    blob = np.stack([movie("outward", STEPS, noise=0.1, seed=i) for i in range(4)], axis=1)
+    own = np.stack([np.roll(blob[:, i], s, (1, 2)) for i, s in enumerate(((6, 0), (-6, 0), (0, 6), (0, -6)))], axis=1)
+    found = {}
+    for name, maps in (("blob", blob), ("own", own)):
+        store = SnapshotStore(tmp_path / name, name)
+        for index, step in enumerate(STEPS):
+            store.write(step, [Snapshot(step, LAYER, 0, "feature", maps[index])])
+        store.write_observation(np.zeros((4, 48, 48, 3), np.uint8), masks)
+        store.write_info({"upsampler": name, "config": {"seed": 0}})
+        for which in RESPONSES:
+            found[name, which] = learning_order([open_run(tmp_path / name)], which=which).operators[0]
+    states = {key: {times.state for times in one.interior_times[0]} for key, one in found.items()}
+    assert states["blob", "plain"] == states["own", "plain"] == states["own", "beyond-position"] == {REACHED}
+    assert states["blob", "beyond-position"] == {NEVER}
+    one = found["own", "beyond-position"]
+    assert np.allclose(one.interior, one.measured[0].interior - one.measured[0].interior_elsewhere, equal_nan=True)
+    with pytest.raises(FadevizError, match="raw-edge"):
+        learning_order([open_run(tmp_path / "own")], which="raw_edge")

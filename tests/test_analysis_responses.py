@@ -119,10 +119,25 @@ def test_responses_of_a_run():
     assert found.edge.shape == found.interior.shape == (len(STEPS), 2)
     assert np.array_equal(found.edge[:, 1], edge_response(maps[:, 1], other))
     assert np.array_equal(found.interior[:, 0], interior_response(maps[:, 0], REGIONS))
-    raw = responses(maps, [REGIONS, other], BINS, ranked=False)
-    assert np.array_equal(raw.edge[:, 0], edge_response(maps[:, 0], REGIONS, ranked=False))
-    assert not np.array_equal(raw.edge, found.edge)
-    assert np.array_equal(raw.gradient.value, found.gradient.value, equal_nan=True)
+    assert np.array_equal(found.edge_raw[:, 0], edge_response(maps[:, 0], REGIONS, ranked=False))
+    assert not np.array_equal(found.edge_raw, found.edge)
+    assert np.array_equal(found.edge_elsewhere[:, 0], edge_response(maps[:, 0], other))
+    assert np.array_equal(found.interior_elsewhere[:, 1], interior_response(maps[:, 1], REGIONS))
+
+
+def test_elsewhere_is_the_mean_over_the_other_masks_that_have_a_response():
+    masks = [np.roll(mask(), shift, axis=0) for shift in (0, 4, 9)] + [np.zeros((48, 48))]
+    regions = [build_regions(one, (48, 48)) for one in masks]
+    maps = np.stack([movie("outward", noise=0.1)] * 4, axis=1)
+    found = responses(maps, regions, BINS)
+    edges = [edge_response(maps[:, 0], one) for one in regions[1:3]]
+    interiors = [interior_response(maps[:, 0], one) for one in regions[1:3]]
+    assert np.allclose(found.edge_elsewhere[:, 0], np.mean(edges, axis=0), atol=1e-12)
+    assert np.allclose(found.interior_elsewhere[:, 0], np.mean(interiors, axis=0), atol=1e-12)
+    assert np.isfinite(found.interior_elsewhere[:, 3]).all()  # the image without an object has the others' masks
+    alone = responses(maps[:, :1], regions[:1], BINS)
+    assert np.isnan(alone.edge_elsewhere).all()
+    assert np.isnan(alone.interior_elsewhere).all()
 
 
 def test_maps_too_small_for_anything():

@@ -11,7 +11,7 @@ from fadeviz_cli.main import main
 from PIL import Image
 
 from fadeviz import FadevizError
-from fadeviz.render.plots import KymographPanel, ResponsePanel, write_kymographs, write_responses
+from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
 from render_runs import make_run
 
 EDGES = np.linspace(-6, 9, 16)
@@ -22,11 +22,12 @@ def kymograph(title="FADE", value=None):
     return KymographPanel(title, "1 seed", (0, 1, 10, 100), EDGES, value)
 
 
-def responses(title="FADE", **times):
+def curves(title="FADE", count=2, **more):
     rising = np.linspace(0, 1, 4)
-    return ResponsePanel(
-        title, "1 seed", (0, 1, 10, 100), np.stack([rising, rising**2]), np.stack([rising] * 2), **times
-    )
+    lines = [
+        Curve(f"line {n}", (0, 1, 10, 100), rising / (n + 1), rising / (n + 2), rising, **more) for n in range(count)
+    ]
+    return CurvePanel(title, "1 seed", "share", lines, (-0.3, 1.1))
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +48,11 @@ class TestFiles:
     @pytest.mark.parametrize(("ending", "count"), [("png", 1), ("png", 4), ("pdf", 2), ("svg", 1)])
     def test_the_same_panels_give_the_same_bytes(self, tmp_path, ending, count):
         panels = [kymograph(f"Operator {n}") for n in range(count)]
-        curves = [responses(f"Operator {n}", edge_t50=3.0) for n in range(count)]
+        lines = [curves(f"Operator {n}", mark=3.0) for n in range(count)]
         made = []
         for name in ("a", "b"):
             write_kymographs(panels, tmp_path / f"{name}.{ending}", quantity="rank", caption="What it shows.")
-            write_responses(curves, tmp_path / f"{name}r.{ending}", caption="What it shows.")
+            write_curves(lines, tmp_path / f"{name}r.{ending}", caption="What it shows.")
             made.append([(tmp_path / f"{name}{kind}.{ending}").read_bytes() for kind in ("", "r")])
         assert made[0] == made[1]
         assert all(len(data) > 5000 for data in made[0])
@@ -71,14 +72,32 @@ class TestFiles:
     def test_one_snapshot_and_nothing_but_gaps(self, tmp_path):
         gap = np.full((1, 1), math.nan)
         write_kymographs([KymographPanel("a", "", (0,), np.array([-1.0, 1.0]), gap)], tmp_path / "k.png", quantity="q")
-        write_responses([ResponsePanel("a", "", (0,), gap, gap, math.inf)], tmp_path / "r.png")
+        write_curves(
+            [CurvePanel("a", "", "", [Curve("x", (0,), gap[0], gap[0], gap[0], math.inf)])], tmp_path / "r.png"
+        )
         assert (tmp_path / "k.png").exists()
 
     def test_bad_arguments(self, tmp_path):
         with pytest.raises(FadevizError, match="nothing to plot"):
             write_kymographs([], tmp_path / "a.png", quantity="rank")
         with pytest.raises(FadevizError, match=r"cannot write a.gif: the ending must be one of .png, .pdf, .svg"):
-            write_responses([responses()], tmp_path / "a.gif")
+            write_curves([curves()], tmp_path / "a.gif")
+
+    def test_lines_like_another_take_its_colour(self, tmp_path):
+        flat = np.full(2, 0.5)
+        for name, like in (("own", None), ("alike", "a")):
+            lines = [Curve("a", (0, 100), flat + 0.3, flat, flat), Curve("b", (0, 100), flat, flat, flat, like=like)]
+            write_curves([CurvePanel("x", "", "", lines, (0, 1))], tmp_path / f"{name}.png")
+        seen = {}
+        for name in ("own", "alike"):
+            pixels = np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).reshape(-1, 3).astype(int)
+            seen[name] = int((np.abs(pixels - (0, 114, 178)).sum(1) < 30).sum())
+        assert seen["own"] > 100
+        assert seen["alike"] == 0
+
+    def test_many_lines_and_panels(self, tmp_path):
+        write_curves([curves(f"panel {n}", 11) for n in range(5)], tmp_path / "many.png")
+        assert np.asarray(Image.open(tmp_path / "many.png")).std() > 10
 
 
 class TestCommands:
@@ -102,7 +121,9 @@ class TestCommands:
         assert [row["operator"] for row in table] == ["fade", "carafe"]
         assert float(table[1]["interior_at_end"]) == rows["carafe"]["interior_at_end"]
 
-    @pytest.mark.parametrize("kind", ["kymograph", "edge-kymograph", "responses"])
+    @pytest.mark.parametrize(
+        "kind", ["kymograph", "edge-kymograph", "responses", "spectrum", "learning", "gate", "classes", "continuity"]
+    )
     def test_plot(self, runs, tmp_path, kind):
         output = tmp_path / "figure.png"
         result = call("plot", runs / "fade0", runs / "carafe0", "--kind", kind, "-o", output)
@@ -110,11 +131,22 @@ class TestCommands:
         assert result.output == f"wrote {output}\n"
         assert np.asarray(Image.open(output)).std() > 10
 
+    def test_responses_less_what_position_gives(self, runs, tmp_path):
+        result = call("analyze", runs / "fade0", "--responses", "beyond-position", "--json", tmp_path / "a.json")
+        assert result.exit_code == 0, result.output
+        assert "beyond-position: each response less" in result.output
+        whole = json.loads((tmp_path / "a.json").read_text())
+        assert whole["responses"] == "beyond-position"
+        courses = whole["operators"][0]["courses"]
+        assert len(courses["edge"]["middle"]) == len(courses["edge"]["steps"]) == len(whole["steps"])
+
     def test_errors(self, runs, tmp_path):
         for arguments, code, message in (
             (("analyze",), 2, "Missing argument"),
             (("analyze", tmp_path / "none"), 1, "no run folder"),
             (("analyze", runs / "fade0", "--kind", "gates"), 1, "gates"),
+            (("analyze", runs / "fade0", "--responses", "raw"), 1, "raw-edge"),
+            (("plot", runs / "fade0", "--kind", "quality", "-o", tmp_path / "a.png"), 1, "none of the runs has what"),
             (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "the ending must be one of"),
             (("plot", runs / "fade0", "--kind", "pie", "-o", tmp_path / "a.png"), 2, "'pie' is not one of"),
         ):

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FadevizError
+from ..errors import FadevizError, unknown_name
 from ..snapshots import CHANNEL_KINDS, Run
 from .learning import LEVELS, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
-from .responses import LAST, Kymograph, merge_kymographs, responses
+from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
 from .statistics import UNITS, Interval, PairedTest, bootstrap_interval, paired_test
 
 VERDICTS = {
@@ -26,6 +26,13 @@ VERDICTS = {
     "undecided": "the interval of the lead holds 0, too few maps have a lead, or one of the two never comes",
 }
 """What can be said of an operator, and when."""
+
+RESPONSES = {
+    "plain": "the edge and the interior response as they are",
+    "raw-edge": "the edge response is of the map's own gradient, not its ranks': large steps count more than ripples",
+    "beyond-position": "each response less the same map's for the other images' masks, as any centred blob shows",
+}
+"""Which responses the learning times are of."""
 
 MIN_LEADS = 6
 """Leads needed for a verdict: of fewer, all have the same sign by chance more than once in twenty times."""
@@ -58,8 +65,9 @@ class OperatorOrder:
         title: how pictures call it.
         runs: the R runs, by seed.
         seeds: their seeds; None where a run has none.
-        edge: ``(R, S, N)`` edge response; NaN where undefined.
-        interior: ``(R, S, N)`` interior response; NaN where undefined.
+        measured: for each run, all responses of its maps.
+        edge: ``(R, S, N)``, the edge response that counts, see ``RESPONSES``; NaN where undefined.
+        interior: ``(R, S, N)``, the interior response that counts; NaN where undefined.
         edge_times: for each run and image, when the edge response was learned.
         interior_times: the same of the interior response.
         lead: ``(R, N)``, t50(interior) - t50(edge) in steps; infinite where censored, NaN where there is none.
@@ -76,6 +84,7 @@ class OperatorOrder:
     title: str
     runs: tuple[Run, ...]
     seeds: tuple[int | None, ...]
+    measured: tuple[Responses, ...]
     edge: NDArray[np.float64]
     interior: NDArray[np.float64]
     edge_times: tuple[tuple[LearningTimes, ...], ...]
@@ -117,6 +126,7 @@ class LearningOrder:
         steps: the S steps that all runs have.
         images: names of the N observed images.
         regions: of their masks at the layer's resolution.
+        responses: a name in ``RESPONSES``.
         operators: in the order in which they were given.
         comparisons: of every two operators with seeds in common.
         notes: what a reader should know of the runs, a sentence each.
@@ -127,6 +137,7 @@ class LearningOrder:
     steps: tuple[int, ...]
     images: tuple[str, ...]
     regions: tuple[Regions, ...]
+    responses: str
     operators: tuple[OperatorOrder, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
@@ -183,7 +194,7 @@ def learning_order(
     pixels: float = BAND_PIXELS,
     share: float = BAND_SHARE,
     levels: Sequence[float] = LEVELS,
-    ranked: bool = True,
+    which: str = "plain",
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -200,15 +211,17 @@ def learning_order(
         pixels: half-width of the contour band in pixels of the layer.
         share: the same as a share of the map's diagonal; the larger counts.
         levels: shares of the way whose steps are told.
-        ranked: False takes the edge response from the map as it is instead of its ranks.
+        which: responses the times are of, a name in ``RESPONSES``.
         level: of the intervals.
         resamples: of the bootstrap.
         seed: of the bootstrap and the tests.
 
     Raises:
-        FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer or kind, other
-            pictures or map sizes, no step 0 or too few steps in common.
+        FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer, kind or response,
+            other pictures or map sizes, no step 0 or too few steps in common.
     """
+    if which not in RESPONSES:
+        raise unknown_name("responses", which, RESPONSES)
     chosen = _check_runs(runs, layer, kind)
     shown = _common_steps(runs, steps)
     masks = runs[0].observation[1]
@@ -222,8 +235,8 @@ def learning_order(
         for run in members:
             maps = run.maps(chosen, kind, steps=shown)
             _check_size(run, maps, chosen, runs[0], regions)
-            measured.append(responses(maps, regions, bins, ranked=ranked))
-        edge, interior = np.stack([one.edge for one in measured]), np.stack([one.interior for one in measured])
+            measured.append(responses(maps, regions, bins))
+        edge, interior = (np.stack(one) for one in zip(*(_counting(one, which) for one in measured), strict=True))
         edge_times, interior_times = (_times(shown, response, levels) for response in (edge, interior))
         leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
         edge_t50, interior_t50, lead_interval = (
@@ -240,6 +253,7 @@ def learning_order(
                 title=_title(members[0]) + name.removeprefix(members[0].name),
                 runs=tuple(members),
                 seeds=tuple(_setting(run, "seed") for run in members),
+                measured=tuple(measured),
                 edge=edge,
                 interior=interior,
                 edge_times=edge_times,
@@ -266,10 +280,18 @@ def learning_order(
         steps=shown,
         images=tuple(map(str, names)) if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
         regions=regions,
+        responses=which,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
         notes=notes,
     )
+
+
+def _counting(measured: Responses, which: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The edge and the interior response that count."""
+    if which == "beyond-position":
+        return measured.edge - measured.edge_elsewhere, measured.interior - measured.interior_elsewhere
+    return (measured.edge_raw if which == "raw-edge" else measured.edge), measured.interior
 
 
 def _times(

@@ -74,13 +74,12 @@ def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool 
         is empty.
     """
     maps = _checked(maps, regions)
-    band = regions.band[1:-1, 1:-1]
     if ranked:
         steepness = _steepness(ranks(maps))
     else:
         defined = _defined(maps.reshape(*maps.shape[:-2], -1))[..., None, None]
         steepness = ranks(np.where(defined, squared_gradient(np.where(defined, maps, 0)), np.nan))
-    return _separation(steepness, band, ~band)
+    return _edge(steepness, regions)
 
 
 def interior_response(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64]:
@@ -135,19 +134,25 @@ class Responses:
     Attributes:
         edge: ``(S, N)``, as of :func:`edge_response`.
         interior: ``(S, N)``, as of :func:`interior_response`.
+        edge_raw: ``(S, N)``, the edge response of the maps as they are, without their ranks.
+        edge_elsewhere: ``(S, N)``, the mean edge response of a map for the other images' masks: what its place in the
+            picture alone gives, for contours are where contours often are. NaN with one image.
+        interior_elsewhere: ``(S, N)``, the same of the interior response: a blob in the middle of every map tells the
+            inside from the outside where objects are in the middle.
         value: the distance-time map of the values.
         gradient: the distance-time map of the steepness.
     """
 
     edge: NDArray[np.float64]
     interior: NDArray[np.float64]
+    edge_raw: NDArray[np.float64]
+    edge_elsewhere: NDArray[np.float64]
+    interior_elsewhere: NDArray[np.float64]
     value: Kymograph
     gradient: Kymograph
 
 
-def responses(
-    maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDArray[np.float64], *, ranked: bool = True
-) -> Responses:
+def responses(maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDArray[np.float64]) -> Responses:
     """Edge and interior response of every map of a run, and its two distance-time maps: they show a front that moves.
 
     For a distance-time map each map is replaced by its ranks (:func:`ranks`), so that a map that is only noise is 1/2
@@ -160,7 +165,6 @@ def responses(
         maps: ``(S, N, h, w)``, steps and images.
         regions: of the N images' masks.
         edges: of the bins of signed distance, increasing, as from :func:`~fadeviz.analysis.regions.distance_bins`.
-        ranked: as in :func:`edge_response`; the distance-time maps are of ranks always.
 
     Raises:
         FadevizError: maps, masks and regions that do not fit together.
@@ -169,20 +173,40 @@ def responses(
         raise FadevizError(
             f"maps are {maps.shape} with {len(regions)} masks; needed are (steps, images, h, w) and a mask an image"
         )
-    edge, interior = np.full(maps.shape[:2], np.nan), np.full(maps.shape[:2], np.nan)
+    edge, interior, edge_raw, edge_elsewhere, interior_elsewhere = np.full((5, *maps.shape[:2]), np.nan)
     value, gradient = _Binned(len(maps), edges), _Binned(len(maps), edges)
     for image, where in enumerate(regions):  # one image at a time, to hold one image's ranks
         series = _checked(maps[:, image], where)
         place = ranks(series)
         steepness = _steepness(place)
-        band = where.band[1:-1, 1:-1]
-        edge[:, image] = _separation(steepness, band, ~band) if ranked else edge_response(series, where, ranked=False)
+        edge[:, image] = _edge(steepness, where)
+        edge_raw[:, image] = edge_response(series, where, ranked=False)
         signed = _separation(place, where.inside, where.outside)
         interior[:, image] = np.abs(signed)
+        others = [other for index, other in enumerate(regions) if index != image]
+        edge_elsewhere[:, image] = _mean_of_defined([_edge(steepness, other) for other in others], len(maps))
+        interior_elsewhere[:, image] = _mean_of_defined(
+            [np.abs(_separation(place, other.inside, other.outside)) for other in others], len(maps)
+        )
         late = signed[-LAST:][np.isfinite(signed[-LAST:])]
         value.add(1 - place if late.sum() < 0 else place, where.distance)
         gradient.add(steepness, where.distance[1:-1, 1:-1])
-    return Responses(edge, interior, value.mean("value"), gradient.mean("gradient"))
+    return Responses(
+        edge, interior, edge_raw, edge_elsewhere, interior_elsewhere, value.mean("value"), gradient.mean("gradient")
+    )
+
+
+def _edge(steepness: NDArray[np.float64], regions: Regions) -> NDArray[np.float64]:
+    band = regions.band[1:-1, 1:-1]
+    return _separation(steepness, band, ~band)
+
+
+def _mean_of_defined(rows: Sequence[NDArray[np.float64]], length: int) -> NDArray[np.float64]:
+    """Mean over the rows, each ``(length,)``, without NaN; NaN where there is nothing else."""
+    table = np.array(rows).reshape(len(rows), length)
+    known = np.isfinite(table)
+    count = known.sum(0)
+    return np.divide(np.where(known, table, 0).sum(0), count, out=np.full(length, np.nan), where=count > 0)
 
 
 class _Binned:

@@ -118,6 +118,59 @@ def bootstrap_interval(
     return Interval(_censored(estimate), _censored(low), _censored(high), count, len(rows), level)
 
 
+def bootstrap_band(
+    values: NDArray[np.floating], *, level: float = 0.95, resamples: int = 400, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The median over seeds and images at each step, with its interval: :func:`bootstrap_interval` for a curve.
+
+    The same seeds and images are drawn for all steps, so that the ends of the band are curves, not noise. Unlike there,
+    missing values are left out after drawing.
+
+    Args:
+        values: ``(seeds, steps, images)``; NaN is missing.
+        level: of the interval, between 0 and 1.
+        resamples: how often to draw.
+        seed: of the drawing.
+
+    Returns:
+        Median, lower and upper end, ``(steps,)`` each; NaN at steps without any value.
+
+    Raises:
+        FadevizError: not three axes, or a level or a number of resamples that makes no interval.
+    """
+    if values.ndim != 3 or not 0 < level < 1 or resamples < 1:
+        raise FadevizError(
+            f"bootstrap: values {values.shape}, level {level:g}, {resamples} resamples; needed are (seeds, steps, "
+            "images), 0 < level < 1 and 1 or more"
+        )
+    by_step = np.moveaxis(np.asarray(values, np.float64), 1, 0)
+    steps, seeds, images = by_step.shape
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(seeds, size=(resamples, seeds, 1))
+    columns = rng.integers(images, size=(resamples, seeds, images))
+    found = np.stack([_medians(table[drawn, columns].reshape(resamples, -1)) for table in by_step])
+    low, high = (_quantile(found, share) for share in ((1 - level) / 2, (1 + level) / 2))
+    return _medians(by_step.reshape(steps, -1)), low, high
+
+
+def _medians(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median of each row without NaN; NaN where there is nothing else."""
+    return _quantile(table, 0.5)
+
+
+def _quantile(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """A quantile of each row without NaN, linear between values, as numpy's; NaN where there is nothing else."""
+    ordered = np.sort(table, axis=1)  # NaN comes last
+    count = (~np.isnan(ordered)).sum(1)
+    place = share * np.maximum(count - 1, 0)
+    below = np.floor(place).astype(np.int64)
+    above = np.minimum(below + 1, np.maximum(count - 1, 0))
+    rows = np.arange(len(ordered))
+    part = place - below
+    found: NDArray[np.float64] = (1 - part) * ordered[rows, below] + part * ordered[rows, above]
+    return found
+
+
 def paired_test(
     a: NDArray[np.floating],
     b: NDArray[np.floating],

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..snapshots import Run
+from .courses import Course, operator_courses
 from .learning import LearningTimes, State
-from .order import LearningOrder, OperatorOrder
-from .similarity import continuity, find_splice
-from .spectrum import checkerboard, radial_centroid
+from .order import RESPONSES, LearningOrder, OperatorOrder
+from .similarity import find_splice
 from .statistics import Interval
 
 Row = dict[str, Any]
+Courses = Mapping[str, Course]
 
 
-def summary_rows(order: LearningOrder) -> list[Row]:
+def summary_rows(order: LearningOrder, courses: Sequence[Courses] | None = None) -> list[Row]:
     """One flat row an operator; numbers that are undefined or lie beyond the training are None.
 
     Each ``*_states`` says how many maps a response was learned in, stood at step 0, never came, came and went, or was
-    undefined: a lead speaks for the maps it exists in alone.
+    undefined: a lead speaks for the maps it exists in alone. Starts and ends are medians over seeds and images.
+
+    Args:
+        order: what was measured.
+        courses: of each operator, from :func:`~fadeviz.analysis.courses.operator_courses`; None measures them now.
     """
-    return [_row(operator, order) for operator in order.operators]
+    if courses is None:
+        courses = [operator_courses(order, operator) for operator in order.operators]
+    return [_row(operator, order, one) for operator, one in zip(order.operators, courses, strict=True)]
 
 
-def _row(operator: OperatorOrder, order: LearningOrder) -> Row:
-    maps = [run.maps(order.layer, order.kind, steps=order.steps) for run in operator.runs]
-    centroid = [radial_centroid(m) for m in maps]
-    board = [checkerboard(m).share for m in maps]
-    change = [continuity(m).pixel_change for m in maps]
+def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row:
+    ends = {}
+    for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard"):
+        values = courses[name].middle if name in courses else np.array([np.nan])
+        ends[f"{name}_at_start"], ends[f"{name}_at_end"] = _number(values[0]), _number(values[-1])
+    change = courses["pixel_change"].values if "pixel_change" in courses else np.array([np.nan])
     return {
         "operator": operator.name,
         "title": operator.title,
@@ -45,19 +52,23 @@ def _row(operator: OperatorOrder, order: LearningOrder) -> Row:
         **_interval("interior_t50", operator.interior_t50),
         "edge_states": _states(operator.edge_times),
         "interior_states": _states(operator.interior_times),
-        "edge_at_start": _median(operator.edge[:, 0]),
-        "edge_at_end": _median(operator.edge[:, -1]),
-        "interior_at_start": _median(operator.interior[:, 0]),
-        "interior_at_end": _median(operator.interior[:, -1]),
-        "centroid_at_start": _median(np.concatenate([c[0] for c in centroid])),
-        "centroid_at_end": _median(np.concatenate([c[-1] for c in centroid])),
-        "checkerboard_at_start": _median(np.concatenate([b[0] for b in board])),
-        "checkerboard_at_end": _median(np.concatenate([b[-1] for b in board])),
-        "frame_change": _median(np.concatenate([c.ravel() for c in change])),
-        "miou": _mean_at_end(operator.runs, "miou"),
-        "boundary_iou": _mean_at_end(operator.runs, "boundary_iou"),
+        **ends,
+        "frame_change": _median(change),
+        "miou": _number(courses["miou"].values[:, -1].mean()) if "miou" in courses else None,
+        "boundary_iou": _number(courses["boundary_iou"].values[:, -1].mean()) if "boundary_iou" in courses else None,
         "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
         "runs": [run.run_id for run in operator.runs],
+    }
+
+
+def course_rows(courses: Courses) -> dict[str, Row]:
+    """The courses of one operator for JSON: steps, median and the ends of its interval; what is undefined is None."""
+    return {
+        name: {
+            "steps": list(course.steps),
+            **{part: [_number(v) for v in getattr(course, part).tolist()] for part in ("middle", "low", "high")},
+        }
+        for name, course in courses.items()
     }
 
 
@@ -87,15 +98,6 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _mean_at_end(runs: Sequence[Run], metric: str) -> float | None:
-    ends = []
-    for run in runs:
-        told = [line[metric] for line in run.metrics() if metric in line]
-        if told:
-            ends.append(float(told[-1]))
-    return float(np.mean(ends)) if ends else None
-
-
 def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
     """The rows as a table of at most 120 columns, the comparisons, and what has to be said beside them."""
     steps = order.steps
@@ -103,9 +105,10 @@ def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
     lines = [
         f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
+        *([] if order.responses == "plain" else [f"{order.responses}: {RESPONSES[order.responses]}"]),
         "",
         f"{'operator':{wide}}{'seeds':>5}  {'edge t50':>9}{'interior t50':>14}{'lead (95 %)':>24}"
-        f"{'centroid':>14}{'checker':>9}{'mIoU':>7}",
+        f"{'centroid':>14}{'checker':>9}{'mIoU':>7}{'BIoU':>7}",
     ]
     for row, operator in zip(rows, order.operators, strict=True):
         lead = operator.lead_interval
@@ -113,24 +116,37 @@ def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
         lines.append(
             f"{row['operator']:{wide}}{len(row['seeds']):>5}  {_steps(operator.edge_t50.estimate):>9}"
             f"{_steps(operator.interior_t50.estimate):>14}{between:>24}"
-            f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}{_digits(row['miou']):>7}"
+            f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}"
+            f"{_digits(row['miou']):>7}{_digits(row['boundary_iou']):>7}"
         )
     lines.append("")
     for row in rows:
         lines.append(f"{row['operator']}: {row['verdict']} ({row['reason']})")
         if row["spliced"]:
             lines.append(f"  frames of {', '.join(row['spliced'])} do not look like one training")
+    lines += _comparison_lines(order)
+    lines += ["", *(f"note: {note}" for note in order.notes), *_LEGEND]
+    return "\n".join(lines)
+
+
+def _comparison_lines(order: LearningOrder) -> list[str]:
+    """The first operator against each of the others, where there are pairs enough to say anything."""
+    lines = []
     for comparison in order.comparisons:
+        if comparison.first != order.operators[0].name:
+            continue  # all of them are in the JSON; here they would be as many as there are pairs of operators
         for unit, test in comparison.tests.items():
-            if test.count:
+            if test.count >= _LEAST_PAIRS:
                 kind = "exact" if test.exact else "sampled"
                 lines.append(
                     f"lead of {comparison.first} less that of {comparison.second}, paired by {unit}: "
                     f"{_steps(test.difference)} steps, p = {test.p:.3g} ({kind}, {test.count} pairs)"
                 )
-    lines += ["", *(f"note: {note}" for note in order.notes), *_LEGEND]
-    return "\n".join(lines)
+    return lines and [*lines, "p-values are not corrected for the number of comparisons."]
 
+
+_LEAST_PAIRS = 6
+"""Of fewer pairs no sign-flip test can fall below p = 0.05."""
 
 _LEGEND = (
     "t50: step at which a response has come half of its way from step 0 to its end. Edge response: how well the",

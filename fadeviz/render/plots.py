@@ -18,7 +18,10 @@ from ..snapshots import replacing
 ENDINGS = (".png", ".pdf", ".svg")
 
 EDGE, INTERIOR = "#D55E00", "#0072B2"
-"""Vermilion and blue of Okabe and Ito's palette, told apart with any kind of colour vision."""
+COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+"""Okabe and Ito's palette, told apart with any kind of colour vision; brown stands in for its yellow, too pale here."""
+
+_DASHES: tuple[Any, ...] = ("-", "--", "-.")
 
 _STYLE: Any = {
     "font.family": ["DejaVu Sans"],
@@ -57,26 +60,47 @@ class KymographPanel:
 
 
 @dataclass(frozen=True)
-class ResponsePanel:
-    """The edge and the interior response of one operator over the training.
+class Curve:
+    """One line with its band.
 
     Attributes:
-        title: of the operator.
-        subtitle: runs and verdict.
+        label: for the legend; lines of one label look the same in all panels.
         steps: ``(S,)``.
-        edge: ``(M, S)``, a row for each run and image; NaN where undefined.
-        interior: ``(M, S)``.
-        edge_t50: median step at which half of the way is done; NaN where there is none.
-        interior_t50: the same of the interior.
+        middle: ``(S,)``; NaN leaves a gap.
+        low: ``(S,)``, lower end of the band.
+        high: ``(S,)``, upper end.
+        mark: a step to mark by a dotted vertical line; NaN for none.
+        like: the label of the line whose colour this one takes, dashed; None takes one of its own.
+        faint: thin and dotted, without a band: what the line it is like is compared with.
+    """
+
+    label: str
+    steps: Sequence[int]
+    middle: NDArray[np.floating]
+    low: NDArray[np.floating]
+    high: NDArray[np.floating]
+    mark: float = math.nan
+    like: str | None = None
+    faint: bool = False
+
+
+@dataclass(frozen=True)
+class CurvePanel:
+    """Lines that share their axes.
+
+    Attributes:
+        title: of the operator, or the measure.
+        subtitle: runs and verdict, or what is measured.
+        unit: label of the vertical axis.
+        curves: the lines.
+        span: ends of the vertical axis; None fits them.
     """
 
     title: str
     subtitle: str
-    steps: Sequence[int]
-    edge: NDArray[np.floating]
-    interior: NDArray[np.floating]
-    edge_t50: float = math.nan
-    interior_t50: float = math.nan
+    unit: str
+    curves: Sequence[Curve]
+    span: tuple[float, float] | None = None
 
 
 def write_kymographs(
@@ -127,13 +151,14 @@ def write_kymographs(
         _save(figure, path)
 
 
-def write_responses(panels: Sequence[ResponsePanel], output: str | os.PathLike[str], *, caption: str = "") -> None:
-    """Draw edge and interior response over the training: median over runs and images, and their middle half.
+def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "") -> None:
+    """Draw measures over the training, with their bands.
 
-    Dotted lines stand where half of the way is done; the distance between the two is the lead.
+    Time is drawn as log(1 + step), because most changes early. Colours are told apart with any kind of colour vision;
+    from the ninth line on, dashes help.
 
     Args:
-        panels: one for each operator.
+        panels: as many as there are operators, or measures.
         output: a file; the ending decides: .png, .pdf or .svg.
         caption: sentences below.
 
@@ -143,33 +168,42 @@ def write_responses(panels: Sequence[ResponsePanel], output: str | os.PathLike[s
     path = _check(panels, output)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
+    own = dict.fromkeys(curve.like or curve.label for panel in panels for curve in panel.curves)
+    looks = {label: (COLORS[i % 8], _DASHES[i // 8 % len(_DASHES)]) for i, label in enumerate(own)}
     with _style():
-        figure = _figure(3.5 * columns, 2.9 * rows + 0.9, caption)
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        figure = _figure(max(3.7 * columns, 5.0), 2.9 * rows + 1.0, caption)
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        for axes, panel in zip(grid.flat, panels, strict=False):
-            time = _time(panel.steps)
-            curves = (("edge", panel.edge, EDGE, "-", panel.edge_t50),
-                      ("interior", panel.interior, INTERIOR, "--", panel.interior_t50))  # fmt: skip
-            for name, values, color, line, t50 in curves:
-                low, middle, high = _quartiles(values)
-                axes.fill_between(time, low, high, color=color, alpha=0.18, linewidth=0)
-                axes.plot(time, middle, color=color, linestyle=line, linewidth=1.6, label=name)
-                if math.isfinite(t50):
-                    axes.axvline(math.log1p(t50), color=color, linestyle=":", linewidth=1.2)
-            axes.axhline(0, color="0.6", linewidth=0.8)
-            axes.set_ylim(-0.35, 1.02)
+        handles: dict[str, Any] = {}
+        for number, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+            for curve in panel.curves:
+                time = _time(curve.steps)
+                color, dash = looks[curve.like or curve.label]
+                if curve.faint:
+                    line = axes.plot(time, curve.middle, color=color, linestyle=":", linewidth=1.0)[0]
+                else:
+                    axes.fill_between(time, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
+                    dash = (0, (4, 1.5)) if curve.like else dash
+                    line = axes.plot(time, curve.middle, color=color, linestyle=dash, linewidth=1.7)[0]
+                handles.setdefault(curve.label, line)
+                if math.isfinite(curve.mark):
+                    axes.axvline(math.log1p(curve.mark), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
+            if panel.span is not None:
+                axes.set_ylim(*panel.span)
+                if panel.span[0] < 0:
+                    axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
             _title(axes, panel.title, panel.subtitle)
-            _time_axis(axes, panel.steps)
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.set_visible(False)
-        grid[0, 0].legend(loc="upper left", frameon=False)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("response (0 chance, 1 perfect)")
-        for number, axes in enumerate(grid.flat):
-            if number < len(panels) and number + columns >= len(panels):
+            if number % columns == 0 or panel.unit != panels[number - 1].unit:
+                axes.set_ylabel(panel.unit)
+            if number + columns >= len(panels):
                 axes.xaxis.set_tick_params(labelbottom=True)
                 axes.set_xlabel("training step (log scale)")
+        _time_axis(grid[0, 0], [step for panel in panels for curve in panel.curves for step in curve.steps])
+        for axes in list(grid.flat)[len(panels) :]:
+            axes.set_visible(False)
+        longest = max(len(label) for label in handles)
+        fitting = max(1, int(figure.get_figwidth() / (0.08 * longest + 0.65)))
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=fitting, frameon=False)
         _save(figure, path)
 
 
@@ -241,13 +275,3 @@ def _time_axis(axes: Any, steps: Sequence[int]) -> None:
     if last > 1.6 * ticks[-1]:
         ticks.append(last)
     axes.set_xticks(np.log1p(ticks), [f"{t:,}" for t in ticks])
-
-
-def _quartiles(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], ...]:
-    """25 %, 50 % and 75 % of each column's finite values; NaN where there are none."""
-    out = np.full((3, values.shape[1]), np.nan)
-    for step, column in enumerate(values.T):
-        finite = column[np.isfinite(column)]
-        if len(finite):
-            out[:, step] = np.percentile(finite, (25, 50, 75))
-    return out[0], out[1], out[2]

@@ -1,0 +1,226 @@
+"""Every measure over the training: one course a measure and operator, for curves, reports and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..snapshots import Run
+from .gates import mean_by_region
+from .order import LearningOrder, OperatorOrder
+from .regions import Regions, build_regions
+from .similarity import cka_to_final, class_similarity, continuity, correlation, to_final
+from .spectrum import checkerboard, high_share, radial_centroid
+from .statistics import bootstrap_band
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a course shows.
+
+    Attributes:
+        title: a few words, for a curve's label.
+        unit: of the values, for the axis.
+        figure: the group of curves it belongs to, a name in ``FIGURES``.
+        meaning: one sentence.
+    """
+
+    title: str
+    unit: str
+    figure: str
+    meaning: str
+
+
+FIGURES = {
+    "responses": "what the map shows: the outline, the interior",
+    "spectrum": "how fine the map is, and how much of it repeats with the upsampling grid",
+    "learning": "how alike the operator's parts are to what they become",
+    "gate": "gate and kernels inside the object, along its contour and outside",
+    "classes": "how well the features of the two classes are apart",
+    "continuity": "how much changes from one snapshot to the next",
+    "quality": "how well the network segments the test pictures",
+}
+"""Groups of measures that share an axis."""
+
+
+MEASURES = {
+    "edge": Measure("edge", "response", "responses", "how well the steepness of the map marks the contour band"),
+    "interior": Measure("interior", "response", "responses", "how well its values tell the inside from the outside"),
+    "edge_elsewhere": Measure("edge, other masks", "response", "responses", "the same with the masks of other images"),
+    "interior_elsewhere": Measure(
+        "interior, other masks", "response", "responses", "the same with the masks of other images"
+    ),
+    "edge_raw": Measure("edge, without ranks", "response", "responses", "of the map's own gradient, not its ranks'"),
+    "centroid": Measure("spectral centroid", "cycles per pixel", "spectrum", "mean radial frequency of the map"),
+    "high_share": Measure("energy above 0.25 cycles per pixel", "share", "spectrum", "of the map's energy"),
+    "checkerboard": Measure("checkerboard", "share of variance", "spectrum", "what repeats with the upsampling grid"),
+    "nyquist": Measure("power on the grid's lines", "times that beside", "spectrum", "1 for a flat spectrum"),
+    "map_correlation": Measure("the map", "correlation", "learning", "of the map with its last one"),
+    "gate_correlation": Measure("gate", "correlation", "learning", "of the gate with its last one"),
+    "kernels_correlation": Measure("kernels", "correlation", "learning", "of all kernel weights with the last ones"),
+    "guide_correlation": Measure("encoder guide", "correlation", "learning", "of all channels with the last ones"),
+    "channels_correlation": Measure("decoder feature", "correlation", "learning", "of all channels with the last ones"),
+    "kernels_cka": Measure("kernels", "linear CKA", "learning", "of the kernels with the last ones"),
+    "guide_cka": Measure("encoder guide", "linear CKA", "learning", "of the channels with the last ones"),
+    "channels_cka": Measure("decoder feature", "linear CKA", "learning", "of the channels with the last ones"),
+    "gate_inside": Measure("gate inside", "gate", "gate", "1 takes the encoder's feature, 0 the upsampled one"),
+    "gate_band": Measure("gate on the contour", "gate", "gate", "mean over the band along the contour"),
+    "gate_outside": Measure("gate outside", "gate", "gate", "mean over the background"),
+    "entropy_inside": Measure("entropy inside", "of log K^2", "gate", "1 is a box blur, 0 copies one neighbour"),
+    "entropy_band": Measure("entropy on the contour", "of log K^2", "gate", "mean over the band along the contour"),
+    "entropy_outside": Measure("entropy outside", "of log K^2", "gate", "mean over the background"),
+    "intra_edge": Measure("own class, edge", "cosine", "classes", "pixels of the band with their own class's centre"),
+    "inter_edge": Measure("other class, edge", "cosine", "classes", "pixels of the band with the other class's centre"),
+    "intra_interior": Measure("own class, interior", "cosine", "classes", "other pixels with their own class's centre"),
+    "inter_interior": Measure("other class, interior", "cosine", "classes", "other pixels with the other's centre"),
+    "frame_correlation": Measure("to the snapshot before", "correlation", "continuity", "of the map"),
+    "pixel_change": Measure("change of a pixel", "grey levels of 255", "continuity", "mean, each frame normalised"),
+    "luminance_change": Measure("change of the mean", "grey levels of 255", "continuity", "each frame normalised"),
+    "miou": Measure("mIoU", "share", "quality", "mean over classes of intersection over union"),
+    "boundary_iou": Measure("Boundary IoU", "share", "quality", "of the bands along the contours"),
+    "boundary_iou_fine": Measure("Boundary IoU, fine", "share", "quality", "the same with a narrower band"),
+}
+"""All measures, in the order in which they are told."""
+
+_TESTED = ("miou", "boundary_iou", "boundary_iou_fine")
+
+
+@dataclass(frozen=True)
+class Course:
+    """One measure of one operator over the training.
+
+    Attributes:
+        measure: a name in ``MEASURES``.
+        steps: ``(S,)`` increasing.
+        values: ``(R, S, N)``, runs, steps and images; NaN where undefined. N is 1 for what a run has only once, and the
+            first observation images for what is recorded of those alone.
+        middle: ``(S,)``, median over runs and images.
+        low: ``(S,)``, lower end of its 95 % interval over seeds and images.
+        high: ``(S,)``, upper end.
+    """
+
+    measure: str
+    steps: tuple[int, ...]
+    values: NDArray[np.float64]
+    middle: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def operator_courses(order: LearningOrder, operator: OperatorOrder) -> dict[str, Course]:
+    """All measures of one operator over the training.
+
+    Responses, spectrum, similarity of the map and continuity are of the layer and kind of ``order``; the other measures
+    are of what was recorded of the layer besides, and of the network's tests.
+
+    Returns:
+        Courses by the names in ``MEASURES``, in that order; without those that a run of the operator lacks.
+    """
+    found: dict[str, NDArray[np.float64]] = {
+        "edge": np.stack([one.edge for one in operator.measured]),
+        "interior": np.stack([one.interior for one in operator.measured]),
+        "edge_elsewhere": np.stack([one.edge_elsewhere for one in operator.measured]),
+        "interior_elsewhere": np.stack([one.interior_elsewhere for one in operator.measured]),
+        "edge_raw": np.stack([one.edge_raw for one in operator.measured]),
+    }
+    parts = [_of_run(run, order) for run in operator.runs]
+    for name in parts[0]:
+        if all(name in part for part in parts):
+            found[name] = np.stack([part[name] for part in parts])
+    courses = {name: _course(name, order.steps, values) for name, values in found.items()}
+    courses.update(_tests(operator.runs))
+    return {name: courses[name] for name in MEASURES if name in courses and np.isfinite(courses[name].values).any()}
+
+
+def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
+    """The measures of one run's maps, ``(S, N)`` each."""
+    layer, steps = order.layer, order.steps
+    kinds = run.layers[layer]
+    maps = run.maps(layer, order.kind, steps=steps)
+    board, moved = checkerboard(maps), continuity(maps)
+    found = {
+        "centroid": radial_centroid(maps),
+        "high_share": high_share(maps),
+        "checkerboard": board.share,
+        "nyquist": board.nyquist,
+        "map_correlation": to_final(maps),
+        "frame_correlation": _from_second(moved.correlation),
+        "pixel_change": _from_second(moved.pixel_change),
+        "luminance_change": _from_second(moved.luminance_change),
+    }
+    if "gate" in kinds:
+        gate = run.maps(layer, "gate", steps=steps)
+        found["gate_correlation"] = to_final(gate)
+        found.update(zip(("gate_inside", "gate_band", "gate_outside"), _by_region(gate, order.regions), strict=True))
+    if "kernel_entropy" in kinds:
+        entropy = run.maps(layer, "kernel_entropy", steps=steps)
+        # The kernels of some operators are finer or coarser than the map: the regions are those of their own size.
+        regions = _regions_for(entropy, run, order.regions)
+        names = ("entropy_inside", "entropy_band", "entropy_outside")
+        found.update(zip(names, _by_region(entropy, regions), strict=True))
+    for kind in ("kernels", "guide", "channels"):
+        if kind in kinds:
+            many = run.maps(layer, kind, steps=steps)
+            found[f"{kind}_correlation"] = correlation(*_flat(many))
+            found[f"{kind}_cka"] = cka_to_final(many)
+            if kind == "channels":
+                found.update(_classes(many, order.regions[: many.shape[1]]))
+    return found
+
+
+def _flat(maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """All channels of a map as one long row, at each step and at the last."""
+    rows = maps.reshape(*maps.shape[:2], 1, -1)
+    return rows, rows[-1:]
+
+
+def _regions_for(maps: NDArray[np.float32], run: Run, regions: Sequence[Regions]) -> Sequence[Regions]:
+    size = maps.shape[-2:]
+    if size == regions[0].band.shape:
+        return regions
+    return [build_regions(mask, (size[0], size[1])) for mask in run.observation[1]]
+
+
+def _by_region(maps: NDArray[np.float32], regions: Sequence[Regions]) -> tuple[NDArray[np.float64], ...]:
+    inside, band, outside = (
+        np.stack([getattr(one, part) for one in regions]) for part in ("inside", "band", "outside")
+    )
+    return tuple(mean_by_region(maps, inside, band, outside))
+
+
+def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[str, NDArray[np.float64]]:
+    horse = np.stack([one.distance < 0 for one in regions])
+    similar = class_similarity(channels, np.stack([horse, ~horse], 1), np.stack([one.band for one in regions]))
+    return {
+        "intra_edge": similar.edge.intra,
+        "inter_edge": similar.edge.inter,
+        "intra_interior": similar.interior.intra,
+        "inter_interior": similar.interior.inter,
+    }
+
+
+def _from_second(changes: NDArray[np.float64]) -> NDArray[np.float64]:
+    # The first snapshot has none before it.
+    return np.concatenate([np.full((1, changes.shape[1]), np.nan), changes])
+
+
+def _tests(runs: Sequence[Run]) -> dict[str, Course]:
+    """The figures of the tests that all runs have in common."""
+    lines = [{int(line["step"]): line for line in run.metrics() if "miou" in line} for run in runs]
+    steps = tuple(sorted(set(lines[0]).intersection(*lines)))
+    if not steps:
+        return {}
+    return {
+        name: _course(
+            name, steps, np.array([[[float(run[step].get(name, np.nan))] for step in steps] for run in lines])
+        )
+        for name in _TESTED
+    }
+
+
+def _course(name: str, steps: Sequence[int], values: NDArray[np.float64]) -> Course:
+    middle, low, high = bootstrap_band(values)
+    return Course(name, tuple(steps), values, middle, low, high)

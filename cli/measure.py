@@ -27,12 +27,19 @@ _RESPONSES = click.option(
          "its ranks'; or each less that for other images' masks, which takes away what any centred blob would show.",
 )  # fmt: skip
 
+_UNTIL = click.option(
+    "--until", default="end", show_default=True, metavar="end|peak",
+    help="What a response is learned towards: its level at the end of the training, or its peak, as an outline can "
+         "come and go.",
+)  # fmt: skip
+
 
 @click.command()
 @_RUNS
 @_LAYER
 @_KIND
 @_RESPONSES
+@_UNTIL
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers here.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the table here.")
 def analyze(
@@ -40,6 +47,7 @@ def analyze(
     layer: str | None,
     map_kind: str,
     responses: str,
+    until: str,
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
@@ -48,7 +56,7 @@ def analyze(
     from fadeviz.analysis.table import course_rows, describe, summary_rows
     from fadeviz.snapshots import write_whole
 
-    order = _order(runs, layer, map_kind, responses)
+    order = _order(runs, layer, map_kind, responses, until)
     courses = [operator_courses(order, operator) for operator in order.operators]
     rows = summary_rows(order, courses)
     if json_file is not None:
@@ -58,6 +66,7 @@ def analyze(
             "steps": list(order.steps),
             "images": list(order.images),
             "responses": order.responses,
+            "until": order.until,
             "operators": [{**row, "courses": course_rows(one)} for row, one in zip(rows, courses, strict=True)],
             "comparisons": [
                 {
@@ -117,13 +126,16 @@ _FIGURES = {
 @_LAYER
 @click.option("--map-kind", default="feature", show_default=True, help="Kind of map to measure.")
 @_RESPONSES
+@_UNTIL
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="The figure: .png, .pdf or .svg.")  # fmt: skip
-def plot(runs: tuple[Path, ...], figure: str, layer: str | None, map_kind: str, responses: str, output: Path) -> None:
+def plot(
+    runs: tuple[Path, ...], figure: str, layer: str | None, map_kind: str, responses: str, until: str, output: Path
+) -> None:
     """Draw what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
-    order = _order(runs, layer, map_kind, responses)
+    order = _order(runs, layer, map_kind, responses, until)
     caption = (
         f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. Runs: "
         f"{', '.join(run.run_id for operator in order.operators for run in operator.runs)}. "
@@ -137,8 +149,15 @@ def plot(runs: tuple[Path, ...], figure: str, layer: str | None, map_kind: str, 
                 for op, k in zip(order.operators, kymographs, strict=True)
             ],
             output,
-            quantity=f"mean rank of the map's {'values' if value else 'steepness'} (0 lowest, 1 highest)",
-            caption=caption + "Dashed: the contour. An interior that fills spreads from it; noise is 0.5 everywhere.",
+            quantity=f"mean rank of the map's {'values' if value else 'steepness'}\n(0 lowest, 1 highest)",
+            caption=caption
+            + "Dashed: the contour. White: as high as noise would be. "
+            + (
+                "A front that moves down from the contour is an interior that fills; one that moves up to it, one that "
+                "grows from its middle."
+                if value
+                else "An orange line along the contour is an outline."
+            ),
         )
     else:
         panels = _by_operator(order, figure) if figure in _ONE_PANEL_AN_OPERATOR else _by_measure(order, figure)
@@ -210,11 +229,11 @@ def _by_measure(order: LearningOrder, figure: str) -> list[CurvePanel]:
     return panels
 
 
-def _order(runs: tuple[Path, ...], layer: str | None, kind: str, responses: str) -> LearningOrder:
+def _order(runs: tuple[Path, ...], layer: str | None, kind: str, responses: str, until: str) -> LearningOrder:
     from fadeviz import open_run
     from fadeviz.analysis.order import learning_order
 
-    return learning_order([open_run(path) for path in runs], layer, kind, which=responses)
+    return learning_order([open_run(path) for path in runs], layer, kind, which=responses, until=until)
 
 
 def _finite(value: float) -> float | None:

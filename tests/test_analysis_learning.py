@@ -139,3 +139,24 @@ def test_a_lead_is_censored_where_one_never_comes():
 def test_what_cannot_be_timed(steps, count, levels, message):
     with pytest.raises(FadevizError, match=message):
         learning_times(steps, np.zeros(count), levels)
+
+
+def test_until_the_peak_a_response_that_goes_again_has_its_times():
+    steps = np.arange(0, 110, 10)
+    hill = np.array([0, 0.1, 0.2, 0.4, 0.4, 0.4, 0.2, 0.1, 0.05, 0.05, 0.05])
+    assert learning_times(steps, hill).state is State.TRANSIENT
+    found = learning_times(steps, hill, until="peak")
+    assert (found.state, found.start, found.end, found.t50) == (State.REACHED, 0, 0.4, 20)
+    assert found.times == pytest.approx((4, 20, 28))
+    # One that stays has the same times either way, but for noise at the top.
+    rise = np.array([0, 0.1, 0.2, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
+    assert learning_times(steps, rise, until="peak").times == pytest.approx(learning_times(steps, rise).times)
+    noisy = np.array([0, 0, 0, 0.1, 0.5, 0.4, 0.02, 0, 0, 0, 0])  # the last of the three is far below their median
+    assert learning_times(steps, noisy, until="peak").end == 0.4
+    assert learning_times(steps, noisy, until="peak").t50 == pytest.approx(32.5)
+    spike = np.where(steps == 50, 0.9, 0.02)  # a single snapshot is no peak
+    assert learning_times(steps, spike, until="peak").state is State.NEVER
+    fall = np.linspace(0.8, 0, 11)
+    assert learning_times(steps, fall, until="peak").state is State.AT_START
+    with pytest.raises(FadevizError, match="end"):
+        learning_times(steps, hill, until="ende")

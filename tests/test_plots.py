@@ -57,17 +57,17 @@ class TestFiles:
         assert made[0] == made[1]
         assert all(len(data) > 5000 for data in made[0])
 
-    def test_high_values_are_yellow_low_ones_blue_missing_ones_white(self, tmp_path):
+    def test_high_values_are_orange_low_ones_purple_noise_white_missing_ones_grey(self, tmp_path):
         colours = {}
-        for name, value in (("low", 0.0), ("high", 1.0), ("missing", math.nan)):
+        for name, value in (("low", 0.2), ("high", 0.75), ("noise", 0.5), ("missing", math.nan)):
             path = tmp_path / f"{name}.png"
             write_kymographs([kymograph(value=np.full((4, 15), value))], path, quantity="rank")
             pixels = np.asarray(Image.open(path).convert("RGB"))
             colours[name] = tuple(pixels[pixels.shape[0] // 3, pixels.shape[1] // 2])
-        assert colours["missing"] == (255, 255, 255)
-        assert colours["low"][2] > colours["low"][0]
-        assert colours["high"][0] > 200
-        assert colours["high"][2] < 100
+        assert colours["missing"] == (209, 209, 209)
+        assert min(colours["noise"]) > 240
+        assert colours["low"][2] > colours["low"][0] > colours["low"][1]
+        assert colours["high"][0] > 150 > colours["high"][1] > colours["high"][2]
 
     def test_one_snapshot_and_nothing_but_gaps(self, tmp_path):
         gap = np.full((1, 1), math.nan)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize
 
-from ..errors import FadevizError
+from ..errors import FadevizError, unknown_name
 from .responses import LAST
 
 LEVELS = (0.1, 0.5, 0.9)
@@ -25,6 +25,12 @@ MIN_GAIN = 0.05
 
 NEARLY = 0.9
 """A response that starts at this share of its end level was there before the training."""
+
+UNTIL = {
+    "end": "the mean over the last snapshots: when a response became what it stays",
+    "peak": "the largest median of three snapshots in a row: when it first came, though it may go again",
+}
+"""The level towards which a response is learned."""
 
 PEAK = 0.2
 """A response that rose to this, for three snapshots or at step 0, and ends below ``MIN_RESPONSE`` came and went."""
@@ -54,7 +60,7 @@ class LearningTimes:
         levels: shares of the way from ``start`` to ``end``.
         times: the step for each level: infinite in the state ``NEVER``, NaN in all others but ``REACHED``.
         start: the response at step 0.
-        end: its mean over the last snapshots.
+        end: its mean over the last snapshots; or its peak, if it was learned until then.
         gap: in steps, how far apart the two snapshots are between which half of the way lies: what is shorter than
             that is not resolved. NaN but for ``REACHED``.
     """
@@ -86,6 +92,7 @@ def learning_times(
     response: NDArray[np.floating],
     levels: Sequence[float] = LEVELS,
     *,
+    until: str = "end",
     last: int = LAST,
 ) -> LearningTimes:
     """The first step at which the monotone fit has come a share ``q`` of the way from step 0 to the end level.
@@ -95,15 +102,22 @@ def learning_times(
     the step (not in its logarithm, which would need a step before 1). It ends at y1 or above, so that a response with
     something to gain always reaches its levels. Snapshots without a response are left out.
 
+    With ``until="peak"`` y1 is the peak and the snapshots after it are left out: nothing comes and goes then, and a
+    response that is noise reaches its levels sooner and oftener.
+
     Args:
         steps: the S recorded steps, increasing from 0.
         response: ``(S,)``; NaN where undefined.
         levels: increasing shares above 0, up to 1; 0.5 must be among them.
+        until: a name in ``UNTIL``.
         last: how many snapshots the end level is the mean of.
 
     Raises:
-        FadevizError: steps that do not start at 0 or do not increase, too few of them, or unsuitable levels.
+        FadevizError: steps that do not start at 0 or do not increase, too few of them, unsuitable levels, or an unknown
+            ``until``.
     """
+    if until not in UNTIL:
+        raise unknown_name("level to learn until", until, UNTIL)
     place, values = np.asarray(steps, np.float64), np.asarray(response, np.float64)
     _check(place, values, levels, last)
     defined = np.isfinite(values)
@@ -117,8 +131,11 @@ def learning_times(
     if not defined[0] or not late.size or 2 * defined.sum() < len(values):
         return without_times(State.MISSING)
     place, values = place[defined], values[defined]
+    if until == "peak":
+        end, at = _peak(values)
+        place, values = place[: at + 1], values[: at + 1]
     if end < MIN_RESPONSE:
-        return without_times(State.TRANSIENT if max(start, _peak(values)) >= PEAK else State.NEVER)
+        return without_times(State.TRANSIENT if max(start, _peak(values)[0]) >= PEAK else State.NEVER)
     if end - start < MIN_GAIN or start >= NEARLY * end:
         return without_times(State.AT_START)
     fit = monotone_fit(values)
@@ -146,10 +163,13 @@ def _first_reached(place: NDArray[np.float64], fit: NDArray[np.float64], level: 
     return float(place[before] + gap * (level - fit[before]) / (fit[after] - fit[before])), gap
 
 
-def _peak(values: NDArray[np.float64]) -> float:
-    """The largest median of three snapshots in a row: a single one is no peak."""
-    windows = np.lib.stride_tricks.sliding_window_view(values, min(3, len(values)))
-    return float(np.median(windows, axis=1).max())
+def _peak(values: NDArray[np.float64]) -> tuple[float, int]:
+    """The largest median of three snapshots in a row, as a single one is no peak; and the highest of the first such."""
+    width = min(3, len(values))
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    first = int(np.argmax(medians))
+    # No lower than the median: the monotone fit up to there reaches it.
+    return float(medians[first]), first + int(np.argmax(values[first : first + width]))
 
 
 def _check(place: NDArray[np.float64], values: NDArray[np.float64], levels: Sequence[float], last: int) -> None:

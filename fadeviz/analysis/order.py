@@ -127,6 +127,7 @@ class LearningOrder:
         images: names of the N observed images.
         regions: of their masks at the layer's resolution.
         responses: a name in ``RESPONSES``.
+        until: a name in ``UNTIL``.
         operators: in the order in which they were given.
         comparisons: of every two operators with seeds in common.
         notes: what a reader should know of the runs, a sentence each.
@@ -138,6 +139,7 @@ class LearningOrder:
     images: tuple[str, ...]
     regions: tuple[Regions, ...]
     responses: str
+    until: str
     operators: tuple[OperatorOrder, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
@@ -195,6 +197,7 @@ def learning_order(
     share: float = BAND_SHARE,
     levels: Sequence[float] = LEVELS,
     which: str = "plain",
+    until: str = "end",
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
@@ -212,6 +215,7 @@ def learning_order(
         share: the same as a share of the map's diagonal; the larger counts.
         levels: shares of the way whose steps are told.
         which: responses the times are of, a name in ``RESPONSES``.
+        until: the level they are learned towards, a name in ``UNTIL``.
         level: of the intervals.
         resamples: of the bootstrap.
         seed: of the bootstrap and the tests.
@@ -237,7 +241,7 @@ def learning_order(
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         edge, interior = (np.stack(one) for one in zip(*(_counting(one, which) for one in measured), strict=True))
-        edge_times, interior_times = (_times(shown, response, levels) for response in (edge, interior))
+        edge_times, interior_times = (_times(shown, response, levels, until) for response in (edge, interior))
         leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
         edge_t50, interior_t50, lead_interval = (
             bootstrap_interval(table, level=level, resamples=resamples, seed=seed)
@@ -281,6 +285,7 @@ def learning_order(
         images=tuple(map(str, names)) if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
         regions=regions,
         responses=which,
+        until=until,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
         notes=notes,
@@ -295,9 +300,9 @@ def _counting(measured: Responses, which: str) -> tuple[NDArray[np.float64], NDA
 
 
 def _times(
-    steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float]
+    steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float], until: str
 ) -> tuple[tuple[LearningTimes, ...], ...]:
-    return tuple(tuple(learning_times(steps, series, levels) for series in run.T) for run in response)
+    return tuple(tuple(learning_times(steps, series, levels, until=until) for series in run.T) for run in response)
 
 
 def _half_times(times: Sequence[Sequence[LearningTimes]]) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .courses import Course, operator_courses
-from .learning import LearningTimes, State
+from .learning import UNTIL, LearningTimes, State
 from .order import RESPONSES, LearningOrder, OperatorOrder
 from .similarity import find_splice
 from .statistics import Interval
@@ -106,6 +106,7 @@ def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
         f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
         *([] if order.responses == "plain" else [f"{order.responses}: {RESPONSES[order.responses]}"]),
+        *([] if order.until == "end" else [f"until {order.until}: {UNTIL[order.until]}"]),
         "",
         f"{'operator':{wide}}{'seeds':>5}  {'edge t50':>9}{'interior t50':>14}{'lead (95 %)':>24}"
         f"{'centroid':>14}{'checker':>9}{'mIoU':>7}{'BIoU':>7}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ ENDINGS = (".png", ".pdf", ".svg")
 EDGE, INTERIOR = "#D55E00", "#0072B2"
 COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, told apart with any kind of colour vision; brown stands in for its yellow, too pale here."""
+
+_SPAN = (0.2, 0.8)
+"""Ends of the colours of a distance-time map: means of ranks hardly go beyond; the middle is what noise has."""
 
 _DASHES: tuple[Any, ...] = ("-", "--", "-.")
 
@@ -49,7 +53,7 @@ class KymographPanel:
         subtitle: runs and verdict.
         steps: ``(S,)``, increasing, step 0 first if it was recorded.
         edges: ``(D + 1,)``, of the bins of signed distance in pixels of the layer, negative inside.
-        value: ``(S, D)`` in [0, 1]; NaN is left empty.
+        value: ``(S, D)`` in [0, 1]; NaN is grey.
     """
 
     title: str
@@ -108,7 +112,8 @@ def write_kymographs(
 ) -> None:
     """Draw distance-time maps side by side: distance to the contour upwards, training step to the right.
 
-    Time is drawn as log(1 + step), because most changes early; all panels share their colours and axes.
+    Time is drawn as log(1 + step), because most changes early; all panels share their colours and axes. White is 1/2,
+    the middle of a map's values, which noise has at every distance; grey is undefined.
 
     Args:
         panels: one for each operator.
@@ -126,27 +131,30 @@ def write_kymographs(
         figure = _figure(3.5 * columns + 1.0, 3.0 * rows + 0.75, caption)
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        ends = min(float(p.edges[0]) for p in panels), max(float(p.edges[-1]) for p in panels)
+        inward, outward = min(float(p.edges[0]) for p in panels), max(float(p.edges[-1]) for p in panels)
+        # Far outside is the rim of the picture: what happens is near the contour.
+        ends = inward, min(outward, max(12.0, -1.5 * inward))
         mesh = None
         for axes, panel in zip(grid.flat, panels, strict=False):
             time = _time(panel.steps)
             mesh = axes.pcolormesh(
-                _borders(time), panel.edges, np.ma.masked_invalid(panel.value.T), cmap="cividis", vmin=0, vmax=1,
-                rasterized=True,
+                _borders(time), panel.edges, np.ma.masked_invalid(panel.value.T), cmap="PuOr_r", vmin=_SPAN[0],
+                vmax=_SPAN[1], rasterized=True,
             )  # fmt: skip
-            axes.axhline(0, color="white", linewidth=1.2, linestyle=(0, (4, 2)))
+            axes.set_facecolor("0.82")
+            axes.axhline(0, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
             _title(axes, panel.title, panel.subtitle)
             _time_axis(axes, panel.steps)
             axes.set_ylim(*ends)
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         for axes in grid[:, 0]:
-            axes.set_ylabel("inside  ←  distance to contour, px  →  outside", fontsize=8)
+            axes.set_ylabel("inside  ←  px from contour  →  outside", fontsize=8)
         for number, axes in enumerate(grid.flat):
             if number < len(panels) and number + columns >= len(panels):
                 axes.xaxis.set_tick_params(labelbottom=True)
                 axes.set_xlabel("training step (log scale)")
-        bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30)
+        bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30, extend="both")
         bar.set_label(quantity)
         _save(figure, path)
 
@@ -229,8 +237,6 @@ def _figure(width: float, height: float, caption: str) -> Any:
     figure.patch.set_facecolor("white")
     if caption:
         # A line holds about 14 characters an inch in this size.
-        import textwrap
-
         figure.supxlabel(
             "\n".join(textwrap.wrap(caption, int(14.5 * width))), x=0.01, ha="left", fontsize=8, color="0.3"
         )

@@ -231,6 +231,16 @@ class Run:
         control = "@shuffled" if self.info.get("config", {}).get("labels") == "shuffled" else ""
         return str(self.info.get("upsampler") or self.path.resolve().name) + control
 
+    @property
+    def title(self) -> str:
+        """The operator as papers write it, with its options and control; or, without one, the run's name."""
+        if not self.info.get("title"):
+            return self.name
+        operator, _, control = self.name.partition("@")
+        options = operator.partition(":")[2]
+        labels = f", {control} labels" if control else ""
+        return str(self.info["title"]) + (f" ({options})" if options else "") + labels
+
     @cached_property
     def _files(self) -> tuple[dict[int, Path], dict[str, str]]:
         readable: dict[int, Path] = {}
@@ -379,6 +389,21 @@ class Run:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run folder for reading; see :class:`Run`."""
     return Run(path)
+
+
+def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
+    common = set(runs[0].steps).intersection(*(run.steps for run in runs))
+    if steps is not None:
+        for step in steps:
+            for run in runs:
+                if step not in run.steps:
+                    raise FadevizError(f"{run.path} has no snapshot of step {step}. List them: fadeviz info {run.path}")
+        common = set(steps)
+    if not common:
+        names = " and ".join(str(run.path) for run in runs)
+        raise FadevizError(f"{names}: no recorded step in common. Record them with the same --snapshots")
+    return tuple(sorted(common))
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..snapshots import CHANNEL_KINDS, Run
+from ..snapshots import CHANNEL_KINDS, Run, common_steps
 from .learning import LEVELS, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
@@ -227,7 +227,7 @@ def learning_order(
     if which not in RESPONSES:
         raise unknown_name("responses", which, RESPONSES)
     chosen = _check_runs(runs, layer, kind)
-    shown = _common_steps(runs, steps)
+    shown = _measured_steps(runs, steps)
     masks = runs[0].observation[1]
     height, width = runs[0].read(shown[0], chosen, kind).shape[-2:]
     regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
@@ -254,7 +254,7 @@ def learning_order(
         operators.append(
             OperatorOrder(
                 name=name,
-                title=_title(members[0]) + name.removeprefix(members[0].name),
+                title=members[0].title + name.removeprefix(members[0].name),
                 runs=tuple(members),
                 seeds=tuple(_setting(run, "seed") for run in members),
                 measured=tuple(measured),
@@ -324,15 +324,6 @@ def _setting(run: Run, name: str) -> Any:
     return (run.info.get("config") or {}).get(name)
 
 
-def _title(run: Run) -> str:
-    """The operator as papers write it, with its options and control; or what the run's folder calls it."""
-    if not run.info.get("title"):
-        return run.name
-    operator, _, control = run.name.partition("@")
-    options = operator.partition(":")[2]
-    return str(run.info["title"]) + (f" ({options})" if options else "") + (f", {control} labels" if control else "")
-
-
 def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]:
     """The runs of each operator by seed, those with other settings apart, and what there is to note."""
     settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
@@ -389,12 +380,8 @@ def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, reg
         )
 
 
-def _common_steps(runs: Sequence[Run], steps: Sequence[int] | None) -> tuple[int, ...]:
-    common = set(runs[0].steps).intersection(*(run.steps for run in runs))
-    shown = sorted(common if steps is None else set(steps))
-    for step in set(shown) - common:
-        run = next(run for run in runs if step not in run.steps)
-        raise FadevizError(f"{run.path} has no snapshot of step {step}. List them: fadeviz info {run.path}")
+def _measured_steps(runs: Sequence[Run], steps: Sequence[int] | None) -> tuple[int, ...]:
+    shown = common_steps(runs, steps)
     if 0 not in shown:
         where = next((run.path for run in runs if 0 not in run.steps), "the chosen steps")
         raise FadevizError(f"step 0, the untrained model, is missing in {where}: it is where learning is measured from")
@@ -403,7 +390,7 @@ def _common_steps(runs: Sequence[Run], steps: Sequence[int] | None) -> tuple[int
             f"{len(shown)} steps in common are too few to measure when something is learned; {LAST + 2} are needed. "
             "Record the runs with the same --snapshots"
         )
-    return tuple(shown)
+    return shown
 
 
 def _counts(pairs: Sequence[tuple[State, State]]) -> str:

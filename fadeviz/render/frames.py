@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS, Run
+from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS, Run, common_steps
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 
@@ -152,21 +152,6 @@ def select_frames(
     ]
 
 
-def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
-    common = set(runs[0].steps).intersection(*(run.steps for run in runs))
-    if steps is not None:
-        for step in steps:
-            for run in runs:
-                if step not in run.steps:
-                    raise FadevizError(f"{run.path} has no snapshot of step {step}. List them: fadeviz info {run.path}")
-        common = set(steps)
-    if not common:
-        names = " and ".join(str(run.path) for run in runs)
-        raise FadevizError(f"{names}: no recorded step in common. Record them with the same --snapshots")
-    return tuple(sorted(common))
-
-
 def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels") -> list[int]:
     """Representative channels of a layer, chosen from the last snapshot, so that a channel keeps its cell.
 
@@ -193,17 +178,8 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kin
     return sorted(taken) or [0]
 
 
-def _name(run: Run) -> str:
-    """The operator as papers write it, with its options and control; or what the run's folder calls it."""
-    if not run.info.get("title"):
-        return run.name
-    operator, _, control = run.name.partition("@")
-    options = operator.partition(":")[2]
-    return str(run.info["title"]) + (f" ({options})" if options else "") + (f", {control} labels" if control else "")
-
-
 def _labels(runs: Sequence[Run]) -> list[str]:
-    names = [_name(run) for run in runs]
+    names = [run.title for run in runs]
     seeds = [(run.info.get("config") or {}).get("seed") for run in runs]
     labels = []
     for index, (run, name, seed) in enumerate(zip(runs, names, seeds, strict=True)):
@@ -262,7 +238,6 @@ __all__ = [
     "SCOPES",
     "FrameSequence",
     "all_notes",
-    "common_steps",
     "select_channels",
     "select_frames",
 ]

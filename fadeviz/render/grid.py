@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..snapshots import CHANNEL_KINDS, Run, replacing
+from ..snapshots import CHANNEL_KINDS, Run, common_steps, replacing
 from .colormap import colorize, is_diverging, palette
-from .frames import FrameSequence, all_notes, common_steps, select_frames
+from .frames import FrameSequence, all_notes, select_frames
 from .labels import bar_ends, captions, font, heading, mask_greys, shorten, wrap
 
 ENDINGS = (".png", ".pdf", ".svg")

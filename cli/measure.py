@@ -53,12 +53,13 @@ def analyze(
 ) -> None:
     """Measure what RUNS learn first, outline or interior: one row an operator, with intervals over images and seeds."""
     from fadeviz.analysis.courses import operator_courses
-    from fadeviz.analysis.table import course_rows, describe, summary_rows
+    from fadeviz.analysis.table import course_rows, describe, other_rules, summary_rows
     from fadeviz.snapshots import write_whole
 
     order = _order(runs, layer, map_kind, responses, until)
     courses = [operator_courses(order, operator) for operator in order.operators]
     rows = summary_rows(order, courses)
+    others = other_rules(order)
     if json_file is not None:
         whole = {
             "layer": order.layer,
@@ -84,6 +85,7 @@ def analyze(
                 }
                 for one in order.comparisons
             ],
+            "other_rules": others,
             "notes": list(order.notes),
         }
         write_whole(json_file, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
@@ -94,7 +96,7 @@ def analyze(
         for row in rows:
             writer.writerow(json.dumps(v) if isinstance(v, list | dict) else v for v in row.values())
         write_whole(csv_file, text.getvalue().encode())
-    click.echo(describe(order, rows))
+    click.echo(describe(order, rows, others))
     for file in (json_file, csv_file):
         if file is not None:
             click.echo(f"wrote {file}")
@@ -117,61 +119,82 @@ _FIGURES = {
 @_RUNS
 @click.option(
     "--kind",
-    "figure",
+    "figures",
     type=click.Choice(list(_FIGURES)),
-    default="kymograph",
+    multiple=True,
+    default=["kymograph"],
     show_default=True,
-    help="; ".join(f"{name}: {what}" for name, what in _FIGURES.items()) + ".",
+    help="May be given several times. " + "; ".join(f"{name}: {what}" for name, what in _FIGURES.items()) + ".",
 )
 @_LAYER
 @click.option("--map-kind", default="feature", show_default=True, help="Kind of map to measure.")
 @_RESPONSES
 @_UNTIL
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
-              help="The figure: .png, .pdf or .svg.")  # fmt: skip
+@click.option("-o", "--output", required=True, metavar="FILE",
+              help="The figure: .png, .pdf or .svg. Of several kinds, with {kind} in the name: figures/{kind}.png.")  # fmt: skip
 def plot(
-    runs: tuple[Path, ...], figure: str, layer: str | None, map_kind: str, responses: str, until: str, output: Path
+    runs: tuple[Path, ...],
+    figures: tuple[str, ...],
+    layer: str | None,
+    map_kind: str,
+    responses: str,
+    until: str,
+    output: str,
 ) -> None:
     """Draw what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
+    from fadeviz.render.plots import check_ending
+
+    if len(set(figures)) > 1 and "{kind}" not in output:
+        raise FadevizError(
+            f"several kinds of figure, but one file {output}. Put {{kind}} into its name: fig_{{kind}}.png"
+        )
+    check_ending(output)  # before minutes of measuring
+    order = _order(runs, layer, map_kind, responses, until)
+    for figure in dict.fromkeys(figures):
+        path = Path(output.replace("{kind}", figure))
+        _draw(order, figure, path)
+        click.echo(f"wrote {path}")
+
+
+def _draw(order: LearningOrder, figure: str, output: Path) -> None:
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
-    order = _order(runs, layer, map_kind, responses, until)
     caption = (
         f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. Runs: "
         f"{', '.join(run.run_id for operator in order.operators for run in operator.runs)}. "
     )
-    if figure in ("kymograph", "edge-kymograph"):
-        value = figure == "kymograph"
-        kymographs = [op.value_kymograph if value else op.gradient_kymograph for op in order.operators]
+    if figure in _KYMOGRAPHS:
+        quantity, sentence = _KYMOGRAPHS[figure]
+        kymographs = [op.value_kymograph if figure == "kymograph" else op.gradient_kymograph for op in order.operators]
         write_kymographs(
             [
                 KymographPanel(op.title, _subtitle(op), order.steps, k.edges, k.value)
                 for op, k in zip(order.operators, kymographs, strict=True)
             ],
             output,
-            quantity=f"mean rank of the map's {'values' if value else 'steepness'}\n(0 lowest, 1 highest)",
-            caption=caption
-            + "Dashed: the contour. White: as high as noise would be. "
-            + (
-                "A front that moves down from the contour is an interior that fills; one that moves up to it, one that "
-                "grows from its middle."
-                if value
-                else "An orange line along the contour is an outline."
-            ),
+            quantity=f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)",
+            caption=f"{caption}Dashed: the contour. White: as high as noise would be. {sentence}",
         )
-    else:
-        panels = _by_operator(order, figure) if figure in _ONE_PANEL_AN_OPERATOR else _by_measure(order, figure)
-        if not panels:
-            raise FadevizError(
-                f"none of the runs has what the figure {figure!r} shows. Record it: fadeviz record --kinds all ..."
-            )
-        sentence = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
-        if figure == "responses":
-            sentence += " Dotted curves: with the masks of other images. Upright: median step of half of the way."
-        write_curves(panels, output, caption=caption + sentence)
-    click.echo(f"wrote {output}")
+        return
+    panels = _by_operator(order, figure) if figure in _ONE_PANEL_AN_OPERATOR else _by_measure(order, figure)
+    if not panels:
+        raise FadevizError(
+            f"none of the runs has what the figure {figure!r} shows. Record it: fadeviz record --kinds all ..."
+        )
+    sentence = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
+    if figure == "responses":
+        sentence += " Dotted curves: with the masks of other images. Upright: median step of half of the way."
+    write_curves(panels, output, caption=caption + sentence)
 
 
+_KYMOGRAPHS = {
+    "kymograph": (
+        "values",
+        "A front that moves down from the contour is an interior that fills; one that moves up to it, one that grows "
+        "from its middle.",
+    ),
+    "edge-kymograph": ("steepness", "An orange line along the contour is an outline."),
+}
 _ONE_PANEL_AN_OPERATOR = ("responses", "learning", "gate", "classes")
 _SPANS = {"responses": (-0.35, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
 

@@ -140,6 +140,35 @@ class TestCommands:
         courses = whole["operators"][0]["courses"]
         assert len(courses["edge"]["middle"]) == len(courses["edge"]["steps"]) == len(whole["steps"])
 
+    def test_several_figures_of_one_measuring(self, runs, tmp_path):
+        kinds = ["--kind", "kymograph", "--kind", "spectrum", "--kind", "kymograph"]
+        result = call("plot", runs / "fade0", *kinds, "-o", tmp_path / "new" / "{kind}.svg")
+        assert result.exit_code == 0, result.output
+        assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["kymograph.svg", "spectrum.svg"]
+        result = call("plot", runs / "fade0", *kinds, "-o", tmp_path / "one.svg")
+        assert result.exit_code == 1
+        assert "Put {kind} into its name" in result.output
+
+    def test_verdicts_by_every_rule(self, runs, tmp_path):
+        paths = [runs / name for name in ("fade0", "fade1", "carafe0")]
+        result = call("analyze", *paths, "--until", "peak", "--json", tmp_path / "a.json")
+        assert result.exit_code == 0, result.output
+        rules = json.loads((tmp_path / "a.json").read_text())["other_rules"]
+        assert len(rules) == 2 * 3 * 2
+        alone = call("analyze", *paths, "--responses", "raw-edge", "--json", tmp_path / "b.json")
+        assert alone.exit_code == 0
+        for row in json.loads((tmp_path / "b.json").read_text())["operators"]:
+            (same,) = (
+                other
+                for other in rules
+                if (other["operator"], other["responses"], other["until"]) == (row["operator"], "raw-edge", "end")
+            )
+            assert all(row[key] == same[key] for key in ("verdict", "reason", "lead", "lead_low", "lead_high"))
+        lines = result.output.splitlines()
+        table = lines[lines.index("verdict by other rules (--responses, --until):") :]
+        assert table[2].startswith("fade")
+        assert max(map(len, table[:4])) <= 130
+
     def test_errors(self, runs, tmp_path):
         for arguments, code, message in (
             (("analyze",), 2, "Missing argument"),

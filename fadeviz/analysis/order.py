@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
 from ..snapshots import CHANNEL_KINDS, Run, common_steps
-from .learning import LEVELS, LearningTimes, State, lead, learning_times
+from .learning import LEVELS, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
 from .statistics import UNITS, Interval, PairedTest, bootstrap_interval, paired_test
@@ -224,8 +225,7 @@ def learning_order(
         FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer, kind or response,
             other pictures or map sizes, no step 0 or too few steps in common.
     """
-    if which not in RESPONSES:
-        raise unknown_name("responses", which, RESPONSES)
+    _check_rules(which, until)
     chosen = _check_runs(runs, layer, kind)
     shown = _measured_steps(runs, steps)
     masks = runs[0].observation[1]
@@ -233,50 +233,16 @@ def learning_order(
     regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
     bins = distance_bins(regions)
     groups, notes = _groups(runs)
-    operators = []
+    found = []
     for name, members in groups.items():
         measured = []
         for run in members:
             maps = run.maps(chosen, kind, steps=shown)
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
-        edge, interior = (np.stack(one) for one in zip(*(_counting(one, which) for one in measured), strict=True))
-        edge_times, interior_times = (_times(shown, response, levels, until) for response in (edge, interior))
-        leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
-        edge_t50, interior_t50, lead_interval = (
-            bootstrap_interval(table, level=level, resamples=resamples, seed=seed)
-            for table in (_half_times(edge_times), _half_times(interior_times), leads)
-        )
-        flat_edge, flat_interior = (list(itertools.chain(*table)) for table in (edge_times, interior_times))
-        pairs = [(e.gap, i.gap) for e, i in zip(flat_edge, flat_interior, strict=True)]
-        gaps = [max(pair) for pair in pairs if not np.isnan(pair).any()]
-        margin = float(np.median(gaps)) if gaps else math.nan
-        operators.append(
-            OperatorOrder(
-                name=name,
-                title=members[0].title + name.removeprefix(members[0].name),
-                runs=tuple(members),
-                seeds=tuple(_setting(run, "seed") for run in members),
-                measured=tuple(measured),
-                edge=edge,
-                interior=interior,
-                edge_times=edge_times,
-                interior_times=interior_times,
-                lead=leads,
-                edge_t50=edge_t50,
-                interior_t50=interior_t50,
-                lead_interval=lead_interval,
-                margin=margin,
-                verdict=verdict(
-                    [times.state for times in flat_edge],
-                    [times.state for times in flat_interior],
-                    lead_interval,
-                    margin,
-                ),
-                value_kymograph=merge_kymographs([one.value for one in measured]),
-                gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
-            )
-        )
+        found.append((name, members, measured))
+    rules = _Rules(which, until, tuple(levels), level, resamples, seed)
+    operators = [_judge(name, members, measured, shown, rules) for name, members, measured in found]
     names = (runs[0].info.get("observation") or {}).get("names") or []
     return LearningOrder(
         layer=chosen,
@@ -289,6 +255,82 @@ def learning_order(
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
         notes=notes,
+    )
+
+
+def judge_again(
+    order: LearningOrder,
+    which: str = "plain",
+    until: str = "end",
+    *,
+    levels: Sequence[float] = LEVELS,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> LearningOrder:
+    """The same measured responses by other rules, without measuring anew; the arguments are :func:`learning_order`'s.
+
+    A verdict that holds by one rule alone is a weak one.
+    """
+    _check_rules(which, until)
+    rules = _Rules(which, until, tuple(levels), level, resamples, seed)
+    operators = tuple(_judge(one.name, one.runs, one.measured, order.steps, rules) for one in order.operators)
+    return dataclasses.replace(
+        order, responses=which, until=until, operators=operators, comparisons=tuple(_comparisons(operators, seed))
+    )
+
+
+class _Rules(NamedTuple):
+    """How times, intervals and verdicts are made of responses."""
+
+    which: str
+    until: str
+    levels: tuple[float, ...]
+    level: float
+    resamples: int
+    seed: int
+
+
+def _check_rules(which: str, until: str) -> None:
+    if which not in RESPONSES:
+        raise unknown_name("responses", which, RESPONSES)
+    if until not in UNTIL:
+        raise unknown_name("level to learn until", until, UNTIL)
+
+
+def _judge(
+    name: str, runs: Sequence[Run], measured: Sequence[Responses], steps: Sequence[int], rules: _Rules
+) -> OperatorOrder:
+    edge, interior = (np.stack(one) for one in zip(*(_counting(one, rules.which) for one in measured), strict=True))
+    edge_times, interior_times = (_times(steps, one, rules.levels, rules.until) for one in (edge, interior))
+    leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
+    edge_t50, interior_t50, lead_interval = (
+        bootstrap_interval(table, level=rules.level, resamples=rules.resamples, seed=rules.seed)
+        for table in (_half_times(edge_times), _half_times(interior_times), leads)
+    )
+    flat_edge, flat_interior = (list(itertools.chain(*table)) for table in (edge_times, interior_times))
+    pairs = [(e.gap, i.gap) for e, i in zip(flat_edge, flat_interior, strict=True)]
+    gaps = [max(pair) for pair in pairs if not np.isnan(pair).any()]
+    margin = float(np.median(gaps)) if gaps else math.nan
+    states = [times.state for times in flat_edge], [times.state for times in flat_interior]
+    return OperatorOrder(
+        name=name,
+        title=runs[0].title + name.removeprefix(runs[0].name),
+        runs=tuple(runs),
+        seeds=tuple(_setting(run, "seed") for run in runs),
+        measured=tuple(measured),
+        edge=edge,
+        interior=interior,
+        edge_times=edge_times,
+        interior_times=interior_times,
+        lead=leads,
+        edge_t50=edge_t50,
+        interior_t50=interior_t50,
+        lead_interval=lead_interval,
+        margin=margin,
+        verdict=verdict(*states, lead_interval, margin),
+        value_kymograph=merge_kymographs([one.value for one in measured]),
+        gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
-from .order import RESPONSES, LearningOrder, OperatorOrder
+from .order import RESPONSES, LearningOrder, OperatorOrder, judge_again
 from .similarity import find_splice
 from .statistics import Interval
 
@@ -61,6 +62,25 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row
     }
 
 
+def other_rules(order: LearningOrder) -> list[Row]:
+    """The verdict and the lead of every operator by every rule, those in ``RESPONSES`` times those in ``UNTIL``."""
+    rows = []
+    for which, until in itertools.product(RESPONSES, UNTIL):
+        same = (which, until) == (order.responses, order.until)
+        for operator in (order if same else judge_again(order, which, until)).operators:
+            rows.append(
+                {
+                    "operator": operator.name,
+                    "responses": which,
+                    "until": until,
+                    "verdict": operator.verdict.word,
+                    "reason": operator.verdict.reason,
+                    **_interval("lead", operator.lead_interval),
+                }
+            )
+    return rows
+
+
 def course_rows(courses: Courses) -> dict[str, Row]:
     """The courses of one operator for JSON: steps, median and the ends of its interval; what is undefined is None."""
     return {
@@ -98,8 +118,14 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
-    """The rows as a table of at most 120 columns, the comparisons, and what has to be said beside them."""
+def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = ()) -> str:
+    """The rows as a table of at most 120 columns, the comparisons, and what has to be said beside them.
+
+    Args:
+        order: what was measured.
+        rows: from :func:`summary_rows`.
+        others: from :func:`other_rules`; they make a small table of verdicts.
+    """
     steps = order.steps
     wide = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2
     lines = [
@@ -126,8 +152,28 @@ def describe(order: LearningOrder, rows: Sequence[Row]) -> str:
         if row["spliced"]:
             lines.append(f"  frames of {', '.join(row['spliced'])} do not look like one training")
     lines += _comparison_lines(order)
+    lines += _rules_table(others, wide)
     lines += ["", *(f"note: {note}" for note in order.notes), *_LEGEND]
     return "\n".join(lines)
+
+
+def _rules_table(others: Sequence[Row], wide: int) -> list[str]:
+    """One row an operator, one column a rule."""
+    if not others:
+        return []
+    rules = list(dict.fromkeys((row["responses"], row["until"]) for row in others))
+    lines = ["", "verdict by other rules (--responses, --until):"]
+    lines.append(
+        f"{'':{wide}}"
+        + "".join(f"{which.replace('beyond-', 'b.-')}/{until:10}"[:17].ljust(18) for which, until in rules)
+    )
+    for name in dict.fromkeys(row["operator"] for row in others):
+        words = {(row["responses"], row["until"]): row["verdict"] for row in others if row["operator"] == name}
+        lines.append(f"{name:{wide}}" + "".join(_SHORT.get(words[rule], words[rule]).ljust(18) for rule in rules))
+    return lines
+
+
+_SHORT = {"already there at step 0": "there at step 0"}
 
 
 def _comparison_lines(order: LearningOrder) -> list[str]:

@@ -215,13 +215,22 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
         _save(figure, path)
 
 
-def _check(panels: Sequence[object], output: str | os.PathLike[str]) -> Path:
+def check_ending(output: str | os.PathLike[str]) -> Path:
+    """The path of a figure that can be written.
+
+    Raises:
+        FadevizError: another ending than ``ENDINGS``.
+    """
     path = Path(output)
-    if not panels:
-        raise FadevizError("there is nothing to plot. Give at least one run")
     if path.suffix.lower() not in ENDINGS:
         raise FadevizError(f"cannot write {path.name}: the ending must be one of {', '.join(ENDINGS)}")
     return path
+
+
+def _check(panels: Sequence[object], output: str | os.PathLike[str]) -> Path:
+    if not panels:
+        raise FadevizError("there is nothing to plot. Give at least one run")
+    return check_ending(output)
 
 
 def _style() -> Any:

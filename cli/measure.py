@@ -131,7 +131,7 @@ _FIGURES = {
 @_RESPONSES
 @_UNTIL
 @click.option("-o", "--output", required=True, metavar="FILE",
-              help="The figure: .png, .pdf or .svg. Of several kinds, with {kind} in the name: figures/{kind}.png.")  # fmt: skip
+              help="The figure: .png, .pdf or .svg. Of several kinds: figures/{kind}.png.")  # fmt: skip
 def plot(
     runs: tuple[Path, ...],
     figures: tuple[str, ...],

@@ -163,13 +163,12 @@ def _rules_table(others: Sequence[Row], wide: int) -> list[str]:
         return []
     rules = list(dict.fromkeys((row["responses"], row["until"]) for row in others))
     lines = ["", "verdict by other rules (--responses, --until):"]
-    lines.append(
-        f"{'':{wide}}"
-        + "".join(f"{which.replace('beyond-', 'b.-')}/{until:10}"[:17].ljust(18) for which, until in rules)
-    )
+    heads = [f"{which.replace('beyond-', 'b.-')}/{until}" for which, until in rules]
+    lines.append(" " * wide + "".join(head.ljust(18) for head in heads).rstrip())
     for name in dict.fromkeys(row["operator"] for row in others):
         words = {(row["responses"], row["until"]): row["verdict"] for row in others if row["operator"] == name}
-        lines.append(f"{name:{wide}}" + "".join(_SHORT.get(words[rule], words[rule]).ljust(18) for rule in rules))
+        told = [_SHORT.get(words[rule], words[rule]).ljust(18) for rule in rules]
+        lines.append(f"{name:{wide}}" + "".join(told).rstrip())
     return lines
 
 

@@ -67,10 +67,11 @@ class Probe:
         self.layers = find_layers(self._modules, layers, type(model).__name__)
         self.channel_images = channel_images
         having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in _INSIDE.items()}
-        having["guide"] = [name for name in self.layers if isinstance(self._modules[name], Upsampler)]
+        for kind in ("guide", "constant"):
+            having[kind] = [name for name in self.layers if isinstance(self._modules[name], Upsampler)]
         there = [kind for kind in KINDS if having.get(kind, self.layers)]
         if kinds is None:
-            kinds = [kind for kind in there if kind not in CHANNEL_KINDS]
+            kinds = [kind for kind in there if kind not in CHANNEL_KINDS and kind != "constant"]
         elif isinstance(kinds, str):
             kinds = there if kinds.strip() == "all" else [kind.strip() for kind in kinds.split(",")]
         for kind in kinds:
@@ -153,7 +154,7 @@ class _Found:
         self._calls: Counter[tuple[str, str]] = Counter()
         self._over = False
 
-    def layer_ran(self, layer: str, output: Any, guide: Tensor | None) -> None:
+    def layer_ran(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if self._over:  # activation checkpointing runs layers again during the backward pass
             return
         kinds = self.probe.kinds
@@ -167,8 +168,17 @@ class _Found:
             self._add(layer, call, "feature", value.mean(dim=1))
         if "channels" in kinds:
             self._add(layer, call, "channels", value[: self.probe.channel_images])
-        if "guide" in kinds and guide is not None:
-            self._add(layer, call, "guide", guide.detach().float()[: self.probe.channel_images])
+        if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
+            if len(inputs) < 2 or not isinstance(inputs[1], Skip):
+                raise FadevizError(
+                    f"layer {layer!r} was not called as upsampler(x, skip), so that its guide is unknown. "
+                    "Leave guide and constant out of the kinds, or call it so"
+                )
+            x, skip = inputs[0], inputs[1]
+            if "guide" in kinds:
+                self._add(layer, call, "guide", skip.feature.detach().float()[: self.probe.channel_images])
+            if "constant" in kinds:
+                self._add(layer, call, "constant", self._constant_response(module, x, skip).mean(dim=1))
         if "gradient" in kinds:
             if not output.requires_grad:
                 raise FadevizError(
@@ -177,6 +187,18 @@ class _Found:
                 )
             # The edge is where the gradient of this very value arrives, also when it is modified in place later on.
             self._edges.append((layer, call, get_gradient_edge(output)))
+
+    def _constant_response(self, module: Upsampler, x: Tensor, skip: Skip) -> Tensor:
+        """What the operator makes of ones. Its own parts run again meanwhile: they are not to be recorded twice."""
+        indices = None if skip.indices is None else skip.indices[:1]
+        ones, guide = torch.ones_like(x[:1]), Skip(torch.ones_like(skip.feature[:1]), indices)
+        self._over = True
+        try:
+            # Running statistics: those of a constant would divide it by zero.
+            with torch.no_grad(), _unchanged_modes(module, "eval"):
+                return module.forward(ones, guide).float()
+        finally:
+            self._over = False
 
     def part_ran(self, layer: str, kind: str, module: nn.Module, output: Tensor) -> None:
         if self._over:
@@ -274,7 +296,7 @@ def _hooks(probe: Probe, found: _Found) -> Iterator[None]:
 
 def _layer_hook(layer: str, found: _Found) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.layer_ran(layer, output, next((i.feature for i in inputs if isinstance(i, Skip)), None))
+        found.layer_ran(layer, module, inputs, output)
 
     return hook
 

@@ -29,6 +29,8 @@ KINDS = {
     "channels": "every channel of the layer's output, for the first observation images",
     "gate": "the operator's gate in [0, 1]: 1 takes the encoder feature, 0 the upsampled decoder feature",
     "kernel_entropy": "entropy of the reassembly kernel over log K^2: 1 is a box blur, 0 a copy of one neighbour",
+    "constant": "the operator's output for a constant input (ones, with a guide of ones), mean over channels: one map, "
+    "whose pattern the operator draws by itself",
     "kernels": "every weight of the reassembly kernels, for the first observation images",
     "guide": "every channel of the encoder feature that the operator is given, for the first observation images",
 }
@@ -37,7 +39,7 @@ KINDS = {
 CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 """Kinds that have many maps an image, and are recorded of the first observation images alone."""
 
-SIGNED_KINDS = frozenset({"feature", "channels", "guide"})
+SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
 
 _STEP_FILE = re.compile(r"step_(\d{6,12})\.safetensors")
@@ -52,7 +54,8 @@ class Snapshot:
         layer: dotted module name.
         call: 0 for the first time the layer ran in the forward pass, 1 for the second ...
         kind: a name in ``KINDS``.
-        value: float32, ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``; the layer's own resolution.
+        value: float32, ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``; the layer's own resolution. N is 1 for
+            ``constant``.
     """
 
     step: int

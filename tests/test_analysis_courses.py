@@ -28,6 +28,7 @@ def write_run(path, seed=0, parts=True, tests=True):
     base = rng.normal(size=(2, 2, 48, 48))
     base[:, 0] += 3 * REGIONS.inside
     kernels = rng.random((2, 9, 48, 48)).astype(np.float32)
+    checks = (-1.0) ** np.add.outer(np.arange(48), np.arange(48))
     for index, step in enumerate(STEPS):
         made = [Snapshot(step, LAYER, 0, "feature", maps[index])]
         if parts:
@@ -40,6 +41,7 @@ def write_run(path, seed=0, parts=True, tests=True):
                 Snapshot(step, LAYER, 0, "channels", channels),
                 Snapshot(step, LAYER, 0, "guide", channels[:, ::-1]),
                 Snapshot(step, LAYER, 0, "kernels", kernels),
+                Snapshot(step, LAYER, 0, "constant", (2 + 0.5 * checks)[None].astype(np.float32)),
             ]
         store.write(step, made)
     store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack([mask()] * 3))
@@ -113,6 +115,11 @@ def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(order, course
     for name in ("frame_correlation", "pixel_change", "luminance_change"):
         assert np.isnan(courses[name].values[:, 0]).all()
         assert np.isfinite(courses[name].values[:, 1:]).all()
+
+
+def test_the_operators_own_pattern_over_its_mean(courses):
+    assert np.allclose(courses["constant"].values, 0.25, atol=1e-6)
+    assert courses["constant"].values.shape == (2, len(STEPS), 1)
 
 
 def test_tests_are_told_at_their_own_steps(courses):

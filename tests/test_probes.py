@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.models import build_network
 from fadeviz.probes import Probe, find_layers, kernel_entropy
+from fadeviz.upsamplers import Skip, build_upsampler
 
 
 class Net(nn.Module):
@@ -294,7 +295,8 @@ def test_large_kinds_of_an_operator():
     model = build_network("segnet", "fade", width=0.0625)
     images, masks = torch.randn(3, 3, 32, 32), torch.randint(0, 2, (3, 32, 32))
     probe = Probe(model, "decoder.3.upsample", "all", channel_images=2)
-    assert probe.kinds == ("feature", "gradient", "channels", "gate", "kernel_entropy", "kernels", "guide")
+    kinds = ("feature", "gradient", "channels", "gate", "kernel_entropy", "constant", "kernels", "guide")
+    assert probe.kinds == kinds
     found = {s.kind: s.value for s in probe.observe(images, masks, F.cross_entropy, step=0)}
     assert found["kernels"].shape == (2, 25, 16, 16)
     np.testing.assert_allclose(found["kernels"].sum(1), 1, rtol=1e-5)
@@ -309,6 +311,49 @@ def test_large_kinds_of_an_operator():
 def test_all_kinds_are_those_that_a_layer_has():
     assert Probe(make()[0], "first", "all").kinds == ("feature", "gradient", "channels")
     model = build_network("segnet", "bilinear", width=0.0625)
-    assert Probe(model, "decoder.3.upsample", "all").kinds == ("feature", "gradient", "channels", "guide")
+    assert Probe(model, "decoder.3.upsample", "all").kinds == ("feature", "gradient", "channels", "constant", "guide")
     with pytest.raises(FadevizError, match="has 'guide': there is no guide to record"):
         Probe(make()[0], "first", ["guide"])
+
+
+@pytest.mark.parametrize("name", ["bilinear", "max_unpool", "deconv", "carafe", "indexnet", "fade", "a2u"])
+@pytest.mark.parametrize("mode", ["eval", "batch"])
+def test_constant_is_what_the_operator_makes_of_ones(name, mode):
+    torch.manual_seed(0)
+    model = build_network("segnet", name, width=0.0625).train()
+    images, masks = torch.randn(2, 3, 64, 64), torch.randint(0, 2, (2, 64, 64))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with_it, without = (
+        {s.key: s.value for s in Probe(model, "decoder.3.upsample", kinds).observe(
+            images, masks, F.cross_entropy, step=0, mode=mode)}
+        for kinds in ("all", "feature,gradient")
+    )  # fmt: skip
+    for key in without:  # what else is recorded does not notice
+        np.testing.assert_array_equal(with_it[key], without[key])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    value = with_it["decoder.3.upsample/0/constant"]
+    assert value.shape == (1, 32, 32)
+    inner = value[0, 6:-6, 6:-6]
+    if name in ("bilinear", "carafe"):
+        np.testing.assert_allclose(inner, 1, atol=1e-5)  # kernels that sum to 1
+    if name == "deconv":  # its kernel reaches each phase with other weights
+        operator = model.get_submodule("decoder.3.upsample").eval()
+        want = operator(torch.ones(1, 8, 16, 16), None).mean(1).detach().numpy()
+        np.testing.assert_allclose(value, want, atol=1e-5)
+        assert np.ptp(inner) > 1e-3
+
+
+def test_an_operator_called_in_another_way_has_no_guide():
+    class Mine(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = build_upsampler("bilinear", 3)
+
+        def forward(self, x):
+            return self.up(x, skip=Skip(x.repeat_interleave(2, -1).repeat_interleave(2, -2)))
+
+    images = torch.randn(1, 3, 8, 8)
+    with pytest.raises(FadevizError, match=r"was not called as upsampler\(x, skip\)"):
+        Probe(Mine(), "up", ["guide"]).observe(images, None, lambda output, _: output.sum(), step=0)
+    assert len(Probe(Mine(), "up", ["feature"]).observe(images, None, lambda output, _: output.sum(), step=0)) == 1

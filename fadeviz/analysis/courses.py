@@ -13,7 +13,7 @@ from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
 from .regions import Regions, build_regions
 from .similarity import cka_to_final, class_similarity, continuity, correlation, to_final
-from .spectrum import checkerboard, high_share, radial_centroid
+from .spectrum import checkerboard, high_share, phase_pattern, radial_centroid
 from .statistics import bootstrap_band
 
 
@@ -58,6 +58,7 @@ MEASURES = {
     "high_share": Measure("energy above 0.25 cycles per pixel", "share", "spectrum", "of the map's energy"),
     "checkerboard": Measure("checkerboard", "share of variance", "spectrum", "what repeats with the upsampling grid"),
     "nyquist": Measure("power on the grid's lines", "times that beside", "spectrum", "1 for a flat spectrum"),
+    "constant": Measure("constant input", "of its mean", "spectrum", "pattern that the operator makes of a constant"),
     "map_correlation": Measure("the map", "correlation", "learning", "of the map with its last one"),
     "gate_correlation": Measure("gate", "correlation", "learning", "of the gate with its last one"),
     "kernels_correlation": Measure("kernels", "correlation", "learning", "of all kernel weights with the last ones"),
@@ -151,6 +152,8 @@ def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
         "pixel_change": _from_second(moved.pixel_change),
         "luminance_change": _from_second(moved.luminance_change),
     }
+    if "constant" in kinds:
+        found["constant"] = _own_pattern(run.maps(layer, "constant", steps=steps))
     if "gate" in kinds:
         gate = run.maps(layer, "gate", steps=steps)
         found["gate_correlation"] = to_final(gate)
@@ -169,6 +172,14 @@ def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
             if kind == "channels":
                 found.update(_classes(many, order.regions[: many.shape[1]]))
     return found
+
+
+def _own_pattern(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Root mean square of the phase pattern over the mean's magnitude; NaN where that is nothing but rounding."""
+    pattern = np.sqrt((phase_pattern(maps) ** 2).mean((-2, -1)))
+    level = np.abs(maps.astype(np.float64).mean((-2, -1)))
+    largest = np.abs(maps).max((-2, -1))
+    return np.divide(pattern, level, out=np.full(pattern.shape, np.nan), where=level > 1e-6 * largest)
 
 
 def _flat(maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

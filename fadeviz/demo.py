@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import FadevizError
-from .experiment import Progress, RunConfig, check_folder, run
+from .experiment import Progress, RunConfig, run
 from .render.animation import write_animation
 from .render.grid import write_grid
-from .snapshots import Run, write_whole
+from .snapshots import Run, check_folder, write_whole
 
 UPSAMPLERS = ("fade", "carafe")
 IMAGE = 1

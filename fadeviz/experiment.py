@@ -6,10 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import platform
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from .errors import FadevizError, unknown_name
 from .models import SegNet, build_network
 from .probes import MODES, Probe
 from .schedule import Schedule, log_spaced, parse_schedule
-from .snapshots import Run, Snapshot, SnapshotStore, open_run
+from .snapshots import Run, Snapshot, SnapshotStore, check_folder, only_writer, open_run, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors
 from .training.metrics import evaluate
@@ -242,7 +239,7 @@ def run(
             first_step = 1
             untrained = work.look(0)  # what cannot be observed is found here, before an old run is removed
             if overwrite:
-                _remove_run(out)
+                remove_run(out)
             work.begin(untrained)
         data = batches(
             splits.train,
@@ -433,50 +430,6 @@ def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig
         raise FadevizError(f"{where} has damaged settings ({error}). {remedy}") from error
 
 
-def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Raise unless a run may be written to ``out``.
-
-    Raises:
-        FadevizError: a file, a run without ``resume`` or ``overwrite``, or files that are no run.
-    """
-    if out.exists() and not out.is_dir():
-        raise FadevizError(f"{out} is a file. Choose another --out")
-    if resume or not out.is_dir() or not any(out.iterdir()):
-        return
-    if not (out / "run.json").exists():
-        raise FadevizError(
-            f"{out} holds files but no run.json, so it is no run: nothing is replaced. Choose another --out"
-        )
-    if not overwrite:
-        raise FadevizError(
-            f"{out} holds a run already. Go on with --resume, replace with --overwrite, or choose another --out"
-        )
-
-
-@contextlib.contextmanager
-def only_writer(out: Path) -> Iterator[None]:
-    """Refuse a second process on the same folder; the lock goes with the process, however it ends."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    SnapshotStore.make_folder(out)
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FadevizError(
-                f"another process is recording into {out}. Wait for it, or choose another --out"
-            ) from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        os.close(handle)
-
-
 @contextlib.contextmanager
 def _same_algorithms() -> Iterator[None]:
     """On a GPU: the same convolution algorithms in every process. On a CPU this changes nothing."""
@@ -495,16 +448,6 @@ def _out_of_memory_in_words() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise FadevizError("out of memory. Use a smaller --batch-size, --observe, --size or --width") from error
-
-
-def _remove_run(out: Path) -> None:
-    # Only what a run writes: figures or notes that someone put beside it stay. run.json goes last: until then the
-    # folder is known for a run, and the same command can be given again.
-    for name in ("snapshots", "checkpoints"):
-        if (out / name).exists():
-            shutil.rmtree(out / name)
-    for name in ("metrics.jsonl", "observation.safetensors", "run.json"):
-        (out / name).unlink(missing_ok=True)
 
 
 def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:

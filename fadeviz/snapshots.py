@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -187,6 +189,61 @@ class SnapshotStore:
 def _header(values: Mapping[str, object]) -> dict[str, str]:
     # One entry: several would be written in an order that differs from one process to the next.
     return {"fadeviz": json.dumps(values)}
+
+
+def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Raise unless a run may be written to ``out``.
+
+    Raises:
+        FadevizError: a file, a run without ``resume`` or ``overwrite``, or files that are no run.
+    """
+    if out.exists() and not out.is_dir():
+        raise FadevizError(f"{out} is a file. Choose another --out")
+    if resume or not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / "run.json").exists():
+        raise FadevizError(
+            f"{out} holds files but no run.json, so it is no run: nothing is replaced. Choose another --out"
+        )
+    if not overwrite:
+        raise FadevizError(
+            f"{out} holds a run already. Go on with --resume, replace with --overwrite, or choose another --out"
+        )
+
+
+@contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Refuse a second process on the same folder; the lock goes with the process, however it ends."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    SnapshotStore.make_folder(out)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FadevizError(
+                f"another process is recording into {out}. Wait for it, or choose another --out"
+            ) from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
+
+
+def remove_run(out: Path) -> None:
+    """Remove a run from its folder, and nothing else that lies there."""
+    # Only what a run writes: figures or notes that someone put beside it stay. run.json goes last: until then the
+    # folder is known for a run, and the same command can be given again.
+    for name in ("snapshots", "checkpoints"):
+        if (out / name).exists():
+            shutil.rmtree(out / name)
+    for name in ("metrics.jsonl", "observation.safetensors", "run.json"):
+        (out / name).unlink(missing_ok=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

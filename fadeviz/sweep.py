@@ -29,12 +29,11 @@ from .experiment import (
     RunConfig,
     config_from,
     differing_settings,
-    only_writer,
     run,
     settings_of,
 )
 from .models import build_network
-from .snapshots import Run, open_run, write_whole
+from .snapshots import Run, only_writer, open_run, write_whole
 from .upsamplers import parse_upsampler
 
 MANIFEST = "manifest.json"

@@ -18,8 +18,8 @@ import fadeviz.sweep as sweep
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample
 from fadeviz.data.shuffled import BLOCK, ShuffledLabels, derangement
-from fadeviz.experiment import RunConfig, build_model, load_data, only_writer, run
-from fadeviz.render.frames import _name
+from fadeviz.experiment import RunConfig, build_model, load_data, run
+from fadeviz.snapshots import only_writer
 from fadeviz.sweep import MANIFEST, Member, parse_seeds, plan_sweep, read_plan, run_sweep
 from fadeviz.training.loop import batches
 
@@ -239,10 +239,10 @@ class TestShuffledLabels:
         shuffled, plain = open_run(swept[0] / "fade-shuffled-seed0"), open_run(swept[0] / "fade-seed0")
         assert shuffled.info["config"]["labels"] == "shuffled"
         assert (shuffled.name, plain.name) == ("fade@shuffled", "fade")
-        assert (_name(shuffled), _name(plain)) == ("FADE, shuffled labels", "FADE")
+        assert (shuffled.title, plain.title) == ("FADE, shuffled labels", "FADE")
         assert "seed 0, shuffled labels" in CliRunner().invoke(main, ["info", str(shuffled.path)]).output
         shuffled.info["upsampler"] = "fade:gate=off"
-        assert _name(shuffled) == "FADE (gate=off), shuffled labels"
+        assert shuffled.title == "FADE (gate=off), shuffled labels"
 
 
 class TestSweep:

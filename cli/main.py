@@ -14,6 +14,7 @@ import click
 from fadeviz import FadevizError, __version__
 
 from .measure import analyze, plot
+from .report import report
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
@@ -99,7 +100,7 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
                          help="Layers to record, comma-separated. List: fadeviz layers segnet."),
             click.option("--kinds", default="", metavar="KIND,...",
-                         help="feature, gradient, gate, kernel_entropy, and the large ones: channels, kernels, guide; "
+                         help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; "
                               "or all there are. [default: the small ones that the operator has]"),
             click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures."),
             click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
@@ -337,7 +338,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write."),
             click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]"),
             click.option("--kind", default="feature", show_default=True,
-                         help="feature, gradient, channels, gate, kernel_entropy, kernels or guide."),
+                         help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide."),
             click.option("--image", type=int, default=0, show_default=True, help="Which observed picture, from 0."),
             click.option("--channel", type=int,
                          help="Which channel, for channels, kernels and guide.  [default: representative ones]"),
@@ -591,6 +592,7 @@ def data_check(folder: Path) -> None:
 
 main.add_command(analyze)
 main.add_command(plot)
+main.add_command(report)
 
 
 if __name__ == "__main__":

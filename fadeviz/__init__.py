@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import FadevizError
 from .schedule import Schedule, parse_schedule
 from .snapshots import Run, Snapshot, open_run
 
+if TYPE_CHECKING:
+    from .recorder import Recorder
+    from .views import View
+
 __version__ = "0.1.0"
-__all__ = ["FadevizError", "Run", "Schedule", "Snapshot", "__version__", "open_run", "parse_schedule"]
+__all__ = [
+    "FadevizError",
+    "Recorder",
+    "Run",
+    "Schedule",
+    "Snapshot",
+    "View",
+    "__version__",
+    "open_run",
+    "parse_schedule",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # What needs torch is imported when it is asked for: reading a run does without.
+    if name == "Recorder":
+        from .recorder import Recorder
+
+        return Recorder
+    if name == "View":
+        from .views import View
+
+        return View
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

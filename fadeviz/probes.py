@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from .errors import FadevizError, unknown_name
 from .snapshots import CHANNEL_KINDS, KINDS, Snapshot
 from .upsamplers import Skip, Upsampler
 from .upsamplers.reassemble import KernelSoftmax
+from .views import View, as_map, choose_tensor
 
 Mode = Literal["eval", "batch"]
 MODES = ("eval", "batch")
@@ -44,20 +45,26 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        layers: str | Sequence[str] = "decoder.*.upsample",
+        layers: str | nn.Module | Sequence[str | nn.Module] = "decoder.*.upsample",
         kinds: str | Sequence[str] | None = None,
         channel_images: int = 1,
+        *,
+        views: Mapping[str, View] | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Find the layers.
 
         Args:
-            model: any module whose layers give maps ``(B, C, h, w)``.
+            model: any module.
             layers: dotted names or globs, comma-separated or as a sequence; ``*`` stands for one part of a name,
-                ``**`` for any number: ``decoder.*.upsample``, ``**.gate``.
+                ``**`` for any number: ``decoder.*.upsample``, ``**.gate``. Modules of the model are fine too.
             kinds: names in ``KINDS``, comma-separated or as a sequence; or ``all`` for what there is of them; None
                 takes feature, gradient and what the layers have of gate and kernel_entropy. A kind is recorded of the
                 layers that have it.
             channel_images: how many of the observed images the large kinds keep, those with many maps an image.
+            views: by layer or glob, how to read a map ``(B, C, h, w)`` from the output; needed where a layer gives
+                several tensors, or tokens on a grid that is no square. The first that fits counts.
+            reduce: ``(B, C, h, w) -> (B, h, w)``, makes the kind ``feature``; None takes the mean over channels.
 
         Raises:
             FadevizError: a name that fits no layer, no such kind, or a kind that none of the layers has.
@@ -65,6 +72,14 @@ class Probe:
         self.model = model
         self._modules = {_plain(name): module for name, module in model.named_modules() if name}
         self.layers = find_layers(self._modules, layers, type(model).__name__)
+        self.reduce = reduce if reduce is not None else _mean_of_channels
+        views = dict(views or {})
+        for pattern in views:
+            find_layers(self._modules, pattern, type(model).__name__)
+        self.views = {
+            layer: next((view for pattern, view in views.items() if _fits(pattern, layer)), View())
+            for layer in self.layers
+        }
         self.channel_images = channel_images
         having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in _INSIDE.items()}
         for kind in ("guide", "constant"):
@@ -86,7 +101,7 @@ class Probe:
 
     def observe(
         self,
-        images: Tensor,
+        images: Any,
         targets: Any,
         loss_fn: Callable[[Any, Any], Tensor],
         *,
@@ -96,9 +111,9 @@ class Probe:
         """Send the observation batch through the model and return the maps.
 
         Args:
-            images: ``(N, ...)`` float, on the model's device.
+            images: what the model is called with, on its device: a tensor ``(N, ...)``, or a dict of keyword arguments.
             targets: second argument of ``loss_fn``.
-            loss_fn: called as ``loss_fn(model(images), targets)``; needed for gradients.
+            loss_fn: called as ``loss_fn(model(images), targets)``, gives a scalar; needed for gradients.
             step: the number of optimiser steps done.
             mode: ``eval`` normalises with BatchNorm's running statistics, as a checkpoint would; ``batch`` with the
                 statistics of the observed images, on copies of the buffers. Early on the running statistics lag
@@ -113,20 +128,21 @@ class Probe:
         if mode not in MODES:
             raise unknown_name("observation mode", mode, MODES)
         found = _Found(step, self)
-        devices = [images.device.index or 0] if images.device.type == "cuda" else []
+        device = next((value.device for value in _tensors(images)), torch.device("cpu"))
+        devices = [device.index or 0] if device.type == "cuda" else []
         with (
             _unchanged_modes(self.model, mode),
             torch.random.fork_rng(devices),
             # The maps are those of float32 arithmetic whatever the training's precision is.
-            torch.autocast(images.device.type, enabled=False),
+            torch.autocast(device.type, enabled=False),
             torch.set_grad_enabled("gradient" in self.kinds),
             # A compiled model would not call hooks that were added after it was compiled.
             torch.compiler.set_stance("force_eager"),
             _hooks(self, found),
         ):
             # A leaf of its own: the graph then reaches every layer even when all weights are frozen.
-            leaf = images.detach().clone().requires_grad_("gradient" in self.kinds)
-            output = self._forward(leaf, mode)
+            leaves = _leaves(images, "gradient" in self.kinds)
+            output = self._forward(leaves, mode)
             found.forward_is_over()
             if "gradient" in self.kinds:
                 loss = loss_fn(output, targets)
@@ -134,13 +150,29 @@ class Probe:
         order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
         return sorted(found.snapshots, key=lambda s: (order[s.layer, s.kind], s.call))
 
-    def _forward(self, images: Tensor, mode: Mode) -> Any:
+    def _forward(self, images: Any, mode: Mode) -> Any:
+        named = images if isinstance(images, Mapping) else {}
+        placed = () if isinstance(images, Mapping) else (images,)
         if mode == "eval":
-            return self.model(images)
+            return self.model(*placed, **named)
         # DataParallel cannot be called with other buffers; what it wraps can.
         model = self.model.module if isinstance(self.model, nn.DataParallel) else self.model
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return torch.func.functional_call(model, buffers, (images,))
+        return torch.func.functional_call(model, buffers, placed, dict(named))
+
+
+def _tensors(images: Any) -> list[Tensor]:
+    values = images.values() if isinstance(images, Mapping) else [images]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _leaves(images: Any, wanted: bool) -> Any:
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().clone().requires_grad_(wanted and value.is_floating_point())
+
+    return {key: leaf(value) for key, value in images.items()} if isinstance(images, Mapping) else leaf(images)
 
 
 class _Found:
@@ -159,13 +191,18 @@ class _Found:
             return
         kinds = self.probe.kinds
         call = self._count(layer, "")
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            got = f"a tensor of {output.ndim} axes" if isinstance(output, Tensor) else type(output).__name__
-            raise FadevizError(f"layer {layer!r} gives {got}, a map (B, C, h, w) is needed. Choose another layer")
+        view = self.probe.views[layer]
+        tensor = choose_tensor(output, view, layer)
         # Reduced here and now: a kept reference would be overwritten by an in-place ReLU that follows.
-        value = output.detach().float()
+        value = as_map(tensor.detach(), view, layer).float()
         if "feature" in kinds:
-            self._add(layer, call, "feature", value.mean(dim=1))
+            reduced = self.probe.reduce(value)
+            if not isinstance(reduced, Tensor) or reduced.shape != (len(value), *value.shape[-2:]):
+                got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
+                raise FadevizError(
+                    f"reduce made {got} of {tuple(value.shape)} in layer {layer!r}. It must give (B, h, w)"
+                )
+            self._add(layer, call, "feature", reduced.detach().float())
         if "channels" in kinds:
             self._add(layer, call, "channels", value[: self.probe.channel_images])
         if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
@@ -180,13 +217,13 @@ class _Found:
             if "constant" in kinds:
                 self._add(layer, call, "constant", self._constant_response(module, x, skip).mean(dim=1))
         if "gradient" in kinds:
-            if not output.requires_grad:
+            if not tensor.requires_grad:
                 raise FadevizError(
                     f"layer {layer!r} runs without gradients (torch.no_grad, or a reentrant checkpoint). "
                     "Leave gradient out of the kinds, or choose another layer"
                 )
             # The edge is where the gradient of this very value arrives, also when it is modified in place later on.
-            self._edges.append((layer, call, get_gradient_edge(output)))
+            self._edges.append((layer, call, get_gradient_edge(tensor)))
 
     def _constant_response(self, module: Upsampler, x: Tensor, skip: Skip) -> Tensor:
         """What the operator makes of ones. Its own parts run again meanwhile: they are not to be recorded twice."""
@@ -219,7 +256,8 @@ class _Found:
                 raise FadevizError(
                     f"layer {layer!r} does not influence the loss, so it has no gradient. Choose another"
                 )
-            self._add(layer, call, "gradient", grad.detach().float().relu().sum(dim=1))
+            grad = as_map(grad.detach(), self.probe.views[layer], layer)
+            self._add(layer, call, "gradient", grad.float().relu().sum(dim=1))
 
     def forward_is_over(self) -> None:
         self._over = True
@@ -251,26 +289,43 @@ def kernel_entropy(kernels: Tensor, groups: int = 1) -> Tensor:
     return torch.special.entr(weights).sum(dim=2) / math.log(weights.shape[2])
 
 
-def find_layers(modules: Any, patterns: str | Sequence[str], network: str) -> tuple[str, ...]:
-    """The names among ``modules`` that fit the patterns, in the network's order.
+def find_layers(
+    modules: Mapping[str, nn.Module], patterns: str | nn.Module | Sequence[str | nn.Module], network: str
+) -> tuple[str, ...]:
+    """The names among ``modules`` that fit the patterns, or are the modules given, in the network's order.
 
     Raises:
         FadevizError: a pattern that fits none; lists the nearest names.
     """
     names = list(modules)
-    wanted = patterns.split(",") if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, str):
+        patterns = patterns.split(",")
     chosen: set[str] = set()
-    for pattern in (p.strip() for p in wanted):
-        fits = {name for name in names if _expression(_plain(pattern)).fullmatch(name)}
+    for pattern in [patterns] if isinstance(patterns, nn.Module) else patterns:
+        if isinstance(pattern, nn.Module):
+            fits = {name for name in names if modules[name] is pattern}
+            if not fits:
+                raise FadevizError(f"the {type(pattern).__name__} given as a layer is no part of {network}")
+        else:
+            fits = {name for name in names if _fits(pattern.strip(), name)}
         if not fits:
-            raise unknown_name(f"layer in {network}", pattern, names)
+            # What is called as a function cannot be hooked; who looks for it finds the modules around it.
+            raise FadevizError(
+                f"{unknown_name(f'layer in {network}', str(pattern).strip(), names)} A function such as F.interpolate "
+                "is no layer: choose the module that gives its input or takes its output"
+            )
         chosen |= fits
     return tuple(name for name in names if name in chosen)
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*|\*)", pattern)
-    return re.compile("".join({"**": ".*", "*": "[^.]+"}.get(part, re.escape(part)) for part in parts))
+def _fits(pattern: str, name: str) -> bool:
+    parts = re.split(r"(\*\*|\*)", _plain(pattern))
+    expression = "".join({"**": ".*", "*": "[^.]+"}.get(part, re.escape(part)) for part in parts)
+    return re.fullmatch(expression, name) is not None
+
+
+def _mean_of_channels(value: Tensor) -> Tensor:
+    return value.mean(dim=1)
 
 
 def _plain(name: str) -> str:

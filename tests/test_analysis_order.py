@@ -96,7 +96,7 @@ def test_everything_is_what_the_parts_say(runs, found):
     assert alone.operators[0].gradient_kymograph.quantity == "gradient"
     assert alone.comparisons == ()
     assert "one seed an operator" in alone.notes[0]
-    assert alone.operators[0].verdict.reason.startswith("a lead in only 2 of 2 maps; outline 2 reached")
+    assert alone.operators[0].verdict.reason.startswith("a lead in 2 of 2 maps, 6 are needed; outline 2 reached")
 
 
 def test_the_paired_test_is_of_the_same_seeds_and_images(runs, found):

@@ -36,11 +36,12 @@ def test_record_and_draw_then_draw_stored_run(tmp_path):
     assert (tmp_path / "fade" / "figures" / "gradient_run_scale.png").exists()
 
 
-def test_probe_own_model(tmp_path):
-    picture = example("probe_own_model").main(steps=3, out=tmp_path)
+def test_record_own_model(tmp_path):
+    picture = example("record_own_model").main(steps=3, out=tmp_path)
     assert picture.stat().st_size > 1000
     run = open_run(tmp_path)
     assert run.steps == (0, 3)
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3]
     assert set(run.layers) == {"up", "coarse"}
 
 

@@ -175,7 +175,8 @@ def verdict(edge: Sequence[State], interior: Sequence[State], leads: Interval, m
     if 2 * sum(State.NEVER in pair for pair in known) > len(known):
         return Verdict("undecided", counts)
     if leads.count < MIN_LEADS or 2 * leads.count < len(known):
-        return Verdict("undecided", f"a lead in only {leads.count} of {len(pairs)} maps; {counts}")
+        few = f", {MIN_LEADS} are needed" if leads.count < MIN_LEADS else ""
+        return Verdict("undecided", f"a lead in {leads.count} of {len(pairs)} maps{few}; {counts}")
     seeds = f"{leads.count} maps, {leads.seeds} seed{'s' * (leads.seeds != 1)}"
     numbers = f"lead {_signed(leads.estimate)} steps ({_signed(leads.low)} to {_signed(leads.high)}; {seeds})"
     resolved = 0.0 if math.isnan(margin) else margin

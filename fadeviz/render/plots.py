@@ -22,8 +22,8 @@ EDGE, INTERIOR = "#D55E00", "#0072B2"
 COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, told apart with any kind of colour vision; brown stands in for its yellow, too pale here."""
 
-_SPAN = (0.2, 0.8)
-"""Ends of the colours of a distance-time map: means of ranks hardly go beyond; the middle is what noise has."""
+KYMOGRAPH_COLORS, KYMOGRAPH_SPAN = "PuOr_r", (0.2, 0.8)
+"""Colours of a distance-time map and their ends, beyond which means of ranks hardly go; white is what noise has."""
 
 _DASHES: tuple[Any, ...] = ("-", "--", "-.")
 
@@ -131,15 +131,13 @@ def write_kymographs(
         figure = _figure(3.5 * columns + 1.0, 3.0 * rows + 0.75, caption)
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        inward, outward = min(float(p.edges[0]) for p in panels), max(float(p.edges[-1]) for p in panels)
-        # Far outside is the rim of the picture: what happens is near the contour.
-        ends = inward, min(outward, max(12.0, -1.5 * inward))
+        ends = shown_distances([panel.edges for panel in panels])
         mesh = None
         for axes, panel in zip(grid.flat, panels, strict=False):
             time = _time(panel.steps)
             mesh = axes.pcolormesh(
-                _borders(time), panel.edges, np.ma.masked_invalid(panel.value.T), cmap="PuOr_r", vmin=_SPAN[0],
-                vmax=_SPAN[1], rasterized=True,
+                _borders(time), panel.edges, np.ma.masked_invalid(panel.value.T), cmap=KYMOGRAPH_COLORS,
+                vmin=KYMOGRAPH_SPAN[0], vmax=KYMOGRAPH_SPAN[1], rasterized=True,
             )  # fmt: skip
             axes.set_facecolor("0.82")
             axes.axhline(0, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
@@ -157,6 +155,15 @@ def write_kymographs(
         bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30, extend="both")
         bar.set_label(quantity)
         _save(figure, path)
+
+
+def shown_distances(edges: Sequence[NDArray[np.floating]]) -> tuple[float, float]:
+    """The ends of the distances that are drawn: all inside, and about as far outside.
+
+    Farther out is the rim of the picture; what happens is near the contour.
+    """
+    inward, outward = min(float(one[0]) for one in edges), max(float(one[-1]) for one in edges)
+    return inward, min(outward, max(12.0, math.ceil(-1.5 * inward)))
 
 
 def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "") -> None:

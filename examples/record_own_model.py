@@ -1,17 +1,14 @@
-"""Probe a model of one's own in a training loop of one's own: three calls, and the run is there to draw."""
+"""Record a model of one's own in a training loop of one's own: two calls, and the run is there to draw."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fadeviz
 from fadeviz.data.synthetic import SyntheticHorses
-from fadeviz.probes import Probe
 from fadeviz.render.grid import write_grid
-from fadeviz.snapshots import SnapshotStore
 from fadeviz.training.loop import to_tensors
 from fadeviz.upsamplers import FADE, Skip
 
@@ -34,28 +31,25 @@ class SmallUNet(nn.Module):
 
 
 def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
-    """Train, record every tenth step, draw."""
+    """Train, record every tenth step, draw; an earlier run of this example in the same folder is replaced."""
     torch.manual_seed(0)
     model = SmallUNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     horses, watched = SyntheticHorses(64, seed=0), [SyntheticHorses(64, seed=0, stream="test")[i] for i in (1, 2)]
     images, masks = to_tensors(watched)
 
-    probe = Probe(model, layers="up,coarse", kinds=["feature", "gradient"])
-    store = SnapshotStore(out, run_id="small-unet-0")
-    store.forget_after(-1)  # an earlier run of this example in the same folder
-    store.write_info({"network": "SmallUNet", "upsampler": "fade", "observation": {"names": [s.name for s in watched]}})
-    store.write_observation(np.stack([s.image for s in watched]), np.stack([s.mask for s in watched]))
-
-    store.write(0, probe.observe(images, masks, F.cross_entropy, step=0))
+    recorder = fadeviz.Recorder(
+        model, "up,coarse", [*range(0, steps, 10), steps], out, observe=(images, masks), loss_fn=F.cross_entropy,
+        names=[sample.name for sample in watched], name="small U-Net", seed=0, overwrite=True,
+    )  # fmt: skip
     for step in range(1, steps + 1):
         x, y = to_tensors([horses[4 * step + i] for i in range(4)])
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 10 == 0 or step == steps:
-            store.write(step, probe.observe(images, masks, F.cross_entropy, step=step))
+        recorder.step(step)
+        recorder.log(step, loss=loss.item())
 
     picture = out / "up.png"
     write_grid([fadeviz.open_run(out)], picture, layer="up")

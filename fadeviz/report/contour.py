@@ -1,0 +1,42 @@
+"""The pictures beside the maps: the observed image, and the contour of its mask as a path."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+MAX_SIDE = 448
+"""Larger pictures are made smaller: beside the maps nobody sees the difference."""
+
+
+def picture_uri(image: NDArray[np.uint8]) -> str:
+    """An observed image ``(H, W, 3)`` as a data URI of a JPEG."""
+    picture = Image.fromarray(image)
+    if max(picture.size) > MAX_SIDE:
+        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=88, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def contour_path(mask: NDArray[np.uint8]) -> str:
+    """The lines between foreground and background pixels as SVG path data, in pixels of the mask ``(H, W)``.
+
+    Foreground is every class but 0, as for the measures; of an alpha matte, what is at least half opaque.
+    """
+    # More values than any picture has classes: an alpha matte.
+    inside = mask >= 128 if len(np.unique(mask)) > 32 else mask != 0
+    # As if the picture went on beyond its border: that is no contour.
+    framed = np.pad(inside, 1, mode="edge")
+    parts = []
+    for turned, frame in ((False, framed), (True, framed.T)):
+        changes = np.zeros((frame.shape[0] - 1, frame.shape[1]), np.int8)
+        changes[:, 1:-1] = (frame[1:] != frame[:-1])[:, 1:-1]
+        starts, ends = np.argwhere(np.diff(changes, axis=1) == 1), np.argwhere(np.diff(changes, axis=1) == -1)
+        for (line, start), (_, end) in zip(starts, ends, strict=True):
+            parts.append(f"M{line} {start}v{end - start}" if turned else f"M{start} {line}h{end - start}")
+    return "".join(parts)

@@ -1,0 +1,355 @@
+"""The words, numbers and curves of a page, from a measured learning order, as plain data."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..analysis.courses import FIGURES, MEASURES, Course, operator_courses
+from ..analysis.learning import UNTIL, LearningTimes, State
+from ..analysis.order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder
+from ..analysis.statistics import Interval
+from ..analysis.table import other_rules
+from ..render.colormap import palette
+from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
+from ..snapshots import Run
+
+BY_OPERATOR = ("responses", "learning", "gate")
+"""Groups of measures that are drawn a chart an operator; of the others, each measure has a chart."""
+
+FEW_SEEDS = 5
+"""Of fewer seeds a percentile interval is too narrow."""
+
+LEAST_PAIRS = 6
+"""Of fewer pairs no sign-flip test can fall below p = 0.05."""
+
+_MINUS = "\N{MINUS SIGN}"
+_LONGEST = 200
+
+
+def plain(value: object, longest: int = _LONGEST) -> str:
+    """What a run says of itself as text: without control characters, and no longer than a reader would read."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A value in so many digits, with a true minus sign and without an exponent where it can be."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else "–"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if places <= 6:
+        return f"{value:,.{places}f}".replace("-", _MINUS)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+
+
+# --- the verdict ------------------------------------------------------------------------------------------------------
+
+
+def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
+    """A row an operator: its verdict in words, the lead and the two times with their intervals."""
+    last = order.steps[-1]
+    return [
+        {
+            "title": plain(operator.title),
+            "word": operator.verdict.word,
+            "sentence": _sentence(operator, last),
+            "lead": _interval(operator.lead_interval, last, signed=True),
+            "edge": _interval(operator.edge_t50, last),
+            "interior": _interval(operator.interior_t50, last),
+            "seeds": str(len(operator.seeds)),
+        }
+        for operator in order.operators
+    ]
+
+
+def _sentence(operator: OperatorOrder, last: int) -> str:
+    lead, word = operator.lead_interval, operator.verdict.word
+    maps = f"{lead.count} maps of {_count(lead.seeds, 'seed')}"
+    if word in ("outline first", "interior first"):
+        early, late = ("outline", "interior") if word == "outline first" else ("interior", "outline")
+        if math.isinf(lead.estimate):
+            return f"By step {last} the {late} has not come half of its way; the {early} has ({maps})."
+        return (
+            f"The {late} comes half of its way {number(abs(lead.estimate))} steps after the {early} "
+            f"({_level(lead)} interval {_ends(lead, last)} steps; {maps})."
+        )
+    states = f"Outline: {_states(operator.edge_times)}. Interior: {_states(operator.interior_times)}."
+    if word == "together":
+        return (
+            f"The two come half of their way within the {operator.margin:.0f} steps that the snapshots resolve "
+            f"(lead {_interval(lead, last, signed=True)} steps; {maps})."
+        )
+    if word == "undecided" and lead.count >= MIN_LEADS:
+        return f"The {_level(lead)} interval of the lead holds 0, or too few maps have one ({maps}). {states}"
+    if word == "undecided":
+        return f"{_count(lead.count, 'map')} with a lead; a verdict needs {MIN_LEADS}. {states}"
+    return states
+
+
+def _states(times: Sequence[Sequence[LearningTimes]]) -> str:
+    """In how many maps a response is in each state: ``reached in 2 maps, never in 2``."""
+    found = [one.state for row in times for one in row]
+    counts = [(str(state), found.count(state)) for state in State if state in found]
+    return ", ".join(
+        f"{state} in {n}{' maps' * (not i and n != 1)}{' map' * (not i and n == 1)}"
+        for i, (state, n) in enumerate(counts)
+    )
+
+
+def _interval(interval: Interval, last: int, *, signed: bool = False) -> str:
+    if not interval.count or math.isnan(interval.estimate):
+        return "–"
+    if interval.low == interval.high:
+        return _step(interval.estimate, last, signed)
+    return f"{_step(interval.estimate, last, signed)} ({_ends(interval, last, signed)})"
+
+
+def _ends(interval: Interval, last: int, signed: bool = True) -> str:
+    return f"{_step(interval.low, last, signed)} to {_step(interval.high, last, signed)}"
+
+
+def _step(value: float, last: int, signed: bool = False) -> str:
+    """A step or a lead; what has not come by the last step comes after it, if ever: such a lead has no number."""
+    if math.isinf(value):
+        return ("+∞" if value > 0 else f"{_MINUS}∞") if signed else f"after {last:,}"
+    text = f"{abs(value):,.0f}" if abs(value) >= 10 else f"{abs(value):.1f}"
+    return ("+" if value > 0 and signed else _MINUS if value < 0 else "") + text
+
+
+def _level(interval: Interval) -> str:
+    return f"{100 * interval.level:g} %"
+
+
+def rules(order: LearningOrder) -> tuple[list[str], dict[str, list[str]]]:
+    """The verdict of each operator by every rule: the rules in words, and for each the words by operator."""
+    found: dict[str, list[str]] = {}
+    for row in other_rules(order):
+        rule = f"{RESPONSES[row['responses']]}; until {UNTIL[row['until']]}"
+        found.setdefault(rule[:1].upper() + rule[1:], []).append(row["verdict"])
+    return [plain(operator.title) for operator in order.operators], found
+
+
+def comparison_sentences(order: LearningOrder) -> list[str]:
+    """What the paired tests say of every two operators, where there are pairs enough to say anything."""
+    titles = {operator.name: operator.title for operator in order.operators}
+    return [
+        f"Lead of {plain(titles[one.first])} less that of {plain(titles[one.second])}, paired by {unit}: "
+        f"{_step(test.difference, order.steps[-1], True)} steps, p = {test.p:.3g} "
+        f"({'exact' if test.exact else 'sampled'}, {_count(test.count, 'pair')})."
+        for one in order.comparisons
+        for unit, test in one.tests.items()
+        if test.count >= LEAST_PAIRS
+    ]
+
+
+def caveats(order: LearningOrder) -> list[str]:
+    """What a sceptical reader has to know, a sentence each."""
+    said = [plain(note, 300) for note in order.notes]
+    said = [f"{note[:1].upper()}{note[1:]}." for note in said]
+    seeds = min(len(operator.seeds) for operator in order.operators)
+    if 1 < seeds < FEW_SEEDS:
+        said.append(f"{seeds} seeds an operator: of fewer than {FEW_SEEDS}, percentile intervals are too narrow.")
+    start = [f"{plain(o.title)} {number(_median(o.interior[:, 0]), 2)}" for o in order.operators]
+    said.append(
+        "Objects stand mostly in the middle of a picture: a map that is brighter there answers to them without having "
+        f"learned anything. Interior response of the untrained networks, where 0 is chance: {', '.join(start)}."
+        + " Dotted curves are the responses to the masks of other images: what position alone brings."
+        * (len(order.images) > 1)
+    )
+    modes = {str((run.info.get("observation") or {}).get("mode")) for o in order.operators for run in o.runs}
+    if "eval" in modes:
+        said.append(
+            "BatchNorm's running statistics lag behind the weights in the first tens of steps; the maps show the lag."
+        )
+    said.append(
+        "Where each frame spans its own range, brightness cannot be compared between frames and noise is lifted to "
+        "full contrast; the other two normalisations show the scale."
+    )
+    return said
+
+
+def _median(values: NDArray[np.floating]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def _count(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+# --- curves and distance-time maps ------------------------------------------------------------------------------------
+
+
+def figures(order: LearningOrder) -> list[dict[str, Any]]:
+    """The charts of each group of measures: ``BY_OPERATOR``, lines are measures; of the others, lines are operators."""
+    courses = [operator_courses(order, operator) for operator in order.operators]
+    found = []
+    for name, meaning in FIGURES.items():
+        members = [key for key in MEASURES if MEASURES[key].figure == name and any(key in one for one in courses)]
+        if members:
+            charts = (_by_operator if name in BY_OPERATOR else _by_measure)(order, courses, members)
+            found.append(
+                {
+                    "name": name,
+                    "meaning": meaning,
+                    "charts": charts,
+                    "measures": [[MEASURES[key].title, MEASURES[key].meaning] for key in members],
+                    "note": _HALF_WAY if any(chart["halfWay"] for chart in charts) else "",
+                }
+            )
+    return found
+
+
+_HALF_WAY = "Dotted uprights: half of the way is done. The distance between the two is the lead."
+
+
+def _by_operator(
+    order: LearningOrder, courses: Sequence[Mapping[str, Course]], members: Sequence[str]
+) -> list[dict[str, Any]]:
+    charts = []
+    for unit in dict.fromkeys(MEASURES[key].unit for key in members):
+        alike = [key for key in members if MEASURES[key].unit == unit]
+        for operator, having in zip(order.operators, courses, strict=True):
+            lines = [
+                _line(having[key], MEASURES[key].title, _role(key, number))
+                for number, key in enumerate(alike)
+                if key in having
+            ]
+            if lines:
+                charts.append(
+                    {
+                        "title": plain(operator.title),
+                        "unit": unit,
+                        "scale": unit,
+                        "lines": lines,
+                        "halfWay": _half_way(operator) if "edge" in alike else [],
+                    }
+                )
+    return charts
+
+
+def _half_way(operator: OperatorOrder) -> list[dict[str, Any]]:
+    times = (("edge", operator.edge_t50.estimate), ("interior", operator.interior_t50.estimate))
+    return [{"role": role, "step": float(f"{step:.5g}")} for role, step in times if math.isfinite(step)]
+
+
+def _by_measure(
+    order: LearningOrder, courses: Sequence[Mapping[str, Course]], members: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "title": MEASURES[key].title,
+            "unit": MEASURES[key].unit,
+            "scale": key,
+            "halfWay": [],
+            "lines": [
+                _line(having[key], plain(operator.title), f"series-{number}")
+                for number, (operator, having) in enumerate(zip(order.operators, courses, strict=True))
+                if key in having
+            ],
+        }
+        for key in members
+    ]
+
+
+def _role(key: str, place: int) -> str:
+    """How a line is drawn: the two responses have colours of their own, and what belongs to them is broken."""
+    main, _, variant = key.partition("_")
+    return " ".join(filter(None, (main, variant))) if main in ("edge", "interior") else f"series-{place}"
+
+
+def _line(course: Course, label: str, role: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "role": role,
+        "steps": list(course.steps),
+        "middle": short(course.middle),
+        "low": short(course.low),
+        "high": short(course.high),
+    }
+
+
+def kymographs(order: LearningOrder) -> dict[str, Any]:
+    """The distance-time maps of all operators near the contour, their bins' edges, and their colours."""
+    edges = order.operators[0].value_kymograph.edges
+    near = int(np.searchsorted(edges, shown_distances([edges])[1], side="right"))  # edges that are drawn
+    return {
+        "edges": short(edges[:near]),
+        "span": list(KYMOGRAPH_SPAN),
+        "colours": base64.b64encode(palette(KYMOGRAPH_COLORS).tobytes()).decode(),
+        "operators": [
+            {
+                "title": plain(operator.title),
+                "value": [short(row[: near - 1], 3) for row in operator.value_kymograph.value],
+                "gradient": [short(row[: near - 1], 3) for row in operator.gradient_kymograph.value],
+            }
+            for operator in order.operators
+        ],
+    }
+
+
+def short(values: Iterable[float], digits: int = 5) -> list[float | None]:
+    """Values in so many digits, for JSON; None where they are not finite."""
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]
+
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+
+
+def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]], dict[str, str]]:
+    """What the runs were made with.
+
+    Returns:
+        A name for each run; the settings that differ, with a value a run; the settings that all have in common.
+    """
+    told = [_told(run) for run in runs]
+    names = list(dict.fromkeys(name for one in told for name in one))
+    table = {name: [one.get(name, "–") for one in told] for name in names}
+    unlike = {name: row for name, row in table.items() if len(set(row)) > 1}
+    alike = {name: row[0] for name, row in table.items() if name not in unlike or len(runs) == 1}
+    return [plain(run.path) for run in runs], unlike, alike
+
+
+def _told(run: Run) -> dict[str, str]:
+    info = run.info
+    found: dict[str, Any] = {
+        "run": run.run_id,
+        "upsampler": info.get("upsampler"),
+        "network": info.get("network"),
+        "parameters": info.get("parameters"),
+        **dict(_object(info, "config")),
+        "weights": info.get("weights") or _object(info, "config").get("weights"),
+        "observed in mode": _object(info, "observation").get("mode"),
+        "data fingerprint": _object(info, "data").get("fingerprint"),
+        "data pictures": _object(info, "data").get("count"),
+        "device": info.get("device"),
+        "threads": info.get("threads"),
+        **{f"version of {name}": value for name, value in _object(info, "versions").items()},
+        "status": info.get("status"),
+        **{f"result: {name}": value for name, value in _object(info, "result").items()},
+    }
+    return {plain(name, 60): _value(value) for name, value in found.items() if value not in (None, "")}
+
+
+def _object(info: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = info.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return plain(f"{value:,}" if abs(value) >= 100_000 else value)
+    if isinstance(value, float):
+        return plain(f"{value:.5g}")
+    if isinstance(value, list):
+        return plain(", ".join(map(str, value)))
+    return plain(value)

@@ -1,0 +1,115 @@
+"""Reading a map (B, C, h, w) from whatever a layer gives: tuples, dicts, dataclasses, sequences of tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .errors import FadevizError
+
+
+@dataclass(frozen=True)
+class View:
+    """How to read a map from a layer's output; the default finds out by itself where only one way is possible.
+
+    Attributes:
+        key: the entry of a dict or a dataclass by name, of a tuple or a list by number; None takes the only one that
+            can be a map.
+        grid: rows and columns of tokens ``(B, L, C)``; None takes a square.
+        skip_tokens: how many tokens stand before the grid, as a class token does; None takes 0, or 1 where only that
+            leaves a square.
+    """
+
+    key: str | int | None = None
+    grid: tuple[int, int] | None = None
+    skip_tokens: int | None = None
+
+
+def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
+    """A layer's output, or the gradient of it, as a map.
+
+    Shape: ``(B, C, h, w)`` as it is; tokens ``(B, L, C)`` -> ``(B, C, h, w)``.
+
+    Raises:
+        FadevizError: another number of axes, or tokens that fill no grid; says what to set.
+    """
+    if tensor.ndim == 4:
+        return tensor
+    if tensor.ndim == 3:
+        return _from_tokens(tensor, view, layer)
+    raise FadevizError(
+        f"layer {layer!r} gives a tensor of {tensor.ndim} axes; a map (B, C, h, w) or tokens (B, L, C) are needed. "
+        "Choose another layer"
+    )
+
+
+def choose_tensor(output: Any, view: View, layer: str) -> Tensor:
+    """The tensor in a layer's output that can be a map.
+
+    Raises:
+        FadevizError: none, or more than one to choose from; lists them.
+    """
+    key = view.key
+    if isinstance(output, Tensor):
+        if key is not None:
+            raise FadevizError(f"layer {layer!r} gives one tensor, not several: it has no {key!r}. Leave the key out")
+        return output
+    entries = _entries(output)
+    if entries is None:
+        raise FadevizError(
+            f"layer {layer!r} gives {type(output).__name__}, a map (B, C, h, w) is needed. Choose another layer"
+        )
+    if key is not None:
+        if not isinstance(entries.get(key), Tensor):
+            raise FadevizError(f"layer {layer!r} gives no tensor {key!r}. There are: {_names(entries)}")
+        return entries[key]
+    for axes in (4, 3):
+        fitting = {name: value for name, value in entries.items() if isinstance(value, Tensor) and value.ndim == axes}
+        if len(fitting) == 1:
+            return next(iter(fitting.values()))
+        if fitting:
+            raise FadevizError(
+                f"layer {layer!r} gives several tensors: {_names(fitting)}. "
+                f"Choose one: View(key={next(iter(fitting))!r})"
+            )
+    raise FadevizError(
+        f"layer {layer!r} gives {type(output).__name__} without a map (B, C, h, w): {_names(entries)}. "
+        "Choose another layer"
+    )
+
+
+def _entries(output: Any) -> dict[str | int, Any] | None:
+    if isinstance(output, Mapping):
+        return dict(output)
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    if isinstance(output, tuple | list):
+        return dict(enumerate(output))
+    return None
+
+
+def _names(entries: Mapping[str | int, Any]) -> str:
+    def describe(value: Any) -> str:
+        return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+    return ", ".join(f"{name!r} {describe(value)}" for name, value in entries.items()) or "nothing"
+
+
+def _from_tokens(tokens: Tensor, view: View, layer: str) -> Tensor:
+    length = tokens.shape[1]
+    choices = [view.skip_tokens] if view.skip_tokens is not None else [0, 1]
+    for skip in choices:
+        rows, columns = view.grid or (math.isqrt(max(0, length - skip)),) * 2
+        if rows * columns == length - skip > 0:
+            kept = tokens[:, skip:]
+            return kept.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+    wanted = "the grid {}x{}".format(*view.grid) if view.grid else "a square"
+    raise FadevizError(
+        f"layer {layer!r} gives {length} tokens, which fill not {wanted}. "
+        "Say how they lie: View(grid=(rows, columns), skip_tokens=...)"
+    )

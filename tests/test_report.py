@@ -1,0 +1,495 @@
+"""The page to mail: what it holds, that it fits, that names stay text, and that its maps are the library's."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+import zlib
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+
+import fadeviz
+from fadeviz import FadevizError
+from fadeviz.analysis.learning import learning_times
+from fadeviz.analysis.order import OperatorOrder, learning_order
+from fadeviz.analysis.statistics import bootstrap_interval
+from fadeviz.render import plots
+from fadeviz.render.colormap import palette, to_indices
+from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
+from fadeviz.report import PALETTES, story, write_report
+from fadeviz.report.contour import contour_path
+from fadeviz.report.movies import select_movies, shortest, text_size
+from fadeviz.report.pack import pack
+from fadeviz.snapshots import Snapshot, SnapshotStore
+from render_runs import LAYER, STEPS, make_run
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\"'&{{data}}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """FADE with two seeds, CARAFE with one."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_run(folder / "fade0", run_id="fade0")
+    make_run(folder / "fade1", run_id="fade1", seed=1)
+    make_run(folder / "carafe", run_id="carafe", upsampler="carafe", outline_first=False)
+    return [fadeviz.open_run(folder / name) for name in ("fade0", "fade1", "carafe")]
+
+
+@pytest.fixture(scope="module")
+def page(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    assert write_report(runs, path) == ()
+    return Page(path)
+
+
+class Page(HTMLParser):
+    """A written page taken apart."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.bytes = path.read_bytes()
+        self.text = self.bytes.decode("utf-8")
+        self.tags, self.scripts, self.policy, self.style = [], [], "", ""
+        self.feed(self.text)
+        self.close()
+        self.data = json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == "data"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "script":
+            self.scripts.append((attributes, ""))
+        if attributes.get("http-equiv") == "Content-Security-Policy":
+            self.policy = attributes["content"]
+
+    def handle_data(self, data):
+        tag = self.tags[-1][0] if self.tags else ""
+        if tag == "script" and self.getpos()[0] and not self.scripts[-1][1]:
+            self.scripts[-1] = (self.scripts[-1][0], data)
+        elif tag == "style" and not self.style:
+            self.style = data
+
+    def movie(self, element):
+        return base64.b64decode(next(text for attributes, text in self.scripts if attributes.get("id") == element))
+
+
+def unpack(data, steps, height, width, holes):
+    """Levels ``(S, h, w)`` and holes of a packed movie, cell by cell."""
+    raw = zlib.decompress(data)
+    modes, residuals, rest = raw[:steps], raw[steps : steps * (1 + height * width)], raw[steps * (1 + height * width) :]
+    levels = np.zeros((steps, height, width), int)
+    for s in range(steps):
+        before = levels[s - 1] if modes[s] == 1 and s > 0 else np.zeros((height, width), int)
+        left_over = np.zeros((height, width), int)
+        for y in range(height):
+            for x in range(width):
+                if x == 0 or y == 0:
+                    guess = left_over[y, x - 1] if x else left_over[y - 1, x] if y else 0
+                else:
+                    a, b = left_over[y, x - 1], left_over[y - 1, x]
+                    guess = sorted((a, b, a + b - left_over[y - 1, x - 1]))[1]
+                levels[s, y, x] = (residuals[(s * height + y) * width + x] + guess + before[y, x]) % 256
+                left_over[y, x] = levels[s, y, x] - before[y, x]
+    bits = (
+        np.unpackbits(np.frombuffer(rest, np.uint8))[: levels.size].astype(bool)
+        if holes
+        else np.zeros(levels.size, bool)
+    )
+    return levels, bits.reshape(levels.shape)
+
+
+def library_levels(maps, kind):
+    return np.stack([to_indices(normalize(frame, find_limits(frame, kind, scope="frame"))) for frame in maps])
+
+
+class TestPack:
+    @pytest.mark.parametrize("size", [(1, 1), (1, 7), (6, 1), (9, 11)])
+    @pytest.mark.parametrize("kind", ["feature", "gradient", "gate"])
+    def test_the_levels_are_the_librarys(self, size, kind):
+        rng = np.random.default_rng(0)
+        maps = np.cumsum(rng.normal(size=(5, *size)), axis=0).astype(np.float32) * 1e-7
+        packed = pack(maps, kind)
+        levels, holes = unpack(packed.data, 5, *size, packed.holes)
+        assert (levels == library_levels(maps, kind)).all()
+        assert not holes.any()
+
+    def test_frames_that_move_little_and_frames_that_jump_are_both_predicted(self):
+        rng = np.random.default_rng(1)
+        still = rng.normal(size=(20, 20))
+        smooth = np.add.outer(np.arange(20.0), np.arange(20.0))
+        maps = np.stack([still, still + 1e-3, smooth, smooth[::-1]]).astype(np.float32)
+        packed = pack(maps, "feature")
+        assert list(zlib.decompress(packed.data)[1:3]) == [1, 0]
+        assert (unpack(packed.data, 4, 20, 20, False)[0] == library_levels(maps, "feature")).all()
+
+    def test_holes_constant_frames_and_frames_without_a_finite_cell(self):
+        maps = np.random.default_rng(0).normal(size=(4, 5, 7)).astype(np.float32)
+        maps[0, 2, 3], maps[0, 4, 6], maps[1], maps[2] = np.nan, np.inf, np.nan, 2.5
+        packed = pack(maps, "feature")
+        levels, holes = unpack(packed.data, 4, 5, 7, packed.holes)
+        assert (holes == ~np.isfinite(maps)).all()
+        assert (levels == library_levels(maps, "feature")).all()
+        assert (levels[2] == 128).all()
+        assert math.isnan(packed.low[1])
+        assert math.isnan(packed.high[1])
+        assert (packed.low[2], packed.high[2]) == (2.5, 2.5)
+
+    def test_limits_come_through_json_to_the_last_bit(self):
+        values = np.float32([0.1, -1e-30, 3.4e38, 1 / 3, np.nan])
+        told = json.loads(json.dumps(shortest(values.astype(float).tolist())))
+        assert told[-1] is None
+        assert (np.float32(told[:-1]) == values[:-1]).all()
+
+
+class TestLimits:
+    @pytest.mark.parametrize("kind", ["feature", "gradient", "gate"])
+    def test_run_and_shared_are_those_of_the_library(self, runs, kind):
+        chosen = choose(runs)
+        movies = next(one for one in chosen.movies if one.kind == kind)
+        for image in range(2):
+            maps = [run.maps(LAYER, kind, image=image) for run in runs]
+            own = limits_by_scope(maps, range(3), kind, "run")
+            assert [movies.own[run, image] for run in range(3)] == [limits[0] for limits in own]
+            assert movies.shared[image] == limits_by_scope(maps, range(3), kind, "shared")[0][0]
+
+    def test_a_frame_without_a_finite_cell_does_not_count(self, tmp_path):
+        maps = np.random.default_rng(0).uniform(5, 6, size=(len(STEPS), 24, 32)).astype(np.float32)
+        maps[4] = np.nan
+        run = make_run(tmp_path / "run", maps=maps)
+        chosen = choose([run])
+        assert chosen.movies[0].own[0, 0] == find_limits(maps, "feature")
+        assert chosen.movies[0].own[0, 0].low > 4
+
+
+def choose(runs, room=10**7, ranks=None, **options):
+    ranks = ranks if ranks is not None else [0, 1, 0][: len(runs)]
+    return select_movies(runs, ranks, STEPS, 2, room, first=LAYER, needed="Give more.", **options)
+
+
+class TestRoom:
+    def test_features_come_first_then_gradients(self, runs):
+        everything = choose(runs)
+        assert [one.kind for one in everything.movies] == ["feature", "gradient", "gate"]
+        assert everything.left_out == ()
+        sizes = [sum(map(text_size, one.packed.values())) for one in everything.movies]
+        fewer = choose(runs, room=sizes[0] + sizes[1])
+        assert [one.kind for one in fewer.movies] == ["feature", "gradient"]
+        assert fewer.left_out == (f"gate of {LAYER}: no room",)
+
+    def test_seeds_go_before_images(self, runs):
+        costs = {place: text_size(one) for place, one in choose(runs).movies[0].packed.items()}
+        first_seeds = sum(cost for (run, _), cost in costs.items() if run != 1)
+        one = choose(runs, room=first_seeds, kinds=["feature"])
+        assert (one.runs, one.images) == ((0, 2), 2)
+        assert str(runs[1].path) in one.left_out[0]
+        two = choose(runs, room=first_seeds - 1, kinds=["feature"])
+        assert (two.runs, two.images) == ((0, 2), 1)
+        assert two.left_out[0] == "images 2 to 2: no room for their maps"
+        assert set(two.movies[0].packed) == {(0, 0), (2, 0)}
+
+    def test_no_room_for_one_image_is_an_error(self, runs):
+        with pytest.raises(FadevizError, match=r"one image of decoder\.3\.upsample, feature, takes .* Give more\."):
+            choose(runs, room=100)
+
+    def test_other_layers_follow_coarse_ones_first(self, tmp_path):
+        run = with_layers(tmp_path / "run", {LAYER: 24, "decoder.4.upsample": 48, "decoder.0.upsample": 6})
+        chosen = choose([run])
+        assert [(one.layer, one.kind) for one in chosen.movies] == [
+            (layer, kind)
+            for layers in ([LAYER], ["decoder.0.upsample", "decoder.4.upsample"])
+            for kind in ("feature", "gradient")
+            for layer in layers
+        ]
+
+    def test_the_file_is_never_larger_than_asked_for(self, runs, tmp_path, page):
+        whole = len(page.bytes)
+        seen = set()
+        for limit in np.linspace(0.75 * whole, whole, 8):
+            notes = write_report(runs, tmp_path / "a.html", max_mb=limit / 1e6)
+            assert (tmp_path / "a.html").stat().st_size <= limit
+            seen.add(notes)
+            text = (tmp_path / "a.html").read_text("utf-8")
+            assert all(note.replace("'", "&#x27;") in text for note in notes)
+        assert len(seen) > 1  # more and less room was tried
+
+
+def with_layers(path, sides):
+    """A run with feature and gradient maps of several layers."""
+    make_run(path)
+    store = SnapshotStore(path, "a1b2c3")
+    rng = np.random.default_rng(0)
+    for step in STEPS:
+        maps = {layer: rng.normal(size=(2, side, side)).astype(np.float32) for layer, side in sides.items()}
+        store.write(
+            step, [Snapshot(step, layer, 0, k, m) for layer, m in maps.items() for k in ("feature", "gradient")]
+        )
+    return fadeviz.open_run(path)
+
+
+class TestPage:
+    def test_it_says_what_was_found(self, page):
+        for text in (
+            "FADE and CARAFE in SegNet",
+            "Does the decoder learn an object’s outline first",
+            "disc_0",
+            "fade1",
+        ):
+            assert text in page.text
+        assert page.data["steps"] == list(STEPS)
+        assert [one["title"] for one in page.data["operators"]] == ["FADE", "CARAFE"]
+        assert [run["seed"] for run in page.data["operators"][0]["runs"]] == ["0", "1"]
+        assert {figure["name"] for figure in page.data["figures"]} >= {"responses", "spectrum", "continuity", "gate"}
+
+    def test_its_frames_are_the_librarys(self, page, runs):
+        checked = 0
+        for maps in page.data["maps"]:
+            for movie in maps["movies"]:
+                values = runs[movie["run"]].maps(maps["layer"], maps["kind"], image=movie["image"])
+                levels, _ = unpack(page.movie(movie["element"]), *values.shape, movie["holes"])
+                assert (levels == library_levels(values, maps["kind"])).all()
+                assert (np.float32(movie["low"]) == values.min(axis=(1, 2))).all()
+                assert (np.float32(movie["high"]) == values.max(axis=(1, 2))).all()
+                checked += 1
+        assert checked == 3 * 2 * 3  # runs, images, kinds
+
+    def test_its_palettes_are_the_librarys(self, page):
+        assert set(page.data["palettes"]) == set(PALETTES)
+        for name, text in page.data["palettes"].items():
+            assert base64.b64decode(text) == palette(name).tobytes()
+
+    def test_the_policy_lets_only_its_own_script_and_style_run(self, page):
+        def digest(text):
+            return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+        script = next(text for attributes, text in page.scripts if not attributes)
+        assert page.policy == (
+            f"default-src 'none'; img-src data: blob:; style-src {digest(page.style)}; script-src {digest(script)}; "
+            "base-uri 'none'; form-action 'none'"
+        )
+        assert not any("style" in attributes for _, attributes in page.tags)  # such a policy would refuse them
+        assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+    def test_it_names_nothing_to_load(self, page):
+        assert not [attributes for _, attributes in page.tags if {"src", "href"} & set(attributes)]
+        assert set(re.findall(r"https?://[^\"' )]*", page.text)) == {"http://www.w3.org/2000/svg"}
+
+    def test_the_same_runs_make_the_same_bytes(self, page, runs, tmp_path):
+        write_report([fadeviz.open_run(run.path) for run in runs], tmp_path / "report.html")
+        assert (tmp_path / "report.html").read_bytes() == page.bytes
+
+    def test_the_two_responses_have_the_colours_of_the_plots(self, page):
+        assert f"--edge: {plots.EDGE}; --interior: {plots.INTERIOR};" in page.style
+
+    def test_every_element_that_the_script_asks_for_is_there(self, page):
+        script = next(text for attributes, text in page.scripts if not attributes)
+        there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
+        asked = set(re.findall(r'byId\("([\w-]+)"\)', script))
+        assert len(asked) > 15
+        assert asked <= there
+
+    def test_responses_have_a_chart_an_operator_and_spectrum_one_a_measure(self, page):
+        figures = {figure["name"]: figure["charts"] for figure in page.data["figures"]}
+        assert [chart["title"] for chart in figures["responses"]] == ["FADE", "CARAFE"]
+        assert {"edge", "interior"} <= {line["role"] for line in figures["responses"][0]["lines"]}
+        assert all([line["label"] for line in chart["lines"]] == ["FADE", "CARAFE"] for chart in figures["spectrum"])
+
+    def test_differences_and_common_settings_are_apart(self, page):
+        table = page.text[page.text.index('<table class="marked">') :]
+        table = table[: table.index("</table>")]
+        assert "upsampler" in table
+        assert "seed" in table
+        assert "parameters" not in table
+        assert "1234" in page.text[page.text.index("The same in all runs") :]
+
+    def test_every_rule_gives_a_verdict(self, page, runs):
+        table = page.text[page.text.index("by other rules</summary>") :]
+        rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])
+        assert len(rows) == 6
+        first = re.findall("<td>(.*?)</td>", rows[0][1])
+        assert first == [operator.verdict.word for operator in learning_order(runs).operators]
+
+    def test_many_runs_are_rows(self, tmp_path):
+        many = [make_run(tmp_path / str(seed), run_id=f"r{seed}", seed=seed) for seed in range(5)]
+        write_report(many, tmp_path / "many.html")
+        text = (tmp_path / "many.html").read_text("utf-8")
+        assert '<th scope="col">folder</th><th scope="col">run</th><th scope="col">seed</th>' in text
+
+    def test_one_run_alone_differs_in_nothing(self, runs, tmp_path):
+        write_report(runs[:1], tmp_path / "one.html")
+        assert "What differs" not in (tmp_path / "one.html").read_text("utf-8")
+
+    def test_the_command_makes_the_page_again(self, page, runs, tmp_path, monkeypatch):
+        command = re.search(r"<code>(.*?)</code>", page.text)[1].split()
+        monkeypatch.chdir(tmp_path)
+        result = CliRunner().invoke(main, command[1:])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / "report.html").read_bytes() == page.bytes
+
+
+class TestStrangers:
+    """Whoever made a run wrote its run.json: nothing of it may become markup or script."""
+
+    @pytest.fixture
+    def hostile(self, tmp_path):
+        make_run(tmp_path / "run")
+        info = json.loads((tmp_path / "run/run.json").read_text())
+        info |= {
+            "upsampler": HOSTILE,
+            "title": HOSTILE,
+            "network": HOSTILE,
+            "network_title": HOSTILE,
+            "device": HOSTILE,
+            "versions": {HOSTILE: HOSTILE},
+            "observation": {"names": [HOSTILE, "\ud800 \x00 \u202e"], "mode": HOSTILE},
+        }
+        info["config"] |= {"data": HOSTILE, HOSTILE: [HOSTILE], "long": "x" * 10_000, "seed": HOSTILE}
+        (tmp_path / "run/run.json").write_text(json.dumps(info))
+        write_report([fadeviz.open_run(tmp_path / "run")], tmp_path / "page.html", title=HOSTILE)
+        return Page(tmp_path / "page.html")
+
+    def test_names_stay_text(self, hostile, page):
+        def elements(one):
+            return sorted((tag, tuple(sorted(attributes))) for tag, attributes in one.tags if tag != "div")
+
+        assert "alert(1)" in hostile.text
+        assert "<script>alert" not in hostile.text
+        assert "<img" not in hostile.text
+        assert "\u2028" not in hostile.text
+        assert {tag for tag, _ in hostile.tags} <= {tag for tag, _ in page.tags}
+        assert len([a for a, _ in hostile.scripts if "id" not in a]) == 1
+        assert hostile.policy == page.policy
+        assert hostile.data["images"][0]["name"].startswith("</script>")
+        assert "{{data}}" in hostile.text  # what is put in is not filled in again
+
+    def test_control_characters_and_long_values_are_cut(self, hostile):
+        assert hostile.data["images"][1]["name"] == "\ufffd \ufffd \ufffd"
+        assert "x" * 199 + "…" in hostile.text
+        assert "x" * 200 not in hostile.text
+
+    @pytest.mark.parametrize("versions", [None, 3, ["a"], "text"])
+    def test_settings_of_another_shape_are_no_crash(self, tmp_path, versions):
+        make_run(tmp_path / "run")
+        info = json.loads((tmp_path / "run/run.json").read_text()) | {"versions": versions, "weights": {"a": [1]}}
+        (tmp_path / "run/run.json").write_text(json.dumps(info))
+        write_report([fadeviz.open_run(tmp_path / "run")], tmp_path / "page.html")
+
+
+class TestContour:
+    def test_the_path_runs_between_unlike_pixels(self):
+        rng = np.random.default_rng(0)
+        for mask in (
+            rng.integers(0, 3, size=(9, 12)),
+            np.eye(5, dtype=int),
+            np.ones((4, 4), int),
+            np.zeros((3, 2), int),
+        ):
+            mask = mask.astype(np.uint8)
+            drawn = set()
+            for x, y, way, length in re.findall(r"M(\d+) (\d+)([hv])(\d+)", contour_path(mask)):
+                for i in range(int(length)):
+                    drawn.add((int(x) + i * (way == "h"), int(y) + i * (way == "v"), way))
+            inside = mask != 0
+            wanted = set()
+            for y in range(mask.shape[0]):
+                for x in range(mask.shape[1]):
+                    if y and inside[y, x] != inside[y - 1, x]:
+                        wanted.add((x, y, "h"))
+                    if x and inside[y, x] != inside[y, x - 1]:
+                        wanted.add((x, y, "v"))
+            assert drawn == wanted
+
+    def test_a_matte_is_cut_at_half(self):
+        matte = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (3, 1))
+        assert contour_path(matte) == "M32 0v3"
+
+
+class TestWords:
+    def operator(self, runs, **changes):
+        one = learning_order(runs).operators[0]
+        return OperatorOrder(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, **changes})
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [(0, "0"), (0.1234, "0.123"), (-12.345, "−12.3"), (1234.5, "1,234"), (1e-9, "1.00e−9"), (math.nan, "–")],
+    )
+    def test_numbers(self, value, text):
+        assert story.number(value) == text
+
+    @pytest.mark.parametrize(
+        ("leads", "word", "said"),
+        [
+            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior comes half of its way 4.00 steps after"),
+            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "comes half of its way 4.00 steps after"),
+            ([[np.inf] * 6], "outline first", "By step 110 the interior has not come half of its way; the outline has"),
+            ([[1.0, 2.0]], "undecided", "2 maps with a lead; a verdict needs 6."),
+            ([[1.0, -2.0] * 4], "undecided", "interval of the lead holds 0"),
+            ([[1.0, -2.0] * 4], "together", "within the 10 steps that the snapshots resolve"),
+        ],
+    )  # fmt: skip
+    def test_sentences(self, runs, leads, word, said):
+        order = learning_order(runs)
+        one = order.operators[0]
+        verdict = type(one.verdict)(word, "the reason")
+        changed = self.operator(runs, lead_interval=bootstrap_interval(np.array(leads)), verdict=verdict, margin=10.0)
+        row = story.verdict_rows(type(order)(**{**order.__dict__, "operators": (changed,)}))[0]
+        assert said in row["sentence"]
+        assert row["word"] == word
+
+    def test_what_has_not_come_by_the_end_has_no_number(self):
+        times = learning_times(range(0, 110, 10), np.zeros(11))
+        assert not math.isfinite(times.t50)
+        interval = bootstrap_interval(np.array([[np.inf, np.inf, 5.0]]))
+        assert story._interval(interval, 100) == "after 100 (5.0 to after 100)"
+        assert story._interval(interval, 100, signed=True) == "+∞ (+5.0 to +∞)"
+        assert story._interval(bootstrap_interval(np.array([[np.nan]])), 100) == "–"
+
+
+class TestCommand:
+    def call(self, *arguments):
+        return CliRunner().invoke(main, ["report", *map(str, arguments)])
+
+    def test_it_says_what_it_wrote_and_what_it_left_out(self, runs, tmp_path, page):
+        limit = 0.97 * len(page.bytes) / 1e6
+        result = self.call(*(run.path for run in runs), "-o", tmp_path / "r.html", "--max-mb", limit)
+        assert result.exit_code == 0, result.output
+        assert re.fullmatch(r"wrote .*r\.html \(0\.\d MB\)", result.stdout.strip())
+        assert f"note: left out gate of {LAYER}: no room" in result.stderr
+
+    def test_layer_kind_images_and_title(self, runs, tmp_path):
+        result = self.call(runs[0].path, "-o", tmp_path / "r.html", "--layer", LAYER, "--kind", "gradient", "--kind",
+                           "gate", "--images", 1, "--title", "A <title>")  # fmt: skip
+        assert result.exit_code == 0, result.output
+        made = Page(tmp_path / "r.html")
+        assert [one["kind"] for one in made.data["maps"]] == ["gradient", "gate"]
+        assert made.data["kind"] == "gradient"
+        assert made.data["count"] == len(made.data["images"]) == 1
+        assert "<h1>A &lt;title&gt;</h1>" in made.text
+        assert "--images 1" in made.text
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["-o", "r.pdf"], "a report is a page. Give a name that ends in .html"),
+            (["-o", "r.html", "--kind", "gradint"], "no kind 'gradint'. Nearest: 'gradient'"),
+            (["-o", "r.html", "--kind", "channels"], "not one map of each image"),
+            (["-o", "r.html", "--layer", "decoder.9"], "no layer in these runs 'decoder.9'"),
+            (["-o", "r.html", "--images", "0"], "at least 1 is needed"),
+            (["-o", "r.html", "--max-mb", "0"], "Give a positive number"),
+            (["-o", "r.html", "--max-mb", "nan"], "Give a positive number"),
+            (["-o", "r.html", "--max-mb", "0.01"], "Give a larger --max-mb"),
+            (["-o", "r.html", "--kind", "kernel_entropy"], "no 'kernel_entropy' maps"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, runs, tmp_path, monkeypatch, arguments, said):
+        monkeypatch.chdir(tmp_path)
+        result = self.call(runs[0].path, *arguments)
+        assert result.exit_code == 1
+        assert said in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert not list(tmp_path.glob("r.*"))

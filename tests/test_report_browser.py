@@ -1,0 +1,399 @@
+"""The page in a real browser: what is drawn is the library's, everything moves together, and nothing is loaded."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import fadeviz
+from fadeviz.render.colormap import NON_FINITE, colorize
+from fadeviz.render.normalize import limits_by_scope, normalize
+from fadeviz.render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
+from fadeviz.report import write_report
+from render_runs import LAYER, STEPS, make_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"')
+
+expect = playwright.expect  # waits; the page's policy forbids wait_for_function
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("needs chromium: apt-get install --no-install-recommends chromium", allow_module_level=True)
+
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
+BROKEN_STEP = 5
+"""At this snapshot some cells of CARAFE's image 0 are not finite."""
+
+PIXELS = """canvas => {
+    // From a copy that is made to be read: reading the page's own canvases again and again makes the browser complain.
+    const { width, height } = canvas;
+    const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+    copy.drawImage(canvas, 0, 0);
+    return [height, width, ...copy.getImageData(0, 0, width, height).data];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as tool:
+        opened = tool.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """FADE with seeds 0 and 1, CARAFE with seed 0 and a few cells that are not finite."""
+    folder = tmp_path_factory.mktemp("runs")
+    rng = np.random.default_rng(0)
+    maps = np.cumsum(rng.normal(size=(len(STEPS), 24, 32)), axis=0).astype(np.float32)
+    maps[BROKEN_STEP, 3, 4:9], maps[BROKEN_STEP, 20, 30] = np.nan, np.inf
+    make_run(folder / "fade0", run_id="fade0")
+    make_run(folder / "fade1", run_id="fade1", seed=1)
+    make_run(folder / "carafe", run_id="carafe", upsampler="carafe", maps=maps)
+    return [fadeviz.open_run(folder / name) for name in ("fade0", "fade1", "carafe")]
+
+
+@pytest.fixture(scope="module")
+def file(runs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    write_report(runs, path, title=HOSTILE)
+    return path
+
+
+@pytest.fixture
+def view(browser, file):
+    """Opens the page with the given settings; every complaint of the browser and every request fails the test."""
+    contexts, complaints = [], []
+
+    def open_page(**settings):
+        context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **settings})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+        page.on("request", lambda request: complaints.append(request.url) if outside(request.url) else None)
+        page.goto(file.as_uri())
+        page.wait_for_selector(".tile canvas")
+        return page
+
+    def outside(url):
+        return url != file.as_uri() and not url.startswith(("data:", "blob:"))
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def go_to(page, at):
+    page.locator("#slider").fill(str(at))
+
+
+def shown(page, tile):
+    """What a tile's canvas holds, ``(h, w, 3)``; tile 0 is the input."""
+    height, width, *values = page.locator(".tile").nth(tile).locator(".frame canvas").evaluate(PIXELS)
+    pixels = np.array(values, np.uint8).reshape(height, width, 4)
+    assert (pixels[..., 3] == 255).all()
+    return pixels[..., :3]
+
+
+def drawn(runs, run, scope, at, kind="feature", image=0, palette="gray"):
+    """What the library draws: every run counts for the shared range."""
+    maps = [one.maps(LAYER, kind, image=image) for one in runs]
+    limits = limits_by_scope(maps, range(len(runs)), kind, scope)
+    return colorize(normalize(maps[run][at], limits[run][at]), palette)
+
+
+def test_every_frame_in_every_normalisation_is_the_librarys(view, runs):
+    page = view()
+    differences, signed = {}, {}
+    for scope in ("frame", "run", "shared"):
+        page.locator(f"input[name=scope][value={scope}]").check()
+        for at in range(0, len(STEPS), 1 if scope == "frame" else 3):
+            go_to(page, at)
+            for tile, run in ((1, 0), (2, 2)):
+                apart = shown(page, tile).astype(int) - drawn(runs, run, scope, at)
+                differences[scope] = max(differences.get(scope, 0), np.abs(apart).max())
+                signed.setdefault(scope, []).append(apart.mean())
+    assert differences["frame"] == 0
+    assert differences["run"] <= 1
+    assert differences["shared"] <= 1
+    assert abs(np.mean(signed["run"] + signed["shared"])) < 0.05  # as often above as below
+
+
+def test_gradients_and_gates_span_the_librarys_ranges(view, runs):
+    page = view()
+    page.locator("input[name=scope][value=run]").check()
+    go_to(page, 7)
+    for kind in ("gradient", "gate"):
+        page.locator("#kind").select_option(kind)
+        expect(page.locator(".tile .frame canvas").first).to_have_attribute("aria-label", re.compile(kind))
+        apart = np.abs(shown(page, 1).astype(int) - drawn(runs, 0, "run", 7, kind))
+        assert apart.max() <= 1
+
+
+def test_colours_images_and_seeds_are_those_chosen(view, runs):
+    page = view()
+    go_to(page, 4)
+    page.locator("#palette").select_option("viridis")
+    assert (shown(page, 1) == drawn(runs, 0, "frame", 4, palette="viridis")).all()
+    page.locator("#seed").select_option(label="1")
+    expect(page.locator(".tile").nth(1)).to_contain_text("seed 1")
+    assert (shown(page, 1) == drawn(runs, 1, "frame", 4, palette="viridis")).all()
+    # CARAFE has one run: it stays beside either seed.
+    assert (shown(page, 2) == drawn(runs, 2, "frame", 4, palette="viridis")).all()
+    page.locator("#image").select_option(label="disc_1")
+    expect(page.locator(".tile").first).to_contain_text("disc_1")
+    assert (shown(page, 1) == drawn(runs, 1, "frame", 4, image=1, palette="viridis")).all()
+
+
+def test_what_is_not_finite_is_magenta_and_said(view, runs):
+    page = view()
+    go_to(page, BROKEN_STEP)
+    assert (shown(page, 2)[3, 4] == NON_FINITE).all()
+    assert (shown(page, 2)[20, 30] == NON_FINITE).all()
+    move_to(page, 2, 3, 5)
+    assert page.locator(".tile").nth(2).locator(".reading").text_content() == "not finite here"
+
+
+def move_to(page, tile, row, column, rows=24, columns=32):
+    box = page.locator(".tile").nth(tile).locator(".frame").bounding_box()
+    page.mouse.move(box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows)
+
+
+def test_a_pixel_tells_its_value_and_is_marked_in_all_tiles(view, runs):
+    page = view()
+    go_to(page, 6)
+    page.locator("input[name=scope][value=shared]").check()  # the value does not depend on the colours
+    move_to(page, 1, 10, 21)
+    assert page.locator("#place").text_content().startswith("Row 10, column 21 of 24 × 32")
+    for tile, run in ((1, 0), (2, 2)):
+        told = page.locator(".tile").nth(tile).locator(".reading").text_content()
+        maps = runs[run].maps(LAYER, "feature", image=0)[6]
+        value = float(re.fullmatch(r"(\S+) here", told)[1].replace("−", "-").replace(",", ""))
+        assert value == pytest.approx(maps[10, 21], abs=float(np.ptp(maps)) / 510 + 0.006 * abs(float(maps[10, 21])))
+    marks = page.locator(".pixel-light").evaluate_all(
+        "all => all.map(one => [one.getAttribute('visibility'), ...['x', 'y'].map(name => +one.getAttribute(name))])"
+    )
+    assert marks == [["visible", 21 * 2, 10 * 2]] * 3  # the picture has twice as many pixels
+    page.mouse.move(5, 5)
+    assert page.locator(".pixel-light").first.get_attribute("visibility") == "hidden"
+
+
+def test_a_finger_marks_a_pixel_too(view):
+    page = view(has_touch=True)
+    page.locator(".tile .frame").nth(1).tap(position={"x": 30, "y": 30})
+    assert page.locator(".reading").nth(1).text_content().endswith(" here")
+
+
+def test_the_slider_moves_everything_to_one_step(view):
+    page = view()
+    for at in (0, 5, len(STEPS) - 1):
+        go_to(page, at)
+        assert page.locator("#step").text_content() == f"step {STEPS[at]}"
+        assert page.locator("#slider").get_attribute("aria-valuetext") == f"step {STEPS[at]}"
+        labels = page.locator(".tile .frame canvas").evaluate_all("all => all.map(one => one.ariaLabel)")
+        assert len(labels) == 2
+        assert all(f"at step {STEPS[at]}," in label for label in labels)
+    places = {}
+    for at in (2, 9):
+        go_to(page, at)
+        places[at] = page.locator(".curves .cursor").evaluate_all(
+            "all => all.map(one => Number(one.getAttribute('x1')))"
+        )
+    assert len(places[2]) > 8
+    assert all(early < late for early, late in zip(places[2], places[9], strict=True))
+
+
+def test_play_goes_on_stops_at_the_end_and_begins_again(view):
+    page = view()
+    page.locator("#speed").select_option(label="8×")
+    go_to(page, len(STEPS) - 3)
+    page.locator("#play").click()
+    assert page.locator("#step").get_attribute("aria-live") == "off"
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
+    assert page.locator("#step").text_content() == f"step {STEPS[-1]}"
+    assert page.locator("#step").get_attribute("aria-live") == "polite"
+    page.locator("#speed").select_option(label="½×")
+    page.locator("#play").click()
+    assert page.locator("#step").text_content() == f"step {STEPS[0]}"
+    expect(page.locator("#step")).to_have_text(f"step {STEPS[1]}")
+    assert page.locator("#play").get_attribute("aria-label") == "Pause"
+    page.locator("#play").click()
+    stopped = page.locator("#slider").input_value()
+    page.wait_for_timeout(250)
+    assert page.locator("#slider").input_value() == stopped
+
+
+def test_keys(view):
+    page = view()
+
+    def at():
+        return int(page.locator("#slider").input_value())
+
+    page.keyboard.press("Home")
+    assert at() == 0
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowLeft")
+    assert at() == 1
+    page.keyboard.press("End")
+    assert at() == len(STEPS) - 1
+    page.keyboard.press("Home")
+    page.locator("#slider").focus()
+    page.keyboard.press("ArrowRight")
+    assert at() == 1  # once, not by the slider and the page both
+    page.keyboard.press("Space")
+    assert page.locator("#play").get_attribute("aria-label") == "Pause"
+    page.keyboard.press("Space")
+    assert page.locator("#play").get_attribute("aria-label") == "Play"
+    page.keyboard.press("]")
+    assert page.locator("#image").input_value() == "1"
+    page.keyboard.press("]")
+    assert page.locator("#image").input_value() == "0"
+    page.keyboard.press("[")
+    assert page.locator("#image").input_value() == "1"
+    before = at()
+    page.locator("#palette").focus()
+    page.keyboard.press("ArrowRight")  # chooses a colour map
+    assert at() == before
+
+
+def test_the_contour_can_be_laid_over_the_maps(view):
+    page = view()
+
+    def visible():
+        return page.locator(".tiles .overlay g").evaluate_all("all => all.map(one => one.getAttribute('visibility'))")
+
+    assert visible() == ["visible", "hidden", "hidden"]
+    page.locator("#contour").check()
+    assert visible() == ["visible"] * 3
+    assert page.locator(".contour-light").first.get_attribute("d").startswith("M")
+
+
+def test_a_click_on_a_chart_goes_to_the_nearest_step_on_either_axis(view):
+    page = view()
+    for axis in ("log", "linear"):
+        page.locator(f"input[name=axis][value={axis}]").check()
+        for chart in (".curves .plot svg", ".kymograph .plot svg"):
+            target = page.locator(chart).first
+            go_to(page, 7)
+            place = float(target.locator(".cursor").last.get_attribute("x1"))
+            go_to(page, 1)
+            box, width = target.bounding_box(), float(target.get_attribute("viewBox").split()[2])
+            target.click(position={"x": place / width * box["width"], "y": 0.4 * box["height"]})
+            assert page.locator("#step").text_content() == f"step {STEPS[7]}", (axis, chart)
+
+
+def test_kymographs_show_the_measured_colours(view, runs):
+    from fadeviz.analysis.order import learning_order
+
+    page = view()
+    page.locator("input[name=axis][value=linear]").check()
+    kymograph = learning_order(runs).operators[0].value_kymograph
+    outermost = shown_distances([kymograph.edges])[1]
+    value = kymograph.value[:, kymograph.edges[1:] <= outermost]
+    low, high = KYMOGRAPH_SPAN
+    wanted = colorize(np.clip((np.round(value, 3) - low) / (high - low), 0, 1), KYMOGRAPH_COLORS)
+    middles = """(canvas, [columns, rows]) => {
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
+        copy.drawImage(canvas, 0, 0);
+        const at = (i, count, size) => Math.floor((size * (i + 0.5)) / count);
+        return Array.from({ length: columns }, (_, x) => Array.from({ length: rows }, (_, y) => [
+            ...copy.getImageData(at(x, columns, canvas.width), at(rows - 1 - y, rows, canvas.height), 1, 1).data]));
+    }"""
+    seen = np.array(page.locator(".kymograph canvas").first.evaluate(middles, list(value.shape)))
+    assert (seen[..., 3] == 255).all()
+    assert np.abs(seen[..., :3] - wanted.astype(int)).max() <= 2
+
+
+def test_hostile_names_are_text(view):
+    page = view()
+    assert page.title() == HOSTILE
+    assert page.locator("h1").text_content() == HOSTILE
+    assert page.locator("h1 img").count() == 0
+
+
+def test_every_control_has_a_name(view):
+    page = view()
+    session = page.context.new_cdp_session(page)
+    nodes = session.send("Accessibility.getFullAXTree")["nodes"]
+    wanted = {
+        "button",
+        "slider",
+        "combobox",
+        "radio",
+        "checkbox",
+        "image",
+        "img",
+        "link",
+        "DisclosureTriangle",
+        "region",
+    }
+    names = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes
+             if not node["ignored"] and node["role"]["value"] in wanted]  # fmt: skip
+    assert [role for role, name in names if not name.strip()] == []
+    assert {"button", "slider", "combobox", "radio", "checkbox"} <= {role for role, _ in names}
+    assert len(names) > 25
+    # Whatever can be reached by keyboard shows where the focus is.
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_a_phone_does_not_scroll_sideways(view):
+    page = view(viewport={"width": 380, "height": 800}, device_scale_factor=2, is_mobile=True, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 380
+    for name in ("#play", "#slider", "#layer", "#kind", "#contour"):
+        box = page.locator(name).bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 380
+
+
+def test_dark_mode_changes_paper_and_ink(view):
+    light, dark = view(), view(color_scheme="dark")
+
+    def brightness(page, what):
+        colour = page.evaluate(f"getComputedStyle(document.body).{what}")
+        return sum(map(int, re.findall(r"\d+", colour)[:3]))
+
+    assert brightness(light, "backgroundColor") > 700 > 300 > brightness(light, "color")
+    assert brightness(dark, "backgroundColor") < 120 < 600 < brightness(dark, "color")
+
+
+def test_paper_has_a_strip_instead_of_controls(view, runs):
+    page = view()
+    assert not page.locator("#strip").is_visible()
+    page.emulate_media(media="print")
+    for hidden in ("#play", "#slider", ".controls", ".tiles", "#contour"):
+        assert not page.locator(hidden).is_visible()
+    for kept in ("#strip", ".verdict", ".curves", ".kymograph", ".caveats"):
+        assert page.locator(kept).first.is_visible()
+    strip = page.locator("#strip .strip-row")
+    assert strip.count() == 2 + 2  # the input, the steps, the operators
+    assert strip.nth(0).locator("img").is_visible()
+    assert strip.nth(2).locator("canvas").count() == 6
+    height, width, *values = strip.nth(2).locator("canvas").last.evaluate(PIXELS)
+    assert (np.array(values, np.uint8).reshape(height, width, 4)[..., :3] == drawn(runs, 0, "frame", -1)).all()
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser, file):
+    context = browser.new_context()
+    context.add_init_script("delete globalThis.DecompressionStream")
+    page = context.new_page()
+    page.goto(file.as_uri())
+    page.wait_for_selector("#trouble:not([hidden])")
+    assert "DecompressionStream" in page.locator("#trouble").text_content()
+    assert page.locator(".curves .curve").count() > 0  # the curves need no unpacking
+    context.close()

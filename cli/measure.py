@@ -22,9 +22,11 @@ _LAYER = click.option("--layer", default=None, help="Layer to measure.  [default
 _KIND = click.option("--kind", "map_kind", default="feature", show_default=True, help="Kind of map to measure.")
 
 _RESPONSES = click.option(
-    "--responses", default="plain", show_default=True, metavar="plain|raw-edge|beyond-position",
+    "--responses", default="plain", show_default=True,
+    metavar="plain|raw-edge|beyond-position|raw-beyond-position|other-masks",
     help="Which responses the learning times are of: as they are; the edge response from the map's own gradient, not "
-         "its ranks'; or each less that for other images' masks, which takes away what any centred blob would show.",
+         "its ranks'; each less that for other images' masks, which any centred blob has too; or that of the other "
+         "masks alone, as a control.",
 )  # fmt: skip
 
 _UNTIL = click.option(
@@ -66,8 +68,8 @@ def analyze(
             "kind": order.kind,
             "steps": list(order.steps),
             "images": list(order.images),
-            "responses": order.responses,
-            "until": order.until,
+            "responses": order.rules.which,
+            "until": order.rules.until,
             "operators": [{**row, "courses": course_rows(one)} for row, one in zip(rows, courses, strict=True)],
             "comparisons": [
                 {
@@ -159,10 +161,8 @@ def plot(
 def _draw(order: LearningOrder, figure: str, output: Path) -> None:
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
-    caption = (
-        f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. Runs: "
-        f"{', '.join(run.run_id for operator in order.operators for run in operator.runs)}. "
-    )
+    runs = f"Runs: {', '.join(run.run_id for operator in order.operators for run in operator.runs)}"
+    caption = f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. {runs}. "
     if figure in _KYMOGRAPHS:
         quantity, sentence = _KYMOGRAPHS[figure]
         kymographs = [op.value_kymograph if figure == "kymograph" else op.gradient_kymograph for op in order.operators]
@@ -173,7 +173,7 @@ def _draw(order: LearningOrder, figure: str, output: Path) -> None:
             ],
             output,
             quantity=f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)",
-            caption=f"{caption}Dashed: the contour. White: as high as noise would be. {sentence}",
+            caption=f"{caption}Dashed: the contour. White: as high as white noise is. {sentence}",
         )
         return
     panels = _by_operator(order, figure) if figure in _ONE_PANEL_AN_OPERATOR else _by_measure(order, figure)
@@ -183,7 +183,15 @@ def _draw(order: LearningOrder, figure: str, output: Path) -> None:
         )
     sentence = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
     if figure == "responses":
-        sentence += " Dotted curves: with the masks of other images. Upright: median step of half of the way."
+        sentence += (
+            " Dotted curves: the same for the masks of other images, which a map that knows only where objects tend to "
+            "be reaches too. Upright: median step of half of the way, if enough maps have one."
+        )
+    elif figure == "quality":
+        caption = f"The whole network on its test pictures. {runs}. "
+        sentence = "Lines: median over runs; bands: its 95 % interval over seeds."
+    elif figure in ("learning", "classes"):
+        sentence += " Kernels, guide and decoder feature: of the first images alone, as many as were recorded whole."
     write_curves(panels, output, caption=caption + sentence)
 
 
@@ -196,7 +204,7 @@ _KYMOGRAPHS = {
     "edge-kymograph": ("steepness", "An orange line along the contour is an outline."),
 }
 _ONE_PANEL_AN_OPERATOR = ("responses", "learning", "gate", "classes")
-_SPANS = {"responses": (-0.35, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
+_SPANS = {"responses": (-0.5, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
 
 
 def _subtitle(operator: OperatorOrder) -> str:
@@ -206,11 +214,13 @@ def _subtitle(operator: OperatorOrder) -> str:
 def _by_operator(order: LearningOrder, figure: str) -> list[CurvePanel]:
     """A panel for each operator, a line for each measure."""
     from fadeviz.analysis.courses import MEASURES, operator_courses
+    from fadeviz.analysis.table import speaks_for
     from fadeviz.render.plots import Curve, CurvePanel
 
     panels = []
     for operator in order.operators:
-        marks = {"edge": operator.edge_t50.estimate, "interior": operator.interior_t50.estimate}
+        times = {"edge": operator.edge_t50, "interior": operator.interior_t50}
+        marks = {name: t50.estimate for name, t50 in times.items() if speaks_for(t50, operator.lead.size)}
         curves = []
         courses = operator_courses(order, operator)
         names = [name for name in courses if MEASURES[name].figure == figure]
@@ -231,7 +241,7 @@ def _by_operator(order: LearningOrder, figure: str) -> list[CurvePanel]:
                 Curve(label, course.steps, course.middle, course.low, course.high, mark, like, "_elsewhere" in name)
             )
         if curves:
-            unit = {"responses": "response (0 chance, 1 perfect)", "learning": "similarity to the last snapshot",
+            unit = {"responses": "response (1 perfect)", "learning": "similarity to the last snapshot",
                     "gate": "mean", "classes": "cosine similarity"}[figure]  # fmt: skip
             panels.append(CurvePanel(operator.title, _subtitle(operator), unit, curves, _SPANS.get(figure)))
     return panels
@@ -242,12 +252,14 @@ def _by_measure(order: LearningOrder, figure: str) -> list[CurvePanel]:
     from fadeviz.analysis.courses import MEASURES, operator_courses
     from fadeviz.render.plots import Curve, CurvePanel
 
-    courses = {operator.title: operator_courses(order, operator) for operator in order.operators}
+    titles = [operator.title for operator in order.operators]
+    labels = titles if len(set(titles)) == len(titles) else [operator.name for operator in order.operators]
+    courses = [operator_courses(order, operator) for operator in order.operators]
     panels = []
     for name, measure in MEASURES.items():
-        found = {title: one[name] for title, one in courses.items() if name in one}
+        found = [(label, one[name]) for label, one in zip(labels, courses, strict=True) if name in one]
         if measure.figure == figure and found:
-            curves = [Curve(title, c.steps, c.middle, c.low, c.high) for title, c in found.items()]
+            curves = [Curve(label, c.steps, c.middle, c.low, c.high) for label, c in found]
             panels.append(CurvePanel(measure.title, measure.meaning, measure.unit, curves))
     return panels
 

@@ -9,24 +9,27 @@ from fadeviz import open_run
 from fadeviz.analysis.courses import FIGURES, MEASURES, operator_courses
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
+from fadeviz.analysis.similarity import class_similarity
 from fadeviz.analysis.spectrum import radial_centroid
 from fadeviz.analysis.table import course_rows, summary_rows
 from fadeviz.snapshots import Snapshot, SnapshotStore
 
 STEPS = ALL_STEPS[::2]
 LAYER = "decoder.3.upsample"
-REGIONS = build_regions(mask(), (48, 48))
+MASKS = [mask(), np.roll(mask(), 5, axis=0), np.roll(mask(), -4, axis=1)]
+REGIONS = [build_regions(one, (48, 48)) for one in MASKS]
+COARSE = [build_regions(one, (24, 24)) for one in MASKS]
 
 
-def write_run(path, seed=0, parts=True, tests=True):
+def write_run(path, seed=0, parts=True, tests=True, kept=2):
     """The gate is 0.2 inside, 0.5 on the band, 0.8 outside; channels rotate into each other; kernels stay."""
     rng = np.random.default_rng(seed)
     store = SnapshotStore(path, f"run{seed}")
     maps = np.stack([movie("inward", STEPS, noise=0.05, seed=10 * seed + i) for i in range(3)], axis=1)
-    gate = np.select([REGIONS.inside, REGIONS.band], [0.2, 0.5], 0.8).astype(np.float32)
-    entropy = np.where(build_regions(mask(), (24, 24)).inside, 0.3, 0.9).astype(np.float32)
+    gate = np.stack([np.select([one.inside, one.band], [0.2, 0.5], 0.8) for one in REGIONS]).astype(np.float32)
+    entropy = np.stack([np.select([one.inside, one.band], [0.3, 0.6], 0.9) for one in COARSE]).astype(np.float32)
     base = rng.normal(size=(2, 2, 48, 48))
-    base[:, 0] += 3 * REGIONS.inside
+    base[:, 0] += 3 * np.stack([one.inside for one in REGIONS[:2]])
     kernels = rng.random((2, 9, 48, 48)).astype(np.float32)
     checks = (-1.0) ** np.add.outer(np.arange(48), np.arange(48))
     for index, step in enumerate(STEPS):
@@ -36,15 +39,15 @@ def write_run(path, seed=0, parts=True, tests=True):
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             channels = np.einsum("ij,njhw->nihw", turn, base).astype(np.float32)
             made += [
-                Snapshot(step, LAYER, 0, "gate", np.stack([gate] * 3)),
-                Snapshot(step, LAYER, 0, "kernel_entropy", np.stack([entropy] * 3)),
-                Snapshot(step, LAYER, 0, "channels", channels),
+                Snapshot(step, LAYER, 0, "gate", gate),
+                Snapshot(step, LAYER, 0, "kernel_entropy", entropy),
+                Snapshot(step, LAYER, 0, "channels", channels[:kept]),
                 Snapshot(step, LAYER, 0, "guide", channels[:, ::-1]),
                 Snapshot(step, LAYER, 0, "kernels", kernels),
                 Snapshot(step, LAYER, 0, "constant", (2 + 0.5 * checks)[None].astype(np.float32)),
             ]
         store.write(step, made)
-    store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack([mask()] * 3))
+    store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack(MASKS))
     store.write_info({"upsampler": "fade", "title": "FADE", "config": {"seed": seed}, "figure_layer": LAYER})
     for step in range(1, STEPS[-1] + 1):
         line = {"step": step, "loss": 1.0}
@@ -79,16 +82,18 @@ def test_all_measures_in_their_order_with_what_they_are(courses):
 def test_responses_are_those_of_the_order(order, courses):
     assert np.array_equal(courses["edge"].values, order.operators[0].edge)
     assert np.array_equal(courses["interior"].values, order.operators[0].interior)
-    # All masks are alike here: the others' are one's own.
-    assert np.allclose(courses["interior_elsewhere"].values, courses["interior"].values)
+    assert np.array_equal(courses["edge_raw"].values[1], order.operators[0].measured[1].edge_raw)
+    # All maps show the first image's object.
+    assert (courses["interior_elsewhere"].values[:, -1, 0] < courses["interior"].values[:, -1, 0] - 0.1).all()
+    assert (courses["interior_elsewhere"].values[:, -1, 1] > courses["interior"].values[:, -1, 1]).all()
 
 
 def test_gate_and_entropy_by_region_each_at_its_own_size(courses):
     for part, value in (("inside", 0.2), ("band", 0.5), ("outside", 0.8)):
         assert np.allclose(courses[f"gate_{part}"].values, value)
-    assert np.allclose(courses["entropy_inside"].values, 0.3)
-    assert np.allclose(courses["entropy_outside"].values, 0.9)
-    assert courses["entropy_band"].values.shape == (2, len(STEPS), 3)
+    for part, value in (("inside", 0.3), ("band", 0.6), ("outside", 0.9)):
+        assert np.allclose(courses[f"entropy_{part}"].values, value)
+        assert courses[f"entropy_{part}"].values.shape == (2, len(STEPS), 3)
 
 
 def test_what_only_turns_keeps_its_cka_and_loses_its_correlation(courses):
@@ -103,10 +108,18 @@ def test_what_only_turns_keeps_its_cka_and_loses_its_correlation(courses):
     assert np.allclose(courses["gate_correlation"].values, 1)
 
 
-def test_classes_are_apart_in_the_interior_more_than_at_the_edge(courses):
+def test_classes_are_apart_in_the_interior_more_than_at_the_edge(order, courses):
+    horses = np.stack([one.distance < 0 for one in REGIONS[:2]])
+    for number, run in enumerate(order.operators[0].runs):
+        wanted = class_similarity(
+            run.maps(LAYER, "channels"), np.stack([horses, ~horses], 1), np.stack([one.band for one in REGIONS[:2]])
+        )
+        assert np.array_equal(courses["intra_interior"].values[number], wanted.interior.intra)
+        assert np.array_equal(courses["inter_edge"].values[number], wanted.edge.inter)
     own, other = (courses[f"{part}_interior"].values for part in ("intra", "inter"))
     assert (own > other + 0.1).all()
     assert (courses["intra_edge"].values < own).all()
+    assert own.shape == (2, len(STEPS), 2)
 
 
 def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(order, courses):
@@ -145,3 +158,29 @@ def test_rows(order, courses):
     assert told["miou"]["steps"] == [50, 100, 150, 200]
     assert told["pixel_change"]["middle"][0] is None
     assert told["edge"]["low"] == courses["edge"].low.tolist()
+
+
+def test_runs_that_kept_unlike_numbers_of_images_have_the_first_in_common(tmp_path):
+    order = learning_order([write_run(tmp_path / "0", 0), write_run(tmp_path / "1", 1, kept=1)])
+    found = operator_courses(order, order.operators[0])
+    assert found["channels_cka"].values.shape == (2, len(STEPS), 1)
+    assert found["guide_cka"].values.shape == (2, len(STEPS), 2)
+
+
+def test_regions_of_another_size_have_the_band_that_was_asked_for(tmp_path):
+    order = learning_order([write_run(tmp_path / "0", 0)], pixels=3)
+    found = operator_courses(order, order.operators[0])
+    wide = [build_regions(one, (24, 24), pixels=3) for one in MASKS]
+    narrow = np.select([COARSE[0].inside, COARSE[0].band], [0.3, 0.6], 0.9)
+    assert found["entropy_band"].values[0, 0, 0] == pytest.approx(narrow[wide[0].band].mean(), abs=1e-6)
+
+
+def test_figures_of_tests_that_are_no_numbers_or_come_later_do_not_count(tmp_path):
+    run = write_run(tmp_path / "0", 0)
+    store = SnapshotStore(tmp_path / "0", "run0")
+    store.append_metrics({"step": 120, "miou": 0.5, "boundary_iou": None})
+    store.append_metrics({"step": 999, "miou": 0.9})
+    order = learning_order([run])
+    found = operator_courses(order, order.operators[0])
+    assert found["miou"].steps == (50, 100, 120, 150, 200)
+    assert np.isnan(found["boundary_iou"].values[0, 2, 0])

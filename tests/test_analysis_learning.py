@@ -68,7 +68,10 @@ def test_missing_snapshots_are_left_out():
     ("curve", "state"),
     [
         ([0.7, 0.7, 0.7, 0.7, 0.7, 0.7], State.AT_START),
-        ([0.65, 0.2, 0.2, 0.7, 0.7, 0.7], State.AT_START),
+        ([0.65, 0.2, 0.2, 0.7, 0.7, 0.7], State.REGAINED),
+        ([0.65, 0.4, 0.4, 0.7, 0.7, 0.7], State.AT_START),
+        ([0.65, 0.6, 0.2, 0.6, 0.7, 0.7], State.AT_START),
+        ([0.06, 0.06, 0.06, 0.105, 0.105, 0.105], State.NEVER),
         ([0.8, 0.5, 0.5, 0.5, 0.5, 0.5], State.AT_START),
         ([0.1, 0.1, 0.1, 0.14, 0.14, 0.14], State.AT_START),
         ([0.64, 0.64, 0.7, 0.7, 0.7, 0.7], State.AT_START),

@@ -9,7 +9,7 @@ from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.learning import State, lead
-from fadeviz.analysis.order import RESPONSES, VERDICTS, learning_order, verdict
+from fadeviz.analysis.order import RESPONSES, VERDICTS, judge_again, learning_order, verdict
 from fadeviz.analysis.regions import build_regions, distance_bins
 from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
@@ -75,7 +75,7 @@ def test_the_disc_that_is_filled_inward_and_the_one_that_grows(found):
     assert carafe.margin == 20
     assert (found.layer, found.kind, found.steps) == (LAYER, "feature", STEPS)
     assert found.images == ("disc_a", "disc_b")
-    assert found.notes == ()
+    assert found.notes == ("fewer than 5 seeds: intervals over so few are too narrow",)
 
 
 def test_everything_is_what_the_parts_say(runs, found):
@@ -103,13 +103,13 @@ def test_the_paired_test_is_of_the_same_seeds_and_images(runs, found):
     (pair,) = found.comparisons
     fade, carafe = found.operators
     assert (pair.first, pair.second, pair.seeds) == ("fade", "carafe", (0, 1, 2))
-    assert pair.tests["map"] == paired_test(fade.lead, carafe.lead)
-    assert pair.tests["map"].p == 2 / 2**6
+    assert pair.tests["image"] == paired_test(fade.lead, carafe.lead, unit="image")
+    assert pair.tests["seed"].p == 2 / 2**3
     assert pair.tests["seed"].p == 0.25
     less = [run for run in runs if run.path.name not in ("fade0", "carafe2")]
     (pair,) = learning_order(less).comparisons
     assert pair.seeds == (1,)
-    assert pair.tests["map"].difference == np.median(fade.lead[1] - carafe.lead[1])
+    assert pair.tests["image"].difference == np.median(fade.lead[1] - carafe.lead[1])
     assert learning_order([runs[0], runs[3]]).comparisons == ()  # fade 2 and carafe 0
 
 
@@ -182,6 +182,9 @@ def interval(low, high, count=12):
         ([REACHED] * 12, [REACHED] * 12, interval(-15, 90), "undecided"),
         ([REACHED] * 12, [REACHED] * 12, interval(-9, 10), "together"),
         ([REACHED] * 12, [REACHED] * 12, interval(2, 9), "together"),
+        ([REACHED] * 12, [REACHED] * 12, interval(1, 15), "undecided"),  # a lead of 8, of which 10 are resolved
+        ([REACHED] * 12, [REACHED] * 12, interval(-15, -1), "undecided"),
+        ([State.REGAINED] * 12, [REACHED] * 12, interval(15, 90, 0), "undecided"),
         ([REACHED] * 12, [REACHED] * 12, interval(math.inf, math.inf), "outline first"),
         ([REACHED] * 5, [REACHED] * 5, interval(15, 90, 5), "undecided"),
         ([REACHED] * 30, [REACHED] * 14 + [State.TRANSIENT] * 16, interval(15, 90, 14), "undecided"),
@@ -198,6 +201,16 @@ def interval(low, high, count=12):
 def test_the_rules_of_the_verdict(edge, interior, leads, word):
     assert word in VERDICTS
     assert verdict(edge, interior, leads, 10.0).word == word
+
+
+@pytest.mark.parametrize("state", [REACHED, START])
+def test_what_place_alone_tells_is_no_verdict(state):
+    for told, word in (([{"interior"}] * 7 + [set()] * 5, "undecided"), ([{"outline"}, {"interior"}] * 6, None)):
+        got = verdict([REACHED] * 12, [state] * 12, interval(-90, -15), 10.0, told)
+        assert got.word == (word or ("interior first" if state is REACHED else "already there at step 0"))
+        if word:
+            start = "the interior is hardly better than for other images' masks in 7 of 12 maps; outline 12 reached"
+            assert got.reason.startswith(start)
 
 
 def test_the_reason_names_the_numbers():
@@ -260,6 +273,47 @@ def test_a_blob_in_the_middle_of_every_map_is_no_knowledge_of_the_object(tmp_pat
     assert states["blob", "plain"] == states["own", "plain"] == states["own", "beyond-position"] == {REACHED}
     assert states["blob", "beyond-position"] == {NEVER}
     one = found["own", "beyond-position"]
-    assert np.allclose(one.interior, one.measured[0].interior - one.measured[0].interior_elsewhere, equal_nan=True)
+    measured = one.measured[0]
+    assert np.allclose(one.interior, (measured.interior - measured.interior_elsewhere) / measured.interior_room)
+    assert np.allclose(one.edge, (measured.edge - measured.edge_elsewhere) / measured.edge_room)
+    # A map that shows all of its own object has 1 beyond position, as it has in itself.
+    assert np.allclose(one.interior[0, -1], 1, atol=0.05)
+    assert (one.edge[0, -1] > 0.6).all()  # some noise is as steep as its contour
+    raw = found["own", "raw-beyond-position"]
+    assert np.allclose(raw.edge, (measured.edge_raw - measured.edge_raw_elsewhere) / measured.edge_room)
+    others = found["blob", "other-masks"]
+    assert np.array_equal(others.interior[0], others.measured[0].interior_elsewhere)
+    # By plain responses the blob's interior is learned, but no better than for the other masks: no verdict rests on it.
+    blob = found["blob", "plain"].verdict
+    assert blob.word == "undecided"
+    assert blob.reason.startswith("the interior is hardly better than for other images' masks in 4 of 4 maps")
+    assert "hardly better" not in found["own", "plain"].verdict.reason
     with pytest.raises(FadevizError, match="raw-edge"):
         learning_order([open_run(tmp_path / "own")], which="raw_edge")
+
+
+def test_notes_on_seeds_and_on_runs_that_end_early(tmp_path):
+    made = [make_run(tmp_path / f"a{seed}", "inward", seed=seed) for seed in range(2)]
+    short = make_run(tmp_path / "b", "inward", upsampler="carafe", steps=STEPS[:-2])
+    notes = learning_order([*made, short]).notes
+    assert f"all is measured to step {STEPS[-3]}, where the shortest run ends; 2 went on longer" in notes
+    assert "one seed of carafe: the intervals speak of images alone, not of other trainings" in notes
+    assert "fade: fewer than 5 seeds: intervals over so few are too narrow" in notes
+
+
+def test_a_setting_that_older_runs_do_not_name_makes_no_other_operator(tmp_path):
+    made = [
+        make_run(tmp_path / "a", "inward"),
+        make_run(tmp_path / "b", "inward", seed=1, config={"labels": "true"}),
+        make_run(tmp_path / "c", "outward", upsampler="carafe", config={"labels": "odd"}),
+    ]
+    assert [one.name for one in learning_order(made).operators] == ["fade", "carafe"]
+
+
+def test_judging_again_keeps_the_other_rules(runs):
+    first = learning_order(runs, level=0.5, resamples=200, seed=3, levels=(0.5, 0.8), until="peak")
+    again = judge_again(learning_order(runs, level=0.5, resamples=200, seed=3, levels=(0.5, 0.8)), "plain", "peak")
+    assert again.rules == first.rules
+    for one, other in zip(first.operators, again.operators, strict=True):
+        assert one.lead_interval == other.lead_interval
+        assert one.verdict == other.verdict

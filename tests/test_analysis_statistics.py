@@ -13,30 +13,31 @@ from fadeviz.analysis.statistics import bootstrap_band, bootstrap_interval, pair
 NAN, INF = math.nan, math.inf
 
 
-def all_resamples(rows, statistic):
-    """Every outcome of the hierarchical draw, with its probability."""
+def all_resamples(table, statistic):
+    """Every outcome of the crossed draw of rows and columns, with its probability."""
     found = {}
-    for drawn in itertools.product(range(len(rows)), repeat=len(rows)):
-        chosen = [rows[i] for i in drawn]
-        chance = 1 / len(rows) ** len(rows) / math.prod(len(row) ** len(row) for row in chosen)
-        for values in itertools.product(*(itertools.product(row, repeat=len(row)) for row in chosen)):
-            value = float(statistic(list(itertools.chain(*values))))
-            found[value] = found.get(value, 0) + chance
-    return found
+    rows, columns = table.shape
+    for drawn in itertools.product(range(rows), repeat=rows):
+        for images in itertools.product(range(columns), repeat=columns):
+            values = table[np.ix_(drawn, images)].ravel()
+            values = values[~np.isnan(values)]
+            if values.size:
+                found[float(statistic(values))] = found.get(float(statistic(values)), 0) + 1
+    total = sum(found.values())
+    return {value: count / total for value, count in found.items()}
 
 
 @pytest.mark.parametrize("statistic", ["median", "mean"])
 def test_the_interval_is_that_of_all_resamples(statistic):
-    rows = [[1.0, 2.5], [7.0, 4.0, 5.5]]
-    found = sorted(all_resamples(rows, getattr(np, statistic)).items())
+    values = np.array([[1.0, NAN, 2.5], [7.0, 4.0, 5.5], [NAN, NAN, NAN]])
+    found = sorted(all_resamples(values[:2], getattr(np, statistic)).items())
     chances = np.cumsum([chance for _, chance in found])
     assert chances[-1] == pytest.approx(1)
-    values = np.array([[1.0, NAN, 2.5], [7.0, 4.0, 5.5], [NAN, NAN, NAN]])
     for level in (0.5, 0.8, 0.95):
         got = bootstrap_interval(values, statistic=statistic, level=level, resamples=20000)
         for end, share in ((got.low, (1 - level) / 2), (got.high, (1 + level) / 2)):
             # the exact quantile, give or take what 20000 draws leave open
-            around = [found[int(np.searchsorted(chances, share + d))][0] for d in (-0.012, 0.012)]
+            around = [found[min(int(np.searchsorted(chances, share + d)), len(found) - 1)][0] for d in (-0.012, 0.012)]
             assert around[0] <= end <= around[1]
         assert got.estimate == pytest.approx(getattr(np, statistic)([1, 2.5, 7, 4, 5.5]))
         assert (got.count, got.seeds, got.level) == (5, 2, level)
@@ -68,6 +69,10 @@ def test_censored_and_missing_values():
     got = bootstrap_interval(np.array([[-INF, INF, 5.0, 5, 5, 5, 5, 5, 5]]))
     assert (got.estimate, got.low, got.high) == (5, 5, 5)
     assert bootstrap_interval(np.array([[1.0, INF]]), statistic="mean").estimate == INF
+    both = bootstrap_interval(np.array([[-INF] * 3 + [INF] * 3]))
+    assert math.isnan(both.estimate)  # neither first: no middle
+    assert (both.low, both.high) == (-INF, INF)
+    assert math.isnan(bootstrap_interval(np.array([[-INF, 1, INF]]), statistic="mean").estimate)
     nothing = bootstrap_interval(np.full((2, 3), NAN))
     assert (nothing.count, nothing.seeds) == (0, 0)
     assert np.isnan([nothing.estimate, nothing.low, nothing.high]).all()
@@ -103,14 +108,29 @@ def test_p_is_that_of_all_sign_patterns_and_of_wilcoxon():
 
 def test_many_units_are_drawn_and_come_near_the_exact_answer():
     rng = np.random.default_rng(4)
-    a, b = rng.normal(size=(4, 10)) + 0.3, rng.normal(size=(4, 10))
+    a, b = rng.normal(size=(3, 40)) + 0.15, rng.normal(size=(3, 40))
     got = paired_test(a, b)
     assert not got.exact
     assert got.count == 40
-    assert got.p == pytest.approx(stats.wilcoxon((a - b).ravel(), method="exact").pvalue, abs=0.015)
+    middle = np.median(a - b, axis=0)
+    assert got.difference == pytest.approx(np.median(middle))
+    assert got.p == pytest.approx(stats.wilcoxon(middle, method="exact").pvalue, abs=0.015)
     assert got == paired_test(a, b)
     assert paired_test(b, a).difference == -got.difference
     assert paired_test(a + 9, b, flips=99).p == pytest.approx(0.01)
+
+
+def test_images_that_differ_are_not_seen_as_new_with_every_seed():
+    """What an image does to all seeds alike is one observation: five seeds of it are no five."""
+    rng = np.random.default_rng(8)
+    out = {"interval": 0, "paired": 0}
+    for trial in range(120):
+        leads = rng.normal(size=(1, 8)) + 0.2 * rng.normal(size=(5, 8))
+        got = bootstrap_interval(leads, resamples=300, seed=trial)
+        out["interval"] += not got.low <= 0 <= got.high
+        out["paired"] += paired_test(leads, np.zeros_like(leads)).p < 0.05
+    assert out["interval"] / 120 < 0.17  # drawn anew for each seed: 0.4
+    assert out["paired"] / 120 < 0.1
 
 
 def test_by_seed_there_are_as_many_units_as_seeds():
@@ -144,7 +164,7 @@ def test_censored_and_missing_pairs():
         (lambda: bootstrap_interval(np.zeros((1, 2)), statistic="mode"), "no statistic 'mode'"),
         (lambda: bootstrap_interval(np.zeros((1, 2)), level=1), "level 1"),
         (lambda: paired_test(np.zeros((1, 2)), np.zeros((2, 1))), r"\(1, 2\) against \(2, 1\)"),
-        (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), unit="image"), "no unit 'image'"),
+        (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), unit="map"), "no unit 'map'"),
         (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), flips=0), "0 flips"),
     ],
 )
@@ -160,10 +180,10 @@ class TestBand:
         values[0, 2, 1] = values[1, 2, 0] = np.nan
         middle, low, high = bootstrap_band(values, level=0.8, resamples=50, seed=3)
         drawing = np.random.default_rng(3)
-        seeds, images = drawing.integers(3, size=(50, 3, 1)), drawing.integers(4, size=(50, 3, 4))
+        seeds, images = drawing.integers(3, size=(50, 3, 1)), drawing.integers(4, size=(50, 1, 4))
         for step in range(5):
             medians = [
-                np.nanmedian([values[seeds[r, i, 0], step, images[r, i, j]] for i in range(3) for j in range(4)])
+                np.nanmedian([values[seeds[r, i, 0], step, images[r, 0, j]] for i in range(3) for j in range(4)])
                 for r in range(50)
             ]
             assert middle[step] == pytest.approx(np.nanmedian(values[:, step]), abs=1e-12)

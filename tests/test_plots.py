@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 from PIL import Image
 
-from fadeviz import FadevizError
+from fadeviz import FadevizError, open_run
+from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.statistics import bootstrap_band
+from fadeviz.analysis.table import _steps
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
 from render_runs import make_run
 
@@ -134,7 +138,7 @@ class TestCommands:
     def test_responses_less_what_position_gives(self, runs, tmp_path):
         result = call("analyze", runs / "fade0", "--responses", "beyond-position", "--json", tmp_path / "a.json")
         assert result.exit_code == 0, result.output
-        assert "beyond-position: each response less" in result.output
+        assert "beyond-position: how far each response is above" in result.output
         whole = json.loads((tmp_path / "a.json").read_text())
         assert whole["responses"] == "beyond-position"
         courses = whole["operators"][0]["courses"]
@@ -154,7 +158,7 @@ class TestCommands:
         result = call("analyze", *paths, "--until", "peak", "--json", tmp_path / "a.json")
         assert result.exit_code == 0, result.output
         rules = json.loads((tmp_path / "a.json").read_text())["other_rules"]
-        assert len(rules) == 2 * 3 * 2
+        assert len(rules) == 2 * 5 * 2
         alone = call("analyze", *paths, "--responses", "raw-edge", "--json", tmp_path / "b.json")
         assert alone.exit_code == 0
         for row in json.loads((tmp_path / "b.json").read_text())["operators"]:
@@ -165,8 +169,9 @@ class TestCommands:
             )
             assert all(row[key] == same[key] for key in ("verdict", "reason", "lead", "lead_low", "lead_high"))
         lines = result.output.splitlines()
-        table = lines[lines.index("verdict by other rules (--responses, --until):") :]
+        table = lines[lines.index("verdict by other rules (--responses; until end / peak):") :]
         assert table[2].startswith("fade")
+        assert len(table[2].split(" / ")) == 6
         assert max(map(len, table[:4])) <= 130
 
     def test_errors(self, runs, tmp_path):
@@ -182,3 +187,129 @@ class TestCommands:
             result = call(*arguments)
             assert result.exit_code == code, result.output
             assert message in result.output
+
+
+class TestWhatIsDrawn:
+    """The panels that the commands hand over, and where the drawing puts them."""
+
+    def panels(self, monkeypatch, tmp_path, *arguments):
+        from fadeviz.render import plots
+
+        drawn = {}
+        for name in ("write_curves", "write_kymographs"):
+            monkeypatch.setattr(plots, name, lambda panels, output, **more: drawn.update(panels=panels, **more))
+        result = call("plot", *arguments, "-o", tmp_path / "x.png")
+        assert result.exit_code == 0, result.output
+        return drawn
+
+    def test_responses(self, runs, tmp_path, monkeypatch):
+        paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
+        order = learning_order([open_run(path) for path in paths])
+        for least in (1, 5):
+            monkeypatch.setattr("fadeviz.analysis.table.MIN_LEADS", least)
+            drawn = self.panels(monkeypatch, tmp_path, *paths, "--kind", "responses")
+            assert [panel.title for panel in drawn["panels"]] == ["FADE", "CARAFE"]
+            for panel, operator in zip(drawn["panels"], order.operators, strict=True):
+                curves = {curve.label: curve for curve in panel.curves}
+                for name, values, t50 in (
+                    ("edge", operator.edge, operator.edge_t50),
+                    ("interior", operator.interior, operator.interior_t50),
+                ):
+                    middle, low, high = bootstrap_band(values)
+                    np.testing.assert_array_equal(curves[name].middle, middle)
+                    np.testing.assert_array_equal(curves[name].low, low)
+                    np.testing.assert_array_equal(curves[name].high, high)
+                    enough = t50.count >= max(least, 2)
+                    np.testing.assert_equal(curves[name].mark, t50.estimate if enough else math.nan)
+                assert curves["edge, other masks"].like == "edge"
+                assert curves["interior, other masks"].faint
+
+    @pytest.mark.parametrize("kind", ["kymograph", "edge-kymograph"])
+    def test_kymographs(self, runs, tmp_path, monkeypatch, kind):
+        order = learning_order([open_run(runs / "fade0"), open_run(runs / "carafe0")])
+        drawn = self.panels(monkeypatch, tmp_path, runs / "fade0", runs / "carafe0", "--kind", kind)
+        for panel, operator in zip(drawn["panels"], order.operators, strict=True):
+            wanted = operator.value_kymograph if kind == "kymograph" else operator.gradient_kymograph
+            np.testing.assert_array_equal(panel.value, wanted.value)
+            np.testing.assert_array_equal(panel.edges, wanted.edges)
+        assert ("steepness" in drawn["quantity"]) == (kind == "edge-kymograph")
+
+    def test_a_kymograph_has_its_inside_below_and_its_beginning_on_the_left(self, tmp_path):
+        value = np.full((4, 15), 0.5)
+        value[:2, :6] = 0.75  # early, inside
+        write_kymographs([kymograph(value=value)], tmp_path / "k.png", quantity="rank")
+        pixels = np.asarray(Image.open(tmp_path / "k.png").convert("RGB")).astype(int)
+        orange = (pixels[..., 0] - pixels[..., 2] > 60) & (pixels[..., 0] > 120)
+        height, width = orange.shape
+        rows, columns = np.nonzero(orange[:, : int(0.75 * width)])  # without the colour bar
+        assert rows.mean() > 0.5 * height
+        assert columns.mean() < 0.5 * width
+        assert rows.size > 1000
+
+    def test_marks_lie_where_the_step_does(self, tmp_path):
+        line = np.zeros(4)
+        curve = Curve("x", (0, 1, 10, 100), line, line, line, mark=9.0)
+        write_curves([CurvePanel("t", "", "", [curve], (-1, 1))], tmp_path / "c.png")
+        pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB")).astype(int)
+        color = np.abs(pixels - (213, 94, 0)).sum(2) < 60
+        rows, columns = np.nonzero(color)
+        level = np.bincount(rows).argmax()
+        left, right = columns[rows == level].min(), columns[rows == level].max()
+        upright = columns[np.abs(rows - level) > 30]
+        upright = upright[upright > left + 20]  # without the legend
+        want = left + (right - left) * math.log1p(9) / math.log1p(100)
+        assert abs(np.median(upright) - want) < 6
+
+    def test_bands_and_legend_are_there(self, tmp_path):
+        flat = np.zeros(2)
+        sizes = []
+        for low in (0.0, -0.5):
+            curve = Curve("a line", (0, 10), flat, flat + low, flat - low)
+            write_curves([CurvePanel("t", "", "", [curve], (-1, 1))], tmp_path / "b.png")
+            pixels = np.asarray(Image.open(tmp_path / "b.png").convert("RGB")).astype(int)
+            sizes.append(int((np.abs(pixels - (248, 229, 214)).sum(2) < 30).sum()))
+        assert sizes[1] > sizes[0] + 10000
+        top = pixels[: pixels.shape[0] // 9]
+        assert (np.abs(top - (213, 94, 0)).sum(2) < 60).any()  # the legend's line
+
+
+def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("fadeviz.analysis.table.MIN_LEADS", 1)
+    monkeypatch.setattr("fadeviz.analysis.table._LEAST_PAIRS", 1)
+    paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
+    order = learning_order([open_run(path) for path in paths], which="raw-edge", until="peak")
+    result = call("analyze", *paths, "--responses", "raw-edge", "--until", "peak", "--json", tmp_path / "a.json")
+    whole = json.loads((tmp_path / "a.json").read_text())
+
+    def told(value):
+        return None if math.isnan(value) else value if math.isfinite(value) else "inf" if value > 0 else "-inf"
+
+    for row, operator in zip(whole["operators"], order.operators, strict=True):
+        for name in ("lead", "edge_t50", "interior_t50"):
+            interval = operator.lead_interval if name == "lead" else getattr(operator, name)
+            assert row[name] == told(interval.estimate)
+            assert row[f"{name}_low"] == told(interval.low)
+        (line,) = (one for one in result.output.splitlines() if re.match(rf"{row['operator']} +2 ", one))
+        for interval in (operator.edge_t50, operator.interior_t50):
+            if interval.count >= 2:
+                assert re.search(rf" {re.escape(_steps(interval.estimate))} ", line)
+        if operator.lead_interval.count >= 2:
+            assert f" {_steps(operator.lead_interval.estimate)} [" in line
+    (comparison,) = order.comparisons
+    (stored,) = whole["comparisons"]
+    for unit, test in comparison.tests.items():
+        assert stored[unit]["pairs"] == test.count
+        assert stored[unit]["p"] == told(test.p)
+        if test.count:
+            assert f"paired by {unit}: {_steps(test.difference)} steps, p = {test.p:.3g}" in result.output
+
+
+def test_a_spliced_run_is_named(tmp_path):
+    for name in ("one", "two"):
+        make_run(tmp_path / name, run_id=name)
+    assert "do not look like one training" not in call("analyze", tmp_path / "two").output
+    foreign = "snapshots/step_000050.safetensors"
+    (tmp_path / "two" / foreign).write_bytes((tmp_path / "one" / foreign).read_bytes())
+    result = call("analyze", tmp_path / "two", "--json", tmp_path / "a.json")
+    assert "frames of two do not look like one training" in result.output
+    assert json.loads((tmp_path / "a.json").read_text())["operators"][0]["spliced"] == ["two"]

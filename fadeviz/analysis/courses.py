@@ -130,9 +130,10 @@ def operator_courses(order: LearningOrder, operator: OperatorOrder) -> dict[str,
     parts = [_of_run(run, order) for run in operator.runs]
     for name in parts[0]:
         if all(name in part for part in parts):
-            found[name] = np.stack([part[name] for part in parts])
+            images = min(part[name].shape[1] for part in parts)  # of the large kinds a run may keep more than another
+            found[name] = np.stack([part[name][:, :images] for part in parts])
     courses = {name: _course(name, order.steps, values) for name, values in found.items()}
-    courses.update(_tests(operator.runs))
+    courses.update(_tests(operator.runs, order.steps[-1]))
     return {name: courses[name] for name in MEASURES if name in courses and np.isfinite(courses[name].values).any()}
 
 
@@ -157,20 +158,19 @@ def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
     if "gate" in kinds:
         gate = run.maps(layer, "gate", steps=steps)
         found["gate_correlation"] = to_final(gate)
-        found.update(zip(("gate_inside", "gate_band", "gate_outside"), _by_region(gate, order.regions), strict=True))
+        names = ("gate_inside", "gate_band", "gate_outside")
+        found.update(zip(names, _by_region(gate, _regions_for(gate, run, order)), strict=True))
     if "kernel_entropy" in kinds:
         entropy = run.maps(layer, "kernel_entropy", steps=steps)
-        # The kernels of some operators are finer or coarser than the map: the regions are those of their own size.
-        regions = _regions_for(entropy, run, order.regions)
         names = ("entropy_inside", "entropy_band", "entropy_outside")
-        found.update(zip(names, _by_region(entropy, regions), strict=True))
+        found.update(zip(names, _by_region(entropy, _regions_for(entropy, run, order)), strict=True))
     for kind in ("kernels", "guide", "channels"):
         if kind in kinds:
             many = run.maps(layer, kind, steps=steps)
             found[f"{kind}_correlation"] = correlation(*_flat(many))
             found[f"{kind}_cka"] = cka_to_final(many)
             if kind == "channels":
-                found.update(_classes(many, order.regions[: many.shape[1]]))
+                found.update(_classes(many, _regions_for(many, run, order)[: many.shape[1]]))
     return found
 
 
@@ -188,11 +188,13 @@ def _flat(maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.fl
     return rows, rows[-1:]
 
 
-def _regions_for(maps: NDArray[np.float32], run: Run, regions: Sequence[Regions]) -> Sequence[Regions]:
-    size = maps.shape[-2:]
-    if size == regions[0].band.shape:
-        return regions
-    return [build_regions(mask, (size[0], size[1])) for mask in run.observation[1]]
+def _regions_for(maps: NDArray[np.float32], run: Run, order: LearningOrder) -> Sequence[Regions]:
+    """The regions at the maps' own size: the parts of an operator may be finer or coarser than its output."""
+    size = (maps.shape[-2], maps.shape[-1])
+    if size == order.regions[0].band.shape:
+        return order.regions
+    pixels, share = order.half_width
+    return [build_regions(mask, size, pixels=pixels, share=share) for mask in run.observation[1]]
 
 
 def _by_region(maps: NDArray[np.float32], regions: Sequence[Regions]) -> tuple[NDArray[np.float64], ...]:
@@ -218,18 +220,18 @@ def _from_second(changes: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([np.full((1, changes.shape[1]), np.nan), changes])
 
 
-def _tests(runs: Sequence[Run]) -> dict[str, Course]:
-    """The figures of the tests that all runs have in common."""
-    lines = [{int(line["step"]): line for line in run.metrics() if "miou" in line} for run in runs]
+def _tests(runs: Sequence[Run], last: int) -> dict[str, Course]:
+    """The figures of the tests that all runs have in common, up to the last step that is measured."""
+    lines = [{line["step"]: line for line in run.metrics() if "miou" in line and line["step"] <= last} for run in runs]
     steps = tuple(sorted(set(lines[0]).intersection(*lines)))
     if not steps:
         return {}
-    return {
-        name: _course(
-            name, steps, np.array([[[float(run[step].get(name, np.nan))] for step in steps] for run in lines])
-        )
-        for name in _TESTED
-    }
+    told = {name: [[[_number(run[step].get(name))] for step in steps] for run in lines] for name in _TESTED}
+    return {name: _course(name, steps, np.array(values)) for name, values in told.items()}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")
 
 
 def _course(name: str, steps: Sequence[int], values: NDArray[np.float64]) -> Course:

@@ -28,7 +28,7 @@ NEARLY = 0.9
 
 UNTIL = {
     "end": "the mean over the last snapshots: when a response became what it stays",
-    "peak": "the largest median of three snapshots in a row: when it first came, though it may go again",
+    "peak": "the largest median of three snapshots in a row, or the end if that is higher: when it first came",
 }
 """The level towards which a response is learned."""
 
@@ -45,6 +45,8 @@ class State(StrEnum):
     """The untrained model has (nearly) the end level, or more: there is no time to tell."""
     NEVER = "never"
     """It ends no better than chance: its times lie beyond the last step, infinite."""
+    REGAINED = "lost and regained"
+    """As ``AT_START``, but it sinks to less than half of that meanwhile: no time to tell."""
     TRANSIENT = "came and went"
     """It was there, at step 0 or later, and is lost at the end: no time to tell."""
     MISSING = "missing"
@@ -131,13 +133,17 @@ def learning_times(
     if not defined[0] or not late.size or 2 * defined.sum() < len(values):
         return without_times(State.MISSING)
     place, values = place[defined], values[defined]
-    if until == "peak":
-        end, at = _peak(values)
+    peak, at = _peak(values)
+    if until == "peak" and peak > end:
+        end = peak
         place, values = place[: at + 1], values[: at + 1]
     if end < MIN_RESPONSE:
-        return without_times(State.TRANSIENT if max(start, _peak(values)[0]) >= PEAK else State.NEVER)
+        return without_times(State.TRANSIENT if max(start, peak) >= PEAK else State.NEVER)
     if end - start < MIN_GAIN or start >= NEARLY * end:
-        return without_times(State.AT_START)
+        if start < MIN_RESPONSE:  # noise about the threshold
+            return without_times(State.NEVER)
+        sank = _running_median(values).min() < 0.5 * min(start, end)
+        return without_times(State.REGAINED if sank else State.AT_START)
     fit = monotone_fit(values)
     # The fit's last value is at least the mean of the last ones, but for rounding.
     wanted = [min(start + level * (end - start), float(fit[-1])) for level in levels]
@@ -165,11 +171,18 @@ def _first_reached(place: NDArray[np.float64], fit: NDArray[np.float64], level: 
 
 def _peak(values: NDArray[np.float64]) -> tuple[float, int]:
     """The largest median of three snapshots in a row, as a single one is no peak; and the highest of the first such."""
-    width = min(3, len(values))
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    medians = _running_median(values)
+    width = len(values) - len(medians) + 1
     first = int(np.argmax(medians))
     # No lower than the median: the monotone fit up to there reaches it.
     return float(medians[first]), first + int(np.argmax(values[first : first + width]))
+
+
+def _running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of three snapshots in a row."""
+    windows = np.lib.stride_tricks.sliding_window_view(values, min(3, len(values)))
+    medians: NDArray[np.float64] = np.median(windows, axis=1)
+    return medians
 
 
 def _check(place: NDArray[np.float64], values: NDArray[np.float64], levels: Sequence[float], last: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,34 +14,55 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
 from ..snapshots import CHANNEL_KINDS, Run, common_steps
-from .learning import LEVELS, UNTIL, LearningTimes, State, lead, learning_times
+from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
 from .statistics import UNITS, Interval, PairedTest, bootstrap_interval, paired_test
 
 VERDICTS = {
-    "outline first": "the interval of the lead lies above 0",
-    "interior first": "the interval of the lead lies below 0",
+    "outline first": "the interval of the lead lies above 0, and the lead is longer than what the snapshots resolve",
+    "interior first": "the interval of the lead lies below 0, and the lead is longer than what the snapshots resolve",
     "together": "the interval of the lead lies within what the snapshots resolve",
     "already there at step 0": "most maps show the outline, or the interior, before any training",
-    "undecided": "the interval of the lead holds 0, too few maps have a lead, or one of the two never comes",
+    "undecided": "the interval of the lead holds 0, too few maps have a lead, one of the two never comes, or is no "
+    "better than for the masks of other images",
 }
 """What can be said of an operator, and when."""
 
 RESPONSES = {
     "plain": "the edge and the interior response as they are",
     "raw-edge": "the edge response is of the map's own gradient, not its ranks': large steps count more than ripples",
-    "beyond-position": "each response less the same map's for the other images' masks, as any centred blob shows",
+    "beyond-position": "how far each response is above the same map's for the other images' masks, which any centred "
+    "blob has too; 1 for a perfect map",
+    "raw-beyond-position": "the same with the edge response of the map's own gradient",
+    "other-masks": "the responses for the other images' masks alone: a verdict that these give too is worth nothing",
 }
 """Which responses the learning times are of."""
 
 MIN_LEADS = 6
 """Leads needed for a verdict: of fewer, all have the same sign by chance more than once in twenty times."""
 
+MIN_ROOM = 0.1
+"""Where a perfect map is no more than this better for its own mask than for others, place cannot be told from it."""
+
+FEW_SEEDS = 5
+"""Of fewer seeds a percentile interval is too narrow."""
+
 _EVERY_STUDY_DIFFERS = ("upsampler", "seed")
 _ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
 _ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
 _NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
+
+
+class Rules(NamedTuple):
+    """How times, intervals and verdicts are made of responses; see :func:`learning_order`."""
+
+    which: str = "plain"
+    until: str = "end"
+    levels: tuple[float, ...] = LEVELS
+    level: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,8 +148,8 @@ class LearningOrder:
         steps: the S steps that all runs have.
         images: names of the N observed images.
         regions: of their masks at the layer's resolution.
-        responses: a name in ``RESPONSES``.
-        until: a name in ``UNTIL``.
+        half_width: of the contour band as it was asked for: pixels of a layer, share of its diagonal.
+        rules: how times and verdicts were made.
         operators: in the order in which they were given.
         comparisons: of every two operators with seeds in common.
         notes: what a reader should know of the runs, a sentence each.
@@ -139,37 +160,52 @@ class LearningOrder:
     steps: tuple[int, ...]
     images: tuple[str, ...]
     regions: tuple[Regions, ...]
-    responses: str
-    until: str
+    half_width: tuple[float, float]
+    rules: Rules
     operators: tuple[OperatorOrder, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
 
 
-def verdict(edge: Sequence[State], interior: Sequence[State], leads: Interval, margin: float) -> Verdict:
+def verdict(
+    edge: Sequence[State],
+    interior: Sequence[State],
+    leads: Interval,
+    margin: float,
+    by_place: Sequence[Collection[str]] = (),
+) -> Verdict:
     """What the states and leads of an operator's maps say, in words.
 
     The rules, the first that holds decides; a map is known when neither of its two responses is missing:
 
     1. fewer than half of the maps are known: undecided;
-    2. in more than half of the known maps the outline or the interior is there at step 0: already there at step 0;
-    3. in more than half of the known maps the outline or the interior never comes: undecided, as what a map does not
-       show may still be in the network;
-    4. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
-    5. the lead's interval lies within -margin ... margin: together;
-    6. it lies above 0: outline first; below 0: interior first; else undecided.
+    2. in more than half of the known maps the outline or the interior is told by its place alone: undecided;
+    3. in more than half of them the outline or the interior is there at step 0: already there at step 0;
+    4. in more than half of them the outline or the interior never comes: undecided, as what a map does not show may
+       still be in the network;
+    5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
+    6. the lead's interval lies within -margin ... margin: together;
+    7. it lies above 0 and the lead is longer than the margin: outline first; the same below 0: interior first; else
+       undecided.
 
     Args:
         edge: state of the edge response of each map.
         interior: state of the interior response of each map.
         leads: the interval of the leads, positive = outline first.
         margin: in steps; leads as short as that are not resolved. NaN counts as 0.
+        by_place: for each map, which of the two responses, ``outline`` and ``interior``, is hardly above that for the
+            other images' masks.
     """
     pairs = list(zip(edge, interior, strict=True))
     known = [pair for pair in pairs if State.MISSING not in pair]
     if not known or 2 * len(known) < len(pairs):
         return Verdict("undecided", f"a response is undefined in {len(pairs) - len(known)} of {len(pairs)} maps")
     counts = _counts(known)
+    for name in ("outline", "interior"):
+        told = sum(name in one for one in by_place)
+        if 2 * told > len(known):
+            reason = f"the {name} is hardly better than for other images' masks in {told} of {len(pairs)} maps"
+            return Verdict("undecided", f"{reason}; {counts}")
     if 2 * sum(State.AT_START in pair for pair in known) > len(known):
         return Verdict("already there at step 0", counts)
     if 2 * sum(State.NEVER in pair for pair in known) > len(known):
@@ -182,10 +218,10 @@ def verdict(edge: Sequence[State], interior: Sequence[State], leads: Interval, m
     resolved = 0.0 if math.isnan(margin) else margin
     if -resolved <= leads.low and leads.high <= resolved:
         return Verdict("together", f"{numbers}, within the {resolved:.0f} steps that the snapshots resolve")
-    if leads.low > 0:
-        return Verdict("outline first", numbers)
-    if leads.high < 0:
-        return Verdict("interior first", numbers)
+    if leads.low > 0 or leads.high < 0:
+        if abs(leads.estimate) <= resolved:
+            return Verdict("undecided", f"{numbers}; the snapshots resolve {resolved:.0f} steps")
+        return Verdict("outline first" if leads.low > 0 else "interior first", numbers)
     return Verdict("undecided", numbers)
 
 
@@ -242,7 +278,7 @@ def learning_order(
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         found.append((name, members, measured))
-    rules = _Rules(which, until, tuple(levels), level, resamples, seed)
+    rules = Rules(which, until, tuple(levels), level, resamples, seed)
     operators = [_judge(name, members, measured, shown, rules) for name, members, measured in found]
     names = (runs[0].info.get("observation") or {}).get("names") or []
     return LearningOrder(
@@ -251,45 +287,24 @@ def learning_order(
         steps=shown,
         images=tuple(map(str, names)) if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
         regions=regions,
-        responses=which,
-        until=until,
+        half_width=(pixels, share),
+        rules=rules,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
         notes=notes,
     )
 
 
-def judge_again(
-    order: LearningOrder,
-    which: str = "plain",
-    until: str = "end",
-    *,
-    levels: Sequence[float] = LEVELS,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> LearningOrder:
+def judge_again(order: LearningOrder, which: str = "plain", until: str = "end") -> LearningOrder:
     """The same measured responses by other rules, without measuring anew; the arguments are :func:`learning_order`'s.
 
     A verdict that holds by one rule alone is a weak one.
     """
     _check_rules(which, until)
-    rules = _Rules(which, until, tuple(levels), level, resamples, seed)
+    rules = order.rules._replace(which=which, until=until)
     operators = tuple(_judge(one.name, one.runs, one.measured, order.steps, rules) for one in order.operators)
-    return dataclasses.replace(
-        order, responses=which, until=until, operators=operators, comparisons=tuple(_comparisons(operators, seed))
-    )
-
-
-class _Rules(NamedTuple):
-    """How times, intervals and verdicts are made of responses."""
-
-    which: str
-    until: str
-    levels: tuple[float, ...]
-    level: float
-    resamples: int
-    seed: int
+    comparisons = tuple(_comparisons(operators, rules.seed))
+    return dataclasses.replace(order, rules=rules, operators=operators, comparisons=comparisons)
 
 
 def _check_rules(which: str, until: str) -> None:
@@ -300,7 +315,7 @@ def _check_rules(which: str, until: str) -> None:
 
 
 def _judge(
-    name: str, runs: Sequence[Run], measured: Sequence[Responses], steps: Sequence[int], rules: _Rules
+    name: str, runs: Sequence[Run], measured: Sequence[Responses], steps: Sequence[int], rules: Rules
 ) -> OperatorOrder:
     edge, interior = (np.stack(one) for one in zip(*(_counting(one, rules.which) for one in measured), strict=True))
     edge_times, interior_times = (_times(steps, one, rules.levels, rules.until) for one in (edge, interior))
@@ -329,7 +344,7 @@ def _judge(
         interior_t50=interior_t50,
         lead_interval=lead_interval,
         margin=margin,
-        verdict=verdict(*states, lead_interval, margin),
+        verdict=verdict(*states, lead_interval, margin, _by_place(measured, edge_times, interior_times, rules)),
         value_kymograph=merge_kymographs([one.value for one in measured]),
         gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
     )
@@ -337,9 +352,49 @@ def _judge(
 
 def _counting(measured: Responses, which: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The edge and the interior response that count."""
-    if which == "beyond-position":
-        return measured.edge - measured.edge_elsewhere, measured.interior - measured.interior_elsewhere
-    return (measured.edge_raw if which == "raw-edge" else measured.edge), measured.interior
+    raw = which.startswith("raw")
+    edge, edge_elsewhere = (
+        (measured.edge_raw, measured.edge_raw_elsewhere) if raw else (measured.edge, measured.edge_elsewhere)
+    )
+    if which == "other-masks":
+        return edge_elsewhere, measured.interior_elsewhere
+    if which.endswith("beyond-position"):
+        # Of a perfect map the interior has a smaller part above other masks than the edge: both are to have 1.
+        edge_room, interior_room = (
+            np.where(room >= MIN_ROOM, room, np.nan) for room in (measured.edge_room, measured.interior_room)
+        )
+        return (edge - edge_elsewhere) / edge_room, (measured.interior - measured.interior_elsewhere) / interior_room
+    return edge, measured.interior
+
+
+def _by_place(
+    measured: Sequence[Responses],
+    edge_times: Sequence[Sequence[LearningTimes]],
+    interior_times: Sequence[Sequence[LearningTimes]],
+    rules: Rules,
+) -> list[set[str]]:
+    """Which responses of each map, by runs and images, any map of that shape would have: those of its place."""
+    if rules.which not in ("plain", "raw-edge"):
+        return []  # taken away already, or wanted
+    shown = (State.REACHED, State.AT_START, State.REGAINED)
+    found = []
+    for run, edges, interiors in zip(measured, edge_times, interior_times, strict=True):
+        above = _counting(run, "raw-beyond-position" if rules.which == "raw-edge" else "beyond-position")
+        for image, (edge, interior) in enumerate(zip(edges, interiors, strict=True)):
+            told = set()
+            for name, times, rest in (("outline", edge, above[0]), ("interior", interior, above[1])):
+                series = rest[:, image][np.isfinite(rest[:, image])]
+                if times.state in shown and series.size and _level(series, rules.until) < MIN_RESPONSE:
+                    told.add(name)
+            found.append(told)
+    return found
+
+
+def _level(series: NDArray[np.float64], until: str) -> float:
+    end = float(series[-LAST:].mean())
+    if until == "end" or len(series) < LAST:
+        return end
+    return max(end, float(np.median(np.lib.stride_tricks.sliding_window_view(series, LAST), axis=1).max()))
 
 
 def _times(
@@ -370,14 +425,18 @@ def _setting(run: Run, name: str) -> Any:
 def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]:
     """The runs of each operator by seed, those with other settings apart, and what there is to note."""
     settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
-    # A setting that a run does not name is older than the setting: nothing is known to differ.
     names = sorted({name for one in settings for name in one})
     differing = [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
     groups: dict[str, list[Run]] = {}
     for run, one in zip(runs, settings, strict=True):
         twins = [other for other, twin in zip(settings, runs, strict=True) if twin.name == run.name]
-        apart = [name for name in differing if any(other.get(name, one.get(name)) != one.get(name) for other in twins)]
-        label = run.name + (f" ({', '.join(f'{name}={one.get(name)}' for name in apart)})" if apart else "")
+        # A setting that a run does not name is older than the setting: nothing is known to differ.
+        apart = [
+            name
+            for name in differing
+            if name in one and any(name in other and other[name] != one[name] for other in twins)
+        ]
+        label = run.name + (f" ({', '.join(f'{name}={one[name]}' for name in apart)})" if apart else "")
         groups.setdefault(label, []).append(run)
     for label, members in groups.items():
         members.sort(key=lambda run: (_setting(run, "seed") is None, _setting(run, "seed")))
@@ -389,8 +448,18 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
                 )
     notes = [f"the runs differ in {name}" for name in differing]
     notes += [f"{run.path}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
-    if all(len(members) == 1 for members in groups.values()):
-        notes.append("one seed an operator: the intervals speak of images alone, not of other trainings")
+    last = min(run.steps[-1] for run in runs)
+    longer = sum(run.steps[-1] > last for run in runs)
+    if longer:
+        notes.append(f"all is measured to step {last}, where the shortest run ends; {longer} went on longer")
+    single = [label for label, members in groups.items() if len(members) == 1]
+    if single:
+        which = "one seed an operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
+        notes.append(f"{which}: the intervals speak of images alone, not of other trainings")
+    few = [label for label, members in groups.items() if 1 < len(members) < FEW_SEEDS]
+    if few:
+        which = "fewer" if len(few) == len(groups) else f"{', '.join(few)}: fewer"
+        notes.append(f"{which} than {FEW_SEEDS} seeds: intervals over so few are too narrow")
     return groups, tuple(notes)
 
 

@@ -11,12 +11,13 @@ from scipy import stats
 
 from ..errors import FadevizError
 from .regions import Regions
+from .spectrum import has_pattern
 
 MIN_CELLS = 8
 """A region of fewer cells counts as empty: of so few, a polarity-free area is far from chance by chance."""
 
 QUANTITIES = {
-    "value": "the map itself, turned so that the inside is above the outside at the end",
+    "value": "the maps themselves, all turned over if the inside is below the outside at the end",
     "gradient": "how steep the map is: the squared gradient of its ranks, without the outermost cells",
 }
 """What a distance-time map shows the ranks of."""
@@ -33,7 +34,7 @@ def ranks(maps: NDArray[np.floating]) -> NDArray[np.float64]:
     Shape: ``(..., h, w)`` -> the same; all NaN where a map is constant or not finite.
     """
     flat = maps.reshape(*maps.shape[:-2], -1)
-    defined = _defined(flat)[..., None]
+    defined = has_pattern(maps)[..., None]
     place = (stats.rankdata(np.where(defined, flat, 0), axis=-1) - 0.5) / flat.shape[-1]
     return np.where(defined, place, np.nan).reshape(maps.shape)
 
@@ -74,18 +75,15 @@ def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool 
         is empty.
     """
     maps = _checked(maps, regions)
-    if ranked:
-        steepness = _steepness(ranks(maps))
-    else:
-        defined = _defined(maps.reshape(*maps.shape[:-2], -1))[..., None, None]
-        steepness = ranks(np.where(defined, squared_gradient(np.where(defined, maps, 0)), np.nan))
-    return _edge(steepness, regions)
+    return _edge(_steepness(ranks(maps)) if ranked else _raw_steepness(maps), regions)
 
 
 def interior_response(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64]:
     """How well a map tells the interior from the background, whichever is higher: |2 AUC - 1|, the band excluded.
 
     1: they do not overlap; 0: chance. The same as 2 max(a, 1 - a) - 1 of the area a; no monotone rescaling changes it.
+    As either sign counts, a map that knows nothing is a little above 0 if it is white noise, and reaches about 0.3 if
+    it is a few smooth blobs: what it reaches for other images' masks is the level to compare with.
 
     Returns:
         ``(...)``; NaN where the map is constant or not finite, or where the interior or the background is empty.
@@ -137,8 +135,12 @@ class Responses:
         edge_raw: ``(S, N)``, the edge response of the maps as they are, without their ranks.
         edge_elsewhere: ``(S, N)``, the mean edge response of a map for the other images' masks: what its place in the
             picture alone gives, for contours are where contours often are. NaN with one image.
+        edge_raw_elsewhere: ``(S, N)``, the same of ``edge_raw``.
         interior_elsewhere: ``(S, N)``, the same of the interior response: a blob in the middle of every map tells the
             inside from the outside where objects are in the middle.
+        edge_room: ``(N,)``, how much better the edge response of a perfect map is for its own mask than for the others;
+            about 0 where the masks are alike, so that place cannot be told from knowledge.
+        interior_room: ``(N,)``, the same of the interior response.
         value: the distance-time map of the values.
         gradient: the distance-time map of the steepness.
     """
@@ -147,7 +149,10 @@ class Responses:
     interior: NDArray[np.float64]
     edge_raw: NDArray[np.float64]
     edge_elsewhere: NDArray[np.float64]
+    edge_raw_elsewhere: NDArray[np.float64]
     interior_elsewhere: NDArray[np.float64]
+    edge_room: NDArray[np.float64]
+    interior_room: NDArray[np.float64]
     value: Kymograph
     gradient: Kymograph
 
@@ -157,9 +162,9 @@ def responses(maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDA
 
     For a distance-time map each map is replaced by its ranks (:func:`ranks`), so that a map that is only noise is 1/2
     at every distance, however its values grow, and a front is a line between high and low. That agrees with the
-    interior response, which compares ranks between two ranges of distance. For the values, an image whose inside is
-    below its outside at the end (polarity over the last ``LAST`` snapshots) is turned over at all steps alike: a map
-    that changes sign during training shows that. Every image counts the same in a bin.
+    interior response, which compares ranks between two ranges of distance. If the inside is below the outside at the
+    end (polarity over the last ``LAST`` snapshots, summed over images), the values of all images are turned over at all
+    steps alike: maps that change sign during training show that. Every image counts the same in a bin.
 
     Args:
         maps: ``(S, N, h, w)``, steps and images.
@@ -173,27 +178,50 @@ def responses(maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDA
         raise FadevizError(
             f"maps are {maps.shape} with {len(regions)} masks; needed are (steps, images, h, w) and a mask an image"
         )
-    edge, interior, edge_raw, edge_elsewhere, interior_elsewhere = np.full((5, *maps.shape[:2]), np.nan)
+    edge, interior, edge_raw, edge_elsewhere, raw_elsewhere, interior_elsewhere = np.full((6, *maps.shape[:2]), np.nan)
     value, gradient = _Binned(len(maps), edges), _Binned(len(maps), edges)
+    turn = _turn(maps, regions)
     for image, where in enumerate(regions):  # one image at a time, to hold one image's ranks
         series = _checked(maps[:, image], where)
         place = ranks(series)
-        steepness = _steepness(place)
-        edge[:, image] = _edge(steepness, where)
-        edge_raw[:, image] = edge_response(series, where, ranked=False)
-        signed = _separation(place, where.inside, where.outside)
-        interior[:, image] = np.abs(signed)
+        steepness, raw = _steepness(place), _raw_steepness(series)
+        edge[:, image], edge_raw[:, image] = _edge(steepness, where), _edge(raw, where)
+        interior[:, image] = np.abs(_separation(place, where.inside, where.outside))
         others = [other for index, other in enumerate(regions) if index != image]
-        edge_elsewhere[:, image] = _mean_of_defined([_edge(steepness, other) for other in others], len(maps))
-        interior_elsewhere[:, image] = _mean_of_defined(
-            [np.abs(_separation(place, other.inside, other.outside)) for other in others], len(maps)
-        )
-        late = signed[-LAST:][np.isfinite(signed[-LAST:])]
-        value.add(1 - place if late.sum() < 0 else place, where.distance)
+        for table, found in (
+            (edge_elsewhere, [_edge(steepness, other) for other in others]),
+            (raw_elsewhere, [_edge(raw, other) for other in others]),
+            (interior_elsewhere, [np.abs(_separation(place, other.inside, other.outside)) for other in others]),
+        ):
+            table[:, image] = _mean_of_defined(found, len(maps))
+        value.add(1 - place if turn else place, where.distance)
         gradient.add(steepness, where.distance[1:-1, 1:-1])
-    return Responses(
-        edge, interior, edge_raw, edge_elsewhere, interior_elsewhere, value.mean("value"), gradient.mean("gradient")
-    )
+    kymographs = value.mean("value"), gradient.mean("gradient")
+    room = _room(regions)
+    return Responses(edge, interior, edge_raw, edge_elsewhere, raw_elsewhere, interior_elsewhere, *room, *kymographs)
+
+
+def _room(regions: Sequence[Regions]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """How much better perfect maps, 1 inside and 0 outside, are for their own masks than for the others'."""
+    edge, interior = np.full((2, len(regions)), np.nan)
+    for image, where in enumerate(regions):
+        place = ranks((where.distance < 0).astype(np.float64))[None]
+        steepness = _steepness(place)
+        others = [other for index, other in enumerate(regions) if index != image]
+        edge[image] = (
+            _edge(steepness, where) - _mean_of_defined([_edge(steepness, other) for other in others], 1)
+        ).item()
+        interior[image] = (
+            np.abs(_separation(place, where.inside, where.outside))
+            - _mean_of_defined([np.abs(_separation(place, other.inside, other.outside)) for other in others], 1)
+        ).item()
+    return edge, interior
+
+
+def _turn(maps: NDArray[np.floating], regions: Sequence[Regions]) -> bool:
+    """Whether the inside is below the outside at the end, in the sum over images."""
+    late = np.array([polarity(maps[-LAST:, image], where) for image, where in enumerate(regions)])
+    return bool(np.nansum(late) < 0)
 
 
 def _edge(steepness: NDArray[np.float64], regions: Regions) -> NDArray[np.float64]:
@@ -249,6 +277,12 @@ def _steepness(place: NDArray[np.float64]) -> NDArray[np.float64]:
     return ranks(squared_gradient(np.rint(place * (2 * place.shape[-1] * place.shape[-2])) * 32))
 
 
+def _raw_steepness(maps: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The ranks of the squared gradient of maps as they are; without the outermost cells."""
+    defined = has_pattern(maps)[..., None, None]
+    return ranks(np.where(defined, squared_gradient(np.where(defined, maps, 0)), np.nan))
+
+
 def _separation(
     place: NDArray[np.float64], positive: NDArray[np.bool_], negative: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
@@ -272,13 +306,6 @@ def _separation(
         won = (ups * (np.cumsum(downs) - downs / 2)).sum()
         result[index] = 2 * won / (ups.sum() * downs.sum()) - 1
     return result
-
-
-def _defined(flat: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Whether each map, ``(..., n)``, is finite and not constant."""
-    finite = np.isfinite(flat).all(axis=-1)
-    varies: NDArray[np.bool_] = (flat != flat[..., :1]).any(axis=-1)
-    return finite & varies
 
 
 def _checked(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.floating]:

@@ -48,6 +48,8 @@ def has_pattern(maps: NDArray[np.floating]) -> NDArray[np.bool_]:
     Shape: ``(..., h, w)`` -> ``(...)``.
     """
     axes = (-2, -1)
+    if 0 in maps.shape[-2:]:
+        return np.zeros(maps.shape[:-2], bool)
     finite = np.isfinite(maps)
     safe = np.where(finite, maps, 0).astype(np.float64)
     spread = safe.max(axes) - safe.min(axes)

@@ -13,15 +13,15 @@ from ..errors import FadevizError, unknown_name
 
 STATISTICS = {
     "median": "the middle value; takes censored (infinite) ones as larger or smaller than all others",
-    "mean": "the arithmetic mean; infinite as soon as one value is",
+    "mean": "the arithmetic mean; infinite as soon as one value is, undefined where both infinities are",
 }
 """What an interval can be of."""
 
 UNITS = {
-    "map": "each seed and image on its own: assumes that images of one seed err independently",
-    "seed": "the median over the images of a seed: assumes nothing of images, but needs many seeds",
+    "image": "the median over the seeds of an image: speaks of other pictures, for the trainings that were made",
+    "seed": "the median over the images of a seed: speaks of other trainings, for the pictures that were observed",
 }
-"""What is exchanged between two operators in the paired test."""
+"""What is exchanged between two operators in the paired test; where both have units enough, both p-values count."""
 
 EXACT_UP_TO = 14
 """So many units or fewer: all sign patterns are tried (2^14 = 16384)."""
@@ -77,11 +77,12 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a hierarchical bootstrap: seeds are drawn with replacement, then images within each.
+    """Percentile interval of a crossed bootstrap: seeds and images are drawn with replacement, each on its own.
 
-    Missing values (NaN) are left out before drawing; a seed without any value is left out. Images of one seed share
-    its network, so that seeds carry the uncertainty: with one seed the interval speaks of images alone, and with
-    fewer than about five it is too narrow, as percentile intervals of few units are.
+    All seeds see the same images, so that the images drawn are the same for all seeds drawn: what an image does to all
+    of them does not average out over seeds. Missing values (NaN) are left out after drawing; seeds and images without
+    any value are left out before. With one seed the interval speaks of images alone, and with fewer than about five it
+    is too narrow, as percentile intervals of few units are.
 
     Args:
         values: ``(seeds, images)``; NaN is missing, infinite is censored.
@@ -97,25 +98,20 @@ def bootstrap_interval(
         raise unknown_name("statistic", statistic, STATISTICS)
     if not 0 < level < 1 or resamples < 1:
         raise FadevizError(f"bootstrap: level {level:g}, {resamples} resamples; needed are 0 < level < 1 and 1 or more")
-    rows = [row[~np.isnan(row)] for row in np.atleast_2d(np.asarray(values, np.float64))]
-    rows = [np.clip(row, -_HUGE, _HUGE) for row in rows if row.size]
-    if not rows:
+    table = np.atleast_2d(np.asarray(values, np.float64))
+    known = ~np.isnan(table)
+    table = table[known.any(1)][:, known.any(0)]
+    if not table.size:
         return Interval(math.nan, math.nan, math.nan, 0, 0, level)
-    take = np.nanmedian if statistic == "median" else np.nanmean
-    sizes = np.array([row.size for row in rows])
-    padded = np.full((len(rows), sizes.max()), np.nan)
-    for index, row in enumerate(rows):
-        padded[index, : row.size] = row
+    take = _medians if statistic == "median" else _means
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(rows), size=(resamples, len(rows)))
-    images = (rng.random((*drawn.shape, padded.shape[1])) * sizes[drawn][..., None]).astype(np.int64)
-    sample = padded[drawn[..., None], images]
-    sample[np.arange(padded.shape[1]) >= sizes[drawn][..., None]] = np.nan  # as many images as the drawn seed has
-    found = take(sample.reshape(resamples, -1), axis=1)
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    estimate = take(np.concatenate(rows))
-    count = int(sizes.sum())
-    return Interval(_censored(estimate), _censored(low), _censored(high), count, len(rows), level)
+    drawn = rng.integers(len(table), size=(resamples, len(table), 1))
+    images = rng.integers(table.shape[1], size=(resamples, 1, table.shape[1]))
+    found = take(table[drawn, images].reshape(resamples, -1))
+    found = found[~np.isnan(found)]  # nothing but missing values was drawn
+    low, high = (float(_quantile(found[None], share)[0]) for share in ((1 - level) / 2, (1 + level) / 2))
+    estimate = float(take(table.reshape(1, -1))[0])
+    return Interval(estimate, low, high, int(known.sum()), len(table), level)
 
 
 def bootstrap_band(
@@ -123,8 +119,7 @@ def bootstrap_band(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """The median over seeds and images at each step, with its interval: :func:`bootstrap_interval` for a curve.
 
-    The same seeds and images are drawn for all steps, so that the ends of the band are curves, not noise. Unlike there,
-    missing values are left out after drawing.
+    The same seeds and images are drawn for all steps, so that the ends of the band are curves, not noise.
 
     Args:
         values: ``(seeds, steps, images)``; NaN is missing.
@@ -147,19 +142,31 @@ def bootstrap_band(
     steps, seeds, images = by_step.shape
     rng = np.random.default_rng(seed)
     drawn = rng.integers(seeds, size=(resamples, seeds, 1))
-    columns = rng.integers(images, size=(resamples, seeds, images))
+    columns = rng.integers(images, size=(resamples, 1, images))
     found = np.stack([_medians(table[drawn, columns].reshape(resamples, -1)) for table in by_step])
     low, high = (_quantile(found, share) for share in ((1 - level) / 2, (1 + level) / 2))
     return _medians(by_step.reshape(steps, -1)), low, high
 
 
 def _medians(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median of each row without NaN; NaN where there is nothing else."""
+    """The median of each row without NaN; NaN where there is nothing else, or the middle is between -inf and inf."""
     return _quantile(table, 0.5)
 
 
+def _means(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = ~np.isnan(table)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        total = np.where(known, table, 0).sum(1)
+    return np.divide(total, known.sum(1), out=np.full(len(table), np.nan), where=known.any(1))
+
+
 def _quantile(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """A quantile of each row without NaN, linear between values, as numpy's; NaN where there is nothing else."""
+    """A quantile of each row without NaN, linear between values, as numpy's; NaN where there is nothing else.
+
+    Between an infinite and a finite value it is the infinite one, and between the two infinities there is none.
+    """
+    if not table.shape[1]:
+        return np.full(len(table), np.nan)
     ordered = np.sort(table, axis=1)  # NaN comes last
     count = (~np.isnan(ordered)).sum(1)
     place = share * np.maximum(count - 1, 0)
@@ -167,7 +174,10 @@ def _quantile(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:
     above = np.minimum(below + 1, np.maximum(count - 1, 0))
     rows = np.arange(len(ordered))
     part = place - below
-    found: NDArray[np.float64] = (1 - part) * ordered[rows, below] + part * ordered[rows, above]
+    low, high = ordered[rows, below], ordered[rows, above]
+    with np.errstate(invalid="ignore"):
+        between = np.where(np.isinf(low) & np.isfinite(high), low, low + part * (high - low))
+    found: NDArray[np.float64] = np.where((part == 0) | (low == high), low, between)
     return found
 
 
@@ -175,7 +185,7 @@ def paired_test(
     a: NDArray[np.floating],
     b: NDArray[np.floating],
     *,
-    unit: str = "map",
+    unit: str = "image",
     flips: int = 9999,
     seed: int = 0,
 ) -> PairedTest:
@@ -203,10 +213,10 @@ def paired_test(
         raise FadevizError(f"paired test: {flips} flips; at least 1 is needed")
     both_censored = np.isinf(a) & (a == b)
     first, second = np.where(both_censored, np.nan, a), np.where(both_censored, np.nan, b)
-    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
-    rows = [np.clip(row[~np.isnan(row)], -_HUGE, _HUGE) for row in difference]
-    rows = [row for row in rows if row.size]
-    units = np.array([np.median(row) for row in rows]) if unit == "seed" else np.concatenate([*rows, np.empty(0)])
+    with np.errstate(invalid="ignore"):  # inf - inf of two that are censored alike was left out
+        difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    units = _medians(difference if unit == "seed" else difference.T)
+    units = np.clip(units[~np.isnan(units)], -_HUGE, _HUGE)
     if not units.size:
         return PairedTest(math.nan, math.nan, 0, unit, True)
     weights = np.sign(units) * stats.rankdata(np.abs(units))

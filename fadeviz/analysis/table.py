@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
-from .order import RESPONSES, LearningOrder, OperatorOrder, judge_again
+from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
 from .similarity import find_splice
 from .statistics import Interval
 
@@ -21,7 +21,7 @@ Courses = Mapping[str, Course]
 
 
 def summary_rows(order: LearningOrder, courses: Sequence[Courses] | None = None) -> list[Row]:
-    """One flat row an operator; numbers that are undefined or lie beyond the training are None.
+    """One flat row an operator; numbers that are undefined are None, those beyond the training "inf" or "-inf".
 
     Each ``*_states`` says how many maps a response was learned in, stood at step 0, never came, came and went, or was
     undefined: a lead speaks for the maps it exists in alone. Starts and ends are medians over seeds and images.
@@ -66,7 +66,7 @@ def other_rules(order: LearningOrder) -> list[Row]:
     """The verdict and the lead of every operator by every rule, those in ``RESPONSES`` times those in ``UNTIL``."""
     rows = []
     for which, until in itertools.product(RESPONSES, UNTIL):
-        same = (which, until) == (order.responses, order.until)
+        same = (which, until) == (order.rules.which, order.rules.until)
         for operator in (order if same else judge_again(order, which, until)).operators:
             rows.append(
                 {
@@ -114,8 +114,9 @@ def _median(values: NDArray[np.floating]) -> float | None:
     return float(np.median(finite)) if len(finite) else None
 
 
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _number(value: float) -> float | str | None:
+    # JSON has no infinities: a time beyond the training is not the same as none.
+    return value if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
 def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = ()) -> str:
@@ -131,18 +132,21 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     lines = [
         f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
-        *([] if order.responses == "plain" else [f"{order.responses}: {RESPONSES[order.responses]}"]),
-        *([] if order.until == "end" else [f"until {order.until}: {UNTIL[order.until]}"]),
+        *([] if order.rules.which == "plain" else [f"{order.rules.which}: {RESPONSES[order.rules.which]}"]),
+        *([] if order.rules.until == "end" else [f"until {order.rules.until}: {UNTIL[order.rules.until]}"]),
         "",
         f"{'operator':{wide}}{'seeds':>5}  {'edge t50':>9}{'interior t50':>14}{'lead (95 %)':>24}"
         f"{'centroid':>14}{'checker':>9}{'mIoU':>7}{'BIoU':>7}",
     ]
     for row, operator in zip(rows, order.operators, strict=True):
-        lead = operator.lead_interval
+        lead, maps = operator.lead_interval, operator.lead.size
         between = f"{_steps(lead.estimate)} [{_steps(lead.low)}, {_steps(lead.high)}]"
+        edge, interior = (
+            _steps(t50.estimate) if speaks_for(t50, maps) else "-" for t50 in (operator.edge_t50, operator.interior_t50)
+        )
         lines.append(
-            f"{row['operator']:{wide}}{len(row['seeds']):>5}  {_steps(operator.edge_t50.estimate):>9}"
-            f"{_steps(operator.interior_t50.estimate):>14}{between:>24}"
+            f"{row['operator']:{wide}}{len(row['seeds']):>5}  {edge:>9}{interior:>14}"
+            f"{between if speaks_for(lead, maps) else '-':>24}"
             f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}"
             f"{_digits(row['miou']):>7}{_digits(row['boundary_iou']):>7}"
         )
@@ -157,22 +161,33 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     return "\n".join(lines)
 
 
+def speaks_for(interval: Interval, maps: int) -> bool:
+    """Whether a median is of enough of an operator's maps to stand for it."""
+    return interval.count >= MIN_LEADS and 2 * interval.count >= maps
+
+
 def _rules_table(others: Sequence[Row], wide: int) -> list[str]:
     """One row an operator, one column a rule."""
     if not others:
         return []
-    rules = list(dict.fromkeys((row["responses"], row["until"]) for row in others))
-    lines = ["", "verdict by other rules (--responses, --until):"]
-    heads = [f"{which.replace('beyond-', 'b.-')}/{until}" for which, until in rules]
-    lines.append(" " * wide + "".join(head.ljust(18) for head in heads).rstrip())
+    columns = list(dict.fromkeys(row["responses"] for row in others))
+    untils = list(dict.fromkeys(row["until"] for row in others))
+    lines = ["", f"verdict by other rules (--responses; until {' / '.join(untils)}):"]
+    lines.append(" " * wide + "".join(f"{column:21}" for column in columns).rstrip())
     for name in dict.fromkeys(row["operator"] for row in others):
-        words = {(row["responses"], row["until"]): row["verdict"] for row in others if row["operator"] == name}
-        told = [_SHORT.get(words[rule], words[rule]).ljust(18) for rule in rules]
-        lines.append(f"{name:{wide}}" + "".join(told).rstrip())
-    return lines
+        words = {(row["responses"], row["until"]): _SHORT[row["verdict"]] for row in others if row["operator"] == name}
+        told = [" / ".join(words[column, until] for until in untils) for column in columns]
+        lines.append(f"{name:{wide}}" + "".join(f"{one:21}" for one in told).rstrip())
+    return [*lines, "outline: outline first; interior: interior first; start: there at step 0; ?: undecided"]
 
 
-_SHORT = {"already there at step 0": "there at step 0"}
+_SHORT = {
+    "outline first": "outline",
+    "interior first": "interior",
+    "together": "together",
+    "already there at step 0": "start",
+    "undecided": "?",
+}
 
 
 def _comparison_lines(order: LearningOrder) -> list[str]:
@@ -188,18 +203,22 @@ def _comparison_lines(order: LearningOrder) -> list[str]:
                     f"lead of {comparison.first} less that of {comparison.second}, paired by {unit}: "
                     f"{_steps(test.difference)} steps, p = {test.p:.3g} ({kind}, {test.count} pairs)"
                 )
-    return lines and [*lines, "p-values are not corrected for the number of comparisons."]
+    return lines and [
+        *lines,
+        "Paired by image a test speaks of other pictures but not of other trainings, by seed the other way round;",
+        "p-values are not corrected for the number of comparisons.",
+    ]
 
 
 _LEAST_PAIRS = 6
 """Of fewer pairs no sign-flip test can fall below p = 0.05."""
 
 _LEGEND = (
-    "t50: step at which a response has come half of its way from step 0 to its end. Edge response: how well the",
-    "steepness of the map marks the contour; interior response: how well its values tell inside from outside. lead:",
-    "interior t50 less edge t50, steps, over the maps that have both; positive is outline first; inf: not by the end.",
-    "centroid: mean frequency at start > end, cycles a pixel; checker: share of the variance that repeats with the",
-    "grid, at the end.",
+    "t50: step at which a response has come half of its way from step 0 to its end; - of too few maps to say. Edge",
+    "response: how well the steepness of the map marks the contour; interior response: how well its values tell inside",
+    "from outside. lead: interior t50 less edge t50, steps, over the maps that have both; positive is outline first;",
+    "inf: not by the end. centroid: mean frequency at start > end, cycles a pixel; checker: share of the variance that",
+    "repeats with the grid, at the end.",
 )
 
 

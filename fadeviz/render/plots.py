@@ -113,7 +113,7 @@ def write_kymographs(
     """Draw distance-time maps side by side: distance to the contour upwards, training step to the right.
 
     Time is drawn as log(1 + step), because most changes early; all panels share their colours and axes. White is 1/2,
-    the middle of a map's values, which noise has at every distance; grey is undefined.
+    the middle of a map's values, which white noise has at every distance; grey is undefined.
 
     Args:
         panels: one for each operator.

@@ -12,18 +12,15 @@ from numpy.typing import NDArray
 
 from ..analysis.courses import FIGURES, MEASURES, Course, operator_courses
 from ..analysis.learning import UNTIL, LearningTimes, State
-from ..analysis.order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder
-from ..analysis.statistics import Interval
-from ..analysis.table import other_rules
+from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
+from ..analysis.statistics import UNITS, Interval
+from ..analysis.table import other_rules, speaks_for
 from ..render.colormap import palette
 from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
 from ..snapshots import Run
 
 BY_OPERATOR = ("responses", "learning", "gate")
 """Groups of measures that are drawn a chart an operator; of the others, each measure has a chart."""
-
-FEW_SEEDS = 5
-"""Of fewer seeds a percentile interval is too narrow."""
 
 LEAST_PAIRS = 6
 """Of fewer pairs no sign-flip test can fall below p = 0.05."""
@@ -60,9 +57,16 @@ def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
             "title": plain(operator.title),
             "word": operator.verdict.word,
             "sentence": _sentence(operator, last),
-            "lead": _interval(operator.lead_interval, last, signed=True),
-            "edge": _interval(operator.edge_t50, last),
-            "interior": _interval(operator.interior_t50, last),
+            **{
+                name: _interval(interval, last, signed=name == "lead")
+                if speaks_for(interval, operator.lead.size)
+                else f"– (of {interval.count} of {operator.lead.size} maps)"
+                for name, interval in (
+                    ("lead", operator.lead_interval),
+                    ("edge", operator.edge_t50),
+                    ("interior", operator.interior_t50),
+                )
+            },
             "seeds": str(len(operator.seeds)),
         }
         for operator in order.operators
@@ -86,10 +90,9 @@ def _sentence(operator: OperatorOrder, last: int) -> str:
             f"The two come half of their way within the {operator.margin:.0f} steps that the snapshots resolve "
             f"(lead {_interval(lead, last, signed=True)} steps; {maps})."
         )
-    if word == "undecided" and lead.count >= MIN_LEADS:
-        return f"The {_level(lead)} interval of the lead holds 0, or too few maps have one ({maps}). {states}"
     if word == "undecided":
-        return f"{_count(lead.count, 'map')} with a lead; a verdict needs {MIN_LEADS}. {states}"
+        reason = plain(operator.verdict.reason, 400).replace("-", _MINUS)
+        return f"{reason[:1].upper()}{reason[1:]}."
     return states
 
 
@@ -142,7 +145,7 @@ def comparison_sentences(order: LearningOrder) -> list[str]:
     return [
         f"Lead of {plain(titles[one.first])} less that of {plain(titles[one.second])}, paired by {unit}: "
         f"{_step(test.difference, order.steps[-1], True)} steps, p = {test.p:.3g} "
-        f"({'exact' if test.exact else 'sampled'}, {_count(test.count, 'pair')})."
+        f"({'exact' if test.exact else 'sampled'}, {_count(test.count, 'pair')}; {UNITS[unit].partition(': ')[2]})."
         for one in order.comparisons
         for unit, test in one.tests.items()
         if test.count >= LEAST_PAIRS
@@ -153,16 +156,19 @@ def caveats(order: LearningOrder) -> list[str]:
     """What a sceptical reader has to know, a sentence each."""
     said = [plain(note, 300) for note in order.notes]
     said = [f"{note[:1].upper()}{note[1:]}." for note in said]
-    seeds = min(len(operator.seeds) for operator in order.operators)
-    if 1 < seeds < FEW_SEEDS:
-        said.append(f"{seeds} seeds an operator: of fewer than {FEW_SEEDS}, percentile intervals are too narrow.")
-    start = [f"{plain(o.title)} {number(_median(o.interior[:, 0]), 2)}" for o in order.operators]
-    said.append(
-        "Objects stand mostly in the middle of a picture: a map that is brighter there answers to them without having "
-        f"learned anything. Interior response of the untrained networks, where 0 is chance: {', '.join(start)}."
-        + " Dotted curves are the responses to the masks of other images: what position alone brings."
-        * (len(order.images) > 1)
-    )
+    if len(order.images) > 1:
+        ends = [
+            f"{plain(o.title)} {number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
+            f"{number(_median(np.stack([m.interior_elsewhere[-1] for m in o.measured])), 2)}"
+            for o in order.operators
+        ]
+        said.append(
+            "Objects stand mostly in the middle of a picture: a map that is brighter there answers to them without "
+            "knowing any. The interior response at the last step, and the same map's to the masks of other images: "
+            f"{'; '.join(ends)}. Dotted curves show it over the training."
+        )
+    else:
+        said.append("One image: what a map shows cannot be told from where objects tend to be.")
     modes = {str((run.info.get("observation") or {}).get("mode")) for o in order.operators for run in o.runs}
     if "eval" in modes:
         said.append(
@@ -236,8 +242,12 @@ def _by_operator(
 
 
 def _half_way(operator: OperatorOrder) -> list[dict[str, Any]]:
-    times = (("edge", operator.edge_t50.estimate), ("interior", operator.interior_t50.estimate))
-    return [{"role": role, "step": float(f"{step:.5g}")} for role, step in times if math.isfinite(step)]
+    times = (("edge", operator.edge_t50), ("interior", operator.interior_t50))
+    return [
+        {"role": role, "step": float(f"{t50.estimate:.5g}")}
+        for role, t50 in times
+        if math.isfinite(t50.estimate) and speaks_for(t50, operator.lead.size)
+    ]
 
 
 def _by_measure(

@@ -539,7 +539,7 @@ def info(run: Path) -> None:
         "observed": [*told.get("observation", {}).get("names", []), told.get("observation", {}).get("mode")],
         "result": [f"{name} {value:.4f}" for name, value in result.items()],
     }
-    click.echo(f"{run}: {told.get('upsampler')} in {told.get('network')}, run {opened.run_id}")
+    click.echo(f"{run}: {opened.name} in {told.get('network')}, run {opened.run_id}")
     for name, parts in lines.items():
         if any(parts):
             click.echo(f"{name:13}{', '.join(str(part) for part in parts if part)}")
@@ -548,6 +548,24 @@ def info(run: Path) -> None:
         click.echo(f"  {layer:30}{', '.join(kinds)}")
     for file, reason in opened.broken.items():
         click.echo(f"broken       {file}: {reason}", err=True)
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
+def check(run: Path, repair: bool) -> None:
+    """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
+    from fadeviz.check import check_run, repair_run
+
+    for fault in repair_run(run) if repair else ():
+        click.echo(f"{fault.file}: {fault.what}: {fault.repair}")
+    faults = check_run(run)
+    for fault in faults:
+        click.echo(f"{fault.file}: {fault.what}", err=True)
+    if faults:
+        can = any(fault.repair for fault in faults)
+        raise FadevizError(f"{run} has {len(faults)} faults." + (" Remove what is broken: --repair" if can else ""))
+    click.echo(f"{run}: all is well")
 
 
 @main.group()

@@ -90,7 +90,7 @@ def analyze(
             "other_rules": others,
             "notes": list(order.notes),
         }
-        write_whole(json_file, (json.dumps(whole, indent=1, allow_nan=False) + "\n").encode())
+        write_whole(json_file, (json.dumps(whole, allow_nan=False) + "\n").encode())
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -151,7 +152,8 @@ class SnapshotStore:
     def write(self, step: int, snapshots: Iterable[Snapshot]) -> Path:
         """Write the maps of one step; a step that is there already is replaced."""
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}
-        header = _header({"step": step, "run_id": self.run_id, "format": FORMAT})
+        sums = {key: zlib.crc32(array.tobytes()) for key, array in arrays.items()}  # a flipped bit does not go unseen
+        header = _header({"step": step, "run_id": self.run_id, "format": FORMAT, "crc32": sums})
         path = self.path / "snapshots" / f"step_{step:06d}.safetensors"
         write_whole(path, serialize(arrays, metadata=header))
         return path

@@ -1,0 +1,203 @@
+"""Damaged runs: each fault is named, the rest stays usable, and a repair removes what is broken and nothing else."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+
+from fadeviz import FadevizError, open_run
+from fadeviz.check import check_run, repair_run
+from render_runs import STEPS, make_run
+
+STEP = "snapshots/step_000050.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def digest(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_run_that_is_well(folder):
+    assert check_run(folder) == []
+    before = digest(folder)
+    assert repair_run(folder) == []
+    assert digest(folder) == before
+    result = CliRunner().invoke(main, ["check", str(folder)])
+    assert (result.exit_code, result.output) == (0, f"{folder}: all is well\n")
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(bytes(data))
+
+
+def swap(file):
+    file.write_bytes((file.parent / "step_000060.safetensors").read_bytes())
+
+
+def foreign(file):
+    other = make_run(file.parents[2] / "other", run_id="other")
+    file.write_bytes((other.path / STEP).read_bytes())
+
+
+def lacking(file):
+    from safetensors.numpy import load_file, save_file
+
+    kept = {key: value for key, value in load_file(file).items() if not key.endswith("gate")}
+    header = {"fadeviz": json.dumps({"step": 50, "run_id": "a1b2c3", "format": 1})}
+    save_file(kept, file, metadata=header)
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (truncate, "damaged"),
+        (lambda file: file.write_bytes(b""), "damaged"),
+        (lambda file: file.write_bytes(b"\xff" * 500), "damaged"),
+        (flip, "is not what was written (checksum)"),
+        (swap, "holds step 60"),
+        (foreign, "belongs to another run than a1b2c3"),
+        (lacking, "lacks decoder.3.upsample/0/gate, which other snapshots have"),
+    ],
+)
+def test_a_snapshot_is_named_and_removed_and_the_rest_is_as_it_was(folder, harm, what):
+    good = digest(folder)
+    harm(folder / STEP)
+    (fault,) = (one for one in check_run(folder) if one.file == STEP)
+    assert what in fault.what
+    result = CliRunner().invoke(main, ["check", str(folder)])
+    assert result.exit_code == 1
+    assert f"{STEP}: " in result.output
+    assert "--repair" in result.output
+    assert [one.file for one in repair_run(folder)] == [STEP]
+    del good[STEP]
+    assert digest(folder) == good
+    assert open_run(folder).steps == tuple(step for step in STEPS if step != 50)
+
+
+def test_flipped_bits_of_a_snapshot_are_seen(folder):
+    rng = random.Random(0)
+    whole = (folder / STEP).read_bytes()
+    for _ in range(60):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (folder / STEP).write_bytes(bytes(data))
+        assert [one.file for one in check_run(folder)] == [STEP]
+
+
+def test_left_overs_and_cut_off_lines(folder):
+    (folder / ".run.partial.json").write_text("{")
+    (folder / "snapshots" / ".step_000007.partial.safetensors").write_bytes(b"x")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    (folder / "notes.txt").write_text("mine")
+    assert len(check_run(folder)) == 3
+    result = CliRunner().invoke(main, ["check", str(folder), "--repair"])
+    assert result.exit_code == 0, result.output
+    assert "metrics.jsonl: 1 of 2 lines are cut off or damaged: those lines removed" in result.output
+    assert (folder / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert check_run(folder) == []
+
+
+def test_what_cannot_be_repaired_is_said(folder):
+    (folder / "observation.safetensors").write_bytes(b"")
+    info = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**info, "schedule": [*STEPS, 500]}))
+    assert [one.file for one in check_run(folder)] == ["observation.safetensors", "snapshots"]
+    assert repair_run(folder) == []
+    result = CliRunner().invoke(main, ["check", str(folder), "--repair"])
+    assert result.exit_code == 1
+    assert "has 2 faults" in result.output
+    assert "--repair" not in result.output
+    (folder / "run.json").write_text("{")
+    with pytest.raises(FadevizError, match=r"run.json is damaged"):
+        check_run(folder)
+
+
+def test_a_moved_run_and_odd_names(folder, tmp_path):
+    there = tmp_path / "a folder with spaces" / "Füchse 馬"
+    there.parent.mkdir()
+    shutil.move(folder, there)
+    assert check_run(there) == []
+    assert open_run(there).maps().shape[0] == len(STEPS)
+
+
+RECORD = """
+import sys, torch
+from torch.nn import functional as F
+import fadeviz
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 1))
+images, masks = torch.randn(2, 3, 24, 24), torch.ones(2, 24, 24, dtype=torch.long)
+state = sys.argv[2]
+first = 1
+recorder = fadeviz.Recorder(model, "0", range(61), sys.argv[1], observe=(images, masks), loss_fn=F.cross_entropy,
+                            resume=True)
+print("ready", flush=True)
+for step in range(1, 61):
+    torch.manual_seed(step)
+    loss = F.cross_entropy(model(torch.randn(2, 3, 24, 24)), masks)
+    model.zero_grad(); loss.backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p -= 0.1 * p.grad
+    recorder.step(step)
+recorder.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_killed_at_any_instant_every_snapshot_but_the_last_is_whole_and_going_on_gives_the_same(tmp_path):
+    def start(out):
+        return subprocess.Popen([sys.executable, "-c", RECORD, str(out), "x"], stdout=subprocess.PIPE)
+
+    whole = start(tmp_path / "whole")
+    whole.communicate()
+    assert whole.returncode == 0
+    rng = random.Random(1)
+    for trial in range(50):
+        out = tmp_path / f"killed{trial}"
+        process = start(out)
+        process.stdout.readline()
+        time.sleep(rng.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        run = open_run(out)
+        assert not run.broken
+        assert run.steps == tuple(range(len(run.steps)))  # none is missing before the one being written
+        assert not [fault for fault in check_run(out) if "partial" not in fault.file]
+    for trial in (0, 24, 49):
+        again = start(tmp_path / f"killed{trial}")
+        again.communicate()
+        assert again.returncode == 0
+        assert digest(tmp_path / f"killed{trial}") == digest(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written(folder):
+    (folder / ".x.partial.json").write_text("{")
+    folder.chmod(0o500)
+    try:
+        with pytest.raises(FadevizError, match="cannot remove"):
+            repair_run(folder)
+    finally:
+        folder.chmod(0o700)

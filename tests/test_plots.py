@@ -289,6 +289,11 @@ def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
             interval = operator.lead_interval if name == "lead" else getattr(operator, name)
             assert row[name] == told(interval.estimate)
             assert row[f"{name}_low"] == told(interval.low)
+        for name, times in (("edge", operator.edge_times), ("interior", operator.interior_times)):
+            for place, level in ((0, 10), (2, 90)):
+                steps = [one.times[place] for per_run in times for one in per_run]
+                known = [step for step in steps if not math.isnan(step)]
+                assert row[f"{name}_t{level}"] == (told(float(np.median(known))) if known else None)
         (line,) = (one for one in result.output.splitlines() if re.match(rf"{row['operator']} +2 ", one))
         for interval in (operator.edge_t50, operator.interior_t50):
             if interval.count >= 2:

@@ -14,7 +14,7 @@ from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
 from .similarity import find_splice
-from .statistics import Interval
+from .statistics import Interval, bootstrap_interval
 
 Row = dict[str, Any]
 Courses = Mapping[str, Course]
@@ -51,6 +51,8 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row
         **_interval("lead", operator.lead_interval),
         **_interval("edge_t50", operator.edge_t50),
         **_interval("interior_t50", operator.interior_t50),
+        **_early_and_late("edge", operator.edge_times),
+        **_early_and_late("interior", operator.interior_times),
         "edge_states": _states(operator.edge_times),
         "interior_states": _states(operator.interior_times),
         **ends,
@@ -99,6 +101,14 @@ def _interval(name: str, interval: Interval) -> Row:
         f"{name}_high": _number(interval.high),
         f"{name}_maps": interval.count,
     }
+
+
+def _early_and_late(name: str, times: Sequence[Sequence[LearningTimes]]) -> Row:
+    """The median step of each share of the way but the half: ``edge_t10``, ``edge_t90``."""
+    levels = times[0][0].levels
+    table = np.array([one.times for row in times for one in row]).T
+    medians = {f"{name}_t{100 * level:g}": row for level, row in zip(levels, table, strict=True) if level != 0.5}
+    return {key: _number(bootstrap_interval(row[None], resamples=1).estimate) for key, row in medians.items()}
 
 
 def _states(times: Sequence[Sequence[LearningTimes]]) -> dict[str, int]:

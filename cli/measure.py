@@ -14,7 +14,10 @@ import click
 from fadeviz.errors import FadevizError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fadeviz.analysis.order import LearningOrder, OperatorOrder
+    from fadeviz.analysis.table import Courses
     from fadeviz.render.plots import CurvePanel
 
 _RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -144,6 +147,7 @@ def plot(
     output: str,
 ) -> None:
     """Draw what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
+    from fadeviz.analysis.courses import operator_courses
     from fadeviz.render.plots import check_ending
 
     if len(set(figures)) > 1 and "{kind}" not in output:
@@ -152,13 +156,14 @@ def plot(
         )
     check_ending(output)  # before minutes of measuring
     order = _order(runs, layer, map_kind, responses, until)
+    courses = [] if _KYMOGRAPHS.keys() >= set(figures) else [operator_courses(order, one) for one in order.operators]
     for figure in dict.fromkeys(figures):
         path = Path(output.replace("{kind}", figure))
-        _draw(order, figure, path)
+        _draw(order, courses, figure, path)
         click.echo(f"wrote {path}")
 
 
-def _draw(order: LearningOrder, figure: str, output: Path) -> None:
+def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output: Path) -> None:
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
     runs = f"Runs: {', '.join(run.run_id for operator in order.operators for run in operator.runs)}"
@@ -176,7 +181,7 @@ def _draw(order: LearningOrder, figure: str, output: Path) -> None:
             caption=f"{caption}Dashed: the contour. White: as high as white noise is. {sentence}",
         )
         return
-    panels = _by_operator(order, figure) if figure in _ONE_PANEL_AN_OPERATOR else _by_measure(order, figure)
+    panels = (_by_operator if figure in _ONE_PANEL_AN_OPERATOR else _by_measure)(order, courses, figure)
     if not panels:
         raise FadevizError(
             f"none of the runs has what the figure {figure!r} shows. Record it: fadeviz record --kinds all ..."
@@ -211,23 +216,22 @@ def _subtitle(operator: OperatorOrder) -> str:
     return f"{len(operator.seeds)} seed{'s' if len(operator.seeds) > 1 else ''}; {operator.verdict.word}"
 
 
-def _by_operator(order: LearningOrder, figure: str) -> list[CurvePanel]:
+def _by_operator(order: LearningOrder, courses: Sequence[Courses], figure: str) -> list[CurvePanel]:
     """A panel for each operator, a line for each measure."""
-    from fadeviz.analysis.courses import MEASURES, operator_courses
+    from fadeviz.analysis.courses import MEASURES
     from fadeviz.analysis.table import speaks_for
     from fadeviz.render.plots import Curve, CurvePanel
 
     panels = []
-    for operator in order.operators:
+    for operator, having in zip(order.operators, courses, strict=True):
         times = {"edge": operator.edge_t50, "interior": operator.interior_t50}
         marks = {name: t50.estimate for name, t50 in times.items() if speaks_for(t50, operator.lead.size)}
         curves = []
-        courses = operator_courses(order, operator)
-        names = [name for name in courses if MEASURES[name].figure == figure]
+        names = [name for name in having if MEASURES[name].figure == figure]
         if figure == "responses":
-            names = [n for n in ("edge", "edge_elsewhere", "interior", "interior_elsewhere") if n in courses]
+            names = [n for n in ("edge", "edge_elsewhere", "interior", "interior_elsewhere") if n in having]
         for name in names:
-            measure, course = MEASURES[name], courses[name]
+            measure, course = MEASURES[name], having[name]
             label = f"{measure.title} ({measure.unit})" if figure == "learning" else measure.title
             mark = marks.get(name, math.nan) if figure == "responses" else math.nan
             like = None
@@ -247,14 +251,13 @@ def _by_operator(order: LearningOrder, figure: str) -> list[CurvePanel]:
     return panels
 
 
-def _by_measure(order: LearningOrder, figure: str) -> list[CurvePanel]:
+def _by_measure(order: LearningOrder, courses: Sequence[Courses], figure: str) -> list[CurvePanel]:
     """A panel for each measure, a line for each operator."""
-    from fadeviz.analysis.courses import MEASURES, operator_courses
+    from fadeviz.analysis.courses import MEASURES
     from fadeviz.render.plots import Curve, CurvePanel
 
     titles = [operator.title for operator in order.operators]
     labels = titles if len(set(titles)) == len(titles) else [operator.name for operator in order.operators]
-    courses = [operator_courses(order, operator) for operator in order.operators]
     panels = []
     for name, measure in MEASURES.items():
         found = [(label, one[name]) for label, one in zip(labels, courses, strict=True) if name in one]

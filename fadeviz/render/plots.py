@@ -292,8 +292,11 @@ def _borders(centres: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _time_axis(axes: Any, steps: Sequence[int]) -> None:
-    last = max(steps)
-    ticks = [t for t in (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000) if t <= last]
+    first, last = min(steps), max(steps)
+    usual = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+    ticks = [step for step in usual if first <= step <= last] or [first]
+    if ticks[0] > 1.6 * first > 0:
+        ticks.insert(0, first)
     if last > 1.6 * ticks[-1]:
         ticks.append(last)
     axes.set_xticks(np.log1p(ticks), [f"{t:,}" for t in ticks])

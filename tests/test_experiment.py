@@ -279,7 +279,7 @@ class TestFolder:
         tiny = dataclasses.replace(SMALL, steps=1, snapshots="1", kinds="feature")
         run(tiny, tmp_path / "run")
         with monkeypatch.context() as patch:
-            patch.setattr("fadeviz.experiment.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr("fadeviz.snapshots.shutil.rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 run(tiny, tmp_path / "run", overwrite=True)
         assert run(tiny, tmp_path / "run", overwrite=True).info["status"] == "finished"

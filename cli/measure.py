@@ -58,7 +58,7 @@ def analyze(
 ) -> None:
     """Measure what RUNS learn first, outline or interior: one row an operator, with intervals over images and seeds."""
     from fadeviz.analysis.courses import operator_courses
-    from fadeviz.analysis.table import course_rows, describe, other_rules, summary_rows
+    from fadeviz.analysis.table import course_rows, describe, number, other_rules, summary_rows
     from fadeviz.snapshots import write_whole
 
     order = _order(runs, layer, map_kind, responses, until)
@@ -81,8 +81,8 @@ def analyze(
                     "seeds": list(one.seeds),
                     **{
                         unit: {
-                            "difference": _finite(t.difference),
-                            "p": _finite(t.p),
+                            "difference": number(t.difference),
+                            "p": number(t.p),
                             "pairs": t.count,
                         }
                         for unit, t in one.tests.items()
@@ -272,10 +272,6 @@ def _order(runs: tuple[Path, ...], layer: str | None, kind: str, responses: str,
     from fadeviz.analysis.order import learning_order
 
     return learning_order([open_run(path) for path in runs], layer, kind, which=responses, until=until)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 __all__ = ["analyze", "plot"]

@@ -305,6 +305,7 @@ def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
     for unit, test in comparison.tests.items():
         assert stored[unit]["pairs"] == test.count
         assert stored[unit]["p"] == told(test.p)
+        assert stored[unit]["difference"] == told(test.difference)
         if test.count:
             assert f"paired by {unit}: {_steps(test.difference)} steps, p = {test.p:.3g}" in result.output
 

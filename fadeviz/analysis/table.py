@@ -39,7 +39,7 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row
     ends = {}
     for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard"):
         values = courses[name].middle if name in courses else np.array([np.nan])
-        ends[f"{name}_at_start"], ends[f"{name}_at_end"] = _number(values[0]), _number(values[-1])
+        ends[f"{name}_at_start"], ends[f"{name}_at_end"] = number(values[0]), number(values[-1])
     change = courses["pixel_change"].values if "pixel_change" in courses else np.array([np.nan])
     return {
         "operator": operator.name,
@@ -57,8 +57,8 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row
         "interior_states": _states(operator.interior_times),
         **ends,
         "frame_change": _median(change),
-        "miou": _number(courses["miou"].values[:, -1].mean()) if "miou" in courses else None,
-        "boundary_iou": _number(courses["boundary_iou"].values[:, -1].mean()) if "boundary_iou" in courses else None,
+        "miou": number(courses["miou"].values[:, -1].mean()) if "miou" in courses else None,
+        "boundary_iou": number(courses["boundary_iou"].values[:, -1].mean()) if "boundary_iou" in courses else None,
         "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
         "runs": [run.run_id for run in operator.runs],
     }
@@ -88,7 +88,7 @@ def course_rows(courses: Courses) -> dict[str, Row]:
     return {
         name: {
             "steps": list(course.steps),
-            **{part: [_number(v) for v in getattr(course, part).tolist()] for part in ("middle", "low", "high")},
+            **{part: [number(v) for v in getattr(course, part).tolist()] for part in ("middle", "low", "high")},
         }
         for name, course in courses.items()
     }
@@ -96,9 +96,9 @@ def course_rows(courses: Courses) -> dict[str, Row]:
 
 def _interval(name: str, interval: Interval) -> Row:
     return {
-        name: _number(interval.estimate),
-        f"{name}_low": _number(interval.low),
-        f"{name}_high": _number(interval.high),
+        name: number(interval.estimate),
+        f"{name}_low": number(interval.low),
+        f"{name}_high": number(interval.high),
         f"{name}_maps": interval.count,
     }
 
@@ -108,7 +108,7 @@ def _early_and_late(name: str, times: Sequence[Sequence[LearningTimes]]) -> Row:
     levels = times[0][0].levels
     table = np.array([one.times for row in times for one in row]).T
     medians = {f"{name}_t{100 * level:g}": row for level, row in zip(levels, table, strict=True) if level != 0.5}
-    return {key: _number(bootstrap_interval(row[None], resamples=1).estimate) for key, row in medians.items()}
+    return {key: number(bootstrap_interval(row[None], resamples=1).estimate) for key, row in medians.items()}
 
 
 def _states(times: Sequence[Sequence[LearningTimes]]) -> dict[str, int]:
@@ -124,8 +124,8 @@ def _median(values: NDArray[np.floating]) -> float | None:
     return float(np.median(finite)) if len(finite) else None
 
 
-def _number(value: float) -> float | str | None:
-    # JSON has no infinities: a time beyond the training is not the same as none.
+def number(value: float) -> float | str | None:
+    """A value for JSON, which has no infinities: a time beyond the training ("inf") is not the same as none (None)."""
     return value if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 

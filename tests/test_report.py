@@ -307,6 +307,17 @@ class TestPage:
         assert "parameters" not in table
         assert "1234" in page.text[page.text.index("The same in all runs") :]
 
+    def test_where_things_lie_on_the_machine_is_not_told(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        path = run.path / "run.json"
+        info = json.loads(path.read_text())
+        info["config"] |= {"data_dir": "/home/me/secret/horses", "weights": "/home/me/secret/vgg.safetensors"}
+        path.write_text(json.dumps({**info, "weights": "vgg.safetensors (0123abcd)"}))
+        write_report([fadeviz.open_run(run.path)], tmp_path / "r.html")
+        text = (tmp_path / "r.html").read_text("utf-8")
+        assert "secret" not in text
+        assert "vgg.safetensors (0123abcd)" in text
+
     def test_every_rule_gives_a_verdict(self, page, runs):
         table = page.text[page.text.index("by other rules</summary>") :]
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])

@@ -327,6 +327,10 @@ def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]], dict
     return [plain(run.path) for run in runs], unlike, alike
 
 
+_PLACES = ("data_dir", "weights")
+"""Settings that say where things lie on one's machine: nobody's business to whom the page is mailed."""
+
+
 def _told(run: Run) -> dict[str, str]:
     info = run.info
     found: dict[str, Any] = {
@@ -334,8 +338,8 @@ def _told(run: Run) -> dict[str, str]:
         "upsampler": info.get("upsampler"),
         "network": info.get("network"),
         "parameters": info.get("parameters"),
-        **dict(_object(info, "config")),
-        "weights": info.get("weights") or _object(info, "config").get("weights"),
+        **{name: value for name, value in _object(info, "config").items() if name not in _PLACES},
+        "weights": info.get("weights"),
         "observed in mode": _object(info, "observation").get("mode"),
         "data fingerprint": _object(info, "data").get("fingerprint"),
         "data pictures": _object(info, "data").get("count"),

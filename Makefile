@@ -1,5 +1,7 @@
 # Two commands for a fresh machine: `make demo` and `make test`. Each makes .venv and installs first.
 PYTHON ?= python3
+# What is installed besides fadeviz; EXTRAS=dev,all for everything that it can work with. The tests of what is absent skip.
+EXTRAS ?= dev,browser
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
@@ -28,7 +30,7 @@ gpu: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch -e ".[dev,browser]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch -e ".[$(EXTRAS)]"
 	touch $(INSTALLED)
 
 clean:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fadeviz import FadevizError, __version__
+from fadeviz.errors import printable
 
+from .export import export
 from .measure import analyze, plot
 from .report import report
+from .runs import RUN
+from .sweep import sweep
+from .training import figures, given, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
-    from fadeviz.sweep import SweepPlan, SweepProgress
 
 
 class _Commands(click.Group):
@@ -29,6 +33,10 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except FadevizError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.filename is None:  # nothing that the user named
+                raise
+            raise click.ClickException(printable(f"{error.filename}: {error.strerror}")) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,6 +54,9 @@ def main() -> None:
     fadeviz grid runs/fade -o fade.png                 its frames as a figure
     fadeviz animate runs/fade runs/carafe -o a.gif     two runs side by side
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -66,57 +77,6 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
     click.echo(summary)
 
 
-def _training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What decides how a network is trained and observed, the same for one run and for many."""
-    for option in reversed(
-        [
-            click.option("--network", default="segnet", show_default=True, help="Network to train."),
-            click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
-                         help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir."),
-            click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]"),
-            click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps."),
-            click.option("--snapshots", default="", metavar="SCHEDULE",
-                         help="Steps to record, both ends of a range included; step 0 always is. "
-                              "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]"),
-            click.option("--width", type=float, default=1.0, show_default=True,
-                         help="Multiplier of the network's channels."),
-            click.option("--size", type=int, default=224, show_default=True,
-                         help="Side of the pictures, divisible by 32."),
-            click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step."),
-            click.option("--lr", type=float, default=0.01, show_default=True,
-                         help="Learning rate of SGD with momentum; times 0.1 after 70 % and after 90 % of the steps."),
-            click.option("--weight-decay", type=float, default=0.0, show_default=True, help="L2 penalty."),
-            click.option("--flip", is_flag=True, help="Mirror half of the training pictures."),
-            click.option("--split-seed", type=int, default=0, show_default=True,
-                         help="Seed of the train/test split and of the observed pictures."),
-            click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
-                         help="Where to train."),
-            click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
-                         help="Arithmetic of the training; observations are always fp32."),
-            click.option("--channels-last/--contiguous", default=True, show_default=True,
-                         help="Memory layout of the maps."),
-            click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
-                         help="Encoder weights: a file with torchvision's VGG16-BN names, a download, or random."),
-            click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
-                         help="Layers to record, comma-separated. List: fadeviz layers segnet."),
-            click.option("--kinds", default="", metavar="KIND,...",
-                         help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; "
-                              "or all there are. [default: the small ones that the operator has]"),
-            click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures."),
-            click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
-                         help="BatchNorm while observing: running statistics, or those of the observed pictures."),
-            click.option("--channel-images", type=int, default=1, show_default=True,
-                         help="Observed pictures of which channels, kernels and guide are kept."),
-            click.option("--evaluate-every", type=int, default=0,
-                         help="Steps between tests.  [default: a tenth of the run]"),
-            click.option("--checkpoint-every", type=int, default=250, show_default=True,
-                         help="Steps between checkpoints."),
-        ]
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @main.command()
 @click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
               help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
@@ -125,15 +85,20 @@ def _training_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--labels", default="true", show_default=True, metavar="true|shuffled",
               help="Shuffled: every training picture gets another one's mask; a control.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
-@_training_options
+@training_options
 @click.option(
     "--resume",
     is_flag=True,
     help="Go on with the run in --out from its last checkpoint; other options may be left out.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option(
+    "--requeue",
+    is_flag=True,
+    help="For job schedulers: begin the run, or go on with what --out holds of it; one that is finished is left alone.",
+)
 @click.pass_context
-def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, **options: Any) -> None:
+def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requeue: bool, **options: Any) -> None:
     """Train a network and record its maps.
 
     Ctrl-C stops the run; what is recorded stays readable, and --resume goes on with the same result as if it had
@@ -141,18 +106,34 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, **op
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
+    if requeue and (resume or overwrite):
+        raise click.UsageError("--requeue finds out by itself whether to go on: leave --resume and --overwrite out")
     from fadeviz.experiment import run
+    from fadeviz.training.distributed import OtherProcessFailed, started_number
 
     config = _config(ctx, out, resume, options)
+    if requeue:
+        from fadeviz.sweep import begun
+
+        resume = begun(out)
+    quiet = started_number() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
-            finished = run(config, out, resume=resume, overwrite=overwrite, report=bars.report)
+            finished = run(config, out, resume=resume, overwrite=overwrite, report=None if quiet else bars.report)
+        except OtherProcessFailed:
+            if quiet:
+                sys.exit(1)
+            raise
         except KeyboardInterrupt:
             bars.close()
+            if quiet:
+                sys.exit(1)
             if not any((out / "snapshots").glob("step_*")):
                 raise click.ClickException("stopped before anything was recorded") from None
             message = f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
             raise click.ClickException(message) from None
+    if quiet:
+        return
     for note in finished.info["data"].get("notes", []):
         click.echo(f"note: {note}", err=True)
     result = finished.info.get("result", {})
@@ -168,135 +149,7 @@ def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]
 
     if not resume:
         return RunConfig(**options)
-    return replace(read_config(out), **_given(ctx, options))
-
-
-def _given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were named on the command line."""
-    default = click.core.ParameterSource.DEFAULT
-    return {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
-
-
-@main.command()
-@click.option("--upsamplers", metavar="NAME,...",
-              help="Operators, with options if need be, and @shuffled for the control with shuffled labels: "
-                   "fade,fade:gate=off,carafe:init=xavier,fade@shuffled. List: fadeviz upsamplers.")  # fmt: skip
-@click.option("--seeds", default="0:5", show_default=True, metavar="SEEDS",
-              help="Seeds of weights, data order and shuffled labels: 0:5 is 0,1,2,3,4; or 0,3,7.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's folder; each run's is in it.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Runs at a time; they share the cores.")
-@_training_options
-@click.pass_context
-def sweep(ctx: click.Context, /, upsamplers: str | None, seeds: str, out: Path, jobs: int, **options: Any) -> None:
-    """Record every one of several operators with every one of several seeds.
-
-    For one seed all operators see the same pictures in the same order and begin with the same encoder and decoder.
-    A run that fails stops no other. The same command again does only what is missing: it resumes what was stopped,
-    tries again what failed, and adds what is new; options that are left out are those of the sweep in --out.
-    """
-    from fadeviz.sweep import run_sweep
-
-    plan = _sweep_plan(ctx, out, upsamplers, seeds, options)
-    with _SweepLines(plan) as lines:
-        try:
-            outcomes = run_sweep(plan, out, jobs=jobs, report=lines.report)
-        except KeyboardInterrupt:
-            lines.close()
-            raise click.ClickException(f"stopped. Go on: fadeviz sweep --out {out}") from None
-    failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-    click.echo(f"{out}: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
-    for outcome in failed:
-        click.echo(f"failed: {outcome.folder}: {outcome.message}", err=True)
-    if failed:
-        raise click.ClickException(
-            f"{len(failed)} of {len(outcomes)} runs failed. Try them again: fadeviz sweep --out {out}; "
-            "a run whose folder is moved away begins anew"
-        )
-
-
-def _sweep_plan(
-    ctx: click.Context, out: Path, upsamplers: str | None, seeds: str, options: dict[str, Any]
-) -> SweepPlan:
-    from dataclasses import replace
-
-    from fadeviz.experiment import RunConfig
-    from fadeviz.sweep import parse_seeds, plan_sweep, read_plan
-    from fadeviz.upsamplers import split_upsamplers
-
-    before = read_plan(out)
-    if before is None:
-        if not upsamplers:
-            raise click.UsageError(f"there is no sweep in {out} yet: name its operators, --upsamplers fade,carafe")
-        return plan_sweep(split_upsamplers(upsamplers), parse_seeds(seeds), RunConfig(**options))
-    base = replace(before.base, **_given(ctx, options))
-    seeds_given = bool(_given(ctx, {"seeds": seeds}))
-    if not upsamplers and not seeds_given:
-        return replace(before, base=base)
-    return plan_sweep(
-        split_upsamplers(upsamplers) if upsamplers else [member.operator for member in before.members],
-        parse_seeds(seeds) if seeds_given else [member.seed for member in before.members],
-        base,
-    )
-
-
-class _SweepLines:
-    """One line a run on standard error: on a terminal a living bar, in a log a line a minute; then how it ended."""
-
-    def __init__(self, plan: SweepPlan) -> None:
-        self._width = max(len(member.name) for member in plan.members)
-        self._bars: dict[str, Any] = {}
-        self._said: dict[str, float] = {}
-
-    def __enter__(self) -> _SweepLines:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
-        self._bars.clear()
-
-    def report(self, progress: SweepProgress) -> None:
-        if progress.status == "running":
-            (self._move if sys.stderr.isatty() else self._log)(progress)
-            return
-        if progress.name in self._bars:
-            self._bars.pop(progress.name).close()
-        self._line(progress, {"found": "finished before", "failed": "failed"})
-
-    def _move(self, progress: SweepProgress) -> None:
-        from tqdm import tqdm
-
-        bar = self._bars.get(progress.name)
-        if bar is None:
-            bar = self._bars[progress.name] = tqdm(
-                total=progress.steps, initial=progress.step, desc=f"{progress.name:{self._width}}", unit="step",
-                leave=False, mininterval=0, miniters=1,
-            )  # fmt: skip
-        bar.set_postfix(_figures(progress), refresh=False)
-        bar.update(progress.step - bar.n)
-
-    def _log(self, progress: SweepProgress) -> None:
-        now = time.monotonic()
-        if now - self._said.setdefault(progress.name, now) >= 60:
-            self._said[progress.name] = now
-            self._line(progress, {})
-
-    def _line(self, progress: SweepProgress, words: dict[str, str]) -> None:
-        from tqdm import tqdm
-
-        width = len(str(progress.runs))
-        figures = " ".join(f"{name} {value}" for name, value in _figures(progress).items())
-        steps = f"{progress.step:>{len(str(progress.steps))}}/{progress.steps}"
-        said = [f"[{progress.ended:{width}}/{progress.runs}] {progress.name:{self._width}}  {steps}", figures]
-        tqdm.write("  ".join(part for part in [*said, words.get(progress.status, "")] if part), file=sys.stderr)
-
-
-def _figures(progress: Progress | SweepProgress) -> dict[str, str]:
-    figures = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
-    return figures | ({"mIoU": f"{progress.metrics['miou']:.3f}"} if "miou" in progress.metrics else {})
+    return replace(read_config(out), **given(ctx, options))
 
 
 class _Bars:
@@ -324,7 +177,7 @@ class _Bars:
             # A log file gets a line now and then, a terminal a living bar.
             calm = 0.1 if sys.stderr.isatty() else 15
             self._bar = tqdm(total=progress.steps, initial=progress.step - 1, desc=title, unit="step", mininterval=calm)
-        self._bar.set_postfix(_figures(progress), refresh=False)
+        self._bar.set_postfix(figures(progress), refresh=False)
         self._bar.update(progress.step - self._bar.n)
 
 
@@ -334,7 +187,7 @@ class _Bars:
 def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
-            click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN..."),
+            click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN..."),
             click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write."),
             click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]"),
             click.option("--kind", default="feature", show_default=True,
@@ -361,7 +214,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @_picture_options
 @click.option("--columns", type=int, help="Frames in a row.  [default: chosen for the page]")
-def grid(runs: tuple[Path, ...], output: Path, columns: int | None, **options: Any) -> None:
+def grid(runs: tuple[Path | str, ...], output: Path, columns: int | None, **options: Any) -> None:
     """Draw the frames of one or several runs as a figure (PNG, PDF or SVG)."""
     from fadeviz import open_run
     from fadeviz.render.grid import write_grid
@@ -374,7 +227,7 @@ def grid(runs: tuple[Path, ...], output: Path, columns: int | None, **options: A
 @_picture_options
 @click.option("--duration", type=int, default=130, show_default=True, metavar="MS",
               help="Milliseconds a frame stays; a multiple of 10.")  # fmt: skip
-def animate(runs: tuple[Path, ...], output: Path, duration: int, **options: Any) -> None:
+def animate(runs: tuple[Path | str, ...], output: Path, duration: int, **options: Any) -> None:
     """Draw one or several runs side by side as an animation (GIF, APNG, WebP or MP4)."""
     from fadeviz import open_run
     from fadeviz.render.animation import write_animation
@@ -517,8 +370,8 @@ def layers(network: str, upsampler: str) -> None:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def info(run: Path) -> None:
+@click.argument("run", type=RUN)
+def info(run: Path | str) -> None:
     """Say what a run folder holds: settings, snapshots, result, damage."""
     from fadeviz import open_run
 
@@ -534,38 +387,42 @@ def info(run: Path) -> None:
             "shuffled labels" if config.get("labels") == "shuffled" else None,
         ],
         "parameters": [told.get("parameters"), f"weights {told['weights']}" if "weights" in told else None],
-        "device": [told.get("device"), f"{told['threads']} threads" if "threads" in told else None],
+        "device": [
+            told.get("device"),
+            f"{told['threads']} threads" if "threads" in told else None,
+            f"{told['processes']} processes" if "processes" in told else None,
+        ],
         "time": [f"{what} {value:.1f} s" for what, value in told.get("seconds", {}).items()],
         "observed": [*told.get("observation", {}).get("names", []), told.get("observation", {}).get("mode")],
         "result": [f"{name} {value:.4f}" for name, value in result.items()],
     }
-    click.echo(f"{run}: {opened.name} in {told.get('network')}, run {opened.run_id}")
+    click.echo(printable(f"{opened.address}: {opened.name} in {told.get('network')}, run {opened.run_id}"))
     for name, parts in lines.items():
         if any(parts):
             click.echo(f"{name:13}{', '.join(str(part) for part in parts if part)}")
     click.echo(f"snapshots    {len(opened.steps)}: {', '.join(map(str, opened.steps))}")
     for layer, kinds in opened.layers.items() if opened.steps else ():
-        click.echo(f"  {layer:30}{', '.join(kinds)}")
+        click.echo(f"  {printable(layer):30}{', '.join(kinds)}")
     for file, reason in opened.broken.items():
-        click.echo(f"broken       {file}: {reason}", err=True)
+        click.echo(printable(f"broken       {file}: {reason}"), err=True)
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
-def check(run: Path, repair: bool) -> None:
+def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
     from fadeviz.check import check_run, repair_run
 
     for fault in repair_run(run) if repair else ():
-        click.echo(f"{fault.file}: {fault.what}: {fault.repair}")
+        click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))
     faults = check_run(run)
     for fault in faults:
-        click.echo(f"{fault.file}: {fault.what}", err=True)
+        click.echo(printable(f"{fault.file}: {fault.what}"), err=True)
     if faults:
         can = any(fault.repair for fault in faults)
         raise FadevizError(f"{run} has {len(faults)} faults." + (" Remove what is broken: --repair" if can else ""))
-    click.echo(f"{run}: all is well")
+    click.echo(printable(f"{run}: all is well"))
 
 
 @main.group()
@@ -609,8 +466,10 @@ def data_check(folder: Path) -> None:
 
 
 main.add_command(analyze)
+main.add_command(export)
 main.add_command(plot)
 main.add_command(report)
+main.add_command(sweep)
 
 
 if __name__ == "__main__":

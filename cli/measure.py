@@ -13,6 +13,8 @@ import click
 
 from fadeviz.errors import FadevizError
 
+from .runs import RUN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from fadeviz.analysis.table import Courses
     from fadeviz.render.plots import CurvePanel
 
-_RUNS = click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+_RUNS = click.argument("runs", nargs=-1, required=True, type=RUN)
 _LAYER = click.option("--layer", default=None, help="Layer to measure.  [default: the network's intermediate one]")
 _KIND = click.option("--kind", "map_kind", default="feature", show_default=True, help="Kind of map to measure.")
 
@@ -48,7 +50,7 @@ _UNTIL = click.option(
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers here.")
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the table here.")
 def analyze(
-    runs: tuple[Path, ...],
+    runs: tuple[Path | str, ...],
     layer: str | None,
     map_kind: str,
     responses: str,
@@ -138,7 +140,7 @@ _FIGURES = {
 @click.option("-o", "--output", required=True, metavar="FILE",
               help="The figure: .png, .pdf or .svg. Of several kinds: figures/{kind}.png.")  # fmt: skip
 def plot(
-    runs: tuple[Path, ...],
+    runs: tuple[Path | str, ...],
     figures: tuple[str, ...],
     layer: str | None,
     map_kind: str,
@@ -267,7 +269,7 @@ def _by_measure(order: LearningOrder, courses: Sequence[Courses], figure: str) -
     return panels
 
 
-def _order(runs: tuple[Path, ...], layer: str | None, kind: str, responses: str, until: str) -> LearningOrder:
+def _order(runs: tuple[Path | str, ...], layer: str | None, kind: str, responses: str, until: str) -> LearningOrder:
     from fadeviz import open_run
     from fadeviz.analysis.order import learning_order
 

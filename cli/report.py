@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from .runs import RUN
+
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="The page: .html.")  # fmt: skip
 @click.option("--layer", "layers", multiple=True,
@@ -23,7 +25,7 @@ import click
               help="Largest size of the file; maps that do not fit are named.")  # fmt: skip
 @click.option("--title", help="Heading of the page.  [default: the operators and the network]")
 def report(
-    runs: tuple[Path, ...],
+    runs: tuple[Path | str, ...],
     output: Path,
     layers: tuple[str, ...],
     kinds: tuple[str, ...],

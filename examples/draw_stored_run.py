@@ -17,7 +17,7 @@ def main(folder: str | Path = "outputs/demo/fade") -> dict[int, float]:
     run = fadeviz.open_run(folder)
     write_grid([run], run.path / "figures" / "gradient_run_scale.png", kind="gradient", normalize="run")
 
-    maps = run.maps(kind="gradient", image=0)  # (steps, h, w), float32
+    maps = run.maps(kind="gradient", image=0)  # (steps, h, w) float32; a step is read when its turn comes
     mask = run.observation[1][0]
     h, w = maps.shape[1:]
     rows, columns = np.arange(h) * mask.shape[0] // h, np.arange(w) * mask.shape[1] // w

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import FadevizError
+from .notebook import open_run
 from .schedule import Schedule, parse_schedule
-from .snapshots import Run, Snapshot, open_run
+from .snapshots import Run, Snapshot
 
 if TYPE_CHECKING:
     from .recorder import Recorder

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
+import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,23 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .errors import FadevizError
-from .snapshots import Run, open_run, read_metrics, write_whole
+from .remote import is_address
+from .snapshots import (
+    Run,
+    info_checksum,
+    left_over,
+    only_writer,
+    open_checkpoint,
+    open_run,
+    read_metrics,
+    write_whole,
+)
 
-_PARTIAL = re.compile(r"\..*\.partial.*")
+_Layout = frozenset[tuple[str, str, tuple[int, ...]]]
+"""What a snapshot holds: names, number formats and shapes."""
+
+_DAMAGED = (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, MemoryError)
+"""What reading a damaged safetensors file raises, depending on where it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +50,20 @@ class Fault:
     repair: str = ""
 
 
+_AGAIN = "removed; resuming the run, or recording it again, brings it back"
+
+
 def check_run(path: str | os.PathLike[str]) -> list[Fault]:
     """Read all of a run, and say what is wrong with it; an undamaged run gives an empty list.
 
-    Every snapshot is read whole and compared with the checksums in its header (runs recorded before there were any have
-    none, so that a flipped bit in a map goes unseen). Files that are nobody's are left alone and not mentioned.
+    Every file is read whole and compared with the checksums stored in it. Runs recorded before there were any have
+    none, so that a flipped bit goes unseen; so does a digit of metrics.jsonl that has become another. Of a checkpoint
+    the archive is checked, and nothing unpickled. Files that are nobody's are left alone and not mentioned.
 
     Raises:
         FadevizError: no run in this folder, or its run.json is damaged.
     """
-    run = open_run(path)
-    return list(_faults(run))
+    return list(_faults(_open(path)))
 
 
 def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
@@ -54,78 +73,156 @@ def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
         What was repaired; what is left is said by another :func:`check_run`.
 
     Raises:
-        FadevizError: as :func:`check_run`, or a file that cannot be removed.
+        FadevizError: as :func:`check_run`, a run that is being recorded, or a file that cannot be removed.
     """
-    run = open_run(path)
-    repaired = [fault for fault in _faults(run) if fault.repair]
-    for fault in repaired:
-        file = run.path / fault.file
-        try:
-            if file.name == "metrics.jsonl":
-                lines = read_metrics(file)
-                write_whole(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
-            else:
-                file.unlink()
-        except OSError as error:
-            raise FadevizError(f"cannot remove {file}: {error.strerror or error}. Remove it by hand") from error
+    run = _open(path)
+    with only_writer(run.path):
+        repaired = [fault for fault in _faults(run) if fault.repair]
+        for fault in repaired:
+            file = run.path / fault.file
+            try:
+                if file.name == "metrics.jsonl":
+                    lines = read_metrics(file)
+                    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+                else:
+                    file.unlink()
+            except OSError as error:
+                raise FadevizError(f"cannot remove {file}: {error.strerror or error}. Remove it by hand") from error
     return repaired
+
+
+def _open(path: str | os.PathLike[str]) -> Run:
+    if is_address(path):
+        raise FadevizError(f"{path} is an address: only a folder of this machine is checked. Copy the run here first")
+    return open_run(path)
 
 
 def _faults(run: Run) -> Iterator[Fault]:
     yield from _left_over(run.path)
-    observed = _observation_fault(run)
-    if observed:
-        yield observed
-    for name, reason in run.broken.items():
-        if name.startswith("step_"):
-            yield Fault(f"snapshots/{name}", reason, "removed; resuming the run, or recording it again, brings it back")
-    for step in run.steps:
-        what = _snapshot_fault(run, step)
+    what = _info_fault(run.path / "run.json")
+    if what:
+        yield Fault("run.json", what)
+    snapshots = {name: reason for name, reason in run.broken.items() if name.startswith("step_")}
+    if snapshots and not run.steps and all(reason.startswith("belongs to") for reason in snapshots.values()):
+        # One file is the stranger, not all the others: nothing of them may be removed.
+        yield Fault("run.json", f"is of run {run.run_id}, but no snapshot is. Put the right one back")
+        return
+    what = _observation_fault(run)
+    if what:
+        yield Fault("observation.safetensors", what)
+    for name, reason in snapshots.items():
+        yield Fault(f"snapshots/{name}", reason, "" if (run.path / "snapshots" / name).is_dir() else _AGAIN)
+    layouts = {step: _layout(run, step) for step in run.steps}
+    usual = Counter(layout for layout in layouts.values() if layout).most_common(1)
+    for step, layout in layouts.items():
+        what = _snapshot_fault(run, step, layout, usual[0][0] if usual else layout)
         if what:
             file = f"snapshots/step_{step:06d}.safetensors"
-            yield Fault(file, what, "removed; resuming the run, or recording it again, brings it back")
+            yield Fault(file, what, _AGAIN)
     missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
     if missing and run.info.get("status") == "finished":
         steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
         yield Fault("snapshots", f"scheduled steps without a whole snapshot: {steps}")
-    metrics = run.path / "metrics.jsonl"
-    if metrics.exists():
-        total = len([line for line in metrics.read_bytes().split(b"\n") if line.strip()])
-        lost = total - len(read_metrics(metrics))
-        if lost:
-            yield Fault("metrics.jsonl", f"{lost} of {total} lines are cut off or damaged", "those lines removed")
+    yield from _metrics_faults(run.path / "metrics.jsonl")
+    checkpoint = run.path / "checkpoints" / "last.pt"
+    what = _checkpoint_fault(checkpoint, run.run_id)
+    if what:
+        repair = "" if checkpoint.is_dir() else "removed; only a run that has not finished needs it, to be resumed"
+        yield Fault("checkpoints/last.pt", what, repair)
 
 
 def _left_over(folder: Path) -> Iterator[Fault]:
     for parent in (folder, folder / "snapshots", folder / "checkpoints"):
         for file in sorted(parent.iterdir()) if parent.is_dir() else []:
-            if _PARTIAL.fullmatch(file.name) and file.is_file():
+            if left_over(file, elsewhere=True):
                 yield Fault(str(file.relative_to(folder)), "left over from a write that did not end", "removed")
 
 
-def _observation_fault(run: Run) -> Fault | None:
+def _info_fault(file: Path) -> str:
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+        if "crc32" in info and info["crc32"] != info_checksum(info):
+            return "not what was written (checksum): damaged, or changed by hand"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return f"damaged: {error}"  # since it was opened
+    return ""
+
+
+def _observation_fault(run: Run) -> str:
     try:
         images, masks = run.observation
-    except FadevizError:
-        return Fault("observation.safetensors", "missing or damaged: figures cannot show the images")
+        with safe_open(run.path / "observation.safetensors", "np") as opened:
+            header = dict(json.loads((opened.metadata() or {}).get("fadeviz", "{}")))
+        sums = dict(header.get("crc32", {}))
+    except (FadevizError, *_DAMAGED):
+        return "missing or damaged: figures cannot show the images"
     if images.ndim != 4 or images.shape[-1:] != (3,) or masks.shape != images.shape[:3]:
-        return Fault("observation.safetensors", f"images {images.shape} and masks {masks.shape} do not fit together")
-    return None
+        return f"images {images.shape} and masks {masks.shape} do not fit together"
+    if images.dtype != np.uint8 or masks.dtype != np.uint8:
+        return f"images are {images.dtype} and masks {masks.dtype}, not uint8"
+    for key, value in (("images", images), ("masks", masks)):
+        if key in sums and sums[key] != zlib.crc32(value.tobytes()):
+            return f"{key} are not what was written (checksum)"
+    if header.get("run_id", run.run_id) != run.run_id:
+        return f"belongs to another run than {run.run_id}"
+    return ""
 
 
-def _snapshot_fault(run: Run, step: int) -> str:
-    file = run.path / "snapshots" / f"step_{step:06d}.safetensors"
+def _metrics_faults(file: Path) -> Iterator[Fault]:
+    if not file.exists():
+        return
     try:
-        with safe_open(file, "np") as opened:
-            sums = json.loads((opened.metadata() or {})["fadeviz"]).get("crc32", {})
-            keys = set(opened.keys())
-            wanted = {f"{layer}/0/{kind}" for layer, kinds in run.layers.items() for kind in kinds}
-            for key in sorted(wanted - keys):
-                return f"lacks {key}, which other snapshots have"
-            for key in sorted(keys):
+        kept = len(read_metrics(file))
+        total = len([line for line in file.read_bytes().split(b"\n") if line.strip()])
+    except (FadevizError, OSError) as error:
+        yield Fault("metrics.jsonl", f"cannot be read: {error}")
+        return
+    if total > kept:
+        what = f"{total - kept} of {total} lines are cut off or damaged"
+        yield Fault("metrics.jsonl", what, "those lines removed")
+
+
+def _checkpoint_fault(file: Path, run_id: str) -> str:
+    if not file.exists():
+        return ""
+    try:
+        with open_checkpoint(file) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            # A pickle holds a text's bytes as they are: nothing need be unpickled to find whose it is.
+            if not any(run_id.encode() in archive.read(name) for name in pickles):
+                return f"belongs to another run than {run_id}"
+    except (OSError, zipfile.BadZipFile) as error:
+        return f"damaged: {error}"
+    return ""
+
+
+def _layout(run: Run, step: int) -> _Layout:
+    """What the snapshot holds, from its header alone; empty where it is damaged."""
+    with contextlib.suppress(*_DAMAGED), safe_open(_file(run, step), "np") as opened:
+        slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict
+        return frozenset((key, part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items())
+    return frozenset()
+
+
+def _file(run: Run, step: int) -> Path:
+    return run.path / "snapshots" / f"step_{step:06d}.safetensors"
+
+
+def _snapshot_fault(run: Run, step: int, layout: _Layout, usual: _Layout) -> str:
+    for key, dtype, shape in sorted(usual - layout) if layout else ():
+        for other, other_dtype, other_shape in layout:
+            if other == key:
+                return f"{key} is {other_dtype} {other_shape}, in other snapshots {dtype} {shape}"
+        return f"lacks {key}, which other snapshots have"
+    for key, _, _ in sorted(layout - usual):
+        return f"has {key}, which other snapshots have not"
+    try:
+        with safe_open(_file(run, step), "np") as opened:
+            sums = dict(json.loads((opened.metadata() or {})["fadeviz"]).get("crc32", {}))
+            for key in sorted(opened.keys()):
                 value = np.ascontiguousarray(opened.get_tensor(key))
-                if key in sums and zlib.crc32(value.tobytes()) != sums[key]:
+                if sums and zlib.crc32(value.tobytes()) != sums.get(key):
                     return f"{key} is not what was written (checksum)"
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except _DAMAGED as error:
         return f"damaged: {error}"
     return ""

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+# Controls, which a terminal obeys; line ends and direction marks, which show a text as another; halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class FadevizError(ValueError):
     """Something the user can mend: the command line prints it as one line and exits with 1."""
+
+    def __init__(self, message: str) -> None:
+        """``message`` may quote names from files: what a terminal would obey is written out."""
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """The text as one line that does nothing to a terminal: control characters as ``\\n`` or ``\\x1b``.
+
+    Example:
+        >>> print(printable("a\\nb"))
+        a\\nb
+    """
+    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], see: str = "") -> FadevizError:

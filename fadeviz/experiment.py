@@ -28,6 +28,7 @@ from .probes import MODES, Probe
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Run, Snapshot, SnapshotStore, check_folder, only_writer, open_run, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
+from .training.distributed import ALONE, Processes, check_share, joined, local_number, shared
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors
 from .training.metrics import evaluate
 from .upsamplers import UPSAMPLERS, parse_upsampler
@@ -171,11 +172,18 @@ def choose_device(name: str) -> torch.device:
         FadevizError: no such device, or no GPU here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name not in ("cpu", "cuda"):
         raise unknown_name("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise FadevizError("no CUDA device here (torch.cuda.is_available() is False). Use --device cpu")
+    if name == "cpu":
+        return torch.device(name)
+    if local_number() >= torch.cuda.device_count():
+        raise FadevizError(
+            f"{local_number() + 1} processes, but {torch.cuda.device_count()} GPUs here. Start one process for each GPU"
+        )
+    torch.cuda.set_device(local_number())  # what a process does not name goes to its own GPU
     return torch.device(name)
 
 
@@ -219,62 +227,106 @@ def run(
     out = Path(out)
     keep_freed_memory()
     device = choose_device(config.device)
-    check_folder(out, resume=resume, overwrite=overwrite)
-    if resume:
-        before = open_run(out)
-        differs = differing_settings(before.info.get("config", {}), config)
-        if differs:
-            raise FadevizError(f"{out} was recorded with other settings: {differs}. Use --overwrite")
-        if before.info.get("status") == "finished":
+    with joined(device) as processes:
+        with processes.agreeing():  # before the first process changes anything, all have seen that there is work
+            before = _before(config, out, resume, overwrite)
+        if before is not None and before.info.get("status") == "finished":
             return before
-        # The sums of a convolution depend on how many threads share them.
-        torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
-    with only_writer(out), _same_algorithms(), _out_of_memory_in_words():
+        with contextlib.ExitStack() as stack:
+            with processes.agreeing():
+                if processes.first:
+                    stack.enter_context(only_writer(out))
+            stack.enter_context(_same_algorithms())
+            # The training's random numbers are the seed's, and the caller's are left alone. A checkpoint keeps them.
+            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+            torch.manual_seed(config.seed)
+            stack.enter_context(_out_of_memory_in_words())
+            if before is not None:
+                # The sums of a convolution depend on how many threads share them.
+                torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
+            _train(config, out, device, processes, resume, overwrite, report)
+    return open_run(out)
+
+
+def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run | None:
+    """The run to go on with, if there is one to go on with; raises where ``out`` does not allow what is asked for."""
+    check_folder(out, resume=resume, overwrite=overwrite)
+    if not resume:
+        return None
+    before = open_run(out)
+    differs = differing_settings(before.info.get("config", {}), config)
+    if differs:
+        raise FadevizError(f"{out} was recorded with other settings: {differs}. Use --overwrite")
+    return before
+
+
+def _train(
+    config: RunConfig,
+    out: Path,
+    device: torch.device,
+    processes: Processes,
+    resume: bool,
+    overwrite: bool,
+    report: Callable[[Progress], None] | None,
+) -> None:
+    with processes.agreeing():
         splits = load_data(config)
-        model, weights = build_model(config)
-        work = _Work(config, out, splits, model, weights, device)
+        check_share(splits.train.count, config.batch_size, processes)
+        with processes.first_ahead():  # it may download weights
+            model, weights = build_model(config)
+        work = _Work(config, out, splits, model, weights, device, processes)
         if resume:
             first_step = work.go_on() + 1
         else:
             first_step = 1
             untrained = work.look(0)  # what cannot be observed is found here, before an old run is removed
-            if overwrite:
+            if overwrite and processes.first:
                 remove_run(out)
             work.begin(untrained)
-        data = batches(
-            splits.train,
-            range(first_step, config.steps + 1),
-            config.batch_size,
-            config.seed,
-            flip=config.flip,
-            ahead=2 if device.type == "cuda" else 0,
-        )
-        lr_at = step_decay(config.lr, config.steps, config.lr_drops)
-        try:
+    data = batches(
+        splits.train,
+        range(first_step, config.steps + 1),
+        config.batch_size,
+        config.seed,
+        flip=config.flip,
+        ahead=2 if device.type == "cuda" else 0,
+        processes=processes,
+    )
+    lr_at = step_decay(config.lr, config.steps, config.lr_drops)
+    try:
+        with processes.noticing():
             for result in fit(
-                model, data, F.cross_entropy, work.optimizer, lr_at,
+                shared(model, processes), data, F.cross_entropy, work.optimizer, lr_at,
                 first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
+                processes=processes,
             ):  # fmt: skip
                 work.after(result)
                 if report is not None:
                     report(Progress(result.step, config.steps, result.loss, work.metrics))
-        except BaseException as error:
-            # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
-            with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
-                work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-            raise
-        work.end("finished")
-    return open_run(out)
+    except BaseException as error:
+        # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
+        with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
+            work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
+        raise
+    work.end("finished")
+    processes.gathered(None)  # whoever opens the run now finds it finished
 
 
 class _Work:
     """What happens around the training steps of one run: observing, testing, saving, and keeping run.json true."""
 
     def __init__(
-        self, config: RunConfig, out: Path, splits: Splits, model: SegNet, weights: str, device: torch.device
+        self,
+        config: RunConfig,
+        out: Path,
+        splits: Splits,
+        model: SegNet,
+        weights: str,
+        device: torch.device,
+        processes: Processes = ALONE,
     ) -> None:
         """Put the parts together; nothing is written before :meth:`begin` or :meth:`go_on`."""
-        self.config, self.out, self.splits = config, out, splits
+        self.config, self.out, self.splits, self.processes = config, out, splits, processes
         self.run_id = _run_id(config, splits, weights, device)
         self.model = model
         self.probe = Probe(model, config.layers, config.kinds or None, config.channel_images)
@@ -307,6 +359,7 @@ class _Work:
             "observation": {"names": [s.name for s in self.samples], "indices": observed, "mode": config.observe_mode},
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
+            **({"processes": processes.count} if processes.count > 1 else {}),
             "reassembly": choose_backend(self.images, kernel_size=5, scale_factor=2),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "data": dict(splits.info),
@@ -318,6 +371,9 @@ class _Work:
 
     def begin(self, untrained: list[Snapshot]) -> None:
         """Open the folder and record the untrained model."""
+        self._clock = time.perf_counter()
+        if not self.processes.first:
+            return
         self.info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in untrained}
         self.store = SnapshotStore(self.out, self.run_id)
         self.store.forget_after(-1)
@@ -348,6 +404,9 @@ class _Work:
             self.begin(self.look(0))
             return 0
         self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
+        self._clock = time.perf_counter()
+        if not self.processes.first:
+            return self.last_step
         self.info = {**before.info, **self.info}
         self.seconds.update(before.info.get("seconds", {}))
         self.store = SnapshotStore(self.out, self.run_id)
@@ -366,9 +425,11 @@ class _Work:
         step = self.last_step = result.step
         line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
         if step % self.evaluate_every == 0 or step == self.config.steps:
-            self.metrics = evaluate(self.model, self.splits.test, F.cross_entropy)
+            self.metrics = evaluate(self.model, self.splits.test, F.cross_entropy, processes=self.processes)
             line.update(self.metrics)
             self._spent_on("testing")
+        if not self.processes.first:
+            return
         self.store.append_metrics(line)
         if step in self.schedule:
             self._clock = time.perf_counter()
@@ -385,7 +446,8 @@ class _Work:
 
     def end(self, status: str, message: str = "") -> None:
         """Say in run.json how the run ended."""
-        self._write_info(status, message)
+        if self.processes.first:
+            self._write_info(status, message)
 
     def _write_info(self, status: str, message: str = "") -> None:
         how = {"status": status, "message": message, "last_step": self.last_step, "seconds": self.seconds}
@@ -418,16 +480,24 @@ def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig
         FadevizError: settings that are damaged, or that this version does not know.
     """
     values = dict(stored)
-    fields = {field.name for field in dataclasses.fields(RunConfig)}
-    for name in values:
+    fields = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for name, value in values.items():
         if name not in fields:
             raise FadevizError(f"{where} has a setting {name!r} that this fadeviz does not know. Upgrade it")
-    try:
-        if "lr_drops" in values:
-            values["lr_drops"] = tuple(values["lr_drops"])
-        return RunConfig(**values)
-    except TypeError as error:
-        raise FadevizError(f"{where} has damaged settings ({error}). {remedy}") from error
+        if not _is_like(value, fields[name]):
+            raise FadevizError(f"{where} has damaged settings ({name} cannot be {value!r:.60}). {remedy}")
+    if "lr_drops" in values:
+        values["lr_drops"] = tuple(values["lr_drops"])
+    return RunConfig(**values)
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value from a file can stand for this default."""
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple) and all(_is_like(one, 0.5) for one in value)
+    if isinstance(default, float):
+        return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+    return type(value) is type(default)
 
 
 @contextlib.contextmanager
@@ -446,7 +516,10 @@ def _same_algorithms() -> Iterator[None]:
 def _out_of_memory_in_words() -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        # Torch's own class is of RuntimeErrors; on a CPU it raises a plain one.
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
         raise FadevizError("out of memory. Use a smaller --batch-size, --observe, --size or --width") from error
 
 

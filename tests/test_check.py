@@ -10,11 +10,14 @@ import sys
 import time
 
 import pytest
+import torch
 from click.testing import CliRunner
 from fadeviz_cli.main import main
 
 from fadeviz import FadevizError, open_run
 from fadeviz.check import check_run, repair_run
+from fadeviz.snapshots import SnapshotStore
+from fadeviz.training.checkpoint import write_checkpoint
 from render_runs import STEPS, make_run
 
 STEP = "snapshots/step_000050.safetensors"
@@ -119,8 +122,8 @@ def test_left_overs_and_cut_off_lines(folder):
 
 def test_what_cannot_be_repaired_is_said(folder):
     (folder / "observation.safetensors").write_bytes(b"")
-    info = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**info, "schedule": [*STEPS, 500]}))
+    info = open_run(folder).info
+    SnapshotStore(folder, "a1b2c3").write_info({**info, "schedule": [*STEPS, 500]})
     assert [one.file for one in check_run(folder)] == ["observation.safetensors", "snapshots"]
     assert repair_run(folder) == []
     result = CliRunner().invoke(main, ["check", str(folder), "--repair"])
@@ -138,6 +141,133 @@ def test_a_moved_run_and_odd_names(folder, tmp_path):
     shutil.move(folder, there)
     assert check_run(there) == []
     assert open_run(there).maps().shape[0] == len(STEPS)
+
+
+# Every kind of file, and every way in which it can be another than it was.
+
+CHECKPOINT = "checkpoints/last.pt"
+FILES = [STEP, "observation.safetensors", "metrics.jsonl", "run.json", CHECKPOINT]
+
+
+def complete(folder, run_id="a1b2c3", picture=0):
+    """A run with all of its files."""
+    make_run(folder, run_id=run_id, picture=picture)
+    store = SnapshotStore(folder, run_id)
+    store.write_info({**open_run(folder).info, "schedule": list(STEPS)})
+    for step in range(1, 111):
+        store.append_metrics({"step": step, "loss": 0.5})
+    model = torch.nn.Linear(50, 50)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    write_checkpoint(folder / CHECKPOINT, 110, run_id, model, optimizer)
+    return folder
+
+
+def first_byte(file):
+    data = file.read_bytes()
+    file.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+
+
+def a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+def another_runs(file):
+    folder = file.parents[1] if file.parent.name in ("snapshots", "checkpoints") else file.parent
+    other = complete(folder.parent / "other", run_id="0badcafe", picture=7)
+    shutil.copy(other / file.relative_to(folder), file)
+
+
+def another_file(file):
+    folder = file.parents[1] if file.parent.name in ("snapshots", "checkpoints") else file.parent
+    names = [name for name in FILES if folder / name != file]
+    shutil.copy(folder / names[0], file)
+
+
+HARMS = [truncate, lambda file: file.write_bytes(b""), lambda file: file.write_bytes(b"\xff" * 500), flip, first_byte,
+         a_folder, another_runs, another_file, lambda file: file.unlink()]  # fmt: skip
+CALLED = ["truncated", "empty", "garbage", "flipped", "first byte", "a folder", "another run's", "another file's"]
+CALLED += ["missing"]
+UNSEEN = {
+    ("metrics.jsonl", "empty"),  # a run may have logged nothing
+    ("metrics.jsonl", "missing"),
+    ("metrics.jsonl", "another run's"),  # lines do not say whose they are
+    ("metrics.jsonl", "flipped"),  # one digit has become another
+    (CHECKPOINT, "missing"),  # nobody needs it but a run that has not finished
+}
+LEFT = {STEP: tuple(step for step in STEPS if step != 50)}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("harm", "called"), list(zip(HARMS, CALLED, strict=True)), ids=CALLED)
+def test_every_file_in_every_way(tmp_path, name, harm, called):
+    folder = complete(tmp_path / "run")
+    assert check_run(folder) == []
+    good = digest(folder)
+    harm(folder / name)
+    harmed = digest(folder)
+    refused = ""
+    try:
+        faults = check_run(folder)
+    except FadevizError as error:
+        refused = str(error)
+    if refused:
+        assert name == "run.json"
+        assert "is damaged" in refused or (called == "missing" and "has no run.json" in refused)
+        with pytest.raises(FadevizError):
+            repair_run(folder)
+        assert digest(folder) == harmed
+        return
+    if (name, called) in UNSEEN:
+        assert faults == []
+        return
+    named = {fault.file for fault in faults}
+    assert named <= {name, "snapshots"}
+    assert named if called == "missing" else name in named
+    # What is not harmed is as usable as before.
+    run = open_run(folder)
+    left = LEFT.get(name, STEPS) if name != "run.json" else run.steps
+    assert run.steps == left or called == "flipped"
+    repaired = [fault.file for fault in repair_run(folder)]
+    assert set(repaired) <= {name}
+    for other, data in digest(folder).items():
+        assert data == good[other] if other != name else True, other
+    assert set(good) - set(digest(folder)) <= {name}
+    if name in (STEP, CHECKPOINT, "metrics.jsonl") and called not in ("a folder", "missing"):
+        assert repaired == [name]
+        assert name not in {fault.file for fault in check_run(folder)}
+
+
+def test_a_checkpoint_is_looked_at_without_torch(tmp_path):
+    folder = complete(tmp_path / "run")
+    flip(folder / CHECKPOINT)
+    code = (
+        "import sys; from fadeviz.check import check_run\n"
+        "print([(one.file, one.what) for one in check_run(sys.argv[1])], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[('checkpoints/last.pt', 'damaged: ")
+    assert done.stdout.endswith("] False\n")
+
+
+def test_another_runs_settings_cost_no_snapshot(tmp_path):
+    folder = complete(tmp_path / "run")
+    another_runs(folder / "run.json")
+    before = digest(folder)
+    (fault,) = check_run(folder)
+    assert (fault.file, fault.what) == ("run.json", "is of run 0badcafe, but no snapshot is. Put the right one back")
+    assert repair_run(folder) == []
+    assert digest(folder) == before
+
+
+def test_maps_of_another_shape_than_all_others(tmp_path):
+    folder = make_run(tmp_path / "run").path
+    other = make_run(tmp_path / "other", size=(12, 16))
+    for step in (0, 50):  # the first is no better than any
+        shutil.copy(other.path / f"snapshots/step_{step:06d}.safetensors", folder / "snapshots")
+    faults = check_run(folder)
+    assert [fault.file for fault in faults] == ["snapshots/step_000000.safetensors", STEP]
+    assert faults[0].what.endswith("is F32 (1, 6, 12, 16), in other snapshots F32 (1, 6, 24, 32)")
 
 
 RECORD = """

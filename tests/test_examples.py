@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import shlex
+import warnings
 from pathlib import Path
 
 import click
@@ -45,10 +46,39 @@ def test_record_own_model(tmp_path):
     assert set(run.layers) == {"up", "coarse"}
 
 
-def test_recording_cost(capsys):
-    share = example("recording_cost").main(steps=1, pairs=1, size=32, width=0.125)
-    assert isinstance(share, float)
+def test_record_lightning(tmp_path, monkeypatch, capfd):
+    pytest.importorskip("lightning", reason='needs Lightning: pip install "fadeviz[lightning]"')
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the example silences the library itself, where it is a program
+        picture = example("record_lightning").main(steps=3, out=tmp_path / "run")
+    assert picture.stat().st_size > 1000
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 3)
+    assert [line["step"] for line in run.metrics() if "loss" in line] == [1, 2, 3]
+    assert set(run.layers) == {"decoder.0", "decoder.3"}
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]  # no logs, no checkpoints
+    assert capfd.readouterr().out == ""
+
+
+def test_record_transformers(tmp_path, monkeypatch, capfd):
+    for package in ("transformers", "accelerate"):
+        pytest.importorskip(package, reason=f'needs {package}: pip install "fadeviz[transformers]"')
+    monkeypatch.chdir(tmp_path)
+    picture = example("record_transformers").main(steps=3, out=tmp_path / "run")
+    assert picture.stat().st_size > 1000
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 3)
+    assert len(run.layers) == 9
+    assert list(tmp_path.iterdir()) == [tmp_path / "run"]
+    assert capfd.readouterr().out == ""
+
+
+def test_recording_cost(tmp_path, capsys):
+    costs = example("recording_cost").main(steps=1, rounds=1, size=32, width=0.125, out=tmp_path)
+    assert {"step", "unscheduled", "recorded", "40 maps, fadeviz, float32"} <= set(costs)
     assert "a snapshot" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []  # what it wrote to measure is gone
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
@@ -83,7 +113,11 @@ def test_every_command_is_on_the_first_page():
 
 
 def test_every_example_is_in_the_readme_and_tested():
-    text, tested = (ROOT / "README.md").read_text(), Path(__file__).read_text()
-    for file in (ROOT / "examples").glob("*.py"):
-        assert file.name in text
-        assert f'example("{file.stem}")' in tested
+    text, tests = (
+        (ROOT / "README.md").read_text(),
+        [file.read_text() for file in Path(__file__).parent.glob("test_*.py")],
+    )
+    for file in (ROOT / "examples").iterdir():
+        if file.suffix in (".py", ".ipynb"):
+            assert f"](examples/{file.name})" in text
+            assert any(f'example("{file.stem}")' in test or f'"{file.name}"' in test for test in tests), file

@@ -416,3 +416,14 @@ def test_weizmann_split_is_in_run_json(shared, tmp_path):
     assert (len(info["data"]["train"]), len(info["data"]["test"])) == (279, 49)
     assert set(info["observation"]["names"]) <= set(info["data"]["test"])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["split_seed"] == 0
+
+
+def test_the_checkpoint_too_is_the_seeds(tmp_path):
+    files = []
+    for folder, before in (("a", 1), ("b", 2)):
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        run(RunConfig(size=32, width=0.125, steps=1, snapshots="1", observe=1), tmp_path / folder)
+        assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are the caller's
+        files.append((tmp_path / folder / "checkpoints" / "last.pt").read_bytes())
+    assert files[0] == files[1]

@@ -1,6 +1,7 @@
 """The recorder in somebody else's loop: what it stores, and that the training does not notice."""
 
 import contextlib
+import gc
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 import fadeviz
 from fadeviz import FadevizError, Recorder, View, open_run
+from fadeviz.check import check_run
 from fadeviz.probes import Probe
 
 
@@ -56,6 +58,7 @@ def train(setting, out=None, steps=5):
         "data parallel": nn.DataParallel,
         "compiled": lambda m: torch.compile(m, backend="aot_eager"),
         "distributed": nn.parallel.DistributedDataParallel,
+        "compiled, distributed": lambda m: torch.compile(nn.parallel.DistributedDataParallel(m), backend="aot_eager"),
     }.get(setting, lambda m: m)(net)
     optimizer = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if setting == "scaled" else None
@@ -64,7 +67,10 @@ def train(setting, out=None, steps=5):
         kinds = ["feature", "gradient"] if setting != "feature only" else None
         loss_fn = F.cross_entropy if setting != "feature only" else None
         mode = "batch" if setting == "batch mode" else "eval"
-        recorder = Recorder(model, "up,twice", "2:4:2", out, observe=OBSERVED, loss_fn=loss_fn, kinds=kinds, mode=mode)
+        recorder = Recorder(
+            model, "up,twice", "2:4:2", out, observe=OBSERVED, loss_fn=loss_fn, kinds=kinds, mode=mode, scaler=scaler
+        )  # fmt: skip
+        assert recorder.model is net or setting == "data parallel"
     for step in range(1, steps + 1):
         parts = 2 if setting == "accumulated" else 1
         for _ in range(parts):
@@ -100,12 +106,12 @@ def one_process():
     "setting",
     [
         "plain", "feature only", "batch mode", "before zero_grad", "accumulated", "autocast", "scaled", "checkpointing",
-        "frozen", "data parallel", "compiled", "distributed",
+        "frozen", "data parallel", "compiled", "distributed", "compiled, distributed",
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_the_training_is_the_same_to_the_bit(tmp_path, setting, request):
-    if setting == "distributed":
+    if "distributed" in setting:
         request.getfixturevalue("one_process")
     alone, _ = train(setting)
     watched, net = train(setting, tmp_path / "run")
@@ -121,6 +127,8 @@ def test_the_training_is_the_same_to_the_bit(tmp_path, setting, request):
     kinds = ("feature",) if setting == "feature only" else ("feature", "gradient")
     assert run.layers == {"up": kinds, "twice": kinds}
     assert run.maps("up").shape == (3, 2, 16, 16)
+    scales = [{"step": step, "grad_scale": 256.0} for step in (2, 4)]
+    assert run.metrics() == (scales if setting == "scaled" else [])
     # And what is stored is what a probe sees in the plain model at that step.
     torch.manual_seed(0)
     untrained = Net()
@@ -326,15 +334,248 @@ class TestFolder:
             self.make(tmp_path / "run", **options)
         assert not (tmp_path / "run" / "run.json").exists()
 
-    def test_a_sharded_model_is_refused(self, tmp_path):
-        class FSDPModule:
-            """Stands for torch's, which needs several processes to be made."""
+    def test_a_sharded_model_is_refused(self, tmp_path, one_process):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import distribute_tensor
 
-        class Sharded(FSDPModule, Net):
-            pass
-
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = fully_shard(Net(), mesh=mesh)
         with pytest.raises(FadevizError, match="this model is sharded"):
-            self.make(tmp_path / "run", Sharded())
+            self.make(tmp_path / "run", sharded)
+        in_part = Net()  # as tensor parallelism does
+        weight = distribute_tensor(in_part.head.weight, mesh)
+        in_part.head.weight = nn.Parameter(weight)
+        with pytest.raises(FadevizError, match="this model is sharded"):
+            self.make(tmp_path / "run", in_part)
+        assert not (tmp_path / "run").exists()
+
+    def test_what_would_wait_for_the_other_processes_is_refused_by_all(self, tmp_path, monkeypatch):
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(Net())
+        self.make(tmp_path / "alone", Net(), mode="batch").close()
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        for rank in (0, 1):
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+            with pytest.raises(FadevizError, match="the observation mode batch with SyncBatchNorm would wait"):
+                self.make(tmp_path / "run", net, mode="batch")
+        assert not (tmp_path / "run").exists()
+
+
+class TestSteps:
+    def make(self, out, net=None, **options):
+        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, **options}
+        return Recorder(net or Net(), "up", "5:20:5", out, **options)
+
+    def change(self, net):
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.1
+
+    def test_twice_the_same_is_once(self, tmp_path):
+        net = Net()
+        recorder = self.make(tmp_path / "run", net)
+        before = {step: open_run(tmp_path / "run").read(step, "up", "feature") for step in (0,)}
+        self.change(net)
+        assert not recorder.step(0)  # as a loop that counts from 0 would call: the untrained model is recorded
+        assert recorder.step(5)
+        before[5] = open_run(tmp_path / "run").read(5, "up", "feature")
+        self.change(net)
+        assert not recorder.step(5)  # as in each part of an accumulated step
+        for step, value in before.items():
+            assert np.array_equal(open_run(tmp_path / "run").read(step, "up", "feature"), value)
+        assert not np.array_equal(before[0], before[5])
+
+    def test_steps_do_not_go_back(self, tmp_path):
+        recorder = self.make(tmp_path / "run")
+        assert recorder.step(5)
+        with pytest.raises(FadevizError, match="step 1 comes after step 5: .* over the whole training, not in each"):
+            recorder.step(1)
+        assert recorder.step(10)
+
+    def test_a_step_that_was_passed_over_is_made_up_for(self, tmp_path):
+        recorder = self.make(tmp_path / "run")
+        assert [step for step in range(3, 28, 3) if recorder.step(step)] == [6, 12, 15, 21]
+        run = open_run(tmp_path / "run")
+        assert run.steps == (0, 6, 12, 15, 21)
+        assert run.info["status"] == "finished"
+        assert not check_run(tmp_path / "run")
+
+    def test_what_a_killed_training_left_of_later_steps_is_dropped(self, tmp_path):
+        net = Net()
+        first = self.make(tmp_path / "run", net)
+        for step in range(1, 18):
+            first.step(step)
+            first.log(step, loss=1.0)
+        first._open.close()  # as if the process had been killed, at a step after the checkpoint of 7
+        self.change(net)
+        second = self.make(tmp_path / "run", net, resume=True)
+        assert open_run(tmp_path / "run").steps == (0, 5, 10, 15)  # nobody said where it goes on
+        assert not second.step(0)
+        assert not second.step(8)
+        run = open_run(tmp_path / "run")
+        assert run.steps == (0, 5)
+        assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4, 5, 6, 7]
+        assert second.step(10)
+        second.close()
+        assert not check_run(tmp_path / "run")
+        assert open_run(tmp_path / "run").info["schedule"] == [0, 5, 10]
+
+    def test_a_line_of_metrics_tells_too_where_a_training_goes_on(self, tmp_path):
+        first = self.make(tmp_path / "run")
+        for step in range(1, 12):
+            first.step(step)
+        first._open.close()
+        second = self.make(tmp_path / "run", resume=True)
+        second.log(10, loss=2.0)
+        assert open_run(tmp_path / "run").steps == (0, 5, 10)
+        assert second.step(10)
+        assert open_run(tmp_path / "run").metrics() == [{"step": 10, "loss": 2.0}]
+
+    def test_it_may_be_said_beforehand(self, tmp_path):
+        net = Net()
+        late = self.make(tmp_path / "late", net, start=7)  # its beginning was not recorded
+        assert [late.step(step) for step in (7, 8, 10)] == [False, False, True]
+        assert open_run(tmp_path / "late").steps == (7, 10)
+        late._open.close()
+        self.change(net)
+        again = self.make(tmp_path / "late", net, start=15, resume=True)  # was killed before it recorded 15
+        assert open_run(tmp_path / "late").steps == (7, 10, 15)
+        again._open.close()
+        self.make(tmp_path / "late", net, start=9, resume=True).close()
+        assert open_run(tmp_path / "late").steps == (7,)
+        assert not check_run(tmp_path / "late")
+        with pytest.raises(FadevizError, match="start is -1"):
+            self.make(tmp_path / "other", start=-1)
+
+    def test_a_training_that_fails_says_so_and_leaves_the_folder_free(self, tmp_path):
+        def train(error):
+            with self.make(tmp_path / "run", overwrite=True) as recorder:
+                recorder.step(5)
+                raise error
+
+        for error, status in ((RuntimeError("no power"), "failed"), (KeyboardInterrupt(), "interrupted")):
+            with pytest.raises(type(error)):
+                train(error)
+            info = open_run(tmp_path / "run").info
+            assert (info["status"], info["message"]) == (status, str(error))
+        resumed = self.make(tmp_path / "run", resume=True)
+        assert "message" not in open_run(tmp_path / "run").info
+        assert resumed.step(20)
+        resumed.close(RuntimeError("after all was recorded"))
+        assert open_run(tmp_path / "run").info["status"] == "finished"
+
+
+def test_an_error_while_looking_leaves_everything_as_it_was(tmp_path):
+    net, broken = Net().train(), []
+    net.encoder[1].eval()
+
+    def loss_fn(output, targets):
+        if broken:
+            raise RuntimeError("no loss today")
+        return F.cross_entropy(output, targets)
+
+    recorder = Recorder(net, "up", [1, 2], tmp_path / "run", observe=OBSERVED, loss_fn=loss_fn)
+    broken.append(True)
+    modes, state = [module.training for module in net.modules()], torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no loss today"):
+        recorder.step(1)
+    assert [module.training for module in net.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_hooks for module in net.modules())
+    assert all(parameter.grad is None for parameter in net.parameters())
+    broken.clear()
+    assert recorder.step(2)
+    assert open_run(tmp_path / "run").steps == (0, 2)
+
+
+def test_nothing_is_kept_from_one_step_to_the_next(tmp_path):
+    def alive():
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor | np.ndarray) for thing in gc.get_objects())
+
+    recorder = Recorder(Net(), "up,twice", [1, 2, 3], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    recorder.step(1)
+    before = alive()
+    recorder.step(2)
+    recorder.step(3)
+    assert alive() == before
+
+
+def test_weights_in_bfloat16(tmp_path):
+    net = Net().bfloat16()
+    recorder = Recorder(net, "up", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    assert recorder.step(1)
+    assert recorder.targets.dtype == torch.long
+    wanted = net.eval().up(net.encoder(OBSERVED[0].bfloat16())).float().mean(1).detach().numpy()
+    assert np.array_equal(open_run(tmp_path / "run").read(1, "up", "feature"), wanted)
+
+
+def test_a_model_that_accelerate_prepared_is_seen_in_float32(tmp_path):
+    accelerate = pytest.importorskip("accelerate", reason='needs accelerate: pip install "fadeviz[transformers]"')
+    net, plain = Net(), Net()
+    plain.load_state_dict(net.state_dict())
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    prepared = accelerate.Accelerator(cpu=True, mixed_precision="bf16").prepare_model(net)
+    forward = prepared.forward
+    try:
+        assert not torch.equal(prepared.eval()(OBSERVED[0]), plain.eval()(OBSERVED[0]))  # bfloat16 inside
+        Recorder(prepared, "up", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        wanted = plain.up(plain.encoder(OBSERVED[0])).mean(1).detach().numpy()
+        assert np.array_equal(open_run(tmp_path / "run").read(0, "up", "feature"), wanted)
+        assert prepared.forward is forward
+    finally:
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+class TestOnADevice:
+    pytestmark = on_a_gpu
+
+    def test_a_training_on_another_stream_is_waited_for(self, tmp_path):
+        net = Net().cuda()
+        recorder = Recorder(net, "twice", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.no_grad():
+            torch.cuda._sleep(500_000_000)  # a step that takes a while
+            for parameter in net.parameters():
+                parameter.zero_()
+        assert recorder.step(1)  # on the default stream
+        assert not open_run(tmp_path / "run").read(1, "twice", "feature").any()
+
+    def test_no_memory_is_kept_and_the_training_is_the_same(self, tmp_path):
+        def train(out):
+            torch.manual_seed(0)
+            net = Net().cuda()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+            recorder = None
+            if out is not None:
+                recorder = Recorder(net, "up", "1:4:1", out, observe=OBSERVED, loss_fn=F.cross_entropy)
+            held = []
+            for step in range(1, 5):
+                images = torch.randn(2, 3, 16, 16, device="cuda")
+                with torch.autocast("cuda", torch.bfloat16):
+                    loss = net(images).float().square().mean()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                before = torch.cuda.memory_allocated()
+                if recorder is not None:
+                    recorder.step(step)
+                held.append(torch.cuda.memory_allocated() - before)
+            assert held[1:] == [0, 0, 0]
+            return [*net.state_dict().values(), torch.cuda.get_rng_state()]
+
+        deterministic = torch.backends.cudnn.deterministic
+        torch.backends.cudnn.deterministic = True
+        try:
+            for a, b in zip(train(None), train(tmp_path / "run"), strict=True):
+                assert torch.equal(a, b)
+        finally:
+            torch.backends.cudnn.deterministic = deterministic
 
 
 def test_reading_a_run_imports_no_torch():

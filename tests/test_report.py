@@ -153,7 +153,7 @@ class TestLimits:
         chosen = choose(runs)
         movies = next(one for one in chosen.movies if one.kind == kind)
         for image in range(2):
-            maps = [run.maps(LAYER, kind, image=image) for run in runs]
+            maps = [run.maps(LAYER, kind, image=image)[:] for run in runs]
             own = limits_by_scope(maps, range(3), kind, "run")
             assert [movies.own[run, image] for run in range(3)] == [limits[0] for limits in own]
             assert movies.shared[image] == limits_by_scope(maps, range(3), kind, "shared")[0][0]
@@ -250,7 +250,7 @@ class TestPage:
         checked = 0
         for maps in page.data["maps"]:
             for movie in maps["movies"]:
-                values = runs[movie["run"]].maps(maps["layer"], maps["kind"], image=movie["image"])
+                values = runs[movie["run"]].maps(maps["layer"], maps["kind"], image=movie["image"])[:]
                 levels, _ = unpack(page.movie(movie["element"]), *values.shape, movie["holes"])
                 assert (levels == library_levels(values, maps["kind"])).all()
                 assert (np.float32(movie["low"]) == values.min(axis=(1, 2))).all()
@@ -359,7 +359,7 @@ class TestStrangers:
             "versions": {HOSTILE: HOSTILE},
             "observation": {"names": [HOSTILE, "\ud800 \x00 \u202e"], "mode": HOSTILE},
         }
-        info["config"] |= {"data": HOSTILE, HOSTILE: [HOSTILE], "long": "x" * 10_000, "seed": HOSTILE}
+        info["config"] |= {"data": HOSTILE, HOSTILE: [HOSTILE], "long": "x" * 10_000}
         (tmp_path / "run/run.json").write_text(json.dumps(info))
         write_report([fadeviz.open_run(tmp_path / "run")], tmp_path / "page.html", title=HOSTILE)
         return Page(tmp_path / "page.html")
@@ -379,14 +379,23 @@ class TestStrangers:
         assert "{{data}}" in hostile.text  # what is put in is not filled in again
 
     def test_control_characters_and_long_values_are_cut(self, hostile):
-        assert hostile.data["images"][1]["name"] == "\ufffd \ufffd \ufffd"
+        assert hostile.data["images"][1]["name"] == r"\ud800 \x00 \u202e"  # as text
         assert "x" * 199 + "…" in hostile.text
         assert "x" * 200 not in hostile.text
 
-    @pytest.mark.parametrize("versions", [None, 3, ["a"], "text"])
-    def test_settings_of_another_shape_are_no_crash(self, tmp_path, versions):
+    @pytest.mark.parametrize("change", [{"versions": 3}, {"versions": ["a"]}, {"weights": {"a": [1]}}])
+    def test_settings_of_another_shape_are_named(self, tmp_path, change):
         make_run(tmp_path / "run")
-        info = json.loads((tmp_path / "run/run.json").read_text()) | {"versions": versions, "weights": {"a": [1]}}
+        info = json.loads((tmp_path / "run/run.json").read_text()) | change
+        (tmp_path / "run/run.json").write_text(json.dumps(info))
+        with pytest.raises(FadevizError, match=f"run.json is damaged \\({next(iter(change))} is no"):
+            write_report([fadeviz.open_run(tmp_path / "run")], tmp_path / "page.html")
+        assert not (tmp_path / "page.html").exists()
+
+    @pytest.mark.parametrize("versions", [{}, {"a": None}, {"torch": ["x"]}])
+    def test_odd_versions_are_no_crash(self, tmp_path, versions):
+        make_run(tmp_path / "run")
+        info = json.loads((tmp_path / "run/run.json").read_text()) | {"versions": versions}
         (tmp_path / "run/run.json").write_text(json.dumps(info))
         write_report([fadeviz.open_run(tmp_path / "run")], tmp_path / "page.html")
 

@@ -110,7 +110,7 @@ def shown(page, tile):
 
 def drawn(runs, run, scope, at, kind="feature", image=0, palette="gray"):
     """What the library draws: every run counts for the shared range."""
-    maps = [one.maps(LAYER, kind, image=image) for one in runs]
+    maps = [one.maps(LAYER, kind, image=image)[:] for one in runs]
     limits = limits_by_scope(maps, range(len(runs)), kind, scope)
     return colorize(normalize(maps[run][at], limits[run][at]), palette)
 

@@ -4,9 +4,12 @@ import errno
 import json
 import math
 import os
+import pickle
+import struct
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +17,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, Run, Snapshot, open_run
-from fadeviz.snapshots import KINDS, SnapshotStore, read_metrics, replacing, write_whole
+from fadeviz.snapshots import KINDS, Maps, SnapshotStore, read_metrics, replacing, write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("encoder.4", "decoder.10.upsample", "decoder.3.upsample", "head")
 """In the network's order, which is neither that of the alphabet nor that of the files."""
 STEPS = (0, 5, 120)
+FIFTH = "step_000005.safetensors"
 EXTREMES = np.array(
     [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 3.4028235e38, -3.4028235e38, 1e-45, 1.1754944e-38], np.float32
 )
@@ -505,6 +510,358 @@ class TestWrongNames:
     def test_no_steps_asked_for(self, run):
         with pytest.raises(FadevizError, match="no steps"):
             run.maps("head", steps=[])
+
+
+def opened_files(monkeypatch):
+    """The names of the files that are opened from now on, in order."""
+    opened = []
+
+    def spy(file, framework):
+        opened.append(Path(file).name)
+        return safe_open(file, framework)
+
+    monkeypatch.setattr("fadeviz.snapshots.safe_open", spy)
+    return opened
+
+
+class TestMaps:
+    LAYER = "decoder.3.upsample"
+
+    def whole(self, kind="feature"):
+        return np.stack([value(step, self.LAYER, kind) for step in STEPS])
+
+    def test_coordinates(self, tmp_path):
+        make_run(tmp_path, info={"observation": {"names": ["cat", "dog"]}})
+        run = open_run(tmp_path)
+        maps = run.maps(self.LAYER)
+        assert isinstance(maps, Maps)
+        assert (maps.shape, maps.ndim, maps.size, maps.nbytes, len(maps)) == ((3, 3, 4, 5), 4, 180, 720, 3)
+        assert maps.dtype == np.float32
+        assert (maps.layer, maps.kind, maps.call, maps.steps) == (self.LAYER, "feature", 0, STEPS)
+        assert maps.dims == ("step", "image", "y", "x")
+        assert maps.images == ("cat", "dog", "image 2")  # run.json names two of the three
+        assert run.maps(self.LAYER, image=1).images == ("dog",)
+        channels = run.maps(self.LAYER, "channels", steps=[120, 0])
+        assert channels.dims == ("step", "image", "channel", "y", "x")
+        assert channels.steps == (120, 0)
+        assert run.maps(self.LAYER, "channels", image=0, channel=2).dims == ("step", "y", "x")
+        told = repr(run.maps(self.LAYER, "channels", channel=2))
+        assert "fade, decoder.3.upsample, channels, channel 2: step 3, image 2, y 4, x 5; float32, 480 bytes" in told
+        assert "steps 0, 5, 120" in told
+
+    @pytest.mark.parametrize(
+        "index",
+        [
+            0, -1, np.int64(1), slice(None), slice(1, 3), slice(None, None, -1), slice(5, 9), slice(-2, None), ...,
+            [0, 2], [2, 0, 0], [], [-1], np.array([1, 2]), [True, False, True], np.array([False] * 3),
+            (1, 1), (1, -1), (slice(None), 0), (slice(None), slice(1, None)), (..., 0), (..., slice(None, None, 2)),
+            (0, ...), (0, 1, 2, 3), (slice(0, 2), slice(None, None, -1)), (slice(None), slice(2, None, -2)),
+            (slice(None), slice(9, 1)), ([0, 2], 1), ([2, 1], slice(0, 2), ..., 4), (0, slice(1, 1)),
+            (slice(1, 1), 0), (-1, ..., slice(1, 3), slice(4, 0, -3)), (0, slice(None), 1), (),
+        ],
+        ids=str,
+    )  # fmt: skip
+    @pytest.mark.parametrize("kind", ["feature", "channels"])
+    def test_an_index_gives_what_it_gives_of_an_array(self, run, kind, index):
+        maps, whole = run.maps(self.LAYER, kind), self.whole(kind)
+        if kind == "channels" and isinstance(index, tuple) and len(index) == 4 and Ellipsis not in index:
+            index = (*index, 0)
+        got = maps[index]
+        assert got.dtype == np.float32
+        assert got.shape == whole[index].shape
+        assert np.array_equal(got, whole[index])
+
+    @settings(max_examples=60, deadline=None)
+    @given(data=st.data())
+    def test_any_slices(self, tmp_path_factory, data):
+        if not hasattr(type(self), "opened"):
+            make_run(tmp_path_factory.mktemp("slices"))
+            type(self).opened = open_run(tmp_path_factory.getbasetemp() / "slices0")
+        image, channel = data.draw(st.sampled_from([None, 0, 1])), data.draw(st.sampled_from([None, 0, 5]))
+        maps = self.opened.maps(self.LAYER, "channels", image=image, channel=channel)
+        whole = self.whole("channels")
+        whole = whole if channel is None else whole[:, :, channel]
+        whole = whole if image is None else whole[:, image]
+        index = tuple(data.draw(st.one_of(st.integers(-n, n - 1), st.slices(n))) for n in whole.shape)
+        index = index[: data.draw(st.integers(0, len(index)))]
+        assert np.array_equal(maps[index], whole[index])
+
+    @pytest.mark.parametrize(
+        ("index", "line"),
+        [
+            (3, "index 3 is out of bounds for axis 'step' with size 3"),
+            ((0, -4), "index -4 is out of bounds for axis 'image' with size 3"),
+            ([0, 3], "out of bounds for axis 'step'"),
+            ((0, 0, 0, 0, 0), "too many indices: maps have 4 axes"),
+            ((..., 0, ...), "single ellipsis"),
+            (None, "axis 'step' of maps takes integers, slices and a list, not NoneType: index np.asarray"),
+            ((0, [0, 1]), "axis 'image' of maps takes integers and slices, not list"),
+            (True, "not bool"),
+            (1.0, "not float"),
+            ([[0, 1]], "not list"),
+            ([0.5], "not float64"),
+            ([True, False], "not bool"),
+            ("head", "not str"),
+        ],
+    )
+    def test_other_indices_are_refused(self, run, index, line):
+        with pytest.raises(IndexError, match=line):
+            run.maps(self.LAYER)[index]
+
+    def test_as_an_array(self, run):
+        maps, whole = run.maps(self.LAYER), self.whole()
+        assert np.array_equal(np.asarray(maps), whole)
+        assert np.asarray(maps, np.float64).dtype == np.float64
+        assert np.array(maps, copy=True).tobytes() == whole.tobytes()
+        assert np.mean(maps) == np.mean(whole)
+        with pytest.raises(ValueError, match="always a copy"):
+            np.array(maps, copy=False)
+        assert [m.tolist() for m in maps] == whole.tolist()
+        first = maps[0]
+        first[:] = 0
+        assert np.array_equal(maps[0], whole[0])
+
+    def test_only_what_is_indexed_is_read(self, tmp_path, monkeypatch):
+        store = SnapshotStore(tmp_path, "x")
+        store.write_info({})
+        for step in range(10):
+            store.write(step, [Snapshot(step, "a", 0, "feature", np.full((3, 4, 5), step, np.float32))])
+        run = open_run(tmp_path)
+        assert run.layers
+        opened = opened_files(monkeypatch)
+        maps = run.maps("a")
+        assert set(opened) == {"step_000000.safetensors"}  # one header, for the shape
+        opened.clear()
+        assert maps[3:5, 0].tolist() == [np.full((4, 5), step).tolist() for step in (3, 4)]
+        assert set(opened) == {"step_000003.safetensors", "step_000004.safetensors"}
+        opened.clear()
+        assert maps[7, 1, 2, 3] == 7
+        assert maps.steps[-1] == 9
+        assert repr(maps)
+        assert set(opened) == {"step_000007.safetensors"}
+        opened.clear()
+        rows = iter(maps)
+        assert next(rows)[0, 0, 0] == 0
+        assert set(opened) == {"step_000000.safetensors"}
+
+    @pytest.mark.parametrize(
+        ("index", "asked"),
+        [
+            ((0, 1), (slice(1, 2),)),
+            ((0, slice(None, 0, -1)), (slice(1, 3),)),
+            ((0, ..., 2), (slice(0, 3),)),
+            ((0, slice(3, 9)), (slice(0, 1),)),
+        ],
+    )
+    def test_of_a_step_only_the_images_are_read(self, run, monkeypatch, index, asked):
+        taken = []
+
+        class Handle:
+            def __init__(self, file, framework):
+                self.file = safe_open(file, framework)
+
+            def __enter__(self):
+                self.file.__enter__()
+                return self
+
+            def __exit__(self, *error):
+                return self.file.__exit__(*error)
+
+            def __getattr__(self, name):
+                return getattr(self.file, name)
+
+            def get_slice(self, key):
+                part = self.file.get_slice(key)
+
+                class Part:
+                    get_shape, get_dtype = part.get_shape, part.get_dtype
+
+                    def __getitem__(self, index):
+                        taken.append(index)
+                        return part[index]
+
+                return Part()
+
+        maps = run.maps(self.LAYER)
+        monkeypatch.setattr("fadeviz.snapshots.safe_open", Handle)
+        assert np.array_equal(maps[index], self.whole()[index])
+        assert taken == [asked]
+
+    def test_another_shape_is_named(self, store):
+        store.write(5, [Snapshot(5, self.LAYER, 0, "feature", np.zeros((3, 8, 8)))])
+        maps = open_run(store.path).maps(self.LAYER)
+        line = "step_000005.safetensors: 'feature' of 'decoder.3.upsample' is 3x8x8, but 3x4x5 at step 0. Choose"
+        for read in (lambda: maps[1], lambda: maps[:], lambda: np.asarray(maps), lambda: maps[[0, 1], 0]):
+            with pytest.raises(FadevizError, match=line) as caught:
+                read()
+            one_line(caught)
+        assert np.array_equal(maps[[0, 2]], self.whole()[[0, 2]])
+
+    @pytest.mark.parametrize("shape", [(), (4,), (4, 5), (1, 3, 4, 5), (3, 0, 5), (2**31, 0, 4)])
+    def test_axes_that_are_no_maps(self, store, shape):
+        store.write(0, [Snapshot(0, self.LAYER, 0, "feature", np.zeros(shape))])
+        with pytest.raises(FadevizError, match="step 0: 'feature' of .* axes that are not empty are needed") as caught:
+            open_run(store.path).maps(self.LAYER)
+        one_line(caught)
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint8])
+    def test_another_type_is_refused(self, store, dtype):
+        header = {"fadeviz": json.dumps({"step": 5, "run_id": store.run_id})}
+        save_file({"head/0/feature": np.zeros((3, 4, 5), dtype)}, store.path / "snapshots" / FIFTH, header)
+        run = open_run(store.path)
+        for read in (lambda: run.read(5, "head", "feature"), lambda: run.maps("head")[1]):
+            with pytest.raises(FadevizError, match=r"step_000005.safetensors: head/0/feature is .*, but F32 is") as got:
+                read()
+            one_line(got)
+
+    def test_a_file_that_goes_while_it_is_read(self, store):
+        maps = open_run(store.path).maps("head")
+        (store.path / "snapshots" / FIFTH).unlink()
+        with pytest.raises(
+            FadevizError, match=r"step_000005.safetensors cannot be read .*Open the run again"
+        ) as caught:
+            np.asarray(maps)
+        one_line(caught)
+
+    def test_a_pickled_run_is_opened_again(self, run):
+        maps = pickle.loads(pickle.dumps(run.maps(self.LAYER)))
+        assert np.array_equal(maps, self.whole())
+        assert maps.run.path == run.path
+
+
+class TestXarray:
+    @pytest.fixture(autouse=True)
+    def _installed(self):
+        pytest.importorskip("xarray", reason='needs xarray: pip install -e ".[xarray]"')
+
+    def test_maps(self, tmp_path):
+        make_run(tmp_path, info={"observation": {"names": ["cat", "dog", "cow"]}})
+        run = open_run(tmp_path)
+        array = run.maps("head").to_xarray()
+        assert array.dims == ("step", "image", "y", "x")
+        assert array.dtype == np.float32
+        assert array.name == "feature"
+        assert array.sel(step=5, image="dog").equals(array[1, 1])
+        assert np.array_equal(array.sel(step=5, image="dog"), value(5, "head", "feature")[1])
+        assert array.coords["x"].values.tolist() == [0, 1, 2, 3, 4]
+        assert array.attrs["layer"] == "head"
+        assert array.attrs["run"] == "0a1b2c"
+        assert array.attrs["meaning"] == KINDS["feature"]
+        one = run.maps("decoder.3.upsample", "channels", image=1, channel=4, steps=[5]).to_xarray()
+        assert one.dims == ("step", "y", "x")
+        assert (one.coords["image"].item(), one.coords["channel"].item()) == ("dog", 4)
+        assert run.maps("decoder.3.upsample", "channels").to_xarray().dims == ("step", "image", "channel", "y", "x")
+
+    def test_a_layer(self, run):
+        found = run.to_xarray()
+        assert set(found.data_vars) == {"feature", "gradient"}
+        assert found.attrs == {"run": "0a1b2c", "layer": "decoder.3.upsample"}
+        assert np.array_equal(found["gradient"], run.maps(kind="gradient"))
+        assert set(run.to_xarray("head").data_vars) == {"feature"}
+        with pytest.raises(FadevizError, match="no layer in .* 'heads'. Nearest: 'head'"):
+            run.to_xarray("heads")
+
+    def test_kinds_of_another_size_are_left_out(self, tmp_path):
+        store = SnapshotStore(tmp_path, "x")
+        store.write_info({})
+        kinds = {"feature": (2, 4, 5), "gate": (2, 8, 10), "gradient": (2, 4, 5), "constant": (1, 4, 5)}
+        store.write(0, [Snapshot(0, "a", 0, kind, np.zeros(shape)) for kind, shape in kinds.items()])
+        assert set(open_run(tmp_path).to_xarray().data_vars) == {"feature", "gradient"}
+        assert open_run(tmp_path).maps("a", "constant").images == ("constant input",)
+
+    def test_missing(self, run, monkeypatch):
+        monkeypatch.setitem(sys.modules, "xarray", None)
+        for call in (run.to_xarray, run.maps("head").to_xarray):
+            with pytest.raises(FadevizError, match=r'xarray is missing. Install it: pip install "fadeviz\[xarray\]"'):
+                call()
+
+
+def crafted(entries, data=b"", **header):
+    """A safetensors file with any header."""
+    text = json.dumps({"__metadata__": {"fadeviz": json.dumps(header)}, **entries}).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+HUGE = 2**20
+"""Along each of two axes: 4 TB."""
+
+
+class TestClaims:
+    """Headers that claim more than there is: refused before any room is taken."""
+
+    @pytest.fixture(autouse=True)
+    def _little_room(self):
+        tracemalloc.start()
+        yield
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert taken < 20e6
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            crafted({"head/0/feature": entry("F32", [1, HUGE, HUGE], 0, 2**42)}, bytes(64), step=5, run_id="0a1b2c"),
+            crafted({"head/0/feature": entry("F32", [1, HUGE, HUGE], 0, 64)}, bytes(64), step=5, run_id="0a1b2c"),
+            crafted({"head/0/feature": entry("F32", [2**63, 2**63, 0], 0, 0)}, step=5, run_id="0a1b2c"),
+            crafted({"head/0/feature": entry("F32", [-1, -4, 4], 0, 64)}, bytes(64), step=5, run_id="0a1b2c"),
+            crafted({"head/0/feature": entry("F32", [1, 4, 4], 0, 64)}, bytes(60), step=5, run_id="0a1b2c"),
+            struct.pack("<Q", 2**60) + b"{}",
+        ],
+        ids=["more than the file", "more than its bytes", "overflow", "negative", "cut off", "header"],
+    )  # fmt: skip
+    def test_snapshots(self, store, data):
+        (store.path / "snapshots" / FIFTH).write_bytes(data)
+        run = open_run(store.path)
+        assert run.steps == (0, 120)
+        assert run.broken[FIFTH].startswith("damaged: ")
+        assert np.asarray(run.maps("head")).shape == (2, 3, 4, 5)
+
+    def test_a_large_first_step_takes_no_room_for_others(self, tmp_path):
+        store = SnapshotStore(tmp_path, "x")
+        store.write_info({})
+        store.write(0, [Snapshot(0, "a", 0, "feature", np.zeros((1, 512, 1024)))])  # 2 MB; for all steps 400 MB
+        for step in range(1, 200):
+            store.write(step, [Snapshot(step, "a", 0, "feature", np.zeros((1, 1, 1)))])
+        maps = open_run(tmp_path).maps("a")
+        tracemalloc.reset_peak()
+        with pytest.raises(FadevizError, match="step_000001.safetensors: 'feature' of 'a' is 1x1x1, but 1x512x1024"):
+            np.asarray(maps)
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+
+    @pytest.mark.parametrize(
+        ("images", "masks", "line"),
+        [
+            (np.zeros((2, 4, 5), np.uint8), np.zeros((2, 4, 5), np.uint8), r"images \(2, 4, 5\) and masks"),
+            (np.zeros((2, 4, 5, 4), np.uint8), np.zeros((2, 4, 5), np.uint8), r"images \(2, 4, 5, 4\)"),
+            (np.zeros((2, 4, 5, 3), np.uint8), np.zeros((1, 4, 5), np.uint8), r"masks \(1, 4, 5\)"),
+            (np.zeros((2, 4, 5, 3), np.float32), np.zeros((2, 4, 5), np.uint8), "F32 and U8, but U8"),
+            (np.zeros((2, 4, 5, 3), np.uint8), np.zeros((2, 4, 5), np.int64), "I64 and U8, but U8"),
+            (np.zeros((0, 4, 5, 3), np.uint8), np.zeros((0, 4, 5), np.uint8), r"images \(0, 4, 5, 3\)"),
+        ],
+    )
+    def test_observation(self, store, images, masks, line):
+        save_file({"images": images, "masks": masks}, store.path / "observation.safetensors")
+        with pytest.raises(FadevizError, match=line) as caught:
+            _ = open_run(store.path).observation
+        assert "observation.safetensors holds" in one_line(caught)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            crafted({"images": entry("U8", [HUGE, HUGE, 4, 3], 0, 12 * HUGE**2)}, bytes(64)),
+            crafted({"images": entry("U8", [1, 2, 2, 3], 0, 12)}, bytes(12)),
+        ],
+        ids=["huge", "no masks"],
+    )
+    def test_observation_damaged(self, store, data):
+        (store.path / "observation.safetensors").write_bytes(data)
+        with pytest.raises(FadevizError, match="observation.safetensors is missing or damaged") as caught:
+            _ = open_run(store.path).observation
+        one_line(caught)
 
 
 def test_reading_and_drawing_leave_torch_out():

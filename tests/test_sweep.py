@@ -15,12 +15,25 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 
 import fadeviz.sweep as sweep
+import fadeviz.sweep.local as local
+import fadeviz.sweep.member as member
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample
 from fadeviz.data.shuffled import BLOCK, ShuffledLabels, derangement
 from fadeviz.experiment import RunConfig, build_model, load_data, run
 from fadeviz.snapshots import only_writer
-from fadeviz.sweep import MANIFEST, Member, parse_seeds, plan_sweep, read_plan, run_sweep
+from fadeviz.sweep import (
+    MANIFEST,
+    Event,
+    LocalProcesses,
+    Member,
+    begun,
+    parse_seeds,
+    plan_sweep,
+    read_plan,
+    run_sweep,
+)
+from fadeviz.sweep.member import train_member
 from fadeviz.training.loop import batches
 
 TINY = RunConfig(
@@ -54,26 +67,21 @@ def no_processes(monkeypatch):
     def refuse(*arguments):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(sweep._Sweep, "_start", refuse)
+    monkeypatch.setattr(local, "_start", refuse)
 
 
-class Inline:
-    """A process that does its work in this one: a process of its own costs seconds of imports."""
-
-    pid, exitcode = 0, 0
-
-    def __init__(self, target, args, name, daemon):
-        self.start = lambda: target(*args)
-
-    def join(self, timeout=None):
-        pass
+def train_here(self, tasks):
+    """An executor without processes, which cost seconds of imports."""
+    for task in tasks:
+        yield [Event(task, "running")]
+        told = [None]
+        end = train_member(task.config, task.folder, told.append)
+        yield [Event(task, end.status, end.message, told[-1], end.result, end.traceback)]
 
 
 @pytest.fixture
 def inline(monkeypatch):
-    context = SimpleNamespace(Process=Inline, Pipe=multiprocessing.Pipe)
-    monkeypatch.setattr(sweep.multiprocessing, "get_context", lambda method: context)
-    monkeypatch.setattr(sweep.signal, "signal", lambda *arguments: None)  # a worker's signals are not this process's
+    monkeypatch.setattr(LocalProcesses, "train", train_here)
 
 
 class TestPlan:
@@ -354,7 +362,6 @@ class TestSweep:
             told.append(progress)
             if progress.status == "running":
                 (process,) = multiprocessing.active_children()
-                assert process.name == progress.name
                 if progress.name == "bilinear-seed0":
                     raise KeyboardInterrupt
                 process.kill()
@@ -371,14 +378,14 @@ class TestSweep:
         assert not (tmp_path / "bicubic-seed0").exists()
 
         def finish(config, folder, *, resume, report):
-            begun.append((folder.name, resume))
+            trained.append((folder.name, resume))
             return SimpleNamespace(info={"result": {"miou": 0.5}})
 
-        begun = []
+        trained = []
         request.getfixturevalue("inline")
-        monkeypatch.setattr(sweep, "run", finish)  # that a resumed run ends as if it had never stopped is tested there
+        monkeypatch.setattr(member, "run", finish)  # that a resumed run ends as if it had never stopped is tested there
         assert [outcome.status for outcome in run_sweep(plan, tmp_path)] == ["finished"] * 3
-        assert begun == [("nearest-seed0", True), ("bilinear-seed0", True), ("bicubic-seed0", False)]
+        assert trained == [("nearest-seed0", True), ("bilinear-seed0", True), ("bicubic-seed0", False)]
         assert list(statuses(tmp_path).values()) == ["finished"] * 3
 
 
@@ -420,50 +427,46 @@ class TestFolder:
     def test_what_a_run_leaves_that_was_killed_at_birth(self, tmp_path):
         (tmp_path / "snapshots").mkdir()
         (tmp_path / ".run.partial.json").write_text("{")
-        sweep._clear_unbegun(tmp_path)
+        assert not begun(tmp_path)
         assert not list(tmp_path.iterdir())
         (tmp_path / "snapshots").mkdir()
         (tmp_path / "snapshots" / "step_000001.safetensors").write_text("mine")
         (tmp_path / "notes.txt").write_text("mine")
-        sweep._clear_unbegun(tmp_path)
+        assert not begun(tmp_path)
         assert len(list(tmp_path.rglob("*"))) == 3
 
-    def test_what_a_worker_says_last(self, tmp_path, monkeypatch):
-        said = []
-        pipe = SimpleNamespace(send=said.append)
-        monkeypatch.setattr(sweep.signal, "signal", lambda *arguments: None)  # as in a process of its own
+    def test_whatever_goes_wrong_is_told(self, tmp_path, monkeypatch):
+        ends = []
         for error, message in (
             (FadevizError("no room"), "no room"),
             (RuntimeError("one\ntwo"), "RuntimeError: one"),
             (MemoryError(), "MemoryError: "),
             (KeyboardInterrupt(), ""),
         ):
-            monkeypatch.setattr(sweep, "run", lambda *args, error=error, **options: (_ for _ in ()).throw(error))
-            sweep._work(TINY, tmp_path, 1, pipe)
-            assert said[-1].message == message
-        assert [end.status for end in said] == ["failed", "failed", "failed", "interrupted"]
-        assert ["Traceback" in end.traceback for end in said] == [False, True, True, False]
+            monkeypatch.setattr(member, "run", lambda *args, error=error, **options: (_ for _ in ()).throw(error))
+            ends.append(train_member(TINY, tmp_path, print))
+            assert ends[-1].message == message
+        assert [end.status for end in ends] == ["failed", "failed", "failed", "interrupted"]
+        assert ["Traceback" in end.traceback for end in ends] == [False, True, True, False]
 
-    def test_a_damaged_run_fails_alone(self, tmp_path, monkeypatch):
+    def test_a_damaged_run_fails_alone(self, tmp_path):
         (tmp_path / "run.json").write_text("{")
-        said = []
-        monkeypatch.setattr(sweep.signal, "signal", lambda *arguments: None)
-        sweep._work(TINY, tmp_path, 1, SimpleNamespace(send=said.append))
-        assert said[0].status == "failed"
-        assert "run.json is damaged" in said[0].message
+        end = train_member(TINY, tmp_path, print)
+        assert end.status == "failed"
+        assert "run.json is damaged" in end.message
 
     def test_a_worker_stops_when_the_sweep_is_gone(self, tmp_path, monkeypatch):
         def gone(what):
             raise BrokenPipeError
 
-        monkeypatch.setattr(sweep.signal, "signal", lambda *arguments: None)
-        sweep._work(TINY, tmp_path / "run", 1, SimpleNamespace(send=gone))
+        monkeypatch.setattr(local.signal, "signal", lambda *arguments: None)  # as in a process of its own
+        local._work(SimpleNamespace(send=gone, recv=lambda: (TINY, tmp_path / "run")), 1)
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
 
     def test_how_a_process_died(self):
-        assert sweep._death(-9).startswith("its process was killed by SIGKILL. The system")
-        assert sweep._death(-11) == "its process was killed by SIGSEGV"
-        assert "exit code 3" in sweep._death(3)
+        assert local._death(-9).startswith("its process was killed by SIGKILL. The system")
+        assert local._death(-11) == "its process was killed by SIGSEGV"
+        assert "exit code 3" in local._death(3)
 
 
 class TestCommand:
@@ -476,7 +479,8 @@ class TestCommand:
     def test_failures_come_at_the_end(self, swept, monkeypatch):
         out, plan, outcomes, _ = swept
 
-        def as_before(plan, out, *, jobs, report):
+        def as_before(plan, out, *, executor, report):
+            assert executor.jobs == 1
             assert plan == swept[1]  # of the manifest, without any option
             return outcomes
 
@@ -503,16 +507,18 @@ class TestCommand:
 
     def test_shares_the_training_options_of_record(self):
         of = {name: {p.name for p in main.commands[name].params} for name in ("record", "sweep")}
-        assert of["record"] - of["sweep"] == {"upsampler", "seed", "labels", "resume", "overwrite"}
-        assert of["sweep"] - of["record"] == {"upsamplers", "seeds", "jobs"}
+        assert of["record"] - of["sweep"] == {"upsampler", "seed", "labels", "resume", "overwrite", "requeue"}
+        assert of["sweep"] - of["record"] == {
+            "upsamplers", "seeds", "jobs", "executor", "slurm_options", "scheduler", "dry_run"
+        }  # fmt: skip
 
     def test_a_log_has_a_line_a_minute(self, swept, monkeypatch, capsys):
-        from fadeviz_cli.main import _SweepLines
+        from fadeviz_cli.sweep import _SweepLines
 
         _, plan, _, _ = swept
         lines = _SweepLines(plan)
         clock = iter([0.0, 30.0, 61.0, 90.0, 122.0])
-        monkeypatch.setattr("fadeviz_cli.main.time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr("fadeviz_cli.sweep.time", SimpleNamespace(monotonic=lambda: next(clock)))
         for step in range(1, 6):
             lines.report(sweep.SweepProgress("fade-seed0", "running", step, 10, 0.5, {}, "", 1, 3))
         assert capsys.readouterr().err.splitlines() == [
@@ -520,7 +526,7 @@ class TestCommand:
         ]
 
     def test_lines_on_a_terminal(self, swept, monkeypatch, capsys):
-        from fadeviz_cli.main import _SweepLines
+        from fadeviz_cli.sweep import _SweepLines
 
         monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
         _, plan, _, told = swept

@@ -274,7 +274,7 @@ def learning_order(
     for name, members in groups.items():
         measured = []
         for run in members:
-            maps = run.maps(chosen, kind, steps=shown)
+            maps = run.maps(chosen, kind, steps=shown)[:]
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         found.append((name, members, measured))
@@ -443,11 +443,11 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
         for one_run, other_run in itertools.pairwise(members):
             if _setting(one_run, "seed") == _setting(other_run, "seed"):
                 raise FadevizError(
-                    f"{one_run.path} and {other_run.path} are both {label} with seed {_setting(one_run, 'seed')}. "
-                    "Give one of them"
+                    f"{one_run.address} and {other_run.address} are both {label} with seed "
+                    f"{_setting(one_run, 'seed')}. Give one of them"
                 )
     notes = [f"the runs differ in {name}" for name in differing]
-    notes += [f"{run.path}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
+    notes += [f"{run.address}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
     last = min(run.steps[-1] for run in runs)
     longer = sum(run.steps[-1] > last for run in runs)
     if longer:
@@ -469,15 +469,15 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
     if kind in CHANNEL_KINDS:
         raise FadevizError(f"kind {kind!r} has many maps an image. Measure one of feature, gradient, gate")
     for one, other in itertools.combinations(runs, 2):
-        if one.path.resolve() == other.path.resolve():
-            raise FadevizError(f"{one.path} and {other.path} are the same run, {one.run_id}. Give it once")
+        if one.same_place(other):
+            raise FadevizError(f"{one.address} and {other.address} are the same run, {one.run_id}. Give it once")
     chosen = layer if layer is not None else runs[0].default_layer(kind)
     images, masks = runs[0].observation
     for run in runs:
         run.check(chosen, kind)
         if not (np.array_equal(images, run.observation[0]) and np.array_equal(masks, run.observation[1])):
             raise FadevizError(
-                f"{runs[0].path} and {run.path} observed different pictures: they cannot be compared. "
+                f"{runs[0].address} and {run.address} observed different pictures: they cannot be compared. "
                 "Record both with the same --data, --size and observation options"
             )
     return chosen
@@ -487,15 +487,15 @@ def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, reg
     size = regions[0].band.shape
     if maps.shape[1:] != (len(regions), *size):
         raise FadevizError(
-            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.path}, but {len(regions)} of "
-            f"{size[0]}x{size[1]} in {first.path}: they cannot be compared. Choose a layer of one size with --layer"
+            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.address}, but {len(regions)} of "
+            f"{size[0]}x{size[1]} in {first.address}: they cannot be compared. Choose a layer of one size with --layer"
         )
 
 
 def _measured_steps(runs: Sequence[Run], steps: Sequence[int] | None) -> tuple[int, ...]:
     shown = common_steps(runs, steps)
     if 0 not in shown:
-        where = next((run.path for run in runs if 0 not in run.steps), "the chosen steps")
+        where = next((run.address for run in runs if 0 not in run.steps), "the chosen steps")
         raise FadevizError(f"step 0, the untrained model, is missing in {where}: it is where learning is measured from")
     if len(shown) < LAST + 2:
         raise FadevizError(

@@ -351,7 +351,7 @@ def find_splice(run: Run, layer: str | None = None, kind: str = "feature") -> Sp
     Raises:
         FadevizError: the run has no such maps.
     """
-    spans = foreign_spans(run.maps(layer, kind))
+    spans = foreign_spans(run.maps(layer, kind)[:])
     return Splice(
         files=tuple(name for name, reason in run.broken.items() if reason.startswith("belongs to another run")),
         spans=tuple((run.steps[first], run.steps[last]) for first, last in spans),

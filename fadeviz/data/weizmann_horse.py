@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import FadevizError
+from ..errors import FadevizError, printable
 from . import Sample, Splits
 
 BLACK = 16
@@ -290,7 +290,7 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
     if lone:
         shown = ", ".join(lone[:3]) + (", ..." if len(lone) > 3 else "")
         notes.append(f"masks without an image in {layout.mask}/ are ignored: {len(lone)} ({shown})")
-    return found, notes, problems
+    return found, [printable(note) for note in notes], [printable(problem) for problem in problems]
 
 
 def _root_of(folder: Path) -> tuple[Path, _Layout]:

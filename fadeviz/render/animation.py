@@ -394,7 +394,17 @@ def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int
         macro_block_size=1,
         quality=None,
         output_params=["-crf", "12", "-preset", "medium", "-movflags", "+faststart", "-bitexact"],
+        ffmpeg_log_level="quiet",
     )
-    with writer:
-        for frame in frames:
-            writer.append_data(frame)
+    count = 0
+    try:
+        with writer:
+            for frame in frames:
+                writer.append_data(frame)
+                count += 1
+        # Nobody hears ffmpeg's exit code: the file says whether all went well.
+        written, _ = import_module("imageio_ffmpeg").count_frames_and_secs(str(path))
+    except (OSError, RuntimeError):
+        written = -1
+    if written != count:
+        raise OSError("ffmpeg could not finish the video; the disk may be full")

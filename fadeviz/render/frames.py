@@ -105,8 +105,8 @@ def select_frames(
         raise FadevizError(f"{how_many} channels: at least 1 is needed")
     for index, run in enumerate(runs):
         for other in runs[:index]:
-            if other.path.resolve() == run.path.resolve():
-                raise FadevizError(f"{other.path} and {run.path} are the same run, {run.run_id}. Give it once")
+            if run.same_place(other):
+                raise FadevizError(f"{other.address} and {run.address} are the same run, {run.run_id}. Give it once")
     chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
     for run in runs:
         run.check(chosen_layer, kind)
@@ -115,13 +115,15 @@ def select_frames(
     parts: list[tuple[Run, str, int | None, NDArray[np.float32]]] = []
     for run, label in zip(runs, _labels(runs), strict=True):
         if kind not in CHANNEL_KINDS:
-            parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown)))
+            parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown)[:]))
             continue
         if channel is None:
             numbers = select_channels(run, chosen_layer, image, how_many, kind)
         else:
             numbers = [channel] if isinstance(channel, int) else list(channel)
-        parts += [(run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown)) for n in numbers]
+        parts += [
+            (run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown)[:]) for n in numbers
+        ]
     _check_sizes([(run, maps) for run, _, _, maps in parts], chosen_layer)
     centered = centered and kind in SIGNED_KINDS and any((m < 0).any() for *_, m in parts)
     centered = centered and any((m > 0).any() for *_, m in parts)
@@ -164,8 +166,8 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kin
     """
     value = run.maps(layer, kind, image=image, steps=run.steps[-1:])[0]
     flat = value.reshape(len(value), -1).astype(np.float64)
-    usable = np.isfinite(flat).all(axis=1)
-    flat = np.where(usable[:, None], flat, 0.0)
+    usable = np.isfinite(flat).all(axis=1, keepdims=True)
+    flat = np.where(usable, flat, 0.0)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1)
     taken: list[int] = []
@@ -197,13 +199,13 @@ def _check_pictures(runs: Sequence[Run], image: int) -> None:
     for run in runs:
         count = len(run.observation[0])
         if not 0 <= image < count:
-            raise FadevizError(f"no image {image} in {run.path}: there are {count}, from 0 to {count - 1}")
+            raise FadevizError(f"no image {image} in {run.address}: there are {count}, from 0 to {count - 1}")
     first = runs[0]
     for run in runs[1:]:
         if not np.array_equal(first.observation[0][image], run.observation[0][image]):
             raise FadevizError(
-                f"{first.path} and {run.path} observed different pictures as image {image}: they cannot be compared. "
-                "Record both with the same --data, --size and observation options"
+                f"{first.address} and {run.address} observed different pictures as image {image}: they cannot be "
+                "compared. Record both with the same --data, --size and observation options"
             )
 
 
@@ -212,16 +214,16 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
     for run, other in others:
         if other.shape != maps.shape:
             raise FadevizError(
-                f"{layer}: maps are {maps.shape[1]}x{maps.shape[2]} in {first.path}, but {other.shape[1]}x"
-                f"{other.shape[2]} in {run.path}: they cannot be compared. Choose a layer of one size with --layer"
+                f"{layer}: maps are {maps.shape[1]}x{maps.shape[2]} in {first.address}, but {other.shape[1]}x"
+                f"{other.shape[2]} in {run.address}: they cannot be compared. Choose a layer of one size with --layer"
             )
 
 
 def _notes(run: Run, label: str, maps: NDArray[np.float32], shown: tuple[int, ...], all_steps: bool) -> tuple[str, ...]:
-    notes = [f"{run.path}: left out {name} ({reason})" for name, reason in run.broken.items()]
+    notes = [f"{run.address}: left out {name} ({reason})" for name, reason in run.broken.items()]
     missing = [step for step in run.steps if step not in shown]
     if missing and all_steps:
-        notes.append(f"{run.path}: {len(missing)} steps are left out that not all runs have")
+        notes.append(f"{run.address}: {len(missing)} steps are left out that not all runs have")
     cells = int((~np.isfinite(maps)).sum())
     if cells:
         notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..snapshots import CHANNEL_KINDS, Run, common_steps, replacing
+from ..snapshots import CHANNEL_KINDS, Run, common_steps, write_whole
 from .colormap import colorize, is_diverging, palette
 from .frames import FrameSequence, all_notes, select_frames
 from .labels import bar_ends, captions, font, heading, mask_greys, shorten, wrap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".pdf", ".svg")
 
@@ -114,11 +118,9 @@ def write_grid(
             f"{path}: a grid cannot be written as {path.suffix or 'a file without an ending'}. "
             f"Endings: {' '.join(ENDINGS)}"
         )
-    palette(colormap)
-    if kind in CHANNEL_KINDS and channel is None and steps is None and runs:
-        steps = _spread(common_steps(runs), _CHANNEL_COLUMNS)
-    sequences = select_frames(
+    sequences = _select(
         runs,
+        colormap,
         layer=layer,
         kind=kind,
         image=image,
@@ -127,10 +129,54 @@ def write_grid(
         normalize=normalize,
         percentiles=percentiles,
         steps=steps,
-        centered=is_diverging(colormap),
     )
     _save(sequences, path, colormap, columns, scale)
     return all_notes(sequences)
+
+
+def _select(
+    runs: Sequence[Run],
+    colormap: str,
+    *,
+    kind: str = "feature",
+    channel: int | Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    **options: Any,
+) -> list[FrameSequence]:
+    """What a grid draws; of channels at a handful of steps, if none are named."""
+    palette(colormap)
+    if kind in CHANNEL_KINDS and channel is None and steps is None and runs:
+        steps = spread(common_steps(runs), _CHANNEL_COLUMNS)
+    return select_frames(runs, kind=kind, channel=channel, steps=steps, centered=is_diverging(colormap), **options)
+
+
+def draw_grid(
+    runs: Sequence[Run],
+    *,
+    colormap: str = "gray",
+    columns: int | None = None,
+    scale: int | None = None,
+    **options: Any,
+) -> Figure:
+    """The figure that :func:`write_grid` writes, as a ``matplotlib.figure.Figure``; pyplot does not know of it.
+
+    Args:
+        runs: one run, or several to be compared.
+        colormap, columns, scale: see :func:`write_grid`.
+        options: those of ``select_frames``.
+
+    Raises:
+        FadevizError: as :func:`write_grid`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    sequences = _select(runs, colormap, **options)
+    layout = find_layout(sequences, columns=columns, scale=scale)
+    with rc_context(_STYLE):
+        figure = _draw(sequences, layout, colormap, upscale=True, placed=False)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def write_channels(run: Run, path: str | Path, **options: Any) -> tuple[str, ...]:
@@ -238,7 +284,7 @@ def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) 
     return min(range(min(frames, least), min(frames, max(least, 16)) + 1), key=badness)
 
 
-def _spread(steps: Sequence[int], count: int) -> list[int]:
+def spread(steps: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of the steps, the first and the last among them, evenly spread."""
     places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
     return [steps[round(place)] for place in places]
@@ -258,20 +304,27 @@ def _save(
         ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
         ".svg": {"Date": None, "Creator": "fadeviz"},
     }
-    with rc_context(_STYLE), replacing(path) as partial:
+    data = io.BytesIO()  # through memory: on a full disk matplotlib's PDF has an error of its own
+    with rc_context(_STYLE):
         figure = _draw(sequences, layout, colormap, upscale=ending == ".png")
         FigureCanvasAgg(figure)
-        figure.savefig(partial, format=ending[1:], dpi=layout.dpi, metadata=metadata[ending])
+        figure.savefig(data, format=ending[1:], dpi=layout.dpi, metadata=metadata[ending])
+    write_whole(path, data.getvalue())
 
 
-def _draw(sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, upscale: bool) -> Any:
-    """The figure; ``upscale`` repeats the values of a map itself, so that no renderer resamples them."""
+def _draw(
+    sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, upscale: bool, placed: bool = True
+) -> Figure:
+    """The figure; ``upscale`` repeats the values of a map itself, so that no renderer resamples them.
+
+    Pictures that are ``placed`` lie on pixels: such a figure cannot be cropped or saved at another size.
+    """
     from matplotlib.figure import Figure
 
     # A thousandth of a pixel more than the size: the renderer rounds down.
     figure = Figure(((layout.width + 1e-3) / layout.dpi, (layout.height + 1e-3) / layout.dpi), dpi=layout.dpi)
     figure.patch.set_facecolor("white")
-    page = _Page(figure, layout, exact=upscale)
+    page = _Page(figure, layout, exact=upscale and placed)
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)

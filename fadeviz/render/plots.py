@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import textwrap
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..snapshots import replacing
+from ..snapshots import write_whole
 
 ENDINGS = (".png", ".pdf", ".svg")
 
@@ -270,8 +271,10 @@ def _save(figure: Any, path: Path) -> None:
         ".svg": {"Date": None, "Creator": "fadeviz"},
     }
     FigureCanvasAgg(figure)
-    with replacing(path) as partial:
-        figure.savefig(partial, format=ending[1:], metadata=metadata[ending])
+    # Through memory: on a full disk matplotlib's PDF has an error of its own.
+    data = io.BytesIO()
+    figure.savefig(data, format=ending[1:], metadata=metadata[ending])
+    write_whole(path, data.getvalue())
 
 
 def _title(axes: Any, title: str, subtitle: str) -> None:

@@ -82,7 +82,7 @@ def write_report(
     for layer in layers:
         if runs and not any(layer in run.layers for run in runs):
             known = {name for run in runs for name in run.layers}
-            raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].path}")
+            raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
     order = learning_order(runs, layers[0] if layers else None, kinds[0] if kinds else "feature")
     members = [run for operator in order.operators for run in operator.runs]
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
@@ -117,7 +117,7 @@ def _command(
     max_mb: float,
     title: str | None,
 ) -> str:
-    words = ["fadeviz", "report", *(str(run.path) for run in runs), "-o", output.name]
+    words = ["fadeviz", "report", *(run.address for run in runs), "-o", output.name]
     words += [word for layer in layers for word in ("--layer", layer)]
     words += [word for kind in kinds for word in ("--kind", kind)]
     words += ["--images", str(images)] if images != 4 else []

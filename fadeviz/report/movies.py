@@ -109,7 +109,7 @@ def select_movies(
     if not wanted:
         raise FadevizError(
             f"no maps of {', '.join(kinds) or 'any kind'} in {', '.join(layers) or 'any layer'}. "
-            f"List what there is: fadeviz info {runs[0].path}"
+            f"List what there is: fadeviz info {runs[0].address}"
         )
     places = [(run, image) for run in range(len(runs)) for image in range(images)]
     layer, kind = wanted[0]
@@ -128,7 +128,7 @@ def select_movies(
         left_out.append(f"images {count + 1} to {images}: no room for their maps")
     gone = [run for run in range(len(runs)) if run not in shown]
     if gone:
-        names = ", ".join(str(runs[run].path) for run in gone)
+        names = ", ".join(runs[run].address for run in gone)
         left_out.append(f"maps of {len(gone)} of {len(runs)} runs, which are in the curves alone: {names}")
     places = [(run, image) for run in shown for image in range(count)]
     movies.packed = {place: movies.packed[place] for place in places if place in movies.packed}
@@ -181,7 +181,7 @@ def _packed(
 def _each(
     runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Each run and image with its maps ``(S, h, w)``; a run at a time is in memory."""
+    """Each run and image with its maps ``(S, h, w)``; an image of a run at a time is in memory."""
     for run in dict.fromkeys(run for run, _ in places):
         if kind in runs[run].layers.get(layer, ()):
             maps = runs[run].maps(layer, kind, steps=steps)

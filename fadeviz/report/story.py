@@ -324,7 +324,7 @@ def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]], dict
     table = {name: [one.get(name, "–") for one in told] for name in names}
     unlike = {name: row for name, row in table.items() if len(set(row)) > 1}
     alike = {name: row[0] for name, row in table.items() if name not in unlike or len(runs) == 1}
-    return [plain(run.path) for run in runs], unlike, alike
+    return [plain(run.address) for run in runs], unlike, alike
 
 
 _PLACES = ("data_dir", "weights")

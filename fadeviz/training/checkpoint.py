@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import FadevizError
-from ..snapshots import write_whole
+from ..snapshots import open_checkpoint, write_whole
 
 
 def write_checkpoint(
@@ -51,10 +50,7 @@ def read_checkpoint(
         FadevizError: damaged, or of another run.
     """
     try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        open_checkpoint(path).close()  # torch.load does not look at the checksums
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         if state["run_id"] != run_id:
             raise FadevizError(

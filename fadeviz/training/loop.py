@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data import Dataset, Sample
 from ..errors import FadevizError
+from .distributed import ALONE, Processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -57,9 +58,16 @@ def batch_indices(step: int, count: int | None, batch_size: int, seed: int) -> N
 
 
 def batches(
-    dataset: Dataset, steps: Iterable[int], batch_size: int, seed: int, *, flip: bool = False, ahead: int = 0
+    dataset: Dataset,
+    steps: Iterable[int],
+    batch_size: int,
+    seed: int,
+    *,
+    flip: bool = False,
+    ahead: int = 0,
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch of each step.
+    """The batch of each step, or this process's share of it.
 
     Args:
         dataset: pictures of one size.
@@ -69,13 +77,16 @@ def batches(
         flip: mirror half of the pictures left to right.
         ahead: how many batches a thread makes ready in advance. It pays where a GPU trains; on a CPU the thread takes
             the cores and the interpreter from the training (measured: 0.35 s a step against 0.29 without).
+        processes: who trains. Together their shares are the batch that one process alone would see.
     """
+    share = slice(processes.number, None, processes.count)
 
     def load(step: int) -> tuple[Tensor, Tensor]:
-        samples = [dataset[int(i)] for i in batch_indices(step, dataset.count, batch_size, seed)]
+        indices = batch_indices(step, dataset.count, batch_size, seed)
+        samples = [dataset[int(i)] for i in indices[share]]
         if flip:
-            coins = np.random.Generator(np.random.PCG64([seed, step, 1])).random(len(samples)) < 0.5
-            samples = [_mirrored(s) if coin else s for s, coin in zip(samples, coins, strict=True)]
+            coins = np.random.Generator(np.random.PCG64([seed, step, 1])).random(len(indices)) < 0.5
+            samples = [_mirrored(s) if coin else s for s, coin in zip(samples, coins[share], strict=True)]
         return to_tensors(samples)
 
     if not ahead:
@@ -121,10 +132,14 @@ def fit(
     first_step: int = 1,
     precision: Precision = "fp32",
     scaler: torch.amp.GradScaler | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[StepResult]:
     """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no picture.
 
     Between two results the caller may do with the model what leaves it as it was: evaluate, observe, save.
+
+    With several ``processes``, ``model`` is what :func:`~fadeviz.training.distributed.shared` gives, ``data`` this
+    process's share, and ``loss_fn`` a mean over pictures of one size: the step is that of the whole batch.
 
     Raises:
         FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running
@@ -144,7 +159,13 @@ def fit(
         with torch.autocast(first.device.type, dtype, enabled=precision != "fp32"):
             output = model(images)
         loss = loss_fn(output.float(), targets.to(first.device))
-        value = loss.item()
+        if processes.count > 1:
+            # Shares may differ by a picture: the mean of their means is not the batch's.
+            told = processes.summed(torch.stack([loss.detach() * len(images), loss.new_tensor(len(images))]).double())
+            value = (told[0] / told[1]).item()
+            loss = loss * (len(images) * processes.count / told[1].item())
+        else:
+            value = loss.item()
         if not np.isfinite(value):
             or_this = "" if precision == "fp32" else ", or --precision fp32"
             raise FadevizError(f"the loss became {value} at step {step}. Use a smaller --lr{or_this}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from ..data import Dataset
 from ..errors import FadevizError
+from .distributed import ALONE, Processes
 from .loop import to_tensors
 
 BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
@@ -52,8 +54,12 @@ def evaluate(
     *,
     batch_size: int = 8,
     classes: int = 2,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Test a model in eval mode, in float32; its training mode is restored.
+
+    Several ``processes`` share the pictures, and all return the figures that one alone would: to the bit, if their
+    weights are the same.
 
     Returns:
         ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all pictures pooled;
@@ -67,34 +73,45 @@ def evaluate(
     if not count:
         raise FadevizError("evaluate: there are no test pictures, or they never end. Give a data set with a count")
     device = next(model.parameters()).device
-    confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    boundary: dict[str, list[Tensor]] = {name: [] for name in BOUNDARY_SHARES}
-    loss = 0.0
+    counted: dict[int, _Counted] = {}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            for first in range(0, count, batch_size):
+            for first in range(processes.number * batch_size, count, processes.count * batch_size):
                 images, truth = to_tensors([dataset[i] for i in range(first, min(first + batch_size, count))])
                 logits = model(images.to(device)).float()
                 truth = truth.to(device)
-                loss += loss_fn(logits, truth).item() * len(images)
+                loss = loss_fn(logits, truth).item() * len(images)
                 found = logits.argmax(1)
                 valid = truth < classes
                 pairs = truth[valid] * classes + found[valid]
-                confusion += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
+                confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
+                boundary = {}
                 for name, share in BOUNDARY_SHARES.items():
                     width = boundary_width(truth.shape[1], truth.shape[2], share)
-                    boundary[name].append(boundary_iou(found == 1, truth == 1, width).cpu())
+                    boundary[name] = boundary_iou(found == 1, truth == 1, width).cpu()
+                counted[first] = _Counted(loss, confusion, boundary)
     finally:
         for module, training in modes:
             module.training = training
+    everywhere = {first: one for told in processes.gathered(counted) for first, one in told.items()}
+    parts = [everywhere[first] for first in sorted(everywhere)]
+    confusion = torch.stack([part.confusion for part in parts]).sum(0)
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
     return {
-        "test_loss": loss / count,
+        "test_loss": sum(part.loss for part in parts) / count,
         "miou": iou.nanmean().item(),
         "iou": iou[1].item(),
         "accuracy": (hits.sum() / confusion.sum()).item(),
-        **{name: torch.cat(values).nanmean().item() for name, values in boundary.items()},
+        **{name: torch.cat([part.boundary[name] for part in parts]).nanmean().item() for name in BOUNDARY_SHARES},
     }
+
+
+class _Counted(NamedTuple):
+    """What one batch of test pictures gave."""
+
+    loss: float
+    confusion: Tensor
+    boundary: dict[str, Tensor]

@@ -1,0 +1,78 @@
+"""What the commands that train share: their options, and the figures they show while they work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fadeviz.experiment import Progress
+    from fadeviz.sweep import SweepProgress
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What decides how a network is trained and observed, the same for one run and for many."""
+    for option in reversed(
+        [
+            click.option("--network", default="segnet", show_default=True, help="Network to train."),
+            click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
+                         help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir."),
+            click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]"),
+            click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps."),
+            click.option("--snapshots", default="", metavar="SCHEDULE",
+                         help="Steps to record, both ends of a range included; step 0 always is. "
+                              "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]"),
+            click.option("--width", type=float, default=1.0, show_default=True,
+                         help="Multiplier of the network's channels."),
+            click.option("--size", type=int, default=224, show_default=True,
+                         help="Side of the pictures, divisible by 32."),
+            click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step."),
+            click.option("--lr", type=float, default=0.01, show_default=True,
+                         help="Learning rate of SGD with momentum; times 0.1 after 70 % and after 90 % of the steps."),
+            click.option("--weight-decay", type=float, default=0.0, show_default=True, help="L2 penalty."),
+            click.option("--flip", is_flag=True, help="Mirror half of the training pictures."),
+            click.option("--split-seed", type=int, default=0, show_default=True,
+                         help="Seed of the train/test split and of the observed pictures."),
+            click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
+                         help="Where to train."),
+            click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
+                         help="Arithmetic of the training; observations are always fp32."),
+            click.option("--channels-last/--contiguous", default=True, show_default=True,
+                         help="Memory layout of the maps."),
+            click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
+                         help="Encoder weights: a file with torchvision's VGG16-BN names, a download, or random."),
+            click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
+                         help="Layers to record, comma-separated. List: fadeviz layers segnet."),
+            click.option("--kinds", default="", metavar="KIND,...",
+                         help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; "
+                              "or all there are. [default: the small ones that the operator has]"),
+            click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures."),
+            click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
+                         help="BatchNorm while observing: running statistics, or those of the observed pictures."),
+            click.option("--channel-images", type=int, default=1, show_default=True,
+                         help="Observed pictures of which channels, kernels and guide are kept."),
+            click.option("--evaluate-every", type=int, default=0,
+                         help="Steps between tests.  [default: a tenth of the run]"),
+            click.option("--checkpoint-every", type=int, default=250, show_default=True,
+                         help="Steps between checkpoints."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were named on the command line."""
+    default = click.core.ParameterSource.DEFAULT
+    return {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
+
+
+def figures(progress: Progress | SweepProgress) -> dict[str, str]:
+    """What a line or a bar shows of a training: its loss, where there is one, and the latest test's mIoU."""
+    loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
+    return loss | ({"mIoU": f"{progress.metrics['miou']:.3f}"} if "miou" in progress.metrics else {})
+
+
+__all__ = ["figures", "given", "training_options"]

@@ -1,0 +1,57 @@
+"""Export to a Rerun recording: maps as pictures and metrics as scalars on a timeline of steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .places import needs, new_file
+from .selection import Drawing, Selection, draw, undrawn
+from .tensorboard_log import scalars
+
+_APPLICATION = "fadeviz"
+
+
+def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+    """Write a selection as an .rrd file, which ``rerun FILE`` opens.
+
+    Entities are ``/maps/LAYER/KIND/IMAGE``, ``/observed/IMAGE/picture`` and ``/mask``, ``/metrics/NAME`` and
+    ``/run.json``; the timeline is called ``step``. Row numbers that Rerun draws make other bytes each time.
+
+    Raises:
+        FadevizError: Rerun is not installed, no .rrd, or something there that may not be replaced.
+    """
+    with needs("rerun"):
+        import rerun
+    drawing.check()
+    with new_file(out, ".rrd", _is_ours, overwrite=overwrite) as partial:
+        recording = rerun.RecordingStream(_APPLICATION, recording_id=selection.run.run_id, send_properties=False)
+        try:
+            recording.save(partial)
+            recording.log(["run.json"], rerun.TextDocument(json.dumps(selection.run.info, indent=2)), static=True)
+            for number, picture, mask in zip(selection.images, *selection.observation(), strict=True):
+                at = ["observed", selection.label(number)]
+                recording.log([*at, "picture"], rerun.Image(picture), static=True)
+                recording.log([*at, "mask"], rerun.SegmentationImage(mask), static=True)
+            for name, step, value in scalars(selection):
+                recording.set_time("step", sequence=step)
+                recording.log(["metrics", name], rerun.Scalars(value))
+            for movie in draw(selection, drawing):
+                for step, pixels in movie.frames():
+                    recording.set_time("step", sequence=step)
+                    recording.log(["maps", *movie.name.split("/")], rerun.Image(np.ascontiguousarray(pixels)))
+            recording.flush()
+        finally:
+            recording.disconnect()
+    return selection.notes + undrawn(selection)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return False
+    return start.startswith(b"RRF") and b"\x07" + _APPLICATION.encode() in start

@@ -1,0 +1,258 @@
+"""What an export holds: layers, kinds, images and steps of a run, read a step at a time or drawn as pictures."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FadevizError, unknown_name
+from ..render.colormap import colorize, palette
+from ..render.frames import FrameSequence, select_frames
+from ..render.normalize import SCOPES
+from ..snapshots import KINDS, Maps, Run, common_steps
+
+_TILE = 128
+"""Pixels that a drawn map is about wide."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The maps of one layer, kind and call over the exported steps.
+
+    Attributes:
+        maps: of all images that were recorded.
+        images: numbers of those whose maps are exported; ``(0,)`` for ``constant``, which is of no image.
+    """
+
+    maps: Maps
+    images: tuple[int, ...]
+
+    @property
+    def layer(self) -> str:
+        """The dotted module name."""
+        return self.maps.layer
+
+    @property
+    def kind(self) -> str:
+        """A name in ``KINDS``."""
+        return self.maps.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is exported: ``(steps, n, h, w)``, or ``(steps, n, C, h, w)`` for ``CHANNEL_KINDS``."""
+        return (len(self.maps), len(self.images), *self.maps.shape[2:])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the images; of ``constant``, what it was made of."""
+        return tuple(self.maps.images[number] for number in self.images)
+
+    def each_step(self) -> Iterator[NDArray[np.float32]]:
+        """What is exported of one step after the other, as recorded: a long run need not fit into the memory.
+
+        Raises:
+            FadevizError: a file that cannot be read, or whose maps have another shape than the first step's.
+        """
+        for value in self.maps:
+            yield np.ascontiguousarray(value[list(self.images)])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is exported of a run.
+
+    Attributes:
+        run: the run.
+        steps: increasing.
+        images: numbers of the observed images, increasing.
+        names: of those images.
+        parts: in the network's order.
+        notes: what was left out, a sentence each.
+    """
+
+    run: Run
+    steps: tuple[int, ...]
+    images: tuple[int, ...]
+    names: tuple[str, ...]
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...]
+
+    def label(self, number: int) -> str:
+        """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
+        name = self.names[self.images.index(number)]
+        return safe_name(name if self.names.count(name) == 1 else f"{number} {name}")
+
+    def observation(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The exported ones of the observed pictures, ``(n, H, W, 3)``, and their masks, ``(n, H, W)``."""
+        pictures, masks = self.run.observation
+        return pictures[list(self.images)], masks[list(self.images)]
+
+    def metrics(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+        """The run's numbers: the step of each line, and for each name its values; NaN where a line has none."""
+        lines = [line for line in self.run.metrics() if 0 <= line["step"] < 2**63]
+        names = dict.fromkeys(key for line in lines for key in line if key != "step")
+        columns = {name: np.array([_number(line.get(name)) for line in lines]) for name in names}
+        steps = np.array([line["step"] for line in lines], np.int64)
+        return steps, {name: values for name, values in columns.items() if not np.isnan(values).all()}
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def select(
+    run: Run,
+    *,
+    layers: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    steps: Sequence[int] | None = None,
+    images: Sequence[int] | None = None,
+) -> Selection:
+    """Choose layers, kinds, steps and images of a run; none of a sort takes all there are.
+
+    Raises:
+        FadevizError: a layer, kind, step or image that was not recorded.
+    """
+    shown = common_steps([run], steps)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("kind", kind, KINDS)
+    for layer in layers:
+        for kind in kinds or run.layers.get(layer, ("feature",)):  # the latter for Run's own error
+            run.check(layer, kind)
+    count = len(run.observation[0])
+    numbers = tuple(range(count)) if images is None else tuple(sorted(set(images)))
+    for number in numbers:
+        if not 0 <= number < count:
+            raise FadevizError(f"no image {number} in {run.address}: there are {count}, from 0 to {count - 1}")
+    if not numbers:
+        raise FadevizError(f"no images of {run.address} were asked for: there are {count}")
+    parts: list[Part] = []
+    notes: list[str] = []
+    for layer, recorded in run.layers.items():
+        for kind in recorded:
+            if (layers and layer not in layers) or (kinds and kind not in kinds):
+                continue
+            for maps in _calls(run, layer, kind, shown):
+                kept = (0,) if kind == "constant" else tuple(n for n in numbers if n < maps.shape[1])
+                if kept:
+                    parts.append(Part(maps, kept))
+                elif maps.call == 0:
+                    notes.append(f"no {kind} of {layer}: it was not recorded of the images asked for")
+    if not parts:
+        for kind in kinds:
+            run.default_layer(kind)  # says what was recorded
+        raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other --images")
+    told = run.info.get("observation", {}).get("names") or []
+    names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
+    return Selection(run, shown, numbers, names, tuple(parts), tuple(notes))
+
+
+def _calls(run: Run, layer: str, kind: str, steps: Sequence[int]) -> Iterator[Maps]:
+    yield run.maps(layer, kind, steps=steps)
+    with suppress(FadevizError):  # the call after the last one
+        for call in itertools.count(1):
+            yield run.maps(layer, kind, steps=steps, call=call)
+
+
+def safe_name(name: str) -> str:
+    """A name as one part of a path: what could lead out of a folder, hide a file or break a name is percent-encoded.
+
+    Example:
+        >>> safe_name("decoder.3.upsample"), safe_name("../../x"), safe_name("..")
+        ('decoder.3.upsample', '%2E.%2F..%2Fx', '%2E.')
+    """
+    encoded = quote(name, safe=" ", errors="replace")
+    if encoded[:1] in (".", "_", "~", " ") or encoded == "zarr.json":  # hidden, or reserved by Zarr
+        encoded = f"%{ord(encoded[0]):02X}{encoded[1:]}"
+    if len(encoded) > 150:
+        # Still one name for each: file systems hold 255 bytes.
+        import hashlib
+
+        encoded = f"{encoded[:120]}%{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:16]}"
+    return encoded or "%"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How maps become pictures: as for :func:`~fadeviz.render.frames.select_frames`.
+
+    Attributes:
+        normalize: ``frame`` or ``run``.
+        colormap: ``gray`` or any that matplotlib knows.
+    """
+
+    normalize: str = "frame"
+    colormap: str = "gray"
+
+    def check(self) -> None:
+        """Raise unless such a normalisation and colour map exist."""
+        if self.normalize not in SCOPES:
+            raise unknown_name("normalisation scope", self.normalize, SCOPES)
+        palette(self.colormap)
+
+
+@dataclass(frozen=True)
+class Movie:
+    """A map over the training, as pictures.
+
+    Attributes:
+        layer: dotted module name.
+        kind: a name in ``KINDS``.
+        name: safe to be a path: layer, kind, image and channel with ``/`` between.
+        sequence: the maps and their place in the range of values.
+        colormap: of the pictures.
+    """
+
+    layer: str
+    kind: str
+    name: str
+    sequence: FrameSequence
+    colormap: str
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Each step with its picture ``(H, W, 3)`` uint8: every cell of the map a square of whole pixels."""
+        scale = max(1, round(_TILE / self.sequence.unit.shape[-1]))
+        for step, unit in zip(self.sequence.steps, self.sequence.unit, strict=True):
+            yield step, colorize(unit, self.colormap).repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
+    """The maps of a selection as pictures, one movie after the other; of channels the representative ones.
+
+    Maps of a layer's second and later calls are not drawn: see :func:`undrawn`.
+    """
+    for part in selection.parts:
+        for image in part.images if part.maps.call == 0 else ():
+            for sequence in select_frames(
+                [selection.run],
+                layer=part.layer,
+                kind=part.kind,
+                image=image,
+                steps=selection.steps,
+                normalize=drawing.normalize,
+            ):
+                name = f"{safe_name(part.layer)}/{part.kind}"
+                if part.kind != "constant":  # of no image
+                    name += f"/{selection.label(image)}"
+                if sequence.channel is not None:
+                    name += f"/channel {sequence.channel}"
+                yield Movie(part.layer, part.kind, name, sequence, drawing.colormap)
+
+
+def undrawn(selection: Selection) -> tuple[str, ...]:
+    """Notes of what :func:`draw` leaves out, a sentence each."""
+    later = dict.fromkeys(part.layer for part in selection.parts if part.maps.call > 0)
+    return tuple(f"{layer} ran several times in a forward pass: its first call alone is drawn" for layer in later)

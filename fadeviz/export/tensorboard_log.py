@@ -1,0 +1,95 @@
+"""Export to TensorBoard: an event file with the maps as pictures and the metrics as scalars."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .places import needs, new_folder
+from .selection import Drawing, Selection, draw, safe_name, undrawn
+
+SHOWN = 10
+"""Pictures of a tag that TensorBoard keeps unless told otherwise: a random sample."""
+
+_FILE = "events.out.tfevents.0000000000.fadeviz"
+_OURS = re.compile(re.escape(_FILE))
+
+
+def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+    """Write a selection as a TensorBoard log folder: the same maps, the same bytes.
+
+    Tags are ``LAYER/KIND/IMAGE`` for pictures, ``observed/IMAGE`` for what was observed, and ``metrics/NAME`` for
+    scalars, at the training's steps. Wall time is the step in seconds: it is not known of each map, and would make
+    other bytes each time.
+
+    Returns:
+        Notes; one says how to see all steps where TensorBoard would show a sample.
+
+    Raises:
+        FadevizError: TensorBoard is not installed, or something there that may not be replaced.
+    """
+    with needs("tensorboard"):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    drawing.check()
+
+    def picture(step: int, tag: str, pixels: NDArray[np.uint8]) -> Any:
+        image = Summary.Image(
+            height=pixels.shape[0], width=pixels.shape[1], colorspace=3, encoded_image_string=as_png(pixels)
+        )
+        return Event(wall_time=step, step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+
+    def scalar(step: int, tag: str, value: float) -> Any:
+        return Event(wall_time=step, step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+
+    with new_folder(out, _OURS, _OURS, overwrite=overwrite) as partial, (partial / _FILE).open("wb") as file:
+        writer = RecordWriter(file)
+        writer.write(Event(wall_time=0, file_version="brain.Event:2").SerializeToString(deterministic=True))
+        for name, step, value in scalars(selection):
+            writer.write(scalar(step, f"metrics/{name}", value).SerializeToString(deterministic=True))
+        for name, pixels in observed(selection):
+            writer.write(picture(0, f"observed/{name}", pixels).SerializeToString(deterministic=True))
+        for movie in draw(selection, drawing):
+            for step, pixels in movie.frames():
+                writer.write(picture(step, movie.name, pixels).SerializeToString(deterministic=True))
+    notes = selection.notes + undrawn(selection)
+    if len(selection.steps) > SHOWN:
+        notes += (
+            f"TensorBoard shows {SHOWN} of the {len(selection.steps)} steps unless told to show all: "
+            f"tensorboard --logdir {shlex.quote(str(out))} --samples_per_plugin images={len(selection.steps)}",
+        )
+    return notes
+
+
+def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
+    """Every finite number of the run's metrics: a name that is safe to be a path, the step, the value."""
+    steps, columns = selection.metrics()
+    for name, values in columns.items():
+        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
+            if math.isfinite(value):
+                yield safe_name(name), step, value
+
+
+def observed(selection: Selection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Each observed picture beside its mask, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
+    for number, picture, mask in zip(selection.images, *selection.observation(), strict=True):
+        white = np.where(mask[..., None] > 0, np.uint8(255), np.uint8(0)).repeat(3, axis=2)
+        yield selection.label(number), np.concatenate([picture, white], axis=1)
+
+
+def as_png(pixels: NDArray[np.uint8]) -> bytes:
+    """Pixels ``(H, W, 3)`` uint8 as a PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,121 @@
+"""Export to Weights & Biases, offline: a run folder on disk, for ``wandb sync`` to send when you say so."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..errors import FadevizError
+from .places import new_folder
+from .selection import Drawing, Selection, draw, undrawn
+from .tensorboard_log import as_png, observed, scalars
+
+_OURS = re.compile(r"wandb/(debug[^/]*\.log|latest-run|offline-run-[0-9_]+-fadeviz-[^/]+/.+)")
+_MARK = re.compile(r"wandb/offline-run-[0-9_]+-fadeviz-[^/]+/run-fadeviz-[^/]+\.wandb")
+
+_SECONDS = 120.0
+"""What W&B may take, besides the time for each picture."""
+
+
+def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+    """Write a selection as an offline W&B run, in a process of its own: no login, no network, no files at home.
+
+    Keys are ``LAYER/KIND/IMAGE`` for pictures, ``observed/IMAGE`` for what was observed and ``metrics/NAME`` for
+    scalars, at the training's steps; the run's config is run.json. The W&B run is called by the fadeviz run's id, so
+    that what is sent twice is one run there. W&B puts the time into names and files: other bytes each time.
+
+    Returns:
+        Notes; the last says how to send it.
+
+    Raises:
+        FadevizError: wandb is not installed, fails or does not end, or something there that may not be replaced.
+    """
+    # Looked for, not imported: the process below imports it. A folder called wandb, as W&B leaves, has no origin.
+    found = importlib.util.find_spec("wandb") if sys.modules.get("wandb", True) else None
+    if found is None or found.origin is None:
+        raise FadevizError('exporting to wandb needs wandb, which is not installed: pip install "fadeviz[wandb]"')
+    drawing.check()
+    with (
+        new_folder(out, _OURS, _MARK, overwrite=overwrite) as partial,
+        tempfile.TemporaryDirectory(prefix="fadeviz-wandb-") as scratch,
+    ):
+        lines = _draw_all(selection, drawing, Path(scratch))
+        run_id = "fadeviz-" + (re.sub(r"[^A-Za-z0-9_-]", "-", selection.run.run_id)[:40] or "run")
+        (Path(scratch) / "run.json").write_text(
+            json.dumps({"id": run_id, "name": selection.run.title, "config": selection.run.info, "lines": lines})
+        )
+        _log(Path(scratch), partial, _SECONDS + 0.1 * sum(len(line["pictures"]) for line in lines))
+        _tidy(partial / "wandb")
+    how = f"nothing was sent. Send it: wandb sync {shlex.quote(str(out))}/wandb/offline-run-*"
+    return (*selection.notes, *undrawn(selection), how)
+
+
+def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> list[dict[str, Any]]:
+    """Write every picture to ``folder``; return a line a step, as W&B takes steps in order alone."""
+    lines: dict[int, dict[str, Any]] = {}
+
+    def line(step: int) -> dict[str, Any]:
+        return lines.setdefault(step, {"step": step, "scalars": {}, "pictures": {}})
+
+    def keep(step: int, key: str, png: bytes) -> None:
+        file = folder / f"{hashlib.sha256(png).hexdigest()[:32]}.png"
+        file.write_bytes(png)
+        line(step)["pictures"][key] = file.name
+
+    for name, step, value in scalars(selection):
+        line(step)["scalars"][f"metrics/{name}"] = value
+    for name, pixels in observed(selection):
+        keep(0, f"observed/{name}", as_png(pixels))
+    for movie in draw(selection, drawing):
+        for step, pixels in movie.frames():
+            keep(step, movie.name, as_png(pixels))
+    return [lines[step] for step in sorted(lines)]
+
+
+def _log(scratch: Path, out: Path, seconds: float) -> None:
+    # Another process: W&B starts a service, hooks signals and exit, and may be at work for a training in this one.
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    told = {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(out),
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        **{f"WANDB_{what}_DIR": str(scratch / what) for what in ("CACHE", "CONFIG", "DATA", "ARTIFACT")},
+    }
+    # -P: the script's own folder, with modules of ours, is not searched for imports.
+    command = [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(scratch / "run.json")]
+    with (scratch / "log").open("w+b") as log:
+        process = subprocess.Popen(command, cwd=out, env=kept | told, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise FadevizError(f"wandb did not end within {seconds:.0f} s: nothing was written. Try again") from None
+        finally:
+            process.kill()  # its service ends when it does
+            process.wait()
+        if status:
+            log.seek(0)
+            said = log.read().decode("utf-8", "replace").strip().splitlines()
+            raise FadevizError(
+                f"wandb failed: {said[-1] if said else f'exit {status}'}. Nothing was written. "
+                "Is it whole? python -c 'import wandb'"
+            )
+
+
+def _tidy(folder: Path) -> None:
+    # What is only of use where the process ran: its own journals name a folder that is gone.
+    for journal in [*folder.glob("debug*.log"), *folder.glob("offline-run-*/logs"), *folder.glob("offline-run-*/tmp")]:
+        if journal.is_dir() and not journal.is_symlink():
+            shutil.rmtree(journal)
+        else:
+            journal.unlink()

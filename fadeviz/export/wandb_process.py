@@ -1,0 +1,33 @@
+"""The process that speaks with W&B: logs the pictures and numbers of one file, and ends; needs nothing of fadeviz."""
+
+import json
+import sys
+from pathlib import Path
+
+import wandb
+
+
+def main(path: Path) -> None:
+    """Log what ``path`` lists: ``id``, ``name``, ``config`` and ``lines``, each a step, scalars and picture files."""
+    told = json.loads(path.read_text())
+    settings = wandb.Settings(
+        mode="offline",
+        console="off",
+        silent=True,
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(project="fadeviz", id=told["id"], name=told["name"], config=told["config"], settings=settings)
+    for line in told["lines"]:
+        pictures = {key: wandb.Image(str(path.with_name(file))) for key, file in line["pictures"].items()}
+        run.log(line["scalars"] | pictures, step=line["step"])
+    run.finish()
+    wandb.teardown()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

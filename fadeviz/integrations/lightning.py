@@ -1,0 +1,147 @@
+"""The recorder as a callback of Lightning's Trainer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import FadevizError
+from ..recorder import Recorder
+from ..schedule import Schedule
+
+try:
+    from lightning.pytorch.callbacks import Callback
+except ImportError:
+    try:
+        from pytorch_lightning.callbacks import Callback
+    except ImportError as error:
+        raise FadevizError('the callback needs Lightning: pip install "fadeviz[lightning]"') from error
+
+
+class RecorderCallback(Callback):
+    """Records maps of a LightningModule's layers at scheduled steps, as :class:`fadeviz.Recorder` does.
+
+    Steps are those of ``trainer.global_step``: optimiser steps, also under gradient accumulation. With several
+    optimisers Lightning counts the steps of each; a scheduled step that falls inside a batch is recorded at the batch's
+    end, under the number reached there. The untrained model is step 0; sanity checks and ``fast_dev_run`` record
+    nothing. ``trainer.fit(ckpt_path=...)`` goes on in the folder from the checkpoint's step, and records the later ones
+    anew. Under DDP the first process records, and only it writes.
+
+    What the module logs goes into the run's metrics, under its own names: of training every
+    ``trainer.log_every_n_steps`` steps and at scheduled ones, of validation and of an epoch at their ends. ``fadeviz
+    plot`` draws ``miou`` and ``boundary_iou``. Under ``precision="16-mixed"`` the scale is there too, as
+    ``grad_scale``.
+
+    Example::
+
+        recording = RecorderCallback("model.decoder.*", "100:3000:100", "outputs/mine",
+                                     observe=(images, targets), loss_fn=torch.nn.functional.cross_entropy)
+        Trainer(callbacks=[recording]).fit(module, loader)
+    """
+
+    def __init__(
+        self,
+        layers: str | nn.Module | Sequence[str | nn.Module],
+        steps: str | Schedule | Iterable[int],
+        out: str | Path,
+        *,
+        observe: tuple[Any, Any],
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> None:
+        """Keep the arguments; the folder is opened when the training starts.
+
+        Args:
+            layers: names of the LightningModule's parts, e.g. ``model.decoder.*``, or modules.
+            steps: as for :class:`fadeviz.Recorder`.
+            out: the run's folder.
+            observe: ``(images, targets)``: the LightningModule's ``forward`` is called with the images.
+            loss_fn: ``loss_fn(output, targets)`` of what ``forward`` returns; None records no gradients.
+            resume: go on in the folder also where the training begins anew, at step 0.
+            overwrite: replace a run that is there; not where the training goes on from a checkpoint.
+            **options: further arguments of :class:`fadeviz.Recorder`.
+
+        Raises:
+            TypeError: an argument that the recorder does not know.
+        """
+        self.arguments: dict[str, Any] = {
+            "layers": layers, "steps": steps, "out": out, "observe": observe, "loss_fn": loss_fn, "resume": resume,
+            "overwrite": overwrite, **options,
+        }  # fmt: skip
+        inspect.signature(Recorder).bind(None, start=0, scaler=None, **self.arguments)
+        self.recorder: Recorder | None = None
+        self._logged: dict[str, Any] = {}
+        self._step = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Record the untrained model, or go on where a checkpoint left off."""
+        if trainer.fast_dev_run:
+            return
+        self._step = step = trainer.global_step
+        arguments = self.arguments if step == 0 else {**self.arguments, "resume": True, "overwrite": False}
+        # trainer.model is the module as the strategy wrapped it: a sharded one is known by its wrapper.
+        self.recorder = Recorder(trainer.model, start=step, scaler=_scaler(trainer), **arguments)
+        self._logged = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Record, if the optimiser's steps reached a scheduled one."""
+        step = trainer.global_step
+        if self.recorder is None or step == self._step:  # gradients are still being accumulated
+            return
+        self._step = step
+        self.recorder.step(step)
+        every = trainer.log_every_n_steps
+        # Reading metrics may make processes wait for each other: this is decided alike in all of them.
+        if step in self.recorder.schedule or (every and step % every == 0):
+            self._log(trainer)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what the validation found."""
+        self._log(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what the epoch found."""
+        self._log(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close the run."""
+        self._log(trainer)
+        self.close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Close the run, and say in it how the training ended."""
+        self.close(exception)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Let others write into the folder; the end of the training does it."""
+        if self.recorder is not None:
+            self.recorder.close(error)
+        self.recorder, self._logged = None, {}
+
+    def _log(self, trainer: Any) -> None:
+        if self.recorder is None:
+            return
+        # Lightning keeps values until they are logged again: what lies where the last one lay is not new.
+        found = {
+            name: value
+            for name, value in trainer.callback_metrics.items()
+            if name not in ("self", "step") and not _is_same(value, self._logged.get(name))
+        }
+        self._logged |= found
+        values = {name: float(value) for name, value in found.items() if value.numel() == 1}
+        if values:
+            self.recorder.log(trainer.global_step, **values)
+
+
+def _scaler(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _is_same(value: Tensor, before: Tensor | None) -> bool:
+    return before is not None and value.data_ptr() == before.data_ptr()

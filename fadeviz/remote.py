@@ -1,0 +1,131 @@
+"""Folders at an fsspec address: a file is fetched when it is first asked for, into a private temporary folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+import weakref
+from pathlib import Path
+from typing import Any, TypeGuard
+from urllib.parse import urlsplit
+
+from .errors import FadevizError
+
+
+def is_address(path: object) -> TypeGuard[str]:
+    """Whether a path is an address such as ``s3://bucket/run``, and no path of this machine.
+
+    Example:
+        >>> is_address("s3://bucket/run"), is_address("outputs/fade")
+        (True, False)
+    """
+    return isinstance(path, str) and "://" in path
+
+
+class RemoteFolder:
+    """A folder for reading, at any address that fsspec knows.
+
+    Attributes:
+        address: as it was given.
+        shown: the address as messages and pictures name it: without a password and without a query.
+        path: the local folder of what was fetched. It goes with this object.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Find the file system; nothing is fetched yet.
+
+        Raises:
+            FadevizError: fsspec or what it needs for this protocol is missing, or nobody knows the protocol.
+        """
+        self.address = address
+        self.shown = _shown(address)
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            raise FadevizError(
+                f'{self.shown}: reading from an address needs fsspec. Install it: pip install "fadeviz[remote]"'
+            ) from error
+        try:
+            self._system, root = url_to_fs(address)
+        except ImportError as error:
+            raise FadevizError(
+                f"{self.shown}: fsspec lacks a library for this protocol ({_line(error)}). Install that library"
+            ) from error
+        except Exception as error:  # each file system has errors of its own
+            raise FadevizError(f"cannot open {self.shown}: {_line(error)}. Check the address") from error
+        self._root = str(root).rstrip("/")
+        folder = tempfile.mkdtemp(prefix="fadeviz-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        # The last name is kept: it is what a run without an operator is called.
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", self._root.rpartition("/")[2])[:80].strip(".")
+        self.path = Path(folder, name or "run")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.address,)  # a copy in another process has a temporary folder of its own
+
+    def fetch(self, name: str) -> Path:
+        """Where a file lies on this machine; it is fetched first, whole, unless it was before.
+
+        Args:
+            name: its path in the folder, e.g. ``snapshots/step_000010.safetensors``.
+
+        Returns:
+            Its local path, which does not exist if there is no such file at the address.
+
+        Raises:
+            FadevizError: the network or the server failed, access was denied, or the disk is full.
+        """
+        local = self.path / name
+        if local.exists():
+            return local
+        partial = local.with_name(f".{uuid.uuid4().hex}.partial")  # two threads may want the same file
+        try:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._system.get_file(f"{self._root}/{name}", str(partial))
+            os.replace(partial, local)
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # each file system has errors of its own
+            raise FadevizError(
+                f"cannot fetch {self.shown}/{name}: {_line(error)}. Check the network, and that you may read there"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return local
+
+    def names(self, folder: str) -> list[str]:
+        """The bare names of what lies in a folder below this one; none where the server does not list it.
+
+        Raises:
+            FadevizError: the network or the server failed, or access was denied.
+        """
+        try:
+            self._system.invalidate_cache()  # fsspec remembers: a run that goes on has more steps by now
+            listed = self._system.ls(f"{self._root}/{folder}", detail=False)
+        except (FileNotFoundError, NotADirectoryError, NotImplementedError):
+            return []
+        except Exception as error:  # each file system has errors of its own
+            raise FadevizError(
+                f"cannot list {self.shown}/{folder}: {_line(error)}. Check the network, and that you may read there"
+            ) from error
+        return sorted({re.split(r"[/\\]", str(name).rstrip("/"))[-1] for name in listed})
+
+
+def _shown(address: str) -> str:
+    parts = urlsplit(address) if "::" not in address else None
+    if parts is None:
+        return re.sub(r"//[^/@]*@", "//***@", address).rstrip("/")
+    host = f"***@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    return f"{parts.scheme}://{host}{parts.path}".rstrip("/")
+
+
+def _line(error: Exception) -> str:
+    """What went wrong, in one line; some file systems say nothing but the kind of error."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+__all__ = ["RemoteFolder", "is_address"]

@@ -1,0 +1,217 @@
+"""Runs on this machine: some processes, each training one run after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+
+import torch
+
+from ..errors import FadevizError
+from ..experiment import Progress
+from .member import End, Event, Task, as_in_a_fresh_process, train_member
+
+_TELL_EVERY = 0.5
+"""Seconds between two words of a worker."""
+
+_GRACE = 20.0
+"""Seconds a worker has to end its step and its files before it is killed."""
+
+
+class LocalProcesses:
+    """Trains on this machine, ``jobs`` runs at a time; what fails stops no other, were it that its process is killed.
+
+    A process trains one run after the other: starting one costs seconds of imports. One that has seen a run fail is
+    not used again. Processes are spawned: a script that uses this needs ``if __name__ == "__main__":`` around it.
+
+    Args:
+        jobs: processes at a time. They share the cores; on a CPU the last bits of a result depend on the threads, and
+            so on ``jobs``.
+
+    Raises:
+        FadevizError: fewer than one.
+    """
+
+    def __init__(self, jobs: int = 1) -> None:
+        """Nothing is started before :meth:`train`."""
+        if jobs < 1:
+            raise FadevizError(f"jobs is {jobs}; it must be 1 or more")
+        self.jobs = jobs
+
+    def train(self, tasks: Sequence[Task]) -> Generator[list[Event], None, None]:
+        """Train the runs, and tell of them in batches; closing the generator stops the processes."""
+        waiting = list(reversed(tasks))
+        workers: dict[Connection, _Worker] = {}
+        threads = max(1, _cores() // self.jobs)
+        try:
+            while waiting or workers:
+                begun = []
+                while waiting and len(workers) < self.jobs:
+                    worker = _start(threads)
+                    workers[worker.pipe] = worker
+                    begun.append(worker.begin(waiting.pop()))
+                if begun:
+                    yield begun
+                told: list[Event] = []
+                for pipe in wait(list(workers)):
+                    worker = workers[pipe]  # type: ignore[index]
+                    told += worker.hear()
+                    if worker.task is None and worker.usable and waiting:
+                        told.append(worker.begin(waiting.pop()))
+                    elif worker.task is None:
+                        del workers[worker.pipe]
+                        worker.dismiss()
+                yield told
+        finally:
+            _stop(workers.values())
+
+
+@dataclass
+class _Worker:
+    """A process, and the run it trains at present."""
+
+    process: SpawnProcess
+    pipe: Connection
+    task: Task | None = None
+    progress: Progress | None = None
+    usable: bool = True
+
+    def begin(self, task: Task) -> Event:
+        self.task, self.progress = task, None
+        with contextlib.suppress(OSError):  # it has died: hear() will say so
+            self.pipe.send((task.config, task.folder))
+        return Event(task, "running")
+
+    def hear(self) -> list[Event]:
+        """What it says now, of the one run it has."""
+        task = self.task
+        assert task is not None
+        try:
+            said = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            said = End("failed", _death(self.process.exitcode), {}, "")
+        if not isinstance(said, End):
+            self.progress = Progress(*said)
+            return [Event(task, "running", progress=self.progress)]
+        if said.status == "interrupted":  # by a signal to itself alone
+            said = said._replace(status="failed", message="its process was told to stop")
+        self.task, self.usable = None, said.status == "finished"
+        return [Event(task, said.status, said.message, self.progress, said.result, said.traceback)]
+
+    def dismiss(self) -> None:
+        """Let it go: it ends when its pipe is closed."""
+        self.pipe.close()
+        self.process.join(_GRACE)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _start(threads: int) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(theirs, threads), name="fadeviz-sweep", daemon=True)
+    with _deaf_to_ctrl_c():
+        process.start()
+    theirs.close()  # the worker's end alone is open now: when it dies, ours says so
+    return _Worker(process, ours)
+
+
+def _stop(workers: Iterable[_Worker]) -> None:
+    """End the workers that are left: after Ctrl-C, or an error of the sweep itself."""
+    left = list(workers)
+    for worker in left:
+        worker.process.terminate()
+    deadline = time.monotonic() + _GRACE
+    for worker in left:
+        worker.process.join(max(0.0, deadline - time.monotonic()))
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.pipe.close()
+
+
+def _work(pipe: Connection, threads: int) -> None:
+    """What a worker process does: the runs it is given, with a word now and then, and one at the end of each."""
+    stopping, idle, told = False, True, 0.0
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        if idle:  # nothing to bring to an end
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
+    torch.set_num_threads(min(torch.get_num_threads(), threads))
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        # Here and not in the handler: what is raised amid a step can be lost in a callback, and the run would go on.
+        if stopping:
+            raise KeyboardInterrupt
+        now = time.monotonic()
+        if now - told >= _TELL_EVERY:
+            told = now
+            _say(pipe, tuple(progress))
+
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):  # the sweep is over, or gone
+        while not stopping:
+            config, folder = pipe.recv()
+            idle = False
+            with as_in_a_fresh_process():
+                end = train_member(config, folder, tell)
+            _say(pipe, end)
+            idle = True
+
+
+def _say(pipe: Connection, what: object) -> None:
+    try:
+        pipe.send(what)
+    except OSError as error:  # the sweep is gone: stop as if it had said so
+        raise KeyboardInterrupt from error
+
+
+def _death(code: int | None) -> str:
+    """How a process ended that said nothing."""
+    if code is None or code >= 0:
+        return f"its process ended with exit code {code}, without a word"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    memory = ". The system does so when memory runs out: use fewer --jobs, or a smaller --batch-size or --size"
+    return f"its process was killed by {name}{memory if name == 'SIGKILL' else ''}"
+
+
+def _cores() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """A process started here ignores Ctrl-C from its first instant: a terminal sends it to all, the sweep decides."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+__all__ = ["LocalProcesses"]

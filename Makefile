@@ -11,7 +11,7 @@ demo: $(INSTALLED)
 	$(BIN)/fadeviz demo --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Formatting, lint, types, and who may import whom.
 lint: $(INSTALLED)
@@ -22,7 +22,7 @@ lint: $(INSTALLED)
 
 # The tests that take minutes.
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 
 # The tests that need a CUDA device.
 gpu: $(INSTALLED)

@@ -61,7 +61,7 @@ def analyze(
     """Measure what RUNS learn first, outline or interior: one row an operator, with intervals over images and seeds."""
     from fadeviz.analysis.courses import operator_courses
     from fadeviz.analysis.table import course_rows, describe, number, other_rules, summary_rows
-    from fadeviz.snapshots import write_whole
+    from fadeviz.files import write_whole
 
     order = _order(runs, layer, map_kind, responses, until)
     courses = [operator_courses(order, operator) for operator in order.operators]

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FadevizError
 from .notebook import open_run
+from .runs import Run
 from .schedule import Schedule, parse_schedule
-from .snapshots import Run, Snapshot
+from .snapshots import Snapshot
 
 if TYPE_CHECKING:
     from .recorder import Recorder

@@ -16,17 +16,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .errors import FadevizError
+from .files import left_over, only_writer, write_whole
 from .remote import is_address
-from .snapshots import (
-    Run,
-    info_checksum,
-    left_over,
-    only_writer,
-    open_checkpoint,
-    open_run,
-    read_metrics,
-    write_whole,
-)
+from .runs import Run, open_run
+from .snapshots import info_checksum, open_checkpoint, read_metrics
 
 _Layout = frozenset[tuple[str, str, tuple[int, ...]]]
 """What a snapshot holds: names, number formats and shapes."""

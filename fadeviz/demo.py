@@ -7,9 +7,11 @@ from pathlib import Path
 
 from .errors import FadevizError
 from .experiment import Progress, RunConfig, run
+from .files import write_whole
 from .render.animation import write_animation
 from .render.grid import write_grid
-from .snapshots import Run, check_folder, write_whole
+from .runs import Run
+from .snapshots import check_folder
 
 UPSAMPLERS = ("fade", "carafe")
 IMAGE = 1

@@ -23,10 +23,12 @@ from .data.shuffled import ShuffledLabels
 from .data.synthetic import SyntheticHorses
 from .data.weizmann_horse import load_weizmann
 from .errors import FadevizError, unknown_name
+from .files import only_writer
 from .models import SegNet, build_network
 from .probes import MODES, Probe
+from .runs import Run, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
-from .snapshots import Run, Snapshot, SnapshotStore, check_folder, only_writer, open_run, remove_run
+from .snapshots import Snapshot, SnapshotStore, check_folder, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_number, shared
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FadevizError
-from .snapshots import CHANNEL_KINDS, KINDS, Run
+from .runs import Run
+from .snapshots import CHANNEL_KINDS, KINDS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ class NotebookRun(Run):
 
 
 def open_run(path: str | os.PathLike[str]) -> NotebookRun:
-    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`~fadeviz.snapshots.Run`.
+    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`~fadeviz.runs.Run`.
 
     Args:
         path: the run's folder; or ``s3://bucket/run``, ``https://host/run``, ``memory://run`` ...

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import FadevizError
+from .files import only_writer
 from .probes import Mode, Probe
+from .runs import Run, open_run
 from .schedule import Schedule, at, parse_schedule
-from .snapshots import Run, Snapshot, SnapshotStore, check_folder, only_writer, open_run, remove_run
+from .snapshots import Snapshot, SnapshotStore, check_folder, remove_run
 from .views import View
 
 

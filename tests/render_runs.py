@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fadeviz.snapshots import Run, Snapshot, SnapshotStore
+from fadeviz.runs import Run
+from fadeviz.snapshots import Snapshot, SnapshotStore
 
 LAYER = "decoder.3.upsample"
 STEPS = tuple(range(0, 120, 10))

@@ -22,7 +22,8 @@ from fadeviz.analysis.similarity import (
 from fadeviz.errors import FadevizError
 from fadeviz.render.colormap import to_indices
 from fadeviz.render.normalize import find_limits, normalize
-from fadeviz.snapshots import Run, Snapshot, SnapshotStore
+from fadeviz.runs import Run
+from fadeviz.snapshots import Snapshot, SnapshotStore
 
 
 def noise(*shape, seed=0):

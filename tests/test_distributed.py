@@ -140,7 +140,8 @@ except FadevizError as error:
 """
 
 
-@pytest.mark.parametrize("failing", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_fails_ends_the_others_in_words(tmp_path, failing):
     script = tmp_path / "fail.py"
     script.write_text(FAIL)

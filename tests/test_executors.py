@@ -290,7 +290,7 @@ class TestSlurm:
             ends = []
             for _ in range(5):
                 signal.signal(signal.SIGUSR2, lambda *what: handed_on.append(what))
-                ends.append(job())
+                ends.append(job._train())
         finally:
             signal.signal(signal.SIGUSR2, before)
         assert len(handed_on) == 4
@@ -445,11 +445,15 @@ class TestDask:
         with pytest.raises(KeyboardInterrupt):
             run_sweep(plan, tmp_path, executor=DaskCluster(cluster.scheduler_address, pause=0.1), report=stop)
         assert "interrupted" in statuses(tmp_path)
-        begun = [path for path in tmp_path.glob("nearest-*") if (path / "run.json").exists()]
-        assert 1 <= len(begun) <= 2
-        until(lambda: all(open_run(path).info["status"] == "interrupted" for path in begun), 30)
-        time.sleep(0.3)
-        assert [path for path in tmp_path.glob("nearest-*") if (path / "run.json").exists()] == begun
+
+        def begun():
+            return [open_run(path) for path in tmp_path.glob("nearest-*") if (path / "run.json").exists()]
+
+        for _ in range(2):  # the second worker may have been on its way when the first was heard of
+            until(lambda: all(run.info["status"] == "interrupted" for run in begun()), 30)
+            time.sleep(1)
+        assert 1 <= len(begun()) <= 2  # the third was dropped
+        assert all(run.info["status"] == "interrupted" for run in begun())
 
     def test_nobody_answers(self, tmp_path, monkeypatch):
         pytest.importorskip("distributed", reason='pip install "fadeviz[dask]"')
@@ -481,6 +485,7 @@ class TestDryRun:
         assert self.lines("--out", out, "--upsamplers", "fade:gate=off@shuffled", "--seeds", "0", *options(TINY)) == []
         assert not (out / MANIFEST).exists()
 
+    @pytest.mark.slow
     def test_the_script_goes_on_where_it_was_stopped(self, slurm, tmp_path, alone):
         out = tmp_path / "out"
         plan = plan_sweep(["nearest"], [0, 1], LONG)

@@ -218,7 +218,7 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr("fadeviz.snapshots.os.replace", full)
+    monkeypatch.setattr("fadeviz.files.os.replace", full)
     with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*--resume"):
         run(SMALL, tmp_path / "run")
     assert open_run(tmp_path / "run").steps == (0, 2)

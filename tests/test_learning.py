@@ -6,7 +6,7 @@ import pytest
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.demo import IMAGE, UPSAMPLERS, run_demo
 from fadeviz.experiment import TEST_DRAWINGS
-from fadeviz.snapshots import open_run
+from fadeviz.runs import open_run
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,9 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, Run, Snapshot, open_run
-from fadeviz.snapshots import KINDS, Maps, SnapshotStore, read_metrics, replacing, write_whole
+from fadeviz.files import replacing, write_whole
+from fadeviz.runs import Maps
+from fadeviz.snapshots import KINDS, SnapshotStore, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("encoder.4", "decoder.10.upsample", "decoder.3.upsample", "head")
@@ -520,7 +522,7 @@ def opened_files(monkeypatch):
         opened.append(Path(file).name)
         return safe_open(file, framework)
 
-    monkeypatch.setattr("fadeviz.snapshots.safe_open", spy)
+    monkeypatch.setattr("fadeviz.runs.safe_open", spy)
     return opened
 
 
@@ -683,7 +685,7 @@ class TestMaps:
                 return Part()
 
         maps = run.maps(self.LAYER)
-        monkeypatch.setattr("fadeviz.snapshots.safe_open", Handle)
+        monkeypatch.setattr("fadeviz.runs.safe_open", Handle)
         assert np.array_equal(maps[index], self.whole()[index])
         assert taken == [asked]
 

@@ -26,7 +26,8 @@ import fadeviz.experiment as experiment
 from fadeviz import FadevizError, Recorder, open_run
 from fadeviz.check import check_run, repair_run
 from fadeviz.errors import printable
-from fadeviz.snapshots import Snapshot, SnapshotStore, _machine, only_writer, read_metrics, replacing, write_whole
+from fadeviz.files import _machine, only_writer, replacing, write_whole
+from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics
 from fadeviz.sweep import Member, read_plan
 from render_runs import STEPS, make_run
 
@@ -385,7 +386,8 @@ def test_a_sweep_and_a_run_in_it(tmp_path):
 HAMMER = """
 import sys
 from pathlib import Path
-from fadeviz.snapshots import SnapshotStore, write_whole
+from fadeviz.files import write_whole
+from fadeviz.snapshots import SnapshotStore
 path, letter = Path(sys.argv[1]), sys.argv[2].encode()
 for _ in range(300):
     write_whole(path, letter * 100_000)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..snapshots import Run
+from ..runs import Run
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
 from .regions import Regions, build_regions

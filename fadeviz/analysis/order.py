@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..snapshots import CHANNEL_KINDS, Run, common_steps
+from ..runs import Run, common_steps
+from ..snapshots import CHANNEL_KINDS
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..snapshots import Run
+from ..runs import Run
 from .spectrum import FLAT, has_pattern
 
 SPLICE_MARGIN = 0.5

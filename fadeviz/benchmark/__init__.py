@@ -16,8 +16,8 @@ import torch
 
 from .. import __version__
 from ..errors import FadevizError, unknown_name
+from ..files import make_folder, write_whole
 from ..models import build_network
-from ..snapshots import SnapshotStore, write_whole
 from ..training.loop import keep_freed_memory
 from ..upsamplers import build_upsampler, parse_upsampler, split_upsamplers
 from ..upsamplers.reassemble import choose_backend
@@ -142,7 +142,7 @@ def _check_upsamplers(upsamplers: Sequence[str], plan: Plan) -> None:
 
 
 def _check_output(path: Path) -> None:
-    SnapshotStore.make_folder(path.parent)
+    make_folder(path.parent)
     if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise FadevizError(f"cannot write {path}. Give a file in a folder that can be written")
 

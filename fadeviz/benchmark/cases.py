@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import build_network
-from ..snapshots import Run, Snapshot, SnapshotStore, open_run
+from ..runs import Run, open_run
+from ..snapshots import Snapshot, SnapshotStore
 from ..training.loop import StepResult, fit
 from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler, reassemble
 from ..upsamplers.backends import native

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import FadevizError
-from ..snapshots import replacing
+from ..files import replacing
 
 
 @contextmanager

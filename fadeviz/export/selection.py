@@ -16,7 +16,8 @@ from ..errors import FadevizError, unknown_name
 from ..render.colormap import colorize, palette
 from ..render.frames import FrameSequence, select_frames
 from ..render.normalize import SCOPES
-from ..snapshots import KINDS, Maps, Run, common_steps
+from ..runs import Maps, Run, common_steps
+from ..snapshots import KINDS
 
 _TILE = 128
 """Pixels that a drawn map is about wide."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..errors import FadevizError
-from ..snapshots import Run, replacing
+from ..files import replacing
+from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .frames import FrameSequence, all_notes, select_frames
 from .labels import captions, font, heading, image_name, number, outline, shorten, wrap

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS, Run, common_steps
+from ..runs import Run, common_steps
+from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 

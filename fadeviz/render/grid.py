@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..snapshots import CHANNEL_KINDS, Run, common_steps, write_whole
+from ..files import write_whole
+from ..runs import Run, common_steps
+from ..snapshots import CHANNEL_KINDS
 from .colormap import colorize, is_diverging, palette
 from .frames import FrameSequence, all_notes, select_frames
 from .labels import bar_ends, captions, font, heading, mask_greys, shorten, wrap

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..snapshots import write_whole
+from ..files import write_whole
 
 ENDINGS = (".png", ".pdf", ".svg")
 

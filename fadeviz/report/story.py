@@ -17,7 +17,7 @@ from ..analysis.statistics import UNITS, Interval
 from ..analysis.table import other_rules, speaks_for
 from ..render.colormap import palette
 from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
-from ..snapshots import Run
+from ..runs import Run
 
 BY_OPERATOR = ("responses", "learning", "gate")
 """Groups of measures that are drawn a chart an operator; of the others, each measure has a chart."""

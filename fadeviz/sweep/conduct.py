@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 
 from ..errors import FadevizError
 from ..experiment import Progress, differing_settings, settings_of
-from ..snapshots import Run, left_over, only_writer, open_run
+from ..files import left_over, only_writer
+from ..runs import Run, open_run
 from .local import LocalProcesses
 from .manifest import MANIFEST, OWN, Manifest, read_manifest
 from .member import Event, Task

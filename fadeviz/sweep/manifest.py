@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import FadevizError
 from ..experiment import RunConfig, config_from, settings_of
-from ..snapshots import write_whole
+from ..files import write_whole
 from .plan import Member, SweepPlan
 
 MANIFEST = "manifest.json"

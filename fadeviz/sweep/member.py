@@ -17,7 +17,7 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
-from ..snapshots import left_over
+from ..files import left_over
 from .plan import Member
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FadevizError, unknown_name
 from ..experiment import Progress, RunConfig
-from ..snapshots import open_run, write_whole
+from ..files import write_whole
+from ..runs import open_run
 from .member import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
 from .plan import Member
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ..errors import FadevizError
-from ..snapshots import open_checkpoint, write_whole
+from ..files import write_whole
+from ..snapshots import open_checkpoint
 
 
 def write_checkpoint(

@@ -6,9 +6,9 @@ folder, ``manifest`` lists how each stands, and an executor (``local``, ``slurm`
 
 from .conduct import Executor, Outcome, SweepProgress, missing, run_sweep
 from .local import LocalProcesses
-from .manifest import MANIFEST
+from .manifest import MANIFEST, read_plan
 from .member import Event, Task, begun
-from .plan import CONTROLS, Member, SweepPlan, parse_seeds, plan_sweep, read_plan
+from .plan import CONTROLS, Member, SweepPlan, parse_seeds, plan_sweep
 
 __all__ = [
     "CONTROLS",

@@ -95,4 +95,14 @@ def read_manifest(path: Path) -> Manifest | None:
     return Manifest(path, config_from(settings, str(path), remedy), entries)
 
 
-__all__ = ["FORMAT", "MANIFEST", "OWN", "Manifest", "read_manifest"]
+def read_plan(out: str | Path) -> SweepPlan | None:
+    """The plan of the sweep in the folder ``out``; None where there is none.
+
+    Raises:
+        FadevizError: its manifest is damaged, or of a newer version.
+    """
+    manifest = read_manifest(Path(out) / MANIFEST)
+    return None if manifest is None else manifest.plan
+
+
+__all__ = ["FORMAT", "MANIFEST", "OWN", "Manifest", "read_manifest", "read_plan"]

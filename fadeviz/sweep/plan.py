@@ -6,7 +6,6 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -114,16 +113,4 @@ def _canonical(text: str, base: RunConfig) -> str:
     return name + ":" * bool(spelled) + ",".join(f"{key}={spelled[key]}" for key in sorted(spelled)) + at + control
 
 
-def read_plan(out: str | Path) -> SweepPlan | None:
-    """The plan of the sweep in the folder ``out``; None where there is none.
-
-    Raises:
-        FadevizError: its manifest is damaged, or of a newer version.
-    """
-    from .manifest import MANIFEST, read_manifest
-
-    manifest = read_manifest(Path(out) / MANIFEST)
-    return None if manifest is None else manifest.plan
-
-
-__all__ = ["CONTROLS", "Member", "SweepPlan", "parse_seeds", "plan_sweep", "read_plan"]
+__all__ = ["CONTROLS", "Member", "SweepPlan", "parse_seeds", "plan_sweep"]

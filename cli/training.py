@@ -16,7 +16,9 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     """What decides how a network is trained and observed, the same for one run and for many."""
     for option in reversed(
         [
-            click.option("--network", default="segnet", show_default=True, help="Network to train."),
+            click.option("--network", default="segnet", show_default=True, metavar="NAME",
+                         help="Network to train: segnet, or segformer, with options if need be: "
+                              "segformer:backbone=b1."),
             click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
                          help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir."),
             click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]"),
@@ -29,9 +31,11 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--size", type=int, default=224, show_default=True,
                          help="Side of the pictures, divisible by 32."),
             click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step."),
-            click.option("--lr", type=float, default=0.01, show_default=True,
-                         help="Learning rate of SGD with momentum; times 0.1 after 70 % and after 90 % of the steps."),
-            click.option("--weight-decay", type=float, default=0.0, show_default=True, help="L2 penalty."),
+            click.option("--lr", type=float, default=None,
+                         help="Learning rate.  [default: 0.01 of SGD for segnet, times 0.1 after 70 % and 90 % of the "
+                              "steps; 6e-5 of AdamW for segformer, its head 10 times that, falling to 0]"),
+            click.option("--weight-decay", type=float, default=None,
+                         help="Pull of the weights towards 0.  [default: 0 for segnet, 0.01 for segformer]"),
             click.option("--flip", is_flag=True, help="Mirror half of the training pictures."),
             click.option("--split-seed", type=int, default=0, show_default=True,
                          help="Seed of the train/test split and of the observed pictures."),
@@ -42,9 +46,11 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--channels-last/--contiguous", default=True, show_default=True,
                          help="Memory layout of the maps."),
             click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
-                         help="Encoder weights: a file with torchvision's VGG16-BN names, a download, or random."),
-            click.option("--layers", default="decoder.*.upsample", show_default=True, metavar="GLOB",
-                         help="Layers to record, comma-separated. List: fadeviz layers segnet."),
+                         help="Encoder weights: a file with torchvision's VGG16-BN names (segnet), a folder that "
+                              "transformers saved (segformer), a download, or random."),
+            click.option("--layers", default="", metavar="GLOB",
+                         help="Layers to record, comma-separated. List: fadeviz layers segnet.  "
+                              "[default: the upsampling operators]"),
             click.option("--kinds", default="", metavar="KIND,...",
                          help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; "
                               "or all there are. [default: the small ones that the operator has]"),

@@ -24,15 +24,16 @@ from .data.synthetic import SyntheticHorses
 from .data.weizmann_horse import load_weizmann
 from .errors import FadevizError, unknown_name
 from .files import only_writer
-from .models import SegNet, build_network
+from .models import NETWORKS, Network, build_network, parse_network
 from .probes import MODES, Probe
 from .runs import Run, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_number, shared
-from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, step_decay, to_tensors
+from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, to_tensors
 from .training.metrics import evaluate
+from .training.recipes import RECIPES
 from .upsamplers import UPSAMPLERS, parse_upsampler
 from .upsamplers.reassemble import choose_backend
 
@@ -51,20 +52,23 @@ class RunConfig:
 
     Attributes:
         upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
-        network: a name in ``NETWORKS``.
+        network: a name in ``NETWORKS``, with options: ``"segformer:backbone=b1"``.
         data: ``synthetic`` or ``weizmann``; ``data_dir`` is the latter's folder.
         size: side of the square pictures in pixels, divisible by 32.
         steps: optimiser steps.
         snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
             logarithm.
         width: multiplier of the network's channels.
-        lr: learning rate; times 0.1 at each share of the run in ``lr_drops`` (epochs 35 and 45 of 50).
+        lr: learning rate; None takes the network's, as in ``RECIPES``. SegNet's is multiplied by 0.1 at each share of
+            the run in ``lr_drops`` (epochs 35 and 45 of 50), SegFormer's rises and falls.
+        weight_decay: None takes the network's.
         seed: of the initial weights and of the data order.
         split_seed: of the train/test split and the observed pictures; apart from ``seed`` so that every seed is
             observed on the same pictures.
         labels: ``true``; or ``shuffled``, where every training picture gets the mask of another one, for a control that
             has nothing to learn but where objects usually are. Tests and observations keep the true masks.
-        weights: ``none``, ``imagenet`` or a file.
+        weights: ``none``, ``imagenet``, or a file or folder that the network's ``load_encoder`` takes.
+        layers: what to record; empty takes the network's operators.
         kinds: comma-separated, or ``all``; empty takes feature, gradient and what the operator has of gate and
             kernel_entropy.
         observe: pictures in the observation set.
@@ -81,10 +85,10 @@ class RunConfig:
     snapshots: str = ""
     width: float = 1.0
     batch_size: int = 4
-    lr: float = 0.01
+    lr: float | None = None
     lr_drops: tuple[float, ...] = (0.7, 0.9)
     momentum: float = 0.9
-    weight_decay: float = 0.0
+    weight_decay: float | None = None
     flip: bool = False
     seed: int = 0
     split_seed: int = 0
@@ -92,7 +96,7 @@ class RunConfig:
     precision: str = "fp32"
     channels_last: bool = True
     weights: str = "none"
-    layers: str = "decoder.*.upsample"
+    layers: str = ""
     kinds: str = ""
     observe: int = 4
     observe_mode: str = "eval"
@@ -102,7 +106,14 @@ class RunConfig:
     labels: str = "true"
 
     def __post_init__(self) -> None:
-        """Raise for settings that no run can have."""
+        """Fill in what the network decides; raise for settings that no run can have."""
+        network = parse_network(self.network)[0]
+        recipe = RECIPES[network]
+        for name, value in (
+            ("lr", recipe.lr), ("weight_decay", recipe.weight_decay), ("layers", NETWORKS[network].layers)
+        ):  # fmt: skip
+            if getattr(self, name) in (None, ""):
+                object.__setattr__(self, name, value)
         if self.data not in DATA:
             raise unknown_name("data set", self.data, DATA)
         if self.labels not in LABELS:
@@ -121,6 +132,8 @@ class RunConfig:
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
+        assert self.lr is not None
+        assert self.weight_decay is not None
         if not 0 <= self.weight_decay < float("inf"):
             raise FadevizError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
         if not 0 < self.lr < float("inf"):
@@ -129,7 +142,7 @@ class RunConfig:
             raise unknown_name("precision", self.precision, PRECISIONS)
         if self.observe_mode not in MODES:
             raise unknown_name("observation mode", self.observe_mode, MODES)
-        stride = SegNet.stride
+        stride = NETWORKS[network].stride
         if self.size < stride or self.size % stride:
             near = max(stride, round(self.size / stride) * stride)
             raise FadevizError(f"size is {self.size}; it must be divisible by {stride}. Nearest: {near}")
@@ -189,7 +202,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(config: RunConfig) -> tuple[SegNet, str]:
+def build_model(config: RunConfig) -> tuple[Network, str]:
     """The network with its initial weights, a function of the settings alone, and what to call the weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -294,11 +307,10 @@ def _train(
         ahead=2 if device.type == "cuda" else 0,
         processes=processes,
     )
-    lr_at = step_decay(config.lr, config.steps, config.lr_drops)
     try:
         with processes.noticing():
             for result in fit(
-                shared(model, processes), data, F.cross_entropy, work.optimizer, lr_at,
+                shared(model, processes), data, F.cross_entropy, work.optimizer, work.lr_at,
                 first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
                 processes=processes,
             ):  # fmt: skip
@@ -322,7 +334,7 @@ class _Work:
         config: RunConfig,
         out: Path,
         splits: Splits,
-        model: SegNet,
+        model: Network,
         weights: str,
         device: torch.device,
         processes: Processes = ALONE,
@@ -340,9 +352,11 @@ class _Work:
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(device)
-        self.optimizer = torch.optim.SGD(
-            model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        assert config.lr is not None
+        assert config.weight_decay is not None
+        recipe = RECIPES[parse_network(config.network)[0]]
+        self.optimizer = recipe.optimizer(model, config.lr, config.weight_decay, config.momentum)
+        self.lr_at = recipe.lr_at(config.lr, config.steps, config.lr_drops)
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
         self.seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
         self.metrics: dict[str, float] = {}
@@ -351,7 +365,7 @@ class _Work:
             "upsampler": config.upsampler,
             "title": UPSAMPLERS[parse_upsampler(config.upsampler)[0]].title,
             "network": config.network,
-            "network_title": type(model).__name__,
+            "network_title": model.title,
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": weights,
             "config": dataclasses.asdict(config),
@@ -497,7 +511,7 @@ def _is_like(value: object, default: object) -> bool:
     """Whether a value from a file can stand for this default."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(_is_like(one, 0.5) for one in value)
-    if isinstance(default, float):
+    if default is None or isinstance(default, float):
         return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     return type(value) is type(default)
 

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 import weakref
 from pathlib import Path
@@ -42,6 +43,7 @@ class RemoteFolder:
         """
         self.address = address
         self.shown = _shown(address)
+        self._fetching = threading.Lock()
         try:
             from fsspec.core import url_to_fs
         except ImportError as error:
@@ -79,21 +81,22 @@ class RemoteFolder:
             FadevizError: the network or the server failed, access was denied, or the disk is full.
         """
         local = self.path / name
-        if local.exists():
-            return local
-        partial = local.with_name(f".{uuid.uuid4().hex}.partial")  # two threads may want the same file
-        try:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            self._system.get_file(f"{self._root}/{name}", str(partial))
-            os.replace(partial, local)
-        except FileNotFoundError:
-            pass
-        except Exception as error:  # each file system has errors of its own
-            raise FadevizError(
-                f"cannot fetch {self.shown}/{name}: {_line(error)}. Check the network, and that you may read there"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with self._fetching:  # some file systems mix up the bytes of two threads that read one file
+            if local.exists():
+                return local
+            partial = local.with_name(f".{uuid.uuid4().hex}.partial")
+            try:
+                local.parent.mkdir(parents=True, exist_ok=True)
+                self._system.get_file(f"{self._root}/{name}", str(partial))
+                os.replace(partial, local)
+            except FileNotFoundError:
+                pass
+            except Exception as error:  # each file system has errors of its own
+                raise FadevizError(
+                    f"cannot fetch {self.shown}/{name}: {_line(error)}. Check the network, and that you may read there"
+                ) from error
+            finally:
+                partial.unlink(missing_ok=True)
         return local
 
     def names(self, folder: str) -> list[str]:

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -178,20 +179,26 @@ class TestFetching:
 
     def test_threads_that_want_the_same_file(self, memory, monkeypatch):
         system = type(fsspec.filesystem("memory"))
-        get_file, together = system.get_file, threading.Barrier(4, timeout=30)
+        get_file, together, calls = system.get_file, threading.Barrier(4, timeout=30), []
 
         def slowly(self, remote, to, **options):
-            if "step_000050" in remote:
-                Path(to).write_bytes(b"half")
-                together.wait()  # all four are at it
+            calls.append(remote)
+            Path(to).write_bytes(b"half")
+            time.sleep(0.2)  # the others come while it is at it
             get_file(self, remote, to, **options)
 
         run = open_run(memory)
         maps = run.maps(image=0)
         monkeypatch.setattr(system, "get_file", slowly)
+
+        def want(_):
+            together.wait()
+            return maps[5]
+
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: maps[5], range(4)))
+            found = list(pool.map(want, range(4)))
         assert all(np.array_equal(one, maps[5]) for one in found)
+        assert len(calls) == 1
         assert len(here(run)) == 3
 
     def test_pickled(self, memory):

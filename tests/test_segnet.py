@@ -198,7 +198,7 @@ class TestNetwork:
     def test_unknown_names(self):
         assert error_of(build_network, "segnett").startswith("no network 'segnett'. Nearest: 'segnet'")
         assert "no upsampler 'caraffe'" in error_of(build_network, "segnet", "caraffe")
-        assert list(NETWORKS) == ["segnet"]
+        assert "segnet" in NETWORKS
 
 
 class TestParameters:

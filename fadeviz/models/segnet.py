@@ -57,6 +57,11 @@ class SegNet(nn.Module):
     figure_layer = "decoder.3.upsample"
     """What figures show by default: an intermediate layer, as in the FADE supplement; the last is almost the mask."""
 
+    layers = "decoder.*.upsample"
+    """What is recorded by default: the operators."""
+
+    title = "SegNet"
+
     stride = 32
 
     def __init__(self, upsampler: str = "max_unpool", classes: int = 2, width: float = 1.0) -> None:

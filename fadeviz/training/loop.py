@@ -152,7 +152,7 @@ def fit(
         model.train()
         lr = lr_at(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_factor", 1.0)
         images = images.to(
             first.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
@@ -77,12 +78,20 @@ def build_upsampler(name: str, in_channels: int, **options: object) -> Upsampler
     if name not in UPSAMPLERS:
         raise unknown_name("upsampler", name, UPSAMPLERS, "fadeviz upsamplers")
     build = UPSAMPLERS[name].build
-    known = {p: v for p, v in inspect.signature(build).parameters.items() if p != "in_channels"}
+    check_options(name, options, {p: v for p, v in inspect.signature(build).parameters.items() if p != "in_channels"})
+    return build(in_channels, **options)
+
+
+def check_options(name: str, options: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> None:
+    """Raise unless every option is one of ``known``, and of the type of its default.
+
+    Raises:
+        FadevizError: that.
+    """
     for option, value in options.items():
         if option not in known:
             raise unknown_name(f"option of {name}", option, list(known))
         _check_option(name, option, value, known[option].default)
-    return build(in_channels, **options)
 
 
 def _check_option(name: str, option: str, value: object, default: object) -> None:
@@ -115,18 +124,26 @@ def parse_upsampler(text: str) -> tuple[str, dict[str, object]]:
         >>> parse_upsampler("carafe:kernel_size=3")
         ('carafe', {'kernel_size': 3})
     """
-    name, _, rest = text.partition(":")
+    name, options = parse_options(text, "upsampler")
     if name not in UPSAMPLERS:
         raise unknown_name("upsampler", name, UPSAMPLERS, "fadeviz upsamplers")
+    return name, options
+
+
+def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
+    """Read ``"name:option=value,option=value"``: numbers, ``true`` and ``false`` as such, all else as text.
+
+    Raises:
+        FadevizError: an option without a value, or given twice; ``what`` is what it calls the thing.
+    """
+    name, _, rest = text.partition(":")
     options: dict[str, object] = {}
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
-            raise FadevizError(
-                f"upsampler {text!r}: {part!r} is no option. Write {name}:option=value, e.g. kernel_size=3"
-            )
+            raise FadevizError(f"{what} {text!r}: {part!r} is no option. Write {name}:option=value,option=value")
         if key.strip() in options:
-            raise FadevizError(f"upsampler {text!r}: {key.strip()} is given twice. Leave one of them out")
+            raise FadevizError(f"{what} {text!r}: {key.strip()} is given twice. Leave one of them out")
         try:
             options[key.strip()] = json.loads(value.strip().lower())
         except json.JSONDecodeError:
@@ -177,6 +194,8 @@ __all__ = [
     "Skip",
     "Upsampler",
     "build_upsampler",
+    "check_options",
+    "parse_options",
     "parse_upsampler",
     "reassemble",
     "similarity",

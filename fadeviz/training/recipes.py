@@ -1,0 +1,87 @@
+"""How each network is trained in the papers: optimiser, learning rate over the steps, weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .loop import step_decay
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What trains a network.
+
+    Attributes:
+        lr: the learning rate, where none is given.
+        weight_decay: where none is given.
+        optimizer: ``(model, lr, weight_decay, momentum)``; a parameter group may have an ``lr_factor``.
+        lr_at: ``(lr, steps, drops)`` gives the learning rate of each step.
+        summary: in words, for ``--help``.
+    """
+
+    lr: float
+    weight_decay: float
+    optimizer: Callable[[nn.Module, float, float, float], torch.optim.Optimizer]
+    lr_at: Callable[[float, int, tuple[float, ...]], Callable[[int], float]]
+    summary: str
+
+
+def sgd(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
+    """SGD with momentum."""
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+HEAD_FACTOR = 10.0
+"""The head learns so many times faster than the encoder."""
+
+
+def adamw(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
+    """AdamW: the head's learning rate times ``HEAD_FACTOR``, no weight decay of norms; ``momentum`` is not used.
+
+    Source: SegFormer (Xie et al., NeurIPS 2021), section 4.1.
+    """
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm | nn.BatchNorm2d)
+        for parameter in module.parameters(recurse=False)
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((name.startswith("encoder."), id(parameter) in norms), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "lr_factor": 1.0 if in_encoder else HEAD_FACTOR,
+                "weight_decay": 0.0 if is_norm else weight_decay,
+            }
+            for (in_encoder, is_norm), parameters in groups.items()
+        ],
+        lr=lr,
+    )
+
+
+WARM_UP = 1500 / 160_000
+"""The share of the run in which the learning rate rises from 0."""
+
+
+def poly(lr: float, steps: int, drops: tuple[float, ...] = ()) -> Callable[[int], float]:
+    """A linear rise over ``WARM_UP`` of the run, times a linear fall from ``lr`` to 0 over all of it."""
+    rise = max(1, round(WARM_UP * steps))
+
+    def at(step: int) -> float:
+        return lr * min(1.0, step / rise) * (1 - (step - 1) / steps)
+
+    return at
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "segnet": Recipe(0.01, 0.0, sgd, step_decay, "SGD with momentum 0.9, lr 0.01, times 0.1 after 70 % and 90 %"),
+    "segformer": Recipe(6e-5, 0.01, adamw, poly, "AdamW, lr 6e-5 (head 10 times), warm-up, linear decay"),
+}
+"""By network."""

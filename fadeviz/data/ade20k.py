@@ -1,0 +1,494 @@
+"""ADE20K with 150 classes, as the scene parsing benchmark has it: finding its files, reading them, naming faults.
+
+Source: B. Zhou et al., "Scene Parsing through ADE20K Dataset", CVPR 2017; ``ADEChallengeData2016``: 20,210 photographs
+to train on and 2,000 to validate on, each with an annotation of the same size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import FadevizError, printable
+from . import Sample, Splits
+from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
+
+__all__ = [
+    "ADE20K",
+    "CLASSES",
+    "IGNORED",
+    "check_ade20k",
+    "class_names",
+    "coloured",
+    "load_ade20k",
+    "palette",
+    "read_ade20k",
+]
+
+CLASSES = 150
+"""How many classes there are; in ``Sample.mask`` they are 0 to 149, one less than in the files, and ``IGNORED``."""
+
+FEWEST_TO_TEST_ON = 8
+"""A subset keeps this many validation pictures at least, where there are so many."""
+
+MAX_PIXELS = 50_000_000
+"""A larger picture is refused before it is decoded; the set's largest have some 6 million pixels."""
+
+_PUBLISHED = {"training": 20210, "validation": 2000}
+_LAYOUT = "images/ and annotations/, each with training/ and validation/ (or with the files themselves)"
+_FOLDER = "ADEChallengeData2016"
+
+
+class _Files(NamedTuple):
+    name: str
+    image: Path
+    annotation: Path
+
+
+class _Part(NamedTuple):
+    files: list[_Files]
+    notes: list[str]
+    problems: list[str]
+
+
+class ADE20K:
+    """The pictures of ADE20K by index, each at its own size; made by :func:`read_ade20k`.
+
+    *Shape*: image ``(H, W, 3)`` uint8 and mask ``(H, W)`` uint8 with the classes 0 to 149 and ``IGNORED`` (255) where
+    the file has 0, "other". Grey and CMYK photographs become RGB.
+
+    *Cost*: nothing is kept, as the whole set would take 20 GB: a picture is decoded whenever it is asked for, about
+    4 ms for one of 683x512.
+    """
+
+    def __init__(self, files: Sequence[_Files], what: str = "") -> None:
+        """Not called by hand: use :func:`read_ade20k`."""
+        self._files = tuple(files)
+        self._what = what
+
+    def __repr__(self) -> str:
+        return f"ADE20K({self.count} {self._what} pictures)".replace("  ", " ")
+
+    @property
+    def count(self) -> int:
+        """How many pictures there are."""
+        return len(self._files)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each picture is called: the stem of its file."""
+        return tuple(files.name for files in self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture at ``index``.
+
+        Raises:
+            FadevizError: a file that cannot be read, an annotation that is none or has another size than its image.
+            IndexError: no such index; negative ones count as none.
+        """
+        if not 0 <= index < len(self._files):
+            raise IndexError(f"no picture {index}: there are {len(self._files)}, from 0")
+        return _read(self._files[index])
+
+    def subset(self, how_many: int, seed: int = 0) -> ADE20K:
+        """The first ``how_many`` pictures of an order drawn by ``seed``, sorted by name: a larger subset has them too.
+
+        The order is that of ``sha256("seed/name")``, which does not depend on the version of numpy.
+        """
+        drawn = sorted(self._files, key=lambda files: hashlib.sha256(f"{seed}/{files.name}".encode()).digest())
+        return ADE20K(sorted(drawn[:how_many]), self._what)
+
+    def list_files(self) -> list[str]:
+        """A line for each file used, ``folder/name size in bytes``, in order: what the fingerprint is of.
+
+        Raises:
+            FadevizError: a file is no longer there.
+        """
+        lines = []
+        for files in self._files:
+            for path in (files.image, files.annotation):
+                try:
+                    lines.append(f"{path.parent.name}/{path.name} {path.stat().st_size}")
+                except OSError as error:
+                    raise FadevizError(f"{path} cannot be read: {error.strerror or error}. Put it back") from error
+        return lines
+
+
+def read_ade20k(folder: str | os.PathLike[str]) -> tuple[ADE20K, ADE20K, list[str]]:
+    """Find the pictures of an ADE20K folder; none is decoded.
+
+    The layout is that of ``ADEChallengeData2016``: ``images/training/*.jpg`` and ``annotations/training/*.png`` of the
+    same names, and ``validation/`` likewise, in ``folder`` itself or in ``folder/ADEChallengeData2016``. A sample
+    without the two folders is taken as well (``images/*.jpg``, ``annotations/*.png``): then all of it is both.
+
+    Returns:
+        The training pictures, the validation pictures, both sorted by name, and notes, a line each.
+
+    Raises:
+        FadevizError: no such folder, another layout, no images, an image without annotation.
+    """
+    parts = _find(Path(folder))
+    problems = [problem for part in parts.values() for problem in part.problems]
+    if problems:
+        more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
+        raise FadevizError(problems[0] + more)
+    notes = [note for part in parts.values() for note in part.notes]
+    if "" in parts:
+        both = ADE20K(parts[""].files)
+        return both, both, notes
+    return ADE20K(parts["training"].files, "training"), ADE20K(parts["validation"].files, "validation"), notes
+
+
+def load_ade20k(
+    folder: str | os.PathLike[str],
+    size: int = 512,
+    *,
+    subset: int | None = None,
+    seed: int = 0,
+    subset_seed: int = 0,
+    augmentation: Augmentation | None = None,
+) -> Splits:
+    """ADE20K to train and to test on, with what ``run.json`` says about it.
+
+    Trained is on an endless set of random crops (:class:`~fadeviz.data.transforms.AugmentedCrops`), tested on the
+    middle square of each validation picture, scaled to ``size`` (:class:`~fadeviz.data.transforms.CentreCrops`). The
+    benchmark's own score is over whole pictures at their own size; one over these squares is not to be compared with
+    it.
+
+    Args:
+        folder: where the set lies, see :func:`read_ade20k`.
+        size: side of the squares in pixels, divisible by 32.
+        subset: train on this many pictures, drawn by ``subset_seed``; so many validation pictures are kept that the
+            proportion stays, but at least 8, or all. None keeps everything.
+        seed: of the crops and of their order.
+        subset_seed: of which pictures a subset has.
+        augmentation: what is drawn for a crop; None is the usual recipe.
+
+    Raises:
+        FadevizError: as :func:`read_ade20k`; a size not divisible by 32; a subset below 1 or larger than the set; a
+            list of classes that cannot be read. Pictures are read when they are used: damaged ones are found then, or
+            beforehand by :func:`check_ade20k`.
+
+    Example:
+        >>> splits = load_ade20k("ADEChallengeData2016", 512, subset=500)  # doctest: +SKIP
+        >>> splits.info["train"], splits.info["test"]  # doctest: +SKIP
+        (500, 49)
+    """
+    check_side(size)
+    train, test, notes = read_ade20k(folder)
+    if subset is not None:
+        if isinstance(subset, bool) or not isinstance(subset, int) or not 1 <= subset <= train.count:
+            raise FadevizError(
+                f"subset is {subset}: {folder} has {train.count} training pictures. Give 1 to {train.count}, or none"
+            )
+        kept = max(round(test.count * subset / train.count), FEWEST_TO_TEST_ON)
+        train, test = train.subset(subset, subset_seed), test.subset(kept, subset_seed)
+    recipe = augmentation or Augmentation()
+    files = sorted({*train.list_files(), *test.list_files()})
+    info: Mapping[str, object] = {
+        "name": "ade20k",
+        "folder": str(folder),
+        "count": len(files) // 2,
+        "train": train.count,
+        "test": test.count,
+        "subset": subset,
+        "subset_seed": subset_seed,
+        "fingerprint": hashlib.sha256("\n".join(files).encode()).hexdigest(),
+        "classes": list(class_names(folder)),
+        "ignored": IGNORED,
+        "augmentation": {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(recipe).items()
+        },
+        "notes": notes,
+    }
+    return Splits(AugmentedCrops(train, size, seed, recipe), CentreCrops(test, size), info)
+
+
+def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
+    """Read every file of an ADE20K folder and return all problems, a line each; empty means that all is well.
+
+    The whole set takes some minutes.
+    """
+    try:
+        parts = _find(Path(folder))
+    except FadevizError as error:
+        return [str(error)]
+    problems = [problem for part in parts.values() for problem in part.problems]
+    for part in parts.values():
+        for files in part.files:
+            try:
+                _read(files)
+            except FadevizError as error:
+                problems.append(str(error))
+    try:
+        class_names(folder)
+    except FadevizError as error:
+        problems.append(str(error))
+    return problems
+
+
+def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """What the 150 classes are called, class 0 of ``Sample.mask`` first: the first of a class's names, such as "wall".
+
+    They are read from ``objectInfo150.txt`` in the folder, in ``folder/ADEChallengeData2016`` or beside the folder.
+    Without it, classes are called "class 0" to "class 149".
+
+    Raises:
+        FadevizError: the file is there and has not one name for each class.
+    """
+    root = Path(folder)
+    for place in (root, root / _FOLDER, root.absolute().parent):
+        path = place / "objectInfo150.txt"
+        if path.is_file():
+            return _read_names(path)
+    return tuple(f"class {number}" for number in range(CLASSES))
+
+
+@lru_cache(maxsize=4)
+def _palette(classes: int) -> NDArray[np.uint8]:
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    lab = _lab(colours)
+    # Neither too dark to be told from what is ignored, nor nearly white, nor so vivid that it outshines the picture
+    # beside it: at 75 the nearest two of 150 colours are 14.8 apart, without that limit 16.1.
+    usable = (lab[:, 0] > 25) & (lab[:, 0] < 93) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
+    colours, lab = colours[usable], lab[usable]
+    chosen: list[int] = []
+    nearest = np.linalg.norm(lab - _lab(np.zeros((1, 3), np.uint8)), axis=1)
+    for _ in range(classes):
+        # Rounded, so that another machine's last digit does not choose another colour.
+        chosen.append(int(np.argmax(np.round(nearest, 6))))
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
+    return colours[chosen]
+
+
+def palette(classes: int = CLASSES) -> NDArray[np.uint8]:
+    """A colour for each class, ``(classes, 3)`` uint8 sRGB: always the same ones, as far from one another as can be.
+
+    Each next colour is the one farthest, in CIELAB, from black and from those before it; so a shorter palette is the
+    beginning of a longer one. Black is left to what is ignored.
+
+    Raises:
+        FadevizError: fewer than 1 or more than 255 classes.
+
+    Example:
+        >>> palette(3).shape
+        (3, 3)
+    """
+    if not 1 <= classes <= IGNORED:
+        raise FadevizError(f"a palette of {classes} classes: from 1 to {IGNORED} can be had")
+    return _palette(classes).copy()
+
+
+def coloured(mask: NDArray[np.uint8], classes: int = CLASSES) -> NDArray[np.uint8]:
+    """A mask as a picture in the colours of :func:`palette`; what is ignored, or no class, is black.
+
+    Shape: ``(..., H, W)`` uint8 to ``(..., H, W, 3)`` uint8.
+    """
+    table = np.zeros((256, 3), np.uint8)
+    table[:classes] = palette(classes)
+    return table[mask]
+
+
+def _lab(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """CIELAB of sRGB colours ``(N, 3)``, white point D65."""
+    value = colours / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    )
+    x, y, z = np.moveaxis(linear @ to_xyz.T / to_xyz.sum(axis=1), -1, 0)
+    x, y, z = (np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116) for t in (x, y, z))
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FadevizError(f"{path} cannot be read: {error}. Put the set's own there, or remove it") from error
+    header = [column.strip() for column in rows[0]] if rows else []
+    try:
+        number, name = header.index("Idx"), header.index("Name")
+        named = {int(row[number]): printable(row[name].split(",")[0].strip()) for row in rows[1:]}
+    except (ValueError, IndexError):
+        named = {}
+    if sorted(named) != list(range(1, CLASSES + 1)) or not all(named.values()):
+        raise FadevizError(
+            f"{path} has no table of {CLASSES} classes: needed are columns Idx and Name, separated by tabs, and a row "
+            f"for each of 1 to {CLASSES}. Put the set's own there, or remove it"
+        )
+    return tuple(named[number] for number in range(1, CLASSES + 1))
+
+
+def _find(folder: Path) -> dict[str, _Part]:
+    """What a folder has, by part: ``training`` and ``validation``, or one called ``""`` in a sample without them."""
+    root = _root_of(folder)
+    if not (root / "images" / "training").is_dir():
+        part = _find_part(root, "")
+        part.notes.append(f"no training/ and validation/: trained and tested on the same {len(part.files)} pictures")
+        return {"": part}
+    parts = {name: _find_part(root, name) for name in ("training", "validation")}
+    for name, part in parts.items():
+        if len(part.files) != _PUBLISHED[name]:
+            part.notes.append(f"{name}/ has {len(part.files)} pictures; the published set has {_PUBLISHED[name]}")
+    return parts
+
+
+def _root_of(folder: Path) -> Path:
+    """The folder that has ``images/`` and ``annotations/``.
+
+    Raises:
+        FadevizError: there is none, or it has not all that is needed.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise FadevizError(f"data folder {folder} {what}. Give the folder of {_FOLDER}")
+    for root in (folder, folder / _FOLDER):
+        if not any((root / kind).is_dir() for kind in ("images", "annotations")):
+            continue
+        four = [f"{kind}/{part}" for kind in ("images", "annotations") for part in ("training", "validation")]
+        needed = four if any((root / name).is_dir() for name in four) else ["images", "annotations"]
+        missing = [f"{name}/" for name in needed if not (root / name).is_dir()]
+        if not missing:
+            return root
+        other = (
+            " (the full ADE20K with a folder for each scene is another set)"
+            if "annotations/training/" in missing
+            else ""
+        )
+        raise FadevizError(f"{root} lacks {', '.join(missing)}: needed are {_LAYOUT}. Unpack {_FOLDER} there{other}")
+    inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
+    raise FadevizError(
+        f"{folder} is no ADE20K folder: it has {', '.join(inside) or 'no folders'}, needed are {_LAYOUT}. "
+        f"Give the folder of {_FOLDER}"
+    )
+
+
+def _find_part(root: Path, part: str) -> _Part:
+    images, problems = _by_stem(root / "images" / part, (".jpg", ".jpeg"))
+    annotations, doubled = _by_stem(root / "annotations" / part, (".png",))
+    problems += doubled
+    if not images:
+        raise FadevizError(f"{root / 'images' / part} has no images (.jpg). Unpack the whole set there")
+    found = []
+    for name, image in images.items():
+        if name in annotations:
+            found.append(_Files(name, image, annotations[name]))
+        else:
+            wanted = root / "annotations" / part / f"{name}.png"
+            problems.append(f"{image} has no annotation {wanted}. Add it, or remove the image")
+    notes = []
+    lone = sorted(annotations.keys() - images.keys())
+    if lone:
+        shown = ", ".join(lone[:3]) + (", ..." if len(lone) > 3 else "")
+        where = f"annotations/{part}/" if part else "annotations/"
+        notes.append(f"annotations without an image in {where} are ignored: {len(lone)} ({shown})")
+    return _Part(found, [printable(note) for note in notes], [printable(problem) for problem in problems])
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
+    """The pictures of a folder by the stem of their names, sorted, and a problem for each stem that occurs twice."""
+    found: dict[str, Path] = {}
+    problems = []
+    with os.scandir(folder) as entries:
+        # Hidden files are what file managers leave behind, such as ._ADE_train_00000001.jpg.
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+    for path in map(folder.joinpath, names):
+        if path.suffix.lower() not in suffixes:
+            continue
+        if path.stem in found:
+            problems.append(f"{path} has the same name as {found[path.stem].name}. Remove one of the two")
+        else:
+            found[path.stem] = path
+    return found, problems
+
+
+def _read(files: _Files) -> Sample:
+    """A picture at its own size."""
+    picture = _open(files.image)
+    try:
+        if picture.mode in ("P", "PA"):
+            # Straight to RGB, Pillow would warn of a palette with transparency.
+            picture = picture.convert("RGBA")
+        image = np.array(picture.convert("RGB"), dtype=np.uint8)
+    except ValueError as error:
+        raise _cannot_read(files.image, f"colour mode {picture.mode} is not known") from error
+    mask = _read_annotation(files.annotation)
+    if mask.shape != image.shape[:2]:
+        raise FadevizError(
+            f"{files.annotation} is {mask.shape[1]}x{mask.shape[0]}, but {files.image} is "
+            f"{image.shape[1]}x{image.shape[0]}: both must have one size. Put the annotation there that belongs to it"
+        )
+    return Sample(files.name, image, mask)
+
+
+def _read_annotation(path: Path) -> NDArray[np.uint8]:
+    """The classes ``(H, W)`` of an annotation: one less than in the file, and 255 for its 0."""
+    picture = _open(path)
+    if picture.format != "PNG":
+        raise FadevizError(
+            f"{path} is no PNG but {picture.format}, which does not keep classes. Put the set's own there"
+        )
+    with path.open("rb") as file:
+        bits, kind = file.read(26)[24:]  # of the header chunk, which comes first in every PNG
+    # Palette pictures are read by index: the palette is only how viewers colour the classes. Grey of fewer than 8 bits
+    # is refused, as Pillow stretches it to 0..255.
+    if not (kind == 3 or (kind == 0 and bits == 8)):
+        what = {0: "grey", 2: "RGB", 4: "grey with transparency", 6: "RGB with transparency"}.get(kind, "odd")
+        raise FadevizError(
+            f"{path} is a {bits}-bit {what} PNG: an annotation has one channel of 8 bits, 0 to {CLASSES}. "
+            f"Take the annotations of {_FOLDER}"
+        )
+    values = np.array(picture, dtype=np.uint8)
+    if (largest := int(values.max())) > CLASSES:
+        raise FadevizError(
+            f"{path} has class {largest}: classes are 1 to {CLASSES}, and 0 is other. "
+            f"Take the annotations of {_FOLDER} as they are"
+        )
+    # Unsigned numbers wrap: 0 becomes 255, which is what IGNORED is.
+    return values - np.uint8(1)
+
+
+def _open(path: Path) -> Image.Image:
+    """The decoded picture, in its own mode.
+
+    Raises:
+        FadevizError: empty, damaged, cut off, no picture, too large.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise _cannot_read(path, "it is empty (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if width * height > MAX_PIXELS:
+                    raise _cannot_read(path, f"{width}x{height} pixels are far more than this set has")
+                opened.load()
+                return opened
+    except FadevizError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise _cannot_read(path, "it has far more pixels than this set has") from error
+    except UnidentifiedImageError as error:
+        raise _cannot_read(path, "it is no picture, or its first bytes are damaged") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise _cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
+
+
+def _cannot_read(path: Path, reason: str) -> FadevizError:
+    return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and its annotation or image")

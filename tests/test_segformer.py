@@ -212,9 +212,26 @@ class TestWeights:
         with pytest.raises(FadevizError, match=r"does not fit SegFormer-B0: .* is \(8, 3, 7, 7\).*--width 1"):
             before.load_encoder(tmp_path / "mit")
 
+    def test_with_a_tensor_missing_or_broken(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        self.save(tmp_path / "mit", [4, 8, 20, 32])
+        file = tmp_path / "mit" / "model.safetensors"
+        state = load_file(file)
+        key = next(key for key in state if key.endswith("proj.weight"))
+        save_file({k: v for k, v in state.items() if k != key}, file, metadata={"format": "pt"})
+        with pytest.raises(FadevizError, match="is missing"):  # and not a random one
+            SegFormer("fade", **SMALL).load_encoder(tmp_path / "mit")
+        save_file({**state, key: torch.full_like(state[key], float("nan"))}, file, metadata={"format": "pt"})
+        with pytest.raises(FadevizError, match="not finite"):
+            SegFormer("fade", **SMALL).load_encoder(tmp_path / "mit")
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(FadevizError, match="no MiT weights at"):
+            SegFormer("fade", **SMALL).load_encoder(tmp_path / "mit")
+
     def test_of_nothing(self, tmp_path, monkeypatch):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        with pytest.raises(FadevizError, match="no MiT weights at .*--weights none") as caught:
+        with pytest.raises(FadevizError, match="no folder .*or 'none'") as caught:
             SegFormer("fade", **SMALL).load_encoder(tmp_path / "nothing")
         assert "\n" not in str(caught.value)
 

@@ -32,7 +32,7 @@ def some_samples(stream: str, count: int) -> list[Sample]:
 def same(a: Sample, b: Sample) -> bool:
     assert a.alpha is not None
     assert b.alpha is not None
-    return a.name == b.name and all(x.tobytes() == y.tobytes() for x, y in zip(a[1:], b[1:], strict=True))
+    return a.name == b.name and all(x.tobytes() == y.tobytes() for x, y in zip(a[1:4], b[1:4], strict=True))
 
 
 def main_component_share(mask: NDArray[np.uint8]) -> float:
@@ -79,7 +79,7 @@ def test_a_sample_fits_the_contract() -> None:
     assert sample.alpha is not None
     assert sample.alpha.shape == (48, 80)
     assert sample.alpha.dtype == np.float32
-    assert all(array.flags.c_contiguous for array in sample[1:])
+    assert all(array.flags.c_contiguous for array in sample[1:4])
 
 
 @pytest.mark.parametrize("size", [32, (32, 100), (100, 32), (65, 131)])

@@ -18,12 +18,18 @@ class Sample(NamedTuple):
         image: ``(H, W, 3)`` uint8, sRGB.
         mask: ``(H, W)`` uint8, the class of each pixel; for horses 0 is ground and 1 is horse.
         alpha: ``(H, W)`` float32 in [0, 1], the exact matte, or None where the data set has none.
+        trimap: ``(H, W)`` uint8: 0 is background, 128 unknown, 255 foreground; None where nothing is matted.
+        foreground: ``(H, W, 3)`` uint8, the colour of what the matte shows, wherever it shows anything; or None.
+        background: ``(H, W, 3)`` uint8, what is behind it; or None.
     """
 
     name: str
     image: NDArray[np.uint8]
     mask: NDArray[np.uint8]
     alpha: NDArray[np.float32] | None = None
+    trimap: NDArray[np.uint8] | None = None
+    foreground: NDArray[np.uint8] | None = None
+    background: NDArray[np.uint8] | None = None
 
 
 class Dataset(Protocol):

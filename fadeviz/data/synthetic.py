@@ -91,17 +91,34 @@ class SyntheticHorses:
         Raises:
             IndexError: for a negative index, or one past ``count``.
         """
-        index = operator.index(index)
-        if index < 0 or (self._count is not None and index >= self._count):
-            held = "0 and up" if self._count is None else f"0 to {self._count - 1}"
-            raise IndexError(f"SyntheticHorses: no sample {index}; there are {held}.")
-        image, alpha = _draw_sample(_Dice(self.seed, self.stream, index), *self.size)
+        image, alpha = _draw_sample(self._dice(index), *self.size)
         return Sample(
             name=f"synthetic-{self.stream}-{self.seed}-{index}",
             image=image,
             mask=(alpha >= 0.5).astype(np.uint8),
             alpha=alpha,
         )
+
+    def layers(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+        """The horse, the ground and the matte of the sample at this index, before they are put together.
+
+        Both layers have the picture's light and grain, so that ``alpha * horse + (1 - alpha) * ground`` is the
+        sample's image, but for rounding, and for the few pixels where a layer by itself is cut off at 0 or 255. Where
+        the matte is 0 the horse's colour means nothing.
+
+        Shape: ``(H, W, 3)`` uint8 twice, ``(H, W)`` float32.
+
+        Raises:
+            IndexError: as for the sample.
+        """
+        return _draw_layers(self._dice(index), *self.size)
+
+    def _dice(self, index: int) -> _Dice:
+        index = operator.index(index)
+        if index < 0 or (self._count is not None and index >= self._count):
+            held = "0 and up" if self._count is None else f"0 to {self._count - 1}"
+            raise IndexError(f"SyntheticHorses: no sample {index}; there are {held}.")
+        return _Dice(self.seed, self.stream, index)
 
     def __repr__(self) -> str:
         """The call that makes this set again."""
@@ -144,7 +161,19 @@ class _Dice:
 
 
 def _draw_sample(dice: _Dice, height: int, width: int) -> tuple[NDArray[np.uint8], Floats]:
-    """The image and its matte: every step in order."""
+    """The image and its matte."""
+    horse, ground, alpha, light = _draw_planes(dice, height, width)
+    return _finished(ground + alpha * (horse - ground), light, dice), alpha
+
+
+def _draw_layers(dice: _Dice, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Floats]:
+    """The image's two layers and its matte."""
+    horse, ground, alpha, light = _draw_planes(dice, height, width)
+    return _finished(horse, light, dice), _finished(ground, light, dice), alpha
+
+
+def _draw_planes(dice: _Dice, height: int, width: int) -> tuple[Floats, Floats, Floats, Light]:
+    """Horse, ground with the horse's shadow, and matte, and the light they are in: every step up to the grain."""
     pose = draw_pose(dice["pose"])
     coat = draw_coat(dice["coat"])
     figure = build_figure(pose, coat, dice["hair"])
@@ -154,14 +183,17 @@ def _draw_sample(dice: _Dice, height: int, width: int) -> tuple[NDArray[np.uint8
     horse, alpha = _render_horse(figure, coat, light, place, dice["patches"])
     ground = render_ground(dice["ground"], light, place)
     ground *= 1 - _cast_shadow(alpha, light, place)
+    return horse, ground, alpha, light
 
-    image = ground + alpha * (horse - ground)
+
+def _finished(picture: Floats, light: Light, dice: _Dice) -> NDArray[np.uint8]:
+    """The planes ``(3, H, W)``, which are changed, as pixels ``(H, W, 3)``, with the camera's balance and grain."""
     # The same balance and grain on both layers are those of the composite: the compositing equation still holds.
-    image *= planes(light.balance)
-    grain = dice["grain"].integers(0, 256, image.shape, np.uint8, endpoint=False)
-    image += (grain - np.float32(127.5)) * (light.grain / 74)
-    np.clip(image + 0.5, 0, 255, out=image)
-    return np.ascontiguousarray(image.astype(np.uint8).transpose(1, 2, 0)), alpha
+    picture *= planes(light.balance)
+    grain = dice["grain"].integers(0, 256, picture.shape, np.uint8, endpoint=False)
+    picture += (grain - np.float32(127.5)) * (light.grain / 74)
+    np.clip(picture + 0.5, 0, 255, out=picture)
+    return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
 
 
 AREA = 0.60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError, unknown_name
 from ..upsamplers import UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler
+from .pretrained import read_pretrained, transformers_for
 
 
 class Backbone(NamedTuple):
@@ -174,15 +175,7 @@ class SegFormer(nn.Module):
             FadevizError: no network, no such folder or name, or weights of another backbone or width.
         """
         name = f"nvidia/mit-{self.title[-2:].lower()}" if weights == "imagenet" else str(weights)
-        SegformerModel = _transformers().SegformerModel
-        try:
-            loaded = SegformerModel.from_pretrained(name)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise FadevizError(
-                f"no MiT weights at {name} ({_first_line(error)}). Give a folder that transformers saved, or the name "
-                "of a model on the Hugging Face hub; or train from random weights: --weights none"
-            ) from error
-        theirs, own = loaded.state_dict(), self.encoder.state_dict()
+        theirs, own = read_pretrained("SegformerModel", name, "MiT"), self.encoder.state_dict()
         for key, value in own.items():
             if key not in theirs or theirs[key].shape != value.shape:
                 found = tuple(theirs[key].shape) if key in theirs else "missing"
@@ -190,12 +183,14 @@ class SegFormer(nn.Module):
                 raise FadevizError(
                     f"{name} does not fit {self.title}: {key} is {found}, {tuple(value.shape)} is needed.{hint}"
                 )
+            if not theirs[key].isfinite().all():
+                raise FadevizError(f"{name} is damaged: {key} holds values that are not finite. Get it again")
         self.encoder.load_state_dict({key: theirs[key] for key in own})
         return Path(name).name if Path(name).is_dir() else name
 
 
 def _encoder(sizes: Sequence[int], depths: Sequence[int]) -> nn.Module:
-    transformers = _transformers()
+    transformers = transformers_for("SegFormer")
     config = transformers.SegformerConfig(
         hidden_sizes=list(sizes),
         depths=list(depths),
@@ -204,15 +199,3 @@ def _encoder(sizes: Sequence[int], depths: Sequence[int]) -> nn.Module:
     )
     encoder: nn.Module = transformers.SegformerModel(config)
     return encoder
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise FadevizError('SegFormer\'s encoder is that of transformers: pip install "fadeviz[segformer]"') from error
-    return transformers
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

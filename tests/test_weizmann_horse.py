@@ -328,7 +328,7 @@ class TestBadInput:
         # Pillow itself warns above its limit and raises above twice that; ours holds where Pillow's is higher.
         save_png(tmp_path)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        monkeypatch.setattr("fadeviz.data.weizmann_horse.MAX_PIXELS", 4000)
+        monkeypatch.setattr("fadeviz.data.pictures.MAX_PIXELS", 4000)
         with pytest.raises(FadevizError, match="far more") as caught:
             read_weizmann(tmp_path)
         one_line(caught.value)

@@ -9,9 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import struct
-import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import FadevizError, printable
 from . import Sample, Splits
+from .pictures import open_picture, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
 
 __all__ = [
@@ -42,9 +39,6 @@ CLASSES = 150
 
 FEWEST_TO_TEST_ON = 8
 """A subset keeps this many validation pictures at least, where there are so many."""
-
-MAX_PIXELS = 50_000_000
-"""A larger picture is refused before it is decoded; the set's largest have some 6 million pixels."""
 
 _PUBLISHED = {"training": 20210, "validation": 2000}
 _LAYOUT = "images/ and annotations/, each with training/ and validation/ (or with the files themselves)"
@@ -419,14 +413,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], 
 
 def _read(files: _Files) -> Sample:
     """A picture at its own size."""
-    picture = _open(files.image)
-    try:
-        if picture.mode in ("P", "PA"):
-            # Straight to RGB, Pillow would warn of a palette with transparency.
-            picture = picture.convert("RGBA")
-        image = np.array(picture.convert("RGB"), dtype=np.uint8)
-    except ValueError as error:
-        raise _cannot_read(files.image, f"colour mode {picture.mode} is not known") from error
+    image = np.array(to_rgb(open_picture(files.image), files.image), dtype=np.uint8)
     mask = _read_annotation(files.annotation)
     if mask.shape != image.shape[:2]:
         raise FadevizError(
@@ -438,7 +425,7 @@ def _read(files: _Files) -> Sample:
 
 def _read_annotation(path: Path) -> NDArray[np.uint8]:
     """The classes ``(H, W)`` of an annotation: one less than in the file, and 255 for its 0."""
-    picture = _open(path)
+    picture = open_picture(path)
     if picture.format != "PNG":
         raise FadevizError(
             f"{path} is no PNG but {picture.format}, which does not keep classes. Put the set's own there"
@@ -461,34 +448,3 @@ def _read_annotation(path: Path) -> NDArray[np.uint8]:
         )
     # Unsigned numbers wrap: 0 becomes 255, which is what IGNORED is.
     return values - np.uint8(1)
-
-
-def _open(path: Path) -> Image.Image:
-    """The decoded picture, in its own mode.
-
-    Raises:
-        FadevizError: empty, damaged, cut off, no picture, too large.
-    """
-    try:
-        if path.stat().st_size == 0:
-            raise _cannot_read(path, "it is empty (0 bytes)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    raise _cannot_read(path, f"{width}x{height} pixels are far more than this set has")
-                opened.load()
-                return opened
-    except FadevizError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _cannot_read(path, "it has far more pixels than this set has") from error
-    except UnidentifiedImageError as error:
-        raise _cannot_read(path, "it is no picture, or its first bytes are damaged") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise _cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
-
-
-def _cannot_read(path: Path, reason: str) -> FadevizError:
-    return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and its annotation or image")

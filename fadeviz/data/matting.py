@@ -42,8 +42,8 @@ from scipy import ndimage
 
 from ..errors import FadevizError
 from . import Sample, Splits
+from .pictures import open_picture, to_rgb
 from .synthetic import SMALLEST, SyntheticHorses
-from .weizmann_horse import _open, _to_rgb
 
 BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
 """A trimap's values."""
@@ -580,19 +580,19 @@ def _fingerprint(paths: Iterable[Path], backgrounds: Iterable[Path], whole: bool
 
 
 def _read_colours(path: Path) -> Pixels:
-    return np.array(_to_rgb(_open(path), path), dtype=np.uint8)
+    return np.array(to_rgb(open_picture(path), path), dtype=np.uint8)
 
 
 def _read_grey(path: Path, what: str) -> Pixels:
     """A matte or a trimap ``(H, W)``: one grey channel, or colours that are all grey."""
-    picture = _open(path)
+    picture = open_picture(path)
     if picture.mode.startswith(("I", "F")):
         raise FadevizError(f"{path} is a {what} of 16 bits or more (mode {picture.mode}). Convert it to 8 bits")
     if picture.mode in ("1", "L"):
         return np.array(picture.convert("L"), dtype=np.uint8)
     if picture.mode == "LA":
         return np.array(picture.getchannel("L"), dtype=np.uint8)
-    colours = np.array(_to_rgb(picture, path), dtype=np.uint8)
+    colours = np.array(to_rgb(picture, path), dtype=np.uint8)
     if (colours.max(2) - colours.min(2)).max() > 2:
         raise FadevizError(f"{path} is coloured; a {what} is grey. Put the {what} there that belongs to the picture")
     return np.ascontiguousarray(colours[..., 0])

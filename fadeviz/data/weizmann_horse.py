@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
-import warnings
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import FadevizError, printable
 from . import Sample, Splits
+from .pictures import open_picture, to_rgb
 
 BLACK = 16
 """A picture none of whose values reaches this is taken for a black one."""
@@ -32,9 +30,6 @@ MIDDLE_SHARE = 0.2
 
 ASPECT_TOLERANCE = 0.02
 """How far the aspect ratios of an image and its mask may differ; in the original files it is 0.006."""
-
-MAX_PIXELS = 50_000_000
-"""A larger picture is refused before it is decoded; the set's largest has 1.2 million pixels."""
 
 SAME_PHOTOGRAPH = 8.0
 """Thumbnails whose values (0 to 255) differ by less than this on average show the same photograph.
@@ -330,59 +325,13 @@ def _bytes_of(path: Path) -> bytes:
         raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _open(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded picture, in its own mode; ``draft`` lets a JPEG be decoded smaller, down to that size.
-
-    Raises:
-        FadevizError: empty, damaged, cut off, no picture, too large.
-    """
-    try:
-        if path.stat().st_size == 0:
-            raise _cannot_read(path, "it is empty (0 bytes)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    raise _cannot_read(path, f"{width}x{height} pixels are far more than this set has")
-                if draft:
-                    opened.draft("L", draft)
-                opened.load()
-                picture = opened.copy()
-                # A copy forgets the file format, by which masks are told apart.
-                picture.format = opened.format
-                return picture
-    except FadevizError:
-        raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _cannot_read(path, "it has far more pixels than this set has") from error
-    except UnidentifiedImageError as error:
-        raise _cannot_read(path, "it is no picture, or its first bytes are damaged") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise _cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
-
-
-def _cannot_read(path: Path, reason: str) -> FadevizError:
-    return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and its mask or image")
-
-
 def _is_black(path: Path) -> bool:
-    return bool(np.max(_to_rgb(_open(path, draft=(32, 32)), path).getextrema()) < BLACK)
-
-
-def _to_rgb(picture: Image.Image, path: Path) -> Image.Image:
-    try:
-        if picture.mode in ("P", "PA"):
-            # Straight to RGB, Pillow would warn of a palette with transparency.
-            picture = picture.convert("RGBA")
-        return picture.convert("RGB")
-    except ValueError as error:
-        raise _cannot_read(path, f"colour mode {picture.mode} is not known") from error
+    return bool(np.max(to_rgb(open_picture(path, draft=(32, 32)), path).getextrema()) < BLACK)
 
 
 def _read_pair(files: _Files) -> tuple[Image.Image, NDArray[np.bool_]]:
     """Image (mode RGB) and mask (True is horse), each at its own resolution."""
-    image = _to_rgb(_open(files.image), files.image)
+    image = to_rgb(open_picture(files.image), files.image)
     mask = _read_mask(files.mask)
     height, width = mask.shape
     if abs((image.width * height) / (image.height * width) - 1) > ASPECT_TOLERANCE:
@@ -394,7 +343,7 @@ def _read_pair(files: _Files) -> tuple[Image.Image, NDArray[np.bool_]]:
 
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
-    picture = _open(path)
+    picture = open_picture(path)
     # Palette pictures are read by index: the palette is only how viewers colour the classes.
     values = np.asarray(picture if picture.mode in ("1", "L", "P", "I", "I;16") else picture.convert("L"))
     if picture.format == "JPEG":

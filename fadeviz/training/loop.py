@@ -103,8 +103,7 @@ def batches(
 
 
 def _mirrored(sample: Sample) -> Sample:
-    alpha = None if sample.alpha is None else sample.alpha[:, ::-1]
-    return Sample(sample.name, sample.image[:, ::-1], sample.mask[:, ::-1], alpha)
+    return Sample(*(part[:, ::-1] if isinstance(part, np.ndarray) else part for part in sample))  # whatever it has
 
 
 def step_decay(

@@ -1,0 +1,67 @@
+"""Opening picture files whoever made them: decoded whole, or refused in one line."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import FadevizError
+
+MAX_PIXELS = 50_000_000
+"""A larger picture is refused before it is decoded: no data set here has one."""
+
+
+def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
+    """The decoded picture, in its own mode; ``draft`` lets a JPEG be decoded smaller, down to that size.
+
+    Raises:
+        FadevizError: empty, damaged, cut off, no picture, too large.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise cannot_read(path, "it is empty (0 bytes)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if width * height > MAX_PIXELS:
+                    raise cannot_read(path, f"{width}x{height} pixels are far more than this set has")
+                if draft:
+                    opened.draft("L", draft)
+                opened.load()
+                picture = opened.copy()
+                # A copy forgets the file format, by which masks are told apart.
+                picture.format = opened.format
+                return picture
+    except FadevizError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise cannot_read(path, "it has far more pixels than this set has") from error
+    except UnidentifiedImageError as error:
+        raise cannot_read(path, "it is no picture, or its first bytes are damaged") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
+
+
+def cannot_read(path: Path, reason: str) -> FadevizError:
+    """The error to raise for a file that is no picture, with what to do about it."""
+    return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and what belongs to it")
+
+
+def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
+    """The picture in mode RGB.
+
+    Raises:
+        FadevizError: a colour mode that nobody knows.
+    """
+    try:
+        if picture.mode in ("P", "PA"):
+            # Straight to RGB, Pillow would warn of a palette with transparency.
+            picture = picture.convert("RGBA")
+        return picture.convert("RGB")
+    except ValueError as error:
+        raise cannot_read(path, f"colour mode {picture.mode} is not known") from error

@@ -103,7 +103,8 @@ def batches(
 
 
 def _mirrored(sample: Sample) -> Sample:
-    return Sample(*(part[:, ::-1] if isinstance(part, np.ndarray) else part for part in sample))  # whatever it has
+    pictures = {name: part for name, part in sample._asdict().items() if isinstance(part, np.ndarray)}  # all it has
+    return sample._replace(**{name: part[:, ::-1] for name, part in pictures.items()})
 
 
 def step_decay(

@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -103,8 +103,8 @@ def batches(
 
 
 def _mirrored(sample: Sample) -> Sample:
-    pictures = {name: part for name, part in sample._asdict().items() if isinstance(part, np.ndarray)}  # all it has
-    return sample._replace(**{name: part[:, ::-1] for name, part in pictures.items()})
+    parts: dict[str, Any] = {name: part for name, part in sample._asdict().items() if isinstance(part, np.ndarray)}
+    return sample._replace(**{name: part[:, ::-1] for name, part in parts.items()})
 
 
 def step_decay(

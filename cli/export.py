@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .runs import RUN
+from .runs import NUMBERS, RUN
 
 
 @click.command()
@@ -19,7 +19,7 @@ from .runs import RUN
               help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
                    "may be repeated.  [default: all]")  # fmt: skip
 @click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")
-@click.option("--images", metavar="N,...", help="Only these observed pictures, from 0, e.g. 0,2.  [default: all]")
+@click.option("--images", type=NUMBERS, help="Only these observed pictures, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
                    "[default: frame]")  # fmt: skip
@@ -34,7 +34,7 @@ def export(
     layers: tuple[str, ...],
     kinds: tuple[str, ...],
     steps: str | None,
-    images: str | None,
+    images: tuple[int, ...] | None,
     normalize: str | None,
     colormap: str | None,
     overwrite: bool,
@@ -65,7 +65,7 @@ def export(
         layers=layers,
         kinds=kinds,
         steps=None if steps is None else parse_steps(steps),
-        images=None if images is None else _numbers(images),
+        images=images,
         normalize=normalize,
         colormap=colormap,
         overwrite=overwrite,
@@ -73,13 +73,6 @@ def export(
     for note in notes:
         click.echo(f"note: {note}", err=True)
     click.echo(f"wrote {output}")
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-        raise click.BadParameter("numbers of pictures are needed, e.g. 0,2", param_hint="--images")
-    return [int(part) for part in parts]
 
 
 __all__ = ["export"]

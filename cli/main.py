@@ -13,10 +13,12 @@ import click
 
 from fadeviz import FadevizError, __version__
 from fadeviz.errors import printable
+from fadeviz.quality import FIGURES
 
 from .export import export
 from .measure import analyze, plot
 from .report import report
+from .results import compare, predict
 from .runs import RUN
 from .sweep import sweep
 from .training import figures, given, training_options
@@ -137,7 +139,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     for note in finished.info["data"].get("notes", []):
         click.echo(f"note: {note}", err=True)
     result = finished.info.get("result", {})
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in result.items())
+    figures = ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())
     click.echo(f"{out}: {len(finished.steps)} snapshots; {figures}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
 
@@ -312,16 +314,23 @@ def bench(
 
 @main.command()
 @click.argument("names", nargs=-1)
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def upsamplers(names: tuple[str, ...], as_json: bool) -> None:
+@click.option("--network", default="segnet,segformer", show_default=True, metavar="NAME,...",
+              help="Where they cost so much: segnet, segformer, matting.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
+def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
     """List the upsampling operators and what they cost: all, or NAMES with options, e.g. indexnet:kind=m2o."""
+    from fadeviz.errors import unknown_name
     from fadeviz.upsamplers import UPSAMPLERS, parse_upsampler
-    from fadeviz.upsamplers.costs import operator_cost
+    from fadeviz.upsamplers.costs import SITES, operator_cost
 
+    chosen = [name.strip() for name in network.split(",")]
+    for name in chosen:
+        if name not in SITES:
+            raise unknown_name("network", name, SITES)
     rows: list[dict[str, Any]] = []
     for name in names or UPSAMPLERS:
         entry = UPSAMPLERS[parse_upsampler(name)[0]]
-        costs = {network: operator_cost(name, network)._asdict() for network in ("segnet", "segformer")}
+        costs = {network: operator_cost(name, network)._asdict() for network in SITES}
         what = (entry.build.__doc__ or "").splitlines()[0]
         rows.append(
             {
@@ -337,21 +346,22 @@ def upsamplers(names: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     wide = max(len("name"), *(len(row["name"]) for row in rows)) + 2
-    click.echo(f"{'':{wide}}{'':9}{'SegNet 224x224':>20}{'SegFormer 512x512':>21}")
+    heads = {"segnet": "SegNet 224x224", "segformer": "SegFormer 512x512", "matting": "matting 512x512"}
+    click.echo(f"{'':{wide}}{'':9}" + "".join(f"{heads[name]:>21}" for name in chosen))
     columns = f"{'parameters':>11}{'M mul-add':>10}"
-    click.echo(f"{'name':{wide}}{'reads':9}{columns}{columns}  source")
+    click.echo(f"{'name':{wide}}{'reads':9}{columns * len(chosen)}  source")
     for row in rows:
         needs = {"feature": "encoder", "indices": "indices"}.get(row["needs"], "")
         numbers = "".join(
-            f"{row[network]['parameters']:>11,}{row[network]['multiply_adds'] / 1e6:>10,.1f}"
-            for network in ("segnet", "segformer")
+            f"{row[name]['parameters']:>11,}{row[name]['multiply_adds'] / 1e6:>10,.1f}" for name in chosen
         )
         source = "" if row["year"] is None else f"{row['paper']} {row['year']}"
         click.echo(f"{row['name']:{wide}}{needs:9}{numbers}  {source}".rstrip())
     click.echo(
         "\nreads: besides the decoder map. The numbers are for all operators of a network and one image: SegNet's\n"
-        "five (512, 512, 256, 128, 64 channels), and six of 256 channels in SegFormer's head. M mul-add: millions of\n"
-        "multiply-adds, which the papers' tables give as FLOPs. With options: fadeviz upsamplers indexnet:kind=m2o"
+        "five (512, 512, 256, 128, 64 channels), six of 256 channels in SegFormer's head, four of the matting\n"
+        "network's decoder (256, 128, 64, 64). M mul-add: millions of multiply-adds, which the papers' tables give as\n"
+        "FLOPs. With options: fadeviz upsamplers indexnet:kind=m2o"
     )
 
 
@@ -359,14 +369,22 @@ def upsamplers(names: tuple[str, ...], as_json: bool) -> None:
 @click.argument("network")
 @click.option("--upsampler", default="fade", show_default=True, help="Operator at every stage.")
 def layers(network: str, upsampler: str) -> None:
-    """List the layers of NETWORK that can be recorded, e.g. segnet."""
-    from fadeviz.models import build_network
+    """List the layers of NETWORK that can be recorded, e.g. segnet, with the channels and resolution of their maps."""
+    from fadeviz.models import build_network, map_shapes
+    from fadeviz.probes import find_layers
 
     model = build_network(network, upsampler)
-    for name, module in model.named_modules():
-        if name:
-            mark = "  <- figures show this one" if name == model.figure_layer else ""
-            click.echo(f"{name:40}{type(module).__name__}{mark}")
+    modules = {name: module for name, module in model.named_modules() if name}
+    shapes, recorded = map_shapes(model), find_layers(modules, model.layers, model.title)
+    rows = []
+    for name, module in modules.items():
+        channels, share = shapes.get(name, (0, 0))
+        mark = "recorded" * (name in recorded) + ", figures show this one" * (name == model.figure_layer)
+        rows.append((name, type(module).__name__, f"{channels} at 1/{share:g}" if channels else "", mark))
+    first, second = (max(len(row[i]) for row in rows) + 2 for i in (0, 1))
+    click.echo(f"{'layer':{first}}{'module':{second}}{'channels':14}by default")
+    for row in rows:
+        click.echo(f"{row[0]:{first}}{row[1]:{second}}{row[2]:14}{row[3]}".rstrip())
 
 
 @main.command()
@@ -446,28 +464,34 @@ def data_get(folder: Path, url: str, sha256: str) -> None:
 
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
-def data_check(folder: Path) -> None:
-    """Read every picture of a Weizmann Horse FOLDER and list what is wrong."""
-    from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
+@click.option("--data", "name", default="", metavar="weizmann|ade20k|mattes",
+              help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
+def data_check(folder: Path, name: str) -> None:
+    """Read every picture of a data set's FOLDER and list what is wrong."""
+    from fadeviz.data.sets import check_data
 
-    problems = check_weizmann(folder)
+    name, problems, splits = check_data(folder, name)
     if len(problems) == 1:
         raise FadevizError(problems[0])
     for problem in problems:
         click.echo(problem, err=True)
     if problems:
         raise FadevizError(f"{folder}: {len(problems)} problems")
-    splits = load_weizmann(folder, 64)
+    assert splits is not None
     for note in splits.info.get("notes", []):  # type: ignore[attr-defined]
         click.echo(f"note: {note}")
+    train = splits.info["train"]
+    count = len(train) if isinstance(train, list) else train  # crops of them may never end
     click.echo(
-        f"{folder}: {splits.info['count']} pictures, {splits.train.count} to train on, {splits.test.count} to test on"
+        f"{folder}: {name}, {splits.info['count']} pictures, {count} to train on, {splits.test.count} to test on"
     )
 
 
 main.add_command(analyze)
+main.add_command(compare)
 main.add_command(export)
 main.add_command(plot)
+main.add_command(predict)
 main.add_command(report)
 main.add_command(sweep)
 

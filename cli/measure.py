@@ -118,7 +118,7 @@ _FIGURES = {
     "gate": "gate and kernel entropy inside, on the contour and outside",
     "classes": "feature similarity within and between classes",
     "continuity": "change from one snapshot to the next",
-    "quality": "mIoU and Boundary IoU of the tests",
+    "quality": "mIoU and Boundary IoU of the tests, or the errors of their mattes",
 }
 
 
@@ -166,10 +166,15 @@ def plot(
 
 
 def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output: Path) -> None:
+    from fadeviz.analysis.courses import group_words
+    from fadeviz.analysis.order import describe_inside
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
     runs = f"Runs: {', '.join(run.run_id for operator in order.operators for run in operator.runs)}"
     caption = f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. {runs}. "
+    inside = describe_inside(order.operators[0].runs[0])
+    if inside and figure in _OF_THE_INSIDE:
+        caption += f"{inside[0].upper()}{inside[1:]}. "
     if figure in _KYMOGRAPHS:
         quantity, sentence = _KYMOGRAPHS[figure]
         kymographs = [op.value_kymograph if figure == "kymograph" else op.gradient_kymograph for op in order.operators]
@@ -196,7 +201,8 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
         )
     elif figure == "quality":
         caption = f"The whole network on its test pictures. {runs}. "
-        sentence = "Lines: median over runs; bands: its 95 % interval over seeds."
+        note = group_words(figure, {name for one in courses for name in one})[1]
+        sentence = " ".join(filter(None, ["Lines: median over runs; bands: its 95 % interval over seeds.", note]))
     elif figure in ("learning", "classes"):
         sentence += " Kernels, guide and decoder feature: of the first images alone, as many as were recorded whole."
     write_curves(panels, output, caption=caption + sentence)
@@ -210,6 +216,7 @@ _KYMOGRAPHS = {
     ),
     "edge-kymograph": ("steepness", "An orange line along the contour is an outline."),
 }
+_OF_THE_INSIDE = ("kymograph", "edge-kymograph", "responses", "gate", "classes")
 _ONE_PANEL_AN_OPERATOR = ("responses", "learning", "gate", "classes")
 _SPANS = {"responses": (-0.5, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
 

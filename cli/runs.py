@@ -1,4 +1,4 @@
-"""The argument that names a run: a folder of this machine, or an address such as s3://bucket/run."""
+"""Kinds of arguments: a run, a folder of this machine or an address such as s3://bucket/run; numbers of pictures."""
 
 from __future__ import annotations
 
@@ -20,4 +20,22 @@ class _RunPath(click.Path):
 RUN = _RunPath(path_type=Path)
 """The type of RUN on the command line: gives a ``Path`` or, of an address, the text."""
 
-__all__ = ["RUN"]
+
+class _Numbers(click.ParamType):  # type: ignore[type-arg]
+    """Numbers of pictures, from 0, joined by commas."""
+
+    name = "N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):  # a default
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+            self.fail("numbers of pictures are needed, e.g. 0,2", param, ctx)
+        return tuple(map(int, parts))
+
+
+NUMBERS = _Numbers()
+"""The type of such an option: gives a tuple."""
+
+__all__ = ["NUMBERS", "RUN"]

@@ -168,11 +168,12 @@ def record_arguments(config: RunConfig, out: Path) -> list[str]:
     """
     from fadeviz.experiment import RunConfig
 
-    default = RunConfig()
+    default = RunConfig(network=config.network)  # which decides on some of the others
     arguments = ["record", "--requeue", "--out", str(out), "--upsampler", config.upsampler, "--seed", str(config.seed)]
     for field in fields(config):
         value, name = getattr(config, field.name), field.name.replace("_", "-")
-        if field.name in ("upsampler", "seed") or value == getattr(default, field.name):
+        usual = RunConfig.network if field.name == "network" else getattr(default, field.name)
+        if field.name in ("upsampler", "seed") or value == usual:
             continue
         if field.name in ("momentum", "lr_drops"):
             raise FadevizError(f"{field.name} is {value}, for which there is no option: train this sweep from Python")

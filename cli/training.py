@@ -17,11 +17,15 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--network", default="segnet", show_default=True, metavar="NAME",
-                         help="Network to train: segnet, or segformer, with options if need be: "
+                         help="Network to train: segnet, segformer or matting, with options if need be: "
                               "segformer:backbone=b1."),
-            click.option("--data", default="synthetic", show_default=True, metavar="synthetic|weizmann",
-                         help="Drawn horses (nothing to download), or Weizmann Horse from --data-dir."),
-            click.option("--data-dir", default="", metavar="DIR", help="Folder of Weizmann Horse.  [default: none]"),
+            click.option("--data", default="synthetic", show_default=True, metavar="NAME",
+                         help="synthetic: drawn horses, nothing to download. From --data-dir: weizmann and ade20k to "
+                              "segment; mattes for the matting network."),
+            click.option("--data-dir", default="", metavar="DIR",
+                         help="Folder of the data set. Check it with: fadeviz data check DIR.  [default: none]"),
+            click.option("--subset", type=int, default=0, metavar="N",
+                         help="Train on N pictures of ade20k, and test on as large a share.  [default: all]"),
             click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps."),
             click.option("--snapshots", default="", metavar="SCHEDULE",
                          help="Steps to record, both ends of a range included; step 0 always is. "
@@ -29,13 +33,15 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--width", type=float, default=1.0, show_default=True,
                          help="Multiplier of the network's channels."),
             click.option("--size", type=int, default=224, show_default=True,
-                         help="Side of the pictures, divisible by 32."),
+                         help="Side of the pictures (of ade20k and mattes: of the crops), divisible by 32; by 16 for "
+                              "matting."),
             click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step."),
             click.option("--lr", type=float, default=None,
                          help="Learning rate.  [default: 0.01 of SGD for segnet, times 0.1 after 70 % and 90 % of the "
-                              "steps; 6e-5 of AdamW for segformer, its head 10 times that, falling to 0]"),
+                              "steps; 6e-5 of AdamW for segformer, its head 10 times that, falling to 0; 0.01 of Adam "
+                              "for matting, its encoder a hundredth of that, times 0.1 after 67 % and 87 %]"),
             click.option("--weight-decay", type=float, default=None,
-                         help="Pull of the weights towards 0.  [default: 0 for segnet, 0.01 for segformer]"),
+                         help="Pull of the weights towards 0.  [default: 0.01 for segformer, 0 for others]"),
             click.option("--flip", is_flag=True, help="Mirror half of the training pictures."),
             click.option("--split-seed", type=int, default=0, show_default=True,
                          help="Seed of the train/test split and of the observed pictures."),
@@ -47,7 +53,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Memory layout of the maps."),
             click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
                          help="Encoder weights: a file with torchvision's VGG16-BN names (segnet), a folder that "
-                              "transformers saved (segformer), a download, or random."),
+                              "transformers saved (MiT for segformer, ResNet-34 for matting), a download, or random."),
             click.option("--layers", default="", metavar="GLOB",
                          help="Layers to record, comma-separated. List: fadeviz layers segnet.  "
                               "[default: the upsampling operators]"),
@@ -76,9 +82,12 @@ def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(progress: Progress | SweepProgress) -> dict[str, str]:
-    """What a line or a bar shows of a training: its loss, where there is one, and the latest test's mIoU."""
+    """What a line or a bar shows of a training: its loss, where there is one, and the headline of the latest test."""
+    from fadeviz.quality import FIGURES, headline
+
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
-    return loss | ({"mIoU": f"{progress.metrics['miou']:.3f}"} if "miou" in progress.metrics else {})
+    name = headline(progress.metrics)
+    return loss | ({FIGURES[name].title: FIGURES[name].text(progress.metrics[name])} if name is not None else {})
 
 
 __all__ = ["figures", "given", "training_options"]

@@ -144,6 +144,7 @@ def _info_fault(file: Path) -> str:
 def _observation_fault(run: Run) -> str:
     try:
         images, masks = run.observation
+        mattes = dict(zip(("alphas", "trimaps"), run.mattes or (), strict=False))
         with safe_open(run.path / "observation.safetensors", "np") as opened:
             header = dict(json.loads((opened.metadata() or {}).get("fadeviz", "{}")))
         sums = dict(header.get("crc32", {}))
@@ -153,7 +154,7 @@ def _observation_fault(run: Run) -> str:
         return f"images {images.shape} and masks {masks.shape} do not fit together"
     if images.dtype != np.uint8 or masks.dtype != np.uint8:
         return f"images are {images.dtype} and masks {masks.dtype}, not uint8"
-    for key, value in (("images", images), ("masks", masks)):
+    for key, value in {"images": images, "masks": masks, **mattes}.items():
         if key in sums and sums[key] != zlib.crc32(value.tobytes()):
             return f"{key} are not what was written (checksum)"
     if header.get("run_id", run.run_id) != run.run_id:

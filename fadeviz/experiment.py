@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from numpy.typing import NDArray
 
-from .data import Splits
-from .data.observation import choose_observed
+from .data import Sample, Splits
+from .data.observation import choose_observed, find_object
+from .data.sets import DATA, Wanted, find_data
 from .data.shuffled import ShuffledLabels
-from .data.synthetic import SyntheticHorses
-from .data.weizmann_horse import load_weizmann
 from .errors import FadevizError, unknown_name
 from .files import only_writer
 from .models import NETWORKS, Network, build_network, parse_network
@@ -31,19 +30,16 @@ from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_number, shared
-from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory, to_tensors
-from .training.metrics import evaluate
+from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory
 from .training.recipes import RECIPES
+from .training.tasks import Task, choose_task
 from .upsamplers import UPSAMPLERS, parse_upsampler
 from .upsamplers.reassemble import choose_backend
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
 
-DATA = ("synthetic", "weizmann")
 LABELS = ("true", "shuffled")
-TEST_DRAWINGS = 64
-"""Pictures of the synthetic test set."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +48,18 @@ class RunConfig:
 
     Attributes:
         upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
-        network: a name in ``NETWORKS``, with options: ``"segformer:backbone=b1"``.
-        data: ``synthetic`` or ``weizmann``; ``data_dir`` is the latter's folder.
-        size: side of the square pictures in pixels, divisible by 32.
+        network: a name in ``NETWORKS``, with options: ``"segformer:backbone=b1"``. It decides the task.
+        data: a name in ``DATA`` of that task; ``data_dir`` is its folder, if it has one.
+        subset: train on so many pictures of a large set, drawn by ``split_seed``, and test on as large a share of its
+            test pictures; 0 takes all.
+        size: side of the square pictures in pixels, divisible by the network's stride.
         steps: optimiser steps.
         snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
             logarithm.
         width: multiplier of the network's channels.
-        lr: learning rate; None takes the network's, as in ``RECIPES``. SegNet's is multiplied by 0.1 at each share of
-            the run in ``lr_drops`` (epochs 35 and 45 of 50), SegFormer's rises and falls.
+        lr: learning rate; None takes the network's, as in ``RECIPES``. It is multiplied by 0.1 at each share of the run
+            in ``lr_drops`` (empty takes the network's: SegNet's are epochs 35 and 45 of 50; ``(1.0,)`` is never), but
+            SegFormer's rises and falls.
         weight_decay: None takes the network's.
         seed: of the initial weights and of the data order.
         split_seed: of the train/test split and the observed pictures; apart from ``seed`` so that every seed is
@@ -86,7 +85,7 @@ class RunConfig:
     width: float = 1.0
     batch_size: int = 4
     lr: float | None = None
-    lr_drops: tuple[float, ...] = (0.7, 0.9)
+    lr_drops: tuple[float, ...] = ()
     momentum: float = 0.9
     weight_decay: float | None = None
     flip: bool = False
@@ -104,31 +103,43 @@ class RunConfig:
     evaluate_every: int = 0
     checkpoint_every: int = 250
     labels: str = "true"
+    subset: int = 0
 
     def __post_init__(self) -> None:
         """Fill in what the network decides; raise for settings that no run can have."""
         network = parse_network(self.network)[0]
         recipe = RECIPES[network]
         for name, value in (
-            ("lr", recipe.lr), ("weight_decay", recipe.weight_decay), ("layers", NETWORKS[network].layers)
-        ):  # fmt: skip
-            if getattr(self, name) in (None, ""):
+            ("lr", recipe.lr),
+            ("weight_decay", recipe.weight_decay),
+            ("lr_drops", recipe.lr_drops),
+            ("layers", NETWORKS[network].layers),
+        ):
+            if getattr(self, name) in (None, "", ()):
                 object.__setattr__(self, name, value)
-        if self.data not in DATA:
-            raise unknown_name("data set", self.data, DATA)
+        task = NETWORKS[network].task
+        data = find_data(task, self.data)
         if self.labels not in LABELS:
             raise unknown_name("kind of labels", self.labels, LABELS)
-        if self.data == "weizmann" and not self.data_dir:
-            raise FadevizError("data weizmann needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR")
+        if self.labels == "shuffled" and task == "matting":
+            raise FadevizError("shuffled labels are for masks; mattes belong to their pictures. Use labels true")
+        if self.flip and data.mirrors:
+            raise FadevizError(f"data {self.data} mirrors half of its training pictures already. Leave out --flip")
+        if data.check is not None and not self.data_dir:
+            raise FadevizError(
+                f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
+            )
+        if self.subset < 0 or (self.subset and not data.subsets):
+            why = "it must be 0 (all) or more" if self.subset < 0 else "this set is used whole"
+            raise FadevizError(f"subset is {self.subset} of data {self.data}: {why}. Leave out --subset")
         for name in ("steps", "batch_size", "observe", "checkpoint_every", "channel_images"):
             if getattr(self, name) < 1:
                 raise FadevizError(f"{name} is {getattr(self, name)}; it must be 1 or more")
         if self.evaluate_every < 0:
             raise FadevizError(f"evaluate_every is {self.evaluate_every}; it must be 0 (a tenth of the run) or more")
-        if self.data != "weizmann" and self.data_dir:
-            raise FadevizError(
-                f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add --data weizmann"
-            )
+        if data.check is None and self.data_dir:
+            fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
+            raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
@@ -169,15 +180,16 @@ class Progress(NamedTuple):
 
 def load_data(config: RunConfig) -> Splits:
     """The pictures of a run, split into train and test."""
-    if config.data == "weizmann":
-        splits = load_weizmann(config.data_dir, config.size, config.split_seed)
-    else:
-        test = SyntheticHorses(config.size, config.split_seed, stream="test", count=TEST_DRAWINGS)
-        info = {"name": "synthetic", "train": "endless", "test": TEST_DRAWINGS}
-        splits = Splits(SyntheticHorses(config.size, config.seed, stream="train"), test, info)
+    wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
+    splits = find_data(task_name(config), config.data).load(wanted)
     if config.labels == "shuffled":
         return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
     return splits
+
+
+def task_name(config: RunConfig) -> str:
+    """What the network is for: ``segmentation`` or ``matting``."""
+    return NETWORKS[parse_network(config.network)[0]].task
 
 
 def choose_device(name: str) -> torch.device:
@@ -202,11 +214,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(config: RunConfig) -> tuple[Network, str]:
+def build_model(config: RunConfig, classes: int = 2) -> tuple[Network, str]:
     """The network with its initial weights, a function of the settings alone, and what to call the weights."""
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        model = build_network(config.network, config.upsampler, width=config.width)
+        model = build_network(config.network, config.upsampler, classes=classes, width=config.width)
     if config.weights == "none":
         return model, "none"
     name = model.load_encoder(config.weights)
@@ -288,7 +300,7 @@ def _train(
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
         with processes.first_ahead():  # it may download weights
-            model, weights = build_model(config)
+            model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes)
         if resume:
             first_step = work.go_on() + 1
@@ -306,13 +318,14 @@ def _train(
         flip=config.flip,
         ahead=2 if device.type == "cuda" else 0,
         processes=processes,
+        tensors=work.task.tensors,
     )
     try:
         with processes.noticing():
             for result in fit(
-                shared(model, processes), data, F.cross_entropy, work.optimizer, work.lr_at,
+                shared(model, processes), data, work.task.loss, work.optimizer, work.lr_at,
                 first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-                processes=processes,
+                processes=processes, weigh=work.task.weigh,
             ):  # fmt: skip
                 work.after(result)
                 if report is not None:
@@ -343,12 +356,14 @@ class _Work:
         self.config, self.out, self.splits, self.processes = config, out, splits, processes
         self.run_id = _run_id(config, splits, weights, device)
         self.model = model
+        self.task: Task = choose_task(model.task, splits.classes)
         self.probe = Probe(model, config.layers, config.kinds or None, config.channel_images)
         self.schedule = config.schedule()
         self.evaluate_every = config.evaluate_every or max(1, config.steps // 10)
-        observed = choose_observed(splits.test, config.observe, config.split_seed)
-        self.samples = [splits.test[i] for i in observed]
-        self.images, self.masks = (tensor.to(device) for tensor in to_tensors(self.samples))
+        observed = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes)
+        watched = find_data(model.task, config.data).watched
+        self.samples = [watched(splits.test[i], config.size) for i in observed]
+        self.inputs, self.targets = (tensor.to(device) for tensor in self.task.tensors(self.samples))
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(device)
@@ -366,17 +381,24 @@ class _Work:
             "title": UPSAMPLERS[parse_upsampler(config.upsampler)[0]].title,
             "network": config.network,
             "network_title": model.title,
+            "task": model.task,
+            **({"classes": splits.classes} if model.task == "segmentation" else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": weights,
             "config": dataclasses.asdict(config),
             "schedule": list(self.schedule),
             "kinds": list(self.probe.kinds),
             "figure_layer": model.figure_layer,
-            "observation": {"names": [s.name for s in self.samples], "indices": observed, "mode": config.observe_mode},
+            "observation": {
+                "names": [s.name for s in self.samples],
+                "indices": observed,
+                "mode": config.observe_mode,
+                **({"foreground": [find_object(s.mask) for s in self.samples]} if splits.classes > 2 else {}),
+            },
             "device": _device_name(device),
             "threads": torch.get_num_threads(),
             **({"processes": processes.count} if processes.count > 1 else {}),
-            "reassembly": choose_backend(self.images, kernel_size=5, scale_factor=2),
+            "reassembly": choose_backend(self.inputs, kernel_size=5, scale_factor=2),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "data": dict(splits.info),
         }
@@ -395,7 +417,7 @@ class _Work:
         self.store.forget_after(-1)
         self._write_info("running")
         self.store.write_observation(
-            np.stack([s.image for s in self.samples]), np.stack([s.mask for s in self.samples])
+            np.stack([s.image for s in self.samples]), np.stack([s.mask for s in self.samples]), _mattes(self.samples)
         )
         self.store.write(0, untrained)
         self._clock = time.perf_counter()
@@ -428,7 +450,7 @@ class _Work:
         self.store = SnapshotStore(self.out, self.run_id)
         # What the checkpoint does not know is recorded again, to the same bytes.
         self.store.forget_after(self.last_step)
-        tests = [line for line in before.metrics() if "miou" in line and line["step"] <= self.last_step]
+        tests = [line for line in before.metrics() if "test_loss" in line and line["step"] <= self.last_step]
         if tests:
             self.metrics = {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")}
         self._write_info("running")
@@ -441,7 +463,7 @@ class _Work:
         step = self.last_step = result.step
         line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
         if step % self.evaluate_every == 0 or step == self.config.steps:
-            self.metrics = evaluate(self.model, self.splits.test, F.cross_entropy, processes=self.processes)
+            self.metrics = self.task.evaluate(self.model, self.splits.test, processes=self.processes)
             line.update(self.metrics)
             self._spent_on("testing")
         if not self.processes.first:
@@ -458,7 +480,7 @@ class _Work:
     def look(self, step: int) -> list[Snapshot]:
         """The maps of the observed pictures now."""
         mode = self.config.observe_mode
-        return self.probe.observe(self.images, self.masks, F.cross_entropy, step=step, mode=mode)  # type: ignore[arg-type]
+        return self.probe.observe(self.inputs, self.targets, self.task.loss, step=step, mode=mode)  # type: ignore[arg-type]
 
     def end(self, status: str, message: str = "") -> None:
         """Say in run.json how the run ended."""
@@ -473,6 +495,15 @@ class _Work:
         now = time.perf_counter()
         self.seconds[what] += now - self._clock
         self._clock = now
+
+
+def _mattes(samples: list[Sample]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+    """Alpha from 0 to 255 and trimaps of the pictures, if they have them all."""
+    alphas = [np.rint(s.alpha * 255).astype(np.uint8) for s in samples if s.alpha is not None]
+    trimaps = [s.trimap for s in samples if s.trimap is not None]
+    if not len(alphas) == len(trimaps) == len(samples):
+        return None
+    return np.stack(alphas), np.stack(trimaps)
 
 
 def read_config(path: str | Path) -> RunConfig:
@@ -567,8 +598,9 @@ def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.devic
     settings = dataclasses.asdict(config)
     for name in _MAY_MOVE:
         del settings[name]
-    if config.labels == "true":
-        del settings["labels"]  # runs from before this setting keep their id
+    for name, default in (("labels", "true"), ("subset", 0)):
+        if settings[name] == default:
+            del settings[name]  # runs from before this setting keep their id
     data = {k: v for k, v in splits.info.items() if k != "folder"}
     text = json.dumps([settings, data, weights, device.type], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

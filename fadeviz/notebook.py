@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FadevizError
+from .quality import FIGURES
 from .runs import Run
 from .snapshots import CHANNEL_KINDS, KINDS
 
@@ -105,7 +106,7 @@ def render_html(run: Run) -> str:
         FadevizError: a run without a whole snapshot, or without observed pictures.
     """
     from .render.grid import spread
-    from .render.labels import mask_greys
+    from .render.labels import truth_name, truth_picture
 
     steps = spread(run.steps, FRAMES)
     sequences = _sequences(run, steps)
@@ -118,7 +119,7 @@ def render_html(run: Run) -> str:
     kinds = [_label(sequence) for sequence in sequences]
     observed = [
         ("image", _png(_reduced(sequences[0].picture))),
-        ("true mask", _png(_reduced(np.repeat(mask_greys(sequences[0].mask)[..., None], 3, axis=2)))),
+        (f"true {truth_name(run)}", _png(_reduced(truth_picture(run, sequences[0].image)))),
     ]
     data = {
         "steps": [steps[place] for place in places],
@@ -212,7 +213,7 @@ def _facts(run: Run) -> str:
 
 def _metrics(run: Run, steps: Sequence[int]) -> list[str]:
     """What metrics.jsonl says of each step, in words."""
-    words = {"loss": "loss", "miou": "mIoU", "boundary_iou": "Boundary IoU"}
+    words = {"loss": "loss", **{name: one.title for name, one in FIGURES.items() if one.brief}}
     found: dict[int, dict[str, str]] = {step: {} for step in steps}
     for line in run.metrics():
         for name, word in words.items():

@@ -245,7 +245,7 @@ class Recorder:
         return True
 
     def log(self, step: int, **values: float) -> None:
-        """Add a line to the run's metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou``."""
+        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou`` and ``sad``."""
         if not self._writes or not hasattr(self, "store"):
             return
         if self._seen is None:

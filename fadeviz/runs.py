@@ -334,8 +334,52 @@ class Run:
                 f"{self.address}: observation.safetensors is missing or damaged ({error}). {mend}"
             ) from error
 
+    @cached_property
+    def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """Of a matting run the observed pictures' alpha (0 to 255) and trimaps (0, 128, 255), ``(N, H, W)`` uint8.
+
+        None where the run has no mattes.
+
+        Raises:
+            FadevizError: as :attr:`observation`.
+        """
+        masks = self.observation[1]
+        with safe_open(self.file("observation.safetensors"), "np") as file:
+            if not {"alphas", "trimaps"} <= set(file.keys()):
+                return None
+            parts = [file.get_slice(name) for name in ("alphas", "trimaps")]
+            if any(tuple(part.get_shape()) != masks.shape or part.get_dtype() != "U8" for part in parts):
+                raise FadevizError(
+                    f"{self.address}: observation.safetensors holds mattes that do not fit its masks. "
+                    "Record the run again with --overwrite"
+                )
+            return parts[0][...], parts[1][...]
+
+    @property
+    def foregrounds(self) -> NDArray[np.bool_]:
+        """What is inside in each observed picture, ``(N, H, W)``: the object whose outline and interior are measured.
+
+        Where run.json names a class a picture (``observation.foreground``, for data of many classes), that class; else
+        every class but 0.
+
+        Raises:
+            FadevizError: as :attr:`observation`; classes that are not one for each picture.
+        """
+        masks = self.observation[1]
+        chosen = (self.info.get("observation") or {}).get("foreground")
+        if chosen is None:
+            inside: NDArray[np.bool_] = masks != 0
+            return inside
+        if len(chosen) != len(masks):
+            raise FadevizError(
+                f"{self.address}/run.json names {len(chosen)} foreground classes for {len(masks)} observed pictures. "
+                "Record the run again with --overwrite"
+            )
+        of_class: NDArray[np.bool_] = masks == np.array(chosen, np.int64)[:, None, None]
+        return of_class
+
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: one a step (loss, lr), and one an evaluation (miou, boundary_iou)."""
+        """The lines of metrics.jsonl: one a step (loss, lr), and one an evaluation (of ``quality.TESTS``)."""
         path = self.file("metrics.jsonl")
         return read_metrics(path) if path.exists() else []
 
@@ -625,8 +669,8 @@ _KINDS_OF_VALUES = {
     **dict.fromkeys(("kinds", "observation.names", "data.notes"), "list of texts"),
     **dict.fromkeys(("result", "seconds"), "object of numbers"),
     **dict.fromkeys(("parameters", "last_step", "config.seed"), "whole number"),
-    "threads": "count",
-    "schedule": "list of whole numbers",
+    **dict.fromkeys(("threads", "classes"), "count"),
+    **dict.fromkeys(("schedule", "observation.foreground"), "list of whole numbers"),
 }
 """What must be what in run.json, where it is there at all."""
 

@@ -111,9 +111,20 @@ class SnapshotStore:
         # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
         self._write(self.path / "run.json", (text + "\n").encode(errors="backslashreplace"))
 
-    def write_observation(self, images: NDArray[np.uint8], masks: NDArray[np.uint8]) -> None:
-        """Write the observed pictures, once: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8."""
-        arrays = {"images": np.ascontiguousarray(images), "masks": np.ascontiguousarray(masks)}
+    def write_observation(
+        self,
+        images: NDArray[np.uint8],
+        masks: NDArray[np.uint8],
+        mattes: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
+    ) -> None:
+        """Write the observed pictures, once: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8.
+
+        ``mattes`` are alpha, 0 to 255, and trimaps, both ``(N, H, W)`` uint8, where there are any.
+        """
+        arrays = {"images": images, "masks": masks}
+        if mattes is not None:
+            arrays |= dict(zip(("alphas", "trimaps"), mattes, strict=True))
+        arrays = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         sums = {key: zlib.crc32(array.tobytes()) for key, array in arrays.items()}
         header = _header({"run_id": self.run_id, "crc32": sums})
         self._write(self.path / "observation.safetensors", serialize(arrays, metadata=header))

@@ -25,9 +25,7 @@ from fadeviz.data.ade20k import (
     IGNORED,
     check_ade20k,
     class_names,
-    coloured,
     load_ade20k,
-    palette,
     read_ade20k,
 )
 from fadeviz.data.synthetic import SyntheticHorses
@@ -725,35 +723,6 @@ class TestColours:
         assert crop.image.shape == (32, 32, 3)
         assert crop.mask.shape == (32, 32)
         assert set(np.unique(crop.mask)) <= {*np.unique(sample.mask).tolist(), IGNORED}
-
-
-class TestPalette:
-    def test_colours_are_distinct_and_the_same_every_time(self) -> None:
-        colours = palette()
-        assert colours.shape == (CLASSES, 3)
-        assert colours.dtype == np.uint8
-        assert len({tuple(c) for c in colours.tolist()}) == CLASSES
-        # The nearest two of 150, and the nearest to black, differ by more than a trained eye needs side by side.
-        far = np.abs(colours[:, None].astype(int) - colours[None]).sum(axis=2)
-        assert far[~np.eye(CLASSES, dtype=bool)].min() >= 34
-        assert colours.max(axis=1).min() > 60
-        np.testing.assert_array_equal(palette(20), colours[:20])
-        colours[:] = 0
-        assert palette().max() > 0
-
-    def test_the_first_colours_stay(self) -> None:
-        # Figures of two versions are compared side by side.
-        assert palette(4).tolist() == [[170, 255, 119], [255, 136, 255], [238, 119, 34], [0, 221, 255]]
-
-    @pytest.mark.parametrize("classes", [0, -1, 256])
-    def test_sizes_that_are_none(self, classes: int) -> None:
-        with pytest.raises(FadevizError, match="from 1 to 255"):
-            palette(classes)
-
-    def test_a_mask_in_colours(self) -> None:
-        mask = np.array([[0, 149, IGNORED, 200]], np.uint8)
-        expected = [[palette()[0].tolist(), palette()[149].tolist(), [0, 0, 0], [0, 0, 0]]]
-        assert coloured(mask).tolist() == expected
 
 
 class TestSample:

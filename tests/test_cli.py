@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from fadeviz_cli.main import main
 
-import fadeviz.experiment as experiment
 from fadeviz import open_run
+from fadeviz.data import synthetic
 from fadeviz.experiment import RunConfig
 from render_runs import make_run
 
@@ -38,7 +38,7 @@ def fails(code, message, *args):
 
 @pytest.fixture(autouse=True)
 def _few_test_drawings(monkeypatch):
-    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def runs(tmp_path_factory):
     """Two recorded runs, made by the command line itself."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "TEST_DRAWINGS", 8)
+        patch.setattr(synthetic, "TEST_DRAWINGS", 8)
         for name in ("fade", "carafe"):
             result = call(*RECORD, "--upsampler", name, "--out", folder / name)
             assert result.exit_code == 0, result.output
@@ -252,6 +252,11 @@ class TestLookingUp:
         (line,) = (line for line in table.splitlines() if line.startswith("fade "))
         assert re.sub(" +", " ", line) == "fade encoder 262,338 1,859.6 285,084 2,653.2 Lu et al., ECCV 2022"
         assert max(map(len, table.splitlines())) <= 120
+        assert rows["carafe"]["matting"]["parameters"] == 263_824
+        table = call("upsamplers", "--network", "matting").output
+        (line,) = (line for line in table.splitlines() if line.startswith("fade "))
+        assert re.sub(" +", " ", line) == "fade encoder 124,008 8,853.5 Lu et al., ECCV 2022"
+        fails(1, "no network 'matte'. Nearest: 'matting'", "upsamplers", "--network", "matte")
 
     def test_upsamplers_with_options(self):
         output = call("upsamplers", "indexnet:kind=m2o", "fade:gate=off").output
@@ -262,7 +267,9 @@ class TestLookingUp:
 
     def test_layers(self):
         output = call("layers", "segnet", "--upsampler", "carafe").output
-        assert re.search(r"decoder.3.upsample +CARAFE +<- figures show this one", output)
+        assert re.search(r"decoder.3.upsample +CARAFE +128 at 1/2 +recorded, figures show this one\n", output)
+        assert re.search(r"decoder.4.upsample +CARAFE +64 at 1/1 +recorded\n", output)
+        assert re.search(r"decoder.4.upsample.kernels +KernelSoftmax +25 at 1/1\n", output)
         fails(1, "no network 'segnt'. Nearest: 'segnet'", "layers", "segnt")
 
     def test_info(self, runs):

@@ -42,17 +42,19 @@ def record(out, *options):
 TRAIN = """
 import json, sys
 import torch
-from torch.nn import functional as F
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.models import build_network
 from fadeviz.training.distributed import joined, shared
 from fadeviz.training.loop import batches, fit
 from fadeviz.training.metrics import evaluate
+from fadeviz.training.tasks import choose_task, segmentation_loss
 
 class Eleven:
     count = 11  # the third batch of four has three: shares of two and one
     def __getitem__(self, index):
-        return SyntheticHorses(32)[index]
+        sample = SyntheticHorses(32)[index]
+        sample.mask[: 3 * index] = 255  # ignored: shares weigh what is left of them
+        return sample
 
 def main(upsampler, out):
     with joined(torch.device("cpu")) as processes:
@@ -60,13 +62,15 @@ def main(upsampler, out):
         model = build_network("segnet", upsampler, width=0.125).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         data = ((x.double(), y) for x, y in batches(Eleven(), range(1, 4), 4, 0, flip=True, processes=processes))
-        loss_fn = lambda output, targets: F.cross_entropy(output.double(), targets)
+        loss_fn = lambda output, targets: segmentation_loss(output.double(), targets)
         trained = shared(model, processes)
-        losses = [step.loss for step in fit(trained, data, loss_fn, optimizer, lambda step: 0.01, processes=processes)]
+        steps = fit(trained, data, loss_fn, optimizer, lambda step: 0.01, processes=processes,
+                    weigh=choose_task("segmentation").weigh)
+        losses = [step.loss for step in steps]
         state = {k: v.clone() for k, v in model.state_dict().items()}
         model.float()
-        tested = evaluate(model, Eleven(), F.cross_entropy, batch_size=3, processes=processes)
-        alone = evaluate(model, Eleven(), F.cross_entropy, batch_size=3)
+        tested = evaluate(model, Eleven(), segmentation_loss, batch_size=3, processes=processes)
+        alone = evaluate(model, Eleven(), segmentation_loss, batch_size=3)
         told = processes.gathered([losses, tested, alone])
         if processes.first:
             torch.save([losses, state, told], out)

@@ -10,8 +10,8 @@ import click
 import pytest
 from fadeviz_cli.main import main
 
-import fadeviz.experiment as experiment
 from fadeviz import open_run
+from fadeviz.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,7 +25,7 @@ def example(name):
 
 @pytest.fixture(autouse=True)
 def _few_test_drawings(monkeypatch):
-    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
 
 
 def test_record_and_draw_then_draw_stored_run(tmp_path):

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import fadeviz.experiment as experiment
 from fadeviz import FadevizError, open_run
+from fadeviz.data import synthetic
 from fadeviz.experiment import PAPER_SCHEDULE, RunConfig, build_model, choose_device, read_config, run
 from fadeviz.models import build_network
 from fadeviz.probes import Probe
@@ -36,7 +36,7 @@ SMALL = RunConfig(
 
 @pytest.fixture(autouse=True)
 def _few_test_drawings(monkeypatch):
-    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
 
 
 def files(folder):
@@ -67,7 +67,7 @@ def whole(tmp_path_factory):
     """An undisturbed run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "TEST_DRAWINGS", 8)
+        patch.setattr(synthetic, "TEST_DRAWINGS", 8)
         run(SMALL, folder)
     return folder
 
@@ -166,7 +166,8 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
     program = (
         "import sys, dataclasses\n"
         "import fadeviz.experiment as e\n"
-        "e.TEST_DRAWINGS = 8\n"
+        "import fadeviz.data.synthetic as s\n"
+        "s.TEST_DRAWINGS = 8\n"
         "c = e.RunConfig(upsampler='fade', size=64, width=0.125, steps=24, snapshots='1:24:1', evaluate_every=24,\n"
         "                checkpoint_every=5, kinds='feature,gradient')\n"
         "e.run(c, sys.argv[1], resume=len(sys.argv) > 2)\n"
@@ -225,7 +226,7 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").rglob(".*partial*"))
 
 
-@pytest.mark.parametrize("where", ["fadeviz.experiment.Probe.observe", "fadeviz.experiment.evaluate"])
+@pytest.mark.parametrize("where", ["fadeviz.experiment.Probe.observe", "fadeviz.training.tasks.evaluate"])
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")

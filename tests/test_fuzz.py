@@ -26,6 +26,7 @@ import fadeviz.data.download
 import fadeviz.experiment
 from fadeviz import FadevizError, open_run
 from fadeviz.check import check_run, repair_run
+from fadeviz.data import synthetic
 from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
 from fadeviz.experiment import read_config
 from fadeviz.schedule import parse_schedule, parse_steps
@@ -680,7 +681,7 @@ def command_lines(draw):
 @counts(60, 1500)
 def test_command_lines(count, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fadeviz.experiment, "TEST_DRAWINGS", 2)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 2)
     monkeypatch.setattr(fadeviz.data.download, "WAIT_SECONDS", 0.0)
 
     def no_training(*args, **options):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import fadeviz.experiment as experiment
+from fadeviz.data import synthetic
 from fadeviz.experiment import RunConfig, run
 from fadeviz.upsamplers import Skip
 from test_upsamplers import NAMES, case
@@ -28,7 +28,7 @@ def test_operators_agree_with_the_cpu(name):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("upsampler", ["fade", "max_unpool"])
 def test_a_run(precision, upsampler, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
     config = RunConfig(
         upsampler=upsampler, size=64, width=0.125, steps=4, snapshots="1:4:1", precision=precision, device="cuda"
     )
@@ -38,7 +38,7 @@ def test_a_run(precision, upsampler, tmp_path, monkeypatch):
 
 
 def test_interrupted_and_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
     config = RunConfig(size=64, width=0.125, steps=6, snapshots="1:6:1", checkpoint_every=2, device="cuda")
 
     def stop(progress):

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic import TEST_DRAWINGS, SyntheticHorses
 from fadeviz.demo import IMAGE, UPSAMPLERS, run_demo
-from fadeviz.experiment import TEST_DRAWINGS
 from fadeviz.runs import open_run
 
 pytestmark = pytest.mark.slow

@@ -12,6 +12,7 @@ from fadeviz.render.normalize import limits_by_scope, normalize
 from fadeviz.render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
 from fadeviz.report import write_report
 from render_runs import LAYER, STEPS, make_run
+from task_runs import make_matting_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"')
 
@@ -280,6 +281,33 @@ def test_the_contour_can_be_laid_over_the_maps(view):
     page.locator("#contour").check()
     assert visible() == ["visible"] * 3
     assert page.locator(".contour-light").first.get_attribute("d").startswith("M")
+
+
+def test_the_true_alpha_stands_beside_the_input(browser, tmp_path):
+    run = make_matting_run(tmp_path / "run")
+    write_report([run], tmp_path / "r.html")
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "r.html").as_uri())
+    page.wait_for_selector(".tile canvas")
+    assert page.locator(".tile .name").all_text_contents() == ["Input", "True alpha", "FADE"]
+    picture = page.locator(".tile").nth(1).locator("img")
+    assert picture.evaluate("image => [image.naturalHeight, image.naturalWidth]") == [48, 64]
+    assert page.locator(".tile").nth(0).bounding_box()["y"] == page.locator(".tile").nth(1).bounding_box()["y"]
+    # The contour covers the input alone until it is asked for; a place is marked in all three.
+    lines = page.locator(".tile .overlay g")
+    assert [line.get_attribute("visibility") for line in lines.all()] == ["visible", "hidden", "hidden"]
+    page.locator("#contour").check()
+    assert [line.get_attribute("visibility") for line in lines.all()] == ["visible"] * 3
+    move_to(page, 2, 10, 21)
+    assert page.locator(".pixel-light[visibility=visible]").count() == 3
+    page.locator("#image").select_option("1")
+    expect(picture).to_have_attribute("alt", "True alpha of disc_1")
+    assert page.locator("#strip img").count() == 2
+    page.close()
+    assert complaints == []
 
 
 def test_a_click_on_a_chart_goes_to_the_nearest_step_on_either_axis(view):

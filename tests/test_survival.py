@@ -22,9 +22,9 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 from torch.nn import functional as F
 
-import fadeviz.experiment as experiment
 from fadeviz import FadevizError, Recorder, open_run
 from fadeviz.check import check_run, repair_run
+from fadeviz.data import synthetic
 from fadeviz.errors import printable
 from fadeviz.files import _machine, only_writer, replacing, write_whole
 from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics
@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _few_test_drawings(monkeypatch):
-    monkeypatch.setattr(experiment, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def whole(tmp_path_factory):
     """An undisturbed run."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "TEST_DRAWINGS", 8)
+        patch.setattr(synthetic, "TEST_DRAWINGS", 8)
         result = call("record", *SMALL, "--out", folder)
     assert result.exit_code == 0, result.output
     return folder
@@ -459,9 +459,9 @@ locale.setlocale(locale.LC_ALL, "")
 
 EVERYTHING = """
 import os, shutil, sys
-import fadeviz.experiment as experiment
+from fadeviz.data import synthetic
 from fadeviz_cli.main import main
-experiment.TEST_DRAWINGS = 8
+synthetic.TEST_DRAWINGS = 8
 out, small = sys.argv[1], sys.argv[2:]
 copy = os.fsdecode("F\\xfcchse \\u99ac".encode())
 for command in (["record", *small, "--out", out], ["check", out], ["info", out],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quality import FIGURES as TESTED
+from ..quality import TESTS
 from ..runs import Run
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
@@ -41,7 +43,7 @@ FIGURES = {
     "gate": "gate and kernels inside the object, along its contour and outside",
     "classes": "how well the features of the two classes are apart",
     "continuity": "how much changes from one snapshot to the next",
-    "quality": "how well the network segments the test pictures",
+    "quality": "how well the network does on its test pictures",
 }
 """Groups of measures that share an axis."""
 
@@ -80,13 +82,22 @@ MEASURES = {
     "frame_correlation": Measure("to the snapshot before", "correlation", "continuity", "of the map"),
     "pixel_change": Measure("change of a pixel", "grey levels of 255", "continuity", "mean, each frame normalised"),
     "luminance_change": Measure("change of the mean", "grey levels of 255", "continuity", "each frame normalised"),
-    "miou": Measure("mIoU", "share", "quality", "mean over classes of intersection over union"),
-    "boundary_iou": Measure("Boundary IoU", "share", "quality", "of the bands along the contours"),
-    "boundary_iou_fine": Measure("Boundary IoU, fine", "share", "quality", "the same with a narrower band"),
+    **{name: Measure(one.title, one.unit, "quality", one.meaning) for name, one in TESTED.items()},
 }
 """All measures, in the order in which they are told."""
 
-_TESTED = ("miou", "boundary_iou", "boundary_iou_fine")
+
+def group_words(figure: str, measures: Collection[str]) -> tuple[str, str]:
+    """What a group of curves shows, and what has to be said beside them; empty for nothing.
+
+    Args:
+        figure: a name in ``FIGURES``.
+        measures: those of the group that there are: tests of other tasks measure other things.
+    """
+    tests = [test for test in TESTS.values() if not test.figures.keys().isdisjoint(measures)]
+    if figure != "quality" or not tests:
+        return FIGURES[figure], ""
+    return "; ".join(test.meaning for test in tests), " ".join(test.note for test in tests if test.note)
 
 
 @dataclass(frozen=True)
@@ -194,7 +205,7 @@ def _regions_for(maps: NDArray[np.float32], run: Run, order: LearningOrder) -> S
     if size == order.regions[0].band.shape:
         return order.regions
     pixels, share = order.half_width
-    return [build_regions(mask, size, pixels=pixels, share=share) for mask in run.observation[1]]
+    return [build_regions(mask, size, pixels=pixels, share=share) for mask in run.foregrounds]
 
 
 def _by_region(maps: NDArray[np.float32], regions: Sequence[Regions]) -> tuple[NDArray[np.float64], ...]:
@@ -205,8 +216,8 @@ def _by_region(maps: NDArray[np.float32], regions: Sequence[Regions]) -> tuple[N
 
 
 def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[str, NDArray[np.float64]]:
-    horse = np.stack([one.distance < 0 for one in regions])
-    similar = class_similarity(channels, np.stack([horse, ~horse], 1), np.stack([one.band for one in regions]))
+    inside = np.stack([one.distance < 0 for one in regions])
+    similar = class_similarity(channels, np.stack([inside, ~inside], 1), np.stack([one.band for one in regions]))
     return {
         "intra_edge": similar.edge.intra,
         "inter_edge": similar.edge.inter,
@@ -222,12 +233,17 @@ def _from_second(changes: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _tests(runs: Sequence[Run], last: int) -> dict[str, Course]:
     """The figures of the tests that all runs have in common, up to the last step that is measured."""
-    lines = [{line["step"]: line for line in run.metrics() if "miou" in line and line["step"] <= last} for run in runs]
-    steps = tuple(sorted(set(lines[0]).intersection(*lines)))
-    if not steps:
-        return {}
-    told = {name: [[[_number(run[step].get(name))] for step in steps] for run in lines] for name in _TESTED}
-    return {name: _course(name, steps, np.array(values)) for name, values in told.items()}
+    metrics = [[line for line in run.metrics() if line["step"] <= last] for run in runs]
+    found: dict[str, Course] = {}
+    for test in TESTS.values():
+        lines = [{line["step"]: line for line in one if test.headline in line} for one in metrics]
+        steps = tuple(sorted(set(lines[0]).intersection(*lines)))
+        if steps:
+            told = {
+                name: [[[_number(run[step].get(name))] for step in steps] for run in lines] for name in test.figures
+            }
+            found |= {name: _course(name, steps, np.array(values)) for name, values in told.items()}
+    return found
 
 
 def _number(value: object) -> float:

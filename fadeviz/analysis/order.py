@@ -266,7 +266,7 @@ def learning_order(
     _check_rules(which, until)
     chosen = _check_runs(runs, layer, kind)
     shown = _measured_steps(runs, steps)
-    masks = runs[0].observation[1]
+    masks = runs[0].foregrounds
     height, width = runs[0].read(shown[0], chosen, kind).shape[-2:]
     regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
     bins = distance_bins(regions)
@@ -292,8 +292,27 @@ def learning_order(
         rules=rules,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
-        notes=notes,
+        notes=(*filter(None, [describe_inside(runs[0])]), *notes),
     )
+
+
+def describe_inside(run: Run) -> str:
+    """What counts as inside in the pictures a run observed, in words; empty where their masks have but two classes."""
+    if run.mattes is not None:
+        return "the masks are of the true mattes: inside is half opaque or more, outside all else"
+    names = class_names(run)
+    if not names:
+        return ""
+    shown = "; ".join(names)
+    return f"the masks are of one class of each picture ({shown}): inside is that class, outside all else"
+
+
+def class_names(run: Run) -> list[str]:
+    """What is inside in each observed picture of data with many classes, by name; empty where there are but two."""
+    chosen = (run.info.get("observation") or {}).get("foreground") or []
+    names = (run.info.get("data") or {}).get("classes")
+    known = names if isinstance(names, list) else []
+    return [str(known[one]) if 0 <= one < len(known) else f"class {one}" for one in chosen]
 
 
 def judge_again(order: LearningOrder, which: str = "plain", until: str = "end") -> LearningOrder:
@@ -473,10 +492,10 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
         if one.same_place(other):
             raise FadevizError(f"{one.address} and {other.address} are the same run, {one.run_id}. Give it once")
     chosen = layer if layer is not None else runs[0].default_layer(kind)
-    images, masks = runs[0].observation
+    wanted = (*runs[0].observation, runs[0].foregrounds)
     for run in runs:
         run.check(chosen, kind)
-        if not (np.array_equal(images, run.observation[0]) and np.array_equal(masks, run.observation[1])):
+        if not all(map(np.array_equal, wanted, (*run.observation, run.foregrounds))):
             raise FadevizError(
                 f"{runs[0].address} and {run.address} observed different pictures: they cannot be compared. "
                 "Record both with the same --data, --size and observation options"

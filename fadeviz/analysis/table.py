@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..quality import FIGURES, TESTS
 from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
@@ -32,10 +33,17 @@ def summary_rows(order: LearningOrder, courses: Sequence[Courses] | None = None)
     """
     if courses is None:
         courses = [operator_courses(order, operator) for operator in order.operators]
-    return [_row(operator, order, one) for operator, one in zip(order.operators, courses, strict=True)]
+    tested = _tested(courses)
+    return [_row(operator, order, one, tested) for operator, one in zip(order.operators, courses, strict=True)]
 
 
-def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row:
+def _tested(courses: Sequence[Courses]) -> list[str]:
+    """The figures of tests that a row has: all short ones of the tasks that the networks were tested for."""
+    tests = [test for test in TESTS.values() if any(test.headline in one for one in courses)]
+    return [name for test in tests or [TESTS["segmentation"]] for name, one in test.figures.items() if one.brief]
+
+
+def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested: Sequence[str]) -> Row:
     ends = {}
     for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard"):
         values = courses[name].middle if name in courses else np.array([np.nan])
@@ -57,8 +65,7 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> Row
         "interior_states": _states(operator.interior_times),
         **ends,
         "frame_change": _median(change),
-        "miou": number(courses["miou"].values[:, -1].mean()) if "miou" in courses else None,
-        "boundary_iou": number(courses["boundary_iou"].values[:, -1].mean()) if "boundary_iou" in courses else None,
+        **{name: number(courses[name].values[:, -1].mean()) if name in courses else None for name in tested},
         "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
         "runs": [run.run_id for run in operator.runs],
     }
@@ -139,6 +146,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     """
     steps = order.steps
     wide = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2
+    tests = _test_columns(rows)
     lines = [
         f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
@@ -146,9 +154,9 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
         *([] if order.rules.until == "end" else [f"until {order.rules.until}: {UNTIL[order.rules.until]}"]),
         "",
         f"{'operator':{wide}}{'seeds':>5}  {'edge t50':>9}{'interior t50':>14}{'lead (95 %)':>24}"
-        f"{'centroid':>14}{'checker':>9}{'mIoU':>7}{'BIoU':>7}",
+        f"{'centroid':>14}{'checker':>9}{tests[0]}",
     ]
-    for row, operator in zip(rows, order.operators, strict=True):
+    for row, operator, tested in zip(rows, order.operators, tests[1:], strict=True):
         lead, maps = operator.lead_interval, operator.lead.size
         between = f"{_steps(lead.estimate)} [{_steps(lead.low)}, {_steps(lead.high)}]"
         edge, interior = (
@@ -157,8 +165,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
         lines.append(
             f"{row['operator']:{wide}}{len(row['seeds']):>5}  {edge:>9}{interior:>14}"
             f"{between if speaks_for(lead, maps) else '-':>24}"
-            f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}"
-            f"{_digits(row['miou']):>7}{_digits(row['boundary_iou']):>7}"
+            f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}{tested}"
         )
     lines.append("")
     for row in rows:
@@ -169,6 +176,22 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     lines += _rules_table(others, wide)
     lines += ["", *(f"note: {note}" for note in order.notes), *_LEGEND]
     return "\n".join(lines)
+
+
+def _test_columns(rows: Sequence[Row]) -> list[str]:
+    """The right end of the table, heading first: the tests' figures that some row has, or empty places for them."""
+    titles = {name: one.column for name, one in FIGURES.items() if one.column and name in rows[0]}
+    names = [name for name in titles if any(row[name] is not None for row in rows)] or list(titles)
+    lines = [""] * (1 + len(rows))
+    for name in names:
+        values = [row[name] for row in rows]
+        cells = [
+            titles[name],
+            *("-" if v is None else v if isinstance(v, str) else FIGURES[name].text(v) for v in values),
+        ]
+        width = max(7, 2 + max(map(len, cells)))
+        lines = [f"{line}{cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]
+    return lines
 
 
 def speaks_for(interval: Interval, maps: int) -> bool:

@@ -45,8 +45,9 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on, what it is tested on, and what ``run.json`` says about both."""
+    """What a run trains on, what it is tested on, what ``run.json`` says about both, and the classes of the masks."""
 
     train: Dataset
     test: Dataset
     info: Mapping[str, object] = field(default_factory=dict)
+    classes: int = 2

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +27,7 @@ __all__ = [
     "IGNORED",
     "check_ade20k",
     "class_names",
-    "coloured",
     "load_ade20k",
-    "palette",
     "read_ade20k",
 ]
 
@@ -208,7 +205,7 @@ def load_ade20k(
         },
         "notes": notes,
     }
-    return Splits(AugmentedCrops(train, size, seed, recipe), CentreCrops(test, size), info)
+    return Splits(AugmentedCrops(train, size, seed, recipe), CentreCrops(test, size), info, CLASSES)
 
 
 def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
@@ -249,64 +246,6 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
         if path.is_file():
             return _read_names(path)
     return tuple(f"class {number}" for number in range(CLASSES))
-
-
-@lru_cache(maxsize=4)
-def _palette(classes: int) -> NDArray[np.uint8]:
-    levels = np.arange(0, 256, 17, dtype=np.uint8)
-    colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
-    lab = _lab(colours)
-    # Neither too dark to be told from what is ignored, nor nearly white, nor so vivid that it outshines the picture
-    # beside it: at 75 the nearest two of 150 colours are 14.8 apart, without that limit 16.1.
-    usable = (lab[:, 0] > 25) & (lab[:, 0] < 93) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
-    colours, lab = colours[usable], lab[usable]
-    chosen: list[int] = []
-    nearest = np.linalg.norm(lab - _lab(np.zeros((1, 3), np.uint8)), axis=1)
-    for _ in range(classes):
-        # Rounded, so that another machine's last digit does not choose another colour.
-        chosen.append(int(np.argmax(np.round(nearest, 6))))
-        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
-    return colours[chosen]
-
-
-def palette(classes: int = CLASSES) -> NDArray[np.uint8]:
-    """A colour for each class, ``(classes, 3)`` uint8 sRGB: always the same ones, as far from one another as can be.
-
-    Each next colour is the one farthest, in CIELAB, from black and from those before it; so a shorter palette is the
-    beginning of a longer one. Black is left to what is ignored.
-
-    Raises:
-        FadevizError: fewer than 1 or more than 255 classes.
-
-    Example:
-        >>> palette(3).shape
-        (3, 3)
-    """
-    if not 1 <= classes <= IGNORED:
-        raise FadevizError(f"a palette of {classes} classes: from 1 to {IGNORED} can be had")
-    return _palette(classes).copy()
-
-
-def coloured(mask: NDArray[np.uint8], classes: int = CLASSES) -> NDArray[np.uint8]:
-    """A mask as a picture in the colours of :func:`palette`; what is ignored, or no class, is black.
-
-    Shape: ``(..., H, W)`` uint8 to ``(..., H, W, 3)`` uint8.
-    """
-    table = np.zeros((256, 3), np.uint8)
-    table[:classes] = palette(classes)
-    return table[mask]
-
-
-def _lab(colours: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """CIELAB of sRGB colours ``(N, 3)``, white point D65."""
-    value = colours / 255
-    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array(
-        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
-    )
-    x, y, z = np.moveaxis(linear @ to_xyz.T / to_xyz.sum(axis=1), -1, 0)
-    x, y, z = (np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116) for t in (x, y, z))
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def _read_names(path: Path) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..errors import FadevizError
-from . import Sample, Splits
+from . import Sample, Splits, synthetic
 from .pictures import open_picture, to_rgb
 from .synthetic import SMALLEST, SyntheticHorses
 
@@ -53,9 +53,6 @@ SCALES = (1.0, 1.5, 2.0)
 
 TEST_SHARE = 0.22
 """The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""
-
-TEST_DRAWINGS = 64
-"""Pictures of the drawn test set."""
 
 KEEP_BYTES = 1 << 29
 """Decoded pictures are kept up to this many bytes a set; what comes later is decoded each time."""
@@ -288,8 +285,9 @@ def load_synthetic_mattes(size: int = 224, split_seed: int = 0, seed: int = 0) -
         FadevizError: a size below 32, a seed below 0.
     """
     _check_size(size)
-    test = DrawnMattes(size, split_seed, stream="test", count=TEST_DRAWINGS)
-    info = {"name": "synthetic-mattes", "train": "endless", "test": TEST_DRAWINGS}
+    count = synthetic.TEST_DRAWINGS
+    test = DrawnMattes(size, split_seed, stream="test", count=count)
+    info = {"name": "synthetic-mattes", "train": "endless", "test": count}
     return Splits(DrawnMattes(size, seed), test, info)
 
 
@@ -607,7 +605,12 @@ def _read_matte(path: Path) -> Pixels:
     return matte
 
 
-def _read_trimap(path: Path) -> Pixels:
+def read_trimap(path: Path) -> Pixels:
+    """A trimap file ``(H, W)`` as 0, ``UNKNOWN`` and 255, whatever single grey it has for the unknown.
+
+    Raises:
+        FadevizError: a file that cannot be read, is coloured, has more greys than one, or none.
+    """
     values = _read_grey(path, "trimap")
     there = np.unique(values).tolist()
     middle = [value for value in there if 0 < value < 255]
@@ -630,7 +633,7 @@ def _read_layers(files: MatteFiles, foreground_alone: bool) -> _Layers:
     matte = _read_matte(files.alpha)
     if files.trimap is not None:
         # Mattes made by hand waver by 1 where all is foreground; the set's own trimap knows better.
-        trimap = _read_trimap(files.trimap)
+        trimap = read_trimap(files.trimap)
         _check_equal(files.trimap, files.alpha, trimap, matte)
         matte[trimap == BACKGROUND], matte[trimap == FOREGROUND] = 0, 255
     image = foreground = None
@@ -651,7 +654,7 @@ def _read_whole(files: MatteFiles) -> Sample:
     matte = _read_matte(files.alpha)
     if files.trimap is None:
         raise FadevizError(f"{files.alpha} has no trimap: testing needs one. Put it beside the matte")
-    trimap = _read_trimap(files.trimap)
+    trimap = read_trimap(files.trimap)
     _check_equal(files.trimap, files.alpha, trimap, matte)
     foreground = background = None
     if files.foreground is not None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from . import Dataset
+from .transforms import IGNORED
 
 LOOK_AT = 64
 """So many pictures are considered, from the first: enough for a choice, and an endless data set has no more."""
@@ -23,18 +24,20 @@ MAIN_PART = 0.9
 """At least this share of the foreground hangs together."""
 
 
-def choose_observed(dataset: Dataset, how_many: int, seed: int = 0) -> list[int]:
+def choose_observed(dataset: Dataset, how_many: int, seed: int = 0, *, classes: int = 2) -> list[int]:
     """The indices of the pictures to observe during a whole run, the same ones for the same data set and seed.
 
     Among the first ``LOOK_AT`` pictures (more only when more are asked for), a good one has its foreground (any class
-    but 0) in one main component, within ``SHARE``, and hardly at the border. Of the good ones, the first is drawn by
-    the seed; each following one is the farthest from those already chosen by size, place and outline of its foreground.
-    Where there are fewer good ones than asked for, those that miss by least fill up.
+    but 0; of more than two classes, that of :func:`find_object`) in one main component, within ``SHARE``, and hardly at
+    the border. Of the good ones, the first is drawn by the seed; each following one is the farthest from those already
+    chosen by size, place and outline of its foreground. Where there are fewer good ones than asked for, those that miss
+    by least fill up.
 
     Args:
         dataset: the test pictures.
         how_many: how many to choose.
         seed: another seed starts from another picture.
+        classes: of the masks.
 
     Returns:
         ``how_many`` different indices; the good ones first, so that the first few are the ones to show.
@@ -56,8 +59,9 @@ def choose_observed(dataset: Dataset, how_many: int, seed: int = 0) -> list[int]
         sample = dataset[index]
         # Hashed names, not a generator: the choice does not depend on the version of numpy.
         order.append(hashlib.sha256(f"{seed}/{sample.name}".encode()).digest())
-        faults.append(_fault(sample.mask))
-        features.append(_features(sample.mask))
+        inside = sample.mask == find_object(sample.mask) if classes > 2 else sample.mask > 0
+        faults.append(_fault(inside))
+        features.append(_features(inside))
     shuffled = sorted(range(considered), key=lambda i: (order[i], i))
     good = [i for i in shuffled if faults[i] == 0]
     if len(good) >= how_many:
@@ -66,9 +70,17 @@ def choose_observed(dataset: Dataset, how_many: int, seed: int = 0) -> list[int]
     return _farthest_first(good, np.array(features)) + others[: how_many - len(good)]
 
 
-def _fault(mask: NDArray[np.uint8]) -> float:
-    """By how much the mask misses the bounds, summed; 0 is a good one."""
-    inside = mask > 0
+def find_object(mask: NDArray[np.uint8]) -> int:
+    """The class that is most like a single clear object in a picture of many classes; the lowest number among equals.
+
+    Its outline and interior are what is measured of such a picture. ``IGNORED`` is no class.
+    """
+    found = [int(value) for value in np.unique(mask) if value != IGNORED]
+    return min(found, key=lambda value: (_fault(mask == value), value), default=0)
+
+
+def _fault(inside: NDArray[np.bool_]) -> float:
+    """By how much the foreground misses the bounds, summed; 0 is a good one."""
     share = float(inside.mean())
     if share == 0:
         return 3.0
@@ -80,9 +92,8 @@ def _fault(mask: NDArray[np.uint8]) -> float:
     )
 
 
-def _features(mask: NDArray[np.uint8]) -> tuple[float, ...]:
+def _features(inside: NDArray[np.bool_]) -> tuple[float, ...]:
     """Share, centre (rows, columns) and boundary length of the foreground, all free of the picture's size."""
-    inside = mask > 0
     if not inside.any():
         return 0.0, 0.5, 0.5, 0.0
     height, width = inside.shape

@@ -35,6 +35,9 @@ from .drawn_scene import LAYER, Floats, Light, Place, draw_light, noise, planes,
 SMALLEST = 32
 """Below this many pixels a leg is thinner than half a pixel and the mask falls apart."""
 
+TEST_DRAWINGS = 64
+"""Pictures of the drawn test sets."""
+
 SUPERSAMPLING = 4
 """Outlines are filled at this many samples per pixel and axis; the matte is their mean."""
 

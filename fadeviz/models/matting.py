@@ -222,9 +222,11 @@ class MattingNet(nn.Module):
 
     title = "MattingNet"
 
+    task = "matting"
+
     stride = 16
 
-    def __init__(self, upsampler: str = "fade", width: float = 1.0, *, channels: int = 4) -> None:
+    def __init__(self, upsampler: str = "fade", width: float = 1.0, channels: int = 4) -> None:
         """Build the network.
 
         Args:

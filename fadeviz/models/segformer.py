@@ -120,6 +120,8 @@ class SegFormer(nn.Module):
     layers = "head.c4.*,head.c3.*,head.c2.*"
     """What is recorded by default: the operators."""
 
+    task = "segmentation"
+
     stride = 32
 
     def __init__(

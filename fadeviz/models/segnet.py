@@ -62,6 +62,8 @@ class SegNet(nn.Module):
 
     title = "SegNet"
 
+    task = "segmentation"
+
     stride = 32
 
     def __init__(self, upsampler: str = "max_unpool", classes: int = 2, width: float = 1.0) -> None:

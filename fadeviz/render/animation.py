@@ -18,7 +18,7 @@ from ..files import replacing
 from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import captions, font, heading, image_name, number, outline, shorten, wrap
+from .labels import captions, font, heading, image_name, number, outline, shorten, truth_name, truth_regions, wrap
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -219,7 +219,7 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     x, y = layout.picture
-    below = shorten(f"{image_name(first)}, mask outlined", px(11), layout.pitch)
+    below = shorten(f"{image_name(first)}, {truth_name(first.run)} outlined", px(11), layout.pitch)
     draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
@@ -282,10 +282,10 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
 
 
 def _observed(sequence: FrameSequence, layout: Layout) -> NDArray[np.uint8]:
-    """The observed image at the size of a tile, the mask's border drawn on it in white with a black rim."""
+    """The observed image at the size of a tile, the truth's border drawn on it in white with a black rim."""
     picture = np.array(Image.fromarray(sequence.picture).resize(layout.tile, Image.Resampling.LANCZOS))
-    mask = np.asarray(Image.fromarray(sequence.mask).resize(layout.tile, Image.Resampling.NEAREST))
-    line = outline(mask)
+    regions = Image.fromarray(truth_regions(sequence.run, sequence.image))
+    line = outline(np.asarray(regions.resize(layout.tile, Image.Resampling.NEAREST)))
     rim = np.pad(line, 1)
     rim = rim[:-2, 1:-1] | rim[2:, 1:-1] | rim[1:-1, :-2] | rim[1:-1, 2:]
     picture[rim] = picture[rim] // 3

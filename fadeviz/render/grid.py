@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,20 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..files import write_whole
 from ..runs import Run, common_steps
 from ..snapshots import CHANNEL_KINDS
 from .colormap import colorize, is_diverging, palette
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import bar_ends, captions, font, heading, mask_greys, shorten, wrap
+from .labels import bar_ends, captions, font, has_colours, heading, shorten, truth_name, truth_picture, wrap
+from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-ENDINGS = (".png", ".pdf", ".svg")
-
-MAX_PIXELS = 200_000_000
-"""A larger figure is a mistake in ``scale``, and would fill the memory before anyone sees it."""
 
 _CELL = 120
 """About how many pixels a cell is wide, and how many pixels of the page the sizes below are meant for."""
@@ -35,19 +29,6 @@ _DPI = 200
 _CHANNEL_COLUMNS = 8
 _TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: captions, the steps in the cells, the operators."""
-
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "text.color": "black",
-    "axes.unicode_minus": True,
-    "pdf.fonttype": 42,
-    "pdf.compression": 9,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "fadeviz",
-    "path.snap": True,
-    "savefig.bbox": "standard",
-    "savefig.transparent": False,
-}
 
 
 @dataclass(frozen=True)
@@ -115,11 +96,7 @@ def write_grid(
         FadevizError: another file ending, a bad option, or what ``select_frames`` raises.
     """
     path = Path(path)
-    if path.suffix.lower() not in ENDINGS:
-        raise FadevizError(
-            f"{path}: a grid cannot be written as {path.suffix or 'a file without an ending'}. "
-            f"Endings: {' '.join(ENDINGS)}"
-        )
+    check_ending(path, "grid")
     sequences = _select(
         runs,
         colormap,
@@ -175,7 +152,7 @@ def draw_grid(
 
     sequences = _select(runs, colormap, **options)
     layout = find_layout(sequences, columns=columns, scale=scale)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = _draw(sequences, layout, colormap, upscale=True, placed=False)
     FigureCanvasAgg(figure)
     return figure
@@ -198,7 +175,7 @@ def render_grid(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     layout = find_layout(sequences, columns=columns, scale=scale)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         canvas: Any = FigureCanvasAgg(_draw(sequences, layout, colormap, upscale=True))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -296,22 +273,11 @@ def _save(
     sequences: Sequence[FrameSequence], path: Path, colormap: str, columns: int | None, scale: int | None
 ) -> None:
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    ending = path.suffix.lower()
     layout = find_layout(sequences, columns=columns, scale=scale)
-    # No dates and no versions: the same run gives the same bytes.
-    metadata: dict[str, dict[str, str | None]] = {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
-        ".svg": {"Date": None, "Creator": "fadeviz"},
-    }
-    data = io.BytesIO()  # through memory: on a full disk matplotlib's PDF has an error of its own
-    with rc_context(_STYLE):
-        figure = _draw(sequences, layout, colormap, upscale=ending == ".png")
-        FigureCanvasAgg(figure)
-        figure.savefig(data, format=ending[1:], dpi=layout.dpi, metadata=metadata[ending])
-    write_whole(path, data.getvalue())
+    with rc_context(STYLE):
+        figure = _draw(sequences, layout, colormap, upscale=path.suffix.lower() == ".png")
+    save_figure(figure, path, layout.dpi)
 
 
 def _draw(
@@ -321,18 +287,16 @@ def _draw(
 
     Pictures that are ``placed`` lie on pixels: such a figure cannot be cropped or saved at another size.
     """
-    from matplotlib.figure import Figure
-
-    # A thousandth of a pixel more than the size: the renderer rounds down.
-    figure = Figure(((layout.width + 1e-3) / layout.dpi, (layout.height + 1e-3) / layout.dpi), dpi=layout.dpi)
-    figure.patch.set_facecolor("white")
-    page = _Page(figure, layout, exact=upscale and placed)
+    figure = new_figure(layout.width, layout.height, layout.dpi)
+    page = _GridPage(figure, layout, exact=upscale and placed)
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
         page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
-        mask = mask_greys(first.mask)
-        page.cell(mask_box, np.repeat((_fit(mask, layout.cell) if upscale else mask)[..., None], 3, axis=2), "mask")
+        truth = truth_picture(first.run, first.image)
+        if upscale:
+            truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
+        page.cell(mask_box, truth, truth_name(first.run))
         for index in members:
             sequence = sequences[index]
             if len(members) > 1:
@@ -350,42 +314,18 @@ def _draw(
     return figure
 
 
-class _Page:
-    """A figure whose units are pixels from the upper left corner: frames at the back, pictures, words in front."""
+class _GridPage(Page):
+    """A page with the cells and headings of a grid."""
 
     def __init__(self, figure: Any, layout: Layout, *, exact: bool) -> None:
-        self.figure = figure
+        super().__init__(figure, layout.width, layout.height, exact=exact)
         self.layout = layout
-        self.exact = exact
-        self.back, self.front = (self._axes(zorder) for zorder in (0, 2))
-
-    def _axes(self, zorder: int) -> Any:
-        axes = self.figure.add_axes((0, 0, 1, 1), zorder=zorder, label=str(zorder))
-        axes.set_axis_off()
-        axes.set_xlim(0, self.layout.width)
-        axes.set_ylim(self.layout.height, 0)
-        axes.set_autoscale_on(False)
-        return axes
-
-    def text(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
-        style = {"va": "top", "ha": "left"} | style
-        # parse_math: a layer's or file's name may hold a dollar sign.
-        self.front.text(x, y, text, fontsize=size, parse_math=False, **style)
-
-    def picture(self, box: tuple[int, int, int, int], pixels: NDArray[np.uint8]) -> None:
-        x, y, width, height = box
-        if self.exact:
-            # Pixel for pixel: the pixels are given at the box's size, and no renderer places or resamples them.
-            self.figure.figimage(pixels, x, self.layout.height - y - height, origin="upper", zorder=1)
-            return
-        # "none": vector files embed the values themselves, not what would be seen of them at some resolution.
-        self.back.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto", zorder=2)
 
     def cell(self, corner: tuple[int, int], pixels: NDArray[np.uint8], label: str) -> None:
         from matplotlib.patches import Rectangle
 
         (x, y), (width, height), points = corner, self.layout.cell, self.layout.points
-        self.back.add_patch(Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor="0.6", linewidth=0, zorder=1))
+        self.edge((x, y, width, height))
         self.picture((x, y, width, height), pixels)
         if not self.layout.chips:
             self.text(x, y - points(0.8), label, _STEP, color="0.25", va="bottom")
@@ -414,6 +354,7 @@ class _Page:
         self.text(points(5), middle, label, _HEADING, weight="bold", va="center_baseline")
 
 
-def _fit(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A picture at the size of a cell, in pixels."""
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+def _fit(pixels: NDArray[np.uint8], size: tuple[int, int], *, blended: bool = True) -> NDArray[np.uint8]:
+    """A picture at the size of a cell, in pixels; not ``blended`` where between two colours lies a third class's."""
+    resample = Image.Resampling.LANCZOS if blended else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(pixels).resize(size, resample))

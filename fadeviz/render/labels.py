@@ -1,4 +1,4 @@
-"""Words on pictures: the one font, numbers, and the sentences that say what a picture shows."""
+"""Words on pictures: the one font, numbers, what a picture shows in sentences; and the truth that stands beside it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from ..runs import Run
 from ..snapshots import CHANNEL_KINDS, KINDS
+from .colormap import colour_classes
 from .frames import MAX_CORRELATION, FrameSequence
 from .normalize import FIXED_RANGES, Limits
 
@@ -138,10 +140,56 @@ def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
     return "min" if low == 0 else f"{low:g} %", "max" if high == 100 else f"{high:g} %"
 
 
-def outline(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The pixels on the inner border of a mask, ``(H, W)``: of each class, or of the half-level of an alpha matte."""
-    # More values than any picture has classes: an alpha matte.
-    regions = mask if len(np.unique(mask)) <= 32 else (mask >= 128).astype(np.uint8)
+def has_colours(run: Run) -> bool:
+    """Whether masks of a run are shown in the colours of their classes: where there are more than two."""
+    return run.mattes is None and int(run.info.get("classes") or 2) > 2
+
+
+def truth_name(run: Run) -> str:
+    """What pictures call the truth of a run: a mask, or an alpha matte."""
+    return "mask" if run.mattes is None else "alpha"
+
+
+def truth_picture(run: Run, image: int) -> NDArray[np.uint8]:
+    """The truth of an observed picture to look at, ``(H, W, 3)`` uint8.
+
+    A matting run's alpha in greys; a mask of many classes in their colours, what is ignored in black; a mask of two
+    classes in black and white.
+
+    Args:
+        run: where the picture is from.
+        image: index of the observed image.
+
+    Raises:
+        FadevizError: as ``Run.observation``.
+    """
+    mask = run.observation[1][image]
+    if has_colours(run):
+        return colour_classes(mask, int(run.info["classes"]))
+    greys = _greys(mask) if run.mattes is None else run.mattes[0][image]
+    return np.repeat(greys[..., None], 3, axis=2)
+
+
+def truth_regions(run: Run, image: int) -> NDArray[np.uint8]:
+    """The regions of an observed picture whose borders :func:`outline` draws, ``(H, W)`` uint8.
+
+    The classes of its mask; of alpha, what is at least half. What is ignored is the lowest region, so that a border
+    with it lies on the class.
+
+    Raises:
+        FadevizError: as ``Run.observation``.
+    """
+    mask = run.observation[1][image]
+    if run.mattes is not None:
+        return (run.mattes[0][image] >= 128).astype(np.uint8)
+    if has_colours(run):
+        return mask + np.uint8(1)  # unsigned numbers wrap: 255 becomes 0
+    # A run that does not say what its masks are, with more values than two classes have: alpha.
+    return mask if len(np.unique(mask)) <= 32 else (mask >= 128).astype(np.uint8)
+
+
+def outline(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """The pixels on the inner border of each region, ``(H, W)``: of two that touch, on the higher one."""
     padded = np.pad(regions, 1, mode="edge")
     centre = padded[1:-1, 1:-1]
     around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
@@ -149,7 +197,7 @@ def outline(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return border
 
 
-def mask_greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A mask to look at: its largest value becomes white."""
     top = int(mask.max())
     return np.rint(mask * (255.0 / top)).astype(np.uint8) if top else mask

@@ -133,7 +133,8 @@ def _command(
 
 def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: str, title: str | None) -> dict[str, Any]:
     """Everything but the maps: ``data`` for the script, the rest as text for the page."""
-    pictures, masks = runs[0].observation
+    pictures, _ = runs[0].observation
+    mattes = runs[0].mattes
     networks = dict.fromkeys(str(run.info.get("network_title") or run.info.get("network") or "") for run in runs)
     operators = _listed([story.plain(operator.title, 60) for operator in order.operators])
     numbers = {id(run): number for number, run in enumerate(runs)}
@@ -145,10 +146,13 @@ def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: st
             {
                 "name": story.plain(name, 80),
                 "picture": picture_uri(picture),
-                "contour": contour_path(mask),
-                "size": list(mask.shape),
+                "contour": contour_path(inside),
+                "size": list(inside.shape),
+                **({} if mattes is None else {"matte": picture_uri(mattes[0][number])}),
             }
-            for name, picture, mask in zip(order.images[:images], pictures, masks, strict=False)
+            for number, (name, picture, inside) in enumerate(
+                zip(order.images[:images], pictures, runs[0].foregrounds, strict=False)
+            )
         ],
         "operators": [
             {

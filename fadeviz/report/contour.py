@@ -1,4 +1,4 @@
-"""The pictures beside the maps: the observed image, and the contour of its mask as a path."""
+"""The pictures beside the maps: the observed image, and the contour of its object as a path."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_SIDE = 448
 
 
 def picture_uri(image: NDArray[np.uint8]) -> str:
-    """An observed image ``(H, W, 3)`` as a data URI of a JPEG."""
+    """An observed image ``(H, W, 3)``, or a matte ``(H, W)``, as a data URI of a JPEG."""
     picture = Image.fromarray(image)
     if max(picture.size) > MAX_SIDE:
         picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
@@ -23,13 +23,8 @@ def picture_uri(image: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
-def contour_path(mask: NDArray[np.uint8]) -> str:
-    """The lines between foreground and background pixels as SVG path data, in pixels of the mask ``(H, W)``.
-
-    Foreground is every class but 0, as for the measures; of an alpha matte, what is at least half opaque.
-    """
-    # More values than any picture has classes: an alpha matte.
-    inside = mask >= 128 if len(np.unique(mask)) > 32 else mask != 0
+def contour_path(inside: NDArray[np.bool_]) -> str:
+    """The lines between pixels inside and outside, ``(H, W)``, as SVG path data in pixels of the picture."""
     # As if the picture went on beyond its border: that is no contour.
     framed = np.pad(inside, 1, mode="edge")
     parts = []

@@ -229,6 +229,12 @@
     input.frame.append(picture, input.over.svg);
     input.element.append(make("div", { class: "range" }, image.name), input.reading);
     const made = [input];
+    if (image.matte) {
+      const truth = makeTile("True alpha", null, image);
+      truth.frame.append(make("img", { src: image.matte, alt: `True alpha of ${image.name}`, draggable: "false" }), truth.over.svg);
+      truth.element.append(make("div", { class: "range" }, "black 0, white 1"), truth.reading);
+      made.push(truth);
+    }
     for (const operator of data.operators) {
       const run = runOf(operator);
       const tile = makeTile(operator.title, seeds.length && run ? run.seed : null, image);
@@ -255,6 +261,7 @@
     if (mine !== turn) return;
     tiles = made;
     byId("tiles").replaceChildren(...made.map((tile) => tile.element));
+    byId("tiles").classList.toggle("with-truth", Boolean(image.matte));
     byId("tiles").style.maxWidth = `${made.length * 420}px`;
     showCaption();
     showContour();
@@ -345,8 +352,9 @@
     const over = overlay(image);
     over.svg.append(over.lines);
     const picture = make("div", { class: "frame" }, make("img", { src: image.picture, alt: "" }), over.svg);
+    const truth = image.matte ? [make("div", { class: "frame" }, make("img", { src: image.matte, alt: "" }))] : [];
     const rows = [
-      make("div", { class: "strip-row" }, make("span", {}, image.name), picture),
+      make("div", { class: "strip-row" }, make("span", {}, image.name), picture, ...truth),
       make("div", { class: "strip-row" }, make("span"), ...some.map((at) => make("span", {}, `step ${count(steps[at])}`))),
     ];
     for (const tile of tiles.filter((one) => one.maps)) {

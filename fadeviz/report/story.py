@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.courses import FIGURES, MEASURES, Course, operator_courses
+from ..analysis.courses import FIGURES, MEASURES, Course, group_words, operator_courses
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
 from ..analysis.statistics import UNITS, Interval
@@ -197,17 +197,18 @@ def figures(order: LearningOrder) -> list[dict[str, Any]]:
     """The charts of each group of measures: ``BY_OPERATOR``, lines are measures; of the others, lines are operators."""
     courses = [operator_courses(order, operator) for operator in order.operators]
     found = []
-    for name, meaning in FIGURES.items():
+    for name in FIGURES:
         members = [key for key in MEASURES if MEASURES[key].figure == name and any(key in one for one in courses)]
         if members:
             charts = (_by_operator if name in BY_OPERATOR else _by_measure)(order, courses, members)
+            meaning, note = group_words(name, members)
             found.append(
                 {
                     "name": name,
                     "meaning": meaning,
                     "charts": charts,
                     "measures": [[MEASURES[key].title, MEASURES[key].meaning] for key in members],
-                    "note": _HALF_WAY if any(chart["halfWay"] for chart in charts) else "",
+                    "note": _HALF_WAY if any(chart["halfWay"] for chart in charts) else note,
                 }
             )
     return found

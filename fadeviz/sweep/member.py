@@ -18,6 +18,7 @@ import torch
 from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
 from ..files import left_over
+from ..quality import headline
 from .plan import Member
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -130,7 +131,7 @@ class Follower:
         latest: dict[str, float] = {}
         for line in self._lines(stamp[1]):
             latest = line
-            if "miou" in line:
+            if headline(line) is not None:
                 self.metrics = {key: value for key, value in line.items() if key not in ("step", "loss", "lr")}
         if "step" not in latest:
             return None

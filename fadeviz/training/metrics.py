@@ -58,13 +58,13 @@ def evaluate(
 ) -> dict[str, float]:
     """Test a model in eval mode, in float32; its training mode is restored.
 
-    Several ``processes`` share the pictures, and all return the figures that one alone would: to the bit, if their
-    weights are the same.
+    Pixels whose mask is ``classes`` or more are left out. Several ``processes`` share the pictures, and all return the
+    figures that one alone would: to the bit, if their weights are the same.
 
     Returns:
-        ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all pictures pooled;
-        ``iou``, that of class 1 alone; ``accuracy`` of the pixels; and each name of ``BOUNDARY_SHARES``, the mean over
-        pictures of class 1's Boundary IoU.
+        ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all pictures pooled, of
+        the classes that are there or found; ``accuracy`` of the pixels. Of two classes also ``iou``, that of class 1
+        alone, and each name of ``BOUNDARY_SHARES``, the mean over pictures of class 1's Boundary IoU.
 
     Raises:
         FadevizError: a data set without pictures, or without an end.
@@ -82,16 +82,17 @@ def evaluate(
                 images, truth = to_tensors([dataset[i] for i in range(first, min(first + batch_size, count))])
                 logits = model(images.to(device)).float()
                 truth = truth.to(device)
-                loss = loss_fn(logits, truth).item() * len(images)
                 found = logits.argmax(1)
                 valid = truth < classes
+                weight = valid.double().mean().item() * len(images)  # in pictures
+                loss = loss_fn(logits, truth).item() * weight
                 pairs = truth[valid] * classes + found[valid]
                 confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
                 boundary = {}
-                for name, share in BOUNDARY_SHARES.items():
+                for name, share in BOUNDARY_SHARES.items() if classes == 2 else ():
                     width = boundary_width(truth.shape[1], truth.shape[2], share)
                     boundary[name] = boundary_iou(found == 1, truth == 1, width).cpu()
-                counted[first] = _Counted(loss, confusion, boundary)
+                counted[first] = _Counted(loss, weight, confusion, boundary)
     finally:
         for module, training in modes:
             module.training = training
@@ -100,18 +101,23 @@ def evaluate(
     confusion = torch.stack([part.confusion for part in parts]).sum(0)
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
-    return {
-        "test_loss": sum(part.loss for part in parts) / count,
+    figures = {
+        "test_loss": sum(part.loss for part in parts) / max(sum(part.weight for part in parts), 1e-9),
         "miou": iou.nanmean().item(),
         "iou": iou[1].item(),
         "accuracy": (hits.sum() / confusion.sum()).item(),
-        **{name: torch.cat([part.boundary[name] for part in parts]).nanmean().item() for name in BOUNDARY_SHARES},
     }
+    if classes != 2:
+        del figures["iou"]
+        return figures
+    means = {name: torch.cat([part.boundary[name] for part in parts]).nanmean().item() for name in BOUNDARY_SHARES}
+    return figures | means
 
 
 class _Counted(NamedTuple):
     """What one batch of test pictures gave."""
 
     loss: float
+    weight: float
     confusion: Tensor
     boundary: dict[str, Tensor]

@@ -18,16 +18,16 @@ class Recipe:
     Attributes:
         lr: the learning rate, where none is given.
         weight_decay: where none is given.
+        lr_drops: shares of the run at which the learning rate falls to a tenth, where none are given.
         optimizer: ``(model, lr, weight_decay, momentum)``; a parameter group may have an ``lr_factor``.
         lr_at: ``(lr, steps, drops)`` gives the learning rate of each step.
-        summary: in words, for ``--help``.
     """
 
     lr: float
     weight_decay: float
+    lr_drops: tuple[float, ...]
     optimizer: Callable[[nn.Module, float, float, float], torch.optim.Optimizer]
     lr_at: Callable[[float, int, tuple[float, ...]], Callable[[int], float]]
-    summary: str
 
 
 def sgd(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
@@ -80,8 +80,31 @@ def poly(lr: float, steps: int, drops: tuple[float, ...] = ()) -> Callable[[int]
     return at
 
 
+ENCODER_FACTOR = 0.01
+"""A matting network's encoder learns so many times slower than the rest, as its weights are ImageNet's."""
+
+
+def adam(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
+    """Adam: the encoder's learning rate times ``ENCODER_FACTOR``; ``momentum`` is not used.
+
+    Source: the recipe of IndexNet (Lu et al., ICCV 2019) and A2U (Dai et al., CVPR 2021).
+    """
+    groups: dict[bool, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(name.startswith("encoder."), []).append(parameter)
+    return torch.optim.Adam(
+        [
+            {"params": parameters, "lr_factor": ENCODER_FACTOR if in_encoder else 1.0}
+            for in_encoder, parameters in groups.items()
+        ],
+        lr=lr,
+        weight_decay=weight_decay,
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
-    "segnet": Recipe(0.01, 0.0, sgd, step_decay, "SGD with momentum 0.9, lr 0.01, times 0.1 after 70 % and 90 %"),
-    "segformer": Recipe(6e-5, 0.01, adamw, poly, "AdamW, lr 6e-5 (head 10 times), warm-up, linear decay"),
+    "segnet": Recipe(0.01, 0.0, (0.7, 0.9), sgd, step_decay),
+    "segformer": Recipe(6e-5, 0.01, (0.7, 0.9), adamw, poly),
+    "matting": Recipe(0.01, 0.0, (20 / 30, 26 / 30), adam, step_decay),
 }
 """By network."""

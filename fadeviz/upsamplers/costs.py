@@ -1,4 +1,4 @@
-"""What an operator costs where the papers compare them: parameters and multiply-adds in SegNet and in SegFormer."""
+"""What an operator costs where the papers compare them: parameters and multiply-adds in each network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from . import build_upsampler, parse_upsampler
 SITES: dict[str, tuple[tuple[int, int], ...]] = {
     "segnet": ((512, 7), (512, 14), (256, 28), (128, 56), (64, 112)),
     "segformer": ((256, 16), (256, 32), (256, 64), (256, 32), (256, 64), (256, 64)),
+    "matting": ((256, 32), (128, 64), (64, 128), (64, 256)),
 }
-"""Channels and low-resolution side of every operator in a network: SegNet on images of 224x224, and SegFormer's head on
-512x512, where the three coarse maps climb to a quarter of the image in three, two and one steps."""
+"""Channels and low-resolution side of every operator in a network: SegNet on images of 224x224; SegFormer's head on
+512x512, where the three coarse maps climb to a quarter of the image in three, two and one steps; and the matting
+network's decoder on 512x512, from 1/16 to full resolution."""
 
 
 class Cost(NamedTuple):

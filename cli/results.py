@@ -1,0 +1,77 @@
+"""The commands that use what a run has learned: compare and predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .runs import NUMBERS, RUN
+
+_SIZE = click.option("--size", type=int, metavar="N",
+                     help="Shorter side at which the network sees a picture.  [default: as the run's test pictures; "
+                          "mattes: the picture's own]")  # fmt: skip
+_DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to compute.")
+_TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
+                             "each picture]")  # fmt: skip
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              help="The picture: .png, .pdf or .svg.")  # fmt: skip
+@click.option("--images", type=NUMBERS, default=(), help="Observed pictures to show.  [default: the first four]")
+@click.option("--test", type=NUMBERS, default=(), help="Test pictures to show, whole; the data set must be there.")
+@click.option("--picture", "pictures", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="A picture of your own to show; may be repeated.")  # fmt: skip
+@_TRIMAPS
+@click.option("--zoom", default="auto", show_default=True, metavar="auto|none|LEFT,TOP,SIDE",
+              help="Window to enlarge, in pixels of the picture: auto takes where the runs disagree most.")  # fmt: skip
+@_SIZE
+@click.option("--cell", type=int, metavar="PIXELS", help="Width of a column.  [default: 300 pixels an inch]")
+@_DEVICE
+def compare(
+    runs: tuple[Path | str, ...],
+    output: Path,
+    images: tuple[int, ...],
+    test: tuple[int, ...],
+    pictures: tuple[Path, ...],
+    trimaps: Path | None,
+    zoom: str,
+    size: int | None,
+    cell: int | None,
+    device: str,
+) -> None:
+    """Draw what RUNS make of the same pictures: image, truth, a column a run, a window enlarged, a figure each."""
+    from fadeviz import open_run
+    from fadeviz.compare import compare_runs, parse_zoom
+
+    lines = compare_runs(
+        [open_run(run) for run in runs], output, images=images, test=test, pictures=pictures, trimaps=trimaps,
+        zoom=parse_zoom(zoom), size=size, cell=cell, device=device,
+    )  # fmt: skip
+    for line in lines:
+        click.echo(line)
+    click.echo(f"wrote {output}")
+
+
+@click.command()
+@click.argument("run", type=RUN)
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path, file_okay=False), required=True,
+              help="Folder for the results: NAME_mask.png, or NAME_alpha.png of a matting run.")  # fmt: skip
+@_TRIMAPS
+@_SIZE
+@_DEVICE
+def predict(
+    run: Path | str, pictures: tuple[Path, ...], out: Path, trimaps: Path | None, size: int | None, device: str
+) -> None:
+    """Write the masks, or the mattes, that RUN's last weights give for IMAGES: files, or folders of them."""
+    from fadeviz.prediction import predict_files
+
+    for path in predict_files(run, pictures, out, trimaps=trimaps, size=size, device=device):
+        click.echo(f"wrote {path}")
+
+
+__all__ = ["compare", "predict"]

@@ -1,0 +1,283 @@
+"""What runs make of the same pictures, side by side: the panel of results in papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .data import Sample
+from .data.transforms import IGNORED
+from .errors import FadevizError, printable
+from .experiment import load_data
+from .prediction import Predictor, find_trimap, read_picture
+from .render.colormap import class_palette, colour_classes
+from .render.panel import Box, Row, choose_zoom, write_panel
+from .runs import Run
+from .training.matting import UNKNOWN, measure_matte
+
+SHOWN = 4
+"""So many observed pictures are shown where none are named."""
+
+LEAST_SHARE = 0.01
+"""A class has a place in the legend from this share of any picture shown on."""
+
+
+def parse_zoom(text: str) -> Box | str:
+    """Read a zoom: ``auto``, ``none``, or a window as ``LEFT,TOP,SIDE`` in pixels of the picture.
+
+    Raises:
+        FadevizError: something else.
+
+    Example:
+        >>> parse_zoom("40,16,32")
+        Box(left=40, top=16, side=32)
+    """
+    if text in ("auto", "none"):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        raise FadevizError(f"zoom is {text!r}. Write auto, none, or a window in pixels: LEFT,TOP,SIDE")
+    return Box(*map(int, parts))
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    output: str | Path,
+    *,
+    images: Sequence[int] = (),
+    test: Sequence[int] = (),
+    pictures: Sequence[str | Path] = (),
+    trimaps: str | Path | None = None,
+    zoom: Box | str = "auto",
+    size: int | None = None,
+    cell: int | None = None,
+    device: str = "auto",
+) -> list[str]:
+    """Predict the same pictures with every run and draw the results as a panel.
+
+    Under each result stands how good it is on that picture: the mean IoU of its classes, or a matte's SAD and MSE in
+    the unknown region. The best of a row is bold.
+
+    Args:
+        runs: of one task and, for segmentation, of the same classes; each needs its last checkpoint.
+        output: the picture to write: .png, .pdf or .svg.
+        images: indices of observed pictures; where nothing is named, the first ``SHOWN``. Without ``test`` and
+            ``pictures`` the runs need nothing but their folders.
+        test: indices of test pictures, whole, of the first run's data set, which must be where it was.
+        pictures: files of one's own; there is no truth to compare with.
+        trimaps: folder with their trimaps, for matting; else they lie beside them.
+        zoom: the window to enlarge: ``auto`` takes, picture by picture, where the runs disagree most; ``none``; or a
+            window, the same in all pictures.
+        size: see :class:`~fadeviz.prediction.Predictor`.
+        cell: pixels a column is wide.
+        device: where to compute.
+
+    Returns:
+        A line for each picture: its name and the runs' figures.
+
+    Raises:
+        FadevizError: runs that cannot be compared, pictures that there are not, a window that does not fit.
+    """
+    if not runs:
+        raise FadevizError("compare needs a run or more")
+    predictors = [Predictor(run, device) for run in runs]
+    first = predictors[0]
+    for one in predictors[1:]:
+        if (one.task, one.classes) != (first.task, first.classes):
+            raise FadevizError(
+                f"{one.run.address} is a {one.task} run of {one.classes} classes, {first.run.address} a {first.task} "
+                f"run of {first.classes}: they cannot be compared. Give runs of one kind"
+            )
+    samples: list[tuple[Sample, bool]] = []
+    if images or not (test or pictures):
+        samples += [(sample, True) for sample in _observed(runs, images)]
+    if test:
+        samples += [(sample, True) for sample in _test_pictures(predictors, test)]
+    for path in map(Path, pictures):
+        trimap = find_trimap(path, None if trimaps is None else Path(trimaps)) if first.task == "matting" else None
+        samples.append((read_picture(path, trimap), False))
+    rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
+    legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
+    write_panel(
+        [row for row, _ in rows],
+        _titles(runs),
+        output,
+        cell=cell,
+        legend=legend,
+        caption=_caption(predictors, rows, zoom),
+    )
+    return [
+        printable(
+            f"{row.name}: " + ", ".join(f"{run.name} {figure}" for run, figure in zip(runs, row.figures, strict=True))
+        )
+        for row, _ in rows
+        if row.figures
+    ]
+
+
+_Maps = list[NDArray[np.uint8]]
+"""The classes that the truth, where it is known, and each result have, for the legend."""
+
+
+def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:
+    """The pictures that all runs observed."""
+    first = runs[0]
+    images, masks = first.observation
+    for run in runs[1:]:
+        if not np.array_equal(run.observation[0], images) or not np.array_equal(run.observation[1], masks):
+            raise FadevizError(
+                f"{run.address} observed other pictures than {first.address}. Name some: --test 0,1 or --picture FILE"
+            )
+    for index in wanted:
+        if not 0 <= index < len(images):
+            raise FadevizError(
+                f"no observed picture {index} in {first.address}: there are {len(images)}, from 0 to {len(images) - 1}"
+            )
+    names = (first.info.get("observation") or {}).get("names") or []
+    alphas, trimaps = first.mattes or (None, None)
+    return [
+        Sample(
+            str(names[i]) if i < len(names) else f"image {i}",
+            images[i],
+            masks[i],
+            None if alphas is None else alphas[i].astype(np.float32) / np.float32(255),
+            None if trimaps is None else trimaps[i],
+        )
+        for i in wanted or range(min(SHOWN, len(images)))
+    ]
+
+
+def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int]) -> list[Sample]:
+    """Pictures of the test set, which no run must have trained on."""
+    first = predictors[0]
+    for one in predictors[1:]:
+        if (one.config.data, one.config.split_seed, one.config.subset) != (
+            first.config.data, first.config.split_seed, first.config.subset,
+        ):  # fmt: skip
+            raise FadevizError(
+                f"{one.run.address} and {first.run.address} were tested on other pictures: --data, --split-seed or "
+                "--subset differ. Use --picture FILE"
+            )
+    dataset = load_data(first.config).test
+    count = dataset.count or 0
+    for index in wanted:
+        if not 0 <= index < count:
+            raise FadevizError(f"no test picture {index}: {first.config.data} has {count}, from 0 to {count - 1}")
+    return [dataset[index] for index in wanted]
+
+
+def _row(
+    predictors: Sequence[Predictor], sample: Sample, known: bool, zoom: Box | str, size: int | None
+) -> tuple[Row, _Maps]:
+    """What all runs make of one picture; ``known`` says whether its truth is."""
+    found = [predict(sample, size=size) for predict in predictors]
+    matting = predictors[0].task == "matting"
+    classes = predictors[0].classes
+    truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
+        (sample.alpha if matting else sample.mask) if known else None
+    )
+    box = zoom if isinstance(zoom, Box) else None
+    if zoom == "auto" and matting and truth is None and len(found) == 1:
+        assert sample.trimap is not None
+        unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing to disagree with: where there is most to do
+        box = choose_zoom([unknown], np.zeros_like(unknown))
+    elif zoom == "auto":
+        box = choose_zoom(found, truth, ignored=None if matting else IGNORED)
+    figures: list[str] = []
+    scores: list[float] = []
+    for result in found if truth is not None else ():
+        if matting:
+            errors = measure_matte(result, sample)  # type: ignore[arg-type]
+            scores.append(-errors["sad"])
+            figures.append(f"SAD {errors['sad']:.2f}  MSE {errors['mse']:.3f}")
+        else:
+            scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
+            figures.append(f"mIoU {scores[-1]:.3f}")
+    row = Row(
+        sample.name,
+        sample.image,
+        None if truth is None else _picture(truth, classes),
+        tuple(_picture(result, classes) for result in found),
+        tuple(figures),
+        int(np.nanargmax(scores)) if len(scores) > 1 and not np.isnan(scores).all() else None,
+        sample.trimap if matting else None,
+        box,
+        smooth=matting,
+    )
+    return row, [] if matting else [np.asarray(m, np.uint8) for m in [*found, *([] if truth is None else [truth])]]
+
+
+def mean_iou(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:
+    """The mean intersection over union of the classes that a picture has or is said to have; ignored pixels apart.
+
+    Shape: ``(H, W)`` twice; NaN where everything is ignored.
+    """
+    valid = truth < classes
+    a, b = found[valid].astype(np.int64), truth[valid].astype(np.int64)
+    both = np.bincount(a[a == b], minlength=classes)
+    either = np.bincount(a, minlength=classes) + np.bincount(b, minlength=classes) - both
+    there = either > 0
+    return float((both[there] / either[there]).mean()) if there.any() else float("nan")
+
+
+def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> NDArray[np.uint8]:
+    """A mask or a matte to look at."""
+    if np.issubdtype(values.dtype, np.floating):
+        return np.rint(values * 255).astype(np.uint8)
+    if classes > 2:
+        return colour_classes(values.astype(np.uint8), classes)
+    return np.where(values == 1, 255, 0).astype(np.uint8)
+
+
+def _titles(runs: Sequence[Run]) -> list[str]:
+    """The operators; with what tells runs of one operator apart."""
+    titles = [run.title for run in runs]
+    seeds = [f"{run.title}, seed {run.info['config']['seed']}" for run in runs]
+    folders = [f"{run.title}, {printable(run.path.name)}" for run in runs]
+    return next((names for names in (titles, seeds, folders) if len(set(names)) == len(names)), folders)
+
+
+def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
+    """The classes that fill some of any picture or result, those that fill most first."""
+    shares = np.zeros(first.classes)
+    for _, maps in rows:
+        for values in maps:
+            counts = np.bincount(values.ravel(), minlength=256)[: first.classes]
+            shares = np.maximum(shares, counts / values.size)
+    names = (first.run.info.get("data") or {}).get("classes") or []
+    colours = class_palette(first.classes)
+    return [
+        (str(names[i]) if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
+        for i in np.argsort(-shares, kind="stable").tolist()
+        if shares[i] >= LEAST_SHARE
+    ]
+
+
+def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
+    """What the panel shows, from which runs."""
+    first = predictors[0]
+    networks = dict.fromkeys(str(one.run.info.get("network_title") or one.config.network) for one in predictors)
+    data = dict.fromkeys(str((one.run.info.get("data") or {}).get("name") or one.config.data) for one in predictors)
+    steps = dict.fromkeys(one.step for one in predictors)
+    lines = [
+        f"{' and '.join(networks)} on {' and '.join(data)}, after {' and '.join(map(str, steps))} steps."
+        f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
+    ]
+    if first.task == "matting":
+        shown = "Alpha from 0 (black) to 1. SAD / 1000 and MSE are of the unknown region (grey in the trimap)."
+    elif first.classes > 2:
+        shown = "Colours: the classes listed. Black: not labelled. mIoU: mean over the classes there or found."
+    else:
+        shown = "White: class 1. mIoU: mean over both classes, of this picture."
+    if not any(row.figures for row, _ in rows):
+        shown = shown.split(" mIoU")[0].split(" SAD")[0]
+    if zoom == "auto":
+        disagree = "the runs disagree most" if len(predictors) > 1 else "the run is most unlike the truth"
+        shown += f" Boxes: where {disagree}."
+    return [*lines, shown]
+
+
+__all__ = ["compare_runs", "mean_iou", "parse_zoom"]

@@ -1,0 +1,147 @@
+"""The table of data sets by task and name: what ``--data`` can be, and how each is loaded, checked and watched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import FadevizError, unknown_name
+from . import Sample, Splits, synthetic
+from .ade20k import check_ade20k, load_ade20k
+from .matting import check_matting, crop_unknown, load_matting, load_synthetic_mattes
+from .weizmann_horse import check_weizmann, load_weizmann
+
+
+class Wanted(NamedTuple):
+    """What a run asks of a data set; each takes what concerns it.
+
+    Attributes:
+        folder: where the files lie.
+        size: side of the training pictures in pixels.
+        seed: of what is drawn for training.
+        split_seed: of the split and of the test pictures.
+        subset: train on so many pictures; 0 is all.
+    """
+
+    folder: str
+    size: int
+    seed: int
+    split_seed: int
+    subset: int = 0
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """How to get at one data set.
+
+    Attributes:
+        title: in words, for messages.
+        load: gives the pictures.
+        check: reads every file of a folder and gives its problems, a line each; None where there is no folder.
+        watched: what of a test picture is observed, for pictures of any size.
+        whole: a network sees whole pictures, squeezed into the square; else crops of them.
+        mirrors: training pictures are mirrored at random already.
+        subsets: ``Wanted.subset`` is understood.
+    """
+
+    title: str
+    load: Callable[[Wanted], Splits]
+    check: Callable[[Path], list[str]] | None = None
+    watched: Callable[[Sample, int], Sample] = lambda sample, size: sample
+    whole: bool = True
+    mirrors: bool = False
+    subsets: bool = False
+
+
+def _synthetic(wanted: Wanted) -> Splits:
+    count = synthetic.TEST_DRAWINGS
+    test = synthetic.SyntheticHorses(wanted.size, wanted.split_seed, stream="test", count=count)
+    info = {"name": "synthetic", "train": "endless", "test": count}
+    return Splits(synthetic.SyntheticHorses(wanted.size, wanted.seed, stream="train"), test, info)
+
+
+def _weizmann(wanted: Wanted) -> Splits:
+    return load_weizmann(wanted.folder, wanted.size, wanted.split_seed)
+
+
+def _ade20k(wanted: Wanted) -> Splits:
+    return load_ade20k(
+        wanted.folder, wanted.size, subset=wanted.subset or None, seed=wanted.seed, subset_seed=wanted.split_seed
+    )
+
+
+def _synthetic_mattes(wanted: Wanted) -> Splits:
+    return load_synthetic_mattes(wanted.size, wanted.split_seed, wanted.seed)
+
+
+def _mattes(wanted: Wanted) -> Splits:
+    return load_matting(wanted.folder, wanted.size, wanted.split_seed, wanted.seed)
+
+
+DATA: Mapping[str, Mapping[str, DataSet]] = {
+    "segmentation": {
+        "synthetic": DataSet("drawn horses", _synthetic),
+        "weizmann": DataSet("Weizmann Horse", _weizmann, check_weizmann),
+        "ade20k": DataSet("ADE20K", _ade20k, check_ade20k, whole=False, mirrors=True, subsets=True),
+    },
+    "matting": {
+        "synthetic": DataSet("drawn horses", _synthetic_mattes, watched=crop_unknown, whole=False, mirrors=True),
+        "mattes": DataSet("mattes", _mattes, check_matting, watched=crop_unknown, whole=False, mirrors=True),
+    },
+}
+"""By task, then by name."""
+
+
+def find_data(task: str, name: str) -> DataSet:
+    """The data set of this name that serves a task.
+
+    Raises:
+        FadevizError: there is none; the message says for what the name would serve.
+    """
+    if name in DATA[task]:
+        return DATA[task][name]
+    for other, sets in DATA.items():
+        if name in sets:
+            fitting = ", ".join(DATA[task])
+            raise FadevizError(f"data {name} is for {other}, but the network is for {task}. Choose from: {fitting}")
+    raise unknown_name("data set", name, sorted({name for sets in DATA.values() for name in sets}))
+
+
+def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Splits | None]:
+    """Read every file of a folder: which data set it is, its problems, and its pictures where there are none.
+
+    Args:
+        folder: where the set lies.
+        name: which set it is; empty tries them in the table's order and takes the first that knows its layout, so that
+            a folder is not told that it is no Weizmann folder when it is one of mattes.
+
+    Raises:
+        FadevizError: no such data set, or one without a folder; a folder whose layout no set knows.
+    """
+    folder = Path(folder)
+    with_folder = {n: one for sets in DATA.values() for n, one in sets.items() if one.check is not None}
+    if name and name not in with_folder:
+        raise unknown_name("data set with a folder", name, with_folder)
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise FadevizError(f"data folder {folder} {what}. Give the folder of one of: {', '.join(with_folder)}")
+    name = name or _guess(folder)
+    found = with_folder[name]
+    assert found.check is not None
+    problems = found.check(folder)
+    return name, problems, None if problems else found.load(Wanted(str(folder), 64, 0, 0))
+
+
+def _guess(folder: Path) -> str:
+    """Which data set a folder is of, by the names in it."""
+    names = {path.name for path in folder.iterdir()} | {path.name for path in folder.glob("*/*")}
+    if "annotations" in names or "ADEChallengeData2016" in names:
+        return "ade20k"
+    if {"gt", "fg", "merged", "Training_set", "Test_set"} & names or any("_alpha." in name for name in names):
+        return "mattes"
+    return "weizmann"
+
+
+__all__ = ["DATA", "DataSet", "Wanted", "check_data", "find_data"]

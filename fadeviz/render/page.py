@@ -1,0 +1,114 @@
+"""Pages: figures laid out in whole pixels, with pictures that lie on them exactly; the same input, the same bytes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import FadevizError
+from ..files import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".pdf", ".svg")
+
+MAX_PIXELS = 200_000_000
+"""A larger figure is a mistake in its scale, and would fill the memory before anyone sees it."""
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "text.color": "black",
+    "axes.unicode_minus": True,
+    "pdf.fonttype": 42,
+    "pdf.compression": 9,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fadeviz",
+    "path.snap": True,
+    "savefig.bbox": "standard",
+    "savefig.transparent": False,
+}
+"""What matplotlib draws with: letters as paths or whole fonts, nothing that changes from one time to the next."""
+
+
+def check_ending(path: Path, what: str) -> None:
+    """Raise unless a page can be written as this file; ``what`` is what the message calls it."""
+    if path.suffix.lower() not in ENDINGS:
+        raise FadevizError(
+            f"{path}: a {what} cannot be written as {path.suffix or 'a file without an ending'}. "
+            f"Endings: {' '.join(ENDINGS)}"
+        )
+
+
+def new_figure(width: int, height: int, dpi: int) -> Figure:
+    """A white figure of so many pixels; pyplot does not know of it."""
+    from matplotlib.figure import Figure
+
+    # A thousandth of a pixel more than the size: the renderer rounds down.
+    figure = Figure(((width + 1e-3) / dpi, (height + 1e-3) / dpi), dpi=dpi)
+    figure.patch.set_facecolor("white")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path, dpi: int) -> None:
+    """Write a figure as PNG, PDF or SVG, by the file's ending, whole or not at all."""
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    ending = path.suffix.lower()
+    # No dates and no versions: the same run gives the same bytes.
+    metadata: dict[str, dict[str, str | None]] = {
+        ".png": {"Software": None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
+        ".svg": {"Date": None, "Creator": "fadeviz"},
+    }
+    data = io.BytesIO()  # through memory: on a full disk matplotlib's PDF has an error of its own
+    with rc_context(STYLE):
+        FigureCanvasAgg(figure)
+        figure.savefig(data, format=ending[1:], dpi=dpi, metadata=metadata[ending])
+    write_whole(path, data.getvalue())
+
+
+class Page:
+    """A figure whose units are pixels from the upper left corner: frames at the back, pictures, words in front."""
+
+    def __init__(self, figure: Any, width: int, height: int, *, exact: bool) -> None:
+        self.figure = figure
+        self.width, self.height = width, height
+        self.exact = exact
+        self.back, self.front = (self._axes(zorder) for zorder in (0, 2))
+
+    def _axes(self, zorder: int) -> Any:
+        axes = self.figure.add_axes((0, 0, 1, 1), zorder=zorder, label=str(zorder))
+        axes.set_axis_off()
+        axes.set_xlim(0, self.width)
+        axes.set_ylim(self.height, 0)
+        axes.set_autoscale_on(False)
+        return axes
+
+    def text(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
+        """Words whose upper left corner is at ``(x, y)``, of a ``size`` in points."""
+        style = {"va": "top", "ha": "left"} | style
+        # parse_math: a layer's or file's name may hold a dollar sign.
+        self.front.text(x, y, text, fontsize=size, parse_math=False, **style)
+
+    def picture(self, box: tuple[int, int, int, int], pixels: NDArray[np.uint8]) -> None:
+        """A picture ``(H, W, 3)`` in a box: x, y, width, height; on an ``exact`` page it is of the box's size."""
+        x, y, width, height = box
+        if self.exact:
+            # Pixel for pixel: the pixels are given at the box's size, and no renderer places or resamples them.
+            self.figure.figimage(pixels, x, self.height - y - height, origin="upper", zorder=1)
+            return
+        # "none": vector files embed the values themselves, not what would be seen of them at some resolution.
+        self.back.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto", zorder=2)
+
+    def edge(self, box: tuple[int, int, int, int]) -> None:
+        """The grey line of a pixel around a box, which shows where a white picture ends."""
+        from matplotlib.patches import Rectangle
+
+        x, y, width, height = box
+        self.back.add_patch(Rectangle((x - 1, y - 1), width + 2, height + 2, facecolor="0.6", linewidth=0, zorder=1))

@@ -1,0 +1,119 @@
+"""What a network is trained to give: how pictures become tensors, the loss, the test, and what a result looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Dataset, Sample
+from ..data.transforms import IGNORED
+from .distributed import ALONE, Processes
+from .loop import to_tensors
+from .matting import evaluate_mattes, matting_loss, predict_alpha, to_matting_tensors
+from .metrics import evaluate
+
+
+class Evaluate(Protocol):
+    """Tests a model on a data set; every task's figures have a ``test_loss``."""
+
+    def __call__(self, model: nn.Module, dataset: Dataset, /, *, processes: Processes = ALONE) -> dict[str, float]:
+        """The figures by name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What training, observing, testing and predicting need to know of what the network gives.
+
+    Attributes:
+        tensors: inputs and targets of pictures of one size.
+        loss: of outputs and targets, a mean whose weight ``weigh`` gives.
+        weigh: of targets.
+        evaluate: the figures of a test.
+        predict: ``(model, sample, stride, size)`` of one picture, whose sides are padded to multiples of ``stride``:
+            the class of each pixel, uint8, or its alpha, float32 in [0, 1], as a map of ``size``, height and width.
+    """
+
+    tensors: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    weigh: Callable[[Tensor], float]
+    evaluate: Evaluate
+    predict: Callable[[nn.Module, Sample, int, tuple[int, int]], NDArray[np.uint8] | NDArray[np.float32]]
+
+
+def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Cross entropy, the mean over pixels whose mask is not ``IGNORED``; 0 where there are none.
+
+    Shape: logits ``(B, classes, H, W)``, masks ``(B, H, W)`` int64 -> scalar.
+    """
+    if (masks == IGNORED).all():
+        return logits.sum() * 0  # torch's mean over nothing is NaN
+    return F.cross_entropy(logits, masks, ignore_index=IGNORED)
+
+
+def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The class of each pixel, ``size`` uint8, of one picture of any size.
+
+    The input is padded by reflection, at the bottom and at the right, to multiples of ``stride``; the logits are
+    cropped, and brought to ``size`` (bilinear) before the largest is taken. The model is used as it is: call ``eval()``
+    first.
+    """
+    height, width = sample.image.shape[:2]
+    padding = ((0, -height % stride), (0, -width % stride), (0, 0))
+    padded = sample._replace(
+        image=np.pad(sample.image, padding, mode="reflect"), mask=np.pad(sample.mask, padding[:2], mode="reflect")
+    )
+    images, _ = to_tensors([padded])
+    with torch.no_grad():
+        logits = model(images.to(next(model.parameters()).device)).float()
+    logits = logits[:, :, :height, :width]
+    if size != (height, width):
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    classes: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+    return classes
+
+
+def predict_matte(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The alpha of each pixel, ``size`` float32: that of :func:`predict_alpha`, brought to ``size`` (bilinear)."""
+    alpha = predict_alpha(model, sample, stride=stride)
+    if size == alpha.shape:
+        return alpha
+    larger = F.interpolate(torch.from_numpy(alpha)[None, None], size, mode="bilinear", align_corners=False)
+    return larger[0, 0].numpy()
+
+
+def _test_classes(classes: int) -> Evaluate:
+    def test(model: nn.Module, dataset: Dataset, /, *, processes: Processes = ALONE) -> dict[str, float]:
+        # The logits of many classes are large: 150 of them on 512x512 take 157 MB a picture.
+        batch_size = 8 if classes <= 8 else 1
+        return evaluate(model, dataset, segmentation_loss, batch_size=batch_size, classes=classes, processes=processes)
+
+    return test
+
+
+def choose_task(name: str, classes: int = 2) -> Task:
+    """The task of a network: ``segmentation`` into so many classes, or ``matting``."""
+    if name == "matting":
+        return Task(
+            to_matting_tensors,
+            matting_loss,
+            len,
+            evaluate_mattes,
+            predict_matte,
+        )
+    return Task(
+        to_tensors,
+        segmentation_loss,
+        lambda masks: float((masks != IGNORED).sum()),
+        _test_classes(classes),
+        predict_classes,
+    )
+
+
+__all__ = ["IGNORED", "Task", "choose_task", "predict_classes", "predict_matte", "segmentation_loss"]

@@ -1,0 +1,271 @@
+"""Panels of runs, and predictions for pictures of one's own: what is written, and the one-line errors."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+from PIL import Image
+
+from fadeviz import FadevizError, open_run
+from fadeviz.compare import compare_runs, mean_iou, parse_zoom
+from fadeviz.data import Sample, synthetic
+from fadeviz.experiment import RunConfig, build_model, load_data, run
+from fadeviz.prediction import Predictor, predict_files, read_picture
+from fadeviz.render.panel import Box
+from fadeviz.training.tasks import choose_task
+
+SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A short SegNet, another operator, and a matting network: all trained for a few steps."""
+    pytest.importorskip("transformers", reason="the matting network is built of transformers: pip install transformers")
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "TEST_DRAWINGS", 4)
+        run(SEGNET, folder / "bilinear")
+        run(dataclasses.replace(SEGNET, upsampler="carafe"), folder / "carafe")
+        matting = dataclasses.replace(SEGNET, network="matting", lr=None, layers="", lr_drops=(), observe=2)
+        run(matting, folder / "matting")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def few_drawings(monkeypatch):
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 4)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def save(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def photo(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def final_network(path):
+    """The network of a run with its last weights, put together by hand."""
+    opened = open_run(path)
+    config = RunConfig(**{**opened.info["config"], "lr_drops": tuple(opened.info["config"]["lr_drops"])})
+    model, _ = build_model(config)
+    model.load_state_dict(torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"])
+    return config, model.eval()
+
+
+# --- predicting ---
+
+
+def test_predicts_what_the_last_weights_give(runs):
+    config, model = final_network(runs / "bilinear")
+    sample = load_data(config).test[1]
+    images, _ = choose_task("segmentation").tensors([sample])
+    with torch.no_grad():
+        expected = model(images)[0].argmax(0).numpy()
+    predict = Predictor(runs / "bilinear")
+    found = predict(sample)
+    assert predict.step == 6
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_evaluated_figures_are_those_of_the_predictions(runs):
+    opened = open_run(runs / "bilinear")
+    config, _ = final_network(runs / "bilinear")
+    test = load_data(config).test
+    predict = Predictor(opened)
+    found = np.stack([predict(test[i]) for i in range(4)])
+    truth = np.stack([test[i].mask for i in range(4)])
+    assert mean_iou(found, truth, 2) == pytest.approx(opened.info["result"]["miou"], abs=1e-12)
+
+
+def test_pictures_of_any_size_are_squeezed_as_in_training_and_give_masks_of_their_size(runs):
+    config, model = final_network(runs / "carafe")
+    picture = photo(50, 83)
+    found = Predictor(runs / "carafe")(Sample("x", picture, np.zeros((50, 83), np.uint8)))
+    assert found.shape == (50, 83)
+    squeezed = np.array(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR))
+    images, _ = choose_task("segmentation").tensors([Sample("x", squeezed, np.zeros((64, 64), np.uint8))])
+    with torch.no_grad():
+        logits = torch.nn.functional.interpolate(model(images), (50, 83), mode="bilinear")
+    np.testing.assert_array_equal(found, logits[0].argmax(0).numpy())
+
+
+def test_mattes_keep_what_the_trimap_knows_and_are_made_at_the_pictures_size(runs):
+    predict = Predictor(runs / "matting")
+    assert predict.task == "matting"
+    trimap = np.full((45, 70), 128, np.uint8)
+    trimap[:10], trimap[-10:] = 0, 255
+    sample = Sample("x", photo(45, 70), np.zeros((45, 70), np.uint8), trimap=trimap)
+    for size in (None, 32):
+        alpha = predict(sample, size=size)
+        assert alpha.shape == (45, 70)
+        assert alpha.dtype == np.float32
+        assert (alpha[:10] == 0).all()
+        assert (alpha[-10:] == 1).all()
+        assert np.unique(alpha[10:-10]).size > 0
+    _, model = final_network(runs / "matting")
+    padded = [np.pad(a, ((0, 3), (0, 10), (0, 0))[: a.ndim], mode="reflect") for a in (sample.image, trimap)]
+    inputs, _ = choose_task("segmentation").tensors([Sample("x", padded[0], padded[1])])
+    inputs = torch.cat([inputs, torch.from_numpy(padded[1])[None, None] / 255], 1)
+    np.testing.assert_allclose(predict(sample), model.alpha(inputs)[0, 0, :45, :70].numpy(), atol=1e-6)
+
+
+def test_files_are_written_at_the_size_of_their_pictures(runs, tmp_path):
+    (tmp_path / "in").mkdir()
+    save(tmp_path / "in" / "a.png", photo(40, 60))
+    save(tmp_path / "in" / "b.jpg", photo(64, 64))
+    turned = Image.Exif()
+    turned[274] = 6  # a camera held upright
+    save(tmp_path / "in" / "c.jpg", photo(40, 60), exif=turned)
+    save(tmp_path / "in" / "a_mask.png", photo(9, 9))  # a result, not a picture
+    result = invoke("predict", runs / "bilinear", tmp_path / "in", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_mask.png", "b_mask.png", "c_mask.png"]
+    with Image.open(tmp_path / "out" / "a_mask.png") as mask:
+        assert (mask.mode, mask.size) == ("P", (60, 40))
+        assert set(np.unique(np.array(mask))) <= {0, 1}
+        assert mask.getpalette()[:6] == [0, 0, 0, 255, 255, 255]
+        found = Predictor(runs / "bilinear")(read_picture(tmp_path / "in" / "a.png"))
+        np.testing.assert_array_equal(np.array(mask), found)
+    with Image.open(tmp_path / "out" / "c_mask.png") as mask:
+        assert mask.size == (40, 60)
+
+
+def test_mattes_are_grey_files(runs, tmp_path):
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    trimap = np.full((40, 60), 100, np.uint8)  # any one grey is the unknown
+    trimap[:5], trimap[-5:] = 0, 255
+    (tmp_path / "known").mkdir()
+    save(tmp_path / "known" / "a.png", trimap)
+    result = invoke("predict", runs / "matting", picture, "--trimaps", tmp_path / "known", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "out" / "a_alpha.png") as alpha:
+        values = np.array(alpha)
+    assert (values[:5] == 0).all()
+    assert (values[-5:] == 255).all()
+    save(tmp_path / "a_trimap.png", trimap)
+    list(predict_files(runs / "matting", [picture], tmp_path / "again"))
+    assert (tmp_path / "again" / "a_alpha.png").read_bytes() == (tmp_path / "out" / "a_alpha.png").read_bytes()
+
+
+def test_wrong_input_is_one_line(runs, tmp_path):
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    (tmp_path / "more").mkdir()
+    twin = save(tmp_path / "more" / "a.png", photo(40, 60))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture")
+    out = tmp_path / "out"
+    cases = [
+        (("predict", runs / "matting", picture, "-o", out), "a.png has no trimap: matting needs one"),
+        (("predict", runs / "bilinear", tmp_path / "none.png", "-o", out), "no picture"),
+        (("predict", runs / "bilinear", tmp_path / "empty", "-o", out), "has no pictures"),
+        (("predict", runs / "bilinear", picture, twin, "-o", out), "would both become a_mask.png"),
+        (("predict", runs / "bilinear", tmp_path / "text.png", "-o", out), "it is no picture"),
+        (("predict", runs / "bilinear", picture, "-o", out, "--trimaps", tmp_path), "trimaps are of no use"),
+        (("predict", runs / "bilinear", picture, "-o", out, "--size", 8), "size is 8"),
+        (("compare", runs / "bilinear", runs / "matting", "-o", out / "p.png"), "they cannot be compared"),
+        (("compare", runs / "bilinear", "-o", out / "p.gif"), ".png"),
+        (("compare", runs / "bilinear", "-o", out / "p.png", "--images", 3), "there are 3, from 0 to 2"),
+        (("compare", runs / "bilinear", "-o", out / "p.png", "--test", 4), "from 0 to 3"),
+        (("compare", runs / "bilinear", "-o", out / "p.png", "--zoom", "1,2"), "LEFT,TOP,SIDE"),
+        (("compare", runs / "bilinear", "-o", out / "p.png", "--zoom", "60,0,32"), "does not lie in the picture"),
+    ]
+    for command, words in cases:
+        result = invoke(*command)
+        assert result.exit_code == 1, command
+        assert words in result.stderr, (command, result.stderr)
+        assert result.stderr.count("\n") == 1
+        assert result.stderr.startswith("Error: ")
+
+
+def test_weights_that_are_not_there_or_damaged_are_one_line(runs, tmp_path):
+    shutil.copytree(runs / "bilinear", tmp_path / "run")
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    weights = tmp_path / "run" / "checkpoints" / "last.pt"
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(FadevizError, match=r"last\.pt is damaged"):
+        predict_files(tmp_path / "run", [picture], tmp_path / "out")
+    weights.unlink()
+    with pytest.raises(FadevizError, match=r"last\.pt is missing"):
+        predict_files(tmp_path / "run", [picture], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_is_never_replaced_by_its_result(runs, tmp_path):
+    first = save(tmp_path / "a.png", photo(40, 60))
+    second = save(tmp_path / "a_mask.png", photo(40, 60))
+    with pytest.raises(FadevizError, match="would be replaced by its own result"):
+        predict_files(runs / "bilinear", [first, second], tmp_path)
+    assert second.read_bytes()[:4] == b"\x89PNG"
+
+
+# --- comparing ---
+
+
+def test_figures_are_those_of_the_pictures(runs, tmp_path):
+    opened = [open_run(runs / name) for name in ("bilinear", "carafe")]
+    lines = compare_runs(opened, tmp_path / "p.png", images=(2, 0))
+    names = opened[0].info["observation"]["names"]
+    assert [line.split(":")[0] for line in lines] == [names[2], names[0]]
+    images, masks = opened[0].observation
+    for index, line in zip((2, 0), lines, strict=True):
+        for one in opened:
+            found = Predictor(one)(Sample("x", images[index], masks[index]))
+            slow = []
+            for c in (0, 1):
+                a, b = found == c, masks[index] == c
+                slow.append((a & b).sum() / (a | b).sum())
+            assert f"{one.name} mIoU {np.mean(slow):.3f}" in line
+    with Image.open(tmp_path / "p.png") as panel:
+        assert panel.width > 500
+
+
+def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_path):
+    opened = [open_run(runs / "matting")]
+    for name in ("a.png", "b.png"):
+        lines = compare_runs(opened, tmp_path / name, test=(0, 3), zoom=Box(4, 4, 16))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert all("SAD" in line and "MSE" in line for line in lines)
+    config, _ = final_network(runs / "matting")
+    sample = load_data(config).test[3]
+    error = np.abs(Predictor(opened[0])(sample) - sample.alpha)[sample.trimap == 128].sum() / 1000
+    assert f"SAD {error:.2f}" in lines[1]
+
+
+def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
+    run(dataclasses.replace(SEGNET, split_seed=5), tmp_path / "other")
+    both = [open_run(runs / "bilinear"), open_run(tmp_path / "other")]
+    with pytest.raises(FadevizError, match=r"observed other pictures.*--test"):
+        compare_runs(both, tmp_path / "p.png")
+    with pytest.raises(FadevizError, match="--split-seed"):
+        compare_runs(both, tmp_path / "p.png", test=(0,))
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    assert compare_runs(both, tmp_path / "p.png", pictures=[picture]) == []
+    assert (tmp_path / "p.png").exists()
+
+
+def test_mean_iou_leaves_out_what_is_ignored_and_classes_that_are_nowhere():
+    truth = np.array([[0, 0, 7, 255]], np.uint8)
+    found = np.array([[0, 7, 7, 3]], np.uint8)
+    assert mean_iou(found, truth, 150) == pytest.approx((1 / 2 + 1 / 2) / 2)
+    assert np.isnan(mean_iou(found, np.full_like(truth, 255), 150))
+
+
+def test_zooms():
+    assert parse_zoom("auto") == "auto"
+    assert parse_zoom("1, 2,3") == Box(1, 2, 3)
+    for text in ("", "1,2", "1,2,3,4", "a,b,c", "-1,2,3", "all"):
+        with pytest.raises(FadevizError, match="LEFT,TOP,SIDE"):
+            parse_zoom(text)

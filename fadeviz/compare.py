@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data import Sample
+from .data.mattes import UNKNOWN
 from .data.transforms import IGNORED
 from .errors import FadevizError, printable
 from .experiment import load_data
@@ -16,7 +17,7 @@ from .prediction import Predictor, find_trimap, read_picture
 from .render.colormap import class_palette, colour_classes
 from .render.panel import Box, Row, choose_zoom, write_panel
 from .runs import Run
-from .training.matting import UNKNOWN, measure_matte
+from .training.matting import measure_matte
 
 SHOWN = 4
 """So many observed pictures are shown where none are named."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from .data import Sample
-from .data.matting import read_trimap
+from .data.matting_files import read_trimap
 from .data.pictures import open_picture, to_rgb
 from .data.sets import find_data
 from .errors import FadevizError

@@ -9,18 +9,14 @@ import pytest
 from PIL import Image
 
 from fadeviz.data import Dataset, Sample, Splits
+from fadeviz.data.mattes import composite, crop_unknown, estimate_layers, make_trimap, trimap_radii
 from fadeviz.data.matting import (
     DrawnMattes,
     MatteCrops,
     MattePictures,
     check_matting,
-    composite,
-    crop_unknown,
-    estimate_layers,
     load_matting,
     load_synthetic_mattes,
-    make_trimap,
-    trimap_radii,
 )
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.errors import FadevizError

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from ..errors import FadevizError, unknown_name
 from . import Sample, Splits, synthetic
 from .ade20k import check_ade20k, load_ade20k
-from .matting import check_matting, crop_unknown, load_matting, load_synthetic_mattes
+from .mattes import crop_unknown
+from .matting import check_matting, load_matting, load_synthetic_mattes
 from .weizmann_horse import check_weizmann, load_weizmann
 
 

@@ -12,11 +12,11 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ..data import Dataset, Sample
+from ..data.mattes import UNKNOWN
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
 from .loop import to_tensors
 
-UNKNOWN = 128
 EPSILON = 1e-6
 """The losses use sqrt(d^2 + EPSILON^2) for |d|, whose slope is defined at 0."""
 

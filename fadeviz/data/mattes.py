@@ -1,0 +1,152 @@
+"""Mattes and trimaps as arrays: how trimaps are drawn, layers composed and guessed, samples cropped."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from ..errors import FadevizError
+from . import Sample
+
+BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
+"""A trimap's values."""
+
+Pixels = NDArray[np.uint8]
+Matte = NDArray[np.float32]
+
+
+def trimap_radii(size: int) -> tuple[int, int]:
+    """The radii in pixels, both ends included, between which a training crop of this side draws its trimap's.
+
+    From 1 to 19 at 320 pixels and above (Lu et al., ICCV 2019), less in proportion below, where 19 would leave
+    nothing known of a leg.
+    """
+    return 1, max(2, min(19, size * 19 // 320))
+
+
+def make_trimap(alpha: Matte, random: np.random.Generator, radii: tuple[int, int] = (1, 19)) -> Pixels:
+    """A trimap of a matte: sure foreground and sure background, each eroded by a disc of a random radius.
+
+    A pixel stays foreground if all pixels within ``r_f`` of it (Euclidean distance between centres) have ``alpha`` 1;
+    background if all within ``r_b`` have ``alpha`` 0; the rest is unknown. That is the dilation of ``0 < alpha < 1`` by
+    discs, ``r_f`` inwards and ``r_b`` outwards, and holds for mattes without partial pixels as well. What lies beyond
+    the picture's border is not asked. Common recipes draw one radius for both sides.
+
+    Args:
+        alpha: ``(H, W)`` in [0, 1].
+        random: two whole numbers are drawn from it: ``r_f``, then ``r_b``.
+        radii: smallest and largest radius in pixels, both included; 0 leaves a side as it is.
+
+    Returns:
+        ``(H, W)`` uint8: 0 background, 128 unknown, 255 foreground.
+
+    Raises:
+        FadevizError: a matte that is all foreground or all background, or has no unknown pixel; bad radii.
+
+    Example:
+        >>> make_trimap(np.array([[0, 0, 0, 0.5, 1, 1]], np.float32), np.random.default_rng(0), (1, 1))
+        array([[  0,   0, 128, 128, 128, 255]], dtype=uint8)
+    """
+    low, high = radii
+    if not 0 <= low <= high:
+        raise FadevizError(f"make_trimap: radii are {radii}; two numbers from 0 up are needed, the smaller one first")
+    trimap = np.full(alpha.shape, UNKNOWN, np.uint8)
+    for sure, value in ((alpha >= 1, FOREGROUND), (alpha <= 0, BACKGROUND)):
+        radius = int(random.integers(low, high + 1))
+        if sure.all():
+            raise FadevizError(
+                f"make_trimap: alpha is {value // 255} everywhere: nothing is unknown. Give a matte with an edge"
+            )
+        trimap[ndimage.distance_transform_edt(sure) > radius] = value
+    if not (trimap == UNKNOWN).any():
+        raise FadevizError("make_trimap: no pixel is unknown: alpha is 0 or 1 everywhere. Use radii from 1")
+    return trimap
+
+
+def composite(foreground: Pixels, background: Pixels, alpha: Matte) -> Pixels:
+    """``alpha * foreground + (1 - alpha) * background`` on sRGB values, rounded.
+
+    Shape: ``(H, W, 3)`` uint8 twice, ``(H, W)`` in [0, 1] -> ``(H, W, 3)`` uint8.
+
+    Raises:
+        FadevizError: sizes that differ.
+    """
+    if not foreground.shape[:2] == background.shape[:2] == alpha.shape:
+        raise FadevizError(
+            f"composite: foreground {size_of(foreground)}, background {size_of(background)} and alpha {size_of(alpha)} "
+            "differ in size. Crop or resize them first"
+        )
+    share = np.asarray(alpha, np.float32)[..., None]
+    mixed = share * foreground + (1 - share) * background.astype(np.float32)
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def estimate_layers(image: Pixels, alpha: Matte) -> tuple[Pixels, Pixels]:
+    """Foreground and background of a photograph, guessed: each pixel has the colour of the nearest pure one.
+
+    An approximation: where ``alpha`` is 1 the foreground is the photograph; elsewhere it is the photograph's colour at
+    the nearest pixel with ``alpha`` 1, so that hair has the colour of the head. The background likewise, from
+    ``alpha`` 0. Where no pixel is pure, those with the largest (smallest) ``alpha`` serve. Composing the two by
+    ``alpha`` does not give the photograph back where it is partial.
+
+    Shape: ``(H, W, 3)`` uint8, ``(H, W)`` in [0, 1] -> ``(H, W, 3)`` uint8 twice.
+    """
+    layers = []
+    for pure in (alpha >= alpha.max(), alpha <= alpha.min()):
+        rows, columns = ndimage.distance_transform_edt(~pure, return_distances=False, return_indices=True)
+        layers.append(image[rows, columns])
+    return layers[0], layers[1]
+
+
+def crop_unknown(sample: Sample, size: int) -> Sample:
+    """The square window of a picture that holds most unknown pixels: to observe whole pictures at one size.
+
+    Of windows with equally many, the first in reading order. All of the sample's arrays are cropped alike.
+
+    Raises:
+        FadevizError: a picture without trimap, or smaller than ``size``.
+    """
+    if sample.trimap is None:
+        raise FadevizError(f"{sample.name} has no trimap: there is nothing unknown to crop to. Use a matting set")
+    height, width = sample.mask.shape
+    if min(height, width) < size:
+        raise FadevizError(f"{sample.name} is {width}x{height}, smaller than the wanted {size}. Use a smaller size")
+    table = np.zeros((height + 1, width + 1), np.int64)
+    table[1:, 1:] = (sample.trimap == UNKNOWN).cumsum(0).cumsum(1)
+    held = table[size:, size:] - table[:-size, size:] - table[size:, :-size] + table[:-size, :-size]
+    top, left = np.unravel_index(int(held.argmax()), held.shape)
+    return crop_sample(sample, int(top), int(left), size)
+
+
+def crop_sample(sample: Sample, top: int, left: int, side: int, mirrored: bool = False) -> Sample:
+    """A square of all of a sample's arrays, which are alike in size; mirrored left to right if so asked."""
+    across = slice(None, None, -1) if mirrored else slice(None)
+
+    def cut(values: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
+        return None if values is None else np.ascontiguousarray(values[top : top + side, left : left + side][:, across])
+
+    return Sample(sample.name, *(cut(values) for values in sample[1:]))  # type: ignore[arg-type]
+
+
+def to_sample(
+    name: str,
+    image: Pixels,
+    matte: Pixels,
+    trimap: Pixels,
+    foreground: Pixels | None = None,
+    background: Pixels | None = None,
+) -> Sample:
+    """A sample of a matte of 8 bits; its mask is what is at least half opaque."""
+    alpha = to_alpha(matte)
+    return Sample(name, image, (matte >= 128).astype(np.uint8), alpha, trimap, foreground, background)
+
+
+def to_alpha(matte: Pixels) -> Matte:
+    """A matte of 8 bits as alpha in [0, 1]."""
+    return matte.astype(np.float32) / np.float32(255)
+
+
+def size_of(values: NDArray[np.generic]) -> str:
+    """Width and height, for messages: ``"640x480"``."""
+    return f"{values.shape[1]}x{values.shape[0]}"

@@ -1,0 +1,412 @@
+"""The files of matting sets: finding them by their layout, and reading what a matte, a trimap or a picture must be.
+
+Layouts that :func:`find_mattes` knows by their folder names, in a folder or in its ``Combined_Dataset``:
+
+``composition-1k`` (N. Xu et al., "Deep image matting", CVPR 2017; licensed by Adobe, 431 + 50 foregrounds)
+    ``Training_set/{fg,alpha}`` or ``Training_set/<part>/{fg,alpha}``, where a part is ``Adobe-licensed images`` or
+    ``Other``. Backgrounds (COCO's training pictures) in ``Training_set/bg`` or any folder given; where
+    ``Training_set/training_bg_names.txt`` lies, those of its names alone.
+    ``Test_set`` in the same way: ``merged`` + ``trimaps`` + ``alpha`` (or ``alpha_copy``), where ``merged/name_7.png``
+    may have the matte ``alpha/name.png``; without ``merged``, ``fg`` + ``alpha`` + ``trimaps`` with ``bg`` (Pascal
+    VOC), ``test_fg_names.txt`` and ``test_bg_names.txt``: as many backgrounds, in turn, to each foreground.
+    ``train`` and ``test`` serve as names too.
+``alphamatting`` (C. Rhemann et al., "A perceptually motivated online benchmark for image matting", CVPR 2009)
+    ``input``, ``gt``, ``trimap1`` (the narrower one, which is tested on) or ``trimap2``; split by a seed.
+``pictures``
+    ``name.png``, ``name_alpha.png``, ``name_trimap.png`` and, where known, ``name_foreground.png``; split by a seed.
+
+The last two have no layers to compose with: :func:`~fadeviz.data.mattes.estimate_layers` stands in for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..errors import FadevizError
+from . import Sample
+from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
+from .pictures import open_picture, to_rgb
+
+TEST_SHARE = 0.22
+"""The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""
+
+_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class MatteFiles:
+    """The files of one matte; what a layout does not have is None.
+
+    Attributes:
+        name: what the picture is called.
+        alpha: the matte.
+        image: the picture that the matte belongs to.
+        foreground: its foreground's colours.
+        background: what it is to be composed with, where there is no ``image``.
+        trimap: its trimap.
+    """
+
+    name: str
+    alpha: Path
+    image: Path | None = None
+    foreground: Path | None = None
+    background: Path | None = None
+    trimap: Path | None = None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files there are."""
+        named = (self.alpha, self.image, self.foreground, self.background, self.trimap)
+        return tuple(path for path in named if path is not None)
+
+
+@dataclass
+class Found:
+    """What a folder holds."""
+
+    layout: str
+    train: list[MatteFiles]
+    test: list[MatteFiles]
+    backgrounds: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class Layers(NamedTuple):
+    """What a training picture is composed of; without a background where others serve."""
+
+    foreground: Pixels
+    matte: Pixels
+    background: Pixels | None
+
+
+# --- reading ---
+
+
+def read_colours(path: Path) -> Pixels:
+    """A picture ``(H, W, 3)`` in RGB.
+
+    Raises:
+        FadevizError: a file that cannot be read.
+    """
+    return np.array(to_rgb(open_picture(path), path), dtype=np.uint8)
+
+
+def _read_grey(path: Path, what: str) -> Pixels:
+    """A matte or a trimap ``(H, W)``: one grey channel, or colours that are all grey."""
+    picture = open_picture(path)
+    if picture.mode.startswith(("I", "F")):
+        raise FadevizError(f"{path} is a {what} of 16 bits or more (mode {picture.mode}). Convert it to 8 bits")
+    if picture.mode in ("1", "L"):
+        return np.array(picture.convert("L"), dtype=np.uint8)
+    if picture.mode == "LA":
+        return np.array(picture.getchannel("L"), dtype=np.uint8)
+    colours = np.array(to_rgb(picture, path), dtype=np.uint8)
+    if (colours.max(2) - colours.min(2)).max() > 2:
+        raise FadevizError(f"{path} is coloured; a {what} is grey. Put the {what} there that belongs to the picture")
+    return np.ascontiguousarray(colours[..., 0])
+
+
+def _read_matte(path: Path) -> Pixels:
+    matte = _read_grey(path, "matte")
+    if matte.max() == 1:
+        raise FadevizError(f"{path} has the values 0 and 1 alone; a matte goes from 0 to 255. Multiply it by 255")
+    if matte.max() == matte.min():
+        raise FadevizError(f"{path} is {matte.max()} everywhere: nothing is unknown. Put the picture's matte there")
+    return matte
+
+
+def read_trimap(path: Path) -> Pixels:
+    """A trimap file ``(H, W)`` as 0, ``UNKNOWN`` and 255, whatever single grey it has for the unknown.
+
+    Raises:
+        FadevizError: a file that cannot be read, is coloured, has more greys than one, or none.
+    """
+    values = _read_grey(path, "trimap")
+    there = np.unique(values).tolist()
+    middle = [value for value in there if 0 < value < 255]
+    if len(middle) > 1:
+        shown = ", ".join(map(str, there[:6])) + (", ..." if len(there) > 6 else "")
+        raise FadevizError(f"{path} has the values {shown}. A trimap has 0, one grey and 255; save it without loss")
+    if not middle:
+        raise FadevizError(f"{path} has no unknown pixel (a grey between 0 and 255). Put the picture's trimap there")
+    values[values == middle[0]] = UNKNOWN
+    return values
+
+
+def _check_equal(a: Path, b: Path, first: Pixels, second: Pixels) -> None:
+    if first.shape[:2] != second.shape[:2]:
+        raise FadevizError(
+            f"{a} is {size_of(first)}, but {b} is {size_of(second)}. Put the file there that belongs to it"
+        )
+
+
+def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
+    """What a training picture is composed of; without ``foreground_alone`` a background too."""
+    matte = _read_matte(files.alpha)
+    if files.trimap is not None:
+        # Mattes made by hand waver by 1 where all is foreground; the set's own trimap knows better.
+        trimap = read_trimap(files.trimap)
+        _check_equal(files.trimap, files.alpha, trimap, matte)
+        matte[trimap == BACKGROUND], matte[trimap == FOREGROUND] = 0, 255
+    image = foreground = None
+    if files.foreground is not None:
+        foreground = read_colours(files.foreground)
+        _check_equal(files.foreground, files.alpha, foreground, matte)
+    if files.image is not None:
+        image = read_colours(files.image)
+        _check_equal(files.image, files.alpha, image, matte)
+    if image is None:
+        assert foreground is not None
+        return Layers(foreground, matte, None)
+    estimated, background = estimate_layers(image, to_alpha(matte))
+    return Layers(estimated if foreground is None else foreground, matte, None if foreground_alone else background)
+
+
+def read_whole(files: MatteFiles) -> Sample:
+    """A test picture at its own size, composed where it is not yet.
+
+    Raises:
+        FadevizError: a file that cannot be read or is not what it should be, sizes that differ, no trimap.
+    """
+    matte = _read_matte(files.alpha)
+    if files.trimap is None:
+        raise FadevizError(f"{files.alpha} has no trimap: testing needs one. Put it beside the matte")
+    trimap = read_trimap(files.trimap)
+    _check_equal(files.trimap, files.alpha, trimap, matte)
+    foreground = background = None
+    if files.foreground is not None:
+        foreground = read_colours(files.foreground)
+        _check_equal(files.foreground, files.alpha, foreground, matte)
+    if files.image is not None:
+        image = read_colours(files.image)
+        _check_equal(files.image, files.alpha, image, matte)
+    else:
+        assert foreground is not None
+        assert files.background is not None
+        background = _covering(read_colours(files.background), *matte.shape)
+        image = composite(foreground, background, to_alpha(matte))
+    return to_sample(files.name, image, matte, trimap, foreground, background)
+
+
+def _covering(picture: Pixels, height: int, width: int) -> Pixels:
+    """The top left of a picture, enlarged where it is smaller than that."""
+    ratio = max(height / picture.shape[0], width / picture.shape[1])
+    if ratio > 1:
+        size = math.ceil(picture.shape[1] * ratio), math.ceil(picture.shape[0] * ratio)
+        picture = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(picture[:height, :width])
+
+
+# --- finding ---
+
+
+def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_backgrounds: str) -> Found:
+    """What a folder holds, by its layout; no file is decoded.
+
+    Args:
+        folder: where the set lies.
+        split_seed: of the split, where the set has none of its own.
+        backgrounds: folder to compose training pictures with; empty takes the layout's own.
+        test_backgrounds: the same for test pictures of ``composition-1k``.
+
+    Raises:
+        FadevizError: no such folder, an unknown layout, nothing in it.
+    """
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise FadevizError(f"data folder {folder} {what}. Give the folder that holds the matting set")
+    for root in (folder, folder / "Combined_Dataset"):
+        for train, test in (("Training_set", "Test_set"), ("train", "test")):
+            if (root / train).is_dir() and (root / test).is_dir():
+                return _find_composition(root / train, root / test, backgrounds, test_backgrounds)
+    if test_backgrounds:
+        raise FadevizError(f"{folder}: its test pictures are whole, test backgrounds are of no use. Leave them out")
+    if (folder / "input").is_dir() and (folder / "gt").is_dir():
+        found = _find_alphamatting(folder)
+    elif any(path.stem.endswith("_alpha") for path in _pictures(folder).values()):
+        found = _find_pictures(folder)
+    else:
+        inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
+        raise FadevizError(
+            f"{folder} is no matting folder: it has {', '.join(inside) or 'no folders'}, needed is Training_set/ with "
+            "Test_set/, train/ with test/, input/ with gt/, or name_alpha.png with name.png. Give the folder that "
+            "holds them"
+        )
+    if backgrounds:
+        found.backgrounds = _background_files(Path(backgrounds), None)
+    everything = sorted(found.train, key=lambda files: _seeded(split_seed, files.name))
+    if len(everything) == 1:
+        found.notes.append("a single picture: it is trained on and tested on")
+        found.test = everything
+    else:
+        held_out = {files.name for files in everything[: max(1, round(TEST_SHARE * len(everything)))]}
+        found.test = [files for files in found.train if files.name in held_out]
+        found.train = [files for files in found.train if files.name not in held_out]
+    for files in found.test:
+        if files.trimap is None:
+            found.problems.append(f"{files.alpha} has no trimap: testing needs one. Put it beside the matte")
+    return found
+
+
+def _seeded(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """The pictures of a folder by the stem of their names, sorted; nothing where there is no such folder."""
+    if not folder.is_dir():
+        return {}
+    # Hidden files are what file managers leave behind, such as ._GT01.png.
+    files = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."))
+    return {path.stem: path for path in sorted(files)}
+
+
+def _find_alphamatting(folder: Path) -> Found:
+    images, mattes = _pictures(folder / "input"), _pictures(folder / "gt")
+    trimaps = _pictures(folder / "trimap1") or _pictures(folder / "trimap2")
+    found = Found("alphamatting", [], [])
+    for name, image in images.items():
+        if name in mattes:
+            found.train.append(MatteFiles(name, mattes[name], image, trimap=trimaps.get(name)))
+        else:
+            found.problems.append(f"{image} has no matte {folder / 'gt' / name}.*. Add the matte, or remove the image")
+    if not found.train and not found.problems:
+        raise FadevizError(f"{folder / 'input'} has no images. Unpack the whole set there")
+    return found
+
+
+def _find_pictures(folder: Path) -> Found:
+    there = _pictures(folder)
+    found = Found("pictures", [], [])
+    for stem, alpha in there.items():
+        if not stem.endswith("_alpha"):
+            continue
+        name = stem.removesuffix("_alpha")
+        if name in there:
+            others = there.get(f"{name}_foreground"), None, there.get(f"{name}_trimap")
+            found.train.append(MatteFiles(name, alpha, there[name], *others))
+        else:
+            found.problems.append(f"{alpha} has no image {folder / name}.*. Add the image, or remove the matte")
+    return found
+
+
+def _parts(folder: Path, *needed: str) -> list[Path]:
+    """The folder, or those of its folders, that hold all the needed ones."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir())
+    return [path for path in (folder, *inside) if all((path / name).is_dir() for name in needed)]
+
+
+def _find_composition(train: Path, test: Path, backgrounds: str, test_backgrounds: str) -> Found:
+    found = Found("composition-1k", [], [])
+    for part in _parts(train, "fg", "alpha"):
+        mattes = _pictures(part / "alpha")
+        for name, foreground in _pictures(part / "fg").items():
+            if name in mattes:
+                found.train.append(MatteFiles(name, mattes[name], foreground=foreground))
+            else:
+                found.problems.append(
+                    f"{foreground} has no matte {part / 'alpha' / name}.*. Add the matte, or remove the foreground"
+                )
+    if not found.train and not found.problems:
+        raise FadevizError(f"{train} has no fg/ with alpha/, or nothing in them. Unpack the whole training set there")
+    names = train / "training_bg_names.txt"
+    found.backgrounds = _background_files(Path(backgrounds or train / "bg"), names if names.is_file() else None)
+    if _parts(test, "merged"):
+        _find_merged(test, found)
+    else:
+        _find_to_compose(test, Path(test_backgrounds or test / "bg"), found)
+    if not found.test and not found.problems:
+        raise FadevizError(
+            f"{test} has no merged/ with trimaps/ and alpha/, nor fg/ with alpha/ and trimaps/. Unpack the test set "
+            "there"
+        )
+    return found
+
+
+def _find_merged(test: Path, found: Found) -> None:
+    for part in _parts(test, "merged"):
+        mattes = _pictures(part / "alpha_copy") or _pictures(part / "alpha")
+        trimaps = _pictures(part / "trimaps")
+        for name, image in _pictures(part / "merged").items():
+            alpha = mattes.get(name) or mattes.get(re.sub(r"_\d+$", "", name))
+            if alpha is None:
+                found.problems.append(f"{image} has no matte in {part}/alpha or alpha_copy. Add it")
+            elif name not in trimaps:
+                found.problems.append(f"{image} has no trimap {part / 'trimaps' / name}.*: testing needs one. Add it")
+            else:
+                found.test.append(MatteFiles(name, alpha, image, trimap=trimaps[name]))
+
+
+def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
+    """Test pictures from the authors' two lists of names: each foreground takes its turn of backgrounds."""
+    foregrounds, grounds = (_lines(test / name) for name in ("test_fg_names.txt", "test_bg_names.txt"))
+    if not foregrounds or len(grounds) % len(foregrounds):
+        raise FadevizError(
+            f"{test}: {len(grounds)} lines in test_bg_names.txt cannot be shared by {len(foregrounds)} in "
+            "test_fg_names.txt. Put the set's own lists there"
+        )
+    each = len(grounds) // len(foregrounds)
+    held: dict[str, MatteFiles] = {}
+    trimaps: dict[str, Path] = {}
+    for part in _parts(test, "fg", "alpha"):
+        mattes = _pictures(part / "alpha")
+        trimaps |= _pictures(part / "trimaps")
+        held |= {
+            name: MatteFiles(name, mattes[name], foreground=path)
+            for name, path in _pictures(part / "fg").items()
+            if name in mattes
+        }
+    there = _pictures(backgrounds)
+    if not there:
+        raise FadevizError(f"{backgrounds} has no pictures: test backgrounds are needed. Put them, or a link, there")
+    for place, foreground in enumerate(foregrounds):
+        files = held.get(Path(foreground).stem)
+        if files is None:
+            found.problems.append(f"{test} has no fg/ and alpha/ of {foreground}. Add both")
+            continue
+        for number, ground in enumerate(grounds[place * each : (place + 1) * each]):
+            name = f"{files.name}_{number}"
+            if Path(ground).stem not in there:
+                found.problems.append(f"{backgrounds} has no {ground}, which test_bg_names.txt lists. Add it")
+            elif name not in trimaps:
+                found.problems.append(f"{test} has no trimap {name}.* in trimaps/: testing needs one. Add it")
+            else:
+                found.test.append(
+                    MatteFiles(name, files.alpha, None, files.foreground, there[Path(ground).stem], trimaps[name])
+                )
+
+
+def _background_files(folder: Path, names: Path | None) -> list[Path]:
+    there = _pictures(folder)
+    if not there:
+        raise FadevizError(
+            f"{folder} has no pictures: backgrounds are needed to compose with. Put pictures without the foregrounds' "
+            "kind of object there, such as COCO's training set, or a link to their folder"
+        )
+    if names is None:
+        return list(there.values())
+    wanted = sorted({Path(line).stem for line in _lines(names)})
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise FadevizError(
+            f"{folder} lacks {len(missing)} of the {len(wanted)} pictures that {names.name} lists, such as "
+            f"{missing[0]}. Add them, or remove the list to use every picture there"
+        )
+    return [there[name] for name in wanted]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own list there") from error

@@ -187,21 +187,57 @@ class TestLayers:
         assert (front == image[1, 2]).all()
         assert (back == image[3, 0]).all()
 
-    def test_the_observed_window_holds_most_unknown_pixels(self) -> None:
-        random = np.random.default_rng(1)
-        trimap = np.where(random.random((20, 31)) < 0.1, 128, 0).astype(np.uint8)
-        image = colours(1, 20, 31)
-        sample = Sample("a", image, (trimap > 0).astype(np.uint8), trimap / np.float32(255), trimap)
-        got = crop_unknown(sample, 8)
-        counts = {(y, x): int((trimap[y : y + 8, x : x + 8] == 128).sum()) for y in range(13) for x in range(24)}
+    def test_windows_to_observe_hold_most_unknown_pixels_beside_known_ones(self) -> None:
+        random = np.random.default_rng(0)
+        trimap = random.choice([0, 128, 255], (40, 62), p=[0.5, 0.4, 0.1]).astype(np.uint8)
+        image = colours(1, 40, 62)
+        sample = Sample("a", image, (trimap > 0).astype(np.uint8), trimap / np.float32(255), trimap, image, image)
+        counts = {}
+        for y in range(25):
+            for x in range(47):
+                window = trimap[y : y + 16, x : x + 16]
+                clear = min((window == 0).mean(), (window == 255).mean()) >= 0.1
+                counts[y, x] = (clear, int((window == 128).sum()))
         top, left = max(counts, key=lambda place: counts[place])
-        np.testing.assert_array_equal(got.image, image[top : top + 8, left : left + 8])
-        np.testing.assert_array_equal(got.trimap, trimap[top : top + 8, left : left + 8])
+        assert counts[top, left][0]
+        assert max(unknown for _, unknown in counts.values()) > counts[top, left][1]  # the rule has its say
+        got = crop_unknown(sample, 8)
+        cut = image[top : top + 16, left : left + 16]
+        np.testing.assert_array_equal(
+            got.image, np.array(Image.fromarray(cut).resize((8, 8), Image.Resampling.BILINEAR))
+        )
+        assert got.trimap is not None
+        assert got.trimap.shape == got.mask.shape == (8, 8)
         assert got.foreground is None
-        assert crop_unknown(sample, 20).image.shape == (20, 20, 3)
-        with pytest.raises(FadevizError, match="31x20, smaller than the wanted 21"):
-            crop_unknown(sample, 21)
-        with pytest.raises(FadevizError, match="a has no trimap"):
+        assert got.background is None
+
+    def test_a_window_without_known_pixels_is_better_than_none(self) -> None:
+        trimap = np.zeros((30, 30), np.uint8)
+        trimap[20:25, 3:9] = 128
+        sample = Sample("a", colours(1, 30, 30), trimap // 128, trimap / np.float32(255), trimap)
+        got = crop_unknown(sample, 20)
+        assert got.trimap is not None
+        assert (got.trimap == 128).any()
+
+    def test_what_is_known_in_a_shrunk_window_is_known_of_all_it_stands_for(self) -> None:
+        matte = soft_disc()
+        sample = Sample("a", colours(2), (matte >= 128).astype(np.uint8), matte / np.float32(255), trimap_of(matte))
+        got = crop_unknown(sample, 30)  # 60 of 60x72
+        assert got.alpha is not None
+        assert got.trimap is not None
+        assert set(np.unique(got.trimap)) == {0, 128, 255}
+        assert (got.alpha[got.trimap == 255] == 1).all()
+        assert (got.alpha[got.trimap == 0] == 0).all()
+        np.testing.assert_array_equal(got.mask, got.alpha >= 0.5)
+        assert got.alpha.mean() == pytest.approx(matte[:, 6:66].mean() / 255, abs=0.03)
+
+    def test_pictures_of_the_size_stay_and_smaller_ones_are_refused(self) -> None:
+        sample = DrawnMattes(64, count=2, stream="test")[1]
+        for part, same in zip(crop_unknown(sample, 64), sample, strict=True):
+            np.testing.assert_array_equal(part, same)
+        with pytest.raises(FadevizError, match="64x64, smaller than the wanted 65"):
+            crop_unknown(sample, 65)
+        with pytest.raises(FadevizError, match="has no trimap"):
             crop_unknown(sample._replace(trimap=None), 8)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from ..errors import FadevizError
@@ -99,10 +100,21 @@ def estimate_layers(image: Pixels, alpha: Matte) -> tuple[Pixels, Pixels]:
     return layers[0], layers[1]
 
 
-def crop_unknown(sample: Sample, size: int) -> Sample:
-    """The square window of a picture that holds most unknown pixels: to observe whole pictures at one size.
+LARGEST = 2
+"""A window to observe is so many times larger than wanted where the picture allows it, and shrunk: as training crops
+are at most. Beside hair it then shows something of what the hair belongs to."""
 
-    Of windows with equally many, the first in reading order. All of the sample's arrays are cropped alike.
+LEAST_KNOWN = 0.1
+"""It holds at least this share of known foreground, and of known background, if any window does."""
+
+
+def crop_unknown(sample: Sample, size: int) -> Sample:
+    """A square window of a picture with many unknown pixels, at one size: to observe pictures of any size.
+
+    Of the windows ``LARGEST`` times as large as ``size`` (or as the picture allows) that hold ``LEAST_KNOWN`` of either
+    known region, the one with most unknown pixels, the first in reading order; where none does, of all. It is shrunk to
+    ``size``, where a pixel is known if all that it stands for is; the layers are then left out, as what they compose is
+    not quite what is seen. A picture of ``size`` stays as it is.
 
     Raises:
         FadevizError: a picture without trimap, or smaller than ``size``.
@@ -112,11 +124,36 @@ def crop_unknown(sample: Sample, size: int) -> Sample:
     height, width = sample.mask.shape
     if min(height, width) < size:
         raise FadevizError(f"{sample.name} is {width}x{height}, smaller than the wanted {size}. Use a smaller size")
-    table = np.zeros((height + 1, width + 1), np.int64)
-    table[1:, 1:] = (sample.trimap == UNKNOWN).cumsum(0).cumsum(1)
-    held = table[size:, size:] - table[:-size, size:] - table[size:, :-size] + table[:-size, :-size]
-    top, left = np.unravel_index(int(held.argmax()), held.shape)
-    return crop_sample(sample, int(top), int(left), size)
+    side = min(LARGEST * size, height, width)
+    unknown, front, back = (_held(sample.trimap == value, side) for value in (UNKNOWN, FOREGROUND, BACKGROUND))
+    clear = np.minimum(front, back) >= LEAST_KNOWN * side * side
+    top, left = np.unravel_index(int(np.where(clear, unknown + side * side, unknown).argmax()), unknown.shape)
+    cut = crop_sample(sample, int(top), int(left), side)
+    return cut if side == size else _shrunk(cut, size)
+
+
+def _held(values: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    """How many are true in each window, by its upper left corner."""
+    table = np.zeros((values.shape[0] + 1, values.shape[1] + 1), np.int64)
+    table[1:, 1:] = values.cumsum(0).cumsum(1)
+    held: NDArray[np.int64] = table[side:, side:] - table[:-side, side:] - table[side:, :-side] + table[:-side, :-side]
+    return held
+
+
+def _shrunk(sample: Sample, size: int) -> Sample:
+    """A square sample at a smaller size, without its layers."""
+
+    def resized(values: Pixels) -> Pixels:
+        # One filter for all, so that alpha is 0 or 1 where the trimap says so.
+        return np.array(Image.fromarray(values).resize((size, size), Image.Resampling.BILINEAR))
+
+    assert sample.alpha is not None
+    assert sample.trimap is not None
+    trimap = np.full((size, size), UNKNOWN, np.uint8)
+    for value in (BACKGROUND, FOREGROUND):
+        trimap[resized((sample.trimap == value).astype(np.uint8) * 255) == 255] = value
+    matte = resized(np.rint(sample.alpha * 255).astype(np.uint8))
+    return to_sample(sample.name, resized(sample.image), matte, trimap)
 
 
 def crop_sample(sample: Sample, top: int, left: int, side: int, mirrored: bool = False) -> Sample:

@@ -226,7 +226,7 @@ def _difference(prediction: Alpha, truth: Alpha, trimap: Trimap) -> tuple[NDArra
 # --- whole pictures ---
 
 
-def predict_alpha(model: nn.Module, sample: Sample, *, stride: int = 32) -> NDArray[np.float32]:
+def predict_alpha(model: nn.Module, sample: Sample, *, stride: int = 16) -> NDArray[np.float32]:
     """The matte ``(H, W)`` in [0, 1] that a network gives for one whole picture, with what the trimap knows put in.
 
     The input is padded by reflection, at the bottom and at the right, to multiples of ``stride``, and the output is
@@ -277,7 +277,7 @@ def measure_matte(prediction: Alpha, sample: Sample) -> dict[str, float]:
 
 
 def evaluate_mattes(
-    model: nn.Module, dataset: Dataset, *, stride: int = 32, processes: Processes = ALONE
+    model: nn.Module, dataset: Dataset, *, stride: int = 16, processes: Processes = ALONE
 ) -> dict[str, float]:
     """Test a matting network in eval mode, in float32, picture by picture at full size; its mode is restored.
 

@@ -28,6 +28,7 @@ from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
+from task_runs import make_matting_run
 
 HOSTILE = "../../escaped"
 NAMES = {"npz": "a.npz", "zarr": "a.zarr", "tensorboard": "logs", "wandb": "offline", "rerun": "a.rrd"}
@@ -104,6 +105,13 @@ class TestNpz:
             np.testing.assert_array_equal(held["metrics/miou"], [np.nan] * 3 + [0.5])
             assert not {"metrics/note", "metrics/huge"} & set(held.files)
             assert json.loads(str(held["run.json"])) == run.info
+
+    def test_mattes_are_there_too(self, tmp_path):
+        matting = make_matting_run(tmp_path / "run")
+        export_run(matting, "npz", tmp_path / "a.npz", images=[1])
+        with np.load(tmp_path / "a.npz") as held:
+            for name, expected in zip(("alphas", "trimaps"), matting.mattes, strict=True):
+                np.testing.assert_array_equal(held[f"observation/{name}"], expected[1:])
 
     def test_the_same_bytes_at_any_time(self, run, tmp_path):
         export_run(run, "npz", tmp_path / "a.npz")

@@ -21,9 +21,9 @@ def write_npz(selection: Selection, out: Path, *, overwrite: bool = False) -> tu
 
     Keys: ``maps/LAYER/KIND`` (``maps/LAYER/KIND/call 1`` for a layer's second call), ``(steps, images, h, w)`` float32
     or ``(steps, images, channels, h, w)``; ``steps``; ``images``, their names, and ``image_numbers``;
-    ``observation/images`` and ``observation/masks``, uint8; ``metrics/step`` and ``metrics/NAME``, a number a line, NaN
-    where a line has none; ``run.json``, its text. Kinds of many channels may hold the first images alone, ``constant``
-    holds one map.
+    ``observation/images`` and ``observation/masks``, uint8, of mattes ``alphas`` and ``trimaps`` too; ``metrics/step``
+    and ``metrics/NAME``, a number a line, NaN where a line has none; ``run.json``, its text. Kinds of many channels may
+    hold the first images alone, ``constant`` holds one map.
 
     Raises:
         FadevizError: no .npz, or something there that may not be replaced.
@@ -37,12 +37,11 @@ def write_npz(selection: Selection, out: Path, *, overwrite: bool = False) -> tu
         for part in selection.parts:
             key = f"maps/{safe_name(part.layer)}/{part.kind}" + (f"/call {part.maps.call}" if part.maps.call else "")
             _add_maps(archive, key, part)
-        pictures, masks = selection.observation()
         _add(archive, "steps", np.array(selection.steps, np.int64))
         _add(archive, "images", np.array(selection.names, np.str_))
         _add(archive, "image_numbers", np.array(selection.images, np.int64))
-        _add(archive, "observation/images", pictures)
-        _add(archive, "observation/masks", masks)
+        for name, pictures in selection.observation().items():
+            _add(archive, f"observation/{name}", pictures)
         steps, columns = selection.metrics()
         _add(archive, "metrics/step", steps)
         for name, values in columns.items():

@@ -31,10 +31,14 @@ def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
         try:
             recording.save(partial)
             recording.log(["run.json"], rerun.TextDocument(json.dumps(selection.run.info, indent=2)), static=True)
-            for number, picture, mask in zip(selection.images, *selection.observation(), strict=True):
+            seen = selection.observation()
+            for index, number in enumerate(selection.images):
                 at = ["observed", selection.label(number)]
-                recording.log([*at, "picture"], rerun.Image(picture), static=True)
-                recording.log([*at, "mask"], rerun.SegmentationImage(mask), static=True)
+                recording.log([*at, "picture"], rerun.Image(seen["images"][index]), static=True)
+                recording.log([*at, "mask"], rerun.SegmentationImage(seen["masks"][index]), static=True)
+                for name in ("alpha", "trimap"):
+                    if f"{name}s" in seen:
+                        recording.log([*at, name], rerun.Image(seen[f"{name}s"][index]), static=True)
             for name, step, value in scalars(selection):
                 recording.set_time("step", sequence=step)
                 recording.log(["metrics", name], rerun.Scalars(value))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, unknown_name
 from ..render.colormap import colorize, palette
 from ..render.frames import FrameSequence, select_frames
+from ..render.labels import truth_picture
 from ..render.normalize import SCOPES
 from ..runs import Maps, Run, common_steps
 from ..snapshots import KINDS
@@ -90,10 +91,18 @@ class Selection:
         name = self.names[self.images.index(number)]
         return safe_name(name if self.names.count(name) == 1 else f"{number} {name}")
 
-    def observation(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The exported ones of the observed pictures, ``(n, H, W, 3)``, and their masks, ``(n, H, W)``."""
-        pictures, masks = self.run.observation
-        return pictures[list(self.images)], masks[list(self.images)]
+    def observation(self) -> dict[str, NDArray[np.uint8]]:
+        """The exported ones of the observed ``images``, ``(n, H, W, 3)``, and their ``masks``, ``(n, H, W)``.
+
+        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``.
+        """
+        arrays = dict(zip(("images", "masks"), self.run.observation, strict=True))
+        arrays |= zip(("alphas", "trimaps"), self.run.mattes or (), strict=False)
+        return {name: values[list(self.images)] for name, values in arrays.items()}
+
+    def truth(self, index: int) -> NDArray[np.uint8]:
+        """The truth of the exported picture at ``index`` to look at, ``(H, W, 3)``: a mask, or an alpha in greys."""
+        return truth_picture(self.run, self.images[index])
 
     def metrics(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
         """The run's numbers: the step of each line, and for each name its values; NaN where a line has none."""

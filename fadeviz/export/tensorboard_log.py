@@ -80,10 +80,9 @@ def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
 
 
 def observed(selection: Selection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Each observed picture beside its mask, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
-    for number, picture, mask in zip(selection.images, *selection.observation(), strict=True):
-        white = np.where(mask[..., None] > 0, np.uint8(255), np.uint8(0)).repeat(3, axis=2)
-        yield selection.label(number), np.concatenate([picture, white], axis=1)
+    """Each observed picture beside its truth, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
+    for index, picture in enumerate(selection.observation()["images"]):
+        yield selection.label(selection.images[index]), np.concatenate([picture, selection.truth(index)], axis=1)
 
 
 def as_png(pixels: NDArray[np.uint8]) -> bytes:

@@ -27,7 +27,8 @@ def write_zarr(selection: Selection, out: Path, *, overwrite: bool = False) -> t
     ``layers/LAYER/KIND`` is ``(step, image, y, x)`` float32, or ``(step, image, channel, y, x)``, in chunks of one
     step, beside its coordinates: steps, names of images, numbers of channels and cells. Where kinds of a layer differ
     in an axis, the later one's is called after it, e.g. ``image_channels``. ``observation`` holds ``images`` and
-    ``masks``, ``metrics`` a number a line, and the group ``fadeviz`` has run.json in its attributes.
+    ``masks`` (of mattes ``alphas`` and ``trimaps`` too), ``metrics`` a number a line, and the group ``fadeviz`` has
+    run.json in its attributes.
 
     Example::
 
@@ -49,9 +50,8 @@ def write_zarr(selection: Selection, out: Path, *, overwrite: bool = False) -> t
             group = layers.create_group(safe_name(layer), attributes={"layer": layer})
             _write_layer(group, [part for part in selection.parts if part.layer == layer])
         group = root.create_group("observation")
-        pictures, masks = selection.observation()
-        _write(group, "images", ("image", "row", "column", "rgb"), pictures)
-        _write(group, "masks", ("image", "row", "column"), masks)
+        for name, pictures in selection.observation().items():
+            _write(group, name, ("image", "row", "column", "rgb")[: pictures.ndim], pictures)
         _write(group, "image", ("image",), _text(selection.names))
         group = root.create_group("metrics")
         steps, columns = selection.metrics()

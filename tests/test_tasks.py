@@ -98,6 +98,30 @@ def test_two_classes_have_the_figures_of_their_contours_too():
     assert result["iou"] == result["miou"] == result["boundary_iou"] == 1
 
 
+def test_classes_are_found_a_few_at_a_time_as_all_at_once():
+    class Scores(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scores = torch.nn.Conv2d(3, 21, 5, padding=2)
+
+        def forward(self, images):
+            return self.scores(images)
+
+    torch.manual_seed(0)
+    model = Scores()
+    sample = Sample(
+        "a", np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8), np.zeros((12, 20), np.uint8)
+    )
+    images, _ = choose_task("segmentation").tensors([sample])
+    with torch.no_grad():
+        logits = model(F.pad(images, (0, 4, 0, 4), mode="reflect"))[:, :, :12, :20]
+    for size in ((12, 20), (31, 47)):
+        larger = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
+        found = choose_task("segmentation", 21).predict(model, sample, 8, size)
+        np.testing.assert_array_equal(found, larger.argmax(0).numpy())
+        assert len(np.unique(found)) > 8
+
+
 # --- which pictures and which object ---
 
 

@@ -72,11 +72,15 @@ def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[i
     images, _ = to_tensors([padded])
     with torch.no_grad():
         logits = model(images.to(next(model.parameters()).device)).float()
-    logits = logits[:, :, :height, :width]
-    if size != (height, width):
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    classes: NDArray[np.uint8] = logits[0].argmax(0).to(torch.uint8).cpu().numpy()
-    return classes
+    best, classes = torch.tensor(-torch.inf), torch.zeros(size, dtype=torch.uint8)
+    for number, few in enumerate(logits[:, :, :height, :width].cpu().split(8, dim=1)):
+        # A few classes at a time: 150 maps of a large photograph would take gigabytes.
+        if size != (height, width):
+            few = F.interpolate(few, size, mode="bilinear", align_corners=False)
+        largest, which = few[0].max(0)
+        classes[largest > best] = (which + 8 * number).to(torch.uint8)[largest > best]
+        best = torch.maximum(largest, best)
+    return classes.numpy()
 
 
 def predict_matte(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.float32]:

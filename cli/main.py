@@ -439,7 +439,8 @@ def check(run: Path | str, repair: bool) -> None:
         click.echo(printable(f"{fault.file}: {fault.what}"), err=True)
     if faults:
         can = any(fault.repair for fault in faults)
-        raise FadevizError(f"{run} has {len(faults)} faults." + (" Remove what is broken: --repair" if can else ""))
+        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
+        raise FadevizError(f"{run} has {count}." + (" Remove what is broken: --repair" if can else ""))
     click.echo(printable(f"{run}: all is well"))
 
 
@@ -483,7 +484,7 @@ def data_check(folder: Path, name: str) -> None:
     train = splits.info["train"]
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
     click.echo(
-        f"{folder}: {name}, {splits.info['count']} pictures, {count} to train on, {splits.test.count} to test on"
+        f"{folder}: {name}, pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
     )
 
 

@@ -22,7 +22,8 @@ _TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="The picture: .png, .pdf or .svg.")  # fmt: skip
 @click.option("--images", type=NUMBERS, default=(), help="Observed pictures to show.  [default: the first four]")
-@click.option("--test", type=NUMBERS, default=(), help="Test pictures to show, whole; the data set must be there.")
+@click.option("--test", type=NUMBERS, default=(),
+              help="Test pictures to show, as they were tested on; the data set must be there.")  # fmt: skip
 @click.option("--picture", "pictures", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="A picture of your own to show; may be repeated.")  # fmt: skip
 @_TRIMAPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from .data.transforms import IGNORED
 from .errors import FadevizError, printable
 from .experiment import load_data
 from .prediction import Predictor, find_trimap, read_picture
+from .quality import FIGURES
 from .render.colormap import class_palette, colour_classes
+from .render.labels import data_name
 from .render.panel import Box, Row, choose_zoom, write_panel
 from .runs import Run
 from .training.matting import measure_matte
@@ -67,7 +70,7 @@ def compare_runs(
         output: the picture to write: .png, .pdf or .svg.
         images: indices of observed pictures; where nothing is named, the first ``SHOWN``. Without ``test`` and
             ``pictures`` the runs need nothing but their folders.
-        test: indices of test pictures, whole, of the first run's data set, which must be where it was.
+        test: indices of test pictures, as they were tested on, of the first run's data set, which must be where it was.
         pictures: files of one's own; there is no truth to compare with.
         trimaps: folder with their trimaps, for matting; else they lie beside them.
         zoom: the window to enlarge: ``auto`` takes, picture by picture, where the runs disagree most; ``none``; or a
@@ -104,7 +107,7 @@ def compare_runs(
     legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
     write_panel(
         [row for row, _ in rows],
-        _titles(runs),
+        _titles(predictors),
         output,
         cell=cell,
         legend=legend,
@@ -152,22 +155,28 @@ def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:
 
 
 def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int]) -> list[Sample]:
-    """Pictures of the test set, which no run must have trained on."""
+    """Pictures of the test set, which no run has trained on."""
     first = predictors[0]
-    for one in predictors[1:]:
-        if (one.config.data, one.config.split_seed, one.config.subset) != (
-            first.config.data, first.config.split_seed, first.config.subset,
-        ):  # fmt: skip
+    splits = load_data(first.config)
+    for one in predictors:
+        same = (one.config.data, one.config.split_seed) == (first.config.data, first.config.split_seed)
+        if not same or _as_told(one.run.info.get("data")) != _as_told(splits.info):
             raise FadevizError(
-                f"{one.run.address} and {first.run.address} were tested on other pictures: --data, --split-seed or "
-                "--subset differ. Use --picture FILE"
+                f"{one.run.address} was not tested on the test pictures that {first.run.address}'s data set has now: "
+                "other files, --split-seed or --subset. Use --picture FILE"
             )
-    dataset = load_data(first.config).test
+    dataset = splits.test
     count = dataset.count or 0
     for index in wanted:
         if not 0 <= index < count:
             raise FadevizError(f"no test picture {index}: {first.config.data} has {count}, from 0 to {count - 1}")
     return [dataset[index] for index in wanted]
+
+
+def _as_told(info: object) -> object:
+    """What identifies a data set, as run.json gives it back: not where it lies."""
+    told = json.loads(json.dumps(info))
+    return {k: v for k, v in told.items() if k not in ("folder", "notes")} if isinstance(told, dict) else None
 
 
 def _row(
@@ -193,7 +202,7 @@ def _row(
         if matting:
             errors = measure_matte(result, sample)  # type: ignore[arg-type]
             scores.append(-errors["sad"])
-            figures.append(f"SAD {errors['sad']:.2f}  MSE {errors['mse']:.3f}")
+            figures.append("  ".join(f"{FIGURES[k].title} {FIGURES[k].text(errors[k])}" for k in ("sad", "mse")))
         else:
             scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
             figures.append(f"mIoU {scores[-1]:.3f}")
@@ -233,12 +242,17 @@ def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> N
     return np.where(values == 1, 255, 0).astype(np.uint8)
 
 
-def _titles(runs: Sequence[Run]) -> list[str]:
+def _titles(predictors: Sequence[Predictor]) -> list[str]:
     """The operators; with what tells runs of one operator apart."""
+    runs = [one.run for one in predictors]
     titles = [run.title for run in runs]
-    seeds = [f"{run.title}, seed {run.info['config']['seed']}" for run in runs]
-    folders = [f"{run.title}, {printable(run.path.name)}" for run in runs]
-    return next((names for names in (titles, seeds, folders) if len(set(names)) == len(names)), folders)
+    told = (
+        titles,
+        [f"{title}, {run.info.get('network_title')}" for title, run in zip(titles, runs, strict=True)],
+        [f"{title}, seed {one.config.seed}" for title, one in zip(titles, predictors, strict=True)],
+        [f"{title}, {printable(run.path.name)}" for title, run in zip(titles, runs, strict=True)],
+    )
+    return next((names for names in told if len(set(names)) == len(names)), told[-1])
 
 
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
@@ -248,7 +262,8 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
         for values in maps:
             counts = np.bincount(values.ravel(), minlength=256)[: first.classes]
             shares = np.maximum(shares, counts / values.size)
-    names = (first.run.info.get("data") or {}).get("classes") or []
+    told = (first.run.info.get("data") or {}).get("classes")
+    names = told if isinstance(told, list) else []
     colours = class_palette(first.classes)
     return [
         (str(names[i]) if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
@@ -261,24 +276,25 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     """What the panel shows, from which runs."""
     first = predictors[0]
     networks = dict.fromkeys(str(one.run.info.get("network_title") or one.config.network) for one in predictors)
-    data = dict.fromkeys(str((one.run.info.get("data") or {}).get("name") or one.config.data) for one in predictors)
+    data = dict.fromkeys(data_name(one.run) for one in predictors)
     steps = dict.fromkeys(one.step for one in predictors)
     lines = [
-        f"{' and '.join(networks)} on {' and '.join(data)}, after {' and '.join(map(str, steps))} steps."
+        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps."
         f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
     ]
-    if first.task == "matting":
-        shown = "Alpha from 0 (black) to 1. SAD / 1000 and MSE are of the unknown region (grey in the trimap)."
-    elif first.classes > 2:
-        shown = "Colours: the classes listed. Black: not labelled. mIoU: mean over the classes there or found."
-    else:
-        shown = "White: class 1. mIoU: mean over both classes, of this picture."
-    if not any(row.figures for row, _ in rows):
-        shown = shown.split(" mIoU")[0].split(" SAD")[0]
-    if zoom == "auto":
-        disagree = "the runs disagree most" if len(predictors) > 1 else "the run is most unlike the truth"
-        shown += f" Boxes: where {disagree}."
-    return [*lines, shown]
+    scored = any(row.figures for row, _ in rows)
+    shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
+    if first.task == "segmentation" and first.classes > 2:
+        shown = ["Colours: the classes listed. Black: not labelled."]
+    if scored and first.task == "matting":
+        shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
+    elif scored:
+        shown.append("mIoU: of this picture, mean over the classes that are there or found.")
+    if zoom == "auto" and len(predictors) > 1:
+        shown.append("Boxes: where the runs disagree most.")
+    elif zoom == "auto" and scored:
+        shown.append("Boxes: where the run is most unlike the truth, if it is known.")
+    return [*lines, " ".join(shown)]
 
 
 __all__ = ["compare_runs", "mean_iou", "parse_zoom"]

@@ -123,6 +123,12 @@ class RunConfig:
             raise unknown_name("kind of labels", self.labels, LABELS)
         if self.labels == "shuffled" and task == "matting":
             raise FadevizError("shuffled labels are for masks; mattes belong to their pictures. Use labels true")
+        least = NETWORKS[network].least_batch
+        if self.batch_size < least or (self.observe < least and self.observe_mode == "batch"):
+            what = "batch_size" if self.batch_size < least else "observe, in mode batch,"
+            raise FadevizError(
+                f"{what} is {min(self.batch_size, self.observe)}; {network} needs {least} or more for BatchNorm"
+            )
         if self.flip and data.mirrors:
             raise FadevizError(f"data {self.data} mirrors half of its training pictures already. Leave out --flip")
         if data.check is not None and not self.data_dir:
@@ -267,7 +273,7 @@ def run(
             # The training's random numbers are the seed's, and the caller's are left alone. A checkpoint keeps them.
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             torch.manual_seed(config.seed)
-            stack.enter_context(_out_of_memory_in_words())
+            stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             if before is not None:
                 # The sums of a convolution depend on how many threads share them.
                 torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
@@ -560,14 +566,15 @@ def _same_algorithms() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _out_of_memory_in_words() -> Iterator[None]:
+def out_of_memory_in_words(remedy: str) -> Iterator[None]:
+    """An error that says so in one line, where there is no memory left, with what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         # Torch's own class is of RuntimeErrors; on a CPU it raises a plain one.
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise FadevizError("out of memory. Use a smaller --batch-size, --observe, --size or --width") from error
+        raise FadevizError(f"out of memory. {remedy}") from error
 
 
 def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:

@@ -134,6 +134,7 @@ def only_writer(out: Path) -> Iterator[None]:
         return
     import fcntl
 
+    made = not out.exists()
     make_folder(out)
     try:
         handle = os.open(out, os.O_RDONLY)
@@ -151,3 +152,6 @@ def only_writer(out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+        if made:  # what was refused before it began leaves nothing behind
+            with suppress(OSError):
+                out.rmdir()

@@ -15,13 +15,16 @@ from .data.matting_files import read_trimap
 from .data.pictures import open_picture, to_rgb
 from .data.sets import find_data
 from .errors import FadevizError
-from .experiment import choose_device, config_from
+from .experiment import choose_device, config_from, out_of_memory_in_words
 from .files import make_folder, write_whole
 from .models import build_network
 from .render.colormap import class_palette
 from .runs import Run, open_run
 from .training.checkpoint import read_weights
 from .training.tasks import choose_task
+
+MOST_PIXELS = 1 << 23
+"""A network is not shown a larger picture than this, of 8 megapixels: some of its maps would take gigabytes."""
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """What is taken for a picture in a folder."""
@@ -82,7 +85,7 @@ class Predictor:
             size: the shorter side, or the square's, in pixels, instead.
 
         Raises:
-            FadevizError: matting without a trimap; a size below the network's stride.
+            FadevizError: matting without a trimap; a size below the network's stride, or far too large; no memory.
         """
         height, width = sample.image.shape[:2]
         stride = self._model.stride
@@ -94,7 +97,13 @@ class Predictor:
         elif size or self.task == "segmentation":
             scale = (size or self.config.size) / min(height, width)
             seen = max(stride, round(height * scale)), max(stride, round(width * scale))
-        result = self._predict(self._model, _resized(sample, seen), stride, (height, width))
+        if seen[0] * seen[1] > MOST_PIXELS:
+            raise FadevizError(
+                f"{sample.name}: the network would see {seen[1]}x{seen[0]} pixels, and {MOST_PIXELS:,} are the most. "
+                "Use a smaller --size, or crop the picture"
+            )
+        with out_of_memory_in_words("Use a smaller --size"):
+            result = self._predict(self._model, _resized(sample, seen), stride, (height, width))
         if sample.trimap is not None and self.task == "matting":
             result[sample.trimap == 0], result[sample.trimap == 255] = 0, 1
         return result
@@ -157,7 +166,7 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
             found.append(path)
         else:
             raise FadevizError(f"no picture {path}. Give a file such as photo.jpg, or a folder of them")
-    return list(dict.fromkeys(found))
+    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
 
 
 def find_trimap(picture: Path, folder: Path | None = None) -> Path:
@@ -170,8 +179,9 @@ def find_trimap(picture: Path, folder: Path | None = None) -> Path:
     if folder is not None:
         places = [folder / f"{picture.stem}_trimap", folder / picture.stem]
     for place in places:
-        for suffix in PICTURES:
-            if (file := place.with_name(place.name + suffix)).is_file():
+        beside = sorted(place.parent.iterdir()) if place.parent.is_dir() else []
+        for file in beside:
+            if file.stem == place.name and file.suffix.lower() in PICTURES:
                 return file
     where = f"in {folder}" if folder is not None else "beside it, or in --trimaps DIR"
     raise FadevizError(
@@ -222,7 +232,6 @@ def predict_files(
         results[result] = file
     if replaced := {path.resolve() for path in results} & {path.resolve() for path in files}:
         raise FadevizError(f"{min(replaced)} would be replaced by its own result. Choose another folder")
-    make_folder(folder)
     palette = np.array([[0] * 3, [255] * 3], np.uint8) if predict.classes == 2 else class_palette(predict.classes)
 
     def write() -> Iterator[Path]:
@@ -235,6 +244,7 @@ def predict_files(
                 picture.putpalette(palette.tobytes())
             buffer = io.BytesIO()
             picture.save(buffer, "PNG")
+            make_folder(folder)
             write_whole(result, buffer.getvalue())
             yield result
 

@@ -669,7 +669,8 @@ _KINDS_OF_VALUES = {
     **dict.fromkeys(("kinds", "observation.names", "data.notes"), "list of texts"),
     **dict.fromkeys(("result", "seconds"), "object of numbers"),
     **dict.fromkeys(("parameters", "last_step", "config.seed"), "whole number"),
-    **dict.fromkeys(("threads", "classes"), "count"),
+    "threads": "count",
+    "classes": "number of classes",
     **dict.fromkeys(("schedule", "observation.foreground"), "list of whole numbers"),
 }
 """What must be what in run.json, where it is there at all."""
@@ -685,6 +686,8 @@ def _is(value: object, kind: str) -> bool:
         return value is None or whole
     if kind == "count":
         return whole and 0 < value < 10_000  # type: ignore[operator]
+    if kind == "number of classes":
+        return whole and 2 <= value <= 254  # type: ignore[operator]
     if kind == "number":
         return whole or isinstance(value, float)
     if kind.startswith("list of "):

@@ -136,7 +136,7 @@ class TestReading:
         save_set(tmp_path, train=3, test=0, parts=("", ""))
         splits = load_ade20k(tmp_path, 32)
         assert [splits.info[key] for key in ("count", "train", "test")] == [3, 3, 3]
-        assert splits.info["notes"] == ["no training/ and validation/: trained and tested on the same 3 pictures"]
+        assert splits.info["notes"] == ["no training/ and validation/: what is tested on is trained on as well"]
         assert {splits.train[i].name for i in range(3)} == {splits.test[i].name for i in range(3)}
         assert check_ade20k(tmp_path) == []
 

@@ -312,7 +312,7 @@ class TestData:
         if not folder.is_dir():
             pytest.skip(f"needs {folder}")
         output = call("data", "check", folder).output
-        assert "328 pictures, 279 to train on, 49 to test on" in output
+        assert "weizmann, pictures: 328, to train on 279, to test on 49" in output
         assert "horse318" in output
 
 

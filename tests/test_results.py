@@ -1,6 +1,7 @@
 """Panels of runs, and predictions for pictures of one's own: what is written, and the one-line errors."""
 
 import dataclasses
+import json
 import shutil
 
 import numpy as np
@@ -16,6 +17,7 @@ from fadeviz.data import Sample, synthetic
 from fadeviz.experiment import RunConfig, build_model, load_data, run
 from fadeviz.prediction import Predictor, predict_files, read_picture
 from fadeviz.render.panel import Box
+from fadeviz.training.matting import mse, sad
 from fadeviz.training.tasks import choose_task
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
@@ -163,6 +165,8 @@ def test_wrong_input_is_one_line(runs, tmp_path):
     (tmp_path / "more").mkdir()
     twin = save(tmp_path / "more" / "a.png", photo(40, 60))
     (tmp_path / "empty").mkdir()
+    deep = tmp_path / "deep.png"
+    Image.fromarray(np.full((40, 60), 30_000, np.uint16)).save(deep)
     (tmp_path / "text.png").write_text("no picture")
     out = tmp_path / "out"
     cases = [
@@ -173,6 +177,8 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         (("predict", runs / "bilinear", tmp_path / "text.png", "-o", out), "it is no picture"),
         (("predict", runs / "bilinear", picture, "-o", out, "--trimaps", tmp_path), "trimaps are of no use"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 8), "size is 8"),
+        (("predict", runs / "bilinear", picture, "-o", out, "--size", 100_000), "8,388,608 are the most"),
+        (("predict", runs / "bilinear", deep, "-o", out), "16 bits or more a channel"),
         (("compare", runs / "bilinear", runs / "matting", "-o", out / "p.png"), "they cannot be compared"),
         (("compare", runs / "bilinear", "-o", out / "p.gif"), ".png"),
         (("compare", runs / "bilinear", "-o", out / "p.png", "--images", 3), "there are 3, from 0 to 2"),
@@ -186,6 +192,7 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         assert words in result.stderr, (command, result.stderr)
         assert result.stderr.count("\n") == 1
         assert result.stderr.startswith("Error: ")
+    assert not out.exists()
 
 
 def test_weights_that_are_not_there_or_damaged_are_one_line(runs, tmp_path):
@@ -209,6 +216,38 @@ def test_a_picture_is_never_replaced_by_its_result(runs, tmp_path):
     with pytest.raises(FadevizError, match="would be replaced by its own result"):
         predict_files(runs / "bilinear", [first, second], tmp_path)
     assert second.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_mattes_of_test_pictures_have_the_figures_of_the_runs_own_test(runs, tmp_path):
+    # Pictures whose sides are no multiples: the padding of testing and of predicting is the same.
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:75, :90]
+    for number in range(5):
+        matte = (np.clip(25 + number - np.hypot(y - 37, x - 45), 0, 4) * 63.75).astype(np.uint8)
+        save(folder / f"{number}.png", rng.integers(0, 256, (75, 90, 3), dtype=np.uint8))
+        save(folder / f"{number}_alpha.png", matte)
+        trimap = np.select([matte == 0, matte == 255], [0, 255], 128).astype(np.uint8)
+        trimap[30:44, 10:80] = 128
+        save(folder / f"{number}_trimap.png", trimap)
+    config = RunConfig(
+        "bilinear", network="matting", data="mattes", data_dir=str(folder), size=48, width=0.125, steps=2
+    )
+    opened = run(dataclasses.replace(config, snapshots="2", observe=1, evaluate_every=2), tmp_path / "run")
+    predict, test = Predictor(opened), load_data(config).test
+    for name, error in (("sad", sad), ("mse", mse)):
+        values = [error(predict(s), s.alpha, s.trimap) for s in (test[i] for i in range(test.count))]
+        assert np.mean(values) == pytest.approx(opened.info["result"][name], rel=1e-6)  # float32
+
+
+def test_trimaps_are_found_whatever_their_endings_case(runs, tmp_path):
+    picture = save(tmp_path / "a.PNG", photo(40, 60))
+    save(tmp_path / "a_trimap.PNG", np.where(np.arange(60) < 30, 0, 128)[None].repeat(40, 0).astype(np.uint8))
+    result = invoke("predict", runs / "matting", tmp_path, tmp_path / "." / "a.PNG", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_alpha.png"]
+    assert picture.exists()
 
 
 # --- comparing ---
@@ -241,7 +280,7 @@ def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_p
     config, _ = final_network(runs / "matting")
     sample = load_data(config).test[3]
     error = np.abs(Predictor(opened[0])(sample) - sample.alpha)[sample.trimap == 128].sum() / 1000
-    assert f"SAD {error:.2f}" in lines[1]
+    assert f"SAD {error:.3g}" in lines[1]
 
 
 def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
@@ -251,6 +290,11 @@ def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
         compare_runs(both, tmp_path / "p.png")
     with pytest.raises(FadevizError, match="--split-seed"):
         compare_runs(both, tmp_path / "p.png", test=(0,))
+    info = json.loads((tmp_path / "other" / "run.json").read_text())
+    info["config"]["split_seed"], info["data"]["test"] = 0, 99  # another set of the same name
+    (tmp_path / "other" / "run.json").write_text(json.dumps({k: v for k, v in info.items() if k != "crc32"}))
+    with pytest.raises(FadevizError, match="other files"):
+        compare_runs([both[0], open_run(tmp_path / "other")], tmp_path / "p.png", test=(0,))
     picture = save(tmp_path / "a.png", photo(40, 60))
     assert compare_runs(both, tmp_path / "p.png", pictures=[picture]) == []
     assert (tmp_path / "p.png").exists()

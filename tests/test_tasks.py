@@ -191,6 +191,11 @@ def test_folders_with_faults_tell_them(tmp_path):
     assert any("ADE_train_00000002.png cannot be read: it is empty" in problem for problem in problems)
     with pytest.raises(FadevizError, match="does not exist"):
         check_data(tmp_path / "none")
+    (tmp_path / "other" / "music").mkdir(parents=True)
+    with pytest.raises(FadevizError, match="has the folders of no data set"):
+        check_data(tmp_path / "other")
+    (tmp_path / "cut" / "input").mkdir(parents=True)
+    assert check_data(tmp_path / "cut")[:2][0] == "mattes"
     with pytest.raises(FadevizError, match="data set with a folder"):
         check_data(root, "synthetic")
 
@@ -229,6 +234,11 @@ def test_the_matting_recipe_slows_the_encoder():
         ({"data": "ade20k", "data_dir": "x", "subset": -1}, "it must be 0"),
         ({"network": "matting", "size": 40}, "divisible by 16"),
         ({"network": "matting:channels=3"}, "channels"),
+        ({"network": "matting", "batch_size": 1}, "batch_size is 1; matting needs 2 or more"),
+        (
+            {"network": "matting", "observe": 1, "observe_mode": "batch"},
+            "observe, in mode batch, is 1; matting needs 2",
+        ),
     ],
 )
 def test_settings_that_no_run_can_have_are_one_line(settings, words):
@@ -298,6 +308,27 @@ def test_many_classes_are_recorded_tested_and_resumed_to_the_bit(tmp_path):
     assert_same_state(final_weights(tmp_path / "twice"), final_weights(tmp_path / "whole"))
     with pytest.raises(FadevizError, match="subset was 4, is 5"):
         run(dataclasses.replace(config, subset=5), tmp_path / "whole", resume=True)
+
+
+def test_a_test_set_without_labels_is_refused(tmp_path):
+    from PIL import Image
+
+    root = save_set(tmp_path / "ade", train=2, test=2)
+    for path in (root / "annotations" / "validation").iterdir():
+        with Image.open(path) as annotation:
+            size = annotation.size
+        Image.new("L", size).save(path)
+    name, problems, _ = check_data(root)
+    assert (name, len(problems)) == ("ade20k", 2)
+    assert all("has no labelled pixel" in problem for problem in problems)
+    with pytest.raises(FadevizError, match="the test pictures have no labelled pixel"):
+        run(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    with pytest.raises(FadevizError, match="only 3 test pictures"):
+        run(dataclasses.replace(short(size=64), observe=9), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_class_ids_out_of_range_stop_the_run_in_one_line(tmp_path):

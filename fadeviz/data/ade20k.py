@@ -221,7 +221,8 @@ def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     for part in parts.values():
         for files in part.files:
             try:
-                _read(files)
+                if (_read(files).mask == IGNORED).all():
+                    problems.append(f"{files.annotation} has no labelled pixel, only 0. Remove it and its image")
             except FadevizError as error:
                 problems.append(str(error))
     try:
@@ -272,7 +273,7 @@ def _find(folder: Path) -> dict[str, _Part]:
     root = _root_of(folder)
     if not (root / "images" / "training").is_dir():
         part = _find_part(root, "")
-        part.notes.append(f"no training/ and validation/: trained and tested on the same {len(part.files)} pictures")
+        part.notes.append("no training/ and validation/: what is tested on is trained on as well")
         return {"": part}
     parts = {name: _find_part(root, name) for name in ("training", "validation")}
     for name, part in parts.items():

@@ -179,7 +179,7 @@ def read_whole(files: MatteFiles) -> Sample:
     """
     matte = _read_matte(files.alpha)
     if files.trimap is None:
-        raise FadevizError(f"{files.alpha} has no trimap: testing needs one. Put it beside the matte")
+        raise FadevizError(f"{files.alpha} has no trimap: testing needs one. Put {_trimap_place(files)} there")
     trimap = read_trimap(files.trimap)
     _check_equal(files.trimap, files.alpha, trimap, matte)
     foreground = background = None
@@ -253,8 +253,15 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
         found.train = [files for files in found.train if files.name not in held_out]
     for files in found.test:
         if files.trimap is None:
-            found.problems.append(f"{files.alpha} has no trimap: testing needs one. Put it beside the matte")
+            found.problems.append(f"{files.alpha} has no trimap: testing needs one. Put {_trimap_place(files)} there")
     return found
+
+
+def _trimap_place(files: MatteFiles) -> str:
+    """Where the trimap of a picture would lie, by the layout of its matte."""
+    if files.alpha.parent.name == "gt":
+        return f"trimap1/{files.name}.png"
+    return f"{files.name}_trimap.png"
 
 
 def _seeded(seed: int, name: str) -> bytes:

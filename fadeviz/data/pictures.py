@@ -56,8 +56,10 @@ def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
     """The picture in mode RGB.
 
     Raises:
-        FadevizError: a colour mode that nobody knows.
+        FadevizError: more than 8 bits a channel, which would be cut off; a colour mode that nobody knows.
     """
+    if picture.mode.startswith(("I", "F")):
+        raise FadevizError(f"{path} has 16 bits or more a channel (mode {picture.mode}). Convert it to 8 bits")
     try:
         if picture.mode in ("P", "PA"):
             # Straight to RGB, Pillow would warn of a palette with transparency.

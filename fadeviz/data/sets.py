@@ -115,11 +115,10 @@ def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Spli
 
     Args:
         folder: where the set lies.
-        name: which set it is; empty tries them in the table's order and takes the first that knows its layout, so that
-            a folder is not told that it is no Weizmann folder when it is one of mattes.
+        name: which set it is; empty takes the one whose folders it has.
 
     Raises:
-        FadevizError: no such data set, or one without a folder; a folder whose layout no set knows.
+        FadevizError: no such data set, or one without a folder; no such folder, or one with the folders of no set.
     """
     folder = Path(folder)
     with_folder = {n: one for sets in DATA.values() for n, one in sets.items() if one.check is not None}
@@ -135,14 +134,26 @@ def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Spli
     return name, problems, None if problems else found.load(Wanted(str(folder), 64, 0, 0))
 
 
+_FOLDERS = {
+    "weizmann": ("rgb", "figure_ground", "horse", "mask", "weizmann_horse_db"),
+    "ade20k": ("annotations", "images", "ADEChallengeData2016"),
+    "mattes": ("gt", "input", "trimap1", "trimap2", "Training_set", "Test_set", "train", "test", "Combined_Dataset"),
+}
+"""Names of folders by which each set is known."""
+
+
 def _guess(folder: Path) -> str:
     """Which data set a folder is of, by the names in it."""
-    names = {path.name for path in folder.iterdir()} | {path.name for path in folder.glob("*/*")}
-    if "annotations" in names or "ADEChallengeData2016" in names:
-        return "ade20k"
-    if {"gt", "fg", "merged", "Training_set", "Test_set"} & names or any("_alpha." in name for name in names):
+    names = {path.name for path in folder.iterdir()}
+    for name, known in _FOLDERS.items():
+        if names.intersection(known):
+            return name
+    if any("_alpha." in name for name in names):
         return "mattes"
-    return "weizmann"
+    raise FadevizError(
+        f"{folder} has the folders of no data set, such as rgb/ (weizmann), annotations/ (ade20k), gt/ or "
+        "Training_set/ (mattes). Give such a folder, or name the set: --data"
+    )
 
 
 __all__ = ["DATA", "DataSet", "Wanted", "check_data", "find_data"]

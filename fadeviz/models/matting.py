@@ -224,6 +224,9 @@ class MattingNet(nn.Module):
 
     task = "matting"
 
+    least_batch = 2
+    """Pictures that training needs: BatchNorm after the mean over an image has one value of each."""
+
     stride = 16
 
     def __init__(self, upsampler: str = "fade", width: float = 1.0, channels: int = 4) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging as python_logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ def read_pretrained(model: str, name: str, what: str) -> Mapping[str, Tensor]:
     Raises:
         FadevizError: no such folder or name, no network, or a damaged file.
     """
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") > 1):
+    if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
         raise FadevizError(f"no folder {name}. Give one that transformers saved, 'imagenet' or 'none'")
     transformers = transformers_for(what)
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would list what is not needed of the weights, such as the classifier
+    hub = python_logging.getLogger("huggingface_hub")
+    told = hub.level
+    hub.setLevel(python_logging.CRITICAL)  # and the hub each of its attempts, where there is no network
     try:
         loaded, info = getattr(transformers, model).from_pretrained(name, output_loading_info=True)
     except Exception as error:  # what is raised without a network, or for a damaged file, has no common type
@@ -51,6 +55,7 @@ def read_pretrained(model: str, name: str, what: str) -> Mapping[str, Tensor]:
         ) from error
     finally:
         logging.set_verbosity(verbosity)
+        hub.setLevel(told)
     # What the file has not was drawn at random.
     missing = set(info["missing_keys"])
     return {key: value for key, value in loaded.state_dict().items() if key not in missing}

@@ -122,6 +122,8 @@ class SegFormer(nn.Module):
 
     task = "segmentation"
 
+    least_batch = 1
+
     stride = 32
 
     def __init__(

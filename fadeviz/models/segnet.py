@@ -64,6 +64,8 @@ class SegNet(nn.Module):
 
     task = "segmentation"
 
+    least_batch = 1
+
     stride = 32
 
     def __init__(self, upsampler: str = "max_unpool", classes: int = 2, width: float = 1.0) -> None:

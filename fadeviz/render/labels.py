@@ -84,7 +84,7 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             f"{MAX_CORRELATION:g} with one already taken"
         )
     origin = [f"Image: {image_name(first)}."]
-    data = dict.fromkeys(str((s.run.info.get("config") or {}).get("data", "")) for s in runs.values())
+    data = dict.fromkeys(data_name(s.run) for s in runs.values())
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
     ids = [f"{s.run.run_id} ({s.label}{_seed(s)})" for s in runs.values()]
@@ -98,6 +98,11 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def data_name(run: Run) -> str:
+    """What a run's data set is called; empty where nothing is said of it."""
+    return str((run.info.get("data") or {}).get("name") or (run.info.get("config") or {}).get("data") or "")
 
 
 def _statistics(sequences: Iterable[FrameSequence]) -> str:

@@ -67,7 +67,7 @@ def evaluate(
         alone, and each name of ``BOUNDARY_SHARES``, the mean over pictures of class 1's Boundary IoU.
 
     Raises:
-        FadevizError: a data set without pictures, or without an end.
+        FadevizError: a data set without pictures, without an end, or without a labelled pixel.
     """
     count = dataset.count
     if not count:
@@ -99,6 +99,8 @@ def evaluate(
     everywhere = {first: one for told in processes.gathered(counted) for first, one in told.items()}
     parts = [everywhere[first] for first in sorted(everywhere)]
     confusion = torch.stack([part.confusion for part in parts]).sum(0)
+    if not confusion.any():
+        raise FadevizError("evaluate: the test pictures have no labelled pixel. Put their annotations there")
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
     figures = {

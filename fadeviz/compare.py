@@ -202,7 +202,7 @@ def _row(
         if matting:
             errors = measure_matte(result, sample)  # type: ignore[arg-type]
             scores.append(-errors["sad"])
-            figures.append("  ".join(f"{FIGURES[k].title} {FIGURES[k].text(errors[k])}" for k in ("sad", "mse")))
+            figures.append(f"SAD {FIGURES['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
         else:
             scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
             figures.append(f"mIoU {scores[-1]:.3f}")

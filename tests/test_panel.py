@@ -355,6 +355,16 @@ class TestWords:
         first, second = pixels[y : (y + bottom) // 2], pixels[(y + bottom) // 2 : bottom]
         assert all((255 - part[:, x - narrow.cell // 2 : x + narrow.cell // 2]).any() for part in (first, second))
 
+    @pytest.mark.parametrize("cell", [110, 200, 250, 260, 270, 333])
+    def test_bold_figures_are_never_cut(self, cell):
+        text = "SAD 0.471  MSE 0.069"
+        layout = find_layout([make_row(3, figures=(text,) * 3, best=1)], ["a", "b", "c"], cell=cell)
+        (lines,) = {tuple(lines) for lines in layout.numbers[0]}
+        assert "  ".join(lines) == text
+        for line in lines:
+            pixels = layout.points(layout.figure_size)
+            assert panel.font(pixels, True).getlength(line) <= layout.cell
+
     def test_names_legend_and_caption_change_pixels(self):
         row = make_row(2)
         plain = render_panel([row], ["a", "b"], cell=80)

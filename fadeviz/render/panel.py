@@ -423,11 +423,17 @@ def _figure_lines(rows: Sequence[Row], cell: int, dpi: int) -> tuple[list[list[l
     """The lines of each row's numbers, and one size for all in points: as small as the longest needs, to a limit."""
 
     def size(numbers: list[list[list[str]]]) -> float:
-        longest = 0.0
-        for row, texts in zip(rows, numbers, strict=True):
-            for run, lines in enumerate(texts):
-                longest = max(longest, *(font(100, run == row.best).getlength(line) / 100 for line in ["", *lines]))
-        return min(_FIGURE, cell * 72 / dpi / longest) if longest else _FIGURE
+        texts = {
+            (line, run == row.best)
+            for row, told in zip(rows, numbers, strict=True)
+            for run, lines in enumerate(told)
+            for line in lines
+        }
+        pixels = max(1, round(_FIGURE * dpi / 72))
+        # Letters of whole pixels: half the size is not half as wide.
+        while pixels > 1 and any(font(pixels, bold).getlength(line) > cell for line, bold in texts):
+            pixels -= 1
+        return min(_FIGURE, pixels * 72 / dpi)
 
     whole = [[[text] for text in row.figures] for row in rows]
     if size(whole) < _BREAK_FIGURE:

@@ -24,6 +24,8 @@ _TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True
 @click.option("--images", type=NUMBERS, default=(), help="Observed pictures to show.  [default: the first four]")
 @click.option("--test", type=NUMBERS, default=(),
               help="Test pictures to show, as they were tested on; the data set must be there.")  # fmt: skip
+@click.option("--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+              help="Folder of that data set.  [default: where it was at the recording]")  # fmt: skip
 @click.option("--picture", "pictures", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
               help="A picture of your own to show; may be repeated.")  # fmt: skip
 @_TRIMAPS
@@ -38,6 +40,7 @@ def compare(
     images: tuple[int, ...],
     test: tuple[int, ...],
     pictures: tuple[Path, ...],
+    data_dir: Path | None,
     trimaps: Path | None,
     zoom: str,
     size: int | None,
@@ -50,7 +53,7 @@ def compare(
 
     lines = compare_runs(
         [open_run(run) for run in runs], output, images=images, test=test, pictures=pictures, trimaps=trimaps,
-        zoom=parse_zoom(zoom), size=size, cell=cell, device=device,
+        data_dir=data_dir, zoom=parse_zoom(zoom), size=size, cell=cell, device=device,
     )  # fmt: skip
     for line in lines:
         click.echo(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def compare_runs(
     test: Sequence[int] = (),
     pictures: Sequence[str | Path] = (),
     trimaps: str | Path | None = None,
+    data_dir: str | Path | None = None,
     zoom: Box | str = "auto",
     size: int | None = None,
     cell: int | None = None,
@@ -70,9 +72,10 @@ def compare_runs(
         output: the picture to write: .png, .pdf or .svg.
         images: indices of observed pictures; where nothing is named, the first ``SHOWN``. Without ``test`` and
             ``pictures`` the runs need nothing but their folders.
-        test: indices of test pictures, as they were tested on, of the first run's data set, which must be where it was.
+        test: indices of test pictures, as they were tested on, of the runs' data set.
         pictures: files of one's own; there is no truth to compare with.
         trimaps: folder with their trimaps, for matting; else they lie beside them.
+        data_dir: folder of that data set; None where it was when the first run was recorded.
         zoom: the window to enlarge: ``auto`` takes, picture by picture, where the runs disagree most; ``none``; or a
             window, the same in all pictures.
         size: see :class:`~fadeviz.prediction.Predictor`.
@@ -91,15 +94,16 @@ def compare_runs(
     first = predictors[0]
     for one in predictors[1:]:
         if (one.task, one.classes) != (first.task, first.classes):
-            raise FadevizError(
-                f"{one.run.address} is a {one.task} run of {one.classes} classes, {first.run.address} a {first.task} "
-                f"run of {first.classes}: they cannot be compared. Give runs of one kind"
-            )
+            kinds = [
+                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * (p.task == "segmentation")
+                for p in (one, first)
+            ]
+            raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
     samples: list[tuple[Sample, bool]] = []
     if images or not (test or pictures):
         samples += [(sample, True) for sample in _observed(runs, images)]
     if test:
-        samples += [(sample, True) for sample in _test_pictures(predictors, test)]
+        samples += [(sample, True) for sample in _test_pictures(predictors, test, data_dir)]
     for path in map(Path, pictures):
         trimap = find_trimap(path, None if trimaps is None else Path(trimaps)) if first.task == "matting" else None
         samples.append((read_picture(path, trimap), False))
@@ -115,7 +119,8 @@ def compare_runs(
     )
     return [
         printable(
-            f"{row.name}: " + ", ".join(f"{run.name} {figure}" for run, figure in zip(runs, row.figures, strict=True))
+            f"{row.name}: "
+            + ", ".join(f"{run.name} {' '.join(text.split())}" for run, text in zip(runs, row.figures, strict=True))
         )
         for row, _ in rows
         if row.figures
@@ -154,16 +159,18 @@ def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:
     ]
 
 
-def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int]) -> list[Sample]:
+def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int], data_dir: str | Path | None) -> list[Sample]:
     """Pictures of the test set, which no run has trained on."""
     first = predictors[0]
-    splits = load_data(first.config)
+    moved = {} if data_dir is None else {"data_dir": str(data_dir)}
+    splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]
     for one in predictors:
         same = (one.config.data, one.config.split_seed) == (first.config.data, first.config.split_seed)
         if not same or _as_told(one.run.info.get("data")) != _as_told(splits.info):
             raise FadevizError(
-                f"{one.run.address} was not tested on the test pictures that {first.run.address}'s data set has now: "
-                "other files, --split-seed or --subset. Use --picture FILE"
+                f"{one.run.address} was tested on others than the test pictures of "
+                f"{data_dir or first.config.data_dir or 'this set'}: other files, --split-seed or --subset. "
+                "Use --picture FILE"
             )
     dataset = splits.test
     count = dataset.count or 0

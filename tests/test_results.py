@@ -240,6 +240,16 @@ def test_mattes_of_test_pictures_have_the_figures_of_the_runs_own_test(runs, tmp
         values = [error(predict(s), s.alpha, s.trimap) for s in (test[i] for i in range(test.count))]
         assert np.mean(values) == pytest.approx(opened.info["result"][name], rel=1e-6)  # float32
 
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    (line,) = compare_runs([opened], tmp_path / "p.png", test=(0,), data_dir=moved)
+    first = sad_of(predict, load_data(dataclasses.replace(config, data_dir=str(moved))).test[0])
+    assert f"SAD {first:.3g} MSE" in line
+
+
+def sad_of(predict, sample):
+    return sad(predict(sample), sample.alpha, sample.trimap)
+
 
 def test_trimaps_are_found_whatever_their_endings_case(runs, tmp_path):
     picture = save(tmp_path / "a.PNG", photo(40, 60))

@@ -317,7 +317,7 @@ def load_matting(
         "name": found.layout,
         "folder": str(folder),
         "count": len({files.name for files in (*found.train, *found.test)}),
-        "fingerprint": _fingerprint(used, found.backgrounds, whole=found.layout != "composition-1k"),
+        "fingerprint": _fingerprint(Path(folder), used, found.backgrounds, whole=found.layout != "composition-1k"),
         "split_seed": split_seed,
         "train": list(train.names),
         "test": list(test.names),
@@ -355,13 +355,14 @@ def _check_size(size: int) -> None:
         raise FadevizError(f"size is {size!r}; crops of mattes need a whole number of pixels, {SMALLEST} or more")
 
 
-def _fingerprint(paths: Iterable[Path], backgrounds: Iterable[Path], whole: bool) -> str:
+def _fingerprint(root: Path, paths: Iterable[Path], backgrounds: Iterable[Path], whole: bool) -> str:
     """SHA256 over names, sizes and bytes; not the bytes where there may be tens of gigabytes of them."""
     digest = hashlib.sha256()
     for path, read in [*((path, whole) for path in paths), *((path, False) for path in backgrounds)]:
         try:
-            # The size separates one file from the next.
-            digest.update(f"{path.parent.name}/{path.name}\n{path.stat().st_size}\n".encode())
+            # The set's own folder may be called anything. The size separates one file from the next.
+            name = path.name if path.parent == root else f"{path.parent.name}/{path.name}"
+            digest.update(f"{name}\n{path.stat().st_size}\n".encode())
             digest.update(path.read_bytes() if read else b"")
         except OSError as error:
             raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error

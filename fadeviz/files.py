@@ -151,7 +151,7 @@ def only_writer(out: Path) -> Iterator[None]:
             pass  # a file system without locks
         yield
     finally:
-        os.close(handle)
         if made:  # what was refused before it began leaves nothing behind
             with suppress(OSError):
                 out.rmdir()
+        os.close(handle)

@@ -149,6 +149,15 @@ def _check_equal(a: Path, b: Path, first: Pixels, second: Pixels) -> None:
         )
 
 
+def _read_with(matte: Pixels, files: MatteFiles, path: Path | None) -> Pixels | None:
+    """The colours of a file that is as large as its matte; None where there is no such file."""
+    if path is None:
+        return None
+    colours = read_colours(path)
+    _check_equal(path, files.alpha, colours, matte)
+    return colours
+
+
 def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
     """What a training picture is composed of; without ``foreground_alone`` a background too."""
     matte = _read_matte(files.alpha)
@@ -157,13 +166,7 @@ def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
         trimap = read_trimap(files.trimap)
         _check_equal(files.trimap, files.alpha, trimap, matte)
         matte[trimap == BACKGROUND], matte[trimap == FOREGROUND] = 0, 255
-    image = foreground = None
-    if files.foreground is not None:
-        foreground = read_colours(files.foreground)
-        _check_equal(files.foreground, files.alpha, foreground, matte)
-    if files.image is not None:
-        image = read_colours(files.image)
-        _check_equal(files.image, files.alpha, image, matte)
+    foreground, image = _read_with(matte, files, files.foreground), _read_with(matte, files, files.image)
     if image is None:
         assert foreground is not None
         return Layers(foreground, matte, None)
@@ -182,14 +185,9 @@ def read_whole(files: MatteFiles) -> Sample:
         raise FadevizError(f"{files.alpha} has no trimap: testing needs one. Put {_trimap_place(files)} there")
     trimap = read_trimap(files.trimap)
     _check_equal(files.trimap, files.alpha, trimap, matte)
-    foreground = background = None
-    if files.foreground is not None:
-        foreground = read_colours(files.foreground)
-        _check_equal(files.foreground, files.alpha, foreground, matte)
-    if files.image is not None:
-        image = read_colours(files.image)
-        _check_equal(files.image, files.alpha, image, matte)
-    else:
+    background = None
+    foreground, image = _read_with(matte, files, files.foreground), _read_with(matte, files, files.image)
+    if image is None:
         assert foreground is not None
         assert files.background is not None
         background = _covering(read_colours(files.background), *matte.shape)

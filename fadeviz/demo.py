@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from .compare import compare_runs
 from .errors import FadevizError
 from .experiment import Progress, RunConfig, run
 from .files import write_whole
@@ -90,6 +91,7 @@ def draw_demo(runs: list[Run], out: Path) -> str:
     write_grid(runs, figures / "gradients.png", kind="gradient", image=IMAGE)
     write_grid([fade], figures / "gate.png", kind="gate", normalize="run", image=IMAGE)
     write_grid([fade], figures / "channels.png", kind="channels", image=IMAGE)
+    compare_runs(runs, figures / "panel.png")
     write_animation(runs, figures / "features.gif", image=IMAGE)
     write_animation(
         runs,
@@ -123,6 +125,7 @@ def draw_demo(runs: list[Run], out: Path) -> str:
         f"- {figures}/gradients.png: where the loss pulls at the feature",
         f"- {figures}/gate.png: FADE's gate; bright takes the encoder's feature, dark the upsampled one",
         f"- {figures}/channels.png: single channels of FADE's output",
+        f"- {figures}/panel.png: the masks that both give of four test drawings, enlarged where they disagree most",
         "",
         f"Other pictures: fadeviz grid {out / 'fade'} {out / 'carafe'} --image 0 -o FILE; more: fadeviz grid --help",
         "",

@@ -321,7 +321,8 @@ def test_demo_leaves_what_it_says(tmp_path):
     assert result.exit_code == 0, result.output
     summary = (tmp_path / "demo" / "summary.md").read_text()
     named = re.findall(r"^- (\S+):", summary, re.MULTILINE)
-    assert len(named) == 6
+    assert {file.rsplit("/", 1)[1] for file in named} == {p.name for p in (tmp_path / "demo" / "figures").iterdir()}
+    assert len(named) == 7
     for file in named:
         assert (tmp_path / "demo" / "figures" / file.rsplit("/", 1)[1]).stat().st_size > 1000
     assert re.search(r"\| fade \| 1,967,540 \| 0\.\d{3}", summary)

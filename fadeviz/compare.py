@@ -160,7 +160,7 @@ def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:
 
 
 def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int], data_dir: str | Path | None) -> list[Sample]:
-    """Pictures of the test set, which no run has trained on."""
+    """Pictures of the set that every run was tested on."""
     first = predictors[0]
     moved = {} if data_dir is None else {"data_dir": str(data_dir)}
     splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]

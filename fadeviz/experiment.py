@@ -124,10 +124,11 @@ class RunConfig:
         if self.labels == "shuffled" and task == "matting":
             raise FadevizError("shuffled labels are for masks; mattes belong to their pictures. Use labels true")
         least = NETWORKS[network].least_batch
-        if self.batch_size < least or (self.observe < least and self.observe_mode == "batch"):
-            what = "batch_size" if self.batch_size < least else "observe, in mode batch,"
+        if self.batch_size < least:
+            raise FadevizError(f"batch_size is {self.batch_size}; {network} needs {least} or more for BatchNorm")
+        if self.observe < least and self.observe_mode == "batch":
             raise FadevizError(
-                f"{what} is {min(self.batch_size, self.observe)}; {network} needs {least} or more for BatchNorm"
+                f"observe is {self.observe}; {network} in mode batch needs {least} or more for BatchNorm"
             )
         if self.flip and data.mirrors:
             raise FadevizError(f"data {self.data} mirrors half of its training pictures already. Leave out --flip")
@@ -187,15 +188,10 @@ class Progress(NamedTuple):
 def load_data(config: RunConfig) -> Splits:
     """The pictures of a run, split into train and test."""
     wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
-    splits = find_data(task_name(config), config.data).load(wanted)
+    splits = find_data(NETWORKS[parse_network(config.network)[0]].task, config.data).load(wanted)
     if config.labels == "shuffled":
         return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
     return splits
-
-
-def task_name(config: RunConfig) -> str:
-    """What the network is for: ``segmentation`` or ``matting``."""
-    return NETWORKS[parse_network(config.network)[0]].task
 
 
 def choose_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ from fadeviz import FadevizError, open_run
 from fadeviz.compare import compare_runs, mean_iou, parse_zoom
 from fadeviz.data import Sample, synthetic
 from fadeviz.experiment import RunConfig, build_model, load_data, run
+from fadeviz.models.pretrained import read_pretrained
 from fadeviz.prediction import Predictor, predict_files, read_picture
 from fadeviz.render.panel import Box
 from fadeviz.training.matting import mse, sad
@@ -258,6 +259,21 @@ def test_trimaps_are_found_whatever_their_endings_case(runs, tmp_path):
     assert result.exit_code == 0, result.output
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_alpha.png"]
     assert picture.exists()
+
+
+def test_no_memory_is_one_line(runs, monkeypatch):
+    def full(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    predict = Predictor(runs / "bilinear")
+    monkeypatch.setattr(predict, "_predict", full)
+    with pytest.raises(FadevizError, match=r"out of memory\. Use a smaller --size"):
+        predict(Sample("x", photo(40, 60), np.zeros((40, 60), np.uint8)))
+
+
+def test_weights_that_can_be_neither_folder_nor_name_are_refused_at_once():
+    with pytest.raises(FadevizError, match="no folder nowhere"):  # without asking the network
+        read_pretrained("SegformerModel", "nowhere", "MiT")
 
 
 # --- comparing ---

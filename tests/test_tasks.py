@@ -237,7 +237,7 @@ def test_the_matting_recipe_slows_the_encoder():
         ({"network": "matting", "batch_size": 1}, "batch_size is 1; matting needs 2 or more"),
         (
             {"network": "matting", "observe": 1, "observe_mode": "batch"},
-            "observe, in mode batch, is 1; matting needs 2",
+            "observe is 1; matting in mode batch needs 2",
         ),
     ],
 )

@@ -38,7 +38,6 @@ class DataSet:
     """How to get at one data set.
 
     Attributes:
-        title: in words, for messages.
         load: gives the pictures.
         check: reads every file of a folder and gives its problems, a line each; None where there is no folder.
         watched: what of a test picture is observed, for pictures of any size.
@@ -47,7 +46,6 @@ class DataSet:
         subsets: ``Wanted.subset`` is understood.
     """
 
-    title: str
     load: Callable[[Wanted], Splits]
     check: Callable[[Path], list[str]] | None = None
     watched: Callable[[Sample, int], Sample] = lambda sample, size: sample
@@ -83,13 +81,13 @@ def _mattes(wanted: Wanted) -> Splits:
 
 DATA: Mapping[str, Mapping[str, DataSet]] = {
     "segmentation": {
-        "synthetic": DataSet("drawn horses", _synthetic),
-        "weizmann": DataSet("Weizmann Horse", _weizmann, check_weizmann),
-        "ade20k": DataSet("ADE20K", _ade20k, check_ade20k, whole=False, mirrors=True, subsets=True),
+        "synthetic": DataSet(_synthetic),
+        "weizmann": DataSet(_weizmann, check_weizmann),
+        "ade20k": DataSet(_ade20k, check_ade20k, whole=False, mirrors=True, subsets=True),
     },
     "matting": {
-        "synthetic": DataSet("drawn horses", _synthetic_mattes, watched=crop_unknown, whole=False, mirrors=True),
-        "mattes": DataSet("mattes", _mattes, check_matting, watched=crop_unknown, whole=False, mirrors=True),
+        "synthetic": DataSet(_synthetic_mattes, watched=crop_unknown, whole=False, mirrors=True),
+        "mattes": DataSet(_mattes, check_matting, watched=crop_unknown, whole=False, mirrors=True),
     },
 }
 """By task, then by name."""

@@ -48,7 +48,7 @@ def export(
     wandb        an offline run of Weights & Biases; nothing is sent before `wandb sync`
     rerun        one .rrd file: maps as pictures on a timeline of steps
 
-    All but npz need an extra, e.g. pip install "fadeviz[zarr]".
+    All but npz need an extra, e.g. pip install ".[zarr]".
 
     \b
     fadeviz export runs/fade --to zarr -o fade.zarr

@@ -18,6 +18,24 @@ class FadevizError(ValueError):
         super().__init__(printable(message))
 
 
+class MissingExtra(FadevizError, ImportError):
+    """A library that comes with one of fadeviz's extras is not installed."""
+
+    def __init__(self, extra: str, what: str) -> None:
+        """``what`` cannot be done without the extra named ``extra``: the message says how to install it."""
+        super().__init__(f"{what}. Install it, in a clone of fadeviz: {install_command(extra)}")
+
+
+def install_command(*extras: str) -> str:
+    """The command that installs fadeviz with these extras, from a clone: it is on no package index yet.
+
+    Example:
+        >>> print(install_command("video"))
+        pip install ".[video]"
+    """
+    return f'pip install ".[{",".join(extras)}]"'
+
+
 def printable(text: str) -> str:
     """The text as one line that does nothing to a terminal: control characters as ``\\n`` or ``\\x1b``.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
-from .errors import FadevizError
+from .errors import FadevizError, MissingExtra
 
 
 def is_address(path: object) -> TypeGuard[str]:
@@ -47,8 +47,8 @@ class RemoteFolder:
         try:
             from fsspec.core import url_to_fs
         except ImportError as error:
-            raise FadevizError(
-                f'{self.shown}: reading from an address needs fsspec. Install it: pip install "fadeviz[remote]"'
+            raise MissingExtra(
+                "remote", f"{self.shown}: reading from an address needs fsspec, which is not installed"
             ) from error
         try:
             self._system, root = url_to_fs(address)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from .errors import FadevizError, printable, unknown_name
+from .errors import FadevizError, MissingExtra, printable, unknown_name
 from .remote import RemoteFolder, is_address
 from .snapshots import CHANNEL_KINDS, FORMAT, KINDS, STEP_FILE, read_metrics
 
@@ -526,7 +526,7 @@ class Maps:
         """All of the maps as an ``xarray.DataArray`` with coordinates: step, image, channel, y and x (cell numbers).
 
         Raises:
-            FadevizError: xarray is missing: ``pip install "fadeviz[xarray]"``.
+            MissingExtra: xarray is not installed.
         """
         xarray = _xarray()
         names = self.images if self._chosen["image"] is None else self.images[0]
@@ -609,7 +609,7 @@ def _xarray() -> Any:
     try:
         import xarray
     except ImportError as error:
-        raise FadevizError('xarray is missing. Install it: pip install "fadeviz[xarray]"') from error
+        raise MissingExtra("xarray", "this needs xarray, which is not installed") from error
     return xarray
 
 

@@ -19,7 +19,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder with oracles, weights and data beside the checkout."""
+    """The folder with weights and data beside the checkout."""
     if not SHARED.is_dir():
-        pytest.skip(f"needs the shared files (oracles, weights, data) in {SHARED}")
+        pytest.skip(f"needs the shared files (weights, data) in {SHARED}")
     return SHARED

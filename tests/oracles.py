@@ -1,22 +1,20 @@
 """Golden numbers of the authors' own code: read them, and hold an operator against them in float64."""
 
 import json
+from pathlib import Path
 
-import pytest
 import torch
 from safetensors import safe_open
 
 from fadeviz.upsamplers import Skip, build_upsampler
 
+GOLDEN = Path(__file__).parent / "golden"
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
-def load(shared, name):
+def load(name):
     """The hyper-parameters and tensors of a case, widened to float64."""
-    path = shared / "oracles" / f"{name}.safetensors"
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    with safe_open(path, "pt") as file:
+    with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         hyper = json.loads(file.metadata()["hyper"])
     return hyper, {key: value.double() if value.is_floating_point() else value for key, value in tensors.items()}
@@ -33,11 +31,10 @@ def close(got, want, tolerance):
     assert ((got - want).abs().max() / scale).item() <= tolerance
 
 
-def check_case(shared, case, operator, names, memory_format=torch.contiguous_format, second=None, **options):
+def check_case(case, operator, names, memory_format=torch.contiguous_format, second=None, **options):
     """Outputs, and gradients of inputs and of every parameter, for both scalar objectives of a case.
 
     Args:
-        shared: the folder with the golden numbers.
         case: name of the file.
         operator: name in ``UPSAMPLERS``.
         names: official parameter (or the module above it) -> ours, written down here a second time on purpose: it
@@ -50,7 +47,7 @@ def check_case(shared, case, operator, names, memory_format=torch.contiguous_for
     Returns:
         The operator and the tensors, for more checks.
     """
-    _, t = load(shared, case)
+    _, t = load(case)
     x = t["x"].contiguous(memory_format=memory_format).requires_grad_()
     module = build_upsampler(operator, x.shape[1], **options).double().to(memory_format=memory_format).eval()
     module.load_official_state_dict(official_parameters(t))

@@ -34,11 +34,11 @@ def randomised(channels=4, size=(3, 2), batch=2, **options):
 
 class TestOracle:
     @pytest.mark.parametrize("memory_format", FORMATS)
-    def test_output_and_gradients(self, shared, memory_format):
-        check_case(shared, CASE, "a2u", NAMES, memory_format, down_head=True)
+    def test_output_and_gradients(self, memory_format):
+        check_case(CASE, "a2u", NAMES, memory_format, down_head=True)
 
-    def test_kernels_up_and_down(self, shared):
-        operator, t = check_case(shared, CASE, "a2u", NAMES, down_head=True)
+    def test_kernels_up_and_down(self):
+        operator, t = check_case(CASE, "a2u", NAMES, down_head=True)
         seen = []
         operator.kernels.register_forward_hook(lambda module, inputs, output: seen.append(output))
         operator(t["x"], Skip(t["skip"]))
@@ -47,8 +47,8 @@ class TestOracle:
         assert t["kernels"].std() > 1e-3
         close(operator.kernels_down(t["skip"])[:1], t["kernels_down"], 1e-6)
 
-    def test_without_the_down_head_its_weights_are_skipped(self, shared):
-        _, t = load(shared, CASE)
+    def test_without_the_down_head_its_weights_are_skipped(self):
+        _, t = load(CASE)
         state = official_parameters(t)
         operator = build_upsampler("a2u", 32).double()
         operator.load_official_state_dict({f"up1.{key}": value for key, value in state.items()}, prefix="up1.")
@@ -56,8 +56,8 @@ class TestOracle:
         with pytest.raises(FadevizError, match="no kernels_down without the down head. Build it with down_head=True"):
             operator.kernels_down(t["skip"])
 
-    def test_state_dicts_that_do_not_fit(self, shared):
-        _, t = load(shared, CASE)
+    def test_state_dicts_that_do_not_fit(self):
+        _, t = load(CASE)
         state = official_parameters(t)
         up_only = {key: value for key, value in state.items() if "DP" not in key}
         with pytest.raises(FadevizError, match=r"nothing for 'down.bias' \(2 of 12 missing\)"):

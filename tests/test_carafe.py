@@ -29,15 +29,15 @@ def case(name, channels=8, size=(5, 7), batch=2, dtype=torch.float32, seed=0, **
         ("pixel_shuffle_c8", "pixel_shuffle", {"upsample_conv": "conv"}),
     ],
 )
-def test_golden_numbers(shared, name, operator, names, memory_format):
-    module, t = oracles.check_case(shared, name, operator, names, memory_format)
+def test_golden_numbers(name, operator, names, memory_format):
+    module, t = oracles.check_case(name, operator, names, memory_format)
     if "kernels" in t:
         logits = F.pixel_shuffle(module.content_encoder(module.compressor(t["x"])), 2)
         oracles.close(module.kernels(logits)[:1], t["kernels"], 1e-6)
 
 
-def test_golden_numbers_of_reassemble(shared):
-    hyper, t = oracles.load(shared, "carafe_op_k5_g1_s2")
+def test_golden_numbers_of_reassemble():
+    hyper, t = oracles.load("carafe_op_k5_g1_s2")
     x, kernels = t["x"].requires_grad_(), t["kernels_in"].requires_grad_()
     y = reassemble(x, kernels, hyper["kernel_size"], hyper["scale"], hyper["group"])
     oracles.close(y, t["y"], 1e-13)

@@ -33,8 +33,8 @@ def redrawn(operator, std):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("memory_format", oracles.FORMATS)
-def test_golden_numbers(shared, case, memory_format):
-    operator, t = oracles.check_case(shared, case, "dysample", NAMES, memory_format, **CASES[case])
+def test_golden_numbers(case, memory_format):
+    operator, t = oracles.check_case(case, "dysample", NAMES, memory_format, **CASES[case])
     oracles.close(operator.offsets(t["x"])[:1], t["offset"], 1e-6)
 
 

@@ -47,7 +47,7 @@ def test_record_own_model(tmp_path):
 
 
 def test_record_lightning(tmp_path, monkeypatch, capfd):
-    pytest.importorskip("lightning", reason='needs Lightning: pip install "fadeviz[lightning]"')
+    pytest.importorskip("lightning", reason='needs Lightning: pip install ".[lightning]"')
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the example silences the library itself, where it is a program
@@ -63,7 +63,7 @@ def test_record_lightning(tmp_path, monkeypatch, capfd):
 
 def test_record_transformers(tmp_path, monkeypatch, capfd):
     for package in ("transformers", "accelerate"):
-        pytest.importorskip(package, reason=f'needs {package}: pip install "fadeviz[transformers]"')
+        pytest.importorskip(package, reason=f'needs {package}: pip install ".[transformers]"')
     monkeypatch.chdir(tmp_path)
     picture = example("record_transformers").main(steps=3, out=tmp_path / "run")
     assert picture.stat().st_size > 1000

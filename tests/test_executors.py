@@ -137,7 +137,7 @@ def slurm(tmp_path, monkeypatch):
 class TestSlurm:
     def test_sent_followed_preempted_cancelled(self, slurm, tmp_path, alone):
         """Through submitit and a Slurm that is not one: everything but the scheduling is real."""
-        pytest.importorskip("submitit", reason='pip install "fadeviz[slurm]"')
+        pytest.importorskip("submitit", reason='pip install ".[slurm]"')
         out, told = tmp_path / "out", []
         gated = dataclasses.replace(LONG, kinds="feature,gate")
         plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], gated)
@@ -193,7 +193,7 @@ class TestSlurm:
     @pytest.mark.slow
     def test_as_processes_of_this_machine(self, tmp_path, alone):
         """submitit's own trial of a cluster."""
-        pytest.importorskip("submitit", reason='pip install "fadeviz[slurm]"')
+        pytest.importorskip("submitit", reason='pip install ".[slurm]"')
         plan = plan_sweep(["nearest"], [0], TINY)
         array = SlurmArray(pause=0.1, patience=0.5, cluster="local")
         (outcome,) = run_sweep(plan, tmp_path, executor=array)
@@ -202,7 +202,7 @@ class TestSlurm:
         assert what_was_recorded(outcome.folder) == alone(plan, plan.members[0])
 
     def test_a_job_that_vanishes(self, slurm, tmp_path):
-        pytest.importorskip("submitit", reason='pip install "fadeviz[slurm]"')
+        pytest.importorskip("submitit", reason='pip install ".[slurm]"')
         plan = plan_sweep(["nearest"], [0, 1], TINY)
         (slurm / "hold").touch()
 
@@ -255,7 +255,7 @@ class TestSlurm:
         assert array._ends(tasks) == {}
 
     def test_refused(self, slurm, tmp_path):
-        pytest.importorskip("submitit", reason='pip install "fadeviz[slurm]"')
+        pytest.importorskip("submitit", reason='pip install ".[slurm]"')
         (slurm / "bin" / "sbatch").write_text("#!/bin/sh\necho 'error: invalid partition: gpuu' >&2\nexit 1\n")
         plan = plan_sweep(["nearest"], [0, 1], TINY)
         with pytest.raises(FadevizError, match="sbatch refused the jobs: .*invalid partition: gpuu") as caught:
@@ -344,7 +344,7 @@ class TestSlurm:
         assert slurm_module._minutes(text) == minutes
 
     def test_submitit_takes_every_option(self, slurm, tmp_path):
-        submitit = pytest.importorskip("submitit", reason='pip install "fadeviz[slurm]"')
+        submitit = pytest.importorskip("submitit", reason='pip install ".[slurm]"')
         array = SlurmArray({name: "1" for name in OPTIONS if name != "exclusive"} | {"exclusive": ""})
         executor = submitit.AutoExecutor(tmp_path, cluster="slurm")
         executor.update_parameters(**array._parameters())
@@ -401,7 +401,7 @@ class TestDask:
     @pytest.fixture(scope="class")
     @classmethod
     def cluster(cls):
-        distributed = pytest.importorskip("distributed", reason='pip install "fadeviz[dask]"')
+        distributed = pytest.importorskip("distributed", reason='pip install ".[dask]"')
         with distributed.LocalCluster(
             processes=True, n_workers=2, threads_per_worker=1, dashboard_address=None, protocol="tcp"
         ) as cluster:
@@ -456,7 +456,7 @@ class TestDask:
         assert all(run.info["status"] == "interrupted" for run in begun())
 
     def test_nobody_answers(self, tmp_path, monkeypatch):
-        pytest.importorskip("distributed", reason='pip install "fadeviz[dask]"')
+        pytest.importorskip("distributed", reason='pip install ".[dask]"')
         from fadeviz.sweep.dask import DaskCluster
 
         plan = plan_sweep(["nearest"], [0], TINY)

@@ -37,7 +37,7 @@ EXTRAS = {"zarr": "zarr", "tensorboard": "tensorboard", "wandb": "wandb", "rerun
 
 def need(name):
     """Skip where an extra is not installed."""
-    return pytest.importorskip(name, reason=f'needs {name}: pip install "fadeviz[{name}]"')
+    return pytest.importorskip(name, reason=f'needs {name}: pip install ".[{name}]"')
 
 
 each_target = pytest.mark.parametrize("target", TARGETS)

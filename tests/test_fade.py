@@ -91,9 +91,9 @@ def slow(operator, x, e, gated):
 
 @pytest.mark.parametrize("memory_format", oracles.FORMATS)
 @pytest.mark.parametrize("name", CASES)
-def test_golden_numbers(shared, name, memory_format):
+def test_golden_numbers(name, memory_format):
     operator_name, names = CASES[name]
-    operator, t = oracles.check_case(shared, name, operator_name, names, memory_format)
+    operator, t = oracles.check_case(name, operator_name, names, memory_format)
     kernels = operator.kernels(*operator.semi_shift.parts(t["skip"], t["x"]))
     oracles.close(kernels[:1], t["kernels"], 1e-6)
     oracles.close(reassemble(t["x"], kernels, 5, 2)[:1], t["reassembled"], 1e-6)
@@ -103,9 +103,9 @@ def test_golden_numbers(shared, name, memory_format):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_golden_numbers_of_the_high_to_low_form(shared, name):
+def test_golden_numbers_of_the_high_to_low_form(name):
     operator_name, names = CASES[name]
-    oracles.check_case(shared, name, operator_name, names, form="h2l")
+    oracles.check_case(name, operator_name, names, form="h2l")
 
 
 @pytest.mark.parametrize(
@@ -275,8 +275,8 @@ class TestOneSided:
                 operator(x, Skip(torch.randn(1, 8, 8, 10)))
 
 
-def test_official_weights_that_do_not_fit(shared):
-    _, t = oracles.load(shared, "fade_k5_c8")
+def test_official_weights_that_do_not_fit():
+    _, t = oracles.load("fade_k5_c8")
     state = {f"decode_head.up1.{key}": value for key, value in oracles.official_parameters(t).items()}
     operator = FADE(8)
     before = {key: value.clone() for key, value in operator.state_dict().items()}

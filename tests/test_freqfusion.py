@@ -48,9 +48,9 @@ def inside(operator, part, run):
 class TestGoldenNumbers:
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.parametrize("memory_format", oracles.FORMATS)
-    def test_outputs_and_gradients(self, shared, case, memory_format):
+    def test_outputs_and_gradients(self, case, memory_format):
         second = ("hr", high_pass)
-        operator, t = oracles.check_case(shared, case, "freqfusion", NAMES, memory_format, second, **CASES[case])
+        operator, t = oracles.check_case(case, "freqfusion", NAMES, memory_format, second, **CASES[case])
         skip = Skip(t["skip"])
         for part in ("kernels", "kernels_hr"):
             maps = inside(operator, part, lambda: operator.fuse(t["x"], skip))

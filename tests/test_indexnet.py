@@ -41,22 +41,22 @@ def randomised(channels, size=(3, 2), batch=2, skip_channels=None, **options):
 class TestOracles:
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.parametrize("memory_format", FORMATS)
-    def test_both_outputs_and_their_gradients(self, shared, case, memory_format):
+    def test_both_outputs_and_their_gradients(self, case, memory_format):
         names, options = CASES[case]
         second = ("pool", lambda operator, x, feature: operator.pool(feature)[0])
-        check_case(shared, case, "indexnet", names, memory_format, second, **options)
+        check_case(case, "indexnet", names, memory_format, second, **options)
 
     @pytest.mark.parametrize("case", CASES)
-    def test_index_maps(self, shared, case):
+    def test_index_maps(self, case):
         names, options = CASES[case]
-        operator, t = check_case(shared, case, "indexnet", names, **options)
+        operator, t = check_case(case, "indexnet", names, **options)
         _, index = operator.pool(t["skip"])
         close(index[:1], t["index_decoder"], 1e-6)
         encoder = operator.guide(Skip(torch.ones_like(t["skip"]), index))[:1]
         close(encoder, t["index_encoder"].expand_as(encoder), 1e-6)
 
-    def test_state_dicts_that_do_not_fit(self, shared):
-        _, t = load(shared, "indexnet_hin_linear_c8")
+    def test_state_dicts_that_do_not_fit(self):
+        _, t = load("indexnet_hin_linear_c8")
         state = official_parameters(t)
         with pytest.raises(FadevizError, match="has 'indexnet2.0.weight', which this operator has not"):
             IndexNet(8).load_official_state_dict({**state, "indexnet2.0.weight": torch.zeros(8, 1, 2, 2)})

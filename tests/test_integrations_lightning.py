@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, Recorder, open_run
 from fadeviz.probes import Probe
 
-pytest.importorskip("lightning", reason='needs Lightning: pip install "fadeviz[lightning]"')
+pytest.importorskip("lightning", reason='needs Lightning: pip install ".[lightning]"')
 
 import lightning.pytorch as pl
 from lightning.pytorch.plugins import MixedPrecision
@@ -260,7 +260,10 @@ def test_without_lightning(tmp_path):
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout == 'the callback needs Lightning: pip install "fadeviz[lightning]"\n'
+    assert done.stdout == (
+        "the callback needs Lightning, which is not installed. Install it, in a clone of fadeviz: "
+        'pip install ".[lightning]"\n'
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")

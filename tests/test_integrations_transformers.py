@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, Recorder, open_run
 from fadeviz.probes import Probe
 
-HOW = 'pip install "fadeviz[transformers]"'
+HOW = 'pip install ".[transformers]"'
 pytest.importorskip("transformers", reason=f"needs transformers: {HOW}")
 pytest.importorskip("accelerate", reason=f"needs accelerate: {HOW}")
 

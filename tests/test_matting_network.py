@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.upsamplers import UPSAMPLERS, Upsampler, build_upsampler, parse_upsampler
 
-transformers = pytest.importorskip("transformers", reason='needs transformers: pip install "fadeviz[segformer]"')
+transformers = pytest.importorskip("transformers", reason='needs transformers: pip install ".[segformer]"')
 
 from fadeviz.models.matting import MattingNet  # noqa: E402
 from fadeviz.probes import Probe  # noqa: E402
@@ -124,7 +124,7 @@ class TestNetwork:
 
     def test_without_transformers(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "transformers", None)
-        assert error_of(slim).endswith('pip install "fadeviz[segformer]"')
+        assert error_of(slim).endswith('pip install ".[segformer]"')
 
     def test_operators_differ_in_the_operator_alone(self):
         states = {}

@@ -512,7 +512,7 @@ def test_weights_in_bfloat16(tmp_path):
 
 
 def test_a_model_that_accelerate_prepared_is_seen_in_float32(tmp_path):
-    accelerate = pytest.importorskip("accelerate", reason='needs accelerate: pip install "fadeviz[transformers]"')
+    accelerate = pytest.importorskip("accelerate", reason='needs accelerate: pip install ".[transformers]"')
     net, plain = Net(), Net()
     plain.load_state_dict(net.state_dict())
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -38,15 +38,15 @@ def inside(operator, x, skip, part):
 class TestGoldenNumbers:
     @pytest.mark.parametrize("case", CASES)
     @pytest.mark.parametrize("memory_format", oracles.FORMATS)
-    def test_outputs_and_gradients(self, shared, case, memory_format):
+    def test_outputs_and_gradients(self, case, memory_format):
         name, names, options = CASES[case]
-        operator, t = oracles.check_case(shared, case, name, names, memory_format, **options)
+        operator, t = oracles.check_case(case, name, names, memory_format, **options)
         for part in ("kernels", "gate"):
             if part in t:
                 oracles.close(inside(operator, t["x"], Skip(t["skip"]), part)[:1], t[part], 1e-6)
 
-    def test_the_gate_is_looked_at(self, shared):
-        assert "gate" in oracles.load(shared, "sapa_g_e32_c8")[1]
+    def test_the_gate_is_looked_at(self):
+        assert "gate" in oracles.load("sapa_g_e32_c8")[1]
 
 
 def drawn(name, channels, **options):

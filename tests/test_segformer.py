@@ -17,9 +17,7 @@ from fadeviz.training.recipes import RECIPES, WARM_UP, poly
 from fadeviz.upsamplers import UPSAMPLERS, Upsampler
 from fadeviz.upsamplers.costs import SITES, operator_cost
 
-transformers = pytest.importorskip(
-    "transformers", reason='SegFormer needs transformers: pip install "fadeviz[segformer]"'
-)
+transformers = pytest.importorskip("transformers", reason='SegFormer needs transformers: pip install ".[segformer]"')
 
 SMALL = {"width": 0.125, "classes": 3}
 PLACES = ["c4.c3", "c4.c2", "c4.c1", "c3.c2", "c3.c1", "c2.c1"]

@@ -233,7 +233,7 @@ DRAWINGS = [
 
 def draw(command, run, output):
     if output.suffix == ".mp4":
-        pytest.importorskip("imageio_ffmpeg", reason='needs ffmpeg: pip install "fadeviz[video]"')
+        pytest.importorskip("imageio_ffmpeg", reason='needs ffmpeg: pip install ".[video]"')
     return call(command, run, "-o", output)
 
 

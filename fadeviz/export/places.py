@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import FadevizError
+from ..errors import FadevizError, MissingExtra
 from ..files import replacing
 
 
@@ -20,9 +20,7 @@ def needs(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise FadevizError(
-            f'exporting to {extra} needs {error.name}, which is not installed: pip install "fadeviz[{extra}]"'
-        ) from error
+        raise MissingExtra(extra, f"exporting to {extra} needs {error.name}, which is not installed") from error
 
 
 @contextmanager

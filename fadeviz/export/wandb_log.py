@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import FadevizError
+from ..errors import FadevizError, MissingExtra
 from .places import new_folder
 from .selection import Drawing, Selection, draw, undrawn
 from .tensorboard_log import as_png, observed, scalars
@@ -43,7 +43,7 @@ def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
     # Looked for, not imported: the process below imports it. A folder called wandb, as W&B leaves, has no origin.
     found = importlib.util.find_spec("wandb") if sys.modules.get("wandb", True) else None
     if found is None or found.origin is None:
-        raise FadevizError('exporting to wandb needs wandb, which is not installed: pip install "fadeviz[wandb]"')
+        raise MissingExtra("wandb", "exporting to wandb needs wandb, which is not installed")
     drawing.check()
     with (
         new_folder(out, _OURS, _MARK, overwrite=overwrite) as partial,

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import FadevizError
+from ..errors import MissingExtra
 from ..recorder import Recorder
 from ..schedule import Schedule
 
@@ -19,7 +19,7 @@ except ImportError:
     try:
         from pytorch_lightning.callbacks import Callback
     except ImportError as error:
-        raise FadevizError('the callback needs Lightning: pip install "fadeviz[lightning]"') from error
+        raise MissingExtra("lightning", "the callback needs Lightning, which is not installed") from error
 
 
 class RecorderCallback(Callback):

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import FadevizError
+from ..errors import MissingExtra
 from ..recorder import Recorder
 from ..schedule import Schedule
 
 try:
     from transformers import TrainerCallback
 except ImportError as error:
-    raise FadevizError('the callback needs transformers: pip install "fadeviz[transformers]"') from error
+    raise MissingExtra("transformers", "the callback needs transformers, which is not installed") from error
 
 
 class RecorderCallback(TrainerCallback):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import FadevizError
+from ..errors import FadevizError, MissingExtra
 
 
 def transformers_for(what: str) -> Any:
@@ -21,7 +21,7 @@ def transformers_for(what: str) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise FadevizError(f'{what}\'s encoder is that of transformers: pip install "fadeviz[segformer]"') from error
+        raise MissingExtra("segformer", f"{what}'s encoder is that of transformers, which is not installed") from error
     return transformers
 
 

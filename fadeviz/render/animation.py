@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..errors import FadevizError
+from ..errors import FadevizError, MissingExtra
 from ..files import replacing
 from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
@@ -380,7 +380,7 @@ def _ffmpeg() -> Any:
         import_module("imageio_ffmpeg")
         return import_module("imageio.v2")
     except ImportError as error:
-        raise FadevizError('MP4 needs imageio and ffmpeg. Install them: pip install "fadeviz[video]"') from error
+        raise MissingExtra("video", "MP4 needs imageio and ffmpeg, which are not installed") from error
 
 
 def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int, imageio: Any) -> None:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from ..errors import FadevizError
+from ..errors import FadevizError, MissingExtra
 from ..experiment import Progress, RunConfig
 from ..files import only_writer
 from .member import End, Event, Task, anywhere, as_in_a_fresh_process, train_member, watch
@@ -38,7 +38,7 @@ class DaskCluster:
         try:
             from distributed import Client
         except ImportError as error:
-            raise FadevizError('a Dask cluster needs distributed: pip install "fadeviz[dask]"') from error
+            raise MissingExtra("dask", "a Dask cluster needs distributed, which is not installed") from error
         try:
             client = Client(self.scheduler, timeout=20, set_as_default=False, name="fadeviz-sweep")
         except (OSError, ValueError) as error:

@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FadevizError, unknown_name
+from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
 from ..files import write_whole
 from ..runs import open_run
@@ -108,8 +108,8 @@ class SlurmArray:
             import submitit
             from submitit.core.utils import FailedJobError, FailedSubmissionError
         except ImportError as error:
-            raise FadevizError(
-                'sending Slurm jobs needs submitit: pip install "fadeviz[slurm]"; or write a script: --dry-run'
+            raise MissingExtra(
+                "slurm", "sending Slurm jobs needs submitit, which is not installed; --dry-run writes a script instead"
             ) from error
         executor = submitit.AutoExecutor(
             _logs(tasks[0].folder), cluster=self.cluster, **{f"{self.cluster}_max_num_timeout": 1000}

@@ -70,6 +70,7 @@ class Probe:
             FadevizError: a name that fits no layer, no such kind, or a kind that none of the layers has.
         """
         self.model = model
+        self.notes: list[str] = []
         self._modules = {_plain(name): module for name, module in model.named_modules() if name}
         self.layers = find_layers(self._modules, layers, type(model).__name__)
         self.reduce = reduce if reduce is not None else _mean_of_channels

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import pickle
 import random
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .errors import FadevizError
+
 State = Mapping[str, object]
 """What :func:`state_of` found: fingerprints by what they are of, in words."""
 
+# Exactly these: what a subclass makes of being written to is not known.
+_DICTS = (dict, OrderedDict, defaultdict)
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(nn.Module().__dict__)
 
@@ -49,7 +54,7 @@ def state_of(model: nn.Module, loss_fn: object = None) -> State:
             if key not in _INTERNAL:
                 state[f"the attribute {key!r} {where}"] = _fingerprint(value, seen, inside=True)
     state["torch's generator"] = _digest(torch.get_rng_state())
-    for device in sorted(devices_of([model]), key=str):
+    for device in sorted(devices_of(model), key=str):
         if device.type == "cuda":
             state[f"the generator of {device}"] = _digest(torch.cuda.get_rng_state(device))
     state["Python's generator (random)"] = hash(random.getstate())
@@ -78,6 +83,214 @@ def state_changes(before: State, after: State) -> list[str]:
             plain = isinstance(was, bool | int | float) and isinstance(now, bool | int | float)
             changes.append(f"{what} was {was}, is {now}" if plain and "generator" not in what else f"{what} changed")
     return changes
+
+
+@contextlib.contextmanager
+def untouched(modules: Iterable[nn.Module], watched: Iterable[nn.Parameter] = ()) -> Iterator[list[nn.Parameter]]:
+    """What runs inside works on copies of the modules' buffers; afterwards all is as it was, also after an error.
+
+    Attributes of the modules are put back: numbers, tensors and arrays, lists and dicts of them, generators, and what
+    was registered or replaced meanwhile. The parameters are the training's own, not copies, which large models would
+    have no room for: written to in forward, those of them that are ``watched`` are put back.
+
+    Outside the modules (closures, objects of other classes) nothing is seen; :func:`state_changes` finds some of it.
+
+    Yields:
+        A list that holds, afterwards, the watched parameters that were written to.
+    """
+    written: list[nn.Parameter] = []
+    with torch.inference_mode(False), contextlib.ExitStack() as undo:
+        modules = list(modules)
+        parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+        for parameter in watched:
+            undo.callback(_put_back_values, parameter, parameter.detach().to("cpu", copy=True), written)
+        for parameter in filter(_is_plain, parameters.values()):
+            undo.callback(_put_back_data, parameter, parameter.data, parameter.requires_grad)
+        with torch.no_grad():
+            kept = _Kept(undo, parameters.values())
+            for module in modules:
+                kept.module(module)
+        yield written
+
+
+def _put_back_values(parameter: nn.Parameter, values: Tensor, written: list[nn.Parameter]) -> None:
+    with torch.no_grad():
+        values = values.to(parameter.device)
+        if not torch.equal(parameter, values):
+            parameter.data.copy_(values)
+            written.append(parameter)
+
+
+def _put_back_data(parameter: nn.Parameter, data: Tensor, requires_grad: bool) -> None:
+    now = parameter.data
+    if now.shape != data.shape or now.dtype != data.dtype or now.device != data.device or not now.is_set_to(data):
+        parameter.data = data
+    if parameter.requires_grad != requires_grad:
+        parameter.requires_grad_(requires_grad)
+
+
+class _Kept:
+    """Puts copies in the place of tensors, and notes how to undo it."""
+
+    def __init__(self, undo: contextlib.ExitStack, parameters: Iterable[nn.Parameter]) -> None:
+        self._undo = undo
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        # Tensors that share memory are copied so that they share it still: what writes to one is read in the other.
+        self._storages: dict[tuple[torch.device, int], torch.UntypedStorage | None] = {
+            _place(parameter): None for parameter in parameters if _is_plain(parameter)
+        }
+        self._seen: set[int] = set()
+
+    def module(self, module: nn.Module) -> None:
+        if not isinstance(module, torch.jit.ScriptModule):
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    self._copies.setdefault(id(buffer), (buffer, self._new(buffer)))
+            self._dict(module.__dict__, 4)
+            return
+        for buffer in module.buffers(recurse=False):  # kept in C++, where they cannot be exchanged
+            self._undo.callback(_copy_back, buffer, buffer.clone())
+
+    def _copy(self, value: Any, depth: int) -> Any:
+        """What is to stand in the place of ``value``: a copy of a tensor, or itself, kept as it is inside."""
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, torch.Generator):
+            self._undo.callback(value.set_state, value.get_state())
+        elif isinstance(value, np.random.Generator):
+            self._undo.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+        elif isinstance(value, np.random.RandomState):
+            self._undo.callback(value.set_state, value.get_state())
+        elif isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+            self._undo.callback(value.setstate, value.getstate())
+        elif isinstance(value, np.ndarray) and value.flags.writeable:
+            self._undo.callback(np.copyto, value, value.copy())
+        elif type(value) is set:
+            self._undo.callback(_restore_set, value, set(value))
+        elif depth and type(value) in _DICTS:
+            self._dict(value, depth - 1)
+        elif depth and type(value) in (list, deque):
+            self._list(value, depth - 1)
+        elif depth and isinstance(value, tuple):
+            items = [self._copy(item, depth - 1) for item in value]
+            if any(a is not b for a, b in zip(items, value, strict=True)):
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return value
+
+    def _dict(self, entries: MutableMapping[Any, Any], depth: int) -> None:
+        if id(entries) in self._seen:
+            return
+        self._seen.add(id(entries))
+        saved = dict(entries)
+        self._undo.callback(_restore_dict, entries, saved)
+        for key, value in saved.items():
+            copy = self._copy(value, depth)
+            if copy is not value:
+                entries[key] = copy
+
+    def _list(self, items: list[Any] | deque[Any], depth: int) -> None:
+        if id(items) in self._seen:
+            return
+        self._seen.add(id(items))
+        saved = list(items)
+        self._undo.callback(_restore_list, items, saved)
+        for i, value in enumerate(saved):
+            items[i] = self._copy(value, depth)
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._copies:
+            return self._copies[id(tensor)][1]
+        # What was computed, as a layer's last output was, is put back; nobody writes to it.
+        if not tensor.is_inference() and (isinstance(tensor, nn.Parameter) or tensor.grad_fn is not None):
+            return tensor
+        self._copies[id(tensor)] = tensor, self._new(tensor)
+        return self._copies[id(tensor)][1]
+
+    def _new(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):  # made in inference mode: nothing can be differentiated through it
+            return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        if not _is_plain(tensor):
+            copy = tensor.detach().clone()
+        else:
+            place = _place(tensor)
+            if place not in self._storages:
+                self._storages[place] = tensor.untyped_storage().clone()
+            storage = self._storages[place]
+            if storage is None:  # a parameter's, which is not copied
+                return tensor
+            copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            copy.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        vars(copy).update(vars(tensor))
+        return copy.requires_grad_() if tensor.requires_grad and tensor.is_leaf else copy
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
+        and tensor.device.type != "meta"
+        and tensor.numel() > 0
+    )
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _copy_back(tensor: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(values)
+
+
+def _restore_dict(entries: MutableMapping[Any, Any], saved: dict[Any, Any]) -> None:
+    for key in [key for key in entries if key not in saved]:
+        del entries[key]
+    if list(entries) != list(saved):  # taken out and put in again: state_dict() has the order of the entries
+        entries.clear()
+    for key, value in saved.items():
+        if key not in entries or entries[key] is not value:
+            entries[key] = value
+
+
+def _restore_list(items: list[Any] | deque[Any], saved: list[Any]) -> None:
+    if len(items) != len(saved) or any(a is not b for a, b in zip(items, saved, strict=True)):
+        items.clear()
+        items.extend(saved)
+
+
+def _restore_set(items: set[Any], saved: set[Any]) -> None:
+    if items != saved:
+        items.clear()
+        items.update(saved)
+
+
+@contextlib.contextmanager
+def same_generators(devices: Iterable[torch.device]) -> Iterator[None]:
+    """The global generators of torch (on a CPU and on these devices), NumPy and Python are afterwards as before."""
+    on_gpu = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that losses draw from
+    try:
+        with torch.random.fork_rng(on_gpu, device_type="cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def refuse_uninitialised(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse lazy modules that have not seen a batch.
+
+    Raises:
+        FadevizError: a parameter or buffer without a shape.
+    """
+    for name, module in modules.items():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and nn.parameter.is_lazy(tensor):
+                raise FadevizError(
+                    f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} has no shape before the first batch. "
+                    "Run one batch through the model first: model(images)"
+                )
 
 
 def all_modules(model: nn.Module, loss_fn: object = None) -> dict[str, nn.Module]:
@@ -123,13 +336,9 @@ def modules_of_loss(loss_fn: object) -> list[nn.Module]:
     return []
 
 
-def devices_of(values: Iterable[Any]) -> set[torch.device]:
-    """The devices of tensors, and of the modules' parameters and buffers."""
-    devices: set[torch.device] = set()
-    for value in values:
-        tensors = [value] if isinstance(value, Tensor) else [*value.parameters(), *value.buffers()]
-        devices |= {tensor.device for tensor in tensors}
-    return devices
+def devices_of(module: nn.Module) -> set[torch.device]:
+    """The devices of parameters and buffers."""
+    return {tensor.device for tensor in (*module.parameters(), *module.buffers())}
 
 
 def _modules_in(value: object, depth: int = 2) -> list[nn.Module]:
@@ -158,7 +367,7 @@ def _fingerprint(value: object, seen: dict[int, object], inside: bool = False, d
         return _of_bytes(pickle.dumps(value.bit_generator.state))
     if isinstance(value, np.random.RandomState):
         return _of_bytes(pickle.dumps(value.get_state()))
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return hash(value.getstate())
     if depth and isinstance(value, list | tuple | deque):
         return [_fingerprint(item, seen, inside, depth - 1) for item in value]
@@ -176,7 +385,7 @@ def _digest(tensor: Tensor) -> object:
     shape = (type(tensor).__name__, tuple(tensor.shape), str(tensor.dtype), str(tensor.device))
     if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested:
         return shape
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         return type(tensor).__name__
     plain = tensor.detach().int_repr() if tensor.is_quantized else tensor.detach().resolve_conj().resolve_neg()
     return (*shape, _of_bytes(plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()))

@@ -118,7 +118,7 @@ def test_no_hook_left_after_an_exception():
         assert any(m._forward_hooks for m in net.modules())
         raise RuntimeError("no loss today")
 
-    with pytest.raises(RuntimeError, match="no loss today"):
+    with pytest.raises(FadevizError, match="no loss today"):
         Probe(net, "first").observe(images, targets, broken, step=0)
     assert not any(m._forward_hooks for m in net.modules())
     assert all(m.training for m in net.modules())

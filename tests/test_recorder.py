@@ -517,7 +517,7 @@ def test_an_error_while_looking_leaves_everything_as_it_was(tmp_path):
     recorder = Recorder(net, "up", [1, 2], tmp_path / "run", observe=OBSERVED, loss_fn=loss_fn, on_error="raise")
     broken.append(True)
     modes, state = [module.training for module in net.modules()], torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="no loss today"):
+    with pytest.raises(FadevizError, match="no loss today"):
         recorder.step(1)
     assert [module.training for module in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
@@ -30,6 +29,7 @@ from fadeviz.errors import printable
 from fadeviz.files import _machine, only_writer, replacing, write_whole
 from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics
 from fadeviz.sweep import Member, read_plan
+from fadeviz_cli.main import main
 from render_runs import STEPS, make_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mounts, signals and locks of a POSIX system")

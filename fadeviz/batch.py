@@ -15,7 +15,8 @@ from .errors import FadevizError
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor changed: mappings, lists, tuples and named tuples, dataclasses.
+    """The same structure with every tensor changed: mappings, lists, tuples and named tuples, dataclasses,
+    and objects that have tensors for attributes.
 
     Containers and NumPy arrays are copied, other objects are the same ones.
     """
@@ -34,12 +35,26 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, tuple | list):
         items = [map_tensors(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        twin = copy.copy(value)
-        for field in dataclasses.fields(value):  # frozen or not
-            object.__setattr__(twin, field.name, map_tensors(getattr(value, field.name), change))
-        return twin
-    return value
+    attributes = attributes_of(value)
+    if attributes is None:
+        return value
+    twin = copy.copy(value)
+    for name, item in attributes.items():  # frozen or not
+        object.__setattr__(twin, name, map_tensors(item, change))
+    return twin
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, or the attributes of a project's own kind of batch, which has tensors among them.
+
+    None of all else.
+    """
+    if isinstance(value, type | torch.nn.Module):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    plain = dict(getattr(value, "__dict__", {}))
+    return plain if any(isinstance(item, Tensor) for item in plain.values()) else None
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import functools
 import operator
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .batch import attributes_of
 from .data.observation import find_object
 from .data.transforms import IGNORED
 from .errors import FadevizError
@@ -55,42 +54,6 @@ def whole_number(value: Any, what: str) -> int:
     raise FadevizError(f"{what} is {value!r:.60}, a {type(value).__name__}: a whole number is needed")
 
 
-def moved(value: Any, move: Callable[[Tensor], Tensor], seen: dict[int, Any] | None = None) -> Any:
-    """A copy of a batch with every tensor in it moved, in containers of the same types.
-
-    Tuples (named ones too), lists, mappings, dataclasses, plain objects that have tensors, and numpy arrays are copied;
-    all else is the same object.
-    """
-    seen = {} if seen is None else seen
-    if isinstance(value, Tensor):
-        return move(value)
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if not _is_container(value):
-        return value
-    if id(value) in seen:  # an object that holds itself
-        return seen[id(value)]
-    seen[id(value)] = value
-    made: Any
-    if isinstance(value, tuple) and hasattr(value, "_make"):
-        made = value._make(moved(one, move, seen) for one in value)
-    elif isinstance(value, tuple | list):
-        parts = [moved(one, move, seen) for one in value]
-        made = parts if type(value) is list else type(value)(parts)
-    elif isinstance(value, MutableMapping):
-        made = copy.copy(value)
-        for key in list(value):
-            made[key] = moved(value[key], move, seen)
-    elif isinstance(value, Mapping):
-        made = {key: moved(one, move, seen) for key, one in value.items()}
-    else:
-        made = copy.copy(value)
-        for name, one in _attributes(value).items():
-            object.__setattr__(made, name, moved(one, move, seen))
-    seen[id(value)] = made
-    return made
-
-
 def arrays_in(value: Any) -> Iterator[Tensor | NDArray[Any]]:
     """The tensors and numpy arrays of a batch, in its order; not those of a list of dicts, one for each image."""
     if isinstance(value, Tensor | np.ndarray):
@@ -102,23 +65,8 @@ def arrays_in(value: Any) -> Iterator[Tensor | NDArray[Any]]:
         if len(value) < 2 or not all(isinstance(one, Mapping) for one in value):
             for one in value:
                 yield from arrays_in(one)
-    elif _is_container(value):
-        yield from (one for one in _attributes(value).values() if isinstance(one, Tensor | np.ndarray))
-
-
-def _is_container(value: Any) -> bool:
-    if isinstance(value, tuple | list | Mapping):
-        return True
-    if isinstance(value, type | nn.Module) or not (dataclasses.is_dataclass(value) or hasattr(value, "__dict__")):
-        return False
-    # Data classes, namespaces and a project's own batches: what has tensors for attributes.
-    return any(isinstance(one, Tensor) for one in _attributes(value).values())
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return dict(vars(value))
+    elif (attributes := attributes_of(value)) is not None:
+        yield from (one for one in attributes.values() if isinstance(one, Tensor | np.ndarray))
 
 
 def images_to_show(images: Any, given: Any) -> NDArray[np.uint8]:

@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .batch import map_tensors
 from .errors import FadevizError, RecorderWarning, printable, unknown_name
 from .files import only_writer
-from .observed import Masks, images_to_show, masks_of, moved, names_of, whole_number
+from .observed import Masks, images_to_show, masks_of, names_of, whole_number
 from .probes import Mode, Probe
 from .runs import Run, open_run
 from .schedule import Schedule, at, parse_schedule
@@ -154,9 +155,9 @@ class Recorder:
         self.out = Path(out).absolute()
         self.schedule = _schedule(steps)
         device = _device(self.model)
-        # Copies, so that a buffer that the loader uses again is not observed.
+        # Copies, so that a buffer that the loader uses again is not observed; a look takes copies of these.
         self.images, self.targets = (
-            moved(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
+            map_tensors(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
         )
         self.scaler = scaler
         self.loss_fn = loss_fn if loss_fn is not None else _no_loss
@@ -241,28 +242,34 @@ class Recorder:
 
     def _go_on(self, before: Run, pictures: NDArray[np.uint8], masks: Masks, foreground_given: bool) -> None:
         was_shown, were_masks = before.observation
+        notes, layers = before.info.get("notes", []), list(before.info.get("layers", {}))
+        # What was left out of a glob then is left out again.
+        asked = [one for one in self.probe.layers if one in layers or not any(f"layer {one!r}" in n for n in notes)]
         same = np.array_equal(were_masks, masks.values)
         if not np.array_equal(was_shown, pictures) or not (same or np.array_equal(were_masks, masks.earlier)):
             raise FadevizError(f"{self.out} observed other images. Observe the same, or choose another folder")
         object_was = (before.info.get("observation") or {}).get("foreground")
         for what, was, wanted in (
-            ("layers", list(before.info.get("layers", {})), list(self.probe.layers)),
+            ("layers", layers, asked),
             ("kinds", before.info.get("kinds"), list(self.probe.kinds)),
             ("foreground", object_was, masks.foreground if same and foreground_given else object_was),
         ):
             if was != wanted:
                 raise FadevizError(f"{self.out} was recorded with other {what}: {was}, now {wanted}. Use the same")
-        self.store = SnapshotStore(self.out, before.run_id)
+        self.probe.settle(layers)
         self.info = {key: value for key, value in before.info.items() if key not in ("format", "run_id")}
         self.info.pop("message", None)
         self.info |= {"status": "recording", "schedule": list(self.schedule)}
-        self._save_info()
         self._recorded = set(before.steps)
+        # What cannot be observed is found here, not when the training has long gone on.
+        now = self._look(max(self._recorded) if self._seen is None else self._seen)
+        self.store = SnapshotStore(self.out, before.run_id)
+        self._save_info()
         if self._seen is not None:
             self._forget = self._seen
             self._drop_later()
             if self._seen in self.schedule and self._seen not in self._recorded:
-                self._write(self._seen, self._look(self._seen))
+                self._write(self._seen, now)
 
     def _drop_later(self) -> None:
         """Drop what the folder holds of steps that a resumed training makes again."""
@@ -444,14 +451,13 @@ class Recorder:
             self._busy = False
 
     def _observe(self, step: int) -> list[Snapshot]:
-        # Where the model is now: it may have been moved or cast since the last time.
-        device, dtype = _device(self.model), _dtype(self.model)
+        device = _device(self.model)  # where it is now: it may have been moved since the last time
         if device.type == "cuda":  # the training may run on another stream than the one this is called on
             torch.cuda.synchronize(device)
-        images = moved(self.images, lambda t: t.to(device, dtype if t.is_floating_point() else None, copy=True))
-        targets = moved(self.targets, lambda t: t.to(device, copy=True))  # a loss may write into them
         with _float32_forward(self.model):
-            return self.probe.observe(images, targets, self.loss_fn, step=step, mode=self.mode)
+            found = self.probe.observe(self.images, self.targets, self.loss_fn, step=step, mode=self.mode)
+        self._note(self.probe.notes)
+        return found
 
     def _first_look(self, step: int) -> list[Snapshot]:
         """Look, and say whether that left a trace."""
@@ -470,14 +476,17 @@ class Recorder:
                 f"a second look at the same batch gave other maps (layer {other.layer!r}, {other.kind}): the model, or "
                 "the loss, draws from a random generator of its own, or counts its calls"
             )
-        for note in notes:
-            warnings.warn(f"fadeviz: {note}", RecorderWarning, stacklevel=5)
         self._looked = True
-        notes = [*self.info.get("notes", []), *notes]
-        if notes:
-            self.info["notes"] = list(dict.fromkeys(notes))
-            self._unsaved = True
+        self._note(notes)
         return found
+
+    def _note(self, notes: Sequence[str]) -> None:
+        """Say what is new of this, and keep it in run.json."""
+        known = self.info.get("notes", [])
+        new = [note for note in notes if note not in known]
+        if new:
+            self.info["notes"], self._unsaved = [*known, *new], True
+            warnings.warn(f"fadeviz: {'; '.join(new)}", RecorderWarning, stacklevel=6)
 
     def _write(self, step: int, snapshots: list[Snapshot]) -> None:
         self._stage = "write"
@@ -611,11 +620,6 @@ def _schedule(steps: str | Schedule | Iterable[int]) -> Schedule:
 def _device(model: nn.Module) -> torch.device:
     tensor = next(model.parameters(), next(model.buffers(), None))
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _dtype(model: nn.Module) -> torch.dtype | None:
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _run_id(untrained: Sequence[Snapshot], pictures: NDArray[np.uint8], seed: int | None) -> str:

@@ -721,12 +721,12 @@ class Frozen:
 @pytest.mark.parametrize(
     ("batch", "read"),
     [
-        (Batch(OBSERVED[0].double(), ("a", [torch.ones(1)])), lambda b: b.image * b.extra[1][0]),
-        (Frozen(OBSERVED[0].double()), lambda b: b.image),
-        (SimpleNamespace(image=OBSERVED[0].double(), note=None), lambda b: b.image),
-        ([OBSERVED[0].double()], lambda b: b[0]),
-        (OrderedDict(batch=OrderedDict(image=OBSERVED[0].double())), lambda b: b["image"]),
-        (list(OBSERVED[0].double()), torch.stack),
+        (Batch(OBSERVED[0].half(), ("a", [torch.ones(1)])), lambda b: b.image * b.extra[1][0]),
+        (Frozen(OBSERVED[0].half()), lambda b: b.image),
+        (SimpleNamespace(image=OBSERVED[0].half(), note=None), lambda b: b.image),
+        ([OBSERVED[0].half()], lambda b: b[0]),
+        (OrderedDict(batch=OrderedDict(image=OBSERVED[0].half())), lambda b: b["image"]),
+        (list(OBSERVED[0].half()), torch.stack),
     ],
 )
 def test_batches_of_any_container(tmp_path, batch, read):
@@ -740,13 +740,13 @@ def test_batches_of_any_container(tmp_path, batch, read):
     recorder = Recorder(model, "net.up", [1], tmp_path / "run", observe=observe, loss_fn=loss_fn, pictures=pictures)
     assert recorder.step(1)
     run = open_run(tmp_path / "run")
-    want = model.net.eval().up(model.net.encoder(OBSERVED[0])).mean(1).detach().numpy()
+    want = model.net.eval().up(model.net.encoder(OBSERVED[0].half().float())).mean(1).detach().numpy()
     np.testing.assert_allclose(run.read(1, "net.up", "feature"), want, atol=1e-6)
     assert run.observation[1].all()
     if isinstance(batch, Batch | list):
         assert run.observation[0].max() == 255
     tensors = [one for one in arrays_in(batch) if one.ndim == 4]
-    assert all(one.dtype == torch.float64 for one in tensors)  # the training's own is as it was
+    assert all(one.dtype == torch.float16 for one in tensors)  # the training's own is as it was
 
 
 class TestNumbers:
@@ -876,9 +876,9 @@ class TestGoingOn:
         with pytest.warns(RecorderWarning, match="nothing was recorded at step 1: .*layer '0' did not run"):
             assert not recorder.step(1)
         model[0] = moved
-        model[1].half()  # half of the model
-        with pytest.warns(RecorderWarning, match="nothing was recorded at step 2"):
-            assert not recorder.step(2)
+        model[1].half()  # a part of the model
+        with pytest.warns(RecorderWarning, match="fadeviz: observed under autocast to float16, since plain float32"):
+            assert recorder.step(2)
         model[1].float()
         broken.append(True)
         recorder._warned.clear()
@@ -886,7 +886,10 @@ class TestGoingOn:
             assert not recorder.step(3)
         broken.clear()
         assert recorder.step(4)
-        assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1, 2, 3]
+        assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1, 3]
+        assert open_run(tmp_path / "run").info["notes"] == [
+            "observed under autocast to float16, since plain float32 cannot run"
+        ]
 
     def test_interrupts_pass(self, tmp_path):
         recorder, model = self.make(tmp_path / "run")
@@ -898,7 +901,9 @@ class TestGoingOn:
     def test_raise(self, tmp_path):
         recorder, model = self.make(tmp_path / "run", on_error="raise")
         model[0].fault = RuntimeError("no more")
-        with pytest.raises(RuntimeError, match="no more"):
+        with pytest.raises(
+            FadevizError, match=r"in layer '0' \(step 1, observed in eval mode\): RuntimeError: no more"
+        ):
             recorder.step(1)
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(FadevizError, match="cannot write"):

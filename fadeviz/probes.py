@@ -509,8 +509,8 @@ def _placed(value: Any, model: nn.Module, dtype: torch.dtype | None, leaves: boo
 
     def placed(tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point()
-        # float64 is left to a float32 model: it may have reasons, coordinates for one.
-        cast = floating and not (tensor.dtype == torch.float64 and dtype == torch.float32)
+        # A float32 model may be given float64 on purpose, times or coordinates, but not images.
+        cast = floating and not (tensor.dtype == torch.float64 and dtype == torch.float32 and tensor.ndim != 4)
         copy = tensor.detach().to(device or tensor.device, dtype if cast else None, copy=True)
         return copy.requires_grad_(leaves and floating)
 

@@ -167,7 +167,7 @@ class Found:
 
     def add_gradients(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None = None) -> None:
         """The gradient of a loss, or of outputs times cotangents, at every layer."""
-        edges = self._edges
+        edges, self._edges = self._edges, []  # they keep the whole graph
         grads: Sequence[Tensor | None] = [None] * len(edges)
         if edges and outputs:
             with self.asked.in_words("the backward pass failed"):
@@ -197,9 +197,10 @@ class Found:
         return self._calls[layer, kind] - 1
 
     def _add(self, layer: str, call: int, kind: str, value: Tensor) -> None:
-        array: NDArray[np.float32] = value.contiguous().cpu().numpy()
-        # .cpu() of a CPU tensor is a view: the copy keeps what was seen when buffers are reused.
-        self.snapshots.append(Snapshot(self.asked.step, layer, call, kind, array.copy()))
+        # A copy keeps what was seen when buffers are reused; and memory that NumPy has seen cannot be resized any more.
+        copy = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        array: NDArray[np.float32] = copy.numpy()
+        self.snapshots.append(Snapshot(self.asked.step, layer, call, kind, array))
 
 
 def kernel_entropy(kernels: Tensor, groups: int = 1) -> Tensor:

@@ -130,4 +130,4 @@ def name_fits(pattern: str, name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.)", "", name).lstrip(".")
+    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.|$)", "", name).lstrip(".")

@@ -33,6 +33,9 @@ MODES = ("eval", "batch")
 _AT_ONCE, _A_CHUNK = 2**20, 2**19
 """Pixels of all observed images up to which these are in the model at once, and above that of those that are."""
 
+_WATCHED = 2**31
+"""Bytes of parameters up to which the first observation copies them, to find those that the model itself writes to."""
+
 
 class Probe:
     """Maps of a model's layers for a fixed batch, without a trace in the training.
@@ -257,15 +260,18 @@ class Probe:
         cotangents = self._cotangents(asked, parts, chunk, count) if "gradient" in self.kinds else []
         found = []
         for i, part in enumerate(parts):
-            with self._looking(asked, self.kinds) as one:
-                outputs = tensors_in(self._forward(asked, part, one))
-                if "gradient" in self.kinds:
-                    rows = slice(i * chunk, (i + 1) * chunk)
-                    both = zip(outputs, cotangents, strict=True)
-                    pairs = [(o, c[rows]) for o, c in both if c is not None and o.requires_grad]
-                    one.add_gradients([o for o, _ in pairs], [c for _, c in pairs])
-            found.append(one)
+            rows = slice(i * chunk, (i + 1) * chunk)
+            found.append(self._a_chunk(asked, part, [None if c is None else c[rows] for c in cotangents]))
         return _put_together(found, self.channel_images)
+
+    def _a_chunk(self, asked: Asked, images: Any, cotangents: Sequence[Tensor | None]) -> Found:
+        with self._looking(asked, self.kinds) as found:
+            outputs = tensors_in(self._forward(asked, images, found))
+            if "gradient" in self.kinds:
+                both = zip(outputs, cotangents, strict=True)
+                pairs = [(output, c) for output, c in both if c is not None and output.requires_grad]
+                found.add_gradients([output for output, _ in pairs], [c for _, c in pairs])
+        return found
 
     def _is_separable(self, asked: Asked, count: int) -> bool:
         """Whether the first image gives the same maps and output alone as it does beside the second."""
@@ -311,8 +317,7 @@ class Probe:
         found = Found(asked, kinds)
         used = {tensor.device for tensor in tensors_in(asked.images)} | devices_of(self._called)
         device = _one_device(self._called) or next((d for d in used if d.type != "cpu"), torch.device("cpu"))
-        # Once for all parameters, which takes room for them in the CPU's memory; then for those that needed it.
-        watched = self._learning if self._observed else [p for p in self._called.parameters() if not p.is_inference()]
+        watched = self._learning if self._observed else self._all_parameters()
         with (
             same_generators(used),
             untouched(asked.guarded, watched) as written,
@@ -327,6 +332,11 @@ class Probe:
             yield found
         known = {id(parameter) for parameter in self._learning}
         self._learning += [parameter for parameter in written if id(parameter) not in known]
+
+    def _all_parameters(self) -> list[nn.Parameter]:
+        """What is watched the first time: all, if there is room for copies; and then those that were written to."""
+        parameters = [parameter for parameter in self._called.parameters() if not parameter.is_inference()]
+        return parameters if sum(parameter.nbytes for parameter in parameters) <= _WATCHED else []
 
     def _forward(self, asked: Asked, images: Any, found: Found) -> Any:
         # Leaves of their own: the graph then reaches every layer even when all weights are frozen.
@@ -355,8 +365,17 @@ class Probe:
         left_out = found.left_out
         if left_out and len(left_out) == len(self.layers):
             raise FadevizError(f"there is nothing to record: {'; '.join(left_out.values())}")
-        for reason in left_out.values():
-            self._note(f"left out: {reason}")
+        alike: dict[str, list[str]] = {}
+        for name, reason in left_out.items():
+            why = (
+                reason.removeprefix(f"layer {name!r} ")
+                .removesuffix(" Choose another")
+                .removesuffix(" Choose another layer")
+            )
+            alike.setdefault(why.rstrip("."), []).append(name)
+        for why, names in alike.items():
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            self._note(f"left out: layer {', '.join(map(repr, names[:8]))}{more} {why}")
         self.layers = tuple(name for name in self.layers if name not in left_out)
         self._settled = True
 
@@ -490,8 +509,8 @@ def _placed(value: Any, model: nn.Module, dtype: torch.dtype | None, leaves: boo
 
     def placed(tensor: Tensor) -> Tensor:
         floating = tensor.is_floating_point()
-        # float64 is left to a float32 model: it may have reasons, coordinates for one.
-        cast = floating and not (tensor.dtype == torch.float64 and dtype == torch.float32)
+        # A float32 model may be given float64 on purpose, times or coordinates, but not images.
+        cast = floating and not (tensor.dtype == torch.float64 and dtype == torch.float32 and tensor.ndim != 4)
         copy = tensor.detach().to(device or tensor.device, dtype if cast else None, copy=True)
         return copy.requires_grad_(leaves and floating)
 

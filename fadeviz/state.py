@@ -102,7 +102,7 @@ def untouched(modules: Iterable[nn.Module], watched: Iterable[nn.Parameter] = ()
     with torch.inference_mode(False), contextlib.ExitStack() as undo:
         modules = list(modules)
         parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
-        for parameter in watched:
+        for parameter in filter(_is_plain, watched):
             undo.callback(_put_back_values, parameter, parameter.detach().to("cpu", copy=True), written)
         for parameter in filter(_is_plain, parameters.values()):
             undo.callback(_put_back_data, parameter, parameter.data, parameter.requires_grad)
@@ -382,14 +382,16 @@ def _fingerprint(value: object, seen: dict[int, object], inside: bool = False, d
 
 
 def _digest(tensor: Tensor) -> object:
+    if nn.parameter.is_lazy(tensor):
+        return type(tensor).__name__
     shape = (type(tensor).__name__, tuple(tensor.shape), str(tensor.dtype), str(tensor.device))
     if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested:
         return shape
-    if nn.parameter.is_lazy(tensor):
-        return type(tensor).__name__
     plain = tensor.detach().int_repr() if tensor.is_quantized else tensor.detach().resolve_conj().resolve_neg()
-    return (*shape, _of_bytes(plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()))
+    # A copy: memory that NumPy has seen cannot be resized any more, as observers of quantisation do.
+    copy = plain.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return (*shape, _of_bytes(copy.reshape(-1).view(torch.uint8).numpy().data))
 
 
-def _of_bytes(data: bytes) -> str:
+def _of_bytes(data: bytes | memoryview) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()

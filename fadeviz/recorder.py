@@ -10,7 +10,7 @@ import platform
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from .schedule import Schedule, at, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from .state import state_changes, state_of
 from .views import View
+from .wrapped import device_of, float32_forward, is_first_process, refuse_waiting, unwrapped
 
 OnError = Literal["warn", "raise"]
 
@@ -57,10 +58,11 @@ class Recorder:
 
     A recorder does not end a training. Once it is made, whatever fails (a model that cannot be observed any more, no
     memory, a full disk, a folder that was moved) is warned of once, as :class:`~fadeviz.errors.RecorderWarning`, and
-    listed in run.json as ``errors``; later steps are tried again. ``on_error="raise"`` raises instead.
+    listed in run.json as ``errors``; later steps are tried again. ``on_error="raise"`` raises instead, and so do
+    Python's filters where they make errors of warnings.
 
-    Calls from several threads wait for each other. In a child that was forked from the recorder's process it does
-    nothing.
+    Calls from several threads wait for each other. In a child that was forked from the recorder's process, and as a
+    copy, it does nothing.
 
     Example::
 
@@ -150,11 +152,11 @@ class Recorder:
         if on_error not in ("warn", "raise"):
             raise unknown_name("way to treat errors", str(on_error), ("warn", "raise"))
         self.on_error = on_error
-        self.model = _unwrapped(model)
-        _refuse_waiting(self.model, mode)
+        self.model = unwrapped(model)
+        refuse_waiting(self.model, mode)
         self.out = Path(out).absolute()
         self.schedule = _schedule(steps)
-        device = _device(self.model)
+        device = device_of(self.model)
         # Copies, so that a buffer that the loader uses again is not observed; a look takes copies of these.
         self.images, self.targets = (
             map_tensors(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
@@ -173,7 +175,7 @@ class Recorder:
         self._looked = self._busy = self._unsaved = False
         self._lock, self._process = threading.RLock(), os.getpid()
         self._open = contextlib.ExitStack()
-        self._writes = _is_first_process()
+        self._writes = is_first_process()
         if not self._writes:  # one process writes; the others need not even look
             return
         check_folder(self.out, resume=resume, overwrite=overwrite)
@@ -262,7 +264,7 @@ class Recorder:
         self.info |= {"status": "recording", "schedule": list(self.schedule)}
         self._recorded = set(before.steps)
         # What cannot be observed is found here, not when the training has long gone on.
-        now = self._look(max(self._recorded) if self._seen is None else self._seen)
+        now = self._look(max(self._recorded, default=0) if self._seen is None else self._seen)
         self.store = SnapshotStore(self.out, before.run_id)
         self._save_info()
         if self._seen is not None:
@@ -303,14 +305,13 @@ class Recorder:
             FadevizError: with ``on_error="raise"`` alone: a step before the last one, or none at all, a recorder that
                 is closed, a full disk, a model that cannot be observed any more.
         """
-        if not self._writes:
+        if not self._writes or self._is_forked():
             return False
         with self._lock:
             if self._busy:  # called by what is being observed: a hook of the model, or the loss
                 return False
             self._stage, number = "call", None
             try:
-                self._check_process()
                 number = whole_number(step, "step")
                 return self._step(number)
             except Exception as error:
@@ -355,14 +356,13 @@ class Recorder:
         Raises:
             FadevizError: with ``on_error="raise"`` alone: a value that is no number, a closed recorder, a full disk.
         """
-        if not self._writes:
+        if not self._writes or self._is_forked():
             return
         with self._lock:
             if self._busy:  # by the loss of an observation, which is none of the training's
                 return
             self._stage = "log"
             try:
-                self._check_process()
                 self._log(whole_number(step, "step"), values)
             except Exception as error:
                 self._failed(error)
@@ -418,12 +418,21 @@ class Recorder:
     ) -> None:
         self.close(error)
 
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:  # a worker of a DataLoader, perhaps: the folder is its parent's
-            self._writes = False
-            raise FadevizError("this process was forked from the one that records. Make a recorder here, or call that")
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, as of a model that keeps its recorder, record nothing: a folder has one recorder."""
+        return _without_folder, ()
 
-    def _failed(self, error: Exception, step: int | None = None) -> None:
+    def _is_forked(self) -> bool:
+        """Whether this is a child of the process that records, a worker of a DataLoader e.g.: says so once."""
+        if os.getpid() == self._process:
+            return False
+        self._writes = False
+        self._stage = "call"
+        error = FadevizError("this process was forked from the one that records, and the folder is that one's")
+        self._failed(error, depth=4)
+        return True
+
+    def _failed(self, error: Exception, step: int | None = None, depth: int = 3) -> None:
         """Raise again; or list in run.json what failed, and warn of it the first time."""
         if self.on_error == "raise":
             raise error
@@ -441,7 +450,7 @@ class Recorder:
         if first:
             at = "" if step is None else f" at step {step}"
             text = f"fadeviz: {_FAILED[self._stage]}{at}: {message}. The training goes on"
-            warnings.warn(text, RecorderWarning, stacklevel=3)
+            warnings.warn(text, RecorderWarning, stacklevel=depth)
 
     def _look(self, step: int) -> list[Snapshot]:
         self._stage, self._busy = "observe", True
@@ -451,10 +460,10 @@ class Recorder:
             self._busy = False
 
     def _observe(self, step: int) -> list[Snapshot]:
-        device = _device(self.model)  # where it is now: it may have been moved since the last time
+        device = device_of(self.model)  # where it is now: it may have been moved since the last time
         if device.type == "cuda":  # the training may run on another stream than the one this is called on
             torch.cuda.synchronize(device)
-        with _float32_forward(self.model):
+        with float32_forward(self.model):
             found = self.probe.observe(self.images, self.targets, self.loss_fn, step=step, mode=self.mode)
         self._note(self.probe.notes)
         return found
@@ -464,7 +473,7 @@ class Recorder:
         before = state_of(self.model, self.loss_fn)
         found = self._observe(step)
         # On a GPU two looks may differ by the order of sums.
-        again = self._observe(step) if _device(self.model).type == "cpu" else found
+        again = self._observe(step) if device_of(self.model).type == "cpu" else found
         notes = []
         changes = state_changes(before, state_of(self.model, self.loss_fn))
         if changes:
@@ -515,6 +524,12 @@ _FAILED = {
 }
 
 
+def _without_folder() -> Recorder:
+    recorder = Recorder.__new__(Recorder)
+    recorder._writes = False
+    return recorder
+
+
 def _release(folder: contextlib.ExitStack, process: int) -> None:
     if os.getpid() == process:  # not in a child that was forked: the lock is its parent's
         folder.close()
@@ -554,72 +569,12 @@ def _no_loss(output: Any, targets: Any) -> Tensor:
     raise AssertionError("no gradients without loss_fn")  # never called: gradient is not among the kinds
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
-        raise FadevizError(
-            "this model is sharded (FSDP, tensor parallel): no process has all of a layer, so that there is nothing "
-            "to observe. Observe an unsharded copy, e.g. from a checkpoint"
-        )
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            # A forward pass through the wrapper would wait for the other processes.
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # compiled; it shares its modules
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    return any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
-
-
-def _is_dtensor(parameter: Tensor) -> bool:
-    return type(parameter.data).__name__ == "DTensor"
-
-
-def _refuse_waiting(model: nn.Module, mode: Mode) -> None:
-    waits = mode == "batch" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-    if waits and _is_distributed() and torch.distributed.get_world_size() > 1:
-        raise FadevizError(
-            "the observation mode batch with SyncBatchNorm would wait for the other processes, which do not observe. "
-            "Choose the mode eval"
-        )
-
-
-@contextlib.contextmanager
-def _float32_forward(model: nn.Module) -> Iterator[None]:
-    """Without the autocast that accelerate puts into ``forward`` itself, where no context around it reaches."""
-    both = {"forward", "_original_forward"}
-    prepared = [(m, m.__dict__["forward"]) for m in model.modules() if both <= m.__dict__.keys()]
-    try:
-        for module, _ in prepared:
-            module.forward = module.__dict__["_original_forward"]
-        yield
-    finally:
-        for module, forward in prepared:
-            module.forward = forward
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _is_first_process() -> bool:
-    return not _is_distributed() or torch.distributed.get_rank() == 0
-
-
 def _schedule(steps: str | Schedule | Iterable[int]) -> Schedule:
     if isinstance(steps, str):
         return parse_schedule(steps)
     if not isinstance(steps, Iterable):
         raise FadevizError(f"steps is {steps!r:.60}: a schedule such as '100:3000:100' is needed, or a list of steps")
     return at(whole_number(step, "a step of the schedule") for step in steps)
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), next(model.buffers(), None))
-    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def _run_id(untrained: Sequence[Snapshot], pictures: NDArray[np.uint8], seed: int | None) -> str:

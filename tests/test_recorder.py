@@ -1,8 +1,10 @@
 """The recorder in somebody else's loop: what it stores, and that the training does not notice."""
 
 import contextlib
+import copy
 import gc
 import os
+import pickle
 import shutil
 import time
 import warnings
@@ -1080,6 +1082,18 @@ class TestOthers:
         assert sorted(results) == [False, False, False, True]
         assert max(most) == 1
         assert len(open_run(tmp_path / "run").metrics()) == 40
+
+    def test_a_model_that_keeps_its_recorder_can_be_copied(self, tmp_path):
+        net = Net()
+        net.recorder = build(tmp_path / "run", net=net)
+        for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # an average of the weights, a checkpoint
+            assert torch.equal(copied.head.weight, net.head.weight)
+            assert not copied.recorder.step(1)
+            copied.recorder.log(1, loss=1.0)
+            copied.recorder.close()
+            assert copied.recorder.errors == []
+        assert net.recorder.step(1)
+        assert open_run(tmp_path / "run").metrics() == []
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
     def test_a_forked_child_neither_writes_nor_frees_the_folder(self, tmp_path):

@@ -31,12 +31,14 @@ class Masks(NamedTuple):
         classes: how many there are, 2 or more.
         foreground: the class of each image that is measured as its object; None: every class but 0.
         earlier: ``values`` as versions before void and classes were told apart stored them.
+        note: why the targets were not taken for masks, where that is odd.
     """
 
     values: NDArray[np.uint8]
     classes: int
     foreground: list[int] | None
     earlier: NDArray[np.uint8]
+    note: str = ""
 
 
 def whole_number(value: Any, what: str) -> int:
@@ -164,19 +166,26 @@ def masks_of(
     else:
         labels = _given_labels(_array(given, "masks"), shape, ignore_index)
         earlier = labels
+    before = (np.zeros(shape) if earlier is None else earlier > 0).astype(np.uint8)
     if labels is None:
         if foreground is not None or classes is not None:
             what = "foreground" if foreground is not None else "classes"
             raise FadevizError(
                 f"{what} is given, but the targets hold no masks (N, H, W) of whole numbers. Give masks="
             )
-        return Masks(np.zeros(shape, np.uint8), 2, None, np.zeros(shape, np.uint8))
+        return Masks(np.zeros(shape, np.uint8), 2, None, before)
     void = (labels < 0) | (labels == IGNORED)
     if ignore_index is not None:
         void |= labels == ignore_index
-    count = _count_classes(labels, void, classes)
+    top = int(labels.max(initial=0, where=~void))
+    if top >= MOST_CLASSES:
+        what = f"labels up to {top}, which are no classes from 0 to {MOST_CLASSES - 1}, nor void (255 or negative)"
+        remedy = "Give the objects as masks=, or the label of void pixels as ignore_index="
+        if given is None and foreground is None and classes is None:  # depth, or numbers of instances
+            return Masks(np.zeros(shape, np.uint8), 2, None, before, f"the targets are no masks: {what}. {remedy}")
+        raise FadevizError(f"the masks hold {what}. {remedy}")
+    count = _count_classes(top, classes)
     values = np.where(void, IGNORED, labels).astype(np.uint8)
-    before = (np.zeros(shape) if earlier is None else earlier > 0).astype(np.uint8)
     return Masks(values, count, _foreground(values, count, foreground), before)
 
 
@@ -193,13 +202,7 @@ def ignored_by(loss_fn: Any) -> int | None:
     return next((value for value in values if isinstance(value, int) and 0 <= value != IGNORED), None)
 
 
-def _count_classes(labels: Labels, void: NDArray[np.bool_], classes: int | None) -> int:
-    top = int(labels.max(initial=0, where=~void))
-    if top >= MOST_CLASSES:
-        raise FadevizError(
-            f"the masks hold labels up to {top}, which are no classes from 0 to {MOST_CLASSES - 1}, nor void (255 or "
-            "negative). Give the objects as masks=, or the label of void pixels as ignore_index="
-        )
+def _count_classes(top: int, classes: int | None) -> int:
     if classes is None:
         return max(top + 1, 2)
     count = whole_number(classes, "classes")

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import sys
 import threading
 import warnings
 import weakref
@@ -157,10 +158,14 @@ class Recorder:
         self.out = Path(out).absolute()
         self.schedule = _schedule(steps)
         device = device_of(self.model)
+        if device.type == "meta":
+            raise FadevizError("the model is on the device meta: it has no weights yet. Load them, then record")
         # Copies, so that a buffer that the loader uses again is not observed; a look takes copies of these.
         self.images, self.targets = (
             map_tensors(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
         )
+        if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+            raise FadevizError(f"scaler is a {type(scaler).__name__}: a torch.amp.GradScaler is needed")
         self.scaler = scaler
         self.loss_fn = loss_fn if loss_fn is not None else _no_loss
         self.mode = mode
@@ -214,6 +219,7 @@ class Recorder:
     ) -> None:
         start = self._seen = self._seen or 0
         self.info: dict[str, Any] = {}
+        self._note([masks.note] if masks.note else [])
         untrained = self._look(start)  # what cannot be observed is found here, before an old run is removed
         if overwrite:
             remove_run(self.out)
@@ -346,7 +352,7 @@ class Recorder:
             self._end()
         return True
 
-    def log(self, step: int, **values: float) -> None:
+    def log(self, step: int, **values: float | np.number[Any] | NDArray[Any] | Tensor) -> None:
         """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou`` and ``sad``.
 
         Args:
@@ -428,11 +434,10 @@ class Recorder:
             return False
         self._writes = False
         self._stage = "call"
-        error = FadevizError("this process was forked from the one that records, and the folder is that one's")
-        self._failed(error, depth=4)
+        self._failed(FadevizError("this process was forked from the one that records, and the folder is that one's"))
         return True
 
-    def _failed(self, error: Exception, step: int | None = None, depth: int = 3) -> None:
+    def _failed(self, error: Exception, step: int | None = None) -> None:
         """Raise again; or list in run.json what failed, and warn of it the first time."""
         if self.on_error == "raise":
             raise error
@@ -449,8 +454,7 @@ class Recorder:
                 self._save_info()
         if first:
             at = "" if step is None else f" at step {step}"
-            text = f"fadeviz: {_FAILED[self._stage]}{at}: {message}. The training goes on"
-            warnings.warn(text, RecorderWarning, stacklevel=depth)
+            _warn(f"{_FAILED[self._stage]}{at}: {message}. The training goes on")
 
     def _look(self, step: int) -> list[Snapshot]:
         self._stage, self._busy = "observe", True
@@ -495,7 +499,7 @@ class Recorder:
         new = [note for note in notes if note not in known]
         if new:
             self.info["notes"], self._unsaved = [*known, *new], True
-            warnings.warn(f"fadeviz: {'; '.join(new)}", RecorderWarning, stacklevel=6)
+            _warn("; ".join(new))
 
     def _write(self, step: int, snapshots: list[Snapshot]) -> None:
         self._stage = "write"
@@ -528,6 +532,17 @@ def _without_folder() -> Recorder:
     recorder = Recorder.__new__(Recorder)
     recorder._writes = False
     return recorder
+
+
+def _warn(text: str) -> None:
+    """Warn of the line that called, outside this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"fadeviz: {text}", RecorderWarning, stacklevel=level)
+
+
+_PACKAGE = Path(__file__).parent
 
 
 def _release(folder: contextlib.ExitStack, process: int) -> None:

@@ -360,6 +360,7 @@ class TestFolder:
             ({"observe": OBSERVED[0]}, r"observe is a Tensor: a pair \(images, targets\) is needed"),
             ({"observe": (*OBSERVED, None)}, "observe is 3 parts: a pair"),
             ({"on_error": "ignore"}, "no way to treat errors 'ignore'"),
+            ({"scaler": 3.0}, "scaler is a float: a torch.amp.GradScaler is needed"),
             ({"start": 1.0}, "start is 1.0, a float: a whole number is needed"),
             ({"seed": "1"}, "seed is '1', a str: a whole number is needed"),
             ({"observe": (torch.randn(2, 6, 16, 16), None)}, "cannot be|can be shown"),
@@ -369,6 +370,12 @@ class TestFolder:
         with pytest.raises(FadevizError, match=message):
             self.make(tmp_path / "run", **options)
         assert not (tmp_path / "run" / "run.json").exists()
+
+    def test_a_model_without_weights_is_refused(self, tmp_path):
+        with torch.device("meta"):
+            net = Net()
+        with pytest.raises(FadevizError, match="the model is on the device meta"):
+            self.make(tmp_path / "run", net)
 
     def test_a_sharded_model_is_refused(self, tmp_path, one_process):
         from torch.distributed.device_mesh import init_device_mesh
@@ -664,6 +671,18 @@ class TestMasks:
     )
     def test_targets_that_hold_none(self, tmp_path, targets):
         assert not self.run(tmp_path / "run", targets).observation[1].any()
+
+    def test_targets_of_numbers_that_are_no_classes(self, tmp_path):
+        targets = torch.arange(512).reshape(2, 16, 16)
+        with pytest.warns(
+            RecorderWarning, match="the targets are no masks: labels up to 511, which are no classes from"
+        ):
+            run = self.run(tmp_path / "run", targets)
+        assert not run.observation[1].any()
+        (note,) = run.info["notes"]
+        assert note.startswith("the targets are no masks")
+        with pytest.raises(FadevizError, match="the masks hold labels up to 511"):
+            self.run(tmp_path / "other", targets, foreground=3)
 
     def test_targets_at_another_resolution_are_brought_to_the_images(self, tmp_path):
         small = self.LABELS[:, ::4, ::4]
@@ -1135,6 +1154,17 @@ class TestOnADevice:
                 parameter.zero_()
         assert recorder.step(1)  # on the default stream
         assert not open_run(tmp_path / "run").read(1, "twice", "feature").any()
+
+    def test_a_model_that_is_moved_later(self, tmp_path):
+        net = Net()
+        recorder = Recorder(net, "up", "1:2:1", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        net.cuda()
+        assert recorder.step(1)
+        net.cpu()
+        assert recorder.step(2)
+        maps = open_run(tmp_path / "run").maps("up")
+        np.testing.assert_allclose(maps[1], maps[0], atol=1e-2)  # TF32, perhaps
+        assert np.array_equal(maps[2], maps[0])
 
     def test_no_memory_is_kept_and_the_training_is_the_same(self, tmp_path):
         def train(out):

@@ -396,7 +396,8 @@ class TestWhatAGlobTakes:
         assert {s.layer for s in found} == set(probe.layers)
         assert probe.notes == [
             "left out: layer 'flat' gives a tensor of 2 axes; a map (B, C, h, w) or tokens (B, L, C) are needed",
-            "left out: layer 'encoder', 'blocks' did not run in the forward pass, so there is nothing to record of it",
+            "left out: layer 'encoder', layer 'blocks' did not run in the forward pass, so there is nothing to record of "
+            "it",
             "left out: layer 'beside' does not influence the loss, so it has no gradient",
         ]
         with_fewer = Probe(Shared(), "*", "feature")
@@ -621,7 +622,7 @@ class TestErrorsOfOthers:
         images, targets = make()[1:]
         probe = Probe(net, "**")
         assert {s.layer for s in probe.observe(images, targets, F.cross_entropy, step=0)} == {"up"}
-        assert probe.notes == ["left out: layer 'part', 'part.0' is scripted (torch.jit), which calls no hooks. "
+        assert probe.notes == ["left out: layer 'part', layer 'part.0' is scripted (torch.jit), which calls no hooks. "
                                "Choose the layer around it"]  # fmt: skip
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), torch.OutOfMemoryError("no room"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return value.copy()
     if isinstance(value, Mapping):
         changed = {key: map_tensors(item, change) for key, item in value.items()}
-        if type(value) is dict or not isinstance(value, MutableMapping):
+        if not isinstance(value, dict | UserDict):
             return changed
         kept = copy.copy(value)  # an OrderedDict, an output of transformers
         for key, item in changed.items():

@@ -80,6 +80,7 @@ class Found:
         self._calls: Counter[tuple[str, str]] = Counter()
         self._over = False
         self._thread = threading.get_ident()
+        self._elsewhere: set[str] = set()
 
     def refuse(self, layer: str, error: FadevizError) -> None:
         """Raise; or leave the layer out, where it was only found by a glob and nothing depends on it yet."""
@@ -91,8 +92,11 @@ class Found:
 
     def is_not_for(self, layer: str) -> bool:
         """Whether a call is none to record: a part that runs again, or the training's own, in another thread."""
+        if threading.get_ident() != self._thread:
+            self._elsewhere.add(layer)
+            return True
         # Activation checkpointing runs layers again during the backward pass.
-        return self._over or layer in self.left_out or threading.get_ident() != self._thread
+        return self._over or layer in self.left_out
 
     def layer_ran(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Reduce what the layer gave to the kinds that are recorded."""
@@ -189,7 +193,8 @@ class Found:
             raise self.error
         for layer in self.asked.layers if self.kinds else ():
             if not self._calls[layer, ""]:
-                error = f"layer {layer!r} did not run in the forward pass, so there is nothing to record of it"
+                where = "thread that observes" if layer in self._elsewhere else "forward pass"
+                error = f"layer {layer!r} did not run in the {where}, so there is nothing to record of it"
                 self.refuse(layer, FadevizError(error))
 
     def _count(self, layer: str, kind: str) -> int:

@@ -367,15 +367,10 @@ class Probe:
             raise FadevizError(f"there is nothing to record: {'; '.join(left_out.values())}")
         alike: dict[str, list[str]] = {}
         for name, reason in left_out.items():
-            why = (
-                reason.removeprefix(f"layer {name!r} ")
-                .removesuffix(" Choose another")
-                .removesuffix(" Choose another layer")
-            )
-            alike.setdefault(why.rstrip("."), []).append(name)
+            why = re.sub(r"\.( Choose another( layer)?)?$", "", reason.removeprefix(f"layer {name!r} "))
+            alike.setdefault(why, []).append(name)
         for why, names in alike.items():
-            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-            self._note(f"left out: layer {', '.join(map(repr, names[:8]))}{more} {why}")
+            self._note(f"left out: {', '.join(f'layer {name!r}' for name in names)} {why}")
         self.layers = tuple(name for name in self.layers if name not in left_out)
         self._settled = True
 

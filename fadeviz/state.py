@@ -319,21 +319,23 @@ def all_modules(model: nn.Module, loss_fn: object = None) -> dict[str, nn.Module
 
 
 def modules_of_loss(loss_fn: object) -> list[nn.Module]:
-    """The modules that a loss is, or refers to: as a method, a partial, or a function that names them."""
+    """The modules that a loss is, or refers to: as a method, a partial, an object, or a function that names them."""
     if isinstance(loss_fn, nn.Module):
         return [loss_fn]
     if isinstance(loss_fn, functools.partial):
         parts: list[Any] = [loss_fn.func, *loss_fn.args, *loss_fn.keywords.values()]
         return [module for part in parts for module in modules_of_loss(part)]
     if inspect.ismethod(loss_fn):
-        return _modules_in(loss_fn.__self__) + modules_of_loss(loss_fn.__func__)
+        return modules_of_loss(loss_fn.__self__) + modules_of_loss(loss_fn.__func__)
     if inspect.isfunction(loss_fn):
         try:
             names = inspect.getclosurevars(loss_fn)
         except ValueError:  # a variable of the function around it that is not set yet
             return []
         return [m for value in (*names.nonlocals.values(), *names.globals.values()) for m in _modules_in(value)]
-    return []
+    if isinstance(loss_fn, type) or not hasattr(loss_fn, "__dict__"):
+        return []
+    return [module for value in vars(loss_fn).values() for module in _modules_in(value)]  # an object that is called
 
 
 def devices_of(module: nn.Module) -> set[torch.device]:

@@ -1,6 +1,7 @@
 """Probes: what they see, and that they leave no trace."""
 
 import collections
+import concurrent.futures
 import threading
 import typing
 import warnings
@@ -394,9 +395,10 @@ class TestWhatAGlobTakes:
         found = probe.observe(images, targets, F.cross_entropy, step=0)
         assert probe.layers == ("blocks.0", "blocks.1", "head")
         assert {s.layer for s in found} == set(probe.layers)
+        ran = "did not run in the forward pass, so there is nothing to record of it"
         assert probe.notes == [
             "left out: layer 'flat' gives a tensor of 2 axes; a map (B, C, h, w) or tokens (B, L, C) are needed",
-            "left out: layer 'encoder', 'blocks' did not run in the forward pass, so there is nothing to record of it",
+            f"left out: layer 'encoder', layer 'blocks' {ran}",
             "left out: layer 'beside' does not influence the loss, so it has no gradient",
         ]
         with_fewer = Probe(Shared(), "*", "feature")
@@ -621,7 +623,7 @@ class TestErrorsOfOthers:
         images, targets = make()[1:]
         probe = Probe(net, "**")
         assert {s.layer for s in probe.observe(images, targets, F.cross_entropy, step=0)} == {"up"}
-        assert probe.notes == ["left out: layer 'part', 'part.0' is scripted (torch.jit), which calls no hooks. "
+        assert probe.notes == ["left out: layer 'part', layer 'part.0' is scripted (torch.jit), which calls no hooks. "
                                "Choose the layer around it"]  # fmt: skip
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), torch.OutOfMemoryError("no room"),
@@ -845,6 +847,19 @@ class TestOtherThreads:
         assert len(found) == 2  # not the call of the other thread
         assert modes == [False, True]
         assert int(net.norm.num_batches_tracked) == 1
+
+    def test_a_layer_that_the_model_itself_runs_in_a_thread(self):
+        class Threaded(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Conv2d(3, 2, 1)
+
+            def forward(self, x):
+                with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                    return pool.submit(self.up, x).result()
+
+        with pytest.raises(FadevizError, match="layer 'up' did not run in the thread that observes"):
+            Probe(Threaded(), "up").observe(*make()[1:], F.cross_entropy, step=0)
 
     def test_two_probes_of_two_threads_do_not_meet(self):
         net, images, targets = make()

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import functools
 import pickle
 import random
 import warnings
@@ -83,9 +84,11 @@ class Buffers(Net):
         self.register_buffer("largest", torch.zeros(3))
         self.register_buffer("history", torch.zeros(0), persistent=False)
         self.alias = self.largest[:1]
+        self.up.register_buffer("tied", self.largest)
 
     def change(self, x):
         self.largest.copy_(torch.maximum(self.largest, x.detach().amax((0, 2, 3))))
+        assert self.up.tied is self.largest
         assert torch.equal(self.alias, self.largest[:1])  # copies share their memory as the originals do
         self.history.resize_(4).fill_(1)
 
@@ -185,7 +188,19 @@ def test_losses_that_are_modules_or_refer_to_them(mode):
     def calls(output, targets):
         return loss(output, targets)
 
-    for loss_fn in (loss, loss.forward, loss.other, calls, lambda o, t: calls(o, t) + loss(o, t)):
+    class Criterion:
+        def __init__(self):
+            self.parts = {"running": loss}
+
+        def __call__(self, output, targets):
+            return self.parts["running"](output, targets)
+
+        def total(self, output, targets):
+            return self(output, targets)
+
+    criterion, part = Criterion(), functools.partial(calls)
+    two = lambda o, t: calls(o, t) + loss(o, t)  # noqa: E731
+    for loss_fn in (loss, loss.forward, loss.other, calls, two, criterion, criterion.total, part):
         assert changes_of(Net(), loss_fn, mode) == []
         assert float(loss.mean) == 1
         assert loss.training

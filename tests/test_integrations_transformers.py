@@ -261,4 +261,6 @@ def test_without_transformers():
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"the callback needs transformers: {HOW}\n"
+    assert done.stdout == (
+        f"the callback needs transformers, which is not installed. Install it, in a clone of fadeviz: {HOW}\n"
+    )

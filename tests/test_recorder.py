@@ -700,6 +700,45 @@ class TestMasks:
         assert again.step(1)
         assert open_run(tmp_path / "run").observation[1].max() == 1
 
+    def test_what_was_left_out_of_a_glob_is_left_out_again(self, tmp_path, recwarn):
+        class Stages(nn.Module):
+            def __init__(self, count=2):
+                super().__init__()
+                self.parts = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(count)])
+
+            def forward(self, x):
+                for part in self.parts:
+                    x = part(x)
+                return x
+
+        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, "resume": True}
+        first = Recorder(Stages(), "**", "1:3:1", tmp_path / "run", **options)
+        first.step(1)
+        first.close()
+        (warned,) = recwarn.list
+        assert "left out: layer 'parts' did not run in the forward pass" in str(warned.message)
+        assert open_run(tmp_path / "run").layers.keys() == {"parts.0", "parts.1"}
+        again = Recorder(Stages(), "**", "1:3:1", tmp_path / "run", **options)
+        assert again.step(2)
+        again.close()
+        assert len(recwarn.list) == 1  # it was told
+        assert len(open_run(tmp_path / "run").info["notes"]) == 1
+        with pytest.raises(
+            FadevizError, match=r"recorded with other layers: \['parts.0', 'parts.1'\], now .*'parts.2'"
+        ):
+            Recorder(Stages(3), "**", "1:3:1", tmp_path / "run", **options)
+        with pytest.raises(FadevizError, match="recorded with other layers"):
+            Recorder(Stages(), "parts.0", "1:3:1", tmp_path / "run", **options)
+
+    def test_a_resumed_run_that_cannot_be_observed_is_refused(self, tmp_path):
+        net = Net()
+        build(tmp_path / "run", net=net).close()
+        before = (tmp_path / "run" / "run.json").read_bytes()
+        net.head = nn.Conv2d(5, 2, 1)
+        with pytest.raises(FadevizError, match="the forward pass failed, in layer 'head'"):
+            build(tmp_path / "run", net=net, resume=True)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before
+
     def test_another_object_is_another_run(self, tmp_path):
         options = {"observe": (OBSERVED[0], self.LABELS), "loss_fn": None}
         build(tmp_path / "run", foreground=1, **options).close()

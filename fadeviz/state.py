@@ -295,8 +295,8 @@ def refuse_uninitialised(modules: Mapping[str, nn.Module]) -> None:
         for key, parameter in module._parameters.items():
             if parameter is not None and parameter.device.type == "meta" and "_hf_hook" not in module.__dict__:
                 raise FadevizError(
-                    f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} is on the device meta, without values. "
-                    "Load the model's weights first"
+                    f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} is on the device meta and has no "
+                    "values. Load the model's weights first"
                 )
 
 

@@ -220,20 +220,20 @@ class Probe:
 
     def _observe(self, asked: Asked) -> Found:
         try:
-            return self._in_chunks(asked) or self._atonce(asked)
+            return self._in_chunks(asked) or self._at_once(asked)
         except FadevizError as error:
             half = _half_in_words(error.__cause__) if asked.autocast is None else None
             if half is None:
                 raise
             try:
                 asked = dataclasses.replace(asked, autocast=half)
-                found = self._in_chunks(asked) or self._atonce(asked)
+                found = self._in_chunks(asked) or self._at_once(asked)
             except FadevizError:
                 raise error from error.__cause__
         self._note(f"observed under autocast to {str(half).removeprefix('torch.')}, since plain float32 cannot run")
         return found
 
-    def _atonce(self, asked: Asked) -> Found:
+    def _at_once(self, asked: Asked) -> Found:
         with self._looking(asked, self.kinds) as found:
             output = self._forward(asked, asked.images, found)
             if "gradient" in self.kinds:
@@ -316,7 +316,9 @@ class Probe:
         """Everything that one forward and backward pass needs around it, and what its hooks see."""
         found = Found(asked, kinds)
         used = {tensor.device for tensor in tensors_in(asked.images)} | devices_of(self._called)
-        device = _one_device(self._called) or next((d for d in used if d.type != "cpu"), torch.device("cpu"))
+        device = _one_device(self._called) or next(
+            (device for device in used if device.type not in ("cpu", "meta")), torch.device("cpu")
+        )
         watched = self._learning if self._observed else self._all_parameters()
         with (
             same_generators(used),
@@ -489,7 +491,7 @@ def _without_parallel(model: nn.Module) -> nn.Module:
 
 
 def _one_device(model: nn.Module) -> torch.device | None:
-    devices = devices_of(model)
+    devices = {device for device in devices_of(model) if device.type != "meta"}  # where weights wait to be loaded
     return devices.pop() if len(devices) == 1 else None
 
 

@@ -279,10 +279,10 @@ def same_generators(devices: Iterable[torch.device]) -> Iterator[None]:
 
 
 def refuse_uninitialised(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse lazy modules that have not seen a batch.
+    """Refuse lazy modules that have not seen a batch, and weights that were never loaded.
 
     Raises:
-        FadevizError: a parameter or buffer without a shape.
+        FadevizError: a parameter or buffer without a shape, a parameter on the device meta.
     """
     for name, module in modules.items():
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -290,6 +290,13 @@ def refuse_uninitialised(modules: Mapping[str, nn.Module]) -> None:
                 raise FadevizError(
                     f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} has no shape before the first batch. "
                     "Run one batch through the model first: model(images)"
+                )
+        # accelerate's hooks bring such weights when they are needed; without them, sums of nothing would be recorded.
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter.device.type == "meta" and "_hf_hook" not in module.__dict__:
+                raise FadevizError(
+                    f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} is on the device meta and has no "
+                    "values. Load the model's weights first"
                 )
 
 

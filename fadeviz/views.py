@@ -39,6 +39,10 @@ def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
     Raises:
         FadevizError: another number of axes, complex or sparse values, or tokens that fill no grid; says what to set.
     """
+    if tensor.device.type == "meta":
+        raise FadevizError(
+            f"layer {layer!r} gives a tensor without values (device meta). Load the model's weights first"
+        )
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex():
         kind = "nested" if tensor.is_nested else "complex" if tensor.is_complex() else "sparse"
         raise FadevizError(

@@ -312,6 +312,13 @@ def test_lazy_modules_are_refused_with_what_to_do():
     assert len(Probe(net, "0").observe(IMAGES, TARGETS, F.cross_entropy, step=0)) == 2
 
 
+def test_weights_that_were_never_loaded_are_refused():
+    net = nn.Sequential(nn.Conv2d(3, 2, 1, device="meta"))
+    state_of(net)
+    with pytest.raises(FadevizError, match="'0.weight' of Conv2d is on the device meta.*Load the model's weights"):
+        Probe(net, "0").observe(IMAGES, TARGETS, F.cross_entropy, step=0)
+
+
 def test_a_scripted_part_learns_nothing():
     with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         scripted = torch.jit.script(nn.BatchNorm2d(2))

@@ -47,9 +47,10 @@ class Recorder:
     and random numbers of the training stay as they are, bit for bit. Gradients are of ``loss_fn`` on the observed batch
     in float32: a GradScaler's scale is not in them.
 
-    What cannot be guarded is a random generator of the model's own, a plain attribute that is no tensor (a counter, a
-    list), and what a loss keeps in a closure. Around the first observation the model and a loss that is a module are
-    compared, and on a CPU the maps of a second look too: a difference is warned of, and noted in run.json.
+    What lies outside the modules of the model and the loss cannot be guarded: state in closures and in objects of other
+    classes, and what hooks of one's own write down, which run during an observation as in training. Around the first
+    observation the model and the loss are compared, and on a CPU the maps of a second look too: a difference is warned
+    of, and noted in run.json.
 
     The folder is an ordinary run: ``fadeviz grid``, ``animate``, ``analyze`` and ``report`` read it.
 
@@ -487,7 +488,7 @@ class Recorder:
         if other is not None:
             notes.append(
                 f"a second look at the same batch gave other maps (layer {other.layer!r}, {other.kind}): the model, or "
-                "the loss, draws from a random generator of its own, or counts its calls"
+                "the loss, draws random numbers or counts its calls in a place that cannot be put back"
             )
         self._looked = True
         self._note(notes)

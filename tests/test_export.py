@@ -620,7 +620,7 @@ def test_a_missing_library_is_named_with_its_extra(run, tmp_path, monkeypatch, t
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(FadevizError, match=rf'not installed: pip install "fadeviz\[{target}\]"'):
+    with pytest.raises(FadevizError, match=rf'not installed\. Install it, .*: pip install "\.\[{target}\]"'):
         export_run(run, target, tmp_path / NAMES[target])
     assert not list(tmp_path.iterdir())
 

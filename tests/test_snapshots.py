@@ -774,7 +774,10 @@ class TestXarray:
     def test_missing(self, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "xarray", None)
         for call in (run.to_xarray, run.maps("head").to_xarray):
-            with pytest.raises(FadevizError, match=r'xarray is missing. Install it: pip install "fadeviz\[xarray\]"'):
+            with pytest.raises(
+                FadevizError,
+                match=r'needs xarray, which is not installed\. Install it, in a clone of fadeviz: pip install "\.\[xarray\]"',
+            ):
                 call()
 
 

@@ -297,7 +297,7 @@ class TestErrors:
         monkeypatch.setitem(sys.modules, "fsspec.core", None)
         with pytest.raises(
             FadevizError,
-            match=r'needs fsspec, which is not installed\. Install it, in a clone of fadeviz: pip install "\.\[remote\]"',
+            match=r'needs fsspec, which is not installed\. .*pip install "\.\[remote\]"',
         ) as caught:
             open_run("memory://x/run")
         one_line(caught)

@@ -776,7 +776,7 @@ class TestXarray:
         for call in (run.to_xarray, run.maps("head").to_xarray):
             with pytest.raises(
                 FadevizError,
-                match=r'needs xarray, which is not installed\. Install it, in a clone of fadeviz: pip install "\.\[xarray\]"',
+                match=r'needs xarray, which is not installed\. .*pip install "\.\[xarray\]"',
             ):
                 call()
 

@@ -413,6 +413,10 @@ def info(run: Path | str) -> None:
         "time": [f"{what} {value:.1f} s" for what, value in told.get("seconds", {}).items()],
         "observed": [*told.get("observation", {}).get("names", []), told.get("observation", {}).get("mode")],
         "result": [f"{name} {value:.4f}" for name, value in result.items()],
+        "errors": [
+            f"{len(failed)}, the first: {failed[0].get('message')}" for failed in [told.get("errors")] if failed
+        ],
+        "notes": told.get("notes", []),
     }
     click.echo(printable(f"{opened.address}: {opened.name} in {told.get('network')}, run {opened.run_id}"))
     for name, parts in lines.items():

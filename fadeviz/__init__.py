@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .errors import FadevizError
+from .errors import FadevizError, RecorderWarning
 from .notebook import open_run
 from .runs import Run
 from .schedule import Schedule, parse_schedule
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FadevizError",
     "Recorder",
+    "RecorderWarning",
     "Run",
     "Schedule",
     "Snapshot",

@@ -18,6 +18,10 @@ class FadevizError(ValueError):
         super().__init__(printable(message))
 
 
+class RecorderWarning(UserWarning):
+    """Something that a :class:`fadeviz.Recorder` could not do, while the training that it records goes on."""
+
+
 class MissingExtra(FadevizError, ImportError):
     """A library that comes with one of fadeviz's extras is not installed."""
 

@@ -27,7 +27,7 @@ from .models import NETWORKS, Network, build_network, parse_network
 from .probes import MODES, Probe
 from .runs import Run, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
-from .snapshots import Snapshot, SnapshotStore, check_folder, remove_run
+from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_number, shared
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory
@@ -414,7 +414,7 @@ class _Work:
         self._clock = time.perf_counter()
         if not self.processes.first:
             return
-        self.info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in untrained}
+        self.info["layers"] = layer_sizes(untrained)
         self.store = SnapshotStore(self.out, self.run_id)
         self.store.forget_after(-1)
         self._write_info("running")

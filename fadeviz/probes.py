@@ -2,37 +2,54 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import operator
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from .batch import cut, image_size, joined, map_tensors, tensors_in
 from .errors import FadevizError, unknown_name
+from .hooks import INSIDE, Asked, Found, hooked, unchanged_modes
+from .hooks import Mode as Mode
+from .hooks import kernel_entropy as kernel_entropy
+from .layer_names import asked_for, layer_names, name_fits, once
+from .layer_names import find_layers as find_layers
 from .snapshots import CHANNEL_KINDS, KINDS, Snapshot
-from .upsamplers import Skip, Upsampler
-from .upsamplers.reassemble import KernelSoftmax
-from .views import View, as_map, choose_tensor
+from .state import all_modules, devices_of, modules_of_loss, refuse_uninitialised, same_generators, untouched
+from .upsamplers import Upsampler
+from .views import View, describe
 
-Mode = Literal["eval", "batch"]
 MODES = ("eval", "batch")
 
-_INSIDE = {"gate": "gate", "kernel_entropy": "kernels", "kernels": "kernels"}
-"""Kinds that show a part of an operator: the name of the submodule whose output they are made of."""
+_AT_ONCE, _A_CHUNK = 2**20, 2**19
+"""Pixels of all observed images up to which these are in the model at once, and above that of those that are."""
+
+_WATCHED = 2**31
+"""Bytes of parameters up to which the first observation copies them, to find those that the model itself writes to."""
 
 
 class Probe:
     """Maps of a model's layers for a fixed batch, without a trace in the training.
 
-    Hooks exist only inside :meth:`observe`. The model's modes, BatchNorm statistics, gradients and the random state
-    are afterwards what they were, also when an error is raised.
+    Hooks exist only inside :meth:`observe`. The model's modes, buffers, plain attributes, gradients and the random
+    state are afterwards what they were, also when an error is raised; a loss that is a module, or refers to one, is
+    treated like the model. What is kept outside of modules (generators and counters in closures or in objects of other
+    classes) is not seen: :func:`fadeviz.state.state_changes` finds what an observation changed. Hooks that others put
+    on the model run during an observation as they do in training, since a model may need them.
+
+    Attributes:
+        layers: the names of what is recorded. Of a glob, the first observation keeps what ran and gave a map (and has a
+            gradient, where that is recorded); these are the layers from then on.
+        notes: what was left out, and why, a sentence each.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -57,7 +74,8 @@ class Probe:
         Args:
             model: any module.
             layers: dotted names or globs, comma-separated or as a sequence; ``*`` stands for one part of a name,
-                ``**`` for any number: ``decoder.*.upsample``, ``**.gate``. Modules of the model are fine too.
+                ``**`` for any number: ``decoder.*.upsample``, ``**.gate``. Modules of the model are fine too. A module
+                that is used in several places has several names; a glob takes the first.
             kinds: names in ``KINDS``, comma-separated or as a sequence; or ``all`` for what there is of them; None
                 takes feature, gradient and what the layers have of gate and kernel_entropy. A kind is recorded of the
                 layers that have it.
@@ -67,21 +85,40 @@ class Probe:
             reduce: ``(B, C, h, w) -> (B, h, w)``, makes the kind ``feature``; None takes the mean over channels.
 
         Raises:
-            FadevizError: a name that fits no layer, no such kind, or a kind that none of the layers has.
+            FadevizError: a name that fits no layer, or fits two modules; no such kind, or a kind that none of the
+                layers has; a scripted model.
         """
         self.model = model
-        self._modules = {_plain(name): module for name, module in model.named_modules() if name}
-        self.layers = find_layers(self._modules, layers, type(model).__name__)
+        self.notes: list[str] = []
+        self._called = _without_parallel(model)
+        if isinstance(self._called, torch.jit.ScriptModule):
+            raise FadevizError(
+                f"{self._called.original_name} is scripted (torch.jit), and so are its parts, which call no hooks. "
+                "Observe the module that it was made from"
+            )
+        self._modules, clashes = layer_names(model)
+        found = find_layers(self._modules, layers, type(model).__name__)
+        for name in found:
+            if name in clashes:
+                raise FadevizError(
+                    f"the layer name {name!r} stands for two modules of {type(model).__name__}: "
+                    f"{' and '.join(map(repr, clashes[name]))}. Rename one, or observe the wrapped module alone"
+                )
+        self._exact = asked_for(self._modules, layers)
+        self.layers = once(found, self._modules, self._exact)
+        self._settled = self._observed = False
+        self._learning: list[nn.Parameter] = []
+        self._separable: bool | None = None
         self.reduce = reduce if reduce is not None else _mean_of_channels
         views = dict(views or {})
         for pattern in views:
             find_layers(self._modules, pattern, type(model).__name__)
         self.views = {
-            layer: next((view for pattern, view in views.items() if _fits(pattern, layer)), View())
+            layer: next((view for pattern, view in views.items() if name_fits(pattern, layer)), View())
             for layer in self.layers
         }
         self.channel_images = channel_images
-        having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in _INSIDE.items()}
+        having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in INSIDE.items()}
         for kind in ("guide", "constant"):
             having[kind] = [name for name in self.layers if isinstance(self._modules[name], Upsampler)]
         there = [kind for kind in KINDS if having.get(kind, self.layers)]
@@ -94,10 +131,27 @@ class Probe:
                 raise unknown_name("kind", kind, KINDS)
             if kind in having and not having[kind]:
                 raise FadevizError(
-                    f"none of the layers {', '.join(self.layers)} has {_INSIDE.get(kind, kind)!r}: there is no {kind} "
+                    f"none of the layers {', '.join(self.layers)} has {INSIDE.get(kind, kind)!r}: there is no {kind} "
                     "to record. Leave it out of --kinds, or choose an operator that has one, e.g. fade"
                 )
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
+
+    def settle(self, layers: Sequence[str]) -> None:
+        """Take these of the layers, those that an earlier observation found, as the layers from now on.
+
+        For a recording that is resumed: what was left out of a glob then is left out again.
+
+        Raises:
+            FadevizError: a name that is not among the layers, or one that was asked for by name and is not among these.
+        """
+        for name in layers:
+            if name not in self.layers:
+                raise unknown_name(f"layer among those asked for of {type(self.model).__name__}", name, self.layers)
+        missing = [name for name in self.layers if name in self._exact and name not in layers]
+        if missing:
+            raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or begin anew")
+        self.layers = tuple(name for name in self.layers if name in layers)
+        self._settled = True
 
     def observe(
         self,
@@ -107,271 +161,354 @@ class Probe:
         *,
         step: int,
         mode: Mode = "eval",
+        autocast: torch.dtype | None = None,
+        images_at_once: int | None = None,
     ) -> list[Snapshot]:
         """Send the observation batch through the model and return the maps.
 
         Args:
-            images: what the model is called with, on its device: a tensor ``(N, ...)``, or a dict of keyword arguments.
-            targets: second argument of ``loss_fn``.
+            images: what the model is called with: a tensor ``(N, ...)``, or a dict of keyword arguments. Copies are
+                moved to the model's device, and made bfloat16 or float16 where its weights are.
+            targets: second argument of ``loss_fn``, likewise on the model's device.
             loss_fn: called as ``loss_fn(model(images), targets)``, gives a scalar; needed for gradients.
             step: the number of optimiser steps done.
             mode: ``eval`` normalises with BatchNorm's running statistics, as a checkpoint would; ``batch`` with the
                 statistics of the observed images, on copies of the buffers. Early on the running statistics lag
-                behind the weights, and eval maps show that lag.
+                behind the weights, and eval maps show that lag. Loss modules are in the same mode.
+            autocast: bfloat16 or float16, to observe under autocast as the training runs; None observes in the
+                precision of the weights, and under autocast only where float32 cannot run, which ``notes`` says.
+            images_at_once: of mode ``eval``, how many images are in the model at a time, to save memory: the maps are
+                the same to rounding, gradients those of the loss of the whole batch, for two forward passes instead of
+                one. It is left at all of them where maps of one image depend on the others, or the loss reads more of
+                the model than its output. None takes all up to 2^20 pixels, above that as many as have 2^19.
 
         Returns:
             Snapshots in float32 numpy, in the order of the layers and of ``KINDS``.
 
         Raises:
-            FadevizError: a layer that did not run, gave no map, or does not influence the loss.
+            FadevizError: a layer that did not run, gave no map, or does not influence the loss; an error in the model
+                or the loss, with the layer; lazy modules that have no shape yet; a model in use by another thread.
         """
         if mode not in MODES:
             raise unknown_name("observation mode", mode, MODES)
-        found = _Found(step, self)
-        device = next((value.device for value in _tensors(images)), torch.device("cpu"))
-        devices = [device.index or 0] if device.type == "cuda" else []
+        modules = all_modules(self._called, loss_fn)
+        refuse_uninitialised(modules)
+        asked = Asked(
+            images,
+            targets,
+            loss_fn,
+            operator.index(step),
+            mode,
+            autocast,
+            images_at_once,
+            layers={name: self._modules[name] for name in self.layers},
+            needed=frozenset(self.layers if self._settled else self._exact),
+            parts=self._modules,
+            guarded=tuple(modules.values()),
+            views=self.views,
+            reduce=self.reduce,
+            channel_images=self.channel_images,
+        )
+        with _observing_alone(self._called):
+            found = self._observe(asked)
+        self._observed = True
+        if not self._settled:
+            self._leave_out(found)
+        order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
+        snapshots = [s for s in found.snapshots if s.layer in self.layers]
+        return sorted(snapshots, key=lambda s: (order[s.layer, s.kind], s.call))
+
+    def _observe(self, asked: Asked) -> Found:
+        try:
+            return self._in_chunks(asked) or self._at_once(asked)
+        except FadevizError as error:
+            half = _half_in_words(error.__cause__) if asked.autocast is None else None
+            if half is None:
+                raise
+            try:
+                asked = dataclasses.replace(asked, autocast=half)
+                found = self._in_chunks(asked) or self._at_once(asked)
+            except FadevizError:
+                raise error from error.__cause__
+        self._note(f"observed under autocast to {str(half).removeprefix('torch.')}, since plain float32 cannot run")
+        return found
+
+    def _at_once(self, asked: Asked) -> Found:
+        with self._looking(asked, self.kinds) as found:
+            output = self._forward(asked, asked.images, found)
+            if "gradient" in self.kinds:
+                found.add_gradients([self._loss(asked, output)])
+        return found
+
+    def _in_chunks(self, asked: Asked) -> Found | None:
+        """A few images at a time; None where all have to be, or may be, in the model at once."""
+        count, pixels = image_size(asked.images)
+        chunk = asked.images_at_once
+        if chunk is None:
+            chunk = count if count * pixels <= _AT_ONCE else max(1, _A_CHUNK // pixels)
+        if asked.mode != "eval" or not 0 < chunk < count:
+            return None
+        if self._separable is None:
+            self._separable = self._is_separable(asked, count)
+            if not self._separable:
+                self._note(
+                    f"all {count} images were observed at once: one by one they give other maps, or another loss"
+                )
+        if not self._separable:
+            return None
+        parts = [cut(asked.images, count, i, min(i + chunk, count)) for i in range(0, count, chunk)]
+        cotangents = self._cotangents(asked, parts, chunk, count) if "gradient" in self.kinds else []
+        found = []
+        for i, part in enumerate(parts):
+            rows = slice(i * chunk, (i + 1) * chunk)
+            found.append(self._a_chunk(asked, part, [None if c is None else c[rows] for c in cotangents]))
+        return _put_together(found, self.channel_images)
+
+    def _a_chunk(self, asked: Asked, images: Any, cotangents: Sequence[Tensor | None]) -> Found:
+        with self._looking(asked, self.kinds) as found:
+            outputs = tensors_in(self._forward(asked, images, found))
+            if "gradient" in self.kinds:
+                both = zip(outputs, cotangents, strict=True)
+                pairs = [(output, c) for output, c in both if c is not None and output.requires_grad]
+                found.add_gradients([output for output, _ in pairs], [c for _, c in pairs])
+        return found
+
+    def _is_separable(self, asked: Asked, count: int) -> bool:
+        """Whether the first image gives the same maps and output alone as it does beside the second."""
+        of_loss = {id(part) for module in modules_of_loss(asked.loss_fn) for part in module.modules()}
+        if not of_loss.isdisjoint(id(module) for module in self._called.modules()):
+            return False  # a loss that reads more of the model than its output
+        maps, outputs = [], []
+        for stop in (1, 2):
+            with self._looking(asked, ("feature",)) as found:
+                output = self._forward(asked, cut(asked.images, count, 0, stop), found)
+            maps.append({s.key: torch.from_numpy(s.value) for s in found.snapshots})
+            outputs.append(output)
+        try:
+            joined(outputs, (1, 2))
+        except FadevizError:
+            return False
+        alone, beside = ([*m.values(), *tensors_in(o)] for m, o in zip(maps, outputs, strict=True))
+        # Rounding depends on the number of images; so much more of it where the precision is less.
+        tolerance = 1e-3 if _one_dtype(self._called) == torch.float32 and asked.autocast is None else 3e-2
+        return maps[0].keys() == maps[1].keys() and all(
+            _begins_with(both, first, tolerance) for both, first in zip(beside, alone, strict=True)
+        )
+
+    def _cotangents(self, asked: Asked, parts: Sequence[Any], chunk: int, count: int) -> list[Tensor | None]:
+        """d loss / d output of the whole batch, a tensor for each of the output's; None for those without."""
+        outputs = []
+        for part in parts:
+            with self._looking(asked, ()) as found:
+                outputs.append(map_tensors(self._forward(asked, part, found), Tensor.detach))
+        sizes = [min(chunk, count - i) for i in range(0, count, chunk)]
+        with self._looking(asked, ()), torch.enable_grad():
+            output = joined(outputs, sizes)
+            leaves = [t.requires_grad_() for t in tensors_in(output) if t.is_floating_point()]
+            # A loss may write into the output, but not into a leaf.
+            loss = self._loss(asked, map_tensors(output, lambda t: t.clone()))
+            with asked.in_words("the backward pass failed"):
+                given = iter(torch.autograd.grad(loss, leaves, allow_unused=True))
+        return [next(given) if t.is_floating_point() else None for t in tensors_in(output)]
+
+    @contextmanager
+    def _looking(self, asked: Asked, kinds: Sequence[str]) -> Iterator[Found]:
+        """Everything that one forward and backward pass needs around it, and what its hooks see."""
+        found = Found(asked, kinds)
+        used = {tensor.device for tensor in tensors_in(asked.images)} | devices_of(self._called)
+        device = _one_device(self._called) or next(
+            (device for device in used if device.type not in ("cpu", "meta")), torch.device("cpu")
+        )
+        watched = self._learning if self._observed else self._all_parameters()
         with (
-            _unchanged_modes(self.model, mode),
-            torch.random.fork_rng(devices),
+            same_generators(used),
+            untouched(asked.guarded, watched) as written,
+            unchanged_modes(asked.guarded, asked.mode),
             # The maps are those of float32 arithmetic whatever the training's precision is.
-            torch.autocast(device.type, enabled=False),
-            torch.set_grad_enabled("gradient" in self.kinds),
+            torch.autocast(device.type, dtype=asked.autocast, enabled=asked.autocast is not None),
+            torch.set_grad_enabled("gradient" in kinds),
             # A compiled model would not call hooks that were added after it was compiled.
             torch.compiler.set_stance("force_eager"),
-            _hooks(self, found),
+            hooked(found),
         ):
-            # A leaf of its own: the graph then reaches every layer even when all weights are frozen.
-            leaves = _leaves(images, "gradient" in self.kinds)
-            output = self._forward(leaves, mode)
-            found.forward_is_over()
-            if "gradient" in self.kinds:
-                loss = loss_fn(output, targets)
-                found.add_gradients(loss)
-        order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
-        return sorted(found.snapshots, key=lambda s: (order[s.layer, s.kind], s.call))
+            yield found
+        known = {id(parameter) for parameter in self._learning}
+        self._learning += [parameter for parameter in written if id(parameter) not in known]
 
-    def _forward(self, images: Any, mode: Mode) -> Any:
-        named = images if isinstance(images, Mapping) else {}
-        placed = () if isinstance(images, Mapping) else (images,)
-        if mode == "eval":
-            return self.model(*placed, **named)
-        # DataParallel cannot be called with other buffers; what it wraps can.
-        model = self.model.module if isinstance(self.model, nn.DataParallel) else self.model
-        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        return torch.func.functional_call(model, buffers, placed, dict(named))
+    def _all_parameters(self) -> list[nn.Parameter]:
+        """What is watched the first time: all, if there is room for copies; and then those that were written to."""
+        parameters = [parameter for parameter in self._called.parameters() if not parameter.is_inference()]
+        return parameters if sum(parameter.nbytes for parameter in parameters) <= _WATCHED else []
 
+    def _forward(self, asked: Asked, images: Any, found: Found) -> Any:
+        # Leaves of their own: the graph then reaches every layer even when all weights are frozen.
+        images = _placed(images, self._called, _one_dtype(self._called), "gradient" in found.kinds)
+        with asked.in_words("the forward pass failed"):
+            output = self._called(**images) if isinstance(images, Mapping) else self._called(images)
+        found.forward_is_over()
+        return output
 
-def _tensors(images: Any) -> list[Tensor]:
-    values = images.values() if isinstance(images, Mapping) else [images]
-    return [value for value in values if isinstance(value, Tensor)]
-
-
-def _leaves(images: Any, wanted: bool) -> Any:
-    def leaf(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.detach().clone().requires_grad_(wanted and value.is_floating_point())
-
-    return {key: leaf(value) for key, value in images.items()} if isinstance(images, Mapping) else leaf(images)
-
-
-class _Found:
-    """What the hooks of one observation have seen so far."""
-
-    def __init__(self, step: int, probe: Probe) -> None:
-        self.step = step
-        self.probe = probe
-        self.snapshots: list[Snapshot] = []
-        self._edges: list[tuple[str, int, GradientEdge]] = []
-        self._calls: Counter[tuple[str, str]] = Counter()
-        self._over = False
-
-    def layer_ran(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if self._over:  # activation checkpointing runs layers again during the backward pass
-            return
-        kinds = self.probe.kinds
-        call = self._count(layer, "")
-        view = self.probe.views[layer]
-        tensor = choose_tensor(output, view, layer)
-        # Reduced here and now: a kept reference would be overwritten by an in-place ReLU that follows.
-        value = as_map(tensor.detach(), view, layer).float()
-        if "feature" in kinds:
-            reduced = self.probe.reduce(value)
-            if not isinstance(reduced, Tensor) or reduced.shape != (len(value), *value.shape[-2:]):
-                got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
-                raise FadevizError(
-                    f"reduce made {got} of {tuple(value.shape)} in layer {layer!r}. It must give (B, h, w)"
-                )
-            self._add(layer, call, "feature", reduced.detach().float())
-        if "channels" in kinds:
-            self._add(layer, call, "channels", value[: self.probe.channel_images])
-        if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
-            if len(inputs) < 2 or not isinstance(inputs[1], Skip):
-                raise FadevizError(
-                    f"layer {layer!r} was not called as upsampler(x, skip), so that its guide is unknown. "
-                    "Leave guide and constant out of the kinds, or call it so"
-                )
-            x, skip = inputs[0], inputs[1]
-            if "guide" in kinds:
-                self._add(layer, call, "guide", skip.feature.detach().float()[: self.probe.channel_images])
-            if "constant" in kinds:
-                self._add(layer, call, "constant", self._constant_response(module, x, skip).mean(dim=1))
-        if "gradient" in kinds:
-            if not tensor.requires_grad:
-                raise FadevizError(
-                    f"layer {layer!r} runs without gradients (torch.no_grad, or a reentrant checkpoint). "
-                    "Leave gradient out of the kinds, or choose another layer"
-                )
-            # The edge is where the gradient of this very value arrives, also when it is modified in place later on.
-            self._edges.append((layer, call, get_gradient_edge(tensor)))
-
-    def _constant_response(self, module: Upsampler, x: Tensor, skip: Skip) -> Tensor:
-        """What the operator makes of ones. Its own parts run again meanwhile: they are not to be recorded twice."""
-        indices = None if skip.indices is None else skip.indices[:1]
-        ones, guide = torch.ones_like(x[:1]), Skip(torch.ones_like(skip.feature[:1]), indices)
-        self._over = True
-        try:
-            # Running statistics: those of a constant would divide it by zero.
-            with torch.no_grad(), _unchanged_modes(module, "eval"):
-                return module.forward(ones, guide).float()
-        finally:
-            self._over = False
-
-    def part_ran(self, layer: str, kind: str, module: nn.Module, output: Tensor) -> None:
-        if self._over:
-            return
-        call = self._count(layer, kind)
-        value = output.detach().float()
-        if kind == "kernels":
-            self._add(layer, call, kind, value[: self.probe.channel_images])
-            return
-        if kind == "kernel_entropy":
-            value = kernel_entropy(value, module.groups if isinstance(module, KernelSoftmax) else 1)
-        self._add(layer, call, kind, value.mean(dim=1))
-
-    def add_gradients(self, loss: Tensor) -> None:
-        grads = torch.autograd.grad(loss, [edge for *_, edge in self._edges], allow_unused=True)
-        for (layer, call, _), grad in zip(self._edges, grads, strict=True):
-            if grad is None:
-                raise FadevizError(
-                    f"layer {layer!r} does not influence the loss, so it has no gradient. Choose another"
-                )
-            grad = as_map(grad.detach(), self.probe.views[layer], layer)
-            self._add(layer, call, "gradient", grad.float().relu().sum(dim=1))
-
-    def forward_is_over(self) -> None:
-        self._over = True
-        for layer in self.probe.layers:
-            if not self._calls[layer, ""]:
-                raise FadevizError(
-                    f"layer {layer!r} did not run in the forward pass, so there is nothing to record of it"
-                )
-
-    def _count(self, layer: str, kind: str) -> int:
-        self._calls[layer, kind] += 1
-        return self._calls[layer, kind] - 1
-
-    def _add(self, layer: str, call: int, kind: str, value: Tensor) -> None:
-        array: NDArray[np.float32] = value.contiguous().cpu().numpy()
-        # .cpu() of a CPU tensor is a view: the copy keeps what was seen when buffers are reused.
-        self.snapshots.append(Snapshot(self.step, layer, call, kind, array.copy()))
-
-
-def kernel_entropy(kernels: Tensor, groups: int = 1) -> Tensor:
-    """Entropy of every reassembly kernel over log K^2: ``(B, G*K*K, H, W) -> (B, G, H, W)`` in [0, 1].
-
-    1 is a box blur; 0 takes one neighbour alone.
-    """
-    b, channels, h, w = kernels.shape
-    weights = kernels.reshape(b, groups, channels // groups, h, w)
-    if weights.shape[2] == 1:
-        return weights.new_zeros(b, groups, h, w)
-    return torch.special.entr(weights).sum(dim=2) / math.log(weights.shape[2])
-
-
-def find_layers(
-    modules: Mapping[str, nn.Module], patterns: str | nn.Module | Sequence[str | nn.Module], network: str
-) -> tuple[str, ...]:
-    """The names among ``modules`` that fit the patterns, or are the modules given, in the network's order.
-
-    Raises:
-        FadevizError: a pattern that fits none; lists the nearest names.
-    """
-    names = list(modules)
-    if isinstance(patterns, str):
-        patterns = patterns.split(",")
-    chosen: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, nn.Module) else patterns:
-        if isinstance(pattern, nn.Module):
-            fits = {name for name in names if modules[name] is pattern}
-            if not fits:
-                raise FadevizError(f"the {type(pattern).__name__} given as a layer is no part of {network}")
-        else:
-            fits = {name for name in names if _fits(pattern.strip(), name)}
-        if not fits:
-            # What is called as a function cannot be hooked; who looks for it finds the modules around it.
+    def _loss(self, asked: Asked, output: Any) -> Tensor:
+        targets = _placed(asked.targets, self._called, None, False)
+        # In eval mode many models give something else than in training: that is what such a loss fails of.
+        with asked.in_words("loss_fn failed", given=f". It was given {describe(output)}"):
+            loss = asked.loss_fn(output, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            what = describe(loss)
+            if isinstance(loss, Tensor) and loss.numel() == 1:
+                what += " that no gradient leads back from"
             raise FadevizError(
-                f"{unknown_name(f'layer in {network}', str(pattern).strip(), names)} A function such as F.interpolate "
-                "is no layer: choose the module that gives its input or takes its output"
+                f"loss_fn gave {what} (step {asked.step}, observed in {asked.mode} mode); a scalar that depends on "
+                "the model's output is needed. Return e.g. its mean, or leave gradient out of the kinds"
             )
-        chosen |= fits
-    return tuple(name for name in names if name in chosen)
+        return loss
 
+    def _leave_out(self, found: Found) -> None:
+        left_out = found.left_out
+        if left_out and len(left_out) == len(self.layers):
+            raise FadevizError(f"there is nothing to record: {'; '.join(left_out.values())}")
+        alike: dict[str, list[str]] = {}
+        for name, reason in left_out.items():
+            why = re.sub(r"\.( Choose another( layer)?)?$", "", reason.removeprefix(f"layer {name!r} "))
+            alike.setdefault(why, []).append(name)
+        for why, names in alike.items():
+            self._note(f"left out: {', '.join(f'layer {name!r}' for name in names)} {why}")
+        self.layers = tuple(name for name in self.layers if name not in left_out)
+        self._settled = True
 
-def _fits(pattern: str, name: str) -> bool:
-    parts = re.split(r"(\*\*|\*)", _plain(pattern))
-    expression = "".join({"**": ".*", "*": "[^.]+"}.get(part, re.escape(part)) for part in parts)
-    return re.fullmatch(expression, name) is not None
+    def _note(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)
 
 
 def _mean_of_channels(value: Tensor) -> Tensor:
     return value.mean(dim=1)
 
 
-def _plain(name: str) -> str:
-    # Wrappers put their own name in front: DataParallel "module.", torch.compile "_orig_mod.".
-    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.)", "", name).lstrip(".")
+_LOCK = threading.RLock()
+"""Held while a model is observed: modes, hooks and generators are those of the whole process."""
 
 
 @contextmanager
-def _hooks(probe: Probe, found: _Found) -> Iterator[None]:
-    handles = []
-    try:
-        for layer in probe.layers:
-            handles.append(probe._modules[layer].register_forward_hook(_layer_hook(layer, found)))
-            for kind, part in _INSIDE.items():
-                module = probe._modules.get(f"{layer}.{part}")
-                if kind in probe.kinds and module is not None:
-                    handles.append(module.register_forward_hook(_part_hook(layer, kind, found)))
-        yield
-    finally:
-        for handle in handles:
+def _observing_alone(model: nn.Module) -> Iterator[None]:
+    """Refuse a model that another thread is running; let its next forward pass begin after the observation."""
+    me = threading.get_ident()
+
+    def wait(module: nn.Module, inputs: Any) -> None:
+        if threading.get_ident() != me:
+            with _LOCK:
+                pass
+
+    with _LOCK:
+        handle = model.register_forward_pre_hook(wait, prepend=True)
+        try:
+            _refuse_running(model, me)
+            yield
+        finally:
             handle.remove()
 
 
-def _layer_hook(layer: str, found: _Found) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.layer_ran(layer, module, inputs, output)
+def _refuse_running(model: nn.Module, me: int) -> None:
+    parts = {id(module) for module in model.modules()}
+    code = nn.Module._call_impl.__code__
+    for thread, frame in sys._current_frames().items():
+        while thread != me and frame is not None:
+            if frame.f_code is code and id(frame.f_locals.get("self")) in parts:
+                raise FadevizError(
+                    f"{type(model).__name__} is running in another thread: an observation now would change its mode "
+                    "there. Observe between two steps of the training, from the thread that trains"
+                )
+            frame = frame.f_back  # type: ignore[assignment]
 
-    return hook
+
+def _half_in_words(error: BaseException | None) -> torch.dtype | None:
+    """The type to observe under autocast with, if this is the error of layers of several types."""
+    named = (
+        re.search("(bfloat16)|(half|float16)", str(error), re.IGNORECASE) if isinstance(error, RuntimeError) else None
+    )
+    if named is None:
+        return None
+    for device in ("cuda", "cpu"):
+        if torch.is_autocast_enabled(device):  # the training's, around the call
+            return torch.get_autocast_dtype(device)
+    return torch.bfloat16 if named[1] else torch.float16
 
 
-def _part_hook(layer: str, kind: str, found: _Found) -> Callable[[nn.Module, Any, Any], None]:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        found.part_ran(layer, kind, module, output)
+def sizes_by_call(snapshots: Iterable[Snapshot]) -> dict[str, list[tuple[int, int]]]:
+    """Height and width of each layer's maps, a pair for every call: those of one layer may differ in size.
 
-    return hook
+    Example:
+        >>> layer = nn.Conv2d(3, 4, 3, stride=2)
+        >>> model = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+        >>> sizes_by_call(Probe(model, "1", "feature").observe(torch.zeros(1, 3, 9, 7), None, None, step=0))
+        {'1': [(4, 3)]}
+    """
+    sizes: dict[str, dict[int, tuple[int, int]]] = {}
+    for snapshot in snapshots:
+        height, width = snapshot.value.shape[-2:]
+        sizes.setdefault(snapshot.layer, {}).setdefault(snapshot.call, (height, width))
+    return {layer: [calls[call] for call in sorted(calls)] for layer, calls in sizes.items()}
 
 
-@contextmanager
-def _unchanged_modes(model: nn.Module, mode: Mode) -> Iterator[None]:
-    # Module by module: model.train() afterwards would also wake layers that were frozen in eval mode on purpose.
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in before:
-            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
-            module.training = mode == "batch" and is_norm
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
+def _put_together(found: Sequence[Found], channel_images: int) -> Found | None:
+    """Maps of all images from those of some each; None where the layers did not run alike."""
+    keys = [[s.key for s in one.snapshots] for one in found]
+    if any(sorted(some) != sorted(keys[0]) for some in keys):
+        return None
+    parts: dict[str, list[NDArray[np.float32]]] = {key: [] for key in keys[0]}
+    for one in found:
+        for snapshot in one.snapshots:
+            parts[snapshot.key].append(snapshot.value)
+    whole = found[0]
+    whole.snapshots = [
+        s
+        if s.kind == "constant"
+        else dataclasses.replace(s, value=np.concatenate(parts[s.key])[: _most(s, channel_images)])
+        for s in whole.snapshots
+    ]
+    return whole
+
+
+def _most(snapshot: Snapshot, channel_images: int) -> int | None:
+    return channel_images if snapshot.kind in CHANNEL_KINDS else None
+
+
+def _begins_with(both: Tensor, first: Tensor, tolerance: float) -> bool:
+    """Whether the rows of ``first`` are the first half of ``both``, to rounding."""
+    if both.shape != (2 * len(first), *first.shape[1:]):
+        return False
+    if not first.is_floating_point() or not first.numel():
+        return True
+    limit = tolerance * float(first.detach().abs().nan_to_num().max())
+    return torch.allclose(both[: len(first)], first, rtol=0, atol=limit, equal_nan=True)
+
+
+def _without_parallel(model: nn.Module) -> nn.Module:
+    # Replicas of several devices would call the hooks from several threads; DistributedDataParallel waits for others.
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def _one_device(model: nn.Module) -> torch.device | None:
+    devices = {device for device in devices_of(model) if device.type != "meta"}  # where weights wait to be loaded
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _one_dtype(model: nn.Module) -> torch.dtype | None:
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _placed(value: Any, model: nn.Module, dtype: torch.dtype | None, leaves: bool) -> Any:
+    """Copies on the model's device, where there is one alone; floats are cast, and leaves of a graph."""
+    device = _one_device(model)
+
+    def placed(tensor: Tensor) -> Tensor:
+        floating = tensor.is_floating_point()
+        # A float32 model may be given float64 on purpose, times or coordinates, but not images.
+        cast = floating and not (tensor.dtype == torch.float64 and dtype == torch.float32 and tensor.ndim != 4)
+        copy = tensor.detach().to(device or tensor.device, dtype if cast else None, copy=True)
+        return copy.requires_grad_(leaves and floating)
+
+    return map_tensors(value, placed)

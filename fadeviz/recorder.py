@@ -5,25 +5,38 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import os
 import platform
+import sys
+import threading
+import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import FadevizError
+from .batch import map_tensors
+from .errors import FadevizError, RecorderWarning, printable, unknown_name
 from .files import only_writer
+from .observed import Masks, images_to_show, masks_of, names_of, whole_number
 from .probes import Mode, Probe
 from .runs import Run, open_run
 from .schedule import Schedule, at, parse_schedule
-from .snapshots import Snapshot, SnapshotStore, check_folder, remove_run
+from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from .state import state_changes, state_of
 from .views import View
+from .wrapped import device_of, float32_forward, is_first_process, refuse_waiting, unwrapped
+
+OnError = Literal["warn", "raise"]
+
+MOST_ERRORS = 100
+"""So many failed steps are listed in run.json: of a disk that stays full for a week they tell enough."""
 
 
 class Recorder:
@@ -34,11 +47,23 @@ class Recorder:
     and random numbers of the training stay as they are, bit for bit. Gradients are of ``loss_fn`` on the observed batch
     in float32: a GradScaler's scale is not in them.
 
+    What cannot be guarded is a random generator of the model's own, a plain attribute that is no tensor (a counter, a
+    list), and what a loss keeps in a closure. Around the first observation the model and a loss that is a module are
+    compared, and on a CPU the maps of a second look too: a difference is warned of, and noted in run.json.
+
     The folder is an ordinary run: ``fadeviz grid``, ``animate``, ``analyze`` and ``report`` read it.
 
     Steps are counted over the whole training and never go back. A recorder that resumes drops what its folder holds
     of the steps that the training makes again: a training that was killed at 350 and goes on from a checkpoint of 200
     records 300 anew.
+
+    A recorder does not end a training. Once it is made, whatever fails (a model that cannot be observed any more, no
+    memory, a full disk, a folder that was moved) is warned of once, as :class:`~fadeviz.errors.RecorderWarning`, and
+    listed in run.json as ``errors``; later steps are tried again. ``on_error="raise"`` raises instead, and so do
+    Python's filters where they make errors of warnings.
+
+    Calls from several threads wait for each other. In a child that was forked from the recorder's process, and as a
+    copy, it does nothing.
 
     Example::
 
@@ -64,7 +89,10 @@ class Recorder:
         reduce: Callable[[Tensor], Tensor] | None = None,
         channel_images: int = 1,
         pictures: NDArray[np.uint8] | None = None,
-        masks: NDArray[np.integer[Any]] | None = None,
+        masks: NDArray[Any] | Tensor | None = None,
+        ignore_index: int | None = None,
+        classes: int | None = None,
+        foreground: int | Sequence[int] | None = None,
         names: Sequence[str] | None = None,
         name: str | None = None,
         seed: int | None = None,
@@ -72,28 +100,39 @@ class Recorder:
         scaler: torch.amp.GradScaler | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        on_error: OnError = "warn",
     ) -> None:
         """Look at the model once, and open the folder.
 
         Args:
             model: any module, on its device; also compiled, prepared by accelerate, or wrapped in DataParallel or
-                DistributedDataParallel.
+                DistributedDataParallel. It may be cast or moved to another device later.
             layers: as for :class:`~fadeviz.probes.Probe`.
             steps: ``"100:3000:100,320:360:10"``, or the steps; 0 is always one.
-            out: the run's folder.
+            out: the run's folder; where the training changes its working directory later, it stays where it is.
             observe: ``(images, targets)``, the same at every step. Images are what the model is called with: a tensor
-                ``(N, ...)``, or a dict of keyword arguments. Moved to the model's device, and made bfloat16 or
-                float16 where its weights are.
+                ``(N, ...)``, a dict of keyword arguments, or whatever else is its one argument. Both may be tuples
+                (named ones too), lists, dicts, dataclasses or objects with tensors in them. They are copied, and at
+                each look moved to the model's device; images of floats take the dtype of its weights where they all
+                have one.
             loss_fn: ``loss_fn(output, targets)``, a scalar; None records no gradients.
             kinds: as for :class:`~fadeviz.probes.Probe`; None takes the small ones that the layers have.
             mode: ``eval`` or ``batch``, as for :meth:`~fadeviz.probes.Probe.observe`.
             views: how to read a map from outputs that are no map.
             reduce: makes the kind ``feature`` of a layer's map; None takes the mean over channels.
             channel_images: images of which the large kinds are kept.
-            pictures: ``(N, H, W, 3)``, what to show of the observed images; None makes them of images
+            pictures: ``(N, H, W, 3)`` uint8, what to show of the observed images; None makes them of images
                 ``(N, 1 or 3, H, W)``, from the smallest to the largest value of each.
-            masks: ``(N, H, W)``, the objects: all but 0 is foreground; None takes targets of that shape that are
-                integers. Without any, the maps can be drawn, but not measured against an outline.
+            masks: ``(N, H, W)``, the classes of the images shown, or their objects as booleans, 0 and 1, or 0 and 255.
+                None takes the first of the targets that can be one: integers ``(N, H, W)`` or ``(N, 1, H, W)``,
+                floats that are all 0 and 1, or one-hot; brought to the images' size. Without any, the maps can be
+                drawn, but not measured against an outline.
+            ignore_index: the label of void pixels, which are no object; None takes that of ``loss_fn``, where it has
+                one. Negative labels and 255 are void anyway.
+            classes: how many there are, background included; None takes those up to the largest label.
+            foreground: the class whose outline and interior are measured, of all images or of each. None takes every
+                class but 0 where there are two, and else the class of each image that is most like a single clear
+                object, as ``fadeviz record`` does.
             names: of the images.
             name: what figures call the run; None takes the folder's name.
             seed: of the training: runs of one name and several seeds are measured together.
@@ -105,26 +144,43 @@ class Recorder:
             resume: go on in the folder of a run that stopped; it must have the same layers, kinds and images. Where
                 there is none yet, a new one begins.
             overwrite: replace a run that is there.
+            on_error: ``warn`` goes on with the training where recording fails; ``raise`` raises. Both raise here.
 
         Raises:
             FadevizError: a folder that is in use or holds something else, layers or kinds there are not, a model that
-                cannot be observed. Nothing was written or removed then.
+                cannot be observed, masks, pictures or names that do not fit. Nothing was written or removed then.
         """
-        self.model = _unwrapped(model)
-        _refuse_waiting(self.model, mode)
-        self.out = Path(out)
+        if on_error not in ("warn", "raise"):
+            raise unknown_name("way to treat errors", str(on_error), ("warn", "raise"))
+        self.on_error = on_error
+        self.model = unwrapped(model)
+        refuse_waiting(self.model, mode)
+        self.out = Path(out).absolute()
         self.schedule = _schedule(steps)
-        self.device, half = _device(self.model), _half(self.model)
-        self.images, self.targets = _on(observe[0], self.device, half), _on(observe[1], self.device)
+        device = device_of(self.model)
+        if device.type == "meta":
+            raise FadevizError("the model is on the device meta: it has no weights yet. Load them, then record")
+        # Copies, so that a buffer that the loader uses again is not observed; a look takes copies of these.
+        self.images, self.targets = (
+            map_tensors(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
+        )
+        if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+            raise FadevizError(f"scaler is a {type(scaler).__name__}: a torch.amp.GradScaler is needed")
         self.scaler = scaler
         self.loss_fn = loss_fn if loss_fn is not None else _no_loss
         self.mode = mode
+        seed, start = (None if n is None else whole_number(n, what) for n, what in ((seed, "seed"), (start, "start")))
         if start is not None and start < 0:
             raise FadevizError(f"start is {start}: it counts the optimiser steps done before, 0 or more")
         self._seen = start  # the last step that was told of; None: a resumed training has not told yet
+        self._forget: int | None = None  # what is stored of later steps than this has still to go
         self._recorded: set[int] = set()
+        self._warned: set[tuple[str, type]] = set()
+        self._stage = "observe"
+        self._looked = self._busy = self._unsaved = False
+        self._lock, self._process = threading.RLock(), os.getpid()
         self._open = contextlib.ExitStack()
-        self._writes = _is_first_process()
+        self._writes = is_first_process()
         if not self._writes:  # one process writes; the others need not even look
             return
         check_folder(self.out, resume=resume, overwrite=overwrite)
@@ -134,78 +190,110 @@ class Recorder:
                 raise FadevizError("the kind gradient needs loss_fn: the scalar it is the gradient of")
             probe.kinds = tuple(kind for kind in probe.kinds if kind != "gradient")
         self.probe = probe
-        shown, outlines = _pictures(self.images, self.targets, pictures, masks)
+        shown = images_to_show(self.images, pictures)
+        size = (shown.shape[0], shown.shape[1], shown.shape[2])
+        truth = masks_of(self.targets, masks, size, ignore_index=ignore_index, classes=classes, foreground=foreground,
+                         loss_fn=loss_fn)  # fmt: skip
         self._open.enter_context(only_writer(self.out))
         try:
             # A run whose disk was full before its first snapshot has nothing to go on with.
             begun = (self.out / "run.json").exists() and any((self.out / "snapshots").glob("step_*"))
             before = open_run(self.out) if resume and begun else None
             if before is None:
-                self._begin(shown, outlines, _names(names, len(shown)), name, seed, overwrite)
+                self._begin(shown, truth, names_of(names, len(shown)), name, seed, overwrite)
             else:
-                self._go_on(before, shown, outlines)
+                self._go_on(before, shown, truth, foreground is not None)
         except BaseException:
             self._open.close()
             raise
-        weakref.finalize(self, self._open.close)
+        weakref.finalize(self, _release, self._open, self._process)
 
     def _begin(
         self,
         pictures: NDArray[np.uint8],
-        masks: NDArray[np.uint8],
+        masks: Masks,
         names: list[str],
         name: str | None,
         seed: int | None,
         overwrite: bool,
     ) -> None:
         start = self._seen = self._seen or 0
+        self.info: dict[str, Any] = {}
+        self._note([masks.note] if masks.note else [])
         untrained = self._look(start)  # what cannot be observed is found here, before an old run is removed
         if overwrite:
             remove_run(self.out)
         self.store = SnapshotStore(self.out, _run_id(untrained, pictures, seed))
         self.store.forget_after(-1)
-        self.info: dict[str, Any] = {
+        self.info = {
             "status": "recording",
-            **({} if name is None else {"upsampler": name, "title": name}),
+            **({} if name is None else {"upsampler": str(name), "title": str(name)}),
             "network": type(self.model).__name__,
             "network_title": type(self.model).__name__,
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            **({"classes": masks.classes} if masks.classes > 2 else {}),
             "config": {} if seed is None else {"seed": seed},
             "schedule": list(self.schedule),
             "kinds": list(self.probe.kinds),
-            "layers": {s.layer: {"size": list(s.value.shape[-2:])} for s in untrained},
-            "observation": {"names": names, "mode": self.mode},
+            "layers": layer_sizes(untrained),
+            "observation": {
+                "names": names,
+                "mode": self.mode,
+                **({} if masks.foreground is None else {"foreground": masks.foreground}),
+            },
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            **self.info,
         }
-        self.store.write_info(self.info)
-        self.store.write_observation(pictures, masks)
+        self._save_info()
+        self.store.write_observation(pictures, masks.values)
         self._write(start, untrained)
 
-    def _go_on(self, before: Run, pictures: NDArray[np.uint8], masks: NDArray[np.uint8]) -> None:
-        same = [np.array_equal(a, b) for a, b in zip(before.observation, (pictures, masks), strict=True)]
-        if not all(same):
+    def _go_on(self, before: Run, pictures: NDArray[np.uint8], masks: Masks, foreground_given: bool) -> None:
+        was_shown, were_masks = before.observation
+        notes, layers = before.info.get("notes", []), list(before.info.get("layers", {}))
+        # What was left out of a glob then is left out again.
+        asked = [one for one in self.probe.layers if one in layers or not any(f"layer {one!r}" in n for n in notes)]
+        same = np.array_equal(were_masks, masks.values)
+        if not np.array_equal(was_shown, pictures) or not (same or np.array_equal(were_masks, masks.earlier)):
             raise FadevizError(f"{self.out} observed other images. Observe the same, or choose another folder")
+        object_was = (before.info.get("observation") or {}).get("foreground")
         for what, was, wanted in (
-            ("layers", list(before.info.get("layers", {})), list(self.probe.layers)),
+            ("layers", layers, asked),
             ("kinds", before.info.get("kinds"), list(self.probe.kinds)),
+            ("foreground", object_was, masks.foreground if same and foreground_given else object_was),
         ):
             if was != wanted:
                 raise FadevizError(f"{self.out} was recorded with other {what}: {was}, now {wanted}. Use the same")
-        self.store = SnapshotStore(self.out, before.run_id)
+        self.probe.settle(layers)
         self.info = {key: value for key, value in before.info.items() if key not in ("format", "run_id")}
         self.info.pop("message", None)
         self.info |= {"status": "recording", "schedule": list(self.schedule)}
-        self.store.write_info(self.info)
         self._recorded = set(before.steps)
+        # What cannot be observed is found here, not when the training has long gone on.
+        now = self._look(max(self._recorded, default=0) if self._seen is None else self._seen)
+        self.store = SnapshotStore(self.out, before.run_id)
+        self._save_info()
         if self._seen is not None:
-            self._goes_on_from(self._seen)
+            self._forget = self._seen
+            self._drop_later()
             if self._seen in self.schedule and self._seen not in self._recorded:
-                self._write(self._seen, self._look(self._seen))
+                self._write(self._seen, now)
 
-    def _goes_on_from(self, step: int) -> None:
-        self.store.forget_after(step)
-        self._recorded = {recorded for recorded in self._recorded if recorded <= step}
-        self._seen = step
+    def _drop_later(self) -> None:
+        """Drop what the folder holds of steps that a resumed training makes again."""
+        if self._forget is None:
+            return
+        self.store.forget_after(self._forget)
+        self._recorded = {recorded for recorded in self._recorded if recorded <= self._forget}
+        kept = [one for one in self.errors if _step_of(one) <= self._forget]
+        if kept != self.errors:
+            self.info["errors"], self._unsaved = kept, True
+        self._forget = None
+
+    @property
+    def errors(self) -> list[dict[str, Any]]:
+        """What failed, as run.json lists it: ``step`` and ``message`` of each, at most ``MOST_ERRORS``."""
+        return list(self.info.get("errors", [])) if self._writes else []
 
     def step(self, step: int) -> bool:
         """Record, if ``step`` is scheduled: the number of optimiser steps done.
@@ -213,22 +301,42 @@ class Recorder:
         To be called once an optimiser step; a second call of the same step does nothing. A scheduled step that was
         passed over, since calls are further apart, is made up for by the next call, under that call's number.
 
+        Args:
+            step: of any integer type, also numpy's, or a tensor of one integer.
+
         Returns:
             Whether maps were recorded.
 
         Raises:
-            FadevizError: a step before the last one, a full disk, or a model that cannot be observed any more.
+            FadevizError: with ``on_error="raise"`` alone: a step before the last one, or none at all, a recorder that
+                is closed, a full disk, a model that cannot be observed any more.
         """
-        if not self._writes:
+        if not self._writes or self._is_forked():
             return False
+        with self._lock:
+            if self._busy:  # called by what is being observed: a hook of the model, or the loss
+                return False
+            self._stage, number = "call", None
+            try:
+                number = whole_number(step, "step")
+                return self._step(number)
+            except Exception as error:
+                self._failed(error, number)
+                if self._writes and number is not None and number >= self.schedule.last and hasattr(self, "store"):
+                    with contextlib.suppress(Exception):  # it was told of what failed; close() tries again
+                        self._end()
+                return False
+
+    def _step(self, step: int) -> bool:
         closed = not hasattr(self, "store")
         if closed and step in self.schedule:
             raise FadevizError("this recorder is closed: make a new one, with resume=True to go on in its folder")
         if closed or (step == 0 and self._seen is None):  # the untrained model was recorded before
             return False
         if self._seen is None:
-            self._goes_on_from(step - 1)
-        seen, self._seen = self._seen or 0, max(step, self._seen or 0)
+            self._seen = self._forget = step - 1
+        self._drop_later()
+        seen, self._seen = self._seen, max(step, self._seen)
         if step < seen:
             raise FadevizError(
                 f"step {step} comes after step {seen}: steps are counted over the whole training, not in each epoch. "
@@ -244,32 +352,68 @@ class Recorder:
             self._end()
         return True
 
-    def log(self, step: int, **values: float) -> None:
-        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou`` and ``sad``."""
-        if not self._writes or not hasattr(self, "store"):
+    def log(self, step: int, **values: float | np.number[Any] | NDArray[Any] | Tensor) -> None:
+        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou`` and ``sad``.
+
+        Args:
+            step: as for :meth:`step`.
+            **values: numbers of any type, also numpy's and tensors of one; NaN and infinities are kept.
+
+        Raises:
+            FadevizError: with ``on_error="raise"`` alone: a value that is no number, a closed recorder, a full disk.
+        """
+        if not self._writes or self._is_forked():
             return
+        with self._lock:
+            if self._busy:  # by the loss of an observation, which is none of the training's
+                return
+            self._stage = "log"
+            try:
+                self._log(whole_number(step, "step"), values)
+            except Exception as error:
+                self._failed(error)
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        if not hasattr(self, "store"):
+            raise FadevizError("this recorder is closed: log before close()")
         if self._seen is None:
-            self._goes_on_from(step)
-            self._seen = max(0, step - 1)  # its maps are still to come
-        self.store.append_metrics({"step": step, **{key: float(value) for key, value in values.items()}})
+            self._seen, self._forget = max(0, step - 1), step  # its maps are still to come
+        self._drop_later()
+        numbers = {key: _number(value) for key, value in values.items()}
+        known = {key: number for key, number in numbers.items() if number is not None}
+        if known or not values:
+            self.store.append_metrics({"step": step, **known})
+        for key in values.keys() - known.keys():
+            raise FadevizError(f"log: {key} is {values[key]!r:.60}: a number is needed")
 
     def close(self, error: BaseException | None = None) -> None:
         """Say that the recording is over, and let others write into the folder. The last scheduled step says it too.
 
         Args:
             error: what ended the training before its time; the run then counts as failed, or as interrupted.
+
+        Raises:
+            FadevizError: with ``on_error="raise"`` alone: the end cannot be written. The folder is free all the same.
         """
-        if not self._writes or not hasattr(self, "store"):
+        if not self._writes or os.getpid() != self._process:
             return
-        with self._open:
-            if error is None:
-                self._end()
-            elif self.info["status"] != "finished":
-                stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-                self.info |= {"status": "interrupted" if stopped else "failed", "message": str(error)}
-                with contextlib.suppress(FadevizError):  # a full disk, perhaps: the error itself is the one to hear of
-                    self.store.write_info(self.info)
-        del self.store
+        with self._lock:
+            if not hasattr(self, "store"):
+                return
+            self._stage = "close"
+            try:
+                with self._open:
+                    if error is None:
+                        self._end()
+                    elif self.info["status"] != "finished":
+                        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+                        self.info |= {"status": "interrupted" if stopped else "failed", "message": str(error)}
+                        with contextlib.suppress(FadevizError):  # a full disk: the error itself is the one to hear of
+                            self._save_info()
+            except Exception as failure:
+                self._failed(failure)
+            finally:
+                del self.store
 
     def __enter__(self) -> Recorder:
         """For ``with``: closes at the end."""
@@ -280,142 +424,172 @@ class Recorder:
     ) -> None:
         self.close(error)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, as of a model that keeps its recorder, record nothing: a folder has one recorder."""
+        return _without_folder, ()
+
+    def _is_forked(self) -> bool:
+        """Whether this is a child of the process that records, a worker of a DataLoader e.g.: says so once."""
+        if os.getpid() == self._process:
+            return False
+        self._writes = False
+        self._stage = "call"
+        self._failed(FadevizError("this process was forked from the one that records, and the folder is that one's"))
+        return True
+
+    def _failed(self, error: Exception, step: int | None = None) -> None:
+        """Raise again; or list in run.json what failed, and warn of it the first time."""
+        if self.on_error == "raise":
+            raise error
+        message = str(error) if isinstance(error, FadevizError) else f"{type(error).__name__}: {error}"
+        message = printable(message)[:600].rstrip(". ")
+        kind = (self._stage, type(error))
+        first = kind not in self._warned
+        self._warned.add(kind)
+        if self._writes and (first or self._stage in ("observe", "write")) and len(self.errors) < MOST_ERRORS:
+            entry = {} if step is None else {"step": step}
+            self.info["errors"] = [*self.errors, {**entry, "message": message}]
+            self._unsaved = True
+            with contextlib.suppress(Exception):  # what failed may be the disk; what is written next has it too
+                self._save_info()
+        if first:
+            at = "" if step is None else f" at step {step}"
+            _warn(f"{_FAILED[self._stage]}{at}: {message}. The training goes on")
+
     def _look(self, step: int) -> list[Snapshot]:
-        if self.device.type == "cuda":  # the training may run on another stream than the one this is called on
-            torch.cuda.synchronize(self.device)
-        with _float32_forward(self.model):
-            return self.probe.observe(self.images, self.targets, self.loss_fn, step=step, mode=self.mode)
+        self._stage, self._busy = "observe", True
+        try:
+            return self._observe(step) if self._looked else self._first_look(step)
+        finally:
+            self._busy = False
+
+    def _observe(self, step: int) -> list[Snapshot]:
+        device = device_of(self.model)  # where it is now: it may have been moved since the last time
+        if device.type == "cuda":  # the training may run on another stream than the one this is called on
+            torch.cuda.synchronize(device)
+        with float32_forward(self.model):
+            found = self.probe.observe(self.images, self.targets, self.loss_fn, step=step, mode=self.mode)
+        self._note(self.probe.notes)
+        return found
+
+    def _first_look(self, step: int) -> list[Snapshot]:
+        """Look, and say whether that left a trace."""
+        before = state_of(self.model, self.loss_fn)
+        found = self._observe(step)
+        # On a GPU two looks may differ by the order of sums.
+        again = self._observe(step) if device_of(self.model).type == "cpu" else found
+        notes = []
+        changes = state_changes(before, state_of(self.model, self.loss_fn))
+        if changes:
+            more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
+            notes.append(f"observing leaves a trace in the training: {'; '.join(changes[:3])}{more}")
+        other = next((a for a, b in zip(found, again, strict=True) if not _is_alike(a.value, b.value)), None)
+        if other is not None:
+            notes.append(
+                f"a second look at the same batch gave other maps (layer {other.layer!r}, {other.kind}): the model, or "
+                "the loss, draws from a random generator of its own, or counts its calls"
+            )
+        self._looked = True
+        self._note(notes)
+        return found
+
+    def _note(self, notes: Sequence[str]) -> None:
+        """Say what is new of this, and keep it in run.json."""
+        known = self.info.get("notes", [])
+        new = [note for note in notes if note not in known]
+        if new:
+            self.info["notes"], self._unsaved = [*known, *new], True
+            _warn("; ".join(new))
 
     def _write(self, step: int, snapshots: list[Snapshot]) -> None:
+        self._stage = "write"
         self.store.write(step, snapshots)
         self._recorded.add(step)
+        if self._unsaved:
+            self._save_info()
 
     def _end(self) -> None:
         # What was recorded: a training may end before its schedule does, and then nothing is missing.
+        self._stage = "close"
         self.info |= {"status": "finished", "schedule": sorted(self._recorded)}
+        self._save_info()
+
+    def _save_info(self) -> None:
         self.store.write_info(self.info)
+        self._unsaved = False
+
+
+_FAILED = {
+    "call": "nothing is recorded",
+    "observe": "nothing was recorded",
+    "write": "nothing was recorded",
+    "log": "metrics were not logged",
+    "close": "the end of the run was not written",
+}
+
+
+def _without_folder() -> Recorder:
+    recorder = Recorder.__new__(Recorder)
+    recorder._writes = False
+    return recorder
+
+
+def _warn(text: str) -> None:
+    """Warn of the line that called, outside this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"fadeviz: {text}", RecorderWarning, stacklevel=level)
+
+
+_PACKAGE = Path(__file__).parent
+
+
+def _release(folder: contextlib.ExitStack, process: int) -> None:
+    if os.getpid() == process:  # not in a child that was forked: the lock is its parent's
+        folder.close()
+
+
+def _is_alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
+    """Whether two looks saw the same, but for rounding."""
+    if one.shape != other.shape:
+        return False
+    largest = float(np.nan_to_num(np.abs(one), posinf=0).max(initial=0))
+    return np.allclose(one, other, rtol=0, atol=1e-4 * largest, equal_nan=True)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        # A tensor or array of one number; float() would warn of the one or the other.
+        return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+
+
+def _pair(observe: Any) -> tuple[Any, Any]:
+    if isinstance(observe, Tensor | Mapping | str) or not hasattr(observe, "__len__") or len(observe) != 2:
+        got = f"{len(observe)} parts" if isinstance(observe, tuple | list) else f"a {type(observe).__name__}"
+        raise FadevizError(
+            f"observe is {got}: a pair (images, targets) is needed, with None where there are no targets"
+        )
+    return observe[0], observe[1]
+
+
+def _step_of(entry: Any) -> int:
+    step = entry.get("step") if isinstance(entry, dict) else None
+    return step if isinstance(step, int) else 0
 
 
 def _no_loss(output: Any, targets: Any) -> Tensor:
     raise AssertionError("no gradients without loss_fn")  # never called: gradient is not among the kinds
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
-        raise FadevizError(
-            "this model is sharded (FSDP, tensor parallel): no process has all of a layer, so that there is nothing "
-            "to observe. Observe an unsharded copy, e.g. from a checkpoint"
-        )
-    while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            # A forward pass through the wrapper would wait for the other processes.
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # compiled; it shares its modules
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
-
-
-def _is_sharded(module: nn.Module) -> bool:
-    return any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
-
-
-def _is_dtensor(parameter: Tensor) -> bool:
-    return type(parameter.data).__name__ == "DTensor"
-
-
-def _refuse_waiting(model: nn.Module, mode: Mode) -> None:
-    waits = mode == "batch" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
-    if waits and _is_distributed() and torch.distributed.get_world_size() > 1:
-        raise FadevizError(
-            "the observation mode batch with SyncBatchNorm would wait for the other processes, which do not observe. "
-            "Choose the mode eval"
-        )
-
-
-@contextlib.contextmanager
-def _float32_forward(model: nn.Module) -> Iterator[None]:
-    """Without the autocast that accelerate puts into ``forward`` itself, where no context around it reaches."""
-    both = {"forward", "_original_forward"}
-    prepared = [(m, m.__dict__["forward"]) for m in model.modules() if both <= m.__dict__.keys()]
-    try:
-        for module, _ in prepared:
-            module.forward = module.__dict__["_original_forward"]
-        yield
-    finally:
-        for module, forward in prepared:
-            module.forward = forward
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _is_first_process() -> bool:
-    return not _is_distributed() or torch.distributed.get_rank() == 0
-
-
 def _schedule(steps: str | Schedule | Iterable[int]) -> Schedule:
-    if isinstance(steps, Schedule):
-        return steps
-    return parse_schedule(steps) if isinstance(steps, str) else at(steps)
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), next(model.buffers(), None))
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _half(model: nn.Module) -> torch.dtype | None:
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    half = dtypes.pop() if len(dtypes) == 1 else None
-    return half if half in (torch.bfloat16, torch.float16) else None
-
-
-def _on(value: Any, device: torch.device, floats: torch.dtype | None = None) -> Any:
-    """Copies on the device, so that a buffer that the loader uses again is not observed."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device, floats if value.is_floating_point() else None, copy=True)
-    if isinstance(value, Mapping):
-        return {key: _on(one, device, floats) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_on(one, device, floats) for one in value)
-    return value
-
-
-def _pictures(
-    images: Any, targets: Any, pictures: NDArray[np.uint8] | None, masks: NDArray[np.integer[Any]] | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    shown = _drawable(images) if pictures is None else np.asarray(pictures)
-    if shown.ndim != 4 or shown.shape[-1] != 3 or shown.dtype != np.uint8 or not shown.size:
-        raise FadevizError(f"pictures are {shown.dtype} {shown.shape}; uint8 (N, H, W, 3) is needed")
-    if masks is None and isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 3:
-        masks = targets.cpu().numpy()
-    outlines = np.zeros(shown.shape[:3], np.uint8) if masks is None else (np.asarray(masks) > 0).astype(np.uint8)
-    if outlines.ndim != 3 or len(outlines) != len(shown):
-        raise FadevizError(f"masks are {outlines.shape}; (N, H, W) with N = {len(shown)} is needed")
-    return shown, outlines
-
-
-def _drawable(images: Any) -> NDArray[np.uint8]:
-    candidates = images.values() if isinstance(images, Mapping) else [images]
-    for value in candidates:
-        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[1] in (1, 3):
-            flat = value.float().cpu().numpy().transpose(0, 2, 3, 1)
-            low, high = (end(flat, axis=(1, 2, 3), keepdims=True) for end in (np.min, np.max))
-            unit = (flat - low) / np.where(high > low, high - low, 1)
-            return np.rint(255 * np.broadcast_to(unit, (*unit.shape[:3], 3))).astype(np.uint8)
-    raise FadevizError(
-        "the observed images are no tensor (N, 1 or 3, H, W) that can be shown. Give pictures=, uint8 (N, H, W, 3)"
-    )
-
-
-def _names(names: Sequence[str] | None, count: int) -> list[str]:
-    if names is None:
-        return [f"image {number}" for number in range(count)]
-    if len(names) != count:
-        raise FadevizError(f"{len(names)} names for {count} images. Give one for each")
-    return [str(name) for name in names]
+    if isinstance(steps, str):
+        return parse_schedule(steps)
+    if not isinstance(steps, Iterable):
+        raise FadevizError(f"steps is {steps!r:.60}: a schedule such as '100:3000:100' is needed, or a list of steps")
+    return at(whole_number(step, "a step of the schedule") for step in steps)
 
 
 def _run_id(untrained: Sequence[Snapshot], pictures: NDArray[np.uint8], seed: int | None) -> str:

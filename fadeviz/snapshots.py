@@ -71,6 +71,20 @@ class Snapshot:
         return f"{self.layer}/{self.call}/{self.kind}"
 
 
+def layer_sizes(snapshots: Iterable[Snapshot]) -> dict[str, dict[str, Any]]:
+    """Rows and columns of the layers' maps, as run.json gives them: ``{"up": {"size": [16, 16]}}``.
+
+    ``size`` is that of a layer's first call; one that ran several times has ``calls`` as well, a size each.
+    """
+    calls: dict[str, dict[int, list[int]]] = {}
+    for snapshot in snapshots:  # of kinds of several sizes the first counts: the layer's own map
+        calls.setdefault(snapshot.layer, {}).setdefault(snapshot.call, list(snapshot.value.shape[-2:]))
+    return {
+        layer: {"size": sizes[min(sizes)], **({"calls": [sizes[n] for n in sorted(sizes)]} if len(sizes) > 1 else {})}
+        for layer, sizes in calls.items()
+    }
+
+
 class SnapshotStore:
     """The writing half of a run folder. One writer a folder; every file is replaced whole.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .errors import FadevizError
@@ -36,8 +37,19 @@ def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
     Shape: ``(B, C, h, w)`` as it is; tokens ``(B, L, C)`` -> ``(B, C, h, w)``.
 
     Raises:
-        FadevizError: another number of axes, or tokens that fill no grid; says what to set.
+        FadevizError: another number of axes, complex or sparse values, or tokens that fill no grid; says what to set.
     """
+    if tensor.device.type == "meta":
+        raise FadevizError(
+            f"layer {layer!r} gives a tensor without values (device meta). Load the model's weights first"
+        )
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex():
+        kind = "nested" if tensor.is_nested else "complex" if tensor.is_complex() else "sparse"
+        raise FadevizError(
+            f"layer {layer!r} gives a {kind} tensor; a dense and real map (B, C, h, w) is needed. Choose another layer"
+        )
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
     if tensor.ndim == 4:
         return tensor
     if tensor.ndim == 3:
@@ -91,6 +103,14 @@ def _entries(output: Any) -> dict[str | int, Any] | None:
     if isinstance(output, tuple | list):
         return dict(enumerate(output))
     return None
+
+
+def describe(output: Any) -> str:
+    """What an output is, for an error message: its type, and what is in it."""
+    if isinstance(output, Tensor):
+        return f"a tensor {tuple(output.shape)} of {output.dtype}"
+    entries = _entries(output)
+    return f"{type(output).__name__}" + ("" if entries is None else f" of {_names(entries)}")
 
 
 def _names(entries: Mapping[str | int, Any]) -> str:

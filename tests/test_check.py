@@ -12,12 +12,12 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 
 from fadeviz import FadevizError, open_run
 from fadeviz.check import check_run, repair_run
 from fadeviz.snapshots import SnapshotStore
 from fadeviz.training.checkpoint import write_checkpoint
+from fadeviz_cli.main import main
 from render_runs import STEPS, make_run
 
 STEP = "snapshots/step_000050.safetensors"

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -27,6 +26,7 @@ from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fadeviz import FadevizError, Recorder, open_run
+from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
 from fadeviz.probes import Probe
 
 pytest.importorskip("lightning", reason='needs Lightning: pip install ".[lightning]"')
@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings(r"ignore:You defined a `validation_step` but have no `val_dataloader`"),
     pytest.mark.filterwarnings(r"ignore:Found 1 module\(s\) in eval mode at the start of training"),
     pytest.mark.filterwarnings(r"ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings(r"ignore:The `srun` command is available on your system"),  # a machine with Slurm
 ]
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -226,6 +227,39 @@ def test_an_error_leaves_the_folder_free(tmp_path):
     run = open_run(tmp_path / "run")
     assert (run.steps, run.info["status"]) == ((0, 2, 4), "finished")
     assert Recorder(Module(), "model.0", [1], tmp_path / "run", observe=OBSERVED, overwrite=True).step(1)
+
+
+def test_an_observation_that_fails_does_not_end_the_training(tmp_path):
+    class Exchange(pl.Callback):
+        def on_train_batch_start(self, trainer, module, *_):
+            if trainer.global_step == 1:
+                module.model[4] = nn.Conv2d(4, 1, 1)  # another layer under the name of the recorded one
+
+    class Alone(Module):
+        def training_step(self, batch, index):
+            return self(batch[0]).square().mean()
+
+    with pytest.warns(RecorderWarning, match=r"nothing was recorded at step 2: layer .model.4. did not run"):
+        trainer = trainer_of(tmp_path, Exchange(), callback(tmp_path / "run"), max_steps=5)
+        trainer.fit(Alone(), loader())
+    assert trainer.global_step == 5
+    run = open_run(tmp_path / "run")
+    assert (run.steps, run.info["status"]) == ((0,), "finished")
+    assert [one["step"] for one in run.info["errors"]] == [2, 4]
+    trainer = trainer_of(tmp_path, Exchange(), callback(tmp_path / "strict", on_error="raise"), max_steps=5)
+    with pytest.raises(FadevizError, match="layer .model.4. did not run"):
+        trainer.fit(Alone(), loader())
+
+
+def test_metrics_that_others_put_there(tmp_path):
+    class Other(pl.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.callback_metrics["price"] = 0.5
+            trainer.callback_metrics["note"] = "text"
+
+    trainer = trainer_of(tmp_path, Other(), callback(tmp_path / "run"), max_steps=2, log_every_n_steps=1)
+    trainer.fit(Module(), loader())
+    assert {line["price"] for line in open_run(tmp_path / "run").metrics() if "price" in line} == {0.5}
 
 
 def test_a_dry_run_records_nothing(tmp_path):

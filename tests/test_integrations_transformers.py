@@ -1,5 +1,6 @@
 """The recorder as a callback of the real Hugging Face Trainer, with a small SegFormer of random weights."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fadeviz import FadevizError, Recorder, open_run
+from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
 from fadeviz.probes import Probe
 
 HOW = 'pip install ".[transformers]"'
@@ -92,8 +93,8 @@ def trainer_of(tmp_path, *callbacks, model=None, steps=5, **options):
     )
 
 
-def callback(out, steps="2:4:2", observe=OBSERVED, **options):
-    return RecorderCallback(LAYERS, steps, out, observe=observe, **options)
+def callback(out, steps="2:4:2", observe=OBSERVED, layers=LAYERS, **options):
+    return RecorderCallback(layers, steps, out, observe=observe, **options)
 
 
 def train(tmp_path, *callbacks, setting="plain", steps=5):
@@ -214,6 +215,37 @@ def test_whose_loss_it_is(tmp_path):
         assert np.array_equal(run.observation[1], OBSERVED["labels"].numpy())
 
 
+def test_an_observation_that_fails_does_not_end_the_training(tmp_path):
+    class Cut(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **_):
+            if state.global_step == 1:
+                shutil.rmtree(tmp_path / "run")
+
+    with pytest.warns(RecorderWarning, match=r"fadeviz: (nothing was|metrics were not|the end of)") as warned:
+        trainer_of(tmp_path, callback(tmp_path / "run"), Cut(), steps=4).train()
+    assert len([one for one in warned if one.category is RecorderWarning]) == 3
+    with pytest.raises(FadevizError, match="was moved or removed|cannot write"):
+        trainer_of(tmp_path, callback(tmp_path / "run", on_error="raise"), Cut(), steps=4).train()
+
+
+def test_void_is_what_the_models_configuration_says(tmp_path):
+    model = small_segformer()
+    model.config.semantic_loss_ignore_index = 1
+    trainer_of(tmp_path, callback(tmp_path / "run"), model=model, steps=1).train()
+    labels = OBSERVED["labels"].numpy()
+    assert np.array_equal(open_run(tmp_path / "run").observation[1], np.where(labels == 1, 255, labels))
+
+
+def test_a_glob_over_a_decode_head(tmp_path):
+    """The README's own line."""
+    with pytest.warns(RecorderWarning, match=r"left out: layer 'decode_head.linear_projections' did not run"):
+        trainer_of(tmp_path, callback(tmp_path / "run", layers="decode_head.*"), steps=2).train()
+    run = open_run(tmp_path / "run")
+    assert run.steps == (0, 2)
+    assert "decode_head.classifier" in run.layers
+    assert "decode_head.linear_projections" not in run.layers
+
+
 def test_an_argument_that_the_recorder_does_not_know(tmp_path):
     with pytest.raises(TypeError, match="overwrit"):
         callback(tmp_path / "run", overwrit=True)
@@ -229,4 +261,6 @@ def test_without_transformers():
             print(error)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    assert done.stdout == f"the callback needs transformers: {HOW}\n"
+    assert done.stdout == (
+        f"the callback needs transformers, which is not installed. Install it, in a clone of fadeviz: {HOW}\n"
+    )

@@ -1,5 +1,11 @@
 """Probes: what they see, and that they leave no trace."""
 
+import collections
+import concurrent.futures
+import threading
+import typing
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +15,7 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.models import build_network
-from fadeviz.probes import Probe, find_layers, kernel_entropy
+from fadeviz.probes import Probe, find_layers, kernel_entropy, sizes_by_call
 from fadeviz.upsamplers import Skip, build_upsampler
 
 
@@ -118,7 +124,7 @@ def test_no_hook_left_after_an_exception():
         assert any(m._forward_hooks for m in net.modules())
         raise RuntimeError("no loss today")
 
-    with pytest.raises(RuntimeError, match="no loss today"):
+    with pytest.raises(FadevizError, match="no loss today"):
         Probe(net, "first").observe(images, targets, broken, step=0)
     assert not any(m._forward_hooks for m in net.modules())
     assert all(m.training for m in net.modules())
@@ -357,3 +363,534 @@ def test_an_operator_called_in_another_way_has_no_guide():
     with pytest.raises(FadevizError, match=r"was not called as upsampler\(x, skip\)"):
         Probe(Mine(), "up", ["guide"]).observe(images, None, lambda output, _: output.sum(), step=0)
     assert len(Probe(Mine(), "up", ["feature"]).observe(images, None, lambda output, _: output.sum(), step=0)) == 1
+
+
+class Shared(nn.Module):
+    """A module that has two names, containers that are never called, a layer beside the path to the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Module()
+        self.encoder.first = nn.Conv2d(3, 4, 1)
+        self.blocks = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
+        self.alias = self.blocks[0]
+        self.beside = nn.Conv2d(4, 1, 1)
+        self.flat = nn.Flatten()
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.encoder.first(x)
+        for block in self.blocks:
+            x = block(x)
+        self.beside(x)
+        self.flat(x)
+        return self.head(x)
+
+
+class TestWhatAGlobTakes:
+    def test_what_ran_and_is_a_map_and_notes_the_rest(self):
+        _, images, targets = make()
+        probe = Probe(Shared(), "*,blocks.*", ["feature", "gradient"])
+        assert set(probe.layers) == {"encoder", "blocks", "blocks.0", "blocks.1", "beside", "flat", "head"}
+        found = probe.observe(images, targets, F.cross_entropy, step=0)
+        assert probe.layers == ("blocks.0", "blocks.1", "head")
+        assert {s.layer for s in found} == set(probe.layers)
+        ran = "did not run in the forward pass, so there is nothing to record of it"
+        assert probe.notes == [
+            "left out: layer 'flat' gives a tensor of 2 axes; a map (B, C, h, w) or tokens (B, L, C) are needed",
+            f"left out: layer 'encoder', layer 'blocks' {ran}",
+            "left out: layer 'beside' does not influence the loss, so it has no gradient",
+        ]
+        with_fewer = Probe(Shared(), "*", "feature")
+        with_fewer.observe(images, targets, F.cross_entropy, step=0)
+        assert "beside" in with_fewer.layers  # no gradient was asked for
+
+    def test_an_exact_name_beside_a_glob_keeps_its_refusal(self):
+        _, images, targets = make()
+        for name in ("blocks", "flat", "beside"):
+            with pytest.raises(FadevizError, match=f"layer '{name}'"):
+                Probe(Shared(), f"*,{name}").observe(images, targets, F.cross_entropy, step=0)
+
+    def test_nothing_left(self):
+        _, images, targets = make()
+        with pytest.raises(FadevizError, match="there is nothing to record: layer 'unused' did not run.*"):
+            Probe(make()[0], "unus*").observe(images, targets, F.cross_entropy, step=0)
+
+    def test_the_layers_of_the_first_observation_are_those_from_then_on(self):
+        net, (images, targets) = Shared(), make()[1:]
+        probe = Probe(net, "**", "feature")
+        first = probe.observe(images, targets, F.cross_entropy, step=0)
+        net.blocks = net.blocks[:1]
+        with pytest.raises(FadevizError, match="layer 'blocks.1' did not run"):
+            probe.observe(images, targets, F.cross_entropy, step=1)
+        net.blocks.append(probe._modules["blocks.1"])
+        assert [s.key for s in probe.observe(images, targets, F.cross_entropy, step=2)] == [s.key for s in first]
+
+    def test_a_resumed_recording_settles_for_the_layers_it_had(self):
+        _, images, targets = make()
+        probe = Probe(Shared(), "*,head", "feature")
+        probe.settle(["alias", "head"])
+        assert {s.layer for s in probe.observe(images, targets, F.cross_entropy, step=3)} == {"alias", "head"}
+        with pytest.raises(FadevizError, match="'head' was not recorded before"):
+            Probe(Shared(), "*,head").settle(["alias"])
+        with pytest.raises(FadevizError, match="no layer among those asked for of Shared 'gone'"):
+            Probe(Shared(), "*").settle(["gone"])
+        probe = Probe(Shared(), "*")
+        probe.settle(["flat", "head"])
+        with pytest.raises(FadevizError, match="layer 'flat' gives"):
+            probe.observe(images, targets, F.cross_entropy, step=3)
+
+
+class TestNamesOfModules:
+    def test_a_shared_module_has_all_its_names(self):
+        _, images, targets = make()
+        net = Shared()
+        values = [
+            Probe(net, name, "feature").observe(images, targets, F.cross_entropy, step=0)[0]
+            for name in ("blocks.0", "alias")
+        ]
+        assert [s.layer for s in values] == ["blocks.0", "alias"]
+        np.testing.assert_array_equal(values[0].value, values[1].value)
+        assert Probe(net, "**.0,al*").layers == ("blocks.0",)  # once, where a glob finds it twice
+        assert Probe(net, net.alias).layers == ("blocks.0",)
+
+    def test_a_child_called_module_is_a_child(self):
+        class Inner(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = nn.Conv2d(3, 4, 1)
+
+            def forward(self, x):
+                return self.head(x)
+
+        class Wrapper(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.module = Inner()
+                self._orig_mod = nn.Sequential(nn.ReLU())
+                self.head = nn.Conv2d(4, 2, 1)
+
+            def forward(self, x):
+                return self.head(self._orig_mod(self.module(x)))
+
+        _, images, targets = make()
+        net = Wrapper()
+        assert set(Probe(net, "**").layers) == {"module", "module.head", "_orig_mod", "_orig_mod.0", "head"}
+        (found,) = Probe(net, "head", "feature").observe(images, targets, F.cross_entropy, step=0)
+        want = net(images).mean(1).detach().numpy()
+        np.testing.assert_allclose(found.value, want, atol=1e-6)
+
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel])
+    def test_what_wraps_leaves_no_trace_in_the_names(self, wrap):
+        wrapped = wrap(nn.Sequential(collections.OrderedDict(module=nn.Conv2d(3, 2, 1), up=nn.Conv2d(2, 2, 1))))
+        assert Probe(wrapped, "*").layers == ("module", "up")
+        assert Probe(wrapped, "module.up").layers == ("up",)
+
+    def test_a_compiled_part_has_the_name_it_had(self):
+        net, images, targets = make()
+        want = observe(net, images, targets, layers="norm,twice")
+        net.twice = torch.compile(net.twice, backend="eager")
+        for layers in ("norm,twice", "norm,tw*", "norm,twice._orig_mod", ["norm", net.twice._orig_mod]):
+            found = observe(net, images, targets, layers=layers)
+            assert found.keys() == want.keys()
+        np.testing.assert_array_equal(found["twice/0/feature"], want["twice/0/feature"])
+
+    def test_two_modules_of_one_name_are_refused(self):
+        class Wider(nn.DataParallel):
+            def __init__(self, module):
+                super().__init__(module)
+                self.first = nn.Conv2d(2, 2, 1)
+
+        net = Wider(make()[0])
+        for layers in ("first", "*"):
+            with pytest.raises(
+                FadevizError, match="'first' stands for two modules of Wider: 'module.first' and 'first'"
+            ):
+                Probe(net, layers)
+        assert Probe(net, "norm").layers == ("norm",)
+
+    def test_a_function_is_no_layer_but_its_parent_is(self):
+        with pytest.raises(FadevizError, match="'blocks' has 'blocks.0', 'blocks.1'. A function such as F.interpolate"):
+            Probe(Shared(), "blocks.interpolate")
+
+
+def quantised(x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own: quantised tensors are to go
+        return torch.quantize_per_tensor(x, 0.1, 0, torch.quint8)
+
+
+class TestErrorsOfOthers:
+    def wrong(self, net, loss_fn=F.cross_entropy, mode="eval", layers="up", **options):
+        images, targets = make()[1:]
+        with pytest.raises(FadevizError) as caught:
+            Probe(net, layers, **options).observe(images, targets, loss_fn, step=7, mode=mode)
+        assert "\n" not in str(caught.value)
+        return caught.value
+
+    def net(self, then):
+        class Then(nn.Module):
+            def forward(self, x):
+                return then(x)
+
+        return nn.Sequential(collections.OrderedDict(up=nn.Conv2d(3, 2, 1), then=nn.Sequential(Then())))
+
+    @pytest.mark.parametrize("mode", ["eval", "batch"])
+    def test_in_the_forward_pass(self, mode):
+        error = self.wrong(self.net(lambda x: x.view(7)), mode=mode)
+        assert str(error).startswith(
+            f"the forward pass failed, in layer 'then.0' (step 7, observed in {mode} mode): RuntimeError: shape"
+        )
+        assert isinstance(error.__cause__, RuntimeError)
+
+    def test_in_the_loss(self):
+        error = self.wrong(self.net(lambda x: {"out": x, "sizes": [1.5, 2.5]}))
+        assert "loss_fn failed (step 7, observed in eval mode): TypeError" in str(error)
+        assert str(error).endswith("It was given dict of 'out' (2, 2, 6, 8), 'sizes' list")
+        error = self.wrong(self.net(lambda x: [x]), loss_fn=lambda o, t: F.cross_entropy(o["out"], t))
+        assert str(error).endswith("It was given list of 0 (2, 2, 6, 8)")
+
+    def test_in_the_backward_pass(self):
+        class Fails(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x * 1
+
+            @staticmethod
+            def backward(ctx, grad):
+                raise KeyError("nothing kept")
+
+        error = self.wrong(self.net(Fails.apply))
+        assert "the backward pass failed (step 7, observed in eval mode): KeyError: 'nothing kept'" in str(error)
+
+    def test_in_reduce(self):
+        error = self.wrong(self.net(torch.relu), reduce=lambda value: value.nothing)
+        assert "reduce failed, in layer 'up' (step 7, observed in eval mode): AttributeError" in str(error)
+
+    def test_a_model_that_catches_errors_does_not_swallow_a_refusal(self):
+        class Catches(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Flatten()
+
+            def forward(self, x):
+                try:
+                    return self.up(x)
+                except ValueError:
+                    return x
+
+        assert "layer 'up' gives a tensor of 2 axes" in str(self.wrong(Catches(), kinds="feature"))
+
+    @pytest.mark.parametrize(("loss_fn", "gives"), [
+        (lambda o, t: o, "a tensor (2, 2, 6, 8) of torch.float32"),
+        (lambda o, t: 1.5, "float"),
+        (lambda o, t: {"loss": o.mean()}, "dict of 'loss' ()"),
+        (lambda o, t: o.detach().mean(), "that no gradient leads back from"),
+        (lambda o, t: o.to(torch.int8).sum(), "a tensor () of torch.int64 that no gradient leads back from"),
+    ])  # fmt: skip
+    def test_a_loss_that_is_no_scalar(self, loss_fn, gives):
+        error = str(self.wrong(self.net(torch.relu), loss_fn))
+        assert error.startswith("loss_fn gave ")
+        assert gives in error
+
+    @pytest.mark.parametrize(("then", "what"), [
+        (lambda x: torch.complex(x, x), "gives a complex tensor; a dense and real map"),
+        (lambda x: x.to_sparse(), "gives a sparse tensor"),
+        (lambda x: x.to(torch.int8), "gives torch.int8, which has no gradient. Leave gradient out"),
+        (lambda x: quantised(x.detach()), "gives torch.quint8, which has no"),
+        (lambda x: x.to("meta"), "gives a tensor without values (device meta). Load the model's weights first"),
+        (lambda x: [1.5, 2.5], "gives list without a map (B, C, h, w): 0 float, 1 float"),
+        (lambda x: None, "gives NoneType"),
+    ])  # fmt: skip
+    def test_outputs_that_are_no_map(self, then, what):
+        assert f"layer 'then.0' {what}" in str(self.wrong(self.net(then), layers="then.0"))
+
+    def test_integers_and_quantised_values_can_be_seen(self):
+        images, targets = make()[1:]
+        for then in (lambda x: x.to(torch.int8), quantised):
+            (seen,) = Probe(self.net(then), "then.0", "feature").observe(images, targets, F.cross_entropy, step=0)
+            assert seen.value.max() > 0
+
+    def test_scripted_models_and_parts(self):
+        with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+            scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 2, 1)))
+        with pytest.raises(FadevizError, match="Sequential is scripted .torch.jit., and so are its parts"):
+            Probe(scripted, "0")
+        net = nn.Sequential(collections.OrderedDict(up=nn.Conv2d(3, 3, 1), part=scripted))
+        for layer in ("part", "part.0"):
+            assert f"layer '{layer}' is scripted (torch.jit), which calls no hooks" in str(
+                self.wrong(net, layers=layer)
+            )
+        images, targets = make()[1:]
+        probe = Probe(net, "**")
+        assert {s.layer for s in probe.observe(images, targets, F.cross_entropy, step=0)} == {"up"}
+        assert probe.notes == ["left out: layer 'part', layer 'part.0' is scripted (torch.jit), which calls no hooks. "
+                               "Choose the layer around it"]  # fmt: skip
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), torch.OutOfMemoryError("no room"),
+                                       RuntimeError("DefaultCPUAllocator: can't allocate")])  # fmt: skip
+    def test_what_passes_through_as_it_is(self, error):
+        def loss_fn(output, targets):
+            raise error
+
+        net, images, targets = make()
+        with pytest.raises(type(error)) as caught:
+            Probe(net, "norm").observe(images, targets, loss_fn, step=0)
+        assert caught.value is error
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+class TestAFewImagesAtATime:
+    def both(self, net, images, targets, loss_fn, kinds="all", layers="**", **options):
+        whole = Probe(net, layers, kinds, **options)
+        parts = Probe(net, layers, kinds, **options)
+        found = [
+            {s.key: s.value for s in probe.observe(images, targets, loss_fn, step=0, images_at_once=count)}
+            for probe, count in ((whole, len(targets)), (parts, 2))
+        ]
+        assert found[0].keys() == found[1].keys()
+        for key, value in found[0].items():
+            assert found[1][key].shape == value.shape
+            np.testing.assert_allclose(found[1][key], value, rtol=1e-5, atol=1e-6 * np.abs(value).max(), err_msg=key)
+        return parts
+
+    @pytest.fixture
+    def batch(self):
+        torch.manual_seed(1)
+        images, targets = torch.randn(5, 3, 8, 8), torch.randint(0, 2, (5, 8, 8))
+        targets[0] = 255
+        targets[1:, :3] = 255
+        return images, targets
+
+    def test_gives_the_maps_and_gradients_of_the_whole_batch(self, batch):
+        """Weights and void pixels make the loss of a batch another than the mean of its images' losses."""
+        images, targets = batch
+        net = make()[0].train()
+        weight, sizes = torch.tensor([0.2, 3.0]), []
+        net.head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        probe = self.both(
+            net, images, targets, lambda o, t: F.cross_entropy(o, t, weight, ignore_index=255), channel_images=3
+        )
+        assert sizes[0] == 5
+        assert max(sizes[1:]) == 2
+        assert not [note for note in probe.notes if "at once" in note]
+        assert all(module.training for module in net.modules())
+
+    def test_an_operator_with_all_that_it_has(self, batch):
+        torch.manual_seed(0)
+        net = build_network("segnet", "fade", width=0.0625)
+        images, targets = torch.randn(3, 3, 32, 32), torch.randint(0, 2, (3, 32, 32))
+        probe = self.both(net, images, targets, F.cross_entropy, layers="decoder.*.upsample", channel_images=3)
+        assert {"constant", "guide", "kernels", "gate"} <= set(probe.kinds)
+
+    def test_structured_batches_and_outputs(self, batch):
+        class Out(typing.NamedTuple):
+            main: torch.Tensor
+            aux: torch.Tensor
+
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Conv2d(3, 2, 1)
+
+            def forward(self, image, scale):
+                x = self.up(image) * scale
+                return {"pair": Out(x, x.mean((2, 3))), "classes": x.argmax(1)}
+
+        def loss_fn(output, targets):
+            output["pair"].main.mul_(2)  # writes into what it is given
+            return (
+                F.cross_entropy(output["pair"].main, targets[0], ignore_index=255) + output["pair"].aux.square().mean()
+            )
+
+        images, targets = batch
+        probe = Probe(Two(), "up")
+        values = [
+            probe.observe({"image": images, "scale": torch.tensor(2.0)}, [targets], loss_fn, step=0, images_at_once=n)
+            for n in (5, 2)
+        ]
+        for whole, parts in zip(*values, strict=True):
+            np.testing.assert_allclose(parts.value, whole.value, rtol=1e-5, atol=1e-9)
+        assert probe.notes == []
+
+    def test_images_that_depend_on_each_other_stay_together(self, batch):
+        images, targets = batch
+        norm = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 1))
+        probe = self.both(norm, images, targets, lambda o, t: F.cross_entropy(o, t, ignore_index=255))
+        assert any(note.startswith("all 5 images were observed at once") for note in probe.notes)
+
+        class WithLoss(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Conv2d(3, 2, 1)
+
+            def forward(self, image, labels):
+                x = self.up(image)
+                return {"loss": F.cross_entropy(x, labels, ignore_index=255), "logits": x}
+
+        probe = Probe(WithLoss(), "up")
+        found = probe.observe(
+            {"image": images, "labels": targets}, None, lambda o, t: o["loss"], step=0, images_at_once=2
+        )
+        assert len(found) == 2
+        assert len(probe.notes) == 1
+
+        net = make()[0]
+        probe = self.both(net, images, targets, lambda o, t: o.mean() + net.head.weight.sum(), layers="norm,head")
+        assert len(probe.notes) == 1
+
+    def test_small_batches_and_batch_statistics_stay_together(self, batch):
+        images, targets = batch
+        net, sizes = make()[0], []
+        net.head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        probe = Probe(net, "norm", "feature")
+        probe.observe(images, targets, F.cross_entropy, step=0)
+        probe.observe(images, targets, F.cross_entropy, step=0, mode="batch", images_at_once=2)
+        assert sizes == [5, 5]
+
+    def test_large_batches_are_cut_by_themselves(self):
+        net, sizes = nn.Sequential(nn.AvgPool2d(256)), []
+        net.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+        Probe(net, "0", "feature").observe(torch.rand(5, 1, 512, 512), None, F.mse_loss, step=0)
+        assert sizes == [1, 2, 2, 2, 1]  # a look at one and two, and then all
+
+
+class TestPrecision:
+    def test_a_layer_of_another_type_is_observed_under_autocast(self):
+        net, images, targets = make()
+        probe = Probe(net, "norm")
+        wanted = probe.observe(images, targets, F.cross_entropy, step=0, autocast=torch.bfloat16)
+        assert probe.notes == []
+        net.twice.bfloat16()
+        probe = Probe(net, "norm")
+        found = probe.observe(images, targets, F.cross_entropy, step=0)
+        assert probe.notes == ["observed under autocast to bfloat16, since plain float32 cannot run"]
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one.value, other.value)
+
+    def test_the_first_error_is_told_where_autocast_does_not_help(self):
+        class Always(nn.Module):
+            def forward(self, x):
+                raise RuntimeError(
+                    f"expected Float, found BFloat16, and autocast is {torch.is_autocast_enabled('cpu')}"
+                )
+
+        with pytest.raises(FadevizError, match="autocast is False"):
+            Probe(nn.Sequential(Always()), "0").observe(*make()[1:], F.cross_entropy, step=0)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+    def test_images_follow_the_weights(self, dtype):
+        net, images, targets = make()
+        probe = Probe(net, "norm")
+        wanted = probe.observe(images, targets, F.cross_entropy, step=0)
+        net.to(dtype)
+        for one, want in zip(probe.observe(images, targets, F.cross_entropy, step=1), wanted, strict=True):
+            assert np.abs(one.value - want.value).mean() < 0.05 * np.abs(want.value).max()
+        net.float()
+        for one, want in zip(probe.observe(images.to(dtype), targets, F.cross_entropy, step=2), wanted, strict=True):
+            assert np.abs(one.value - want.value).mean() < 0.05 * np.abs(want.value).max()
+
+    def test_a_loss_may_write_into_the_targets(self):
+        def loss_fn(output, targets):
+            targets["mask"][:] = 0
+            targets["sizes"] += 1
+            return F.cross_entropy(output, targets["mask"])
+
+        net, images, masks = make()
+        targets = {"mask": masks.clone(), "sizes": np.zeros(2)}
+        Probe(net, "norm").observe(images, targets, loss_fn, step=0)
+        assert torch.equal(targets["mask"], masks)
+        assert not targets["sizes"].any()
+
+
+class TestOtherThreads:
+    class Waits(nn.Module):
+        """Says when it runs, and goes on when it may."""
+
+        def __init__(self):
+            super().__init__()
+            self.up = nn.Conv2d(3, 2, 1)
+            self.norm = nn.BatchNorm2d(2)
+            self.running, self.may_end = threading.Event(), threading.Event()
+
+        def forward(self, x):
+            x = self.up(x)
+            self.running.set()
+            assert self.may_end.wait(10)
+            return self.norm(x)
+
+    def test_a_model_that_runs_in_another_thread_is_refused(self):
+        net, (images, targets) = self.Waits().train(), make()[1:]
+        thread = threading.Thread(target=net, args=(images,))
+        thread.start()
+        assert net.running.wait(10)
+        with pytest.raises(FadevizError, match="Waits is running in another thread"):
+            Probe(net, "up").observe(images, targets, F.cross_entropy, step=0)
+        assert net.training
+        net.may_end.set()
+        thread.join()
+        assert len(Probe(net, "up").observe(images, targets, F.cross_entropy, step=0)) == 2
+
+    def test_a_forward_pass_of_another_thread_waits_for_the_end(self):
+        net, (images, targets) = self.Waits().train(), make()[1:]
+        modes = []
+        net.norm.register_forward_hook(lambda module, inputs, output: modes.append(module.training))
+
+        def trains():
+            assert net.running.wait(10)  # the observation is in the middle of its forward pass
+            threading.Timer(0.1, net.may_end.set).start()
+            net(images)
+
+        thread = threading.Thread(target=trains)
+        thread.start()
+        found = Probe(net, "up").observe(images, targets, F.cross_entropy, step=0)
+        thread.join()
+        assert len(found) == 2  # not the call of the other thread
+        assert modes == [False, True]
+        assert int(net.norm.num_batches_tracked) == 1
+
+    def test_a_layer_that_the_model_itself_runs_in_a_thread(self):
+        class Threaded(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.up = nn.Conv2d(3, 2, 1)
+
+            def forward(self, x):
+                with concurrent.futures.ThreadPoolExecutor(1) as pool:
+                    return pool.submit(self.up, x).result()
+
+        with pytest.raises(FadevizError, match="layer 'up' did not run in the thread that observes"):
+            Probe(Threaded(), "up").observe(*make()[1:], F.cross_entropy, step=0)
+
+    def test_two_probes_of_two_threads_do_not_meet(self):
+        net, images, targets = make()
+        net.train()
+        wanted = observe(net, images, targets, layers="norm")
+        results = []
+        threads = [
+            threading.Thread(target=lambda: results.append(observe(net, images, targets, layers="norm")))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(results) == 4
+        for found in results:
+            np.testing.assert_array_equal(found["norm/0/gradient"], wanted["norm/0/gradient"])
+        assert all(module.training for module in net.modules())
+
+
+def test_sizes_of_every_call():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return sum(F.interpolate(self.head(F.avg_pool2d(x, k)), x.shape[-2:]) for k in (1, 2))
+
+    net, (images, targets) = Pyramid(), make()[1:]
+    found = Probe(net, "head").observe(images, targets, F.cross_entropy, step=np.int64(3))
+    assert sizes_by_call(found) == {"head": [(6, 8), (3, 4)]}
+    assert [type(snapshot.step) for snapshot in found] == [int] * 4

@@ -1,21 +1,37 @@
 """The recorder in somebody else's loop: what it stores, and that the training does not notice."""
 
 import contextlib
+import copy
 import gc
-from collections import namedtuple
+import os
+import pickle
+import shutil
+import time
+import warnings
+from collections import OrderedDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.utils.checkpoint
+from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch import nn
 from torch.nn import functional as F
 
 import fadeviz
-from fadeviz import FadevizError, Recorder, View, open_run
+from fadeviz import FadevizError, Recorder, RecorderWarning, Schedule, View, open_run
 from fadeviz.check import check_run
+from fadeviz.data.observation import find_object
+from fadeviz.observed import arrays_in
 from fadeviz.probes import Probe
+from fadeviz.recorder import _release
+from fadeviz.render.labels import truth_picture, truth_regions
+from fadeviz.snapshots import SnapshotStore
 
 
 class Net(nn.Module):
@@ -290,10 +306,11 @@ class TestFolder:
         assert run.info["status"] == "finished"
         second.log(16, loss=1.0)
         second.close()
-        second.log(17, loss=1.0)
+        with pytest.warns(RecorderWarning, match=r"metrics were not logged: this recorder is closed: log before close"):
+            second.log(17, loss=1.0)
         assert len(run.metrics()) == 1
-        with pytest.raises(FadevizError, match="this recorder is closed"):
-            second.step(15)
+        with pytest.warns(RecorderWarning, match="nothing is recorded at step 15: this recorder is closed"):
+            assert not second.step(15)
         with pytest.raises(FadevizError, match="observed other images"):
             self.make(tmp_path / "run", resume=True, observe=(OBSERVED[0] + torch.randn(2, 3, 16, 16), OBSERVED[1]))
         with pytest.raises(FadevizError, match="recorded with other kinds"):
@@ -325,7 +342,27 @@ class TestFolder:
             ({"loss_fn": None, "kinds": "gradient"}, "the kind gradient needs loss_fn"),
             ({"names": ["a"]}, "1 names for 2 images"),
             ({"pictures": np.zeros((2, 4, 4))}, r"pictures are float64 \(2, 4, 4\); uint8"),
-            ({"masks": np.zeros((1, 4, 4))}, r"masks are \(1, 4, 4\); \(N, H, W\) with N = 2"),
+            ({"names": "ab"}, "names is the text 'ab': a list of 2 names"),
+            ({"pictures": np.zeros((3, 16, 16, 3), np.uint8)}, "3 pictures for 2 observed images"),
+            ({"masks": np.zeros((1, 4, 4))}, r"masks are \(1, 4, 4\); \(N, H, W\) = \(2, 16, 16\) is needed"),
+            ({"masks": np.zeros((2, 8, 8))}, r"masks are \(2, 8, 8\); \(N, H, W\) = \(2, 16, 16\) is needed"),
+            ({"masks": np.full((2, 16, 16), 0.5)}, "masks are float64 and hold more than whole numbers"),
+            ({"masks": np.full((2, 16, 16), "a")}, "masks are <U1 and hold more than whole numbers"),
+            ({"masks": np.full((2, 16, 16), 254)}, "labels up to 254, which are no classes from 0 to 253, nor void"),
+            ({"classes": 1}, "classes is 1; with labels up to 1 it must be from 2 to 254"),
+            ({"classes": 2.0}, "classes is 2.0, a float: a whole number is needed"),
+            ({"foreground": 3}, r"foreground is 3, a class that the masks do not hold. They hold \[1\]"),
+            ({"foreground": [1]}, "foreground names 1 classes for 2 images"),
+            (
+                {"foreground": 1, "observe": (OBSERVED[0], None), "loss_fn": None},
+                "foreground is given, but the targets",
+            ),
+            ({"observe": OBSERVED[0]}, r"observe is a Tensor: a pair \(images, targets\) is needed"),
+            ({"observe": (*OBSERVED, None)}, "observe is 3 parts: a pair"),
+            ({"on_error": "ignore"}, "no way to treat errors 'ignore'"),
+            ({"scaler": 3.0}, "scaler is a float: a torch.amp.GradScaler is needed"),
+            ({"start": 1.0}, "start is 1.0, a float: a whole number is needed"),
+            ({"seed": "1"}, "seed is '1', a str: a whole number is needed"),
             ({"observe": (torch.randn(2, 6, 16, 16), None)}, "cannot be|can be shown"),
         ],
     )
@@ -333,6 +370,12 @@ class TestFolder:
         with pytest.raises(FadevizError, match=message):
             self.make(tmp_path / "run", **options)
         assert not (tmp_path / "run" / "run.json").exists()
+
+    def test_a_model_without_weights_is_refused(self, tmp_path):
+        with torch.device("meta"):
+            net = Net()
+        with pytest.raises(FadevizError, match="the model is on the device meta"):
+            self.make(tmp_path / "run", net)
 
     def test_a_sharded_model_is_refused(self, tmp_path, one_process):
         from torch.distributed.device_mesh import init_device_mesh
@@ -389,9 +432,14 @@ class TestSteps:
     def test_steps_do_not_go_back(self, tmp_path):
         recorder = self.make(tmp_path / "run")
         assert recorder.step(5)
-        with pytest.raises(FadevizError, match="step 1 comes after step 5: .* over the whole training, not in each"):
-            recorder.step(1)
+        with pytest.warns(RecorderWarning, match="step 1 comes after step 5: .* over the whole training, not in each"):
+            assert not recorder.step(1)
+        assert not any(recorder.step(step) for step in range(1, 10))  # a counter of each epoch: warned of once
         assert recorder.step(10)
+        strict = self.make(tmp_path / "strict", on_error="raise")
+        strict.step(5)
+        with pytest.raises(FadevizError, match="step 1 comes after step 5"):
+            strict.step(1)
 
     def test_a_step_that_was_passed_over_is_made_up_for(self, tmp_path):
         recorder = self.make(tmp_path / "run")
@@ -475,10 +523,10 @@ def test_an_error_while_looking_leaves_everything_as_it_was(tmp_path):
             raise RuntimeError("no loss today")
         return F.cross_entropy(output, targets)
 
-    recorder = Recorder(net, "up", [1, 2], tmp_path / "run", observe=OBSERVED, loss_fn=loss_fn)
+    recorder = Recorder(net, "up", [1, 2], tmp_path / "run", observe=OBSERVED, loss_fn=loss_fn, on_error="raise")
     broken.append(True)
     modes, state = [module.training for module in net.modules()], torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="no loss today"):
+    with pytest.raises(FadevizError, match="no loss today"):
         recorder.step(1)
     assert [module.training for module in net.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -528,6 +576,606 @@ def test_a_model_that_accelerate_prepared_is_seen_in_float32(tmp_path):
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
+def build(out, steps="1:3:1", net=None, **options):
+    options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, "kinds": "feature", **options}
+    return Recorder(net or Net(), "up", steps, out, **options)
+
+
+class TestMasks:
+    """What is stored as masks, and what is measured as the object."""
+
+    LABELS = torch.zeros(2, 16, 16, dtype=torch.long)
+    LABELS[:, 4:10, 4:10] = 1
+    LABELS[:, 2:4, 2:12] = 255  # a void band, and an unlabelled strip
+    LABELS[1, 13:] = 255
+    OBJECT = (LABELS == 1).numpy()
+
+    def run(self, out, targets, **options):
+        build(out, observe=(OBSERVED[0], targets), loss_fn=None, **options)
+        return open_run(out)
+
+    @pytest.mark.parametrize("void", [255, -100, -1, 254, 7])
+    def test_void_is_no_object(self, tmp_path, void):
+        targets = torch.where(self.LABELS == 255, void, self.LABELS)
+        loss_fn = torch.nn.CrossEntropyLoss(ignore_index=void)
+        run = self.run(tmp_path / "run", targets, ignore_index=void)
+        assert np.array_equal(run.observation[1], self.LABELS.numpy())
+        assert np.array_equal(run.foregrounds, self.OBJECT)
+        # What the loss ignores need not be said again, wherever in it that stands.
+        for name, loss in (("a", loss_fn), ("b", partial(F.cross_entropy, ignore_index=void)), ("c", Half(loss_fn))):
+            build(tmp_path / name, observe=(OBSERVED[0], targets), loss_fn=loss, kinds="gradient")
+            assert np.array_equal(open_run(tmp_path / name).foregrounds, self.OBJECT)
+
+    def test_void_is_drawn_as_no_object(self, tmp_path):
+        run = self.run(tmp_path / "run", self.LABELS)
+        assert np.array_equal(truth_picture(run, 1)[..., 0] == 255, self.OBJECT[1])
+        assert np.array_equal(truth_regions(run, 1), self.OBJECT[1])
+
+    def test_many_classes_are_stored_and_one_object_of_each_image_is_measured(self, tmp_path):
+        targets = self.LABELS.clone()
+        targets[0, 12:, :2] = 3  # at the border, and small
+        targets[1][self.OBJECT[1]] = 5
+        run = self.run(tmp_path / "run", targets)
+        assert np.array_equal(run.observation[1], targets.numpy())
+        assert run.info["classes"] == 6
+        assert run.info["observation"]["foreground"] == [find_object(mask) for mask in run.observation[1]] == [1, 5]
+        assert np.array_equal(run.foregrounds, self.OBJECT)
+        more = self.run(tmp_path / "more", targets, classes=21, foreground=np.array([3, 0]))
+        assert more.info["classes"] == 21
+        assert np.array_equal(more.foregrounds[0], targets[0] == 3)
+        assert np.array_equal(more.foregrounds[1], targets[1] == 0)
+
+    def test_class_0_can_be_the_object(self, tmp_path):
+        run = self.run(tmp_path / "run", 1 - (self.LABELS == 1).long(), foreground=0)
+        assert np.array_equal(run.foregrounds, self.OBJECT)
+        assert np.array_equal(truth_picture(run, 0)[..., 0] == 255, self.OBJECT[0])
+
+    @pytest.mark.parametrize(
+        "masks",
+        [OBJECT, OBJECT.astype(np.float32), OBJECT * np.uint8(255), OBJECT * 255, torch.tensor(OBJECT)[:, None]],
+    )
+    def test_masks_of_objects(self, tmp_path, masks):
+        run = self.run(tmp_path / "run", None, masks=masks)
+        assert np.array_equal(run.observation[1], self.OBJECT)
+        assert "foreground" not in run.info["observation"]
+
+    @pytest.mark.parametrize(
+        "targets",
+        [
+            torch.tensor(OBJECT)[:, None].float(),  # for BCEWithLogits
+            torch.tensor(OBJECT),
+            torch.tensor(OBJECT)[:, None].to(torch.uint8) * 255,
+            torch.tensor(np.stack([~OBJECT, OBJECT], 1)).bfloat16(),  # one-hot
+            {"depth": torch.rand(2, 16, 16), "mask": torch.tensor(OBJECT).int()},
+            (torch.tensor([1, 0]), torch.tensor(OBJECT).long()[:, ::2, ::2], torch.tensor(OBJECT).long()),
+            [torch.tensor(one).long() for one in OBJECT],
+            OBJECT.astype(np.int32),
+            SimpleNamespace(labels=torch.tensor(OBJECT).long(), step=3),
+        ],
+    )
+    def test_targets_that_hold_a_mask(self, tmp_path, targets):
+        run = self.run(tmp_path / "run", targets)
+        assert np.array_equal(run.observation[1], self.OBJECT)
+        assert np.array_equal(run.foregrounds, self.OBJECT)
+
+    @pytest.mark.parametrize(
+        "targets",
+        [
+            None,
+            torch.tensor([1, 0]),
+            torch.rand(2, 1, 16, 16),  # alpha, or depth
+            torch.ones(2, 4, 16, dtype=torch.long),  # not of the same shape
+            torch.ones(2, 3, 16, 16, dtype=torch.long),  # neither one mask nor one-hot
+            [{"masks": torch.ones(2, 16, 16, dtype=torch.uint8)} for _ in range(2)],  # of each image two objects
+        ],
+    )
+    def test_targets_that_hold_none(self, tmp_path, targets):
+        assert not self.run(tmp_path / "run", targets).observation[1].any()
+
+    def test_targets_of_numbers_that_are_no_classes(self, tmp_path):
+        targets = torch.arange(512).reshape(2, 16, 16)
+        with pytest.warns(
+            RecorderWarning, match="the targets are no masks: labels up to 511, which are no classes from"
+        ):
+            run = self.run(tmp_path / "run", targets)
+        assert not run.observation[1].any()
+        (note,) = run.info["notes"]
+        assert note.startswith("the targets are no masks")
+        with pytest.raises(FadevizError, match="the masks hold labels up to 511"):
+            self.run(tmp_path / "other", targets, foreground=3)
+
+    def test_targets_at_another_resolution_are_brought_to_the_images(self, tmp_path):
+        small = self.LABELS[:, ::4, ::4]
+        run = self.run(tmp_path / "run", small)
+        assert np.array_equal(run.observation[1], small.numpy().repeat(4, 1).repeat(4, 2))
+
+    def test_a_run_of_an_earlier_version_goes_on(self, tmp_path):
+        targets = torch.full((2, 16, 16), 4)
+        targets[:, 2:] = 0
+        self.run(tmp_path / "run", targets)
+        store = SnapshotStore(tmp_path / "run", open_run(tmp_path / "run").run_id)
+        old = open_run(tmp_path / "run")
+        store.write_observation(old.observation[0], (targets > 0).numpy().astype(np.uint8))
+        again = build(tmp_path / "run", observe=(OBSERVED[0], targets), loss_fn=None, resume=True)
+        assert again.step(1)
+        assert open_run(tmp_path / "run").observation[1].max() == 1
+
+    def test_what_was_left_out_of_a_glob_is_left_out_again(self, tmp_path, recwarn):
+        class Stages(nn.Module):
+            def __init__(self, count=2):
+                super().__init__()
+                self.parts = nn.ModuleList([nn.Conv2d(3, 3, 1) for _ in range(count)])
+
+            def forward(self, x):
+                for part in self.parts:
+                    x = part(x)
+                return x
+
+        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, "resume": True}
+        first = Recorder(Stages(), "**", "1:3:1", tmp_path / "run", **options)
+        first.step(1)
+        first.close()
+        (warned,) = recwarn.list
+        assert "left out: layer 'parts' did not run in the forward pass" in str(warned.message)
+        assert open_run(tmp_path / "run").layers.keys() == {"parts.0", "parts.1"}
+        again = Recorder(Stages(), "**", "1:3:1", tmp_path / "run", **options)
+        assert again.step(2)
+        again.close()
+        assert len(recwarn.list) == 1  # it was told
+        assert len(open_run(tmp_path / "run").info["notes"]) == 1
+        with pytest.raises(
+            FadevizError, match=r"recorded with other layers: \['parts.0', 'parts.1'\], now .*'parts.2'"
+        ):
+            Recorder(Stages(3), "**", "1:3:1", tmp_path / "run", **options)
+        with pytest.raises(FadevizError, match="recorded with other layers"):
+            Recorder(Stages(), "parts.0", "1:3:1", tmp_path / "run", **options)
+
+    def test_a_resumed_run_that_cannot_be_observed_is_refused(self, tmp_path):
+        net = Net()
+        build(tmp_path / "run", net=net).close()
+        before = (tmp_path / "run" / "run.json").read_bytes()
+        net.head = nn.Conv2d(5, 2, 1)
+        with pytest.raises(FadevizError, match="the forward pass failed, in layer 'head'"):
+            build(tmp_path / "run", net=net, resume=True)
+        assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+    def test_another_object_is_another_run(self, tmp_path):
+        options = {"observe": (OBSERVED[0], self.LABELS), "loss_fn": None}
+        build(tmp_path / "run", foreground=1, **options).close()
+        with pytest.raises(FadevizError, match=r"recorded with other foreground: \[1, 1\], now \[0, 0\]"):
+            build(tmp_path / "run", foreground=0, resume=True, **options)
+        assert build(tmp_path / "run", resume=True, **options).step(1)
+
+
+class Half(nn.Module):
+    """A loss made of another."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, output, targets):
+        return self.inner(output, targets) / 2
+
+
+class Called(nn.Module):
+    """A model that takes its whole batch as one argument."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.net, self.read = Net(), read
+
+    def forward(self, batch):
+        return self.net(self.read(batch))
+
+
+Batch = namedtuple("Batch", "image extra")
+
+
+@dataclass(frozen=True)
+class Frozen:
+    image: torch.Tensor
+    note: str = "as it is"
+
+
+@pytest.mark.parametrize(
+    ("batch", "read"),
+    [
+        (Batch(OBSERVED[0].half(), ("a", [torch.ones(1)])), lambda b: b.image * b.extra[1][0]),
+        (Frozen(OBSERVED[0].half()), lambda b: b.image),
+        (SimpleNamespace(image=OBSERVED[0].half(), note=None), lambda b: b.image),
+        ([OBSERVED[0].half()], lambda b: b[0]),
+        (OrderedDict(batch=OrderedDict(image=OBSERVED[0].half())), lambda b: b["image"]),
+        (list(OBSERVED[0].half()), torch.stack),
+    ],
+)
+def test_batches_of_any_container(tmp_path, batch, read):
+    pictures = np.zeros((2, 16, 16, 3), np.uint8) if isinstance(batch, SimpleNamespace | Frozen) else None
+    model = Called(read)
+
+    def loss_fn(output, targets):
+        return F.cross_entropy(output, targets.image)
+
+    observe = (batch, Batch(OBSERVED[1], None))
+    recorder = Recorder(model, "net.up", [1], tmp_path / "run", observe=observe, loss_fn=loss_fn, pictures=pictures)
+    assert recorder.step(1)
+    run = open_run(tmp_path / "run")
+    want = model.net.eval().up(model.net.encoder(OBSERVED[0].half().float())).mean(1).detach().numpy()
+    np.testing.assert_allclose(run.read(1, "net.up", "feature"), want, atol=1e-6)
+    assert run.observation[1].all()
+    if isinstance(batch, Batch | list):
+        assert run.observation[0].max() == 255
+    tensors = [one for one in arrays_in(batch) if one.ndim == 4]
+    assert all(one.dtype == torch.float16 for one in tensors)  # the training's own is as it was
+
+
+class TestNumbers:
+    """Steps and metrics of any type."""
+
+    @pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, lambda n: np.array(n, np.int32)])
+    def test_whole_numbers_of_any_type(self, tmp_path, kind):
+        recorder = build(tmp_path / "run", [kind(1), kind(3)], start=kind(0), seed=kind(7))
+        for step in range(1, 4):
+            assert recorder.step(kind(step)) == (step != 2)
+            recorder.log(kind(step), loss=kind(step))
+        run = open_run(tmp_path / "run")
+        assert (run.steps, run.info["schedule"], run.info["config"]) == ((0, 1, 3), [0, 1, 3], {"seed": 7})
+        assert run.metrics() == [{"step": step, "loss": step} for step in (1, 2, 3)]
+        recorder.close()
+        again = build(tmp_path / "run", Schedule((0, kind(1), kind(5))), resume=True, start=kind(3))
+        assert open_run(tmp_path / "run").info["schedule"] == [0, 1, 5]
+        again.close()
+
+    @pytest.mark.parametrize(
+        ("step", "message"),
+        [
+            (True, "step is True, a bool: a whole number is needed"),
+            (torch.tensor(True), "step is tensor.True., a Tensor: a whole"),
+            (np.bool_(True), "a bool: a whole|a bool_: a whole"),
+            (1.0, "step is 1.0, a float: a whole number is needed"),
+            (torch.tensor(1.0), "a Tensor: a whole number"),
+            (torch.tensor([1, 2]), "a Tensor: a whole number"),
+            (None, "step is None, a NoneType"),
+            ("1", "step is '1', a str"),
+        ],
+    )
+    def test_what_is_no_whole_number(self, tmp_path, step, message):
+        recorder = build(tmp_path / "run")
+        with pytest.warns(RecorderWarning, match=message):
+            assert not recorder.step(step)
+        assert not recorder.step(step)  # warned of once
+        with pytest.warns(RecorderWarning, match=f"metrics were not logged: .*{message}"):
+            recorder.log(step, loss=1.0)
+        assert recorder.step(1)
+        recorder.close()
+        strict = build(tmp_path / "strict", on_error="raise")
+        with pytest.raises(FadevizError, match=message):
+            strict.step(step)
+        with pytest.raises(FadevizError, match=message.replace("step", "a step of the schedule", 1)):
+            build(tmp_path / "other", [step])
+
+    def test_a_schedule_that_is_none(self, tmp_path):
+        with pytest.raises(FadevizError, match="steps is 100: a schedule such as '100:3000:100' is needed"):
+            build(tmp_path / "run", 100)
+
+    def test_metrics_of_any_type(self, tmp_path):
+        recorder = build(tmp_path / "run")
+        grown = torch.tensor([0.25], requires_grad=True)
+        recorder.log(1, a=np.float32(0.5), b=grown, c=np.array([1.5]), d=torch.tensor(2, dtype=torch.int8), e=True)
+        recorder.log(2, nan=float("nan"), inf=torch.tensor(float("-inf")))
+        with pytest.warns(RecorderWarning, match="metrics were not logged: log: note is 'text': a number is needed"):
+            recorder.log(3, loss=3.0, note="text")
+        first, second, third = open_run(tmp_path / "run").metrics()
+        assert first == {"step": 1, "a": 0.5, "b": 0.25, "c": 1.5, "d": 2, "e": 1}
+        assert np.isnan(second["nan"])
+        assert second["inf"] == float("-inf")
+        assert third == {"step": 3, "loss": 3.0}  # what is a number is not lost with what is none
+
+
+class Faulty(nn.Module):
+    """The identity, with a fault to come."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.fault = nn.Parameter(torch.ones(())), None
+
+    def forward(self, x):
+        if self.fault is not None:
+            raise self.fault
+        return self.scale * x
+
+
+class TestGoingOn:
+    """A recorder never ends a training."""
+
+    def make(self, out, **options):
+        model = nn.Sequential(Faulty(), nn.Conv2d(3, 2, 1))
+        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, **options}
+        return Recorder(model, "0", "1:6:1", out, **options), model
+
+    @pytest.mark.parametrize(
+        "fault",
+        [RuntimeError("no more"), MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried"), KeyError("x")],
+    )
+    def test_an_observation_that_fails(self, tmp_path, fault, recwarn):
+        recorder, model = self.make(tmp_path / "run")
+        model[0].fault = fault
+        assert not recorder.step(1)
+        (warned,) = recwarn.list
+        assert warned.category is RecorderWarning
+        assert warned.filename == __file__
+        text = str(warned.message)
+        assert text.startswith("fadeviz: nothing was recorded at step 1: ")
+        assert text.endswith(". The training goes on")
+        assert "\n" not in text
+        assert not recorder.step(2)
+        model[0].fault = None
+        assert recorder.step(3)
+        recorder.close()
+        assert len(recwarn.list) == 1
+        run = open_run(tmp_path / "run")
+        assert (run.steps, run.info["status"], run.info["schedule"]) == ((0, 3), "finished", [0, 3])
+        assert [one["step"] for one in run.info["errors"]] == [1, 2]
+        assert all(type(fault).__name__ in one["message"] for one in run.info["errors"])
+        assert recorder.errors == run.info["errors"]
+        assert check_run(tmp_path / "run") == []
+        told = CliRunner().invoke(main, ["info", str(tmp_path / "run")])
+        assert "errors       2, the first: " in told.output
+
+    def test_a_layer_that_is_gone_another_dtype_and_a_loss_that_fails(self, tmp_path):
+        broken = []
+
+        def loss_fn(output, targets):
+            if broken:
+                raise IndexError("list index out of range")
+            return F.cross_entropy(output, targets)
+
+        recorder, model = self.make(tmp_path / "run", loss_fn=loss_fn)
+        moved = model[0]
+        model[0] = nn.Identity()
+        with pytest.warns(RecorderWarning, match="nothing was recorded at step 1: .*layer '0' did not run"):
+            assert not recorder.step(1)
+        model[0] = moved
+        model[1].half()  # a part of the model
+        with pytest.warns(RecorderWarning, match="fadeviz: observed under autocast to float16, since plain float32"):
+            assert recorder.step(2)
+        model[1].float()
+        broken.append(True)
+        recorder._warned.clear()
+        with pytest.warns(RecorderWarning, match="nothing was recorded at step 3: .*IndexError"):
+            assert not recorder.step(3)
+        broken.clear()
+        assert recorder.step(4)
+        assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1, 3]
+        assert open_run(tmp_path / "run").info["notes"] == [
+            "observed under autocast to float16, since plain float32 cannot run"
+        ]
+
+    def test_interrupts_pass(self, tmp_path):
+        recorder, model = self.make(tmp_path / "run")
+        for step, error in enumerate((KeyboardInterrupt, SystemExit), start=1):
+            model[0].fault = error()
+            with pytest.raises(error):
+                recorder.step(step)
+
+    def test_raise(self, tmp_path):
+        recorder, model = self.make(tmp_path / "run", on_error="raise")
+        model[0].fault = RuntimeError("no more")
+        with pytest.raises(
+            FadevizError, match=r"in layer '0' \(step 1, observed in eval mode\): RuntimeError: no more"
+        ):
+            recorder.step(1)
+        shutil.rmtree(tmp_path / "run")
+        with pytest.raises(FadevizError, match="cannot write"):
+            recorder.log(1, loss=1.0)
+        with pytest.raises(FadevizError, match="was moved or removed"):
+            recorder.close()
+
+    def test_a_folder_that_is_moved_away_and_put_back(self, tmp_path, recwarn):
+        recorder, _ = self.make(tmp_path / "run")
+        recorder.step(1)
+        shutil.move(tmp_path / "run", tmp_path / "away")
+        assert not recorder.step(2)
+        assert not recorder.step(3)
+        recorder.log(3, loss=1.0)
+        assert not (tmp_path / "run").exists()
+        shutil.move(tmp_path / "away", tmp_path / "run")
+        assert recorder.step(4)
+        recorder.close()
+        assert [str(w.message).split(":")[1] for w in recwarn.list] == [
+            " nothing was recorded at step 2", " metrics were not logged",
+        ]  # fmt: skip
+        run = open_run(tmp_path / "run")
+        assert run.steps == (0, 1, 4)
+        assert [one.get("step") for one in run.info["errors"]] == [2, 3, None]
+
+    def test_a_folder_that_is_removed(self, tmp_path, recwarn):
+        recorder, _ = self.make(tmp_path / "run")
+        shutil.rmtree(tmp_path / "run")
+        for step in range(1, 8):
+            assert not recorder.step(step)
+            recorder.log(step, loss=1.0)
+        recorder.close()
+        assert len(recwarn.list) == 3  # of steps, of metrics, of the end
+        assert not (tmp_path / "run").exists()
+
+    def test_the_errors_listed_are_some(self, tmp_path, recwarn, monkeypatch):
+        monkeypatch.setattr("fadeviz.recorder.MOST_ERRORS", 3)
+        recorder, model = self.make(tmp_path / "run")
+        model[0].fault = RuntimeError("no more")
+        for step in range(1, 7):
+            recorder.step(step)
+        assert [one["step"] for one in recorder.errors] == [1, 2, 3]
+        assert len(recwarn.list) == 1
+
+    def test_what_failed_at_steps_that_are_made_again_is_forgotten(self, tmp_path, recwarn):
+        recorder, model = self.make(tmp_path / "run")
+        for step, fault in enumerate([RuntimeError("a"), None, RuntimeError("b")], start=1):
+            model[0].fault = fault
+            recorder.step(step)
+        recorder._open.close()  # as if the process had been killed
+        model[0].fault = None
+        again = Recorder(
+            model, "0", "1:6:1", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy, resume=True, start=2
+        )
+        assert [one["step"] for one in again.errors] == [1]
+        assert all(again.step(step) for step in (3, 4))
+        assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1]
+
+    def test_the_working_directory_may_change(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        recorder, _ = self.make("run")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert recorder.step(1)
+        recorder.log(1, loss=1.0)
+        recorder.close()
+        assert open_run(tmp_path / "run").steps == (0, 1)
+        assert not list((tmp_path / "elsewhere").iterdir())
+
+    @pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
+    def test_a_model_that_is_cast_later(self, tmp_path, dtype):
+        recorder, model = self.make(tmp_path / "run", kinds="feature")
+        model.to(dtype)
+        assert recorder.step(1)
+        want = OBSERVED[0].to(dtype).float().mean(1).numpy()
+        np.testing.assert_allclose(open_run(tmp_path / "run").read(1, "0", "feature"), want, atol=1e-3)
+        model.float()
+        assert recorder.step(2)
+        maps = open_run(tmp_path / "run").maps("0")
+        assert np.array_equal(maps[2], maps[0])
+
+    def test_a_layer_that_comes_to_run_twice(self, tmp_path):
+        class Often(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.c, self.head, self.times = nn.Conv2d(3, 3, 3, 2, 1), nn.Conv2d(3, 2, 1), 1
+
+            def forward(self, x):
+                for _ in range(self.times):
+                    x = self.c(x)
+                return self.head(x)
+
+        model = Often()
+        options = {"observe": (OBSERVED[0], None), "kinds": "feature", "resume": True}
+        recorder = Recorder(model, "c", [1, 2, 3], tmp_path / "run", **options)
+        assert open_run(tmp_path / "run").info["layers"] == {"c": {"size": [8, 8]}}
+        model.times = 3
+        assert recorder.step(1)
+        recorder.close()
+        again = Recorder(model, "c", [1, 2, 3], tmp_path / "run", start=1, **options)
+        assert again.step(2)
+        run = open_run(tmp_path / "run")
+        assert run.read(2, "c", "feature", call=2).shape == (2, 2, 2)
+        Recorder(model, "c", [1], tmp_path / "other", **options)
+        sizes = {"size": [8, 8], "calls": [[8, 8], [4, 4], [2, 2]]}
+        assert open_run(tmp_path / "other").info["layers"] == {"c": sizes}
+
+
+class TestTraces:
+    """Observing leaves no trace, or says so."""
+
+    def test_a_generator_of_the_models_own(self, tmp_path):
+        class Noisy(Net):
+            def __init__(self):
+                super().__init__()
+                self.noise = np.random.default_rng(0).standard_normal
+
+            def forward(self, x):
+                return super().forward(x + torch.as_tensor(self.noise(x.shape[-1])).float())
+
+        with pytest.warns(
+            RecorderWarning, match=r"a second look .* gave other maps \(layer 'up', feature\): the model"
+        ):
+            recorder = build(tmp_path / "run", net=Noisy())
+        assert recorder.step(1)
+        (note,) = open_run(tmp_path / "run").info["notes"]
+        assert note.startswith("a second look at the same batch gave other maps")
+        assert "notes        a second look" in CliRunner().invoke(main, ["info", str(tmp_path / "run")]).output
+
+    def test_targets_that_the_loss_writes_into(self, tmp_path):
+        def loss_fn(output, targets):
+            targets[:] = 1 - targets
+            return F.cross_entropy(output, targets)
+
+        recorder = build(tmp_path / "run", loss_fn=loss_fn, kinds="gradient")
+        assert recorder.step(1)
+        first, second = open_run(tmp_path / "run").maps("up", "gradient")
+        assert np.array_equal(first, second)
+
+    def test_what_the_loss_logs_while_looking_is_not_logged(self, tmp_path):
+        held = []
+
+        def loss_fn(output, targets):
+            loss = F.cross_entropy(output, targets)
+            for recorder in held:
+                recorder.log(1, loss=loss)
+                assert not recorder.step(2)
+            return loss
+
+        held.append(build(tmp_path / "run", loss_fn=loss_fn, kinds="gradient"))
+        assert held[0].step(1)
+        assert open_run(tmp_path / "run").metrics() == []
+        assert open_run(tmp_path / "run").steps == (0, 1)
+
+
+class TestOthers:
+    """Other threads and processes."""
+
+    def test_calls_of_several_threads_wait_for_each_other(self, tmp_path):
+        inside, most = [], []
+
+        class Slow(Net):
+            def forward(self, x):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.005)
+                inside.pop()
+                return super().forward(x)
+
+        recorder = build(tmp_path / "run", "1:40:1", net=Slow())
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(lambda _: recorder.step(1), range(4)))
+            list(pool.map(lambda step: recorder.log(step, loss=step), range(40)))
+        assert sorted(results) == [False, False, False, True]
+        assert max(most) == 1
+        assert len(open_run(tmp_path / "run").metrics()) == 40
+
+    def test_a_model_that_keeps_its_recorder_can_be_copied(self, tmp_path):
+        net = Net()
+        net.recorder = build(tmp_path / "run", net=net)
+        for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):  # an average of the weights, a checkpoint
+            assert torch.equal(copied.head.weight, net.head.weight)
+            assert not copied.recorder.step(1)
+            copied.recorder.log(1, loss=1.0)
+            copied.recorder.close()
+            assert copied.recorder.errors == []
+        assert net.recorder.step(1)
+        assert open_run(tmp_path / "run").metrics() == []
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+    def test_a_forked_child_neither_writes_nor_frees_the_folder(self, tmp_path):
+        recorder = build(tmp_path / "run")
+        before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*"))
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                with warnings.catch_warnings(record=True) as found:
+                    warnings.simplefilter("always")
+                    results = [recorder.step(1), recorder.step(2), recorder.log(1, loss=1.0), recorder.close()]
+                    _release(recorder._open, recorder._process)  # as at the end of a process that ends in the usual way
+                said = [str(one.message) for one in found]
+                code = 0 if results == [False, False, None, None] and len(said) == 1 and "forked" in said[0] else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")) == before
+        with pytest.raises(FadevizError, match="another process is recording"):
+            build(tmp_path / "run", resume=True)
+        assert recorder.step(1)
+
+
 on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -545,6 +1193,17 @@ class TestOnADevice:
                 parameter.zero_()
         assert recorder.step(1)  # on the default stream
         assert not open_run(tmp_path / "run").read(1, "twice", "feature").any()
+
+    def test_a_model_that_is_moved_later(self, tmp_path):
+        net = Net()
+        recorder = Recorder(net, "up", "1:2:1", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        net.cuda()
+        assert recorder.step(1)
+        net.cpu()
+        assert recorder.step(2)
+        maps = open_run(tmp_path / "run").maps("up")
+        np.testing.assert_allclose(maps[1], maps[0], atol=1e-2)  # TF32, perhaps
+        assert np.array_equal(maps[2], maps[0])
 
     def test_no_memory_is_kept_and_the_training_is_the_same(self, tmp_path):
         def train(out):

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -24,6 +23,7 @@ from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.remote import RemoteFolder, is_address
 from fadeviz.render.frames import select_frames
+from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 fsspec = pytest.importorskip("fsspec", reason='needs fsspec: pip install -e ".[remote]"')

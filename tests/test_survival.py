@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import signal
@@ -19,16 +20,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from torch.nn import functional as F
 
-from fadeviz import FadevizError, Recorder, open_run
+from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
 from fadeviz.check import check_run, repair_run
 from fadeviz.data import synthetic
 from fadeviz.errors import printable
 from fadeviz.files import _machine, only_writer, replacing, write_whole
 from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics
 from fadeviz.sweep import Member, read_plan
+from fadeviz_cli.main import main
 from render_runs import STEPS, make_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mounts, signals and locks of a POSIX system")
@@ -166,13 +167,13 @@ def start(out, last=30):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def loop(out, *, steps=range(1, 31), limit=None):
+def loop(out, *, steps=range(1, 31), limit=None, on_error="raise"):
     """The same loop in this process."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 1))
     images, masks = torch.randn(2, 3, 24, 24), torch.ones(2, 24, 24, dtype=torch.long)
     with Recorder(
-        model, "0", range(31), out, observe=(images, masks), loss_fn=F.cross_entropy, resume=True
+        model, "0", range(31), out, observe=(images, masks), loss_fn=F.cross_entropy, resume=True, on_error=on_error
     ) as recorder:
         for step in steps:
             torch.manual_seed(step)
@@ -183,6 +184,7 @@ def loop(out, *, steps=range(1, 31), limit=None):
                 for p in model.parameters():
                     p -= 0.1 * p.grad
             recorder.step(step)
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 @pytest.mark.parametrize("size", ["8k", "40k", "100k", "160k"])
@@ -197,6 +199,23 @@ def test_a_disk_that_fills_under_a_recorder(tmp_path, disk, size):
     disk("remount,size=64m")
     loop(out)
     assert digest(out) == digest(tmp_path / "whole")
+
+
+def test_a_disk_that_fills_under_a_recorder_does_not_end_the_training(tmp_path, disk, recwarn):
+    loop(tmp_path / "whole")
+    out = disk("size=100k") / "run"
+    weights = loop(out, on_error="warn")
+    warned = [str(one.message) for one in recwarn.list if one.category is RecorderWarning]
+    assert re.match(r"fadeviz: nothing was recorded at step \d+: disk full while writing", warned[0])
+    assert len(warned) <= 2  # of the steps, and of the end
+    assert torch.equal(weights, loop(tmp_path / "other"))
+    assert not list(out.rglob(".*"))
+    last = max(open_run(out).steps)
+    assert 0 < last < 30
+    disk("remount,size=64m")
+    loop(out)
+    assert digest(out, but=["run.json"]) == digest(tmp_path / "whole", but=["run.json"])
+    assert open_run(out).info["status"] == "finished"
 
 
 def test_a_line_that_did_not_fit_leaves_nothing_of_itself(disk):

@@ -65,7 +65,8 @@ class RecorderCallback(Callback):
             loss_fn: ``loss_fn(output, targets)`` of what ``forward`` returns; None records no gradients.
             resume: go on in the folder also where the training begins anew, at step 0.
             overwrite: replace a run that is there; not where the training goes on from a checkpoint.
-            **options: further arguments of :class:`fadeviz.Recorder`.
+            **options: further arguments of :class:`fadeviz.Recorder`, also ``on_error``: by default the training goes
+                on where recording fails, and says so once.
 
         Raises:
             TypeError: an argument that the recorder does not know.
@@ -134,7 +135,11 @@ class RecorderCallback(Callback):
             if name not in ("self", "step") and not _is_same(value, self._logged.get(name))
         }
         self._logged |= found
-        values = {name: float(value) for name, value in found.items() if value.numel() == 1}
+        values = {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+        }
         if values:
             self.recorder.log(trainer.global_step, **values)
 
@@ -143,5 +148,5 @@ def _scaler(trainer: Any) -> Any:
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
-def _is_same(value: Tensor, before: Tensor | None) -> bool:
-    return before is not None and value.data_ptr() == before.data_ptr()
+def _is_same(value: Any, before: Any) -> bool:
+    return isinstance(value, Tensor) and isinstance(before, Tensor) and value.data_ptr() == before.data_ptr()

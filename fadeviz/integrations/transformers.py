@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..errors import MissingExtra
@@ -62,7 +63,9 @@ class RecorderCallback(TrainerCallback):
                 has labels, and records no gradients where it has none.
             resume: go on in the folder also where the training begins anew, at step 0.
             overwrite: replace a run that is there; not where the training goes on from a checkpoint.
-            **options: further arguments of :class:`fadeviz.Recorder`.
+            **options: further arguments of :class:`fadeviz.Recorder`, also ``on_error``: by default the training goes
+                on where recording fails, and says so once. ``ignore_index`` is that of the model's configuration,
+                where it has one.
 
         Raises:
             TypeError: an argument that the recorder does not know.
@@ -87,6 +90,9 @@ class RecorderCallback(TrainerCallback):
         arguments = {**self.arguments, "overwrite": self.arguments["overwrite"] or again}
         if step > 0:
             arguments |= {"resume": True, "overwrite": False}
+        void = getattr(getattr(model, "config", None), "semantic_loss_ignore_index", None)
+        if void is not None:
+            arguments.setdefault("ignore_index", void)
         self.recorder = Recorder(model, start=step, **arguments)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -97,9 +103,9 @@ class RecorderCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         """Log what the Trainer logs."""
         values = {
-            name: float(value)
+            name: value
             for name, value in (logs or {}).items()
-            if isinstance(value, int | float) and name not in ("self", "step")
+            if isinstance(value, int | float | np.number) and name not in ("self", "step")
         }
         values |= {name: values[f"eval_{name}"] for name in ("miou", "boundary_iou") if f"eval_{name}" in values}
         if self.recorder is not None and values:

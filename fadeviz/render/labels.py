@@ -159,7 +159,7 @@ def truth_picture(run: Run, image: int) -> NDArray[np.uint8]:
     """The truth of an observed picture to look at, ``(H, W, 3)`` uint8.
 
     A matting run's alpha in greys; a mask of many classes in their colours, what is ignored in black; a mask of two
-    classes in black and white.
+    classes in black and white, what is ignored in black too.
 
     Args:
         run: where the picture is from.
@@ -171,6 +171,8 @@ def truth_picture(run: Run, image: int) -> NDArray[np.uint8]:
     mask = run.observation[1][image]
     if has_colours(run):
         return colour_classes(mask, int(run.info["classes"]))
+    if _names_object(run):
+        mask = run.foregrounds[image].astype(np.uint8)
     greys = _greys(mask) if run.mattes is None else run.mattes[0][image]
     return np.repeat(greys[..., None], 3, axis=2)
 
@@ -189,8 +191,15 @@ def truth_regions(run: Run, image: int) -> NDArray[np.uint8]:
         return (run.mattes[0][image] >= 128).astype(np.uint8)
     if has_colours(run):
         return mask + np.uint8(1)  # unsigned numbers wrap: 255 becomes 0
+    if _names_object(run):
+        return run.foregrounds[image].astype(np.uint8)
     # A run that does not say what its masks are, with more values than two classes have: alpha.
     return mask if len(np.unique(mask)) <= 32 else (mask >= 128).astype(np.uint8)
+
+
+def _names_object(run: Run) -> bool:
+    """Whether a run says which class of its masks is the object: all else, void too, is not."""
+    return run.mattes is None and (run.info.get("observation") or {}).get("foreground") is not None
 
 
 def outline(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:

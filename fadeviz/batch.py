@@ -1,0 +1,99 @@
+"""The tensors in whatever a model is called with and gives: found, changed, cut into single images, joined again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import FadevizError
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same structure with every tensor changed: mappings, lists, tuples and named tuples, dataclasses,
+    and objects that have tensors for attributes.
+
+    Containers and NumPy arrays are copied, other objects are the same ones.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        changed = {key: map_tensors(item, change) for key, item in value.items()}
+        if not isinstance(value, dict | UserDict):
+            return changed
+        kept = copy.copy(value)  # an OrderedDict, an output of transformers
+        for key, item in changed.items():
+            kept[key] = item
+        return kept
+    if isinstance(value, tuple | list):
+        items = [map_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    attributes = attributes_of(value)
+    if attributes is None:
+        return value
+    twin = copy.copy(value)
+    for name, item in attributes.items():  # frozen or not
+        object.__setattr__(twin, name, map_tensors(item, change))
+    return twin
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """The fields of a dataclass, or the attributes of a project's own kind of batch, which has tensors among them.
+
+    None of all else.
+    """
+    if isinstance(value, type | torch.nn.Module):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    plain = dict(getattr(value, "__dict__", {}))
+    return plain if any(isinstance(item, Tensor) for item in plain.values()) else None
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors that :func:`map_tensors` changes, in its order."""
+    found: list[Tensor] = []
+
+    def add(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, add)
+    return found
+
+
+def image_size(images: Any) -> tuple[int, int]:
+    """How many images ``(N, C, H, W)`` there are, and the pixels of each; ``(0, 0)`` where nothing has four axes."""
+    largest = max((t for t in tensors_in(images) if t.ndim == 4), key=lambda t: t.numel(), default=None)
+    return (0, 0) if largest is None else (len(largest), largest.shape[-2] * largest.shape[-1])
+
+
+def cut(images: Any, count: int, start: int, stop: int) -> Any:
+    """Images from ``start`` to ``stop``: tensors of ``count`` rows are cut, others are for every image."""
+    return map_tensors(images, lambda t: t[start:stop] if t.ndim and len(t) == count else t)
+
+
+def joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
+    """Outputs of some images each as the output of all.
+
+    Args:
+        parts: of one structure.
+        counts: how many images each is of.
+
+    Raises:
+        FadevizError: a tensor that has not a row an image, so that it cannot be joined; a loss inside an output, e.g.
+    """
+    found = [tensors_in(part) for part in parts]
+    for tensors, count in zip(found, counts, strict=True):
+        if len(tensors) != len(found[0]) or any(not t.ndim or len(t) != count for t in tensors):
+            raise FadevizError("the model's output has not a row for each image")
+    whole = iter([torch.cat(same) for same in zip(*found, strict=True)])
+    return map_tensors(parts[0], lambda _: next(whole))

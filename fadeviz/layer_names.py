@@ -1,0 +1,133 @@
+"""The names of a model's modules, and those that a pattern fits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from .errors import FadevizError, unknown_name
+
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+"""Modules of torch that are what they wrap, and the name that they keep it under."""
+
+
+def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[str]]]:
+    """The modules of a model by the names that they are recorded under.
+
+    These are all names of ``named_modules``, of a module that is used twice both, without what wrappers put in front.
+
+    Returns:
+        Modules by name; and the full names of those that would have one name with another module.
+    """
+    named = dict(model.named_modules(remove_duplicate=False))
+    modules: dict[str, nn.Module] = {}
+    full: dict[str, list[str]] = {}
+    for name, module in named.items():
+        plain, before, wrapped = [], "", False
+        for part in name.split(".") if name else []:
+            wrapped = part == _wraps(named[before])
+            if not wrapped:
+                plain.append(part)
+            before = f"{before}.{part}" if before else part
+        # What is wrapped is recorded as its wrapper is.
+        if not plain or wrapped:
+            continue
+        known = modules.setdefault(".".join(plain), module)
+        if known is module:
+            full.setdefault(".".join(plain), [name])
+        else:
+            full[".".join(plain)].append(name)
+    return modules, {name: names for name, names in full.items() if len(names) > 1}
+
+
+def _wraps(module: nn.Module) -> str | None:
+    names = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__ if cls.__module__.startswith("torch."))
+    return next((name for name in names if name is not None), None)
+
+
+def find_layers(
+    modules: Mapping[str, nn.Module], patterns: str | nn.Module | Sequence[str | nn.Module], network: str
+) -> tuple[str, ...]:
+    """The names among ``modules`` that fit the patterns, or are the modules given, in the network's order.
+
+    Raises:
+        FadevizError: a pattern that fits none; lists the nearest names.
+    """
+    names = list(modules)
+    chosen: set[str] = set()
+    for pattern in _each(patterns):
+        if isinstance(pattern, nn.Module):
+            fits = [name for name in names if _inside(modules[name]) is _inside(pattern)][:1]
+            if not fits:
+                raise FadevizError(f"the {type(pattern).__name__} given as a layer is no part of {network}")
+        else:
+            fits = [name for name in names if name_fits(pattern, name)]
+            # As a wrapper around the model would have it: "module.decoder" of what was in DistributedDataParallel.
+            fits = fits or [name for name in names if name_fits(_plain(pattern), name)]
+        if not fits:
+            # What is called as a function cannot be hooked; who looks for it finds the modules around it.
+            raise FadevizError(
+                f"{unknown_name(f'layer in {network}', str(pattern), names)} {_parts_there(str(pattern), names)}A "
+                "function such as F.interpolate is no layer: choose the module that gives its input or takes its output"
+            )
+        chosen |= set(fits)
+    return tuple(name for name in names if name in chosen)
+
+
+def _each(patterns: str | nn.Module | Sequence[str | nn.Module]) -> list[str | nn.Module]:
+    if isinstance(patterns, nn.Module):
+        return [patterns]
+    several = patterns.split(",") if isinstance(patterns, str) else patterns
+    return [pattern.strip() if isinstance(pattern, str) else pattern for pattern in several]
+
+
+def _inside(module: nn.Module) -> nn.Module:
+    while module is not None and (name := _wraps(module)) and isinstance(inner := module._modules.get(name), nn.Module):
+        module = inner
+    return module
+
+
+def _parts_there(pattern: str, names: Sequence[str]) -> str:
+    """What the deepest module on the way to ``pattern`` has, where the last parts of the name are wrong."""
+    parent = pattern
+    while "." in parent:
+        parent = parent.rpartition(".")[0]
+        if parent in names:
+            there = [name for name in names if name.rpartition(".")[0] == parent]
+            return f"{parent!r} has {', '.join(map(repr, there)) or 'no parts'}. "
+    return ""
+
+
+def asked_for(modules: Mapping[str, nn.Module], patterns: str | nn.Module | Sequence[str | nn.Module]) -> set[str]:
+    """The layers that were asked for by name or as modules, not found by a glob."""
+    exact = [pattern for pattern in _each(patterns) if isinstance(pattern, nn.Module) or "*" not in pattern]
+    return set(find_layers(modules, exact, "the model"))
+
+
+def once(names: Sequence[str], modules: Mapping[str, nn.Module], exact: set[str]) -> tuple[str, ...]:
+    """Without the further names of modules that a glob found twice."""
+    kept: list[str] = [name for name in names if name in exact]
+    known = {id(modules[name]) for name in kept}
+    for name in names:
+        if name not in exact and id(modules[name]) not in known:
+            known.add(id(modules[name]))
+            kept.append(name)
+    return tuple(name for name in names if name in kept)
+
+
+def name_fits(pattern: str, name: str) -> bool:
+    """Whether the whole name fits: ``*`` is one part of it, ``**`` any number."""
+    parts = re.split(r"(\*\*|\*)", pattern)
+    expression = "".join({"**": ".*", "*": "[^.]+"}.get(part, re.escape(part)) for part in parts)
+    return re.fullmatch(expression, name) is not None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.|$)", "", name).lstrip(".")

@@ -1,0 +1,406 @@
+"""The state of a model in training: what an observation must leave as it was is kept, restored, and compared."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import inspect
+import pickle
+import random
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import FadevizError
+
+State = Mapping[str, object]
+"""What :func:`state_of` found: fingerprints by what they are of, in words."""
+
+# Exactly these: what a subclass makes of being written to is not known.
+_DICTS = (dict, OrderedDict, defaultdict)
+_SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_INTERNAL = frozenset(nn.Module().__dict__)
+
+
+def state_of(model: nn.Module, loss_fn: object = None) -> State:
+    """A fingerprint of all that a training goes on from: to be taken before and after an observation.
+
+    Parameters, their gradients and whether they need one, buffers, modes, hooks and plain attributes (numbers, tensors,
+    arrays, generators, and containers of them) of every module, also of a loss that is a module, a method of one, or a
+    function that refers to one; and the global generators of torch, NumPy and Python. Tensors count by their bytes:
+    reads every parameter once, so that it takes about as long as writing a checkpoint to memory.
+    """
+    seen: dict[int, object] = {}
+    state: dict[str, object] = {}
+    for name, module in all_modules(model, loss_fn).items():
+        where = f"of {name or type(module).__name__!r}"
+        state[f"the training mode {where}"] = module.training
+        state[f"the hooks {where}"] = sum(len(v) for k, v in module.__dict__.items() if k.endswith("_hooks"))
+        for kind, entries in (("parameter", module._parameters), ("buffer", module._buffers)):
+            for key, tensor in entries.items():
+                if tensor is None:
+                    continue
+                full = f"{name}.{key}".lstrip(".")
+                state[f"the {kind} {full!r}"] = _fingerprint(tensor, seen)
+                if kind == "parameter":
+                    state[f"the gradient of {full!r}"] = _fingerprint(tensor.grad, seen)
+                    state[f"requires_grad of {full!r}"] = tensor.requires_grad
+        for key, value in module.__dict__.items():
+            if key not in _INTERNAL:
+                state[f"the attribute {key!r} {where}"] = _fingerprint(value, seen, inside=True)
+    state["torch's generator"] = _digest(torch.get_rng_state())
+    for device in sorted(devices_of(model), key=str):
+        if device.type == "cuda":
+            state[f"the generator of {device}"] = _digest(torch.cuda.get_rng_state(device))
+    state["Python's generator (random)"] = hash(random.getstate())
+    state["NumPy's generator (np.random)"] = _of_bytes(pickle.dumps(np.random.get_state()))  # noqa: NPY002 - the one that losses draw from
+    return state
+
+
+def state_changes(before: State, after: State) -> list[str]:
+    """What differs between two states, each in words, in the model's order; empty where nothing does.
+
+    Example:
+        >>> model = nn.BatchNorm2d(2)
+        >>> before = state_of(model)
+        >>> _ = model(torch.ones(1, 2, 4, 4))
+        >>> state_changes(before, state_of(model))[1:]
+        ["the buffer 'running_var' changed", "the buffer 'num_batches_tracked' changed"]
+    """
+    changes = []
+    for what in [*before, *(what for what in after if what not in before)]:
+        if what not in after:
+            changes.append(f"{what} is gone")
+        elif what not in before:
+            changes.append(f"{what} is new")
+        elif before[what] != after[what]:
+            was, now = before[what], after[what]
+            plain = isinstance(was, bool | int | float) and isinstance(now, bool | int | float)
+            changes.append(f"{what} was {was}, is {now}" if plain and "generator" not in what else f"{what} changed")
+    return changes
+
+
+@contextlib.contextmanager
+def untouched(modules: Iterable[nn.Module], watched: Iterable[nn.Parameter] = ()) -> Iterator[list[nn.Parameter]]:
+    """What runs inside works on copies of the modules' buffers; afterwards all is as it was, also after an error.
+
+    Attributes of the modules are put back: numbers, tensors and arrays, lists and dicts of them, generators, and what
+    was registered or replaced meanwhile. The parameters are the training's own, not copies, which large models would
+    have no room for: written to in forward, those of them that are ``watched`` are put back.
+
+    Outside the modules (closures, objects of other classes) nothing is seen; :func:`state_changes` finds some of it.
+
+    Yields:
+        A list that holds, afterwards, the watched parameters that were written to.
+    """
+    written: list[nn.Parameter] = []
+    with torch.inference_mode(False), contextlib.ExitStack() as undo:
+        modules = list(modules)
+        parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+        for parameter in filter(_is_plain, watched):
+            undo.callback(_put_back_values, parameter, parameter.detach().to("cpu", copy=True), written)
+        for parameter in filter(_is_plain, parameters.values()):
+            undo.callback(_put_back_data, parameter, parameter.data, parameter.requires_grad)
+        with torch.no_grad():
+            kept = _Kept(undo, parameters.values())
+            for module in modules:
+                kept.module(module)
+        yield written
+
+
+def _put_back_values(parameter: nn.Parameter, values: Tensor, written: list[nn.Parameter]) -> None:
+    with torch.no_grad():
+        values = values.to(parameter.device)
+        if not torch.equal(parameter, values):
+            parameter.data.copy_(values)
+            written.append(parameter)
+
+
+def _put_back_data(parameter: nn.Parameter, data: Tensor, requires_grad: bool) -> None:
+    now = parameter.data
+    if now.shape != data.shape or now.dtype != data.dtype or now.device != data.device or not now.is_set_to(data):
+        parameter.data = data
+    if parameter.requires_grad != requires_grad:
+        parameter.requires_grad_(requires_grad)
+
+
+class _Kept:
+    """Puts copies in the place of tensors, and notes how to undo it."""
+
+    def __init__(self, undo: contextlib.ExitStack, parameters: Iterable[nn.Parameter]) -> None:
+        self._undo = undo
+        self._copies: dict[int, tuple[Tensor, Tensor]] = {}
+        # Tensors that share memory are copied so that they share it still: what writes to one is read in the other.
+        self._storages: dict[tuple[torch.device, int], torch.UntypedStorage | None] = {
+            _place(parameter): None for parameter in parameters if _is_plain(parameter)
+        }
+        self._seen: set[int] = set()
+
+    def module(self, module: nn.Module) -> None:
+        if not isinstance(module, torch.jit.ScriptModule):
+            for buffer in module._buffers.values():
+                if buffer is not None:
+                    self._copies.setdefault(id(buffer), (buffer, self._new(buffer)))
+            self._dict(module.__dict__, 4)
+            return
+        for buffer in module.buffers(recurse=False):  # kept in C++, where they cannot be exchanged
+            self._undo.callback(_copy_back, buffer, buffer.clone())
+
+    def _copy(self, value: Any, depth: int) -> Any:
+        """What is to stand in the place of ``value``: a copy of a tensor, or itself, kept as it is inside."""
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, torch.Generator):
+            self._undo.callback(value.set_state, value.get_state())
+        elif isinstance(value, np.random.Generator):
+            self._undo.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+        elif isinstance(value, np.random.RandomState):
+            self._undo.callback(value.set_state, value.get_state())
+        elif isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+            self._undo.callback(value.setstate, value.getstate())
+        elif isinstance(value, np.ndarray) and value.flags.writeable:
+            self._undo.callback(np.copyto, value, value.copy())
+        elif type(value) is set:
+            self._undo.callback(_restore_set, value, set(value))
+        elif depth and type(value) in _DICTS:
+            self._dict(value, depth - 1)
+        elif depth and type(value) in (list, deque):
+            self._list(value, depth - 1)
+        elif depth and isinstance(value, tuple):
+            items = [self._copy(item, depth - 1) for item in value]
+            if any(a is not b for a, b in zip(items, value, strict=True)):
+                return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return value
+
+    def _dict(self, entries: MutableMapping[Any, Any], depth: int) -> None:
+        if id(entries) in self._seen:
+            return
+        self._seen.add(id(entries))
+        saved = dict(entries)
+        self._undo.callback(_restore_dict, entries, saved)
+        for key, value in saved.items():
+            copy = self._copy(value, depth)
+            if copy is not value:
+                entries[key] = copy
+
+    def _list(self, items: list[Any] | deque[Any], depth: int) -> None:
+        if id(items) in self._seen:
+            return
+        self._seen.add(id(items))
+        saved = list(items)
+        self._undo.callback(_restore_list, items, saved)
+        for i, value in enumerate(saved):
+            items[i] = self._copy(value, depth)
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._copies:
+            return self._copies[id(tensor)][1]
+        # What was computed, as a layer's last output was, is put back; nobody writes to it.
+        if not tensor.is_inference() and (isinstance(tensor, nn.Parameter) or tensor.grad_fn is not None):
+            return tensor
+        self._copies[id(tensor)] = tensor, self._new(tensor)
+        return self._copies[id(tensor)][1]
+
+    def _new(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, nn.Parameter):  # made in inference mode: nothing can be differentiated through it
+            return nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+        if not _is_plain(tensor):
+            copy = tensor.detach().clone()
+        else:
+            place = _place(tensor)
+            if place not in self._storages:
+                self._storages[place] = tensor.untyped_storage().clone()
+            storage = self._storages[place]
+            if storage is None:  # a parameter's, which is not copied
+                return tensor
+            copy = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            copy.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+        vars(copy).update(vars(tensor))
+        return copy.requires_grad_() if tensor.requires_grad and tensor.is_leaf else copy
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout == torch.strided
+        and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
+        and tensor.device.type != "meta"
+        and tensor.numel() > 0
+    )
+
+
+def _place(tensor: Tensor) -> tuple[torch.device, int]:
+    return tensor.device, tensor.untyped_storage().data_ptr()
+
+
+def _copy_back(tensor: Tensor, values: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(values)
+
+
+def _restore_dict(entries: MutableMapping[Any, Any], saved: dict[Any, Any]) -> None:
+    for key in [key for key in entries if key not in saved]:
+        del entries[key]
+    if list(entries) != list(saved):  # taken out and put in again: state_dict() has the order of the entries
+        entries.clear()
+    for key, value in saved.items():
+        if key not in entries or entries[key] is not value:
+            entries[key] = value
+
+
+def _restore_list(items: list[Any] | deque[Any], saved: list[Any]) -> None:
+    if len(items) != len(saved) or any(a is not b for a, b in zip(items, saved, strict=True)):
+        items.clear()
+        items.extend(saved)
+
+
+def _restore_set(items: set[Any], saved: set[Any]) -> None:
+    if items != saved:
+        items.clear()
+        items.update(saved)
+
+
+@contextlib.contextmanager
+def same_generators(devices: Iterable[torch.device]) -> Iterator[None]:
+    """The global generators of torch (on a CPU and on these devices), NumPy and Python are afterwards as before."""
+    on_gpu = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that losses draw from
+    try:
+        with torch.random.fork_rng(on_gpu, device_type="cuda"):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def refuse_uninitialised(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse lazy modules that have not seen a batch, and weights that were never loaded.
+
+    Raises:
+        FadevizError: a parameter or buffer without a shape, a parameter on the device meta.
+    """
+    for name, module in modules.items():
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and nn.parameter.is_lazy(tensor):
+                raise FadevizError(
+                    f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} has no shape before the first batch. "
+                    "Run one batch through the model first: model(images)"
+                )
+        # accelerate's hooks bring such weights when they are needed; without them, sums of nothing would be recorded.
+        for key, parameter in module._parameters.items():
+            if parameter is not None and parameter.device.type == "meta" and "_hf_hook" not in module.__dict__:
+                raise FadevizError(
+                    f"{f'{name}.{key}'.lstrip('.')!r} of {type(module).__name__} is on the device meta and has no "
+                    "values. Load the model's weights first"
+                )
+
+
+def all_modules(model: nn.Module, loss_fn: object = None) -> dict[str, nn.Module]:
+    """Every module that an observation runs, by name: the model's, those of the loss, and those that are no children.
+
+    A module that is kept in a list, or otherwise hidden from ``modules()``, learns in forward like any other.
+    """
+    found: dict[str, nn.Module] = {}
+    known: set[int] = set()
+
+    def add(prefix: str, module: nn.Module) -> None:
+        for name, part in module.named_modules(prefix=prefix):
+            if id(part) in known:
+                continue
+            known.add(id(part))
+            found[name if name not in found else f"{name} ({len(found)})"] = part
+            for key, value in part.__dict__.items():
+                if key not in _INTERNAL:
+                    for hidden in _modules_in(value):
+                        add(f"{name}.{key}".lstrip("."), hidden)
+
+    add("", model)
+    for module in modules_of_loss(loss_fn):
+        add("loss_fn", module)
+    return found
+
+
+def modules_of_loss(loss_fn: object) -> list[nn.Module]:
+    """The modules that a loss is, or refers to: as a method, a partial, an object, or a function that names them."""
+    if isinstance(loss_fn, nn.Module):
+        return [loss_fn]
+    if isinstance(loss_fn, functools.partial):
+        parts: list[Any] = [loss_fn.func, *loss_fn.args, *loss_fn.keywords.values()]
+        return [module for part in parts for module in modules_of_loss(part)]
+    if inspect.ismethod(loss_fn):
+        return modules_of_loss(loss_fn.__self__) + modules_of_loss(loss_fn.__func__)
+    if inspect.isfunction(loss_fn):
+        try:
+            names = inspect.getclosurevars(loss_fn)
+        except ValueError:  # a variable of the function around it that is not set yet
+            return []
+        return [m for value in (*names.nonlocals.values(), *names.globals.values()) for m in _modules_in(value)]
+    if isinstance(loss_fn, type) or not hasattr(loss_fn, "__dict__"):
+        return []
+    return [module for value in vars(loss_fn).values() for module in _modules_in(value)]  # an object that is called
+
+
+def devices_of(module: nn.Module) -> set[torch.device]:
+    """The devices of parameters and buffers."""
+    return {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+
+
+def _modules_in(value: object, depth: int = 2) -> list[nn.Module]:
+    if isinstance(value, nn.Module):
+        return [value]
+    if depth and isinstance(value, list | tuple | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return [module for item in items for module in _modules_in(item, depth - 1)]
+    return []
+
+
+def _fingerprint(value: object, seen: dict[int, object], inside: bool = False, depth: int = 4) -> object:
+    """What to compare of a value: plain ones as they are, tensors and generators by their bytes."""
+    if isinstance(value, _SIMPLE):
+        # NaN is not equal to itself.
+        return repr(value) if isinstance(value, complex | float) and value != value else value
+    if isinstance(value, Tensor):
+        if id(value) not in seen:
+            seen[id(value)] = _digest(value)
+        return seen[id(value)]
+    if isinstance(value, np.ndarray):
+        return (value.shape, str(value.dtype), None if value.dtype.hasobject else _of_bytes(value.tobytes()))
+    if isinstance(value, torch.Generator):
+        return _digest(value.get_state())
+    if isinstance(value, np.random.Generator):
+        return _of_bytes(pickle.dumps(value.bit_generator.state))
+    if isinstance(value, np.random.RandomState):
+        return _of_bytes(pickle.dumps(value.get_state()))
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return hash(value.getstate())
+    if depth and isinstance(value, list | tuple | deque):
+        return [_fingerprint(item, seen, inside, depth - 1) for item in value]
+    if depth and isinstance(value, dict):
+        return [(repr(k), _fingerprint(item, seen, inside, depth - 1)) for k, item in value.items()]
+    if isinstance(value, set | frozenset):
+        return len(value)
+    if inside and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__"):
+        # An object of somebody's own: what stands in it directly. Deeper, a trainer would lead to all there is.
+        return [(k, _fingerprint(item, seen, depth=0)) for k, item in vars(value).items()]
+    return type(value).__qualname__
+
+
+def _digest(tensor: Tensor) -> object:
+    if nn.parameter.is_lazy(tensor):
+        return type(tensor).__name__
+    shape = (type(tensor).__name__, tuple(tensor.shape), str(tensor.dtype), str(tensor.device))
+    if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested:
+        return shape
+    plain = tensor.detach().int_repr() if tensor.is_quantized else tensor.detach().resolve_conj().resolve_neg()
+    # A copy: memory that NumPy has seen cannot be resized any more, as observers of quantisation do.
+    copy = plain.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return (*shape, _of_bytes(copy.reshape(-1).view(torch.uint8).numpy().data))
+
+
+def _of_bytes(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

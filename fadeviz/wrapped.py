@@ -1,0 +1,80 @@
+"""Models as others wrap them: what is inside, on which device, and what of several processes can be observed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .errors import FadevizError
+from .probes import Mode
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model is: the device of its first parameter, or buffer."""
+    tensor = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DistributedDataParallel and torch.compile.
+
+    Raises:
+        FadevizError: a sharded model.
+    """
+    if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
+        raise FadevizError(
+            "this model is sharded (FSDP, tensor parallel): no process has all of a layer, so that there is nothing "
+            "to observe. Observe an unsharded copy, e.g. from a checkpoint"
+        )
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            # A forward pass through the wrapper would wait for the other processes.
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # compiled; it shares its modules
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return any(cls.__name__ in ("FSDPModule", "FullyShardedDataParallel") for cls in type(module).__mro__)
+
+
+def _is_dtensor(parameter: Tensor) -> bool:
+    return type(parameter.data).__name__ == "DTensor"
+
+
+def refuse_waiting(model: nn.Module, mode: Mode) -> None:
+    """Raise where an observation by one process would wait for the others."""
+    waits = mode == "batch" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    if waits and _is_distributed() and torch.distributed.get_world_size() > 1:
+        raise FadevizError(
+            "the observation mode batch with SyncBatchNorm would wait for the other processes, which do not observe. "
+            "Choose the mode eval"
+        )
+
+
+@contextlib.contextmanager
+def float32_forward(model: nn.Module) -> Iterator[None]:
+    """Without the autocast that accelerate puts into ``forward`` itself, where no context around it reaches."""
+    both = {"forward", "_original_forward"}
+    prepared = [(m, m.__dict__["forward"]) for m in model.modules() if both <= m.__dict__.keys()]
+    try:
+        for module, _ in prepared:
+            module.forward = module.__dict__["_original_forward"]
+        yield
+    finally:
+        for module, forward in prepared:
+            module.forward = forward
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that records: the only one, or that of rank 0."""
+    return not _is_distributed() or torch.distributed.get_rank() == 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, read_guide
 from .per_pixel import MapGroupNorm
 from .reassemble import KernelSoftmax, is_plain, reassemble
 
@@ -107,8 +107,8 @@ class FreqFusion(Upsampler):
     ``comp_feat_upsample`` the last two terms of an output pixel are not there. ``resample`` adds
     ``36*G*(d + 8) + 8d + 2G + 4C`` and ``144*G*(d + 8) + 8d``. y_hr adds ``KL^2*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``;
     without ``comp_feat_upsample`` ``9*d*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``.
-    Raises: FadevizError when the encoder feature has another size or channel count, or C does not divide by
-    ``resample_groups`` with ``resample``.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count, or C does not divide
+    by ``resample_groups`` with ``resample``.
     Source: Chen et al., TPAMI 2024; initialisation of the released code: TL and TH N(0, 0.001^2), every other
     convolution Xavier-uniform, biases 0.
     Differs: zero padding in every reassembly, as in the compiled operator; its fallback in plain torch reflects. The
@@ -183,19 +183,20 @@ class FreqFusion(Upsampler):
         nn.init.normal_(self.lowpass_encoder.weight, std=0.001)
         nn.init.normal_(self.highpass_encoder.weight, std=0.001)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """The low-pass output y; what only y_hr needs is not computed."""
-        return self._low_pass(x, skip)[0]
+        return self._low_pass(x, read_guide(self, x, skip, self.in_channels, self.skip_channels))[0]
 
-    def fuse(self, x: Tensor, skip: Skip) -> tuple[Tensor, Tensor]:
+    def fuse(self, x: Tensor, skip: Skip | None) -> tuple[Tensor, Tensor]:
         """Both outputs, y of x and y_hr of the encoder feature; the network adds or concatenates them."""
-        y, kernels, high, t = self._low_pass(x, skip)
+        feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
+        y, kernels, high, t = self._low_pass(x, feature)
         own = self.highpass_encoder(t)
         if self.comp_feat_upsample:
             kernels = self.kernels_hr(high + reassemble(own, kernels, self.lowpass_kernel_size))
         else:
             kernels = self.kernels_hr(self.highpass_encoder(high), own)
-        return y, _sharpen(skip.feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
+        return y, _sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
 
     def multiply_adds(self, height: int, width: int, both: bool = False) -> int:
         """All convolutions, reassemblies, similarities and products for y; with ``both`` for y_hr, too."""
@@ -213,11 +214,10 @@ class FreqFusion(Upsampler):
             low += 9 * d * kh
         return 4 * height * width * high + height * width * low
 
-    def _low_pass(self, x: Tensor, skip: Skip) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _low_pass(self, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """y, its kernels, TH(a) (or a, where a is not sharpened), and t."""
-        check_guide(self, x, skip.feature, self.skip_channels)
         size = self.lowpass_kernel_size
-        a, t = self.compressor_encoder(skip.feature), self.compressor_decoder(x)
+        a, t = self.compressor_encoder(feature), self.compressor_decoder(x)
         own = self.lowpass_encoder(t)
         if self.comp_feat_upsample:
             high = self.highpass_encoder(a)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
+from . import torch_ops
 from .base import Skip, Upsampler, read_guide
 from .per_pixel import MapGroupNorm
 from .reassemble import KernelSoftmax, is_plain, reassemble
@@ -240,7 +241,8 @@ def neighbour_similarity(z: Tensor) -> Tensor:
     zero vectors; every norm is at least 1e-8. Never below float32.
     """
     h, w = z.shape[-2:]
-    products: Tensor = _NeighbourProducts.apply(z)
+    # Views cut from the map have the map's size to care for; those of a padded one are of every size alike.
+    products: Tensor = _padded_products(z) if torch_ops.is_exporting() else _NeighbourProducts.apply(z)
     # The floor of the norm, squared: the square root then stays away from 0, where it has no gradient.
     inverse = products[:, 4].clamp_min(1e-16).rsqrt()
     padded = F.pad(inverse, (2, 2, 2, 2))
@@ -257,6 +259,14 @@ _BEFORE = ((-2, -2), (-2, 0), (-2, 2), (0, -2))
 def _shifted(padded: Tensor, dy: int, dx: int, h: int, w: int) -> Tensor:
     """The map read at (row + dy, column + dx), from its copy with a border of 2."""
     return padded[..., 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]
+
+
+def _padded_products(z: Tensor) -> Tensor:
+    """What :class:`_NeighbourProducts` gives, in torch's own operators."""
+    (h, w), padded = z.shape[-2:], F.pad(z, (2, 2, 2, 2))
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    pairs = (_shifted(padded, dy, dx, h, w) for dy, dx in (*_BEFORE, (0, 0)))
+    return torch.stack([(z * there).sum(1, dtype=dtype) for there in pairs], dim=1)
 
 
 class _NeighbourProducts(torch.autograd.Function):

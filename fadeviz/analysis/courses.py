@@ -58,9 +58,11 @@ MEASURES = {
     "edge_raw": Measure("edge, without ranks", "response", "responses", "of the map's own gradient, not its ranks'"),
     "centroid": Measure("spectral centroid", "cycles per pixel", "spectrum", "mean radial frequency of the map"),
     "high_share": Measure("energy above 0.25 cycles per pixel", "share", "spectrum", "of the map's energy"),
-    "checkerboard": Measure("checkerboard", "share of variance", "spectrum", "what repeats with the upsampling grid"),
+    "checkerboard": Measure(
+        "checkerboard", "share within a period", "spectrum", "what repeats with the upsampling grid"
+    ),
     "nyquist": Measure("power on the grid's lines", "times that beside", "spectrum", "1 for a flat spectrum"),
-    "constant": Measure("constant input", "of its mean", "spectrum", "pattern that the operator makes of a constant"),
+    "constant": Measure("constant input", "of its rms", "spectrum", "pattern that the operator makes of a constant"),
     "map_correlation": Measure("the map", "correlation", "learning", "of the map with its last one"),
     "gate_correlation": Measure("gate", "correlation", "learning", "of the gate with its last one"),
     "kernels_correlation": Measure("kernels", "correlation", "learning", "of all kernel weights with the last ones"),
@@ -186,11 +188,10 @@ def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
 
 
 def _own_pattern(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Root mean square of the phase pattern over the mean's magnitude; NaN where that is nothing but rounding."""
+    """Root mean square of the phase pattern over that of the map, whose mean may be near 0; NaN for a map of zeros."""
     pattern = np.sqrt((phase_pattern(maps) ** 2).mean((-2, -1)))
-    level = np.abs(maps.astype(np.float64).mean((-2, -1)))
-    largest = np.abs(maps).max((-2, -1))
-    return np.divide(pattern, level, out=np.full(pattern.shape, np.nan), where=level > 1e-6 * largest)
+    level = np.sqrt((maps.astype(np.float64) ** 2).mean((-2, -1)))
+    return np.divide(pattern, level, out=np.full(pattern.shape, np.nan), where=level > 0)
 
 
 def _flat(maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -45,7 +45,7 @@ def _tested(courses: Sequence[Courses]) -> list[str]:
 
 def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested: Sequence[str]) -> Row:
     ends = {}
-    for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard"):
+    for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard", "nyquist"):
         values = courses[name].middle if name in courses else np.array([np.nan])
         ends[f"{name}_at_start"], ends[f"{name}_at_end"] = number(values[0]), number(values[-1])
     change = courses["pixel_change"].values if "pixel_change" in courses else np.array([np.nan])
@@ -250,8 +250,8 @@ _LEGEND = (
     "t50: step at which a response has come half of its way from step 0 to its end; - of too few maps to say. Edge",
     "response: how well the steepness of the map marks the contour; interior response: how well its values tell inside",
     "from outside. lead: interior t50 less edge t50, steps, over the maps that have both; positive is outline first;",
-    "inf: not by the end. centroid: mean frequency at start > end, cycles a pixel; checker: share of the variance that",
-    "repeats with the grid, at the end.",
+    "inf: not by the end. centroid: mean frequency at start > end, cycles a pixel; checker: at the end, share of the",
+    "variance within 2 x 2 pixels that repeats nearby with the upsampling grid: a lattice, 1 if there is nothing else.",
 )
 
 

@@ -469,7 +469,7 @@ def data_get(folder: Path, url: str, sha256: str) -> None:
               help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
     """Read every picture of a data set's FOLDER and list what is wrong."""
-    from fadeviz.data.sets import check_data
+    from fadeviz.data.sets import check_data, describe_data
 
     name, problems, splits = check_data(folder, name)
     if len(problems) == 1:
@@ -479,7 +479,8 @@ def data_check(folder: Path, name: str) -> None:
     if problems:
         raise FadevizError(f"{folder}: {len(problems)} problems")
     assert splits is not None
-    for note in splits.info.get("notes", []):  # type: ignore[attr-defined]
+    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
+    for note in [*notes, *describe_data(folder, name)]:
         click.echo(f"note: {note}")
     train = splits.info["train"]
     count = len(train) if isinstance(train, list) else train  # crops of them may never end

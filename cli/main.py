@@ -453,14 +453,19 @@ def data() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--url", required=True, help="Address of a .zip, .tar or .tar.gz archive.")
 @click.option("--sha256", required=True, help="The archive's checksum.")
-def data_get(folder: Path, url: str, sha256: str) -> None:
+@click.option("--max-gb", type=float, default=8.0, show_default=True, metavar="GB",
+              help="Refuse an archive of more gigabytes, or one that unpacks to more.")  # fmt: skip
+@click.option("--min-speed", type=float, default=1.0, show_default=True, metavar="KB",
+              help="Give up where fewer kilobytes a second come, over a minute; 0 waits for ever.")  # fmt: skip
+def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: float) -> None:
     """Download an archive into FOLDER: resumed where it broke off, checked, unpacked safely."""
     import pooch
 
     from fadeviz.data.download import fetch_archive
 
     pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
-    click.echo(f"unpacked {fetch_archive(url, sha256, folder)}")
+    done = fetch_archive(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
+    click.echo(printable(f"unpacked {done}"))
 
 
 @data.command("check")

@@ -359,6 +359,39 @@ def test_lists_of_names_are_regular_files(tmp_path: Path) -> None:
         load_matting(tmp_path, 32)
 
 
+def test_files_that_belong_to_nothing_are_told(tmp_path: Path) -> None:
+    for name, lone, told in (
+        ("alphamatting", "gt/a.png", "mattes without an image in gt/ are ignored: 1 (a)"),
+        ("single mattes", "a.png", "files without a matte are ignored: 1 (a)"),
+        ("single mattes", "a_trimap.png", "files without a matte are ignored: 1 (a_trimap)"),
+        (
+            "composition-1k",
+            "Training_set/alpha/a.png",
+            "mattes without a foreground in Training_set/alpha/ are ignored",
+        ),
+        ("weizmann, png", "mask/a.png", "masks without an image in mask/ are ignored: 1 (a)"),
+        ("ade20k", "annotations/a.png", "annotations without an image in annotations/ are ignored: 1 (a)"),
+    ):
+        reader, folder = READERS[name], tmp_path / lone.replace("/", " ")
+        _, mask_file = plain_set(folder, reader)
+        (folder / lone).write_bytes(mask_file.read_bytes())
+        result = CliRunner().invoke(main, ["data", "check", str(folder), "--data", reader.data])
+        assert result.exit_code == 0, result.output
+        assert f"note: {told}" in result.stdout
+
+
+def test_gray_twins_of_a_black_image_are_refused(tmp_path: Path) -> None:
+    reader = READERS["weizmann, original"]
+    image_file, _ = plain_set(tmp_path, reader)
+    gray = tmp_path / "gray"
+    gray.mkdir()
+    for ending in (".png", ".bmp"):
+        (gray / f"horse{ending}").write_bytes(image_file.read_bytes())
+    check_read(reader, tmp_path)  # nobody asks which of the two
+    save(Image.new("RGB", (WIDE, HIGH)), image_file)
+    assert "has the same name as" in refusal(reader, tmp_path)
+
+
 # --- transparency and palettes ---
 
 

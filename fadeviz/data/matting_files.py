@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ from PIL import Image
 from ..errors import FadevizError
 from . import Sample
 from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
-from .pictures import check_opaque, check_regular, key_of, list_folder, note_left_out, open_picture, to_rgb
+from .pictures import check_opaque, check_regular, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
 
 TEST_SHARE = 0.22
 """The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""
@@ -284,6 +285,13 @@ def _pictures(folder: Path, found: Found) -> dict[str, Path]:
     return listed.files
 
 
+def _note_lone(found: Found, what: str, names: Iterable[str]) -> None:
+    """Tell of files that belong to nothing."""
+    lone = sorted(names)
+    if lone:
+        found.notes.append(f"{what} are ignored: {len(lone)} ({shorten(lone)})")
+
+
 def _find_alphamatting(folder: Path) -> Found:
     found = Found("alphamatting", [], [])
     images, mattes = _pictures(folder / "input", found), _pictures(folder / "gt", found)
@@ -296,12 +304,14 @@ def _find_alphamatting(folder: Path) -> Found:
             found.problems.append(f"{image} has no matte {folder / 'gt' / name}.*. Add the matte, or remove the image")
     if not found.train and not found.problems:
         raise FadevizError(f"{folder / 'input'} has no images. Unpack the whole set there")
+    _note_lone(found, "mattes without an image in gt/", mattes.keys() - images.keys())
     return found
 
 
 def _find_pictures(folder: Path) -> Found:
     found = Found("pictures", [], [])
     there = _pictures(folder, found)
+    lone = set(there)
     for alpha in there.values():
         if not alpha.stem.endswith("_alpha"):
             continue
@@ -312,6 +322,8 @@ def _find_pictures(folder: Path) -> Found:
             found.train.append(MatteFiles(name, alpha, there[key], *others))
         else:
             found.problems.append(f"{alpha} has no image {folder / name}.*. Add the image, or remove the matte")
+        lone -= {f"{key}{end}" for end in ("", "_alpha", "_foreground", "_trimap")}
+    _note_lone(found, "files without a matte", lone)
     return found
 
 
@@ -324,8 +336,9 @@ def _parts(folder: Path, *needed: str) -> list[Path]:
 def _find_composition(train: Path, test: Path, backgrounds: str, test_backgrounds: str) -> Found:
     found = Found("composition-1k", [], [])
     for part in _parts(train, "fg", "alpha"):
-        mattes = _pictures(part / "alpha", found)
-        for key, foreground in _pictures(part / "fg", found).items():
+        mattes, foregrounds = _pictures(part / "alpha", found), _pictures(part / "fg", found)
+        _note_lone(found, f"mattes without a foreground in {part.name}/alpha/", mattes.keys() - foregrounds.keys())
+        for key, foreground in foregrounds.items():
             name = foreground.stem
             if key in mattes:
                 found.train.append(MatteFiles(name, mattes[key], foreground=foreground))
@@ -378,11 +391,11 @@ def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
     for part in _parts(test, "fg", "alpha"):
         mattes = _pictures(part / "alpha", found)
         trimaps |= _pictures(part / "trimaps", found)
-        held |= {
-            key: MatteFiles(path.stem, mattes[key], foreground=path)
-            for key, path in _pictures(part / "fg", found).items()
-            if key in mattes
-        }
+        for key, path in _pictures(part / "fg", found).items():
+            if key in held:
+                found.problems.append(f"{path} has the same name as {held[key].foreground}. Remove one of the two")
+            elif key in mattes:
+                held[key] = MatteFiles(path.stem, mattes[key], foreground=path)
     there = _pictures(backgrounds, found)
     if not there:
         raise FadevizError(f"{backgrounds} has no pictures: test backgrounds are needed. Put them, or a link, there")

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import FadevizError, printable
 
 MAX_PIXELS = 50_000_000
-"""A larger picture is refused before it is decoded: no data set here has one."""
+"""A larger picture is refused before it is decoded: no data set here has one, and few cameras make one."""
 
 MAX_BYTES = 1 << 29
 """A larger file is refused before it is read: ``MAX_PIXELS`` of 64 bits, not compressed, and some more."""
@@ -182,7 +182,7 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
     except FadevizError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise cannot_read(path, "it has far more pixels than this set has") from error
+        raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
         raise cannot_read(path, "it is no picture, or its first bytes are damaged") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
@@ -193,7 +193,7 @@ def _check_header(path: Path, opened: Image.Image) -> None:
     """Refuse what is too large to decode, or would not be read as it is shown."""
     width, height = opened.size
     if width * height > MAX_PIXELS:
-        raise cannot_read(path, f"{width}x{height} pixels are far more than this set has")
+        raise _too_large(path, f"{width}x{height} pixels")
     # The second image of an MPO is a phone's other view of the same photograph.
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
         raise FadevizError(f"{path} has more than one frame. Save the one that is meant as an image of its own")
@@ -208,6 +208,13 @@ def orientation(opened: Image.Image) -> int:
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error):
         return 1  # the photograph is whole, whatever its tags are
     return value if value in _TURNS else 1
+
+
+def _too_large(path: Path, pixels: str) -> FadevizError:
+    return FadevizError(
+        f"{path} cannot be read: {pixels} are far more than the {MAX_PIXELS:,} that any image may have. "
+        "Make it smaller, or remove it and what belongs to it"
+    )
 
 
 def cannot_read(path: Path, reason: str) -> FadevizError:

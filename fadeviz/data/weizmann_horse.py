@@ -289,7 +289,9 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
     listed, listed_masks = _by_stem(root / layout.image), _by_stem(root / layout.mask)
     images, masks = listed.files, listed_masks.files
     problems = [*listed.problems, *listed_masks.problems]
-    grays = _by_stem(root / layout.gray).files if layout.gray and (root / layout.gray).is_dir() else {}
+    has_gray = layout.gray is not None and (root / layout.gray).is_dir()
+    listed_grays = _by_stem(root / (layout.gray or "")) if has_gray else Listing({}, [], [])
+    grays = listed_grays.files
     if not images and not problems:
         raise FadevizError(
             f"{root / layout.image} has no images (.jpg, .png, .tif or .bmp). Unpack the whole set there"
@@ -309,6 +311,7 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
         if not black:
             found.append(_Files(name, image, masks[key]))
         elif key in grays:
+            problems += [problem for problem in listed_grays.problems if problem not in problems]
             notes.append(f"{layout.image}/{image.name} is black: {layout.gray}/{grays[key].name} stands in for it")
             found.append(_Files(name, grays[key], masks[key]))
         else:

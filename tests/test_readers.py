@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from fadeviz import FadevizError
 from fadeviz.data import Sample, pictures
-from fadeviz.data.ade20k import read_ade20k
+from fadeviz.data.ade20k import class_names, read_ade20k
 from fadeviz.data.matting import MattePictures, load_matting
 from fadeviz.data.matting_files import find_mattes, read_layers
 from fadeviz.data.sets import check_data, describe_data
@@ -357,6 +357,16 @@ def test_lists_of_names_are_regular_files(tmp_path: Path) -> None:
         (tmp_path / "Test_set" / name).symlink_to("/dev/zero")
     with pytest.raises(FadevizError, match=r"test_fg_names.txt cannot be read: it is no regular file"):
         load_matting(tmp_path, 32)
+    (tmp_path / "Training_set/training_bg_names.txt").symlink_to("nowhere")
+    with pytest.raises(FadevizError, match=r"training_bg_names.txt cannot be read: No such file"):
+        load_matting(tmp_path, 32)
+    plain_set(tmp_path / "ade", READERS["ade20k"])
+    for target, told in (("/dev/zero", "it is no regular file"), ("nowhere", "No such file")):
+        names = tmp_path / "ade" / "objectInfo150.txt"
+        names.unlink(missing_ok=True)
+        names.symlink_to(target)
+        with pytest.raises(FadevizError, match=rf"objectInfo150.txt cannot be read: {told}"):
+            class_names(tmp_path / "ade")
 
 
 def test_files_that_belong_to_nothing_are_told(tmp_path: Path) -> None:
@@ -595,6 +605,41 @@ def test_numbers_of_a_palette_are_the_classes_of_a_scene(tmp_path: Path) -> None
 
 
 # --- frames and formats ---
+
+
+def test_nonsense_in_headers_is_one_line(tmp_path: Path) -> None:
+    _, inside = scene()
+    exif = Image.Exif()
+    exif[EXIF] = 6
+    sources = []
+    for form in ("TIFF", "PNG", "WEBP", "GIF", "BMP"):
+        Image.fromarray(inside.astype(np.uint8) * 255).save(tmp_path / "a.png", form, exif=exif)
+        sources.append((tmp_path / "a.png").read_bytes())
+    random = np.random.default_rng(0)
+    read, told = 0, []
+    for _ in range(400):
+        data = bytearray(sources[int(random.integers(len(sources)))])
+        for place in random.integers(0, min(len(data), 400), 2):
+            data[place] = int(random.integers(256))
+        (tmp_path / "a.png").write_bytes(data)
+        pictures.describe_pictures([tmp_path / "a.png"], "images", "by its colours")
+        try:
+            read += read_picture(tmp_path / "a.png").image.size > 0
+        except FadevizError as error:
+            told.append(str(error))
+    assert read > 50
+    assert len(told) > 50
+    assert not any("\n" in line for line in told)
+
+
+def test_a_claimed_size_is_passed_over_by_the_description(tmp_path: Path) -> None:
+    data = bytearray(b"BM" + bytes(52))
+    data[10], data[14], data[26], data[28] = 54, 40, 1, 24
+    data[18:26] = (200_000).to_bytes(4, "little") * 2
+    (tmp_path / "a.bmp").write_bytes(data)
+    with pytest.raises(FadevizError, match="are far more than the 50,000,000"):
+        read_picture(tmp_path / "a.bmp")
+    assert pictures.describe_pictures([tmp_path / "a.bmp"], "images", "by its colours") == []
 
 
 def test_several_frames_are_refused(tmp_path: Path) -> None:

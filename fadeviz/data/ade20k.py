@@ -260,7 +260,7 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     root = Path(folder)
     for place in (root, root / _FOLDER, root.absolute().parent):
         path = place / "objectInfo150.txt"
-        if path.is_file():
+        if os.path.lexists(path):
             return _read_names(path)
     return tuple(f"class {number}" for number in range(CLASSES))
 
@@ -270,7 +270,8 @@ def _read_names(path: Path) -> tuple[str, ...]:
         check_regular(path, _LARGEST_TABLE)
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise FadevizError(f"{path} cannot be read: {error}. Put the set's own there, or remove it") from error
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own there, or remove it") from error
     header = [column.strip() for column in rows[0]] if rows else []
     try:
         number, name = header.index("Idx"), header.index("Name")

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -349,7 +350,9 @@ def _find_composition(train: Path, test: Path, backgrounds: str, test_background
     if not found.train and not found.problems:
         raise FadevizError(f"{train} has no fg/ with alpha/, or nothing in them. Unpack the whole training set there")
     names = train / "training_bg_names.txt"
-    found.backgrounds = _background_files(Path(backgrounds or train / "bg"), names if names.is_file() else None, found)
+    found.backgrounds = _background_files(
+        Path(backgrounds or train / "bg"), names if os.path.lexists(names) else None, found
+    )
     if _parts(test, "merged"):
         _find_merged(test, found)
     else:

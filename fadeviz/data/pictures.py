@@ -37,6 +37,12 @@ GROUND = (255, 255, 255)
 # Pillow knows more, some of which start other programs (EPS) or are no images of this field.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
+# What Pillow raises for files with nonsense in them; of tags that are numbers elsewhere, almost anything.
+_DAMAGED = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(AssertionError, struct.error, zlib.error),
+)
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -185,7 +191,7 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
         raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
         raise cannot_read(path, "it is no picture, or its first bytes are damaged") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except _DAMAGED as error:
         raise cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
 
 
@@ -205,7 +211,7 @@ def orientation(opened: Image.Image) -> int:
     """The orientation tag of a picture, 1 where there is none or none that can be read."""
     try:
         value = opened.getexif().get(_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error):
+    except _DAMAGED:
         return 1  # the photograph is whole, whatever its tags are
     return value if value in _TURNS else 1
 
@@ -312,6 +318,6 @@ def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[st
                     for look, holds in looks.items():
                         if holds(opened):
                             met[look].append(path.name)
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):
+        except (*_DAMAGED, Image.DecompressionBombError):
             continue  # told by whoever reads it
     return [f"{what} {look}: {len(names)} of {len(unique)} ({shorten(names)})" for look, names in met.items() if names]

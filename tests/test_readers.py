@@ -607,28 +607,23 @@ def test_numbers_of_a_palette_are_the_classes_of_a_scene(tmp_path: Path) -> None
 # --- frames and formats ---
 
 
-def test_nonsense_in_headers_is_one_line(tmp_path: Path) -> None:
-    _, inside = scene()
-    exif = Image.Exif()
-    exif[EXIF] = 6
-    sources = []
-    for form in ("TIFF", "PNG", "WEBP", "GIF", "BMP"):
-        Image.fromarray(inside.astype(np.uint8) * 255).save(tmp_path / "a.png", form, exif=exif)
-        sources.append((tmp_path / "a.png").read_bytes())
-    random = np.random.default_rng(0)
+def test_nonsense_in_the_tags_of_a_tiff_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(scene()[0]).save(path)
+    data = path.read_bytes()
+    start = int.from_bytes(data[4:8], "little")
+    tags = range(start + 2, start + 2 + 12 * int.from_bytes(data[start : start + 2], "little"), 12)
     read, told = 0, []
-    for _ in range(400):
-        data = bytearray(sources[int(random.integers(len(sources)))])
-        for place in random.integers(0, min(len(data), 400), 2):
-            data[place] = int(random.integers(256))
-        (tmp_path / "a.png").write_bytes(data)
-        pictures.describe_pictures([tmp_path / "a.png"], "images", "by its colours")
-        try:
-            read += read_picture(tmp_path / "a.png").image.size > 0
-        except FadevizError as error:
-            told.append(str(error))
-    assert read > 50
-    assert len(told) > 50
+    for tag in tags:
+        for kind in range(1, 14):  # a text or a fraction where a number belongs
+            path.write_bytes(data[: tag + 2] + kind.to_bytes(2, "little") + data[tag + 4 :])
+            pictures.describe_pictures([path], "images", "by its colours")
+            try:
+                read += read_picture(path).image.size > 0
+            except FadevizError as error:
+                told.append(str(error))
+    assert read > 20
+    assert len(told) > 20
     assert not any("\n" in line for line in told)
 
 

@@ -489,9 +489,8 @@ def data_check(folder: Path, name: str) -> None:
         click.echo(f"note: {note}")
     train = splits.info["train"]
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    click.echo(
-        f"{folder}: {name}, pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
-    )
+    counts = f"pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
+    click.echo(printable(f"{folder}: {name}, {counts}"))
 
 
 main.add_command(analyze)

@@ -333,6 +333,34 @@ def test_what_cannot_be_an_image_is_refused_and_waited_for_by_nobody(
 
 
 @everywhere
+@pytest.mark.skipif(sys.platform == "win32", reason="links of a POSIX system")
+def test_links_to_images_and_their_folders_are_followed(tmp_path: Path, reader: Reader) -> None:
+    (tmp_path / "set").mkdir()
+    for path in plain_set(tmp_path / "set", reader):
+        elsewhere = tmp_path / f"real {path.parent.name} {path.name}"
+        path.rename(elsewhere)
+        path.symlink_to(elsewhere)
+    check_read(reader, tmp_path / "set")
+    (tmp_path / "link").symlink_to("set")
+    check_read(reader, tmp_path / "link")
+
+
+@in_sets
+def test_names_that_a_terminal_would_obey_are_written_out(tmp_path: Path, reader: Reader) -> None:
+    folder = tmp_path / "a\x1b[2Jb"
+    image_file, mask_file = plain_set(folder, reader, name="c\x1b[2J\nd")
+    (image_file.parent / "e\x1b[2J").write_bytes(b"")
+    check_read(reader, folder)
+    results = [CliRunner().invoke(main, ["data", "check", str(folder), "--data", reader.data])]
+    mask_file.unlink()
+    results.append(CliRunner().invoke(main, ["data", "check", str(folder), "--data", reader.data]))
+    assert [result.exit_code for result in results] == [0, 1]
+    for result in results:
+        assert "\\x1b" in result.output
+        assert "\x1b" not in result.output
+
+
+@everywhere
 def test_a_folder_in_place_of_a_mask_is_no_mask(tmp_path: Path, reader: Reader) -> None:
     _, mask_file = plain_set(tmp_path, reader)
     mask_file.unlink()

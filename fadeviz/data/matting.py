@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ..errors import FadevizError
+from ..errors import FadevizError, printable
 from . import Sample, Splits, synthetic
 from .mattes import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
 from .matting_files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
@@ -323,7 +323,7 @@ def load_matting(
         "train": list(train.names),
         "test": list(test.names),
         "backgrounds": len(found.backgrounds),
-        "notes": found.notes,
+        "notes": [printable(note) for note in found.notes],
     }
     return Splits(train, test, info)
 
@@ -342,7 +342,7 @@ def check_matting(
     reads: list[Callable[[], object]] = [lambda path=path: read_colours(path) for path in found.backgrounds]  # type: ignore[misc]
     reads += [lambda files=files: read_layers(files, True) for files in found.train]  # type: ignore[misc]
     reads += [lambda files=files: read_whole(files) for files in found.test]  # type: ignore[misc]
-    problems = list(found.problems)
+    problems = [printable(problem) for problem in found.problems]
     for read in reads:
         try:
             read()

@@ -121,7 +121,7 @@ def note_left_out(where: str, names: Collection[str]) -> list[str]:
     if not names:
         return []
     verb = "is no image file" if len(names) == 1 else "are no image files"
-    return [f"left out of {where}: {len(names)} that {verb} ({shorten(names)})"]
+    return [printable(f"left out of {where}: {len(names)} that {verb} ({shorten(names)})")]
 
 
 def shorten(names: Iterable[str]) -> str:

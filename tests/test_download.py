@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import os
 import re
 import socket
 import stat
+import sys
 import tarfile
 import threading
 import time
@@ -217,6 +219,24 @@ class TestFile:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
             with pytest.raises(FadevizError, match=r"cannot reach 127\.0\.0\.1:\d+ \(timed out\)"):
                 fetch_file(url, sha(DATA), tmp_path / "weights.bin")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of a POSIX system")
+    def test_links_and_pipes_with_its_name_are_not_written_through(self, server: Server, tmp_path: Path) -> None:
+        mine = tmp_path / "mine"
+        mine.write_bytes(b"mine")
+        server.data = make_zip(*GOOD)
+        for number in range(2):
+            folder = tmp_path / f"{number}"
+            archive_file = folder.with_name(f".{folder.name}.{sha(server.data)[:12]}.archive")
+            for path in (archive_file, archive_file.with_name(f"{archive_file.name}.{sha(server.data)[:12]}.part")):
+                if number:
+                    os.mkfifo(path)
+                else:
+                    path.symlink_to(mine)
+            fetch_archive(server.url, sha(server.data), folder)
+            assert (folder / "set" / "mask" / "a.png").read_bytes() == b"mask"
+        assert mine.read_bytes() == b"mine"
+        assert left_over(tmp_path) == ["0", "1", "mine"]
 
     @pytest.mark.parametrize("slow", ["body", "headers"])
     def test_a_server_that_sends_a_byte_now_and_then(

@@ -12,6 +12,7 @@ import io
 import math
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -185,7 +186,10 @@ def _sha256_of(path: Path) -> str:
 
 def _download(url: str, sha256: str, path: Path, by_hand: str, limits: _Limits) -> None:
     """Download to ``path`` through pooch, which checks the checksum and moves the file into place."""
-    downloader = _Resuming(path.with_name(f".{path.name.lstrip('.')}.{sha256[:12]}.part"), by_hand, limits)
+    part = path.with_name(f".{path.name.lstrip('.')}.{sha256[:12]}.part")
+    for file in (path, part):
+        _drop_special(file)
+    downloader = _Resuming(part, by_hand, limits)
     for last in (False, True):
         try:
             pooch.retrieve(
@@ -367,6 +371,15 @@ class _Resuming:
         if not isinstance(response, HTTPResponse):  # an http address can send one on to an ftp one
             raise FadevizError(f"{url} leads to another kind of address, {response.url}. Give an https:// one")
         return response
+
+
+def _drop_special(path: Path) -> None:
+    """Remove a link or a pipe with the name of a download: one would be written through, the other waited for."""
+    try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+    except OSError as error:
+        raise FadevizError(f"cannot write {path}: {error.strerror or error}. Remove what is there") from error
 
 
 def _pieces(response: HTTPResponse) -> Iterator[bytes]:

@@ -457,14 +457,19 @@ def data() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--url", required=True, help="Address of a .zip, .tar or .tar.gz archive.")
 @click.option("--sha256", required=True, help="The archive's checksum.")
-def data_get(folder: Path, url: str, sha256: str) -> None:
+@click.option("--max-gb", type=float, default=8.0, show_default=True, metavar="GB",
+              help="Refuse an archive of more gigabytes, or one that unpacks to more.")  # fmt: skip
+@click.option("--min-speed", type=float, default=1.0, show_default=True, metavar="KB",
+              help="Give up where fewer kilobytes a second come, over a minute; 0 waits for ever.")  # fmt: skip
+def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: float) -> None:
     """Download an archive into FOLDER: resumed where it broke off, checked, unpacked safely."""
     import pooch
 
     from fadeviz.data.download import fetch_archive
 
     pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
-    click.echo(f"unpacked {fetch_archive(url, sha256, folder)}")
+    done = fetch_archive(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
+    click.echo(printable(f"unpacked {done}"))
 
 
 @data.command("check")
@@ -473,7 +478,7 @@ def data_get(folder: Path, url: str, sha256: str) -> None:
               help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
     """Read every picture of a data set's FOLDER and list what is wrong."""
-    from fadeviz.data.sets import check_data
+    from fadeviz.data.sets import check_data, describe_data
 
     name, problems, splits = check_data(folder, name)
     if len(problems) == 1:
@@ -483,13 +488,13 @@ def data_check(folder: Path, name: str) -> None:
     if problems:
         raise FadevizError(f"{folder}: {len(problems)} problems")
     assert splits is not None
-    for note in splits.info.get("notes", []):  # type: ignore[attr-defined]
+    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
+    for note in [*notes, *describe_data(folder, name)]:
         click.echo(f"note: {note}")
     train = splits.info["train"]
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    click.echo(
-        f"{folder}: {name}, pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
-    )
+    counts = f"pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
+    click.echo(printable(f"{folder}: {name}, {counts}"))
 
 
 main.add_command(analyze)

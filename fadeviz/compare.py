@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,7 @@ def compare_runs(
     size: int | None = None,
     cell: int | None = None,
     device: str = "auto",
+    on_error: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Predict the same pictures with every run and draw the results as a panel.
 
@@ -81,6 +82,8 @@ def compare_runs(
         size: see :class:`~fadeviz.prediction.Predictor`.
         cell: pixels a column is wide.
         device: where to compute.
+        on_error: called with a line for each of ``pictures`` that cannot be read, has no trimap or cannot be predicted,
+            which is then left out of the panel; without it, the first one ends all. One of several must be left.
 
     Returns:
         A line for each picture: its name and the runs' figures.
@@ -99,15 +102,14 @@ def compare_runs(
                 for p in (one, first)
             ]
             raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
+    first.check_size(size)
     samples: list[tuple[Sample, bool]] = []
     if images or not (test or pictures):
         samples += [(sample, True) for sample in _observed(runs, images)]
     if test:
         samples += [(sample, True) for sample in _test_pictures(predictors, test, data_dir)]
-    for path in map(Path, pictures):
-        trimap = find_trimap(path, None if trimaps is None else Path(trimaps)) if first.task == "matting" else None
-        samples.append((read_picture(path, trimap), False))
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
+    rows += _own_rows(predictors, pictures, trimaps, zoom, size, on_error, alone=not rows)
     legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
     write_panel(
         [row for row, _ in rows],
@@ -129,6 +131,36 @@ def compare_runs(
 
 _Maps = list[NDArray[np.uint8]]
 """The classes that the truth, where it is known, and each result have, for the legend."""
+
+
+def _own_rows(
+    predictors: Sequence[Predictor],
+    pictures: Sequence[str | Path],
+    trimaps: str | Path | None,
+    zoom: Box | str,
+    size: int | None,
+    on_error: Callable[[str], None] | None,
+    alone: bool,
+) -> list[tuple[Row, _Maps]]:
+    """What all runs make of one's own pictures; ``alone`` says that there are no other rows."""
+    rows: list[tuple[Row, _Maps]] = []
+    errors: list[str] = []
+    folder = None if trimaps is None else Path(trimaps)
+    for path in map(Path, pictures):
+        try:
+            trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
+            rows.append(_row(predictors, read_picture(path, trimap), False, zoom, size))
+        except FadevizError as error:
+            # With nothing else to draw the first error says most.
+            if on_error is None or (alone and len(pictures) == 1):
+                raise
+            errors.append(str(error))
+    if alone and errors and not rows:
+        raise FadevizError(f"none of {len(pictures)} pictures can be drawn, the first as {errors[0]}")
+    if on_error is not None:
+        for line in errors:
+            on_error(line)
+    return rows
 
 
 def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:

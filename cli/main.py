@@ -25,6 +25,7 @@ from .training import figures, given, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
+    from fadeviz.runs import Run
 
 
 class _Commands(click.Group):
@@ -398,7 +399,7 @@ def info(run: Path | str) -> None:
     config, result = told.get("config", {}), told.get("result", {})
     # A run of somebody's own loop says less of itself than one of `record`: print what there is.
     lines = {
-        "status": [told.get("status"), told.get("message")],
+        "status": [_status(opened), told.get("message")],
         "data": [
             told.get("data", {}).get("name"),
             *(f"{k} {config[k]}" for k in ("size", "width", "seed") if k in config),
@@ -423,6 +424,14 @@ def info(run: Path | str) -> None:
         click.echo(f"  {printable(layer):30}{', '.join(kinds)}")
     for file, reason in opened.broken.items():
         click.echo(printable(f"broken       {file}: {reason}"), err=True)
+
+
+def _status(run: Run) -> str:
+    if run.status != "stopped":
+        return run.status
+    return (
+        f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
+    )
 
 
 @main.command()

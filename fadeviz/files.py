@@ -7,9 +7,10 @@ import os
 import platform
 import re
 import sys
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import FadevizError
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         FadevizError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{_machine()}-{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{machine()}-{os.getpid()}.partial{path.suffix}")
     try:
         if path.exists() and not (path.is_file() or path.is_dir()):
             yield path
@@ -48,8 +49,8 @@ def replacing(path: Path) -> Iterator[Path]:
 _PARTIAL = re.compile(r"\..+?(?:\.([0-9a-f]{8})-(\d+))?\.partial(?:\..*)?")
 
 
-def _machine() -> str:
-    # Short, and plain whatever the machine is called.
+def machine() -> str:
+    """This machine's name: short, and plain whatever it is called."""
     return f"{zlib.crc32(platform.node().encode('utf-8', 'replace')):08x}"
 
 
@@ -61,9 +62,9 @@ def left_over(file: Path, *, elsewhere: bool = False) -> bool:
     match = _PARTIAL.fullmatch(file.name)
     if match is None or not file.is_file():
         return False
-    machine, process = match.groups()
-    if machine in (None, _machine()):
-        return machine is None or not _lives(int(process))
+    where, process = match.groups()
+    if where in (None, machine()):
+        return where is None or not _lives(int(process))
     return elsewhere
 
 
@@ -126,32 +127,115 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
     return FadevizError(f"cannot write {path}: {error.strerror or error}")
 
 
+_open_folders: set[int] = set()
+"""Handles on which there is a lock, or soon will be."""
+
+_held: set[tuple[int, int]] = set()
+"""Device and number of the folders whose lock this process has."""
+
+PATIENCE = 0.3
+"""Seconds in which a lock that is taken may turn out to have been no more than a look of :func:`lock_is_free`."""
+
+
+def _let_go() -> None:
+    # In a forked child, such as a worker of a DataLoader: the lock would live as long as the last of them.
+    for handle in _open_folders:
+        with suppress(OSError):
+            os.close(handle)
+    _open_folders.clear()
+    _held.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def _opened_folder(folder: Path) -> Iterator[int]:
+    """A handle to lock, that no child of this process has."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    _open_folders.add(handle)
+    try:
+        yield handle
+    finally:
+        if handle in _open_folders:  # not in a child, where the number may be another file's by now
+            _open_folders.remove(handle)
+            os.close(handle)
+
+
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Refuse a second process on the same folder; the lock goes with the process, however it ends."""
+    """Refuse a second process on the same folder; the lock goes with the process, however it ends.
+
+    Raises:
+        FadevizError: another process has the lock, or the folder cannot be made or opened.
+    """
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     made = not out.exists()
     make_folder(out)
-    try:
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            handle = stack.enter_context(_opened_folder(out))
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        folder = _number(os.fstat(handle))
+        try:
+            if _lock(handle, out):
+                _held.add(folder)
+            yield
+        finally:
+            if made and handle in _open_folders:  # what was refused before it began leaves nothing behind
+                with suppress(OSError):
+                    out.rmdir()
+            _held.discard(folder)
+
+
+def _lock(handle: int, out: Path) -> bool:
+    """Take the lock; False on a file system without locks."""
+    import fcntl
+
+    patience = time.monotonic() + PATIENCE
+    while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FadevizError(
-                f"another process is recording into {out}. Wait for it, or choose another --out"
-            ) from error
+            if time.monotonic() > patience:
+                raise FadevizError(
+                    f"another process is recording into {out}. Wait for it, or choose another --out"
+                ) from error
+            time.sleep(0.02)
         except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        if made:  # what was refused before it began leaves nothing behind
-            with suppress(OSError):
-                out.rmdir()
-        os.close(handle)
+            return False
+        else:
+            return True
+
+
+def has_lock(folder: Path) -> bool:
+    """Whether this process is the :func:`only_writer` of the folder, on a file system that has locks."""
+    try:
+        return _number(os.stat(folder)) in _held
+    except OSError:
+        return False
+
+
+def lock_is_free(folder: Path) -> bool:
+    """Whether nobody on this machine is the :func:`only_writer` of the folder; False where that cannot be known.
+
+    A look takes a shared lock for an instant, which a writer that begins right then waits for.
+    """
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with _opened_folder(folder) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
+
+
+def _number(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_dev, stat.st_ino

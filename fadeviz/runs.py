@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from .errors import FadevizError, MissingExtra, printable, unknown_name
+from .files import lock_is_free, machine
 from .remote import RemoteFolder, is_address
-from .snapshots import CHANNEL_KINDS, FORMAT, KINDS, STEP_FILE, read_metrics
+from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, read_metrics
 
 
 class Run:
@@ -78,6 +79,23 @@ class Run:
     def run_id(self) -> str:
         """What every snapshot of this run carries in its header."""
         return str(self.info["run_id"])
+
+    @property
+    def status(self) -> str:
+        """How the run stands now: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
+
+        That is what run.json says, but for ``stopped``: there the run goes on, by run.json, and nobody on this machine
+        writes into its folder, so that its process ended without reporting it (a kill, a power failure). Of a run that
+        another machine writes, and on file systems without locks, nobody can know that: it is then said to go on.
+        """
+        status = str(self.info.get("status") or "")
+        if status not in GOING_ON or self._remote is not None:
+            return status
+        # Runs recorded before the writer was noted do not say where it was.
+        if self.info.get("writer", machine()) != machine() or not lock_is_free(self.path):
+            return status
+        now = str(_read_info(self.path, self.address).get("status") or "")  # it may have ended after it was opened
+        return "stopped" if now == status else now
 
     @property
     def name(self) -> str:
@@ -663,7 +681,9 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
 
 
 _KINDS_OF_VALUES = {
-    **dict.fromkeys(("upsampler", "title", "network", "network_title", "weights", "status", "message"), "text"),
+    **dict.fromkeys(
+        ("upsampler", "title", "network", "network_title", "weights", "status", "message", "writer"), "text"
+    ),
     **dict.fromkeys(("figure_layer", "device", "data.name", "observation.mode", "config.labels"), "text"),
     **dict.fromkeys(("config", "data", "layers", "observation", "versions"), "object"),
     **dict.fromkeys(("kinds", "observation.names", "data.notes"), "list of texts"),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save as serialize
 
 from .errors import FadevizError
-from .files import cannot_write, left_over, make_folder, write_whole
+from .files import cannot_write, has_lock, left_over, machine, make_folder, write_whole
 
 FORMAT = 1
 """Version of the run folder; a run of a newer format is refused, not misread."""
@@ -42,6 +42,9 @@ CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 
 SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
+
+GOING_ON = ("running", "recording")
+"""The states in run.json of a run that is being written: by ``fadeviz record``, or by a ``Recorder``."""
 
 STEP_FILE = re.compile(r"step_([0-9]{6,12})\.safetensors")
 
@@ -105,8 +108,10 @@ class SnapshotStore:
         write_whole(path, data)
 
     def write_info(self, info: Mapping[str, object]) -> None:
-        """Write run.json."""
-        whole = {"format": FORMAT, "run_id": self.run_id, **info}
+        """Write run.json; of a run that goes on also where its writer has a lock, for ``Run.status``."""
+        whole = {"format": FORMAT, "run_id": self.run_id, **{k: v for k, v in info.items() if k != "writer"}}
+        if whole.get("status") in GOING_ON:
+            whole["writer"] = machine() if has_lock(self.path) else ""
         text = json.dumps({**whole, "crc32": info_checksum(whole)}, indent=2, ensure_ascii=False)
         # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
         self._write(self.path / "run.json", (text + "\n").encode(errors="backslashreplace"))

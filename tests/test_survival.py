@@ -26,7 +26,7 @@ from fadeviz import FadevizError, Recorder, open_run
 from fadeviz.check import check_run, repair_run
 from fadeviz.data import synthetic
 from fadeviz.errors import printable
-from fadeviz.files import _machine, only_writer, replacing, write_whole
+from fadeviz.files import has_lock, machine, only_writer, replacing, write_whole
 from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics
 from fadeviz.sweep import Member, read_plan
 from render_runs import STEPS, make_run
@@ -353,7 +353,7 @@ def test_a_second_process_is_refused_whoever_comes_first(tmp_path):
         assert check_run(out) == []  # looking is no writing
         assert digest(out) == before
         # What it is just writing is not left over.
-        live = out / "snapshots" / f".step_000009.{_machine()}-{first.pid}.partial.safetensors"
+        live = out / "snapshots" / f".step_000009.{machine()}-{first.pid}.partial.safetensors"
         live.write_bytes(b"half")
         assert check_run(out) == []
     finally:
@@ -364,6 +364,102 @@ def test_a_second_process_is_refused_whoever_comes_first(tmp_path):
     loop(tmp_path / "whole")
     assert not live.exists()
     assert digest(out, but=["metrics.jsonl"]) == digest(tmp_path / "whole")
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from fadeviz.files import has_lock, only_writer
+from fadeviz.snapshots import SnapshotStore
+out = Path(sys.argv[1])
+lock = only_writer(out)
+lock.__enter__()
+child = os.fork()
+if child == 0:
+    with open(os.devnull) as reused:  # has the number that the lock had
+        lock.__exit__(None, None, None)
+        os.fstat(reused.fileno())
+    assert out.exists() and not has_lock(out)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+    os._exit(0)
+SnapshotStore(out, "x").write_info({"status": "running"})
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_child_that_outlives_a_killed_recording_has_no_lock(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", FORKED, str(out)]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = int(next(line for line in sorted(parent.stdout.readline() for _ in range(2)) if line != "ready\n"))
+    try:
+        assert open_run(out).status == "running"
+        with pytest.raises(FadevizError, match="another process is recording"), only_writer(out):
+            pass
+        parent.kill()
+        parent.wait()
+        os.kill(child, 0)
+        assert open_run(out).status == "stopped"
+        with only_writer(out):
+            assert open_run(out).status == "running"
+    finally:
+        parent.kill()
+        os.kill(child, signal.SIGKILL)
+        parent.communicate()
+
+
+def test_a_run_that_was_killed_says_so(tmp_path):
+    out = tmp_path / "run"
+    process = start(out, last=3)
+    assert process.stdout.readline() == "ready\n"
+    assert open_run(out).status == "recording"
+    assert "status       recording\n" in call("info", out).output
+    process.kill()
+    process.communicate()
+    assert open_run(out).status == "stopped"
+    told = "stopped without reporting an end: run.json says recording, but no process writes into the folder"
+    assert f"status       {told}\n" in call("info", out).output
+    # Of a writer elsewhere, or where there are no locks, nobody here knows.
+    store = SnapshotStore(out, open_run(out).run_id)
+    for writer in ("0badcafe", ""):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fadeviz.snapshots.has_lock", lambda folder, writer=writer: bool(writer))
+            patch.setattr("fadeviz.snapshots.machine", lambda writer=writer: writer)
+            store.write_info({**open_run(out).info, "status": "running"})
+        assert open_run(out).info["writer"] == writer
+        assert open_run(out).status == "running"
+    # As recorded before the writer was noted.
+    info = json.loads((out / "run.json").read_text())
+    del info["writer"], info["crc32"]
+    (out / "run.json").write_text(json.dumps(info))
+    opened = open_run(out)
+    assert opened.status == "stopped"
+    loop(out)
+    assert opened.status == "finished"  # since it was opened
+    assert open_run(out).status == "finished"
+    assert "writer" not in open_run(out).info
+
+
+def test_to_look_is_not_to_be_in_the_way(tmp_path):
+    """Somebody who looks all the time keeps no writer from beginning."""
+    make_run(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from fadeviz.files import lock_is_free\n"
+        "print('ready', flush=True)\nwhile True: lock_is_free(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    looking = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        assert [process.stdout.readline() for process in looking] == ["ready\n"] * 2
+        for _ in range(30):
+            with only_writer(tmp_path):
+                assert has_lock(tmp_path)
+    finally:
+        for process in looking:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.slow
@@ -415,7 +511,7 @@ def test_two_writers_of_one_file_do_not_meet_in_a_temporary_one(tmp_path):
 
 def test_whose_left_overs_are_removed(tmp_path):
     run = make_run(tmp_path / "run")
-    here, elsewhere = _machine(), "0badcafe"
+    here, elsewhere = machine(), "0badcafe"
     dead = subprocess.Popen(["true"])
     dead.wait()
     alive = subprocess.Popen(["sleep", "60"])
@@ -442,7 +538,7 @@ def test_whose_left_overs_are_removed(tmp_path):
 
 def test_the_temporary_file_is_named_after_its_writer(tmp_path):
     with replacing(tmp_path / "picture.png") as partial:
-        assert partial.name == f".picture.{_machine()}-{os.getpid()}.partial.png"
+        assert partial.name == f".picture.{machine()}-{os.getpid()}.partial.png"
         partial.write_bytes(b"x")
 
 

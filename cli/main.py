@@ -439,7 +439,7 @@ def _status(run: Run) -> str:
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
-    from fadeviz.check import check_run, repair_run
+    from fadeviz.check import check_run, other_maps, repair_run
 
     for fault in repair_run(run) if repair else ():
         click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))
@@ -450,6 +450,8 @@ def check(run: Path | str, repair: bool) -> None:
         can = any(fault.repair for fault in faults)
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise FadevizError(f"{run} has {count}." + (" Remove what is broken: --repair" if can else ""))
+    for note in other_maps(run):
+        click.echo(printable(f"note: {note}"), err=True)
     click.echo(printable(f"{run}: all is well"))
 
 

@@ -76,6 +76,12 @@ class Run:
         return self.path / name if self._remote is None else self._remote.fetch(name)
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """The parts of the folder's path, from the root to its name; of a remote run, of its address."""
+        parts = self.path.resolve().parts if self._remote is None else self.address.split("/")
+        return tuple(printable(part) for part in parts)
+
+    @property
     def run_id(self) -> str:
         """What every snapshot of this run carries in its header."""
         return str(self.info["run_id"])
@@ -334,9 +340,10 @@ class Run:
         Raises:
             FadevizError: the file is missing, damaged, or holds arrays of another kind.
         """
-        mend = "Record the run again with --overwrite"
+        mend = "Put it back, or record the run again with --overwrite"
+        path = self.file("observation.safetensors")
         try:
-            with open_tensors(self.file("observation.safetensors")) as file:
+            with open_tensors(path) as file:
                 parts = [file.get_slice(name) for name in ("images", "masks")]
                 # From the header, before anything is read: what fits together is no larger than the file.
                 (images, masks), types = (part.get_shape() for part in parts), {part.get_dtype() for part in parts}
@@ -348,9 +355,20 @@ class Run:
                     )
                 return parts[0][...], parts[1][...]
         except (SafetensorError, OSError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error
             raise FadevizError(
-                f"{self.address}: observation.safetensors is missing or damaged ({error}). {mend}"
+                f"{self.address}: observation.safetensors is missing or damaged ({reason}). {mend}"
             ) from error
+
+    @cached_property
+    def lost(self) -> str:
+        """What keeps the observed images from being shown, as for a note; empty where nothing does."""
+        self.file("observation.safetensors")  # what a server says is not damage
+        try:
+            _ = self.observation, self.mattes
+        except FadevizError as error:
+            return f"the observed images are left out: {error}"
+        return ""
 
     @cached_property
     def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -634,6 +652,51 @@ def _xarray() -> Any:
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run folder, or one at an address that fsspec knows, for reading; see :class:`Run`."""
     return Run(path)
+
+
+def distinct_paths(runs: Sequence[Run]) -> list[str]:
+    """As much of the end of each run's path as tells it from the others': ``fade``, or ``a/fade`` and ``b/fade``."""
+    places = [run.place for run in runs]
+
+    def told(place: tuple[str, ...]) -> str:
+        others = [other for other in places if other != place]
+        for length in range(1, len(place)):
+            if all(other[-length:] != place[-length:] for other in others):
+                return "/".join(place[-length:])
+        return "/".join(place)
+
+    return [told(place) for place in places]
+
+
+def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[str]:
+    """What pictures and tables call runs, no two alike: their titles, and what tells apart those of one title.
+
+    That is the network, the seed, or as much of the path as is needed, whichever is the first that no other run of that
+    title has: ``FADE, SegNet``; ``FADE, seed 1``; ``FADE, b/fade``. A run that is called after its folder is called
+    after as much of its path: ``b/fade``.
+
+    Args:
+        runs: the runs, each from another place.
+        names: what they are called where there are no others; None takes their titles.
+    """
+    names = [run.title for run in runs] if names is None else names
+    labels = []
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+        twins = [other for i, other in enumerate(runs) if i != index and names[i] == name]
+        path = distinct_paths([run, *twins])[0]
+        called = [
+            (f"{name}, {run.info.get('network_title')}", [other.info.get("network_title") for other in twins]),
+            (f"{name}, seed {_seed(run)}", [None if _seed(run) is None else _seed(other) for other in twins]),
+            (path if path.endswith(f"/{name}") else f"{name}, {path}", []),
+        ]
+        mine = [run.info.get("network_title"), _seed(run), path]
+        told = next(label for (label, theirs), own in zip(called, mine, strict=True) if own not in theirs)
+        labels.append(told if twins else name)
+    return labels
+
+
+def _seed(run: Run) -> Any:
+    return (run.info.get("config") or {}).get("seed")
 
 
 def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -110,9 +110,9 @@ class SnapshotStore:
         """
         self.path = Path(path)
         self.run_id = run_id
-        make_folder(self.path / "snapshots")
         for folder in (self.path / "snapshots", self.path / "checkpoints"):
             _refuse_foreign(folder, self.path, run_id)
+        make_folder(self.path / "snapshots")
         for file in files_of(self.path):
             if left_over(file) and may_be_removed(file, self.path, run_id):
                 _remove(file)
@@ -340,19 +340,29 @@ def _before_the_first_file(inside: Path) -> bool:
 
 
 def remove_run(out: Path) -> None:
-    """Remove a run from its folder, and nothing else that lies there: no files of others, nothing behind links."""
+    """Remove a run from its folder, and nothing else that lies there: no files of others, nothing behind links.
+
+    Raises:
+        FadevizError: something of it cannot be removed; where that can be seen beforehand, nothing was.
+    """
+    ours = []
+    for folder, names in ((out / "snapshots", STEP_FILE), (out / "checkpoints", re.compile(r"last\.pt"))):
+        if folder.is_dir() and not folder.is_symlink():
+            ours += [file for file in folder.iterdir() if names.fullmatch(file.name) or left_over(file)]
+        elif folder.is_symlink():
+            ours.append(folder)
+        elif folder.exists():
+            raise FadevizError(f"{folder} is no folder, and not of a run. Remove it by hand")
     # run.json goes last: until then the folder is known for a run, and the same command can be given again.
-    for folder, ours in ((out / "snapshots", STEP_FILE), (out / "checkpoints", re.compile(r"last\.pt"))):
-        if folder.is_symlink():
+    ours += [out / name for name in ("metrics.jsonl", "observation.safetensors", "run.json")]
+    for file in ours:
+        if file.is_dir() and not file.is_symlink() and any(file.iterdir()):
+            raise FadevizError(f"{file} is a folder with files, and not of a run. Remove it by hand")
+    for file in ours:
+        _remove(file)
+    for folder in (out / "snapshots", out / "checkpoints"):
+        if folder.is_dir() and not any(folder.iterdir()):
             _remove(folder)
-        elif folder.is_dir():
-            for file in folder.iterdir():
-                if ours.fullmatch(file.name) or left_over(file):
-                    _remove(file)
-            if not any(folder.iterdir()):
-                _remove(folder)
-    for name in ("metrics.jsonl", "observation.safetensors", "run.json"):
-        _remove(out / name)
 
 
 def _remove(path: Path) -> None:

@@ -676,6 +676,26 @@ def test_a_run_is_replaced_and_not_what_lies_in_its_folders(tmp_path):
     assert digest(run) == before
 
 
+@pytest.mark.parametrize("name", ["snapshots", "checkpoints", "run.json", "snapshots/step_000050.safetensors"])
+def test_a_run_that_cannot_be_replaced_stays_as_it_was(tmp_path, name):
+    """What is in the way is found before anything is removed."""
+    run = make_run(tmp_path / "run").path
+    (run / "checkpoints").mkdir()
+    if name in ("snapshots", "checkpoints"):
+        shutil.rmtree(run / name)
+        (run / name).write_text("mine")
+    else:
+        (run / name).unlink()
+        (run / name).mkdir()
+        (run / name / "notes.txt").write_text("mine")
+    before = digest(run)
+    with pytest.raises(
+        FadevizError, match=f"{name} is (no folder|a folder with files), and not of a run. Remove it by hand"
+    ):
+        loop_new(run)
+    assert digest(run) == before
+
+
 def test_only_a_runs_own_temporary_files_are_left_over(tmp_path):
     run = make_run(tmp_path / "run")
     names = [".thesis.partial.docx", ".thesis.partial", ".run.partial.txt", ".last.partial.json", ".partial.json"]

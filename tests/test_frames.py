@@ -55,9 +55,6 @@ def test_runs_in_folders_of_one_name(tmp_path):
     networks = [run(f"n{i}", **named, network_title=name) for i, name in enumerate(("SegNet", "SegFormer", "SegNet"))]
     assert run_labels(networks[:2]) == ["Mine, SegNet", "Mine, SegFormer"]
     assert run_labels(networks) == ["Mine, n0", "Mine, SegFormer", "Mine, n2"]
-    code = CliRunner().invoke(main, ["grid", str(a.path), str(b.path), "-o", str(tmp_path / "a.svg")])
-    assert code.exit_code == 0
-    assert all(f">{label}</text>" in (tmp_path / "a.svg").read_text() for label in ("a/fade", "b/fade"))
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged", "other arrays"])

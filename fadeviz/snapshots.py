@@ -123,7 +123,10 @@ class SnapshotStore:
         Raises:
             FadevizError: the file cannot be written, or would be larger than what is read.
         """
-        step = operator.index(step)  # numpy's and torch's integers too
+        try:
+            step = operator.index(step)  # numpy's and torch's integers too
+        except TypeError as error:
+            raise FadevizError(f"step {step!r} is a {type(step).__name__}, but a whole number is needed") from error
         if not 0 <= step < 10**12:
             raise FadevizError(f"step {step} cannot be recorded: steps are counted from 0 to {10**12 - 1}")
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}

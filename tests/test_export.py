@@ -496,6 +496,15 @@ class TestWhatIsThere:
             with pytest.raises(FadevizError, match=message):
                 self.write(run, target, tmp_path / name, overwrite=True)
         self.write(run, "zarr", tmp_path / "real")  # empty: nobody's
+        for name in ("pipe.npz", "nowhere.npz"):
+            if name == "pipe.npz":
+                os.mkfifo(tmp_path / name)
+            else:
+                (tmp_path / name).symlink_to("nothing")
+            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with --overwrite"):
+                self.write(run, "npz", tmp_path / name)
+            with pytest.raises(FadevizError, match=f"{name} was not written by this export"):
+                self.write(run, "npz", tmp_path / name, overwrite=True)
 
     @each_target
     def test_a_write_that_fails_leaves_what_was(self, run, tmp_path, target, monkeypatch):

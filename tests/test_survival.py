@@ -27,8 +27,9 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, Recorder, open_run
 from fadeviz.check import check_run, repair_run
 from fadeviz.data import synthetic
+from fadeviz.data.pictures import open_picture
 from fadeviz.errors import printable
-from fadeviz.files import has_lock, machine, only_writer, read_regular, replacing, write_whole
+from fadeviz.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
 from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
 from fadeviz.sweep import Member, begun, read_plan
 from fadeviz.training.checkpoint import write_checkpoint
@@ -372,7 +373,7 @@ def test_a_second_process_is_refused_whoever_comes_first(tmp_path):
 FORKED = """
 import os, sys, time
 from pathlib import Path
-from fadeviz.files import has_lock, only_writer
+from fadeviz.files import check_regular, has_lock, only_writer
 from fadeviz.snapshots import SnapshotStore
 out = Path(sys.argv[1])
 lock = only_writer(out)
@@ -783,6 +784,37 @@ def test_what_is_no_file_is_not_waited_for(two, monkeypatch, name, what):
             assert f"{name}: " in result.stderr
 
 
+@pytest.mark.parametrize("what", ["pipe", "zero", "terabyte", "circle", "folder"])
+@pytest.mark.usefixtures("patience")
+def test_a_manifest_that_is_no_file(tmp_path, what):
+    SPECIAL[what](tmp_path / "manifest.json")
+    with pytest.raises(FadevizError, match="manifest.json is damaged"):
+        read_plan(tmp_path)
+    result = call("sweep", "--upsamplers", "fade", "--seeds", "0:1", "--out", tmp_path, *SMALL)
+    assert "manifest.json is damaged" in fails(result)
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_member_of_a_sweep_behind_a_link_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".run.partial.json").write_text("mine")
+    (tmp_path / "fade-seed0").symlink_to("mine")
+    assert not begun(tmp_path / "fade-seed0")
+    assert (tmp_path / "mine" / ".run.partial.json").exists()
+
+
+@pytest.mark.parametrize("what", ["pipe", "zero", "terabyte"])
+@pytest.mark.usefixtures("patience")
+def test_a_picture_that_is_no_file(tmp_path, what):
+    for name in ("horse.png", "objectInfo150.txt"):
+        SPECIAL[what](tmp_path / name)
+    with pytest.raises(FadevizError, match=r"horse.png cannot be read: it (is a|has)"):
+        open_picture(tmp_path / "horse.png")
+    for read in (read_regular, lambda path: check_regular(path, 2**30)):
+        with pytest.raises(OSError, match=r"it is a|at most"):
+            read(tmp_path / "objectInfo150.txt")
+
+
 @pytest.mark.usefixtures("patience")
 def test_a_pipe_in_the_place_of_a_file_is_not_written_into(tmp_path):
     run = make_run(tmp_path / "run", run_id="runrunrun").path
@@ -847,6 +879,7 @@ locale.setlocale(locale.LC_ALL, "")
 EVERYTHING = """
 import os, shutil, sys
 from fadeviz.data import synthetic
+from fadeviz.data.pictures import open_picture
 from fadeviz_cli.main import main
 synthetic.TEST_DRAWINGS = 8
 out, small = sys.argv[1], sys.argv[2:]

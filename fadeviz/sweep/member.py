@@ -79,8 +79,10 @@ def begun(folder: str | Path) -> bool:
     Anything else stays where it is: :func:`fadeviz.experiment.run` refuses a folder that holds something foreign.
     """
     folder = Path(folder)
-    if (folder / "run.json").exists():
+    if os.path.lexists(folder / "run.json"):
         return True
+    if folder.is_symlink():  # nothing is removed behind a link that does not say whose it is
+        return False
     for file in folder.glob(".*.partial*"):
         # A node that failed cannot be asked: a scheduler begins a run anew when it is gone.
         if left_over(file, elsewhere=True):

@@ -27,6 +27,7 @@ from .snapshots import (
     open_tensors,
     read_metrics,
     run_of_checkpoint,
+    unreadable,
 )
 
 _Layout = frozenset[tuple[str, str, tuple[int, ...]]]
@@ -154,6 +155,8 @@ def _faults(run: Run) -> Iterator[Fault]:
 def _fault(run: Run, name: str, what: str, repair: str) -> Fault:
     """A fault that is repaired, unless the file is a folder, or lies elsewhere and may be another run's."""
     file = run.path / name
+    if what.startswith("cannot be read"):  # now, or by this user: that is no damage
+        return Fault(name, what)
     if not may_be_removed(file, run.path, run.run_id):
         return Fault(name, f"{what}; it lies behind a link, in {file.parent.resolve()}")
     return Fault(name, what, "" if file.is_dir() and not file.is_symlink() else repair)
@@ -218,7 +221,7 @@ def _checkpoint_fault(file: Path, run_id: str) -> str:
             if not run_of_checkpoint(archive, run_id):
                 return f"belongs to another run than {run_id}"
     except (OSError, zipfile.BadZipFile) as error:
-        return f"damaged: {error}"
+        return unreadable(error) or f"damaged: {error}"
     return ""
 
 
@@ -259,5 +262,5 @@ def _snapshot_fault(run: Run, step: int) -> str:
                 if sums and zlib.crc32(value.tobytes()) != sums.get(key):
                     return f"{key} is not what was written (checksum)"
     except _DAMAGED as error:
-        return f"damaged: {error}"
+        return unreadable(error) or f"damaged: {error}"
     return ""

@@ -39,6 +39,10 @@ class NoRegularFile(OSError):
         return str(self.strerror)
 
 
+class TooLarge(NoRegularFile):
+    """A regular file that has more bytes than such a file may have: it may be whole for all that is known."""
+
+
 def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> None:
     """Raise unless ``path`` leads to a regular file: to open a pipe may wait for ever, and a device may never end.
 
@@ -54,7 +58,7 @@ def _refuse_special(path: str | os.PathLike[str], found: os.stat_result, limit: 
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
         raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(found.st_mode), 'device')}, but a file is needed")
     if found.st_size > limit:
-        raise NoRegularFile(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
+        raise TooLarge(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
 
 
 @contextmanager
@@ -88,7 +92,7 @@ def read_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> bytes
             parts.append(part)
             size += len(part)
             if size > limit:  # a file of the kernel's, which claims to be empty
-                raise NoRegularFile(path, f"it has more than {limit:,} bytes, the most that are read")
+                raise TooLarge(path, f"it has more than {limit:,} bytes, the most that are read")
     return b"".join(parts)
 
 

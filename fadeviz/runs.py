@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from .errors import FadevizError, MissingExtra, printable, unknown_name
 from .files import lock_is_free, machine, read_regular
 from .remote import RemoteFolder, is_address
-from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics
+from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics, unreadable
 
 
 class Run:
@@ -132,7 +132,7 @@ class Run:
                 with open_tensors(observation):
                     pass
         except (SafetensorError, OSError) as error:
-            broken[observation.name] = f"damaged: {error}"
+            broken[observation.name] = unreadable(error) or f"damaged: {error}"
         folder = self.path / "snapshots"
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             match = STEP_FILE.fullmatch(file.name)
@@ -164,7 +164,7 @@ class Run:
                 header = json.loads((opened.metadata() or {})["fadeviz"])
                 names = list(opened.keys())
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
-            return f"damaged: {error}"
+            return unreadable(error) or f"damaged: {error}"
         if any(printable(name) != name for name in names):
             return "damaged: a layer's name has control characters"
         if not isinstance(header, dict) or header.get("run_id") != self.run_id:
@@ -725,6 +725,8 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder that --out named") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        if told := unreadable(error):
+            raise FadevizError(f"{address}/run.json {told}. Mend that, or choose another folder") from error
         raise FadevizError(f"{address}/run.json is damaged ({error}). Record the run again with --overwrite") from error
     if version > FORMAT:
         raise FadevizError(

@@ -27,8 +27,9 @@ from .files import (
     METRICS_LIMIT,
     TENSORS_LIMIT,
     TEXT_LIMIT,
+    NoRegularFile,
+    TooLarge,
     cannot_write,
-    check_regular,
     has_lock,
     leads_outside,
     left_over,
@@ -286,8 +287,15 @@ def _refuse_foreign(folder: Path, run: Path, run_id: str) -> None:
 
 
 def _regular(path: Path) -> Path:
-    check_regular(path)
-    return path
+    with open_regular(path, TENSORS_LIMIT):  # safetensors says of a file that may not be read that it is not there
+        return path
+
+
+def unreadable(error: BaseException) -> str:
+    """What keeps a file from being read, where that does not show that it is damaged; empty where it does."""
+    if isinstance(error, NoRegularFile) and not isinstance(error, TooLarge):
+        return ""
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else ""
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Damaged runs: each fault is named, the rest stays usable, and a repair removes what is broken and nothing else."""
 
+import errno
 import json
 import os
 import random
@@ -354,3 +355,38 @@ def test_a_folder_that_cannot_be_written(folder):
             repair_run(folder)
     finally:
         folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", [STEP, CHECKPOINT, "observation.safetensors"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, name, number):
+    """Another user's file, a network disk that is away: nothing is removed for that."""
+    folder = complete(tmp_path / "run")
+    before = digest(folder)
+    opened = os.open
+
+    def refuse(path, *args, **options):
+        if str(path) == str(folder / name):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = [fault for fault in check_run(folder) if fault.file == name]
+    assert [fault.repair for fault in told] == [""]
+    if name != "observation.safetensors":
+        assert told[0].what == f"cannot be read: {os.strerror(number)}"
+    assert repair_run(folder) == []
+    monkeypatch.undo()
+    assert digest(folder) == before
+
+
+def test_a_file_that_is_too_large_is_not_removed(tmp_path):
+    """It may be a snapshot for all that is known; what is none at all is removed."""
+    folder = complete(tmp_path / "run")
+    with (folder / STEP).open("r+b") as file:
+        file.truncate(2**40)
+    (folder / "snapshots/step_000060.safetensors").unlink()
+    (folder / "snapshots/step_000060.safetensors").symlink_to("/dev/zero")
+    assert [fault.file for fault in check_run(folder)][:2] == [STEP, "snapshots/step_000060.safetensors"]
+    assert [fault.file for fault in repair_run(folder)] == ["snapshots/step_000060.safetensors"]
+    assert (folder / STEP).exists()

@@ -20,7 +20,7 @@ from .quality import FIGURES
 from .render.colormap import class_palette, colour_classes
 from .render.labels import data_name
 from .render.panel import Box, Row, choose_zoom, write_panel
-from .runs import Run
+from .runs import Run, run_labels
 from .training.matting import measure_matte
 
 SHOWN = 4
@@ -119,10 +119,11 @@ def compare_runs(
         legend=legend,
         caption=_caption(predictors, rows, zoom),
     )
+    names = run_labels(runs, [run.name for run in runs])
     return [
         printable(
             f"{row.name}: "
-            + ", ".join(f"{run.name} {' '.join(text.split())}" for run, text in zip(runs, row.figures, strict=True))
+            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.figures, strict=True))
         )
         for row, _ in rows
         if row.figures
@@ -283,15 +284,7 @@ def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> N
 
 def _titles(predictors: Sequence[Predictor]) -> list[str]:
     """The operators; with what tells runs of one operator apart."""
-    runs = [one.run for one in predictors]
-    titles = [run.title for run in runs]
-    told = (
-        titles,
-        [f"{title}, {run.info.get('network_title')}" for title, run in zip(titles, runs, strict=True)],
-        [f"{title}, seed {one.config.seed}" for title, one in zip(titles, predictors, strict=True)],
-        [f"{title}, {printable(run.path.name)}" for title, run in zip(titles, runs, strict=True)],
-    )
-    return next((names for names in told if len(set(names)) == len(names)), told[-1])
+    return run_labels([one.run for one in predictors])
 
 
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:

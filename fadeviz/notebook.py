@@ -103,7 +103,7 @@ def render_html(run: Run) -> str:
         HTML of less than 1 MB.
 
     Raises:
-        FadevizError: a run without a whole snapshot, or without observed pictures.
+        FadevizError: a run without a whole snapshot.
     """
     from .render.grid import spread
     from .render.labels import truth_name, truth_picture
@@ -117,10 +117,12 @@ def render_html(run: Run) -> str:
     ranges = [[_range(sequence, place) for place in places] for sequence in sequences]
     frames = [[row[place] for place in places] for row in frames]
     kinds = [_label(sequence) for sequence in sequences]
-    observed = [
-        ("image", _png(_reduced(sequences[0].picture))),
-        (f"true {truth_name(run)}", _png(_reduced(truth_picture(run, sequences[0].image)))),
-    ]
+    picture, observed = sequences[0].picture, []
+    if picture is not None:
+        observed = [
+            ("image", _png(_reduced(picture))),
+            (f"true {truth_name(run)}", _png(_reduced(truth_picture(run, sequences[0].image)))),
+        ]
     data = {
         "steps": [steps[place] for place in places],
         "metrics": metrics,

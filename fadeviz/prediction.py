@@ -334,7 +334,7 @@ def _write_result(found: NDArray[np.uint8] | NDArray[np.float32], classes: int, 
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     make_folder(path.parent)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), named=False)
 
 
 __all__ = [

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .errors import FadevizError, MissingExtra, printable, unknown_name
+from .files import lock_is_free, machine, read_regular
 from .remote import RemoteFolder, is_address
-from .snapshots import CHANNEL_KINDS, FORMAT, KINDS, STEP_FILE, read_metrics
+from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics, unreadable
 
 
 class Run:
@@ -75,9 +76,32 @@ class Run:
         return self.path / name if self._remote is None else self._remote.fetch(name)
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """The parts of the folder's path, from the root to its name; of a remote run, of its address."""
+        parts = self.path.resolve().parts if self._remote is None else self.address.split("/")
+        return tuple(printable(part) for part in parts)
+
+    @property
     def run_id(self) -> str:
         """What every snapshot of this run carries in its header."""
         return str(self.info["run_id"])
+
+    @property
+    def status(self) -> str:
+        """How the run stands: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
+
+        That is what run.json says, but for ``stopped``: there the run goes on, by run.json, and nobody on this machine
+        writes into its folder, so that its process ended without reporting it (a kill, a power failure). Of a run that
+        another machine writes, and on file systems without locks, nobody can know that: it is then said to go on.
+        """
+        status = str(self.info.get("status") or "")
+        if status not in GOING_ON or self._remote is not None:
+            return status
+        # Runs recorded before the writer was noted do not say where it was.
+        if self.info.get("writer", machine()) != machine() or not lock_is_free(self.path):
+            return status
+        now = str(_read_info(self.path, self.address).get("status") or "")  # it may have ended after it was opened
+        return "stopped" if now == status else now
 
     @property
     def name(self) -> str:
@@ -105,10 +129,10 @@ class Run:
         observation = self.path / "observation.safetensors"
         try:
             if observation.exists():
-                with safe_open(observation, "np"):
+                with open_tensors(observation):
                     pass
         except (SafetensorError, OSError) as error:
-            broken[observation.name] = f"damaged: {error}"
+            broken[observation.name] = unreadable(error) or f"damaged: {error}"
         folder = self.path / "snapshots"
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             match = STEP_FILE.fullmatch(file.name)
@@ -136,11 +160,11 @@ class Run:
     def _fault(self, file: Path, step: int) -> str:
         """Why a snapshot cannot be used; empty where it can."""
         try:
-            with safe_open(file, "np") as opened:
+            with open_tensors(file) as opened:
                 header = json.loads((opened.metadata() or {})["fadeviz"])
                 names = list(opened.keys())
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
-            return f"damaged: {error}"
+            return unreadable(error) or f"damaged: {error}"
         if any(printable(name) != name for name in names):
             return "damaged: a layer's name has control characters"
         if not isinstance(header, dict) or header.get("run_id") != self.run_id:
@@ -184,7 +208,7 @@ class Run:
             )
         if not self.steps:
             raise FadevizError(f"{self.address} has no whole snapshot. Record it again: fadeviz record ... --overwrite")
-        with safe_open(self._snapshot(self.steps[0]), "np") as file:
+        with open_tensors(self._snapshot(self.steps[0])) as file:
             keys = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is no dict
         keys = [key for key in keys if len(key) == 3]
         order = list(self.info.get("layers", {}))
@@ -213,7 +237,7 @@ class Run:
         file = self._snapshot(step)
         key = f"{layer}/{call}/{kind}"
         try:
-            with safe_open(file, "np") as opened:
+            with open_tensors(file) as opened:
                 if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is no dict
                     raise FadevizError(f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}")
                 part = opened.get_slice(key)
@@ -316,9 +340,10 @@ class Run:
         Raises:
             FadevizError: the file is missing, damaged, or holds arrays of another kind.
         """
-        mend = "Record the run again with --overwrite"
+        mend = "Put it back, or record the run again with --overwrite"
+        path = self.file("observation.safetensors")
         try:
-            with safe_open(self.file("observation.safetensors"), "np") as file:
+            with open_tensors(path) as file:
                 parts = [file.get_slice(name) for name in ("images", "masks")]
                 # From the header, before anything is read: what fits together is no larger than the file.
                 (images, masks), types = (part.get_shape() for part in parts), {part.get_dtype() for part in parts}
@@ -330,9 +355,20 @@ class Run:
                     )
                 return parts[0][...], parts[1][...]
         except (SafetensorError, OSError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error
             raise FadevizError(
-                f"{self.address}: observation.safetensors is missing or damaged ({error}). {mend}"
+                f"{self.address}: observation.safetensors is missing or damaged ({reason}). {mend}"
             ) from error
+
+    @cached_property
+    def lost(self) -> str:
+        """What keeps the observed images from being shown, as for a note; empty where nothing does."""
+        self.file("observation.safetensors")  # what a server says is not damage
+        try:
+            _ = self.observation, self.mattes
+        except FadevizError as error:
+            return f"the observed images are left out: {error}"
+        return ""
 
     @cached_property
     def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -344,7 +380,7 @@ class Run:
             FadevizError: as :attr:`observation`.
         """
         masks = self.observation[1]
-        with safe_open(self.file("observation.safetensors"), "np") as file:
+        with open_tensors(self.file("observation.safetensors")) as file:
             if not {"alphas", "trimaps"} <= set(file.keys()):
                 return None
             parts = [file.get_slice(name) for name in ("alphas", "trimaps")]
@@ -618,6 +654,51 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(path)
 
 
+def distinct_paths(runs: Sequence[Run]) -> list[str]:
+    """As much of the end of each run's path as tells it from the others': ``fade``, or ``a/fade`` and ``b/fade``."""
+    places = [run.place for run in runs]
+
+    def told(place: tuple[str, ...]) -> str:
+        others = [other for other in places if other != place]
+        for length in range(1, len(place)):
+            if all(other[-length:] != place[-length:] for other in others):
+                return "/".join(place[-length:])
+        return "/".join(place)
+
+    return [told(place) for place in places]
+
+
+def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[str]:
+    """What pictures and tables call runs, no two alike: their titles, and what tells apart those of one title.
+
+    That is the network, the seed, or as much of the path as is needed, whichever is the first that no other run of that
+    title has: ``FADE, SegNet``; ``FADE, seed 1``; ``FADE, b/fade``. A run that is called after its folder is called
+    after as much of its path: ``b/fade``.
+
+    Args:
+        runs: the runs, each from another place.
+        names: what they are called where there are no others; None takes their titles.
+    """
+    names = [run.title for run in runs] if names is None else names
+    labels = []
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+        twins = [other for i, other in enumerate(runs) if i != index and names[i] == name]
+        path = distinct_paths([run, *twins])[0]
+        called = [
+            (f"{name}, {run.info.get('network_title')}", [other.info.get("network_title") for other in twins]),
+            (f"{name}, seed {_seed(run)}", [None if _seed(run) is None else _seed(other) for other in twins]),
+            (path if path.endswith(f"/{name}") else f"{name}, {path}", []),
+        ]
+        mine = [run.info.get("network_title"), _seed(run), path]
+        told = next(label for (label, theirs), own in zip(called, mine, strict=True) if own not in theirs)
+        labels.append(told if twins else name)
+    return labels
+
+
+def _seed(run: Run) -> Any:
+    return (run.info.get("config") or {}).get("seed")
+
+
 def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:
     """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
     common = set(runs[0].steps).intersection(*(run.steps for run in runs))
@@ -639,11 +720,13 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
     if not os.path.isdir(path):  # False as well for what can be no path
         raise FadevizError(f"no run folder {address}. Make one: fadeviz record --out {address} ...")
     try:
-        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        info = json.loads(read_regular(path / "run.json").decode())
         version, run_id = int(info["format"]), info["run_id"]
     except FileNotFoundError:
         raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder that --out named") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        if told := unreadable(error):
+            raise FadevizError(f"{address}/run.json {told}. Mend that, or choose another folder") from error
         raise FadevizError(f"{address}/run.json is damaged ({error}). Record the run again with --overwrite") from error
     if version > FORMAT:
         raise FadevizError(
@@ -663,7 +746,9 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
 
 
 _KINDS_OF_VALUES = {
-    **dict.fromkeys(("upsampler", "title", "network", "network_title", "weights", "status", "message"), "text"),
+    **dict.fromkeys(
+        ("upsampler", "title", "network", "network_title", "weights", "status", "message", "writer"), "text"
+    ),
     **dict.fromkeys(("figure_layer", "device", "data.name", "observation.mode", "config.labels"), "text"),
     **dict.fromkeys(("config", "data", "layers", "observation", "versions"), "object"),
     **dict.fromkeys(("kinds", "observation.names", "data.notes", "notes"), "list of texts"),

@@ -247,6 +247,33 @@ def test_what_is_refused(tmp_path, runs):
         learning_order([one], layer="decoder.3.upsampel")
 
 
+def test_runs_in_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    def order(*runs, upsampler=None):
+        made = []
+        for path, kind, seed in runs:
+            run = make_run(tmp_path / path, kind, seed=0)
+            info = {
+                **run.info,
+                "upsampler": upsampler,
+                "title": upsampler,
+                "config": {} if seed is None else {"seed": seed},
+            }
+            SnapshotStore(run.path, run.run_id).write_info(info)
+            made.append(open_run(run.path))
+        found = learning_order(made)
+        return [(one.name, one.title, one.seeds, one.runs) for one in found.operators], made
+
+    both, runs = order(("a/fade", "inward", None), ("b/fade", "outward", None))
+    assert both == [(name, name, (None,), (run,)) for name, run in zip(("a/fade", "b/fade"), runs, strict=True)]
+    both, runs = order(("c/fade", "inward", 3), ("d/fade", "outward", 3))
+    assert [one[0] for one in both] == ["c/fade", "d/fade"]
+    both, runs = order(("e/fade", "inward", None), ("f/fade", "outward", None), upsampler="mine")
+    assert [one[:2] for one in both] == [("mine, e/fade",) * 2, ("mine, f/fade",) * 2]
+    # Runs of one name and several seeds are measured together, wherever they lie.
+    both, runs = order(("g/fade", "inward", 1), ("h/fade", "outward", 2), upsampler="mine")
+    assert both == [("mine", "mine", (1, 2), tuple(runs))]
+
+
 def test_masks_that_differ_are_different_pictures(tmp_path, runs):
     other = make_run(tmp_path / "mask", "inward", upsampler="sapa")
     store = SnapshotStore(other.path, other.run_id)

@@ -10,11 +10,11 @@ import time
 import click
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data import synthetic
 from fadeviz.experiment import RunConfig
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]

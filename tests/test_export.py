@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -26,7 +27,6 @@ from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
@@ -502,6 +502,15 @@ class TestWhatIsThere:
             with pytest.raises(FadevizError, match=message):
                 self.write(run, target, tmp_path / name, overwrite=True)
         self.write(run, "zarr", tmp_path / "real")  # empty: nobody's
+        for name in ("pipe.npz", "nowhere.npz"):
+            if name == "pipe.npz":
+                os.mkfifo(tmp_path / name)
+            else:
+                (tmp_path / name).symlink_to("nothing")
+            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with --overwrite"):
+                self.write(run, "npz", tmp_path / name)
+            with pytest.raises(FadevizError, match=f"{name} was not written by this export"):
+                self.write(run, "npz", tmp_path / name, overwrite=True)
 
     @each_target
     def test_a_write_that_fails_leaves_what_was(self, run, tmp_path, target, monkeypatch):

@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, open_run
+from fadeviz.export import export_run
+from fadeviz.render.animation import render_frames
 from fadeviz.render.frames import select_channels, select_frames
+from fadeviz.render.grid import find_layout, render_grid
 from fadeviz.render.labels import captions
+from fadeviz.runs import run_labels
+from fadeviz.snapshots import SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
 
@@ -28,6 +36,60 @@ def test_runs_that_are_called_the_same_are_told_apart(tmp_path):
 
     assert labels(0, 1) == ["FADE, seed 0", "FADE, seed 1"]
     assert labels(0, 0) == ["FADE, (0, 0)0", "FADE, (0, 0)1"]
+
+
+def test_runs_in_folders_of_one_name(tmp_path):
+    """As much of the path as is needed; what other names, networks or seeds tell apart needs none."""
+
+    def run(path, **info):
+        made = make_run(tmp_path / path, run_id=path)
+        SnapshotStore(made.path, made.run_id).write_info({**made.info, "upsampler": None, "title": None, **info})
+        return open_run(made.path)
+
+    a, b = run("a/fade"), run("b/fade")
+    assert [s.label for s in select_frames([a, b])] == ["a/fade", "b/fade"]
+    assert run_labels([a, b, run("carafe")]) == ["a/fade", "b/fade", "carafe"]
+    assert run_labels([run("x/1/fade"), run("x/2/fade"), run("y/2/fade")]) == ["1/fade", "x/2/fade", "y/2/fade"]
+    named = {"upsampler": "mine", "title": "Mine"}
+    assert run_labels([run("a/m", **named), run("b/m", **named)]) == ["Mine, a/m", "Mine, b/m"]
+    networks = [run(f"n{i}", **named, network_title=name) for i, name in enumerate(("SegNet", "SegFormer", "SegNet"))]
+    assert run_labels(networks[:2]) == ["Mine, SegNet", "Mine, SegFormer"]
+    assert run_labels(networks) == ["Mine, n0", "Mine, SegFormer", "Mine, n2"]
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "other arrays"])
+def test_maps_are_drawn_where_the_observed_images_are_lost(tmp_path, harm):
+    runs = [make_run(tmp_path / name, run_id=name, upsampler=name) for name in ("one", "two")]
+    file = runs[0].path / "observation.safetensors"
+    if harm == "missing":
+        file.unlink()
+    elif harm == "damaged":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        save_file({"images": np.zeros((2, 3), np.uint8), "masks": np.zeros(1, np.uint8)}, file)
+    opened = [open_run(run.path) for run in runs]
+    first, second = select_frames(opened)
+    assert (first.picture, first.mask, second.picture.shape) == (None, None, (48, 64, 3))
+    assert np.array_equal(first.maps, second.maps)
+    (note,) = first.notes
+    assert note.startswith(f"the observed images are left out: {runs[0].path}: observation.safetensors ")
+    with pytest.raises(FadevizError, match="no image 2"):
+        select_frames(opened[:1], image=2)
+    for sequences in ([first], [first, second]):
+        assert render_grid(sequences).shape[2] == 3
+        assert next(render_frames(sequences)).shape[2] == 3
+    alone = find_layout([first])
+    assert min(x for x, _ in alone.cells.values()) < alone.cell[0]  # no room is left for what is not there
+    for command in (["grid", "-o", "a.png"], ["animate", "-o", "a.gif"], ["animate", "-o", "a.webp"]):
+        words = [command[0], str(runs[0].path), str(runs[1].path), "-o", str(tmp_path / command[2])]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        assert "note: the observed images are left out" in result.stderr
+    export_run(opened[0], "npz", tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        assert not [name for name in archive if name.startswith("observation")]
+        assert np.array_equal(archive[f"maps/{LAYER}/feature"], opened[1].maps(LAYER, "feature"))
+    assert "data:image/png" in opened[0]._repr_html_()
 
 
 def test_steps_in_common_and_the_note(tmp_path):

@@ -239,8 +239,8 @@ def test_an_observation_that_fails_does_not_end_the_training(tmp_path):
         def training_step(self, batch, index):
             return self(batch[0]).square().mean()
 
+    trainer = trainer_of(tmp_path, Exchange(), callback(tmp_path / "run"), max_steps=5)
     with pytest.warns(RecorderWarning, match=r"nothing was recorded at step 2: layer .model.4. did not run"):
-        trainer = trainer_of(tmp_path, Exchange(), callback(tmp_path / "run"), max_steps=5)
         trainer.fit(Alone(), loader())
     assert trainer.global_step == 5
     run = open_run(tmp_path / "run")

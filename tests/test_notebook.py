@@ -287,7 +287,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"')
+    playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install ".[browser]"')
     if CHROMIUM is None:
         pytest.skip("needs chromium: apt-get install --no-install-recommends chromium")
     with playwright.sync_playwright() as tool:
@@ -415,10 +415,10 @@ def test_the_example_is_kept_without_outputs():
 
 @pytest.mark.filterwarnings("ignore:Proactor event loop does not implement:RuntimeWarning")
 def test_the_example_runs(tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason='needs nbformat: pip install -e ".[notebook]"')
-    nbclient = pytest.importorskip("nbclient", reason='needs nbclient: pip install -e ".[notebook]"')
-    pytest.importorskip("ipykernel", reason='needs ipykernel: pip install -e ".[notebook]"')
-    pytest.importorskip("xarray", reason='needs xarray: pip install -e ".[xarray]"')
+    nbformat = pytest.importorskip("nbformat", reason='needs nbformat: pip install ".[notebook]"')
+    nbclient = pytest.importorskip("nbclient", reason='needs nbclient: pip install ".[notebook]"')
+    pytest.importorskip("ipykernel", reason='needs ipykernel: pip install ".[notebook]"')
+    pytest.importorskip("xarray", reason='needs xarray: pip install ".[xarray]"')
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):  # nothing of this machine
         monkeypatch.setenv(name, str(tmp_path / name))
     page = nbformat.read(NOTEBOOK, as_version=4)

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 from fadeviz import FadevizError, open_run
@@ -15,7 +16,6 @@ from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.table import _steps
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 EDGES = np.linspace(-6, 9, 16)

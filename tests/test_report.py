@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError
@@ -25,7 +26,6 @@ from fadeviz.report.contour import contour_path
 from fadeviz.report.movies import select_movies, shortest, text_size
 from fadeviz.report.pack import pack
 from fadeviz.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\"'&{{data}}"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 from fadeviz import FadevizError, open_run
@@ -20,7 +21,6 @@ from fadeviz.prediction import Prediction, Predictor, predict_files, read_pictur
 from fadeviz.render.panel import Box
 from fadeviz.training.matting import mse, sad
 from fadeviz.training.tasks import choose_task
-from fadeviz_cli.main import main
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz.sweep as sweep
 import fadeviz.sweep.local as local
@@ -34,7 +35,6 @@ from fadeviz.sweep import (
 )
 from fadeviz.sweep.member import train_member
 from fadeviz.training.loop import batches
-from fadeviz_cli.main import main
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=3, snapshots="3", batch_size=2, kinds="feature", observe=1, evaluate_every=3

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..runs import Run, common_steps
+from ..runs import Run, common_steps, run_labels
 from ..snapshots import CHANNEL_KINDS
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
@@ -351,7 +351,8 @@ def _judge(
     states = [times.state for times in flat_edge], [times.state for times in flat_interior]
     return OperatorOrder(
         name=name,
-        title=runs[0].title + name.removeprefix(runs[0].name),
+        # What tells operators of one name apart stands after it; the path of a run without one stands for it.
+        title=runs[0].title + name.removeprefix(runs[0].name) if name.startswith(runs[0].name) else name,
         runs=tuple(runs),
         seeds=tuple(_setting(run, "seed") for run in runs),
         measured=tuple(measured),
@@ -442,6 +443,20 @@ def _setting(run: Run, name: str) -> Any:
     return (run.info.get("config") or {}).get(name)
 
 
+def _by_path(label: str, members: list[Run]) -> dict[str, list[Run]]:
+    """Runs that are called alike: together, or by their paths where no seed tells them apart.
+
+    Those are runs without a seed, and those that are called after their folders, in folders of one name.
+    """
+    seeds = [_setting(run, "seed") for run in members]
+    doubled = {seed for seed in seeds if seeds.count(seed) > 1}
+    named = all(run.info.get("upsampler") for run in members)
+    places = {run.place for run in members}
+    if len(places) < len(members) or not doubled or (named and doubled != {None}):
+        return {label: members}
+    return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
+
+
 def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]:
     """The runs of each operator by seed, those with other settings apart, and what there is to note."""
     settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
@@ -458,6 +473,7 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
         ]
         label = run.name + (f" ({', '.join(f'{name}={one[name]}' for name in apart)})" if apart else "")
         groups.setdefault(label, []).append(run)
+    groups = {name: apart for label, members in groups.items() for name, apart in _by_path(label, members).items()}
     for label, members in groups.items():
         members.sort(key=lambda run: (_setting(run, "seed") is None, _setting(run, "seed")))
         for one_run, other_run in itertools.pairwise(members):

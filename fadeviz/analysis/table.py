@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quality import FIGURES, TESTS
+from ..runs import distinct_paths
 from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
@@ -66,7 +67,11 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
         **ends,
         "frame_change": _median(change),
         **{name: number(courses[name].values[:, -1].mean()) if name in courses else None for name in tested},
-        "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
+        "spliced": [
+            name
+            for name, run in zip(distinct_paths(operator.runs), operator.runs, strict=True)
+            if find_splice(run, order.layer, order.kind).found
+        ],
         "runs": [run.run_id for run in operator.runs],
     }
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, printable
+from ..files import read_regular
 from . import Sample, Splits
-from .pictures import check_regular, describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
+from .pictures import describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
 
 __all__ = [
@@ -267,8 +268,7 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        check_regular(path, _LARGEST_TABLE)
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split("\t") for line in read_regular(path, _LARGEST_TABLE).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own there, or remove it") from error

@@ -33,9 +33,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FadevizError
+from ..files import read_regular
 from . import Sample
 from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
-from .pictures import check_opaque, check_regular, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
+from .pictures import check_opaque, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
 
 TEST_SHARE = 0.22
 """The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""
@@ -440,8 +441,7 @@ def _background_files(folder: Path, names: Path | None, found: Found) -> list[Pa
 
 def _lines(path: Path) -> list[str]:
     try:
-        check_regular(path, _LARGEST_LIST)
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in read_regular(path, _LARGEST_LIST).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own list there") from error

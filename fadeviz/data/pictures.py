@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import FadevizError, printable
+from ..files import NoRegularFile, check_regular
 
 MAX_PIXELS = 50_000_000
 """A larger picture is refused before it is decoded: no data set here has one, and few cameras make one."""
@@ -141,23 +142,6 @@ def _kind_of(path: Path) -> str:
 # --- files ---
 
 
-def check_regular(path: Path, largest: int = MAX_BYTES) -> int:
-    """The size in bytes of a regular file: a pipe would be waited for, a device read without end.
-
-    Raises:
-        FadevizError: it is no regular file, or has more bytes than ``largest``.
-        OSError: it is not there.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise FadevizError(f"{path} cannot be read: it is no regular file. Remove it, or put a file there")
-    if found.st_size > largest:
-        raise FadevizError(
-            f"{path} cannot be read: it has {found.st_size:,} bytes, and {largest:,} are the most. Remove it"
-        )
-    return found.st_size
-
-
 def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
     """The decoded picture, in its own mode, turned as its orientation tag says.
 
@@ -169,7 +153,8 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
         FadevizError: empty, damaged, cut off, no picture, too large, no regular file, more than one frame.
     """
     try:
-        if check_regular(path) == 0:
+        check_regular(path, MAX_BYTES)
+        if path.stat().st_size == 0:
             raise cannot_read(path, "it is empty (0 bytes)")
         with warnings.catch_warnings():
             # What Pillow remarks on harmless oddities is nothing to stop for; its limit of pixels is.
@@ -187,6 +172,8 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
                 return picture
     except FadevizError:
         raise
+    except NoRegularFile as error:
+        raise cannot_read(path, str(error)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
@@ -311,7 +298,7 @@ def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[st
     unique = dict.fromkeys(paths)
     for path in unique:
         try:
-            check_regular(path)
+            check_regular(path, MAX_BYTES)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with Image.open(path, formats=_FORMATS) as opened:

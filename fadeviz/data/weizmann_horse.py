@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError, printable
+from ..files import read_regular
 from . import Sample, Splits
 from .pictures import (
+    MAX_BYTES,
     Listing,
     check_opaque,
-    check_regular,
     describe_pictures,
     is_lossy,
     list_folder,
@@ -348,8 +349,7 @@ def _by_stem(folder: Path) -> Listing:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        check_regular(path)
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -32,7 +32,7 @@ def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
             recording.save(partial)
             recording.log(["run.json"], rerun.TextDocument(json.dumps(selection.run.info, indent=2)), static=True)
             seen = selection.observation()
-            for index, number in enumerate(selection.images):
+            for index, number in enumerate(selection.images if seen else ()):
                 at = ["observed", selection.label(number)]
                 recording.log([*at, "picture"], rerun.Image(seen["images"][index]), static=True)
                 recording.log([*at, "mask"], rerun.SegmentationImage(seen["masks"][index]), static=True)

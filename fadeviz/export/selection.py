@@ -94,8 +94,10 @@ class Selection:
     def observation(self) -> dict[str, NDArray[np.uint8]]:
         """The exported ones of the observed ``images``, ``(n, H, W, 3)``, and their ``masks``, ``(n, H, W)``.
 
-        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``.
+        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``. Empty where the run has lost them.
         """
+        if self.run.lost:
+            return {}
         arrays = dict(zip(("images", "masks"), self.run.observation, strict=True))
         arrays |= zip(("alphas", "trimaps"), self.run.mattes or (), strict=False)
         return {name: values[list(self.images)] for name, values in arrays.items()}
@@ -142,7 +144,7 @@ def select(
     for layer in layers:
         for kind in kinds or run.layers.get(layer, ("feature",)):  # the latter for Run's own error
             run.check(layer, kind)
-    count = len(run.observation[0])
+    count = _observed_images(run, shown)
     numbers = tuple(range(count)) if images is None else tuple(sorted(set(images)))
     for number in numbers:
         if not 0 <= number < count:
@@ -150,7 +152,7 @@ def select(
     if not numbers:
         raise FadevizError(f"no images of {run.address} were asked for: there are {count}")
     parts: list[Part] = []
-    notes: list[str] = []
+    notes = [run.lost] if run.lost else []
     for layer, recorded in run.layers.items():
         for kind in recorded:
             if (layers and layer not in layers) or (kinds and kind not in kinds):
@@ -168,6 +170,13 @@ def select(
     told = run.info.get("observation", {}).get("names") or []
     names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
     return Selection(run, shown, numbers, names, tuple(parts), tuple(notes))
+
+
+def _observed_images(run: Run, steps: Sequence[int]) -> int:
+    """How many images the run observed; where it has lost them, of how many it has maps."""
+    if not run.lost:
+        return len(run.observation[0])
+    return max(run.maps(layer, kind, steps=steps[:1]).shape[1] for layer, kinds in run.layers.items() for kind in kinds)
 
 
 def _calls(run: Run, layer: str, kind: str, steps: Sequence[int]) -> Iterator[Maps]:

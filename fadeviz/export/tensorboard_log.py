@@ -81,7 +81,7 @@ def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
 
 def observed(selection: Selection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Each observed picture beside its truth, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
-    for index, picture in enumerate(selection.observation()["images"]):
+    for index, picture in enumerate(selection.observation().get("images", ())):
         yield selection.label(selection.images[index]), np.concatenate([picture, selection.truth(index)], axis=1)
 
 

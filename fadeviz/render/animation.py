@@ -123,7 +123,7 @@ class Layout:
         unit: how much larger than for a tile of 256 pixels words and gaps are.
         tile: width and height of a tile.
         scale: pixels a map value is wide and high.
-        picture: the upper left corner of the observed image.
+        picture: the upper left corner of the observed image; where there is none, of the first tile.
         tiles: for each sequence the upper left corner of its tile.
         pitch: how much room a tile has from side to side.
         progress: top of the line with the step.
@@ -167,10 +167,11 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
     columns = min(_ROW, len(sequences))
     rows = math.ceil(len(sequences) / columns)
     top, row_height = px(36), tile[1] + px(62)
-    total = 2 * margin + (columns + 1) * room + columns * gap
+    ahead = int(_shown(sequences) is not None)  # the image, on the left of all rows
+    total = 2 * margin + (columns + ahead) * room + (columns + ahead - 1) * gap
     total += total % 2
     tiles = [
-        (margin + (index % columns + 1) * (room + gap), top + index // columns * row_height)
+        (margin + (index % columns + ahead) * (room + gap), top + index // columns * row_height)
         for index in range(len(sequences))
     ]
     progress = top + rows * row_height - px(62) + px(36)
@@ -213,14 +214,16 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     px, (width, height) = layout.px, layout.tile
     first = sequences[0]
-    corners = [layout.picture, *layout.tiles]
-    for (x, y), name in zip(corners, ["Image", *map(heading, sequences)], strict=True):
+    shown = _shown(sequences)
+    corners = [layout.picture, *layout.tiles] if shown else layout.tiles
+    for (x, y), name in zip(corners, [*(["Image"] if shown else []), *map(heading, sequences)], strict=True):
         text = shorten(name, px(15), layout.pitch, bold=True)
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
-    x, y = layout.picture
-    below = shorten(f"{image_name(first)}, {truth_name(first.run)} outlined", px(11), layout.pitch)
-    draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
+    if shown:
+        x, y = layout.picture
+        below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
+        draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
     for step in first.steps:
@@ -281,8 +284,19 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
     canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
 
-def _observed(sequence: FrameSequence, layout: Layout) -> NDArray[np.uint8]:
-    """The observed image at the size of a tile, the truth's border drawn on it in white with a black rim."""
+def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
+    """The first sequence whose run still has the image."""
+    return next((sequence for sequence in sequences if sequence.picture is not None), None)
+
+
+def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.uint8]:
+    """The observed image at the size of a tile, the truth's border drawn on it in white with a black rim.
+
+    Empty where no run has it any more.
+    """
+    sequence = _shown(sequences)
+    if sequence is None or sequence.picture is None:
+        return np.zeros((0, 0, 3), np.uint8)
     picture = np.array(Image.fromarray(sequence.picture).resize(layout.tile, Image.Resampling.LANCZOS))
     regions = Image.fromarray(truth_regions(sequence.run, sequence.image))
     line = outline(np.asarray(regions.resize(layout.tile, Image.Resampling.NEAREST)))
@@ -296,7 +310,7 @@ def _observed(sequence: FrameSequence, layout: Layout) -> NDArray[np.uint8]:
 def _rgb_frames(
     sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
-    observed, bar = _observed(sequences[0], layout), colors[_bar(layout)]
+    observed, bar = _observed(sequences, layout), colors[_bar(layout)]
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = gray[..., None].repeat(3, axis=2)
         _paste(canvas, layout.picture, observed)
@@ -331,7 +345,9 @@ def _write_gif(
                 f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
             )
     words, bar = merged[words], merged[_bar(layout)]
-    observed = merged[picture_ramp][np.asarray(Image.fromarray(_observed(sequences[0], layout)).convert("L"))]
+    image = _observed(sequences, layout)
+    greys = np.asarray(Image.fromarray(image).convert("L")) if image.size else np.zeros((0, 0), np.uint8)
+    observed = merged[picture_ramp][greys]
     frames = []
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = words[gray]

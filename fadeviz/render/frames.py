@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..runs import Run, common_steps
+from ..runs import Run, common_steps, run_labels
 from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
@@ -37,8 +38,8 @@ class FrameSequence:
         scope: over what the limits were computed, a name in ``SCOPES``.
         percentiles: in percent; (0, 100) is minimum and maximum.
         centered: whether the limits are symmetric about 0.
-        picture: ``(H, W, 3)`` uint8, the observed image.
-        mask: ``(H, W)`` uint8, its true mask.
+        picture: ``(H, W, 3)`` uint8, the observed image; None where the run has lost it.
+        mask: ``(H, W)`` uint8, its true mask; None with the picture.
         notes: what was left out or painted apart, a sentence each.
     """
 
@@ -56,8 +57,8 @@ class FrameSequence:
     scope: str
     percentiles: tuple[float, float]
     centered: bool
-    picture: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
+    picture: NDArray[np.uint8] | None
+    mask: NDArray[np.uint8] | None
     notes: tuple[str, ...]
 
     @property
@@ -114,7 +115,7 @@ def select_frames(
     _check_pictures(runs, image)
     shown = common_steps(runs, steps)
     parts: list[tuple[Run, str, int | None, NDArray[np.float32]]] = []
-    for run, label in zip(runs, _labels(runs), strict=True):
+    for run, label in zip(runs, run_labels(runs), strict=True):
         if kind not in CHANNEL_KINDS:
             parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown)[:]))
             continue
@@ -147,8 +148,8 @@ def select_frames(
             scope=normalize,
             percentiles=(float(percentiles[0]), float(percentiles[1])),
             centered=centered,
-            picture=run.observation[0][image],
-            mask=run.observation[1][image],
+            picture=None if run.lost else run.observation[0][image],
+            mask=None if run.lost else run.observation[1][image],
             notes=_notes(run, label, maps, shown, steps is None),
         )
         for (run, label, number, maps), ranges in zip(parts, limits, strict=True)
@@ -181,28 +182,14 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kin
     return sorted(taken) or [0]
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    names = [run.title for run in runs]
-    seeds = [(run.info.get("config") or {}).get("seed") for run in runs]
-    labels = []
-    for index, (run, name, seed) in enumerate(zip(runs, names, seeds, strict=True)):
-        twins = [i for i, other in enumerate(names) if other == name and i != index]
-        if not twins:
-            labels.append(name)
-        elif seed is not None and all(seeds[i] != seed for i in twins):
-            labels.append(f"{name}, seed {seed}")
-        else:
-            labels.append(f"{name}, {run.path.resolve().name}")
-    return labels
-
-
 def _check_pictures(runs: Sequence[Run], image: int) -> None:
-    for run in runs:
+    """Raise unless the runs observed the same picture, as far as theirs are there."""
+    shown = [run for run in runs if not run.lost]
+    for run in shown:
         count = len(run.observation[0])
         if not 0 <= image < count:
             raise FadevizError(f"no image {image} in {run.address}: there are {count}, from 0 to {count - 1}")
-    first = runs[0]
-    for run in runs[1:]:
+    for first, run in itertools.pairwise(shown):
         if not np.array_equal(first.observation[0][image], run.observation[0][image]):
             raise FadevizError(
                 f"{first.address} and {run.address} observed different pictures as image {image}: they cannot be "
@@ -221,7 +208,9 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
 
 
 def _notes(run: Run, label: str, maps: NDArray[np.float32], shown: tuple[int, ...], all_steps: bool) -> tuple[str, ...]:
-    notes = [f"{run.address}: left out {name} ({reason})" for name, reason in run.broken.items()]
+    broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
+    notes = [f"{run.address}: left out {name} ({reason})" for name, reason in broken.items()]
+    notes += [run.lost] if run.lost else []
     missing = [step for step in run.steps if step not in shown]
     if missing and all_steps:
         notes.append(f"{run.address}: {len(missing)} steps are left out that not all runs have")

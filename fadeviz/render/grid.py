@@ -211,7 +211,8 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
     columns = min(columns, frames)
     rows = math.ceil(frames / columns)
     one_row = max(len(m) for m in by_run.values()) * rows == 1
-    references = 2 if one_row else 1
+    pictures = any(sequence.picture is not None for sequence in sequences)
+    references = 0 if not pictures else 2 if one_row else 1
     left = margin + references * pitch[0] + points(3) + row_label
     total_width = max(left + columns * pitch[0] - gap + margin, points(230))
 
@@ -292,11 +293,12 @@ def _draw(
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
-        page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
-        truth = truth_picture(first.run, first.image)
-        if upscale:
-            truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
-        page.cell(mask_box, truth, truth_name(first.run))
+        if first.picture is not None:
+            page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
+            truth = truth_picture(first.run, first.image)
+            if upscale:
+                truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
+            page.cell(mask_box, truth, truth_name(first.run))
         for index in members:
             sequence = sequences[index]
             if len(members) > 1:

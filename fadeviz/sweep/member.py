@@ -17,7 +17,7 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
-from ..files import left_over
+from ..files import METRICS_LIMIT, left_over, open_regular
 from ..quality import headline
 from .plan import Member
 
@@ -79,8 +79,10 @@ def begun(folder: str | Path) -> bool:
     Anything else stays where it is: :func:`fadeviz.experiment.run` refuses a folder that holds something foreign.
     """
     folder = Path(folder)
-    if (folder / "run.json").exists():
+    if os.path.lexists(folder / "run.json"):
         return True
+    if folder.is_symlink():  # nothing is removed behind a link that does not say whose it is
+        return False
     for file in folder.glob(".*.partial*"):
         # A node that failed cannot be asked: a scheduler begins a run anew when it is gone.
         if left_over(file, elsewhere=True):
@@ -147,7 +149,7 @@ class Follower:
     def _lines(self, size: int) -> list[dict[str, float]]:
         lines = []
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path, METRICS_LIMIT) as file:
                 file.seek(max(0, size - self._TAIL), os.SEEK_SET)
                 told = file.read(self._TAIL)
         except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
@@ -107,7 +107,7 @@ class Upsampler(nn.Module):
         return name
 
 
-def check_input(operator: Upsampler, x: Tensor, skip: Skip | None, channels: int | None = None) -> None:
+def check_input(operator: Upsampler, x: Tensor | fx.Proxy, skip: Skip | None, channels: int | None = None) -> None:
     """Raise unless x is a batch of maps, and skip, where it is given, is of the output's size.
 
     Args:
@@ -119,12 +119,12 @@ def check_input(operator: Upsampler, x: Tensor, skip: Skip | None, channels: int
     Raises:
         FadevizError: with the sizes met and the sizes needed.
     """
-    if not isinstance(x, Tensor):
-        return  # torch.fx traces with proxies, which have no sizes
+    if isinstance(x, fx.Proxy):
+        return  # torch.fx traces with these, and they have no sizes
     name, s = type(operator).__name__, operator.scale_factor
     if x.ndim != 4:
         raise FadevizError(
-            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. Add what is missing"
+            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. Give a single one as x[None]"
         )
     if channels is not None and x.shape[1] != channels:
         raise FadevizError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from .report import report
 from .results import compare, predict
 from .runs import RUN
 from .sweep import sweep
-from .training import figures, given, training_options
+from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
@@ -103,15 +105,18 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requeue: bool, **options: Any) -> None:
     """Train a network and record its maps.
 
-    Ctrl-C stops the run; what is recorded stays readable, and --resume goes on with the same result as if it had
-    never stopped.
+    Ctrl-C, SIGTERM and a closed terminal stop the run after the step in work, with a checkpoint: --resume goes on with
+    the next step, and with the same result as if it had never stopped. A second Ctrl-C, two seconds later, stops it at
+    once. The exit code is 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if requeue and (resume or overwrite):
         raise click.UsageError("--requeue finds out by itself whether to go on: leave --resume and --overwrite out")
+    from fadeviz import open_run
     from fadeviz.experiment import run
     from fadeviz.training.distributed import OtherProcessFailed, started_number
+    from fadeviz.training.signals import Interrupted
 
     config = _config(ctx, out, resume, options)
     if requeue:
@@ -121,19 +126,20 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     quiet = started_number() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
-            finished = run(config, out, resume=resume, overwrite=overwrite, report=None if quiet else bars.report)
+            finished = run(
+                config, out, resume=resume, overwrite=overwrite,
+                report=None if quiet else bars.report, note=None if quiet else _note,
+            )  # fmt: skip
         except OtherProcessFailed:
             if quiet:
                 sys.exit(1)
             raise
-        except KeyboardInterrupt:
-            bars.close()
-            if quiet:
-                sys.exit(1)
-            if not any((out / "snapshots").glob("step_*")):
-                raise click.ClickException("stopped before anything was recorded") from None
-            message = f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
-            raise click.ClickException(message) from None
+        except KeyboardInterrupt as error:
+            if not (isinstance(error, Interrupted) and error.finished):
+                bars.close()
+                again = f"fadeviz record --resume --out {shlex.quote(str(out))}"
+                leave_interrupted(error, again, quiet=quiet, nothing="interrupted before anything was recorded")
+            finished = open_run(out)  # the signal came after the last step
     if quiet:
         return
     for note in finished.info["data"].get("notes", []):
@@ -142,6 +148,10 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     figures = ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())
     click.echo(f"{out}: {len(finished.steps)} snapshots; {figures}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]) -> RunConfig:
@@ -168,10 +178,15 @@ class _Bars:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def report(self, progress: Progress, title: str = "training") -> None:
+        with contextlib.suppress(OSError):  # a terminal that was closed ends no training
+            self._move(progress, title)
+
+    def _move(self, progress: Progress, title: str) -> None:
         from tqdm import tqdm
 
         if self._bar is None or progress.step < self._bar.n:

@@ -40,8 +40,7 @@ TINY = RunConfig(
     size=32, width=1 / 16, steps=3, snapshots="3", batch_size=2, kinds="feature", observe=1, evaluate_every=3
 )
 CANNOT = "nearest"
-"""Has no gate, and so cannot be run where gates are to be recorded."""
-GATED = dataclasses.replace(TINY, kinds="feature,gate")
+"""Fails in the sweep of these tests: something else is where its run is to be."""
 
 
 def statuses(out):
@@ -58,7 +57,9 @@ def swept(tmp_path_factory):
     """A sweep of three runs by two processes, one of which fails; what it reported and returned."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     told = []
-    plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], GATED)
+    plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], TINY)
+    out.mkdir()
+    (out / f"{CANNOT}-seed0").write_text("mine")
     return out, plan, run_sweep(plan, out, jobs=2, report=told.append), told
 
 
@@ -258,7 +259,7 @@ class TestSweep:
         out, plan, outcomes, told = swept
         assert [outcome.member for outcome in outcomes] == list(plan.members)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
-        assert "there is no gate to record" in outcomes[1].message
+        assert "nearest-seed0 is a file. Choose another --out" in outcomes[1].message
         assert all(len(outcome.message.splitlines()) == bool(outcome.message) for outcome in outcomes)
         assert statuses(out) == {
             "fade-seed0": "finished",
@@ -276,7 +277,7 @@ class TestSweep:
         assert entry["settings"] == {"upsampler": "fade", "labels": "shuffled", "seed": 0}
         assert entry["result"] == open_run(out / entry["folder"]).info["result"] == outcomes[2].result
         assert told["runs"][1]["message"] == outcomes[1].message
-        assert [p.name for p in out.iterdir() if p.is_file()] == [MANIFEST]
+        assert sorted(p.name for p in out.iterdir() if p.is_file()) == [MANIFEST, f"{CANNOT}-seed0"]
 
     def test_every_run_is_told_of(self, swept):
         _, plan, _, told = swept
@@ -324,20 +325,20 @@ class TestSweep:
         assert re.fullmatch(r"\[1/2\] fade-seed0  3/3  mIoU 0\.\d{3}  finished before", lines[0])
         assert re.fullmatch(r"\[2/2\] fade-seed4  3/3  loss \d\.\d{3} mIoU 0\.\d{3}", lines[1])
         assert everything(out / "fade-seed0") == before
-        assert open_run(out / "fade-seed4").info["config"]["kinds"] == "feature,gate"  # as the sweep has it
+        assert open_run(out / "fade-seed4").info["config"]["kinds"] == "feature"  # as the sweep has it
         assert statuses(out) == {**statuses(swept[0]), "fade-seed4": "finished"}
 
     def test_contradicting_settings(self, swept, no_processes):
         out, plan, _, _ = swept
         before = everything(out)
         with pytest.raises(FadevizError, match=r"holds a sweep with other settings: lr was 0.01, is 0.5. Leave these"):
-            run_sweep(dataclasses.replace(plan, base=dataclasses.replace(GATED, lr=0.5)), out)
+            run_sweep(dataclasses.replace(plan, base=dataclasses.replace(TINY, lr=0.5)), out)
         assert everything(out) == before
 
     def test_a_run_with_other_settings(self, swept, tmp_path, no_processes):
         out, plan, _, _ = swept
         shutil.copytree(out / "fade-seed0", tmp_path / "out" / "fade-seed0")
-        other = plan_sweep(["bilinear", "fade"], [0], dataclasses.replace(GATED, lr=0.5, flip=True))
+        other = plan_sweep(["bilinear", "fade"], [0], dataclasses.replace(TINY, lr=0.5, flip=True))
         with pytest.raises(
             FadevizError,
             match=r"fade-seed0 was recorded with other settings: lr was 0.01, is 0.5; flip was False, is",
@@ -349,7 +350,7 @@ class TestSweep:
         out = tmp_path / "out"
         shutil.copytree(swept[0], out)
         _, plan, outcomes, _ = swept
-        moved = dataclasses.replace(plan, base=dataclasses.replace(GATED, device="cpu"), members=plan.members[:1])
+        moved = dataclasses.replace(plan, base=dataclasses.replace(TINY, device="cpu"), members=plan.members[:1])
         assert run_sweep(moved, out)[0].result == outcomes[0].result
 
     def test_killed_and_stopped_and_started_again(self, tmp_path, request, monkeypatch):
@@ -495,7 +496,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(sweep, "run_sweep", stop)
-        self.fails(1, f"stopped. Go on: fadeviz sweep --out {swept[0]}", "--out", swept[0])
+        self.fails(130, f"stopped. Go on: fadeviz sweep --out {swept[0]}", "--out", swept[0])
 
     def test_mistakes(self, swept, tmp_path):
         self.fails(2, "name its operators, --upsamplers fade,carafe", "--out", tmp_path / "new")

@@ -92,7 +92,9 @@ def read_manifest(path: Path) -> Manifest | None:
         raise FadevizError(
             f"{path} has format {version}, this fadeviz reads up to {FORMAT}. Upgrade: pip install -U fadeviz"
         )
-    return Manifest(path, config_from(settings, str(path), remedy), entries)
+    first = next(iter(entries.values()), {}).get("settings", {})  # settings are those of some operator
+    own = {"upsampler": first["upsampler"]} if "upsampler" in first else {}
+    return Manifest(path, config_from({**settings, **own}, str(path), remedy), entries)
 
 
 def read_plan(out: str | Path) -> SweepPlan | None:

@@ -27,6 +27,7 @@ from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
+    from fadeviz.runs import Run
 
 
 class _Commands(click.Group):
@@ -413,7 +414,7 @@ def info(run: Path | str) -> None:
     config, result = told.get("config", {}), told.get("result", {})
     # A run of somebody's own loop says less of itself than one of `record`: print what there is.
     lines = {
-        "status": [told.get("status"), told.get("message")],
+        "status": [_status(opened), told.get("message")],
         "data": [
             told.get("data", {}).get("name"),
             *(f"{k} {config[k]}" for k in ("size", "width", "seed") if k in config),
@@ -440,12 +441,20 @@ def info(run: Path | str) -> None:
         click.echo(printable(f"broken       {file}: {reason}"), err=True)
 
 
+def _status(run: Run) -> str:
+    if run.status != "stopped":
+        return run.status
+    return (
+        f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
+    )
+
+
 @main.command()
 @click.argument("run", type=RUN)
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
-    from fadeviz.check import check_run, repair_run
+    from fadeviz.check import check_run, other_maps, repair_run
 
     for fault in repair_run(run) if repair else ():
         click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))
@@ -456,6 +465,8 @@ def check(run: Path | str, repair: bool) -> None:
         can = any(fault.repair for fault in faults)
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise FadevizError(f"{run} has {count}." + (" Remove what is broken: --repair" if can else ""))
+    for note in other_maps(run):
+        click.echo(printable(f"note: {note}"), err=True)
     click.echo(printable(f"{run}: all is well"))
 
 

@@ -79,7 +79,7 @@ def run_demo(
         told = None if report is None else _titled(report, name)
         runs.append(run(config, out / name, overwrite=overwrite, report=told))
     summary = draw_demo(runs, out)
-    write_whole(out / "summary.md", summary.encode())
+    write_whole(out / "summary.md", summary.encode(), named=False)
     return summary
 
 

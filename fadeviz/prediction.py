@@ -245,7 +245,7 @@ def predict_files(
             buffer = io.BytesIO()
             picture.save(buffer, "PNG")
             make_folder(folder)
-            write_whole(result, buffer.getvalue())
+            write_whole(result, buffer.getvalue(), named=False)
             yield result
 
     return write()

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .errors import FadevizError, MissingExtra, printable, unknown_name
+from .files import lock_is_free, machine, read_regular
 from .remote import RemoteFolder, is_address
-from .snapshots import CHANNEL_KINDS, FORMAT, KINDS, STEP_FILE, read_metrics
+from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics
 
 
 class Run:
@@ -80,6 +81,23 @@ class Run:
         return str(self.info["run_id"])
 
     @property
+    def status(self) -> str:
+        """How the run stands: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
+
+        That is what run.json says, but for ``stopped``: there the run goes on, by run.json, and nobody on this machine
+        writes into its folder, so that its process ended without reporting it (a kill, a power failure). Of a run that
+        another machine writes, and on file systems without locks, nobody can know that: it is then said to go on.
+        """
+        status = str(self.info.get("status") or "")
+        if status not in GOING_ON or self._remote is not None:
+            return status
+        # Runs recorded before the writer was noted do not say where it was.
+        if self.info.get("writer", machine()) != machine() or not lock_is_free(self.path):
+            return status
+        now = str(_read_info(self.path, self.address).get("status") or "")  # it may have ended after it was opened
+        return "stopped" if now == status else now
+
+    @property
     def name(self) -> str:
         """What this run is called: its operator, and ``@shuffled`` if its labels were; or, without one, its folder."""
         control = "@shuffled" if self.info.get("config", {}).get("labels") == "shuffled" else ""
@@ -105,7 +123,7 @@ class Run:
         observation = self.path / "observation.safetensors"
         try:
             if observation.exists():
-                with safe_open(observation, "np"):
+                with open_tensors(observation):
                     pass
         except (SafetensorError, OSError) as error:
             broken[observation.name] = f"damaged: {error}"
@@ -136,7 +154,7 @@ class Run:
     def _fault(self, file: Path, step: int) -> str:
         """Why a snapshot cannot be used; empty where it can."""
         try:
-            with safe_open(file, "np") as opened:
+            with open_tensors(file) as opened:
                 header = json.loads((opened.metadata() or {})["fadeviz"])
                 names = list(opened.keys())
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
@@ -184,7 +202,7 @@ class Run:
             )
         if not self.steps:
             raise FadevizError(f"{self.address} has no whole snapshot. Record it again: fadeviz record ... --overwrite")
-        with safe_open(self._snapshot(self.steps[0]), "np") as file:
+        with open_tensors(self._snapshot(self.steps[0])) as file:
             keys = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is no dict
         keys = [key for key in keys if len(key) == 3]
         order = list(self.info.get("layers", {}))
@@ -213,7 +231,7 @@ class Run:
         file = self._snapshot(step)
         key = f"{layer}/{call}/{kind}"
         try:
-            with safe_open(file, "np") as opened:
+            with open_tensors(file) as opened:
                 if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is no dict
                     raise FadevizError(f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}")
                 part = opened.get_slice(key)
@@ -318,7 +336,7 @@ class Run:
         """
         mend = "Record the run again with --overwrite"
         try:
-            with safe_open(self.file("observation.safetensors"), "np") as file:
+            with open_tensors(self.file("observation.safetensors")) as file:
                 parts = [file.get_slice(name) for name in ("images", "masks")]
                 # From the header, before anything is read: what fits together is no larger than the file.
                 (images, masks), types = (part.get_shape() for part in parts), {part.get_dtype() for part in parts}
@@ -344,7 +362,7 @@ class Run:
             FadevizError: as :attr:`observation`.
         """
         masks = self.observation[1]
-        with safe_open(self.file("observation.safetensors"), "np") as file:
+        with open_tensors(self.file("observation.safetensors")) as file:
             if not {"alphas", "trimaps"} <= set(file.keys()):
                 return None
             parts = [file.get_slice(name) for name in ("alphas", "trimaps")]
@@ -639,7 +657,7 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
     if not os.path.isdir(path):  # False as well for what can be no path
         raise FadevizError(f"no run folder {address}. Make one: fadeviz record --out {address} ...")
     try:
-        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        info = json.loads(read_regular(path / "run.json").decode())
         version, run_id = int(info["format"]), info["run_id"]
     except FileNotFoundError:
         raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder that --out named") from None
@@ -663,7 +681,9 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
 
 
 _KINDS_OF_VALUES = {
-    **dict.fromkeys(("upsampler", "title", "network", "network_title", "weights", "status", "message"), "text"),
+    **dict.fromkeys(
+        ("upsampler", "title", "network", "network_title", "weights", "status", "message", "writer"), "text"
+    ),
     **dict.fromkeys(("figure_layer", "device", "data.name", "observation.mode", "config.labels"), "text"),
     **dict.fromkeys(("config", "data", "layers", "observation", "versions"), "object"),
     **dict.fromkeys(("kinds", "observation.names", "data.notes"), "list of texts"),

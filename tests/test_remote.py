@@ -295,7 +295,7 @@ class TestErrors:
 
     def test_fsspec_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "fsspec.core", None)
-        with pytest.raises(FadevizError, match=r'needs fsspec. Install it: pip install "fadeviz\[remote\]"') as caught:
+        with pytest.raises(FadevizError, match=r'needs fsspec, .* pip install "\.\[remote\]"') as caught:
             open_run("memory://x/run")
         one_line(caught)
 

@@ -522,7 +522,7 @@ def opened_files(monkeypatch):
         opened.append(Path(file).name)
         return safe_open(file, framework)
 
-    monkeypatch.setattr("fadeviz.runs.safe_open", spy)
+    monkeypatch.setattr("fadeviz.snapshots.safe_open", spy)
     return opened
 
 
@@ -685,7 +685,7 @@ class TestMaps:
                 return Part()
 
         maps = run.maps(self.LAYER)
-        monkeypatch.setattr("fadeviz.runs.safe_open", Handle)
+        monkeypatch.setattr("fadeviz.snapshots.safe_open", Handle)
         assert np.array_equal(maps[index], self.whole()[index])
         assert taken == [asked]
 
@@ -774,7 +774,7 @@ class TestXarray:
     def test_missing(self, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "xarray", None)
         for call in (run.to_xarray, run.maps("head").to_xarray):
-            with pytest.raises(FadevizError, match=r'xarray is missing. Install it: pip install "fadeviz\[xarray\]"'):
+            with pytest.raises(FadevizError, match=r'needs xarray, .* pip install "\.\[xarray\]"'):
                 call()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, printable
+from ..files import read_regular
 from . import Sample, Splits
 from .pictures import open_picture, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
@@ -251,7 +252,7 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split("\t") for line in read_regular(path).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise FadevizError(f"{path} cannot be read: {error}. Put the set's own there, or remove it") from error
     header = [column.strip() for column in rows[0]] if rows else []

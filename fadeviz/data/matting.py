@@ -22,9 +22,11 @@ from PIL import Image
 from scipy import ndimage
 
 from ..errors import FadevizError
+from ..files import read_regular
 from . import Sample, Splits, synthetic
 from .mattes import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
 from .matting_files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
+from .pictures import MAX_BYTES
 from .synthetic import SMALLEST, SyntheticHorses
 
 SCALES = (1.0, 1.5, 2.0)
@@ -363,7 +365,7 @@ def _fingerprint(root: Path, paths: Iterable[Path], backgrounds: Iterable[Path],
             # The set's own folder may be called anything. The size separates one file from the next.
             name = path.name if path.parent == root else f"{path.parent.name}/{path.name}"
             digest.update(f"{name}\n{path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes() if read else b"")
+            digest.update(read_regular(path, MAX_BYTES) if read else b"")
         except OSError as error:
             raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()

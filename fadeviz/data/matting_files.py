@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FadevizError
+from ..files import read_regular
 from . import Sample
 from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
 from .pictures import open_picture, to_rgb
@@ -411,7 +412,7 @@ def _background_files(folder: Path, names: Path | None) -> list[Path]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in read_regular(path).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own list there") from error

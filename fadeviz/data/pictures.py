@@ -10,9 +10,13 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import FadevizError
+from ..files import NoRegularFile, check_regular
 
 MAX_PIXELS = 50_000_000
 """A larger picture is refused before it is decoded: no data set here has one."""
+
+MAX_BYTES = 2**30
+"""A larger file is not opened: ``MAX_PIXELS`` of 16 bits a channel, not packed, have less."""
 
 
 def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
@@ -22,6 +26,7 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
         FadevizError: empty, damaged, cut off, no picture, too large.
     """
     try:
+        check_regular(path, MAX_BYTES)
         if path.stat().st_size == 0:
             raise cannot_read(path, "it is empty (0 bytes)")
         with warnings.catch_warnings():
@@ -39,6 +44,8 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
                 return picture
     except FadevizError:
         raise
+    except NoRegularFile as error:
+        raise cannot_read(path, str(error)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise cannot_read(path, "it has far more pixels than this set has") from error
     except UnidentifiedImageError as error:

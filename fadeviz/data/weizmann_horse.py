@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError, printable
+from ..files import read_regular
 from . import Sample, Splits
-from .pictures import open_picture, to_rgb
+from .pictures import MAX_BYTES, open_picture, to_rgb
 
 BLACK = 16
 """A picture none of whose values reaches this is taken for a black one."""
@@ -320,7 +321,7 @@ def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
 

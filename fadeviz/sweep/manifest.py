@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import FadevizError
 from ..experiment import RunConfig, config_from, settings_of
-from ..files import write_whole
+from ..files import read_regular, write_whole
 from .plan import Member, SweepPlan
 
 MANIFEST = "manifest.json"
@@ -66,7 +66,7 @@ class Manifest:
         shared = json.dumps(settings, indent=2, ensure_ascii=False).replace("\n", "\n  ")
         text = f'{{\n  "format": {FORMAT},\n  "settings": {shared},\n  "runs": [\n{runs}\n  ]\n}}\n'
         # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
-        write_whole(self.path, text.encode(errors="backslashreplace"))
+        write_whole(self.path, text.encode(errors="backslashreplace"), named=False)
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -77,7 +77,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """
     remedy = "Delete it: the runs are kept, and the same command finds them again"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_regular(path).decode())
         version, runs, settings = int(told["format"]), list(told["runs"]), dict(told["settings"])
         entries = {str(entry.pop("name")): {**entry, "seed": int(entry["seed"])} for entry in runs}
         for name, entry in entries.items():

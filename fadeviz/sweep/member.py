@@ -17,7 +17,7 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
-from ..files import left_over
+from ..files import METRICS_LIMIT, left_over, open_regular
 from ..quality import headline
 from ..runs import open_run
 from ..training.signals import Interrupted
@@ -151,7 +151,7 @@ class Follower:
     def _lines(self, size: int) -> list[dict[str, float]]:
         lines = []
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path, METRICS_LIMIT) as file:
                 file.seek(max(0, size - self._TAIL), os.SEEK_SET)
                 told = file.read(self._TAIL)
         except OSError:

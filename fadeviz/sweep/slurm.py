@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
-from ..files import write_whole
+from ..files import read_regular, write_whole
 from ..runs import open_run
 from .member import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
 from .plan import Member
@@ -183,7 +183,7 @@ class _Job:
             sys.exit(128 + signal.SIGTERM)
         # submitit keeps what is returned in a pickle; this is read by whoever goes on with the sweep.
         word = _last_word(self.folder, JobEnvironment().job_id)
-        write_whole(word, json.dumps(end._asdict()).encode())
+        write_whole(word, json.dumps(end._asdict()).encode(), named=False)
 
     def _train(self) -> End:
         caught: list[int] = []
@@ -353,7 +353,7 @@ def _last_word(folder: Path, job: str) -> Path:
 def _left(task: Task) -> End | None:
     """What a job left when it ended; None where it has not, or left nothing."""
     try:
-        told = json.loads(_last_word(task.folder, task.job).read_bytes())
+        told = json.loads(read_regular(_last_word(task.folder, task.job)))
         end = End(str(told["status"]), str(told["message"]), dict(told["result"]), str(told["traceback"]))
     except FileNotFoundError:
         if (_logs(task.folder) / f"{task.job}_0_result.pkl").exists():  # submitit's: it could not do what it was to do

@@ -406,9 +406,12 @@ def layers(network: str, upsampler: str) -> None:
 @main.command()
 @click.argument("run", type=RUN)
 def info(run: Path | str) -> None:
-    """Say what a run folder holds: settings, snapshots, result, damage."""
+    """Say what a run folder holds: settings, snapshots, result, damage. Of a sweep's folder, how its runs stand."""
     from fadeviz import open_run
 
+    if isinstance(run, Path) and (run / "manifest.json").is_file() and not (run / "run.json").exists():
+        _sweep_info(run)
+        return
     opened = open_run(run)
     told = opened.info
     config, result = told.get("config", {}), told.get("result", {})
@@ -447,6 +450,19 @@ def _status(run: Run) -> str:
     return (
         f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
     )
+
+
+def _sweep_info(out: Path) -> None:
+    from fadeviz.sweep import read_status
+
+    runs = read_status(out)
+    finished = sum(run.status == "finished" for run in runs)
+    click.echo(printable(f"{out}: a sweep, {finished} of {len(runs)} runs finished"))
+    wide = max((len(run.name) for run in runs), default=0)
+    for run in runs:
+        said = {"stopped": f"its process ended without reporting a result. Go on: fadeviz sweep --out {out}"}
+        message = said.get(run.status, run.message)
+        click.echo(printable(f"{run.name:{wide}}  {run.status:12}step {run.step}{', ' + message if message else ''}"))
 
 
 @main.command()

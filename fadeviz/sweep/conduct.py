@@ -151,6 +151,7 @@ class _Sweep:
                 result = before.info.get("result", {})
                 self.manifest.set(member, "finished", result=dict(result))
                 self._ended(member, "found", result, "")
+        self.manifest.note_stopped()
         self.manifest.write()  # not before every folder has been found to fit
         if not tasks:
             return [self.outcomes[member] for member in self.plan.members]

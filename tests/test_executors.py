@@ -137,6 +137,88 @@ class TestKilled:
 
 
 @pytest.fixture
+def real_slurm(tmp_path, monkeypatch):
+    """A Slurm of this machine alone, that the test starts and stops."""
+    absent = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    if absent or os.getuid() != 0:
+        pytest.skip(
+            f"needs root and a real Slurm ({', '.join(absent) or 'found'}): "
+            "apt-get install slurm-wlm slurm-wlm-basic-plugins munge"
+        )
+    script = Path(__file__).with_name("real_slurm.sh")
+    subprocess.run([script, "start", tmp_path / "slurm"], check=True, timeout=120)
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm" / "slurm.conf"))
+    yield
+    subprocess.run(["scancel", "--me"], timeout=60)
+    subprocess.run([script, "stop", tmp_path / "slurm"], check=True, timeout=60)
+
+
+@pytest.mark.slow
+class TestRealSlurm:
+    """What the stand-in cannot show: that Slurm itself tells, kills and requeues jobs as we think it does."""
+
+    config = dataclasses.replace(TINY, steps=150, snapshots="150", evaluate_every=150, checkpoint_every=9999)
+
+    def test_finished_requeued_cancelled_and_sent_again(self, real_slurm, tmp_path, alone):
+        pytest.importorskip("submitit", reason='pip install ".[slurm]"')
+        out, steps = tmp_path / "out", {"nearest-seed0": [], "bilinear-seed0": [], "bicubic-seed0": []}
+        plan = plan_sweep(["nearest", "bilinear", "bicubic"], [0], self.config)
+        act = {"nearest-seed0": ["scontrol", "requeue"], "bilinear-seed0": ["scancel"]}
+
+        def disturb(progress):
+            if progress.status != "running":
+                return
+            steps[progress.name].append(progress.step)
+            if progress.name in act and progress.step >= 5:
+                subprocess.run([*act.pop(progress.name), entries(out)[progress.name]["job"]], check=True)
+
+        def executor():
+            return SlurmArray({"time": "10", "mem": "400"}, pause=0.5, patience=5)
+
+        outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
+        assert not act
+        assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
+        assert "ended without a word: cancelled" in outcomes[1].message
+        # SIGTERM came first, and what was done then is kept, though no checkpoint was due.
+        cancelled = open_run(out / "bilinear-seed0")
+        assert cancelled.info["status"] == "interrupted"
+        assert 5 <= cancelled.info["last_step"] < self.config.steps
+        assert f"goes on at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
+        # The one that was requeued went on where it was stopped: its steps never went back.
+        assert steps["nearest-seed0"] == sorted(steps["nearest-seed0"])
+        assert "interrupted" not in statuses(out)
+
+        outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
+        assert [outcome.status for outcome in outcomes] == ["finished"] * 3
+        assert steps["bilinear-seed0"] == sorted(steps["bilinear-seed0"])
+        for member in plan.members:
+            assert what_was_recorded(out / member.name) == alone(plan, member)
+            assert not check_run(out / member.name)
+
+    def test_a_script_that_is_cancelled_saves_and_goes_on_when_sent_again(self, real_slurm, tmp_path, alone):
+        out, plan = tmp_path / "out", plan_sweep(["nearest"], [0], self.config)
+        arguments = ["sweep", "--out", str(out), "--upsamplers", "nearest", "--seeds", "0", "--executor", "slurm",
+                     "--slurm", "mem=400", "--dry-run", *options(self.config)]  # fmt: skip
+        script = CliRunner().invoke(main, arguments).stdout
+        command = f"{sys.executable} -m fadeviz_cli.main record"
+        (tmp_path / "job.sh").write_text(script.replace("fadeviz record", command))
+        send = ["sbatch", "--parsable", f"--output={tmp_path}/log.txt", str(tmp_path / "job.sh")]
+        metrics = out / "nearest-seed0" / "metrics.jsonl"
+
+        number = subprocess.run(send, check=True, capture_output=True, text=True).stdout.strip()
+        until(metrics.exists)
+        subprocess.run(["scancel", number], check=True)
+        until(lambda: slurm_module.queued() == set())
+        stopped = open_run(out / "nearest-seed0").info
+        assert stopped["status"] == "interrupted"
+        assert f"goes on at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
+        subprocess.run(send, check=True, capture_output=True)
+        until(lambda: open_run(out / "nearest-seed0").info["status"] == "finished", 180)
+        until(lambda: slurm_module.queued() == set())
+        assert what_was_recorded(out / "nearest-seed0") == alone(plan, plan.members[0])
+
+
+@pytest.fixture
 def slurm(tmp_path, monkeypatch):
     for name, value in fake_slurm.install(tmp_path / "slurm").items():
         monkeypatch.setenv(name, value)

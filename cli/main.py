@@ -72,13 +72,26 @@ def main() -> None:
               help="Folder for the two runs and the pictures.")  # fmt: skip
 @click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
+@click.option("--overwrite", is_flag=True, help="Begin anew, in place of an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
-    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary."""
+    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary.
+
+    A demo that was stopped or killed goes on when the same command is given again; of one that is finished the figures
+    are drawn again.
+    """
     from fadeviz.demo import run_demo
 
     with _Bars() as bars:
-        summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+        try:
+            summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+        except KeyboardInterrupt as error:
+            bars.close()
+            named = ["--out", str(out)], ["--steps", str(steps)], ["--seed", str(seed)]
+            usual = ["outputs/demo", "240", "0"]
+            again = shlex.join(
+                ["fadeviz", "demo", *(w for n, u in zip(named, usual, strict=True) for w in n if n[1] != u)]
+            )
+            leave_interrupted(error, again, nothing=f"interrupted; {again} goes on")
     click.echo(summary)
 
 

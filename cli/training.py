@@ -100,13 +100,14 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
         error: what stopped the training.
         resume: the command that goes on with it.
         quiet: say nothing.
-        nothing: what to say where the training had not begun.
+        nothing: what to say where the training had not begun, or is finished.
     """
     from fadeviz.training.signals import Interrupted
 
     number, line = int(signal.SIGINT), nothing
     if isinstance(error, Interrupted):
-        number, line = error.signal, nothing if error.step is None else error.describe(resume)
+        at_work = error.step is not None and not error.finished
+        number, line = error.signal, error.describe(resume) if at_work else nothing
     if not quiet:
         with contextlib.suppress(OSError):  # the terminal may be what has gone
             click.echo(line, err=True)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,9 @@ class _Commands(click.Group):
             if error.filename is None:  # nothing that the user named
                 raise
             raise click.ClickException(printable(f"{error.filename}: {error.strerror}")) from error
+        except KeyboardInterrupt:  # while it was still importing, or by a command that trains nothing
+            click.echo("interrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

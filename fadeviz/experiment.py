@@ -573,7 +573,7 @@ class _Work:
 
     def interrupt(self, number: int) -> NoReturn:
         """Save, say in the run that it was stopped, and raise; the processes leave together."""
-        if self.processes.first and (self.saved_step != self.last_step or not self.last_step):
+        if self.processes.first and not (self.saved_step == self.last_step and self.checkpoint.exists()):
             self.save()
         error = Interrupted(number, self.last_step, self.config.steps, self.last_step)
         self.end("interrupted", str(error))

@@ -321,6 +321,15 @@ class TestData:
         assert "horse318" in output
 
 
+def test_ctrl_c_of_any_command(monkeypatch, tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fadeviz.open_run", stop)
+    result = call("info", make_run(tmp_path / "run"))
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
 def test_a_demo_goes_on(tmp_path, monkeypatch):
     out, real, trained = tmp_path / "a demo", _Work.after, []
 

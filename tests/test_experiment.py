@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -190,8 +191,9 @@ def send(number, at, *, more=()):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are those of Unix")
 class TestSignals:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-    def test_a_run_is_stopped_after_its_step_and_goes_on_with_the_next(self, whole, tmp_path, number):
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+    def test_a_run_is_stopped_after_its_step_and_goes_on_with_the_next(self, whole, tmp_path, name):
+        number = getattr(signal, name)
         before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(Interrupted) as caught:
             run(SMALL, tmp_path / "run", report=send(number, 5))
@@ -303,6 +305,49 @@ class TestSignals:
         assert caught.value.signal == signal.SIGINT
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
         assert final_weights(tmp_path / "run")["step"] == 3
+
+    def test_stopped_again_before_a_step_it_writes_no_checkpoint_anew(self, tmp_path, monkeypatch):
+        """By which a job that gets nowhere is known (sweep/slurm.py)."""
+        real = _Work.begin
+        monkeypatch.setattr(_Work, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
+        with pytest.raises(Interrupted):
+            run(SMALL, tmp_path / "run")
+        written = (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns
+        go_on = _Work.go_on
+        monkeypatch.setattr(_Work, "go_on", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), go_on(*args))[1])
+        with pytest.raises(Interrupted, match="at step 0 of 8"):
+            run(SMALL, tmp_path / "run", resume=True)
+        assert (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns == written
+
+    def test_another_process_is_told_the_same(self):
+        told = pickle.loads(pickle.dumps(Interrupted(15, 5, 8, 5)))
+        assert (str(told), told.signal) == ("interrupted at step 5 of 8; resume=True goes on at step 6", 15)
+
+    @pytest.mark.slow
+    def test_a_terminal_that_is_closed(self, tmp_path):
+        pty = pytest.importorskip("pty")
+        ours, theirs = pty.openpty()
+        program = (
+            "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # it is the terminal's own
+            "from fadeviz_cli.main import main\nmain()"
+        )
+        out = tmp_path / "run"
+        options = ["--size", "32", "--width", "0.0625", "--steps", "9999", "--snapshots", "9999", "--batch-size", "2"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "record", "--out", str(out), "--evaluate-every", "9999", *options],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.close(ours)
+        assert process.wait(120) == 128 + signal.SIGHUP
+        stopped = open_run(out)
+        assert stopped.info["status"] == "interrupted"
+        assert final_weights(out)["step"] == stopped.info["last_step"] == stopped.metrics()[-1]["step"]
 
     def test_what_was_ignored_stays_ignored(self, tmp_path):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup

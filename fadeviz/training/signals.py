@@ -30,6 +30,10 @@ class Interrupted(KeyboardInterrupt):
         self.signal, self.step, self.steps, self.saved = number, step, steps, saved
         super().__init__(self.describe("resume=True"))
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, int | None, int, int | None]]:
+        """For another process: by what it was made of."""
+        return Interrupted, (self.signal, self.step, self.steps, self.saved)
+
     @property
     def finished(self) -> bool:
         """Whether it came too late: the run is finished."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +24,7 @@ from .report import report
 from .results import compare, predict
 from .runs import RUN
 from .sweep import sweep
-from .training import figures, given, training_options
+from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
@@ -40,6 +43,9 @@ class _Commands(click.Group):
             if error.filename is None:  # nothing that the user named
                 raise
             raise click.ClickException(printable(f"{error.filename}: {error.strerror}")) from error
+        except KeyboardInterrupt:  # while it was still importing, or by a command that trains nothing
+            click.echo("interrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,13 +76,26 @@ def main() -> None:
               help="Folder for the two runs and the pictures.")  # fmt: skip
 @click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
+@click.option("--overwrite", is_flag=True, help="Begin anew, in place of an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
-    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary."""
+    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary.
+
+    A demo that was stopped or killed goes on when the same command is given again; of one that is finished the figures
+    are drawn again.
+    """
     from fadeviz.demo import run_demo
 
     with _Bars() as bars:
-        summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+        try:
+            summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+        except KeyboardInterrupt as error:
+            bars.close()
+            named = ["--out", str(out)], ["--steps", str(steps)], ["--seed", str(seed)]
+            usual = ["outputs/demo", "240", "0"]
+            again = shlex.join(
+                ["fadeviz", "demo", *(w for n, u in zip(named, usual, strict=True) for w in n if n[1] != u)]
+            )
+            leave_interrupted(error, again, nothing=f"interrupted; {again} goes on")
     click.echo(summary)
 
 
@@ -104,15 +123,18 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requeue: bool, **options: Any) -> None:
     """Train a network and record its maps.
 
-    Ctrl-C stops the run; what is recorded stays readable, and --resume goes on with the same result as if it had
-    never stopped.
+    Ctrl-C, SIGTERM and a closed terminal stop the run after the step in work, with a checkpoint: --resume goes on with
+    the next step, and with the same result as if it had never stopped. A second Ctrl-C, two seconds later, stops it at
+    once. The exit code is 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if requeue and (resume or overwrite):
         raise click.UsageError("--requeue finds out by itself whether to go on: leave --resume and --overwrite out")
+    from fadeviz import open_run
     from fadeviz.experiment import run
     from fadeviz.training.distributed import OtherProcessFailed, started_number
+    from fadeviz.training.signals import Interrupted
 
     config = _config(ctx, out, resume, options)
     if requeue:
@@ -122,19 +144,20 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     quiet = started_number() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
-            finished = run(config, out, resume=resume, overwrite=overwrite, report=None if quiet else bars.report)
+            finished = run(
+                config, out, resume=resume, overwrite=overwrite,
+                report=None if quiet else bars.report, note=None if quiet else _note,
+            )  # fmt: skip
         except OtherProcessFailed:
             if quiet:
                 sys.exit(1)
             raise
-        except KeyboardInterrupt:
-            bars.close()
-            if quiet:
-                sys.exit(1)
-            if not any((out / "snapshots").glob("step_*")):
-                raise click.ClickException("stopped before anything was recorded") from None
-            message = f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
-            raise click.ClickException(message) from None
+        except KeyboardInterrupt as error:
+            if not (isinstance(error, Interrupted) and error.finished):
+                bars.close()
+                again = f"fadeviz record --resume --out {shlex.quote(str(out))}"
+                leave_interrupted(error, again, quiet=quiet, nothing="interrupted before anything was recorded")
+            finished = open_run(out)  # the signal came after the last step
     if quiet:
         return
     for note in finished.info["data"].get("notes", []):
@@ -143,6 +166,10 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     figures = ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())
     click.echo(f"{out}: {len(finished.steps)} snapshots; {figures}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]) -> RunConfig:
@@ -169,10 +196,15 @@ class _Bars:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def report(self, progress: Progress, title: str = "training") -> None:
+        with contextlib.suppress(OSError):  # a terminal that was closed ends no training
+            self._move(progress, title)
+
+    def _move(self, progress: Progress, title: str) -> None:
         from tqdm import tqdm
 
         if self._bar is None or progress.step < self._bar.n:
@@ -391,9 +423,12 @@ def layers(network: str, upsampler: str) -> None:
 @main.command()
 @click.argument("run", type=RUN)
 def info(run: Path | str) -> None:
-    """Say what a run folder holds: settings, snapshots, result, damage."""
+    """Say what a run folder holds: settings, snapshots, result, damage. Of a sweep's folder, how its runs stand."""
     from fadeviz import open_run
 
+    if isinstance(run, Path) and (run / "manifest.json").is_file() and not (run / "run.json").exists():
+        _sweep_info(run)
+        return
     opened = open_run(run)
     told = opened.info
     config, result = told.get("config", {}), told.get("result", {})
@@ -436,6 +471,19 @@ def _status(run: Run) -> str:
     return (
         f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
     )
+
+
+def _sweep_info(out: Path) -> None:
+    from fadeviz.sweep import read_status
+
+    runs = read_status(out)
+    finished = sum(run.status == "finished" for run in runs)
+    click.echo(printable(f"{out}: a sweep, {finished} of {len(runs)} runs finished"))
+    wide = max((len(run.name) for run in runs), default=0)
+    for run in runs:
+        said = {"stopped": f"its process ended without reporting a result. Go on: fadeviz sweep --out {out}"}
+        message = said.get(run.status, run.message)
+        click.echo(printable(f"{run.name:{wide}}  {run.status:12}step {run.step}{', ' + message if message else ''}"))
 
 
 @main.command()

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data import synthetic
-from fadeviz.experiment import RunConfig
+from fadeviz.experiment import RunConfig, _Work
 from render_runs import make_run
 
 RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]
@@ -118,7 +120,10 @@ class TestRecord:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("fadeviz_cli.main._Bars.report", stop)
-        fails(1, "stopped. .* is readable; go on: fadeviz record --resume", *RECORD, "--out", tmp_path / "run")
+        result = call(*RECORD, "--out", tmp_path / "run")
+        assert result.exit_code == 130
+        resume = f"fadeviz record --resume --out {tmp_path / 'run'}"
+        assert result.stderr.splitlines() == [f"interrupted at step 1 of 3; {resume} goes on at step 2"]
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
 
     @pytest.mark.parametrize(
@@ -316,6 +321,47 @@ class TestData:
         assert "horse318" in output
 
 
+def test_ctrl_c_of_any_command(monkeypatch, tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fadeviz.open_run", stop)
+    result = call("info", make_run(tmp_path / "run"))
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_a_demo_goes_on(tmp_path, monkeypatch):
+    out, real, trained = tmp_path / "a demo", _Work.after, []
+
+    def after(work, result):
+        real(work, result)
+        trained.append((work.config.upsampler, result.step))
+        if trained[-1] in (("fade", 3), ("carafe", 2)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_Work, "after", after)
+
+    def tiny(name, steps, seed):
+        return RunConfig(name, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", seed=seed)
+
+    monkeypatch.setattr("fadeviz.demo.demo_config", tiny)
+    monkeypatch.setattr("fadeviz.demo.draw_demo", lambda runs, out: f"{[run.name for run in runs]} drawn")
+    demo = ("demo", "--out", out, "--steps", "5")
+    result = call(*demo)
+    assert result.exit_code == 143
+    again = f"fadeviz demo --out '{out}' --steps 5"
+    assert result.stderr.splitlines()[-1] == f"interrupted at step 3 of 5; {again} goes on at step 4"
+    assert call(*demo).exit_code == 143
+    assert "['fade', 'carafe'] drawn" in call(*demo).stdout
+    assert trained == [(name, step) for name in ("fade", "carafe") for step in range(1, 6)]  # none twice
+    before = {file: file.stat().st_mtime_ns for file in (out / "fade").rglob("*")}
+    assert "drawn" in call(*demo).stdout
+    assert {file: file.stat().st_mtime_ns for file in (out / "fade").rglob("*")} == before
+    assert len(trained) == 10
+    assert call(*demo, "--overwrite").exit_code == 143
+    assert trained[10:] == [("fade", 1), ("fade", 2), ("fade", 3)]
+
+
 def test_demo_leaves_what_it_says(tmp_path):
     result = call("demo", "--out", tmp_path / "demo", "--steps", "6")
     assert result.exit_code == 0, result.output
@@ -326,5 +372,7 @@ def test_demo_leaves_what_it_says(tmp_path):
     for file in named:
         assert (tmp_path / "demo" / "figures" / file.rsplit("/", 1)[1]).stat().st_size > 1000
     assert re.search(r"\| fade \| 1,967,540 \| 0\.\d{3}", summary)
-    fails(1, "holds a demo already. Replace it with --overwrite", "demo", "--out", tmp_path / "demo", "--steps", "6")
+    fails(
+        1, "other settings: .*steps was 6, is 7.* Replace the demo", "demo", "--out", tmp_path / "demo", "--steps", "7"
+    )
     fails(1, "the demo needs 5 or more", "demo", "--out", tmp_path / "new", "--steps", "2")

@@ -19,6 +19,8 @@ from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
 from ..files import METRICS_LIMIT, left_over, open_regular
 from ..quality import headline
+from ..runs import open_run
+from ..training.signals import Interrupted
 from .plan import Member
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -59,12 +61,14 @@ class End(NamedTuple):
 def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> End:
     """Begin a run, or go on with it; a finished one is left alone. Whatever goes wrong is told, not raised.
 
-    ``report`` is called after every step, and stops the run by raising KeyboardInterrupt.
+    ``report`` is called after every step, and stops the run by raising KeyboardInterrupt, as a signal does.
     """
     try:
         finished = run(config, folder, resume=begun(folder), report=report)
-    except KeyboardInterrupt:
-        return End("interrupted", "", {}, "")
+    except KeyboardInterrupt as error:
+        if not (isinstance(error, Interrupted) and error.finished):
+            return End("interrupted", "", {}, "")
+        finished = open_run(folder)  # it was told so after its last step
     except FadevizError as error:
         return End("failed", str(error), {}, "")
     except Exception as error:  # a mistake of ours, or of torch: the other runs go on

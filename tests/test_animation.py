@@ -154,7 +154,7 @@ def test_mp4_has_every_frame(tmp_path, pair):
 
 def test_mp4_without_its_extra(tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(FadevizError, match=r'pip install "fadeviz\[video\]"'):
+    with pytest.raises(FadevizError, match=r'pip install "\.\[video\]"'):
         write_animation([run], tmp_path / "a.mp4")
 
 

@@ -17,8 +17,9 @@ from ..errors import FadevizError, MissingExtra
 from ..files import replacing
 from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
+from .fonts import font, spell
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import captions, font, heading, image_name, number, outline, shorten, truth_name, truth_regions, wrap
+from .labels import captions, heading, image_name, number, outline, shorten, truth_name, truth_regions, wrap
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -215,12 +216,12 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
     first = sequences[0]
     corners = [layout.picture, *layout.tiles]
     for (x, y), name in zip(corners, ["Image", *map(heading, sequences)], strict=True):
-        text = shorten(name, px(15), layout.pitch, bold=True)
+        text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     x, y = layout.picture
     below = shorten(f"{image_name(first)}, {truth_name(first.run)} outlined", px(11), layout.pitch)
-    draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
+    draw.text((x, y + height + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
     for step in first.steps:

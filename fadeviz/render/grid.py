@@ -16,8 +16,9 @@ from ..errors import FadevizError
 from ..runs import Run, common_steps
 from ..snapshots import CHANNEL_KINDS
 from .colormap import colorize, is_diverging, palette
+from .fonts import font
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import bar_ends, captions, font, has_colours, heading, shorten, truth_name, truth_picture, wrap
+from .labels import bar_ends, captions, has_colours, heading, shorten, truth_name, truth_picture, wrap
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .runs import NUMBERS, RUN
+from .runs import NUMBERS, RUN, Output
 
 _SIZE = click.option("--size", type=int, metavar="N",
                      help="Shorter side at which the network sees a picture.  [default: as the run's test pictures; "
@@ -19,7 +19,7 @@ _TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
+@click.option("-o", "--output", type=Output(dir_okay=False), required=True,
               help="The picture: .png, .pdf or .svg.")  # fmt: skip
 @click.option("--images", type=NUMBERS, default=(), help="Observed pictures to show.  [default: the first four]")
 @click.option("--test", type=NUMBERS, default=(),
@@ -63,7 +63,7 @@ def compare(
 @click.command()
 @click.argument("run", type=RUN)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path, file_okay=False), required=True,
+@click.option("-o", "--output", "out", type=Output(file_okay=False), required=True,
               help="Folder for the results: NAME_mask.png, or NAME_alpha.png of a matting run.")  # fmt: skip
 @_TRIMAPS
 @_SIZE

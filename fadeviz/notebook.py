@@ -51,7 +51,7 @@ class NotebookRun(Run):
         Args:
             others: runs that observed the same pictures.
             options: those of :func:`fadeviz.render.grid.write_grid`: layer, kind, image, channel, how_many, normalize,
-                percentiles, steps, colormap, columns, scale.
+                percentiles, steps, call, colormap, columns, scale.
 
         Returns:
             A figure that shows itself in a notebook, and that pyplot does not know of: there is nothing to close.

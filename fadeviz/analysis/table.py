@@ -66,7 +66,9 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
         **ends,
         "frame_change": _median(change),
         **{name: number(courses[name].values[:, -1].mean()) if name in courses else None for name in tested},
-        "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
+        "spliced": [
+            run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind, order.call).found
+        ],
         "runs": [run.run_id for run in operator.runs],
     }
 
@@ -148,7 +150,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     wide = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2
     tests = _test_columns(rows)
     lines = [
-        f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
+        f"{order.layer_title}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
         *([] if order.rules.which == "plain" else [f"{order.rules.which}: {RESPONSES[order.rules.which]}"]),
         *([] if order.rules.until == "end" else [f"until {order.rules.until}: {UNTIL[order.rules.until]}"]),

@@ -19,7 +19,18 @@ from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import captions, heading, image_name, number, outline, shorten, truth_name, truth_regions, wrap
+from .labels import (
+    captions,
+    heading,
+    image_name,
+    number,
+    outline,
+    shorten,
+    steps_sentence,
+    truth_name,
+    truth_regions,
+    wrap,
+)
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -48,6 +59,7 @@ def write_animation(
     normalize: str = "frame",
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
+    call: int = 0,
     colormap: str = "gray",
     scale: int | None = None,
 ) -> tuple[str, ...]:
@@ -60,7 +72,7 @@ def write_animation(
         runs: one run, or several to be compared, side by side.
         path: the file to write; it is replaced only by a whole one.
         duration_ms: how long a frame stays, in milliseconds: a multiple of 10, at least 20.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
         colormap: ``gray`` or a name that matplotlib knows.
         scale: pixels a map value is wide and high; None makes tiles of about 256 pixels.
 
@@ -90,6 +102,7 @@ def write_animation(
         normalize=normalize,
         percentiles=percentiles,
         steps=steps,
+        call=call,
         centered=is_diverging(colormap),
     )
     layout = find_layout(sequences, scale=scale)
@@ -175,7 +188,9 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
         for index in range(len(sequences))
     ]
     progress = top + rows * row_height - px(62) + px(36)
-    lines = [line for text in captions(sequences) for line in wrap(text, px(11), total - 2 * margin)]
+    sentences = captions(sequences)
+    sentences[1] += steps_sentence(sequences)
+    lines = [line for text in sentences for line in wrap(text, px(11), total - 2 * margin)]
     below = progress + px(32)
     bottom = below + len(lines) * px(15) + px(12)
     if max(total, bottom) > MAX_SIDE:

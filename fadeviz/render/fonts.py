@@ -46,22 +46,42 @@ class Font(ImageFont.FreeTypeFont):
 
     def getlength(self, text: str | bytes, *args: Any, **kwargs: Any) -> float:
         """The length of a text in pixels."""
-        if isinstance(text, bytes) or _has(text):
+        if not isinstance(text, str) or _has(text):
             return super().getlength(text, *args, **kwargs)
         return sum(face.getlength(part) for face, part in self._pieces(text))
 
-    def getbbox(self, text: str | bytes, *args: Any, **kwargs: Any) -> tuple[float, float, float, float]:
+    def getbbox(
+        self,
+        text: str | bytes | bytearray,
+        mode: str = "",
+        direction: str | None = None,
+        features: list[str] | None = None,
+        language: str | None = None,
+        stroke_width: float = 0,
+        anchor: str | None = None,
+    ) -> tuple[float, float, float, float]:
         """The box of a text's ink, from its anchor."""
-        if isinstance(text, bytes) or _has(text):
-            return super().getbbox(text, *args, **kwargs)
-        mask, (x, y) = self._drawn(text, kwargs.get("anchor") or (args[5] if len(args) > 5 else None))
+        if not isinstance(text, str) or _has(text):
+            return super().getbbox(text, mode, direction, features, language, stroke_width, anchor)
+        mask, (x, y) = self._drawn(text, anchor)
         return x, y, x + mask.size[0], y + mask.size[1]
 
-    def getmask2(self, text: str | bytes, *args: Any, **kwargs: Any) -> tuple[Image.core.ImagingCore, tuple[int, int]]:
+    def getmask2(
+        self,
+        text: str | bytes,
+        mode: str = "",
+        direction: str | None = None,
+        features: list[str] | None = None,
+        language: str | None = None,
+        stroke_width: float = 0,
+        anchor: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, tuple[int, int]]:
         """The pixels of a text, and where they lie from its anchor."""
-        if isinstance(text, bytes) or _has(text):
-            return super().getmask2(text, *args, **kwargs)
-        mask, corner = self._drawn(text, kwargs.get("anchor") or (args[5] if len(args) > 5 else None))
+        if not isinstance(text, str) or _has(text):
+            return super().getmask2(text, mode, direction, features, language, stroke_width, anchor, *args, **kwargs)
+        mask, corner = self._drawn(text, anchor)
         return mask.im, corner
 
     def _drawn(self, text: str, anchor: str | None) -> tuple[Image.Image, tuple[int, int]]:
@@ -75,7 +95,7 @@ class Font(ImageFont.FreeTypeFont):
         for face, part in pieces:
             draw.text((round(x), around + above), part, 255, face, anchor="ls")
             x += face.getlength(part)
-        across, upright = anchor or "la"
+        across, upright = tuple(anchor or "la")
         ascent, descent = self.getmetrics()
         start = {"l": 0, "m": -round(length / 2), "r": -round(length)}[across]
         baseline = {"s": 0, "a": ascent, "m": round((ascent - descent) / 2), "d": -descent}[upright]

@@ -50,7 +50,8 @@ def _fits(text: str, size: int, width: int, bold: bool = False) -> bool:
 def _fitting(text: str, size: int, width: int, bold: bool = False, end: str = "") -> int:
     """How many letters of a text, and ``end``, fit into ``width`` pixels."""
     counts = range(min(len(text), 2 * max(width, 0)) + 1)
-    return max(0, bisect_right(counts, width, key=lambda n: font(size, bold).getlength(text[:n] + end)) - 1)
+    limit: float = width
+    return max(0, bisect_right(counts, limit, key=lambda n: font(size, bold).getlength(text[:n] + end)) - 1)
 
 
 def brief(name: object, longest: int = 80) -> str:
@@ -89,6 +90,9 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             "kernels": "single weights of the reassembly kernels",
             "guide": "single channels of the encoder feature that the operator is given",
         }[first.kind]
+    if first.among is not None:
+        shown = [s for s in sequences if s.run is first.run]
+        what += f" ({len(shown)} of {first.among})"
     if first.chosen:
         what += (
             ", by variance over the image at the last step, largest first, without those that correlate above "
@@ -100,8 +104,9 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
     ids = [f"{brief(s.run.run_id)} ({brief(s.label)}{_seed(s)})" for s in runs.values()]
     origin.append(f"{'Run' if len(ids) == 1 else 'Runs'}: {', '.join(ids)}.")
+    layer = layer_name(first.layer, first.call, first.calls)
     sentences = [
-        f"{' and '.join(networks)}, {first.layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
+        f"{' and '.join(networks)}, {layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
         scope_sentence(sequences),
         " ".join(origin),
     ]
@@ -109,6 +114,17 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def steps_sentence(sequences: Sequence[FrameSequence]) -> str:
+    """How many steps are shown where more were recorded; empty where all are shown."""
+    recorded, shown = max(len(sequence.run.steps) for sequence in sequences), len(sequences[0].steps)
+    return "" if shown == recorded else f" {shown} of {recorded} recorded steps are shown."
+
+
+def layer_name(layer: str, call: int, calls: int) -> str:
+    """A layer, and which of its calls in a forward pass it is where there are several."""
+    return layer if calls == 1 else f"{layer}, call {call} of {calls} (counted from 0)"
 
 
 def data_name(run: Run) -> str:

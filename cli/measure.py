@@ -229,7 +229,7 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
         if not any(MEASURES[name].figure == figure for name in one)
     ]
     if lacking:
-        click.echo(f"note: left out {', '.join(lacking)}: nothing of the figure {figure!r} was recorded", err=True)
+        click.echo(f"note: left out {', '.join(lacking)}: not all runs have what the figure {figure!r} shows", err=True)
 
 
 def _remedy(order: LearningOrder, figure: str) -> str:

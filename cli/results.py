@@ -49,14 +49,18 @@ def compare(
 ) -> None:
     """Draw what RUNS make of the same pictures: image, truth, a column a run, a window enlarged, a figure each."""
     from fadeviz import open_run
-    from fadeviz.compare import compare_runs, parse_zoom
+    from fadeviz.compare import SHOWN, compare_runs, parse_zoom
 
+    opened = [open_run(run) for run in runs]
     lines = compare_runs(
-        [open_run(run) for run in runs], output, images=images, test=test, pictures=pictures, trimaps=trimaps,
+        opened, output, images=images, test=test, pictures=pictures, trimaps=trimaps,
         data_dir=data_dir, zoom=parse_zoom(zoom), size=size, cell=cell, device=device,
     )  # fmt: skip
     for line in lines:
         click.echo(line)
+    observed = len(opened[0].observation[0])
+    if observed > SHOWN and not (images or test or pictures):
+        click.echo(f"note: {SHOWN} of {observed} observed pictures are shown. Choose: --images", err=True)
     click.echo(f"wrote {output}")
 
 

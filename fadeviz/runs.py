@@ -276,8 +276,8 @@ class Run:
     def to_xarray(self, layer: str | None = None, *, call: int = 0) -> Any:
         """What was recorded of one layer as an ``xarray.Dataset``: a variable a kind that is one map an image.
 
-        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out: ``run.maps(layer, kind)`` has a
-        ``to_xarray`` of its own.
+        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out and named in the attribute
+        ``left_out``: ``run.maps(layer, kind)`` has a ``to_xarray`` of its own.
 
         Args:
             layer: dotted name; None takes the first kind's ``default_layer``.
@@ -296,7 +296,9 @@ class Run:
         alike = [one for one in maps if one.shape == maps[0].shape]
         if not alike:
             raise FadevizError(f"{self.address} has no kind of {layer!r} that is one map an image. Take run.maps(...)")
-        return xarray.Dataset({one.kind: one.to_xarray() for one in alike}, attrs={"run": self.run_id, "layer": layer})
+        held = {one.kind: one.to_xarray() for one in alike}
+        left_out = ", ".join(kind for kind in self.layers[layer] if kind not in held)
+        return xarray.Dataset(held, attrs={"run": self.run_id, "layer": layer, "left_out": left_out})
 
     def calls(self, layer: str, kind: str = "feature") -> dict[int, tuple[int, ...]]:
         """The recorded calls of a layer in one forward pass, each with the height and width of its maps.

@@ -307,7 +307,7 @@ class TestLookingUp:
     def test_info_says_which_calls_there_are(self, tmp_path):
         output = call("info", make_run(tmp_path / "run", calls=3).path).output
         assert "gate; calls 0 (24x32), 1 (12x16), 2 (6x8): choose with --call\n" in output
-        assert "call" not in call("info", make_run(tmp_path / "once").path).output
+        assert "--call" not in call("info", make_run(tmp_path / "once").path).output
 
     @pytest.mark.parametrize("lengths", [(28, 29, 31), (5, 40), (300, 8)])
     def test_columns_of_info_never_touch(self, tmp_path, lengths):

@@ -281,7 +281,7 @@ def test_operators_that_a_figure_lacks_are_named(runs, tmp_path):
         SnapshotStore(lone.path, lone.run_id).write(step, [only])
     result = call("plot", runs / "fade0", lone.path, "--kind", "gate", "-o", tmp_path / "g.png")
     assert result.exit_code == 0
-    assert "note: left out PLAIN: nothing of the figure 'gate' was recorded\n" in result.stderr
+    assert "note: left out PLAIN: not all runs have what the figure 'gate' shows\n" in result.stderr
     result = call("plot", runs / "fade0", lone.path, "--kind", "responses", "-o", tmp_path / "g.png")
     assert "left out" not in result.stderr
 

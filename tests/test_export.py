@@ -571,6 +571,21 @@ class TestWhatIsThere:
         assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
+def test_images_of_one_name_stay_apart(tmp_path):
+    """Also from one that is called as another would be with its number."""
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    store = SnapshotStore(tmp_path / "run", "id")
+    store.write(0, [Snapshot(0, "up", 0, "feature", np.zeros((3, 4, 4), np.float32))])
+    store.write_observation(np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8))
+    store.write_info({"observation": {"names": ["same", "same", "0 same"]}})
+    export_run(fadeviz.open_run(tmp_path / "run"), "tensorboard", tmp_path / "logs")
+    found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
+    assert len(found.Tags()["images"]) == 6
+    assert all(len(found.Images(tag)) == 1 for tag in found.Tags()["images"])
+
+
 class TestHostileNames:
     @each_target
     def test_nothing_leaves_the_folder(self, hostile, tmp_path, target):

@@ -193,6 +193,14 @@ class TestNamesInFigures:
             write_grid([run], tmp_path / "g.png", steps=[0])
             write_animation([run], tmp_path / "a.gif", steps=[0, 10])
 
+    def test_settings_of_ones_own_change_nothing(self, tmp_path):
+        """LaTeX reads markup whatever else is said, and another font has other letters."""
+        run = make_run(tmp_path / "r")
+        write_grid([run], tmp_path / "a.png", steps=[0])
+        with matplotlib.rc_context({"text.usetex": True, "font.family": "STIXGeneral"}):
+            write_grid([run], tmp_path / "b.png", steps=[0])
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
     def test_of_a_panel(self, tmp_path):
         picture = np.zeros((8, 8, 3), np.uint8)
         rows = [Row(name, picture, None, (picture,) * len(HOSTILE)) for name in HOSTILE]

@@ -65,6 +65,14 @@ def final_network(path):
     return config, model.eval()
 
 
+def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("fadeviz.compare.SHOWN", 2)
+    result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
+    assert (result.exit_code, result.stderr) == (0, "note: 2 of 3 observed pictures are shown. Choose: --images\n")
+    result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png", "--images", "0")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 # --- predicting ---
 
 

@@ -91,7 +91,7 @@ class Selection:
     def label(self, number: int) -> str:
         """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
         name = self.names[self.images.index(number)]
-        return safe_name(name if self.names.count(name) == 1 else f"{number} {name}")
+        return safe_name(name if len(set(self.names)) == len(self.names) else f"{number} {name}")
 
     def observation(self) -> dict[str, NDArray[np.uint8]]:
         """The exported ones of the observed ``images``, ``(n, H, W, 3)``, and their ``masks``, ``(n, H, W)``.

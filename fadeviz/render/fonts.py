@@ -131,6 +131,8 @@ def spell(text: str) -> str:
 
 def letters(text: str) -> dict[str, Any]:
     """What matplotlib needs to draw a text with the right fonts: properties of its ``Text``; none for most texts."""
+    if _has(text):
+        return {}
     others = [face.family for face in map(_face, spell(text)) if face is not None]
     # Never bold: few fonts have that weight, and matplotlib would complain of each that has not.
     return {"family": [FAMILY, *dict.fromkeys(others)], "weight": "normal"} if others else {}

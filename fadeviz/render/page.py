@@ -24,6 +24,7 @@ MAX_PIXELS = 200_000_000
 STYLE: Any = {
     "font.family": FAMILY,
     "text.parse_math": False,
+    "text.usetex": False,
     "text.color": "black",
     "axes.unicode_minus": True,
     "pdf.fonttype": 42,

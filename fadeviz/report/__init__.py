@@ -147,8 +147,8 @@ def _not_asked_for(
         said.append(f"images {images + 1} to {len(order.images)}: --images {len(order.images)} shows them")
     calls: dict[str, set[int]] = {}
     for layer, kind in wanted_maps(runs, layers, kinds, order.layer):
-        having = [run for run in runs if kind in run.layers.get(layer, ())]
-        calls.setdefault(layer, set()).update(*(run.calls(layer, kind) for run in having))
+        if layer not in calls:  # the kinds of a layer are of the same calls
+            calls[layer] = {n for run in runs if kind in run.layers.get(layer, ()) for n in run.calls(layer, kind)}
     for layer, numbers in calls.items():
         others = [str(number) for number in sorted(numbers) if number != order.call]
         if order.call not in numbers:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fadeviz.analysis.order import LearningOrder, OperatorOrder
+    from fadeviz.analysis.responses import Kymograph
     from fadeviz.analysis.table import Courses
     from fadeviz.render.plots import CurvePanel
 
@@ -204,7 +205,7 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
             ],
             output,
             quantity=f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)",
-            caption=f"{caption}Dashed: the contour. White: as high as white noise is. {sentence}",
+            caption=f"{caption}Dashed: the contour. White: as high as white noise is. {_cut_off(kymographs)}{sentence}",
         )
         return
     panels = (_by_operator if figure in _ONE_PANEL_AN_OPERATOR else _by_measure)(order, courses, figure)
@@ -230,6 +231,15 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
     ]
     if lacking:
         click.echo(f"note: left out {', '.join(lacking)}: not all runs have what the figure {figure!r} shows", err=True)
+
+
+def _cut_off(kymographs: Sequence[Kymograph]) -> str:
+    """How much of the maps lies beyond the distances that are drawn; empty where nothing does."""
+    from fadeviz.render.plots import shown_distances
+
+    edges = [one.edges for one in kymographs]
+    last, farthest = shown_distances(edges)[1], max(float(one[-1]) for one in edges)
+    return f"Not drawn: what is {last:g} to {farthest:g} px outside. " if farthest > last else ""
 
 
 def _remedy(order: LearningOrder, figure: str) -> str:

@@ -4,17 +4,20 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from fadeviz_cli.main import main
+from fadeviz_cli.measure import _cut_off
 from PIL import Image
 
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.table import _steps
+from fadeviz.render import plots
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
 from fadeviz.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
@@ -272,6 +275,52 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
     assert result.exit_code == 1
     assert re.search(remedy, result.stderr)
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_no_line_is_cut_off(tmp_path, monkeypatch):
+    spans = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, path: spans.update({path.stem: figure.axes[0].get_ylim()}))
+    values = np.array([-0.9, 0.2, np.nan, 0.8])
+    for name, shift in (("low", 0.0), ("high", 0.9), ("within", 0.7)):
+        curve = Curve("x", (0, 1, 10, 100), values + shift, values + shift, values + shift)
+        write_curves([CurvePanel("a", "", "", [curve], (-0.3, 1.6))], tmp_path / f"{name}.png")
+    assert {name: tuple(round(float(end), 6) for end in span) for name, span in spans.items()} == {
+        "low": (-0.92, 1.6), "high": (-0.3, 1.72), "within": (-0.3, 1.6)
+    }  # fmt: skip
+
+
+def test_distances_that_are_not_drawn_are_said(runs, tmp_path, monkeypatch):
+    assert _cut_off([SimpleNamespace(edges=np.arange(-8.0, 13))]) == ""
+    far = [SimpleNamespace(edges=np.arange(-8.0, 40)), SimpleNamespace(edges=np.arange(-4.0, 31))]
+    assert _cut_off(far) == "Not drawn: what is 12 to 39 px outside. "
+    said = []
+    monkeypatch.setattr(plots, "write_kymographs", lambda *a, caption, **k: said.append(caption))
+    monkeypatch.setattr(plots, "shown_distances", lambda edges: (-1.0, 2.0))
+    assert call("plot", runs / "fade0", "-o", tmp_path / "k.png").exit_code == 0
+    assert "Not drawn: what is 2 to 11 px outside." in said[0]
+
+
+def test_tests_that_the_table_leaves_out_are_counted(runs):
+    every = [runs / f"{name}{seed}" for name in ("fade", "carafe") for seed in (0, 1)]
+    order = learning_order([open_run(path) for path in every])
+    shown = sum(test.count >= 6 for test in order.comparisons[0].tests.values())
+    left = len(order.comparisons[0].tests) - shown
+    assert left > 0
+    assert (
+        f"\n{left} more tests, of other pairs of operators or of fewer than 6 pairs: see --json\n"
+        in call("analyze", *every).stdout
+    )
+
+
+def test_what_only_some_seeds_have_is_named(runs, tmp_path):
+    lone = make_run(tmp_path / "lone", run_id="lone", seed=7)
+    for step in lone.steps:
+        maps = [Snapshot(step, LAYER, 0, kind, lone.read(step, LAYER, kind)) for kind in ("feature", "gradient")]
+        SnapshotStore(lone.path, lone.run_id).write(step, maps)
+    SnapshotStore(lone.path, lone.run_id).append_metrics({"step": 110, "miou": 0.5})
+    result = call("analyze", runs / "fade0", lone.path)
+    assert "\nnote: fade: not all of its runs have channels, gate, tests: no measures of them\n" in result.stdout
+    assert "not all of its runs" not in call("analyze", runs / "fade0", runs / "fade1").stdout
 
 
 def test_operators_that_a_figure_lacks_are_named(runs, tmp_path):

@@ -479,6 +479,15 @@ class TestWhatIsNotInIt:
         page = Page(tmp_path / "r.html")
         assert all(f"<li>{said}</li>" in page.text for said in left_out)
 
+    def test_tests_and_distances(self, page, runs, monkeypatch):
+        order = learning_order(runs)
+        few = sum(test.count < 6 for one in order.comparisons for test in one.tests.values())
+        assert few > 0
+        assert f"<li>Left out: {few} tests of two operators that have fewer than 6 pairs.</li>" in page.text
+        assert not [said for said in story.caveats(order) if "distance-time" in said]
+        monkeypatch.setattr(story, "shown_distances", lambda edges: (-1.0, 2.0))
+        assert "The distance-time maps leave out what is 2 to 11 px outside." in story.caveats(order)
+
     def test_other_calls(self, runs, tmp_path):
         run = make_run(tmp_path / "calls", calls=3)
         assert write_report([run], tmp_path / "0.html")[0] == f"calls 1, 2 of {LAYER}: --call shows another"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
+from ..quality import headline
 from ..runs import Run, check_layer, common_steps, describe_calls
-from ..snapshots import CHANNEL_KINDS
+from ..snapshots import CHANNEL_KINDS, KINDS
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
@@ -307,7 +308,7 @@ def learning_order(
         rules=rules,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
-        notes=(*filter(None, [describe_inside(runs[0]), *others]), *notes),
+        notes=(*filter(None, [describe_inside(runs[0]), *others]), *notes, *_uneven(groups, chosen)),
         call=call,
     )
 
@@ -503,6 +504,19 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
         which = "fewer" if len(few) == len(groups) else f"{', '.join(few)}: fewer"
         notes.append(f"{which} than {FEW_SEEDS} seeds: intervals over so few are too narrow")
     return groups, tuple(notes)
+
+
+def _uneven(groups: Mapping[str, Sequence[Run]], layer: str) -> list[str]:
+    """What some runs of an operator have and others have not: measures are over all runs, so that its are left out."""
+    notes = []
+    for label, members in groups.items():
+        kinds = [run.layers[layer] for run in members]
+        some = [kind for kind in KINDS if 0 < sum(kind in having for having in kinds) < len(members)]
+        tested = [any(headline(line) for line in run.metrics()) for run in members]
+        some += ["tests"] if any(tested) and not all(tested) else []
+        if some:
+            notes.append(f"{label}: not all of its runs have {', '.join(some)}: no measures of them")
+    return notes
 
 
 def _check_runs(runs: Sequence[Run], layer: str | None, kind: str, call: int) -> str:

@@ -104,7 +104,7 @@ class CurvePanel:
         subtitle: runs and verdict, or what is measured.
         unit: label of the vertical axis.
         curves: the lines.
-        span: ends of the vertical axis; None fits them.
+        span: ends of the vertical axis, which goes beyond them where a line does; None fits them.
     """
 
     title: str
@@ -211,8 +211,9 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
                 if math.isfinite(curve.mark):
                     axes.axvline(math.log1p(curve.mark), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
             if panel.span is not None:
-                axes.set_ylim(*panel.span)
-                if panel.span[0] < 0:
+                span = _span(panel)
+                axes.set_ylim(*span)
+                if span[0] < 0:
                     axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
             _title(axes, panel.title, panel.subtitle)
             if number % columns == 0 or panel.unit != panels[number - 1].unit:
@@ -225,6 +226,16 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
             axes.set_visible(False)
         _legend(figure, handles)
         _save(figure, path)
+
+
+def _span(panel: CurvePanel) -> tuple[float, float]:
+    """The ends of a panel's vertical axis: those that it asks for, or beyond, where a line or its band goes there."""
+    assert panel.span is not None
+    every = [curve.middle for curve in panel.curves]
+    every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
+    values = np.concatenate([np.asarray(one, np.float64)[np.isfinite(one)] for one in every])
+    low, high = panel.span
+    return min([low, *(values - 0.02)[values < low]]), max([high, *(values + 0.02)[values > high]])
 
 
 def _legend(figure: Any, handles: dict[str, Any]) -> None:

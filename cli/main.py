@@ -22,7 +22,7 @@ from .export import export
 from .measure import analyze, plot
 from .report import report
 from .results import compare, predict
-from .runs import RUN
+from .runs import CALL, RUN, Output
 from .sweep import sweep
 from .training import figures, given, leave_interrupted, training_options
 
@@ -223,7 +223,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN..."),
-            click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write."),
+            click.option("-o", "--output", type=Output(), required=True, help="The file to write."),
             click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]"),
             click.option("--kind", default="feature", show_default=True,
                          help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide."),
@@ -239,6 +239,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--colormap", default="gray", show_default=True,
                          help="gray, viridis, magma, cividis, or any name matplotlib knows."),
             click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100."),
+            click.option("--call", type=int, default=0, show_default=True, help=CALL),
             click.option("--scale", type=int, help="Pixels a map value is wide.  [default: about 120 to 256 a map]"),
         ]
     ):  # fmt: skip
@@ -303,7 +304,7 @@ def _say(output: Path, notes: tuple[str, ...]) -> None:
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to measure.")
 @click.option("--compile", "compiled", is_flag=True,
               help="Time torch.compile of the plain form too: minutes more to compile.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path),
+@click.option("-o", "--output", type=Output(),
               help="A JSON file for all figures, replaced after every part.")  # fmt: skip
 def bench(
     quick: bool,
@@ -454,13 +455,19 @@ def info(run: Path | str) -> None:
         ],
         "notes": told.get("notes", []),
     }
-    click.echo(printable(f"{opened.address}: {opened.name} in {told.get('network')}, run {opened.run_id}"))
+    network = f" in {told['network']}" if told.get("network") else ""
+    click.echo(printable(f"{opened.address}: {opened.name}{network}, run {opened.run_id}"))
     for name, parts in lines.items():
         if any(parts):
             click.echo(f"{name:13}{', '.join(str(part) for part in parts if part)}")
     click.echo(f"snapshots    {len(opened.steps)}: {', '.join(map(str, opened.steps))}")
-    for layer, kinds in opened.layers.items() if opened.steps else ():
-        click.echo(f"  {printable(layer):30}{', '.join(kinds)}")
+    recorded = opened.layers if opened.steps else {}
+    wide = min(60, max([28, *map(len, recorded)]))  # a longer name than that pushes its own line alone
+    for layer, kinds in recorded.items():
+        calls = opened.calls(layer, kinds[0]) if kinds else {}
+        sizes = ", ".join(f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items())
+        several = f"; calls {sizes}: choose with --call" if len(calls) > 1 else ""
+        click.echo(f"  {printable(layer):{wide}}  {', '.join(kinds)}{several}")
     for file, reason in opened.broken.items():
         click.echo(printable(f"broken       {file}: {reason}"), err=True)
 

@@ -9,7 +9,7 @@ import click
 from fadeviz import FadevizError
 from fadeviz.errors import printable
 
-from .runs import NUMBERS, RUN
+from .runs import NUMBERS, RUN, Output
 
 _SIZE = click.option("--size", type=int, metavar="N",
                      help="Shorter side at which the network sees a picture.  [default: as the run's test pictures; "
@@ -22,7 +22,7 @@ _TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
+@click.option("-o", "--output", type=Output(dir_okay=False), required=True,
               help="The picture: .png, .pdf or .svg.")  # fmt: skip
 @click.option("--images", type=NUMBERS, default=(), help="Observed pictures to show.  [default: the first four]")
 @click.option("--test", type=NUMBERS, default=(),
@@ -55,15 +55,18 @@ def compare(
     A --picture that cannot be read is left out and told at the end, with exit code 1.
     """
     from fadeviz import open_run
-    from fadeviz.compare import compare_runs, parse_zoom
+    from fadeviz.compare import SHOWN, compare_runs, parse_zoom
 
+    opened = [open_run(run) for run in runs]
     failed: list[str] = []
     lines = compare_runs(
-        [open_run(run) for run in runs], output, images=images, test=test, pictures=pictures, trimaps=trimaps,
+        opened, output, images=images, test=test, pictures=pictures, trimaps=trimaps,
         data_dir=data_dir, zoom=parse_zoom(zoom), size=size, cell=cell, device=device, on_error=failed.append,
     )  # fmt: skip
     for line in lines:
         click.echo(line)
+    if not (images or test or pictures) and (observed := len(opened[0].observation[0])) > SHOWN:
+        click.echo(f"note: {SHOWN} of {observed} observed pictures are shown. Choose: --images", err=True)
     click.echo(printable(f"wrote {output}"))
     _end_with(failed, f"of {len(pictures)} pictures are not in {output}")
 
@@ -71,7 +74,7 @@ def compare(
 @click.command()
 @click.argument("run", type=RUN)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path, file_okay=False), required=True,
+@click.option("-o", "--output", "out", type=Output(file_okay=False), required=True,
               help="Folder for the results: NAME_mask.png, or NAME_alpha.png of a matting run.")  # fmt: skip
 @_TRIMAPS
 @_SIZE

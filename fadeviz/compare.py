@@ -287,13 +287,19 @@ def _titles(predictors: Sequence[Predictor]) -> list[str]:
     return run_labels([one.run for one in predictors])
 
 
-def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The classes that fill some of any picture or result, those that fill most first."""
+def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
+    """The largest share of any picture or result that each class fills."""
     shares = np.zeros(first.classes)
     for _, maps in rows:
         for values in maps:
             counts = np.bincount(values.ravel(), minlength=256)[: first.classes]
             shares = np.maximum(shares, counts / values.size)
+    return shares
+
+
+def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
+    """The classes that fill some of any picture or result, those that fill most first."""
+    shares = _shares(first, rows)
     told = (first.run.info.get("data") or {}).get("classes")
     names = told if isinstance(told, list) else []
     colours = class_palette(first.classes)
@@ -317,7 +323,9 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     scored = any(row.figures for row, _ in rows)
     shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
     if first.task == "segmentation" and first.classes > 2:
-        shown = ["Colours: the classes listed. Black: not labelled."]
+        small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
+        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each picture" if small else ""
+        shown = [f"Colours: the classes listed{others}. Black: not labelled."]
     if scored and first.task == "matting":
         shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
     elif scored:

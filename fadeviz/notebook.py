@@ -51,7 +51,7 @@ class NotebookRun(Run):
         Args:
             others: runs that observed the same pictures.
             options: those of :func:`fadeviz.render.grid.write_grid`: layer, kind, image, channel, how_many, normalize,
-                percentiles, steps, colormap, columns, scale.
+                percentiles, steps, call, colormap, columns, scale.
 
         Returns:
             A figure that shows itself in a notebook, and that pyplot does not know of: there is nothing to close.
@@ -232,11 +232,27 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
     sentences = [what, *others, *sentences]
     if shown < len(run.steps):
         sentences.append(f"{shown} of {len(run.steps)} recorded steps.")
+    sentences += _not_shown(run, sequences)
     height, width = sequences[0].maps.shape[1:]
     factor = -(-max(height, width) // _SIDE)
     if factor > 1:
         sentences.append(f"Maps of {height}x{width} cells, shown as averages over {factor}x{factor}.")
     return " ".join(sentences)
+
+
+def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
+    """What was recorded besides, and how to draw it."""
+    layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
+    images, calls = len(run.observation[0]), run.calls(layer, sequences[0].kind)
+    besides = {
+        "image": [f"{images - 1} more image{'s' * (images > 2)}"] if images > 1 else [],
+        "kind": [kind.replace("_", " ") for kind in run.layers[layer] if kind not in shown],
+        "call": [f"call{'s' * (len(calls) > 2)} {', '.join(str(call) for call in calls if call)}"] * (len(calls) > 1),
+        "layer": [f"{len(run.layers) - 1} more layer{'s' * (len(run.layers) > 2)}"] if len(run.layers) > 1 else [],
+    }
+    words = [word for listed in besides.values() for word in listed]
+    options = ", ".join(f"{option}=..." for option, listed in besides.items() if listed)
+    return [f"Also recorded: {', '.join(words)}; see run.grid({options})."] if words else []
 
 
 def _table(data: Mapping[str, Any]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import operator
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -299,8 +300,8 @@ class Run:
     def to_xarray(self, layer: str | None = None, *, call: int = 0) -> Any:
         """What was recorded of one layer as an ``xarray.Dataset``: a variable a kind that is one map an image.
 
-        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out: ``run.maps(layer, kind)`` has a
-        ``to_xarray`` of its own.
+        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out and named in the attribute
+        ``left_out``: ``run.maps(layer, kind)`` has a ``to_xarray`` of its own.
 
         Args:
             layer: dotted name; None takes the first kind's ``default_layer``.
@@ -319,10 +320,30 @@ class Run:
         alike = [one for one in maps if one.shape == maps[0].shape]
         if not alike:
             raise FadevizError(f"{self.address} has no kind of {layer!r} that is one map an image. Take run.maps(...)")
-        return xarray.Dataset({one.kind: one.to_xarray() for one in alike}, attrs={"run": self.run_id, "layer": layer})
+        held = {one.kind: one.to_xarray() for one in alike}
+        left_out = ", ".join(kind for kind in self.layers[layer] if kind not in held)
+        return xarray.Dataset(held, attrs={"run": self.run_id, "layer": layer, "left_out": left_out})
 
-    def check(self, layer: str, kind: str) -> None:
-        """Raise unless maps of this layer and kind were recorded; the message lists the nearest names."""
+    def calls(self, layer: str, kind: str = "feature") -> dict[int, tuple[int, ...]]:
+        """The recorded calls of a layer in one forward pass, each with the height and width of its maps.
+
+        One head for several pyramid levels has as many calls as there are levels. Looked up in the first and in the
+        last snapshot: a layer may begin to run more often meanwhile.
+
+        Raises:
+            FadevizError: no such layer or kind.
+        """
+        self.check(layer, kind)
+        found: dict[int, tuple[int, ...]] = {}
+        for step in (self.steps[-1], self.steps[0]):
+            with suppress(FadevizError):  # the call after the last one
+                for call in itertools.count():
+                    with self._open(step, layer, kind, call) as part:
+                        found.setdefault(call, tuple(part.get_shape())[-2:])
+        return dict(sorted(found.items()))
+
+    def check(self, layer: str, kind: str, call: int = 0) -> None:
+        """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names."""
         if kind not in KINDS:
             raise unknown_name("kind", kind, KINDS)
         if layer not in self.layers:
@@ -331,6 +352,11 @@ class Run:
             raise FadevizError(
                 f"{self.address} has no {kind!r} maps of {layer!r}. There are: {', '.join(self.layers[layer])}. "
                 f"Record them: fadeviz record --kinds {kind} ..."
+            )
+        if call and call not in (calls := self.calls(layer, kind)):
+            raise FadevizError(
+                f"{self.address} has no call {call} of {layer!r} ({kind}). "
+                f"Recorded: {', '.join(map(str, calls))}. Choose one with --call"
             )
 
     @cached_property
@@ -697,6 +723,36 @@ def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[
 
 def _seed(run: Run) -> Any:
     return (run.info.get("config") or {}).get("seed")
+
+
+def describe_calls(layer: str, calls: Mapping[int, Sequence[int]], call: int = 0) -> str:
+    """What to say of a layer's other calls, of :meth:`Run.calls`, where one is shown; empty where there are none."""
+    others = [f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items() if number != call]
+    if not others:
+        return ""
+    shown = others if len(others) <= 8 else [*others[:7], "...", others[-1]]
+    return (
+        f"{layer}: this is call {call}; also recorded: call{'s' * (len(others) > 1)} {', '.join(shown)}. Choose: --call"
+    )
+
+
+def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> None:
+    """Raise unless all runs have maps of this layer, kind and call.
+
+    Raises:
+        FadevizError: it says which run has not, and which layers all of them have.
+    """
+    for run in runs:
+        having = next((other for other in runs if layer in other.layers), None)
+        if having is not None and layer not in run.layers:
+            common = [name for name in run.layers if all(kind in other.layers.get(name, ()) for other in runs)]
+            shown = common if len(common) <= 12 else [*common[:12], "..."]
+            choose = f"All have {kind!r} maps of: {', '.join(shown)}. Choose one with --layer"
+            none = f"No layer has {kind!r} maps in all of them: they cannot be compared"
+            raise FadevizError(
+                f"{run.address} has no layer {layer!r}, but {having.address} has. {choose if common else none}"
+            )
+        run.check(layer, kind, call)
 
 
 def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import sys
 import time
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from fadeviz_cli.main import main
@@ -17,6 +18,7 @@ from fadeviz_cli.main import main
 from fadeviz import open_run
 from fadeviz.data import synthetic
 from fadeviz.experiment import RunConfig, _Work
+from fadeviz.snapshots import Snapshot, SnapshotStore
 from render_runs import make_run
 
 RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]
@@ -224,6 +226,21 @@ class TestPictures:
         fails(1, "lasts at most 655350 ms", *start, 1_000_000)
         fails(2, "not a valid integer", *start, "12.5")
 
+    @pytest.mark.parametrize("command", ["grid", "animate"])
+    def test_another_call(self, tmp_path, command):
+        run, out = make_run(tmp_path / "run", calls=2), tmp_path / {"grid": "a.png", "animate": "a.gif"}[command]
+        result = call(command, run.path, "-o", out, "--call", 1)
+        note = "note: decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call\n"
+        assert (result.exit_code, result.stderr) == (0, note)
+        fails(1, "no call 2 of 'decoder.3.upsample' .* Recorded: 0, 1", command, run.path, "-o", out, "--call", 2)
+
+    @pytest.mark.parametrize("command", ["grid", "animate", "plot", "report", "compare", "export --to npz", "predict"])
+    def test_what_is_no_text_does_not_go_to_standard_output(self, tmp_path, monkeypatch, command):
+        monkeypatch.chdir(tmp_path)
+        picture = ["x.png"] if command == "predict" else []
+        fails(2, "not written to standard output. Give a name", *command.split(), "run", *picture, "-o", "-")
+        assert not list(tmp_path.iterdir())
+
     def test_no_run(self, tmp_path):
         fails(1, "no run folder .*nothing", "grid", tmp_path / "nothing", "-o", tmp_path / "a.png")
         (tmp_path / "empty").mkdir()
@@ -291,6 +308,29 @@ class TestLookingUp:
             info.pop(key, None)
             (run.path / "run.json").write_text(json.dumps(info))
             assert call("info", run.path).exit_code == 0, key
+
+    def test_info_says_which_calls_there_are(self, tmp_path):
+        output = call("info", make_run(tmp_path / "run", calls=3).path).output
+        assert "gate; calls 0 (24x32), 1 (12x16), 2 (6x8): choose with --call\n" in output
+        assert "--call" not in call("info", make_run(tmp_path / "once").path).output
+
+    @pytest.mark.parametrize("lengths", [(28, 29, 31), (5, 40), (300, 8)])
+    def test_columns_of_info_never_touch(self, tmp_path, lengths):
+        run = make_run(tmp_path / "run")
+        names = ["n" * length for length in lengths]
+        for step in run.steps:
+            maps = [Snapshot(step, name, 0, "feature", np.ones((2, 4, 4), np.float32)) for name in names]
+            SnapshotStore(run.path, run.run_id).write(step, maps)
+        lines = [line for line in call("info", run.path).output.splitlines() if line.startswith("  ")]
+        assert sorted(re.fullmatch(r"  (n+)  +feature", line)[1] for line in lines) == sorted(names)
+        if max(lengths) < 60:
+            assert len({line.index("feature") for line in lines}) == 1
+
+    def test_info_of_a_run_without_a_network(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        info = json.loads((run.path / "run.json").read_text())
+        SnapshotStore(run.path, run.run_id).write_info({k: v for k, v in info.items() if k != "network"})
+        assert call("info", run.path).output.startswith(f"{run.path}: fade, run a1b2c3\n")
 
     def test_info_names_what_is_broken(self, tmp_path):
         run = make_run(tmp_path / "run")

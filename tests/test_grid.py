@@ -112,6 +112,26 @@ def test_channels_draw_a_row_each(tmp_path, run):
         assert few.height < many.height
 
 
+def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
+    notes = write_channels(run, tmp_path / "a.png")
+    assert "8 of 12 steps are drawn. Choose: --steps" in notes
+    assert not [note for note in write_channels(run, tmp_path / "b.png", steps=run.steps) if "steps" in note]
+    few = select_frames([run], steps=[0, 50])
+    assert " 2 of 12 recorded steps are shown." in " ".join(find_layout(few).caption[0])
+    assert "recorded steps" not in " ".join(find_layout(select_frames([run])).caption[0])
+
+
+def test_another_call(tmp_path):
+    run = make_run(tmp_path / "r", calls=2)
+    notes = write_grid([run], tmp_path / "g.png", call=1)
+    assert notes == ("decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call",)
+    sequences = select_frames([run], call=1)
+    layout = find_layout(sequences)
+    with Image.open(tmp_path / "g.png") as written:
+        check_cells(np.asarray(written.convert("RGB")), sequences, layout, "gray")
+    assert layout.scale == 8  # its maps are 16 cells wide
+
+
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_same_run_gives_the_same_bytes(tmp_path, pair, ending):
     for name in ("one", "two"):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 from PIL import Image
 
-from fadeviz import FadevizError, open_run
+from fadeviz import FadevizError, compare, open_run
 from fadeviz.compare import compare_runs, mean_iou, parse_zoom
 from fadeviz.data import Sample, synthetic
 from fadeviz.experiment import RunConfig, build_model, load_data, run
@@ -64,6 +65,26 @@ def final_network(path):
     model, _ = build_model(config)
     model.load_state_dict(torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"])
     return config, model.eval()
+
+
+def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("fadeviz.compare.SHOWN", 2)
+    result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
+    assert (result.exit_code, result.stderr) == (0, "note: 2 of 3 observed pictures are shown. Choose: --images\n")
+    result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png", "--images", "0")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_classes_without_a_place_in_the_legend_are_counted():
+    maps = np.zeros((10, 100), np.uint8)
+    maps[0, :5], maps[1, :50], maps[2, :3] = 1, 2, 3
+    config = SimpleNamespace(network="segnet", seed=0)
+    run = SimpleNamespace(info={"data": {"name": "things"}}, run_id="r", name="fade")
+    predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
+    row = SimpleNamespace(figures=())
+    assert [name for name, _ in compare._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
+    said = " ".join(compare._caption([predictor], [(row, [maps])], "none"))
+    assert "Colours: the classes listed, and 2 that fill less than 1% of each picture. Black: not labelled." in said
 
 
 # --- predicting ---

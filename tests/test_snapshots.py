@@ -805,7 +805,7 @@ class TestXarray:
     def test_a_layer(self, run):
         found = run.to_xarray()
         assert set(found.data_vars) == {"feature", "gradient"}
-        assert found.attrs == {"run": "0a1b2c", "layer": "decoder.3.upsample"}
+        assert found.attrs == {"run": "0a1b2c", "layer": "decoder.3.upsample", "left_out": "channels"}
         assert np.array_equal(found["gradient"], run.maps(kind="gradient"))
         assert set(run.to_xarray("head").data_vars) == {"feature"}
         with pytest.raises(FadevizError, match="no layer in .* 'heads'. Nearest: 'head'"):
@@ -816,7 +816,9 @@ class TestXarray:
         store.write_info({})
         kinds = {"feature": (2, 4, 5), "gate": (2, 8, 10), "gradient": (2, 4, 5), "constant": (1, 4, 5)}
         store.write(0, [Snapshot(0, "a", 0, kind, np.zeros(shape)) for kind, shape in kinds.items()])
-        assert set(open_run(tmp_path).to_xarray().data_vars) == {"feature", "gradient"}
+        found = open_run(tmp_path).to_xarray()
+        assert set(found.data_vars) == {"feature", "gradient"}
+        assert found.attrs["left_out"] == "gate, constant"
         assert open_run(tmp_path).maps("a", "constant").images == ("constant input",)
 
     def test_missing(self, run, monkeypatch):

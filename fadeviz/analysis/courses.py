@@ -153,8 +153,8 @@ def operator_courses(order: LearningOrder, operator: OperatorOrder) -> dict[str,
 def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
     """The measures of one run's maps, ``(S, N)`` each."""
     layer, steps = order.layer, order.steps
-    kinds = run.layers[layer]
-    maps = run.maps(layer, order.kind, steps=steps)[:]
+    kinds = [kind for kind in run.layers[layer] if order.call == 0 or order.call in run.calls(layer, kind)]
+    maps = run.maps(layer, order.kind, steps=steps, call=order.call)[:]
     board, moved = checkerboard(maps), continuity(maps)
     found = {
         "centroid": radial_centroid(maps),
@@ -167,19 +167,19 @@ def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
         "luminance_change": _from_second(moved.luminance_change),
     }
     if "constant" in kinds:
-        found["constant"] = _own_pattern(run.maps(layer, "constant", steps=steps)[:])
+        found["constant"] = _own_pattern(run.maps(layer, "constant", steps=steps, call=order.call)[:])
     if "gate" in kinds:
-        gate = run.maps(layer, "gate", steps=steps)[:]
+        gate = run.maps(layer, "gate", steps=steps, call=order.call)[:]
         found["gate_correlation"] = to_final(gate)
         names = ("gate_inside", "gate_band", "gate_outside")
         found.update(zip(names, _by_region(gate, _regions_for(gate, run, order)), strict=True))
     if "kernel_entropy" in kinds:
-        entropy = run.maps(layer, "kernel_entropy", steps=steps)[:]
+        entropy = run.maps(layer, "kernel_entropy", steps=steps, call=order.call)[:]
         names = ("entropy_inside", "entropy_band", "entropy_outside")
         found.update(zip(names, _by_region(entropy, _regions_for(entropy, run, order)), strict=True))
     for kind in ("kernels", "guide", "channels"):
         if kind in kinds:
-            many = run.maps(layer, kind, steps=steps)[:]
+            many = run.maps(layer, kind, steps=steps, call=order.call)[:]
             found[f"{kind}_correlation"] = correlation(*_flat(many))
             found[f"{kind}_cka"] = cka_to_final(many)
             if kind == "channels":

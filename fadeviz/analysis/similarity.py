@@ -337,13 +337,14 @@ def is_spliced(maps: NDArray[np.floating], margin: float = SPLICE_MARGIN, floor:
     return bool(foreign_spans(maps, margin, floor))
 
 
-def find_splice(run: Run, layer: str | None = None, kind: str = "feature") -> Splice:
+def find_splice(run: Run, layer: str | None = None, kind: str = "feature", call: int = 0) -> Splice:
     """What of a run does not come from its own training: by the run id of its files, and by its frames.
 
     Args:
         run: an open run.
         layer: dotted name; None takes the run's figure layer.
         kind: any kind with one map an image (not ``channels``).
+        call: which call of a layer that runs several times in a forward pass.
 
     Returns:
         The files of another run, and the first and last step of every foreign stretch of frames.
@@ -351,7 +352,7 @@ def find_splice(run: Run, layer: str | None = None, kind: str = "feature") -> Sp
     Raises:
         FadevizError: the run has no such maps.
     """
-    spans = foreign_spans(run.maps(layer, kind)[:])
+    spans = foreign_spans(run.maps(layer, kind, call=call)[:])
     return Splice(
         files=tuple(name for name, reason in run.broken.items() if reason.startswith("belongs to another run")),
         spans=tuple((run.steps[first], run.steps[last]) for first, last in spans),

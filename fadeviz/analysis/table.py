@@ -70,7 +70,7 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
         "spliced": [
             name
             for name, run in zip(distinct_paths(operator.runs), operator.runs, strict=True)
-            if find_splice(run, order.layer, order.kind).found
+            if find_splice(run, order.layer, order.kind, order.call).found
         ],
         "runs": [run.run_id for run in operator.runs],
     }
@@ -153,7 +153,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     wide = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2
     tests = _test_columns(rows)
     lines = [
-        f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
+        f"{order.layer_title}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
         *([] if order.rules.which == "plain" else [f"{order.rules.which}: {RESPONSES[order.rules.which]}"]),
         *([] if order.rules.until == "end" else [f"until {order.rules.until}: {UNTIL[order.rules.until]}"]),
@@ -169,7 +169,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
         )
         lines.append(
             f"{row['operator']:{wide}}{len(row['seeds']):>5}  {edge:>9}{interior:>14}"
-            f"{between if speaks_for(lead, maps) else '-':>24}"
+            f" {between if speaks_for(lead, maps) else '-':>23}"
             f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}{tested}"
         )
     lines.append("")
@@ -230,10 +230,10 @@ _SHORT = {
 
 def _comparison_lines(order: LearningOrder) -> list[str]:
     """The first operator against each of the others, where there are pairs enough to say anything."""
-    lines = []
+    lines: list[str] = []
     for comparison in order.comparisons:
         if comparison.first != order.operators[0].name:
-            continue  # all of them are in the JSON; here they would be as many as there are pairs of operators
+            continue  # here they would be as many as there are pairs of operators
         for unit, test in comparison.tests.items():
             if test.count >= _LEAST_PAIRS:
                 kind = "exact" if test.exact else "sampled"
@@ -241,11 +241,17 @@ def _comparison_lines(order: LearningOrder) -> list[str]:
                     f"lead of {comparison.first} less that of {comparison.second}, paired by {unit}: "
                     f"{_steps(test.difference)} steps, p = {test.p:.3g} ({kind}, {test.count} pairs)"
                 )
-    return lines and [
-        *lines,
-        "Paired by image a test speaks of other pictures but not of other trainings, by seed the other way round;",
-        "p-values are not corrected for the number of comparisons.",
-    ]
+    more = sum(len(comparison.tests) for comparison in order.comparisons) - len(lines)
+    if lines:
+        lines += [
+            "Paired by image a test speaks of other pictures but not of other trainings, by seed the other way round;",
+            "p-values are not corrected for the number of comparisons.",
+        ]
+    if more:
+        lines.append(
+            f"{more} more tests, of other pairs of operators or of fewer than {_LEAST_PAIRS} pairs: see --json"
+        )
+    return lines
 
 
 _LEAST_PAIRS = 6

@@ -17,8 +17,20 @@ from ..errors import FadevizError, MissingExtra
 from ..files import replacing
 from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
+from .fonts import font, spell
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import captions, font, heading, image_name, number, outline, shorten, truth_name, truth_regions, wrap
+from .labels import (
+    captions,
+    heading,
+    image_name,
+    number,
+    outline,
+    shorten,
+    steps_sentence,
+    truth_name,
+    truth_regions,
+    wrap,
+)
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -47,6 +59,7 @@ def write_animation(
     normalize: str = "frame",
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
+    call: int = 0,
     colormap: str = "gray",
     scale: int | None = None,
 ) -> tuple[str, ...]:
@@ -59,7 +72,7 @@ def write_animation(
         runs: one run, or several to be compared, side by side.
         path: the file to write; it is replaced only by a whole one.
         duration_ms: how long a frame stays, in milliseconds: a multiple of 10, at least 20.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
         colormap: ``gray`` or a name that matplotlib knows.
         scale: pixels a map value is wide and high; None makes tiles of about 256 pixels.
 
@@ -89,6 +102,7 @@ def write_animation(
         normalize=normalize,
         percentiles=percentiles,
         steps=steps,
+        call=call,
         centered=is_diverging(colormap),
     )
     layout = find_layout(sequences, scale=scale)
@@ -175,7 +189,9 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
         for index in range(len(sequences))
     ]
     progress = top + rows * row_height - px(62) + px(36)
-    lines = [line for text in captions(sequences) for line in wrap(text, px(11), total - 2 * margin)]
+    sentences = captions(sequences)
+    sentences[1] += steps_sentence(sequences)
+    lines = [line for text in sentences for line in wrap(text, px(11), total - 2 * margin)]
     below = progress + px(32)
     bottom = below + len(lines) * px(15) + px(12)
     if max(total, bottom) > MAX_SIDE:
@@ -217,13 +233,13 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
     shown = _shown(sequences)
     corners = [layout.picture, *layout.tiles] if shown else layout.tiles
     for (x, y), name in zip(corners, [*(["Image"] if shown else []), *map(heading, sequences)], strict=True):
-        text = shorten(name, px(15), layout.pitch, bold=True)
+        text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     if shown:
         x, y = layout.picture
         below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
-        draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
+        draw.text((x, y + height + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
     for step in first.steps:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from ..errors import FadevizError
 from ..runs import Run, common_steps
 from ..snapshots import CHANNEL_KINDS
 from .colormap import colorize, is_diverging, palette
+from .fonts import font
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import bar_ends, captions, font, has_colours, heading, shorten, truth_name, truth_picture, wrap
+from .labels import bar_ends, captions, has_colours, heading, shorten, steps_sentence, truth_name, truth_picture, wrap
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def write_grid(
     normalize: str = "frame",
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
+    call: int = 0,
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
@@ -84,7 +86,7 @@ def write_grid(
     Args:
         runs: one run, or several to be compared.
         path: the file to write; it is replaced only by a whole one. The same runs give the same bytes.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
         colormap: ``gray`` or a name that matplotlib knows.
         columns: frames in a row; None chooses a page about 1.7 times as wide as high.
         scale: pixels a map value is wide and high; None makes cells of about 120 pixels.
@@ -108,6 +110,7 @@ def write_grid(
         normalize=normalize,
         percentiles=percentiles,
         steps=steps,
+        call=call,
     )
     _save(sequences, path, colormap, columns, scale)
     return all_notes(sequences)
@@ -124,9 +127,16 @@ def _select(
 ) -> list[FrameSequence]:
     """What a grid draws; of channels at a handful of steps, if none are named."""
     palette(colormap)
+    note = ""
     if kind in CHANNEL_KINDS and channel is None and steps is None and runs:
-        steps = spread(common_steps(runs), _CHANNEL_COLUMNS)
-    return select_frames(runs, kind=kind, channel=channel, steps=steps, centered=is_diverging(colormap), **options)
+        common = common_steps(runs)
+        steps = spread(common, _CHANNEL_COLUMNS)
+        if len(steps) < len(common):
+            note = f"{len(steps)} of {len(common)} steps are drawn. Choose: --steps"
+    first, *others = select_frames(
+        runs, kind=kind, channel=channel, steps=steps, centered=is_diverging(colormap), **options
+    )
+    return [replace(first, notes=(*first.notes, note)) if note else first, *others]
 
 
 def draw_grid(
@@ -237,6 +247,7 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
             "Use a smaller --scale, or fewer steps"
         )
     sentences = captions(sequences)
+    sentences[1] += steps_sentence(sequences)
     sentences[1] += f" The number {'in' if chips else 'above'} a cell is the training step."
     lines = [line for text in sentences for line in wrap(text, points(_TEXT), total_width - 2 * margin)]
     top += points(1)

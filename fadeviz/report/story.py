@@ -169,6 +169,13 @@ def caveats(order: LearningOrder) -> list[str]:
         )
     else:
         said.append("One image: what a map shows cannot be told from where objects tend to be.")
+    edges = order.operators[0].value_kymograph.edges
+    last = shown_distances([edges])[1]
+    if edges[-1] > last:
+        said.append(f"The distance-time maps leave out what is {last:g} to {edges[-1]:g} px outside.")
+    few = sum(test.count < LEAST_PAIRS for one in order.comparisons for test in one.tests.values())
+    if few:
+        said.append(f"Left out: {_count(few, 'test')} of two operators that have fewer than {LEAST_PAIRS} pairs.")
     modes = {str((run.info.get("observation") or {}).get("mode")) for o in order.operators for run in o.runs}
     if "eval" in modes:
         said.append(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..quality import FIGURES as TESTED
 from ..quality import TESTS
-from ..runs import Run
+from ..runs import Maps, Run
+from .blocks import in_blocks
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
 from .regions import Regions, build_regions
@@ -150,39 +152,63 @@ def operator_courses(order: LearningOrder, operator: OperatorOrder) -> dict[str,
 
 def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
     """The measures of one run's maps, ``(S, N)`` each."""
-    layer, steps = order.layer, order.steps
-    kinds = run.layers[layer]
-    maps = run.maps(layer, order.kind, steps=steps)[:]
+    kinds = run.layers[order.layer]
+    found = _over_training(run, order, order.kind, _of_map)
+    if "constant" in kinds:
+        found |= _over_training(run, order, "constant", lambda maps, *_: {"constant": _own_pattern(maps)})
+    for kind, name in (("gate", "gate"), ("kernel_entropy", "entropy")):
+        if kind in kinds:
+            found |= _over_training(run, order, kind, partial(_by_region, name))
+    for kind in ("kernels", "guide", "channels"):
+        if kind in kinds:
+            found |= _over_training(run, order, kind, partial(_of_channels, kind))
+    return found
+
+
+_Measured = dict[str, NDArray[np.float64]]
+
+
+def _over_training(
+    run: Run,
+    order: LearningOrder,
+    kind: str,
+    measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
+) -> _Measured:
+    """What ``measure`` finds in a run's maps, a stretch of steps at a time, to be given the last map and the regions.
+
+    From the second stretch on the maps begin with the step before: what is measured of that one again is left out.
+    """
+    maps = run.maps(order.layer, kind, steps=order.steps)
+    last, regions = maps[-1], _regions_for(maps, run, order)
+    parts = [
+        {name: values[start > 0 :] for name, values in measure(block, last, regions).items()}
+        for start, block in in_blocks(maps, before=1)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _of_map(maps: NDArray[np.float32], last: NDArray[np.float32], _: Sequence[Regions]) -> _Measured:
     board, moved = checkerboard(maps), continuity(maps)
-    found = {
+    return {
         "centroid": radial_centroid(maps),
         "high_share": high_share(maps),
         "checkerboard": board.share,
         "nyquist": board.nyquist,
-        "map_correlation": to_final(maps),
+        "map_correlation": to_final(maps, last),
         "frame_correlation": _from_second(moved.correlation),
         "pixel_change": _from_second(moved.pixel_change),
         "luminance_change": _from_second(moved.luminance_change),
     }
-    if "constant" in kinds:
-        found["constant"] = _own_pattern(run.maps(layer, "constant", steps=steps)[:])
-    if "gate" in kinds:
-        gate = run.maps(layer, "gate", steps=steps)[:]
-        found["gate_correlation"] = to_final(gate)
-        names = ("gate_inside", "gate_band", "gate_outside")
-        found.update(zip(names, _by_region(gate, _regions_for(gate, run, order)), strict=True))
-    if "kernel_entropy" in kinds:
-        entropy = run.maps(layer, "kernel_entropy", steps=steps)[:]
-        names = ("entropy_inside", "entropy_band", "entropy_outside")
-        found.update(zip(names, _by_region(entropy, _regions_for(entropy, run, order)), strict=True))
-    for kind in ("kernels", "guide", "channels"):
-        if kind in kinds:
-            many = run.maps(layer, kind, steps=steps)[:]
-            found[f"{kind}_correlation"] = correlation(*_flat(many))
-            found[f"{kind}_cka"] = cka_to_final(many)
-            if kind == "channels":
-                found.update(_classes(many, _regions_for(many, run, order)[: many.shape[1]]))
-    return found
+
+
+def _of_channels(
+    kind: str, maps: NDArray[np.float32], last: NDArray[np.float32], regions: Sequence[Regions]
+) -> _Measured:
+    found = {
+        f"{kind}_correlation": correlation(_as_row(maps), _as_row(last)),
+        f"{kind}_cka": cka_to_final(maps, last),
+    }
+    return found | _classes(maps, regions[: maps.shape[1]]) if kind == "channels" else found
 
 
 def _own_pattern(maps: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -193,13 +219,12 @@ def _own_pattern(maps: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.divide(pattern, level, out=np.full(pattern.shape, np.nan), where=level > 1e-6 * largest)
 
 
-def _flat(maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """All channels of a map as one long row, at each step and at the last."""
-    rows = maps.reshape(*maps.shape[:2], 1, -1)
-    return rows, rows[-1:]
+def _as_row(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All channels of a map as one long row: ``(..., C, h, w)`` -> ``(..., 1, C h w)``."""
+    return maps.reshape(*maps.shape[:-3], 1, -1)
 
 
-def _regions_for(maps: NDArray[np.float32], run: Run, order: LearningOrder) -> Sequence[Regions]:
+def _regions_for(maps: Maps, run: Run, order: LearningOrder) -> Sequence[Regions]:
     """The regions at the maps' own size: the parts of an operator may be finer or coarser than its output."""
     size = (maps.shape[-2], maps.shape[-1])
     if size == order.regions[0].band.shape:
@@ -208,11 +233,13 @@ def _regions_for(maps: NDArray[np.float32], run: Run, order: LearningOrder) -> S
     return [build_regions(mask, size, pixels=pixels, share=share) for mask in run.foregrounds]
 
 
-def _by_region(maps: NDArray[np.float32], regions: Sequence[Regions]) -> tuple[NDArray[np.float64], ...]:
-    inside, band, outside = (
-        np.stack([getattr(one, part) for one in regions]) for part in ("inside", "band", "outside")
-    )
-    return tuple(mean_by_region(maps, inside, band, outside))
+def _by_region(
+    name: str, maps: NDArray[np.float32], last: NDArray[np.float32], regions: Sequence[Regions]
+) -> _Measured:
+    parts = (np.stack([getattr(one, part) for one in regions]) for part in ("inside", "band", "outside"))
+    means = mean_by_region(maps, *parts)
+    found = {f"{name}_inside": means.inside, f"{name}_band": means.band, f"{name}_outside": means.outside}
+    return {"gate_correlation": to_final(maps, last), **found} if name == "gate" else found
 
 
 def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[str, NDArray[np.float64]]:

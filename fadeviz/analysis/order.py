@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..runs import Run, common_steps
+from ..runs import Maps, Run, common_steps
 from ..snapshots import CHANNEL_KINDS
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
@@ -275,7 +275,7 @@ def learning_order(
     for name, members in groups.items():
         measured = []
         for run in members:
-            maps = run.maps(chosen, kind, steps=shown)[:]
+            maps = run.maps(chosen, kind, steps=shown)
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         found.append((name, members, measured))
@@ -503,7 +503,7 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
     return chosen
 
 
-def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, regions: Sequence[Regions]) -> None:
+def _check_size(run: Run, maps: Maps, layer: str, first: Run, regions: Sequence[Regions]) -> None:
     size = regions[0].band.shape
     if maps.shape[1:] != (len(regions), *size):
         raise FadevizError(

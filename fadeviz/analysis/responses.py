@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ..errors import FadevizError
+from ..runs import Maps
+from .blocks import in_blocks
 from .regions import Regions
-from .spectrum import has_pattern
+from .spectrum import FLAT
 
 MIN_CELLS = 8
 """A region of fewer cells counts as empty: of so few, a polarity-free area is far from chance by chance."""
@@ -33,10 +36,11 @@ def ranks(maps: NDArray[np.floating]) -> NDArray[np.float64]:
 
     Shape: ``(..., h, w)`` -> the same; all NaN where a map is constant or not finite.
     """
-    flat = maps.reshape(*maps.shape[:-2], -1)
-    defined = has_pattern(maps)[..., None]
-    place = (stats.rankdata(np.where(defined, flat, 0), axis=-1) - 0.5) / flat.shape[-1]
-    return np.where(defined, place, np.nan).reshape(maps.shape)
+    if not maps.size:
+        return np.full(maps.shape, np.nan)
+    ranked = _rank(maps.reshape(-1, *maps.shape[-2:]))
+    place = ranked.twice / (2 * ranked.twice.shape[1])
+    return np.where(ranked.defined[:, None], place, np.nan).reshape(maps.shape)
 
 
 def squared_gradient(maps: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -74,8 +78,10 @@ def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool 
         ``(...)``; NaN where the map is constant, equally steep everywhere or not finite, and where the band or the rest
         is empty.
     """
-    maps = _checked(maps, regions)
-    return _edge(_steepness(ranks(maps)) if ranked else _raw_steepness(maps), regions)
+    series = _checked(maps, regions).reshape(-1, *maps.shape[-2:])
+    value = _rank(series)
+    steepness = _rank_steepness(value) if ranked else _rank_raw_steepness(series, value.defined)
+    return _against_all_else(steepness, [regions.band[1:-1, 1:-1]])[:, 0].reshape(maps.shape[:-2])
 
 
 def interior_response(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64]:
@@ -96,8 +102,8 @@ def polarity(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64
 
     Shape: ``(..., h, w)`` -> ``(...)``; NaN as in :func:`interior_response`.
     """
-    maps = _checked(maps, regions)
-    return _separation(ranks(maps), regions.inside, regions.outside)
+    ranked = _rank(_checked(maps, regions).reshape(-1, *maps.shape[-2:]))
+    return _separation(ranked, regions.inside, regions.outside).reshape(maps.shape[:-2])
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ class Responses:
     gradient: Kymograph
 
 
-def responses(maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDArray[np.float64]) -> Responses:
+def responses(maps: Maps | NDArray[np.floating], regions: Sequence[Regions], edges: NDArray[np.float64]) -> Responses:
     """Edge and interior response of every map of a run, and its two distance-time maps: they show a front that moves.
 
     For a distance-time map each map is replaced by its ranks (:func:`ranks`), so that a map that is only noise is 1/2
@@ -167,7 +173,7 @@ def responses(maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDA
     steps alike: maps that change sign during training show that. Every image counts the same in a bin.
 
     Args:
-        maps: ``(S, N, h, w)``, steps and images.
+        maps: ``(S, N, h, w)``, steps and images; those that lie in files are read once.
         regions: of the N images' masks.
         edges: of the bins of signed distance, increasing, as from :func:`~fadeviz.analysis.regions.distance_bins`.
 
@@ -178,58 +184,77 @@ def responses(maps: NDArray[np.floating], regions: Sequence[Regions], edges: NDA
         raise FadevizError(
             f"maps are {maps.shape} with {len(regions)} masks; needed are (steps, images, h, w) and a mask an image"
         )
-    edge, interior, edge_raw, edge_elsewhere, raw_elsewhere, interior_elsewhere = np.full((6, *maps.shape[:2]), np.nan)
-    value, gradient = _Binned(len(maps), edges), _Binned(len(maps), edges)
-    turn = _turn(maps, regions)
-    for image, where in enumerate(regions):  # one image at a time, to hold one image's ranks
-        series = _checked(maps[:, image], where)
-        place = ranks(series)
-        steepness, raw = _steepness(place), _raw_steepness(series)
-        edge[:, image], edge_raw[:, image] = _edge(steepness, where), _edge(raw, where)
-        interior[:, image] = np.abs(_separation(place, where.inside, where.outside))
-        others = [other for index, other in enumerate(regions) if index != image]
-        for table, found in (
-            (edge_elsewhere, [_edge(steepness, other) for other in others]),
-            (raw_elsewhere, [_edge(raw, other) for other in others]),
-            (interior_elsewhere, [np.abs(_separation(place, other.inside, other.outside)) for other in others]),
-        ):
-            table[:, image] = _mean_of_defined(found, len(maps))
-        value.add(1 - place if turn else place, where.distance)
-        gradient.add(steepness, where.distance[1:-1, 1:-1])
-    kymographs = value.mean("value"), gradient.mean("gradient")
-    room = _room(regions)
-    return Responses(edge, interior, edge_raw, edge_elsewhere, raw_elsewhere, interior_elsewhere, *room, *kymographs)
+    tables = {name: np.full(maps.shape[:2], np.nan) for name in _TABLES}
+    value = _Binned(len(maps), edges, [where.distance for where in regions])
+    gradient = _Binned(len(maps), edges, [where.distance[1:-1, 1:-1] for where in regions])
+    turn = _turn(maps[-LAST:], regions)
+    for start, block in in_blocks(maps):
+        there = slice(start, start + len(block))
+        for image, where in enumerate(regions):
+            seen = _look(_checked(block[:, image], where), regions)
+            for name, found in (("edge", seen.edge), ("edge_raw", seen.edge_raw), ("interior", seen.interior)):
+                tables[name][there, image] = found[:, image]
+                tables[f"{name}_elsewhere"][there, image] = _mean_of_defined(
+                    np.delete(found, image, axis=1).T, len(block)
+                )
+            value.add(start, image, seen.value, turn=turn)
+            gradient.add(start, image, seen.steepness)
+    edge_room, interior_room = _room(regions)
+    kymographs = {"value": value.mean("value"), "gradient": gradient.mean("gradient")}
+    return Responses(**tables, edge_room=edge_room, interior_room=interior_room, **kymographs)
+
+
+_TABLES = ("edge", "interior", "edge_raw", "edge_elsewhere", "edge_raw_elsewhere", "interior_elsewhere")
+
+
+class _Look(NamedTuple):
+    """What there is to see in the maps of an image at T steps: its ranks, and how well they find each of K masks.
+
+    Attributes:
+        value: ranks of the maps.
+        steepness: ranks of the steepness of those ranks, without the outermost cells.
+        edge: ``(T, K)``, the edge response for each mask.
+        edge_raw: ``(T, K)``, the same of the maps as they are.
+        interior: ``(T, K)``, the interior response for each mask.
+    """
+
+    value: _Ranked
+    steepness: _Ranked
+    edge: NDArray[np.float64]
+    edge_raw: NDArray[np.float64]
+    interior: NDArray[np.float64]
+
+
+def _look(series: NDArray[np.floating], regions: Sequence[Regions]) -> _Look:
+    value = _rank(series)
+    steepness, raw = _rank_steepness(value), _rank_raw_steepness(series, value.defined)
+    bands = [where.band[1:-1, 1:-1] for where in regions]
+    return _Look(
+        value=value,
+        steepness=steepness,
+        edge=_against_all_else(steepness, bands),
+        edge_raw=_against_all_else(raw, bands),
+        interior=np.abs(np.stack([_separation(value, where.inside, where.outside) for where in regions], axis=1)),
+    )
 
 
 def _room(regions: Sequence[Regions]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How much better perfect maps, 1 inside and 0 outside, are for their own masks than for the others'."""
     edge, interior = np.full((2, len(regions)), np.nan)
     for image, where in enumerate(regions):
-        place = ranks((where.distance < 0).astype(np.float64))[None]
-        steepness = _steepness(place)
-        others = [other for index, other in enumerate(regions) if index != image]
-        edge[image] = (
-            _edge(steepness, where) - _mean_of_defined([_edge(steepness, other) for other in others], 1)
-        ).item()
-        interior[image] = (
-            np.abs(_separation(place, where.inside, where.outside))
-            - _mean_of_defined([np.abs(_separation(place, other.inside, other.outside)) for other in others], 1)
-        ).item()
+        seen = _look((where.distance < 0).astype(np.float64)[None], regions)
+        for table, found in ((edge, seen.edge), (interior, seen.interior)):
+            table[image] = (found[:, image] - _mean_of_defined(np.delete(found, image, axis=1).T, 1)).item()
     return edge, interior
 
 
-def _turn(maps: NDArray[np.floating], regions: Sequence[Regions]) -> bool:
-    """Whether the inside is below the outside at the end, in the sum over images."""
-    late = np.array([polarity(maps[-LAST:, image], where) for image, where in enumerate(regions)])
-    return bool(np.nansum(late) < 0)
+def _turn(late: NDArray[np.floating], regions: Sequence[Regions]) -> bool:
+    """Whether the inside is below the outside in the last maps, in the sum over images."""
+    found = np.array([polarity(late[:, image], where) for image, where in enumerate(regions)])
+    return bool(np.nansum(found) < 0)
 
 
-def _edge(steepness: NDArray[np.float64], regions: Regions) -> NDArray[np.float64]:
-    band = regions.band[1:-1, 1:-1]
-    return _separation(steepness, band, ~band)
-
-
-def _mean_of_defined(rows: Sequence[NDArray[np.float64]], length: int) -> NDArray[np.float64]:
+def _mean_of_defined(rows: NDArray[np.float64], length: int) -> NDArray[np.float64]:
     """Mean over the rows, each ``(length,)``, without NaN; NaN where there is nothing else."""
     table = np.array(rows).reshape(len(rows), length)
     known = np.isfinite(table)
@@ -240,20 +265,30 @@ def _mean_of_defined(rows: Sequence[NDArray[np.float64]], length: int) -> NDArra
 class _Binned:
     """Sums over images of their means in bins of distance."""
 
-    def __init__(self, steps: int, edges: NDArray[np.float64]) -> None:
+    def __init__(self, steps: int, edges: NDArray[np.float64], distances: Sequence[NDArray[np.float64]]) -> None:
         self.edges = np.asarray(edges, np.float64)
         self.total = np.zeros((steps, len(edges) - 1))
         self.images, self.cells = np.zeros(self.total.shape, np.int64), np.zeros(self.total.shape, np.int64)
+        numbers = [np.digitize(distance, self.edges).ravel() - 1 for distance in distances]
+        self._counts = [np.array([(number == bin).sum() for bin in range(len(edges) - 1)]) for number in numbers]
+        self._sorted = [np.argsort(number, kind="stable")[(number < 0).sum() :] for number in numbers]
 
-    def add(self, place: NDArray[np.float64], distance: NDArray[np.float64]) -> None:
-        defined = np.isfinite(place).all(axis=(1, 2))
-        usable = place[defined]
-        number = np.digitize(distance, self.edges) - 1
-        for index in np.unique(number[(number >= 0) & (number < self.total.shape[1])]):
-            there = number == index
-            self.total[defined, index] += usable[:, there].mean(axis=1)
-            self.images[defined, index] += 1
-            self.cells[defined, index] += int(there.sum())
+    def add(self, start: int, image: int, ranked: _Ranked, *, turn: bool = False) -> None:
+        """Add an image's maps of the steps from ``start`` on; ``turn`` takes 1 less each place."""
+        counts = self._counts[image]
+        filled = np.flatnonzero(counts)
+        if not len(filled):
+            return
+        defined = start + np.flatnonzero(ranked.defined)
+        kept = ranked.twice[ranked.defined][:, self._sorted[image][: counts.sum()]]
+        ends = np.cumsum(counts[filled])
+        # Sums of whole numbers, exact in any order.
+        sums = np.add.reduceat(kept, ends - counts[filled], axis=1)
+        means = sums / (2 * ranked.twice.shape[1] * counts[filled])
+        at = np.ix_(defined, filled)
+        self.total[at] += 1 - means if turn else means
+        self.images[at] += 1
+        self.cells[at] += counts[filled]
 
     def mean(self, quantity: str) -> Kymograph:
         value = np.divide(self.total, self.images, out=np.full(self.total.shape, np.nan), where=self.images > 0)
@@ -270,41 +305,115 @@ def merge_kymographs(parts: Sequence[Kymograph]) -> Kymograph:
     return Kymograph(first.edges, value, images, cells, first.quantity)
 
 
-def _steepness(place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The ranks of the squared gradient of a map given by its ranks; without the outermost cells."""
-    # Back to whole numbers (twice the rank, times the 32 that Scharr's weights are parts of): slopes that are equal
-    # are then equal to the last bit, and tie.
-    return ranks(squared_gradient(np.rint(place * (2 * place.shape[-1] * place.shape[-2])) * 32))
+class _Ranked(NamedTuple):
+    """The cells of T maps of n cells by rank, counted so that all are whole numbers.
+
+    Attributes:
+        twice: ``(T, n)``, twice a cell's rank from 1, less 1; ties averaged. Meaningless where a map is not defined.
+        order: ``(T, n)``, the cells from the lowest to the highest.
+        tied: ``(T,)``, whether any cells are equal.
+        defined: ``(T,)``, whether a map is finite and more than constant.
+        shape: height and width of the maps.
+    """
+
+    twice: NDArray[np.float64]
+    order: NDArray[np.intp]
+    tied: NDArray[np.bool_]
+    defined: NDArray[np.bool_]
+    shape: tuple[int, int]
 
 
-def _raw_steepness(maps: NDArray[np.floating]) -> NDArray[np.float64]:
+def _rank(maps: NDArray[np.floating]) -> _Ranked:
+    """The ranks of maps ``(T, h, w)``."""
+    shape = (maps.shape[-2], maps.shape[-1])
+    flat = maps.reshape(len(maps), -1 if maps.size else math.prod(shape))
+    order = flat.argsort(axis=1)
+    ordered = np.take_along_axis(flat, order, axis=1)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    tied = same.any(axis=1)
+    place = np.arange(flat.shape[1])
+    ranked = np.broadcast_to(2.0 * place + 1, flat.shape)
+    if tied.any():
+        ranked = ranked.copy()
+        first, last = _ends_of_ties(same[tied], place)
+        ranked[tied] = first + last + 1
+    twice = np.empty(flat.shape)
+    np.put_along_axis(twice, order, ranked, axis=1)
+    if not flat.shape[1]:
+        return _Ranked(twice, order, tied, np.zeros(len(flat), bool), shape)
+    # The ends in order say what has_pattern asks of a map: NaN comes last.
+    low, high = ordered[:, 0].astype(np.float64), ordered[:, -1].astype(np.float64)
+    finite = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
+    defined = finite & (high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))
+    return _Ranked(twice, order, tied, defined, shape)
+
+
+def _ends_of_ties(same: NDArray[np.bool_], place: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first and the last place of each cell's equals, in order; ``same``: whether it equals the one before."""
+    edge = np.zeros((len(same), 1), bool)
+    first = np.maximum.accumulate(np.where(np.hstack([edge, same]), 0, place), axis=1)
+    last = np.minimum.accumulate(np.where(np.hstack([same, edge]), len(place), place)[:, ::-1], axis=1)[:, ::-1]
+    return first, last
+
+
+def _rank_steepness(value: _Ranked) -> _Ranked:
+    """The ranks of the squared gradient of maps given by their ranks; without the outermost cells."""
+    # Of whole numbers, times the 32 that Scharr's weights are parts of: slopes that are equal are then equal to the
+    # last bit, and tie.
+    ranked = _rank(squared_gradient(value.twice.reshape(-1, *value.shape) * 32))
+    return ranked._replace(defined=ranked.defined & value.defined)
+
+
+def _rank_raw_steepness(maps: NDArray[np.floating], defined: NDArray[np.bool_]) -> _Ranked:
     """The ranks of the squared gradient of maps as they are; without the outermost cells."""
-    defined = has_pattern(maps)[..., None, None]
-    return ranks(np.where(defined, squared_gradient(np.where(defined, maps, 0)), np.nan))
+    safe = maps if defined.all() else np.where(defined[:, None, None], maps, 0)
+    ranked = _rank(squared_gradient(safe))
+    return ranked._replace(defined=ranked.defined & defined)
 
 
-def _separation(
-    place: NDArray[np.float64], positive: NDArray[np.bool_], negative: NDArray[np.bool_]
-) -> NDArray[np.float64]:
+def _against_all_else(ranked: _Ranked, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
+    """2 AUC - 1 of the cells in each mask against all others: P(one in it is higher) - P(one outside is higher).
+
+    From the sum of their ranks (Mann and Whitney), exactly.
+
+    Returns:
+        ``(T, K)``; NaN where a mask or its rest has less than ``MIN_CELLS``.
+    """
+    table = np.stack([mask.ravel() for mask in masks], axis=1)
+    inside = table.sum(0).astype(np.float64)
+    outside = len(table) - inside
+    usable = np.minimum(inside, outside) >= MIN_CELLS
+    found = np.full((len(ranked.twice), len(masks)), np.nan)
+    sums = ranked.twice[ranked.defined] @ table[:, usable].astype(np.float64)
+    inside, outside = inside[usable], outside[usable]
+    found[np.ix_(ranked.defined, usable)] = (sums - inside**2) / (inside * outside) - 1
+    return found
+
+
+def _separation(ranked: _Ranked, positive: NDArray[np.bool_], negative: NDArray[np.bool_]) -> NDArray[np.float64]:
     """2 AUC - 1 of positive against negative cells: P(a positive is higher) - P(a negative is higher), exactly.
 
-    Ranks are whole numbers but for a factor, so that counting does what sorting would: each positive beats the
-    negatives counted below its rank, and half of those at it.
+    In the order of the ranks, each positive beats the negatives counted below it, and half of its equals.
 
-    Shape: ``(..., h, w)`` ranks, ``(h, w)`` twice -> ``(...)``; NaN where either has less than ``MIN_CELLS``.
+    Returns:
+        ``(T,)``; NaN where either has less than ``MIN_CELLS``.
     """
-    result = np.full(place.shape[:-2], np.nan)
-    if min(positive.sum(), negative.sum()) < MIN_CELLS:
+    result = np.full(len(ranked.twice), np.nan)
+    ups, downs = int(positive.sum()), int(negative.sum())
+    if min(ups, downs) < MIN_CELLS:
         return result
-    codes = place * (2 * positive.size)
-    for index in np.ndindex(result.shape):
-        if np.isnan(codes[(*index, 0, 0)]):
-            continue
-        code = np.rint(codes[index]).astype(np.int64)
-        ups = np.bincount(code[positive], minlength=2 * positive.size)
-        downs = np.bincount(code[negative], minlength=2 * positive.size)
-        won = (ups * (np.cumsum(downs) - downs / 2)).sum()
-        result[index] = 2 * won / (ups.sum() * downs.sum()) - 1
+    up, down = positive.ravel(), negative.ravel()
+    apart = np.flatnonzero(ranked.defined & ~ranked.tied)
+    order = ranked.order[apart]
+    below = np.cumsum(down[order], axis=1, dtype=np.int32)
+    won = np.where(up[order], below, 0).sum(axis=1, dtype=np.int64)
+    result[apart] = 2 * won / (ups * downs) - 1
+    for index in np.flatnonzero(ranked.defined & ranked.tied):
+        code = ranked.twice[index].astype(np.int64)
+        higher = np.bincount(code[up], minlength=2 * code.size)
+        lower = np.bincount(code[down], minlength=2 * code.size)
+        result[index] = 2 * (higher * (np.cumsum(lower) - lower / 2)).sum() / (ups * downs) - 1
     return result
 
 

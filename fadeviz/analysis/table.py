@@ -66,9 +66,24 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
         **ends,
         "frame_change": _median(change),
         **{name: number(courses[name].values[:, -1].mean()) if name in courses else None for name in tested},
-        "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
+        "spliced": _spliced(operator, order, courses),
         "runs": [run.run_id for run in operator.runs],
     }
+
+
+def _spliced(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> list[str]:
+    """The folders of the runs whose frames do not look like one training."""
+    known = courses.get("frame_correlation")
+    return [
+        run.path.name
+        for number, run in enumerate(operator.runs)
+        if find_splice(
+            run,
+            order.layer,
+            order.kind,
+            to_next=None if known is None or known.steps != run.steps else known.values[number, 1:],
+        ).found
+    ]
 
 
 def other_rules(order: LearningOrder) -> list[Row]:

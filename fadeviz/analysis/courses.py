@@ -17,7 +17,7 @@ from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
 from .regions import Regions, build_regions
 from .similarity import cka_to_final, class_similarity, continuity, correlation, to_final
-from .spectrum import checkerboard, high_share, phase_pattern, radial_centroid
+from .spectrum import measure_spectrum, phase_pattern
 from .statistics import bootstrap_band
 
 
@@ -174,31 +174,37 @@ def _over_training(
     kind: str,
     measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
 ) -> _Measured:
-    """What ``measure`` finds in a run's maps, a stretch of steps at a time, to be given the last map and the regions.
-
-    From the second stretch on the maps begin with the step before: what is measured of that one again is left out.
-    """
+    """What ``measure`` finds in a run's maps, a stretch at a time; it is given the last map and the regions too."""
     maps = run.maps(order.layer, kind, steps=order.steps)
     last, regions = maps[-1], _regions_for(maps, run, order)
-    parts = [
-        {name: values[start > 0 :] for name, values in measure(block, last, regions).items()}
-        for start, block in in_blocks(maps, before=1)
-    ]
+    parts = []
+    for start, block in in_blocks(maps, before=1):
+        found = measure(block[1:] if start else block, last, regions)
+        parts.append(found | _changes(block, first=not start) if measure is _of_map else found)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _of_map(maps: NDArray[np.float32], last: NDArray[np.float32], _: Sequence[Regions]) -> _Measured:
-    board, moved = checkerboard(maps), continuity(maps)
+    centroid, high, board = measure_spectrum(maps)
     return {
-        "centroid": radial_centroid(maps),
-        "high_share": high_share(maps),
+        "centroid": centroid,
+        "high_share": high,
         "checkerboard": board.share,
         "nyquist": board.nyquist,
         "map_correlation": to_final(maps, last),
-        "frame_correlation": _from_second(moved.correlation),
-        "pixel_change": _from_second(moved.pixel_change),
-        "luminance_change": _from_second(moved.luminance_change),
     }
+
+
+def _changes(maps: NDArray[np.float32], *, first: bool) -> _Measured:
+    """Of each step to the one before it: the first of all has none."""
+    moved = continuity(maps)
+    found = {
+        "frame_correlation": moved.correlation,
+        "pixel_change": moved.pixel_change,
+        "luminance_change": moved.luminance_change,
+    }
+    missing = np.full((1, maps.shape[1]), np.nan)
+    return {name: np.concatenate([missing, values]) for name, values in found.items()} if first else found
 
 
 def _of_channels(
@@ -251,11 +257,6 @@ def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[
         "intra_interior": similar.interior.intra,
         "inter_interior": similar.interior.inter,
     }
-
-
-def _from_second(changes: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The first snapshot has none before it.
-    return np.concatenate([np.full((1, changes.shape[1]), np.nan), changes])
 
 
 def _tests(runs: Sequence[Run], last: int) -> dict[str, Course]:

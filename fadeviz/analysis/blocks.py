@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..runs import Maps
 
-BLOCK = 2**17
+BLOCK = 2**16
 """So many values at a time: what is computed of them in float64 stays in a processor's cache."""
 
 

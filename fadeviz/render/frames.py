@@ -78,6 +78,7 @@ def select_frames(
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
     centered: bool = False,
+    at_most: int | None = None,
 ) -> list[FrameSequence]:
     """The maps to draw, one sequence a run, or one a run and channel for ``CHANNEL_KINDS``.
 
@@ -93,6 +94,7 @@ def select_frames(
         percentiles: in percent, the ends of the range; (0, 100) is minimum and maximum.
         steps: which steps, or None for all that the runs have in common.
         centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
+        at_most: where no ``steps`` are named and there are more, so many of them: evenly spread, with a note.
 
     Raises:
         FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit
@@ -112,7 +114,9 @@ def select_frames(
     for run in runs:
         run.check(chosen_layer, kind)
     _check_pictures(runs, image)
-    shown = common_steps(runs, steps)
+    shown = common = common_steps(runs, steps)
+    if steps is None and at_most is not None:
+        shown = tuple(spread(common, at_most))
     parts: list[tuple[Run, str, int | None, NDArray[np.float32]]] = []
     for run, label in zip(runs, _labels(runs), strict=True):
         if kind not in CHANNEL_KINDS:
@@ -149,7 +153,7 @@ def select_frames(
             centered=centered,
             picture=run.observation[0][image],
             mask=run.observation[1][image],
-            notes=_notes(run, label, maps, shown, steps is None),
+            notes=_notes(run, label, maps, shown, common if steps is None else None),
         )
         for (run, label, number, maps), ranges in zip(parts, limits, strict=True)
     ]
@@ -220,15 +224,29 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
             )
 
 
-def _notes(run: Run, label: str, maps: NDArray[np.float32], shown: tuple[int, ...], all_steps: bool) -> tuple[str, ...]:
+def _notes(
+    run: Run, label: str, maps: NDArray[np.float32], shown: tuple[int, ...], common: tuple[int, ...] | None
+) -> tuple[str, ...]:
+    """What was left out; ``common``: the steps of all runs, if not a choice of them was asked for."""
     notes = [f"{run.address}: left out {name} ({reason})" for name, reason in run.broken.items()]
-    missing = [step for step in run.steps if step not in shown]
-    if missing and all_steps:
-        notes.append(f"{run.address}: {len(missing)} steps are left out that not all runs have")
+    if common is not None and len(run.steps) > len(common):
+        missing = len(run.steps) - len(common)
+        notes.append(f"{run.address}: {missing} steps are left out that not all runs have")
+    if common is not None and len(common) > len(shown):
+        notes.append(
+            f"{len(shown)} of {len(common)} snapshots are shown, evenly spread from step {shown[0]} to {shown[-1]}. "
+            f"Choose others with --steps"
+        )
     cells = int((~np.isfinite(maps)).sum())
     if cells:
         notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
     return tuple(notes)
+
+
+def spread(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
+    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[round(place)] for place in places]
 
 
 def all_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
@@ -243,4 +261,5 @@ __all__ = [
     "all_notes",
     "select_channels",
     "select_frames",
+    "spread",
 ]

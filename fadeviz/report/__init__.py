@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,13 @@ def write_report(
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
     command = _command(runs, path, layers, kinds, images, max_mb, title)
     shown = min(images, len(order.images))
-    content = _content(order, members, shown, command, title)
+    steps, thinned = story.shown_steps(order)
+    content = _content(order, steps, members, shown, command, title)
     limit = int(max_mb * 1e6)
     selection = select_movies(
         members,
         ranks,
-        order.steps,
+        steps,
         shown,
         limit - _SLACK - len(_page(content, Selection((), 0, (), ()), order)),
         layers=layers,
@@ -103,6 +105,7 @@ def write_report(
         first=order.layer,
         needed="Give a larger --max-mb, or fewer runs",
     )
+    selection = replace(selection, left_out=(*thinned, *selection.left_out))
     page = _page(content, selection, order)
     if len(page) > limit:
         raise FadevizError(f"the page takes {len(page) / 1e6:.2f} MB, more than {max_mb:g}. Give a larger --max-mb")
@@ -131,7 +134,9 @@ def _command(
 # --- what the page shows ----------------------------------------------------------------------------------------------
 
 
-def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: str, title: str | None) -> dict[str, Any]:
+def _content(
+    order: LearningOrder, steps: Sequence[int], runs: Sequence[Run], images: int, command: str, title: str | None
+) -> dict[str, Any]:
     """Everything but the maps: ``data`` for the script, the rest as text for the page."""
     pictures, _ = runs[0].observation
     mattes = runs[0].mattes
@@ -141,7 +146,7 @@ def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: st
     data = {
         "layer": order.layer,
         "kind": order.kind,
-        "steps": list(order.steps),
+        "steps": list(steps),
         "images": [
             {
                 "name": story.plain(name, 80),

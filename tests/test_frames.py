@@ -128,3 +128,15 @@ def test_the_caption_tells_the_range(tmp_path, options, sentence):
     assert sentence in text
     for part in ("SegNet", LAYER, "disc_0", "drawn", "a1b2c3 (FADE, seed 0)", "b (CARAFE, seed 0)"):
         assert part in text
+
+
+def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
+    run = make_run(tmp_path / "fade")
+    (thin,) = select_frames([run], at_most=4)
+    assert thin.steps == (0, 40, 70, 110)  # both ends are among them
+    assert np.array_equal(thin.maps[1], run.read(40, LAYER, "feature")[0])
+    assert thin.notes == ("4 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps",)
+    for options in ({"at_most": 12}, {"at_most": 4, "steps": run.steps}):
+        (whole,) = select_frames([run], **options)
+        assert whole.steps == run.steps
+        assert whole.notes == ()

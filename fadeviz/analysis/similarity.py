@@ -363,9 +363,13 @@ def _foreign_spans(
     return tuple(sorted(spans))
 
 
+_AT_A_TIME = 2**23
+"""So many values of frames are held at a time while spans are looked for: 64 MB, twice."""
+
+
 def _stretches(numbers: NDArray[np.intp], maps: Maps | NDArray[np.floating]) -> list[NDArray[np.intp]]:
-    """Numbers of frames, so many at a time that their units are at most some 64 MB."""
-    length = max(1, 2**23 // math.prod(maps.shape[1:]))
+    """Numbers of frames, so many at a time as are held at once."""
+    length = max(1, _AT_A_TIME // max(1, math.prod(maps.shape[1:])))
     return [numbers[start : start + length] for start in range(0, len(numbers), length)]
 
 

@@ -105,7 +105,7 @@ def render_html(run: Run) -> str:
     Raises:
         FadevizError: a run without a whole snapshot.
     """
-    from .render.grid import spread
+    from .render.frames import spread
     from .render.labels import truth_name, truth_picture
 
     steps = spread(run.steps, FRAMES)
@@ -257,7 +257,7 @@ def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
 
 def _table(data: Mapping[str, Any]) -> str:
     """A few of the steps, for where no script runs."""
-    from .render.grid import spread
+    from .render.frames import spread
 
     places = spread(range(len(data["steps"])), _STILL)
     rows = [["<th>step</th>", *(f"<th>{data['steps'][place]}</th>" for place in places)]]

@@ -552,18 +552,27 @@ class Maps:
             return self._read(self.steps[first], within)
         shown = [self.steps[place] for place in first]
         for step in shown:  # all of them before any room is taken: none is larger than its file
-            self._check(step)
+            self._check_room(step)
         each = np.broadcast_to(np.float32(0), self.shape[1:])[tuple(within)].shape
         found = np.empty((len(shown), *each), np.float32)
         for place, step in enumerate(shown):
             found[place] = self._read(step, within)
         return found
 
-    def _check(self, step: int) -> None:
+    def _check_room(self, step: int) -> None:
+        """Raise where a file is too small for such maps; what it holds is looked at when it is read."""
+        try:
+            if step in self._checked or self.run._snapshot(step).stat().st_size >= 4 * math.prod(self._stored):
+                return
+        except OSError:
+            pass  # opening it says what is wrong
+        with self.run._open(step, self.layer, self.kind, self.call) as part:
+            self._check(step, part)
+
+    def _check(self, step: int, part: Any) -> None:
         if step in self._checked:
             return
-        with self.run._open(step, self.layer, self.kind, self.call) as part:
-            stored = tuple(part.get_shape())
+        stored = tuple(part.get_shape())
         if stored != self._stored:
             raise FadevizError(
                 f"{self.run.address}/snapshots/step_{step:06d}.safetensors: {self.kind!r} of {self.layer!r} is "
@@ -574,12 +583,12 @@ class Maps:
 
     def _read(self, step: int, within: Sequence[int | slice]) -> NDArray[np.float32]:
         """The part of one step: of the leading axes no more is read than lies between the ends of what is asked for."""
-        self._check(step)
         asked = iter(within)
         fixed = [self._chosen.get(axis) for axis in self._axes]
         index = [next(asked) if number is None else number for number in fixed]
         bounds = [_bounds(one, size) for one, size in zip(index[:-2], self._stored[:-2], strict=True)]
         with self.run._open(step, self.layer, self.kind, self.call) as part:
+            self._check(step, part)
             read: NDArray[np.float32] = part[tuple(outer for outer, _ in bounds)]
         value: NDArray[np.float32] = read[(*(inner for _, inner in bounds), *index[-2:])]
         return value
@@ -624,7 +633,7 @@ def _expanded(index: Any, dims: Sequence[str], shape: Sequence[int]) -> list[Any
     parts[at : at + len(dots)] = [slice(None)] * (len(shape) - len(parts) + len(dots))
     first, *others = parts
     if isinstance(first, slice):
-        first = list(range(shape[0]))[first]
+        first = list(range(shape[0])[first])
     elif isinstance(first, (list, np.ndarray)) and np.ndim(first) == 1:
         places = np.asarray(first) if len(first) else np.zeros(0, np.intp)
         if places.dtype == bool and len(places) == shape[0]:

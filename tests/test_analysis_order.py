@@ -8,11 +8,15 @@ import pytest
 from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import FadevizError, open_run
+from fadeviz.analysis import blocks
+from fadeviz.analysis.courses import operator_courses
 from fadeviz.analysis.learning import State, lead
 from fadeviz.analysis.order import RESPONSES, VERDICTS, judge_again, learning_order, verdict
 from fadeviz.analysis.regions import build_regions, distance_bins
 from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
+from fadeviz.analysis.table import summary_rows
+from fadeviz.runs import Run
 from fadeviz.snapshots import Snapshot, SnapshotStore
 
 STEPS = ALL_STEPS[::2]
@@ -149,6 +153,55 @@ def test_the_margin_is_the_wider_gap_at_the_two_half_ways(runs):
     gaps = [(e.gap, i.gap) for e, i in zip(fade.edge_times[0], fade.interior_times[0], strict=True)]
     assert (20, 60) in gaps
     assert fade.margin == 60
+
+
+@pytest.mark.parametrize("values", [1, 3 * IMAGES * 48 * 48])
+def test_stretches_of_any_length_give_the_same_numbers(tmp_path, monkeypatch, values):
+    """A long run is measured a few steps at a time: what is found does not depend on how many."""
+    run = make_run(tmp_path / "r", "inward")
+    whole = learning_order([run])
+    courses = operator_courses(whole, whole.operators[0])
+    monkeypatch.setattr(blocks, "BLOCK", values)
+    parts = learning_order([run])
+    one, other = whole.operators[0], parts.operators[0]
+    assert np.array_equal(one.edge, other.edge, equal_nan=True)
+    assert np.array_equal(one.value_kymograph.value, other.value_kymograph.value, equal_nan=True)
+    again = operator_courses(parts, other)
+    assert again.keys() == courses.keys()
+    for name, course in courses.items():
+        assert np.array_equal(course.values, again[name].values, equal_nan=True), name
+
+
+def test_each_snapshot_is_opened_a_few_times(tmp_path, monkeypatch):
+    """Two looks at a map, for the order and for the curves; where frames go on as they should, none for splices."""
+    run = make_run(tmp_path / "r", "inward")
+    opened = []
+    monkeypatch.setattr(
+        Run, "_open", lambda run, step, *what, was=Run._open: opened.append(step) or was(run, step, *what)
+    )
+    order = learning_order([run])
+    summary_rows(order)
+    assert max(map(opened.count, STEPS[1:-3])) <= 5  # of feature twice, of channels once, and what names the shapes
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off", "other shape"])
+def test_a_snapshot_that_changes_while_it_is_measured_is_named(tmp_path, damage):
+    run = make_run(tmp_path / "r", "inward")
+    assert run.steps == STEPS
+    file = tmp_path / "r" / "snapshots" / f"step_{STEPS[4]:06d}.safetensors"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        small = Snapshot(STEPS[4], LAYER, 0, "feature", np.ones((IMAGES, 8, 8), np.float32))
+        SnapshotStore(tmp_path / "r", "fade-0").write(STEPS[4], [small])
+    with pytest.raises(FadevizError, match=rf"{file.name}.*(Open the run again|Choose other steps)") as raised:
+        summary_rows(learning_order([run]))
+    assert "\n" not in str(raised.value)
+    again = open_run(tmp_path / "r")
+    assert (STEPS[4] in again.steps) == (damage == "other shape")
+    assert (file.name in again.broken) == (damage == "cut off")
 
 
 def test_other_settings_are_other_operators(tmp_path):

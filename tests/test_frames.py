@@ -272,3 +272,15 @@ def test_runs_of_different_layers(tmp_path):
     apart = [make_run(tmp_path / "x"), Run(other.path)]
     with pytest.raises(FadevizError, match="No layer has 'feature' maps in all of them: they cannot be compared"):
         select_frames(apart)
+
+
+def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
+    run = make_run(tmp_path / "fade")
+    (thin,) = select_frames([run], at_most=4)
+    assert thin.steps == (0, 40, 70, 110)  # both ends are among them
+    assert np.array_equal(thin.maps[1], run.read(40, LAYER, "feature")[0])
+    assert thin.notes == ("4 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps",)
+    for options in ({"at_most": 12}, {"at_most": 4, "steps": run.steps}):
+        (whole,) = select_frames([run], **options)
+        assert whole.steps == run.steps
+        assert whole.notes == ()

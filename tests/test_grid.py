@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from fadeviz.errors import FadevizError
+from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
+from fadeviz.runs import Run
 from render_runs import make_run
 
 
@@ -170,3 +172,14 @@ def test_errors_leave_the_old_file(tmp_path, run, name, options, message):
         write_grid([run], folder / name, **options)
     assert [f.name for f in folder.iterdir()] == [name]
     assert (folder / name).read_text() == "old"
+
+
+def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "MAX_FRAMES", 12)
+    run = make_run(tmp_path / "long", size=(6, 8), steps=range(40))
+    opened = set()
+    monkeypatch.setattr(Run, "_open", lambda run, step, *what, was=Run._open: opened.add(step) or was(run, step, *what))
+    (note,) = write_grid([run], tmp_path / "g.png", scale=1)
+    assert note.startswith("12 of 40 snapshots are shown, evenly spread from step 0 to 39.")
+    assert len(opened) == 12
+    assert write_grid([run], tmp_path / "g.png", scale=1, steps=range(20)) == ()

@@ -322,6 +322,30 @@ class TestPage:
         assert "secret" not in text
         assert "vgg.safetensors (0123abcd)" in text
 
+    def test_of_many_snapshots_some_are_shown_and_all_measured(self, runs, page, tmp_path, monkeypatch):
+        monkeypatch.setattr(story, "MAX_STEPS", 5)
+        path = tmp_path / "thin.html"
+        said = "7 of 12 snapshots: the maps and curves show 5, evenly spread; all of them are measured"
+        assert write_report(runs, path) == (said,)
+        thin = Page(path)
+        assert f"<li>{said}</li>" in thin.text
+        assert thin.data["steps"] == [0, 30, 60, 80, 110]
+        places = [page.data["steps"].index(step) for step in thin.data["steps"]]
+        for ours, all_of_it in zip(
+            thin.data["kymographs"]["operators"], page.data["kymographs"]["operators"], strict=True
+        ):
+            assert ours["value"] == [all_of_it["value"][place] for place in places]
+        lines = (
+            [line for figure in one.data["figures"] for chart in figure["charts"] for line in chart["lines"]]
+            for one in (thin, page)
+        )
+        for ours, all_of_it in zip(*lines, strict=True):
+            assert ours["middle"] == [all_of_it["middle"][place] for place in places]
+        assert len(thin.data["maps"][0]["movies"][0]["low"]) == 5
+        assert re.findall(r'<p class="word">.*?</article>', thin.text) == re.findall(
+            r'<p class="word">.*?</article>', page.text
+        )
+
     def test_every_rule_gives_a_verdict(self, page, runs):
         table = page.text[page.text.index("by other rules</summary>") :]
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])

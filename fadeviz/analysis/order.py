@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
 from ..quality import headline
-from ..runs import Run, check_layer, common_steps, describe_calls, run_labels
+from ..runs import Maps, Run, check_layer, common_steps, describe_calls, run_labels
 from ..snapshots import CHANNEL_KINDS, KINDS
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
@@ -290,7 +290,7 @@ def learning_order(
     for name, members in groups.items():
         measured = []
         for run in members:
-            maps = run.maps(chosen, kind, steps=shown, call=call)[:]
+            maps = run.maps(chosen, kind, steps=shown, call=call)
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         found.append((name, members, measured))
@@ -555,7 +555,7 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str, call: int) ->
     return chosen
 
 
-def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, regions: Sequence[Regions]) -> None:
+def _check_size(run: Run, maps: Maps, layer: str, first: Run, regions: Sequence[Regions]) -> None:
     size = regions[0].band.shape
     if maps.shape[1:] != (len(regions), *size):
         raise FadevizError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ BORDER = 4
 
 MIN_SIDE = 8
 """A cropped map with fewer pixels a side has too few frequencies to be measured: its measures are missing."""
+
+HIGH = 0.25
+"""Cycles per pixel: a frequency above is a high one."""
 
 NYQUIST_WIDTH = 0.03
 NYQUIST_BAND = 0.10
@@ -75,15 +79,10 @@ def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray
     Raises:
         FadevizError: fewer than two axes, or a negative border.
     """
-
-    def centroid(values: NDArray[np.float64]) -> float:
-        power, radius = _power(values), _radius(values.shape)
-        return float((power * radius).sum() / power.sum())
-
-    return _each_map(maps, border, MIN_SIDE, centroid)
+    return _each_map(maps, border, MIN_SIDE, lambda values: _centroid(_power(values)))
 
 
-def high_share(maps: NDArray[np.floating], above: float = 0.25, border: int = BORDER) -> NDArray[np.float64]:
+def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BORDER) -> NDArray[np.float64]:
     """Share of a map's energy at radial frequencies above ``above`` cycles per pixel.
 
     ``sum over |f| > above of P(f) / sum P(f)``, with P as in :func:`radial_centroid`; white noise has
@@ -97,12 +96,7 @@ def high_share(maps: NDArray[np.floating], above: float = 0.25, border: int = BO
     """
     if not 0 <= above < np.sqrt(0.5):
         raise FadevizError(f"high_share: above is {above:g}; radial frequencies span 0 to 0.71 cycles per pixel")
-
-    def share(values: NDArray[np.float64]) -> float:
-        power = _power(values)
-        return float(power[_radius(values.shape) > above].sum() / power.sum())
-
-    return _each_map(maps, border, MIN_SIDE, share)
+    return _each_map(maps, border, MIN_SIDE, lambda values: _share_above(_power(values), above))
 
 
 def radial_spectrum(
@@ -194,12 +188,41 @@ def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDE
         FadevizError: fewer than two axes, a negative border, or a scale below 2.
     """
     maps = _checked(maps, border, scale)
-
-    def measures(values: NDArray[np.float64]) -> tuple[float, float, float]:
-        return *_repeated(values, scale, border), _line_ratio(values, scale)
-
-    found = _each_map(maps, border, MIN_SIDE, measures, (3,))
+    found = _each_map(maps, border, MIN_SIDE, lambda values: _board(values, _power(values), scale, border), (3,))
     return Checkerboard(found[..., 0], found[..., 1], found[..., 2])
+
+
+def measure_spectrum(
+    maps: NDArray[np.floating], scale: int = 2, border: int = BORDER
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Checkerboard]:
+    """:func:`radial_centroid`, :func:`high_share` and :func:`checkerboard` of the same maps, each transformed once.
+
+    Raises:
+        FadevizError: as :func:`checkerboard`.
+    """
+    maps = _checked(maps, border, scale)
+
+    def measures(values: NDArray[np.float64]) -> tuple[float, ...]:
+        power = _power(values)
+        return _centroid(power), _share_above(power, HIGH), *_board(values, power, scale, border)
+
+    found = np.moveaxis(_each_map(maps, border, MIN_SIDE, measures, (5,)), -1, 0)
+    return found[0], found[1], Checkerboard(*found[2:])
+
+
+def _centroid(power: NDArray[np.float64]) -> float:
+    return float((power * _radius(power.shape)).sum() / power.sum())
+
+
+def _share_above(power: NDArray[np.float64], above: float) -> float:
+    return float(power[_radius(power.shape) > above].sum() / power.sum())
+
+
+def _board(
+    values: NDArray[np.float64], power: NDArray[np.float64], scale: int, border: int
+) -> tuple[float, float, float]:
+    """Share, amplitude and Nyquist ratio of one cropped map."""
+    return *_repeated(values, scale, border), _line_ratio(power, scale)
 
 
 def _each_map(
@@ -242,13 +265,20 @@ def _hann(length: int) -> NDArray[np.float64]:
     return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
 
 
+@lru_cache(maxsize=16)
+def _window(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    window: NDArray[np.float64] = np.outer(_hann(shape[0]), _hann(shape[1]))
+    return window
+
+
 def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    window = np.outer(_hann(values.shape[0]), _hann(values.shape[1]))
+    window = _window(values.shape)
     centred = values - (window * values).sum() / window.sum()
     power: NDArray[np.float64] = np.abs(np.fft.fft2(window * centred)) ** 2
     return power
 
 
+@lru_cache(maxsize=16)
 def _radius(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1]))
 
@@ -277,18 +307,23 @@ def _variance_within(values: NDArray[np.float64], scale: int) -> float:
     return float(np.mean([(place * place).mean() for place in places]) - (mean * mean).mean())
 
 
-def _line_ratio(values: NDArray[np.float64], scale: int) -> float:
+@lru_cache(maxsize=16)
+def _lines(shape: tuple[int, ...], scale: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which frequencies lie on a line of the grid, and which beside one."""
     lines = np.arange(1, scale // 2 + 1) / scale
 
     def distance(length: int) -> NDArray[np.float64]:
         away: NDArray[np.float64] = np.abs(np.abs(np.fft.fftfreq(length))[:, None] - lines).min(1)
         return away
 
-    away = np.minimum(distance(values.shape[0])[:, None], distance(values.shape[1]))
-    power = _power(values)
+    away = np.minimum(distance(shape[0])[:, None], distance(shape[1]))
     slack = 1e-9  # frequencies are multiples of a rounded step: those at a limit are to fall on one side of it
     on = away <= NYQUIST_WIDTH + slack
-    beside = ~on & (away <= NYQUIST_BAND + slack)
+    return on, ~on & (away <= NYQUIST_BAND + slack)
+
+
+def _line_ratio(power: NDArray[np.float64], scale: int) -> float:
+    on, beside = _lines(power.shape, scale)
     if not on.any() or not beside.any():
         return np.nan
     level = float(power[beside].mean())
@@ -302,8 +337,12 @@ def _moving_average(values: NDArray[np.float64], scale: int, axis: int) -> NDArr
     weights = np.full(2 * half + 1, 1 / scale)
     if scale % 2 == 0:
         weights[[0, -1]] /= 2
-    windows = np.lib.stride_tricks.sliding_window_view(values, len(weights), axis=axis)
-    mean: NDArray[np.float64] = (windows * weights).sum(-1)
+    length = values.shape[axis] - 2 * half
+    part = [slice(None)] * values.ndim
+    mean = np.zeros(())
+    for place, weight in enumerate(weights):
+        part[axis] = slice(place, place + length)
+        mean = mean + weight * values[tuple(part)]
     return mean
 
 

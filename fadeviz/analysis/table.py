@@ -67,13 +67,25 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
         **ends,
         "frame_change": _median(change),
         **{name: number(courses[name].values[:, -1].mean()) if name in courses else None for name in tested},
-        "spliced": [
-            name
-            for name, run in zip(distinct_paths(operator.runs), operator.runs, strict=True)
-            if find_splice(run, order.layer, order.kind, order.call).found
-        ],
+        "spliced": _spliced(operator, order, courses),
         "runs": [run.run_id for run in operator.runs],
     }
+
+
+def _spliced(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> list[str]:
+    """The folders of the runs whose frames do not look like one training."""
+    known = courses.get("frame_correlation")
+    return [
+        name
+        for number, (name, run) in enumerate(zip(distinct_paths(operator.runs), operator.runs, strict=True))
+        if find_splice(
+            run,
+            order.layer,
+            order.kind,
+            order.call,
+            to_next=None if known is None or known.steps != run.steps else known.values[number, 1:],
+        ).found
+    ]
 
 
 def other_rules(order: LearningOrder) -> list[Row]:

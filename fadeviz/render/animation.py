@@ -39,6 +39,9 @@ MAX_SIDE = 16_383
 MAX_DURATION = 655_350
 """What a GIF can hold, in milliseconds."""
 
+MAX_FRAMES = 300
+"""So many are shown where no steps are named: half a minute, and as much as the file formats' writers can hold."""
+
 _TILE = 256
 """About how many pixels a tile is wide, and how many the sizes below are meant for."""
 _BACKGROUND, _TRACK, _TICK, _FAINT, _DIM, _BRIGHT = 22, 58, 110, 165, 200, 240
@@ -104,6 +107,7 @@ def write_animation(
         steps=steps,
         call=call,
         centered=is_diverging(colormap),
+        at_most=MAX_FRAMES,
     )
     layout = find_layout(sequences, scale=scale)
     notes = all_notes(sequences)

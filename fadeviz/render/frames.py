@@ -86,6 +86,7 @@ def select_frames(
     steps: Sequence[int] | None = None,
     centered: bool = False,
     call: int = 0,
+    at_most: int | None = None,
 ) -> list[FrameSequence]:
     """The maps to draw, one sequence a run, or one a run and channel for ``CHANNEL_KINDS``.
 
@@ -102,6 +103,7 @@ def select_frames(
         steps: which steps, or None for all that the runs have in common.
         centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
         call: which call of a layer that runs several times in a forward pass.
+        at_most: where no ``steps`` are named and there are more, so many of them: evenly spread, with a note.
 
     Raises:
         FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit
@@ -120,7 +122,9 @@ def select_frames(
     chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
     check_layer(runs, chosen_layer, kind, call)
     _check_pictures(runs, image)
-    shown = common_steps(runs, steps)
+    shown = common = common_steps(runs, steps)
+    if steps is None and at_most is not None:
+        shown = tuple(spread(common, at_most))
     parts: list[_Part] = []
     for run, label in zip(runs, run_labels(runs), strict=True):
         if kind not in CHANNEL_KINDS:
@@ -139,7 +143,13 @@ def select_frames(
     notes = {
         run.path: (
             *filter(None, [describe_calls(chosen_layer, calls[run.path], call)]),
-            *_notes(run, [part for part in parts if part[0] is run], shown, among.get(run.path), steps is None),
+            *_notes(
+                run,
+                [part for part in parts if part[0] is run],
+                shown,
+                among.get(run.path),
+                common if steps is None else None,
+            ),
         )
         for run in runs
     }
@@ -234,16 +244,29 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
 
 
 def _notes(
-    run: Run, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, all_steps: bool
+    run: Run, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, common: Sequence[int] | None
 ) -> tuple[str, ...]:
-    """What of a run is not drawn, or is painted apart; ``channels`` is how many of them there are."""
+    """What of a run is not drawn, or is painted apart.
+
+    Args:
+        run: the run.
+        parts: what is drawn of it.
+        shown: the steps that are drawn.
+        channels: how many channels there are; None for a kind that has one map an image.
+        common: the steps of all runs, if no choice of them was asked for.
+    """
     label = parts[0][1]
     broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
     notes = [f"{run.address}: left out {name} ({reason})" for name, reason in broken.items()]
     notes += [run.lost] if run.lost else []
-    missing = [step for step in run.steps if step not in shown]
-    if missing and all_steps:
-        notes.append(f"{run.address}: {len(missing)} steps are left out that not all runs have")
+    if common is not None and len(run.steps) > len(common):
+        missing = len(run.steps) - len(common)
+        notes.append(f"{run.address}: {missing} steps are left out that not all runs have")
+    if common is not None and len(common) > len(shown):
+        notes.append(
+            f"{len(shown)} of {len(common)} snapshots are shown, evenly spread from step {shown[0]} to {shown[-1]}. "
+            "Choose others with --steps"
+        )
     if channels is not None and channels > len(parts):
         numbers = ", ".join(str(number) for _, _, number, _ in parts)
         notes.append(
@@ -253,6 +276,12 @@ def _notes(
     if cells:
         notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
     return tuple(notes)
+
+
+def spread(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
+    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[round(place)] for place in places]
 
 
 def all_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
@@ -267,4 +296,5 @@ __all__ = [
     "all_notes",
     "select_channels",
     "select_frames",
+    "spread",
 ]

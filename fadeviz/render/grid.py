@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..runs import Run, common_steps
+from ..runs import Run
 from ..snapshots import CHANNEL_KINDS
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
@@ -28,6 +28,8 @@ _CELL = 120
 """About how many pixels a cell is wide, and how many pixels of the page the sizes below are meant for."""
 _DPI = 200
 _CHANNEL_COLUMNS = 8
+MAX_FRAMES = 120
+"""So many frames a run are drawn where no steps are named: more than a reader can take in."""
 _TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: captions, the steps in the cells, the operators."""
 
@@ -127,16 +129,16 @@ def _select(
 ) -> list[FrameSequence]:
     """What a grid draws; of channels at a handful of steps, if none are named."""
     palette(colormap)
-    note = ""
-    if kind in CHANNEL_KINDS and channel is None and steps is None and runs:
-        common = common_steps(runs)
-        steps = spread(common, _CHANNEL_COLUMNS)
-        if len(steps) < len(common):
-            note = f"{len(steps)} of {len(common)} steps are drawn. Choose: --steps"
-    first, *others = select_frames(
-        runs, kind=kind, channel=channel, steps=steps, centered=is_diverging(colormap), **options
+    rows = kind in CHANNEL_KINDS and channel is None
+    return select_frames(
+        runs,
+        kind=kind,
+        channel=channel,
+        steps=steps,
+        centered=is_diverging(colormap),
+        at_most=_CHANNEL_COLUMNS if rows else MAX_FRAMES,
+        **options,
     )
-    return [replace(first, notes=(*first.notes, note)) if note else first, *others]
 
 
 def draw_grid(
@@ -273,12 +275,6 @@ def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) 
         return abs(math.log(shape / 1.7)) + 2.0 * (rows * columns - frames) / (rows * columns)
 
     return min(range(min(frames, least), min(frames, max(least, 16)) + 1), key=badness)
-
-
-def spread(steps: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
-    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
-    return [steps[round(place)] for place in places]
 
 
 def _save(

@@ -93,13 +93,14 @@ def write_report(
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
     command = _command(runs, path, layers, kinds, images, max_mb, title, call)
     shown = min(images, len(order.images))
-    content = _content(order, members, shown, command, title)
+    steps, thinned = story.shown_steps(order)
+    content = _content(order, steps, members, shown, command, title)
     besides = tuple(_not_asked_for(order, members, layers, kinds, shown))
     limit = int(max_mb * 1e6)
     selection = select_movies(
         members,
         ranks,
-        order.steps,
+        steps,
         shown,
         limit - _SLACK - len(_page(content, Selection((), 0, (), besides), order)),
         layers=layers,
@@ -108,9 +109,7 @@ def write_report(
         needed="Give a larger --max-mb, or fewer runs",
         call=call,
     )
-    selection = replace(
-        selection, left_out=(*selection.left_out, *_not_asked_for(order, members, layers, kinds, shown))
-    )
+    selection = replace(selection, left_out=(*thinned, *selection.left_out, *besides))
     page = _page(content, selection, order)
     if len(page) > limit:
         raise FadevizError(f"the page takes {len(page) / 1e6:.2f} MB, more than {max_mb:g}. Give a larger --max-mb")
@@ -168,7 +167,9 @@ def _not_asked_for(
 # --- what the page shows ----------------------------------------------------------------------------------------------
 
 
-def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: str, title: str | None) -> dict[str, Any]:
+def _content(
+    order: LearningOrder, steps: Sequence[int], runs: Sequence[Run], images: int, command: str, title: str | None
+) -> dict[str, Any]:
     """Everything but the maps: ``data`` for the script, the rest as text for the page."""
     pictures, _ = runs[0].observation
     mattes = runs[0].mattes
@@ -178,7 +179,7 @@ def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: st
     data = {
         "layer": order.layer,
         "kind": order.kind,
-        "steps": list(order.steps),
+        "steps": list(steps),
         "images": [
             {
                 "name": story.plain(name, 80),

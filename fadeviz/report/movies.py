@@ -180,14 +180,16 @@ def _packed(
     call: int,
     room: int | None,
 ) -> Movies | None:
-    """The movies of one layer and kind, or None as soon as they take more than ``room``."""
+    """The movies of one layer and kind, or None as soon as they take, or the first foretells, more than ``room``."""
     movies, used = Movies(layer, kind), 0
+    count = sum(kind in runs[run].layers.get(layer, ()) for run, _ in places)
     for run, image, maps in _each(runs, places, steps, layer, kind, call):
         one = movies.packed[run, image] = pack(maps, kind)
         height, width = maps.shape[-2:]
         movies.sizes[run] = (height, width)
         used += text_size(one)
-        if room is not None and used > room:
+        foretold = used * count / 2 if len(movies.packed) == 1 else used  # images differ, hardly by half
+        if room is not None and max(used, foretold) > room:
             return None
     return movies
 

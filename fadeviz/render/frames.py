@@ -254,7 +254,8 @@ def _notes(
     notes = [f"{run.address}: left out {name} ({reason})" for name, reason in run.broken.items()]
     missing = [step for step in run.steps if step not in shown]
     if missing and all_steps:
-        notes.append(f"{run.address}: {len(missing)} steps are left out that not all runs have")
+        some = f"{len(missing)} step{'s are' if len(missing) > 1 else ' is'}"
+        notes.append(f"{run.address}: {some} left out that not all runs have")
     if channels is not None and channels > len(parts):
         numbers = ", ".join(str(number) for _, _, number, _ in parts)
         notes.append(

@@ -9,7 +9,7 @@ import inspect
 import pickle
 import random
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ State = Mapping[str, object]
 _DICTS = (dict, OrderedDict, defaultdict)
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(nn.Module().__dict__)
+_HOOKS = tuple(key for key, value in nn.Module().__dict__.items() if "hooks" in key and isinstance(value, dict))
 
 
 def state_of(model: nn.Module, loss_fn: object = None) -> State:
@@ -99,13 +100,13 @@ def untouched(modules: Iterable[nn.Module], watched: Iterable[nn.Parameter] = ()
         A list that holds, afterwards, the watched parameters that were written to.
     """
     written: list[nn.Parameter] = []
-    with torch.inference_mode(False), contextlib.ExitStack() as undo:
+    with torch.inference_mode(False), _Undo() as undo:
         modules = list(modules)
         parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
         for parameter in filter(_is_plain, watched):
-            undo.callback(_put_back_values, parameter, parameter.detach().to("cpu", copy=True), written)
+            undo.later(_put_back_values, parameter, parameter.detach().to("cpu", copy=True), written)
         for parameter in filter(_is_plain, parameters.values()):
-            undo.callback(_put_back_data, parameter, parameter.data, parameter.requires_grad)
+            undo.later(_put_back_data, parameter, parameter.data, parameter.requires_grad)
         with torch.no_grad():
             kept = _Kept(undo, parameters.values())
             for module in modules:
@@ -129,10 +130,35 @@ def _put_back_data(parameter: nn.Parameter, data: Tensor, requires_grad: bool) -
         parameter.requires_grad_(requires_grad)
 
 
+class _Undo:
+    """Calls to make at the end, the last first: all of them, also where one fails or is interrupted."""
+
+    def __init__(self) -> None:
+        # Not an ExitStack, whose thousands of callbacks would take as long as the observation of a small model.
+        self._calls: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
+
+    def later(self, call: Callable[..., object], *arguments: Any) -> None:
+        self._calls.append((call, arguments))
+
+    def __enter__(self) -> _Undo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        failed: BaseException | None = None
+        while self._calls:
+            call, arguments = self._calls.pop()
+            try:
+                call(*arguments)
+            except BaseException as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+
 class _Kept:
     """Puts copies in the place of tensors, and notes how to undo it."""
 
-    def __init__(self, undo: contextlib.ExitStack, parameters: Iterable[nn.Parameter]) -> None:
+    def __init__(self, undo: _Undo, parameters: Iterable[nn.Parameter]) -> None:
         self._undo = undo
         self._copies: dict[int, tuple[Tensor, Tensor]] = {}
         # Tensors that share memory are copied so that they share it still: what writes to one is read in the other.
@@ -146,27 +172,32 @@ class _Kept:
             for buffer in module._buffers.values():
                 if buffer is not None:
                     self._copies.setdefault(id(buffer), (buffer, self._new(buffer)))
+            hooks = [module.__dict__[key] for key in _HOOKS if key in module.__dict__]
+            self._undo.later(_restore_dicts, hooks, [dict(entries) for entries in hooks])
+            self._seen.update(map(id, hooks))
             self._dict(module.__dict__, 4)
             return
         for buffer in module.buffers(recurse=False):  # kept in C++, where they cannot be exchanged
-            self._undo.callback(_copy_back, buffer, buffer.clone())
+            self._undo.later(_copy_back, buffer, buffer.clone())
 
     def _copy(self, value: Any, depth: int) -> Any:
         """What is to stand in the place of ``value``: a copy of a tensor, or itself, kept as it is inside."""
+        if type(value) in _SIMPLE or isinstance(value, nn.Module):
+            return value
         if isinstance(value, Tensor):
             return self._tensor(value)
         if isinstance(value, torch.Generator):
-            self._undo.callback(value.set_state, value.get_state())
+            self._undo.later(value.set_state, value.get_state())
         elif isinstance(value, np.random.Generator):
-            self._undo.callback(setattr, value.bit_generator, "state", value.bit_generator.state)
+            self._undo.later(setattr, value.bit_generator, "state", value.bit_generator.state)
         elif isinstance(value, np.random.RandomState):
-            self._undo.callback(value.set_state, value.get_state())
+            self._undo.later(value.set_state, value.get_state())
         elif isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
-            self._undo.callback(value.setstate, value.getstate())
+            self._undo.later(value.setstate, value.getstate())
         elif isinstance(value, np.ndarray) and value.flags.writeable:
-            self._undo.callback(np.copyto, value, value.copy())
+            self._undo.later(np.copyto, value, value.copy())
         elif type(value) is set:
-            self._undo.callback(_restore_set, value, set(value))
+            self._undo.later(_restore_set, value, set(value))
         elif depth and type(value) in _DICTS:
             self._dict(value, depth - 1)
         elif depth and type(value) in (list, deque):
@@ -182,7 +213,7 @@ class _Kept:
             return
         self._seen.add(id(entries))
         saved = dict(entries)
-        self._undo.callback(_restore_dict, entries, saved)
+        self._undo.later(_restore_dict, entries, saved)
         for key, value in saved.items():
             copy = self._copy(value, depth)
             if copy is not value:
@@ -193,7 +224,7 @@ class _Kept:
             return
         self._seen.add(id(items))
         saved = list(items)
-        self._undo.callback(_restore_list, items, saved)
+        self._undo.later(_restore_list, items, saved)
         for i, value in enumerate(saved):
             items[i] = self._copy(value, depth)
 
@@ -251,6 +282,12 @@ def _restore_dict(entries: MutableMapping[Any, Any], saved: dict[Any, Any]) -> N
     for key, value in saved.items():
         if key not in entries or entries[key] is not value:
             entries[key] = value
+
+
+def _restore_dicts(several: list[dict[Any, Any]], saved: list[dict[Any, Any]]) -> None:
+    for entries, before in zip(several, saved, strict=True):
+        if entries or before:
+            _restore_dict(entries, before)
 
 
 def _restore_list(items: list[Any] | deque[Any], saved: list[Any]) -> None:

@@ -98,7 +98,7 @@ def test_steps_in_common_and_the_note(tmp_path):
     two = make_run(tmp_path / "two", upsampler="carafe", run_id="b", steps=(0, 20, 40))
     sequences = select_frames([one, two])
     assert [s.steps for s in sequences] == [(0, 20)] * 2
-    assert "1 steps are left out" in sequences[0].notes[0]
+    assert "1 step is left out" in sequences[0].notes[0]
     with pytest.raises(FadevizError, match="two has no snapshot of step 10"):
         select_frames([one, two], steps=[10])
     with pytest.raises(FadevizError, match="no recorded step in common"):

@@ -469,15 +469,27 @@ black_and_white = pytest.mark.parametrize(
 @black_and_white
 @pytest.mark.parametrize(
     "stored",
-    ["RGB", "RGBA", "LA", "black first", "white first", "far indices", "transparent black", "CMYK", "grey palette"],
+    [
+        "RGB",
+        "RGBA",
+        "LA",
+        "black first",
+        "white first",
+        "far indices",
+        "transparent black",
+        "CMYK",
+        "PA",
+        "grey palette",
+    ],
 )
 def test_masks_are_what_they_show(tmp_path: Path, reader: Reader, stored: str) -> None:
     _, inside = scene()
     image_file, mask_file = plain_set(tmp_path, reader)
     grey = values_of(reader, inside)
     values = np.asarray(grey)
-    if stored == "CMYK":
-        grey.convert("CMYK").save(mask_file.with_suffix(".tif"))
+    if stored in ("CMYK", "PA"):  # which a PNG cannot be
+        other = grey.convert("CMYK") if stored == "CMYK" else grey.convert("RGB").quantize(3).convert("PA")
+        other.save(mask_file.with_suffix(".tif"))
         mask_file.unlink()
     elif stored in ("RGB", "RGBA", "LA"):
         save(grey.convert(stored), mask_file)

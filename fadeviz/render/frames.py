@@ -261,7 +261,8 @@ def _notes(
     notes += [run.lost] if run.lost else []
     if common is not None and len(run.steps) > len(common):
         missing = len(run.steps) - len(common)
-        notes.append(f"{run.address}: {missing} steps are left out that not all runs have")
+        some = f"{missing} step{'s are' if missing > 1 else ' is'}"
+        notes.append(f"{run.address}: {some} left out that not all runs have")
     if common is not None and len(common) > len(shown):
         notes.append(
             f"{len(shown)} of {len(common)} snapshots are shown, evenly spread from step {shown[0]} to {shown[-1]}. "

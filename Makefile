@@ -7,8 +7,10 @@ INSTALLED := .venv/installed
 
 .PHONY: demo test lint slow gpu clean
 
+# One that was stopped or killed goes on; of one that is finished the figures are drawn again. Anew:
+# .venv/bin/fadeviz demo --overwrite
 demo: $(INSTALLED)
-	$(BIN)/fadeviz demo --overwrite
+	$(BIN)/fadeviz demo
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile
@@ -20,7 +22,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# The tests that take minutes.
+# The tests that take minutes. Those of a real Slurm need root and, on Debian:
+#   apt-get install slurm-wlm slurm-wlm-basic-plugins munge
+# and skip, saying so, where these are absent (tests/real_slurm.sh starts and stops the daemons).
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from .runs import NUMBERS, RUN
+from .runs import NUMBERS, RUN, Output
 
 
 @click.command()
 @click.argument("run", type=RUN)
 @click.option("--to", "target", required=True, metavar="npz|zarr|tensorboard|wandb|rerun", help="What to write.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True,
+@click.option("-o", "--output", type=Output(), required=True,
               help="The file (.npz, .rrd) or the folder to make.")  # fmt: skip
 @click.option("--layer", "layers", multiple=True, help="This layer alone; may be repeated.  [default: all]")
 @click.option("--kind", "kinds", multiple=True,

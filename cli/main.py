@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +22,13 @@ from .export import export
 from .measure import analyze, plot
 from .report import report
 from .results import compare, predict
-from .runs import RUN
+from .runs import CALL, RUN, Output
 from .sweep import sweep
-from .training import figures, given, training_options
+from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
+    from fadeviz.runs import Run
 
 
 class _Commands(click.Group):
@@ -39,6 +43,9 @@ class _Commands(click.Group):
             if error.filename is None:  # nothing that the user named
                 raise
             raise click.ClickException(printable(f"{error.filename}: {error.strerror}")) from error
+        except KeyboardInterrupt:  # while it was still importing, or by a command that trains nothing
+            click.echo("interrupted", err=True)
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -69,13 +76,26 @@ def main() -> None:
               help="Folder for the two runs and the pictures.")  # fmt: skip
 @click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
+@click.option("--overwrite", is_flag=True, help="Begin anew, in place of an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
-    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary."""
+    """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary.
+
+    A demo that was stopped or killed goes on when the same command is given again; of one that is finished the figures
+    are drawn again.
+    """
     from fadeviz.demo import run_demo
 
     with _Bars() as bars:
-        summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+        try:
+            summary = run_demo(out, steps=steps, seed=seed, overwrite=overwrite, report=bars.report)
+        except KeyboardInterrupt as error:
+            bars.close()
+            named = ["--out", str(out)], ["--steps", str(steps)], ["--seed", str(seed)]
+            usual = ["outputs/demo", "240", "0"]
+            again = shlex.join(
+                ["fadeviz", "demo", *(w for n, u in zip(named, usual, strict=True) for w in n if n[1] != u)]
+            )
+            leave_interrupted(error, again, nothing=f"interrupted; {again} goes on")
     click.echo(summary)
 
 
@@ -103,15 +123,18 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requeue: bool, **options: Any) -> None:
     """Train a network and record its maps.
 
-    Ctrl-C stops the run; what is recorded stays readable, and --resume goes on with the same result as if it had
-    never stopped.
+    Ctrl-C, SIGTERM and a closed terminal stop the run after the step in work, with a checkpoint: --resume goes on with
+    the next step, and with the same result as if it had never stopped. A second Ctrl-C, two seconds later, stops it at
+    once. The exit code is 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
     if requeue and (resume or overwrite):
         raise click.UsageError("--requeue finds out by itself whether to go on: leave --resume and --overwrite out")
+    from fadeviz import open_run
     from fadeviz.experiment import run
     from fadeviz.training.distributed import OtherProcessFailed, started_number
+    from fadeviz.training.signals import Interrupted
 
     config = _config(ctx, out, resume, options)
     if requeue:
@@ -121,19 +144,20 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     quiet = started_number() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
-            finished = run(config, out, resume=resume, overwrite=overwrite, report=None if quiet else bars.report)
+            finished = run(
+                config, out, resume=resume, overwrite=overwrite,
+                report=None if quiet else bars.report, note=None if quiet else _note,
+            )  # fmt: skip
         except OtherProcessFailed:
             if quiet:
                 sys.exit(1)
             raise
-        except KeyboardInterrupt:
-            bars.close()
-            if quiet:
-                sys.exit(1)
-            if not any((out / "snapshots").glob("step_*")):
-                raise click.ClickException("stopped before anything was recorded") from None
-            message = f"stopped. {out} is readable; go on: fadeviz record --resume --out {out}"
-            raise click.ClickException(message) from None
+        except KeyboardInterrupt as error:
+            if not (isinstance(error, Interrupted) and error.finished):
+                bars.close()
+                again = f"fadeviz record --resume --out {shlex.quote(str(out))}"
+                leave_interrupted(error, again, quiet=quiet, nothing="interrupted before anything was recorded")
+            finished = open_run(out)  # the signal came after the last step
     if quiet:
         return
     for note in finished.info["data"].get("notes", []):
@@ -142,6 +166,10 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     figures = ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())
     click.echo(f"{out}: {len(finished.steps)} snapshots; {figures}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
+
+
+def _note(text: str) -> None:
+    click.echo(f"note: {text}", err=True)
 
 
 def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]) -> RunConfig:
@@ -168,10 +196,15 @@ class _Bars:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def report(self, progress: Progress, title: str = "training") -> None:
+        with contextlib.suppress(OSError):  # a terminal that was closed ends no training
+            self._move(progress, title)
+
+    def _move(self, progress: Progress, title: str) -> None:
         from tqdm import tqdm
 
         if self._bar is None or progress.step < self._bar.n:
@@ -190,7 +223,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN..."),
-            click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The file to write."),
+            click.option("-o", "--output", type=Output(), required=True, help="The file to write."),
             click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]"),
             click.option("--kind", default="feature", show_default=True,
                          help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide."),
@@ -206,6 +239,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--colormap", default="gray", show_default=True,
                          help="gray, viridis, magma, cividis, or any name matplotlib knows."),
             click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100."),
+            click.option("--call", type=int, default=0, show_default=True, help=CALL),
             click.option("--scale", type=int, help="Pixels a map value is wide.  [default: about 120 to 256 a map]"),
         ]
     ):  # fmt: skip
@@ -270,7 +304,7 @@ def _say(output: Path, notes: tuple[str, ...]) -> None:
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to measure.")
 @click.option("--compile", "compiled", is_flag=True,
               help="Time torch.compile of the plain form too: minutes more to compile.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path),
+@click.option("-o", "--output", type=Output(),
               help="A JSON file for all figures, replaced after every part.")  # fmt: skip
 def bench(
     quick: bool,
@@ -390,15 +424,18 @@ def layers(network: str, upsampler: str) -> None:
 @main.command()
 @click.argument("run", type=RUN)
 def info(run: Path | str) -> None:
-    """Say what a run folder holds: settings, snapshots, result, damage."""
+    """Say what a run folder holds: settings, snapshots, result, damage. Of a sweep's folder, how its runs stand."""
     from fadeviz import open_run
 
+    if isinstance(run, Path) and (run / "manifest.json").is_file() and not (run / "run.json").exists():
+        _sweep_info(run)
+        return
     opened = open_run(run)
     told = opened.info
     config, result = told.get("config", {}), told.get("result", {})
     # A run of somebody's own loop says less of itself than one of `record`: print what there is.
     lines = {
-        "status": [told.get("status"), told.get("message")],
+        "status": [_status(opened), told.get("message")],
         "data": [
             told.get("data", {}).get("name"),
             *(f"{k} {config[k]}" for k in ("size", "width", "seed") if k in config),
@@ -418,15 +455,42 @@ def info(run: Path | str) -> None:
         ],
         "notes": told.get("notes", []),
     }
-    click.echo(printable(f"{opened.address}: {opened.name} in {told.get('network')}, run {opened.run_id}"))
+    network = f" in {told['network']}" if told.get("network") else ""
+    click.echo(printable(f"{opened.address}: {opened.name}{network}, run {opened.run_id}"))
     for name, parts in lines.items():
         if any(parts):
             click.echo(f"{name:13}{', '.join(str(part) for part in parts if part)}")
     click.echo(f"snapshots    {len(opened.steps)}: {', '.join(map(str, opened.steps))}")
-    for layer, kinds in opened.layers.items() if opened.steps else ():
-        click.echo(f"  {printable(layer):30}{', '.join(kinds)}")
+    recorded = opened.layers if opened.steps else {}
+    wide = min(60, max([28, *map(len, recorded)]))  # a longer name than that pushes its own line alone
+    for layer, kinds in recorded.items():
+        calls = opened.calls(layer, kinds[0]) if kinds else {}
+        sizes = ", ".join(f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items())
+        several = f"; calls {sizes}: choose with --call" if len(calls) > 1 else ""
+        click.echo(f"  {printable(layer):{wide}}  {', '.join(kinds)}{several}")
     for file, reason in opened.broken.items():
         click.echo(printable(f"broken       {file}: {reason}"), err=True)
+
+
+def _status(run: Run) -> str:
+    if run.status != "stopped":
+        return run.status
+    return (
+        f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
+    )
+
+
+def _sweep_info(out: Path) -> None:
+    from fadeviz.sweep import read_status
+
+    runs = read_status(out)
+    finished = sum(run.status == "finished" for run in runs)
+    click.echo(printable(f"{out}: a sweep, {finished} of {len(runs)} runs finished"))
+    wide = max((len(run.name) for run in runs), default=0)
+    for run in runs:
+        said = {"stopped": f"its process ended without reporting a result. Go on: fadeviz sweep --out {out}"}
+        message = said.get(run.status, run.message)
+        click.echo(printable(f"{run.name:{wide}}  {run.status:12}step {run.step}{', ' + message if message else ''}"))
 
 
 @main.command()
@@ -434,7 +498,7 @@ def info(run: Path | str) -> None:
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
-    from fadeviz.check import check_run, repair_run
+    from fadeviz.check import check_run, other_maps, repair_run
 
     for fault in repair_run(run) if repair else ():
         click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))
@@ -445,6 +509,8 @@ def check(run: Path | str, repair: bool) -> None:
         can = any(fault.repair for fault in faults)
         count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
         raise FadevizError(f"{run} has {count}." + (" Remove what is broken: --repair" if can else ""))
+    for note in other_maps(run):
+        click.echo(printable(f"note: {note}"), err=True)
     click.echo(printable(f"{run}: all is well"))
 
 
@@ -457,14 +523,19 @@ def data() -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--url", required=True, help="Address of a .zip, .tar or .tar.gz archive.")
 @click.option("--sha256", required=True, help="The archive's checksum.")
-def data_get(folder: Path, url: str, sha256: str) -> None:
+@click.option("--max-gb", type=float, default=8.0, show_default=True, metavar="GB",
+              help="Refuse an archive of more gigabytes, or one that unpacks to more.")  # fmt: skip
+@click.option("--min-speed", type=float, default=1.0, show_default=True, metavar="KB",
+              help="Give up where fewer kilobytes a second come, over a minute; 0 waits for ever.")  # fmt: skip
+def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: float) -> None:
     """Download an archive into FOLDER: resumed where it broke off, checked, unpacked safely."""
     import pooch
 
     from fadeviz.data.download import fetch_archive
 
     pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
-    click.echo(f"unpacked {fetch_archive(url, sha256, folder)}")
+    done = fetch_archive(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
+    click.echo(printable(f"unpacked {done}"))
 
 
 @data.command("check")
@@ -473,7 +544,7 @@ def data_get(folder: Path, url: str, sha256: str) -> None:
               help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
     """Read every picture of a data set's FOLDER and list what is wrong."""
-    from fadeviz.data.sets import check_data
+    from fadeviz.data.sets import check_data, describe_data
 
     name, problems, splits = check_data(folder, name)
     if len(problems) == 1:
@@ -483,13 +554,13 @@ def data_check(folder: Path, name: str) -> None:
     if problems:
         raise FadevizError(f"{folder}: {len(problems)} problems")
     assert splits is not None
-    for note in splits.info.get("notes", []):  # type: ignore[attr-defined]
+    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
+    for note in [*notes, *describe_data(folder, name)]:
         click.echo(f"note: {note}")
     train = splits.info["train"]
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    click.echo(
-        f"{folder}: {name}, pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
-    )
+    counts = f"pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
+    click.echo(printable(f"{folder}: {name}, {counts}"))
 
 
 main.add_command(analyze)

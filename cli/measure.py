@@ -13,18 +13,20 @@ import click
 
 from fadeviz.errors import FadevizError
 
-from .runs import RUN
+from .runs import CALL, RUN, Output, is_stdout, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fadeviz.analysis.order import LearningOrder, OperatorOrder
+    from fadeviz.analysis.responses import Kymograph
     from fadeviz.analysis.table import Courses
     from fadeviz.render.plots import CurvePanel
 
 _RUNS = click.argument("runs", nargs=-1, required=True, type=RUN)
 _LAYER = click.option("--layer", default=None, help="Layer to measure.  [default: the network's intermediate one]")
 _KIND = click.option("--kind", "map_kind", default="feature", show_default=True, help="Kind of map to measure.")
+_CALL = click.option("--call", type=int, default=0, show_default=True, help=CALL)
 
 _RESPONSES = click.option(
     "--responses", default="plain", show_default=True,
@@ -45,14 +47,23 @@ _UNTIL = click.option(
 @_RUNS
 @_LAYER
 @_KIND
+@_CALL
 @_RESPONSES
 @_UNTIL
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers here.")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the table here.")
+@click.option("--json", "json_file", type=Output(text=True, dir_okay=False), metavar="FILE",
+              help="Write all numbers here; - is standard output, and the table goes to standard error.")  # fmt: skip
+@click.option(
+    "--csv",
+    "csv_file",
+    type=Output(text=True, dir_okay=False),
+    metavar="FILE",
+    help="Write the table here; - likewise.",
+)
 def analyze(
     runs: tuple[Path | str, ...],
     layer: str | None,
     map_kind: str,
+    call: int,
     responses: str,
     until: str,
     json_file: Path | None,
@@ -61,15 +72,18 @@ def analyze(
     """Measure what RUNS learn first, outline or interior: one row an operator, with intervals over images and seeds."""
     from fadeviz.analysis.courses import operator_courses
     from fadeviz.analysis.table import course_rows, describe, number, other_rules, summary_rows
-    from fadeviz.files import write_whole
 
-    order = _order(runs, layer, map_kind, responses, until)
+    piped = [file for file in (json_file, csv_file) if is_stdout(file)]
+    if len(piped) > 1:
+        raise click.UsageError("--json - and --csv - both write to standard output: choose one")
+    order = _order(runs, layer, map_kind, responses, until, call)
     courses = [operator_courses(order, operator) for operator in order.operators]
     rows = summary_rows(order, courses)
     others = other_rules(order)
     if json_file is not None:
         whole = {
             "layer": order.layer,
+            "call": order.call,
             "kind": order.kind,
             "steps": list(order.steps),
             "images": list(order.images),
@@ -95,18 +109,18 @@ def analyze(
             "other_rules": others,
             "notes": list(order.notes),
         }
-        write_whole(json_file, (json.dumps(whole, allow_nan=False) + "\n").encode())
+        write_text(json_file, json.dumps(whole, allow_nan=False) + "\n")
     if csv_file is not None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(rows[0])
         for row in rows:
             writer.writerow(json.dumps(v) if isinstance(v, list | dict) else v for v in row.values())
-        write_whole(csv_file, text.getvalue().encode())
-    click.echo(describe(order, rows, others))
+        write_text(csv_file, text.getvalue())
+    click.echo(describe(order, rows, others), err=bool(piped))
     for file in (json_file, csv_file):
-        if file is not None:
-            click.echo(f"wrote {file}")
+        if file is not None and file not in piped:
+            click.echo(f"wrote {file}", err=bool(piped))
 
 
 _FIGURES = {
@@ -135,15 +149,17 @@ _FIGURES = {
 )
 @_LAYER
 @click.option("--map-kind", default="feature", show_default=True, help="Kind of map to measure.")
+@_CALL
 @_RESPONSES
 @_UNTIL
-@click.option("-o", "--output", required=True, metavar="FILE",
+@click.option("-o", "--output", type=Output(path_type=str), required=True, metavar="FILE",
               help="The figure: .png, .pdf or .svg. Of several kinds: figures/{kind}.png.")  # fmt: skip
 def plot(
     runs: tuple[Path | str, ...],
     figures: tuple[str, ...],
     layer: str | None,
     map_kind: str,
+    call: int,
     responses: str,
     until: str,
     output: str,
@@ -157,21 +173,25 @@ def plot(
             f"several kinds of figure, but one file {output}. Put {{kind}} into its name: fig_{{kind}}.png"
         )
     check_ending(output)  # before minutes of measuring
-    order = _order(runs, layer, map_kind, responses, until)
+    order = _order(runs, layer, map_kind, responses, until, call)
     courses = [] if _KYMOGRAPHS.keys() >= set(figures) else [operator_courses(order, one) for one in order.operators]
     for figure in dict.fromkeys(figures):
         path = Path(output.replace("{kind}", figure))
         _draw(order, courses, figure, path)
         click.echo(f"wrote {path}")
+    for note in order.notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output: Path) -> None:
-    from fadeviz.analysis.courses import group_words
+    from fadeviz.analysis.courses import MEASURES, group_words
     from fadeviz.analysis.order import describe_inside
+    from fadeviz.render.labels import brief
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
 
-    runs = f"Runs: {', '.join(run.run_id for operator in order.operators for run in operator.runs)}"
-    caption = f"{order.layer}, {order.kind}. {len(order.images)} images: {', '.join(order.images)}. {runs}. "
+    runs = f"Runs: {', '.join(brief(run.run_id) for operator in order.operators for run in operator.runs)}"
+    images = f"{len(order.images)} images: {', '.join(map(brief, order.images))}"
+    caption = f"{order.layer_title}, {order.kind}. {images}. {runs}. "
     inside = describe_inside(order.operators[0].runs[0])
     if inside and figure in _OF_THE_INSIDE:
         caption += f"{inside[0].upper()}{inside[1:]}. "
@@ -185,14 +205,12 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
             ],
             output,
             quantity=f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)",
-            caption=f"{caption}Dashed: the contour. White: as high as white noise is. {sentence}",
+            caption=f"{caption}Dashed: the contour. White: as high as white noise is. {_cut_off(kymographs)}{sentence}",
         )
         return
     panels = (_by_operator if figure in _ONE_PANEL_AN_OPERATOR else _by_measure)(order, courses, figure)
     if not panels:
-        raise FadevizError(
-            f"none of the runs has what the figure {figure!r} shows. Record it: fadeviz record --kinds all ..."
-        )
+        raise FadevizError(f"none of the runs has what the figure {figure!r} shows. {_remedy(order, figure)}")
     sentence = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
     if figure == "responses":
         sentence += (
@@ -206,6 +224,40 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
     elif figure in ("learning", "classes"):
         sentence += " Kernels, guide and decoder feature: of the first images alone, as many as were recorded whole."
     write_curves(panels, output, caption=caption + sentence)
+    lacking = [
+        operator.title
+        for operator, one in zip(order.operators, courses, strict=True)
+        if not any(MEASURES[name].figure == figure for name in one)
+    ]
+    if lacking:
+        click.echo(f"note: left out {', '.join(lacking)}: not all runs have what the figure {figure!r} shows", err=True)
+
+
+def _cut_off(kymographs: Sequence[Kymograph]) -> str:
+    """How much of the maps lies beyond the distances that are drawn; empty where nothing does."""
+    from fadeviz.render.plots import shown_distances
+
+    edges = [one.edges for one in kymographs]
+    last, farthest = shown_distances(edges)[1], max(float(one[-1]) for one in edges)
+    return f"Not drawn: what is {last:g} to {farthest:g} px outside. " if farthest > last else ""
+
+
+def _remedy(order: LearningOrder, figure: str) -> str:
+    """What to do where no run has what a figure shows: a run of one's own training loop is recorded otherwise."""
+    run = order.operators[0].runs[0]
+    by_command = "upsampler" in (run.info.get("config") or {})
+    if figure == "quality" and by_command:
+        return (
+            f"{run.address}/metrics.jsonl has no test up to step {order.steps[-1]}: "
+            f"go on with fadeviz record --resume --out {run.address}"
+        )
+    if figure == "quality":
+        return "Log what your tests give, in your training loop: recorder.log(step, miou=...), of mattes sad=..."
+    kinds = {"gate": "gate,kernel_entropy", "classes": "channels"}.get(figure)
+    if kinds is None:
+        return "The maps are constant or not finite at every step"
+    how = f"fadeviz record --kinds {kinds} ..." if by_command else f'Recorder(..., kinds="{kinds}")'
+    return f"Record it, with an operator that has it: {how}"
 
 
 _KYMOGRAPHS = {
@@ -276,11 +328,13 @@ def _by_measure(order: LearningOrder, courses: Sequence[Courses], figure: str) -
     return panels
 
 
-def _order(runs: tuple[Path | str, ...], layer: str | None, kind: str, responses: str, until: str) -> LearningOrder:
+def _order(
+    runs: tuple[Path | str, ...], layer: str | None, kind: str, responses: str, until: str, call: int
+) -> LearningOrder:
     from fadeviz import open_run
     from fadeviz.analysis.order import learning_order
 
-    return learning_order([open_run(path) for path in runs], layer, kind, which=responses, until=until)
+    return learning_order([open_run(path) for path in runs], layer, kind, which=responses, until=until, call=call)
 
 
 __all__ = ["analyze", "plot"]

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import click
 
-from .runs import NUMBERS, RUN
+from fadeviz import FadevizError
+from fadeviz.errors import printable
+
+from .runs import NUMBERS, RUN, Output
 
 _SIZE = click.option("--size", type=int, metavar="N",
                      help="Shorter side at which the network sees a picture.  [default: as the run's test pictures; "
@@ -19,7 +22,7 @@ _TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
+@click.option("-o", "--output", type=Output(dir_okay=False), required=True,
               help="The picture: .png, .pdf or .svg.")  # fmt: skip
 @click.option("--images", type=NUMBERS, default=(), help="Observed pictures to show.  [default: the first four]")
 @click.option("--test", type=NUMBERS, default=(),
@@ -47,23 +50,31 @@ def compare(
     cell: int | None,
     device: str,
 ) -> None:
-    """Draw what RUNS make of the same pictures: image, truth, a column a run, a window enlarged, a figure each."""
-    from fadeviz import open_run
-    from fadeviz.compare import compare_runs, parse_zoom
+    """Draw what RUNS make of the same pictures: image, truth, a column a run, a window enlarged, a figure each.
 
+    A --picture that cannot be read is left out and told at the end, with exit code 1.
+    """
+    from fadeviz import open_run
+    from fadeviz.compare import SHOWN, compare_runs, parse_zoom
+
+    opened = [open_run(run) for run in runs]
+    failed: list[str] = []
     lines = compare_runs(
-        [open_run(run) for run in runs], output, images=images, test=test, pictures=pictures, trimaps=trimaps,
-        data_dir=data_dir, zoom=parse_zoom(zoom), size=size, cell=cell, device=device,
+        opened, output, images=images, test=test, pictures=pictures, trimaps=trimaps,
+        data_dir=data_dir, zoom=parse_zoom(zoom), size=size, cell=cell, device=device, on_error=failed.append,
     )  # fmt: skip
     for line in lines:
         click.echo(line)
-    click.echo(f"wrote {output}")
+    if not (images or test or pictures) and (observed := len(opened[0].observation[0])) > SHOWN:
+        click.echo(f"note: {SHOWN} of {observed} observed pictures are shown. Choose: --images", err=True)
+    click.echo(printable(f"wrote {output}"))
+    _end_with(failed, f"of {len(pictures)} pictures are not in {output}")
 
 
 @click.command()
 @click.argument("run", type=RUN)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path, file_okay=False), required=True,
+@click.option("-o", "--output", "out", type=Output(file_okay=False), required=True,
               help="Folder for the results: NAME_mask.png, or NAME_alpha.png of a matting run.")  # fmt: skip
 @_TRIMAPS
 @_SIZE
@@ -71,11 +82,35 @@ def compare(
 def predict(
     run: Path | str, pictures: tuple[Path, ...], out: Path, trimaps: Path | None, size: int | None, device: str
 ) -> None:
-    """Write the masks, or the mattes, that RUN's last weights give for IMAGES: files, or folders of them."""
-    from fadeviz.prediction import predict_files
+    """Write the masks, or the mattes, that RUN's last weights give for IMAGES: files, or folders of them.
 
-    for path in predict_files(run, pictures, out, trimaps=trimaps, size=size, device=device):
-        click.echo(f"wrote {path}")
+    One that cannot be read costs its own result alone: the others are written, and those without are listed at the end,
+    with exit code 1. Pictures are turned as their cameras say; where they are transparent, white lies behind them.
+    """
+    from fadeviz.prediction import Prediction, note_not_predicted, predict_files
+
+    def say(one: Prediction) -> None:
+        if one.output is not None:
+            click.echo(printable(f"wrote {one.output}"))
+
+    done = predict_files(run, pictures, out, trimaps=trimaps, size=size, device=device, report=say)
+    for note in note_not_predicted(pictures):
+        click.echo(printable(f"note: {note}"), err=True)
+    _end_with([one.error for one in done if one.error], f"of {len(done)} pictures have no result")
+
+
+def _end_with(errors: list[str], what: str) -> None:
+    """List what failed, a line each; a single one is the error itself.
+
+    Raises:
+        FadevizError: something did.
+    """
+    if len(errors) == 1:
+        raise FadevizError(errors[0])
+    for error in errors:
+        click.echo(error, err=True)
+    if errors:
+        raise FadevizError(f"{len(errors)} {what}: they are listed above")
 
 
 __all__ = ["compare", "predict"]

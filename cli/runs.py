@@ -1,4 +1,4 @@
-"""Kinds of arguments: a run, a folder of this machine or an address such as s3://bucket/run; numbers of pictures."""
+"""Kinds of arguments: a run, a folder of this machine or an address; numbers of pictures; files to write."""
 
 from __future__ import annotations
 
@@ -38,4 +38,39 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 NUMBERS = _Numbers()
 """The type of such an option: gives a tuple."""
 
-__all__ = ["NUMBERS", "RUN"]
+
+class Output(click.Path):
+    """The name of a file or a folder to write, as a ``Path``; ``-``, standard output elsewhere, only where it is text.
+
+    Of ``text`` see :func:`write_text`. The other options are those of :class:`click.Path`.
+    """
+
+    def __init__(self, *, text: bool = False, **options: Any) -> None:
+        super().__init__(allow_dash=text, **({"path_type": Path} | options))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See :class:`click.ParamType`."""
+        if str(value) == "-" and not self.allow_dash:
+            self.fail("this is not written to standard output. Give a name (a file called so: ./-)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole into a file, or to standard output where the name is ``-``."""
+    from fadeviz.files import write_whole
+
+    if is_stdout(path):
+        click.echo(text, nl=False)
+    else:
+        write_whole(path, text.encode())
+
+
+def is_stdout(path: Path | None) -> bool:
+    """Whether an option of the type ``Output(text=True)`` names standard output."""
+    return path is not None and str(path) == "-"
+
+
+CALL = "Which call of a layer that runs several times in a forward pass, from 0."
+"""What the option --call says of itself."""
+
+__all__ = ["CALL", "NUMBERS", "RUN", "Output", "is_stdout", "write_text"]

@@ -13,7 +13,7 @@ import click
 
 from fadeviz.errors import FadevizError
 
-from .training import figures, given, training_options
+from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import RunConfig
@@ -64,8 +64,9 @@ def sweep(
     A run that fails stops no other. The same command again does only what is missing: it resumes what was stopped,
     tries again what failed, and adds what is new; options that are left out are those of the sweep in --out.
 
-    Ctrl-C stops what trains on this machine or on a Dask cluster. Slurm jobs go on: the same command again waits for
-    them, and sends none twice.
+    Ctrl-C, SIGTERM and a closed terminal stop what trains on this machine or on a Dask cluster: each run ends its step
+    and writes a checkpoint. Slurm jobs go on: the same command again waits for them, and sends none twice. The exit
+    code is then 128 and the signal's number.
 
     \b
     fadeviz sweep --upsamplers fade,carafe --seeds 0:5 --out runs                    on this machine
@@ -85,9 +86,9 @@ def sweep(
     with _SweepLines(plan) as lines:
         try:
             outcomes = run_sweep(plan, out, executor=chosen, report=lines.report)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             lines.close()
-            raise click.ClickException(_stopped(out, executor, lines.jobs, scheduler)) from None
+            leave_interrupted(error, "", nothing=_stopped(out, executor, lines.jobs, scheduler))
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     click.echo(f"{out}: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
     for outcome in failed:
@@ -128,7 +129,7 @@ def _executor(name: str, slurm_options: tuple[str, ...], scheduler: str | None, 
 
 
 def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -> str:
-    """What to say after Ctrl-C."""
+    """What to say after Ctrl-C or another signal."""
     if executor == "slurm" and jobs:
         return (
             f"stopped waiting; the jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; "
@@ -199,7 +200,9 @@ def _sweep_plan(
     if before is None:
         if not upsamplers:
             raise click.UsageError(f"there is no sweep in {out} yet: name its operators, --upsamplers fade,carafe")
-        return plan_sweep(split_upsamplers(upsamplers), parse_seeds(seeds), RunConfig(**options))
+        operators = split_upsamplers(upsamplers)
+        first = operators[0].partition("@")[0].strip()
+        return plan_sweep(operators, parse_seeds(seeds), RunConfig(upsampler=first, **options))
     base = replace(before.base, **given(ctx, options))
     seeds_given = bool(given(ctx, {"seeds": seeds}))
     if not upsamplers and not seeds_given:

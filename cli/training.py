@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -90,4 +93,25 @@ def figures(progress: Progress | SweepProgress) -> dict[str, str]:
     return loss | ({FIGURES[name].title: FIGURES[name].text(progress.metrics[name])} if name is not None else {})
 
 
-__all__ = ["figures", "given", "training_options"]
+def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = False, nothing: str = "") -> NoReturn:
+    """End the process as a shell expects it after a signal, 128 and its number, with a line on standard error.
+
+    Args:
+        error: what stopped the training.
+        resume: the command that goes on with it.
+        quiet: say nothing.
+        nothing: what to say where the training had not begun, or is finished.
+    """
+    from fadeviz.training.signals import Interrupted
+
+    number, line = int(signal.SIGINT), nothing
+    if isinstance(error, Interrupted):
+        at_work = error.step is not None and not error.finished
+        number, line = error.signal, error.describe(resume) if at_work else nothing
+    if not quiet:
+        with contextlib.suppress(OSError):  # the terminal may be what has gone
+            click.echo(line, err=True)
+    sys.exit(128 + number)
+
+
+__all__ = ["figures", "given", "leave_interrupted", "training_options"]

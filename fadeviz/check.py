@@ -13,13 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .errors import FadevizError
-from .files import left_over, only_writer, write_whole
+from .files import METRICS_LIMIT, left_over, only_writer, read_regular, write_whole
 from .remote import is_address
 from .runs import Run, open_run
-from .snapshots import info_checksum, open_checkpoint, read_metrics
+from .snapshots import (
+    files_of,
+    info_checksum,
+    may_be_removed,
+    open_checkpoint,
+    open_tensors,
+    read_metrics,
+    run_of_checkpoint,
+    unreadable,
+)
 
 _Layout = frozenset[tuple[str, str, tuple[int, ...]]]
 """What a snapshot holds: names, number formats and shapes."""
@@ -59,8 +68,29 @@ def check_run(path: str | os.PathLike[str]) -> list[Fault]:
     return list(_faults(_open(path)))
 
 
+def other_maps(path: str | os.PathLike[str]) -> list[str]:
+    """What is noted of a run, and is no fault: snapshots that hold other maps than most, each whole in itself.
+
+    A network may change while it is trained, and then a layer runs more often, or at another resolution.
+
+    Raises:
+        FadevizError: as :func:`check_run`.
+    """
+    run = _open(path)
+    layouts = {step: _layout(run, step) for step in run.steps}
+    usual = Counter(layout for layout in layouts.values() if layout).most_common(1)
+    notes = []
+    for step, layout in layouts.items():
+        differs = _difference(layout, usual[0][0]) if layout and usual else ""
+        if differs:
+            notes.append(f"snapshots/step_{step:06d}.safetensors {differs}")
+    return notes
+
+
 def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
     """Remove what :func:`check_run` finds broken and can be removed: snapshots, left-overs, cut-off lines.
+
+    Nothing is removed behind a link that leads out of the run's folder, unless it carries the run's id.
 
     Returns:
         What was repaired; what is left is said by another :func:`check_run`.
@@ -76,7 +106,7 @@ def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
             try:
                 if file.name == "metrics.jsonl":
                     lines = read_metrics(file)
-                    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+                    write_whole(file, "".join(json.dumps(line) + "\n" for line in lines).encode(), named=False)
                 else:
                     file.unlink()
             except OSError as error:
@@ -91,7 +121,7 @@ def _open(path: str | os.PathLike[str]) -> Run:
 
 
 def _faults(run: Run) -> Iterator[Fault]:
-    yield from _left_over(run.path)
+    yield from _left_over(run)
     what = _info_fault(run.path / "run.json")
     if what:
         yield Fault("run.json", what)
@@ -104,14 +134,11 @@ def _faults(run: Run) -> Iterator[Fault]:
     if what:
         yield Fault("observation.safetensors", what)
     for name, reason in snapshots.items():
-        yield Fault(f"snapshots/{name}", reason, "" if (run.path / "snapshots" / name).is_dir() else _AGAIN)
-    layouts = {step: _layout(run, step) for step in run.steps}
-    usual = Counter(layout for layout in layouts.values() if layout).most_common(1)
-    for step, layout in layouts.items():
-        what = _snapshot_fault(run, step, layout, usual[0][0] if usual else layout)
+        yield _fault(run, f"snapshots/{name}", reason, _AGAIN)
+    for step in run.steps:
+        what = _snapshot_fault(run, step)
         if what:
-            file = f"snapshots/step_{step:06d}.safetensors"
-            yield Fault(file, what, _AGAIN)
+            yield _fault(run, f"snapshots/step_{step:06d}.safetensors", what, _AGAIN)
     missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
     if missing and run.info.get("status") == "finished":
         steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
@@ -120,20 +147,30 @@ def _faults(run: Run) -> Iterator[Fault]:
     checkpoint = run.path / "checkpoints" / "last.pt"
     what = _checkpoint_fault(checkpoint, run.run_id)
     if what:
-        repair = "" if checkpoint.is_dir() else "removed; only a run that has not finished needs it, to be resumed"
-        yield Fault("checkpoints/last.pt", what, repair)
+        yield _fault(
+            run, "checkpoints/last.pt", what, "removed; only a run that has not finished needs it, to be resumed"
+        )
 
 
-def _left_over(folder: Path) -> Iterator[Fault]:
-    for parent in (folder, folder / "snapshots", folder / "checkpoints"):
-        for file in sorted(parent.iterdir()) if parent.is_dir() else []:
-            if left_over(file, elsewhere=True):
-                yield Fault(str(file.relative_to(folder)), "left over from a write that did not end", "removed")
+def _fault(run: Run, name: str, what: str, repair: str) -> Fault:
+    """A fault that is repaired, unless the file is a folder, or lies elsewhere and may be another run's."""
+    file = run.path / name
+    if what.startswith("cannot be read"):  # now, or by this user: that is no damage
+        return Fault(name, what)
+    if not may_be_removed(file, run.path, run.run_id):
+        return Fault(name, f"{what}; it lies behind a link, in {file.parent.resolve()}")
+    return Fault(name, what, "" if file.is_dir() and not file.is_symlink() else repair)
+
+
+def _left_over(run: Run) -> Iterator[Fault]:
+    for file in files_of(run.path):
+        if left_over(file, elsewhere=True) and may_be_removed(file, run.path, run.run_id):
+            yield Fault(str(file.relative_to(run.path)), "left over from a write that did not end", "removed")
 
 
 def _info_fault(file: Path) -> str:
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
+        info = json.loads(read_regular(file).decode())
         if "crc32" in info and info["crc32"] != info_checksum(info):
             return "not what was written (checksum): damaged, or changed by hand"
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -145,7 +182,7 @@ def _observation_fault(run: Run) -> str:
     try:
         images, masks = run.observation
         mattes = dict(zip(("alphas", "trimaps"), run.mattes or (), strict=False))
-        with safe_open(run.path / "observation.safetensors", "np") as opened:
+        with open_tensors(run.path / "observation.safetensors") as opened:
             header = dict(json.loads((opened.metadata() or {}).get("fadeviz", "{}")))
         sums = dict(header.get("crc32", {}))
     except (FadevizError, *_DAMAGED):
@@ -167,9 +204,9 @@ def _metrics_faults(file: Path) -> Iterator[Fault]:
         return
     try:
         kept = len(read_metrics(file))
-        total = len([line for line in file.read_bytes().split(b"\n") if line.strip()])
+        total = len([line for line in read_regular(file, METRICS_LIMIT).split(b"\n") if line.strip()])
     except (FadevizError, OSError) as error:
-        yield Fault("metrics.jsonl", f"cannot be read: {error}")
+        yield Fault("metrics.jsonl", str(error))
         return
     if total > kept:
         what = f"{total - kept} of {total} lines are cut off or damaged"
@@ -181,42 +218,49 @@ def _checkpoint_fault(file: Path, run_id: str) -> str:
         return ""
     try:
         with open_checkpoint(file) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            # A pickle holds a text's bytes as they are: nothing need be unpickled to find whose it is.
-            if not any(run_id.encode() in archive.read(name) for name in pickles):
+            if not run_of_checkpoint(archive, run_id):
                 return f"belongs to another run than {run_id}"
     except (OSError, zipfile.BadZipFile) as error:
-        return f"damaged: {error}"
+        return unreadable(error) or f"damaged: {error}"
     return ""
 
 
 def _layout(run: Run, step: int) -> _Layout:
     """What the snapshot holds, from its header alone; empty where it is damaged."""
-    with contextlib.suppress(*_DAMAGED), safe_open(_file(run, step), "np") as opened:
+    with contextlib.suppress(*_DAMAGED), open_tensors(_file(run, step)) as opened:
         slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict
         return frozenset((key, part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items())
     return frozenset()
+
+
+def _difference(layout: _Layout, usual: _Layout) -> str:
+    """How a snapshot differs from most; empty where it does not."""
+    for key, dtype, shape in sorted(usual - layout):
+        for other, other_dtype, other_shape in layout:
+            if other == key:
+                return f"holds {key} as {other_dtype} {other_shape}, most snapshots as {dtype} {shape}"
+        return f"lacks {key}, which most snapshots have"
+    for key, _, _ in sorted(layout - usual):
+        return f"holds {key}, which most snapshots have not"
+    return ""
 
 
 def _file(run: Run, step: int) -> Path:
     return run.path / "snapshots" / f"step_{step:06d}.safetensors"
 
 
-def _snapshot_fault(run: Run, step: int, layout: _Layout, usual: _Layout) -> str:
-    for key, dtype, shape in sorted(usual - layout) if layout else ():
-        for other, other_dtype, other_shape in layout:
-            if other == key:
-                return f"{key} is {other_dtype} {other_shape}, in other snapshots {dtype} {shape}"
-        return f"lacks {key}, which other snapshots have"
-    for key, _, _ in sorted(layout - usual):
-        return f"has {key}, which other snapshots have not"
+def _snapshot_fault(run: Run, step: int) -> str:
+    """What shows that a snapshot is not what was written; nothing can in one from before there were checksums."""
     try:
-        with safe_open(_file(run, step), "np") as opened:
+        with open_tensors(_file(run, step)) as opened:
             sums = dict(json.loads((opened.metadata() or {})["fadeviz"]).get("crc32", {}))
-            for key in sorted(opened.keys()):
+            names = set(opened.keys())
+            if sums.keys() - names:
+                return f"lacks {min(sums.keys() - names)}, with which it was written"
+            for key in sorted(names):
                 value = np.ascontiguousarray(opened.get_tensor(key))
                 if sums and zlib.crc32(value.tobytes()) != sums.get(key):
                     return f"{key} is not what was written (checksum)"
     except _DAMAGED as error:
-        return f"damaged: {error}"
+        return unreadable(error) or f"damaged: {error}"
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from .quality import FIGURES
 from .render.colormap import class_palette, colour_classes
 from .render.labels import data_name
 from .render.panel import Box, Row, choose_zoom, write_panel
-from .runs import Run
+from .runs import Run, run_labels
 from .training.matting import measure_matte
 
 SHOWN = 4
@@ -61,6 +61,7 @@ def compare_runs(
     size: int | None = None,
     cell: int | None = None,
     device: str = "auto",
+    on_error: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Predict the same pictures with every run and draw the results as a panel.
 
@@ -81,6 +82,8 @@ def compare_runs(
         size: see :class:`~fadeviz.prediction.Predictor`.
         cell: pixels a column is wide.
         device: where to compute.
+        on_error: called with a line for each of ``pictures`` that cannot be read, has no trimap or cannot be predicted,
+            which is then left out of the panel; without it, the first one ends all. One of several must be left.
 
     Returns:
         A line for each picture: its name and the runs' figures.
@@ -99,15 +102,14 @@ def compare_runs(
                 for p in (one, first)
             ]
             raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
+    first.check_size(size)
     samples: list[tuple[Sample, bool]] = []
     if images or not (test or pictures):
         samples += [(sample, True) for sample in _observed(runs, images)]
     if test:
         samples += [(sample, True) for sample in _test_pictures(predictors, test, data_dir)]
-    for path in map(Path, pictures):
-        trimap = find_trimap(path, None if trimaps is None else Path(trimaps)) if first.task == "matting" else None
-        samples.append((read_picture(path, trimap), False))
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
+    rows += _own_rows(predictors, pictures, trimaps, zoom, size, on_error, alone=not rows)
     legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
     write_panel(
         [row for row, _ in rows],
@@ -117,10 +119,11 @@ def compare_runs(
         legend=legend,
         caption=_caption(predictors, rows, zoom),
     )
+    names = run_labels(runs, [run.name for run in runs])
     return [
         printable(
             f"{row.name}: "
-            + ", ".join(f"{run.name} {' '.join(text.split())}" for run, text in zip(runs, row.figures, strict=True))
+            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.figures, strict=True))
         )
         for row, _ in rows
         if row.figures
@@ -129,6 +132,36 @@ def compare_runs(
 
 _Maps = list[NDArray[np.uint8]]
 """The classes that the truth, where it is known, and each result have, for the legend."""
+
+
+def _own_rows(
+    predictors: Sequence[Predictor],
+    pictures: Sequence[str | Path],
+    trimaps: str | Path | None,
+    zoom: Box | str,
+    size: int | None,
+    on_error: Callable[[str], None] | None,
+    alone: bool,
+) -> list[tuple[Row, _Maps]]:
+    """What all runs make of one's own pictures; ``alone`` says that there are no other rows."""
+    rows: list[tuple[Row, _Maps]] = []
+    errors: list[str] = []
+    folder = None if trimaps is None else Path(trimaps)
+    for path in map(Path, pictures):
+        try:
+            trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
+            rows.append(_row(predictors, read_picture(path, trimap), False, zoom, size))
+        except FadevizError as error:
+            # With nothing else to draw the first error says most.
+            if on_error is None or (alone and len(pictures) == 1):
+                raise
+            errors.append(str(error))
+    if alone and errors and not rows:
+        raise FadevizError(f"none of {len(pictures)} pictures can be drawn, the first as {errors[0]}")
+    if on_error is not None:
+        for line in errors:
+            on_error(line)
+    return rows
 
 
 def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:
@@ -251,24 +284,22 @@ def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> N
 
 def _titles(predictors: Sequence[Predictor]) -> list[str]:
     """The operators; with what tells runs of one operator apart."""
-    runs = [one.run for one in predictors]
-    titles = [run.title for run in runs]
-    told = (
-        titles,
-        [f"{title}, {run.info.get('network_title')}" for title, run in zip(titles, runs, strict=True)],
-        [f"{title}, seed {one.config.seed}" for title, one in zip(titles, predictors, strict=True)],
-        [f"{title}, {printable(run.path.name)}" for title, run in zip(titles, runs, strict=True)],
-    )
-    return next((names for names in told if len(set(names)) == len(names)), told[-1])
+    return run_labels([one.run for one in predictors])
 
 
-def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The classes that fill some of any picture or result, those that fill most first."""
+def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
+    """The largest share of any picture or result that each class fills."""
     shares = np.zeros(first.classes)
     for _, maps in rows:
         for values in maps:
             counts = np.bincount(values.ravel(), minlength=256)[: first.classes]
             shares = np.maximum(shares, counts / values.size)
+    return shares
+
+
+def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
+    """The classes that fill some of any picture or result, those that fill most first."""
+    shares = _shares(first, rows)
     told = (first.run.info.get("data") or {}).get("classes")
     names = told if isinstance(told, list) else []
     colours = class_palette(first.classes)
@@ -292,7 +323,9 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     scored = any(row.figures for row, _ in rows)
     shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
     if first.task == "segmentation" and first.classes > 2:
-        shown = ["Colours: the classes listed. Black: not labelled."]
+        small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
+        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each picture" if small else ""
+        shown = [f"Colours: the classes listed{others}. Black: not labelled."]
     if scored and first.task == "matting":
         shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
     elif scored:

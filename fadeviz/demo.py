@@ -7,11 +7,11 @@ from pathlib import Path
 
 from .compare import compare_runs
 from .errors import FadevizError
-from .experiment import Progress, RunConfig, run
+from .experiment import Progress, RunConfig, differing_settings, run
 from .files import write_whole
 from .render.animation import write_animation
 from .render.grid import write_grid
-from .runs import Run
+from .runs import Run, open_run
 from .snapshots import check_folder
 
 UPSAMPLERS = ("fade", "carafe")
@@ -38,49 +38,69 @@ def run_demo(
 ) -> str:
     """Train a slim SegNet with each of two operators and leave the figures in ``out``.
 
+    A run that is there already, with the same settings, is not trained again: one that stopped goes on from its last
+    checkpoint, and of one that is finished the figures are drawn.
+
     Args:
         out: folder for the runs, ``figures/`` and ``summary.md``.
         steps: optimiser steps of each run.
         seed: of weights and data order.
-        overwrite: replace an earlier demo.
+        overwrite: begin anew, in place of an earlier demo.
         report: called after every step with the progress and the operator's name.
 
     Returns:
         The summary, as text.
 
     Raises:
-        FadevizError: a folder in use, or too few steps to show anything.
+        FadevizError: a folder in use or with runs of other settings, or too few steps to show anything; then nothing
+            was trained.
+        KeyboardInterrupt: a signal, as in :func:`fadeviz.experiment.run`: the same demo given again goes on.
     """
     out = Path(out)
     if steps < 5:
         raise FadevizError(f"steps is {steps}; the demo needs 5 or more")
-    for name in UPSAMPLERS:
-        if not overwrite and (out / name / "run.json").exists():
-            raise FadevizError(f"{out} holds a demo already. Replace it with --overwrite, or choose another --out")
-        check_folder(out / name, overwrite=overwrite)  # both before the first has trained for minutes
+    configs = {name: demo_config(name, steps, seed) for name in UPSAMPLERS}
+    resume = {name: _begun(out / name, config, overwrite) for name, config in configs.items()}  # before minutes of work
     runs = []
-    for name in UPSAMPLERS:
-        config = RunConfig(
-            upsampler=name,
-            size=128,
-            width=0.25,
-            steps=steps,
-            snapshots=demo_schedule(steps),
-            kinds="feature,gradient,channels,kernel_entropy" + (",gate" if name == "fade" else ""),
-            evaluate_every=max(1, steps // 3),
-            # In so short a run the running statistics lag behind the weights, and eval maps would show the lag.
-            observe_mode="batch",
-            # Three times the paper's rate, because the run is a fifteenth of the paper's.
-            lr=0.03,
-            seed=seed,
-            split_seed=1,  # whose observed pictures show whole horses
-            channel_images=IMAGE + 1,
-        )
+    for name, config in configs.items():
         told = None if report is None else _titled(report, name)
-        runs.append(run(config, out / name, overwrite=overwrite, report=told))
+        runs.append(run(config, out / name, resume=resume[name], overwrite=overwrite, report=told))
     summary = draw_demo(runs, out)
-    write_whole(out / "summary.md", summary.encode())
+    write_whole(out / "summary.md", summary.encode(), named=False)
     return summary
+
+
+def demo_config(name: str, steps: int, seed: int = 0) -> RunConfig:
+    """The settings of the demo's run with the operator ``name``."""
+    return RunConfig(
+        upsampler=name,
+        size=128,
+        width=0.25,
+        steps=steps,
+        snapshots=demo_schedule(steps),
+        kinds="feature,gradient,channels,kernel_entropy" + (",gate" if name == "fade" else ""),
+        evaluate_every=max(1, steps // 3),
+        # In so short a run the running statistics lag behind the weights, and eval maps would show the lag.
+        observe_mode="batch",
+        # Three times the paper's rate, because the run is a fifteenth of the paper's.
+        lr=0.03,
+        seed=seed,
+        split_seed=1,  # whose observed pictures show whole horses
+        channel_images=IMAGE + 1,
+    )
+
+
+def _begun(folder: Path, config: RunConfig, overwrite: bool) -> bool:
+    """Whether the folder holds this run already, whole or in part; raises where it holds something else."""
+    begun = not overwrite and (folder / "run.json").exists()
+    check_folder(folder, resume=begun, overwrite=overwrite)
+    differs = differing_settings(open_run(folder).info.get("config", {}), config) if begun else ""
+    if differs:
+        raise FadevizError(
+            f"{folder} holds a run with other settings: {differs}. Replace the demo with --overwrite, or choose "
+            "another --out"
+        )
+    return begun
 
 
 def draw_demo(runs: list[Run], out: Path) -> str:

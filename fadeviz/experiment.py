@@ -6,12 +6,14 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import platform
+import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -29,9 +31,11 @@ from .runs import Run, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint
-from .training.distributed import ALONE, Processes, check_share, joined, local_number, shared
+from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared
 from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory
 from .training.recipes import RECIPES
+from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
+from .training.signals import Interrupted, StopSignals, stop_signals
 from .training.tasks import Task, choose_task
 from .upsamplers import UPSAMPLERS, parse_upsampler
 from .upsamplers.reassemble import choose_backend
@@ -40,6 +44,10 @@ PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
 
 LABELS = ("true", "shuffled")
+DEVICES = ("auto", "cpu", "cuda")
+
+CHECKPOINT_SECONDS = 300.0
+"""A checkpoint is written when the last one is so old, whatever ``checkpoint_every`` says."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ class RunConfig:
             kernel_entropy.
         observe: pictures in the observation set.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
-        checkpoint_every: steps between checkpoints.
+        checkpoint_every: steps between checkpoints. There is one every five minutes too, and one where a run is
+            stopped.
     """
 
     upsampler: str = "fade"
@@ -106,7 +115,14 @@ class RunConfig:
     subset: int = 0
 
     def __post_init__(self) -> None:
-        """Fill in what the network decides; raise for settings that no run can have."""
+        """Fill in what the network decides.
+
+        Raises:
+            FadevizError: a setting that no run can have; the message names it, and says what is possible. Whether a
+                folder of data or a file of weights is there is found out when it is read: it may have moved since.
+        """
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name), field.default))
         network = parse_network(self.network)[0]
         recipe = RECIPES[network]
         for name, value in (
@@ -117,12 +133,48 @@ class RunConfig:
         ):
             if getattr(self, name) in (None, "", ()):
                 object.__setattr__(self, name, value)
+        counts = ("steps", "size", "batch_size", "observe", "checkpoint_every", "channel_images")
+        check_counts({name: getattr(self, name) for name in counts}, 1)
+        check_counts({name: getattr(self, name) for name in ("evaluate_every", "subset")}, 0)
+        for name in ("seed", "split_seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
+        self._check_choices()
+        self._check_data(network)
+        self._check_training(network)
+        self.schedule()  # a schedule that does not fit is reported before anything is built
+        check_model(self.network, self.upsampler, self.width, self.layers, self.kinds)
+
+    def _check_choices(self) -> None:
+        for what, name, known in (
+            ("kind of labels", self.labels, LABELS),
+            ("device", self.device, DEVICES),
+            ("precision", self.precision, tuple(PRECISIONS)),
+            ("observation mode", self.observe_mode, MODES),
+        ):
+            if name not in known:
+                raise unknown_name(what, name, known)
+
+    def _check_data(self, network: str) -> None:
         task = NETWORKS[network].task
         data = find_data(task, self.data)
-        if self.labels not in LABELS:
-            raise unknown_name("kind of labels", self.labels, LABELS)
         if self.labels == "shuffled" and task == "matting":
             raise FadevizError("shuffled labels are for masks; mattes belong to their pictures. Use labels true")
+        if self.flip and data.mirrors:
+            raise FadevizError(f"data {self.data} mirrors half of its training pictures already. Leave out --flip")
+        if data.check is not None and not self.data_dir:
+            raise FadevizError(
+                f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
+            )
+        if data.check is None and self.data_dir:
+            fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
+            raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
+        if self.subset and not data.subsets:
+            raise FadevizError(
+                f"subset is {self.subset} of data {self.data}: this set is used whole. Leave out --subset"
+            )
+
+    def _check_training(self, network: str) -> None:
         least = NETWORKS[network].least_batch
         if self.batch_size < least:
             raise FadevizError(f"batch_size is {self.batch_size}; {network} needs {least} or more for BatchNorm")
@@ -130,41 +182,16 @@ class RunConfig:
             raise FadevizError(
                 f"observe is {self.observe}; {network} in mode batch needs {least} or more for BatchNorm"
             )
-        if self.flip and data.mirrors:
-            raise FadevizError(f"data {self.data} mirrors half of its training pictures already. Leave out --flip")
-        if data.check is not None and not self.data_dir:
-            raise FadevizError(
-                f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
-            )
-        if self.subset < 0 or (self.subset and not data.subsets):
-            why = "it must be 0 (all) or more" if self.subset < 0 else "this set is used whole"
-            raise FadevizError(f"subset is {self.subset} of data {self.data}: {why}. Leave out --subset")
-        for name in ("steps", "batch_size", "observe", "checkpoint_every", "channel_images"):
-            if getattr(self, name) < 1:
-                raise FadevizError(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.evaluate_every < 0:
-            raise FadevizError(f"evaluate_every is {self.evaluate_every}; it must be 0 (a tenth of the run) or more")
-        if data.check is None and self.data_dir:
-            fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
-            raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
-        for name in ("seed", "split_seed"):
-            if not 0 <= getattr(self, name) < 2**63:
-                raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
         assert self.lr is not None
         assert self.weight_decay is not None
-        if not 0 <= self.weight_decay < float("inf"):
-            raise FadevizError(f"weight_decay is {self.weight_decay}; it must be 0 or more")
-        if not 0 < self.lr < float("inf"):
-            raise FadevizError(f"lr is {self.lr}; it must be above 0")
-        if self.precision not in PRECISIONS:
-            raise unknown_name("precision", self.precision, PRECISIONS)
-        if self.observe_mode not in MODES:
-            raise unknown_name("observation mode", self.observe_mode, MODES)
+        check_range("lr", self.lr, 0, open_end="low")
+        check_range("weight_decay", self.weight_decay, 0)
+        check_range("momentum", self.momentum, 0, 1, open_end="high")
+        check_lr_drops(self.lr_drops)
         stride = NETWORKS[network].stride
-        if self.size < stride or self.size % stride:
+        if self.size % stride:
             near = max(stride, round(self.size / stride) * stride)
             raise FadevizError(f"size is {self.size}; it must be divisible by {stride}. Nearest: {near}")
-        self.schedule()  # a schedule that does not fit is reported before anything is built
 
     def schedule(self) -> Schedule:
         """The steps to record."""
@@ -202,8 +229,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name not in ("cpu", "cuda"):
-        raise unknown_name("device", name, ("auto", "cpu", "cuda"))
+    if name not in DEVICES:
+        raise unknown_name("device", name, DEVICES)
     if name == "cuda" and not torch.cuda.is_available():
         raise FadevizError("no CUDA device here (torch.cuda.is_available() is False). Use --device cpu")
     if name == "cpu":
@@ -237,21 +264,30 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     report: Callable[[Progress], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Run:
     """Train a network and record its maps into the folder ``out``.
+
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP stop the run after the step in work, with its test, its observation and a
+    checkpoint, and ``resume`` goes on with the next one. A second SIGINT, two seconds after the first or later, stops
+    it at once. The run has the handlers of these signals while it lasts; a signal that is ignored stays ignored. In
+    another thread than the main one Python hears no signals.
 
     Args:
         config: the settings.
         out: the run's folder.
         resume: go on with a run that stopped, from its last checkpoint; bit-identical to one that never stopped.
         overwrite: replace a run that is there.
-        report: called after every step.
+        report: called after every step. It stops the run as a signal does by raising ``KeyboardInterrupt``.
+        note: called with what is worth knowing of the run, a line at a time.
 
     Returns:
         The finished run, open for reading.
 
     Raises:
         FadevizError: bad settings, a folder that is in use, a loss that is not finite. What was recorded stays.
+        Interrupted: a signal, or ``report``, stopped the run: a ``KeyboardInterrupt`` that says at which step, and
+            where ``resume`` goes on. It is raised too where the signal came after the last step: the run is finished.
     """
     out = Path(out)
     keep_freed_memory()
@@ -262,6 +298,7 @@ def run(
         if before is not None and before.info.get("status") == "finished":
             return before
         with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(stop_signals())
             with processes.agreeing():
                 if processes.first:
                     stack.enter_context(only_writer(out))
@@ -270,10 +307,14 @@ def run(
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             torch.manual_seed(config.seed)
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
-            if before is not None:
-                # The sums of a convolution depend on how many threads share them.
-                torch.set_num_threads(int(before.info.get("threads", torch.get_num_threads())))
-            _train(config, out, device, processes, resume, overwrite, report)
+            notes = stack.enter_context(_threads_as_before(before))
+            work = _prepare(config, out, device, processes, resume, notes)
+            if note is not None and processes.first:
+                for text in work.notes:
+                    note(text)
+            _train(work, stop, resume, overwrite, report)
+        if stop.number:  # after the last step, or while the last files were written
+            raise Interrupted(stop.number, config.steps, config.steps, config.steps)
     return open_run(out)
 
 
@@ -289,56 +330,84 @@ def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run 
     return before
 
 
-def _train(
-    config: RunConfig,
-    out: Path,
-    device: torch.device,
-    processes: Processes,
-    resume: bool,
-    overwrite: bool,
-    report: Callable[[Progress], None] | None,
-) -> None:
+def _prepare(
+    config: RunConfig, out: Path, device: torch.device, processes: Processes, resume: bool, notes: list[str]
+) -> _Work:
+    """Put the parts together, and observe the untrained model; nothing is written."""
     with processes.agreeing():
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
         with processes.first_ahead():  # it may download weights
             model, weights = build_model(config, splits.classes)
-        work = _Work(config, out, splits, model, weights, device, processes)
-        if resume:
-            first_step = work.go_on() + 1
-        else:
-            first_step = 1
-            untrained = work.look(0)  # what cannot be observed is found here, before an old run is removed
-            if overwrite and processes.first:
-                remove_run(out)
-            work.begin(untrained)
+        work = _Work(config, out, splits, model, weights, device, processes, notes)
+        if not resume:
+            work.untrained = work.look(0)  # what cannot be observed is found here, before an old run is removed
+    return work
+
+
+def _train(
+    work: _Work,
+    stop: StopSignals,
+    resume: bool,
+    overwrite: bool,
+    report: Callable[[Progress], None] | None,
+) -> None:
+    """Take the steps that are missing; however that ends, run.json says how."""
+    processes = work.processes
+    stop.hold()  # from here on there is something to lose
+    try:
+        with processes.noticing():
+            with processes.agreeing():
+                first_step = (work.go_on() if resume else work.begin(overwrite)) + 1
+            _take_steps(work, first_step, stop, report)
+        work.end("finished")
+    except Interrupted:
+        raise  # the run says so already
+    except BaseException as error:
+        # A full disk, a loss that is not finite, somebody who insists: say so in the run, then let the error go on.
+        insisted = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
+            work.end("interrupted" if insisted else "failed", str(error))
+        if insisted:
+            number = stop.number or signal.SIGINT
+            raise Interrupted(number, work.last_step, work.config.steps, work.saved_step) from error
+        raise
+    processes.gathered(None)  # whoever opens the run now finds it finished
+
+
+def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callable[[Progress], None] | None) -> None:
+    """Train from ``first_step`` to the last, or until somebody asks to stop between two steps.
+
+    Raises:
+        Interrupted: they did; the checkpoint is written.
+    """
+    config, processes = work.config, work.processes
     data = batches(
-        splits.train,
+        work.splits.train,
         range(first_step, config.steps + 1),
         config.batch_size,
         config.seed,
         flip=config.flip,
-        ahead=2 if device.type == "cuda" else 0,
+        ahead=2 if work.device.type == "cuda" else 0,
         processes=processes,
         tensors=work.task.tensors,
     )
-    try:
-        with processes.noticing():
-            for result in fit(
-                shared(model, processes), data, work.task.loss, work.optimizer, work.lr_at,
-                first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-                processes=processes, weigh=work.task.weigh,
-            ):  # fmt: skip
-                work.after(result)
-                if report is not None:
-                    report(Progress(result.step, config.steps, result.loss, work.metrics))
-    except BaseException as error:
-        # Ctrl-C, a full disk, a loss that is not finite: say in the run how it ended, then let the error go on.
-        with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
-            work.end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", str(error))
-        raise
-    work.end("finished")
-    processes.gathered(None)  # whoever opens the run now finds it finished
+    if processes.largest(stop.number):
+        work.interrupt(stop.number)
+    for result in fit(
+        shared(work.model, processes), data, work.task.loss, work.optimizer, work.lr_at,
+        first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
+        processes=processes, weigh=work.task.weigh,
+    ):  # fmt: skip
+        work.after(result)
+        if report is not None and not stop.number:
+            try:
+                report(Progress(result.step, config.steps, result.loss, work.metrics))
+            except KeyboardInterrupt:
+                stop.note(signal.SIGINT)
+        number = processes.largest(stop.number)  # all stop after the same step, whoever was asked
+        if number and result.step < config.steps:
+            work.interrupt(number)
 
 
 class _Work:
@@ -353,9 +422,10 @@ class _Work:
         weights: str,
         device: torch.device,
         processes: Processes = ALONE,
+        notes: Sequence[str] = (),
     ) -> None:
         """Put the parts together; nothing is written before :meth:`begin` or :meth:`go_on`."""
-        self.config, self.out, self.splits, self.processes = config, out, splits, processes
+        self.config, self.out, self.splits, self.device, self.processes = config, out, splits, device, processes
         self.run_id = _run_id(config, splits, weights, device)
         self.model = model
         self.task: Task = choose_task(model.task, splits.classes)
@@ -377,7 +447,10 @@ class _Work:
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
         self.seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
         self.metrics: dict[str, float] = {}
-        self.last_step = 0
+        self.last_step = self.saved_step = 0
+        self.untrained: list[Snapshot] = []
+        self._opened, self._notes = False, list(notes)
+        self._start_clocks()
         self.info: dict[str, Any] = {
             "upsampler": config.upsampler,
             "title": UPSAMPLERS[parse_upsampler(config.upsampler)[0]].title,
@@ -409,20 +482,29 @@ class _Work:
     def checkpoint(self) -> Path:
         return self.out / "checkpoints" / "last.pt"
 
-    def begin(self, untrained: list[Snapshot]) -> None:
-        """Open the folder and record the untrained model."""
-        self._clock = time.perf_counter()
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of this run."""
+        return [*self._notes, *getattr(self.probe, "notes", [])]
+
+    def begin(self, overwrite: bool = False) -> int:
+        """Open the folder, in place of a run that is there, and record the untrained model; returns the steps done."""
+        self._start_clocks()
         if not self.processes.first:
-            return
-        self.info["layers"] = layer_sizes(untrained)
+            return 0
+        if overwrite:
+            remove_run(self.out)
+        self.info["layers"] = layer_sizes(self.untrained)
         self.store = SnapshotStore(self.out, self.run_id)
         self.store.forget_after(-1)
         self._write_info("running")
+        self._opened = True
         self.store.write_observation(
             np.stack([s.image for s in self.samples]), np.stack([s.mask for s in self.samples]), _mattes(self.samples)
         )
-        self.store.write(0, untrained)
-        self._clock = time.perf_counter()
+        self.store.write(0, self.untrained)
+        self._start_clocks()
+        return 0
 
     def go_on(self) -> int:
         """Load the checkpoint of a run that stopped; returns the steps already done.
@@ -441,13 +523,16 @@ class _Work:
                     f"{self.checkpoint} is missing, though {done} steps were done. "
                     "Put it back, or begin anew with --overwrite"
                 )
-            self.begin(self.look(0))
-            return 0
+            self.untrained = self.look(0)
+            return self.begin()
         self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
-        self._clock = time.perf_counter()
+        self.saved_step = self.last_step
+        self._start_clocks()
         if not self.processes.first:
             return self.last_step
-        self.info = {**before.info, **self.info}
+        # What does not stand in this process's own settings was so of an earlier one: how many they were, its notes.
+        kept = {name: value for name, value in before.info.items() if name not in _OF_A_PROCESS}
+        self.info = {**kept, **self.info}
         self.seconds.update(before.info.get("seconds", {}))
         self.store = SnapshotStore(self.out, self.run_id)
         # What the checkpoint does not know is recorded again, to the same bytes.
@@ -456,7 +541,8 @@ class _Work:
         if tests:
             self.metrics = {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")}
         self._write_info("running")
-        self._clock = time.perf_counter()
+        self._opened = True
+        self._start_clocks()
         return self.last_step
 
     def after(self, result: StepResult) -> None:
@@ -475,9 +561,24 @@ class _Work:
             self._clock = time.perf_counter()
             self.store.write(step, self.look(step))
             self._spent_on("observing")
-        if step % self.config.checkpoint_every == 0 or step == self.config.steps:
-            write_checkpoint(self.checkpoint, step, self.run_id, self.model, self.optimizer, self.scaler)
+        old = time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
+        if old or step % self.config.checkpoint_every == 0 or step == self.config.steps:
+            self.save()
         self._clock = time.perf_counter()
+
+    def save(self) -> None:
+        """Write the checkpoint of the last step."""
+        write_checkpoint(self.checkpoint, self.last_step, self.run_id, self.model, self.optimizer, self.scaler)
+        self.saved_step, self._saved_at = self.last_step, time.monotonic()
+
+    def interrupt(self, number: int) -> NoReturn:
+        """Save, say in the run that it was stopped, and raise; the processes leave together."""
+        if self.processes.first and not (self.saved_step == self.last_step and self.checkpoint.exists()):
+            self.save()
+        error = Interrupted(number, self.last_step, self.config.steps, self.last_step)
+        self.end("interrupted", str(error))
+        self.processes.gathered(None)
+        raise error
 
     def look(self, step: int) -> list[Snapshot]:
         """The maps of the observed pictures now."""
@@ -485,18 +586,26 @@ class _Work:
         return self.probe.observe(self.inputs, self.targets, self.task.loss, step=step, mode=mode)  # type: ignore[arg-type]
 
     def end(self, status: str, message: str = "") -> None:
-        """Say in run.json how the run ended."""
-        if self.processes.first:
+        """Say in run.json how the run ended, if it was this process that began it."""
+        if self._opened:
             self._write_info(status, message)
 
     def _write_info(self, status: str, message: str = "") -> None:
         how = {"status": status, "message": message, "last_step": self.last_step, "seconds": self.seconds}
-        self.store.write_info({**self.info, **how, "result": self.metrics})
+        notes = {"notes": self.notes} if self.notes else {}
+        self.store.write_info({**self.info, **notes, **how, "result": self.metrics})
+
+    def _start_clocks(self) -> None:
+        self._clock, self._saved_at = time.perf_counter(), time.monotonic()
 
     def _spent_on(self, what: str) -> None:
         now = time.perf_counter()
         self.seconds[what] += now - self._clock
         self._clock = now
+
+
+_OF_A_PROCESS = ("processes", "notes")
+"""What run.json says of the processes that trained last, where there is something to say."""
 
 
 def _mattes(samples: list[Sample]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -559,6 +668,35 @@ def _same_algorithms() -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def _threads_as_before(before: Run | None) -> Iterator[list[str]]:
+    """As many threads as the run was begun with, if the machine has the cores; the caller's number returns afterwards.
+
+    The sums of a convolution depend on how many threads share them. Gives notes.
+    """
+    own, notes = torch.get_num_threads(), []
+    try:
+        stored = None if before is None else before.info.get("threads")
+        if type(stored) is int and stored >= 1:
+            cores = max(1, usable_cores() // local_count())
+            torch.set_num_threads(min(stored, cores))
+            if stored > cores:
+                notes.append(
+                    f"the run was begun with {stored} threads and goes on with {cores}, as many as there are cores: "
+                    "the last digits of its numbers may differ"
+                )
+        yield notes
+    finally:
+        torch.set_num_threads(own)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

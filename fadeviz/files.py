@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and the lock on a folder that is written."""
+"""Files that are read only where they are files, files that are replaced whole, and the lock on a folder."""
 
 from __future__ import annotations
 
@@ -6,33 +6,119 @@ import errno
 import os
 import platform
 import re
+import stat
 import sys
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import FadevizError
 
+TEXT_LIMIT = 64 * 2**20
+"""Bytes that run.json or another file of settings may have: far more than any that is written."""
+
+METRICS_LIMIT = 2**30
+"""Bytes that metrics.jsonl may have."""
+
+TENSORS_LIMIT = 16 * 2**30
+"""Bytes that a file of tensors may have: a snapshot, the observed images, a checkpoint."""
+
+
+class NoRegularFile(OSError):
+    """What lies at a path is a folder, a pipe, a device or a socket, or has more bytes than such a file may have."""
+
+    def __init__(self, path: str | os.PathLike[str], what: str) -> None:
+        """``what`` it is, as the second half of a sentence."""
+        super().__init__(errno.EINVAL, what, os.fspath(path))
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+class TooLarge(NoRegularFile):
+    """A regular file that has more bytes than such a file may have: it may be whole for all that is known."""
+
+
+def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> None:
+    """Raise unless ``path`` leads to a regular file: to open a pipe may wait for ever, and a device may never end.
+
+    Raises:
+        NoRegularFile: something else, or more than ``limit`` bytes.
+        OSError: nothing is there, or it cannot be reached.
+    """
+    _refuse_special(path, os.stat(path), limit)
+
+
+def _refuse_special(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(found.st_mode), 'device')}, but a file is needed")
+    if found.st_size > limit:
+        raise TooLarge(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def open_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> Iterator[BinaryIO]:
+    """Open a regular file for reading, whatever takes its place in the meantime.
+
+    Raises:
+        NoRegularFile: something else, or more than ``limit`` bytes.
+        OSError: nothing is there, or it cannot be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _refuse_special(path, os.fstat(handle), limit)
+    except NoRegularFile:
+        os.close(handle)
+        raise
+    with os.fdopen(handle, "rb") as file:
+        yield file
+
+
+def read_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        NoRegularFile: something else, or more than ``limit`` bytes.
+        OSError: nothing is there, or it cannot be read.
+    """
+    with open_regular(path, limit) as file:
+        parts, size = [], 0
+        while part := file.read(2**20):  # by parts: a limit is not room to be taken
+            parts.append(part)
+            size += len(part)
+            if size > limit:  # a file of the kernel's, which claims to be empty
+                raise TooLarge(path, f"it has more than {limit:,} bytes, the most that are read")
+    return b"".join(parts)
+
+
+@contextmanager
+def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place only when the block ends without an error.
 
     The file is fsynced and renamed, so that a crash at any instant leaves the old file or the new one, whole. Two
-    processes that write the same file, be it from two machines, each write their own temporary one. A device or a pipe,
-    such as ``/dev/stdout``, is written straight to.
+    processes that write the same file, be it from two machines, each write their own temporary one. A link is replaced
+    and not followed: what it leads to stays as it is.
+
+    Args:
+        path: the file.
+        named: whether the user named this very file: a device or a pipe there, such as ``/dev/stdout``, is then
+            written straight to. Within a folder of ours it is replaced like anything else.
 
     Raises:
         FadevizError: the disk is full, or the folder cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.stem}.{_machine()}-{os.getpid()}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{machine()}-{os.getpid()}.partial{path.suffix}")
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if named and _is_stream(path):
             yield path
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # a link of that name would be followed
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
@@ -45,25 +131,37 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-_PARTIAL = re.compile(r"\..+?(?:\.([0-9a-f]{8})-(\d+))?\.partial(?:\..*)?")
+def _is_stream(path: Path) -> bool:
+    """Whether there is a device or a pipe, or the standard output, which may be a file but must not be replaced."""
+    if not path.exists():
+        return False
+    if re.fullmatch(r"/dev|/proc/[0-9]+/(task/[0-9]+/)?fd", os.path.realpath(path.parent)):
+        return True
+    return not (path.is_file() or path.is_dir())
 
 
-def _machine() -> str:
-    # Short, and plain whatever the machine is called.
+_PARTIAL = re.compile(r"\.([a-z_0-9]+)(?:\.([0-9a-f]{8})-([0-9]{1,10}))?\.partial(\.[a-z]+)")
+
+_OF_A_RUN = re.compile(r"(?:step_[0-9]{6,12}|observation)\.safetensors|(?:run|manifest)\.json|metrics\.jsonl|last\.pt")
+"""The files of a run or a sweep that are replaced whole."""
+
+
+def machine() -> str:
+    """This machine's name: short, and plain whatever it is called."""
     return f"{zlib.crc32(platform.node().encode('utf-8', 'replace')):08x}"
 
 
 def left_over(file: Path, *, elsewhere: bool = False) -> bool:
-    """Whether a file is a temporary one of :func:`replacing` whose process has ended.
+    """Whether this is a temporary file of :func:`replacing`, of a file of a run or a sweep, whose process has ended.
 
     Of another machine's process nobody here can know that: ``elsewhere`` is what to say then.
     """
     match = _PARTIAL.fullmatch(file.name)
-    if match is None or not file.is_file():
+    if match is None or not _OF_A_RUN.fullmatch(match[1] + match[4]) or file.is_symlink() or not file.is_file():
         return False
-    machine, process = match.groups()
-    if machine in (None, _machine()):
-        return machine is None or not _lives(int(process))
+    where, process = match[2], match[3]
+    if where in (None, machine()):
+        return where is None or not _lives(int(process))
     return elsewhere
 
 
@@ -94,10 +192,18 @@ def make_folder(path: Path) -> None:
         raise cannot_write(path, error) from error
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write ``data`` so that ``path`` holds all of it or what it held before."""
-    with replacing(path) as partial:
+def write_whole(path: Path, data: bytes, *, named: bool = True) -> None:
+    """Write ``data`` so that ``path`` holds all of it or what it held before; ``named`` as for :func:`replacing`."""
+    with replacing(path, named=named) as partial:
         partial.write_bytes(data)
+
+
+def leads_outside(folder: Path, run: Path) -> bool:
+    """Whether a folder of a run lies elsewhere in truth: behind a link."""
+    try:
+        return not folder.resolve().is_relative_to(run.resolve())
+    except (OSError, RuntimeError):  # a circle of links
+        return True
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -126,32 +232,115 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
     return FadevizError(f"cannot write {path}: {error.strerror or error}")
 
 
+_open_folders: set[int] = set()
+"""Handles on which there is a lock, or soon will be."""
+
+_held: set[tuple[int, int]] = set()
+"""Device and number of the folders whose lock this process has."""
+
+PATIENCE = 0.3
+"""Seconds in which a lock that is taken may turn out to have been no more than a look of :func:`lock_is_free`."""
+
+
+def _let_go() -> None:
+    # In a forked child, such as a worker of a DataLoader: the lock would live as long as the last of them.
+    for handle in _open_folders:
+        with suppress(OSError):
+            os.close(handle)
+    _open_folders.clear()
+    _held.clear()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextmanager
+def _opened_folder(folder: Path) -> Iterator[int]:
+    """A handle to lock, that no child of this process has."""
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    _open_folders.add(handle)
+    try:
+        yield handle
+    finally:
+        if handle in _open_folders:  # not in a child, where the number may be another file's by now
+            _open_folders.remove(handle)
+            os.close(handle)
+
+
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Refuse a second process on the same folder; the lock goes with the process, however it ends."""
+    """Refuse a second process on the same folder; the lock goes with the process, however it ends.
+
+    Raises:
+        FadevizError: another process has the lock, or the folder cannot be made or opened.
+    """
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
     made = not out.exists()
     make_folder(out)
-    try:
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise cannot_write(out, error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            handle = stack.enter_context(_opened_folder(out))
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        folder = _number(os.fstat(handle))
+        try:
+            if _lock(handle, out):
+                _held.add(folder)
+            yield
+        finally:
+            if made and handle in _open_folders:  # what was refused before it began leaves nothing behind
+                with suppress(OSError):
+                    out.rmdir()
+            _held.discard(folder)
+
+
+def _lock(handle: int, out: Path) -> bool:
+    """Take the lock; False on a file system without locks."""
+    import fcntl
+
+    patience = time.monotonic() + PATIENCE
+    while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise FadevizError(
-                f"another process is recording into {out}. Wait for it, or choose another --out"
-            ) from error
+            if time.monotonic() > patience:
+                raise FadevizError(
+                    f"another process is recording into {out}. Wait for it, or choose another --out"
+                ) from error
+            time.sleep(0.02)
         except OSError:
-            pass  # a file system without locks
-        yield
-    finally:
-        if made:  # what was refused before it began leaves nothing behind
-            with suppress(OSError):
-                out.rmdir()
-        os.close(handle)
+            return False
+        else:
+            return True
+
+
+def has_lock(folder: Path) -> bool:
+    """Whether this process is the :func:`only_writer` of the folder, on a file system that has locks."""
+    try:
+        return _number(os.stat(folder)) in _held
+    except OSError:
+        return False
+
+
+def lock_is_free(folder: Path) -> bool:
+    """Whether nobody on this machine is the :func:`only_writer` of the folder; False where that cannot be known.
+
+    A look takes a shared lock for an instant, which a writer that begins right then waits for.
+    """
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        with _opened_folder(folder) as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return True
+    except OSError:
+        return False
+
+
+def _number(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

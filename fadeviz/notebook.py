@@ -51,7 +51,7 @@ class NotebookRun(Run):
         Args:
             others: runs that observed the same pictures.
             options: those of :func:`fadeviz.render.grid.write_grid`: layer, kind, image, channel, how_many, normalize,
-                percentiles, steps, colormap, columns, scale.
+                percentiles, steps, call, colormap, columns, scale.
 
         Returns:
             A figure that shows itself in a notebook, and that pyplot does not know of: there is nothing to close.
@@ -103,9 +103,9 @@ def render_html(run: Run) -> str:
         HTML of less than 1 MB.
 
     Raises:
-        FadevizError: a run without a whole snapshot, or without observed pictures.
+        FadevizError: a run without a whole snapshot.
     """
-    from .render.grid import spread
+    from .render.frames import spread
     from .render.labels import truth_name, truth_picture
 
     steps = spread(run.steps, FRAMES)
@@ -117,10 +117,12 @@ def render_html(run: Run) -> str:
     ranges = [[_range(sequence, place) for place in places] for sequence in sequences]
     frames = [[row[place] for place in places] for row in frames]
     kinds = [_label(sequence) for sequence in sequences]
-    observed = [
-        ("image", _png(_reduced(sequences[0].picture))),
-        (f"true {truth_name(run)}", _png(_reduced(truth_picture(run, sequences[0].image)))),
-    ]
+    picture, observed = sequences[0].picture, []
+    if picture is not None:
+        observed = [
+            ("image", _png(_reduced(picture))),
+            (f"true {truth_name(run)}", _png(_reduced(truth_picture(run, sequences[0].image)))),
+        ]
     data = {
         "steps": [steps[place] for place in places],
         "metrics": metrics,
@@ -230,6 +232,7 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
     sentences = [what, *others, *sentences]
     if shown < len(run.steps):
         sentences.append(f"{shown} of {len(run.steps)} recorded steps.")
+    sentences += _not_shown(run, sequences)
     height, width = sequences[0].maps.shape[1:]
     factor = -(-max(height, width) // _SIDE)
     if factor > 1:
@@ -237,9 +240,24 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
     return " ".join(sentences)
 
 
+def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
+    """What was recorded besides, and how to draw it."""
+    layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
+    images, calls = len(run.observation[0]), run.calls(layer, sequences[0].kind)
+    besides = {
+        "image": [f"{images - 1} more image{'s' * (images > 2)}"] if images > 1 else [],
+        "kind": [kind.replace("_", " ") for kind in run.layers[layer] if kind not in shown],
+        "call": [f"call{'s' * (len(calls) > 2)} {', '.join(str(call) for call in calls if call)}"] * (len(calls) > 1),
+        "layer": [f"{len(run.layers) - 1} more layer{'s' * (len(run.layers) > 2)}"] if len(run.layers) > 1 else [],
+    }
+    words = [word for listed in besides.values() for word in listed]
+    options = ", ".join(f"{option}=..." for option, listed in besides.items() if listed)
+    return [f"Also recorded: {', '.join(words)}; see run.grid({options})."] if words else []
+
+
 def _table(data: Mapping[str, Any]) -> str:
     """A few of the steps, for where no script runs."""
-    from .render.grid import spread
+    from .render.frames import spread
 
     places = spread(range(len(data["steps"])), _STILL)
     rows = [["<th>step</th>", *(f"<th>{data['steps'][place]}</th>" for place in places)]]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from .data import Sample
 from .data.matting_files import read_trimap
-from .data.pictures import open_picture, to_rgb
+from .data.pictures import SUFFIXES, is_hidden, key_of, list_folder, open_picture, shorten, to_rgb
 from .data.sets import find_data
 from .errors import FadevizError
 from .experiment import choose_device, config_from, out_of_memory_in_words
@@ -26,11 +28,25 @@ from .training.tasks import choose_task
 MOST_PIXELS = 1 << 23
 """A network is not shown a larger picture than this, of 8 megapixels: some of its maps would take gigabytes."""
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""What is taken for a picture in a folder."""
-
 OTHER_PARTS = ("_trimap", "_alpha", "_mask", "_foreground")
 """Ends of names that a folder's pictures have beside them: not pictures to predict."""
+
+LONGEST_NAME = 200
+"""Bytes that the name of a result may have; file systems take 255, and a temporary file is called a little longer."""
+
+
+class Prediction(NamedTuple):
+    """What became of one picture.
+
+    Attributes:
+        picture: the picture, or the path that was given in its place.
+        output: the file that was written; None where there is none.
+        error: why there is none, one line; empty where there is one.
+    """
+
+    picture: Path
+    output: Path | None
+    error: str = ""
 
 
 class Predictor:
@@ -74,6 +90,16 @@ class Predictor:
         self._model.eval()
         self._predict = choose_task(self.task, self.classes).predict
 
+    def check_size(self, size: int | None) -> None:
+        """Refuse a size that no picture can be shown at.
+
+        Raises:
+            FadevizError: it is below the network's stride.
+        """
+        stride = self._model.stride
+        if size is not None and size < stride:
+            raise FadevizError(f"size is {size}; {self._model.title} needs pictures of {stride} pixels or more")
+
     def __call__(self, sample: Sample, *, size: int | None = None) -> NDArray[np.uint8] | NDArray[np.float32]:
         """The class of each pixel, uint8, or its alpha, float32 in [0, 1]; ``(H, W)`` as the picture has.
 
@@ -89,8 +115,7 @@ class Predictor:
         """
         height, width = sample.image.shape[:2]
         stride = self._model.stride
-        if size is not None and size < stride:
-            raise FadevizError(f"size is {size}; {self._model.title} needs pictures of {stride} pixels or more")
+        self.check_size(size)
         seen = height, width
         if self.task == "segmentation" and find_data(self.task, self.config.data).whole:
             seen = (size or self.config.size,) * 2
@@ -124,14 +149,15 @@ def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
 def read_picture(path: str | Path, trimap: str | Path | None = None) -> Sample:
     """A picture of one's own, turned as its camera says, with its trimap if there is one; its mask is all 0.
 
+    Where it is transparent, white lies behind it.
+
     Raises:
         FadevizError: a file that cannot be read, or that is no trimap; two that differ in size.
     """
     path = Path(path)
     if not path.is_file():
         raise FadevizError(f"no picture {path}. Give a file such as photo.jpg, or a folder of them")
-    opened = ImageOps.exif_transpose(open_picture(path))
-    image = np.array(to_rgb(opened, path), dtype=np.uint8)
+    image = np.array(to_rgb(open_picture(path), path), dtype=np.uint8)
     known = None
     if trimap is not None:
         known = read_trimap(Path(trimap))
@@ -152,37 +178,51 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in PICTURES
-                and not file.name.startswith(".")
-                and not file.stem.endswith(OTHER_PARTS)
-            ]
+            # What cannot be opened, such as a link that leads nowhere, is told when it is read.
+            inside = [file for file in _inside(path) if not file.is_dir() and not file.stem.endswith(OTHER_PARTS)]
             if not inside:
-                raise FadevizError(f"{path} has no pictures ({', '.join(PICTURES)}). Give pictures, or another folder")
+                raise FadevizError(f"{path} has no pictures ({', '.join(SUFFIXES)}). Give pictures, or another folder")
             found += inside
-        elif path.exists():
+        elif os.path.lexists(path):
             found.append(path)
         else:
             raise FadevizError(f"no picture {path}. Give a file such as photo.jpg, or a folder of them")
-    return list({path.resolve(): path for path in reversed(found)}.values())[::-1]
+    return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+
+
+def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
+    """A line for each folder among ``paths`` that has files which are taken for no picture."""
+    notes = []
+    for folder in filter(Path.is_dir, map(Path, paths)):
+        names = [name for name in list_folder(folder).left_out if not (is_hidden(Path(name)) or name.endswith("/"))]
+        if names:
+            notes.append(f"left out of {folder}: {len(names)} of another kind ({shorten(names)})")
+    return notes
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What has the name of a picture in a folder, sorted."""
+    try:
+        return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and not is_hidden(file)]
+    except OSError as error:
+        raise FadevizError(f"{folder} cannot be listed: {error.strerror or error}. Check its permissions") from error
 
 
 def find_trimap(picture: Path, folder: Path | None = None) -> Path:
     """The trimap of a picture: ``name_trimap.*`` beside it, or ``name.*`` or ``name_trimap.*`` in ``folder``.
 
     Raises:
-        FadevizError: there is none.
+        FadevizError: there is none, or there are two.
     """
-    places = [picture.parent / f"{picture.stem}_trimap"]
-    if folder is not None:
-        places = [folder / f"{picture.stem}_trimap", folder / picture.stem]
-    for place in places:
-        beside = sorted(place.parent.iterdir()) if place.parent.is_dir() else []
-        for file in beside:
-            if file.stem == place.name and file.suffix.lower() in PICTURES:
-                return file
+    names = [f"{picture.stem}_trimap"] if folder is None else [f"{picture.stem}_trimap", picture.stem]
+    place = picture.parent if folder is None else folder
+    there = _inside(place) if place.is_dir() else []
+    for name in names:
+        found = [file for file in there if key_of(file.stem) == key_of(name)]
+        if len(found) > 1:
+            raise FadevizError(f"{picture} has two trimaps, {found[0].name} and {found[1].name}. Remove one of the two")
+        if found:
+            return found[0]
     where = f"in {folder}" if folder is not None else "beside it, or in --trimaps DIR"
     raise FadevizError(
         f"{picture} has no trimap: matting needs one, 0 background, 128 unknown, 255 foreground. "
@@ -198,11 +238,13 @@ def predict_files(
     trimaps: str | Path | None = None,
     size: int | None = None,
     device: str = "auto",
-) -> Iterator[Path]:
-    """Write the mask or the matte of each picture, at its own size, and give the files one after another.
+    report: Callable[[Prediction], None] | None = None,
+) -> list[Prediction]:
+    """Write the mask or the matte of each picture, at its own size, turned as its orientation tag says.
 
     A mask is ``NAME_mask.png``: the classes as numbers, with a palette to look at (two classes black and white; more in
-    the colours of :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8 bits of grey.
+    the colours of :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8 bits of grey. A
+    picture that cannot be read, or has no trimap, costs its own result alone.
 
     Args:
         run: a finished run, or one that stopped: its last checkpoint counts.
@@ -211,44 +253,96 @@ def predict_files(
         trimaps: folder with the trimaps, for matting; else they lie beside the pictures.
         size: see :class:`Predictor`.
         device: where to compute.
+        report: called with each picture's result as soon as it is known.
+
+    Returns:
+        What became of each picture, in order; see which have an ``error``.
 
     Raises:
-        FadevizError: before anything is written: no weights, no pictures, a missing trimap, two pictures of one name,
-            results that would replace a picture; later, a picture that cannot be read.
+        FadevizError: before anything is written: no weights, two pictures whose results have one name, results that
+            would replace a picture, a size that is too small; later, a folder that cannot be written, a full disk.
+
+    Example:
+        >>> done = predict_files("runs/fade", ["photos"], "masks")  # doctest: +SKIP
+        >>> [p.error for p in done if p.output is None]  # doctest: +SKIP
+        ['photos/b.png cannot be read: it is empty (0 bytes). Download it again, or remove it and what belongs to it']
     """
-    files, folder = list_pictures(pictures), Path(out)
     predict = Predictor(run, device)
+    predict.check_size(size)
     matting = predict.task == "matting"
     if trimaps is not None and not matting:
         raise FadevizError(f"{predict.run.address} is a segmentation run: trimaps are of no use. Leave them out")
-    known: dict[Path, Path | None] = {
-        file: find_trimap(file, None if trimaps is None else Path(trimaps)) if matting else None for file in files
-    }
-    results: dict[Path, Path] = {}
-    for file in files:
-        result = folder / f"{file.stem}_{'alpha' if matting else 'mask'}.png"
-        if result in results:
-            raise FadevizError(f"{file} and {results[result]} would both become {result.name}. Predict them one by one")
-        results[result] = file
-    if replaced := {path.resolve() for path in results} & {path.resolve() for path in files}:
-        raise FadevizError(f"{min(replaced)} would be replaced by its own result. Choose another folder")
-    palette = np.array([[0] * 3, [255] * 3], np.uint8) if predict.classes == 2 else class_palette(predict.classes)
-
-    def write() -> Iterator[Path]:
-        for result, file in results.items():
-            found = predict(read_picture(file, known[file]), size=size)
-            if matting:
-                picture = Image.fromarray(np.rint(found * 255).astype(np.uint8))
+    known = None if trimaps is None else Path(trimaps)
+    done: list[Prediction] = []
+    for planned in _plan(pictures, Path(out), "alpha" if matting else "mask"):
+        result = planned
+        if planned.output is not None:
+            try:
+                sample = read_picture(planned.picture, find_trimap(planned.picture, known) if matting else None)
+                found = predict(sample, size=size)
+            except FadevizError as error:
+                result = planned._replace(output=None, error=str(error))
             else:
-                picture = Image.fromarray(found.astype(np.uint8))
-                picture.putpalette(palette.tobytes())
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            make_folder(folder)
-            write_whole(result, buffer.getvalue())
-            yield result
-
-    return write()
+                _write_result(found, predict.classes, planned.output)
+        done.append(result)
+        if report is not None:
+            report(result)
+    return done
 
 
-__all__ = ["Predictor", "find_trimap", "list_pictures", "predict_files", "read_picture"]
+def _plan(pictures: Sequence[str | Path], folder: Path, ending: str) -> list[Prediction]:
+    """Each picture with the file that it is to become.
+
+    Raises:
+        FadevizError: two that would become one file, or a result that would replace a picture.
+    """
+    planned: list[Prediction] = []
+    seen: dict[str, Path] = {}
+    files: set[str] = set()
+    for given in pictures:
+        try:
+            listed = list_pictures([given])
+        except FadevizError as error:
+            planned.append(Prediction(Path(given), None, str(error)))
+            continue
+        for file in listed:
+            if (real := os.path.realpath(file)) in files:
+                continue  # given twice
+            files.add(real)
+            name = f"{file.stem}_{ending}.png"
+            if (key := key_of(name)) in seen:
+                raise FadevizError(f"{file} and {seen[key]} would both become {name}. Predict them one by one")
+            seen[key] = file
+            if len(os.fsencode(name)) > LONGEST_NAME:
+                planned.append(Prediction(file, None, f"{file} has too long a name for a result. Rename it"))
+            else:
+                planned.append(Prediction(file, folder / name))
+    replaced = files & {os.path.realpath(one.output) for one in planned if one.output is not None}
+    if replaced:
+        raise FadevizError(f"{min(replaced)} would be replaced by its own result. Choose another folder")
+    return planned
+
+
+def _write_result(found: NDArray[np.uint8] | NDArray[np.float32], classes: int, path: Path) -> None:
+    """A mask as numbers with a palette, a matte as grey."""
+    if np.issubdtype(found.dtype, np.floating):
+        picture = Image.fromarray(np.rint(found * 255).astype(np.uint8))
+    else:
+        palette = np.array([[0] * 3, [255] * 3], np.uint8) if classes == 2 else class_palette(classes)
+        picture = Image.fromarray(found.astype(np.uint8))
+        picture.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    make_folder(path.parent)
+    write_whole(path, buffer.getvalue(), named=False)
+
+
+__all__ = [
+    "Prediction",
+    "Predictor",
+    "find_trimap",
+    "list_pictures",
+    "note_not_predicted",
+    "predict_files",
+    "read_picture",
+]

@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 from .errors import FadevizError, MissingExtra
+from .files import METRICS_LIMIT, TENSORS_LIMIT, TEXT_LIMIT, check_regular
 
 
 def is_address(path: object) -> TypeGuard[str]:
@@ -44,6 +46,7 @@ class RemoteFolder:
         self.address = address
         self.shown = _shown(address)
         self._fetching = threading.Lock()
+        protocol = self.shown.partition("://")[0]
         try:
             from fsspec.core import url_to_fs
         except ImportError as error:
@@ -51,13 +54,18 @@ class RemoteFolder:
                 "remote", f"{self.shown}: reading from an address needs fsspec, which is not installed"
             ) from error
         try:
-            self._system, root = url_to_fs(address)
+            self._system, root = url_to_fs(address, **_impatient(protocol))
         except ImportError as error:
+            if protocol in _S3:
+                what = f"{self.shown}: fsspec lacks a library for this protocol, s3fs"
+                raise MissingExtra("s3", what) from error
             raise FadevizError(
                 f"{self.shown}: fsspec lacks a library for this protocol ({_line(error)}). Install that library"
             ) from error
         except Exception as error:  # each file system has errors of its own
             raise FadevizError(f"cannot open {self.shown}: {_line(error)}. Check the address") from error
+        if protocol in _S3:
+            self._system.retries = _TRIES  # it would try for minutes, and botocore below it as often again
         self._root = str(root).rstrip("/")
         folder = tempfile.mkdtemp(prefix="fadeviz-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -78,16 +86,20 @@ class RemoteFolder:
             Its local path, which does not exist if there is no such file at the address.
 
         Raises:
-            FadevizError: the network or the server failed, access was denied, or the disk is full.
+            FadevizError: the network or the server failed, access was denied, the disk is full, or what comes is no
+                file of a run: too large, or no regular file.
         """
         local = self.path / name
+        limit = {"run.json": TEXT_LIMIT, "metrics.jsonl": METRICS_LIMIT}.get(name, TENSORS_LIMIT)
         with self._fetching:  # some file systems mix up the bytes of two threads that read one file
             if local.exists():
                 return local
             partial = local.with_name(f".{uuid.uuid4().hex}.partial")
             try:
                 local.parent.mkdir(parents=True, exist_ok=True)
-                self._system.get_file(f"{self._root}/{name}", str(partial))
+                if "file" in self._system.protocol:  # local://, a folder of this machine
+                    check_regular(f"{self._root}/{name}", limit)
+                self._system.get_file(f"{self._root}/{name}", str(partial), callback=_watch(limit))
                 os.replace(partial, local)
             except FileNotFoundError:
                 pass
@@ -117,6 +129,57 @@ class RemoteFolder:
         return sorted({re.split(r"[/\\]", str(name).rstrip("/"))[-1] for name in listed})
 
 
+_S3 = ("s3", "s3a")
+
+_TRIES = 2
+"""How often a server is asked again that closes the connection, or says nothing."""
+
+_CONNECT_SECONDS, _SILENT_SECONDS = 10, 20
+"""How long a server may take to be reached, and may say nothing, before it is given up."""
+
+_SLOW_SECONDS, _SLOW_RATE = 60, 1000
+"""A file that comes at fewer bytes a second than this is given up after a minute."""
+
+
+def _impatient(protocol: str) -> dict[str, Any]:
+    """Options of a file system that ends in bounded time; what the user configured for fsspec comes first."""
+    from fsspec.config import conf
+
+    if protocol in _S3:
+        theirs = (conf.get(protocol) or {}).get("config_kwargs") or {}
+        ours = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "read_timeout": _SILENT_SECONDS,
+            "retries": {"total_max_attempts": 1},
+        }
+        return {"config_kwargs": {**ours, **theirs}, "skip_instance_cache": True}
+    if protocol in ("http", "https"):
+        import aiohttp
+
+        theirs = (conf.get(protocol) or {}).get("client_kwargs") or {}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
+        return {"client_kwargs": {"timeout": timeout, **theirs}}
+    return {}
+
+
+def _watch(limit: int) -> Any:
+    """A callback of fsspec that gives up a file which is larger than ``limit`` bytes, or comes too slowly."""
+    from fsspec.callbacks import Callback
+
+    begun = time.monotonic()
+
+    class Watch(Callback):  # type: ignore[misc]
+        def relative_update(self, inc: int = 1) -> None:
+            self.value += inc
+            seconds = time.monotonic() - begun
+            if self.value > limit:
+                raise OSError(f"more than {limit:,} bytes, the most that such a file may have")
+            if seconds > _SLOW_SECONDS and self.value < seconds * _SLOW_RATE:
+                raise OSError(f"{self.value:,} bytes in {seconds:.0f} seconds are too slow")
+
+    return Watch()
+
+
 def _shown(address: str) -> str:
     parts = urlsplit(address) if "::" not in address else None
     if parts is None:
@@ -127,7 +190,7 @@ def _shown(address: str) -> str:
 
 def _line(error: Exception) -> str:
     """What went wrong, in one line; some file systems say nothing but the kind of error."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

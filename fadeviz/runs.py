@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import operator
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .errors import FadevizError, MissingExtra, printable, unknown_name
+from .files import lock_is_free, machine, read_regular
 from .remote import RemoteFolder, is_address
-from .snapshots import CHANNEL_KINDS, FORMAT, KINDS, STEP_FILE, read_metrics
+from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics, unreadable
 
 
 class Run:
@@ -75,9 +77,32 @@ class Run:
         return self.path / name if self._remote is None else self._remote.fetch(name)
 
     @property
+    def place(self) -> tuple[str, ...]:
+        """The parts of the folder's path, from the root to its name; of a remote run, of its address."""
+        parts = self.path.resolve().parts if self._remote is None else self.address.split("/")
+        return tuple(printable(part) for part in parts)
+
+    @property
     def run_id(self) -> str:
         """What every snapshot of this run carries in its header."""
         return str(self.info["run_id"])
+
+    @property
+    def status(self) -> str:
+        """How the run stands: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
+
+        That is what run.json says, but for ``stopped``: there the run goes on, by run.json, and nobody on this machine
+        writes into its folder, so that its process ended without reporting it (a kill, a power failure). Of a run that
+        another machine writes, and on file systems without locks, nobody can know that: it is then said to go on.
+        """
+        status = str(self.info.get("status") or "")
+        if status not in GOING_ON or self._remote is not None:
+            return status
+        # Runs recorded before the writer was noted do not say where it was.
+        if self.info.get("writer", machine()) != machine() or not lock_is_free(self.path):
+            return status
+        now = str(_read_info(self.path, self.address).get("status") or "")  # it may have ended after it was opened
+        return "stopped" if now == status else now
 
     @property
     def name(self) -> str:
@@ -105,10 +130,10 @@ class Run:
         observation = self.path / "observation.safetensors"
         try:
             if observation.exists():
-                with safe_open(observation, "np"):
+                with open_tensors(observation):
                     pass
         except (SafetensorError, OSError) as error:
-            broken[observation.name] = f"damaged: {error}"
+            broken[observation.name] = unreadable(error) or f"damaged: {error}"
         folder = self.path / "snapshots"
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
             match = STEP_FILE.fullmatch(file.name)
@@ -136,11 +161,11 @@ class Run:
     def _fault(self, file: Path, step: int) -> str:
         """Why a snapshot cannot be used; empty where it can."""
         try:
-            with safe_open(file, "np") as opened:
+            with open_tensors(file) as opened:
                 header = json.loads((opened.metadata() or {})["fadeviz"])
                 names = list(opened.keys())
         except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
-            return f"damaged: {error}"
+            return unreadable(error) or f"damaged: {error}"
         if any(printable(name) != name for name in names):
             return "damaged: a layer's name has control characters"
         if not isinstance(header, dict) or header.get("run_id") != self.run_id:
@@ -184,7 +209,7 @@ class Run:
             )
         if not self.steps:
             raise FadevizError(f"{self.address} has no whole snapshot. Record it again: fadeviz record ... --overwrite")
-        with safe_open(self._snapshot(self.steps[0]), "np") as file:
+        with open_tensors(self._snapshot(self.steps[0])) as file:
             keys = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is no dict
         keys = [key for key in keys if len(key) == 3]
         order = list(self.info.get("layers", {}))
@@ -213,7 +238,7 @@ class Run:
         file = self._snapshot(step)
         key = f"{layer}/{call}/{kind}"
         try:
-            with safe_open(file, "np") as opened:
+            with open_tensors(file) as opened:
                 if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is no dict
                     raise FadevizError(f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}")
                 part = opened.get_slice(key)
@@ -275,8 +300,8 @@ class Run:
     def to_xarray(self, layer: str | None = None, *, call: int = 0) -> Any:
         """What was recorded of one layer as an ``xarray.Dataset``: a variable a kind that is one map an image.
 
-        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out: ``run.maps(layer, kind)`` has a
-        ``to_xarray`` of its own.
+        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out and named in the attribute
+        ``left_out``: ``run.maps(layer, kind)`` has a ``to_xarray`` of its own.
 
         Args:
             layer: dotted name; None takes the first kind's ``default_layer``.
@@ -295,10 +320,30 @@ class Run:
         alike = [one for one in maps if one.shape == maps[0].shape]
         if not alike:
             raise FadevizError(f"{self.address} has no kind of {layer!r} that is one map an image. Take run.maps(...)")
-        return xarray.Dataset({one.kind: one.to_xarray() for one in alike}, attrs={"run": self.run_id, "layer": layer})
+        held = {one.kind: one.to_xarray() for one in alike}
+        left_out = ", ".join(kind for kind in self.layers[layer] if kind not in held)
+        return xarray.Dataset(held, attrs={"run": self.run_id, "layer": layer, "left_out": left_out})
 
-    def check(self, layer: str, kind: str) -> None:
-        """Raise unless maps of this layer and kind were recorded; the message lists the nearest names."""
+    def calls(self, layer: str, kind: str = "feature") -> dict[int, tuple[int, ...]]:
+        """The recorded calls of a layer in one forward pass, each with the height and width of its maps.
+
+        One head for several pyramid levels has as many calls as there are levels. Looked up in the first and in the
+        last snapshot: a layer may begin to run more often meanwhile.
+
+        Raises:
+            FadevizError: no such layer or kind.
+        """
+        self.check(layer, kind)
+        found: dict[int, tuple[int, ...]] = {}
+        for step in (self.steps[-1], self.steps[0]):
+            with suppress(FadevizError):  # the call after the last one
+                for call in itertools.count():
+                    with self._open(step, layer, kind, call) as part:
+                        found.setdefault(call, tuple(part.get_shape())[-2:])
+        return dict(sorted(found.items()))
+
+    def check(self, layer: str, kind: str, call: int = 0) -> None:
+        """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names."""
         if kind not in KINDS:
             raise unknown_name("kind", kind, KINDS)
         if layer not in self.layers:
@@ -308,6 +353,11 @@ class Run:
                 f"{self.address} has no {kind!r} maps of {layer!r}. There are: {', '.join(self.layers[layer])}. "
                 f"Record them: fadeviz record --kinds {kind} ..."
             )
+        if call and call not in (calls := self.calls(layer, kind)):
+            raise FadevizError(
+                f"{self.address} has no call {call} of {layer!r} ({kind}). "
+                f"Recorded: {', '.join(map(str, calls))}. Choose one with --call"
+            )
 
     @cached_property
     def observation(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -316,9 +366,10 @@ class Run:
         Raises:
             FadevizError: the file is missing, damaged, or holds arrays of another kind.
         """
-        mend = "Record the run again with --overwrite"
+        mend = "Put it back, or record the run again with --overwrite"
+        path = self.file("observation.safetensors")
         try:
-            with safe_open(self.file("observation.safetensors"), "np") as file:
+            with open_tensors(path) as file:
                 parts = [file.get_slice(name) for name in ("images", "masks")]
                 # From the header, before anything is read: what fits together is no larger than the file.
                 (images, masks), types = (part.get_shape() for part in parts), {part.get_dtype() for part in parts}
@@ -330,9 +381,20 @@ class Run:
                     )
                 return parts[0][...], parts[1][...]
         except (SafetensorError, OSError) as error:
+            reason = "no such file" if isinstance(error, FileNotFoundError) else error
             raise FadevizError(
-                f"{self.address}: observation.safetensors is missing or damaged ({error}). {mend}"
+                f"{self.address}: observation.safetensors is missing or damaged ({reason}). {mend}"
             ) from error
+
+    @cached_property
+    def lost(self) -> str:
+        """What keeps the observed images from being shown, as for a note; empty where nothing does."""
+        self.file("observation.safetensors")  # what a server says is not damage
+        try:
+            _ = self.observation, self.mattes
+        except FadevizError as error:
+            return f"the observed images are left out: {error}"
+        return ""
 
     @cached_property
     def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -344,7 +406,7 @@ class Run:
             FadevizError: as :attr:`observation`.
         """
         masks = self.observation[1]
-        with safe_open(self.file("observation.safetensors"), "np") as file:
+        with open_tensors(self.file("observation.safetensors")) as file:
             if not {"alphas", "trimaps"} <= set(file.keys()):
                 return None
             parts = [file.get_slice(name) for name in ("alphas", "trimaps")]
@@ -490,18 +552,27 @@ class Maps:
             return self._read(self.steps[first], within)
         shown = [self.steps[place] for place in first]
         for step in shown:  # all of them before any room is taken: none is larger than its file
-            self._check(step)
+            self._check_room(step)
         each = np.broadcast_to(np.float32(0), self.shape[1:])[tuple(within)].shape
         found = np.empty((len(shown), *each), np.float32)
         for place, step in enumerate(shown):
             found[place] = self._read(step, within)
         return found
 
-    def _check(self, step: int) -> None:
+    def _check_room(self, step: int) -> None:
+        """Raise where a file is too small for such maps; what it holds is looked at when it is read."""
+        try:
+            if step in self._checked or self.run._snapshot(step).stat().st_size >= 4 * math.prod(self._stored):
+                return
+        except OSError:
+            pass  # opening it says what is wrong
+        with self.run._open(step, self.layer, self.kind, self.call) as part:
+            self._check(step, part)
+
+    def _check(self, step: int, part: Any) -> None:
         if step in self._checked:
             return
-        with self.run._open(step, self.layer, self.kind, self.call) as part:
-            stored = tuple(part.get_shape())
+        stored = tuple(part.get_shape())
         if stored != self._stored:
             raise FadevizError(
                 f"{self.run.address}/snapshots/step_{step:06d}.safetensors: {self.kind!r} of {self.layer!r} is "
@@ -512,12 +583,12 @@ class Maps:
 
     def _read(self, step: int, within: Sequence[int | slice]) -> NDArray[np.float32]:
         """The part of one step: of the leading axes no more is read than lies between the ends of what is asked for."""
-        self._check(step)
         asked = iter(within)
         fixed = [self._chosen.get(axis) for axis in self._axes]
         index = [next(asked) if number is None else number for number in fixed]
         bounds = [_bounds(one, size) for one, size in zip(index[:-2], self._stored[:-2], strict=True)]
         with self.run._open(step, self.layer, self.kind, self.call) as part:
+            self._check(step, part)
             read: NDArray[np.float32] = part[tuple(outer for outer, _ in bounds)]
         value: NDArray[np.float32] = read[(*(inner for _, inner in bounds), *index[-2:])]
         return value
@@ -562,7 +633,7 @@ def _expanded(index: Any, dims: Sequence[str], shape: Sequence[int]) -> list[Any
     parts[at : at + len(dots)] = [slice(None)] * (len(shape) - len(parts) + len(dots))
     first, *others = parts
     if isinstance(first, slice):
-        first = list(range(shape[0]))[first]
+        first = list(range(shape[0])[first])
     elif isinstance(first, (list, np.ndarray)) and np.ndim(first) == 1:
         places = np.asarray(first) if len(first) else np.zeros(0, np.intp)
         if places.dtype == bool and len(places) == shape[0]:
@@ -618,6 +689,81 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(path)
 
 
+def distinct_paths(runs: Sequence[Run]) -> list[str]:
+    """As much of the end of each run's path as tells it from the others': ``fade``, or ``a/fade`` and ``b/fade``."""
+    places = [run.place for run in runs]
+
+    def told(place: tuple[str, ...]) -> str:
+        others = [other for other in places if other != place]
+        for length in range(1, len(place)):
+            if all(other[-length:] != place[-length:] for other in others):
+                return "/".join(place[-length:])
+        return "/".join(place)
+
+    return [told(place) for place in places]
+
+
+def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[str]:
+    """What pictures and tables call runs, no two alike: their titles, and what tells apart those of one title.
+
+    That is the network, the seed, or as much of the path as is needed, whichever is the first that no other run of that
+    title has: ``FADE, SegNet``; ``FADE, seed 1``; ``FADE, b/fade``. A run that is called after its folder is called
+    after as much of its path: ``b/fade``.
+
+    Args:
+        runs: the runs, each from another place.
+        names: what they are called where there are no others; None takes their titles.
+    """
+    names = [run.title for run in runs] if names is None else names
+    labels = []
+    for index, (run, name) in enumerate(zip(runs, names, strict=True)):
+        twins = [other for i, other in enumerate(runs) if i != index and names[i] == name]
+        path = distinct_paths([run, *twins])[0]
+        called = [
+            (f"{name}, {run.info.get('network_title')}", [other.info.get("network_title") for other in twins]),
+            (f"{name}, seed {_seed(run)}", [None if _seed(run) is None else _seed(other) for other in twins]),
+            (path if path.endswith(f"/{name}") else f"{name}, {path}", []),
+        ]
+        mine = [run.info.get("network_title"), _seed(run), path]
+        told = next(label for (label, theirs), own in zip(called, mine, strict=True) if own not in theirs)
+        labels.append(told if twins else name)
+    return labels
+
+
+def _seed(run: Run) -> Any:
+    return (run.info.get("config") or {}).get("seed")
+
+
+def describe_calls(layer: str, calls: Mapping[int, Sequence[int]], call: int = 0) -> str:
+    """What to say of a layer's other calls, of :meth:`Run.calls`, where one is shown; empty where there are none."""
+    others = [f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items() if number != call]
+    if not others:
+        return ""
+    shown = others if len(others) <= 8 else [*others[:7], "...", others[-1]]
+    return (
+        f"{layer}: this is call {call}; also recorded: call{'s' * (len(others) > 1)} {', '.join(shown)}. Choose: --call"
+    )
+
+
+def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> None:
+    """Raise unless all runs have maps of this layer, kind and call.
+
+    Raises:
+        FadevizError: it says which run has not, and which layers all of them have.
+    """
+    for run in runs:
+        having = next((other for other in runs if layer in other.layers), None)
+        if having is not None and layer not in run.layers:
+            common = [name for name in run.layers if all(kind in other.layers.get(name, ()) for other in runs)]
+            shown = common if len(common) <= 12 else [*common[:12], "..."]
+            choose = f"All have {kind!r} maps of: {', '.join(shown)}. Choose one with --layer"
+            none = f"No layer has {kind!r} maps in all of them: they cannot be compared"
+            raise FadevizError(
+                f"{run.address} has no layer {layer!r}, but {having.address} has. {choose if common else none}"
+            )
+        run.check(layer, kind, call)
+
+
 def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:
     """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
     common = set(runs[0].steps).intersection(*(run.steps for run in runs))
@@ -639,11 +785,13 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
     if not os.path.isdir(path):  # False as well for what can be no path
         raise FadevizError(f"no run folder {address}. Make one: fadeviz record --out {address} ...")
     try:
-        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        info = json.loads(read_regular(path / "run.json").decode())
         version, run_id = int(info["format"]), info["run_id"]
     except FileNotFoundError:
         raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder that --out named") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        if told := unreadable(error):
+            raise FadevizError(f"{address}/run.json {told}. Mend that, or choose another folder") from error
         raise FadevizError(f"{address}/run.json is damaged ({error}). Record the run again with --overwrite") from error
     if version > FORMAT:
         raise FadevizError(
@@ -663,7 +811,9 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
 
 
 _KINDS_OF_VALUES = {
-    **dict.fromkeys(("upsampler", "title", "network", "network_title", "weights", "status", "message"), "text"),
+    **dict.fromkeys(
+        ("upsampler", "title", "network", "network_title", "weights", "status", "message", "writer"), "text"
+    ),
     **dict.fromkeys(("figure_layer", "device", "data.name", "observation.mode", "config.labels"), "text"),
     **dict.fromkeys(("config", "data", "layers", "observation", "versions"), "object"),
     **dict.fromkeys(("kinds", "observation.names", "data.notes", "notes"), "list of texts"),

@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import errno
 import json
+import math
+import operator
 import os
 import re
-import shutil
+import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
 from .errors import FadevizError
-from .files import cannot_write, left_over, make_folder, write_whole
+from .files import (
+    METRICS_LIMIT,
+    TENSORS_LIMIT,
+    TEXT_LIMIT,
+    NoRegularFile,
+    TooLarge,
+    cannot_write,
+    has_lock,
+    leads_outside,
+    left_over,
+    machine,
+    make_folder,
+    open_regular,
+    read_regular,
+    write_whole,
+)
 
 FORMAT = 1
 """Version of the run folder; a run of a newer format is refused, not misread."""
@@ -42,6 +61,9 @@ CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 
 SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
+
+GOING_ON = ("running", "recording")
+"""The states in run.json of a run that is being written: by ``fadeviz record``, or by a ``Recorder``."""
 
 STEP_FILE = re.compile(r"step_([0-9]{6,12})\.safetensors")
 
@@ -93,20 +115,45 @@ class SnapshotStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], run_id: str) -> None:
-        """Open ``path`` for writing, making it where it is missing; ``run_id`` goes into every snapshot's header."""
+        """Open ``path`` for writing, making it where it is missing; ``run_id`` goes into every snapshot's header.
+
+        A folder of the run behind a link, as is done where a disk is small, is written into if it holds files of this
+        run and of no other, or nothing.
+
+        Raises:
+            FadevizError: it cannot be made, or a link leads to what is another run's or nobody's.
+        """
         self.path = Path(path)
         self.run_id = run_id
+        for folder in (self.path / "snapshots", self.path / "checkpoints"):
+            _refuse_foreign(folder, self.path, run_id)
         make_folder(self.path / "snapshots")
-        for file in [*self.path.glob(".*.partial*"), *self.path.glob("*/.*.partial*")]:
-            if left_over(file):
+        for file in files_of(self.path):
+            if left_over(file) and may_be_removed(file, self.path, run_id):
                 _remove(file)
 
     def write(self, step: int, snapshots: Iterable[Snapshot]) -> Path:
-        """Write the maps of one step; a step that is there already is replaced."""
+        """Write the maps of one step; a step that is there already is replaced.
+
+        Raises:
+            FadevizError: the file cannot be written, or would be larger than what is read.
+        """
+        try:
+            step = operator.index(step)  # numpy's and torch's integers too
+        except TypeError as error:
+            raise FadevizError(f"step {step!r} is a {type(step).__name__}, but a whole number is needed") from error
+        if not 0 <= step < 10**12:
+            raise FadevizError(f"step {step} cannot be recorded: steps are counted from 0 to {10**12 - 1}")
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}
         sums = {key: zlib.crc32(array.tobytes()) for key, array in arrays.items()}  # a flipped bit does not go unseen
         header = _header({"step": step, "run_id": self.run_id, "format": FORMAT, "crc32": sums})
         path = self.path / "snapshots" / f"step_{step:06d}.safetensors"
+        size = sum(array.nbytes for array in arrays.values())
+        if size > TENSORS_LIMIT - TEXT_LIMIT:
+            raise FadevizError(
+                f"the maps of step {step} have {size:,} bytes, but at most {TENSORS_LIMIT - TEXT_LIMIT:,} can be read "
+                "again. Record fewer layers or kinds, or observe fewer images"
+            )
         self._write(path, serialize(arrays, metadata=header))
         return path
 
@@ -116,12 +163,14 @@ class SnapshotStore:
             raise FadevizError(
                 f"{self.path} was moved or removed while it was recorded. Put it back where it was, then use --resume"
             )
-        write_whole(path, data)
+        write_whole(path, data, named=False)
 
     def write_info(self, info: Mapping[str, object]) -> None:
-        """Write run.json."""
-        whole = {"format": FORMAT, "run_id": self.run_id, **info}
-        text = json.dumps({**whole, "crc32": info_checksum(whole)}, indent=2, ensure_ascii=False)
+        """Write run.json; of a run that goes on also where its writer has a lock, for ``Run.status``."""
+        whole = {"format": FORMAT, "run_id": self.run_id, **{k: v for k, v in info.items() if k != "writer"}}
+        if whole.get("status") in GOING_ON:
+            whole["writer"] = machine() if has_lock(self.path) else ""
+        text = json.dumps({**whole, "crc32": info_checksum(whole)}, indent=2, ensure_ascii=False, default=_plain)
         # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
         self._write(self.path / "run.json", (text + "\n").encode(errors="backslashreplace"))
 
@@ -144,13 +193,21 @@ class SnapshotStore:
         self._write(self.path / "observation.safetensors", serialize(arrays, metadata=header))
 
     def append_metrics(self, line: Mapping[str, object]) -> None:
-        """Add one line to metrics.jsonl, or nothing; a line cut off by a crash is ignored when read."""
+        """Add one line to metrics.jsonl, or nothing; a line cut off by a crash is ignored when read.
+
+        A link to a file elsewhere, or a file that has another name elsewhere too (a backup by hard links), is not
+        written to: a copy of its own takes its place first.
+        """
+        path = self.path / "metrics.jsonl"
         try:
-            with (self.path / "metrics.jsonl").open("a+b", buffering=0) as file:
+            if not _is_its_own(path):
+                self._rewrite_metrics()
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | _CAREFULLY
+            with os.fdopen(os.open(path, flags, 0o666), "a+b", buffering=0) as file:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(0, end - 1))
                 cut_off = file.read(1) not in (b"", b"\n")
-                text = b"\n" * cut_off + json.dumps(line).encode() + b"\n"
+                text = b"\n" * cut_off + json.dumps(line, default=_plain).encode() + b"\n"
                 try:
                     if file.write(text) != len(text):  # the disk had room for a part
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -158,24 +215,118 @@ class SnapshotStore:
                     file.truncate(end)
                     raise
         except OSError as error:
-            raise cannot_write(self.path / "metrics.jsonl", error) from error
+            raise cannot_write(path, error) from error
+
+    def _rewrite_metrics(self, last: float = math.inf) -> None:
+        """Put the lines of metrics.jsonl up to the step ``last`` into a file of its own."""
+        path = self.path / "metrics.jsonl"
+        lines = read_metrics(path) if last >= 0 and path.exists() else []
+        kept = [line for line in lines if int(line["step"]) <= last]
+        self._write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def forget_after(self, step: int) -> None:
         """Drop metrics and snapshots later than ``step``: a resumed run writes them again."""
-        path = self.path / "metrics.jsonl"
-        if path.exists():
-            kept = [line for line in read_metrics(path) if int(line["step"]) <= step]
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if os.path.lexists(self.path / "metrics.jsonl"):
+            self._rewrite_metrics(step)
         for file in (self.path / "snapshots").iterdir():
             match = STEP_FILE.fullmatch(file.name)
-            if match and int(match[1]) > step:
+            if match and int(match[1]) > step and may_be_removed(file, self.path, self.run_id):
                 _remove(file)
+
+
+_CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+"""How a file is opened that nothing else may take the place of: no link is followed, no pipe is waited for."""
+
+
+def _is_its_own(path: Path) -> bool:
+    """Whether nothing elsewhere is written to by writing to this file; also where there is none yet."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
+def _plain(value: object) -> object:
+    """A number or an array of numpy, or a tensor of one number, as JSON has it."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if callable(item := getattr(value, "item", None)):
+        return item()
+    raise TypeError(f"{type(value).__name__} cannot be stored in a run's JSON files. Give numbers, texts or lists")
+
+
+def files_of(run: Path) -> list[Path]:
+    """What lies in the folders that a run has, by name."""
+    folders = [run, run / "snapshots", run / "checkpoints"]
+    return [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
+
+
+def may_be_removed(file: Path, run: Path, run_id: str) -> bool:
+    """Whether a file in a run's folders is the run's: behind a link only if it says so itself."""
+    return not leads_outside(file.parent, run) or carries(file, run_id)
+
+
+def carries(file: Path, run_id: str) -> bool:
+    """Whether a snapshot or a checkpoint says that it is of this run, be the rest of it damaged or cut off."""
+    try:
+        if file.name == "last.pt":
+            with zipfile.ZipFile(_regular(file)) as archive:
+                return run_of_checkpoint(archive, run_id)
+        with open_regular(file, TENSORS_LIMIT) as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(min(length, TEXT_LIMIT, file.stat().st_size)))
+        return bool(json.loads(header["__metadata__"]["fadeviz"])["run_id"] == run_id)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def _refuse_foreign(folder: Path, run: Path, run_id: str) -> None:
+    """Raise where a folder of the run is behind a link, and what it leads to is not this run's."""
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise FadevizError(f"{folder} is no folder, or a link that leads nowhere. Remove it, then do the same again")
+    if not leads_outside(folder, run):
+        return
+    # What is hidden is left over, or nobody's, and stays.
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    written = [file for file in files if STEP_FILE.fullmatch(file.name) or file.name == "last.pt"]
+    foreign = [file for file in written if not carries(file, run_id)]
+    if foreign or (files and not written):
+        raise FadevizError(
+            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} is not of this run: nothing is "
+            "written there. Remove the link, then do the same again"
+        )
+
+
+def _regular(path: Path) -> Path:
+    with open_regular(path, TENSORS_LIMIT):  # safetensors says of a file that may not be read that it is not there
+        return path
+
+
+def unreadable(error: BaseException) -> str:
+    """What keeps a file from being read, where that does not show that it is damaged; empty where it does."""
+    if isinstance(error, NoRegularFile) and not isinstance(error, TooLarge):
+        return ""
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else ""
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, opened for reading with numpy.
+
+    Raises:
+        SafetensorError, OSError: it is missing, damaged, or no regular file.
+    """
+    with safe_open(_regular(path), "np") as opened:
+        yield opened
 
 
 def info_checksum(info: Mapping[str, object]) -> int:
     """What run.json stores of its own values as ``crc32``, that a flipped bit does not go unseen."""
     # As they are read: lists for tuples, text for numbers as names.
-    values = json.loads(json.dumps({key: value for key, value in info.items() if key != "crc32"}))
+    values = json.loads(json.dumps({key: value for key, value in info.items() if key != "crc32"}, default=_plain))
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
@@ -193,9 +344,9 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
     try:
         if out.exists() and not out.is_dir():
             raise FadevizError(f"{out} is a file. Choose another --out")
-        if resume or not out.is_dir() or all(_before_the_first_file(inside) for inside in out.iterdir()):
+        begun = os.path.lexists(out / "run.json")
+        if (resume and begun) or not out.is_dir() or all(_before_the_first_file(inside) for inside in out.iterdir()):
             return
-        begun = (out / "run.json").exists()
     except OSError as error:
         raise cannot_write(out, error) from error
     if not begun:
@@ -214,17 +365,35 @@ def _before_the_first_file(inside: Path) -> bool:
 
 
 def remove_run(out: Path) -> None:
-    """Remove a run from its folder, and nothing else that lies there."""
-    # Only what a run writes: figures or notes that someone put beside it stay. run.json goes last: until then the
-    # folder is known for a run, and the same command can be given again.
-    for name in ("snapshots", "checkpoints", "metrics.jsonl", "observation.safetensors", "run.json"):
-        _remove(out / name)
+    """Remove a run from its folder, and nothing else that lies there: no files of others, nothing behind links.
+
+    Raises:
+        FadevizError: something of it cannot be removed; where that can be seen beforehand, nothing was.
+    """
+    ours = []
+    for folder, names in ((out / "snapshots", STEP_FILE), (out / "checkpoints", re.compile(r"last\.pt"))):
+        if folder.is_dir() and not folder.is_symlink():
+            ours += [file for file in folder.iterdir() if names.fullmatch(file.name) or left_over(file)]
+        elif folder.is_symlink():
+            ours.append(folder)
+        elif folder.exists():
+            raise FadevizError(f"{folder} is no folder, and not of a run. Remove it by hand")
+    # run.json goes last: until then the folder is known for a run, and the same command can be given again.
+    ours += [out / name for name in ("metrics.jsonl", "observation.safetensors", "run.json")]
+    for file in ours:
+        if file.is_dir() and not file.is_symlink() and any(file.iterdir()):
+            raise FadevizError(f"{file} is a folder with files, and not of a run. Remove it by hand")
+    for file in ours:
+        _remove(file)
+    for folder in (out / "snapshots", out / "checkpoints"):
+        if folder.is_dir() and not any(folder.iterdir()):
+            _remove(folder)
 
 
 def _remove(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            path.rmdir()  # what is in a folder is not of a run
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -237,7 +406,7 @@ def open_checkpoint(path: Path) -> zipfile.ZipFile:
     Raises:
         OSError, zipfile.BadZipFile: it cannot be read, or is damaged.
     """
-    archive = zipfile.ZipFile(path)
+    archive = zipfile.ZipFile(_regular(path))
     try:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise zipfile.BadZipFile("it is compressed, as no checkpoint is")  # and might unpack to anything
@@ -252,11 +421,18 @@ def open_checkpoint(path: Path) -> zipfile.ZipFile:
     return archive
 
 
+def run_of_checkpoint(archive: zipfile.ZipFile, run_id: str) -> bool:
+    """Whether a checkpoint names this run; nothing is unpickled."""
+    pickles = [member for member in archive.infolist() if member.filename.endswith("/data.pkl")]
+    # A pickle holds a text's bytes as they are.
+    return any(run_id.encode() in archive.read(one) for one in pickles if one.file_size <= TEXT_LIMIT)
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a line that is cut off or damaged is left out."""
     lines: list[dict[str, Any]] = []
     try:
-        texts = path.read_bytes().split(b"\n")
+        texts = read_regular(path, METRICS_LIMIT).split(b"\n")
     except OSError as error:
         raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
     for text in texts:

@@ -1,5 +1,6 @@
 """Where the large shared files are, and what to say where they are not; one thread, as the networks here are tiny."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,3 +24,22 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared files (weights, data) in {SHARED}")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collect_all():
+    """Give back what the tests of a module left, and look at nothing of before its tests again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _collect():
+    """Find a file, a socket or a process that a test left open in that very test, and not in a neighbour of it."""
+    yield
+    gc.collect()
+    gc.freeze()  # what survived need not be gone through after every test that follows

@@ -28,8 +28,12 @@ def make_run(
     picture=0,
     outline_first=True,
     channels=6,
+    calls=1,
 ):
-    """Write a run and open it. ``maps`` ``(T, h, w)`` replaces the drawn feature maps of image 0."""
+    """Write a run and open it. ``maps`` ``(T, h, w)`` replaces the drawn feature maps of image 0.
+
+    Of several ``calls`` of the layer each one's maps are every other cell of those before.
+    """
     height, width = size
     store = SnapshotStore(path, run_id)
     rng = np.random.default_rng(seed)
@@ -43,15 +47,16 @@ def make_run(
             feature[0] = maps[index]
         waves = np.stack([np.sin(far * (c + 1) * 2) * (channels - c) for c in range(channels)])
         waves[1] = 2 * waves[0]  # a twin of channel 0, that is not to be drawn beside it
-        store.write(
-            step,
-            [
-                Snapshot(step, LAYER, 0, "feature", feature),
-                Snapshot(step, LAYER, 0, "gradient", np.maximum(feature - 0.5, 0)),
-                Snapshot(step, LAYER, 0, "channels", (waves * grown)[None].astype(np.float32)),
-                Snapshot(step, LAYER, 0, "gate", np.clip(feature, 0.2, 0.7)),
-            ],
-        )
+        values = {
+            "feature": feature,
+            "gradient": np.maximum(feature - 0.5, 0),
+            "channels": (waves * grown)[None].astype(np.float32),
+            "gate": np.clip(feature, 0.2, 0.7),
+        }
+        every = [
+            (call, kind, value[..., :: 2**call, :: 2**call]) for call in range(calls) for kind, value in values.items()
+        ]
+        store.write(step, [Snapshot(step, LAYER, call, kind, value) for call, kind, value in every])
     images = np.full((2, height * 2, width * 2, 3), 90, np.uint8)
     inside = disc(height * 2, width * 2) < 0
     images[:, inside] = (150, 90, 40)

@@ -6,12 +6,12 @@ import pytest
 from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import open_run
-from fadeviz.analysis.courses import FIGURES, MEASURES, operator_courses
+from fadeviz.analysis.courses import FIGURES, MEASURES, _own_pattern, operator_courses
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.similarity import class_similarity
 from fadeviz.analysis.spectrum import radial_centroid
-from fadeviz.analysis.table import course_rows, summary_rows
+from fadeviz.analysis.table import course_rows, describe, summary_rows
 from fadeviz.quality import TESTS
 from fadeviz.snapshots import Snapshot, SnapshotStore
 
@@ -131,8 +131,8 @@ def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(order, course
         assert np.isfinite(courses[name].values[:, 1:]).all()
 
 
-def test_the_operators_own_pattern_over_its_mean(courses):
-    assert np.allclose(courses["constant"].values, 0.25, atol=1e-6)
+def test_the_operators_own_pattern_over_its_rms(courses):
+    assert np.allclose(courses["constant"].values, 0.5 / (2**2 + 0.5**2) ** 0.5, atol=1e-6)
     assert courses["constant"].values.shape == (2, len(STEPS), 1)
 
 
@@ -185,3 +185,32 @@ def test_figures_of_tests_that_are_no_numbers_or_come_later_do_not_count(tmp_pat
     found = operator_courses(order, order.operators[0])
     assert found["miou"].steps == (50, 100, 120, 150, 200)
     assert np.isnan(found["boundary_iou"].values[0, 2, 0])
+
+
+def test_a_constants_answer_is_told_of_its_rms_and_not_of_a_mean_near_zero():
+    checks = np.indices((24, 24)).sum(0) % 2 * 2.0 - 1
+    maps = np.stack([1e-3 + checks, 3 + 0.3 * checks, np.zeros((24, 24)), np.full((24, 24), 7.0)]).astype(np.float32)
+    found = _own_pattern(maps)
+    assert found[:2] == pytest.approx([1, 0.3 / (9 + 0.09) ** 0.5], rel=1e-4)
+    assert np.isnan(found[2])
+    assert found[3] == 0
+
+
+@pytest.mark.parametrize(("height", "low", "high"), [(0.0, -0.01, 0.005), (0.05, 0.2, 1.0)])
+def test_the_table_shows_a_lattice_that_drifts(tmp_path, height, low, high):
+    y, x = np.mgrid[:48, :48]
+    blob = np.exp(-((y - 24) ** 2 + (x - 24) ** 2) / 12**2)
+    # A half of a turn over the map: the mean of every phase is that of the blob.
+    lattice = height * np.cos(np.pi * x / 47) * (-1.0) ** (x + y)
+    store = SnapshotStore(tmp_path, "run")
+    for step in STEPS:
+        frames = np.stack([(1 + step / STEPS[-1]) * np.roll(blob, shift, 1) + lattice for shift in (0, 3, 6)])
+        store.write(step, [Snapshot(step, LAYER, 0, "feature", frames.astype(np.float32))])
+    store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack(MASKS))
+    store.write_info({"upsampler": "carafe", "title": "CARAFE", "config": {"seed": 0}, "figure_layer": LAYER})
+    order = learning_order([open_run(tmp_path)])
+    (row,) = rows = summary_rows(order)
+    assert low < row["checkerboard_at_end"] <= high
+    assert (row["nyquist_at_end"] > 3) == (height > 0)
+    (line,) = [line for line in describe(order, rows).splitlines() if line.startswith("carafe ")]
+    assert f"{row['checkerboard_at_end']:.3f}" in line.replace("-0.000", "0.000")

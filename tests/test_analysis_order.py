@@ -8,11 +8,15 @@ import pytest
 from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import FadevizError, open_run
+from fadeviz.analysis import blocks
+from fadeviz.analysis.courses import operator_courses
 from fadeviz.analysis.learning import State, lead
 from fadeviz.analysis.order import RESPONSES, VERDICTS, judge_again, learning_order, verdict
 from fadeviz.analysis.regions import build_regions, distance_bins
 from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
+from fadeviz.analysis.table import summary_rows
+from fadeviz.runs import Run
 from fadeviz.snapshots import Snapshot, SnapshotStore
 
 STEPS = ALL_STEPS[::2]
@@ -151,6 +155,55 @@ def test_the_margin_is_the_wider_gap_at_the_two_half_ways(runs):
     assert fade.margin == 60
 
 
+@pytest.mark.parametrize("values", [1, 3 * IMAGES * 48 * 48])
+def test_stretches_of_any_length_give_the_same_numbers(tmp_path, monkeypatch, values):
+    """A long run is measured a few steps at a time: what is found does not depend on how many."""
+    run = make_run(tmp_path / "r", "inward")
+    whole = learning_order([run])
+    courses = operator_courses(whole, whole.operators[0])
+    monkeypatch.setattr(blocks, "BLOCK", values)
+    parts = learning_order([run])
+    one, other = whole.operators[0], parts.operators[0]
+    assert np.array_equal(one.edge, other.edge, equal_nan=True)
+    assert np.array_equal(one.value_kymograph.value, other.value_kymograph.value, equal_nan=True)
+    again = operator_courses(parts, other)
+    assert again.keys() == courses.keys()
+    for name, course in courses.items():
+        assert np.array_equal(course.values, again[name].values, equal_nan=True), name
+
+
+def test_each_snapshot_is_opened_a_few_times(tmp_path, monkeypatch):
+    """Two looks at a map, for the order and for the curves; where frames go on as they should, none for splices."""
+    run = make_run(tmp_path / "r", "inward")
+    opened = []
+    monkeypatch.setattr(
+        Run, "_open", lambda run, step, *what, was=Run._open: opened.append(step) or was(run, step, *what)
+    )
+    order = learning_order([run])
+    summary_rows(order)
+    assert max(map(opened.count, STEPS[1:-3])) <= 5  # of feature twice, of channels once, and what names the shapes
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off", "other shape"])
+def test_a_snapshot_that_changes_while_it_is_measured_is_named(tmp_path, damage):
+    run = make_run(tmp_path / "r", "inward")
+    assert run.steps == STEPS
+    file = tmp_path / "r" / "snapshots" / f"step_{STEPS[4]:06d}.safetensors"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut off":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        small = Snapshot(STEPS[4], LAYER, 0, "feature", np.ones((IMAGES, 8, 8), np.float32))
+        SnapshotStore(tmp_path / "r", "fade-0").write(STEPS[4], [small])
+    with pytest.raises(FadevizError, match=rf"{file.name}.*(Open the run again|Choose other steps)") as raised:
+        summary_rows(learning_order([run]))
+    assert "\n" not in str(raised.value)
+    again = open_run(tmp_path / "r")
+    assert (STEPS[4] in again.steps) == (damage == "other shape")
+    assert (file.name in again.broken) == (damage == "cut off")
+
+
 def test_other_settings_are_other_operators(tmp_path):
     made = [
         make_run(tmp_path / "a", "inward"),
@@ -245,6 +298,33 @@ def test_what_is_refused(tmp_path, runs):
         learning_order([one], kind="channels")
     with pytest.raises(FadevizError, match=f"Nearest: '{LAYER}'"):
         learning_order([one], layer="decoder.3.upsampel")
+
+
+def test_runs_in_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    def order(*runs, upsampler=None):
+        made = []
+        for path, kind, seed in runs:
+            run = make_run(tmp_path / path, kind, seed=0)
+            info = {
+                **run.info,
+                "upsampler": upsampler,
+                "title": upsampler,
+                "config": {} if seed is None else {"seed": seed},
+            }
+            SnapshotStore(run.path, run.run_id).write_info(info)
+            made.append(open_run(run.path))
+        found = learning_order(made)
+        return [(one.name, one.title, one.seeds, one.runs) for one in found.operators], made
+
+    both, runs = order(("a/fade", "inward", None), ("b/fade", "outward", None))
+    assert both == [(name, name, (None,), (run,)) for name, run in zip(("a/fade", "b/fade"), runs, strict=True)]
+    both, runs = order(("c/fade", "inward", 3), ("d/fade", "outward", 3))
+    assert [one[0] for one in both] == ["c/fade", "d/fade"]
+    both, runs = order(("e/fade", "inward", None), ("f/fade", "outward", None), upsampler="mine")
+    assert [one[:2] for one in both] == [("mine, e/fade",) * 2, ("mine, f/fade",) * 2]
+    # Runs of one name and several seeds are measured together, wherever they lie.
+    both, runs = order(("g/fade", "inward", 1), ("h/fade", "outward", 2), upsampler="mine")
+    assert both == [("mine", "mine", (1, 2), tuple(runs))]
 
 
 def test_masks_that_differ_are_different_pictures(tmp_path, runs):

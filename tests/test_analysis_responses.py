@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from analysis_movies import RADIUS, STEPS, mask, movie
 from fadeviz import FadevizError
@@ -40,6 +41,26 @@ def test_gradient_is_the_written_convolution():
 def test_ranks_average_ties():
     assert np.array_equal(ranks(np.array([[5.0, 1], [1, 9]])), [[0.625, 0.25], [0.25, 0.875]])
     assert np.isnan(ranks(np.full((3, 3), 2.0))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_ranks_are_scipys(dtype):
+    """Of both signs and zeros, with and without ties, tiny and huge."""
+    rng = np.random.default_rng(0)
+    maps = rng.normal(size=(7, 9, 13))
+    maps[1] = np.round(2 * maps[1])
+    maps[2] *= 1e-6
+    maps[3] = np.where(maps[3] < 0, -0.0, 0.0) + (maps[3] > 1)
+    maps[4] = np.maximum(maps[4], 0)
+    maps[5] = np.abs(maps[5]) * 1e4
+    maps[6] = -np.abs(maps[6])
+    maps = maps.astype(dtype)
+    expected = (stats.rankdata(maps.reshape(7, -1), axis=1) - 0.5) / 117
+    assert np.array_equal(ranks(maps), expected.reshape(maps.shape))
+    assert np.isnan(ranks(np.where(np.arange(13) == 4, np.inf, maps))).all()
+    assert np.isnan(ranks(np.where(np.arange(13) == 4, -np.nan, maps))).all()
+    assert np.isnan(ranks(np.full((2, 3, 3), 5, dtype))).all()
+    assert ranks(np.zeros((2, 0, 3), dtype)).shape == (2, 0, 3)
 
 
 def test_a_perfect_map_is_one_in_both():

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from fadeviz.analysis import similarity
 from fadeviz.analysis.similarity import (
     cka_to_final,
     class_similarity,
@@ -189,6 +190,52 @@ def test_a_planted_splice_is_found(first, last):
     maps[first : last + 1] = other[first : last + 1]
     assert foreign_spans(maps) == ((first, last),)
     assert is_spliced(maps)
+
+
+def every_span(maps, margin=0.5, floor=0.8):
+    """The rule as it is written: all stretches of frames, the short ones first."""
+    tables = frame_correlations(maps)
+    count = tables.shape[1]
+    foreign, spans = np.zeros(count, bool), []
+    for length in range(1, (count - 1) // 2 + 1):
+        for first in range(1, count - length):
+            before, last, after = first - 1, first + length - 1, first + length
+            around = tables[:, before, after]
+            ends = np.maximum(tables[:, before, first], tables[:, last, after])
+            known = np.isfinite(around) & np.isfinite(ends)
+            if foreign[before : after + 1].any() or not known.any():
+                continue
+            if np.median(around[known]) >= floor and np.median(around[known] - ends[known]) > margin:
+                foreign[first:after] = True
+                spans.append((first, last))
+    return tuple(sorted(spans))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_looking_at_breaks_alone_finds_what_looking_at_every_span_does(seed, monkeypatch):
+    """Movies cut together at random, with frames that some images lack, and with other thresholds."""
+    rng = np.random.default_rng(seed)
+    images = 1 + seed % 4
+    scenes = rng.normal(size=(3, 1, images, 6, 7)) + 0.3 * rng.normal(size=(3, 40, images, 6, 7))
+    cuts = np.sort(rng.integers(0, 40, 6))
+    maps = scenes[np.searchsorted(cuts, np.arange(40)) % 3, np.arange(40)]
+    maps[rng.random((40, images)) < 0.1] = 1.0  # constant: no correlation
+    monkeypatch.setattr(similarity, "_AT_A_TIME", 3 * images * 42)  # in several stretches
+    for margin, floor in ((0.5, 0.8), (0.2, 0.5), (-0.1, -1.0)):
+        assert foreign_spans(maps, margin, floor) == every_span(maps, margin, floor)
+
+
+def test_no_more_correlations_than_a_few_of_two_thousand_frames(monkeypatch):
+    maps = movie(2000, images=1, size=(4, 5))
+    maps[700:704] = movie(2000, images=1, size=(4, 5), seed=9)[700:704]
+    read = []
+    monkeypatch.setattr(
+        similarity,
+        "_units",
+        lambda maps, numbers, was=similarity._units: read.append(len(numbers)) or was(maps, numbers),
+    )
+    assert foreign_spans(maps) == ((700, 703),)
+    assert sum(read) < 20  # every frame with every other: 4 million
 
 
 def test_several_splices_are_told_apart():

@@ -125,6 +125,16 @@ def test_one_step_many_channels_and_tiny_tiles(tmp_path):
         assert np.array_equal(tiles(frames, layout, index), colorize(sequence.unit, "gray"))
 
 
+def test_an_animation_of_a_long_run_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(animation, "MAX_FRAMES", 5)
+    run = make_run(tmp_path / "fade", size=(6, 8))
+    (note,) = write_animation([run], tmp_path / "a.gif", scale=1)
+    assert note.startswith("5 of 12 snapshots are shown, evenly spread from step 0 to 110.")
+    assert len(decode(tmp_path / "a.gif")[0]) == 5
+    assert write_animation([run], tmp_path / "a.gif", scale=1, steps=run.steps) == ()
+    assert len(decode(tmp_path / "a.gif")[0]) == 12
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path, pair):
     for ending in ("gif", "apng", "webp"):
         for name in ("one", "two"):
@@ -154,7 +164,7 @@ def test_mp4_has_every_frame(tmp_path, pair):
 
 def test_mp4_without_its_extra(tmp_path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(FadevizError, match=r'pip install "fadeviz\[video\]"'):
+    with pytest.raises(FadevizError, match=r'pip install "\.\[video\]"'):
         write_animation([run], tmp_path / "a.mp4")
 
 

@@ -1,5 +1,6 @@
 """Damaged runs: each fault is named, the rest stays usable, and a repair removes what is broken and nothing else."""
 
+import errno
 import json
 import os
 import random
@@ -9,16 +10,19 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from fadeviz import FadevizError, open_run
 from fadeviz.check import check_run, repair_run
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.snapshots import Snapshot, SnapshotStore
 from fadeviz.training.checkpoint import write_checkpoint
-from fadeviz_cli.main import main
-from render_runs import STEPS, make_run
+from render_runs import LAYER, STEPS, make_run
 
 STEP = "snapshots/step_000050.safetensors"
 
@@ -61,12 +65,14 @@ def foreign(file):
     file.write_bytes((other.path / STEP).read_bytes())
 
 
-def lacking(file):
-    from safetensors.numpy import load_file, save_file
-
+def lacking(file, *, sums=True):
+    """A map less; without checksums, as written by the first versions, nothing shows that there was one."""
+    with safe_open(file, "np") as opened:
+        header = json.loads(opened.metadata()["fadeviz"])
+    if not sums:
+        del header["crc32"]
     kept = {key: value for key, value in load_file(file).items() if not key.endswith("gate")}
-    header = {"fadeviz": json.dumps({"step": 50, "run_id": "a1b2c3", "format": 1})}
-    save_file(kept, file, metadata=header)
+    save_file(kept, file, metadata={"fadeviz": json.dumps(header)})
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,7 @@ def lacking(file):
         (flip, "is not what was written (checksum)"),
         (swap, "holds step 60"),
         (foreign, "belongs to another run than a1b2c3"),
-        (lacking, "lacks decoder.3.upsample/0/gate, which other snapshots have"),
+        (lacking, "lacks decoder.3.upsample/0/gate, with which it was written"),
     ],
 )
 def test_a_snapshot_is_named_and_removed_and_the_rest_is_as_it_was(folder, harm, what):
@@ -260,14 +266,32 @@ def test_another_runs_settings_cost_no_snapshot(tmp_path):
     assert digest(folder) == before
 
 
-def test_maps_of_another_shape_than_all_others(tmp_path):
+def test_other_maps_than_in_most_snapshots_are_no_damage(tmp_path):
+    """A layer that begins to run twice, or at another size: each file is what was written."""
     folder = make_run(tmp_path / "run").path
     other = make_run(tmp_path / "other", size=(12, 16))
-    for step in (0, 50):  # the first is no better than any
+    for step in (0, 50):
         shutil.copy(other.path / f"snapshots/step_{step:06d}.safetensors", folder / "snapshots")
-    faults = check_run(folder)
-    assert [fault.file for fault in faults] == ["snapshots/step_000000.safetensors", STEP]
-    assert faults[0].what.endswith("is F32 (1, 6, 12, 16), in other snapshots F32 (1, 6, 24, 32)")
+    run = open_run(folder)
+    again = run.read(60, LAYER, "feature")
+    SnapshotStore(folder, run.run_id).write(60, [Snapshot(60, LAYER, call, "feature", again) for call in (0, 1)])
+    lacking(folder / "snapshots/step_000070.safetensors", sums=False)
+    before = digest(folder)
+    assert check_run(folder) == []
+    assert repair_run(folder) == []
+    assert digest(folder) == before
+    result = CliRunner().invoke(main, ["check", str(folder)])
+    assert result.exit_code == 0
+    notes = result.stderr.splitlines()
+    assert [note.split()[1] for note in notes] == [f"snapshots/step_{step:06d}.safetensors" for step in (0, 50, 60, 70)]
+    assert notes[0].endswith("as F32 (1, 6, 12, 16), most snapshots as F32 (1, 6, 24, 32)")
+    assert notes[2].endswith(f"lacks {LAYER}/0/channels, which most snapshots have")
+    assert notes[3].endswith(f"lacks {LAYER}/0/gate, which most snapshots have")
+    # What is the same in all of them is drawn; what is not says where.
+    assert run.maps(LAYER, "gradient", steps=[10, 20]).shape == (2, 2, 24, 32)
+    with pytest.raises(FadevizError, match="step 60: no 'gradient' of 'decoder.3.upsample', call 0"):
+        np.asarray(open_run(folder).maps(LAYER, "gradient", steps=[10, 60]))
+    assert open_run(folder).maps(LAYER, "feature", steps=[60], call=1).shape == (1, 2, 24, 32)
 
 
 RECORD = """
@@ -324,10 +348,45 @@ def test_killed_at_any_instant_every_snapshot_but_the_last_is_whole_and_going_on
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written(folder):
-    (folder / ".x.partial.json").write_text("{")
+    (folder / ".run.partial.json").write_text("{")
     folder.chmod(0o500)
     try:
         with pytest.raises(FadevizError, match="cannot remove"):
             repair_run(folder)
     finally:
         folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", [STEP, CHECKPOINT, "observation.safetensors"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, name, number):
+    """Another user's file, a network disk that is away: nothing is removed for that."""
+    folder = complete(tmp_path / "run")
+    before = digest(folder)
+    opened = os.open
+
+    def refuse(path, *args, **options):
+        if str(path) == str(folder / name):
+            raise OSError(number, os.strerror(number))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    told = [fault for fault in check_run(folder) if fault.file == name]
+    assert [fault.repair for fault in told] == [""]
+    if name != "observation.safetensors":
+        assert told[0].what == f"cannot be read: {os.strerror(number)}"
+    assert repair_run(folder) == []
+    monkeypatch.undo()
+    assert digest(folder) == before
+
+
+def test_a_file_that_is_too_large_is_not_removed(tmp_path):
+    """It may be a snapshot for all that is known; what is none at all is removed."""
+    folder = complete(tmp_path / "run")
+    with (folder / STEP).open("r+b") as file:
+        file.truncate(2**40)
+    (folder / "snapshots/step_000060.safetensors").unlink()
+    (folder / "snapshots/step_000060.safetensors").symlink_to("/dev/zero")
+    assert [fault.file for fault in check_run(folder)][:2] == [STEP, "snapshots/step_000060.safetensors"]
+    assert [fault.file for fault in repair_run(folder)] == ["snapshots/step_000060.safetensors"]
+    assert (folder / STEP).exists()

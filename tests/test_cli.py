@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data import synthetic
-from fadeviz.experiment import RunConfig
-from fadeviz_cli.main import main
+from fadeviz.experiment import RunConfig, _Work
+from fadeviz.snapshots import Snapshot, SnapshotStore
 from render_runs import make_run
 
 RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]
@@ -118,7 +122,10 @@ class TestRecord:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("fadeviz_cli.main._Bars.report", stop)
-        fails(1, "stopped. .* is readable; go on: fadeviz record --resume", *RECORD, "--out", tmp_path / "run")
+        result = call(*RECORD, "--out", tmp_path / "run")
+        assert result.exit_code == 130
+        resume = f"fadeviz record --resume --out {tmp_path / 'run'}"
+        assert result.stderr.splitlines() == [f"interrupted at step 1 of 3; {resume} goes on at step 2"]
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
 
     @pytest.mark.parametrize(
@@ -219,6 +226,21 @@ class TestPictures:
         fails(1, "lasts at most 655350 ms", *start, 1_000_000)
         fails(2, "not a valid integer", *start, "12.5")
 
+    @pytest.mark.parametrize("command", ["grid", "animate"])
+    def test_another_call(self, tmp_path, command):
+        run, out = make_run(tmp_path / "run", calls=2), tmp_path / {"grid": "a.png", "animate": "a.gif"}[command]
+        result = call(command, run.path, "-o", out, "--call", 1)
+        note = "note: decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call\n"
+        assert (result.exit_code, result.stderr) == (0, note)
+        fails(1, "no call 2 of 'decoder.3.upsample' .* Recorded: 0, 1", command, run.path, "-o", out, "--call", 2)
+
+    @pytest.mark.parametrize("command", ["grid", "animate", "plot", "report", "compare", "export --to npz", "predict"])
+    def test_what_is_no_text_does_not_go_to_standard_output(self, tmp_path, monkeypatch, command):
+        monkeypatch.chdir(tmp_path)
+        picture = ["x.png"] if command == "predict" else []
+        fails(2, "not written to standard output. Give a name", *command.split(), "run", *picture, "-o", "-")
+        assert not list(tmp_path.iterdir())
+
     def test_no_run(self, tmp_path):
         fails(1, "no run folder .*nothing", "grid", tmp_path / "nothing", "-o", tmp_path / "a.png")
         (tmp_path / "empty").mkdir()
@@ -287,6 +309,29 @@ class TestLookingUp:
             (run.path / "run.json").write_text(json.dumps(info))
             assert call("info", run.path).exit_code == 0, key
 
+    def test_info_says_which_calls_there_are(self, tmp_path):
+        output = call("info", make_run(tmp_path / "run", calls=3).path).output
+        assert "gate; calls 0 (24x32), 1 (12x16), 2 (6x8): choose with --call\n" in output
+        assert "--call" not in call("info", make_run(tmp_path / "once").path).output
+
+    @pytest.mark.parametrize("lengths", [(28, 29, 31), (5, 40), (300, 8)])
+    def test_columns_of_info_never_touch(self, tmp_path, lengths):
+        run = make_run(tmp_path / "run")
+        names = ["n" * length for length in lengths]
+        for step in run.steps:
+            maps = [Snapshot(step, name, 0, "feature", np.ones((2, 4, 4), np.float32)) for name in names]
+            SnapshotStore(run.path, run.run_id).write(step, maps)
+        lines = [line for line in call("info", run.path).output.splitlines() if line.startswith("  ")]
+        assert sorted(re.fullmatch(r"  (n+)  +feature", line)[1] for line in lines) == sorted(names)
+        if max(lengths) < 60:
+            assert len({line.index("feature") for line in lines}) == 1
+
+    def test_info_of_a_run_without_a_network(self, tmp_path):
+        run = make_run(tmp_path / "run")
+        info = json.loads((run.path / "run.json").read_text())
+        SnapshotStore(run.path, run.run_id).write_info({k: v for k, v in info.items() if k != "network"})
+        assert call("info", run.path).output.startswith(f"{run.path}: fade, run a1b2c3\n")
+
     def test_info_names_what_is_broken(self, tmp_path):
         run = make_run(tmp_path / "run")
         file = sorted((run.path / "snapshots").iterdir())[1]
@@ -316,6 +361,47 @@ class TestData:
         assert "horse318" in output
 
 
+def test_ctrl_c_of_any_command(monkeypatch, tmp_path):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fadeviz.open_run", stop)
+    result = call("info", make_run(tmp_path / "run"))
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
+
+
+def test_a_demo_goes_on(tmp_path, monkeypatch):
+    out, real, trained = tmp_path / "a demo", _Work.after, []
+
+    def after(work, result):
+        real(work, result)
+        trained.append((work.config.upsampler, result.step))
+        if trained[-1] in (("fade", 3), ("carafe", 2)):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(_Work, "after", after)
+
+    def tiny(name, steps, seed):
+        return RunConfig(name, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", seed=seed)
+
+    monkeypatch.setattr("fadeviz.demo.demo_config", tiny)
+    monkeypatch.setattr("fadeviz.demo.draw_demo", lambda runs, out: f"{[run.name for run in runs]} drawn")
+    demo = ("demo", "--out", out, "--steps", "5")
+    result = call(*demo)
+    assert result.exit_code == 143
+    again = f"fadeviz demo --out '{out}' --steps 5"
+    assert result.stderr.splitlines()[-1] == f"interrupted at step 3 of 5; {again} goes on at step 4"
+    assert call(*demo).exit_code == 143
+    assert "['fade', 'carafe'] drawn" in call(*demo).stdout
+    assert trained == [(name, step) for name in ("fade", "carafe") for step in range(1, 6)]  # none twice
+    before = {file: file.stat().st_mtime_ns for file in (out / "fade").rglob("*")}
+    assert "drawn" in call(*demo).stdout
+    assert {file: file.stat().st_mtime_ns for file in (out / "fade").rglob("*")} == before
+    assert len(trained) == 10
+    assert call(*demo, "--overwrite").exit_code == 143
+    assert trained[10:] == [("fade", 1), ("fade", 2), ("fade", 3)]
+
+
 def test_demo_leaves_what_it_says(tmp_path):
     result = call("demo", "--out", tmp_path / "demo", "--steps", "6")
     assert result.exit_code == 0, result.output
@@ -326,5 +412,7 @@ def test_demo_leaves_what_it_says(tmp_path):
     for file in named:
         assert (tmp_path / "demo" / "figures" / file.rsplit("/", 1)[1]).stat().st_size > 1000
     assert re.search(r"\| fade \| 1,967,540 \| 0\.\d{3}", summary)
-    fails(1, "holds a demo already. Replace it with --overwrite", "demo", "--out", tmp_path / "demo", "--steps", "6")
+    fails(
+        1, "other settings: .*steps was 6, is 7.* Replace the demo", "demo", "--out", tmp_path / "demo", "--steps", "7"
+    )
     fails(1, "the demo needs 5 or more", "demo", "--out", tmp_path / "new", "--steps", "2")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import fadeviz
 from fadeviz import FadevizError
 from fadeviz.check import check_run
 from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.experiment import read_config, run
 from fadeviz.training.distributed import ALONE, Processes, SharedBatchNorm2d, check_share, joined, shared
 from fadeviz.training.loop import batches
 
@@ -153,6 +156,107 @@ def test_a_process_that_fails_ends_the_others_in_words(tmp_path, failing):
     assert f"{failing} says: the disk burns" in said
     assert any(line.startswith(f"{1 - failing} says: another process of this training went away") for line in said)
     assert fadeviz.open_run(tmp_path / "run").info["status"] == "failed"
+
+
+STOP = """
+import os, signal, sys
+from fadeviz.experiment import RunConfig, run
+from fadeviz.training.signals import Interrupted
+
+def report(progress):
+    if progress.step == 2 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)  # only one of the two hears it
+
+try:
+    run(RunConfig(size=32, width=0.125, steps=6, snapshots="6", evaluate_every=6), sys.argv[1], report=report)
+except Interrupted as error:
+    print(os.environ["RANK"], error.signal.real, error.step, error.saved, flush=True)
+"""
+
+
+def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
+    script = tmp_path / "stop.py"
+    script.write_text(STOP)
+    said = torchrun(str(script), str(tmp_path / "run")).stdout.splitlines()
+    assert sorted(said) == ["0 15 2 2", "1 15 2 2"]
+    stopped = fadeviz.open_run(tmp_path / "run").info
+    assert (stopped["status"], stopped["last_step"], stopped["processes"]) == ("interrupted", 2, 2)
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
+    assert saved["step"] == 2
+    # One process alone finishes it, and no more is said of two.
+    done = run(read_config(tmp_path / "run"), tmp_path / "run", resume=True)
+    assert done.info["status"] == "finished"
+    assert "processes" not in done.info
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_torchrun_loses_nothing(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+               "-m", "fadeviz_cli.main", *record(out, "--steps", "9999", "--snapshots", "9999")]  # fmt: skip
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    stopped = fadeviz.open_run(out)
+    last = stopped.info["last_step"]
+    assert stopped.info["status"] == "interrupted"
+    assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] == last
+    line = f"interrupted at step {last} of 9999; fadeviz record --resume --out {out} goes on at step {last + 1}"
+    assert said.count(line) == 1
+    assert stopped.metrics()[-1]["step"] == last
+
+
+KILL = """
+import os, signal, sys
+from fadeviz.training.distributed import _Sum
+from fadeviz_cli.main import main
+
+real, exchanges = _Sum.forward, []
+
+def forward(ctx, value):
+    exchanges.append(1)
+    if len(exchanges) == 300 and os.environ["RANK"] == killed:  # statistics of the batch, amid a step
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(ctx, value)
+
+killed = sys.argv.pop(1)
+_Sum.forward = staticmethod(forward)
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_is_killed_amid_a_step_the_other_ends_and_the_run_goes_on(tmp_path, killed):
+    script, out, whole = tmp_path / "kill.py", tmp_path / "run", tmp_path / "whole"
+    script.write_text(KILL)
+    options = ("--steps", "12", "--snapshots", "3:12:3", "--checkpoint-every", "3", "--evaluate-every", "12")
+    began = time.monotonic()
+    said = torchrun(str(script), str(killed), *record(out, *options), check=False)
+    assert said.returncode != 0
+    assert time.monotonic() - began < 120  # gloo by itself would wait for half an hour
+    assert "Signal 9 (SIGKILL)" in said.stderr
+    stopped = fadeviz.open_run(out)
+    assert stopped.status == ("stopped" if killed == 0 else "failed")  # the first of them writes
+    if killed:
+        assert "another process of this training went away" in stopped.info["message"]
+        assert said.stderr.count("Error: another process of this training went away") == 1
+    done = stopped.metrics()[-1]["step"]
+    assert 3 <= done < 12
+    assert check_run(out) == []
+
+    torchrun("-m", "fadeviz_cli.main", "record", "--resume", "--out", str(out))
+    torchrun("-m", "fadeviz_cli.main", *record(whole, *options))
+    assert fadeviz.open_run(out).info["status"] == "finished"
+    for step in (0, 3, 6, 9, 12):  # as if nothing had happened
+        name = f"snapshots/step_{step:06d}.safetensors"
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
 def test_two_processes_refuse_a_folder_that_holds_a_run_once(tmp_path):

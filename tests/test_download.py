@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 import re
 import socket
 import stat
+import sys
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,8 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
 
-from fadeviz.data import download
+from fadeviz.data import archive, download
 from fadeviz.data.download import fetch_archive, fetch_file
 from fadeviz.errors import FadevizError
 
@@ -39,6 +45,7 @@ class Server:
         self.status = 200
         self.drops: list[int] = []
         self.false_start = 0
+        self.slow = ""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -73,8 +80,23 @@ class Server:
             request.send_header("Content-Range", f"bytes {first}-{len(self.data) - 1}/{len(self.data)}")
         if self.with_length:
             request.send_header("Content-Length", str(len(body)))
+        if self.slow == "headers":
+            self.trickle(request, b"HTTP/1.1 200 OK\r\nX: " + bytes(10_000))
+            return
         request.end_headers()
-        request.wfile.write(body[: self.drops.pop(0)] if self.drops else body)
+        if self.slow == "body":
+            self.trickle(request, body)
+            return
+        piece = body[: self.drops.pop(0)] if self.drops else body
+        with contextlib.suppress(ConnectionError):  # whoever asked may have gone
+            request.wfile.write(piece)
+
+    def trickle(self, request: BaseHTTPRequestHandler, data: bytes) -> None:
+        """A byte now and then, until whoever asked has gone."""
+        with contextlib.suppress(ConnectionError):
+            for value in data:
+                request.wfile.write(bytes([value]))
+                time.sleep(0.01)
 
     def close(self) -> None:
         self.http.shutdown()
@@ -197,6 +219,85 @@ class TestFile:
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
             with pytest.raises(FadevizError, match=r"cannot reach 127\.0\.0\.1:\d+ \(timed out\)"):
                 fetch_file(url, sha(DATA), tmp_path / "weights.bin")
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of a POSIX system")
+    def test_links_and_pipes_with_its_name_are_not_written_through(self, server: Server, tmp_path: Path) -> None:
+        mine = tmp_path / "mine"
+        mine.write_bytes(b"mine")
+        server.data = make_zip(*GOOD)
+        for number in range(2):
+            folder = tmp_path / f"{number}"
+            archive_file = folder.with_name(f".{folder.name}.{sha(server.data)[:12]}.archive")
+            for path in (archive_file, archive_file.with_name(f"{archive_file.name}.{sha(server.data)[:12]}.part")):
+                if number:
+                    os.mkfifo(path)
+                else:
+                    path.symlink_to(mine)
+            fetch_archive(server.url, sha(server.data), folder)
+            assert (folder / "set" / "mask" / "a.png").read_bytes() == b"mask"
+        assert mine.read_bytes() == b"mine"
+        assert left_over(tmp_path) == ["0", "1", "mine"]
+
+    @pytest.mark.parametrize("slow", ["body", "headers"])
+    def test_a_server_that_sends_a_byte_now_and_then(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
+    ) -> None:
+        monkeypatch.setattr(download, "SPEED_SECONDS", 0.1)
+        server.slow = slow
+        with pytest.raises(FadevizError, match=r"is too slow \(\d+ bytes came in .*; \d+ bytes are kept") as caught:
+            fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert "\n" not in str(caught.value)
+        assert "less than 1 kB/s with min_speed (--min-speed)" in str(caught.value)
+        assert len(server.ranges) == 1  # it would be as slow again
+        assert not (tmp_path / "weights.bin").exists()
+        server.slow = ""
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin")
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+
+    def test_a_slow_server_that_is_to_be_waited_for(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(download, "SPEED_SECONDS", 0.05)
+        server.slow, server.data = "body", b"little by little"
+        fetch_file(server.url, sha(server.data), tmp_path / "weights.bin", min_speed=0)
+        assert (tmp_path / "weights.bin").read_bytes() == server.data
+
+    @pytest.mark.parametrize("with_length", [True, False])
+    def test_one_that_is_too_large(self, server: Server, tmp_path: Path, with_length: bool) -> None:
+        server.with_length = with_length
+        part(tmp_path, "weights.bin").write_bytes(DATA[:100])
+        with pytest.raises(FadevizError, match=r"has more than 0\.002 GB: nothing is put in place.*--max-gb") as caught:
+            fetch_file(server.url, sha(DATA), tmp_path / "weights.bin", max_gb=0.002)
+        assert "\n" not in str(caught.value)
+        assert left_over(tmp_path) == []
+        fetch_file(server.url, sha(DATA), tmp_path / "weights.bin", max_gb=0.003)
+        assert (tmp_path / "weights.bin").read_bytes() == DATA
+
+    @pytest.mark.parametrize(
+        "limits",
+        [
+            {"max_gb": 0},
+            {"max_gb": float("nan")},
+            {"max_gb": float("inf")},
+            {"min_speed": -1},
+            {"min_speed": float("nan")},
+        ],
+        ids=str,
+    )
+    def test_no_limits(self, tmp_path: Path, limits: dict[str, float]) -> None:
+        with pytest.raises(FadevizError, match="needed"):
+            fetch_file("http://127.0.0.1/a", sha(DATA), tmp_path / "a", **limits)
+
+    def test_the_command_has_the_same_limits(self, server: Server, tmp_path: Path) -> None:
+        options = {option.name: option.default for option in main.commands["data"].commands["get"].params}  # type: ignore[attr-defined]
+        assert (options["max_gb"], options["min_speed"]) == (download.MAX_GB, download.MIN_SPEED)
+        command = ["data", "get", str(tmp_path / "a"), "--url", server.url, "--sha256", sha(DATA), "--max-gb", "0.001"]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 1
+        assert result.stderr == (
+            f"Error: {server.url} has more than 0.001 GB: nothing is put in place. "
+            "Allow more with max_gb (--max-gb) if you trust it\n"
+        )
 
     @pytest.mark.parametrize(
         "url",
@@ -327,13 +428,61 @@ class TestArchive:
         self.refused(server, tmp_path, "'link' is a link or a device")
 
     @pytest.mark.parametrize("make", [make_zip, make_tar])
-    def test_one_that_unpacks_to_too_much(
-        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., bytes]
-    ) -> None:
-        monkeypatch.setattr(download, "MAX_UNPACKED", 150_000)
+    def test_one_that_unpacks_to_too_much(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
         server.data = make(("a", bytes(100_000)), ("b", bytes(100_000)))
         assert len(server.data) < 10_000
-        self.refused(server, tmp_path, "unpacks to more than")
+        self.refused(server, tmp_path, "the archive unpacks to more than 0.00015 GB", max_gb=0.00015)
+        fetch_archive(server.url, sha(server.data), tmp_path / "more", max_gb=0.0002)
+        assert (tmp_path / "more" / "b").stat().st_size == 100_000
+
+    @pytest.mark.parametrize("make", [make_zip, make_tar])
+    @pytest.mark.parametrize("name", ["a/" * 2000 + "b", "a/" * archive.MAX_DEPTH + "b", "a/" * 2000])
+    def test_folders_in_folders(self, server: Server, tmp_path: Path, make: Callable[..., bytes], name: str) -> None:
+        server.data = make(*GOOD, (name, b""))
+        depth = name.count("/") + (not name.endswith("/"))
+        self.refused(server, tmp_path, f"lies {depth} folders deep, and 64 are the most: nothing is unpacked")
+
+    @pytest.mark.parametrize("make", [make_zip, make_tar])
+    def test_as_deep_as_can_be(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
+        name = "a/" * (archive.MAX_DEPTH - 1) + "b"
+        server.data = make((name, b"deep"))
+        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        assert (tmp_path / "a" / name).read_bytes() == b"deep"
+
+    @pytest.mark.parametrize("make", [make_zip, make_tar])
+    def test_a_name_that_no_disk_takes(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
+        server.data = make(*GOOD, ("é" * 128, b""))
+        self.refused(server, tmp_path, "has too long a name: nothing is unpacked")
+
+    @pytest.mark.parametrize("make", [make_zip, make_tar])
+    def test_too_many_files(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., bytes]
+    ) -> None:
+        monkeypatch.setattr(archive, "MAX_FILES", 20)
+        server.data = make(*((f"{number}", b"") for number in range(21)))
+        self.refused(server, tmp_path, "the archive has more than 20 files: nothing is unpacked")
+        server.data = make(*((f"{number}", b"") for number in range(20)))
+        fetch_archive(server.url, sha(server.data), tmp_path / "few")
+        assert len(left_over(tmp_path / "few")) == 20 + 1
+
+    def test_a_zips_directory_is_not_read_if_it_is_too_large(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(archive, "MAX_FILES", 20)
+        server.data = make_zip(*((f"{number:0200}", b"") for number in range(30)))
+        monkeypatch.setattr(zipfile, "ZipFile", None)  # not even opened
+        self.refused(server, tmp_path, "the archive has more than 20 files")
+
+    def test_headers_of_headers(self, server: Server, tmp_path: Path) -> None:
+        server.data = make_tar(*((tar_member("header", tarfile.XGLTYPE), b"") for _ in range(3000)), *GOOD)
+        self.refused(server, tmp_path, "is no archive that can be unpacked")
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
+    def test_headers_of_a_tar_that_would_fill_the_memory(self, server: Server, tmp_path: Path, kind: bytes) -> None:
+        head = tar_member("header", kind)
+        server.data = make_tar((head, bytes(3 << 20)), *GOOD)
+        assert len(server.data) < 10_000
+        self.refused(server, tmp_path, "extended headers are too large")
 
     def test_an_encrypted_zip(self, server: Server, tmp_path: Path) -> None:
         data = bytearray(make_zip(("a", b"secret")))
@@ -380,11 +529,11 @@ class TestArchive:
         assert server.ranges == [None]
         assert left_over(tmp_path) == ["a"]
 
-    def refused(self, server: Server, tmp_path: Path, message: str) -> None:
+    def refused(self, server: Server, tmp_path: Path, message: str, max_gb: float = download.MAX_GB) -> None:
         inner = tmp_path / "deep" / "down"
         inner.mkdir(parents=True)
         with pytest.raises(FadevizError, match=re.escape(message)) as caught:
-            fetch_archive(server.url, sha(server.data), inner / "a")
+            fetch_archive(server.url, sha(server.data), inner / "a", max_gb=max_gb)
         assert "\n" not in str(caught.value)
         assert left_over(inner) == []
         assert left_over(tmp_path) == ["deep"]

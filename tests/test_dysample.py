@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import oracles
 from fadeviz import FadevizError
-from fadeviz.upsamplers import DySample, Skip, build_upsampler, parse_upsampler
+from fadeviz.upsamplers import DySample, build_upsampler, parse_upsampler
 
 NAMES = {"offset": "offsets.conv", "scope": "offsets.scope"}
 CASES = {
@@ -22,7 +22,7 @@ CASES = {
 
 
 def upsample(operator, x):
-    return operator(x, Skip(x))
+    return operator(x)
 
 
 def redrawn(operator, std):

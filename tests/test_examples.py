@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 import pytest
+from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data import synthetic
-from fadeviz_cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

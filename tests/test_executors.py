@@ -14,17 +14,19 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from fadeviz_cli.sweep import record_arguments
 
 import fake_slurm
 from fadeviz import FadevizError, open_run
 from fadeviz.check import check_run
 from fadeviz.experiment import RunConfig, run
+from fadeviz.models import build_network
 from fadeviz.sweep import MANIFEST, Event, missing, plan_sweep, run_sweep
 from fadeviz.sweep import slurm as slurm_module
 from fadeviz.sweep.member import End, Follower, Task, watch
 from fadeviz.sweep.slurm import OPTIONS, SlurmArray, batch_script, parse_options
-from fadeviz_cli.main import main
-from fadeviz_cli.sweep import record_arguments
+from fadeviz.training import settings
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=2, snapshots="2", batch_size=1, kinds="feature", observe=1, evaluate_every=2,
@@ -33,9 +35,16 @@ TINY = RunConfig(
 LONG = dataclasses.replace(TINY, steps=80, snapshots="80", evaluate_every=80, checkpoint_every=10)
 """Long enough to be caught in the middle."""
 CANNOT = "nearest"
-"""Has no gate, and so cannot be run where gates are to be recorded."""
+"""Whose runs :func:`blocked` lets fail."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals, and Slurm, are those of Unix")
+
+
+def blocked(out):
+    """The sweep's folder, with something else where the run of ``CANNOT`` is to be."""
+    out.mkdir(parents=True)
+    (out / f"{CANNOT}-seed0").write_text("mine")
+    return out
 
 
 def options(config):
@@ -128,6 +137,88 @@ class TestKilled:
 
 
 @pytest.fixture
+def real_slurm(tmp_path, monkeypatch):
+    """A Slurm of this machine alone, that the test starts and stops."""
+    absent = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    if absent or os.getuid() != 0:
+        pytest.skip(
+            f"needs root and a real Slurm ({', '.join(absent) or 'found'}): "
+            "apt-get install slurm-wlm slurm-wlm-basic-plugins munge"
+        )
+    script = Path(__file__).with_name("real_slurm.sh")
+    subprocess.run([script, "start", tmp_path / "slurm"], check=True, timeout=120)
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm" / "slurm.conf"))
+    yield
+    subprocess.run(["scancel", "--me"], timeout=60)
+    subprocess.run([script, "stop", tmp_path / "slurm"], check=True, timeout=60)
+
+
+@pytest.mark.slow
+class TestRealSlurm:
+    """What the stand-in cannot show: that Slurm itself tells, kills and requeues jobs as we think it does."""
+
+    config = dataclasses.replace(TINY, steps=150, snapshots="150", evaluate_every=150, checkpoint_every=9999)
+
+    def test_finished_requeued_cancelled_and_sent_again(self, real_slurm, tmp_path, alone):
+        pytest.importorskip("submitit", reason='pip install ".[slurm]"')
+        out, steps = tmp_path / "out", {"nearest-seed0": [], "bilinear-seed0": [], "bicubic-seed0": []}
+        plan = plan_sweep(["nearest", "bilinear", "bicubic"], [0], self.config)
+        act = {"nearest-seed0": ["scontrol", "requeue"], "bilinear-seed0": ["scancel"]}
+
+        def disturb(progress):
+            if progress.status != "running":
+                return
+            steps[progress.name].append(progress.step)
+            if progress.name in act and progress.step >= 5:
+                subprocess.run([*act.pop(progress.name), entries(out)[progress.name]["job"]], check=True)
+
+        def executor():
+            return SlurmArray({"time": "10", "mem": "400"}, pause=0.5, patience=5)
+
+        outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
+        assert not act
+        assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
+        assert "ended without a word: cancelled" in outcomes[1].message
+        # SIGTERM came first, and what was done then is kept, though no checkpoint was due.
+        cancelled = open_run(out / "bilinear-seed0")
+        assert cancelled.info["status"] == "interrupted"
+        assert 5 <= cancelled.info["last_step"] < self.config.steps
+        assert f"goes on at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
+        # The one that was requeued went on where it was stopped: its steps never went back.
+        assert steps["nearest-seed0"] == sorted(steps["nearest-seed0"])
+        assert "interrupted" not in statuses(out)
+
+        outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
+        assert [outcome.status for outcome in outcomes] == ["finished"] * 3
+        assert steps["bilinear-seed0"] == sorted(steps["bilinear-seed0"])
+        for member in plan.members:
+            assert what_was_recorded(out / member.name) == alone(plan, member)
+            assert not check_run(out / member.name)
+
+    def test_a_script_that_is_cancelled_saves_and_goes_on_when_sent_again(self, real_slurm, tmp_path, alone):
+        out, plan = tmp_path / "out", plan_sweep(["nearest"], [0], self.config)
+        arguments = ["sweep", "--out", str(out), "--upsamplers", "nearest", "--seeds", "0", "--executor", "slurm",
+                     "--slurm", "mem=400", "--dry-run", *options(self.config)]  # fmt: skip
+        script = CliRunner().invoke(main, arguments).stdout
+        command = f"{sys.executable} -m fadeviz_cli.main record"
+        (tmp_path / "job.sh").write_text(script.replace("fadeviz record", command))
+        send = ["sbatch", "--parsable", f"--output={tmp_path}/log.txt", str(tmp_path / "job.sh")]
+        metrics = out / "nearest-seed0" / "metrics.jsonl"
+
+        number = subprocess.run(send, check=True, capture_output=True, text=True).stdout.strip()
+        until(metrics.exists)
+        subprocess.run(["scancel", number], check=True)
+        until(lambda: slurm_module.queued() == set())
+        stopped = open_run(out / "nearest-seed0").info
+        assert stopped["status"] == "interrupted"
+        assert f"goes on at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
+        subprocess.run(send, check=True, capture_output=True)
+        until(lambda: open_run(out / "nearest-seed0").info["status"] == "finished", 180)
+        until(lambda: slurm_module.queued() == set())
+        assert what_was_recorded(out / "nearest-seed0") == alone(plan, plan.members[0])
+
+
+@pytest.fixture
 def slurm(tmp_path, monkeypatch):
     for name, value in fake_slurm.install(tmp_path / "slurm").items():
         monkeypatch.setenv(name, value)
@@ -138,9 +229,8 @@ class TestSlurm:
     def test_sent_followed_preempted_cancelled(self, slurm, tmp_path, alone):
         """Through submitit and a Slurm that is not one: everything but the scheduling is real."""
         pytest.importorskip("submitit", reason='pip install ".[slurm]"')
-        out, told = tmp_path / "out", []
-        gated = dataclasses.replace(LONG, kinds="feature,gate")
-        plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], gated)
+        out, told = blocked(tmp_path / "out"), []
+        plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], LONG)
 
         def executor():
             chosen = parse_options(["partition=gpu,time=1:30:00,cpus-per-task=2", "gpus=a100:1"])
@@ -176,7 +266,7 @@ class TestSlurm:
         # That the last was taken out of the queue is seen: it is sent anew, and finds its way.
         outcomes = run_sweep(plan, out, executor=executor(), report=preempt)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
-        assert "there is no gate to record" in outcomes[1].message
+        assert f"{CANNOT}-seed0 is a file. Choose another --out" in outcomes[1].message
         assert preempted[0] < LONG.steps
         log = (out / "slurm" / "1000_0_0_log.out").read_text()
         assert "Requeued job 1000_0" in log
@@ -270,7 +360,7 @@ class TestSlurm:
 
     def test_without_submitit(self, slurm, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(FadevizError, match=r'pip install "fadeviz\[slurm\]"; or write a script: --dry-run'):
+        with pytest.raises(FadevizError, match=r'--dry-run writes a script instead\. .*pip install "\.\[slurm\]"'):
             run_sweep(plan_sweep(["nearest"], [0], TINY), tmp_path / "out", executor=SlurmArray())
 
     def test_a_job_that_gets_nowhere(self, tmp_path, monkeypatch):
@@ -410,7 +500,8 @@ class TestDask:
     def test_results_failures_and_a_worker_that_dies(self, cluster, tmp_path, alone):
         from fadeviz.sweep.dask import DaskCluster
 
-        plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], dataclasses.replace(LONG, kinds="feature,gate"))
+        plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], LONG)
+        blocked(tmp_path / "out")
         killed, told = [], []
 
         def kill(progress):
@@ -425,7 +516,7 @@ class TestDask:
         executor = DaskCluster(cluster.scheduler_address, pause=0.1)
         outcomes = run_sweep(plan, tmp_path / "out", executor=executor, report=kill)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
-        assert "there is no gate to record" in outcomes[1].message
+        assert f"{CANNOT}-seed0 is a file. Choose another --out" in outcomes[1].message
         assert killed
         assert killed[0] < LONG.steps
         assert statuses(tmp_path / "out") == ["finished", "failed", "finished"]
@@ -463,7 +554,7 @@ class TestDask:
         with pytest.raises(FadevizError, match="no Dask scheduler answers at nonsense://here"):
             run_sweep(plan, tmp_path, executor=DaskCluster("nonsense://here"))
         monkeypatch.setitem(sys.modules, "distributed", None)
-        with pytest.raises(FadevizError, match=r'pip install "fadeviz\[dask\]"'):
+        with pytest.raises(FadevizError, match=r'pip install "\.\[dask\]"'):
             run_sweep(plan, tmp_path, executor=DaskCluster("tcp://127.0.0.1:1"))
 
 
@@ -632,7 +723,7 @@ class TestCommand:
         monkeypatch.setattr("fadeviz.sweep.run_sweep", stop)
         out = tmp_path / "out"
         result = CliRunner().invoke(main, ["sweep", "--upsamplers", "nearest", "--out", str(out), *arguments])
-        assert result.exit_code == 1
+        assert result.exit_code == 130
         lines = result.stderr.splitlines()
         assert lines[-1].endswith(told.format(out=out))
         assert lines[:-1] == (
@@ -662,10 +753,17 @@ class TestManifest:
 
     def test_planning_builds_an_operator_once(self, monkeypatch):
         built = []
-        monkeypatch.setattr("fadeviz.sweep.plan.build_network", lambda *args, **options: built.append(args))
-        plan = plan_sweep(["fade", "carafe"] * 500, range(500), TINY)
-        assert len(plan.members) == 1000
-        assert len(built) == 2
+        network = build_network("segnet", "fade", width=1 / 16)
+        monkeypatch.setattr(settings, "build_network", lambda *args, **options: built.append(args) or network)
+        settings.check_model.cache_clear()
+        try:
+            plan = plan_sweep(["fade", "carafe"] * 500, range(500), TINY)
+            configs = [plan.config(member) for member in plan.members]
+        finally:
+            settings.check_model.cache_clear()
+        assert len(configs) == 1000
+        assert {one[1] for one in built} == {"fade", "carafe"}
+        assert len(built) <= 4  # with its own layers and kinds, and with those of the sweep
 
     def test_what_is_missing_is_found_without_writing(self, tmp_path):
         plan = plan_sweep(["nearest"], [0], TINY)

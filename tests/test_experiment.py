@@ -3,24 +3,41 @@
 import dataclasses
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, open_run
 from fadeviz.data import synthetic
-from fadeviz.experiment import PAPER_SCHEDULE, RunConfig, build_model, choose_device, read_config, run
+from fadeviz.errors import MissingExtra
+from fadeviz.experiment import (
+    PAPER_SCHEDULE,
+    RunConfig,
+    _threads_as_before,
+    _Work,
+    build_model,
+    choose_device,
+    read_config,
+    run,
+)
 from fadeviz.models import build_network
 from fadeviz.probes import Probe
 from fadeviz.training.loop import fit
+from fadeviz.training.signals import Interrupted
 
 SMALL = RunConfig(
     upsampler="fade",
@@ -160,6 +177,311 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
     run(SMALL, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(whole)
     assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
+
+
+def send(number, at, *, more=()):
+    """A ``report`` that sends this process a signal after step ``at``, and another one at each of ``more``."""
+
+    def report(progress):
+        if progress.step in (at, *more):
+            os.kill(os.getpid(), number)
+
+    return report
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are those of Unix")
+class TestSignals:
+    @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+    def test_a_run_is_stopped_after_its_step_and_goes_on_with_the_next(self, whole, tmp_path, name):
+        number = getattr(signal, name)
+        before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        with pytest.raises(Interrupted) as caught:
+            run(SMALL, tmp_path / "run", report=send(number, 5))
+        error = caught.value
+        assert (error.signal, error.step, error.steps, error.saved) == (number, 5, 8, 5)
+        assert not error.finished
+        assert str(error) == "interrupted at step 5 of 8; resume=True goes on at step 6"
+        half = open_run(tmp_path / "run")
+        assert half.info["status"] == "interrupted"
+        assert half.info["message"] == str(error)
+        assert half.info["last_step"] == 5
+        assert half.steps == (0, 2, 4)
+        assert final_weights(tmp_path / "run")["step"] == 5  # though checkpoints are due every third
+        assert {one: signal.getsignal(one) for one in before} == before
+        steps = []
+        run(SMALL, tmp_path / "run", resume=True, report=lambda progress: steps.append(progress.step))
+        assert steps == [6, 7, 8]
+        assert files(tmp_path / "run") == files(whole)
+        assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
+
+    @pytest.mark.parametrize("where", ["look", "save", "task.evaluate", "store.append_metrics"])
+    def test_amid_whatever_is_done_after_a_step(self, whole, tmp_path, monkeypatch, where):
+        """During an observation, a checkpoint, a test, or a line of the metrics: it is brought to its end."""
+        real = _Work.after
+
+        def after(work, result):
+            if result.step == 4:  # a test and an observation are due
+                holder, _, name = where.rpartition(".")
+                of = getattr(work, holder) if holder else work
+                done = getattr(of, name)
+
+                def told(*args, **options):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return done(*args, **options)
+
+                monkeypatch.setattr(work, "config", dataclasses.replace(work.config, checkpoint_every=4))
+                object.__setattr__(of, name, told)
+                real(work, result)
+                object.__setattr__(of, name, done)
+            else:
+                real(work, result)
+
+        monkeypatch.setattr(_Work, "after", after)
+        with pytest.raises(Interrupted) as caught:
+            run(SMALL, tmp_path / "run")
+        assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, 4, 4)
+        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        monkeypatch.undo()
+        monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
+        run(SMALL, tmp_path / "run", resume=True)
+        assert files(tmp_path / "run") == files(whole)
+
+    def test_before_the_training_begins_nothing_is_written(self, tmp_path, monkeypatch):
+        real = Probe.observe
+
+        def observe(*args, **options):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **options)
+
+        monkeypatch.setattr(Probe, "observe", observe)
+        with pytest.raises(Interrupted, match="^interrupted before the training began$") as caught:
+            run(SMALL, tmp_path / "run")
+        assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, None, None)
+        assert not (tmp_path / "run").exists()
+
+    def test_while_the_first_files_are_written(self, whole, tmp_path, monkeypatch):
+        real = _Work.begin
+
+        def begin(work, overwrite):
+            os.kill(os.getpid(), signal.SIGHUP)
+            return real(work, overwrite)
+
+        monkeypatch.setattr(_Work, "begin", begin)
+        with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True goes on at step 1$"):
+            run(SMALL, tmp_path / "run")
+        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert open_run(tmp_path / "run").steps == (0,)
+        run(SMALL, tmp_path / "run", resume=True)
+        assert files(tmp_path / "run") == files(whole)
+
+    def test_after_the_last_step_the_run_is_finished_and_the_caller_is_told(self, whole, tmp_path):
+        with pytest.raises(Interrupted, match="after the last of 8 steps; the run is finished") as caught:
+            run(SMALL, tmp_path / "run", report=send(signal.SIGTERM, 8))
+        assert caught.value.finished
+        assert open_run(tmp_path / "run").info["status"] == "finished"
+        assert files(tmp_path / "run") == files(whole)
+
+    def test_somebody_who_insists_is_not_kept_waiting(self, tmp_path, monkeypatch):
+        """A second SIGINT, two seconds later, amid a test: the step is lost, and the run says where it goes on."""
+        clock = [100.0]
+        monkeypatch.setattr("fadeviz.training.signals.time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+        def evaluate(*args, **options):
+            os.kill(os.getpid(), signal.SIGINT)
+            clock[0] += 1.9  # torchrun hands on what the terminal has sent already
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            clock[0] += 0.1
+            os.kill(os.getpid(), signal.SIGTERM)  # no one at a keyboard
+            waited.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("it was not heard")
+
+        waited = []
+        monkeypatch.setattr("fadeviz.training.tasks.evaluate", evaluate)
+        with pytest.raises(Interrupted, match="^interrupted at step 4 of 8; resume=True goes on at step 4$") as caught:
+            run(SMALL, tmp_path / "run")
+        assert waited
+        assert caught.value.signal == signal.SIGINT
+        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert final_weights(tmp_path / "run")["step"] == 3
+
+    def test_stopped_again_before_a_step_it_writes_no_checkpoint_anew(self, tmp_path, monkeypatch):
+        """By which a job that gets nowhere is known (sweep/slurm.py)."""
+        real = _Work.begin
+        monkeypatch.setattr(_Work, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
+        with pytest.raises(Interrupted):
+            run(SMALL, tmp_path / "run")
+        written = (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns
+        go_on = _Work.go_on
+        monkeypatch.setattr(_Work, "go_on", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), go_on(*args))[1])
+        with pytest.raises(Interrupted, match="at step 0 of 8"):
+            run(SMALL, tmp_path / "run", resume=True)
+        assert (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns == written
+
+    def test_another_process_is_told_the_same(self):
+        told = pickle.loads(pickle.dumps(Interrupted(15, 5, 8, 5)))
+        assert (str(told), told.signal) == ("interrupted at step 5 of 8; resume=True goes on at step 6", 15)
+
+    @pytest.mark.slow
+    def test_a_terminal_that_is_closed(self, tmp_path):
+        pty = pytest.importorskip("pty")
+        ours, theirs = pty.openpty()
+        program = (
+            "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"  # it is the terminal's own
+            "from fadeviz_cli.main import main\nmain()"
+        )
+        out = tmp_path / "run"
+        options = ["--size", "32", "--width", "0.0625", "--steps", "9999", "--snapshots", "9999", "--batch-size", "2"]
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, "record", "--out", str(out), "--evaluate-every", "9999", *options],
+            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        deadline = time.monotonic() + 120
+        while not (out / "metrics.jsonl").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.close(ours)
+        assert process.wait(120) == 128 + signal.SIGHUP
+        stopped = open_run(out)
+        assert stopped.info["status"] == "interrupted"
+        assert final_weights(out)["step"] == stopped.info["last_step"] == stopped.metrics()[-1]["step"]
+
+    def test_what_was_ignored_stays_ignored(self, tmp_path):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+        try:
+            run(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", report=send(signal.SIGHUP, 1))
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert open_run(tmp_path / "run").info["status"] == "finished"
+
+    def test_in_another_thread_there_are_no_handlers(self, tmp_path):
+        before = signal.getsignal(signal.SIGINT)
+        with ThreadPoolExecutor(1) as pool:
+            config = dataclasses.replace(SMALL, steps=1, snapshots="1")
+            found = pool.submit(
+                run, config, tmp_path / "run", report=lambda progress: seen.append(signal.getsignal(signal.SIGINT))
+            )
+            seen = []
+            assert found.result().info["status"] == "finished"
+        assert seen == [before]
+
+    def test_the_handlers_return_after_an_error(self, tmp_path):
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(FadevizError, match="the loss became"):
+            run(dataclasses.replace(SMALL, lr=1e30), tmp_path / "run")
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_a_full_disk_when_it_is_to_be_saved(self, tmp_path, monkeypatch):
+        def full(*args):
+            raise FadevizError("disk full while writing last.pt")
+
+        monkeypatch.setattr("fadeviz.experiment.write_checkpoint", full)
+        with pytest.raises(FadevizError, match="disk full"):
+            run(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", report=send(signal.SIGINT, 2))
+        assert open_run(tmp_path / "run").info["status"] == "failed"
+
+    @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+    def test_the_command_says_where_it_goes_on(self, tmp_path, monkeypatch, name, code):
+        number = getattr(signal, name)
+        real = _Work.after
+
+        def after(work, result):
+            real(work, result)
+            if result.step == stop_at:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(_Work, "after", after)
+        out, stop_at = tmp_path / "a run", 2
+        options = ["--size", "32", "--width", "0.0625", "--steps", "4", "--snapshots", "4", "--kinds", "feature"]
+        result = CliRunner().invoke(main, ["record", "--out", str(out), *options])
+        assert result.exit_code == code
+        line = f"interrupted at step 2 of 4; fadeviz record --resume --out '{out}' goes on at step 3"
+        assert result.stderr.splitlines()[-1] == line
+        assert "Error" not in result.stderr
+        stop_at = 4  # after the last: the run is finished, and so is the command
+        result = CliRunner().invoke(main, ["record", "--resume", "--out", str(out)])
+        assert result.exit_code == 0
+        assert "2 snapshots;" in result.stdout
+
+    def test_a_terminal_that_is_gone_ends_no_training(self, tmp_path, monkeypatch):
+        """What is written to it fails before the signal has come."""
+
+        def gone(*args, **options):
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr("tqdm.tqdm.__init__", gone)
+        monkeypatch.setattr("tqdm.tqdm.__del__", lambda self: None)
+        out = tmp_path / "run"
+        options = ["--size", "32", "--width", "0.0625", "--steps", "2", "--snapshots", "2", "--kinds", "feature"]
+        assert CliRunner().invoke(main, ["record", "--out", str(out), *options]).exit_code == 0
+        assert open_run(out).info["status"] == "finished"
+
+
+def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypatch):
+    clock, saved = [0.0], []
+    monkeypatch.setattr(
+        "fadeviz.experiment.time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    )
+    real = _Work.save
+    monkeypatch.setattr(_Work, "save", lambda work: (saved.append(work.last_step), real(work)))
+
+    def slow(progress):
+        clock[0] += 150.0
+
+    run(SMALL, tmp_path / "run", report=slow)
+    assert saved == [3, 5, 6, 8]  # every third, the last, and one that was due after 300 seconds
+    assert files(tmp_path / "run") == files(whole)
+
+
+class TestThreads:
+    @pytest.fixture(autouse=True)
+    def _restored(self):
+        before = torch.get_num_threads()
+        yield
+        torch.set_num_threads(before)
+
+    @pytest.mark.parametrize(("stored", "used", "noted"), [(1, 1, 0), (2, 2, 0), (64, 3, 1)])
+    def test_as_many_as_it_was_begun_with_or_as_there_are_cores(self, tmp_path, monkeypatch, stored, used, noted):
+        monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 3)
+        tiny = dataclasses.replace(SMALL, steps=2, snapshots="2", kinds="feature", upsampler="nearest", width=1 / 16)
+        torch.set_num_threads(1)
+        with pytest.raises(Interrupted):
+            run(tiny, tmp_path / "run", report=send(signal.SIGINT, 1))
+        info = json.loads((tmp_path / "run" / "run.json").read_text())
+        (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "threads": stored, "processes": 2}))
+        seen, notes = [], []
+        run(
+            tiny, tmp_path / "run", resume=True, note=notes.append,
+            report=lambda progress: seen.append(torch.get_num_threads()),
+        )  # fmt: skip
+        assert seen == [used]
+        assert torch.get_num_threads() == 1  # the caller's
+        assert len(notes) == noted
+        assert all("begun with 64 threads and goes on with 3, as many as there are cores" in one for one in notes)
+        after = open_run(tmp_path / "run").info
+        assert after["threads"] == used
+        assert after.get("notes", []) == notes
+        assert "processes" not in after  # one alone has finished it
+
+    def test_of_several_processes_here_each_takes_its_share_of_the_cores(self, monkeypatch):
+        monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 4)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+        torch.set_num_threads(1)
+        with _threads_as_before(SimpleNamespace(info={"threads": 64})):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 1
+
+
+def test_what_the_probe_leaves_out_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(Probe, "notes", ["left out: decoder.x"], raising=False)
+    said = []
+    run(dataclasses.replace(SMALL, steps=1, snapshots="1"), tmp_path / "run", note=said.append)
+    assert said == ["left out: decoder.x"]
+    assert open_run(tmp_path / "run").info["notes"] == said
 
 
 def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
@@ -328,9 +650,42 @@ class TestFolder:
         ({"data": "weizman"}, "no data set 'weizman'. Nearest: 'weizmann'"),
         ({"data": "weizmann"}, "data weizmann needs its folder: --data-dir"),
         ({"size": 100}, "size is 100; it must be divisible by 32. Nearest: 96"),
-        ({"size": 0}, "size is 0; it must be divisible by 32. Nearest: 32"),
+        ({"size": 0}, "size is 0; it must be 1 or more"),
+        ({"size": 16}, "size is 16; it must be divisible by 32. Nearest: 32"),
         ({"steps": 0}, "steps is 0; it must be 1 or more"),
+        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+        ({"steps": "8"}, "steps is '8'; it must be a whole number"),
+        ({"steps": True}, "steps is True; it must be a whole number"),
+        ({"steps": 10**30}, r"steps is 10+; it must be 1 or more and at most 10\^9"),
         ({"batch_size": -1}, "batch_size is -1"),
+        ({"observe": 0}, "observe is 0; it must be 1 or more"),
+        ({"channel_images": -2}, "channel_images is -2; it must be 1 or more"),
+        ({"checkpoint_every": 0}, "checkpoint_every is 0; it must be 1 or more"),
+        ({"subset": -1}, "subset is -1; it must be 0 or more"),
+        ({"subset": 5}, "subset is 5 of data synthetic: this set is used whole"),
+        ({"momentum": -5}, "momentum is -5; it must be 0 or more and below 1"),
+        ({"momentum": 1.0}, "momentum is 1.0; it must be 0 or more and below 1"),
+        ({"momentum": float("nan")}, "momentum is nan; it must be a finite number"),
+        ({"width": -1}, "width is -1; it must be above 0 and at most 4"),
+        ({"width": float("inf")}, "width is inf; it must be a finite number"),
+        ({"width": "1"}, "width is '1'; it must be a finite number"),
+        ({"lr": True}, "lr is True; it must be a finite number"),
+        (
+            {"lr_drops": (0.9, 0.7)},
+            r"lr_drops is \(0.9, 0.7\); it must be shares of the run from 0 to 1, in increasing",
+        ),
+        ({"lr_drops": (2.0,)}, r"lr_drops is \(2.0,\); it must be shares of the run from 0 to 1"),
+        ({"lr_drops": "x"}, "lr_drops is 'x'; it must be a sequence of finite numbers"),
+        ({"flip": "yes"}, "flip is 'yes'; it must be True or False"),
+        ({"device": "cuda:7"}, "no device 'cuda:7'. Nearest: 'cuda'"),
+        ({"weights": "a\0b"}, r"weights is 'a.*b'; it must be a text"),
+        ({"network": "segnett"}, "no network 'segnett'. Nearest: 'segnet'"),
+        ({"upsampler": "fad"}, "no upsampler 'fad'. Nearest: 'fade'"),
+        ({"upsampler": "fade:gat=off"}, "no option of fade 'gat'. Nearest: 'gate'"),
+        ({"upsampler": "carafe:groups=3", "kinds": ""}, "64 channels do not divide into 3 groups"),
+        ({"layers": "decoder.9.upsample"}, "no layer in SegNet 'decoder.9.upsample'. Nearest: 'decoder.4.upsample'"),
+        ({"kinds": "features"}, "no kind 'features'. Nearest: 'feature'"),
+        ({"upsampler": "nearest"}, "none of the layers .* has 'gate': there is no gate to record"),
         ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
         ({"seed": -1}, r"seed is -1; it must be from 0"),
         ({"split_seed": 2**64}, r"split_seed is \d+; it must be from 0"),
@@ -346,6 +701,34 @@ class TestFolder:
 def test_bad_settings(bad, message):
     with pytest.raises(FadevizError, match=message):
         dataclasses.replace(SMALL, **bad)
+
+
+def test_settings_are_what_run_json_can_hold():
+    given = RunConfig(
+        steps=np.int64(8), snapshots="2", seed=np.uint8(3), lr=np.float32(0.5), lr_drops=np.array([0.5, 0.5]),
+        flip=np.bool_(True), weights=Path("a") / "b", size=64, width=1 / 16,
+    )  # fmt: skip
+    assert given == RunConfig(
+        steps=8, snapshots="2", seed=3, lr=0.5, lr_drops=(0.5, 0.5), flip=True, weights="a/b", size=64, width=1 / 16
+    )
+    assert json.loads(json.dumps(dataclasses.asdict(given)))["seed"] == 3
+    assert hash(given)
+    # A whole number stays one: the ids of stored runs are made of it.
+    assert repr(RunConfig(lr=1, size=64).lr) == "1"
+
+
+def test_settings_are_read_where_the_network_cannot_be_built(monkeypatch):
+    def missing(*args, **options):
+        raise MissingExtra("segformer", "the network segformer needs transformers")
+
+    monkeypatch.setattr("fadeviz.training.settings.build_network", missing)
+    assert RunConfig(network="segformer", layers="some.layer").layers == "some.layer"
+
+
+def test_checking_a_model_draws_no_weights():
+    state = torch.get_rng_state()
+    RunConfig(size=64, width=0.3)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_no_cuda_is_said():

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -26,11 +27,13 @@ from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
 HOSTILE = "../../escaped"
+NO_NUMBERS = "left out of the metrics, as no numbers that a float holds: note, huge"
+"""Every export of the run below says that."""
+MAGENTA = "cells are NaN or infinite; they are painted magenta"
 NAMES = {"npz": "a.npz", "zarr": "a.zarr", "tensorboard": "logs", "wandb": "offline", "rerun": "a.rrd"}
 EXTRAS = {"zarr": "zarr", "tensorboard": "tensorboard", "wandb": "wandb", "rerun": "rerun"}
 
@@ -38,6 +41,12 @@ EXTRAS = {"zarr": "zarr", "tensorboard": "tensorboard", "wandb": "wandb", "rerun
 def need(name):
     """Skip where an extra is not installed."""
     return pytest.importorskip(name, reason=f'needs {name}: pip install ".[{name}]"')
+
+
+def read_npz(path):
+    """What an export holds, as a dict of arrays; the file is closed again."""
+    with np.load(path) as held:
+        return dict(held)
 
 
 each_target = pytest.mark.parametrize("target", TARGETS)
@@ -54,6 +63,7 @@ def run(tmp_path_factory):
     for step in range(1, 4):
         store.append_metrics({"step": step, "loss": 1 / step, "lr": 0.01})
     store.append_metrics({"step": 10, "loss": 0.25, "miou": 0.5, "note": "text", "huge": 10**400})
+    store.append_metrics({"step": 11, "worst": float("nan"), "top": float("inf")})
     return fadeviz.open_run(folder)
 
 
@@ -89,7 +99,7 @@ def pictures(run, kind, image=0, scope="frame", colormap="gray"):
 
 class TestNpz:
     def test_everything_is_there_bit_by_bit(self, run, tmp_path):
-        assert export_run(run, "npz", tmp_path / "a.npz") == ()
+        assert export_run(run, "npz", tmp_path / "a.npz") == (NO_NUMBERS,)
         with np.load(tmp_path / "a.npz", allow_pickle=False) as held:
             for kind in run.layers[LAYER]:
                 array = held[f"maps/{LAYER}/{kind}"]
@@ -100,10 +110,12 @@ class TestNpz:
             assert held["images"].tolist() == ["disc_0", "disc_1"]
             for name, expected in zip(("images", "masks"), run.observation, strict=True):
                 np.testing.assert_array_equal(held[f"observation/{name}"], expected)
-            assert held["metrics/step"].tolist() == [1, 2, 3, 10]
-            np.testing.assert_array_equal(held["metrics/loss"], [1, 1 / 2, 1 / 3, 0.25])
-            np.testing.assert_array_equal(held["metrics/miou"], [np.nan] * 3 + [0.5])
-            assert not {"metrics/note", "metrics/huge"} & set(held.files)
+            assert held["metrics/step"].tolist() == [1, 2, 3, 10, 11]
+            np.testing.assert_array_equal(held["metrics/loss"], [1, 1 / 2, 1 / 3, 0.25, np.nan])
+            np.testing.assert_array_equal(held["metrics/miou"], [np.nan] * 3 + [0.5, np.nan])
+            np.testing.assert_array_equal(held["metrics/worst"], [np.nan] * 5)
+            np.testing.assert_array_equal(held["metrics/top"], [np.nan] * 4 + [np.inf])
+            assert not {"metrics/note", "metrics/huge"} & set(held)
             assert json.loads(str(held["run.json"])) == run.info
 
     def test_mattes_are_there_too(self, tmp_path):
@@ -122,12 +134,12 @@ class TestNpz:
 
     def test_a_choice(self, run, tmp_path):
         notes = export_run(run, "npz", tmp_path / "a.npz", kinds=["gate", "channels"], steps=[20, 0], images=[1])
-        held = np.load(tmp_path / "a.npz")
-        assert [name for name in held.files if name.startswith("maps/")] == [f"maps/{LAYER}/gate"]
+        held = read_npz(tmp_path / "a.npz")
+        assert [name for name in held if name.startswith("maps/")] == [f"maps/{LAYER}/gate"]
         np.testing.assert_array_equal(held[f"maps/{LAYER}/gate"], run.maps(LAYER, "gate", steps=[0, 20])[:, 1:])
         assert (held["images"].tolist(), held["image_numbers"].tolist()) == (["disc_1"], [1])
         assert len(held["observation/masks"]) == 1
-        assert notes == (f"no channels of {LAYER}: it was not recorded of the images asked for",)
+        assert notes == (NO_NUMBERS, f"no channels of {LAYER}: it was not recorded of the images asked for")
 
     def test_every_call_of_a_layer(self, tmp_path):
         store = SnapshotStore(tmp_path / "run", "id")
@@ -137,11 +149,34 @@ class TestNpz:
         store.write_info({})
         run = fadeviz.open_run(tmp_path / "run")
         export_run(run, "npz", tmp_path / "a.npz")
-        held = np.load(tmp_path / "a.npz")
+        held = read_npz(tmp_path / "a.npz")
         np.testing.assert_array_equal(held["maps/up/feature"][0], maps[0])
         np.testing.assert_array_equal(held["maps/up/feature/call 1"][0], maps[1])
+
+    @pytest.mark.parametrize("kind", ["feature", "channels"])
+    def test_every_call_is_drawn(self, tmp_path, kind):
         need("tensorboard")
-        assert "its first call alone is drawn" in "".join(export_run(run, "tensorboard", tmp_path / "logs"))
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        maps = np.random.default_rng(0).normal(size=(2, 1, 4, 4)).astype(np.float32)
+        if kind == "channels":
+            maps = np.stack([maps * (c + 1) + np.eye(4, dtype=np.float32) * c**3 for c in range(12)], axis=2)
+        store = SnapshotStore(tmp_path / "run", "id")
+        store.write(0, [Snapshot(0, "up", call, kind, maps[call]) for call in (0, 1)])
+        store.write_observation(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4), np.uint8))
+        store.write_info({"observation": {"names": ["call 1"]}})
+        run = fadeviz.open_run(tmp_path / "run")
+        notes = export_run(run, "tensorboard", tmp_path / "logs")
+        found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
+        for call, prefix in ((0, f"up/{kind}/call 1"), (1, f"up/{kind}/call 1/call 1")):
+            for sequence in select_frames([run], layer="up", kind=kind, call=call):
+                tag = prefix if sequence.channel is None else f"{prefix}/channel {sequence.channel}"
+                [event] = found.Images(tag)
+                pixels = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+                np.testing.assert_array_equal(pixels[::32, ::32], colorize(sequence.unit[0], "gray"))
+        said = [note for note in notes if note.startswith("channels: at most 8 of 12 channels")]
+        assert len(said) == (kind == "channels")
+        assert len(notes) == len(said)
 
 
 class TestZarr:
@@ -150,7 +185,7 @@ class TestZarr:
         return need("zarr")
 
     def test_every_map_bit_by_bit(self, run, tmp_path, zarr):
-        assert export_run(run, "zarr", tmp_path / "a.zarr") == ()
+        assert export_run(run, "zarr", tmp_path / "a.zarr") == (NO_NUMBERS,)
         root = zarr.open_group(tmp_path / "a.zarr", mode="r")
         for kind in run.layers[LAYER]:
             array = root[f"layers/{LAYER}/{kind}"]
@@ -161,7 +196,9 @@ class TestZarr:
         assert root["fadeviz"].attrs["run"] == run.info
         assert root.attrs["run_id"] == run.run_id
         np.testing.assert_array_equal(root["observation/images"][...], run.observation[0])
-        np.testing.assert_array_equal(root["metrics/loss"][...], [1, 1 / 2, 1 / 3, 0.25])
+        np.testing.assert_array_equal(root["metrics/loss"][...], [1, 1 / 2, 1 / 3, 0.25, np.nan])
+        np.testing.assert_array_equal(root["metrics/worst"][...], [np.nan] * 5)
+        np.testing.assert_array_equal(root["metrics/top"][...], [np.nan] * 4 + [np.inf])
 
     def test_the_same_bytes(self, run, tmp_path):
         export_run(run, "zarr", tmp_path / "a" / "a.zarr")
@@ -179,7 +216,7 @@ class TestZarr:
         assert layer["image_channels"].values.tolist() == ["disc_0"]
         assert layer["x"].values.tolist() == list(range(32))
         tree = xarray.open_datatree(tmp_path / "a.zarr", engine="zarr")
-        assert tree["metrics"]["step"].values.tolist() == [1, 2, 3, 10]
+        assert tree["metrics"]["step"].values.tolist() == [1, 2, 3, 10, 11]
 
     def test_kinds_of_another_size_have_axes_of_their_own(self, tmp_path, zarr):
         store = SnapshotStore(tmp_path / "run", "id")
@@ -246,7 +283,9 @@ class TestTensorBoard:
     def test_numbers_at_their_steps(self, run, tmp_path, accumulator):
         export_run(run, "tensorboard", tmp_path / "logs")
         found = accumulator(tmp_path / "logs", images=0)
-        assert found.Tags()["scalars"] == ["metrics/loss", "metrics/lr", "metrics/miou"]
+        assert found.Tags()["scalars"] == ["metrics/loss", "metrics/lr", "metrics/miou", "metrics/worst", "metrics/top"]
+        assert [event.value for event in found.Scalars("metrics/top")] == [np.inf]
+        assert np.isnan([event.value for event in found.Scalars("metrics/worst")]).tolist() == [True]
         loss = [(event.step, event.value) for event in found.Scalars("metrics/loss")]
         assert loss == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3)), (10, 0.25)]
         observed = np.asarray(Image.open(io.BytesIO(found.Images("observed/disc_1")[0].encoded_image_string)))
@@ -260,6 +299,8 @@ class TestTensorBoard:
         notes = export_run(run, "tensorboard", tmp_path / "logs")
         assert len(STEPS) == 12
         assert notes == (
+            NO_NUMBERS,
+            f"6 {MAGENTA}",
             "TensorBoard shows 10 of the 12 steps unless told to show all: "
             f"tensorboard --logdir {tmp_path / 'logs'} --samples_per_plugin images=12",
         )
@@ -271,7 +312,8 @@ class TestTensorBoard:
 
         assert len(shown(DEFAULT_TENSOR_SIZE_GUIDANCE)) == 10
         assert shown(DEFAULT_TENSOR_SIZE_GUIDANCE | {"images": 12}) == list(STEPS)
-        assert export_run(run, "tensorboard", tmp_path / "few", steps=STEPS[:10]) == ()
+        few = export_run(run, "tensorboard", tmp_path / "few", steps=STEPS[3:12], kinds=["gate"])
+        assert few == (NO_NUMBERS,)
 
     def test_the_same_bytes(self, run, tmp_path):
         for folder in ("a", "b"):
@@ -329,7 +371,8 @@ class TestWandb:
         assert os.environ == before
         assert files(tmp_path / "home") == []
         assert "wandb" not in sys.modules or not sys.modules["wandb"].run
-        assert notes == (f"nothing was sent. Send it: wandb sync {tmp_path}/out/wandb/offline-run-*",)
+        assert notes[:2] == (NO_NUMBERS, f"5 {MAGENTA}")
+        assert notes[2:] == (f"nothing was sent. Send it: wandb sync {tmp_path}/out/wandb/offline-run-*",)
 
         patience = time.monotonic() + 30
         while living(tmp_path) and time.monotonic() < patience:  # its service takes a moment
@@ -347,7 +390,9 @@ class TestWandb:
             if record.HasField("history"):
                 values = {tuple(i.nested_key) or (i.key,): json.loads(i.value_json) for i in record.history.item}
                 history[values["_step",]] = {"/".join(key): value for key, value in values.items()}
-        assert sorted(history) == sorted({*STEPS, 1, 2, 3})
+        assert sorted(history) == sorted({*STEPS, 1, 2, 3, 11})
+        assert np.isnan(float(history[11]["metrics/worst"]))
+        assert float(history[11]["metrics/top"]) == np.inf
         assert (history[10]["metrics/loss"], history[10]["metrics/miou"]) == (0.25, 0.5)
         [folder] = (tmp_path / "out").glob("wandb/offline-run-*/files")
         for kind in ("feature", "gradient"):
@@ -408,6 +453,9 @@ class TestRerun:
         assert sorted((row["step"], row["Scalars:scalars"][0]) for row in rows) == [
             (1, 1.0), (2, 0.5), (3, 1 / 3), (10, 0.25)
         ]  # fmt: skip
+        for name, value in (("worst", np.nan), ("top", np.inf)):
+            [row] = [row for batch in held[f"/metrics/{name}"] for row in batch.to_pylist()]
+            np.testing.assert_array_equal((row["step"], row["Scalars:scalars"][0]), (11, value))
         assert {"/observed/disc_0/picture", "/observed/disc_1/mask", "/run.json"} <= set(held)
 
 
@@ -496,6 +544,15 @@ class TestWhatIsThere:
             with pytest.raises(FadevizError, match=message):
                 self.write(run, target, tmp_path / name, overwrite=True)
         self.write(run, "zarr", tmp_path / "real")  # empty: nobody's
+        for name in ("pipe.npz", "nowhere.npz"):
+            if name == "pipe.npz":
+                os.mkfifo(tmp_path / name)
+            else:
+                (tmp_path / name).symlink_to("nothing")
+            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with --overwrite"):
+                self.write(run, "npz", tmp_path / name)
+            with pytest.raises(FadevizError, match=f"{name} was not written by this export"):
+                self.write(run, "npz", tmp_path / name, overwrite=True)
 
     @each_target
     def test_a_write_that_fails_leaves_what_was(self, run, tmp_path, target, monkeypatch):
@@ -529,6 +586,21 @@ class TestWhatIsThere:
         assert [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
+def test_images_of_one_name_stay_apart(tmp_path):
+    """Also from one that is called as another would be with its number."""
+    need("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    store = SnapshotStore(tmp_path / "run", "id")
+    store.write(0, [Snapshot(0, "up", 0, "feature", np.zeros((3, 4, 4), np.float32))])
+    store.write_observation(np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8))
+    store.write_info({"observation": {"names": ["same", "same", "0 same"]}})
+    export_run(fadeviz.open_run(tmp_path / "run"), "tensorboard", tmp_path / "logs")
+    found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
+    assert len(found.Tags()["images"]) == 6
+    assert all(len(found.Images(tag)) == 1 for tag in found.Tags()["images"])
+
+
 class TestHostileNames:
     @each_target
     def test_nothing_leaves_the_folder(self, hostile, tmp_path, target):
@@ -545,9 +617,9 @@ class TestHostileNames:
 
     def test_they_can_be_read(self, hostile, tmp_path):
         export_run(hostile, "npz", tmp_path / "a.npz")
-        held = np.load(tmp_path / "a.npz")
-        assert {f"maps/{name}/feature" for name in ("%2E.%2F..%2Fescaped", "%2E.", "%7Aarr.json")} <= set(held.files)
-        assert not [name for name in held.files if ".." in name.split("/")]
+        held = read_npz(tmp_path / "a.npz")
+        assert {f"maps/{name}/feature" for name in ("%2E.%2F..%2Fescaped", "%2E.", "%7Aarr.json")} <= set(held)
+        assert not [name for name in held if ".." in name.split("/")]
         zarr = need("zarr")
         export_run(hostile, "zarr", tmp_path / "a.zarr")
         layers = zarr.open_group(tmp_path / "a.zarr", mode="r")["layers"]
@@ -614,7 +686,7 @@ def test_a_missing_library_is_named_with_its_extra(run, tmp_path, monkeypatch, t
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(FadevizError, match=rf'not installed: pip install "fadeviz\[{target}\]"'):
+    with pytest.raises(FadevizError, match=rf'not installed\. Install it, .*: pip install "\.\[{target}\]"'):
         export_run(run, target, tmp_path / NAMES[target])
     assert not list(tmp_path.iterdir())
 
@@ -640,10 +712,10 @@ class TestCommand:
         out = tmp_path / "a.npz"
         result = self.call(run.path, "--to", "npz", "-o", out, "--layer", LAYER, "--kind", "gate", "--kind", "feature",
                            "--steps", "0:40:20", "--images", "1,0")  # fmt: skip
-        assert (result.exit_code, result.output) == (0, f"wrote {out}\n")
+        assert (result.exit_code, result.stdout) == (0, f"wrote {out}\n")
         with np.load(out) as held:
             assert held["steps"].tolist() == [0, 20, 40]
-            assert [name for name in held.files if name.startswith("maps/")] == [
+            assert [name for name in held if name.startswith("maps/")] == [
                 f"maps/{LAYER}/feature", f"maps/{LAYER}/gate"
             ]  # fmt: skip
 
@@ -651,8 +723,9 @@ class TestCommand:
         need("tensorboard")
         result = self.call(run.path, "--to", "tensorboard", "-o", tmp_path / "logs", "--kind", "gate")
         assert result.exit_code == 0
-        assert result.stderr.startswith("note: TensorBoard shows 10 of the 12 steps")
-        assert result.stderr.count("\n") == 1
+        lines = result.stderr.splitlines()
+        assert lines[:-1] == [f"note: {NO_NUMBERS}", f"note: 1 {MAGENTA}"]
+        assert lines[-1].startswith("note: TensorBoard shows 10 of the 12 steps")
         assert result.stdout == f"wrote {tmp_path / 'logs'}\n"
 
     def test_errors_are_one_line(self, run, tmp_path):

@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from fadeviz_cli.main import main
+from safetensors.numpy import save_file
 
-from fadeviz import FadevizError, open_run
-from fadeviz.render.frames import select_channels, select_frames
+from fadeviz import FadevizError, Run, open_run
+from fadeviz.analysis.order import learning_order
+from fadeviz.export import export_run
+from fadeviz.render.animation import render_frames
+from fadeviz.render.frames import all_notes, select_channels, select_frames
+from fadeviz.render.grid import find_layout, render_grid
 from fadeviz.render.labels import captions
+from fadeviz.runs import run_labels
+from fadeviz.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
 
@@ -30,12 +39,66 @@ def test_runs_that_are_called_the_same_are_told_apart(tmp_path):
     assert labels(0, 0) == ["FADE, (0, 0)0", "FADE, (0, 0)1"]
 
 
+def test_runs_in_folders_of_one_name(tmp_path):
+    """As much of the path as is needed; what other names, networks or seeds tell apart needs none."""
+
+    def run(path, **info):
+        made = make_run(tmp_path / path, run_id=path)
+        SnapshotStore(made.path, made.run_id).write_info({**made.info, "upsampler": None, "title": None, **info})
+        return open_run(made.path)
+
+    a, b = run("a/fade"), run("b/fade")
+    assert [s.label for s in select_frames([a, b])] == ["a/fade", "b/fade"]
+    assert run_labels([a, b, run("carafe")]) == ["a/fade", "b/fade", "carafe"]
+    assert run_labels([run("x/1/fade"), run("x/2/fade"), run("y/2/fade")]) == ["1/fade", "x/2/fade", "y/2/fade"]
+    named = {"upsampler": "mine", "title": "Mine"}
+    assert run_labels([run("a/m", **named), run("b/m", **named)]) == ["Mine, a/m", "Mine, b/m"]
+    networks = [run(f"n{i}", **named, network_title=name) for i, name in enumerate(("SegNet", "SegFormer", "SegNet"))]
+    assert run_labels(networks[:2]) == ["Mine, SegNet", "Mine, SegFormer"]
+    assert run_labels(networks) == ["Mine, n0", "Mine, SegFormer", "Mine, n2"]
+
+
+@pytest.mark.parametrize("harm", ["missing", "damaged", "other arrays"])
+def test_maps_are_drawn_where_the_observed_images_are_lost(tmp_path, harm):
+    runs = [make_run(tmp_path / name, run_id=name, upsampler=name) for name in ("one", "two")]
+    file = runs[0].path / "observation.safetensors"
+    if harm == "missing":
+        file.unlink()
+    elif harm == "damaged":
+        file.write_bytes(file.read_bytes()[:-9])
+    else:
+        save_file({"images": np.zeros((2, 3), np.uint8), "masks": np.zeros(1, np.uint8)}, file)
+    opened = [open_run(run.path) for run in runs]
+    first, second = select_frames(opened)
+    assert (first.picture, first.mask, second.picture.shape) == (None, None, (48, 64, 3))
+    assert np.array_equal(first.maps, second.maps)
+    (note,) = first.notes
+    assert note.startswith(f"the observed images are left out: {runs[0].path}: observation.safetensors ")
+    with pytest.raises(FadevizError, match="no image 2"):
+        select_frames(opened[:1], image=2)
+    for sequences in ([first], [first, second]):
+        assert render_grid(sequences).shape[2] == 3
+        assert next(render_frames(sequences)).shape[2] == 3
+    alone = find_layout([first])
+    assert min(x for x, _ in alone.cells.values()) < alone.cell[0]  # no room is left for what is not there
+    for command in (["grid", "-o", "a.png"], ["animate", "-o", "a.gif"], ["animate", "-o", "a.webp"]):
+        words = [command[0], str(runs[0].path), str(runs[1].path), "-o", str(tmp_path / command[2])]
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        assert "note: the observed images are left out" in result.stderr
+    export_run(opened[0], "npz", tmp_path / "a.npz")
+    with np.load(tmp_path / "a.npz") as archive:
+        assert not [name for name in archive if name.startswith("observation")]
+        assert np.array_equal(archive[f"maps/{LAYER}/feature"], opened[1].maps(LAYER, "feature"))
+    assert "data:image/png" in opened[0]._repr_html_()
+
+
 def test_steps_in_common_and_the_note(tmp_path):
     one = make_run(tmp_path / "one", steps=(0, 10, 20))
     two = make_run(tmp_path / "two", upsampler="carafe", run_id="b", steps=(0, 20, 40))
     sequences = select_frames([one, two])
     assert [s.steps for s in sequences] == [(0, 20)] * 2
-    assert "1 steps are left out" in sequences[0].notes[0]
+    assert "1 step is left out" in sequences[0].notes[0]
     with pytest.raises(FadevizError, match="two has no snapshot of step 10"):
         select_frames([one, two], steps=[10])
     with pytest.raises(FadevizError, match="no recorded step in common"):
@@ -128,3 +191,96 @@ def test_the_caption_tells_the_range(tmp_path, options, sentence):
     assert sentence in text
     for part in ("SegNet", LAYER, "disc_0", "drawn", "a1b2c3 (FADE, seed 0)", "b (CARAFE, seed 0)"):
         assert part in text
+
+
+class TestCalls:
+    """A layer that runs several times in a forward pass, as one head for all levels of a pyramid does."""
+
+    @pytest.fixture
+    def run(self, tmp_path):
+        return make_run(tmp_path / "fade", calls=3)
+
+    def test_the_run_knows_them_and_their_sizes(self, run, tmp_path):
+        assert run.calls(LAYER) == {0: (24, 32), 1: (12, 16), 2: (6, 8)}
+        assert run.calls(LAYER, "channels") == {0: (24, 32), 1: (12, 16), 2: (6, 8)}
+        assert make_run(tmp_path / "once").calls(LAYER) == {0: (24, 32)}
+        with pytest.raises(FadevizError, match="no layer"):
+            run.calls("decoder.9")
+
+    @pytest.mark.parametrize("call", [0, 1, 2])
+    @pytest.mark.parametrize("kind", ["feature", "channels"])
+    def test_each_can_be_chosen(self, run, kind, call):
+        sequences = select_frames([run], kind=kind, call=call)
+        for sequence in sequences:
+            expected = run.maps(LAYER, kind, image=0, channel=sequence.channel, call=call)
+            np.testing.assert_array_equal(sequence.maps, np.asarray(expected))
+        others = {0: "1 (12x16), 2 (6x8)", 1: "0 (24x32), 2 (6x8)", 2: "0 (24x32), 1 (12x16)"}[call]
+        said = [note for note in all_notes(sequences) if "call" in note]
+        assert said == [f"{LAYER}: this is call {call}; also recorded: calls {others}. Choose: --call"]
+        assert f"{LAYER}, call {call} of 3 (counted from 0)." in captions(sequences)[0]
+
+    def test_one_that_there_is_not(self, run, tmp_path):
+        with pytest.raises(FadevizError, match=r"fade has no call 3 of .* \(feature\). Recorded: 0, 1, 2. .* --call"):
+            select_frames([run], call=3)
+        with pytest.raises(FadevizError, match="no call -1"):
+            select_frames([run], call=-1)
+        other = make_run(tmp_path / "carafe", upsampler="carafe", run_id="b")
+        with pytest.raises(FadevizError, match=r"carafe has no call 1 of .* Recorded: 0\."):
+            select_frames([run, other], call=1)
+
+    def test_a_layer_that_ran_once_has_nothing_to_say(self, tmp_path):
+        sequences = select_frames([make_run(tmp_path / "once")])
+        assert all_notes(sequences) == ()
+        assert f"{LAYER}. Feature" in captions(sequences)[0]
+
+
+def test_channels_that_are_not_drawn_are_counted(tmp_path):
+    run = make_run(tmp_path / "r", channels=12)
+    sequences = select_frames([run], kind="channels", how_many=3)
+    numbers = ", ".join(str(sequence.channel) for sequence in sequences)
+    assert all_notes(sequences) == (f"FADE: 3 of 12 channels are drawn: {numbers}. Choose: --channel, --channels",)
+    assert "(3 of 12)" in captions(sequences)[0]
+    assert all_notes(select_frames([run], kind="channels", channel=range(12))) == ()
+
+
+def test_cells_of_all_channels_are_one_note(tmp_path):
+    run = make_run(tmp_path / "r", channels=2)
+    bad = np.full((1, 2, 24, 32), np.nan, np.float32)
+    bad[0, :, 0, 0] = 1
+    SnapshotStore(run.path, run.run_id).write(0, [Snapshot(0, LAYER, 0, "channels", bad)])
+    sequences = select_frames([Run(run.path)], kind="channels", channel=[0, 1], steps=[0])
+    assert all_notes(sequences) == (f"FADE: {2 * (24 * 32 - 1)} cells are NaN or infinite; they are painted magenta",)
+
+
+def test_runs_of_different_layers(tmp_path):
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", run_id="b")
+    for run, layers in ((one, ("a", "b", "c")), (other, ("b", "c", "d"))):
+        for step in STEPS:
+            maps = [Snapshot(step, name, 0, "feature", np.ones((2, 4, 4), np.float32)) for name in layers]
+            SnapshotStore(run.path, run.run_id).write(step, maps)
+    runs = [Run(one.path), Run(other.path)]
+    with pytest.raises(
+        FadevizError, match=r"other has no layer 'a', but .*one has. All have 'feature' maps of: b, c\."
+    ):
+        select_frames(runs, layer="a")
+    with pytest.raises(
+        FadevizError, match=r"one has no layer 'd', but .*other has. .*: b, c\. Choose one with --layer"
+    ):
+        learning_order(runs, "d")
+    with pytest.raises(FadevizError, match=r"no layer in .*one 'e'"):
+        select_frames(runs, layer="e")
+    apart = [make_run(tmp_path / "x"), Run(other.path)]
+    with pytest.raises(FadevizError, match="No layer has 'feature' maps in all of them: they cannot be compared"):
+        select_frames(apart)
+
+
+def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
+    run = make_run(tmp_path / "fade")
+    (thin,) = select_frames([run], at_most=4)
+    assert thin.steps == (0, 40, 70, 110)  # both ends are among them
+    assert np.array_equal(thin.maps[1], run.read(40, LAYER, "feature")[0])
+    assert thin.notes == ("4 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps",)
+    for options in ({"at_most": 12}, {"at_most": 4, "steps": run.steps}):
+        (whole,) = select_frames([run], **options)
+        assert whole.steps == run.steps
+        assert whole.notes == ()

@@ -7,6 +7,7 @@ import copy
 import faulthandler
 import io
 import json
+import os
 import shutil
 import struct
 import warnings
@@ -17,6 +18,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,7 +33,6 @@ from fadeviz.experiment import read_config
 from fadeviz.schedule import parse_schedule, parse_steps
 from fadeviz.snapshots import KINDS, SnapshotStore, read_metrics
 from fadeviz.sweep import parse_seeds, read_plan
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 
@@ -520,7 +521,7 @@ def test_folders_of_pictures(count, tmp_path, layout):
         st.tuples(st.just("rename"), st.sampled_from(files), st.sampled_from(NAMES)),
         st.tuples(st.just("remove"), st.sampled_from(files), st.none()),
         st.tuples(st.just("folder"), st.sampled_from(files), st.none()),
-        st.tuples(st.just("loop"), st.sampled_from(files), st.none()),
+        st.tuples(st.sampled_from(["loop", "pipe", "device", "terabyte"]), st.sampled_from(files), st.none()),
         st.tuples(
             st.just("add"),
             st.sampled_from([images, masks]),
@@ -551,6 +552,13 @@ def test_folders_of_pictures(count, tmp_path, layout):
                     path.mkdir()
                 elif how == "loop":
                     path.symlink_to(path)
+                elif how == "device":
+                    path.symlink_to("/dev/zero")
+                elif how == "pipe":
+                    os.mkfifo(path)
+                elif how == "terabyte":
+                    with path.open("wb") as file:
+                        file.truncate(2**40)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's remarks on odd files
             problems = check_weizmann(root)

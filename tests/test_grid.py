@@ -7,9 +7,11 @@ import pytest
 from PIL import Image
 
 from fadeviz.errors import FadevizError
+from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
+from fadeviz.runs import Run
 from render_runs import make_run
 
 
@@ -112,6 +114,26 @@ def test_channels_draw_a_row_each(tmp_path, run):
         assert few.height < many.height
 
 
+def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
+    notes = write_channels(run, tmp_path / "a.png")
+    assert "8 of 12 steps are drawn. Choose: --steps" in notes
+    assert not [note for note in write_channels(run, tmp_path / "b.png", steps=run.steps) if "steps" in note]
+    few = select_frames([run], steps=[0, 50])
+    assert " 2 of 12 recorded steps are shown." in " ".join(find_layout(few).caption[0])
+    assert "recorded steps" not in " ".join(find_layout(select_frames([run])).caption[0])
+
+
+def test_another_call(tmp_path):
+    run = make_run(tmp_path / "r", calls=2)
+    notes = write_grid([run], tmp_path / "g.png", call=1)
+    assert notes == ("decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call",)
+    sequences = select_frames([run], call=1)
+    layout = find_layout(sequences)
+    with Image.open(tmp_path / "g.png") as written:
+        check_cells(np.asarray(written.convert("RGB")), sequences, layout, "gray")
+    assert layout.scale == 8  # its maps are 16 cells wide
+
+
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_same_run_gives_the_same_bytes(tmp_path, pair, ending):
     for name in ("one", "two"):
@@ -150,3 +172,14 @@ def test_errors_leave_the_old_file(tmp_path, run, name, options, message):
         write_grid([run], folder / name, **options)
     assert [f.name for f in folder.iterdir()] == [name]
     assert (folder / name).read_text() == "old"
+
+
+def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "MAX_FRAMES", 12)
+    run = make_run(tmp_path / "long", size=(6, 8), steps=range(40))
+    opened = set()
+    monkeypatch.setattr(Run, "_open", lambda run, step, *what, was=Run._open: opened.add(step) or was(run, step, *what))
+    (note,) = write_grid([run], tmp_path / "g.png", scale=1)
+    assert note.startswith("12 of 40 snapshots are shown, evenly spread from step 0 to 39.")
+    assert len(opened) == 12
+    assert write_grid([run], tmp_path / "g.png", scale=1, steps=range(20)) == ()

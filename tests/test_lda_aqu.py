@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from fadeviz import FadevizError
-from fadeviz.upsamplers import LDAAQU, Skip, build_upsampler, parse_upsampler
+from fadeviz.upsamplers import LDAAQU, build_upsampler, parse_upsampler
 
 NAMES = {
     "layer_norm.norm": "norm",
@@ -25,7 +25,7 @@ NAMES = {
 
 
 def upsample(operator, x):
-    return operator(x, Skip(x))
+    return operator(x)
 
 
 def redrawn(operator, std):

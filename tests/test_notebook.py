@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 import fadeviz
@@ -120,6 +121,19 @@ class TestPage:
         assert page.data["metrics"][1:3] == ["loss 0.0909", "loss 0.0476"]
         assert page.data["metrics"][-1] == "loss 0.00901, mIoU 0.625"
         assert page.data["metrics"][0] == page.data["metrics"][5] == ""
+
+    def test_what_it_does_not_show(self, run, tmp_path):
+        said = "Also recorded: 1 more image, channels, gate; see run.grid(image=..., kind=...)."
+        assert said in Elements(run._repr_html_()).text
+        several = open_run(make_run(tmp_path / "several", calls=3).path)
+        said = "Also recorded: 1 more image, channels, gate, calls 1, 2; see run.grid(image=..., kind=..., call=...)."
+        assert said in Elements(several._repr_html_()).text
+        assert f"{LAYER}, call 0 of 3 (counted from 0). Feature" in Elements(several._repr_html_()).text
+
+    def test_another_call(self, tmp_path):
+        several = open_run(make_run(tmp_path / "several", calls=2).path)
+        words = " ".join(text.get_text() for text in several.grid(call=1).findobj(Text))
+        assert f"{LAYER}, call 1 of 2 (counted from 0)." in words
 
     def test_the_table_where_no_script_runs(self, run):
         page = Elements(run._repr_html_())
@@ -287,7 +301,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"')
+    playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install ".[browser]"')
     if CHROMIUM is None:
         pytest.skip("needs chromium: apt-get install --no-install-recommends chromium")
     with playwright.sync_playwright() as tool:
@@ -415,10 +429,10 @@ def test_the_example_is_kept_without_outputs():
 
 @pytest.mark.filterwarnings("ignore:Proactor event loop does not implement:RuntimeWarning")
 def test_the_example_runs(tmp_path, monkeypatch):
-    nbformat = pytest.importorskip("nbformat", reason='needs nbformat: pip install -e ".[notebook]"')
-    nbclient = pytest.importorskip("nbclient", reason='needs nbclient: pip install -e ".[notebook]"')
-    pytest.importorskip("ipykernel", reason='needs ipykernel: pip install -e ".[notebook]"')
-    pytest.importorskip("xarray", reason='needs xarray: pip install -e ".[xarray]"')
+    nbformat = pytest.importorskip("nbformat", reason='needs nbformat: pip install ".[notebook]"')
+    nbclient = pytest.importorskip("nbclient", reason='needs nbclient: pip install ".[notebook]"')
+    pytest.importorskip("ipykernel", reason='needs ipykernel: pip install ".[notebook]"')
+    pytest.importorskip("xarray", reason='needs xarray: pip install ".[xarray]"')
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):  # nothing of this machine
         monkeypatch.setenv(name, str(tmp_path / name))
     page = nbformat.read(NOTEBOOK, as_version=4)

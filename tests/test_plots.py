@@ -4,19 +4,23 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from fadeviz_cli.measure import _cut_off
 from PIL import Image
 
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.table import _steps
+from fadeviz.render import plots
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
-from fadeviz_cli.main import main
-from render_runs import make_run
+from fadeviz.snapshots import Snapshot, SnapshotStore
+from render_runs import LAYER, make_run
 
 EDGES = np.linspace(-6, 9, 16)
 
@@ -132,7 +136,7 @@ class TestCommands:
         output = tmp_path / "figure.png"
         result = call("plot", runs / "fade0", runs / "carafe0", "--kind", kind, "-o", output)
         assert result.exit_code == 0, result.output
-        assert result.output == f"wrote {output}\n"
+        assert result.stdout == f"wrote {output}\n"
         assert np.asarray(Image.open(output)).std() > 10
 
     def test_responses_less_what_position_gives(self, runs, tmp_path):
@@ -187,6 +191,148 @@ class TestCommands:
             result = call(*arguments)
             assert result.exit_code == code, result.output
             assert message in result.output
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A run whose layer runs twice, and one that has the second call's maps alone."""
+    folder = tmp_path_factory.mktemp("calls")
+    run = make_run(folder / "shared", calls=2)
+    alone = make_run(folder / "alone")
+    for step in run.steps:
+        maps = [Snapshot(step, LAYER, 0, k, run.read(step, LAYER, k, 1)) for k in run.layers[LAYER]]
+        SnapshotStore(alone.path, alone.run_id).write(step, maps)
+    return folder
+
+
+class TestCalls:
+    """Another call of a layer is measured as if it were a layer of its own."""
+
+    def numbers(self, *arguments):
+        return json.loads(call("analyze", *arguments, "--json", "-").stdout)
+
+    def test_its_numbers(self, several):
+        first, other = self.numbers(several / "shared"), self.numbers(several / "shared", "--call", 1)
+        alone = self.numbers(several / "alone")
+        assert (first["call"], other["call"]) == (0, 1)
+        assert other["operators"] == alone["operators"]
+        assert other["operators"] != first["operators"]
+        assert other["notes"][0] == f"{LAYER}: this is call 1; also recorded: call 0 (24x32). Choose: --call"
+        assert alone["notes"] == other["notes"][1:]
+
+    def test_its_table_and_its_figures(self, several, tmp_path):
+        result = call("analyze", several / "shared", "--call", 1)
+        assert result.stdout.startswith(f"{LAYER}, call 1, feature: 2 images")
+        result = call("plot", several / "shared", "--call", 1, "-o", tmp_path / "k.png")
+        assert (result.exit_code, result.stdout) == (0, f"wrote {tmp_path / 'k.png'}\n")
+        assert f"note: {LAYER}: this is call 1; also recorded: call 0 (24x32). Choose: --call\n" in result.stderr
+        for command in (("analyze",), ("plot", "-o", tmp_path / "no.png")):
+            result = call(*command, several / "shared", "--call", 2)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "no call 2" in result.stderr
+
+
+class TestStandardOutput:
+    def test_json_and_nothing_else(self, runs, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        result = call("analyze", runs / "fade0", "--json", "-", "--csv", "t.csv")
+        assert json.loads(result.stdout)["operators"][0]["operator"] == "fade"
+        assert "wrote t.csv" in result.stderr
+        assert "fade: undecided" in result.stderr  # the table is not lost
+        assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+    def test_csv(self, runs, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        [row] = csv.DictReader(call("analyze", runs / "fade0", "--csv", "-").stdout.splitlines())
+        assert row["operator"] == "fade"
+        both = call("analyze", runs / "fade0", "--csv", "-", "--json", "-")
+        assert (both.exit_code, both.stdout) == (2, "")
+        assert "choose one" in both.stderr
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("figure", "config", "remedy"),
+    [
+        ("quality", {"seed": 0}, r"Log what your tests give, .*: recorder\.log\(step, miou=\.\.\.\), of mattes sad="),
+        (
+            "quality",
+            {"upsampler": "x"},
+            r"metrics.jsonl has no test up to step 110: go on with fadeviz record --resume",
+        ),
+        ("classes", {"seed": 0}, r'Recorder\(\.\.\., kinds="channels"\)'),
+        ("classes", {"upsampler": "x"}, r"fadeviz record --kinds channels \.\.\."),
+    ],
+)
+def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config, remedy):
+    run = make_run(tmp_path / "r")
+    for step in run.steps:
+        only = Snapshot(step, LAYER, 0, "feature", run.read(step, LAYER, "feature"))
+        SnapshotStore(run.path, run.run_id).write(step, [only])
+    info = json.loads((run.path / "run.json").read_text())
+    SnapshotStore(run.path, run.run_id).write_info({**info, "config": config})
+    result = call("plot", run.path, "--kind", figure, "-o", tmp_path / "a.png")
+    assert result.exit_code == 1
+    assert re.search(remedy, result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_no_line_is_cut_off(tmp_path, monkeypatch):
+    spans = {}
+    monkeypatch.setattr(plots, "_save", lambda figure, path: spans.update({path.stem: figure.axes[0].get_ylim()}))
+    values = np.array([-0.9, 0.2, np.nan, 0.8])
+    for name, shift in (("low", 0.0), ("high", 0.9), ("within", 0.7)):
+        curve = Curve("x", (0, 1, 10, 100), values + shift, values + shift, values + shift)
+        write_curves([CurvePanel("a", "", "", [curve], (-0.3, 1.6))], tmp_path / f"{name}.png")
+    assert {name: tuple(round(float(end), 6) for end in span) for name, span in spans.items()} == {
+        "low": (-0.92, 1.6), "high": (-0.3, 1.72), "within": (-0.3, 1.6)
+    }  # fmt: skip
+
+
+def test_distances_that_are_not_drawn_are_said(runs, tmp_path, monkeypatch):
+    assert _cut_off([SimpleNamespace(edges=np.arange(-8.0, 13))]) == ""
+    far = [SimpleNamespace(edges=np.arange(-8.0, 40)), SimpleNamespace(edges=np.arange(-4.0, 31))]
+    assert _cut_off(far) == "Not drawn: what is 12 to 39 px outside. "
+    said = []
+    monkeypatch.setattr(plots, "write_kymographs", lambda *a, caption, **k: said.append(caption))
+    monkeypatch.setattr(plots, "shown_distances", lambda edges: (-1.0, 2.0))
+    assert call("plot", runs / "fade0", "-o", tmp_path / "k.png").exit_code == 0
+    assert "Not drawn: what is 2 to 11 px outside." in said[0]
+
+
+def test_tests_that_the_table_leaves_out_are_counted(runs):
+    every = [runs / f"{name}{seed}" for name in ("fade", "carafe") for seed in (0, 1)]
+    order = learning_order([open_run(path) for path in every])
+    shown = sum(test.count >= 6 for test in order.comparisons[0].tests.values())
+    left = len(order.comparisons[0].tests) - shown
+    assert left > 0
+    assert (
+        f"\n{left} more tests, of other pairs of operators or of fewer than 6 pairs: see --json\n"
+        in call("analyze", *every).stdout
+    )
+
+
+def test_what_only_some_seeds_have_is_named(runs, tmp_path):
+    lone = make_run(tmp_path / "lone", run_id="lone", seed=7)
+    for step in lone.steps:
+        maps = [Snapshot(step, LAYER, 0, kind, lone.read(step, LAYER, kind)) for kind in ("feature", "gradient")]
+        SnapshotStore(lone.path, lone.run_id).write(step, maps)
+    SnapshotStore(lone.path, lone.run_id).append_metrics({"step": 110, "miou": 0.5})
+    result = call("analyze", runs / "fade0", lone.path)
+    assert "\nnote: fade: not all of its runs have channels, gate, tests: no measures of them\n" in result.stdout
+    assert "not all of its runs" not in call("analyze", runs / "fade0", runs / "fade1").stdout
+
+
+def test_operators_that_a_figure_lacks_are_named(runs, tmp_path):
+    lone = make_run(tmp_path / "plain", upsampler="plain", run_id="plain")
+    for step in lone.steps:
+        only = Snapshot(step, LAYER, 0, "feature", lone.read(step, LAYER, "feature"))
+        SnapshotStore(lone.path, lone.run_id).write(step, [only])
+    result = call("plot", runs / "fade0", lone.path, "--kind", "gate", "-o", tmp_path / "g.png")
+    assert result.exit_code == 0
+    assert "note: left out PLAIN: not all runs have what the figure 'gate' shows\n" in result.stderr
+    result = call("plot", runs / "fade0", lone.path, "--kind", "responses", "-o", tmp_path / "g.png")
+    assert "left out" not in result.stderr
 
 
 class TestWhatIsDrawn:

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from fadeviz_cli.training import figures
 from PIL import Image
 
 from fadeviz import FadevizError, Run, open_run, quality
@@ -25,8 +27,6 @@ from fadeviz.snapshots import SnapshotStore
 from fadeviz.sweep.member import Follower, Task
 from fadeviz.training.matting import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
-from fadeviz_cli.main import main
-from fadeviz_cli.training import figures
 from render_runs import make_run
 from task_runs import ERRORS, LAYER, NAMES, make_class_run, make_matting_run
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -429,6 +430,90 @@ class TestChoice:
             torch.testing.assert_close(reassemble(x, kernels, 5, 2), plain(x, kernels, 5, 2))
             with pytest.raises(FadevizError, match="backend native needs a C compiler"):
                 reassemble(x, kernels, 5, 2, backend="native")
+        finally:
+            native.library.cache_clear()
+
+    @pytest.mark.parametrize(
+        "script",
+        [
+            "",  # an empty file: no shell takes it for a program, and some do
+            "#!/nonexistent/interpreter",
+            "#!/bin/sh\nexit 0",  # makes nothing
+            "#!/bin/sh\nyes nonsense | head -c 100000; yes nonsense | head -c 100000 >&2; exit 3",
+            "#!/bin/sh\ncat; exit 1",  # waits for input
+            '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo nonsense > "$2"',  # no library
+            '#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; mkdir "$2"',
+            "#!/bin/sh\nkill -9 $$",
+        ],
+    )
+    def test_an_odd_compiler_leaves_the_tiles(self, script, monkeypatch, tmp_path, capfd):
+        (tmp_path / "odd").write_text(script)
+        (tmp_path / "odd").chmod(0o755)
+        monkeypatch.setenv("CC", f"{tmp_path / 'odd'} -O2 -Wall")
+        self.falls_back(monkeypatch, tmp_path, capfd)
+
+    @pytest.mark.parametrize("cc", ["", "/nonexistent", "'never closed", 'cc "', "cc\\", "/", ".", "\udcff", "  "])
+    def test_an_odd_name_of_a_compiler_leaves_the_tiles(self, cc, monkeypatch, tmp_path, capfd):
+        monkeypatch.setenv("CC", cc)
+        self.falls_back(monkeypatch, tmp_path, capfd)
+
+    @pytest.mark.parametrize("trouble", ["no home", "no user", "a relative home", "no folder for temporary files"])
+    def test_without_a_place_for_the_library(self, trouble, monkeypatch, tmp_path, capfd):
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.chdir(tmp_path)
+        if trouble == "a relative home":
+            monkeypatch.setenv("HOME", "somewhere")
+            monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+        if trouble != "no home":
+
+            def nobody(uid):
+                raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+            monkeypatch.setattr("pwd.getpwuid", nobody)
+        if trouble == "no folder for temporary files":
+
+            def nowhere():
+                raise FileNotFoundError("No usable temporary directory found")
+
+            monkeypatch.setattr(native, "tempfile", SimpleNamespace(gettempdir=nowhere))
+        # The user's cache, if any, is there already: it is not for this test to build in it.
+        monkeypatch.setenv("PATH", str(tmp_path))
+        assert all(folder.is_absolute() for folder in native._folders())
+        self.falls_back(monkeypatch, tmp_path, capfd, home=False)
+        assert list(tmp_path.iterdir()) == []
+
+    def falls_back(self, monkeypatch, tmp_path, capfd, home=True):
+        """All others but $CC hidden, there is no library, and the tiles compute without a word."""
+        monkeypatch.setenv("PATH", "/usr/bin:/bin")
+        which = shutil.which
+        monkeypatch.setattr(
+            native.shutil, "which", lambda name: None if name in ("cc", "gcc", "clang") else which(name)
+        )
+        if home:
+            monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+            monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        native.library.cache_clear()
+        try:
+            assert native.library() is None
+            x, kernels, _ = make(CASES[0])
+            torch.testing.assert_close(reassemble(x, kernels, 5, 2), plain(x, kernels, 5, 2))
+        finally:
+            native.library.cache_clear()
+        assert capfd.readouterr() == ("", "")
+
+    @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+    def test_a_library_of_something_else_is_not_used(self, monkeypatch, tmp_path):
+        make = f'echo "int x;" | {shutil.which("cc")} -shared -xc - -o "$2"'
+        (tmp_path / "odd").write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; {make}')
+        (tmp_path / "odd").chmod(0o755)
+        monkeypatch.setenv("CC", str(tmp_path / "odd"))
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        native.library.cache_clear()
+        try:
+            loaded = native.library()
+            assert loaded is not None
+            assert hasattr(loaded, "fadeviz_reassemble_f32")
         finally:
             native.library.cache_clear()
 

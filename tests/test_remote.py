@@ -1,32 +1,39 @@
 """Runs at an address: only what is asked for is fetched, nothing is left behind, and what fails says so in a line."""
 
+import contextlib
 import functools
 import gc
 import http.server
 import json
+import os
 import pickle
+import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
+from fadeviz.errors import MissingExtra
 from fadeviz.remote import RemoteFolder, is_address
 from fadeviz.render.frames import select_frames
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
-fsspec = pytest.importorskip("fsspec", reason='needs fsspec: pip install -e ".[remote]"')
+fsspec = pytest.importorskip("fsspec", reason='needs fsspec: pip install ".[remote]"')
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -295,14 +302,19 @@ class TestErrors:
 
     def test_fsspec_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "fsspec.core", None)
-        with pytest.raises(FadevizError, match=r'needs fsspec. Install it: pip install "fadeviz\[remote\]"') as caught:
+        with pytest.raises(FadevizError, match=r'needs fsspec, .* pip install "\.\[remote\]"') as caught:
             open_run("memory://x/run")
         one_line(caught)
 
     def test_a_protocols_library_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "s3fs", None)
-        with pytest.raises(FadevizError, match=r"^s3://bucket/run: fsspec lacks a library .*s3fs") as caught:
+        wanted = r'^s3://bucket/run: fsspec lacks a library for this protocol, s3fs\. .* pip install "\.\[s3\]"$'
+        with pytest.raises(MissingExtra, match=wanted) as caught:
             open_run("s3://bucket/run")
+        one_line(caught)
+        monkeypatch.setitem(sys.modules, "gcsfs", None)
+        with pytest.raises(FadevizError, match=r"^gs://bucket/run: fsspec lacks a library .*gcsfs") as caught:
+            open_run("gs://bucket/run")
         one_line(caught)
 
     @pytest.mark.parametrize("code", [403, 500, 503])
@@ -389,8 +401,216 @@ class TestErrors:
         ],
     )
     def test_secrets_are_not_shown(self, monkeypatch, address, shown):
-        monkeypatch.setattr("fsspec.core.url_to_fs", lambda address: (fsspec.filesystem("memory"), "/x"))
+        monkeypatch.setattr("fsspec.core.url_to_fs", lambda address, **options: (fsspec.filesystem("memory"), "/x"))
         assert RemoteFolder(address).shown == shown
+
+
+def free_port():
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        return chosen.getsockname()[1]
+
+
+class Wire:
+    """What lies between a client and a server, and can be cut: ``cut`` ends or silences an answer after some bytes."""
+
+    def __init__(self, port):
+        self.port, self.cut, self.over = port, None, threading.Event()
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self.listening.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self.port))
+                except OSError:
+                    client.close()
+                    continue
+                for ends in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=self.carry, args=ends, daemon=True).start()
+
+    def carry(self, source, sink, answers):
+        sent = 0
+        with contextlib.suppress(OSError), source, sink:
+            while data := source.recv(65536):
+                how, count = self.cut if self.cut and answers else ("", len(data) + sent)
+                sink.sendall(data[: count - sent])
+                sent += len(data)
+                if how and sent >= count:
+                    if how == "silent":
+                        self.over.wait()
+                    sink.shutdown(socket.SHUT_RDWR)
+                    return
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def object_store(local):
+    """A real server of S3, in a process of its own, with a run in a bucket; and the wire to it."""
+    for name in ("s3fs", "moto", "flask"):
+        pytest.importorskip(name, reason='needs s3fs and a server of S3: pip install ".[s3,services]"')
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wire = Wire(port)
+    keys = {"AWS_ACCESS_KEY_ID": "anyone", "AWS_SECRET_ACCESS_KEY": "anything", "AWS_DEFAULT_REGION": "us-east-1"}
+    quiet = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "none", "AWS_SHARED_CREDENTIALS_FILE": "none"}
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**keys, **quiet, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
+                patch.setenv(name, value)
+            upload(local)
+            patch.setenv("AWS_ENDPOINT_URL", wire.address)
+            yield SimpleNamespace(process=process, wire=wire, port=port, address="s3://bucket/runs/fade")
+    finally:
+        process.kill()
+        process.wait()
+        wire.over.set()
+        wire.listening.close()
+
+
+@pytest.fixture(scope="class")
+def store(local):
+    with object_store(local) as store:
+        yield store
+
+
+def upload(local):
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.mkdir("bucket")
+    for file in local.rglob("*"):
+        if file.is_file():
+            system.pipe_file(f"bucket/runs/fade/{file.relative_to(local).as_posix()}", file.read_bytes())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr("fadeviz.remote._SILENT_SECONDS", 1)
+
+
+@pytest.mark.usefixtures("impatient")
+class TestObjectStorage:
+    def test_the_same_as_on_this_machine(self, store, local, tmp_path):
+        run, copy = open_run(store.address), open_run(local)
+        assert (run.address, run.steps, run.name) == (store.address, STEPS, "fade")
+        assert here(run) == ["run.json"]
+        assert np.array_equal(run.maps(LAYER, "gate"), copy.maps(LAYER, "gate"))
+        assert all(map(np.array_equal, run.observation, copy.observation))
+        assert run.metrics() == copy.metrics()
+        for address, name in ((store.address, "a.png"), (local, "b.png")):
+            result = CliRunner().invoke(main, ["grid", str(address), "-o", str(tmp_path / name)])
+            assert result.exit_code == 0, result.output
+        assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+    def test_a_missing_object(self, store):
+        run = open_run(store.address)
+        assert run.steps == STEPS
+        system, name = fsspec.filesystem("s3", skip_instance_cache=True), "runs/fade/snapshots/step_000030.safetensors"
+        data = system.cat_file(f"bucket/{name}")
+        system.rm(f"bucket/{name}")
+        with pytest.raises(
+            FadevizError, match="snapshots/step_000030.safetensors: missing. Choose other steps"
+        ) as caught:
+            np.asarray(run.maps())
+        one_line(caught)
+        assert open_run(store.address).steps == tuple(step for step in STEPS if step != 30)
+        system.pipe_file(f"bucket/{name}", data)
+        for address in ("s3://bucket/runs/none", "s3://nobucket/fade"):
+            with pytest.raises(FadevizError, match=f"^no run at {address}: it has no run.json") as caught:
+                open_run(address)
+            one_line(caught)
+
+    def test_a_wrong_key(self, store):
+        def ask_for_keys(after):
+            url, told = f"http://127.0.0.1:{store.port}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+            urllib.request.urlopen(urllib.request.Request(url, str(after).encode(), told)).close()
+
+        ask_for_keys(0)
+        try:
+            with pytest.raises(
+                FadevizError, match=r"^cannot fetch s3://.*/run.json: PermissionError: .*Key Id.*[^.]\. Check"
+            ) as caught:
+                open_run(store.address)
+            one_line(caught)
+            result = CliRunner().invoke(main, ["info", store.address])
+            assert (result.exit_code, result.output.count("\n")) == (1, 1)
+        finally:
+            ask_for_keys("inf")
+        assert open_run(store.address).name == "fade"
+
+    @pytest.mark.parametrize("how", ["closed", "silent"])
+    @pytest.mark.parametrize("count", [0, 3000])
+    def test_a_cut_connection(self, store, how, count):
+        run = open_run(store.address)
+        maps = run.maps()
+        store.wire.cut = how, count
+        begun = time.monotonic()
+        try:
+            with pytest.raises(FadevizError, match=r"^cannot fetch s3://.*step_000050.safetensors: ") as caught:
+                maps[STEPS.index(50)]
+        finally:
+            store.wire.cut = None
+        assert time.monotonic() - begun < 20
+        one_line(caught)
+        assert not list(run.path.rglob(".*"))  # no half of a file
+        assert maps[STEPS.index(50)].shape == (2, 24, 32)  # it is asked again
+
+    def test_a_server_that_is_gone(self, local):
+        with object_store(local) as store:
+            maps = open_run(store.address).maps()
+            store.process.kill()
+            store.process.wait()
+            begun = time.monotonic()
+            with pytest.raises(FadevizError, match=r"^cannot fetch s3://.*step_000070.safetensors: ") as caught:
+                maps[STEPS.index(70)]
+            one_line(caught)
+            with pytest.raises(FadevizError, match=r"^cannot fetch s3://.*run.json: ") as caught:
+                open_run(store.address)
+            one_line(caught)
+            assert time.monotonic() - begun < 20
+
+
+class TestEndless:
+    """What never ends, or never begins, is given up."""
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="pipes and devices of a POSIX system")
+    @pytest.mark.parametrize("what", ["/dev/zero", "pipe"])
+    def test_special_files_behind_an_address(self, local, tmp_path, what):
+        shutil.copytree(local, tmp_path / "run")
+        for name in ("run.json", "observation.safetensors"):
+            (tmp_path / "run" / name).unlink()
+            if what == "pipe":
+                os.mkfifo(tmp_path / "run" / name)
+            else:
+                (tmp_path / "run" / name).symlink_to(what)
+            with pytest.raises(
+                FadevizError, match=f"cannot fetch .*{name}: .*it is a (device|pipe), but a file"
+            ) as caught:
+                _ = open_run(f"file://{tmp_path}/run").observation
+            one_line(caught)
+            shutil.copy(local / name, tmp_path / name)
+            (tmp_path / "run" / name).unlink()
+            (tmp_path / name).rename(tmp_path / "run" / name)
+
+    def test_a_file_that_is_too_large_or_too_slow(self, server, monkeypatch):
+        assert open_run(f"{server.address}/fade").name == "fade"
+        monkeypatch.setattr("fadeviz.remote.TEXT_LIMIT", 100)
+        with pytest.raises(FadevizError, match="cannot fetch .*run.json: .*more than 100 bytes, the most") as caught:
+            open_run(f"{server.address}/fade")
+        one_line(caught)
+        monkeypatch.setattr("fadeviz.remote.TEXT_LIMIT", 2**20)
+        monkeypatch.setattr("fadeviz.remote._SLOW_SECONDS", 0)
+        monkeypatch.setattr("fadeviz.remote._SLOW_RATE", 10**12)
+        with pytest.raises(FadevizError, match="cannot fetch .*run.json: .* bytes in 0 seconds are too slow") as caught:
+            open_run(f"{server.address}/fade")
+        one_line(caught)
 
 
 class TestCommands:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError
@@ -25,7 +26,6 @@ from fadeviz.report.contour import contour_path
 from fadeviz.report.movies import select_movies, shortest, text_size
 from fadeviz.report.pack import pack
 from fadeviz.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\"'&{{data}}"
@@ -41,10 +41,14 @@ def runs(tmp_path_factory):
     return [fadeviz.open_run(folder / name) for name in ("fade0", "fade1", "carafe")]
 
 
+CHANNELS = "channels: no map of each image; fadeviz grid --kind channels draws them"
+"""What no page of the runs above shows."""
+
+
 @pytest.fixture(scope="module")
 def page(runs, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    assert write_report(runs, path) == ()
+    assert write_report(runs, path) == (CHANNELS,)
     return Page(path)
 
 
@@ -318,6 +322,30 @@ class TestPage:
         assert "secret" not in text
         assert "vgg.safetensors (0123abcd)" in text
 
+    def test_of_many_snapshots_some_are_shown_and_all_measured(self, runs, page, tmp_path, monkeypatch):
+        monkeypatch.setattr(story, "MAX_STEPS", 5)
+        path = tmp_path / "thin.html"
+        said = "7 of 12 snapshots: the maps and curves show 5, evenly spread; all of them are measured"
+        assert write_report(runs, path) == (said,)
+        thin = Page(path)
+        assert f"<li>{said}</li>" in thin.text
+        assert thin.data["steps"] == [0, 30, 60, 80, 110]
+        places = [page.data["steps"].index(step) for step in thin.data["steps"]]
+        for ours, all_of_it in zip(
+            thin.data["kymographs"]["operators"], page.data["kymographs"]["operators"], strict=True
+        ):
+            assert ours["value"] == [all_of_it["value"][place] for place in places]
+        lines = (
+            [line for figure in one.data["figures"] for chart in figure["charts"] for line in chart["lines"]]
+            for one in (thin, page)
+        )
+        for ours, all_of_it in zip(*lines, strict=True):
+            assert ours["middle"] == [all_of_it["middle"][place] for place in places]
+        assert len(thin.data["maps"][0]["movies"][0]["low"]) == 5
+        assert re.findall(r'<p class="word">.*?</article>', thin.text) == re.findall(
+            r'<p class="word">.*?</article>', page.text
+        )
+
     def test_every_rule_gives_a_verdict(self, page, runs):
         table = page.text[page.text.index("by other rules</summary>") :]
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])
@@ -463,6 +491,65 @@ class TestWords:
         assert story._interval(interval, 100) == "after 100 (5.0 to after 100)"
         assert story._interval(interval, 100, signed=True) == "+∞ (+5.0 to +∞)"
         assert story._interval(bootstrap_interval(np.array([[np.nan]])), 100) == "–"
+
+
+class TestWhatIsNotInIt:
+    """Said on the page and by the command, a line each, with the option that shows it."""
+
+    def test_images_and_steps(self, runs, tmp_path):
+        short = make_run(tmp_path / "short", upsampler="x", run_id="x", steps=STEPS[:8])
+        left_out = write_report([runs[0], short], tmp_path / "r.html", images=1)
+        assert left_out == ("images 2 to 2: --images 2 shows them", "4 steps that not all runs have", CHANNELS)
+        page = Page(tmp_path / "r.html")
+        assert all(f"<li>{said}</li>" in page.text for said in left_out)
+
+    def test_tests_and_distances(self, page, runs, monkeypatch):
+        order = learning_order(runs)
+        few = sum(test.count < 6 for one in order.comparisons for test in one.tests.values())
+        assert few > 0
+        assert f"<li>Left out: {few} tests of two operators that have fewer than 6 pairs.</li>" in page.text
+        assert not [said for said in story.caveats(order) if "distance-time" in said]
+        monkeypatch.setattr(story, "shown_distances", lambda edges: (-1.0, 2.0))
+        assert "The distance-time maps leave out what is 2 to 11 px outside." in story.caveats(order)
+
+    def test_other_calls(self, runs, tmp_path):
+        run = make_run(tmp_path / "calls", calls=3)
+        assert write_report([run], tmp_path / "0.html")[0] == f"calls 1, 2 of {LAYER}: --call shows another"
+        assert write_report([run], tmp_path / "1.html", call=1)[0] == f"calls 0, 2 of {LAYER}: --call shows another"
+        page = Page(tmp_path / "1.html")
+        assert f"{LAYER}, call 1, feature:" in page.text
+        assert "--call 1" in page.text
+        assert {tuple(movie["size"]) for maps in page.data["maps"] for movie in maps["movies"]} == {(12, 16)}
+        with pytest.raises(FadevizError, match="no call 3"):
+            write_report([run], tmp_path / "3.html", call=3)
+
+    def test_layers_without_that_call(self, tmp_path):
+        run = make_run(tmp_path / "calls", calls=2)
+        for step in STEPS:
+            shared = [Snapshot(step, LAYER, call, "feature", run.read(step, LAYER, "feature", call)) for call in (0, 1)]
+            once = Snapshot(step, "head", 0, "feature", np.ones((2, 4, 4), np.float32))
+            SnapshotStore(run.path, run.run_id).write(step, [*shared, once])
+        left_out = write_report([fadeviz.open_run(run.path)], tmp_path / "r.html", call=1)
+        assert left_out == (f"call 0 of {LAYER}: --call shows another", "head: it has no call 1")
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ((0,), "1 step in common are too few to measure when something is learned; 5 are needed."),
+        ((0, 1, 2), "3 steps in common are too few to measure when something is learned; 5 are needed."),
+        (STEPS[1:], "Step 0, the untrained model, is missing in"),
+    ],
+)
+def test_a_run_that_cannot_be_judged_shows_its_maps(tmp_path, steps, said):
+    run = make_run(tmp_path / "run", steps=steps)
+    write_report([run], tmp_path / "r.html")
+    page = Page(tmp_path / "r.html")
+    assert page.data["steps"] == list(steps)
+    assert len(page.data["maps"]) == 3
+    assert '<p class="word">undecided</p>' in page.text
+    assert said in page.text
+    assert "undefined in" not in page.text
 
 
 class TestCommand:

@@ -14,7 +14,7 @@ from fadeviz.report import write_report
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install -e ".[browser]"')
+playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install ".[browser]"')
 
 expect = playwright.expect  # waits; the page's policy forbids wait_for_function
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

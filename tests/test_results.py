@@ -3,23 +3,25 @@
 import dataclasses
 import json
 import shutil
+import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
-from fadeviz import FadevizError, open_run
+from fadeviz import FadevizError, compare, open_run
 from fadeviz.compare import compare_runs, mean_iou, parse_zoom
 from fadeviz.data import Sample, synthetic
 from fadeviz.experiment import RunConfig, build_model, load_data, run
 from fadeviz.models.pretrained import read_pretrained
-from fadeviz.prediction import Predictor, predict_files, read_picture
+from fadeviz.prediction import Prediction, Predictor, predict_files, read_picture
 from fadeviz.render.panel import Box
 from fadeviz.training.matting import mse, sad
 from fadeviz.training.tasks import choose_task
-from fadeviz_cli.main import main
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
 
@@ -63,6 +65,26 @@ def final_network(path):
     model, _ = build_model(config)
     model.load_state_dict(torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"])
     return config, model.eval()
+
+
+def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("fadeviz.compare.SHOWN", 2)
+    result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
+    assert (result.exit_code, result.stderr) == (0, "note: 2 of 3 observed pictures are shown. Choose: --images\n")
+    result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png", "--images", "0")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_classes_without_a_place_in_the_legend_are_counted():
+    maps = np.zeros((10, 100), np.uint8)
+    maps[0, :5], maps[1, :50], maps[2, :3] = 1, 2, 3
+    config = SimpleNamespace(network="segnet", seed=0)
+    run = SimpleNamespace(info={"data": {"name": "things"}}, run_id="r", name="fade")
+    predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
+    row = SimpleNamespace(figures=())
+    assert [name for name, _ in compare._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
+    said = " ".join(compare._caption([predictor], [(row, [maps])], "none"))
+    assert "Colours: the classes listed, and 2 that fill less than 1% of each picture. Black: not labelled." in said
 
 
 # --- predicting ---
@@ -157,7 +179,7 @@ def test_mattes_are_grey_files(runs, tmp_path):
     assert (values[:5] == 0).all()
     assert (values[-5:] == 255).all()
     save(tmp_path / "a_trimap.png", trimap)
-    list(predict_files(runs / "matting", [picture], tmp_path / "again"))
+    predict_files(runs / "matting", [picture], tmp_path / "again")
     assert (tmp_path / "again" / "a_alpha.png").read_bytes() == (tmp_path / "out" / "a_alpha.png").read_bytes()
 
 
@@ -194,6 +216,88 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         assert result.stderr.count("\n") == 1
         assert result.stderr.startswith("Error: ")
     assert not out.exists()
+
+
+def test_one_damaged_picture_costs_its_own_result_alone(runs, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in "acd":
+        save(folder / f"{name}.png", photo(40, 60))
+    (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    (folder / "notes.txt").write_text("of another kind")
+    result = invoke("predict", runs / "bilinear", folder, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [f"wrote {tmp_path / 'out' / name}_mask.png" for name in "acd"]
+    note, error = result.stderr.splitlines()
+    assert note == f"note: left out of {folder}: 1 of another kind (notes.txt)"
+    assert error.startswith(f"Error: {folder / 'b.png'} cannot be read: ")
+
+    # Two are listed, a line each; a path that is not there and a link to nothing are no worse.
+    (folder / "e.png").symlink_to("nowhere")
+    result = invoke("predict", runs / "bilinear", folder, tmp_path / "none.png", "-o", tmp_path / "again")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 3
+    *_, b, e, none, last = result.stderr.splitlines()
+    assert (str(folder / "b.png") in b, str(folder / "e.png") in e, "none.png" in none) == (True, True, True)
+    assert last == "Error: 3 of 6 pictures have no result: they are listed above"
+
+
+def test_predict_files_works_when_it_is_called(runs, tmp_path):
+    first, second = (save(tmp_path / f"{name}.png", photo(40, 60)) for name in "ab")
+    known = np.full((40, 60), 128, np.uint8)
+    known[:5] = 0
+    save(tmp_path / "a_trimap.png", known)
+    heard = []
+    done = predict_files(runs / "matting", [first, second, tmp_path / "c.png"], tmp_path / "out", report=heard.append)
+    assert heard == done
+    assert done[0] == Prediction(first, tmp_path / "out" / "a_alpha.png")
+    assert done[0].output.is_file()
+    assert [one.output for one in done[1:]] == [None, None]
+    assert [one.picture for one in done[1:]] == [second, tmp_path / "c.png"]
+    assert "b.png has no trimap" in done[1].error
+    assert "no picture" in done[2].error
+
+
+def test_results_that_would_have_one_name_are_refused_before_anything_is_written(runs, tmp_path):
+    pictures = []
+    for form in ("NFC", "NFD"):
+        (tmp_path / form).mkdir()
+        pictures.append(save(tmp_path / form / f"{unicodedata.normalize(form, 'é')}.png", photo(40, 60)))
+    with pytest.raises(FadevizError, match="would both become"):
+        predict_files(runs / "bilinear", [tmp_path / "gone.png", *pictures], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_trimaps_of_one_picture_are_refused(runs, tmp_path):
+    picture = save(tmp_path / "a.png", photo(40, 60))
+    for ending in ("png", "bmp"):
+        save(tmp_path / f"a_trimap.{ending}", np.full((40, 60), 128, np.uint8))
+    (one,) = predict_files(runs / "matting", [picture], tmp_path / "out")
+    assert "has two trimaps, a_trimap.bmp and a_trimap.png" in one.error
+
+
+def test_one_damaged_picture_is_left_out_of_a_panel(runs, tmp_path):
+    good = save(tmp_path / "a.png", photo(40, 60))
+    bad = tmp_path / "b.png"
+    bad.write_bytes(b"")
+    panel = tmp_path / "p.png"
+    result = invoke("compare", runs / "bilinear", "--picture", bad, "--picture", good, "-o", panel)
+    assert result.exit_code == 1
+    assert result.stdout == f"wrote {panel}\n"
+    assert result.stderr.startswith(f"Error: {bad} cannot be read: it is empty")
+    assert result.stderr.count("\n") == 1
+    alone = tmp_path / "alone.png"
+    compare_runs([open_run(runs / "bilinear")], alone, pictures=[good])
+    assert alone.read_bytes() == panel.read_bytes()
+    with pytest.raises(FadevizError, match="it is empty"):  # a caller who does not ask to go on
+        compare_runs([open_run(runs / "bilinear")], tmp_path / "q.png", pictures=[good, bad])
+    for pictures in ([bad], [bad, bad]):
+        result = invoke(
+            "compare", runs / "bilinear", *(x for p in pictures for x in ("--picture", p)), "-o", tmp_path / "q.png"
+        )
+        assert result.exit_code == 1
+        assert "it is empty" in result.stderr
+    assert not (tmp_path / "q.png").exists()
 
 
 def test_weights_that_are_not_there_or_damaged_are_one_line(runs, tmp_path):

@@ -171,7 +171,7 @@ def test_sizes_that_do_not_divide_are_refused():
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(FadevizError, match=r'pip install "fadeviz\[segformer\]"'):
+    with pytest.raises(FadevizError, match=r'pip install "\.\[segformer\]"'):
         SegFormer(**SMALL)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -21,6 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, Run, Snapshot, open_run
+from fadeviz.check import Fault, check_run
 from fadeviz.files import replacing, write_whole
 from fadeviz.runs import Maps
 from fadeviz.snapshots import KINDS, SnapshotStore, read_metrics
@@ -101,6 +103,52 @@ class TestStore:
             assert back.dtype == np.float32
             assert back.shape == array.shape
             assert back.tobytes() == array.tobytes()
+
+    @pytest.mark.parametrize("kind", [np.int16, np.uint64, np.int64, np.array, torch.tensor])
+    def test_integers_and_numbers_of_any_kind(self, tmp_path, kind):
+        store = SnapshotStore(tmp_path, "x")
+        numbers = {"a": np.float32(0.5), "b": [np.int64(3), np.bool_(True)], "c": np.arange(2), "d": torch.tensor(2)}
+        store.write_info({"seconds": {"training": np.float64(1.5)}, "numbers": numbers, "last_step": kind(7)})
+        store.write(kind(7), [Snapshot(kind(7), "a", 0, "feature", np.ones((1, 2, 2)))])
+        store.append_metrics({"step": kind(7), "loss": np.float32(0.5)})
+        run = open_run(tmp_path)
+        assert (run.steps, run.metrics()) == ((7,), [{"step": 7, "loss": 0.5}])
+        assert run.info["numbers"] == {"a": 0.5, "b": [3, True], "c": [0, 1], "d": 2}
+        assert run.info["last_step"] == 7
+        assert check_run(tmp_path) == [
+            Fault("observation.safetensors", "missing or damaged: figures cannot show the images")
+        ]
+
+    @pytest.mark.parametrize(
+        ("step", "what"), [(3.0, "is a float"), ("3", "is a str"), (-1, "from 0 to"), (10**12, "from 0 to")]
+    )
+    def test_steps_that_are_none(self, tmp_path, step, what):
+        store = SnapshotStore(tmp_path, "x")
+        with pytest.raises(FadevizError, match=what) as caught:
+            store.write(step, [Snapshot(0, "a", 0, "feature", np.ones((1, 2, 2)))])
+        one_line(caught)
+        assert list((tmp_path / "snapshots").iterdir()) == []
+
+    def test_what_json_does_not_have_is_named(self, tmp_path):
+        with pytest.raises(TypeError, match="Path cannot be stored|PosixPath cannot be stored"):
+            SnapshotStore(tmp_path, "x").write_info({"data": tmp_path})
+
+    def test_a_layer_that_runs_more_often_later(self, tmp_path):
+        store = SnapshotStore(tmp_path, "x")
+        store.write_info({})
+        for step in range(3):
+            store.write(
+                step, [Snapshot(step, "a", call, "feature", np.full((1, 2, 2), call)) for call in range(step + 1)]
+            )
+        run = open_run(tmp_path)
+        assert run.layers == {"a": ("feature",)}
+        assert np.asarray(run.maps("a")).shape == (3, 1, 2, 2)
+        assert np.asarray(run.maps("a", call=2, steps=[2])).tolist() == [[[[2, 2], [2, 2]]]]
+        with pytest.raises(FadevizError, match="step 0: no 'feature' of 'a', call 1") as caught:
+            run.maps("a", call=1)
+        one_line(caught)
+        assert check_run(tmp_path)[0].file == "observation.safetensors"
+        assert len(check_run(tmp_path)) == 1
 
     def test_extremes_survive(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
@@ -522,7 +570,7 @@ def opened_files(monkeypatch):
         opened.append(Path(file).name)
         return safe_open(file, framework)
 
-    monkeypatch.setattr("fadeviz.runs.safe_open", spy)
+    monkeypatch.setattr("fadeviz.snapshots.safe_open", spy)
     return opened
 
 
@@ -685,7 +733,7 @@ class TestMaps:
                 return Part()
 
         maps = run.maps(self.LAYER)
-        monkeypatch.setattr("fadeviz.runs.safe_open", Handle)
+        monkeypatch.setattr("fadeviz.snapshots.safe_open", Handle)
         assert np.array_equal(maps[index], self.whole()[index])
         assert taken == [asked]
 
@@ -734,7 +782,7 @@ class TestMaps:
 class TestXarray:
     @pytest.fixture(autouse=True)
     def _installed(self):
-        pytest.importorskip("xarray", reason='needs xarray: pip install -e ".[xarray]"')
+        pytest.importorskip("xarray", reason='needs xarray: pip install ".[xarray]"')
 
     def test_maps(self, tmp_path):
         make_run(tmp_path, info={"observation": {"names": ["cat", "dog", "cow"]}})
@@ -757,7 +805,7 @@ class TestXarray:
     def test_a_layer(self, run):
         found = run.to_xarray()
         assert set(found.data_vars) == {"feature", "gradient"}
-        assert found.attrs == {"run": "0a1b2c", "layer": "decoder.3.upsample"}
+        assert found.attrs == {"run": "0a1b2c", "layer": "decoder.3.upsample", "left_out": "channels"}
         assert np.array_equal(found["gradient"], run.maps(kind="gradient"))
         assert set(run.to_xarray("head").data_vars) == {"feature"}
         with pytest.raises(FadevizError, match="no layer in .* 'heads'. Nearest: 'head'"):
@@ -768,13 +816,15 @@ class TestXarray:
         store.write_info({})
         kinds = {"feature": (2, 4, 5), "gate": (2, 8, 10), "gradient": (2, 4, 5), "constant": (1, 4, 5)}
         store.write(0, [Snapshot(0, "a", 0, kind, np.zeros(shape)) for kind, shape in kinds.items()])
-        assert set(open_run(tmp_path).to_xarray().data_vars) == {"feature", "gradient"}
+        found = open_run(tmp_path).to_xarray()
+        assert set(found.data_vars) == {"feature", "gradient"}
+        assert found.attrs["left_out"] == "gate, constant"
         assert open_run(tmp_path).maps("a", "constant").images == ("constant input",)
 
     def test_missing(self, run, monkeypatch):
         monkeypatch.setitem(sys.modules, "xarray", None)
         for call in (run.to_xarray, run.maps("head").to_xarray):
-            with pytest.raises(FadevizError, match=r'xarray is missing. Install it: pip install "fadeviz\[xarray\]"'):
+            with pytest.raises(FadevizError, match=r'needs xarray, .* pip install "\.\[xarray\]"'):
                 call()
 
 

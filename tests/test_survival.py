@@ -1,6 +1,7 @@
 """What a run survives: full and read-only disks, second writers, clocks, locales, odd names, and strangers' files."""
 
 import ast
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,16 +22,18 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
 from fadeviz.check import check_run, repair_run
 from fadeviz.data import synthetic
+from fadeviz.data.pictures import open_picture
 from fadeviz.errors import printable
-from fadeviz.files import _machine, only_writer, replacing, write_whole
-from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics
-from fadeviz.sweep import Member, read_plan
-from fadeviz_cli.main import main
+from fadeviz.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
+from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
+from fadeviz.sweep import Member, begun, read_plan
+from fadeviz.training.checkpoint import write_checkpoint
 from render_runs import STEPS, make_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mounts, signals and locks of a POSIX system")
@@ -372,7 +376,7 @@ def test_a_second_process_is_refused_whoever_comes_first(tmp_path):
         assert check_run(out) == []  # looking is no writing
         assert digest(out) == before
         # What it is just writing is not left over.
-        live = out / "snapshots" / f".step_000009.{_machine()}-{first.pid}.partial.safetensors"
+        live = out / "snapshots" / f".step_000009.{machine()}-{first.pid}.partial.safetensors"
         live.write_bytes(b"half")
         assert check_run(out) == []
     finally:
@@ -383,6 +387,102 @@ def test_a_second_process_is_refused_whoever_comes_first(tmp_path):
     loop(tmp_path / "whole")
     assert not live.exists()
     assert digest(out, but=["metrics.jsonl"]) == digest(tmp_path / "whole")
+
+
+FORKED = """
+import os, sys, time
+from pathlib import Path
+from fadeviz.files import check_regular, has_lock, only_writer
+from fadeviz.snapshots import SnapshotStore
+out = Path(sys.argv[1])
+lock = only_writer(out)
+lock.__enter__()
+child = os.fork()
+if child == 0:
+    with open(os.devnull) as reused:  # has the number that the lock had
+        lock.__exit__(None, None, None)
+        os.fstat(reused.fileno())
+    assert out.exists() and not has_lock(out)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+    os._exit(0)
+SnapshotStore(out, "x").write_info({"status": "running"})
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_child_that_outlives_a_killed_recording_has_no_lock(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", FORKED, str(out)]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = int(next(line for line in sorted(parent.stdout.readline() for _ in range(2)) if line != "ready\n"))
+    try:
+        assert open_run(out).status == "running"
+        with pytest.raises(FadevizError, match="another process is recording"), only_writer(out):
+            pass
+        parent.kill()
+        parent.wait()
+        os.kill(child, 0)
+        assert open_run(out).status == "stopped"
+        with only_writer(out):
+            assert open_run(out).status == "running"
+    finally:
+        parent.kill()
+        os.kill(child, signal.SIGKILL)
+        parent.communicate()
+
+
+def test_a_run_that_was_killed_says_so(tmp_path):
+    out = tmp_path / "run"
+    process = start(out, last=3)
+    assert process.stdout.readline() == "ready\n"
+    assert open_run(out).status == "recording"
+    assert "status       recording\n" in call("info", out).output
+    process.kill()
+    process.communicate()
+    assert open_run(out).status == "stopped"
+    told = "stopped without reporting an end: run.json says recording, but no process writes into the folder"
+    assert f"status       {told}\n" in call("info", out).output
+    # Of a writer elsewhere, or where there are no locks, nobody here knows.
+    store = SnapshotStore(out, open_run(out).run_id)
+    for writer in ("0badcafe", ""):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fadeviz.snapshots.has_lock", lambda folder, writer=writer: bool(writer))
+            patch.setattr("fadeviz.snapshots.machine", lambda writer=writer: writer)
+            store.write_info({**open_run(out).info, "status": "running"})
+        assert open_run(out).info["writer"] == writer
+        assert open_run(out).status == "running"
+    # As recorded before the writer was noted.
+    info = json.loads((out / "run.json").read_text())
+    del info["writer"], info["crc32"]
+    (out / "run.json").write_text(json.dumps(info))
+    opened = open_run(out)
+    assert opened.status == "stopped"
+    loop(out)
+    assert opened.status == "finished"  # since it was opened
+    assert open_run(out).status == "finished"
+    assert "writer" not in open_run(out).info
+
+
+def test_to_look_is_not_to_be_in_the_way(tmp_path):
+    """Somebody who looks all the time keeps no writer from beginning."""
+    make_run(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from fadeviz.files import lock_is_free\n"
+        "print('ready', flush=True)\nwhile True: lock_is_free(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    looking = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        assert [process.stdout.readline() for process in looking] == ["ready\n"] * 2
+        for _ in range(30):
+            with only_writer(tmp_path):
+                assert has_lock(tmp_path)
+    finally:
+        for process in looking:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.slow
@@ -434,7 +534,7 @@ def test_two_writers_of_one_file_do_not_meet_in_a_temporary_one(tmp_path):
 
 def test_whose_left_overs_are_removed(tmp_path):
     run = make_run(tmp_path / "run")
-    here, elsewhere = _machine(), "0badcafe"
+    here, elsewhere = machine(), "0badcafe"
     dead = subprocess.Popen(["true"])
     dead.wait()
     alive = subprocess.Popen(["sleep", "60"])
@@ -461,8 +561,327 @@ def test_whose_left_overs_are_removed(tmp_path):
 
 def test_the_temporary_file_is_named_after_its_writer(tmp_path):
     with replacing(tmp_path / "picture.png") as partial:
-        assert partial.name == f".picture.{_machine()}-{os.getpid()}.partial.png"
+        assert partial.name == f".picture.{machine()}-{os.getpid()}.partial.png"
         partial.write_bytes(b"x")
+
+
+# --- links and special files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run, and another one that is to stay as it is."""
+    runs = [make_run(tmp_path / name, run_id=name * 3) for name in ("run", "victim")]
+    for run in runs:
+        (run.path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 9')
+        write_checkpoint(
+            run.path / "checkpoints" / "last.pt", 110, run.run_id, *(lambda m: (m, torch.optim.SGD(m.parameters())))(
+                torch.nn.Linear(2, 2)
+            )
+        )  # fmt: skip
+        (run.path / "snapshots" / "step_000050.safetensors").write_bytes(b"damaged")
+    return [run.path for run in runs]
+
+
+def linked(file, to):
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink()
+    file.symlink_to(to)
+
+
+EVERY_FILE = ["run.json", "metrics.jsonl", "observation.safetensors", "snapshots/step_000050.safetensors"]
+EVERY_FILE += ["checkpoints/last.pt"]
+
+
+@pytest.mark.parametrize("name", ["snapshots", "checkpoints", *EVERY_FILE])
+def test_nothing_behind_a_link_is_changed(two, name):
+    """Neither by a repair, nor by what a new, a resumed or a replaced recording does to a folder."""
+    run, victim = two
+    (victim / "snapshots" / ".step_000007.partial.safetensors").write_bytes(b"x")
+    before = digest(victim)
+    stranger = run.with_name("stranger")
+    for act in (repair_run, write_all, remove_run):
+        shutil.rmtree(stranger, ignore_errors=True)
+        shutil.copytree(run, stranger)
+        linked(stranger / name, victim / name)
+        if act is write_all and name in ("snapshots", "checkpoints"):
+            told = f"{stranger / name} leads to {victim / name}, where .* is not of this run: nothing is written there"
+            with pytest.raises(FadevizError, match=told):
+                act(stranger)
+        else:
+            act(stranger)
+        assert digest(victim) == before
+    # A link that leads nowhere, to a place that something could be made in.
+    linked(run / name, victim / "nowhere")
+    with contextlib.suppress(FadevizError):
+        write_all(run)
+    assert digest(victim) == before
+
+
+def write_all(run):
+    """Every file of a run, as a recording that goes on from step 10 writes them."""
+    store = SnapshotStore(run, "runrunrun")
+    store.forget_after(10)
+    store.write_info({"status": "recording"})
+    store.append_metrics({"step": 11})
+    store.write(50, [Snapshot(50, "a", 0, "feature", np.ones((1, 2, 2), np.float32))])
+    store.write_observation(np.ones((1, 2, 2, 3), np.uint8), np.ones((1, 2, 2), np.uint8))
+    model = torch.nn.Linear(2, 2)
+    write_checkpoint(run / "checkpoints" / "last.pt", 50, "runrunrun", model, torch.optim.SGD(model.parameters()))
+
+
+def test_what_carries_the_runs_id_is_its_own_also_behind_a_link(tmp_path):
+    """As where a disk is small: goes on to the same bytes, and what is damaged or left over there is repaired."""
+    loop(tmp_path / "whole")
+    out, large = tmp_path / "run", tmp_path / "large"
+    loop(out, steps=range(1, 12))
+    shutil.move(out / "snapshots", large)
+    (out / "snapshots").symlink_to(large)
+    (large / "notes.txt").write_text("mine")
+    data = (large / "step_000005.safetensors").read_bytes()
+    (large / "step_000005.safetensors").write_bytes(data[:-9])
+    (large / ".step_000012.0badcafe-1.partial.safetensors").write_bytes(data[:-20])
+    (large / ".step_000013.0badcafe-1.partial.safetensors").write_bytes(b"nobody's")
+    assert sorted(fault.file for fault in repair_run(out)) == [
+        "snapshots/.step_000012.0badcafe-1.partial.safetensors",
+        "snapshots/step_000005.safetensors",
+    ]
+    loop(out)
+    assert (large / "notes.txt").read_text() == "mine"
+    (large / "notes.txt").unlink()
+    (large / ".step_000013.0badcafe-1.partial.safetensors").unlink()
+    assert digest(large) == digest(tmp_path / "whole" / "snapshots")
+    assert (out / "snapshots").is_symlink()
+    # A new run takes an empty folder behind a link, and leaves one that is not.
+    for name, note in (("empty", False), ("full", True)):
+        (tmp_path / name).mkdir()
+        if note:
+            (tmp_path / name / "notes.txt").write_text("mine")
+        (tmp_path / f"run {name}").mkdir()
+        (tmp_path / f"run {name}" / "snapshots").symlink_to(tmp_path / name)
+    loop(tmp_path / "run empty", steps=range(1, 3))
+    assert len(list((tmp_path / "empty").iterdir())) == 3
+    with pytest.raises(FadevizError, match="holds files but no run.json"):
+        loop(tmp_path / "run full", steps=range(1, 3))
+
+
+def test_a_backup_by_hard_links_stays_as_it_was(tmp_path):
+    loop(tmp_path / "run", steps=range(1, 6))
+    store = SnapshotStore(tmp_path / "run", open_run(tmp_path / "run").run_id)
+    store.append_metrics({"step": 5, "loss": 0.5})
+    shutil.copytree(tmp_path / "run", tmp_path / "backup", copy_function=os.link)
+    before = digest(tmp_path / "backup")
+    store.append_metrics({"step": 6, "loss": 0.25})  # of a recording that goes on
+    assert [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [5, 6]
+    loop(tmp_path / "run", steps=range(6, 31))
+    assert digest(tmp_path / "backup") == before
+
+
+def test_a_run_is_replaced_and_not_what_lies_in_its_folders(tmp_path):
+    run = make_run(tmp_path / "run").path
+    mine = ["snapshots/notes.txt", "snapshots/old/step_000001.safetensors", "checkpoints/best.pt", "figures/a.png"]
+    for name in mine:
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("mine")
+    loop_new(run)
+    assert {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()} == {
+        *mine, "run.json", "observation.safetensors", "snapshots/step_000000.safetensors",
+    }  # fmt: skip
+    (run / "run.json").unlink()
+    before = digest(run)
+    with pytest.raises(FadevizError, match="holds files but no run.json, so it is no run"):
+        loop(run)  # resume=True
+    assert digest(run) == before
+
+
+@pytest.mark.parametrize("name", ["snapshots", "checkpoints", "run.json", "snapshots/step_000050.safetensors"])
+def test_a_run_that_cannot_be_replaced_stays_as_it_was(tmp_path, name):
+    """What is in the way is found before anything is removed."""
+    run = make_run(tmp_path / "run").path
+    (run / "checkpoints").mkdir()
+    if name in ("snapshots", "checkpoints"):
+        shutil.rmtree(run / name)
+        (run / name).write_text("mine")
+    else:
+        (run / name).unlink()
+        (run / name).mkdir()
+        (run / name / "notes.txt").write_text("mine")
+    before = digest(run)
+    with pytest.raises(
+        FadevizError, match=f"{name} is (no folder|a folder with files), and not of a run. Remove it by hand"
+    ):
+        loop_new(run)
+    assert digest(run) == before
+
+
+def test_only_a_runs_own_temporary_files_are_left_over(tmp_path):
+    run = make_run(tmp_path / "run")
+    names = [".thesis.partial.docx", ".thesis.partial", ".run.partial.txt", ".last.partial.json", ".partial.json"]
+    names += [
+        f".figure.{machine()}-1.partial.png",
+        ".step_1.partial.safetensors",
+        f".run.{machine()}-1.partial.json.gz",
+    ]
+    for folder in ("", "snapshots", "checkpoints"):
+        (run.path / folder).mkdir(exist_ok=True)
+        for name in names:
+            (run.path / folder / name).write_text("mine")
+    (run.path / ".run.partial.json").symlink_to(run.path / "run.json")
+    before = digest(run.path)
+    assert check_run(run.path) == repair_run(run.path) == []
+    SnapshotStore(run.path, run.run_id)
+    assert not begun(run.path / "snapshots")  # no run there
+    assert digest(run.path) == before
+
+
+def fifo(file):
+    os.mkfifo(file)
+
+
+def terabyte(file):
+    with file.open("wb") as opened:
+        opened.truncate(2**40)
+
+
+def listening(file):
+    with contextlib.chdir(file.parent), socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(file.name)
+
+
+SPECIAL = {
+    "pipe": fifo,
+    "zero": lambda file: file.symlink_to("/dev/zero"),
+    "circle": lambda file: file.symlink_to(file.name),
+    "nowhere": lambda file: file.symlink_to("nowhere"),
+    "folder": lambda file: file.mkdir(),
+    "terabyte": terabyte,
+    "socket": listening,
+}
+NOT_NEEDED = ("metrics.jsonl", "checkpoints/last.pt")
+READERS = ["info {}", "check {}", "grid {} -o a.png", "animate {} -o a.gif", "analyze {}", "report {} -o a.html"]
+READERS += ["plot {} -o a.png", "export --to npz {} -o a.npz", "check --repair {}"]
+
+
+class Waits(BaseException):
+    """Nothing catches it."""
+
+
+@pytest.fixture
+def patience():
+    """Ten seconds, and then it has waited for ever."""
+
+    def over(*_):
+        raise Waits
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+@pytest.mark.parametrize("what", [what if what in ("pipe", "zero", "terabyte") else slow(what) for what in SPECIAL])
+@pytest.mark.usefixtures("patience")
+def test_what_is_no_file_is_not_waited_for(two, monkeypatch, name, what):
+    run, _ = two
+    monkeypatch.chdir(run.parent)
+    (run / name).unlink()
+    SPECIAL[what](run / name)
+    quick = READERS if what in ("pipe", "zero") else [*READERS[:3], READERS[-1]]
+    for command in quick:
+        result = call(*command.format("run").split())
+        assert result.exception is None or isinstance(result.exception, SystemExit), (command, result.exception)
+        assert result.exit_code in (0, 1), (command, result.output)
+        if name == "run.json":
+            assert "run.json" in fails(result)
+        elif command == "info {}":
+            assert result.exit_code == 0
+        elif command == "check {}" and not (what in ("nowhere", "circle") and name in NOT_NEEDED):
+            assert f"{name}: " in result.stderr
+
+
+@pytest.mark.parametrize("what", ["pipe", "zero", "terabyte", "circle", "folder"])
+@pytest.mark.usefixtures("patience")
+def test_a_manifest_that_is_no_file(tmp_path, what):
+    SPECIAL[what](tmp_path / "manifest.json")
+    with pytest.raises(FadevizError, match="manifest.json is damaged"):
+        read_plan(tmp_path)
+    result = call("sweep", "--upsamplers", "fade", "--seeds", "0:1", "--out", tmp_path, *SMALL)
+    assert "manifest.json is damaged" in fails(result)
+    assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_member_of_a_sweep_behind_a_link_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".run.partial.json").write_text("mine")
+    (tmp_path / "fade-seed0").symlink_to("mine")
+    assert not begun(tmp_path / "fade-seed0")
+    assert (tmp_path / "mine" / ".run.partial.json").exists()
+
+
+@pytest.mark.parametrize("what", ["pipe", "zero", "terabyte"])
+@pytest.mark.usefixtures("patience")
+def test_a_picture_that_is_no_file(tmp_path, what):
+    for name in ("horse.png", "objectInfo150.txt"):
+        SPECIAL[what](tmp_path / name)
+    with pytest.raises(FadevizError, match=r"horse.png cannot be read: it (is a|has)"):
+        open_picture(tmp_path / "horse.png")
+    for read in (read_regular, lambda path: check_regular(path, 2**30)):
+        with pytest.raises(OSError, match=r"it is a|at most"):
+            read(tmp_path / "objectInfo150.txt")
+
+
+@pytest.mark.usefixtures("patience")
+def test_a_pipe_in_the_place_of_a_file_is_not_written_into(tmp_path):
+    run = make_run(tmp_path / "run", run_id="runrunrun").path
+    for name in ("run.json", "observation.safetensors", "snapshots/step_000050.safetensors"):
+        (run / name).unlink()
+        os.mkfifo(run / name)
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(FadevizError, match="metrics.jsonl cannot be read: it is a pipe, but a file is needed"):
+        write_all(run)
+    (run / "metrics.jsonl").unlink()
+    write_all(run)
+    assert open_run(run).steps == (0, 10, 50)
+    assert not [file for file in run.rglob("*") if file.is_fifo()]
+
+
+def test_limits_on_what_is_read_hold_for_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("fadeviz.snapshots.TENSORS_LIMIT", 1000)
+    monkeypatch.setattr("fadeviz.snapshots.TEXT_LIMIT", 100)
+    store = SnapshotStore(tmp_path, "x")
+    store.write(0, [Snapshot(0, "a", 0, "feature", np.ones((1, 15, 15), np.float32))])
+    with pytest.raises(FadevizError, match="the maps of step 1 have 1,024 bytes, but at most 900 can be read again"):
+        store.write(1, [Snapshot(1, "a", 0, "feature", np.ones((1, 16, 16), np.float32))])
+    (tmp_path / "long").write_bytes(bytes(101))
+    assert len(read_regular(tmp_path / "long", 101)) == 101
+    with pytest.raises(OSError, match="it has 101 bytes, but at most 100 are read"):
+        read_regular(tmp_path / "long", 100)
+
+
+def test_the_standard_output_is_not_replaced(tmp_path):
+    """``/dev/stdout`` may lead to a file: who is root would replace the link itself."""
+    code = "from pathlib import Path; from fadeviz.files import write_whole; write_whole(Path('/dev/stdout'), b'x')"
+    before = os.readlink("/dev/stdout")
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert (tmp_path / "out").read_bytes() == b"x"
+    assert os.readlink("/dev/stdout") == before
+
+
+def test_a_picture_named_through_a_link_replaces_the_link(tmp_path):
+    (tmp_path / "target").write_bytes(b"mine")
+    (tmp_path / "link").symlink_to("target")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "target").read_bytes() == b"mine"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+    (tmp_path / f".link.{machine()}-{os.getpid()}.partial").symlink_to("target")
+    write_whole(tmp_path / "link", b"newer")
+    assert (tmp_path / "target").read_bytes() == b"mine"
 
 
 # --- clocks, locales, names -----------------------------------------------------------------------------------------
@@ -479,6 +898,7 @@ locale.setlocale(locale.LC_ALL, "")
 EVERYTHING = """
 import os, shutil, sys
 from fadeviz.data import synthetic
+from fadeviz.data.pictures import open_picture
 from fadeviz_cli.main import main
 synthetic.TEST_DRAWINGS = 8
 out, small = sys.argv[1], sys.argv[2:]

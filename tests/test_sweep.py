@@ -5,6 +5,10 @@ import json
 import multiprocessing
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz.sweep as sweep
 import fadeviz.sweep.local as local
@@ -30,18 +35,18 @@ from fadeviz.sweep import (
     parse_seeds,
     plan_sweep,
     read_plan,
+    read_status,
     run_sweep,
 )
+from fadeviz.sweep.manifest import Manifest
 from fadeviz.sweep.member import train_member
 from fadeviz.training.loop import batches
-from fadeviz_cli.main import main
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=3, snapshots="3", batch_size=2, kinds="feature", observe=1, evaluate_every=3
 )
 CANNOT = "nearest"
-"""Has no gate, and so cannot be run where gates are to be recorded."""
-GATED = dataclasses.replace(TINY, kinds="feature,gate")
+"""Fails in the sweep of these tests: something else is where its run is to be."""
 
 
 def statuses(out):
@@ -58,7 +63,9 @@ def swept(tmp_path_factory):
     """A sweep of three runs by two processes, one of which fails; what it reported and returned."""
     out = tmp_path_factory.mktemp("sweep") / "out"
     told = []
-    plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], GATED)
+    plan = plan_sweep(["fade", CANNOT, "fade@shuffled"], [0], TINY)
+    out.mkdir()
+    (out / f"{CANNOT}-seed0").write_text("mine")
     return out, plan, run_sweep(plan, out, jobs=2, report=told.append), told
 
 
@@ -82,6 +89,10 @@ def train_here(self, tasks):
 @pytest.fixture
 def inline(monkeypatch):
     monkeypatch.setattr(LocalProcesses, "train", train_here)
+
+
+def interrupt(progress):
+    raise KeyboardInterrupt
 
 
 class TestPlan:
@@ -145,6 +156,23 @@ class TestPlan:
     def test_mistakes_are_found_before_anything_runs(self, operators, seeds, message):
         with pytest.raises(FadevizError, match=message):
             plan_sweep(operators, seeds, TINY)
+
+    def test_what_one_operator_has_not_is_found_before_anything_runs(self):
+        gated = RunConfig(size=32, width=1 / 16, steps=3, snapshots="3", kinds="feature,gate")
+        with pytest.raises(FadevizError, match="has 'gate': there is no gate to record. Leave it out"):
+            plan_sweep(["fade", "nearest"], [0], gated)
+        assert len(plan_sweep(["fade"], [0, 1], gated).members) == 2
+
+    def test_layers_that_only_the_operators_of_the_sweep_have(self, tmp_path, no_processes):
+        options = ["--steps", "3", "--snapshots", "3", "--layers", "**.offsets", "--kinds", "feature", "--seeds", "0"]
+        arguments = ["sweep", "--out", str(tmp_path), "--upsamplers", "dysample", "--dry-run", *options]
+        assert "1 of 1 runs are missing" in CliRunner().invoke(main, arguments).stderr
+        base = RunConfig(upsampler="dysample", steps=3, layers="**.offsets", kinds="feature")
+        plan = plan_sweep(["dysample"], [0], base)
+        manifest = Manifest(tmp_path / MANIFEST, plan.base)
+        manifest.enter(plan.members[0], plan.config(plan.members[0]))
+        manifest.write()
+        assert read_plan(tmp_path) == plan  # the file does not name an operator for what all runs share
 
     def test_planning_draws_no_random_numbers(self):
         torch.manual_seed(0)
@@ -258,7 +286,7 @@ class TestSweep:
         out, plan, outcomes, told = swept
         assert [outcome.member for outcome in outcomes] == list(plan.members)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
-        assert "there is no gate to record" in outcomes[1].message
+        assert "nearest-seed0 is a file. Choose another --out" in outcomes[1].message
         assert all(len(outcome.message.splitlines()) == bool(outcome.message) for outcome in outcomes)
         assert statuses(out) == {
             "fade-seed0": "finished",
@@ -276,7 +304,7 @@ class TestSweep:
         assert entry["settings"] == {"upsampler": "fade", "labels": "shuffled", "seed": 0}
         assert entry["result"] == open_run(out / entry["folder"]).info["result"] == outcomes[2].result
         assert told["runs"][1]["message"] == outcomes[1].message
-        assert [p.name for p in out.iterdir() if p.is_file()] == [MANIFEST]
+        assert sorted(p.name for p in out.iterdir() if p.is_file()) == [MANIFEST, f"{CANNOT}-seed0"]
 
     def test_every_run_is_told_of(self, swept):
         _, plan, _, told = swept
@@ -324,20 +352,20 @@ class TestSweep:
         assert re.fullmatch(r"\[1/2\] fade-seed0  3/3  mIoU 0\.\d{3}  finished before", lines[0])
         assert re.fullmatch(r"\[2/2\] fade-seed4  3/3  loss \d\.\d{3} mIoU 0\.\d{3}", lines[1])
         assert everything(out / "fade-seed0") == before
-        assert open_run(out / "fade-seed4").info["config"]["kinds"] == "feature,gate"  # as the sweep has it
+        assert open_run(out / "fade-seed4").info["config"]["kinds"] == "feature"  # as the sweep has it
         assert statuses(out) == {**statuses(swept[0]), "fade-seed4": "finished"}
 
     def test_contradicting_settings(self, swept, no_processes):
         out, plan, _, _ = swept
         before = everything(out)
         with pytest.raises(FadevizError, match=r"holds a sweep with other settings: lr was 0.01, is 0.5. Leave these"):
-            run_sweep(dataclasses.replace(plan, base=dataclasses.replace(GATED, lr=0.5)), out)
+            run_sweep(dataclasses.replace(plan, base=dataclasses.replace(TINY, lr=0.5)), out)
         assert everything(out) == before
 
     def test_a_run_with_other_settings(self, swept, tmp_path, no_processes):
         out, plan, _, _ = swept
         shutil.copytree(out / "fade-seed0", tmp_path / "out" / "fade-seed0")
-        other = plan_sweep(["bilinear", "fade"], [0], dataclasses.replace(GATED, lr=0.5, flip=True))
+        other = plan_sweep(["bilinear", "fade"], [0], dataclasses.replace(TINY, lr=0.5, flip=True))
         with pytest.raises(
             FadevizError,
             match=r"fade-seed0 was recorded with other settings: lr was 0.01, is 0.5; flip was False, is",
@@ -349,7 +377,7 @@ class TestSweep:
         out = tmp_path / "out"
         shutil.copytree(swept[0], out)
         _, plan, outcomes, _ = swept
-        moved = dataclasses.replace(plan, base=dataclasses.replace(GATED, device="cpu"), members=plan.members[:1])
+        moved = dataclasses.replace(plan, base=dataclasses.replace(TINY, device="cpu"), members=plan.members[:1])
         assert run_sweep(moved, out)[0].result == outcomes[0].result
 
     def test_killed_and_stopped_and_started_again(self, tmp_path, request, monkeypatch):
@@ -376,6 +404,11 @@ class TestSweep:
         assert open_run(tmp_path / "nearest-seed0").info["status"] == "running"  # it had no time to say otherwise
         assert open_run(tmp_path / "bilinear-seed0").info["status"] == "interrupted"
         assert not (tmp_path / "bicubic-seed0").exists()
+        # It ended its step and saved it: nothing is lost.
+        done = open_run(tmp_path / "bilinear-seed0").info["last_step"]
+        assert (
+            done == torch.load(tmp_path / "bilinear-seed0" / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
+        )
 
         def finish(config, folder, *, resume, report):
             trained.append((folder.name, resume))
@@ -387,6 +420,87 @@ class TestSweep:
         assert [outcome.status for outcome in run_sweep(plan, tmp_path)] == ["finished"] * 3
         assert trained == [("nearest-seed0", True), ("bilinear-seed0", True), ("bicubic-seed0", False)]
         assert list(statuses(tmp_path).values()) == ["finished"] * 3
+
+
+class TestStatus:
+    """How the runs of a sweep stand that was killed, or is at work."""
+
+    def killed(self, out):
+        """A sweep as SIGKILL leaves it: the manifest and one run's run.json say that they go on."""
+        plan = plan_sweep(["nearest", "bilinear", "bicubic"], [0], TINY)
+        with pytest.raises(KeyboardInterrupt):
+            run(plan.config(plan.members[0]), out / plan.members[0].name, report=interrupt)
+        manifest = Manifest(out / MANIFEST, plan.base)
+        for one, status in zip(plan.members, ("running", "running", "planned"), strict=True):
+            manifest.enter(one, plan.config(one))
+            manifest.set(one, status)
+        manifest.write()
+        info = json.loads((out / "nearest-seed0" / "run.json").read_text())
+        (out / "nearest-seed0" / "run.json").write_text(json.dumps({**info, "status": "running", "message": ""}))
+        return plan
+
+    def test_of_a_killed_sweep(self, tmp_path):
+        self.killed(tmp_path)
+        assert [tuple(one)[:3] for one in read_status(tmp_path)] == [
+            ("nearest-seed0", "stopped", 1),
+            ("bilinear-seed0", "stopped", 0),
+            ("bicubic-seed0", "planned", 0),
+        ]
+        result = CliRunner().invoke(main, ["info", str(tmp_path)])
+        assert result.exit_code == 0
+        lines = result.stdout.splitlines()
+        assert lines[0] == f"{tmp_path}: a sweep, 0 of 3 runs finished"
+        assert lines[1].startswith("nearest-seed0   stopped     step 1, its process ended without reporting a result.")
+        assert lines[1].endswith(f"Go on: fadeviz sweep --out {tmp_path}")
+        assert lines[3] == "bicubic-seed0   planned     step 0"
+
+    def test_while_somebody_is_at_work(self, tmp_path):
+        self.killed(tmp_path)
+        with only_writer(tmp_path), only_writer(tmp_path / "nearest-seed0"):
+            assert [one.status for one in read_status(tmp_path)] == ["running", "running", "planned"]
+
+    def test_the_next_sweep_corrects_the_manifest_first(self, tmp_path, monkeypatch):
+        plan = self.killed(tmp_path)
+        seen = []
+
+        def look(self, tasks):
+            seen.append(statuses(tmp_path))
+            yield from train_here(self, tasks)
+
+        monkeypatch.setattr(LocalProcesses, "train", look)
+        assert [one.status for one in run_sweep(plan, tmp_path)] == ["finished"] * 3
+        assert list(seen[0].values()) == ["stopped", "stopped", "planned"]
+        assert [one.status for one in read_status(tmp_path)] == ["finished"] * 3
+
+    def test_of_no_sweep(self, tmp_path):
+        with pytest.raises(FadevizError, match=r"is no sweep: it has no manifest.json"):
+            read_status(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+def test_a_signal_to_the_sweep_stops_its_runs_after_their_steps(tmp_path, number, code):
+    out = tmp_path / "out"
+    command = [
+        sys.executable, "-m", "fadeviz_cli.main", "sweep", "--upsamplers", "nearest", "--seeds", "0", "--out", str(out),
+        "--size", "32", "--width", "0.0625", "--steps", "9999", "--snapshots", "9999", "--evaluate-every", "9999",
+        "--batch-size", "2", "--kinds", "feature", "--observe", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    metrics = out / "nearest-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(getattr(signal, number))
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == code, said
+    assert said.splitlines()[-1] == f"stopped. Go on: fadeviz sweep --out {out}"
+    assert statuses(out) == {"nearest-seed0": "interrupted"}
+    stopped = open_run(out / "nearest-seed0")
+    assert stopped.info["status"] == "interrupted"
+    saved = torch.load(stopped.path / "checkpoints" / "last.pt", weights_only=True)["step"]
+    assert saved == stopped.info["last_step"] == stopped.metrics()[-1]["step"]
 
 
 class TestFolder:
@@ -495,7 +609,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(sweep, "run_sweep", stop)
-        self.fails(1, f"stopped. Go on: fadeviz sweep --out {swept[0]}", "--out", swept[0])
+        self.fails(130, f"stopped. Go on: fadeviz sweep --out {swept[0]}", "--out", swept[0])
 
     def test_mistakes(self, swept, tmp_path):
         self.fails(2, "name its operators, --upsamplers fade,carafe", "--out", tmp_path / "new")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -277,11 +278,11 @@ class TestLimitCases:
             deconv.conv.weight.copy_(torch.eye(3)[:, :, None, None].expand(3, 3, 2, 2))
             deconv.conv.bias.zero_()
         x = torch.randn(1, 3, 4, 5)
-        torch.testing.assert_close(deconv(x, Skip(x)), F.interpolate(x, scale_factor=2, mode="nearest"))
+        torch.testing.assert_close(deconv(x), F.interpolate(x, scale_factor=2, mode="nearest"))
 
     @pytest.mark.parametrize("k", [2, 3, 4, 5, 6])
     def test_deconv_doubles_for_every_kernel(self, k):
-        assert Deconv(2, kernel_size=k)(torch.zeros(1, 2, 3, 4), Skip(torch.zeros(1))).shape == (1, 2, 6, 8)
+        assert Deconv(2, kernel_size=k)(torch.zeros(1, 2, 3, 4)).shape == (1, 2, 6, 8)
 
     def test_deconv_refuses_a_kernel_that_leaves_holes(self):
         with pytest.raises(FadevizError, match="kernel_size 1 is smaller than scale_factor 2"):
@@ -289,7 +290,273 @@ class TestLimitCases:
 
     def test_icnr_starts_without_a_checkerboard(self):
         x = torch.randn(1, 4, 5, 5)
-        y = PixelShuffle(4, icnr=True)(x, Skip(x))
+        y = PixelShuffle(4, icnr=True)(x)
         assert torch.equal(y[..., ::2, ::2], y[..., 1::2, 1::2])
-        plain = PixelShuffle(4)(x, Skip(x))
+        plain = PixelShuffle(4)(x)
         assert not torch.allclose(plain[..., ::2, ::2], plain[..., 1::2, 1::2])
+
+
+UNGUIDED = [name for name, entry in UPSAMPLERS.items() if not entry.needs]
+GUIDED = [name for name, entry in UPSAMPLERS.items() if entry.needs]
+
+
+class TestSkip:
+    """What an operator does with the encoder's hand-over: read it, do without it, or say in one line what is wrong."""
+
+    @pytest.mark.parametrize("name", UNGUIDED)
+    def test_may_be_left_out_where_it_is_not_read(self, name):
+        operator, x, skip = case(name)
+        assert torch.equal(operator(x), operator(x, skip))
+        assert torch.equal(operator(x, None), operator(x, skip))
+
+    @pytest.mark.parametrize("name", GUIDED)
+    @pytest.mark.parametrize("call", [lambda op, x: op(x), lambda op, x: op(x, None), lambda op, x: op(x, skip=None)])
+    def test_a_missing_one_is_named(self, name, call):
+        operator, x, _ = case(name)
+        with pytest.raises(FadevizError, match=r"^\w+: skip is missing; call it as operator\(x, Skip\(feature\)\)"):
+            call(operator, x)
+
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize(
+        ("cut", "message"),
+        [
+            (lambda f: f[..., :-1, :], "skip.feature is 9x14, but x is 5x7 and scale_factor is 2, so 10x14 is needed"),
+            (lambda f: f[..., ::2, ::2], "skip.feature is 5x7, but x is 5x7"),
+            (lambda f: f[:1], "skip.feature holds 1 samples, but x 2"),
+            (lambda f: f[0], r"skip.feature is \(8, 10, 14\); a batch of maps"),
+        ],
+    )
+    def test_one_that_cannot_be_right_is_refused(self, name, cut, message):
+        operator, x, skip = case(name)
+        if name == "max_unpool":  # odd sides and the indices have messages of their own
+            message = "MaxUnpool: "
+        with pytest.raises(FadevizError, match=message):
+            operator(x[:, :, :4] if message == "MaxUnpool: " else x, Skip(cut(skip.feature), skip.indices))
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_bare_map_in_its_place_is_told(self, name):
+        operator, x, skip = case(name)
+        with pytest.raises(FadevizError, match=r"skip is a Tensor; call it as operator\(x, Skip\(feature\)\)"):
+            operator(x, skip.feature)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_a_single_map_for_x_is_told(self, name):
+        operator, x, skip = case(name)
+        with pytest.raises(FadevizError, match=r"x is \(8, 5, 7\)"):
+            operator(x[0], skip)
+
+    @pytest.mark.parametrize("name", [n for n in NAMES if list(build_upsampler(n, 8).parameters()) or n == "sapa_i"])
+    def test_an_x_of_other_channels(self, name):
+        operator, _, skip = case(name)
+        x = torch.randn(2, 4, 5, 7)
+        if name in ("indexnet", "a2u", "encoder_kernel"):  # their weights are of the encoder's map alone
+            assert operator(x, skip).shape == (2, 4, 10, 14)
+            return
+        with pytest.raises(FadevizError, match=r"x has 4 channels, but in_channels is 8. Build it with in_channels=4"):
+            operator(x, skip)
+
+    @pytest.mark.parametrize("name", ["nearest", "bilinear", "deconv", "pixel_shuffle"])
+    def test_fx_traces_what_has_no_decisions(self, name):
+        operator, x, skip = case(name)
+        assert torch.equal(torch.fx.symbolic_trace(operator)(x, skip), operator(x))
+
+
+WIDER = {
+    "a2u": {},
+    "encoder_kernel": {},
+    "fade": {"gate": "off"},
+    "fade:gate=off": {"gate": "off"},
+    "fade:gate=add": {"gate": "off"},
+    "fade_lite": {"gate": "off"},
+    "freqfusion": {},
+    "indexnet": {},
+    "indexnet:kind=m2o": {"kind": "hin"},
+    "indexnet:kind=o2o": {"kind": "hin"},
+    "sapa_b": {},
+    "sapa_g": {},
+    "semishift": {},
+}
+"""Operators that read the encoder, and the options with which they take a map of any width."""
+
+
+class TestSkipChannels:
+    def test_every_operator_that_reads_a_feature_is_here(self):
+        readers = {name for name, entry in UPSAMPLERS.items() if entry.needs == "feature"}
+        assert {text.split(":")[0] for text in WIDER} | {"sapa_i"} == readers
+
+    @pytest.mark.parametrize("text", WIDER)
+    def test_the_remedy_can_be_followed(self, text):
+        name, options = parse_upsampler(text)
+        x, skip = torch.randn(2, 8, 5, 7), Skip(torch.randn(2, 6, 10, 14))
+        with pytest.raises(FadevizError, match="skip.feature has 6 channels, 8 are needed") as error:
+            build_upsampler(name, 8, **options)(x, skip)
+        told = {"skip_channels": 6, **{key: value for key, value in WIDER[text].items() if options.get(key) != value}}
+        assert all(f"{key}={value!r}" in str(error.value) for key, value in told.items())
+        assert "project the feature with a 1x1 convolution" in str(error.value)
+        assert build_upsampler(name, 8, **{**options, **told})(x, skip).shape == (2, 8, 10, 14)
+
+    @pytest.mark.parametrize("text", [text for text, options in WIDER.items() if options and "off" not in text])
+    def test_building_it_for_a_width_it_cannot_take(self, text):
+        name, options = parse_upsampler(text)
+        with pytest.raises(FadevizError, match="skip_channels is 6, but .* project the feature with a 1x1 convolution"):
+            build_upsampler(name, 8, skip_channels=6, **options)
+
+    def test_sapa_i_compares_channel_by_channel(self):
+        assert build_upsampler("sapa_i", 8, skip_channels=8).in_channels == 8
+        with pytest.raises(FadevizError, match=r"SAPAI: skip_channels is 6, .* Use SAPA-B"):
+            build_upsampler("sapa_i", 8, skip_channels=6)
+        operator, x, _ = case("sapa_i")
+        with pytest.raises(FadevizError, match="Use SAPA-B with skip_channels=6, or project the feature"):
+            operator(x, Skip(torch.randn(2, 6, 10, 14)))
+
+    @pytest.mark.parametrize("text", [*WIDER, "sapa_i"])
+    def test_the_default_is_the_width_of_x(self, text):
+        name, options = parse_upsampler(text)
+        torch.manual_seed(0)
+        plain = build_upsampler(name, 8, **options).state_dict()
+        torch.manual_seed(0)
+        stated = build_upsampler(name, 8, skip_channels=8, **options).state_dict()
+        assert list(plain) == list(stated)
+        assert all(torch.equal(plain[key], stated[key]) for key in plain)
+
+    @pytest.mark.parametrize(("name", "other"), [("fade", {}), ("fade_lite", {"depthwise": True})])
+    def test_ungated_fade_of_another_width_is_semishift(self, name, other):
+        fade = build_upsampler(name, 8, skip_channels=6, gate="off")
+        semishift = build_upsampler("semishift", 8, skip_channels=6, **other)
+        semishift.load_state_dict(fade.state_dict())
+        x, skip = torch.randn(2, 8, 5, 7), Skip(torch.randn(2, 6, 10, 14))
+        assert torch.equal(fade(x, skip), semishift(x, skip))
+        assert fade.multiply_adds(5, 7) == semishift.multiply_adds(5, 7)
+
+
+class TestPixelShuffleToOtherChannels:
+    def test_is_the_convolution_and_the_shuffle(self):
+        torch.manual_seed(0)
+        operator = PixelShuffle(4, kernel_size=3, scale_factor=3, out_channels=6).double()
+        x = torch.randn(2, 4, 5, 7, dtype=torch.float64)
+        y, z = operator(x), F.conv2d(x, operator.conv.weight, operator.conv.bias, padding=1)
+        assert y.shape == (2, 6, 15, 21)
+        for o in range(6):
+            for a in range(3):
+                for c in range(3):
+                    torch.testing.assert_close(y[:, o, a::3, c::3], z[:, (o * 3 + a) * 3 + c])
+        assert sum(p.numel() for p in operator.parameters()) == 9 * 4 * 6 * 9 + 6 * 9
+        assert operator.multiply_adds(5, 7) == 35 * 9 * 4 * 6 * 9
+
+    def test_by_default_as_many(self):
+        torch.manual_seed(0)
+        plain = PixelShuffle(4, icnr=True)
+        torch.manual_seed(0)
+        stated = PixelShuffle(4, icnr=True, out_channels=4)
+        assert torch.equal(plain.conv.weight, stated.conv.weight)
+        assert plain.out_channels == 4
+
+    @pytest.mark.parametrize("network", ["segnet", "segformer", "matting"])
+    def test_networks_keep_their_channels(self, network):
+        if network != "segnet":
+            pytest.importorskip("transformers")
+        width = {} if network == "segformer" else {"width": 0.125}
+        with pytest.raises(FadevizError, match="keeps the channels, but pixel_shuffle has out_channels 3"):
+            build_network(network, "pixel_shuffle:out_channels=3", **width)
+
+
+class Decoder(nn.Module):
+    """An operator as it stands in somebody's decoder: its guide's pooling and itself."""
+
+    def __init__(self, text):
+        super().__init__()
+        name, options = parse_upsampler(text)
+        torch.manual_seed(0)
+        self.up = build_upsampler(name, 8, **options)
+        with torch.no_grad():  # zeros and regular grids hide mistakes
+            for parameter in self.up.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+    def forward(self, x, feature):
+        return self.up(x, Skip(feature, self.up.pool(feature)[1]))
+
+    def inputs(self, batch, h, w, memory_format=torch.contiguous_format):
+        s = self.up.scale_factor
+        maps = torch.randn(batch, 8, h, w), torch.randn(batch, 8, s * h, s * w)
+        return tuple(m.contiguous(memory_format=memory_format) for m in maps)
+
+    def dimensions(self):
+        s = self.up.scale_factor
+        batch, h, w = (torch.export.Dim(name, min=1, max=512) for name in ("batch", "h", "w"))
+        return {"x": {0: batch, 2: h, 3: w}, "feature": {0: batch, 2: s * h, 3: s * w}}
+
+
+OPTIONS = [
+    "a2u:shared=false",
+    "carafe:groups=2,scale_factor=3,encoder_dilation=2",
+    "dysample:scale_factor=3",
+    "dysample:style=pl,dyscope=true",
+    "encoder_kernel:scale_factor=4",
+    "fade:form=h2l,gate=add",
+    "fade:gate=off,bias_on=decoder",
+    "freqfusion:comp_feat_upsample=false",
+    "freqfusion:resample=true",
+    "indexnet:kind=m2o",
+    "indexnet:kind=o2o,nonlinear=true,context=true",
+    "lda_aqu",
+    "max_unpool:ceil_mode=true",
+    "pixel_shuffle:icnr=true",
+    "sapa_b:norm=group",
+    "semishift:depthwise=true",
+]
+
+
+class TestExport:
+    """Shapes stay shapes: one exported graph, or one compiled one, serves every batch and every size."""
+
+    def check(self, text, strict, memory_format):
+        net = Decoder(text).eval()
+        with torch.no_grad():
+            example = net.inputs(2, 5, 6, memory_format)
+            program = torch.export.export(net, example, dynamic_shapes=net.dimensions(), strict=strict).module()
+            # The last is smaller than the kernels, where a convolution has no inside.
+            for batch, h, w in ((3, 7, 4), (1, 4, 9), (4, 2, 2)):
+                inputs = net.inputs(batch, h, w, memory_format)
+                torch.testing.assert_close(program(*inputs), net(*inputs), rtol=1e-4, atol=1e-5)
+
+    # One neighbour in place of nine makes nine times as small a graph; all nine are below.
+    @pytest.mark.parametrize("text", [name if name != "lda_aqu" else "lda_aqu:kernel_size=1" for name in NAMES])
+    def test_batch_and_size_stay_open(self, text):
+        self.check(text, False, torch.contiguous_format)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+    @pytest.mark.parametrize("strict", [False, True])
+    @pytest.mark.parametrize("text", sorted({*NAMES, *OPTIONS}))
+    def test_with_every_tracer_format_and_option(self, text, strict, memory_format):
+        self.check(text, strict, memory_format)
+
+    @pytest.mark.parametrize("name", ["carafe", pytest.param("fade", marks=pytest.mark.slow)])
+    def test_an_exported_file_is_read_again(self, name, tmp_path):
+        net = Decoder(name).eval()
+        program = torch.export.export(net, net.inputs(2, 5, 6), dynamic_shapes=net.dimensions())
+        torch.export.save(program, tmp_path / "net.pt2")
+        inputs = net.inputs(3, 4, 8)
+        again = torch.export.load(tmp_path / "net.pt2").module()
+        torch.testing.assert_close(again(*inputs), net(*inputs), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize(
+        "text", [*(pytest.param(n, marks=pytest.mark.slow) for n in sorted({*NAMES, *OPTIONS})), "dysample"]
+    )
+    @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own compiler does
+    def test_one_compiled_graph_serves_all(self, text):
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        net = Decoder(text).eval()
+        torch._dynamo.reset()
+        compiled = torch.compile(net, backend=backend, dynamic=True)
+        with torch.no_grad():
+            for batch, h, w in ((2, 5, 6), (3, 5, 6), (4, 5, 6), (2, 7, 6), (2, 8, 9), (5, 5, 9)):
+                inputs = net.inputs(batch, h, w)
+                torch.testing.assert_close(compiled(*inputs), net(*inputs), rtol=1e-4, atol=1e-5)
+        torch._dynamo.reset()
+        assert len(graphs) == 1

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..quality import FIGURES as TESTED
 from ..quality import TESTS
-from ..runs import Run
+from ..runs import Maps, Run
+from .blocks import in_blocks
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
 from .regions import Regions, build_regions
 from .similarity import cka_to_final, class_similarity, continuity, correlation, to_final
-from .spectrum import checkerboard, high_share, phase_pattern, radial_centroid
+from .spectrum import measure_spectrum, phase_pattern
 from .statistics import bootstrap_band
 
 
@@ -58,9 +60,11 @@ MEASURES = {
     "edge_raw": Measure("edge, without ranks", "response", "responses", "of the map's own gradient, not its ranks'"),
     "centroid": Measure("spectral centroid", "cycles per pixel", "spectrum", "mean radial frequency of the map"),
     "high_share": Measure("energy above 0.25 cycles per pixel", "share", "spectrum", "of the map's energy"),
-    "checkerboard": Measure("checkerboard", "share of variance", "spectrum", "what repeats with the upsampling grid"),
+    "checkerboard": Measure(
+        "checkerboard", "share within a period", "spectrum", "what repeats with the upsampling grid"
+    ),
     "nyquist": Measure("power on the grid's lines", "times that beside", "spectrum", "1 for a flat spectrum"),
-    "constant": Measure("constant input", "of its mean", "spectrum", "pattern that the operator makes of a constant"),
+    "constant": Measure("constant input", "of its rms", "spectrum", "pattern that the operator makes of a constant"),
     "map_correlation": Measure("the map", "correlation", "learning", "of the map with its last one"),
     "gate_correlation": Measure("gate", "correlation", "learning", "of the gate with its last one"),
     "kernels_correlation": Measure("kernels", "correlation", "learning", "of all kernel weights with the last ones"),
@@ -150,56 +154,84 @@ def operator_courses(order: LearningOrder, operator: OperatorOrder) -> dict[str,
 
 def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
     """The measures of one run's maps, ``(S, N)`` each."""
-    layer, steps = order.layer, order.steps
-    kinds = run.layers[layer]
-    maps = run.maps(layer, order.kind, steps=steps)[:]
-    board, moved = checkerboard(maps), continuity(maps)
-    found = {
-        "centroid": radial_centroid(maps),
-        "high_share": high_share(maps),
-        "checkerboard": board.share,
-        "nyquist": board.nyquist,
-        "map_correlation": to_final(maps),
-        "frame_correlation": _from_second(moved.correlation),
-        "pixel_change": _from_second(moved.pixel_change),
-        "luminance_change": _from_second(moved.luminance_change),
-    }
+    kinds = [kind for kind in run.layers[order.layer] if order.call == 0 or order.call in run.calls(order.layer, kind)]
+    found = _over_training(run, order, order.kind, _of_map)
     if "constant" in kinds:
-        found["constant"] = _own_pattern(run.maps(layer, "constant", steps=steps)[:])
-    if "gate" in kinds:
-        gate = run.maps(layer, "gate", steps=steps)[:]
-        found["gate_correlation"] = to_final(gate)
-        names = ("gate_inside", "gate_band", "gate_outside")
-        found.update(zip(names, _by_region(gate, _regions_for(gate, run, order)), strict=True))
-    if "kernel_entropy" in kinds:
-        entropy = run.maps(layer, "kernel_entropy", steps=steps)[:]
-        names = ("entropy_inside", "entropy_band", "entropy_outside")
-        found.update(zip(names, _by_region(entropy, _regions_for(entropy, run, order)), strict=True))
+        found |= _over_training(run, order, "constant", lambda maps, *_: {"constant": _own_pattern(maps)})
+    for kind, name in (("gate", "gate"), ("kernel_entropy", "entropy")):
+        if kind in kinds:
+            found |= _over_training(run, order, kind, partial(_by_region, name))
     for kind in ("kernels", "guide", "channels"):
         if kind in kinds:
-            many = run.maps(layer, kind, steps=steps)[:]
-            found[f"{kind}_correlation"] = correlation(*_flat(many))
-            found[f"{kind}_cka"] = cka_to_final(many)
-            if kind == "channels":
-                found.update(_classes(many, _regions_for(many, run, order)[: many.shape[1]]))
+            found |= _over_training(run, order, kind, partial(_of_channels, kind))
     return found
 
 
+_Measured = dict[str, NDArray[np.float64]]
+
+
+def _over_training(
+    run: Run,
+    order: LearningOrder,
+    kind: str,
+    measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
+) -> _Measured:
+    """What ``measure`` finds in a run's maps, a stretch at a time; it is given the last map and the regions too."""
+    maps = run.maps(order.layer, kind, steps=order.steps, call=order.call)
+    last, regions = maps[-1], _regions_for(maps, run, order)
+    parts = []
+    for start, block in in_blocks(maps, before=1):
+        found = measure(block[1:] if start else block, last, regions)
+        parts.append(found | _changes(block, first=not start) if measure is _of_map else found)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _of_map(maps: NDArray[np.float32], last: NDArray[np.float32], _: Sequence[Regions]) -> _Measured:
+    centroid, high, board = measure_spectrum(maps)
+    return {
+        "centroid": centroid,
+        "high_share": high,
+        "checkerboard": board.share,
+        "nyquist": board.nyquist,
+        "map_correlation": to_final(maps, last),
+    }
+
+
+def _changes(maps: NDArray[np.float32], *, first: bool) -> _Measured:
+    """Of each step to the one before it: the first of all has none."""
+    moved = continuity(maps)
+    found = {
+        "frame_correlation": moved.correlation,
+        "pixel_change": moved.pixel_change,
+        "luminance_change": moved.luminance_change,
+    }
+    missing = np.full((1, maps.shape[1]), np.nan)
+    return {name: np.concatenate([missing, values]) for name, values in found.items()} if first else found
+
+
+def _of_channels(
+    kind: str, maps: NDArray[np.float32], last: NDArray[np.float32], regions: Sequence[Regions]
+) -> _Measured:
+    found = {
+        f"{kind}_correlation": correlation(_as_row(maps), _as_row(last)),
+        f"{kind}_cka": cka_to_final(maps, last),
+    }
+    return found | _classes(maps, regions[: maps.shape[1]]) if kind == "channels" else found
+
+
 def _own_pattern(maps: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Root mean square of the phase pattern over the mean's magnitude; NaN where that is nothing but rounding."""
+    """Root mean square of the phase pattern over that of the map, whose mean may be near 0; NaN for a map of zeros."""
     pattern = np.sqrt((phase_pattern(maps) ** 2).mean((-2, -1)))
-    level = np.abs(maps.astype(np.float64).mean((-2, -1)))
-    largest = np.abs(maps).max((-2, -1))
-    return np.divide(pattern, level, out=np.full(pattern.shape, np.nan), where=level > 1e-6 * largest)
+    level = np.sqrt((maps.astype(np.float64) ** 2).mean((-2, -1)))
+    return np.divide(pattern, level, out=np.full(pattern.shape, np.nan), where=level > 0)
 
 
-def _flat(maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """All channels of a map as one long row, at each step and at the last."""
-    rows = maps.reshape(*maps.shape[:2], 1, -1)
-    return rows, rows[-1:]
+def _as_row(maps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All channels of a map as one long row: ``(..., C, h, w)`` -> ``(..., 1, C h w)``."""
+    return maps.reshape(*maps.shape[:-3], 1, -1)
 
 
-def _regions_for(maps: NDArray[np.float32], run: Run, order: LearningOrder) -> Sequence[Regions]:
+def _regions_for(maps: Maps, run: Run, order: LearningOrder) -> Sequence[Regions]:
     """The regions at the maps' own size: the parts of an operator may be finer or coarser than its output."""
     size = (maps.shape[-2], maps.shape[-1])
     if size == order.regions[0].band.shape:
@@ -208,11 +240,13 @@ def _regions_for(maps: NDArray[np.float32], run: Run, order: LearningOrder) -> S
     return [build_regions(mask, size, pixels=pixels, share=share) for mask in run.foregrounds]
 
 
-def _by_region(maps: NDArray[np.float32], regions: Sequence[Regions]) -> tuple[NDArray[np.float64], ...]:
-    inside, band, outside = (
-        np.stack([getattr(one, part) for one in regions]) for part in ("inside", "band", "outside")
-    )
-    return tuple(mean_by_region(maps, inside, band, outside))
+def _by_region(
+    name: str, maps: NDArray[np.float32], last: NDArray[np.float32], regions: Sequence[Regions]
+) -> _Measured:
+    parts = (np.stack([getattr(one, part) for one in regions]) for part in ("inside", "band", "outside"))
+    means = mean_by_region(maps, *parts)
+    found = {f"{name}_inside": means.inside, f"{name}_band": means.band, f"{name}_outside": means.outside}
+    return {"gate_correlation": to_final(maps, last), **found} if name == "gate" else found
 
 
 def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[str, NDArray[np.float64]]:
@@ -224,11 +258,6 @@ def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[
         "intra_interior": similar.interior.intra,
         "inter_interior": similar.interior.inter,
     }
-
-
-def _from_second(changes: NDArray[np.float64]) -> NDArray[np.float64]:
-    # The first snapshot has none before it.
-    return np.concatenate([np.full((1, changes.shape[1]), np.nan), changes])
 
 
 def _tests(runs: Sequence[Run], last: int) -> dict[str, Course]:

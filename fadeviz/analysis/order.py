@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..runs import Run, common_steps
-from ..snapshots import CHANNEL_KINDS
+from ..quality import headline
+from ..runs import Maps, Run, check_layer, common_steps, describe_calls, run_labels
+from ..snapshots import CHANNEL_KINDS, KINDS
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
@@ -154,6 +155,7 @@ class LearningOrder:
         operators: in the order in which they were given.
         comparisons: of every two operators with seeds in common.
         notes: what a reader should know of the runs, a sentence each.
+        call: which call of the layer.
     """
 
     layer: str
@@ -166,6 +168,12 @@ class LearningOrder:
     operators: tuple[OperatorOrder, ...]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    call: int = 0
+
+    @property
+    def layer_title(self) -> str:
+        """The layer, and its call where that is not the first."""
+        return f"{self.layer}, call {self.call}" if self.call else self.layer
 
 
 def verdict(
@@ -240,6 +248,8 @@ def learning_order(
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    call: int = 0,
+    few: bool = False,
 ) -> LearningOrder:
     """Measure what each operator learns first; the runs of one operator are its seeds.
 
@@ -258,16 +268,21 @@ def learning_order(
         level: of the intervals.
         resamples: of the bootstrap.
         seed: of the bootstrap and the tests.
+        call: which call of a layer that runs several times in a forward pass.
+        few: take steps that are too few to measure when something is learned, or lack step 0: all is undecided then.
 
     Raises:
         FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer, kind or response,
             other pictures or map sizes, no step 0 or too few steps in common.
     """
     _check_rules(which, until)
-    chosen = _check_runs(runs, layer, kind)
-    shown = _measured_steps(runs, steps)
+    chosen = _check_runs(runs, layer, kind, call)
+    shown = common_steps(runs, steps)
+    too_few = _too_few(runs, shown)
+    if too_few and not few:
+        raise FadevizError(f"{too_few}. Record the runs with step 0 and the same --snapshots")
     masks = runs[0].foregrounds
-    height, width = runs[0].read(shown[0], chosen, kind).shape[-2:]
+    height, width = runs[0].read(shown[0], chosen, kind, call).shape[-2:]
     regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
     bins = distance_bins(regions)
     groups, notes = _groups(runs)
@@ -275,12 +290,13 @@ def learning_order(
     for name, members in groups.items():
         measured = []
         for run in members:
-            maps = run.maps(chosen, kind, steps=shown)[:]
+            maps = run.maps(chosen, kind, steps=shown, call=call)
             _check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         found.append((name, members, measured))
     rules = Rules(which, until, tuple(levels), level, resamples, seed)
     operators = [_judge(name, members, measured, shown, rules) for name, members, measured in found]
+    others = dict.fromkeys(describe_calls(chosen, run.calls(chosen, kind), call) for run in runs)
     names = (runs[0].info.get("observation") or {}).get("names") or []
     return LearningOrder(
         layer=chosen,
@@ -292,7 +308,8 @@ def learning_order(
         rules=rules,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
-        notes=(*filter(None, [describe_inside(runs[0])]), *notes),
+        notes=(*filter(None, [describe_inside(runs[0]), *others]), *notes, *_uneven(groups, chosen)),
+        call=call,
     )
 
 
@@ -348,10 +365,12 @@ def _judge(
     pairs = [(e.gap, i.gap) for e, i in zip(flat_edge, flat_interior, strict=True)]
     gaps = [max(pair) for pair in pairs if not np.isnan(pair).any()]
     margin = float(np.median(gaps)) if gaps else math.nan
+    too_few = _too_few(runs, steps)
     states = [times.state for times in flat_edge], [times.state for times in flat_interior]
     return OperatorOrder(
         name=name,
-        title=runs[0].title + name.removeprefix(runs[0].name),
+        # What tells operators of one name apart stands after it; the path of a run without one stands for it.
+        title=runs[0].title + name.removeprefix(runs[0].name) if name.startswith(runs[0].name) else name,
         runs=tuple(runs),
         seeds=tuple(_setting(run, "seed") for run in runs),
         measured=tuple(measured),
@@ -364,7 +383,9 @@ def _judge(
         interior_t50=interior_t50,
         lead_interval=lead_interval,
         margin=margin,
-        verdict=verdict(*states, lead_interval, margin, _by_place(measured, edge_times, interior_times, rules)),
+        verdict=Verdict("undecided", too_few)
+        if too_few
+        else verdict(*states, lead_interval, margin, _by_place(measured, edge_times, interior_times, rules)),
         value_kymograph=merge_kymographs([one.value for one in measured]),
         gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
     )
@@ -420,6 +441,9 @@ def _level(series: NDArray[np.float64], until: str) -> float:
 def _times(
     steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float], until: str
 ) -> tuple[tuple[LearningTimes, ...], ...]:
+    if len(steps) < LAST + 2 or steps[0] != 0:  # there is no time to tell
+        unknown = LearningTimes(State.MISSING, tuple(levels), (math.nan,) * len(levels), math.nan, math.nan, math.nan)
+        return tuple((unknown,) * run.shape[1] for run in response)
     return tuple(tuple(learning_times(steps, series, levels, until=until) for series in run.T) for run in response)
 
 
@@ -442,6 +466,20 @@ def _setting(run: Run, name: str) -> Any:
     return (run.info.get("config") or {}).get(name)
 
 
+def _by_path(label: str, members: list[Run]) -> dict[str, list[Run]]:
+    """Runs that are called alike: together, or by their paths where no seed tells them apart.
+
+    Those are runs without a seed, and those that are called after their folders, in folders of one name.
+    """
+    seeds = [_setting(run, "seed") for run in members]
+    doubled = {seed for seed in seeds if seeds.count(seed) > 1}
+    named = all(run.info.get("upsampler") for run in members)
+    places = {run.place for run in members}
+    if len(places) < len(members) or not doubled or (named and doubled != {None}):
+        return {label: members}
+    return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
+
+
 def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]:
     """The runs of each operator by seed, those with other settings apart, and what there is to note."""
     settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
@@ -458,6 +496,7 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
         ]
         label = run.name + (f" ({', '.join(f'{name}={one[name]}' for name in apart)})" if apart else "")
         groups.setdefault(label, []).append(run)
+    groups = {name: apart for label, members in groups.items() for name, apart in _by_path(label, members).items()}
     for label, members in groups.items():
         members.sort(key=lambda run: (_setting(run, "seed") is None, _setting(run, "seed")))
         for one_run, other_run in itertools.pairwise(members):
@@ -483,7 +522,20 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
     return groups, tuple(notes)
 
 
-def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
+def _uneven(groups: Mapping[str, Sequence[Run]], layer: str) -> list[str]:
+    """What some runs of an operator have and others have not: measures are over all runs, so that its are left out."""
+    notes = []
+    for label, members in groups.items():
+        kinds = [run.layers[layer] for run in members]
+        some = [kind for kind in KINDS if 0 < sum(kind in having for having in kinds) < len(members)]
+        tested = [any(headline(line) for line in run.metrics()) for run in members]
+        some += ["tests"] if any(tested) and not all(tested) else []
+        if some:
+            notes.append(f"{label}: not all of its runs have {', '.join(some)}: no measures of them")
+    return notes
+
+
+def _check_runs(runs: Sequence[Run], layer: str | None, kind: str, call: int) -> str:
     if not runs:
         raise FadevizError("no run to measure. Give at least one run folder")
     if kind in CHANNEL_KINDS:
@@ -493,8 +545,8 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
             raise FadevizError(f"{one.address} and {other.address} are the same run, {one.run_id}. Give it once")
     chosen = layer if layer is not None else runs[0].default_layer(kind)
     wanted = (*runs[0].observation, runs[0].foregrounds)
+    check_layer(runs, chosen, kind, call)
     for run in runs:
-        run.check(chosen, kind)
         if not all(map(np.array_equal, wanted, (*run.observation, run.foregrounds))):
             raise FadevizError(
                 f"{runs[0].address} and {run.address} observed different pictures: they cannot be compared. "
@@ -503,7 +555,7 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str) -> str:
     return chosen
 
 
-def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, regions: Sequence[Regions]) -> None:
+def _check_size(run: Run, maps: Maps, layer: str, first: Run, regions: Sequence[Regions]) -> None:
     size = regions[0].band.shape
     if maps.shape[1:] != (len(regions), *size):
         raise FadevizError(
@@ -512,17 +564,15 @@ def _check_size(run: Run, maps: NDArray[np.float32], layer: str, first: Run, reg
         )
 
 
-def _measured_steps(runs: Sequence[Run], steps: Sequence[int] | None) -> tuple[int, ...]:
-    shown = common_steps(runs, steps)
+def _too_few(runs: Sequence[Run], shown: Sequence[int]) -> str:
+    """Why these steps do not tell when something is learned; empty where they do."""
     if 0 not in shown:
         where = next((run.address for run in runs if 0 not in run.steps), "the chosen steps")
-        raise FadevizError(f"step 0, the untrained model, is missing in {where}: it is where learning is measured from")
+        return f"step 0, the untrained model, is missing in {where}: it is where learning is measured from"
     if len(shown) < LAST + 2:
-        raise FadevizError(
-            f"{len(shown)} steps in common are too few to measure when something is learned; {LAST + 2} are needed. "
-            "Record the runs with the same --snapshots"
-        )
-    return shown
+        steps = f"{len(shown)} step{'s' * (len(shown) > 1)}"
+        return f"{steps} in common are too few to measure when something is learned; {LAST + 2} are needed"
+    return ""
 
 
 def _counts(pairs: Sequence[tuple[State, State]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..runs import Run
+from ..runs import Maps, Run
+from .blocks import in_blocks
 from .spectrum import FLAT, has_pattern
 
 SPLICE_MARGIN = 0.5
@@ -104,11 +106,12 @@ def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.
     return np.clip((_unit(a) * _unit(b)).sum((-2, -1)), -1.0, 1.0)
 
 
-def to_final(maps: NDArray[np.floating]) -> NDArray[np.float64]:
+def to_final(maps: NDArray[np.floating], final: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
     """Correlation of each step's map with that of the last step.
 
     Args:
         maps: ``(S, ..., h, w)``, over the training.
+        final: ``(..., h, w)``, the map of the last step, where ``maps`` are a stretch before it; None takes their last.
 
     Returns:
         float64 ``(S, ...)``: 1 at the last step; NaN where either map is constant or not finite.
@@ -117,7 +120,7 @@ def to_final(maps: NDArray[np.floating]) -> NDArray[np.float64]:
         FadevizError: fewer than three axes.
     """
     maps = _steps_first(maps, 3, "(S, ..., h, w)")
-    return np.stack([correlation(frame, maps[-1]) for frame in maps])
+    return correlation(maps, maps[-1] if final is None else final)
 
 
 def settled_at(similarity: NDArray[np.floating], steps: Sequence[int], level: float = 0.9) -> NDArray[np.float64]:
@@ -192,11 +195,14 @@ def linear_cka(a: NDArray[np.floating], b: NDArray[np.floating], *, debiased: bo
     return value if debiased else min(value, 1.0)
 
 
-def cka_to_final(maps: NDArray[np.floating], *, debiased: bool = False) -> NDArray[np.float64]:
+def cka_to_final(
+    maps: NDArray[np.floating], final: NDArray[np.floating] | None = None, *, debiased: bool = False
+) -> NDArray[np.float64]:
     """Linear CKA of each step's channels with those of the last step; the samples are the pixels of one image.
 
     Args:
         maps: ``(S, n, C, h, w)``, the kind ``channels`` over the training.
+        final: ``(n, C, h, w)``, those of the last step, where ``maps`` are a stretch before it; None takes their last.
         debiased: see :func:`linear_cka`; worth it where C is not far below h w.
 
     Returns:
@@ -207,9 +213,10 @@ def cka_to_final(maps: NDArray[np.floating], *, debiased: bool = False) -> NDArr
         FadevizError: not five axes.
     """
     maps = _steps_first(maps, 5, "(S, n, C, h, w)", exactly=True)
+    last = maps[-1] if final is None else final
     found = np.full(maps.shape[:2], np.nan)
     for step, image in np.ndindex(*found.shape):
-        a, b = (frame[image].reshape(maps.shape[2], -1) for frame in (maps[step], maps[-1]))
+        a, b = (frame[image].reshape(maps.shape[2], -1) for frame in (maps[step], last))
         found[step, image] = linear_cka(a, b, debiased=debiased)
     return found
 
@@ -255,11 +262,11 @@ def continuity(maps: NDArray[np.floating], scope: str = "frame") -> Continuity:
         FadevizError: not four axes, or an unknown scope.
     """
     maps = np.asarray(maps)
-    grey = grey_levels(maps, scope)
+    grey, units = grey_levels(maps, scope), _unit(maps)
     return Continuity(
-        correlation=correlation(maps[:-1], maps[1:]),
-        pixel_change=np.abs(grey[1:] - grey[:-1]).mean((2, 3)),
-        luminance_change=np.abs(grey[1:].mean((2, 3)) - grey[:-1].mean((2, 3))),
+        correlation=np.clip((units[:-1] * units[1:]).sum((-2, -1)), -1.0, 1.0),
+        pixel_change=np.abs(np.diff(grey, axis=0)).mean((2, 3)),
+        luminance_change=np.abs(np.diff(grey.mean((2, 3)), axis=0)),
     )
 
 
@@ -288,7 +295,7 @@ def frame_correlations(maps: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def foreign_spans(
-    maps: NDArray[np.floating], margin: float = SPLICE_MARGIN, floor: float = SPLICE_FLOOR
+    maps: Maps | NDArray[np.floating], margin: float = SPLICE_MARGIN, floor: float = SPLICE_FLOOR
 ) -> tuple[tuple[int, int], ...]:
     """Stretches of frames that do not fit between their neighbours: frame k is far nearer to k + 2 than to k + 1.
 
@@ -312,24 +319,77 @@ def foreign_spans(
     Raises:
         FadevizError: not four axes.
     """
-    tables = frame_correlations(maps)
-    count = tables.shape[1]
-    foreign = np.zeros(count, dtype=bool)
+    if maps.ndim != 4 or not len(maps):
+        _steps_first(np.asarray(maps), 4, "(S, N, h, w)", exactly=True)
+    return _foreign_spans(maps, _to_next(maps), margin, floor)
+
+
+def _to_next(maps: Maps | NDArray[np.floating]) -> NDArray[np.float64]:
+    """``(S - 1, N)``: the correlation of each step's map with the next one's."""
+    parts = [correlation(block[:-1], block[1:]) for _, block in in_blocks(maps, before=1)]
+    return np.concatenate(parts)
+
+
+def _foreign_spans(
+    maps: Maps | NDArray[np.floating], to_next: NDArray[np.float64], margin: float, floor: float
+) -> tuple[tuple[int, int], ...]:
+    # No correlation is above 1, so that where a span begins and where it ends the frame before is unlike the one after:
+    # only pairs of such breaks are looked at, of which a training has few.
+    unlike = to_next <= 1 - margin + 1e-9
+    breaks = np.flatnonzero(unlike.any(1))
+    known = np.isfinite(to_next).astype(np.int64)
+    unlike = unlike.astype(np.int64)
+    fitting: list[tuple[int, int]] = []
+    for rows in _stretches(breaks, maps):
+        before: NDArray[np.float64] | None = None
+        for columns in _stretches(breaks[breaks > rows[0]], maps):
+            length = columns - rows[:, None]
+            # The median over the known images is above the margin: at least half of them are unlike at both ends.
+            few = 2 * (unlike[rows] @ unlike[columns].T) < known[rows] @ known[columns].T
+            if not ((length > 0) & (length <= len(to_next) // 2) & ~few).any():
+                continue
+            before = _units(maps, rows) if before is None else before
+            around = np.clip(before @ _units(maps, columns + 1).swapaxes(1, 2), -1.0, 1.0)
+            ends = np.maximum(to_next[rows].T[:, :, None], to_next[columns].T[:, None, :])
+            fits = (_median_of_known(around, ends) >= floor) & (_median_of_known(around - ends, ends) > margin)
+            fits &= (length > 0) & (length <= len(to_next) // 2)
+            fitting += [(int(rows[row]) + 1, int(columns[column])) for row, column in np.argwhere(fits)]
+    foreign = np.zeros(len(to_next) + 1, dtype=bool)
     spans = []
-    for length in range(1, (count - 1) // 2 + 1):
-        for first in range(1, count - length):
-            before, last, after = first - 1, first + length - 1, first + length
-            if foreign[before : after + 1].any():
-                continue
-            around = tables[:, before, after]
-            ends = np.maximum(tables[:, before, first], tables[:, last, after])
-            known = np.isfinite(around) & np.isfinite(ends)
-            if not known.any():
-                continue
-            if np.median(around[known]) >= floor and np.median(around[known] - ends[known]) > margin:
-                foreign[first:after] = True
-                spans.append((first, last))
+    for first, last in sorted(fitting, key=lambda span: (span[1] - span[0], span[0])):
+        if not foreign[first - 1 : last + 2].any():
+            foreign[first : last + 1] = True
+            spans.append((first, last))
     return tuple(sorted(spans))
+
+
+_AT_A_TIME = 2**23
+"""So many values of frames are held at a time while spans are looked for: 64 MB, twice."""
+
+
+def _stretches(numbers: NDArray[np.intp], maps: Maps | NDArray[np.floating]) -> list[NDArray[np.intp]]:
+    """Numbers of frames, so many at a time as are held at once."""
+    length = max(1, _AT_A_TIME // max(1, math.prod(maps.shape[1:])))
+    return [numbers[start : start + length] for start in range(0, len(numbers), length)]
+
+
+def _units(maps: Maps | NDArray[np.floating], numbers: NDArray[np.intp]) -> NDArray[np.float64]:
+    """``(N, frames, h w)``: the frames of each image, so that a correlation is a product."""
+    units = _unit(maps[numbers])
+    units[np.isnan(units)] = 0.0  # there are BLAS libraries that warn of NaN
+    return units.reshape(*units.shape[:2], -1).swapaxes(0, 1)
+
+
+def _median_of_known(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median over the first axis, of what is known alone; minus infinity where nothing is."""
+    missing = ~(np.isfinite(values) & np.isfinite(known))
+    count = len(values) - missing.sum(0)
+    ordered = np.sort(np.where(missing, np.inf, values), axis=0)
+    low, high = (
+        np.take_along_axis(ordered, place[None], axis=0)[0]
+        for place in (np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(values) - 1))
+    )
+    return np.where(count > 0, (low + high) / 2, -np.inf)
 
 
 def is_spliced(maps: NDArray[np.floating], margin: float = SPLICE_MARGIN, floor: float = SPLICE_FLOOR) -> bool:
@@ -337,13 +397,23 @@ def is_spliced(maps: NDArray[np.floating], margin: float = SPLICE_MARGIN, floor:
     return bool(foreign_spans(maps, margin, floor))
 
 
-def find_splice(run: Run, layer: str | None = None, kind: str = "feature") -> Splice:
+def find_splice(
+    run: Run,
+    layer: str | None = None,
+    kind: str = "feature",
+    call: int = 0,
+    *,
+    to_next: NDArray[np.float64] | None = None,
+) -> Splice:
     """What of a run does not come from its own training: by the run id of its files, and by its frames.
 
     Args:
         run: an open run.
         layer: dotted name; None takes the run's figure layer.
         kind: any kind with one map an image (not ``channels``).
+        call: which call of a layer that runs several times in a forward pass.
+        to_next: ``(S - 1, N)``, the correlation of each step with the next as of :func:`continuity`, where it is known:
+            then hardly a map is read.
 
     Returns:
         The files of another run, and the first and last step of every foreign stretch of frames.
@@ -351,7 +421,11 @@ def find_splice(run: Run, layer: str | None = None, kind: str = "feature") -> Sp
     Raises:
         FadevizError: the run has no such maps.
     """
-    spans = foreign_spans(run.maps(layer, kind)[:])
+    maps = run.maps(layer, kind, call=call)
+    if to_next is None:
+        spans = foreign_spans(maps)
+    else:
+        spans = _foreign_spans(maps, to_next, SPLICE_MARGIN, SPLICE_FLOOR)
     return Splice(
         files=tuple(name for name, reason in run.broken.items() if reason.startswith("belongs to another run")),
         spans=tuple((run.steps[first], run.steps[last]) for first, last in spans),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ BORDER = 4
 MIN_SIDE = 8
 """A cropped map with fewer pixels a side has too few frequencies to be measured: its measures are missing."""
 
+HIGH = 0.25
+"""Cycles per pixel: a frequency above is a high one."""
+
 NYQUIST_WIDTH = 0.03
 NYQUIST_BAND = 0.10
 """Cycles per pixel from a line of the grid: up to the first is on the line, from there up to the second beside it."""
@@ -23,16 +27,16 @@ NYQUIST_BAND = 0.10
 FLAT = 4 * float(np.finfo(np.float32).eps)
 """A map whose range is below this share of its largest magnitude is constant: what is left is float32 rounding."""
 
-_BLOCKS = 4
-"""Blocks a side whose phase patterns are compared: neighbouring pixels err together, blocks hardly."""
+_APART = 2
+"""Periods from a pattern to the one it is compared with: those of neighbours are made of some of the same pixels."""
 
 
 class Checkerboard(NamedTuple):
     """How much of a map repeats with the upsampling grid; each of the shape of the maps' leading axes.
 
     Attributes:
-        share: variance between the phase means over the map's variance; about 0 without an artifact, 1 if there is
-            nothing else.
+        share: what neighbouring periods repeat over the variance within one; about 0 without an artifact, 1 if there
+            is nothing else.
         amplitude: root mean square of the repeated pattern, in the map's own units; 0 where ``share`` is not positive.
         nyquist: power density on the grid's spectral lines over that beside them; 1 for a flat spectrum.
     """
@@ -75,15 +79,10 @@ def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray
     Raises:
         FadevizError: fewer than two axes, or a negative border.
     """
-
-    def centroid(values: NDArray[np.float64]) -> float:
-        power, radius = _power(values), _radius(values.shape)
-        return float((power * radius).sum() / power.sum())
-
-    return _each_map(maps, border, MIN_SIDE, centroid)
+    return _each_map(maps, border, MIN_SIDE, lambda values: _centroid(_power(values)))
 
 
-def high_share(maps: NDArray[np.floating], above: float = 0.25, border: int = BORDER) -> NDArray[np.float64]:
+def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BORDER) -> NDArray[np.float64]:
     """Share of a map's energy at radial frequencies above ``above`` cycles per pixel.
 
     ``sum over |f| > above of P(f) / sum P(f)``, with P as in :func:`radial_centroid`; white noise has
@@ -97,12 +96,7 @@ def high_share(maps: NDArray[np.floating], above: float = 0.25, border: int = BO
     """
     if not 0 <= above < np.sqrt(0.5):
         raise FadevizError(f"high_share: above is {above:g}; radial frequencies span 0 to 0.71 cycles per pixel")
-
-    def share(values: NDArray[np.float64]) -> float:
-        power = _power(values)
-        return float(power[_radius(values.shape) > above].sum() / power.sum())
-
-    return _each_map(maps, border, MIN_SIDE, share)
+    return _each_map(maps, border, MIN_SIDE, lambda values: _share_above(_power(values), above))
 
 
 def radial_spectrum(
@@ -155,7 +149,7 @@ def phase_pattern(maps: NDArray[np.floating], scale: int = 2, border: int = BORD
     for index in np.ndindex(cropped.shape[:-2]):
         if not np.isfinite(cropped[index]).all():
             continue
-        cells, _ = _cells(cropped[index].astype(np.float64), scale, border)
+        cells = _cells(cropped[index].astype(np.float64), scale, border)
         if cells.size:
             pattern[index] = cells.mean((0, 1))
     return pattern
@@ -164,20 +158,23 @@ def phase_pattern(maps: NDArray[np.floating], scale: int = 2, border: int = BORD
 def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDER) -> Checkerboard:
     """How much of a map repeats with the upsampling grid of ``scale`` pixels.
 
-    *Share*: ``mean over pairs of different blocks (i, j) of sum_p P_i(p) P_j(p) / s^2``, over the variance of the map;
-    P_i is the :func:`phase_pattern` of the i-th of 4 x 4 blocks. The plain variance between phase means is the same sum
-    with i = j included, and is positive by chance; a block's chance pattern is independent of another's, so that
-    leaving i = j out removes the bias, whatever the map's own correlations within a block are. Values a little below 0
-    are therefore possible.
+    *Share*: ``min(S, D) / V``. p(i, j) is the pattern of one period, its s x s pixels of G (see :func:`phase_pattern`)
+    less their mean; S is the mean product, over the map and the phases, of p(i, j) with p(i + 2, j) and p(i, j + 2), D
+    that with p(i + 2, j + 2) and p(i + 2, j - 2), and V the mean variance of the map within s x s pixels, wherever they
+    begin.
 
-    A pattern counts as far as it is the same all over the map; one that follows the map's sign cancels.
+    Patterns are compared with those two periods further on, so that a lattice counts wherever it is, whatever its phase
+    and sign are there, if they change little over two periods; and over the variance within a period, so that a faint
+    one over an even area counts, however high the map is elsewhere. An edge repeats along itself and in no other
+    direction: the smaller of S and D leaves it out. Patterns two periods apart have no pixel in common: white noise is
+    around 0, and values a little below are possible. The steps that nearest neighbour makes of a slope are a lattice.
 
-    *Amplitude*: the root of the same mean, in the map's units.
+    *Amplitude*: the root of min(S, D), in the map's units.
 
     *Nyquist*: with d the distance of fx or fy, the nearer, to a multiple of 1/s (for s = 2 the Nyquist frequency, 0.5):
-    mean of P(f) over d <= 0.03 divided by that over 0.03 < d <= 0.10. It rises with staircases too: nearest neighbour
-    has no share, but repeats the map's low frequencies beside the lines. Below 64 pixels a side the window spreads a
-    line beyond its 0.03: compare maps of one size only.
+    mean of P(f) over d <= 0.03 divided by that over 0.03 < d <= 0.10. It rises with staircases too, as they repeat the
+    map's low frequencies beside the lines. Below 64 pixels a side the window spreads a line beyond its 0.03: compare
+    maps of one size only.
 
     All but the amplitude are invariant to the map's mean and scale.
 
@@ -191,21 +188,41 @@ def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDE
         FadevizError: fewer than two axes, a negative border, or a scale below 2.
     """
     maps = _checked(maps, border, scale)
-
-    def measures(values: NDArray[np.float64]) -> tuple[float, float, float]:
-        cells, variance = _cells(values, scale, border)
-        lines = _line_ratio(values, scale)
-        rows, columns = (side // _BLOCKS for side in cells.shape[:2])
-        if not rows or not columns or variance == 0:
-            return np.nan, np.nan, lines
-        cells = cells[: rows * _BLOCKS, : columns * _BLOCKS]
-        blocks = cells.reshape(_BLOCKS, rows, _BLOCKS, columns, scale * scale).mean((1, 3)).reshape(-1, scale * scale)
-        count = len(blocks)
-        between = ((blocks.sum(0) ** 2).sum() - (blocks**2).sum()) / (count * (count - 1) * scale * scale)
-        return between / variance, np.sqrt(max(between, 0.0)), lines
-
-    found = _each_map(maps, border, MIN_SIDE, measures, (3,))
+    found = _each_map(maps, border, MIN_SIDE, lambda values: _board(values, _power(values), scale, border), (3,))
     return Checkerboard(found[..., 0], found[..., 1], found[..., 2])
+
+
+def measure_spectrum(
+    maps: NDArray[np.floating], scale: int = 2, border: int = BORDER
+) -> tuple[NDArray[np.float64], NDArray[np.float64], Checkerboard]:
+    """:func:`radial_centroid`, :func:`high_share` and :func:`checkerboard` of the same maps, each transformed once.
+
+    Raises:
+        FadevizError: as :func:`checkerboard`.
+    """
+    maps = _checked(maps, border, scale)
+
+    def measures(values: NDArray[np.float64]) -> tuple[float, ...]:
+        power = _power(values)
+        return _centroid(power), _share_above(power, HIGH), *_board(values, power, scale, border)
+
+    found = np.moveaxis(_each_map(maps, border, MIN_SIDE, measures, (5,)), -1, 0)
+    return found[0], found[1], Checkerboard(*found[2:])
+
+
+def _centroid(power: NDArray[np.float64]) -> float:
+    return float((power * _radius(power.shape)).sum() / power.sum())
+
+
+def _share_above(power: NDArray[np.float64], above: float) -> float:
+    return float(power[_radius(power.shape) > above].sum() / power.sum())
+
+
+def _board(
+    values: NDArray[np.float64], power: NDArray[np.float64], scale: int, border: int
+) -> tuple[float, float, float]:
+    """Share, amplitude and Nyquist ratio of one cropped map."""
+    return *_repeated(values, scale, border), _line_ratio(power, scale)
 
 
 def _each_map(
@@ -248,29 +265,65 @@ def _hann(length: int) -> NDArray[np.float64]:
     return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
 
 
+@lru_cache(maxsize=16)
+def _window(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    window: NDArray[np.float64] = np.outer(_hann(shape[0]), _hann(shape[1]))
+    return window
+
+
 def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    window = np.outer(_hann(values.shape[0]), _hann(values.shape[1]))
+    window = _window(values.shape)
     centred = values - (window * values).sum() / window.sum()
     power: NDArray[np.float64] = np.abs(np.fft.fft2(window * centred)) ** 2
     return power
 
 
+@lru_cache(maxsize=16)
 def _radius(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1]))
 
 
-def _line_ratio(values: NDArray[np.float64], scale: int) -> float:
+def _repeated(values: NDArray[np.float64], scale: int, border: int) -> tuple[float, float]:
+    """Share and amplitude of :func:`checkerboard`, of one cropped map."""
+    cells = _cells(values, scale, border)
+    if min(cells.shape[:2]) < 2 * _APART:
+        return np.nan, np.nan
+    before, after = slice(None, -_APART), slice(_APART, None)
+
+    def products(*pairs: tuple[tuple[slice, ...], tuple[slice, ...]]) -> float:
+        return float(np.mean([(cells[first] * cells[second]).mean() for first, second in pairs]))
+
+    straight = products(((slice(None), before), (slice(None), after)), ((before,), (after,)))
+    lattice = min(straight, products(((before, before), (after, after)), ((before, after), (after, before))))
+    return lattice / _variance_within(values, scale), np.sqrt(max(lattice, 0.0))
+
+
+def _variance_within(values: NDArray[np.float64], scale: int) -> float:
+    """Mean variance within all windows of ``scale`` x ``scale`` pixels."""
+    centred = values - values.mean()  # the difference of two squares is of small numbers then
+    height, width = (side - scale + 1 for side in centred.shape)
+    places = [centred[y : y + height, x : x + width] for y in range(scale) for x in range(scale)]
+    mean = sum(places[1:], places[0]) / len(places)
+    return float(np.mean([(place * place).mean() for place in places]) - (mean * mean).mean())
+
+
+@lru_cache(maxsize=16)
+def _lines(shape: tuple[int, ...], scale: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which frequencies lie on a line of the grid, and which beside one."""
     lines = np.arange(1, scale // 2 + 1) / scale
 
     def distance(length: int) -> NDArray[np.float64]:
         away: NDArray[np.float64] = np.abs(np.abs(np.fft.fftfreq(length))[:, None] - lines).min(1)
         return away
 
-    away = np.minimum(distance(values.shape[0])[:, None], distance(values.shape[1]))
-    power = _power(values)
+    away = np.minimum(distance(shape[0])[:, None], distance(shape[1]))
     slack = 1e-9  # frequencies are multiples of a rounded step: those at a limit are to fall on one side of it
     on = away <= NYQUIST_WIDTH + slack
-    beside = ~on & (away <= NYQUIST_BAND + slack)
+    return on, ~on & (away <= NYQUIST_BAND + slack)
+
+
+def _line_ratio(power: NDArray[np.float64], scale: int) -> float:
+    on, beside = _lines(power.shape, scale)
     if not on.any() or not beside.any():
         return np.nan
     level = float(power[beside].mean())
@@ -284,13 +337,17 @@ def _moving_average(values: NDArray[np.float64], scale: int, axis: int) -> NDArr
     weights = np.full(2 * half + 1, 1 / scale)
     if scale % 2 == 0:
         weights[[0, -1]] /= 2
-    windows = np.lib.stride_tricks.sliding_window_view(values, len(weights), axis=axis)
-    mean: NDArray[np.float64] = (windows * weights).sum(-1)
+    length = values.shape[axis] - 2 * half
+    part = [slice(None)] * values.ndim
+    mean = np.zeros(())
+    for place, weight in enumerate(weights):
+        part[axis] = slice(place, place + length)
+        mean = mean + weight * values[tuple(part)]
     return mean
 
 
-def _cells(values: NDArray[np.float64], scale: int, border: int) -> tuple[NDArray[np.float64], float]:
-    """The whole periods of a cropped map without its trend, ``(rows, columns, s, s)`` of mean 0; and its variance.
+def _cells(values: NDArray[np.float64], scale: int, border: int) -> NDArray[np.float64]:
+    """The whole periods of a cropped map without its trend, ``(rows, columns, s, s)`` of mean 0.
 
     The first pixel of a period is one whose place in the uncropped map is a multiple of ``scale``.
     """
@@ -298,10 +355,10 @@ def _cells(values: NDArray[np.float64], scale: int, border: int) -> tuple[NDArra
     skip = -(border + half) % scale
     rows, columns = ((side - 2 * half - skip) // scale for side in values.shape)
     if rows < 1 or columns < 1:
-        return np.empty((0, 0, scale, scale)), 0.0
+        return np.empty((0, 0, scale, scale))
     first = half + skip
     kept = values[first : first + rows * scale, first : first + columns * scale]
     trend = _moving_average(_moving_average(values, scale, 0), scale, 1)
     rest = kept - trend[skip : skip + rows * scale, skip : skip + columns * scale]
     cells = rest.reshape(rows, scale, columns, scale).swapaxes(1, 2)
-    return cells - cells.mean((2, 3), keepdims=True), float(kept.var())
+    return cells - cells.mean((2, 3), keepdims=True)

@@ -141,11 +141,23 @@ def bootstrap_band(
     by_step = np.moveaxis(np.asarray(values, np.float64), 1, 0)
     steps, seeds, images = by_step.shape
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(seeds, size=(resamples, seeds, 1))
-    columns = rng.integers(images, size=(resamples, 1, images))
-    found = np.stack([_medians(table[drawn, columns].reshape(resamples, -1)) for table in by_step])
-    low, high = (_quantile(found, share) for share in ((1 - level) / 2, (1 + level) / 2))
+    drawn = np.sort(rng.integers(seeds, size=(resamples, seeds)), axis=1)
+    columns = np.sort(rng.integers(images, size=(resamples, images)), axis=1)
+    # Of few seeds and images many draws are the same but for their order: each is looked at once.
+    different, draw = np.unique(np.hstack([drawn, columns]), axis=0, return_inverse=True)
+    rows, across = different[:, :seeds, None], different[:, None, seeds:]
+    low, high = np.empty((2, steps))
+    length = max(1, _DRAWN // (len(different) * seeds * images))
+    for start in range(0, steps, length):
+        block = slice(start, start + length)
+        table = by_step[block][:, rows, across].reshape(-1, seeds * images)
+        found = _medians(table).reshape(-1, len(different))[:, draw.ravel()]
+        low[block], high[block] = (_quantile(found, share) for share in ((1 - level) / 2, (1 + level) / 2))
     return _medians(by_step.reshape(steps, -1)), low, high
+
+
+_DRAWN = 2**20
+"""So many drawn values are held at a time."""
 
 
 def _medians(table: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..quality import FIGURES, TESTS
+from ..runs import distinct_paths
 from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
@@ -45,7 +46,7 @@ def _tested(courses: Sequence[Courses]) -> list[str]:
 
 def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested: Sequence[str]) -> Row:
     ends = {}
-    for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard"):
+    for name in ("edge", "interior", "edge_elsewhere", "interior_elsewhere", "centroid", "checkerboard", "nyquist"):
         values = courses[name].middle if name in courses else np.array([np.nan])
         ends[f"{name}_at_start"], ends[f"{name}_at_end"] = number(values[0]), number(values[-1])
     change = courses["pixel_change"].values if "pixel_change" in courses else np.array([np.nan])
@@ -66,9 +67,25 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
         **ends,
         "frame_change": _median(change),
         **{name: number(courses[name].values[:, -1].mean()) if name in courses else None for name in tested},
-        "spliced": [run.path.name for run in operator.runs if find_splice(run, order.layer, order.kind).found],
+        "spliced": _spliced(operator, order, courses),
         "runs": [run.run_id for run in operator.runs],
     }
+
+
+def _spliced(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> list[str]:
+    """The folders of the runs whose frames do not look like one training."""
+    known = courses.get("frame_correlation")
+    return [
+        name
+        for number, (name, run) in enumerate(zip(distinct_paths(operator.runs), operator.runs, strict=True))
+        if find_splice(
+            run,
+            order.layer,
+            order.kind,
+            order.call,
+            to_next=None if known is None or known.steps != run.steps else known.values[number, 1:],
+        ).found
+    ]
 
 
 def other_rules(order: LearningOrder) -> list[Row]:
@@ -148,7 +165,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
     wide = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2
     tests = _test_columns(rows)
     lines = [
-        f"{order.layer}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
+        f"{order.layer_title}, {order.kind}: {len(order.images)} images, {len(steps)} snapshots, "
         f"steps {steps[0]} to {steps[-1]}",
         *([] if order.rules.which == "plain" else [f"{order.rules.which}: {RESPONSES[order.rules.which]}"]),
         *([] if order.rules.until == "end" else [f"until {order.rules.until}: {UNTIL[order.rules.until]}"]),
@@ -164,7 +181,7 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
         )
         lines.append(
             f"{row['operator']:{wide}}{len(row['seeds']):>5}  {edge:>9}{interior:>14}"
-            f"{between if speaks_for(lead, maps) else '-':>24}"
+            f" {between if speaks_for(lead, maps) else '-':>23}"
             f"{_pair(row, 'centroid'):>14}{_digits(row['checkerboard_at_end']):>9}{tested}"
         )
     lines.append("")
@@ -225,10 +242,10 @@ _SHORT = {
 
 def _comparison_lines(order: LearningOrder) -> list[str]:
     """The first operator against each of the others, where there are pairs enough to say anything."""
-    lines = []
+    lines: list[str] = []
     for comparison in order.comparisons:
         if comparison.first != order.operators[0].name:
-            continue  # all of them are in the JSON; here they would be as many as there are pairs of operators
+            continue  # here they would be as many as there are pairs of operators
         for unit, test in comparison.tests.items():
             if test.count >= _LEAST_PAIRS:
                 kind = "exact" if test.exact else "sampled"
@@ -236,11 +253,17 @@ def _comparison_lines(order: LearningOrder) -> list[str]:
                     f"lead of {comparison.first} less that of {comparison.second}, paired by {unit}: "
                     f"{_steps(test.difference)} steps, p = {test.p:.3g} ({kind}, {test.count} pairs)"
                 )
-    return lines and [
-        *lines,
-        "Paired by image a test speaks of other pictures but not of other trainings, by seed the other way round;",
-        "p-values are not corrected for the number of comparisons.",
-    ]
+    more = sum(len(comparison.tests) for comparison in order.comparisons) - len(lines)
+    if lines:
+        lines += [
+            "Paired by image a test speaks of other pictures but not of other trainings, by seed the other way round;",
+            "p-values are not corrected for the number of comparisons.",
+        ]
+    if more:
+        lines.append(
+            f"{more} more tests, of other pairs of operators or of fewer than {_LEAST_PAIRS} pairs: see --json"
+        )
+    return lines
 
 
 _LEAST_PAIRS = 6
@@ -250,8 +273,8 @@ _LEGEND = (
     "t50: step at which a response has come half of its way from step 0 to its end; - of too few maps to say. Edge",
     "response: how well the steepness of the map marks the contour; interior response: how well its values tell inside",
     "from outside. lead: interior t50 less edge t50, steps, over the maps that have both; positive is outline first;",
-    "inf: not by the end. centroid: mean frequency at start > end, cycles a pixel; checker: share of the variance that",
-    "repeats with the grid, at the end.",
+    "inf: not by the end. centroid: mean frequency at start > end, cycles a pixel; checker: at the end, share of the",
+    "variance within 2 x 2 pixels that repeats nearby with the upsampling grid: a lattice, 1 if there is nothing else.",
 )
 
 

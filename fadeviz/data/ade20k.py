@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, printable
+from ..files import read_regular
 from . import Sample, Splits
-from .pictures import open_picture, to_rgb
+from .pictures import describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "IGNORED",
     "check_ade20k",
     "class_names",
+    "describe_ade20k",
     "load_ade20k",
     "read_ade20k",
 ]
@@ -40,6 +42,7 @@ FEWEST_TO_TEST_ON = 8
 _PUBLISHED = {"training": 20210, "validation": 2000}
 _LAYOUT = "images/ and annotations/, each with training/ and validation/ (or with the files themselves)"
 _FOLDER = "ADEChallengeData2016"
+_LARGEST_TABLE = 1 << 20
 
 
 class _Files(NamedTuple):
@@ -58,7 +61,8 @@ class ADE20K:
     """The pictures of ADE20K by index, each at its own size; made by :func:`read_ade20k`.
 
     *Shape*: image ``(H, W, 3)`` uint8 and mask ``(H, W)`` uint8 with the classes 0 to 149 and ``IGNORED`` (255) where
-    the file has 0, "other". Grey and CMYK photographs become RGB.
+    the file has 0, "other". Grey and CMYK photographs become RGB. Orientation tags are applied, to images and to
+    annotations each by its own. The numbers of an annotation are the classes, whatever colours its palette gives them.
 
     *Cost*: nothing is kept, as the whole set would take 20 GB: a picture is decoded whenever it is asked for, about
     4 ms for one of 683x512.
@@ -232,6 +236,19 @@ def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     return problems
 
 
+def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
+    """What the files of an ADE20K folder have that is easily read another way, a line each.
+
+    Raises:
+        FadevizError: as :func:`read_ade20k`.
+    """
+    files = [files for part in _find(Path(folder)).values() for files in part.files]
+    return [
+        *describe_pictures((one.image for one in files), "images", "by its colours"),
+        *describe_pictures((one.annotation for one in files), "annotations", "by its numbers, which are the classes"),
+    ]
+
+
 def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """What the 150 classes are called, class 0 of ``Sample.mask`` first: the first of a class's names, such as "wall".
 
@@ -244,16 +261,17 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     root = Path(folder)
     for place in (root, root / _FOLDER, root.absolute().parent):
         path = place / "objectInfo150.txt"
-        if path.is_file():
+        if os.path.lexists(path):
             return _read_names(path)
     return tuple(f"class {number}" for number in range(CLASSES))
 
 
 def _read_names(path: Path) -> tuple[str, ...]:
     try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [line.split("\t") for line in read_regular(path, _LARGEST_TABLE).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise FadevizError(f"{path} cannot be read: {error}. Put the set's own there, or remove it") from error
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own there, or remove it") from error
     header = [column.strip() for column in rows[0]] if rows else []
     try:
         number, name = header.index("Idx"), header.index("Name")
@@ -313,42 +331,27 @@ def _root_of(folder: Path) -> Path:
 
 
 def _find_part(root: Path, part: str) -> _Part:
-    images, problems = _by_stem(root / "images" / part, (".jpg", ".jpeg"))
-    annotations, doubled = _by_stem(root / "annotations" / part, (".png",))
-    problems += doubled
-    if not images:
+    listed = list_folder(root / "images" / part, (".jpg", ".jpeg"))
+    listed_annotations = list_folder(root / "annotations" / part, (".png",))
+    images, annotations = listed.files, listed_annotations.files
+    problems = [*listed.problems, *listed_annotations.problems]
+    if not images and not problems:
         raise FadevizError(f"{root / 'images' / part} has no images (.jpg). Unpack the whole set there")
     found = []
-    for name, image in images.items():
-        if name in annotations:
-            found.append(_Files(name, image, annotations[name]))
+    for key, image in images.items():
+        if key in annotations:
+            found.append(_Files(image.stem, image, annotations[key]))
         else:
-            wanted = root / "annotations" / part / f"{name}.png"
+            wanted = root / "annotations" / part / f"{image.stem}.png"
             problems.append(f"{image} has no annotation {wanted}. Add it, or remove the image")
     notes = []
     lone = sorted(annotations.keys() - images.keys())
     if lone:
-        shown = ", ".join(lone[:3]) + (", ..." if len(lone) > 3 else "")
         where = f"annotations/{part}/" if part else "annotations/"
-        notes.append(f"annotations without an image in {where} are ignored: {len(lone)} ({shown})")
+        notes.append(f"annotations without an image in {where} are ignored: {len(lone)} ({shorten(lone)})")
+    for kind, left_out in (("images", listed.left_out), ("annotations", listed_annotations.left_out)):
+        notes += note_left_out(f"{kind}/{part}/" if part else f"{kind}/", left_out)
     return _Part(found, [printable(note) for note in notes], [printable(problem) for problem in problems])
-
-
-def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> tuple[dict[str, Path], list[str]]:
-    """The pictures of a folder by the stem of their names, sorted, and a problem for each stem that occurs twice."""
-    found: dict[str, Path] = {}
-    problems = []
-    with os.scandir(folder) as entries:
-        # Hidden files are what file managers leave behind, such as ._ADE_train_00000001.jpg.
-        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
-    for path in map(folder.joinpath, names):
-        if path.suffix.lower() not in suffixes:
-            continue
-        if path.stem in found:
-            problems.append(f"{path} has the same name as {found[path.stem].name}. Remove one of the two")
-        else:
-            found[path.stem] = path
-    return found, problems
 
 
 def _read(files: _Files) -> Sample:
@@ -358,7 +361,8 @@ def _read(files: _Files) -> Sample:
     if mask.shape != image.shape[:2]:
         raise FadevizError(
             f"{files.annotation} is {mask.shape[1]}x{mask.shape[0]}, but {files.image} is "
-            f"{image.shape[1]}x{image.shape[0]}: both must have one size. Put the annotation there that belongs to it"
+            f"{image.shape[1]}x{image.shape[0]}: both must have one size (after their orientation tags, if any). "
+            "Put the annotation there that belongs to it"
         )
     return Sample(files.name, image, mask)
 

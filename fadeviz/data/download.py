@@ -8,29 +8,37 @@ takes whatever address still has the set.
 
 from __future__ import annotations
 
-import gzip
+import io
+import math
 import os
 import re
 import stat
-import tarfile
 import tempfile
 import time
-import zipfile
-import zlib
-from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
-from pathlib import Path, PureWindowsPath
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPHandler, HTTPSHandler, Request, build_opener
 
 import pooch
 from tqdm import tqdm
 
 from ..errors import FadevizError
+from .archive import unpack
 
-MAX_UNPACKED = 8 * 1024**3
-"""An archive that unpacks to more bytes than this is refused."""
+GIGABYTE = 10**9
+
+MAX_GB = 8.0
+"""An archive of more gigabytes is refused, and one that unpacks to more; a caller may say otherwise."""
+
+MIN_SPEED = 1.0
+"""Kilobytes that must come a second, on average over ``SPEED_SECONDS`` of waiting; a caller may say otherwise."""
+
+SPEED_SECONDS = 60.0
+"""How long a server may be slower than that."""
 
 TRIES = 4
 """How often a broken connection is taken up again before giving up; the next call goes on from there all the same."""
@@ -43,10 +51,16 @@ TIMEOUT_SECONDS = 30.0
 
 _CHUNK = 1 << 18
 _MARKER = ".unpacked_from_sha256"
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError)
 
 
-def fetch_archive(url: str, sha256: str, folder: str | os.PathLike[str]) -> Path:
+def fetch_archive(
+    url: str,
+    sha256: str,
+    folder: str | os.PathLike[str],
+    *,
+    max_gb: float = MAX_GB,
+    min_speed: float = MIN_SPEED,
+) -> Path:
     """Download a .zip, .tar, .tar.gz or .tgz archive, check it, and unpack it as ``folder``.
 
     A download that broke off is gone on with. The archive is unpacked beside ``folder`` and renamed at the end, so that
@@ -56,15 +70,18 @@ def fetch_archive(url: str, sha256: str, folder: str | os.PathLike[str]) -> Path
         url: http or https address.
         sha256: checksum of the archive, 64 hexadecimal digits.
         folder: what the archive is unpacked as; it must not exist yet.
+        max_gb: gigabytes (10^9 bytes) that the archive may have, and as many that it may unpack to.
+        min_speed: kilobytes (10^3 bytes) a second that must come on average over ``SPEED_SECONDS``; 0 waits for ever.
 
     Returns:
         ``folder``.
 
     Raises:
         FadevizError: a bad address or checksum, no network, another checksum than asked for (nothing is unpacked), a
-            folder that is there already, no archive, one with links or with names that lead out of it, one that unpacks
-            to more than ``MAX_UNPACKED``, a disk that is full.
+            folder that is there already, no archive, one with links or with names that lead out of it, more than
+            ``max_gb``, of more than 200,000 files or folders 64 deep, a server that is too slow, a disk that is full.
     """
+    limits = _Limits(max_gb, min_speed)
     folder = Path(folder).expanduser().absolute()
     sha256 = _check_request(url, sha256)
     if os.path.lexists(folder):
@@ -74,9 +91,9 @@ def fetch_archive(url: str, sha256: str, folder: str | os.PathLike[str]) -> Path
             f"{folder} exists and was not unpacked from this archive. Choose another folder, or remove it"
         )
     archive = folder.with_name(f".{folder.name}.{sha256[:12]}.archive")
-    _download(url, sha256, archive, f"download {url} with a browser and unpack it as {folder}")
+    _download(url, sha256, archive, f"download {url} with a browser and unpack it as {folder}", limits)
     try:
-        _unpack(archive, folder, sha256)
+        _unpack(archive, folder, sha256, limits)
     except FadevizError:
         # The checksum was right, so the same bytes would be refused again.
         archive.unlink(missing_ok=True)
@@ -88,28 +105,59 @@ def fetch_archive(url: str, sha256: str, folder: str | os.PathLike[str]) -> Path
     return folder
 
 
-def fetch_file(url: str, sha256: str, path: str | os.PathLike[str]) -> Path:
+def fetch_file(
+    url: str, sha256: str, path: str | os.PathLike[str], *, max_gb: float = MAX_GB, min_speed: float = MIN_SPEED
+) -> Path:
     """Download one file, such as weights, and check it; resumed and put in place whole, as :func:`fetch_archive`.
 
     Args:
         url: http or https address.
         sha256: checksum of the file, 64 hexadecimal digits.
         path: where it goes; a file with that checksum is left as it is.
+        max_gb: see :func:`fetch_archive`.
+        min_speed: see :func:`fetch_archive`.
 
     Returns:
         ``path``.
 
     Raises:
-        FadevizError: a bad address or checksum, no network, another checksum than asked for, another file in place.
+        FadevizError: a bad address or checksum, no network, another checksum than asked for, another file in place, a
+            file that is too large, a server that is too slow.
     """
+    limits = _Limits(max_gb, min_speed)
     path = Path(path).expanduser().absolute()
     sha256 = _check_request(url, sha256)
     if os.path.lexists(path):
         if path.is_file() and _sha256_of(path) == sha256:
             return path
         raise FadevizError(f"{path} exists and has another SHA256 than {sha256}. Choose another path, or remove it")
-    _download(url, sha256, path, f"download {url} with a browser and save it as {path}")
+    _download(url, sha256, path, f"download {url} with a browser and save it as {path}", limits)
     return path
+
+
+class _Limits:
+    """What a download may cost.
+
+    Attributes:
+        max_bytes: that a file may have, or an archive unpack to.
+        min_speed: bytes a second.
+    """
+
+    def __init__(self, max_gb: float, min_speed: float) -> None:
+        if not 0 < max_gb < math.inf:
+            raise FadevizError(f"max_gb is {max_gb}; a number of gigabytes above 0 is needed")
+        if not 0 <= min_speed < math.inf:
+            raise FadevizError(f"min_speed is {min_speed}; kilobytes a second are needed, or 0 to wait for ever")
+        self.max_bytes = int(max_gb * GIGABYTE)
+        self.min_speed = min_speed * 1000
+
+    def check_bytes(self, count: int, what: str) -> None:
+        """Refuse more bytes than are allowed; ``what`` has them."""
+        if count > self.max_bytes:
+            raise FadevizError(
+                f"{what} more than {self.max_bytes / GIGABYTE:g} GB: nothing is put in place. "
+                "Allow more with max_gb (--max-gb) if you trust it"
+            )
 
 
 def _check_request(url: str, sha256: str) -> str:
@@ -136,9 +184,12 @@ def _sha256_of(path: Path) -> str:
         raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _download(url: str, sha256: str, path: Path, by_hand: str) -> None:
+def _download(url: str, sha256: str, path: Path, by_hand: str, limits: _Limits) -> None:
     """Download to ``path`` through pooch, which checks the checksum and moves the file into place."""
-    downloader = _Resuming(path.with_name(f".{path.name.lstrip('.')}.{sha256[:12]}.part"), by_hand)
+    part = path.with_name(f".{path.name.lstrip('.')}.{sha256[:12]}.part")
+    for file in (path, part):
+        _drop_special(file)
+    downloader = _Resuming(part, by_hand, limits)
     for last in (False, True):
         try:
             pooch.retrieve(
@@ -164,6 +215,65 @@ class _BrokenOff(Exception):
     """The connection ended before the file did."""
 
 
+class _TooSlow(Exception):
+    """Fewer bytes came than the least that is asked for."""
+
+
+class _Watched(io.RawIOBase):
+    """What comes from a server, its headers too: too little of it in too long a time is an error.
+
+    The time counted is that spent waiting for the server, not that spent writing to a disk.
+    """
+
+    def __init__(self, raw: Any, min_speed: float) -> None:
+        super().__init__()
+        self._raw = raw
+        self._min_speed = min_speed
+        self._waited = 0.0
+        self._came = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        began = time.monotonic()
+        count: int | None = self._raw.readinto(buffer)
+        self._waited += time.monotonic() - began
+        self._came += count or 0
+        if self._waited >= SPEED_SECONDS:
+            if self._came < self._min_speed * self._waited:
+                raise _TooSlow(f"{self._came:,} bytes came in {self._waited:.3g} s")
+            self._waited, self._came = 0.0, 0
+        return count
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+            super().close()
+
+
+def _build_opener(min_speed: float) -> Callable[..., Any]:
+    """As ``urlopen``, with every byte of an answer watched."""
+
+    class Answer(HTTPResponse):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.fp: Any = io.BufferedReader(_Watched(self.fp.detach(), min_speed))
+
+    def watched(http_class: type[HTTPConnection]) -> Any:
+        return type("Connection", (http_class,), {"response_class": Answer})
+
+    class Plain(HTTPHandler):
+        def do_open(self, http_class: type[HTTPConnection], req: Request, **options: Any) -> Any:  # type: ignore[override]
+            return super().do_open(watched(http_class), req, **options)
+
+    class Encrypted(HTTPSHandler):
+        def do_open(self, http_class: type[HTTPConnection], req: Request, **options: Any) -> Any:  # type: ignore[override]
+            return super().do_open(watched(http_class), req, **options)
+
+    return build_opener(Plain, Encrypted).open
+
+
 class _Resuming:
     """A downloader for pooch that keeps what came so far in a .part file and goes on from its end.
 
@@ -172,9 +282,10 @@ class _Resuming:
         got: SHA256 of the last download.
     """
 
-    def __init__(self, part: Path, by_hand: str) -> None:
+    def __init__(self, part: Path, by_hand: str, limits: _Limits) -> None:
         self.part = part
         self.by_hand = by_hand
+        self.limits = limits
         self.resumed = False
         self.got = ""
 
@@ -189,6 +300,12 @@ class _Resuming:
                 break
             except _BrokenOff as error:
                 reason = error
+            except _TooSlow as error:
+                raise FadevizError(
+                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same again to go on "
+                    f"from there, ask for less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
+                    f"(--min-speed), or {self.by_hand}"
+                ) from error
         else:
             raise FadevizError(
                 f"the download of {url} broke off ({reason}); {_size(self.part)} bytes are kept. "
@@ -208,25 +325,35 @@ class _Resuming:
             have = have if goes_on else 0
             self.resumed = goes_on
             length = response.headers.get("Content-Length", "")
-            total = have + int(length) if length.isdecimal() else None
+            total = have + int(length) if length.isdecimal() and len(length) < 20 else None
+            self._check_size(url, total or have)
             # `disable=None` draws the bar only on a terminal.
             bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None, leave=False)
             with self.part.open("ab" if goes_on else "wb") as file, bar:
                 for piece in _pieces(response):
-                    file.write(piece)
                     have += len(piece)
+                    self._check_size(url, have)
+                    file.write(piece)
                     bar.update(len(piece))
                 file.flush()
                 os.fsync(file.fileno())
         if total is not None and have < total:
             raise _BrokenOff(f"{have} of {total} bytes came")
 
+    def _check_size(self, url: str, count: int) -> None:
+        try:
+            self.limits.check_bytes(count, f"{url} has")
+        except FadevizError:
+            self.part.unlink(missing_ok=True)
+            raise
+
     def _open(self, url: str, have: int) -> HTTPResponse:
         headers = {"User-Agent": "fadeviz", "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
         try:
-            response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+            opener = _build_opener(self.limits.min_speed)
+            response = opener(Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
         except HTTPError as error:
             with error:
                 if error.code == 416 and have:
@@ -241,14 +368,25 @@ class _Resuming:
             reason = error.reason if isinstance(error, URLError) else error
             host = urlsplit(url).netloc
             raise FadevizError(f"cannot reach {host} ({reason}). Check the network, or {self.by_hand}") from error
+        if not isinstance(response, HTTPResponse):  # an http address can send one on to an ftp one
+            raise FadevizError(f"{url} leads to another kind of address, {response.url}. Give an https:// one")
         return response
+
+
+def _drop_special(path: Path) -> None:
+    """Remove a link or a pipe with the name of a download: one would be written through, the other waited for."""
+    try:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
+    except OSError as error:
+        raise FadevizError(f"cannot write {path}: {error.strerror or error}. Remove what is there") from error
 
 
 def _pieces(response: HTTPResponse) -> Iterator[bytes]:
     # Apart from the writing, so that an OSError here is the network's and one there the disk's.
     while True:
         try:
-            piece = response.read(_CHUNK)
+            piece = response.read1(_CHUNK)  # what is there, without waiting for more
         except (OSError, HTTPException) as error:
             raise _BrokenOff(str(error) or type(error).__name__) from error
         if not piece:
@@ -270,67 +408,16 @@ def _unpacked_from(folder: Path) -> str:
         return ""
 
 
-def _unpack(archive: Path, folder: Path, sha256: str) -> None:
+def _unpack(archive: Path, folder: Path, sha256: str, limits: _Limits) -> None:
     """Unpack beside ``folder``, mark with the checksum, rename. The checksum vouches for bytes, not for intent."""
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.unpacking-", dir=folder.parent) as beside:
         new = Path(beside) / "new"
         new.mkdir()
-        try:
-            # By content: an address often ends in something else than the archive's name.
-            with archive.open("rb") as file:
-                start = file.read(2)
-            if start == b"PK":
-                with zipfile.ZipFile(archive) as opened_zip:
-                    _check_zip(opened_zip)
-                    opened_zip.extractall(new)
-            else:
-                if not hasattr(tarfile, "data_filter"):
-                    raise FadevizError("this Python's tarfile cannot unpack safely. Upgrade to Python 3.11.4 or later")
-                with tarfile.open(archive, "r:gz" if start == b"\x1f\x8b" else "r:") as opened_tar:
-                    _check_tar(opened_tar)
-                    opened_tar.extractall(new, filter="data")
-        except _DAMAGED as error:
-            raise FadevizError(
-                f"what was downloaded is no archive that can be unpacked ({error or type(error).__name__}). "
-                "Give the address of a .zip, .tar, .tar.gz or .tgz file"
-            ) from error
+        unpack(archive, new, limits.check_bytes)
         (new / _MARKER).write_text(sha256 + "\n", encoding="utf-8")
         if os.path.lexists(folder):
             raise FadevizError(f"{folder} came into being during the download. Choose another folder, or remove it")
         os.rename(new, folder)
-
-
-def _check_zip(opened: zipfile.ZipFile) -> None:
-    total = 0
-    for member in opened.infolist():
-        # The upper half holds the Unix mode, 0 where the archive was made elsewhere.
-        kind = stat.S_IFMT(member.external_attr >> 16)
-        if member.flag_bits & 1:
-            raise FadevizError(f"the archive's {member.filename!r} is encrypted: nothing is unpacked. Do it by hand")
-        # Reading stops at the size given here, so that a false one cannot unpack to more.
-        total = _check_member(member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), total + member.file_size)
-
-
-def _check_tar(opened: tarfile.TarFile) -> None:
-    total = 0
-    for member in opened:
-        total = _check_member(member.name, member.isreg() or member.isdir(), total + member.size)
-
-
-def _check_member(name: str, plain: bool, total: int) -> int:
-    """Raise for a member that must not be unpacked; ``total`` is the size up to and with it, and is returned."""
-    # Windows rules are the stricter ones: both slashes, and drives.
-    path = PureWindowsPath(name)
-    if path.anchor or ".." in path.parts:
-        raise FadevizError(f"the archive's {name!r} leads out of its folder: nothing is unpacked. Do not trust it")
-    if not plain:
-        # Links are refused without a look at where they lead: chains of them have outwitted many such checks.
-        raise FadevizError(f"the archive's {name!r} is a link or a device: nothing is unpacked. Unpack it by hand")
-    if total > MAX_UNPACKED:
-        raise FadevizError(
-            f"the archive unpacks to more than {MAX_UNPACKED / 1024**3:.3g} GiB: nothing is unpacked. Unpack it by hand"
-        )
-    return total
 
 
 def _cannot_write(path: Path, error: OSError) -> FadevizError:

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ..errors import FadevizError
+from ..errors import FadevizError, printable
+from ..files import check_regular, read_regular
 from . import Sample, Splits, synthetic
 from .mattes import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
 from .matting_files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
+from .pictures import MAX_BYTES, describe_pictures
 from .synthetic import SMALLEST, SyntheticHorses
 
 SCALES = (1.0, 1.5, 2.0)
@@ -322,7 +324,7 @@ def load_matting(
         "train": list(train.names),
         "test": list(test.names),
         "backgrounds": len(found.backgrounds),
-        "notes": found.notes,
+        "notes": [printable(note) for note in found.notes],
     }
     return Splits(train, test, info)
 
@@ -341,13 +343,34 @@ def check_matting(
     reads: list[Callable[[], object]] = [lambda path=path: read_colours(path) for path in found.backgrounds]  # type: ignore[misc]
     reads += [lambda files=files: read_layers(files, True) for files in found.train]  # type: ignore[misc]
     reads += [lambda files=files: read_whole(files) for files in found.test]  # type: ignore[misc]
-    problems = list(found.problems)
+    problems = [printable(problem) for problem in found.problems]
     for read in reads:
         try:
             read()
         except FadevizError as error:
             problems.append(str(error))
     return list(dict.fromkeys(problems))
+
+
+def describe_matting(folder: str | os.PathLike[str]) -> list[str]:
+    """What the files of a matting folder have that is easily read another way, a line each.
+
+    Raises:
+        FadevizError: as :func:`load_matting`.
+    """
+    found = find_mattes(Path(folder), 0, "", "")
+    mattes = [*found.train, *found.test]
+    named: dict[str, Sequence[Path | None]] = {
+        "images": [path for files in mattes for path in (files.image, files.background)] + [*found.backgrounds],
+        "foregrounds": [files.foreground for files in mattes],
+        "mattes": [files.alpha for files in mattes],
+        "trimaps": [files.trimap for files in mattes],
+    }
+    return [
+        line
+        for what, paths in named.items()
+        for line in describe_pictures((path for path in paths if path is not None), what, "by its colours")
+    ]
 
 
 def _check_size(size: int) -> None:
@@ -362,8 +385,9 @@ def _fingerprint(root: Path, paths: Iterable[Path], backgrounds: Iterable[Path],
         try:
             # The set's own folder may be called anything. The size separates one file from the next.
             name = path.name if path.parent == root else f"{path.parent.name}/{path.name}"
+            check_regular(path, MAX_BYTES)
             digest.update(f"{name}\n{path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes() if read else b"")
+            digest.update(read_regular(path, MAX_BYTES) if read else b"")
         except OSError as error:
             raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()

@@ -22,7 +22,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -31,14 +33,15 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FadevizError
+from ..files import read_regular
 from . import Sample
 from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
-from .pictures import open_picture, to_rgb
+from .pictures import check_opaque, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
 
 TEST_SHARE = 0.22
 """The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+_LARGEST_LIST = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,17 @@ class Layers(NamedTuple):
 # --- reading ---
 
 
-def read_colours(path: Path) -> Pixels:
-    """A picture ``(H, W, 3)`` in RGB.
+def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
+    """A picture ``(H, W, 3)`` in RGB, turned as its orientation tag says.
+
+    Args:
+        path: the file.
+        hidden: where it is transparent its stored colours count, as in a foreground; else white lies behind.
 
     Raises:
         FadevizError: a file that cannot be read.
     """
-    return np.array(to_rgb(open_picture(path), path), dtype=np.uint8)
+    return np.array(to_rgb(open_picture(path), path, hidden=hidden), dtype=np.uint8)
 
 
 def _read_grey(path: Path, what: str) -> Pixels:
@@ -105,11 +112,12 @@ def _read_grey(path: Path, what: str) -> Pixels:
     picture = open_picture(path)
     if picture.mode.startswith(("I", "F")):
         raise FadevizError(f"{path} is a {what} of 16 bits or more (mode {picture.mode}). Convert it to 8 bits")
+    check_opaque(picture, path, what)
     if picture.mode in ("1", "L"):
         return np.array(picture.convert("L"), dtype=np.uint8)
     if picture.mode == "LA":
         return np.array(picture.getchannel("L"), dtype=np.uint8)
-    colours = np.array(to_rgb(picture, path), dtype=np.uint8)
+    colours = np.array(to_rgb(picture, path, hidden=True), dtype=np.uint8)
     if (colours.max(2) - colours.min(2)).max() > 2:
         raise FadevizError(f"{path} is coloured; a {what} is grey. Put the {what} there that belongs to the picture")
     return np.ascontiguousarray(colours[..., 0])
@@ -153,7 +161,7 @@ def _read_with(matte: Pixels, files: MatteFiles, path: Path | None) -> Pixels | 
     """The colours of a file that is as large as its matte; None where there is no such file."""
     if path is None:
         return None
-    colours = read_colours(path)
+    colours = read_colours(path, hidden=path == files.foreground)
     _check_equal(path, files.alpha, colours, matte)
     return colours
 
@@ -230,7 +238,7 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
         raise FadevizError(f"{folder}: its test pictures are whole, test backgrounds are of no use. Leave them out")
     if (folder / "input").is_dir() and (folder / "gt").is_dir():
         found = _find_alphamatting(folder)
-    elif any(path.stem.endswith("_alpha") for path in _pictures(folder).values()):
+    elif any(name.endswith("_alpha") for name in list_folder(folder).files):
         found = _find_pictures(folder)
     else:
         inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
@@ -240,7 +248,7 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
             "holds them"
         )
     if backgrounds:
-        found.backgrounds = _background_files(Path(backgrounds), None)
+        found.backgrounds = _background_files(Path(backgrounds), None, found)
     everything = sorted(found.train, key=lambda files: _seeded(split_seed, files.name))
     if len(everything) == 1:
         found.notes.append("a single picture: it is trained on and tested on")
@@ -266,41 +274,58 @@ def _seeded(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """The pictures of a folder by the stem of their names, sorted; nothing where there is no such folder."""
+def _pictures(folder: Path, found: Found) -> dict[str, Path]:
+    """The images of a folder by the stem of their names; nothing where there is no such folder.
+
+    What is left out, and what cannot be, goes into ``found``.
+    """
     if not folder.is_dir():
         return {}
-    # Hidden files are what file managers leave behind, such as ._GT01.png.
-    files = (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."))
-    return {path.stem: path for path in sorted(files)}
+    listed = list_folder(folder)
+    found.problems += listed.problems
+    found.notes += note_left_out(f"{folder.name}/", listed.left_out)
+    return listed.files
+
+
+def _note_lone(found: Found, what: str, names: Iterable[str]) -> None:
+    """Tell of files that belong to nothing."""
+    lone = sorted(names)
+    if lone:
+        found.notes.append(f"{what} are ignored: {len(lone)} ({shorten(lone)})")
 
 
 def _find_alphamatting(folder: Path) -> Found:
-    images, mattes = _pictures(folder / "input"), _pictures(folder / "gt")
-    trimaps = _pictures(folder / "trimap1") or _pictures(folder / "trimap2")
     found = Found("alphamatting", [], [])
-    for name, image in images.items():
-        if name in mattes:
-            found.train.append(MatteFiles(name, mattes[name], image, trimap=trimaps.get(name)))
+    images, mattes = _pictures(folder / "input", found), _pictures(folder / "gt", found)
+    trimaps = _pictures(folder / "trimap1", found) or _pictures(folder / "trimap2", found)
+    for key, image in images.items():
+        name = image.stem
+        if key in mattes:
+            found.train.append(MatteFiles(name, mattes[key], image, trimap=trimaps.get(key)))
         else:
             found.problems.append(f"{image} has no matte {folder / 'gt' / name}.*. Add the matte, or remove the image")
     if not found.train and not found.problems:
         raise FadevizError(f"{folder / 'input'} has no images. Unpack the whole set there")
+    _note_lone(found, "mattes without an image in gt/", mattes.keys() - images.keys())
     return found
 
 
 def _find_pictures(folder: Path) -> Found:
-    there = _pictures(folder)
     found = Found("pictures", [], [])
-    for stem, alpha in there.items():
-        if not stem.endswith("_alpha"):
+    there = _pictures(folder, found)
+    lone = set(there)
+    for alpha in there.values():
+        if not alpha.stem.endswith("_alpha"):
             continue
-        name = stem.removesuffix("_alpha")
-        if name in there:
-            others = there.get(f"{name}_foreground"), None, there.get(f"{name}_trimap")
-            found.train.append(MatteFiles(name, alpha, there[name], *others))
+        name = alpha.stem.removesuffix("_alpha")
+        key = key_of(name)
+        if key in there:
+            others = there.get(f"{key}_foreground"), None, there.get(f"{key}_trimap")
+            found.train.append(MatteFiles(name, alpha, there[key], *others))
         else:
             found.problems.append(f"{alpha} has no image {folder / name}.*. Add the image, or remove the matte")
+        lone -= {f"{key}{end}" for end in ("", "_alpha", "_foreground", "_trimap")}
+    _note_lone(found, "files without a matte", lone)
     return found
 
 
@@ -313,10 +338,12 @@ def _parts(folder: Path, *needed: str) -> list[Path]:
 def _find_composition(train: Path, test: Path, backgrounds: str, test_backgrounds: str) -> Found:
     found = Found("composition-1k", [], [])
     for part in _parts(train, "fg", "alpha"):
-        mattes = _pictures(part / "alpha")
-        for name, foreground in _pictures(part / "fg").items():
-            if name in mattes:
-                found.train.append(MatteFiles(name, mattes[name], foreground=foreground))
+        mattes, foregrounds = _pictures(part / "alpha", found), _pictures(part / "fg", found)
+        _note_lone(found, f"mattes without a foreground in {part.name}/alpha/", mattes.keys() - foregrounds.keys())
+        for key, foreground in foregrounds.items():
+            name = foreground.stem
+            if key in mattes:
+                found.train.append(MatteFiles(name, mattes[key], foreground=foreground))
             else:
                 found.problems.append(
                     f"{foreground} has no matte {part / 'alpha' / name}.*. Add the matte, or remove the foreground"
@@ -324,7 +351,9 @@ def _find_composition(train: Path, test: Path, backgrounds: str, test_background
     if not found.train and not found.problems:
         raise FadevizError(f"{train} has no fg/ with alpha/, or nothing in them. Unpack the whole training set there")
     names = train / "training_bg_names.txt"
-    found.backgrounds = _background_files(Path(backgrounds or train / "bg"), names if names.is_file() else None)
+    found.backgrounds = _background_files(
+        Path(backgrounds or train / "bg"), names if os.path.lexists(names) else None, found
+    )
     if _parts(test, "merged"):
         _find_merged(test, found)
     else:
@@ -339,16 +368,17 @@ def _find_composition(train: Path, test: Path, backgrounds: str, test_background
 
 def _find_merged(test: Path, found: Found) -> None:
     for part in _parts(test, "merged"):
-        mattes = _pictures(part / "alpha_copy") or _pictures(part / "alpha")
-        trimaps = _pictures(part / "trimaps")
-        for name, image in _pictures(part / "merged").items():
-            alpha = mattes.get(name) or mattes.get(re.sub(r"_\d+$", "", name))
+        mattes = _pictures(part / "alpha_copy", found) or _pictures(part / "alpha", found)
+        trimaps = _pictures(part / "trimaps", found)
+        for key, image in _pictures(part / "merged", found).items():
+            name = image.stem
+            alpha = mattes.get(key) or mattes.get(re.sub(r"_\d+$", "", key))
             if alpha is None:
                 found.problems.append(f"{image} has no matte in {part}/alpha or alpha_copy. Add it")
-            elif name not in trimaps:
+            elif key not in trimaps:
                 found.problems.append(f"{image} has no trimap {part / 'trimaps' / name}.*: testing needs one. Add it")
             else:
-                found.test.append(MatteFiles(name, alpha, image, trimap=trimaps[name]))
+                found.test.append(MatteFiles(name, alpha, image, trimap=trimaps[key]))
 
 
 def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
@@ -363,35 +393,35 @@ def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
     held: dict[str, MatteFiles] = {}
     trimaps: dict[str, Path] = {}
     for part in _parts(test, "fg", "alpha"):
-        mattes = _pictures(part / "alpha")
-        trimaps |= _pictures(part / "trimaps")
-        held |= {
-            name: MatteFiles(name, mattes[name], foreground=path)
-            for name, path in _pictures(part / "fg").items()
-            if name in mattes
-        }
-    there = _pictures(backgrounds)
+        mattes = _pictures(part / "alpha", found)
+        trimaps |= _pictures(part / "trimaps", found)
+        for key, path in _pictures(part / "fg", found).items():
+            if key in held:
+                found.problems.append(f"{path} has the same name as {held[key].foreground}. Remove one of the two")
+            elif key in mattes:
+                held[key] = MatteFiles(path.stem, mattes[key], foreground=path)
+    there = _pictures(backgrounds, found)
     if not there:
         raise FadevizError(f"{backgrounds} has no pictures: test backgrounds are needed. Put them, or a link, there")
     for place, foreground in enumerate(foregrounds):
-        files = held.get(Path(foreground).stem)
+        files = held.get(key_of(Path(foreground).stem))
         if files is None:
             found.problems.append(f"{test} has no fg/ and alpha/ of {foreground}. Add both")
             continue
         for number, ground in enumerate(grounds[place * each : (place + 1) * each]):
-            name = f"{files.name}_{number}"
-            if Path(ground).stem not in there:
+            name, key = f"{files.name}_{number}", key_of(Path(ground).stem)
+            if key not in there:
                 found.problems.append(f"{backgrounds} has no {ground}, which test_bg_names.txt lists. Add it")
-            elif name not in trimaps:
+            elif key_of(name) not in trimaps:
                 found.problems.append(f"{test} has no trimap {name}.* in trimaps/: testing needs one. Add it")
             else:
                 found.test.append(
-                    MatteFiles(name, files.alpha, None, files.foreground, there[Path(ground).stem], trimaps[name])
+                    MatteFiles(name, files.alpha, None, files.foreground, there[key], trimaps[key_of(name)])
                 )
 
 
-def _background_files(folder: Path, names: Path | None) -> list[Path]:
-    there = _pictures(folder)
+def _background_files(folder: Path, names: Path | None, found: Found) -> list[Path]:
+    there = _pictures(folder, found)
     if not there:
         raise FadevizError(
             f"{folder} has no pictures: backgrounds are needed to compose with. Put pictures without the foregrounds' "
@@ -399,7 +429,7 @@ def _background_files(folder: Path, names: Path | None) -> list[Path]:
         )
     if names is None:
         return list(there.values())
-    wanted = sorted({Path(line).stem for line in _lines(names)})
+    wanted = sorted({key_of(Path(line).stem) for line in _lines(names)})
     missing = [name for name in wanted if name not in there]
     if missing:
         raise FadevizError(
@@ -411,7 +441,7 @@ def _background_files(folder: Path, names: Path | None) -> list[Path]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line.strip() for line in read_regular(path, _LARGEST_LIST).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own list there") from error

@@ -1,50 +1,213 @@
-"""Opening picture files whoever made them: decoded whole, or refused in one line."""
+"""Finding and opening image files, one way for all readers: what is read is what a viewer shows, or is refused.
+
+Names are compared in composed Unicode, endings in either case; orientation tags are applied; a palette stands for its
+colours; nothing but regular files is opened. What a folder has besides images is told by :func:`list_folder`.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
+import unicodedata
 import warnings
 import zlib
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import FadevizError
+from ..errors import FadevizError, printable
+from ..files import NoRegularFile, check_regular
 
 MAX_PIXELS = 50_000_000
-"""A larger picture is refused before it is decoded: no data set here has one."""
+"""A larger picture is refused before it is decoded: no data set here has one, and few cameras make one."""
+
+MAX_BYTES = 1 << 29
+"""A larger file is refused before it is read: ``MAX_PIXELS`` of 64 bits, not compressed, and some more."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Endings, in lower case, of what is taken for an image in a folder."""
+
+GROUND = (255, 255, 255)
+"""What lies behind the transparent parts of an image: white, as viewers and browsers have it."""
+
+# Pillow knows more, some of which start other programs (EPS) or are no images of this field.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+# What Pillow raises for files with nonsense in them; of tags that are numbers elsewhere, almost anything.
+_DAMAGED = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(AssertionError, struct.error, zlib.error),
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 274
+_PHOTOMETRIC = 262
+_LISTED = 3
+
+
+# --- folders ---
+
+
+class Listing(NamedTuple):
+    """What a folder holds.
+
+    Attributes:
+        files: the images by the stem of their names in composed Unicode, in the order of the names.
+        left_out: names of what is no image: other endings, hidden files, folders.
+        problems: a line for each name that two files have, and for each image that is no regular file.
+    """
+
+    files: dict[str, Path]
+    left_out: list[str]
+    problems: list[str]
+
+
+def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
+    """The images of a folder; nothing is opened.
+
+    Args:
+        folder: where they lie.
+        suffixes: endings in lower case; either case is taken.
+
+    Raises:
+        FadevizError: a folder that cannot be listed.
+    """
+    found = Listing({}, [], [])
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError as error:
+        raise FadevizError(f"{folder} cannot be listed: {error.strerror or error}. Check its permissions") from error
+    for entry in entries:
+        path = folder / entry.name
+        # os.path, as it takes a link that leads in a circle for what it is: nothing.
+        is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(path)
+        is_folder = not is_file and os.path.isdir(path)
+        if is_folder or is_hidden(path) or path.suffix.lower() not in suffixes:
+            found.left_out.append(entry.name + "/" * is_folder)
+        elif not is_file:
+            found.problems.append(f"{path} is {_kind_of(path)}, not a file. Put the image there, or remove it")
+        elif (key := key_of(path.stem)) in found.files:
+            found.problems.append(f"{path} has the same name as {found.files[key].name}. Remove one of the two")
+        else:
+            found.files[key] = path
+    return found
+
+
+def key_of(name: str) -> str:
+    """A name to compare by: an accent is the same whether it is part of the letter or follows it (NFC, NFD)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether a file is what file managers leave behind: ``.DS_Store``, ``._horse001.jpg``, ``Thumbs.db``."""
+    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini")
+
+
+def note_left_out(where: str, names: Collection[str]) -> list[str]:
+    """The note on what is left out of a folder, or none."""
+    if not names:
+        return []
+    verb = "is no image file" if len(names) == 1 else "are no image files"
+    return [printable(f"left out of {where}: {len(names)} that {verb} ({shorten(names)})")]
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first few of some names, for a message."""
+    listed = list(names)
+    return printable(", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else ""))
+
+
+def _kind_of(path: Path) -> str:
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "a link that leads nowhere" if path.is_symlink() else "gone"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+
+
+# --- files ---
 
 
 def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded picture, in its own mode; ``draft`` lets a JPEG be decoded smaller, down to that size.
+    """The decoded picture, in its own mode, turned as its orientation tag says.
+
+    Args:
+        path: the file.
+        draft: lets a JPEG be decoded smaller, down to that size.
 
     Raises:
-        FadevizError: empty, damaged, cut off, no picture, too large.
+        FadevizError: empty, damaged, cut off, no picture, too large, no regular file, more than one frame.
     """
     try:
+        check_regular(path, MAX_BYTES)
         if path.stat().st_size == 0:
             raise cannot_read(path, "it is empty (0 bytes)")
         with warnings.catch_warnings():
+            # What Pillow remarks on harmless oddities is nothing to stop for; its limit of pixels is.
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if width * height > MAX_PIXELS:
-                    raise cannot_read(path, f"{width}x{height} pixels are far more than this set has")
+            with Image.open(path, formats=_FORMATS) as opened:
+                _check_header(path, opened)
                 if draft:
                     opened.draft("L", draft)
                 opened.load()
-                picture = opened.copy()
+                turn = _TURNS.get(orientation(opened))
+                picture = opened.copy() if turn is None else opened.transpose(turn)
                 # A copy forgets the file format, by which masks are told apart.
                 picture.format = opened.format
                 return picture
     except FadevizError:
         raise
+    except NoRegularFile as error:
+        raise cannot_read(path, str(error)) from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise cannot_read(path, "it has far more pixels than this set has") from error
+        raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
         raise cannot_read(path, "it is no picture, or its first bytes are damaged") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+    except _DAMAGED as error:
         raise cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
+
+
+def _check_header(path: Path, opened: Image.Image) -> None:
+    """Refuse what is too large to decode, or would not be read as it is shown."""
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+        raise _too_large(path, f"{width}x{height} pixels")
+    # The second image of an MPO is a phone's other view of the same photograph.
+    if getattr(opened, "is_animated", False) and opened.format != "MPO":
+        raise FadevizError(f"{path} has more than one frame. Save the one that is meant as an image of its own")
+    if opened.mode.startswith(("I", "F")) and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+        raise FadevizError(f"{path} is a TIFF of 16 bits or more whose 0 is white. Save it with black as 0")
+
+
+def orientation(opened: Image.Image) -> int:
+    """The orientation tag of a picture, 1 where there is none or none that can be read."""
+    try:
+        value = opened.getexif().get(_ORIENTATION, 1)
+    except _DAMAGED:
+        return 1  # the photograph is whole, whatever its tags are
+    return value if value in _TURNS else 1
+
+
+def _too_large(path: Path, pixels: str) -> FadevizError:
+    return FadevizError(
+        f"{path} cannot be read: {pixels} are far more than the {MAX_PIXELS:,} that any image may have. "
+        "Make it smaller, or remove it and what belongs to it"
+    )
 
 
 def cannot_read(path: Path, reason: str) -> FadevizError:
@@ -52,8 +215,21 @@ def cannot_read(path: Path, reason: str) -> FadevizError:
     return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and what belongs to it")
 
 
-def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
-    """The picture in mode RGB.
+def is_lossy(picture: Image.Image) -> bool:
+    """Whether the file that a picture was read from keeps values only nearly."""
+    return picture.format in ("JPEG", "MPO", "WEBP") or picture.info.get("compression") == "jpeg"
+
+
+# --- pixels ---
+
+
+def to_rgb(picture: Image.Image, path: Path, *, hidden: bool = False) -> Image.Image:
+    """The picture in mode RGB; what is transparent lies over ``GROUND``.
+
+    Args:
+        picture: in any mode.
+        path: its file, for messages.
+        hidden: take the stored colours instead, also where they are transparent.
 
     Raises:
         FadevizError: more than 8 bits a channel, which would be cut off; a colour mode that nobody knows.
@@ -61,9 +237,74 @@ def to_rgb(picture: Image.Image, path: Path) -> Image.Image:
     if picture.mode.startswith(("I", "F")):
         raise FadevizError(f"{path} has 16 bits or more a channel (mode {picture.mode}). Convert it to 8 bits")
     try:
-        if picture.mode in ("P", "PA"):
-            # Straight to RGB, Pillow would warn of a palette with transparency.
+        if picture.has_transparency_data:
             picture = picture.convert("RGBA")
+            if not hidden and not _is_opaque(picture):
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*GROUND, 255)), picture)
         return picture.convert("RGB")
     except ValueError as error:
         raise cannot_read(path, f"colour mode {picture.mode} is not known") from error
+
+
+def _is_opaque(picture: Image.Image) -> bool:
+    return picture.getchannel("A").getextrema()[0] == 255
+
+
+def check_opaque(picture: Image.Image, path: Path, what: str) -> None:
+    """Refuse transparency that changes what a mask, a matte or a trimap shows; black may be transparent.
+
+    Raises:
+        FadevizError: something that is not black is transparent, so that the values have two meanings.
+    """
+    if not picture.has_transparency_data:
+        return
+    pixels = np.asarray(picture.convert("RGBA"))
+    if ((pixels[..., 3] < 255) & (pixels[..., :3].max(axis=2) > 0)).any():
+        raise FadevizError(
+            f"{path} is a {what} with transparency over more than black, which has two meanings. "
+            "Save it without transparency"
+        )
+
+
+def palette_of(picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The numbers ``(H, W)`` of a picture with a palette, and the colours ``(256, 3)`` that they stand for."""
+    numbers = np.asarray(picture)
+    table = np.zeros((256, 3), np.uint8)
+    colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    table[: len(colours)] = colours
+    return numbers if numbers.ndim == 2 else numbers[..., 0], table
+
+
+# --- what was met ---
+
+
+def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[str]:
+    """What files have that is easily read another way, a line each with their number and the first few names.
+
+    Only their headers are read; what cannot be read is passed over.
+
+    Args:
+        paths: the files.
+        what: what they are, in the plural: ``"masks"``.
+        palette: how a palette is read: ``"by its colours"``.
+    """
+    looks: dict[str, Callable[[Image.Image], bool]] = {
+        "turned as their orientation tag says": lambda opened: orientation(opened) != 1,
+        f"with a palette, read {palette}": lambda opened: opened.mode in ("P", "PA"),
+        "with transparency": lambda opened: opened.has_transparency_data,
+        "of 16 bits or more": lambda opened: opened.mode.startswith(("I", "F")),
+    }
+    met: dict[str, list[str]] = {look: [] for look in looks}
+    unique = dict.fromkeys(paths)
+    for path in unique:
+        try:
+            check_regular(path, MAX_BYTES)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with Image.open(path, formats=_FORMATS) as opened:
+                    for look, holds in looks.items():
+                        if holds(opened):
+                            met[look].append(path.name)
+        except (*_DAMAGED, Image.DecompressionBombError):
+            continue  # told by whoever reads it
+    return [f"{what} {look}: {len(names)} of {len(unique)} ({shorten(names)})" for look, names in met.items() if names]

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
 from . import Sample, Splits, synthetic
-from .ade20k import check_ade20k, load_ade20k
+from .ade20k import check_ade20k, describe_ade20k, load_ade20k
 from .mattes import crop_unknown
-from .matting import check_matting, load_matting, load_synthetic_mattes
-from .weizmann_horse import check_weizmann, load_weizmann
+from .matting import check_matting, describe_matting, load_matting, load_synthetic_mattes
+from .weizmann_horse import check_weizmann, describe_weizmann, load_weizmann
 
 
 class Wanted(NamedTuple):
@@ -40,6 +40,7 @@ class DataSet:
     Attributes:
         load: gives the pictures.
         check: reads every file of a folder and gives its problems, a line each; None where there is no folder.
+        describe: what its files have that is easily read another way, a line each, such as orientation tags.
         watched: what of a test picture is observed, for pictures of any size.
         whole: a network sees whole pictures, squeezed into the square; else crops of them.
         mirrors: training pictures are mirrored at random already.
@@ -48,6 +49,7 @@ class DataSet:
 
     load: Callable[[Wanted], Splits]
     check: Callable[[Path], list[str]] | None = None
+    describe: Callable[[Path], list[str]] | None = None
     watched: Callable[[Sample, int], Sample] = lambda sample, size: sample
     whole: bool = True
     mirrors: bool = False
@@ -82,12 +84,12 @@ def _mattes(wanted: Wanted) -> Splits:
 DATA: Mapping[str, Mapping[str, DataSet]] = {
     "segmentation": {
         "synthetic": DataSet(_synthetic),
-        "weizmann": DataSet(_weizmann, check_weizmann),
-        "ade20k": DataSet(_ade20k, check_ade20k, whole=False, mirrors=True, subsets=True),
+        "weizmann": DataSet(_weizmann, check_weizmann, describe_weizmann),
+        "ade20k": DataSet(_ade20k, check_ade20k, describe_ade20k, whole=False, mirrors=True, subsets=True),
     },
     "matting": {
         "synthetic": DataSet(_synthetic_mattes, watched=crop_unknown, whole=False, mirrors=True),
-        "mattes": DataSet(_mattes, check_matting, watched=crop_unknown, whole=False, mirrors=True),
+        "mattes": DataSet(_mattes, check_matting, describe_matting, watched=crop_unknown, whole=False, mirrors=True),
     },
 }
 """By task, then by name."""
@@ -132,6 +134,20 @@ def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Spli
     return name, problems, None if problems else found.load(Wanted(str(folder), 64, 0, 0))
 
 
+def describe_data(folder: str | Path, name: str) -> list[str]:
+    """How the files of a folder were read where another reader might read them otherwise, a line each.
+
+    Args:
+        folder: where the set lies, as :func:`check_data` found it whole.
+        name: which set it is.
+
+    Raises:
+        FadevizError: the folder is no longer whole.
+    """
+    described = next(sets[name].describe for sets in DATA.values() if name in sets and sets[name].check is not None)
+    return described(Path(folder)) if described is not None else []
+
+
 _FOLDERS = {
     "weizmann": ("rgb", "figure_ground", "horse", "mask", "weizmann_horse_db"),
     "ade20k": ("annotations", "images", "ADEChallengeData2016"),
@@ -154,4 +170,4 @@ def _guess(folder: Path) -> str:
     )
 
 
-__all__ = ["DATA", "DataSet", "Wanted", "check_data", "find_data"]
+__all__ = ["DATA", "DataSet", "Wanted", "check_data", "describe_data", "find_data"]

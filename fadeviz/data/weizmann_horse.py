@@ -19,8 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError, printable
+from ..files import read_regular
 from . import Sample, Splits
-from .pictures import open_picture, to_rgb
+from .pictures import (
+    MAX_BYTES,
+    Listing,
+    check_opaque,
+    describe_pictures,
+    is_lossy,
+    list_folder,
+    note_left_out,
+    open_picture,
+    palette_of,
+    shorten,
+    to_rgb,
+)
 
 BLACK = 16
 """A picture none of whose values reaches this is taken for a black one."""
@@ -38,7 +51,8 @@ In the original set nine pairs do: two of equal bytes, seven stored anew or in o
 The next pairs differ by 16 and more.
 """
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp"})
+CLEARLY_LIT = 64
+"""A colour that reaches this in a channel is not taken for black."""
 
 
 class _Layout(NamedTuple):
@@ -139,6 +153,9 @@ def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
         folder: where the set lies.
         size: side of the square that every picture is warped to, or ``(height, width)``.
 
+    Names match whatever the case of their endings and however their accents are written; orientation tags are applied;
+    transparent parts of an image are white. A mask with a palette is read by the colours it shows, white is horse.
+
     Raises:
         FadevizError: no such folder, an unknown layout, no images, an image without mask, an image that cannot be read.
     """
@@ -166,6 +183,19 @@ def check_weizmann(folder: str | os.PathLike[str]) -> list[str]:
         except FadevizError as error:
             problems.append(str(error))
     return problems
+
+
+def describe_weizmann(folder: str | os.PathLike[str]) -> list[str]:
+    """What the files of a Weizmann Horse folder have that is easily read another way, a line each.
+
+    Raises:
+        FadevizError: as :func:`read_weizmann`.
+    """
+    files, _, _ = _find(Path(folder))
+    return [
+        *describe_pictures((pair.image for pair in files), "images", "by its colours"),
+        *describe_pictures((pair.mask for pair in files), "masks", "by its colours"),
+    ]
 
 
 def split_train_test(
@@ -257,16 +287,21 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
     """The pictures of a folder, the notes on them, and the problems; black images are replaced or left out."""
     root, layout = _root_of(folder)
-    images, problems = _by_stem(root / layout.image)
-    masks, doubled = _by_stem(root / layout.mask)
-    problems += doubled
-    grays = _by_stem(root / layout.gray)[0] if layout.gray and (root / layout.gray).is_dir() else {}
-    if not images:
-        raise FadevizError(f"{root / layout.image} has no images (.jpg, .png or .bmp). Unpack the whole set there")
+    listed, listed_masks = _by_stem(root / layout.image), _by_stem(root / layout.mask)
+    images, masks = listed.files, listed_masks.files
+    problems = [*listed.problems, *listed_masks.problems]
+    has_gray = layout.gray is not None and (root / layout.gray).is_dir()
+    listed_grays = _by_stem(root / (layout.gray or "")) if has_gray else Listing({}, [], [])
+    grays = listed_grays.files
+    if not images and not problems:
+        raise FadevizError(
+            f"{root / layout.image} has no images (.jpg, .png, .tif or .bmp). Unpack the whole set there"
+        )
     found: list[_Files] = []
     notes: list[str] = []
-    for name, image in images.items():
-        if name not in masks:
+    for key, image in images.items():
+        name = image.stem
+        if key not in masks:
             problems.append(f"{image} has no mask {root / layout.mask / name}.*. Add the mask, or remove the image")
             continue
         try:
@@ -275,16 +310,18 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
             problems.append(str(error))
             continue
         if not black:
-            found.append(_Files(name, image, masks[name]))
-        elif name in grays:
-            notes.append(f"{layout.image}/{image.name} is black: {layout.gray}/{grays[name].name} stands in for it")
-            found.append(_Files(name, grays[name], masks[name]))
+            found.append(_Files(name, image, masks[key]))
+        elif key in grays:
+            problems += [problem for problem in listed_grays.problems if problem not in problems]
+            notes.append(f"{layout.image}/{image.name} is black: {layout.gray}/{grays[key].name} stands in for it")
+            found.append(_Files(name, grays[key], masks[key]))
         else:
             notes.append(f"{layout.image}/{image.name} is black and has no gray picture: it is left out")
     lone = sorted(masks.keys() - images.keys())
     if lone:
-        shown = ", ".join(lone[:3]) + (", ..." if len(lone) > 3 else "")
-        notes.append(f"masks without an image in {layout.mask}/ are ignored: {len(lone)} ({shown})")
+        notes.append(f"masks without an image in {layout.mask}/ are ignored: {len(lone)} ({shorten(lone)})")
+    notes += note_left_out(f"{layout.image}/", listed.left_out)
+    notes += note_left_out(f"{layout.mask}/", listed_masks.left_out)
     return found, [printable(note) for note in notes], [printable(problem) for problem in problems]
 
 
@@ -303,24 +340,16 @@ def _root_of(folder: Path) -> tuple[Path, _Layout]:
     )
 
 
-def _by_stem(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The pictures of a folder by the stem of their names, sorted, and a problem for each stem that occurs twice."""
-    found: dict[str, Path] = {}
-    problems = []
-    for path in sorted(folder.iterdir(), key=lambda path: (path.stem, path.name)):
-        # Hidden files are what file managers leave behind, such as ._horse001.jpg.
-        if path.suffix.lower() not in _SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        if path.stem in found:
-            problems.append(f"{path} has the same name as {found[path.stem].name}. Remove one of the two")
-        else:
-            found[path.stem] = path
-    return found, problems
+def _by_stem(folder: Path) -> Listing:
+    """The images of a folder, sorted by stem."""
+    listed = list_folder(folder)
+    in_order = sorted(listed.files.items(), key=lambda item: (item[1].stem, item[1].name))
+    return listed._replace(files=dict(in_order))
 
 
 def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise FadevizError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -344,25 +373,77 @@ def _read_pair(files: _Files) -> tuple[Image.Image, NDArray[np.bool_]]:
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
     picture = open_picture(path)
-    # Palette pictures are read by index: the palette is only how viewers colour the classes.
-    values = np.asarray(picture if picture.mode in ("1", "L", "P", "I", "I;16") else picture.convert("L"))
-    if picture.format == "JPEG":
-        middle = float(np.mean((values >= 64) & (values <= 191)))
-        if middle > MIDDLE_SHARE:
-            raise FadevizError(
-                f"{path} is no mask: {middle:.0%} of its values lie in 64..191, at most {MIDDLE_SHARE:.0%} may. "
-                "Put the figure-ground mask there"
-            )
-        mask = values > 127
+    check_opaque(picture, path, "mask")
+    if picture.mode in ("P", "PA"):
+        mask = _by_colours(picture, path)
+    elif is_lossy(picture):
+        mask = _by_level(picture, path)
     else:
-        there = np.unique(values).tolist()
-        if not (set(there) <= {0, 1} or set(there) <= {0, 255}):
-            shown = ", ".join(str(int(value)) for value in there[:6]) + (", ..." if len(there) > 6 else "")
-            raise FadevizError(f"{path} has the values {shown}. A mask has only 0 and 1, or only 0 and 255")
-        mask = values > 0
+        mask = _by_value(picture, path)
     if mask.all() or not mask.any():
         raise FadevizError(f"{path} is all {'horse' if mask.any() else 'ground'}. Put the figure-ground mask there")
     return np.asarray(mask, dtype=np.bool_)
+
+
+def _by_level(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
+    """A mask that is black and white only nearly."""
+    values = np.asarray(_to_grey(picture, path))
+    middle = float(np.mean((values >= 64) & (values <= 191)))
+    if middle > MIDDLE_SHARE:
+        raise FadevizError(
+            f"{path} is no mask: {middle:.0%} of its values lie in 64..191, at most {MIDDLE_SHARE:.0%} may. "
+            "Put the figure-ground mask there"
+        )
+    return np.asarray(values > 127)
+
+
+def _by_value(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
+    """A mask that is exactly black and white, or whose values are the two classes."""
+    deep = picture.mode.startswith(("I", "F"))
+    values = np.asarray(picture if picture.mode == "1" or deep else _to_grey(picture, path))
+    there = set(np.unique(values).tolist())
+    if not any(there <= {0, white} for white in (1, 255, *([65535] if deep else []))):
+        first = [f"{value:g}" for value in sorted(there)[:6]]
+        shown = ", ".join(first) + (", ..." if len(there) > 6 else "")
+        raise FadevizError(f"{path} has the values {shown}. A mask has only 0 and 1, or only 0 and 255")
+    return np.asarray(values > 0)
+
+
+def _to_grey(picture: Image.Image, path: Path) -> Image.Image:
+    if picture.mode == "LA":
+        return picture.getchannel("L")
+    return picture if picture.mode == "L" else to_rgb(picture, path, hidden=True).convert("L")
+
+
+def _by_colours(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
+    """A mask with a palette: the lighter of two colours is horse, as tools number black and white either way.
+
+    Colours that are not black and white are there to look at, and the numbers are the classes, 0 and 1. A mask whose
+    colours say one thing and whose numbers another is refused.
+    """
+    numbers, table = palette_of(picture)
+    used = np.unique(numbers)
+    colours = np.unique(table[used], axis=0)
+    if len(colours) == 1:
+        raise FadevizError(f"{path} has one colour alone, {_colour(colours[0])}. Put the figure-ground mask there")
+    if len(colours) > 2:
+        raise FadevizError(f"{path} has {len(colours)} colours. A mask has only black and white; save it without loss")
+    lightness = colours @ np.array([0.299, 0.587, 0.114])
+    dark, light = colours[np.argsort(lightness, kind="stable")]
+    is_light = (table == light).all(axis=1)
+    both_grey = int((colours.max(axis=1) - colours.min(axis=1)).max()) < BLACK
+    by_colour = (dark.max() < BLACK and light.max() >= CLEARLY_LIT) or (both_grey and abs(np.diff(lightness)[0]) > 127)
+    by_number = used.tolist() in ([0, 1], [0, 255]) and bool(is_light[used[1]])
+    if not (by_colour or by_number):
+        raise FadevizError(
+            f"{path} shows {_colour(dark)} and {_colour(light)}: which of them is the horse cannot be known. "
+            "Save it in black and white, the horse white"
+        )
+    return np.asarray(is_light[numbers])
+
+
+def _colour(colour: NDArray[np.uint8]) -> str:
+    return f"({', '.join(map(str, colour.tolist()))})"
 
 
 def _resize_image(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -34,9 +34,9 @@ def new_file(path: Path, suffix: str, is_ours: Callable[[Path], bool], *, overwr
         raise FadevizError(f"cannot write {path.name}: this export is one file. Give a name that ends in {suffix}")
     if path.is_dir():
         raise FadevizError(f"{path} is a folder, this export is one file. Choose another -o")
-    if path.exists():
+    if os.path.lexists(path):
         _refuse_unless(overwrite, path)
-        if not is_ours(path):
+        if not path.is_file() or not is_ours(path):  # a pipe would be waited for
             raise FadevizError(f"{path} was not written by this export: it is not replaced. Choose another -o")
     with replacing(path) as partial:
         yield partial

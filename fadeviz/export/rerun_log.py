@@ -26,13 +26,14 @@ def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
     with needs("rerun"):
         import rerun
     drawing.check()
+    cells = 0
     with new_file(out, ".rrd", _is_ours, overwrite=overwrite) as partial:
         recording = rerun.RecordingStream(_APPLICATION, recording_id=selection.run.run_id, send_properties=False)
         try:
             recording.save(partial)
             recording.log(["run.json"], rerun.TextDocument(json.dumps(selection.run.info, indent=2)), static=True)
             seen = selection.observation()
-            for index, number in enumerate(selection.images):
+            for index, number in enumerate(selection.images if seen else ()):
                 at = ["observed", selection.label(number)]
                 recording.log([*at, "picture"], rerun.Image(seen["images"][index]), static=True)
                 recording.log([*at, "mask"], rerun.SegmentationImage(seen["masks"][index]), static=True)
@@ -43,13 +44,14 @@ def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
                 recording.set_time("step", sequence=step)
                 recording.log(["metrics", name], rerun.Scalars(value))
             for movie in draw(selection, drawing):
+                cells += movie.sequence.non_finite
                 for step, pixels in movie.frames():
                     recording.set_time("step", sequence=step)
                     recording.log(["maps", *movie.name.split("/")], rerun.Image(np.ascontiguousarray(pixels)))
             recording.flush()
         finally:
             recording.disconnect()
-    return selection.notes + undrawn(selection)
+    return selection.notes + undrawn(selection, cells)
 
 
 def _is_ours(path: Path) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -18,7 +17,10 @@ from ..render.frames import FrameSequence, select_frames
 from ..render.labels import truth_picture
 from ..render.normalize import SCOPES
 from ..runs import Maps, Run, common_steps
-from ..snapshots import KINDS
+from ..snapshots import CHANNEL_KINDS, KINDS
+
+CHANNELS_DRAWN = 8
+"""So many representative channels of a map are drawn."""
 
 _TILE = 128
 """Pixels that a drawn map is about wide."""
@@ -89,13 +91,15 @@ class Selection:
     def label(self, number: int) -> str:
         """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
         name = self.names[self.images.index(number)]
-        return safe_name(name if self.names.count(name) == 1 else f"{number} {name}")
+        return safe_name(name if len(set(self.names)) == len(self.names) else f"{number} {name}")
 
     def observation(self) -> dict[str, NDArray[np.uint8]]:
         """The exported ones of the observed ``images``, ``(n, H, W, 3)``, and their ``masks``, ``(n, H, W)``.
 
-        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``.
+        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``. Empty where the run has lost them.
         """
+        if self.run.lost:
+            return {}
         arrays = dict(zip(("images", "masks"), self.run.observation, strict=True))
         arrays |= zip(("alphas", "trimaps"), self.run.mattes or (), strict=False)
         return {name: values[list(self.images)] for name, values in arrays.items()}
@@ -106,20 +110,49 @@ class Selection:
 
     def metrics(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
         """The run's numbers: the step of each line, and for each name its values; NaN where a line has none."""
-        lines = [line for line in self.run.metrics() if 0 <= line["step"] < 2**63]
-        names = dict.fromkeys(key for line in lines for key in line if key != "step")
-        columns = {name: np.array([_number(line.get(name)) for line in lines]) for name in names}
-        steps = np.array([line["step"] for line in lines], np.int64)
-        return steps, {name: values for name, values in columns.items() if not np.isnan(values).all()}
+        lines = _lines(self.run)
+        columns = {name: np.array([_number(line.get(name), math.nan) for line in lines]) for name in _names(lines)}
+        return np.array([line["step"] for line in lines], np.int64), columns
+
+    def scalars(self) -> Iterator[tuple[str, int, float]]:
+        """Each number of the run's metrics, those that are not finite too: its name, the step, the value."""
+        lines = _lines(self.run)
+        for name in _names(lines):
+            for line in lines:
+                value = _number(line.get(name))
+                if value is not None:
+                    yield name, line["step"], value
 
 
-def _number(value: object) -> float:
+def _lines(run: Run) -> list[dict[str, Any]]:
+    """The lines of a run's metrics whose step an export can hold."""
+    return [line for line in run.metrics() if 0 <= line["step"] < 2**63]
+
+
+def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the lines have numbers of."""
+    names = dict.fromkeys(key for line in lines for key in line if key != "step")
+    return [name for name in names if any(_number(line.get(name)) is not None for line in lines)]
+
+
+def _number(value: object, otherwise: float | None = None) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return math.nan
+        return otherwise
     try:
         return float(value)
     except OverflowError:
-        return math.nan
+        return otherwise
+
+
+def _left_out(run: Run) -> Iterator[str]:
+    """What of a run no export can hold, a sentence each."""
+    yield from (f"left out {name} ({reason})" for name, reason in run.broken.items())
+    lines, every = _lines(run), run.metrics()
+    names = dict.fromkeys(key for line in lines for key in line if key != "step")
+    if texts := [name for name in names if name not in _names(lines)]:
+        yield f"left out of the metrics, as no numbers that a float holds: {', '.join(texts)}"
+    if len(lines) < len(every):
+        yield f"left out {len(every) - len(lines)} lines of the metrics: their steps are no numbers from 0 on"
 
 
 def select(
@@ -142,7 +175,7 @@ def select(
     for layer in layers:
         for kind in kinds or run.layers.get(layer, ("feature",)):  # the latter for Run's own error
             run.check(layer, kind)
-    count = len(run.observation[0])
+    count = _observed_images(run, shown)
     numbers = tuple(range(count)) if images is None else tuple(sorted(set(images)))
     for number in numbers:
         if not 0 <= number < count:
@@ -150,12 +183,13 @@ def select(
     if not numbers:
         raise FadevizError(f"no images of {run.address} were asked for: there are {count}")
     parts: list[Part] = []
-    notes: list[str] = []
+    notes = [run.lost] if run.lost else []
     for layer, recorded in run.layers.items():
         for kind in recorded:
             if (layers and layer not in layers) or (kinds and kind not in kinds):
                 continue
-            for maps in _calls(run, layer, kind, shown):
+            for call in run.calls(layer, kind):
+                maps = run.maps(layer, kind, steps=shown, call=call)
                 kept = (0,) if kind == "constant" else tuple(n for n in numbers if n < maps.shape[1])
                 if kept:
                     parts.append(Part(maps, kept))
@@ -167,14 +201,14 @@ def select(
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other --images")
     told = run.info.get("observation", {}).get("names") or []
     names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
-    return Selection(run, shown, numbers, names, tuple(parts), tuple(notes))
+    return Selection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes))
 
 
-def _calls(run: Run, layer: str, kind: str, steps: Sequence[int]) -> Iterator[Maps]:
-    yield run.maps(layer, kind, steps=steps)
-    with suppress(FadevizError):  # the call after the last one
-        for call in itertools.count(1):
-            yield run.maps(layer, kind, steps=steps, call=call)
+def _observed_images(run: Run, steps: Sequence[int]) -> int:
+    """How many images the run observed; where it has lost them, of how many it has maps."""
+    if not run.lost:
+        return len(run.observation[0])
+    return max(run.maps(layer, kind, steps=steps[:1]).shape[1] for layer, kinds in run.layers.items() for kind in kinds)
 
 
 def safe_name(name: str) -> str:
@@ -240,12 +274,9 @@ class Movie:
 
 
 def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
-    """The maps of a selection as pictures, one movie after the other; of channels the representative ones.
-
-    Maps of a layer's second and later calls are not drawn: see :func:`undrawn`.
-    """
+    """The maps of a selection as pictures, one movie after the other; of channels the representative ones."""
     for part in selection.parts:
-        for image in part.images if part.maps.call == 0 else ():
+        for image in part.images:
             for sequence in select_frames(
                 [selection.run],
                 layer=part.layer,
@@ -253,8 +284,12 @@ def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
                 image=image,
                 steps=selection.steps,
                 normalize=drawing.normalize,
+                how_many=CHANNELS_DRAWN,
+                call=part.maps.call,
             ):
                 name = f"{safe_name(part.layer)}/{part.kind}"
+                if part.maps.call:
+                    name += f"/call {part.maps.call}"
                 if part.kind != "constant":  # of no image
                     name += f"/{selection.label(image)}"
                 if sequence.channel is not None:
@@ -262,7 +297,16 @@ def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
                 yield Movie(part.layer, part.kind, name, sequence, drawing.colormap)
 
 
-def undrawn(selection: Selection) -> tuple[str, ...]:
-    """Notes of what :func:`draw` leaves out, a sentence each."""
-    later = dict.fromkeys(part.layer for part in selection.parts if part.maps.call > 0)
-    return tuple(f"{layer} ran several times in a forward pass: its first call alone is drawn" for layer in later)
+def undrawn(selection: Selection, cells: int) -> tuple[str, ...]:
+    """Notes of what :func:`draw` leaves out, or paints apart, a sentence each; ``cells`` of all maps are not finite."""
+    many = {
+        part.kind: part.shape[2]
+        for part in selection.parts
+        if part.kind in CHANNEL_KINDS and part.shape[2] > CHANNELS_DRAWN
+    }
+    notes = [
+        f"{kind}: at most {CHANNELS_DRAWN} of {count} channels of an image are drawn, the representative ones; "
+        "--to npz and --to zarr hold all"
+        for kind, count in many.items()
+    ]
+    return (*notes, *([f"{cells} cells are NaN or infinite; they are painted magenta"] if cells else []))

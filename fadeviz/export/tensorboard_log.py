@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import shlex
 from collections.abc import Iterator
@@ -41,6 +40,7 @@ def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, over
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
     drawing.check()
+    cells = 0
 
     def picture(step: int, tag: str, pixels: NDArray[np.uint8]) -> Any:
         image = Summary.Image(
@@ -59,9 +59,10 @@ def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, over
         for name, pixels in observed(selection):
             writer.write(picture(0, f"observed/{name}", pixels).SerializeToString(deterministic=True))
         for movie in draw(selection, drawing):
+            cells += movie.sequence.non_finite
             for step, pixels in movie.frames():
                 writer.write(picture(step, movie.name, pixels).SerializeToString(deterministic=True))
-    notes = selection.notes + undrawn(selection)
+    notes = selection.notes + undrawn(selection, cells)
     if len(selection.steps) > SHOWN:
         notes += (
             f"TensorBoard shows {SHOWN} of the {len(selection.steps)} steps unless told to show all: "
@@ -71,17 +72,13 @@ def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, over
 
 
 def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
-    """Every finite number of the run's metrics: a name that is safe to be a path, the step, the value."""
-    steps, columns = selection.metrics()
-    for name, values in columns.items():
-        for step, value in zip(steps.tolist(), values.tolist(), strict=True):
-            if math.isfinite(value):
-                yield safe_name(name), step, value
+    """Every number of the run's metrics, NaN and infinite ones too: a name that is safe in a path, step, value."""
+    return ((safe_name(name), step, value) for name, step, value in selection.scalars())
 
 
 def observed(selection: Selection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Each observed picture beside its truth, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
-    for index, picture in enumerate(selection.observation()["images"]):
+    for index, picture in enumerate(selection.observation().get("images", ())):
         yield selection.label(selection.images[index]), np.concatenate([picture, selection.truth(index)], axis=1)
 
 

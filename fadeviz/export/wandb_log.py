@@ -49,7 +49,7 @@ def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
         new_folder(out, _OURS, _MARK, overwrite=overwrite) as partial,
         tempfile.TemporaryDirectory(prefix="fadeviz-wandb-") as scratch,
     ):
-        lines = _draw_all(selection, drawing, Path(scratch))
+        lines, cells = _draw_all(selection, drawing, Path(scratch))
         run_id = "fadeviz-" + (re.sub(r"[^A-Za-z0-9_-]", "-", selection.run.run_id)[:40] or "run")
         (Path(scratch) / "run.json").write_text(
             json.dumps({"id": run_id, "name": selection.run.title, "config": selection.run.info, "lines": lines})
@@ -57,11 +57,15 @@ def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
         _log(Path(scratch), partial, _SECONDS + 0.1 * sum(len(line["pictures"]) for line in lines))
         _tidy(partial / "wandb")
     how = f"nothing was sent. Send it: wandb sync {shlex.quote(str(out))}/wandb/offline-run-*"
-    return (*selection.notes, *undrawn(selection), how)
+    return (*selection.notes, *undrawn(selection, cells), how)
 
 
-def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> list[dict[str, Any]]:
-    """Write every picture to ``folder``; return a line a step, as W&B takes steps in order alone."""
+def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """Write every picture to ``folder``; return a line a step, as W&B takes steps in order alone.
+
+    And how many cells of all maps are not finite.
+    """
+    cells = 0
     lines: dict[int, dict[str, Any]] = {}
 
     def line(step: int) -> dict[str, Any]:
@@ -77,9 +81,10 @@ def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> list[dict
     for name, pixels in observed(selection):
         keep(0, f"observed/{name}", as_png(pixels))
     for movie in draw(selection, drawing):
+        cells += movie.sequence.non_finite
         for step, pixels in movie.frames():
             keep(step, movie.name, as_png(pixels))
-    return [lines[step] for step in sorted(lines)]
+    return [lines[step] for step in sorted(lines)], cells
 
 
 def _log(scratch: Path, out: Path, seconds: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from ..upsamplers import Skip, Upsampler, build_upsampler, parse_upsampler
+from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
 from .pretrained import read_pretrained, transformers_for
 
 STEM = 64
@@ -268,6 +268,7 @@ class MattingNet(nn.Module):
                 raise FadevizError(
                     f"MattingNet: every stage doubles, but {name} has scale_factor {operator.scale_factor}. Use 2"
                 )
+            check_keeps_channels("MattingNet", name, operator)
             self.decoder.append(MattingStage(operator, shortcut, conv))
 
     def forward(self, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError, unknown_name
-from ..upsamplers import UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler
+from ..upsamplers import UPSAMPLERS, Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
 from .pretrained import read_pretrained, transformers_for
 
 
@@ -56,6 +56,7 @@ class Climb(nn.ModuleDict):
                 raise FadevizError(
                     f"SegFormer: every operator doubles, but {name} has scale_factor {operator.scale_factor}. Use 2"
                 )
+            check_keeps_channels("SegFormer", name, operator)
             self[place] = operator
         self.reads = UPSAMPLERS[name].needs
 

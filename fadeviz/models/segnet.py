@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import FadevizError
-from ..upsamplers import Skip, Upsampler, build_upsampler, parse_upsampler
+from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of convolutions of the five encoder stages of VGG16, finest first."""
@@ -102,6 +102,7 @@ class SegNet(nn.Module):
                 raise FadevizError(
                     f"SegNet: every stage doubles, but {name} has scale_factor {operator.scale_factor}. Use 2"
                 )
+            check_keeps_channels("SegNet", name, operator)
             self.decoder.append(DecoderStage(operator, convs))
 
     def forward(self, images: Tensor) -> Tensor:

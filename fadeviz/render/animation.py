@@ -17,8 +17,20 @@ from ..errors import FadevizError, MissingExtra
 from ..files import replacing
 from ..runs import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
+from .fonts import font, spell
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import captions, font, heading, image_name, number, outline, shorten, truth_name, truth_regions, wrap
+from .labels import (
+    captions,
+    heading,
+    image_name,
+    number,
+    outline,
+    shorten,
+    steps_sentence,
+    truth_name,
+    truth_regions,
+    wrap,
+)
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -26,6 +38,9 @@ MAX_SIDE = 16_383
 """What a WebP can hold; a larger frame is a mistake in ``scale``."""
 MAX_DURATION = 655_350
 """What a GIF can hold, in milliseconds."""
+
+MAX_FRAMES = 300
+"""So many are shown where no steps are named: half a minute, and as much as the file formats' writers can hold."""
 
 _TILE = 256
 """About how many pixels a tile is wide, and how many the sizes below are meant for."""
@@ -47,6 +62,7 @@ def write_animation(
     normalize: str = "frame",
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
+    call: int = 0,
     colormap: str = "gray",
     scale: int | None = None,
 ) -> tuple[str, ...]:
@@ -59,7 +75,7 @@ def write_animation(
         runs: one run, or several to be compared, side by side.
         path: the file to write; it is replaced only by a whole one.
         duration_ms: how long a frame stays, in milliseconds: a multiple of 10, at least 20.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
         colormap: ``gray`` or a name that matplotlib knows.
         scale: pixels a map value is wide and high; None makes tiles of about 256 pixels.
 
@@ -89,7 +105,9 @@ def write_animation(
         normalize=normalize,
         percentiles=percentiles,
         steps=steps,
+        call=call,
         centered=is_diverging(colormap),
+        at_most=MAX_FRAMES,
     )
     layout = find_layout(sequences, scale=scale)
     notes = all_notes(sequences)
@@ -123,7 +141,7 @@ class Layout:
         unit: how much larger than for a tile of 256 pixels words and gaps are.
         tile: width and height of a tile.
         scale: pixels a map value is wide and high.
-        picture: the upper left corner of the observed image.
+        picture: the upper left corner of the observed image; where there is none, of the first tile.
         tiles: for each sequence the upper left corner of its tile.
         pitch: how much room a tile has from side to side.
         progress: top of the line with the step.
@@ -167,14 +185,17 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
     columns = min(_ROW, len(sequences))
     rows = math.ceil(len(sequences) / columns)
     top, row_height = px(36), tile[1] + px(62)
-    total = 2 * margin + (columns + 1) * room + columns * gap
+    ahead = int(_shown(sequences) is not None)  # the image, on the left of all rows
+    total = 2 * margin + (columns + ahead) * room + (columns + ahead - 1) * gap
     total += total % 2
     tiles = [
-        (margin + (index % columns + 1) * (room + gap), top + index // columns * row_height)
+        (margin + (index % columns + ahead) * (room + gap), top + index // columns * row_height)
         for index in range(len(sequences))
     ]
     progress = top + rows * row_height - px(62) + px(36)
-    lines = [line for text in captions(sequences) for line in wrap(text, px(11), total - 2 * margin)]
+    sentences = captions(sequences)
+    sentences[1] += steps_sentence(sequences)
+    lines = [line for text in sentences for line in wrap(text, px(11), total - 2 * margin)]
     below = progress + px(32)
     bottom = below + len(lines) * px(15) + px(12)
     if max(total, bottom) > MAX_SIDE:
@@ -213,14 +234,16 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     px, (width, height) = layout.px, layout.tile
     first = sequences[0]
-    corners = [layout.picture, *layout.tiles]
-    for (x, y), name in zip(corners, ["Image", *map(heading, sequences)], strict=True):
-        text = shorten(name, px(15), layout.pitch, bold=True)
+    shown = _shown(sequences)
+    corners = [layout.picture, *layout.tiles] if shown else layout.tiles
+    for (x, y), name in zip(corners, [*(["Image"] if shown else []), *map(heading, sequences)], strict=True):
+        text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
-    x, y = layout.picture
-    below = shorten(f"{image_name(first)}, {truth_name(first.run)} outlined", px(11), layout.pitch)
-    draw.text((x, y + height + px(26)), below, _FAINT, font(px(11)), anchor="ls")
+    if shown:
+        x, y = layout.picture
+        below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
+        draw.text((x, y + height + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
     for step in first.steps:
@@ -281,8 +304,19 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
     canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
 
-def _observed(sequence: FrameSequence, layout: Layout) -> NDArray[np.uint8]:
-    """The observed image at the size of a tile, the truth's border drawn on it in white with a black rim."""
+def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
+    """The first sequence whose run still has the image."""
+    return next((sequence for sequence in sequences if sequence.picture is not None), None)
+
+
+def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.uint8]:
+    """The observed image at the size of a tile, the truth's border drawn on it in white with a black rim.
+
+    Empty where no run has it any more.
+    """
+    sequence = _shown(sequences)
+    if sequence is None or sequence.picture is None:
+        return np.zeros((0, 0, 3), np.uint8)
     picture = np.array(Image.fromarray(sequence.picture).resize(layout.tile, Image.Resampling.LANCZOS))
     regions = Image.fromarray(truth_regions(sequence.run, sequence.image))
     line = outline(np.asarray(regions.resize(layout.tile, Image.Resampling.NEAREST)))
@@ -296,7 +330,7 @@ def _observed(sequence: FrameSequence, layout: Layout) -> NDArray[np.uint8]:
 def _rgb_frames(
     sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
-    observed, bar = _observed(sequences[0], layout), colors[_bar(layout)]
+    observed, bar = _observed(sequences, layout), colors[_bar(layout)]
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = gray[..., None].repeat(3, axis=2)
         _paste(canvas, layout.picture, observed)
@@ -331,7 +365,9 @@ def _write_gif(
                 f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
             )
     words, bar = merged[words], merged[_bar(layout)]
-    observed = merged[picture_ramp][np.asarray(Image.fromarray(_observed(sequences[0], layout)).convert("L"))]
+    image = _observed(sequences, layout)
+    greys = np.asarray(Image.fromarray(image).convert("L")) if image.size else np.zeros((0, 0), np.uint8)
+    observed = merged[picture_ramp][greys]
     frames = []
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = words[gray]

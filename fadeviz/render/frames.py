@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..runs import Run, common_steps
+from ..runs import Run, check_layer, common_steps, describe_calls, run_labels
 from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
@@ -30,6 +31,9 @@ class FrameSequence:
         image: index of the observed image.
         channel: index of the channel, for ``CHANNEL_KINDS``; None otherwise.
         chosen: whether the channel was chosen by :func:`select_channels`, not named.
+        call: which call of the layer in a forward pass.
+        calls: how many calls of it were recorded.
+        among: how many channels there are to choose from; None but for ``CHANNEL_KINDS``.
         steps: the T steps shown, increasing.
         maps: ``(T, h, w)`` float32, as recorded.
         unit: ``(T, h, w)`` float32 in [0, 1]; NaN where a map is not finite.
@@ -37,8 +41,8 @@ class FrameSequence:
         scope: over what the limits were computed, a name in ``SCOPES``.
         percentiles: in percent; (0, 100) is minimum and maximum.
         centered: whether the limits are symmetric about 0.
-        picture: ``(H, W, 3)`` uint8, the observed image.
-        mask: ``(H, W)`` uint8, its true mask.
+        picture: ``(H, W, 3)`` uint8, the observed image; None where the run has lost it.
+        mask: ``(H, W)`` uint8, its true mask; None with the picture.
         notes: what was left out or painted apart, a sentence each.
     """
 
@@ -49,6 +53,9 @@ class FrameSequence:
     image: int
     channel: int | None
     chosen: bool
+    call: int
+    calls: int
+    among: int | None
     steps: tuple[int, ...]
     maps: NDArray[np.float32]
     unit: NDArray[np.float32]
@@ -56,8 +63,8 @@ class FrameSequence:
     scope: str
     percentiles: tuple[float, float]
     centered: bool
-    picture: NDArray[np.uint8]
-    mask: NDArray[np.uint8]
+    picture: NDArray[np.uint8] | None
+    mask: NDArray[np.uint8] | None
     notes: tuple[str, ...]
 
     @property
@@ -78,6 +85,8 @@ def select_frames(
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
     centered: bool = False,
+    call: int = 0,
+    at_most: int | None = None,
 ) -> list[FrameSequence]:
     """The maps to draw, one sequence a run, or one a run and channel for ``CHANNEL_KINDS``.
 
@@ -93,6 +102,8 @@ def select_frames(
         percentiles: in percent, the ends of the range; (0, 100) is minimum and maximum.
         steps: which steps, or None for all that the runs have in common.
         centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
+        call: which call of a layer that runs several times in a forward pass.
+        at_most: where no ``steps`` are named and there are more, so many of them: evenly spread, with a note.
 
     Raises:
         FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit
@@ -109,22 +120,39 @@ def select_frames(
             if run.same_place(other):
                 raise FadevizError(f"{other.address} and {run.address} are the same run, {run.run_id}. Give it once")
     chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
-    for run in runs:
-        run.check(chosen_layer, kind)
+    check_layer(runs, chosen_layer, kind, call)
     _check_pictures(runs, image)
-    shown = common_steps(runs, steps)
-    parts: list[tuple[Run, str, int | None, NDArray[np.float32]]] = []
-    for run, label in zip(runs, _labels(runs), strict=True):
+    shown = common = common_steps(runs, steps)
+    if steps is None and at_most is not None:
+        shown = tuple(spread(common, at_most))
+    parts: list[_Part] = []
+    for run, label in zip(runs, run_labels(runs), strict=True):
         if kind not in CHANNEL_KINDS:
-            parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown)[:]))
+            parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown, call=call)[:]))
             continue
         if channel is None:
-            numbers = select_channels(run, chosen_layer, image, how_many, kind)
+            numbers = select_channels(run, chosen_layer, image, how_many, kind, call)
         else:
             numbers = [channel] if isinstance(channel, int) else list(channel)
         parts += [
-            (run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown)[:]) for n in numbers
+            (run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown, call=call)[:])
+            for n in numbers
         ]
+    calls = {run.path: run.calls(chosen_layer, kind) for run in runs}
+    among = {run.path: run.maps(chosen_layer, kind, call=call).shape[2] for run in runs if kind in CHANNEL_KINDS}
+    notes = {
+        run.path: (
+            *filter(None, [describe_calls(chosen_layer, calls[run.path], call)]),
+            *_notes(
+                run,
+                [part for part in parts if part[0] is run],
+                shown,
+                among.get(run.path),
+                common if steps is None else None,
+            ),
+        )
+        for run in runs
+    }
     _check_sizes([(run, maps) for run, _, _, maps in parts], chosen_layer)
     centered = centered and kind in SIGNED_KINDS and any((m < 0).any() for *_, m in parts)
     centered = centered and any((m > 0).any() for *_, m in parts)
@@ -140,6 +168,9 @@ def select_frames(
             image=image,
             channel=number,
             chosen=number is not None and channel is None,
+            call=call,
+            calls=len(calls[run.path]),
+            among=among.get(run.path),
             steps=shown,
             maps=maps,
             unit=np.stack([to_unit(frame, ends) for frame, ends in zip(maps, ranges, strict=True)]),
@@ -147,15 +178,21 @@ def select_frames(
             scope=normalize,
             percentiles=(float(percentiles[0]), float(percentiles[1])),
             centered=centered,
-            picture=run.observation[0][image],
-            mask=run.observation[1][image],
-            notes=_notes(run, label, maps, shown, steps is None),
+            picture=None if run.lost else run.observation[0][image],
+            mask=None if run.lost else run.observation[1][image],
+            notes=notes[run.path],
         )
         for (run, label, number, maps), ranges in zip(parts, limits, strict=True)
     ]
 
 
-def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels") -> list[int]:
+_Part = tuple[Run, str, int | None, NDArray[np.float32]]
+"""A run, its label, the channel's number, and the maps."""
+
+
+def select_channels(
+    run: Run, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels", call: int = 0
+) -> list[int]:
     """Representative channels of a layer, chosen from the last snapshot, so that a channel keeps its cell.
 
     The channels are taken in the order of their variance over the image, largest first; one whose map correlates with
@@ -165,7 +202,7 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kin
     Returns:
         At most ``how_many`` indices, increasing; the same ones each time.
     """
-    value = run.maps(layer, kind, image=image, steps=run.steps[-1:])[0]
+    value = run.maps(layer, kind, image=image, steps=run.steps[-1:], call=call)[0]
     flat = value.reshape(len(value), -1).astype(np.float64)
     usable = np.isfinite(flat).all(axis=1, keepdims=True)
     flat = np.where(usable, flat, 0.0)
@@ -181,28 +218,14 @@ def select_channels(run: Run, layer: str, image: int = 0, how_many: int = 8, kin
     return sorted(taken) or [0]
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    names = [run.title for run in runs]
-    seeds = [(run.info.get("config") or {}).get("seed") for run in runs]
-    labels = []
-    for index, (run, name, seed) in enumerate(zip(runs, names, seeds, strict=True)):
-        twins = [i for i, other in enumerate(names) if other == name and i != index]
-        if not twins:
-            labels.append(name)
-        elif seed is not None and all(seeds[i] != seed for i in twins):
-            labels.append(f"{name}, seed {seed}")
-        else:
-            labels.append(f"{name}, {run.path.resolve().name}")
-    return labels
-
-
 def _check_pictures(runs: Sequence[Run], image: int) -> None:
-    for run in runs:
+    """Raise unless the runs observed the same picture, as far as theirs are there."""
+    shown = [run for run in runs if not run.lost]
+    for run in shown:
         count = len(run.observation[0])
         if not 0 <= image < count:
             raise FadevizError(f"no image {image} in {run.address}: there are {count}, from 0 to {count - 1}")
-    first = runs[0]
-    for run in runs[1:]:
+    for first, run in itertools.pairwise(shown):
         if not np.array_equal(first.observation[0][image], run.observation[0][image]):
             raise FadevizError(
                 f"{first.address} and {run.address} observed different pictures as image {image}: they cannot be "
@@ -220,15 +243,46 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
             )
 
 
-def _notes(run: Run, label: str, maps: NDArray[np.float32], shown: tuple[int, ...], all_steps: bool) -> tuple[str, ...]:
-    notes = [f"{run.address}: left out {name} ({reason})" for name, reason in run.broken.items()]
-    missing = [step for step in run.steps if step not in shown]
-    if missing and all_steps:
-        notes.append(f"{run.address}: {len(missing)} steps are left out that not all runs have")
-    cells = int((~np.isfinite(maps)).sum())
+def _notes(
+    run: Run, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, common: Sequence[int] | None
+) -> tuple[str, ...]:
+    """What of a run is not drawn, or is painted apart.
+
+    Args:
+        run: the run.
+        parts: what is drawn of it.
+        shown: the steps that are drawn.
+        channels: how many channels there are; None for a kind that has one map an image.
+        common: the steps of all runs, if no choice of them was asked for.
+    """
+    label = parts[0][1]
+    broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
+    notes = [f"{run.address}: left out {name} ({reason})" for name, reason in broken.items()]
+    notes += [run.lost] if run.lost else []
+    if common is not None and len(run.steps) > len(common):
+        missing = len(run.steps) - len(common)
+        some = f"{missing} step{'s are' if missing > 1 else ' is'}"
+        notes.append(f"{run.address}: {some} left out that not all runs have")
+    if common is not None and len(common) > len(shown):
+        notes.append(
+            f"{len(shown)} of {len(common)} snapshots are shown, evenly spread from step {shown[0]} to {shown[-1]}. "
+            "Choose others with --steps"
+        )
+    if channels is not None and channels > len(parts):
+        numbers = ", ".join(str(number) for _, _, number, _ in parts)
+        notes.append(
+            f"{label}: {len(parts)} of {channels} channels are drawn: {numbers}. Choose: --channel, --channels"
+        )
+    cells = sum(int((~np.isfinite(maps)).sum()) for *_, maps in parts)
     if cells:
         notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
     return tuple(notes)
+
+
+def spread(steps: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
+    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[round(place)] for place in places]
 
 
 def all_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
@@ -243,4 +297,5 @@ __all__ = [
     "all_notes",
     "select_channels",
     "select_frames",
+    "spread",
 ]

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..runs import Run, common_steps
+from ..runs import Run
 from ..snapshots import CHANNEL_KINDS
 from .colormap import colorize, is_diverging, palette
+from .fonts import font
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import bar_ends, captions, font, has_colours, heading, shorten, truth_name, truth_picture, wrap
+from .labels import bar_ends, captions, has_colours, heading, shorten, steps_sentence, truth_name, truth_picture, wrap
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _CELL = 120
 """About how many pixels a cell is wide, and how many pixels of the page the sizes below are meant for."""
 _DPI = 200
 _CHANNEL_COLUMNS = 8
+MAX_FRAMES = 120
+"""So many frames a run are drawn where no steps are named: more than a reader can take in."""
 _TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: captions, the steps in the cells, the operators."""
 
@@ -73,6 +76,7 @@ def write_grid(
     normalize: str = "frame",
     percentiles: tuple[float, float] = (0.0, 100.0),
     steps: Sequence[int] | None = None,
+    call: int = 0,
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
@@ -84,7 +88,7 @@ def write_grid(
     Args:
         runs: one run, or several to be compared.
         path: the file to write; it is replaced only by a whole one. The same runs give the same bytes.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps: see ``select_frames``.
+        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
         colormap: ``gray`` or a name that matplotlib knows.
         columns: frames in a row; None chooses a page about 1.7 times as wide as high.
         scale: pixels a map value is wide and high; None makes cells of about 120 pixels.
@@ -108,6 +112,7 @@ def write_grid(
         normalize=normalize,
         percentiles=percentiles,
         steps=steps,
+        call=call,
     )
     _save(sequences, path, colormap, columns, scale)
     return all_notes(sequences)
@@ -124,9 +129,16 @@ def _select(
 ) -> list[FrameSequence]:
     """What a grid draws; of channels at a handful of steps, if none are named."""
     palette(colormap)
-    if kind in CHANNEL_KINDS and channel is None and steps is None and runs:
-        steps = spread(common_steps(runs), _CHANNEL_COLUMNS)
-    return select_frames(runs, kind=kind, channel=channel, steps=steps, centered=is_diverging(colormap), **options)
+    rows = kind in CHANNEL_KINDS and channel is None
+    return select_frames(
+        runs,
+        kind=kind,
+        channel=channel,
+        steps=steps,
+        centered=is_diverging(colormap),
+        at_most=_CHANNEL_COLUMNS if rows else MAX_FRAMES,
+        **options,
+    )
 
 
 def draw_grid(
@@ -211,7 +223,8 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
     columns = min(columns, frames)
     rows = math.ceil(frames / columns)
     one_row = max(len(m) for m in by_run.values()) * rows == 1
-    references = 2 if one_row else 1
+    pictures = any(sequence.picture is not None for sequence in sequences)
+    references = 0 if not pictures else 2 if one_row else 1
     left = margin + references * pitch[0] + points(3) + row_label
     total_width = max(left + columns * pitch[0] - gap + margin, points(230))
 
@@ -236,6 +249,7 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
             "Use a smaller --scale, or fewer steps"
         )
     sentences = captions(sequences)
+    sentences[1] += steps_sentence(sequences)
     sentences[1] += f" The number {'in' if chips else 'above'} a cell is the training step."
     lines = [line for text in sentences for line in wrap(text, points(_TEXT), total_width - 2 * margin)]
     top += points(1)
@@ -263,12 +277,6 @@ def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) 
     return min(range(min(frames, least), min(frames, max(least, 16)) + 1), key=badness)
 
 
-def spread(steps: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
-    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
-    return [steps[round(place)] for place in places]
-
-
 def _save(
     sequences: Sequence[FrameSequence], path: Path, colormap: str, columns: int | None, scale: int | None
 ) -> None:
@@ -292,11 +300,12 @@ def _draw(
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
-        page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
-        truth = truth_picture(first.run, first.image)
-        if upscale:
-            truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
-        page.cell(mask_box, truth, truth_name(first.run))
+        if first.picture is not None:
+            page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
+            truth = truth_picture(first.run, first.image)
+            if upscale:
+                truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
+            page.cell(mask_box, truth, truth_name(first.run))
         for index in members:
             sequence = sequences[index]
             if len(members) > 1:

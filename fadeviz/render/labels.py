@@ -1,51 +1,63 @@
-"""Words on pictures: the one font, numbers, what a picture shows in sentences; and the truth that stands beside it."""
+"""Words on pictures: lines that fit, numbers, what a picture shows in sentences; and the truth beside it."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFont
 
 from ..runs import Run
 from ..snapshots import CHANNEL_KINDS, KINDS
 from .colormap import colour_classes
+from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence
 from .normalize import FIXED_RANGES, Limits
 
 
-@cache
-def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib ships, in pixels; figures and animations use the same letters."""
-    import matplotlib
-
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
-    # The basic layout: the same pixels whether or not Pillow was built with Raqm.
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
-
-
 def wrap(text: str, size: int, width: int) -> list[str]:
-    """``text`` in lines of at most ``width`` pixels at a font size of ``size`` pixels, broken at spaces."""
+    """``text`` in lines of at most ``width`` pixels at a font size of ``size`` pixels.
+
+    Lines are broken at spaces, a word that is wider than a line where it is full.
+    """
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font(size).getlength(longer) <= width:
+        if lines and _fits(longer, size, width):
             lines[-1] = longer
-        else:
-            lines.append(word)
+            continue
+        while word and not _fits(word, size, width):
+            count = max(1, _fitting(word, size, width))
+            lines.append(word[:count])
+            word = word[count:]
+        lines += [word] if word else []
     return lines
 
 
 def shorten(text: str, size: int, width: int, bold: bool = False) -> str:
     """``text``, or as much of its beginning as fits into ``width`` pixels, with an ellipsis."""
-    if font(size, bold).getlength(text) <= width:
+    if _fits(text, size, width, bold):
         return text
-    while text and font(size, bold).getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
+    return text[: _fitting(text, size, width, bold, "…")].rstrip() + "…"
+
+
+def _fits(text: str, size: int, width: int, bold: bool = False) -> bool:
+    # A name may be of any length, and only so much is measured: hardly a letter is narrower than half a pixel.
+    return len(text) <= 2 * max(width, 1) and font(size, bold).getlength(text) <= width
+
+
+def _fitting(text: str, size: int, width: int, bold: bool = False, end: str = "") -> int:
+    """How many letters of a text, and ``end``, fit into ``width`` pixels."""
+    counts = range(min(len(text), 2 * max(width, 0)) + 1)
+    limit: float = width
+    return max(0, bisect_right(counts, limit, key=lambda n: font(size, bold).getlength(text[:n] + end)) - 1)
+
+
+def brief(name: object, longest: int = 80) -> str:
+    """A name as part of a sentence: of one that is very long, the beginning."""
+    text = str(name)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def number(value: float) -> str:
@@ -69,7 +81,7 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     first = sequences[0]
     runs = {sequence.run.path: sequence for sequence in sequences}
     networks = dict.fromkeys(
-        str(s.run.info.get("network_title") or s.run.info.get("network", "network")) for s in runs.values()
+        brief(s.run.info.get("network_title") or s.run.info.get("network", "network")) for s in runs.values()
     )
     what = KINDS[first.kind]
     if first.kind in CHANNEL_KINDS:
@@ -78,19 +90,23 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             "kernels": "single weights of the reassembly kernels",
             "guide": "single channels of the encoder feature that the operator is given",
         }[first.kind]
+    if first.among is not None:
+        shown = [s for s in sequences if s.run is first.run]
+        what += f" ({len(shown)} of {first.among})"
     if first.chosen:
         what += (
             ", by variance over the image at the last step, largest first, without those that correlate above "
             f"{MAX_CORRELATION:g} with one already taken"
         )
-    origin = [f"Image: {image_name(first)}."]
-    data = dict.fromkeys(data_name(s.run) for s in runs.values())
+    origin = [f"Image: {brief(image_name(first))}."]
+    data = dict.fromkeys(brief(data_name(s.run)) for s in runs.values())
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
-    ids = [f"{s.run.run_id} ({s.label}{_seed(s)})" for s in runs.values()]
+    ids = [f"{brief(s.run.run_id)} ({brief(s.label)}{_seed(s)})" for s in runs.values()]
     origin.append(f"{'Run' if len(ids) == 1 else 'Runs'}: {', '.join(ids)}.")
+    layer = layer_name(first.layer, first.call, first.calls)
     sentences = [
-        f"{' and '.join(networks)}, {first.layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
+        f"{' and '.join(networks)}, {layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
         scope_sentence(sequences),
         " ".join(origin),
     ]
@@ -98,6 +114,17 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def steps_sentence(sequences: Sequence[FrameSequence]) -> str:
+    """How many steps are shown where more were recorded; empty where all are shown."""
+    recorded, shown = max(len(sequence.run.steps) for sequence in sequences), len(sequences[0].steps)
+    return "" if shown == recorded else f" {shown} of {recorded} recorded steps are shown."
+
+
+def layer_name(layer: str, call: int, calls: int) -> str:
+    """A layer, and which of its calls in a forward pass it is where there are several."""
+    return layer if calls == 1 else f"{layer}, call {call} of {calls} (counted from 0)"
 
 
 def data_name(run: Run) -> str:
@@ -129,7 +156,7 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     if first.scope == "shared":
         over = "one range over all runs shown" if len({s.run.path for s in sequences}) > 1 else "one range"
         return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
-    ranges = {s.run.path: f"{s.label} {_range(s.limits[0])}" for s in sequences}
+    ranges = {s.run.path: f"{brief(s.label)} {_range(s.limits[0])}" for s in sequences}
     if len(ranges) == 1 or first.kind in FIXED_RANGES:
         return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
     return f"Normalisation: one range a run, {'; '.join(ranges.values())}{share}{around}."

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..files import write_whole
+from .fonts import FAMILY, letters, spell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +22,9 @@ MAX_PIXELS = 200_000_000
 """A larger figure is a mistake in its scale, and would fill the memory before anyone sees it."""
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
+    "font.family": FAMILY,
+    "text.parse_math": False,
+    "text.usetex": False,
     "text.color": "black",
     "axes.unicode_minus": True,
     "pdf.fonttype": 42,
@@ -94,7 +97,8 @@ class Page:
         """Words whose upper left corner is at ``(x, y)``, of a ``size`` in points."""
         style = {"va": "top", "ha": "left"} | style
         # parse_math: a layer's or file's name may hold a dollar sign.
-        self.front.text(x, y, text, fontsize=size, parse_math=False, **style)
+        text = spell(text)
+        self.front.text(x, y, text, fontsize=size, parse_math=False, **style | letters(text))
 
     def picture(self, box: tuple[int, int, int, int], pixels: NDArray[np.uint8]) -> None:
         """A picture ``(H, W, 3)`` in a box: x, y, width, height; on an ``exact`` page it is of the box's size."""

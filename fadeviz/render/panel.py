@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError, printable
-from .labels import font, shorten, wrap
+from .fonts import font
+from .labels import shorten, wrap
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 
 if TYPE_CHECKING:

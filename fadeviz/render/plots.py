@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..files import write_whole
+from .fonts import FAMILY, font, letters, spell
+from .labels import shorten, wrap
 
 ENDINGS = (".png", ".pdf", ".svg")
 
@@ -26,10 +27,15 @@ COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000",
 KYMOGRAPH_COLORS, KYMOGRAPH_SPAN = "PuOr_r", (0.2, 0.8)
 """Colours of a distance-time map and their ends, beyond which means of ranks hardly go; white is what noise has."""
 
+_DPI = 150
+_TITLE = 450
+"""Pixels that a panel's title and subtitle may be wide: as much as one of several panels has."""
+
 _DASHES: tuple[Any, ...] = ("-", "--", "-.")
 
 _STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
+    "font.family": [FAMILY],
+    "text.parse_math": False,  # a run's name may hold a dollar sign
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titleweight": "bold",
@@ -98,7 +104,7 @@ class CurvePanel:
         subtitle: runs and verdict, or what is measured.
         unit: label of the vertical axis.
         curves: the lines.
-        span: ends of the vertical axis; None fits them.
+        span: ends of the vertical axis, which goes beyond them where a line does; None fits them.
     """
 
     title: str
@@ -205,8 +211,9 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
                 if math.isfinite(curve.mark):
                     axes.axvline(math.log1p(curve.mark), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
             if panel.span is not None:
-                axes.set_ylim(*panel.span)
-                if panel.span[0] < 0:
+                span = _span(panel)
+                axes.set_ylim(*span)
+                if span[0] < 0:
                     axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
             _title(axes, panel.title, panel.subtitle)
             if number % columns == 0 or panel.unit != panels[number - 1].unit:
@@ -217,10 +224,32 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
         _time_axis(grid[0, 0], [step for panel in panels for curve in panel.curves for step in curve.steps])
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
-        longest = max(len(label) for label in handles)
-        fitting = max(1, int(figure.get_figwidth() / (0.08 * longest + 0.65)))
-        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=fitting, frameon=False)
+        _legend(figure, handles)
         _save(figure, path)
+
+
+def _span(panel: CurvePanel) -> tuple[float, float]:
+    """The ends of a panel's vertical axis: those that it asks for, or beyond, where a line or its band goes there."""
+    assert panel.span is not None
+    every = [curve.middle for curve in panel.curves]
+    every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
+    values = np.concatenate([np.asarray(one, np.float64)[np.isfinite(one)] for one in every])
+    low, high = panel.span
+    return min([low, *(values - 0.02)[values < low]]), max([high, *(values + 0.02)[values > high]])
+
+
+def _legend(figure: Any, handles: dict[str, Any]) -> None:
+    """Every line's name, in as many columns as fit."""
+    size, width = _pixels(9), figure.get_figwidth()
+    names = [spell(shorten(label, size, round((width - 0.65) * _DPI))) for label in handles]
+    # In inches: a letter takes about 0.08, a wide one more.
+    longest = max(max(0.08 * len(name), font(size).getlength(name) / _DPI) for name in names)
+    fitting = max(1, int(width / (longest + 0.65)))
+    # Put in afterwards: a legend leaves out names that begin with an underscore.
+    numbers = map(str, range(len(names)))
+    legend = figure.legend(handles.values(), numbers, loc="outside upper left", ncols=fitting, frameon=False)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
 
 
 def check_ending(output: str | os.PathLike[str]) -> Path:
@@ -250,18 +279,22 @@ def _style() -> Any:
 def _figure(width: float, height: float, caption: str) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure((width, height), dpi=150, layout="constrained")
+    figure = Figure((width, height), dpi=_DPI, layout="constrained")
     figure.patch.set_facecolor("white")
     if caption:
-        # A line holds about 14 characters an inch in this size.
-        figure.supxlabel(
-            "\n".join(textwrap.wrap(caption, int(14.5 * width))), x=0.01, ha="left", fontsize=8, color="0.3"
-        )
+        lines = wrap(caption, _pixels(8), round(0.98 * width * _DPI))
+        figure.supxlabel("\n".join(map(spell, lines)), x=0.01, ha="left", fontsize=8, color="0.3")
     return figure
+
+
+def _pixels(points: float) -> int:
+    """A font size in points as pixels."""
+    return round(points * _DPI / 72)
 
 
 def _save(figure: Any, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
 
     ending = path.suffix.lower()
     # No dates and no versions: the same runs give the same bytes.
@@ -271,6 +304,8 @@ def _save(figure: Any, path: Path) -> None:
         ".svg": {"Date": None, "Creator": "fadeviz"},
     }
     FigureCanvasAgg(figure)
+    for text in figure.findobj(Text):
+        text.update(letters(text.get_text().replace("\n", " ")))
     # Through memory: on a full disk matplotlib's PDF has an error of its own.
     data = io.BytesIO()
     figure.savefig(data, format=ending[1:], metadata=metadata[ending])
@@ -278,7 +313,8 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _title(axes: Any, title: str, subtitle: str) -> None:
-    axes.set_title(title, pad=17)
+    axes.set_title(spell(shorten(title, _pixels(10), _TITLE, bold=True)), pad=17)
+    subtitle = spell(shorten(subtitle, _pixels(8), _TITLE))
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8, color="0.3", va="bottom")
 
 

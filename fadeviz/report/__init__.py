@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..runs import Run
 from ..snapshots import KINDS
 from . import story
 from .contour import contour_path, picture_uri
-from .movies import MAP_KINDS, Movies, Selection, select_movies, shortest
+from .movies import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps
 
 ENDINGS = (".html", ".htm")
 
@@ -46,6 +47,7 @@ def write_report(
     images: int = 4,
     max_mb: float = 6.0,
     title: str | None = None,
+    call: int = 0,
 ) -> tuple[str, ...]:
     """Write runs as one HTML file that loads nothing: what was learned first, and the maps that show it.
 
@@ -60,6 +62,7 @@ def write_report(
         images: how many observed pictures to show, from the first; all are measured.
         max_mb: the file's largest size in millions of bytes; maps that do not fit are named in the page.
         title: of the page.
+        call: which call to show, and to measure, of layers that run several times in a forward pass.
 
     Returns:
         Notes: what was left out of the page.
@@ -85,24 +88,28 @@ def write_report(
         if runs and not any(layer in run.layers for run in runs):
             known = {name for run in runs for name in run.layers}
             raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
-    order = learning_order(runs, layers[0] if layers else None, kinds[0] if kinds else "feature")
+    order = learning_order(runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, few=True)
     members = [run for operator in order.operators for run in operator.runs]
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
-    command = _command(runs, path, layers, kinds, images, max_mb, title)
+    command = _command(runs, path, layers, kinds, images, max_mb, title, call)
     shown = min(images, len(order.images))
-    content = _content(order, members, shown, command, title)
+    steps, thinned = story.shown_steps(order)
+    content = _content(order, steps, members, shown, command, title)
+    besides = tuple(_not_asked_for(order, members, layers, kinds, shown))
     limit = int(max_mb * 1e6)
     selection = select_movies(
         members,
         ranks,
-        order.steps,
+        steps,
         shown,
-        limit - _SLACK - len(_page(content, Selection((), 0, (), ()), order)),
+        limit - _SLACK - len(_page(content, Selection((), 0, (), besides), order)),
         layers=layers,
         kinds=kinds,
         first=order.layer,
         needed="Give a larger --max-mb, or fewer runs",
+        call=call,
     )
+    selection = replace(selection, left_out=(*thinned, *selection.left_out, *besides))
     page = _page(content, selection, order)
     if len(page) > limit:
         raise FadevizError(f"the page takes {len(page) / 1e6:.2f} MB, more than {max_mb:g}. Give a larger --max-mb")
@@ -118,6 +125,7 @@ def _command(
     images: int,
     max_mb: float,
     title: str | None,
+    call: int,
 ) -> str:
     words = ["fadeviz", "report", *(run.address for run in runs), "-o", output.name]
     words += [word for layer in layers for word in ("--layer", layer)]
@@ -125,13 +133,43 @@ def _command(
     words += ["--images", str(images)] if images != 4 else []
     words += ["--max-mb", f"{max_mb:.12g}"] if max_mb != 6 else []
     words += ["--title", title] if title is not None else []
+    words += ["--call", str(call)] if call else []
     return story.plain(shlex.join(words), 4000)
+
+
+def _not_asked_for(
+    order: LearningOrder, runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], images: int
+) -> list[str]:
+    """What the runs hold besides what a page of these settings shows, and how to see it."""
+    said = []
+    if images < len(order.images):
+        said.append(f"images {images + 1} to {len(order.images)}: --images {len(order.images)} shows them")
+    calls: dict[str, set[int]] = {}
+    for layer, kind in wanted_maps(runs, layers, kinds, order.layer):
+        if layer not in calls:  # the kinds of a layer are of the same calls
+            calls[layer] = {n for run in runs if kind in run.layers.get(layer, ()) for n in run.calls(layer, kind)}
+    for layer, numbers in calls.items():
+        others = [str(number) for number in sorted(numbers) if number != order.call]
+        if order.call not in numbers:
+            said.append(f"{layer}: it has no call {order.call}")
+        elif others:
+            said.append(f"call{'s' * (len(others) > 1)} {', '.join(others)} of {layer}: --call shows another")
+    longest = max(len(run.steps) for run in runs)
+    if longest > len(order.steps):
+        said.append(f"{longest - len(order.steps)} steps that not all runs have")
+    recorded = {kind for run in runs for having in run.layers.values() for kind in having}
+    many = [kind for kind in KINDS if kind in recorded and kind not in MAP_KINDS]
+    if many and not kinds:
+        said.append(f"{', '.join(many)}: no map of each image; fadeviz grid --kind {many[0]} draws them")
+    return said
 
 
 # --- what the page shows ----------------------------------------------------------------------------------------------
 
 
-def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: str, title: str | None) -> dict[str, Any]:
+def _content(
+    order: LearningOrder, steps: Sequence[int], runs: Sequence[Run], images: int, command: str, title: str | None
+) -> dict[str, Any]:
     """Everything but the maps: ``data`` for the script, the rest as text for the page."""
     pictures, _ = runs[0].observation
     mattes = runs[0].mattes
@@ -141,7 +179,7 @@ def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: st
     data = {
         "layer": order.layer,
         "kind": order.kind,
-        "steps": list(order.steps),
+        "steps": list(steps),
         "images": [
             {
                 "name": story.plain(name, 80),
@@ -174,7 +212,7 @@ def _content(order: LearningOrder, runs: Sequence[Run], images: int, command: st
     where = _listed([story.plain(name, 60) for name in networks if name])
     return {
         "title": story.plain(title, 300) if title is not None else f"{operators}{f' in {where}' if where else ''}",
-        "measured": f"{story.plain(order.layer)}, {order.kind}: {len(order.images)} images, {len(order.steps)} "
+        "measured": f"{story.plain(order.layer_title)}, {order.kind}: {len(order.images)} images, {len(order.steps)} "
         f"snapshots, steps {order.steps[0]:,} to {order.steps[-1]:,}",
         "verdicts": story.verdict_rows(order),
         "comparisons": story.comparison_sentences(order),

@@ -84,6 +84,7 @@ def select_movies(
     kinds: Sequence[str] = (),
     first: str,
     needed: str,
+    call: int = 0,
 ) -> Selection:
     """Pack maps until ``room`` bytes are used: all runs and images of a layer and kind, or none of them.
 
@@ -101,11 +102,12 @@ def select_movies(
         kinds: only these, or all.
         first: the layer that comes first.
         needed: how a user makes more room, for the message.
+        call: of each layer that runs several times in a forward pass; layers without such a call are left out.
 
     Raises:
         FadevizError: not even one image of the first layer and kind, in one run an operator, fits.
     """
-    wanted = _wanted(runs, layers, kinds, first)
+    wanted = wanted_maps(runs, layers, kinds, first, call)
     if not wanted:
         raise FadevizError(
             f"no maps of {', '.join(kinds) or 'any kind'} in {', '.join(layers) or 'any layer'}. "
@@ -113,7 +115,7 @@ def select_movies(
         )
     places = [(run, image) for run in range(len(runs)) for image in range(images)]
     layer, kind = wanted[0]
-    movies = _packed(runs, places, steps, layer, kind, None)
+    movies = _packed(runs, places, steps, layer, kind, call, None)
     assert movies is not None  # without a limit nothing is too large
     costs = {place: text_size(one) for place, one in movies.packed.items()}
     left_out = []
@@ -135,7 +137,7 @@ def select_movies(
     room -= sum(costs.get(place, 0) for place in places)
     found, too_large = [movies], dict[str, list[str]]()
     for layer, kind in wanted[1:]:
-        more = _packed(runs, places, steps, layer, kind, room)
+        more = _packed(runs, places, steps, layer, kind, call, room)
         if more is None:
             too_large.setdefault(layer, []).append(kind)
         elif more.packed:
@@ -147,44 +149,58 @@ def select_movies(
     return Selection(tuple(shown), count, tuple(found), tuple(left_out))
 
 
-def _wanted(runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], first: str) -> list[tuple[str, str]]:
-    """Layers and kinds in the order of their worth."""
+def wanted_maps(
+    runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], first: str, call: int = 0
+) -> list[tuple[str, str]]:
+    """Layers and kinds in the order of their worth: those of which some run has this call."""
     sizes: dict[str, int] = {}
     for run in runs:
         for layer, having in run.layers.items():
-            known = [kind for kind in having if kind in MAP_KINDS]
+            known = [kind for kind in having if kind in MAP_KINDS and _recorded(run, layer, kind, call)]
             if layer not in sizes and known:
-                sizes[layer] = run.read(run.steps[0], layer, known[0])[0].size
+                sizes[layer] = run.read(run.steps[0], layer, known[0], call)[0].size
     chosen = [layer for layer in sizes if not layers or layer in layers]
     others = sorted((layer for layer in chosen if layer != first), key=lambda layer: sizes[layer])
     asked = [kind for kind in MAP_KINDS if not kinds or kind in kinds]
     pairs = [(first, kind) for kind in asked if first in chosen]
     pairs += [(layer, kind) for kind in asked for layer in others]
-    return [(layer, kind) for layer, kind in pairs if any(kind in run.layers.get(layer, ()) for run in runs)]
+    return [(layer, kind) for layer, kind in pairs if any(_recorded(run, layer, kind, call) for run in runs)]
+
+
+def _recorded(run: Run, layer: str, kind: str, call: int) -> bool:
+    return kind in run.layers.get(layer, ()) and (call == 0 or call in run.calls(layer, kind))
 
 
 def _packed(
-    runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str, room: int | None
+    runs: Sequence[Run],
+    places: Sequence[Place],
+    steps: Sequence[int],
+    layer: str,
+    kind: str,
+    call: int,
+    room: int | None,
 ) -> Movies | None:
-    """The movies of one layer and kind, or None as soon as they take more than ``room``."""
+    """The movies of one layer and kind, or None as soon as they take, or the first foretells, more than ``room``."""
     movies, used = Movies(layer, kind), 0
-    for run, image, maps in _each(runs, places, steps, layer, kind):
+    count = sum(kind in runs[run].layers.get(layer, ()) for run, _ in places)
+    for run, image, maps in _each(runs, places, steps, layer, kind, call):
         one = movies.packed[run, image] = pack(maps, kind)
         height, width = maps.shape[-2:]
         movies.sizes[run] = (height, width)
         used += text_size(one)
-        if room is not None and used > room:
+        foretold = used * count / 2 if len(movies.packed) == 1 else used  # images differ, hardly by half
+        if room is not None and max(used, foretold) > room:
             return None
     return movies
 
 
 def _each(
-    runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str
+    runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str, call: int
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
     """Each run and image with its maps ``(S, h, w)``; an image of a run at a time is in memory."""
     for run in dict.fromkeys(run for run, _ in places):
-        if kind in runs[run].layers.get(layer, ()):
-            maps = runs[run].maps(layer, kind, steps=steps)
+        if _recorded(runs[run], layer, kind, call):
+            maps = runs[run].maps(layer, kind, steps=steps, call=call)
             yield from ((run, image, maps[:, image]) for r, image in places if r == run and image < maps.shape[1])
 
 

@@ -48,7 +48,8 @@ def pack(maps: NDArray[np.floating], kind: str) -> Packed:
     modes = np.argmin([[_entropy(frame) for frame in candidate] for candidate in residuals], axis=0).astype(np.uint8)
     chosen = residuals[modes, np.arange(len(levels))]
     raw = modes.tobytes() + chosen.tobytes() + (np.packbits(broken).tobytes() if broken.any() else b"")
-    deflated = zlib.compressobj(9, strategy=zlib.Z_FILTERED)  # for residuals: 3 % smaller than the default
+    # For residuals: 3 % smaller than the default strategy. Level 9 saves 3 % more at most, and takes ten times as long.
+    deflated = zlib.compressobj(5, strategy=zlib.Z_FILTERED)
     empty = broken.all(axis=(1, 2))
     low, high = (tuple(np.where(empty, np.nan, end).tolist()) for end in zip(*limits, strict=True))
     return Packed(deflated.compress(raw) + deflated.flush(), low, high, bool(broken.any()))

@@ -16,6 +16,7 @@ from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
 from ..analysis.statistics import UNITS, Interval
 from ..analysis.table import other_rules, speaks_for
 from ..render.colormap import palette
+from ..render.frames import spread
 from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
 from ..runs import Run
 
@@ -24,6 +25,9 @@ BY_OPERATOR = ("responses", "learning", "gate")
 
 LEAST_PAIRS = 6
 """Of fewer pairs no sign-flip test can fall below p = 0.05."""
+
+MAX_STEPS = 200
+"""So many snapshots are shown, as maps and as points of a curve; what is measured is measured at all of them."""
 
 _MINUS = "\N{MINUS SIGN}"
 _LONGEST = 200
@@ -44,6 +48,17 @@ def number(value: float, digits: int = 3) -> str:
         return f"{value:,.{places}f}".replace("-", _MINUS)
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+
+
+def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
+    """The steps whose maps a page shows, at most ``MAX_STEPS``; and, where they are not all, what is left out."""
+    shown, count = tuple(spread(order.steps, MAX_STEPS)), len(order.steps)
+    if len(shown) == count:
+        return shown, []
+    return shown, [
+        f"{count - len(shown):,} of {count:,} snapshots: the maps and curves show {len(shown)}, evenly spread; "
+        "all of them are measured"
+    ]
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -169,6 +184,13 @@ def caveats(order: LearningOrder) -> list[str]:
         )
     else:
         said.append("One image: what a map shows cannot be told from where objects tend to be.")
+    edges = order.operators[0].value_kymograph.edges
+    last = shown_distances([edges])[1]
+    if edges[-1] > last:
+        said.append(f"The distance-time maps leave out what is {last:g} to {edges[-1]:g} px outside.")
+    few = sum(test.count < LEAST_PAIRS for one in order.comparisons for test in one.tests.values())
+    if few:
+        said.append(f"Left out: {_count(few, 'test')} of two operators that have fewer than {LEAST_PAIRS} pairs.")
     modes = {str((run.info.get("observation") or {}).get("mode")) for o in order.operators for run in o.runs}
     if "eval" in modes:
         said.append(
@@ -277,19 +299,21 @@ def _role(key: str, place: int) -> str:
 
 
 def _line(course: Course, label: str, role: str) -> dict[str, Any]:
+    shown = spread(range(len(course.steps)), MAX_STEPS)
     return {
         "label": label,
         "role": role,
-        "steps": list(course.steps),
-        "middle": short(course.middle),
-        "low": short(course.low),
-        "high": short(course.high),
+        "steps": [course.steps[place] for place in shown],
+        "middle": short(course.middle[shown]),
+        "low": short(course.low[shown]),
+        "high": short(course.high[shown]),
     }
 
 
 def kymographs(order: LearningOrder) -> dict[str, Any]:
     """The distance-time maps of all operators near the contour, their bins' edges, and their colours."""
     edges = order.operators[0].value_kymograph.edges
+    shown = spread(range(len(order.steps)), MAX_STEPS)
     near = int(np.searchsorted(edges, shown_distances([edges])[1], side="right"))  # edges that are drawn
     return {
         "edges": short(edges[:near]),
@@ -298,8 +322,8 @@ def kymographs(order: LearningOrder) -> dict[str, Any]:
         "operators": [
             {
                 "title": plain(operator.title),
-                "value": [short(row[: near - 1], 3) for row in operator.value_kymograph.value],
-                "gradient": [short(row[: near - 1], 3) for row in operator.gradient_kymograph.value],
+                "value": [short(row[: near - 1], 3) for row in operator.value_kymograph.value[shown]],
+                "gradient": [short(row[: near - 1], 3) for row in operator.gradient_kymograph.value[shown]],
             }
             for operator in order.operators
         ],

@@ -6,7 +6,7 @@ folder, ``manifest`` lists how each stands, and an executor (``local``, ``slurm`
 
 from .conduct import Executor, Outcome, SweepProgress, missing, run_sweep
 from .local import LocalProcesses
-from .manifest import MANIFEST, read_plan
+from .manifest import MANIFEST, RunStatus, read_plan, read_status
 from .member import Event, Task, begun
 from .plan import CONTROLS, Member, SweepPlan, parse_seeds, plan_sweep
 
@@ -18,6 +18,7 @@ __all__ = [
     "LocalProcesses",
     "Member",
     "Outcome",
+    "RunStatus",
     "SweepPlan",
     "SweepProgress",
     "Task",
@@ -26,5 +27,6 @@ __all__ = [
     "parse_seeds",
     "plan_sweep",
     "read_plan",
+    "read_status",
     "run_sweep",
 ]

@@ -11,6 +11,7 @@ from ..errors import FadevizError
 from ..experiment import Progress, differing_settings, settings_of
 from ..files import left_over, only_writer
 from ..runs import Run, open_run
+from ..training.signals import stop_signals
 from .local import LocalProcesses
 from .manifest import MANIFEST, OWN, Manifest, read_manifest
 from .member import Event, Task
@@ -87,13 +88,14 @@ def run_sweep(
     Raises:
         FadevizError: a folder that is in use or holds something else, or runs with other settings; then nothing was
             trained.
-        KeyboardInterrupt: Ctrl-C. Processes on this machine have stopped by then, and what they recorded is resumed
-            next time; jobs of a cluster may go on (see the executor).
+        Interrupted: SIGINT (Ctrl-C), SIGTERM or SIGHUP: a ``KeyboardInterrupt``. Processes on this machine have ended
+            the steps in work and written checkpoints by then, and the runs are resumed next time; jobs of a cluster may
+            go on (see the executor). A second SIGINT, two seconds later, does not wait for that.
     """
     out = Path(out)
     executor = LocalProcesses(jobs) if executor is None else executor
     _check_folder(out)
-    with only_writer(out):
+    with stop_signals(), only_writer(out):
         return _Sweep(plan, out, report).run(executor)
 
 
@@ -149,6 +151,7 @@ class _Sweep:
                 result = before.info.get("result", {})
                 self.manifest.set(member, "finished", result=dict(result))
                 self._ended(member, "found", result, "")
+        self.manifest.note_stopped()
         self.manifest.write()  # not before every folder has been found to fit
         if not tasks:
             return [self.outcomes[member] for member in self.plan.members]
@@ -169,7 +172,10 @@ class _Sweep:
                 event for event in at_work.values() if not event.task.job
             ]  # jobs of a scheduler go on by themselves
             for event in stopped:
-                self.manifest.set(event.task.member, "interrupted")
+                member = event.task.member
+                done = self._finished(member)  # it had taken its last step when it was told to stop
+                result = {} if done is None else dict(done.info.get("result", {}))
+                self.manifest.set(member, "interrupted" if done is None else "finished", result=result)
             if stopped:
                 self.manifest.write()
         return [self.outcomes[member] for member in self.plan.members]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import threading
 import time
@@ -16,14 +15,14 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from ..errors import FadevizError
-from ..experiment import Progress
+from ..experiment import Progress, usable_cores
 from .member import End, Event, Task, as_in_a_fresh_process, train_member
 
 _TELL_EVERY = 0.5
 """Seconds between two words of a worker."""
 
-_GRACE = 20.0
-"""Seconds a worker has to end its step and its files before it is killed."""
+_GRACE = 600.0
+"""Seconds a worker has to end its step, with its test and its checkpoint, before it is killed."""
 
 
 class LocalProcesses:
@@ -50,7 +49,7 @@ class LocalProcesses:
         """Train the runs, and tell of them in batches; closing the generator stops the processes."""
         waiting = list(reversed(tasks))
         workers: dict[Connection, _Worker] = {}
-        threads = max(1, _cores() // self.jobs)
+        threads = max(1, usable_cores() // self.jobs)
         try:
             while waiting or workers:
                 begun = []
@@ -127,17 +126,20 @@ def _start(threads: int) -> _Worker:
 
 
 def _stop(workers: Iterable[_Worker]) -> None:
-    """End the workers that are left: after Ctrl-C, or an error of the sweep itself."""
+    """End the workers that are left: after a signal, or an error of the sweep itself. Each ends its step and saves."""
     left = list(workers)
     for worker in left:
         worker.process.terminate()
+        worker.pipe.close()  # one that is done already waits for another run
     deadline = time.monotonic() + _GRACE
-    for worker in left:
-        worker.process.join(max(0.0, deadline - time.monotonic()))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.pipe.close()
+    try:
+        for worker in left:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+    finally:  # time is up, or somebody insists
+        for worker in left:
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
 
 
 def _work(pipe: Connection, threads: int) -> None:
@@ -150,8 +152,11 @@ def _work(pipe: Connection, threads: int) -> None:
         if idle:  # nothing to bring to an end
             raise KeyboardInterrupt
 
+    # A terminal tells all its processes: what its signals mean for the runs, the sweep's own process decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)  # while a run is trained, it listens itself
     torch.set_num_threads(min(torch.get_num_threads(), threads))
 
     def tell(progress: Progress) -> None:
@@ -171,7 +176,7 @@ def _work(pipe: Connection, threads: int) -> None:
             with as_in_a_fresh_process():
                 end = train_member(config, folder, tell)
             _say(pipe, end)
-            idle = True
+            idle, stopping = True, stopping or end.status == "interrupted"
 
 
 def _say(pipe: Connection, what: object) -> None:
@@ -191,13 +196,6 @@ def _death(code: int | None) -> str:
         name = f"signal {-code}"
     memory = ". The system does so when memory runs out: use fewer --jobs, or a smaller --batch-size or --size"
     return f"its process was killed by {name}{memory if name == 'SIGKILL' else ''}"
-
-
-def _cores() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import FadevizError
 from ..experiment import RunConfig, config_from, settings_of
-from ..files import write_whole
+from ..files import lock_is_free, read_regular, write_whole
+from ..runs import open_run
 from .plan import Member, SweepPlan
 
 MANIFEST = "manifest.json"
@@ -50,6 +52,12 @@ class Manifest:
         self.runs[member.name] = changed
         return changed != entry
 
+    def note_stopped(self) -> None:
+        """Correct what a sweep that was killed could not; for the one sweep that has the folder's lock."""
+        for name, entry in self.runs.items():
+            if entry.get("status") == "running" and not entry.get("job"):
+                entry["status"] = _run_status(self.path.parent, name, entry, only_sweep=True).status
+
     def job(self, member: Member) -> str:
         """The scheduler's number of the job that trains this run, as far as was known; empty where there is none."""
         entry = self.runs[member.name]
@@ -66,7 +74,7 @@ class Manifest:
         shared = json.dumps(settings, indent=2, ensure_ascii=False).replace("\n", "\n  ")
         text = f'{{\n  "format": {FORMAT},\n  "settings": {shared},\n  "runs": [\n{runs}\n  ]\n}}\n'
         # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
-        write_whole(self.path, text.encode(errors="backslashreplace"))
+        write_whole(self.path, text.encode(errors="backslashreplace"), named=False)
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -77,7 +85,7 @@ def read_manifest(path: Path) -> Manifest | None:
     """
     remedy = "Delete it: the runs are kept, and the same command finds them again"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_regular(path).decode())
         version, runs, settings = int(told["format"]), list(told["runs"]), dict(told["settings"])
         entries = {str(entry.pop("name")): {**entry, "seed": int(entry["seed"])} for entry in runs}
         for name, entry in entries.items():
@@ -92,7 +100,50 @@ def read_manifest(path: Path) -> Manifest | None:
         raise FadevizError(
             f"{path} has format {version}, this fadeviz reads up to {FORMAT}. Upgrade: pip install -U fadeviz"
         )
-    return Manifest(path, config_from(settings, str(path), remedy), entries)
+    first = next(iter(entries.values()), {}).get("settings", {})  # settings are those of some operator
+    own = {"upsampler": first["upsampler"]} if "upsampler" in first else {}
+    return Manifest(path, config_from({**settings, **own}, str(path), remedy), entries)
+
+
+class RunStatus(NamedTuple):
+    """How a run of a sweep stands, by its own folder."""
+
+    name: str
+    status: str
+    """``planned``, ``queued``, ``running``, ``finished``, ``failed``, ``interrupted``, or ``stopped``: its process
+    ended without reporting a result."""
+    step: int
+    """The last step that run.json tells of."""
+    message: str
+    """Why it failed, or where it was interrupted."""
+
+
+def read_status(out: str | Path) -> list[RunStatus]:
+    """How each run of the sweep in the folder ``out`` stands, whether its sweep is at work or was killed.
+
+    Raises:
+        FadevizError: no sweep there, or its manifest is damaged.
+    """
+    manifest = read_manifest(Path(out) / MANIFEST)
+    if manifest is None:
+        raise FadevizError(f"{out} is no sweep: it has no {MANIFEST}. Begin one: fadeviz sweep --out {out} ...")
+    return [_run_status(Path(out), name, entry) for name, entry in manifest.runs.items()]
+
+
+def _run_status(out: Path, name: str, entry: Mapping[str, Any], *, only_sweep: bool = False) -> RunStatus:
+    status, message = str(entry.get("status", "planned")), str(entry.get("message", ""))
+    try:
+        run = open_run(out / name)
+    except FadevizError:
+        # A process that is to begin it may live; that of a sweep that is not at work any more does not.
+        gone = status == "running" and not entry.get("job") and (only_sweep or lock_is_free(out))
+        return RunStatus(name, "stopped" if gone else status, 0, message)
+    step = run.info.get("last_step", 0)
+    if run.status == "failed" and status == "failed":  # the manifest knows of failures outside the training too
+        return RunStatus(name, status, step, message)
+    if status == "queued" and run.status != "running":
+        return RunStatus(name, status, step, "")
+    return RunStatus(name, run.status, step, str(run.info.get("message", "")))
 
 
 def read_plan(out: str | Path) -> SweepPlan | None:
@@ -105,4 +156,4 @@ def read_plan(out: str | Path) -> SweepPlan | None:
     return None if manifest is None else manifest.plan
 
 
-__all__ = ["FORMAT", "MANIFEST", "OWN", "Manifest", "read_manifest", "read_plan"]
+__all__ = ["FORMAT", "MANIFEST", "OWN", "Manifest", "RunStatus", "read_manifest", "read_plan", "read_status"]

@@ -17,8 +17,10 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
-from ..files import left_over
+from ..files import METRICS_LIMIT, left_over, open_regular
 from ..quality import headline
+from ..runs import open_run
+from ..training.signals import Interrupted
 from .plan import Member
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -59,12 +61,14 @@ class End(NamedTuple):
 def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> End:
     """Begin a run, or go on with it; a finished one is left alone. Whatever goes wrong is told, not raised.
 
-    ``report`` is called after every step, and stops the run by raising KeyboardInterrupt.
+    ``report`` is called after every step, and stops the run by raising KeyboardInterrupt, as a signal does.
     """
     try:
         finished = run(config, folder, resume=begun(folder), report=report)
-    except KeyboardInterrupt:
-        return End("interrupted", "", {}, "")
+    except KeyboardInterrupt as error:
+        if not (isinstance(error, Interrupted) and error.finished):
+            return End("interrupted", "", {}, "")
+        finished = open_run(folder)  # it was told so after its last step
     except FadevizError as error:
         return End("failed", str(error), {}, "")
     except Exception as error:  # a mistake of ours, or of torch: the other runs go on
@@ -79,8 +83,10 @@ def begun(folder: str | Path) -> bool:
     Anything else stays where it is: :func:`fadeviz.experiment.run` refuses a folder that holds something foreign.
     """
     folder = Path(folder)
-    if (folder / "run.json").exists():
+    if os.path.lexists(folder / "run.json"):
         return True
+    if folder.is_symlink():  # nothing is removed behind a link that does not say whose it is
+        return False
     for file in folder.glob(".*.partial*"):
         # A node that failed cannot be asked: a scheduler begins a run anew when it is gone.
         if left_over(file, elsewhere=True):
@@ -147,7 +153,7 @@ class Follower:
     def _lines(self, size: int) -> list[dict[str, float]]:
         lines = []
         try:
-            with self.path.open("rb") as file:
+            with open_regular(self.path, METRICS_LIMIT) as file:
                 file.seek(max(0, size - self._TAIL), os.SEEK_SET)
                 told = file.read(self._TAIL)
         except OSError:

@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
-
 from ..errors import FadevizError, unknown_name
 from ..experiment import LABELS, RunConfig
-from ..models import build_network
+from ..models import NETWORKS, parse_network
+from ..training.settings import check_model
 from ..upsamplers import parse_upsampler
 
 CONTROLS = tuple(name for name in LABELS if name != "true")
@@ -38,7 +37,7 @@ class SweepPlan:
     """Which runs there shall be. Made by :func:`plan_sweep` or :func:`read_plan`.
 
     Attributes:
-        base: what all runs share; its upsampler, labels and seed stand for nothing.
+        base: what all runs share; its labels and seed stand for nothing, nor does its upsampler, the first operator's.
         members: the runs, in the order in which they are begun.
     """
 
@@ -88,7 +87,8 @@ def plan_sweep(operators: Iterable[str], seeds: Iterable[int], base: RunConfig) 
         base: what all runs share.
 
     Raises:
-        FadevizError: no operator or no seed; an operator, option or control that there is not.
+        FadevizError: no operator or no seed; an operator, option or control that there is not; layers or kinds that an
+            operator has not.
     """
     # Each operator is built once, not once a seed: a network takes some 60 ms, and a plan may have thousands of runs.
     names = list(dict.fromkeys(_canonical(text, base) for text in dict.fromkeys(operators)))
@@ -97,7 +97,11 @@ def plan_sweep(operators: Iterable[str], seeds: Iterable[int], base: RunConfig) 
         raise FadevizError("a sweep needs operators. Name some: --upsamplers fade,carafe")
     if not numbers:
         raise FadevizError("a sweep needs seeds. Name some: --seeds 0:5")
-    return SweepPlan(base, tuple(Member(name, seed) for seed in numbers for name in names))
+    plan = SweepPlan(base, tuple(Member(name, seed) for seed in numbers for name in names))
+    for member in plan.members[: len(names)]:
+        plan.config(member)  # layers and kinds that one of the operators has not are reported before any is trained
+    # Settings are those of some operator: another than the plan's might not have its layers.
+    return dataclasses.replace(plan, base=dataclasses.replace(base, upsampler=plan.config(plan.members[0]).upsampler))
 
 
 def _canonical(text: str, base: RunConfig) -> str:
@@ -106,8 +110,7 @@ def _canonical(text: str, base: RunConfig) -> str:
     if at and control not in CONTROLS:
         raise unknown_name(f"control (after the @ of {text!r})", control, CONTROLS)
     name, options = parse_upsampler(upsampler)
-    with torch.device("meta"):
-        build_network(base.network, upsampler, width=base.width)
+    check_model(base.network, upsampler, base.width, NETWORKS[parse_network(base.network)[0]].layers, "")
     pairs = [part.partition("=") for part in upsampler.partition(":")[2].split(",")] if options else []
     spelled = {key.strip(): value.strip() for key, _, value in pairs}  # the last counts, as in parse_upsampler
     return name + ":" * bool(spelled) + ",".join(f"{key}={spelled[key]}" for key in sorted(spelled)) + at + control

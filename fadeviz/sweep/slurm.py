@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
-from ..files import write_whole
+from ..files import read_regular, write_whole
 from ..runs import open_run
 from .member import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
 from .plan import Member
@@ -42,6 +43,9 @@ WARNING = 90
 _ARRAY = 1000
 """Jobs in one array: what a cluster allows if nothing else was configured."""
 
+_KILL_WAIT = 120.0
+"""Seconds that Slurm has to end a job that it told to stop, or to start it again."""
+
 _TRIES = 5
 """Times a job may be stopped in a row before it has reached a new checkpoint."""
 
@@ -49,7 +53,8 @@ _TRIES = 5
 class SlurmArray:
     """Trains as an array of Slurm jobs, a job a run; needs submitit and the commands of Slurm.
 
-    A job that is preempted, requeued or out of time goes on from its run's checkpoint. A job that fails stops no other.
+    A job that is preempted, requeued or out of time ends its step, writes a checkpoint, and goes on from it. A job that
+    fails stops no other.
     The jobs do not need the process that sent them: when it ends, by Ctrl-C or otherwise, they stay in the queue, and
     the same sweep given again waits for them instead of sending others. The logs are in the folder ``slurm`` of the
     sweep.
@@ -171,9 +176,14 @@ class _Job:
         from submitit import JobEnvironment
 
         end = self._train()
+        if end.status == "interrupted":
+            # By SIGTERM. Whether it is cancelled or put back into the queue Slurm alone knows, and ends this process: a
+            # last word would be taken for the end of the run, and an end of its own for that of a preempted job.
+            time.sleep(_KILL_WAIT)
+            sys.exit(128 + signal.SIGTERM)
         # submitit keeps what is returned in a pickle; this is read by whoever goes on with the sweep.
         word = _last_word(self.folder, JobEnvironment().job_id)
-        write_whole(word, json.dumps(end._asdict()).encode())
+        write_whole(word, json.dumps(end._asdict()).encode(), named=False)
 
     def _train(self) -> End:
         caught: list[int] = []
@@ -190,6 +200,8 @@ class _Job:
                 raise KeyboardInterrupt
 
         end = train_member(self.config, self.folder, tell)
+        for which, handler in theirs.items():
+            signal.signal(which, handler)
         if not (caught and end.status == "interrupted"):
             return end
         self.in_vain = self.in_vain + 1 if self._saved() == before else 0
@@ -320,6 +332,8 @@ def batch_script(commands: Sequence[str], options: Mapping[str, str], jobs: int 
             "",
             f"# {WARNING} seconds before its time is up: stop, and go on in the next turn from the last checkpoint.",
             "trap 'kill \"$pid\"; wait \"$pid\"; scontrol requeue \"$SLURM_JOB_ID\"; exit' USR1",
+            "# Cancelled, requeued or preempted: what runs on when this script ends is killed before it saves.",
+            "trap 'kill \"$pid\"; wait \"$pid\"; exit' TERM",
             '"${run[@]}" &',
             "pid=$!",
             'wait "$pid"',
@@ -339,7 +353,7 @@ def _last_word(folder: Path, job: str) -> Path:
 def _left(task: Task) -> End | None:
     """What a job left when it ended; None where it has not, or left nothing."""
     try:
-        told = json.loads(_last_word(task.folder, task.job).read_bytes())
+        told = json.loads(read_regular(_last_word(task.folder, task.job)))
         end = End(str(told["status"]), str(told["message"]), dict(told["result"]), str(told["traceback"]))
     except FileNotFoundError:
         if (_logs(task.folder) / f"{task.job}_0_result.pkl").exists():  # submitit's: it could not do what it was to do

@@ -37,7 +37,7 @@ def write_checkpoint(
     # Through memory: torch reports a full disk as an error of its own kind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_whole(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue(), named=False)
 
 
 def read_checkpoint(

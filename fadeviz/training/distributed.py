@@ -44,6 +44,15 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the processes have. All must call it."""
+        if self.count == 1:
+            return number
+        on = "cuda" if distributed.get_backend() == "nccl" else "cpu"
+        told = torch.tensor(number, device=on)
+        distributed.all_reduce(told, distributed.ReduceOp.MAX)
+        return int(told.item())
+
     @contextmanager
     def agreeing(self) -> Iterator[None]:
         """A block that succeeds in all processes or in none: an error in one ends the others too.
@@ -101,6 +110,11 @@ class OtherProcessFailed(FadevizError):
 def local_number() -> int:
     """Which of the processes on this machine this is, by torchrun's environment: the number of its GPU."""
     return _environment("LOCAL_RANK", 0)
+
+
+def local_count() -> int:
+    """How many processes of this training are on this machine, by torchrun's environment."""
+    return max(1, _environment("LOCAL_WORLD_SIZE", 1))
 
 
 def started_number() -> int:

@@ -82,6 +82,19 @@ def build_upsampler(name: str, in_channels: int, **options: object) -> Upsampler
     return build(in_channels, **options)
 
 
+def check_keeps_channels(network: str, name: str, operator: Upsampler) -> None:
+    """Raise unless the operator's output has the channels of its input, as the stages of the networks need.
+
+    Raises:
+        FadevizError: an ``out_channels`` that differs.
+    """
+    made = getattr(operator, "out_channels", None)
+    if made is not None and made != getattr(operator, "in_channels", made):
+        raise FadevizError(
+            f"{network}: a stage's operator keeps the channels, but {name} has out_channels {made}. Leave it out"
+        )
+
+
 def check_options(name: str, options: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> None:
     """Raise unless every option is one of ``known``, and of the type of its default.
 
@@ -194,6 +207,7 @@ __all__ = [
     "Skip",
     "Upsampler",
     "build_upsampler",
+    "check_keeps_channels",
     "check_options",
     "parse_options",
     "parse_upsampler",

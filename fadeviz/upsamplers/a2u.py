@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, read_guide
 from .per_pixel import MapGroupNorm
 from .reassemble import KernelSoftmax, reassemble
 
@@ -43,7 +43,7 @@ class A2U(Upsampler):
     head; ``shared=False``: ``2 C_skip^2 + 2 C_skip`` in place of ``2 C_skip + 2``. Multiply-adds a low-resolution
     pixel ``2 k^2 C_skip + C_skip + 4 s^2 C``, and for an image the 1x1 convolutions of the k x k and 1 x 1 averages;
     the scaling P * m is not counted, nor is the down head, which does not run on the way up.
-    Raises: FadevizError when the encoder feature has another size or channel count.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
     Source: Dai et al., CVPR 2021; initialisation of the released network: Xavier-normal with the gain of a
     leaky ReLU of slope 0.01, biases 0.
     Differs: GroupNorm has gcd(32, C_skip) groups where the definition has 32, so that slim networks can be built; equal
@@ -134,10 +134,9 @@ class A2U(Upsampler):
         logits = self.down(feature.mean((2, 3), keepdim=True)) * self.affinity(feature)
         return logits.softmax(dim=1)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Predict the kernels from the encoder feature and reassemble x with them."""
-        feature = skip.feature
-        check_guide(self, x, feature, self.skip_channels)
+        feature = read_guide(self, x, skip, None, self.skip_channels)
         logits = self.up(feature.mean((2, 3), keepdim=True)) * self.affinity(feature)
         return reassemble(x, self.kernels(F.pixel_shuffle(logits, 2)), self.kernel_size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
@@ -26,8 +26,9 @@ class Skip(NamedTuple):
 class Upsampler(nn.Module):
     """An operator that a decoder stage calls as ``x = self.upsample(x, skip)``: ``(B, C, h, w) -> (B, C, s*h, s*w)``.
 
-    Operators that need no guide ignore ``skip``. What can be looked at inside is a submodule, so that a probe can name
-    it: ``gate`` (values in [0, 1]) and ``kernels`` (a :class:`~fadeviz.upsamplers.reassemble.KernelSoftmax`).
+    Operators that read nothing of the encoder are called with or without ``skip``, whose size they check. What can be
+    looked at inside is a submodule, so that a probe can name it: ``gate`` (values in [0, 1]) and ``kernels`` (a
+    :class:`~fadeviz.upsamplers.reassemble.KernelSoftmax`).
     """
 
     scale_factor: int = 2
@@ -39,9 +40,17 @@ class Upsampler(nn.Module):
     official_constants: ClassVar[frozenset[str]] = frozenset()
     """Buffers of the authors' state dict that follow from the options and are not stored here."""
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
-        """Upsample ``x`` by ``scale_factor``."""
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
+        """Upsample ``x`` by ``scale_factor``.
+
+        Raises:
+            FadevizError: maps that do not fit, or no ``skip`` for an operator that reads it.
+        """
         raise FadevizError(f"{type(self).__name__} has no forward; an upsampler defines forward(x, skip)")
+
+    def other_width(self, channels: int) -> str:
+        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        return f"Build it with skip_channels={channels}"
 
     def pool(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
         """The operator's encoder half: ``(B, C, H, W)`` -> pooled by ``scale_factor``, and indices for the way up."""
@@ -98,23 +107,87 @@ class Upsampler(nn.Module):
         return name
 
 
-def check_guide(operator: Upsampler, x: Tensor, guide: Tensor, channels: int | None) -> None:
-    """Raise unless the encoder feature has the output's size (and ``channels`` channels, where the operator cares).
+def check_input(operator: Upsampler, x: Tensor | fx.Proxy, skip: Skip | None, channels: int | None = None) -> None:
+    """Raise unless x is a batch of maps, and skip, where it is given, is of the output's size.
+
+    Args:
+        operator: who asks.
+        x: what it was called with.
+        skip: likewise; what an operator does not read may be left out, but must not be another stage's.
+        channels: those of x; None where the operator takes any.
 
     Raises:
         FadevizError: with the sizes met and the sizes needed.
     """
+    if isinstance(x, fx.Proxy):
+        return  # torch.fx traces with these, and they have no sizes
     name, s = type(operator).__name__, operator.scale_factor
-    (h, w), (gh, gw) = x.shape[-2:], guide.shape[-2:]
+    if x.ndim != 4:
+        raise FadevizError(
+            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. Give a single one as x[None]"
+        )
+    if channels is not None and x.shape[1] != channels:
+        raise FadevizError(
+            f"{name}: x has {x.shape[1]} channels, but in_channels is {channels}. Build it with "
+            f"in_channels={x.shape[1]}"
+        )
+    if skip is None:
+        return
+    feature = feature_of(operator, skip)
+    if feature.ndim != 4:
+        raise FadevizError(
+            f"{name}: skip.feature is {tuple(feature.shape)}; a batch of maps (B, C, s*h, s*w) is needed"
+        )
+    (h, w), (gh, gw) = x.shape[-2:], feature.shape[-2:]
     if (gh, gw) != (s * h, s * w):
         raise FadevizError(
             f"{name}: skip.feature is {gh}x{gw}, but x is {h}x{w} and scale_factor is {s}, so {s * h}x{s * w} is "
             "needed. Pad the input so that every stage divides evenly"
         )
-    if len(guide) != len(x):
-        raise FadevizError(f"{name}: skip.feature holds {len(guide)} samples, but x {len(x)}. Give both the same batch")
-    if channels is not None and guide.shape[1] != channels:
+    # Not len(): it makes a number of the batch, which torch.export then fixes.
+    if feature.shape[0] != x.shape[0]:
         raise FadevizError(
-            f"{name}: skip.feature has {guide.shape[1]} channels, {channels} are needed. "
-            f"Build it with the encoder's channels, or project the feature with a 1x1 convolution"
+            f"{name}: skip.feature holds {feature.shape[0]} samples, but x {x.shape[0]}. Give both the same batch"
         )
+
+
+def feature_of(operator: Upsampler, skip: Skip | None) -> Tensor:
+    """The encoder feature in ``skip``.
+
+    Raises:
+        FadevizError: there is none.
+    """
+    feature = getattr(skip, "feature", None)
+    if feature is None:
+        name, got = type(operator).__name__, "missing" if skip is None else f"a {type(skip).__name__}"
+        raise FadevizError(
+            f"{name}: skip is {got}; call it as operator(x, Skip(feature)), feature being the encoder's map at "
+            f"{operator.scale_factor} times x's size"
+        )
+    out: Tensor = feature
+    return out
+
+
+def read_guide(
+    operator: Upsampler, x: Tensor, skip: Skip | None, in_channels: int | None, skip_channels: int | None
+) -> Tensor:
+    """The encoder feature in ``skip``, of the output's size.
+
+    Args:
+        operator: who asks.
+        x: what it was called with.
+        skip: likewise.
+        in_channels: those of x; None where the operator takes any.
+        skip_channels: those of the feature, likewise.
+
+    Raises:
+        FadevizError: with what was met and what is needed.
+    """
+    feature = feature_of(operator, skip)
+    check_input(operator, x, skip, in_channels)
+    if skip_channels is not None and feature.shape[1] != skip_channels:
+        raise FadevizError(
+            f"{type(operator).__name__}: skip.feature has {feature.shape[1]} channels, {skip_channels} are needed. "
+            f"{operator.other_width(feature.shape[1])}, or project the feature with a 1x1 convolution"
+        )
+    return feature

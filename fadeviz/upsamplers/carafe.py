@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler
+from .base import Skip, Upsampler, check_input
 from .compressed import compressed_conv
 from .reassemble import KernelSoftmax, reassemble_logits
 from .semishift import Init, check_init
@@ -25,7 +25,7 @@ class CARAFE(Upsampler):
     Limit case: zero content-encoder weights make every kernel a K x K box blur of the nearest-upsampled map; this is
     (nearly) the initial state.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Cost: ``C*d + d`` and ``k_e^2*d*G*K^2*s^2 + G*K^2*s^2`` parameters; with the defaults ``64C + 57,764``, and
     ``64C + 57,600 + 100C`` multiply-adds a low-resolution pixel: logits and reassembly.
     Raises: FadevizError when C does not divide by ``groups``, or ``encoder_kernel_size`` is even.
@@ -83,8 +83,9 @@ class CARAFE(Upsampler):
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Predict the kernels from x and reassemble x with them."""
+        check_input(self, x, skip, self.in_channels)
         return reassemble_logits(x, self.kernels, self._logits(x), scale_factor=self.scale_factor)
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim.
 
     The two modules are called one after the other where the composition saves nothing, where somebody has hooked them
-    (they must then run), for maps without an inside, and for a depth-wise ``conv``.
+    (they must then run), for maps without an inside, for a depth-wise ``conv``, and in ``torch.export``.
 
     With ``phases`` p, the output's channels, p for each of M/p maps, are reordered to M/p for each of p phases.
 
@@ -29,7 +29,9 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     area = conv.kernel_size[0] * conv.kernel_size[1]
     c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
     radius = int(conv.padding[0])
-    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or min(x.shape[-2:]) < 2 * radius + 1
+    # An exported graph is to serve every size: it must not depend on whether the map has an inside.
+    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or torch_ops.is_exporting()
+    dear = dear or min(x.shape[-2:]) < 2 * radius + 1
     if not (is_plain(compressor) and is_plain(conv)):
         return _by_phase(conv(compressor(x)), 1, phases)
     if dear:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler
+from .base import Skip, Upsampler, check_input
 
 
 class Deconv(Upsampler):
@@ -20,7 +20,7 @@ class Deconv(Upsampler):
     Limit case: W the identity over channels and 1 over an s x s kernel (``kernel_size = s``) makes this nearest
     interpolation.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Cost: ``k*k*C*C + C`` parameters, ``k*k*C*C`` multiply-adds a low-resolution pixel.
     Raises: FadevizError when ``kernel_size`` is smaller than ``scale_factor``: pixels would stay empty.
     Source: Zeiler et al. 2010; kernel 3 as in the FADE paper's comparison.
@@ -35,6 +35,7 @@ class Deconv(Upsampler):
             raise FadevizError(
                 f"Deconv: kernel_size {kernel_size} is smaller than scale_factor {scale_factor}; raise it"
             )
+        self.in_channels = in_channels
         self.scale_factor = scale_factor
         # (h - 1) * s - 2p + k + output_padding = s * h
         padding = (kernel_size - scale_factor + 1) // 2
@@ -43,8 +44,9 @@ class Deconv(Upsampler):
             in_channels, in_channels, kernel_size, scale_factor, padding=padding, output_padding=output_padding
         )
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Convolve, transposed."""
+        check_input(self, x, skip, self.in_channels)
         out: Tensor = self.conv(x)
         return out
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler
+from .base import Skip, Upsampler, check_input
 
 Style = Literal["lp", "pl"]
 
@@ -74,7 +74,7 @@ class DySample(Upsampler):
     Limit case: zero offset weights and bias make this bilinear interpolation with ``align_corners=False``; this is
     (nearly) the initial state.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Units: offsets are in low-resolution pixels; pixel centres lie at whole numbers.
     Cost: lp ``2*G*s^2*(C + 1)`` parameters, pl ``2*G*(C/s^2 + 1)``; ``dyscope`` adds as many weights without biases.
     Multiply-adds a high-resolution pixel: ``4C`` of interpolation and the convolutions, ``2*G*C`` (lp) or
@@ -119,8 +119,9 @@ class DySample(Upsampler):
         """Draw the initial weights."""
         self.offsets.reset_parameters()
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Sample x at its parents' positions plus the offsets."""
+        check_input(self, x, skip, self.in_channels)
         b, c, h, w = x.shape
         s, groups = self.scale_factor, self.groups
         offsets = self.offsets(x)
@@ -129,7 +130,7 @@ class DySample(Upsampler):
         columns = torch.arange(1 - w, w, 2, dtype=dtype, device=x.device) / w
         rows = torch.arange(1 - h, h, 2, dtype=dtype, device=x.device) / h
         parents = torch.stack((columns.expand(h, w), rows[:, None].expand(h, w)))[:, None, None, None]
-        pixel = parents.new_tensor((2 / w, 2 / h)).view(2, 1, 1, 1, 1, 1)
+        pixel = torch.stack((parents.new_full((), 2 / w), parents.new_full((), 2 / h))).view(2, 1, 1, 1, 1, 1)
         points = torch.addcmul(parents, offsets.to(dtype).unflatten(1, (2, groups, s, s)), pixel)
         grid = points.permute(0, 2, 5, 3, 6, 4, 1).reshape(b * groups, s * h, s * w, 2)
         maps = x.to(dtype).reshape(b * groups, c // groups, h, w)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, read_guide
 from .reassemble import KernelSoftmax, is_plain, reassemble_logits
 from .semishift import Form, Init, SemiShift, SemiShiftConv, Side
 
@@ -53,10 +53,12 @@ class FADE(Upsampler):
 
     Limit cases: gate 1 gives the encoder feature; gate 0 gives the reassembled map, as SemiShift would.
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``. C_skip may differ from C
+    with ``gate="off"`` only: the others mix the two maps channel by channel.
     Cost: with d = 64, K = 5: ``129C + 14,490`` parameters; ``4 * (64C + 14,400) + 64C + 14,400 + C + 100C + 8C``
     multiply-adds a low-resolution pixel: logits at both resolutions, gate, reassembly, mixing.
-    Raises: FadevizError when the encoder feature has another size or channel count.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count, or
+    ``skip_channels`` is not C and ``gate`` is not off.
     Source: Lu et al., ECCV 2022, sections 4.1 to 4.3; all convolutions Xavier-uniform, biases 0.
     Differs: the L2H form by default (equal to rounding); a few convolutions and products are fused.
     """
@@ -76,19 +78,26 @@ class FADE(Upsampler):
         gate_bias: float = 0.0,
         init: Init = "xavier",
         depthwise: bool = False,
+        skip_channels: int | None = None,
     ) -> None:
-        """Encoder and decoder maps both have ``in_channels``: the gate mixes them."""
+        """The encoder map has ``skip_channels``, by default as many as x; more or fewer with ``gate="off"`` only."""
         super().__init__()
         if gate not in ("on", "off", "add"):
             raise FadevizError(f"FADE: gate is {gate!r}. There are: on, off, add")
         if gate != "on" and gate_bias:
             raise FadevizError(f"FADE: gate_bias is {gate_bias:g}, but gate is {gate!r}. Leave one of them out")
         self.in_channels = in_channels
+        self.skip_channels = in_channels if skip_channels is None else skip_channels
+        if gate != "off" and self.skip_channels != in_channels:
+            raise FadevizError(
+                f"{type(self).__name__}: skip_channels is {skip_channels}, but gate {gate!r} mixes the encoder's map "
+                f"with x's {in_channels} channels. Use gate='off', or project the feature with a 1x1 convolution"
+            )
         self.kernel_size = kernel_size
         self.scale_factor = scale_factor
         self.semi_shift = SemiShiftConv(
             in_channels,
-            in_channels,
+            self.skip_channels,
             kernel_size,
             scale_factor,
             compressed_channels,
@@ -102,14 +111,18 @@ class FADE(Upsampler):
         self.adds = gate == "add"
         self.gate = Gate(in_channels, scale_factor, gate_bias) if gate == "on" else None
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def other_width(self, channels: int) -> str:
+        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        return super().other_width(channels) + ("" if self.gate is None and not self.adds else " and gate='off'")
+
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Reassemble x with kernels of both maps, then mix with the encoder feature by the gate."""
-        check_guide(self, x, skip.feature, self.in_channels)
-        logits, coarse = self.semi_shift.parts(skip.feature, x)
+        feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
+        logits, coarse = self.semi_shift.parts(feature, x)
         if self.gate is not None:
-            return reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor, skip.feature, self.gate(x))
+            return reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor, feature, self.gate(x))
         reassembled = reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor)
-        return reassembled + skip.feature if self.adds else reassembled
+        return reassembled + feature if self.adds else reassembled
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Of the semi-shift convolution, the reassembly, the gate, and two products a value for mixing."""

@@ -16,10 +16,11 @@ class FADELite(FADE):
 
     Limit cases: those of FADE.
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``. C_skip may differ from C
+    with ``gate="off"`` only.
     Cost: with K = 5: ``51C + 276`` parameters; ``4 * (25C + 225) + 25C + 225 + C + 100C + 8C`` multiply-adds a
     low-resolution pixel.
-    Raises: FadevizError when the encoder feature has another size or channel count.
+    Raises: those of FADE.
     Source: Lu et al., IJCV 2024 (FADE-Lite); all convolutions Xavier-uniform, biases 0.
     Differs: as FADE.
     """
@@ -35,8 +36,9 @@ class FADELite(FADE):
         gate: Literal["on", "off", "add"] = "on",
         gate_bias: float = 0.0,
         init: Init = "xavier",
+        skip_channels: int | None = None,
     ) -> None:
-        """Encoder and decoder maps both have ``in_channels``: the gate mixes them."""
+        """The encoder map has ``skip_channels``, by default as many as x; more or fewer with ``gate="off"`` only."""
         super().__init__(
             in_channels,
             kernel_size,
@@ -48,4 +50,5 @@ class FADELite(FADE):
             gate_bias=gate_bias,
             init=init,
             depthwise=True,
+            skip_channels=skip_channels,
         )

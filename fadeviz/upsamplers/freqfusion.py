@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from . import torch_ops
+from .base import Skip, Upsampler, read_guide
 from .per_pixel import MapGroupNorm
 from .reassemble import KernelSoftmax, is_plain, reassemble
 
@@ -107,8 +108,8 @@ class FreqFusion(Upsampler):
     ``comp_feat_upsample`` the last two terms of an output pixel are not there. ``resample`` adds
     ``36*G*(d + 8) + 8d + 2G + 4C`` and ``144*G*(d + 8) + 8d``. y_hr adds ``KL^2*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``;
     without ``comp_feat_upsample`` ``9*d*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``.
-    Raises: FadevizError when the encoder feature has another size or channel count, or C does not divide by
-    ``resample_groups`` with ``resample``.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count, or C does not divide
+    by ``resample_groups`` with ``resample``.
     Source: Chen et al., TPAMI 2024; initialisation of the released code: TL and TH N(0, 0.001^2), every other
     convolution Xavier-uniform, biases 0.
     Differs: zero padding in every reassembly, as in the compiled operator; its fallback in plain torch reflects. The
@@ -183,19 +184,20 @@ class FreqFusion(Upsampler):
         nn.init.normal_(self.lowpass_encoder.weight, std=0.001)
         nn.init.normal_(self.highpass_encoder.weight, std=0.001)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """The low-pass output y; what only y_hr needs is not computed."""
-        return self._low_pass(x, skip)[0]
+        return self._low_pass(x, read_guide(self, x, skip, self.in_channels, self.skip_channels))[0]
 
-    def fuse(self, x: Tensor, skip: Skip) -> tuple[Tensor, Tensor]:
+    def fuse(self, x: Tensor, skip: Skip | None) -> tuple[Tensor, Tensor]:
         """Both outputs, y of x and y_hr of the encoder feature; the network adds or concatenates them."""
-        y, kernels, high, t = self._low_pass(x, skip)
+        feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
+        y, kernels, high, t = self._low_pass(x, feature)
         own = self.highpass_encoder(t)
         if self.comp_feat_upsample:
             kernels = self.kernels_hr(high + reassemble(own, kernels, self.lowpass_kernel_size))
         else:
             kernels = self.kernels_hr(self.highpass_encoder(high), own)
-        return y, _sharpen(skip.feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
+        return y, _sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
 
     def multiply_adds(self, height: int, width: int, both: bool = False) -> int:
         """All convolutions, reassemblies, similarities and products for y; with ``both`` for y_hr, too."""
@@ -213,11 +215,10 @@ class FreqFusion(Upsampler):
             low += 9 * d * kh
         return 4 * height * width * high + height * width * low
 
-    def _low_pass(self, x: Tensor, skip: Skip) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _low_pass(self, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """y, its kernels, TH(a) (or a, where a is not sharpened), and t."""
-        check_guide(self, x, skip.feature, self.skip_channels)
         size = self.lowpass_kernel_size
-        a, t = self.compressor_encoder(skip.feature), self.compressor_decoder(x)
+        a, t = self.compressor_encoder(feature), self.compressor_decoder(x)
         own = self.lowpass_encoder(t)
         if self.comp_feat_upsample:
             high = self.highpass_encoder(a)
@@ -240,7 +241,8 @@ def neighbour_similarity(z: Tensor) -> Tensor:
     zero vectors; every norm is at least 1e-8. Never below float32.
     """
     h, w = z.shape[-2:]
-    products: Tensor = _NeighbourProducts.apply(z)
+    # Views cut from the map have the map's size to care for; those of a padded one are of every size alike.
+    products: Tensor = _padded_products(z) if torch_ops.is_exporting() else _NeighbourProducts.apply(z)
     # The floor of the norm, squared: the square root then stays away from 0, where it has no gradient.
     inverse = products[:, 4].clamp_min(1e-16).rsqrt()
     padded = F.pad(inverse, (2, 2, 2, 2))
@@ -257,6 +259,14 @@ _BEFORE = ((-2, -2), (-2, 0), (-2, 2), (0, -2))
 def _shifted(padded: Tensor, dy: int, dx: int, h: int, w: int) -> Tensor:
     """The map read at (row + dy, column + dx), from its copy with a border of 2."""
     return padded[..., 2 + dy : 2 + dy + h, 2 + dx : 2 + dx + w]
+
+
+def _padded_products(z: Tensor) -> Tensor:
+    """What :class:`_NeighbourProducts` gives, in torch's own operators."""
+    (h, w), padded = z.shape[-2:], F.pad(z, (2, 2, 2, 2))
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    pairs = (_shifted(padded, dy, dx, h, w) for dy, dx in (*_BEFORE, (0, 0)))
+    return torch.stack([(z * there).sum(1, dtype=dtype) for there in pairs], dim=1)
 
 
 class _NeighbourProducts(torch.autograd.Function):

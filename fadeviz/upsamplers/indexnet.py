@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, check_input, feature_of, read_guide
 
 Kind = Literal["hin", "o2o", "m2o"]
 
@@ -86,7 +86,8 @@ class IndexNet(Upsampler):
     Cost: with k = 2 (``context``: 4) and C = C_skip, parameters ``4 k^2 C`` (``hin`` and ``o2o``), ``4 k^2 C^2``
     (``m2o``); ``nonlinear``: ``2 k^2 C^2 + 12C``, ``4 k^2 C + 12C``, ``4 k^2 C^2 + 4C^2 + 8C``. Multiply-adds: that
     many a low-resolution pixel, as every parameter enters once; the index product is not counted.
-    Raises: FadevizError for odd sizes in ``pool``, index maps or guides that do not fit, an unknown kind.
+    Raises: FadevizError for odd sizes in ``pool``, a guide that is missing, index maps or guides that do not fit,
+    another ``skip_channels`` than C without ``hin``, an unknown kind.
     Source: Lu et al., ICCV 2019; initialisation of the published matting network: convolutions
     N(0, 2 / (k*k*C_out)), BatchNorm 1 and 0.
     Differs: the released decoder goes on to concatenate y and ``index_encoder * e`` and to convolve them; that belongs
@@ -115,6 +116,7 @@ class IndexNet(Upsampler):
         super().__init__()
         if kind not in ("hin", "o2o", "m2o"):
             raise FadevizError(f"IndexNet: no kind {kind!r}. There are: hin, o2o, m2o")
+        self.in_channels = in_channels
         self.skip_channels = in_channels if skip_channels is None else skip_channels
         if kind != "hin" and self.skip_channels != in_channels:
             raise FadevizError(
@@ -154,13 +156,21 @@ class IndexNet(Upsampler):
         index_encoder = weight / F.interpolate(total, scale_factor=2, mode="nearest")
         return skip.feature * index_encoder.to(skip.feature.dtype)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def other_width(self, channels: int) -> str:
+        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        return super().other_width(channels) + ("" if self.index.holistic else " and kind='hin'")
+
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Spread every value over its 2 x 2 block, weighted by the index map."""
-        if skip.indices is None:
-            check_guide(self, x, skip.feature, self.skip_channels)
-            index: Tensor = self.index(skip.feature)
+        feature, given = feature_of(self, skip), getattr(skip, "indices", None)
+        # Of x each channel has its index map; a holistic one is for any number of channels.
+        channels = None if self.index.holistic else self.in_channels
+        if given is None:
+            read_guide(self, x, skip, channels, self.skip_channels)
+            index: Tensor = self.index(feature)
         else:
-            index = skip.indices
+            check_input(self, x, skip, channels)
+            index = given
             needed = (x.shape[0], self.index.map_channels, 2 * x.shape[2], 2 * x.shape[3])
             if tuple(index.shape) != needed:
                 raise FadevizError(

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler
+from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
 from .reassemble import KernelSoftmax
 
@@ -72,7 +72,7 @@ class LDAAQU(Upsampler):
     Limit case: ``kernel_size=1`` with zero offsets (the initial state) is bilinear interpolation with
     ``align_corners=True``; with zero query weights the k x k neighbours are averaged.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Units: offsets are in high-resolution pixels; pixel centres lie at whole numbers, and the corner pixels of both
     grids coincide.
     Cost: ``2*C*D + 2*C + 11*D/G + 2*k^2*(k_e^2*D/G + 1) + k^2*D`` parameters; with the defaults
@@ -153,9 +153,10 @@ class LDAAQU(Upsampler):
         if self.position_bias is not None:
             nn.init.trunc_normal_(self.position_bias, std=0.02)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Attend from every high-resolution pixel to its deformed neighbourhood in x."""
-        if not len(x):  # no samples to attend to
+        check_input(self, x, skip, self.in_channels)
+        if not x.shape[0]:  # no samples to attend to
             return F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
         normed = self.norm(x)
         query = F.interpolate(self.query(normed), scale_factor=self.scale_factor, mode="bilinear", align_corners=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler
+from .base import Skip, Upsampler, feature_of
 
 
 class MaxUnpool(Upsampler):
@@ -21,7 +21,7 @@ class MaxUnpool(Upsampler):
     not divide is pooled to ``H // s``, its rest stays without a window and 0 in y; with ``ceil_mode`` to
     ``ceil(H / s)``, the last windows being smaller.
     Cost: no parameters, no multiply-adds.
-    Raises: FadevizError when skip.indices is missing or has another shape than x, or x is not what pooling
+    Raises: FadevizError when skip or skip.indices is missing or has another shape than x, or x is not what pooling
     skip.feature gives.
     Source: SegNet (Badrinarayanan et al., TPAMI 2017), section 3.
     """
@@ -38,15 +38,16 @@ class MaxUnpool(Upsampler):
         pooled, indices = F.max_pool2d(feature, self.scale_factor, ceil_mode=self.ceil_mode, return_indices=True)
         return pooled, indices
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Scatter x into zeros at ``skip.indices``."""
-        if skip.indices is None or skip.indices.shape != x.shape:
-            got = "none" if skip.indices is None else tuple(skip.indices.shape)
+        feature, indices = feature_of(self, skip), getattr(skip, "indices", None)
+        if indices is None or indices.shape != x.shape:
+            got = "none" if indices is None else tuple(indices.shape)
             raise FadevizError(
                 f"MaxUnpool: skip.indices are {got}, but x is {tuple(x.shape)}. "
                 "Pool the encoder feature with MaxUnpool.pool and pass its indices on: Skip(feature, indices)"
             )
-        h, w = skip.feature.shape[-2:]
+        h, w = feature.shape[-2:]
         s, extra = self.scale_factor, self.scale_factor - 1 if self.ceil_mode else 0
         pooled = ((h + extra) // s, (w + extra) // s)
         if x.shape[-2:] != pooled:
@@ -55,7 +56,7 @@ class MaxUnpool(Upsampler):
                 f"ceil_mode {self.ceil_mode} pool to {pooled[0]}x{pooled[1]}. Pass on the feature that was pooled"
             )
         # Both are read in plane order, however they lie in memory.
-        y = x.new_zeros(*x.shape[:2], h * w).scatter_(2, skip.indices.flatten(2), x.flatten(2))
+        y = x.new_zeros(*x.shape[:2], h * w).scatter_(2, indices.flatten(2), x.flatten(2))
         return y.unflatten(2, (h, w))
 
     def multiply_adds(self, height: int, width: int) -> int:

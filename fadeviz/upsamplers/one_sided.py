@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, check_input, read_guide
 from .compressed import compressed_conv
 from .reassemble import KernelSoftmax, reassemble_logits
 from .semishift import Init, check_init
@@ -66,7 +66,7 @@ class EncoderKernel(_OneSided):
 
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
     Cost: ``C_skip*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
-    Raises: FadevizError when the encoder feature has another size or channel count.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
     Source: the encoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
     """
 
@@ -87,10 +87,10 @@ class EncoderKernel(_OneSided):
         )
         self.skip_channels = self_skip
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Reassemble x with the encoder's kernels."""
-        check_guide(self, x, skip.feature, self.skip_channels)
-        logits = compressed_conv(skip.feature, self.compressor, self.content_encoder)
+        feature = read_guide(self, x, skip, None, self.skip_channels)
+        logits = compressed_conv(feature, self.compressor, self.content_encoder)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
@@ -105,7 +105,7 @@ class DecoderKernel(_OneSided):
 
     Limit case: every s x s block of the output is constant.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Cost: ``C*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
     Source: the decoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
     """
@@ -124,8 +124,9 @@ class DecoderKernel(_OneSided):
             in_channels, in_channels, kernel_size, scale_factor, compressed_channels, encoder_kernel_size, init
         )
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Reassemble x at its own resolution, then repeat: the same sum as with repeated kernels, s*s times cheaper."""
+        check_input(self, x, skip, self.in_channels)
         logits = compressed_conv(x, self.compressor, self.content_encoder)
         y = reassemble_logits(x, self.kernels, logits, scale_factor=1)
         return F.interpolate(y, scale_factor=self.scale_factor, mode="nearest")

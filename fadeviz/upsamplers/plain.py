@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from .base import Skip, Upsampler
+from .base import Skip, Upsampler, check_input
 
 
 class _Interpolation(Upsampler):
@@ -32,14 +32,15 @@ class Nearest(_Interpolation):
 
     Limit case: average pooling of y by s gives x back, exactly.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Cost: no parameters, no multiply-adds.
     """
 
     taps = 0
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Repeat every value s x s times."""
+        check_input(self, x, skip)
         return F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
 
 
@@ -48,15 +49,16 @@ class Bilinear(_Interpolation):
 
     Limit case: a constant map stays constant; a linear ramp stays linear away from the border.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
     Units: output pixel i lies at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
     Cost: no parameters; 4 multiply-adds an output value.
     """
 
     taps = 4
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Interpolate between the four nearest values."""
+        check_input(self, x, skip)
         return F.interpolate(x, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
 
 
@@ -69,7 +71,7 @@ class Bicubic(_Interpolation):
     Limit case: a constant map stays constant; a linear ramp rises by its slope from any output pixel to the one s
     further on, but is not straight in between, as it would be with a = -0.5.
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is ignored. Values may overshoot the range of x.
+    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read. Values may overshoot the range of x.
     Units: output pixel i lies at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
     Cost: no parameters; 16 multiply-adds an output value.
     Source: Keys, IEEE TASSP 1981; a as in torch and OpenCV.
@@ -77,6 +79,7 @@ class Bicubic(_Interpolation):
 
     taps = 16
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Weight the sixteen nearest values."""
+        check_input(self, x, skip)
         return F.interpolate(x, scale_factor=self.scale_factor, mode="bicubic", align_corners=False)

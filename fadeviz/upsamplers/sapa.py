@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, read_guide
 from .per_pixel import MapGroupNorm, PixelLayerNorm, PixelLinear
 from .reassemble import KernelSoftmax, reassemble_logits, similarity
 
@@ -28,7 +28,8 @@ class SAPAI(Upsampler):
 
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
     Cost: no parameters (``4C`` with ``norm="layer"``); ``2*K^2*C`` multiply-adds an output pixel.
-    Raises: FadevizError when the encoder feature has another size or channel count, or ``norm`` is unknown.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count, ``norm`` is
+    unknown, or ``skip_channels`` is not C.
     Source: Lu et al., NeurIPS 2022.
     Differs: the authors released no class of it; this is their similarity and their reassembly, put together.
     """
@@ -41,9 +42,15 @@ class SAPAI(Upsampler):
         kernel_size: int = 5,
         scale_factor: int = 2,
         norm: Literal["none", "layer"] = "none",
+        skip_channels: int | None = None,
     ) -> None:
         """Encoder and decoder maps both have ``in_channels``: they are compared channel by channel."""
         super().__init__()
+        if skip_channels not in (None, in_channels):
+            raise FadevizError(
+                f"SAPAI: skip_channels is {skip_channels}, but the encoder's map is compared with x's {in_channels} "
+                "channels one by one. Use SAPA-B, or project the feature with a 1x1 convolution"
+            )
         if norm not in ("none", "layer"):
             raise FadevizError(f"SAPAI: no norm {norm!r}. There are: none, layer")
         self.in_channels = in_channels
@@ -59,10 +66,14 @@ class SAPAI(Upsampler):
             if isinstance(module, PixelLayerNorm):
                 module.reset_parameters()
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def other_width(self, channels: int) -> str:
+        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        return f"Use SAPA-B with skip_channels={channels}"
+
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Compare, and reassemble x."""
-        check_guide(self, x, skip.feature, self.in_channels)
-        query, key = self.norm_encoder(skip.feature), self.norm_decoder(x)
+        feature = read_guide(self, x, skip, self.in_channels, self.in_channels)
+        query, key = self.norm_encoder(feature), self.norm_decoder(x)
         logits = similarity(query, key, self.kernel_size, self.scale_factor)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
@@ -84,7 +95,8 @@ class SAPAB(Upsampler):
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
     Cost: ``(C + C_skip)*(d + 2) + 2d`` parameters, with the defaults ``68C + 64``; ``C_skip*d + K^2*(d + C)``
     multiply-adds an output pixel and ``C*d`` a pixel of x.
-    Raises: FadevizError when the encoder feature has another size or channel count, or ``norm`` is unknown.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count, or ``norm``
+    is unknown.
     Source: Lu et al., NeurIPS 2022; d = 32 as in its experiments. Linear maps start truncated-normal with standard
     deviation 0.02, the extended version's convolutions N(0, 0.02^2), biases 0.
     Differs: d is 64 by default in the released class. Where 32 does not divide the channels, which the extended version
@@ -137,10 +149,10 @@ class SAPAB(Upsampler):
         _draw(self.query)
         _draw(self.key)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Compare the mapped features, and reassemble x."""
-        check_guide(self, x, skip.feature, self.skip_channels)
-        query, key = self.query(self.norm_encoder(skip.feature)), self.key(self.norm_decoder(x))
+        feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
+        query, key = self.query(self.norm_encoder(feature)), self.key(self.norm_decoder(x))
         logits = similarity(query, key, self.kernel_size, self.scale_factor)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
@@ -179,7 +191,7 @@ class SAPAG(Upsampler):
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
     Cost: ``C_skip*(d + 2) + C*(2d + 3) + 3d + 1`` parameters, with the defaults ``101C + 97``;
     ``C_skip*d + 2d + K^2*(d + C)`` multiply-adds an output pixel and ``2*C*d + C`` a pixel of x.
-    Raises: FadevizError when the encoder feature has another size or channel count.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
     Source: Lu et al., NeurIPS 2022; linear maps truncated-normal with standard deviation 0.02, biases 0.
     Differs: x is mapped, then upsampled; the released code upsamples first, and maps s*s times as many pixels to the
     same values.
@@ -225,12 +237,12 @@ class SAPAG(Upsampler):
         for linear in (self.query_encoder, self.query_decoder, self.key, self.gate.linear):
             _draw(linear)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Mix the queries, compare with the keys, and reassemble x."""
-        check_guide(self, x, skip.feature, self.skip_channels)
+        feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
         normalised = self.norm_decoder(x)
         own = F.interpolate(self.query_decoder(x), scale_factor=self.scale_factor, mode="nearest")
-        query = torch.lerp(own, self.query_encoder(self.norm_encoder(skip.feature)), self.gate(normalised))
+        query = torch.lerp(own, self.query_encoder(self.norm_encoder(feature)), self.gate(normalised))
         logits = similarity(query, self.key(normalised), self.kernel_size, self.scale_factor)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 

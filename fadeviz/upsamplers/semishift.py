@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .base import Skip, Upsampler, check_guide
+from .base import Skip, Upsampler, read_guide
 from .compressed import compressed_conv
 from .reassemble import KernelSoftmax, reassemble_logits
 
@@ -140,7 +140,7 @@ class SemiShift(Upsampler):
 
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
     Cost: with d = 64, K = 5, C_skip = C: ``128C + 14,489`` parameters.
-    Raises: FadevizError when the encoder feature has another size or channel count.
+    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
     Source: Lu et al., ECCV 2022, section 4.2; all convolutions Xavier-uniform, biases 0.
     """
 
@@ -183,10 +183,10 @@ class SemiShift(Upsampler):
         )
         self.kernels = KernelSoftmax(kernel_size)
 
-    def forward(self, x: Tensor, skip: Skip) -> Tensor:
+    def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Reassemble x with kernels of both maps."""
-        check_guide(self, x, skip.feature, self.skip_channels)
-        logits, coarse = self.semi_shift.parts(skip.feature, x)
+        feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
+        logits, coarse = self.semi_shift.parts(feature, x)
         return reassemble_logits(x, self.kernels, logits, coarse, self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:

@@ -23,6 +23,10 @@ BACKENDS = ("tiles", "native", "triton")
 """Matrix products over tiles, on any device: the reference; C on a CPU, compiled on first use; Triton on a GPU."""
 
 
+is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether ``torch.export`` traces; torch 2.6 can only say whether anything does."""
+
+
 def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
     """Which backend computes maps like x, where none is asked for by name.
 

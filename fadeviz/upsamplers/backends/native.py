@@ -6,6 +6,7 @@ the compiler and the processor, so that a home folder shared by unlike machines 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -68,20 +69,47 @@ def _bits(*tensors: Tensor | None) -> int:
 @functools.cache
 def library(bits: int = 32) -> ctypes.CDLL | None:
     """The compiled library that computes in ``bits``, built if need be; None where that is impossible."""
-    names = (*shlex.split(os.environ.get("CC", ""))[:1], "cc", "gcc", "clang")
-    for compiler in dict.fromkeys(filter(None, map(shutil.which, names))):
-        for folder in (_cache(), Path(tempfile.gettempdir()) / f"fadeviz-{_user()}"):
+    for compiler in _compilers():
+        for folder in _folders():
             try:
-                return ctypes.CDLL(str(_find(folder, compiler, bits)))
+                return _load(_find(folder, compiler, bits), bits)
+            except subprocess.TimeoutExpired:
+                break  # two minutes are enough for one that never ends
             except (OSError, subprocess.SubprocessError):
                 continue
     return None
 
 
+def _compilers() -> list[str]:
+    """The paths of those there are, without their options: these may be for programs, not for a library to load."""
+    try:
+        asked = shlex.split(os.environ.get("CC", ""))[:1]
+    except ValueError:  # a quote that is never closed
+        asked = []
+    return list(dict.fromkeys(filter(None, map(shutil.which, (*asked, "cc", "gcc", "clang")))))
+
+
+def _folders() -> list[Path]:
+    """Where the library may lie: the user's cache and, where there is none or it cannot be written, a temporary one."""
+    # Unlike Path.home(), expanduser does not raise where there is none: the path then stays a relative one.
+    caches = (os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache"))
+    found = [Path(cache) / "fadeviz" for cache in filter(os.path.isabs, caches)][:1]
+    with contextlib.suppress(OSError):  # no temporary folder can be written
+        found.append(Path(tempfile.gettempdir()) / f"fadeviz-{_user()}")
+    return found
+
+
+def _load(path: Path, bits: int) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    if not hasattr(loaded, f"fadeviz_reassemble_f{bits}"):
+        raise OSError(f"{path} is not what native.c makes")
+    return loaded
+
+
 def _find(folder: Path, compiler: str, bits: int) -> Path:
     """The library in a cache folder, built there if need be; its name ends with the hash of what it holds."""
-    text = "\n".join([_SOURCE.read_text(), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
-    start = f"native{bits}-{_hash(text.encode())}-"
+    text = "\n".join([_SOURCE.read_text("utf-8"), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
+    start = f"native{bits}-{_hash(os.fsencode(text))}-"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not _is_ours(folder):
         raise OSError(f"{folder} is not ours alone")
@@ -111,14 +139,15 @@ def _compile(compiler: str, bits: int, target: Path) -> None:
     command = [compiler, *_FLAGS, f"-DBITS={bits}", str(_SOURCE), "-o", str(target), "-lm"]
     try:
         # The runtime of OpenMP is the one torch has loaded already: both share one pool of threads.
-        subprocess.run([*command, "-fopenmp"], check=True, capture_output=True, timeout=120)
+        _execute([*command, "-fopenmp"])
     except subprocess.CalledProcessError:
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        _execute(command)
 
 
-def _cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "fadeviz"
+def _execute(command: list[str]) -> None:
+    # Nothing is read of it and nothing written to it: what is no compiler may print or wait for ever.
+    nothing = subprocess.DEVNULL
+    subprocess.run(command, check=True, stdin=nothing, stdout=nothing, stderr=nothing, timeout=120)
 
 
 def _is_ours(folder: Path) -> bool:
@@ -131,7 +160,7 @@ def _is_ours(folder: Path) -> bool:
 
 def _processor() -> str:
     if platform.system() == "Linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     return platform.processor() + platform.machine()
 

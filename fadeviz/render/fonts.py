@@ -1,0 +1,214 @@
+"""Letters of pictures: one font, other fonts of this machine for what it does not have, and codes for the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import printable
+
+FAMILY = "DejaVu Sans"
+"""The one font, which matplotlib ships: the same letters on every machine."""
+
+_TRIAL = 20
+"""A size in pixels at which a letter of another font is drawn to see whether anything comes out."""
+
+
+class Face(NamedTuple):
+    """A font of this machine: its family, as matplotlib knows it, and its file."""
+
+    family: str
+    path: str
+
+
+class Font(ImageFont.FreeTypeFont):
+    """The one font at a size in pixels; what it does not have is drawn by :func:`spell`'s rules.
+
+    A text whose letters it all has gives the very pixels of the font itself.
+    """
+
+    def _pieces(self, text: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
+        """The text in pieces of one font each."""
+        size = int(self.size)
+        pieces: list[tuple[Face | None, str]] = []
+        for letter in spell(text):
+            face = _face(letter)
+            if pieces and pieces[-1][0] == face:
+                pieces[-1] = face, pieces[-1][1] + letter
+            else:
+                pieces.append((face, letter))
+        return [(_plain(str(self.path) if face is None else face.path, size), part) for face, part in pieces]
+
+    def getlength(self, text: str | bytes, *args: Any, **kwargs: Any) -> float:
+        """The length of a text in pixels."""
+        if not isinstance(text, str) or _has(text):
+            return super().getlength(text, *args, **kwargs)
+        return sum(face.getlength(part) for face, part in self._pieces(text))
+
+    def getbbox(
+        self,
+        text: str | bytes | bytearray,
+        mode: str = "",
+        direction: str | None = None,
+        features: list[str] | None = None,
+        language: str | None = None,
+        stroke_width: float = 0,
+        anchor: str | None = None,
+    ) -> tuple[float, float, float, float]:
+        """The box of a text's ink, from its anchor."""
+        if not isinstance(text, str) or _has(text):
+            return super().getbbox(text, mode, direction, features, language, stroke_width, anchor)
+        mask, (x, y) = self._drawn(text, anchor)
+        return x, y, x + mask.size[0], y + mask.size[1]
+
+    def getmask2(
+        self,
+        text: str | bytes,
+        mode: str = "",
+        direction: str | None = None,
+        features: list[str] | None = None,
+        language: str | None = None,
+        stroke_width: float = 0,
+        anchor: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, tuple[int, int]]:
+        """The pixels of a text, and where they lie from its anchor."""
+        if not isinstance(text, str) or _has(text):
+            return super().getmask2(text, mode, direction, features, language, stroke_width, anchor, *args, **kwargs)
+        mask, corner = self._drawn(text, anchor)
+        return mask.im, corner
+
+    def _drawn(self, text: str, anchor: str | None) -> tuple[Image.Image, tuple[int, int]]:
+        """The pieces on one line: all on the baseline, which lies where the one font has it."""
+        pieces = self._pieces(text)
+        length = self.getlength(text)
+        above, below = (max(face.getmetrics()[side] for face, _ in pieces) for side in (0, 1))
+        around = math.ceil(self.size)  # a letter may reach beyond its own width
+        canvas = Image.new("L", (math.ceil(length) + 2 * around, above + below + 2 * around))
+        draw, x = ImageDraw.Draw(canvas), float(around)
+        for face, part in pieces:
+            draw.text((round(x), around + above), part, 255, face, anchor="ls")
+            x += face.getlength(part)
+        across, upright = tuple(anchor or "la")
+        ascent, descent = self.getmetrics()
+        start = {"l": 0, "m": -round(length / 2), "r": -round(length)}[across]
+        baseline = {"s": 0, "a": ascent, "m": round((ascent - descent) / 2), "d": -descent}[upright]
+        box = canvas.getbbox() or (0, 0, 1, 1)
+        return canvas.crop(box), (start + box[0] - around, baseline + box[1] - around - above)
+
+
+@cache
+def font(size: int, bold: bool = False) -> Font:
+    """The one font at a size in pixels; figures and animations use the same letters."""
+    # The basic layout: the same pixels whether or not Pillow was built with Raqm.
+    return Font(str(_files()[bold]), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def spell(text: str) -> str:
+    """The text as one line that can be drawn: a letter that no font of this machine has is written as its code.
+
+    Names come from anywhere: an empty box in a picture would say that there is a name, but not which.
+
+    Example:
+        >>> spell("lr=$10^-3$"), spell("a\\nb"), spell("no letter: \\U0010ffff")
+        ('lr=$10^-3$', 'a\\\\nb', 'no letter: \\\\U0010ffff')
+    """
+    text = printable(text)
+    if _has(text):
+        return text
+    _look_for(text)
+    return "".join(
+        letter if ord(letter) in _own() or _found[letter] else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def letters(text: str) -> dict[str, Any]:
+    """What matplotlib needs to draw a text with the right fonts: properties of its ``Text``; none for most texts."""
+    if _has(text):
+        return {}
+    others = [face.family for face in map(_face, spell(text)) if face is not None]
+    # Never bold: few fonts have that weight, and matplotlib would complain of each that has not.
+    return {"family": [FAMILY, *dict.fromkeys(others)], "weight": "normal"} if others else {}
+
+
+def _files() -> tuple[Path, Path]:
+    """The one font's files: regular and bold."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    return folder / "DejaVuSans.ttf", folder / "DejaVuSans-Bold.ttf"
+
+
+@cache
+def _own() -> frozenset[int]:
+    """The letters that the one font has, regular and bold alike."""
+    from matplotlib.ft2font import FT2Font
+
+    regular, bold = (frozenset(FT2Font(str(path)).get_charmap()) for path in _files())
+    return regular & bold
+
+
+def _has(text: str) -> bool:
+    """Whether the one font has all letters of a text, and none of them is a control."""
+    return (text.isascii() and text.isprintable()) or (_own().issuperset(map(ord, text)) and printable(text) == text)
+
+
+@cache
+def _plain(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
+
+
+_found: dict[str, Face | None] = {}
+"""For letters that the one font does not have: who has them."""
+
+
+def _face(letter: str) -> Face | None:
+    """Who draws a letter of a spelled text; None for the one font."""
+    return None if ord(letter) in _own() else _found[letter]
+
+
+def _look_for(letters: Iterable[str]) -> None:
+    """Find for each letter the first font of this machine that draws it."""
+    missing = {letter for letter in letters if letter not in _found and ord(letter) not in _own()}
+    for face in _others() if missing else ():
+        drawn = {letter for letter in missing if letter in _drawn_by(face, missing)}
+        _found.update(dict.fromkeys(drawn, face))
+        missing -= drawn
+        if not missing:
+            return
+    _found.update(dict.fromkeys(missing, None))
+
+
+def _others() -> Iterator[Face]:
+    """All other fonts that matplotlib finds, upright ones of a usual weight first; always in the same order."""
+    from matplotlib.font_manager import fontManager
+
+    def order(entry: Any) -> tuple[Any, ...]:
+        return entry.style != "normal", entry.weight != 400, "sans" not in entry.name.lower(), entry.name, entry.fname
+
+    for entry in sorted(fontManager.ttflist, key=order):
+        # The last resort has every letter there is, as boxes.
+        if entry.name != FAMILY and "lastresort" not in entry.name.lower().replace(" ", ""):
+            yield Face(entry.name, str(entry.fname))
+
+
+def _drawn_by(face: Face, letters: Iterable[str]) -> set[str]:
+    """Those of the letters that a font has outlines of: some have nothing but coloured bitmaps."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        opened = FT2Font(face.path)
+        having = [letter for letter in letters if opened.get_char_index(ord(letter))]
+        return {letter for letter in having if letter.isspace() or _plain(face.path, _TRIAL).getmask(letter).getbbox()}
+    except (OSError, RuntimeError):  # a damaged file, or bitmaps alone
+        return set()
+
+
+__all__ = ["FAMILY", "Face", "Font", "font", "letters", "spell"]

@@ -138,6 +138,7 @@ def render_html(run: Run) -> str:
             _table(data),
             "</div>",
             '<div class="fadeviz-view"></div>',
+            *([f'<p style="font-size: smaller">{escape(run.lost)}</p>'] if run.lost else []),
             f'<p style="font-size: smaller">{escape(_caption(run, sequences, len(places)))}</p>',
             f"<script>({_SCRIPT})({json.dumps(name)}, {_for_script(data)});</script>",
             "</div>",

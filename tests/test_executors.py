@@ -660,7 +660,9 @@ class TestRequeue:
         (out / ".run.partial.json").write_text("{")  # killed at birth
         monkeypatch.setattr("fadeviz_cli.main._Bars.report", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         arguments = ["--out", out, "--upsampler", "nearest"]
-        assert "stopped" in self.call(*arguments).stderr
+        stopped = self.call(*arguments)
+        assert stopped.exit_code == 130
+        assert "interrupted at step 1 of 2; " in stopped.stderr
         monkeypatch.undo()
         assert self.call(*arguments).exit_code == 0
         plan = plan_sweep(["nearest"], [0], TINY)

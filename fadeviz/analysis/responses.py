@@ -209,9 +209,17 @@ def responses(maps: Maps | NDArray[np.floating], regions: Sequence[Regions], edg
             interior[step, image] = np.abs(masks.polarity(ranked))
             value.add(step, image, ranked, turn=turn)
             gradient.add(step, image, steepness)
-    own, elsewhere = zip(*map(_own_and_elsewhere, (edge, interior, edge_raw)), strict=True)
-    kymographs = value.mean("value"), gradient.mean("gradient")
-    return Responses(*own, elsewhere[0], elsewhere[2], elsewhere[1], *_room(masks, regions), *kymographs)
+    tables: dict[str, NDArray[np.float64]] = {}
+    for name, found in (("edge", edge), ("edge_raw", edge_raw), ("interior", interior)):
+        tables[name], tables[f"{name}_elsewhere"] = _own_and_elsewhere(found)
+    edge_room, interior_room = _room(masks, regions)
+    return Responses(
+        **tables,
+        edge_room=edge_room,
+        interior_room=interior_room,
+        value=value.mean("value"),
+        gradient=gradient.mean("gradient"),
+    )
 
 
 def _own_and_elsewhere(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

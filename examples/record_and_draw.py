@@ -7,11 +7,12 @@ from fadeviz.render.animation import write_animation
 from fadeviz.render.grid import write_grid
 
 
-def main(steps: int = 300, out: Path = Path("outputs/example")) -> list[Path]:
+def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128, width: float = 0.25) -> list[Path]:
     """Train with two operators and draw both; returns the pictures."""
     runs = []
     for upsampler in ("fade", "carafe"):
-        config = RunConfig(upsampler=upsampler, size=128, width=0.25, steps=steps, snapshots=f"1:{steps}:{steps // 3}")
+        snapshots = f"1:{steps}:{steps // 3}"
+        config = RunConfig(upsampler=upsampler, size=size, width=width, steps=steps, snapshots=snapshots)
         runs.append(run(config, out / upsampler, overwrite=True))
     pictures = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
     write_grid(runs, pictures[0])

@@ -29,7 +29,7 @@ def _few_test_drawings(monkeypatch):
 
 
 def test_record_and_draw_then_draw_stored_run(tmp_path):
-    for picture in example("record_and_draw").main(steps=3, out=tmp_path):
+    for picture in example("record_and_draw").main(steps=3, out=tmp_path, size=64, width=0.125):
         assert picture.stat().st_size > 1000
     shares = example("draw_stored_run").main(tmp_path / "fade")
     assert list(shares) == [0, 1, 2, 3]

@@ -126,23 +126,33 @@ def test_another_seed_other_maps_same_observation(whole, tmp_path):
     )
 
 
+@pytest.fixture(scope="module")
+def unobserved(tmp_path_factory):
+    """The same run, observed at step 0 only, where the layers are found, and there with a probe that sees nothing."""
+    folder = tmp_path_factory.mktemp("runs") / "without"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "TEST_DRAWINGS", 8)
+        patch.setattr(Probe, "observe", lambda *a, **k: [])
+        run(SMALL, folder)
+    return final_weights(folder)
+
+
 @pytest.mark.parametrize("mode", ["eval", "batch"])
-def test_training_is_bit_identical_with_and_without_the_probe(whole, tmp_path, monkeypatch, mode):
+def test_training_is_bit_identical_with_and_without_the_probe(whole, unobserved, tmp_path, mode):
     if mode == "eval":
         with_probe = final_weights(whole)
     else:
         run(dataclasses.replace(SMALL, observe_mode="batch"), tmp_path / "with")
         with_probe = final_weights(tmp_path / "with")
-    # Observed at step 0 only, where the layers are found, and there with a probe that sees nothing.
-    monkeypatch.setattr(Probe, "observe", lambda *a, **k: [])
-    run(SMALL, tmp_path / "without")
-    without = final_weights(tmp_path / "without")
     for part in ("model", "optimizer", "rng"):
-        assert_same_state({part: with_probe[part]}, {part: without[part]})
-    # The comparison can fail: a different seed trains differently.
-    run(dataclasses.replace(SMALL, seed=1), tmp_path / "other")
+        assert_same_state({part: with_probe[part]}, {part: unobserved[part]})
+
+
+def test_that_comparison_can_fail(unobserved, tmp_path):
+    """A different seed trains differently."""
+    other = run(dataclasses.replace(SMALL, seed=1, snapshots="8"), tmp_path / "other")
     with pytest.raises(AssertionError):
-        assert_same_state(final_weights(tmp_path / "other")["model"], without["model"])
+        assert_same_state(final_weights(other.path)["model"], unobserved["model"])
 
 
 def test_a_run_from_before_the_labels_setting_is_resumed(whole, tmp_path):

@@ -209,15 +209,12 @@ def responses(maps: Maps | NDArray[np.floating], regions: Sequence[Regions], edg
             interior[step, image] = np.abs(masks.polarity(ranked))
             value.add(step, image, ranked, turn=turn)
             gradient.add(step, image, steepness)
-    own, elsewhere = zip(*map(_own_and_elsewhere, (edge, interior, edge_raw)), strict=True)
+    tables: dict[str, NDArray[np.float64]] = {}
+    for name, found in (("edge", edge), ("edge_raw", edge_raw), ("interior", interior)):
+        tables[name], tables[f"{name}_elsewhere"] = _own_and_elsewhere(found)
     edge_room, interior_room = _room(masks, regions)
     return Responses(
-        edge=own[0],
-        interior=own[1],
-        edge_raw=own[2],
-        edge_elsewhere=elsewhere[0],
-        interior_elsewhere=elsewhere[1],
-        edge_raw_elsewhere=elsewhere[2],
+        **tables,
         edge_room=edge_room,
         interior_room=interior_room,
         value=value.mean("value"),

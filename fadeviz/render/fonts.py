@@ -178,7 +178,7 @@ def _look_for(letters: Iterable[str]) -> None:
     """Find for each letter the first font of this machine that draws it."""
     missing = {letter for letter in letters if letter not in _found and ord(letter) not in _own()}
     for face in _others() if missing else ():
-        drawn = {letter for letter in missing if letter in _drawn_by(face, missing)}
+        drawn = _drawn_by(face, missing)
         _found.update(dict.fromkeys(drawn, face))
         missing -= drawn
         if not missing:

@@ -136,7 +136,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
             raise click.ClickException(message) from None
     if quiet:
         return
-    for note in finished.info["data"].get("notes", []):
+    for note in (*finished.info["data"].get("notes", []), *finished.info.get("notes", [])):
         click.echo(f"note: {note}", err=True)
     result = finished.info.get("result", {})
     figures = ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())

@@ -415,6 +415,8 @@ class _Work:
         if not self.processes.first:
             return
         self.info["layers"] = {s.layer: {"size": list(s.value.shape[-2:])} for s in untrained}
+        if self.probe.notes:
+            self.info["notes"] = list(self.probe.notes)
         self.store = SnapshotStore(self.out, self.run_id)
         self.store.forget_after(-1)
         self._write_info("running")

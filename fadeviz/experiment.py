@@ -485,7 +485,7 @@ class _Work:
     @property
     def notes(self) -> list[str]:
         """What is worth knowing of this run."""
-        return [*self._notes, *getattr(self.probe, "notes", [])]
+        return [*self._notes, *self.probe.notes]
 
     def begin(self, overwrite: bool = False) -> int:
         """Open the folder, in place of a run that is there, and record the untrained model; returns the steps done."""

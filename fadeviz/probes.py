@@ -279,14 +279,16 @@ class Probe:
         if not of_loss.isdisjoint(id(module) for module in self._called.modules()):
             return False  # a loss that reads more of the model than its output
         maps, outputs = [], []
-        for stop in (1, 2):
-            with self._looking(asked, ("feature",)) as found:
-                output = self._forward(asked, cut(asked.images, count, 0, stop), found)
-            maps.append({s.key: torch.from_numpy(s.value) for s in found.snapshots})
-            outputs.append(output)
         try:
+            for stop in (1, 2):
+                with self._looking(asked, ("feature",)) as found:
+                    output = self._forward(asked, cut(asked.images, count, 0, stop), found)
+                maps.append({s.key: torch.from_numpy(s.value) for s in found.snapshots})
+                outputs.append(output)
             joined(outputs, (1, 2))
-        except FadevizError:
+        except FadevizError as error:
+            if _half_in_words(error.__cause__) is not None:  # fails with all images too, and is tried otherwise
+                raise
             return False
         alone, beside = ([*m.values(), *tensors_in(o)] for m, o in zip(maps, outputs, strict=True))
         # Rounding depends on the number of images; so much more of it where the precision is less.

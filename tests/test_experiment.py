@@ -116,6 +116,14 @@ def test_same_command_same_bytes(whole, tmp_path):
     assert files(tmp_path / "again") == files(whole)
 
 
+def test_layers_that_a_glob_leaves_out_are_noted(tmp_path):
+    config = dataclasses.replace(SMALL, layers="*", kinds="feature", steps=1, snapshots="1", evaluate_every=1)
+    finished = run(config, tmp_path / "run")
+    assert list(finished.layers) == ["head"]
+    (note,) = finished.info["notes"]
+    assert note.startswith("left out: layer 'encoder', layer 'decoder' did not run in the forward pass")
+
+
 def test_another_seed_other_maps_same_observation(whole, tmp_path):
     other = open_run(run(dataclasses.replace(SMALL, seed=1, steps=2, snapshots="2"), tmp_path / "seed1").path)
     first = open_run(whole)

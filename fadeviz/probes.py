@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .batch import cut, image_size, joined, map_tensors, tensors_in
 from .errors import FadevizError, unknown_name
-from .hooks import INSIDE, Asked, Found, hooked, unchanged_modes
-from .hooks import Mode as Mode
-from .hooks import kernel_entropy as kernel_entropy
-from .layer_names import asked_for, layer_names, name_fits, once
-from .layer_names import find_layers as find_layers
+from .recording.batch import cut, image_size, joined, map_tensors, tensors_in
+from .recording.hooks import INSIDE, Asked, Found, hooked, unchanged_modes
+from .recording.hooks import Mode as Mode
+from .recording.hooks import kernel_entropy as kernel_entropy
+from .recording.layer_names import asked_for, layer_names, name_fits, once
+from .recording.layer_names import find_layers as find_layers
+from .recording.state import all_modules, devices_of, modules_of_loss, refuse_uninitialised, same_generators, untouched
 from .snapshots import CHANNEL_KINDS, KINDS, Snapshot
-from .state import all_modules, devices_of, modules_of_loss, refuse_uninitialised, same_generators, untouched
 from .upsamplers import Upsampler
 from .views import View, describe
 
@@ -43,8 +43,8 @@ class Probe:
     Hooks exist only inside :meth:`observe`. The model's modes, buffers, plain attributes, gradients and the random
     state are afterwards what they were, also when an error is raised; a loss that is a module, or refers to one, is
     treated like the model. What is kept outside of modules (generators and counters in closures or in objects of other
-    classes) is not seen: :func:`fadeviz.state.state_changes` finds what an observation changed. Hooks that others put
-    on the model run during an observation as they do in training, since a model may need them.
+    classes) is not seen: :func:`fadeviz.recording.state.state_changes` finds what an observation changed. Hooks that
+    others put on the model run during an observation as they do in training, since a model may need them.
 
     Attributes:
         layers: the names of what is recorded. Of a glob, the first observation keeps what ran and gave a map (and has a

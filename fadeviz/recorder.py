@@ -21,17 +21,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .batch import map_tensors
 from .errors import FadevizError, RecorderWarning, printable, unknown_name
 from .files import only_writer
-from .observed import Masks, images_to_show, masks_of, names_of, whole_number
 from .probes import Mode, Probe
+from .recording.batch import map_tensors
+from .recording.masks import Masks, images_to_show, masks_of, names_of, whole_number
+from .recording.state import state_changes, state_of
+from .recording.wrapped import device_of, float32_forward, is_first_process, refuse_waiting, unwrapped
 from .runs import Run, open_run
 from .schedule import Schedule, at, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
-from .state import state_changes, state_of
 from .views import View
-from .wrapped import device_of, float32_forward, is_first_process, refuse_waiting, unwrapped
 
 OnError = Literal["warn", "raise"]
 

@@ -27,9 +27,9 @@ import fadeviz
 from fadeviz import FadevizError, Recorder, RecorderWarning, Schedule, View, open_run
 from fadeviz.check import check_run
 from fadeviz.data.observation import find_object
-from fadeviz.observed import arrays_in
 from fadeviz.probes import Probe
 from fadeviz.recorder import _release
+from fadeviz.recording.masks import arrays_in
 from fadeviz.render.labels import truth_picture, truth_regions
 from fadeviz.snapshots import SnapshotStore
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.probes import Probe
-from fadeviz.state import state_changes, state_of
+from fadeviz.recording.state import state_changes, state_of
 
 IMAGES = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.ones(2, 6, 8, dtype=torch.long)

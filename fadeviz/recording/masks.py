@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.observation import find_object
+from ..data.transforms import IGNORED
+from ..errors import FadevizError
 from .batch import attributes_of
-from .data.observation import find_object
-from .data.transforms import IGNORED
-from .errors import FadevizError
 
 Labels = NDArray[np.int64]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import FadevizError
+from ..errors import FadevizError
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .errors import FadevizError
+from ..errors import FadevizError
 
 State = Mapping[str, object]
 """What :func:`state_of` found: fingerprints by what they are of, in words."""

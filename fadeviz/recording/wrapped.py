@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .errors import FadevizError
-from .probes import Mode
+from ..errors import FadevizError
+from .hooks import Mode
 
 
 def device_of(model: nn.Module) -> torch.device:

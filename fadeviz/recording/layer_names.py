@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from .errors import FadevizError, unknown_name
+from ..errors import FadevizError, unknown_name
 
 _WRAPPERS = {
     "DataParallel": "module",

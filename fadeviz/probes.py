@@ -7,7 +7,7 @@ import operator
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -434,22 +434,6 @@ def _half_in_words(error: BaseException | None) -> torch.dtype | None:
         if torch.is_autocast_enabled(device):  # the training's, around the call
             return torch.get_autocast_dtype(device)
     return torch.bfloat16 if named[1] else torch.float16
-
-
-def sizes_by_call(snapshots: Iterable[Snapshot]) -> dict[str, list[tuple[int, int]]]:
-    """Height and width of each layer's maps, a pair for every call: those of one layer may differ in size.
-
-    Example:
-        >>> layer = nn.Conv2d(3, 4, 3, stride=2)
-        >>> model = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
-        >>> sizes_by_call(Probe(model, "1", "feature").observe(torch.zeros(1, 3, 9, 7), None, None, step=0))
-        {'1': [(4, 3)]}
-    """
-    sizes: dict[str, dict[int, tuple[int, int]]] = {}
-    for snapshot in snapshots:
-        height, width = snapshot.value.shape[-2:]
-        sizes.setdefault(snapshot.layer, {}).setdefault(snapshot.call, (height, width))
-    return {layer: [calls[call] for call in sorted(calls)] for layer, calls in sizes.items()}
 
 
 def _put_together(found: Sequence[Found], channel_images: int) -> Found | None:

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.models import build_network
-from fadeviz.probes import Probe, find_layers, kernel_entropy, sizes_by_call
+from fadeviz.probes import Probe, find_layers, kernel_entropy
+from fadeviz.snapshots import layer_sizes
 from fadeviz.upsamplers import Skip, build_upsampler
 
 
@@ -899,5 +900,5 @@ def test_sizes_of_every_call():
 
     net, (images, targets) = Pyramid(), make()[1:]
     found = Probe(net, "head").observe(images, targets, F.cross_entropy, step=np.int64(3))
-    assert sizes_by_call(found) == {"head": [(6, 8), (3, 4)]}
+    assert layer_sizes(found) == {"head": {"size": [6, 8], "calls": [[6, 8], [3, 4]]}}
     assert [type(snapshot.step) for snapshot in found] == [int] * 4

@@ -82,7 +82,7 @@ def fetch_archive(
             ``max_gb``, of more than 200,000 files or folders 64 deep, a server that is too slow, a disk that is full.
     """
     limits = _Limits(max_gb, min_speed)
-    folder = Path(folder).expanduser().absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     sha256 = _check_request(url, sha256)
     if os.path.lexists(folder):
         if _unpacked_from(folder) == sha256:
@@ -125,7 +125,7 @@ def fetch_file(
             file that is too large, a server that is too slow.
     """
     limits = _Limits(max_gb, min_speed)
-    path = Path(path).expanduser().absolute()
+    path = Path(os.path.expanduser(path)).absolute()
     sha256 = _check_request(url, sha256)
     if os.path.lexists(path):
         if path.is_file() and _sha256_of(path) == sha256:

@@ -43,3 +43,8 @@ def _collect():
     yield
     gc.collect()
     gc.freeze()  # what survived need not be gone through after every test that follows
+
+
+def pytest_sessionfinish():
+    """Let the interpreter end as it does without the above: what it does not give back, libraries report as leaked."""
+    gc.unfreeze()

@@ -336,6 +336,6 @@ def _time_axis(axes: Any, steps: Sequence[int]) -> None:
     ticks = [step for step in usual if first <= step <= last] or [first]
     if ticks[0] > 1.6 * first > 0:
         ticks.insert(0, first)
-    if last > 1.6 * ticks[-1]:
+    if last > 2.5 * ticks[-1]:  # nearer, the two labels would touch
         ticks.append(last)
     axes.set_xticks(np.log1p(ticks), [f"{t:,}" for t in ticks])

@@ -178,7 +178,7 @@ class TestRealSlurm:
         outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
         assert not act
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
-        assert "ended without a word: cancelled" in outcomes[1].message
+        assert "exited without reporting a result: cancelled" in outcomes[1].message
         # SIGTERM came first, and what was done then is kept, though no checkpoint was due.
         cancelled = open_run(out / "bilinear-seed0")
         assert cancelled.info["status"] == "interrupted"
@@ -302,7 +302,7 @@ class TestSlurm:
 
         outcomes = run_sweep(plan, tmp_path / "o", executor=SlurmArray(pause=0.05, patience=0.2), report=cancel)
         assert [outcome.status for outcome in outcomes] == ["failed", "failed"]
-        assert "its job 1000_1 ended without a word" in outcomes[1].message
+        assert "its job 1000_1 exited without reporting a result" in outcomes[1].message
         assert "1000_1_0_log.out" in outcomes[1].message
 
     def test_a_strangers_last_words(self, tmp_path):

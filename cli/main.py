@@ -476,7 +476,7 @@ def _status(run: Run) -> str:
     if run.status != "stopped":
         return run.status
     return (
-        f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
+        f"stopped without reporting a result: run.json says {run.info['status']}, but no process writes into the folder"
     )
 
 
@@ -488,7 +488,7 @@ def _sweep_info(out: Path) -> None:
     click.echo(printable(f"{out}: a sweep, {finished} of {len(runs)} runs finished"))
     wide = max((len(run.name) for run in runs), default=0)
     for run in runs:
-        said = {"stopped": f"its process ended without reporting a result. Go on: fadeviz sweep --out {out}"}
+        said = {"stopped": f"its process ended without reporting a result. Resume with: fadeviz sweep --out {out}"}
         message = said.get(run.status, run.message)
         click.echo(printable(f"{run.name:{wide}}  {run.status:12}step {run.step}{', ' + message if message else ''}"))
 

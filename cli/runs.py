@@ -51,7 +51,7 @@ class Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See :class:`click.ParamType`."""
         if str(value) == "-" and not self.allow_dash:
-            self.fail("this is not written to standard output. Give a name (a file called so: ./-)", param, ctx)
+            self.fail("standard output is not supported here. Give a file name (./- for a file named -)", param, ctx)
         return super().convert(value, param, ctx)
 
 

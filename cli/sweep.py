@@ -136,7 +136,7 @@ def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -
             f"or cancel them: scancel {' '.join(jobs)}"
         )
     where = f" --executor dask --scheduler {scheduler}" if executor == "dask" else ""
-    return f"stopped. Go on: fadeviz sweep --out {out}{where or (' --executor slurm' if executor == 'slurm' else '')}"
+    return f"stopped. Resume with: fadeviz sweep --out {out}{where or (' --executor slurm' if executor == 'slurm' else '')}"
 
 
 def _print_missing(plan: SweepPlan, out: Path, executor: str, slurm_options: tuple[str, ...], jobs: int | None) -> None:

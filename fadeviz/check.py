@@ -241,7 +241,7 @@ def _difference(layout: _Layout, usual: _Layout) -> str:
                 return f"holds {key} as {other_dtype} {other_shape}, most snapshots as {dtype} {shape}"
         return f"lacks {key}, which most snapshots have"
     for key, _, _ in sorted(layout - usual):
-        return f"holds {key}, which most snapshots have not"
+        return f"holds {key}, which most snapshots do not have"
     return ""
 
 

@@ -684,8 +684,8 @@ def _threads_as_before(before: Run | None) -> Iterator[list[str]]:
             torch.set_num_threads(min(stored, cores))
             if stored > cores:
                 notes.append(
-                    f"the run was begun with {stored} threads and goes on with {cores}, as many as there are cores: "
-                    "the last digits of its numbers may differ"
+                    f"the run was started with {stored} threads and continues with {cores}, the number of cores: "
+                    "results may differ in the last digits"
                 )
         yield notes
     finally:

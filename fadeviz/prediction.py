@@ -196,7 +196,7 @@ def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
     for folder in filter(Path.is_dir, map(Path, paths)):
         names = [name for name in list_folder(folder).left_out if not (is_hidden(Path(name)) or name.endswith("/"))]
         if names:
-            notes.append(f"left out of {folder}: {len(names)} of another kind ({shorten(names)})")
+            notes.append(f"left out of {folder}: {len(names)} other file{'s' * (len(names) > 1)} ({shorten(names)})")
     return notes
 
 

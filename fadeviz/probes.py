@@ -93,8 +93,8 @@ class Probe:
         self._called = _without_parallel(model)
         if isinstance(self._called, torch.jit.ScriptModule):
             raise FadevizError(
-                f"{self._called.original_name} is scripted (torch.jit), and so are its parts, which call no hooks. "
-                "Observe the module that it was made from"
+                f"{self._called.original_name} is a torch.jit script module, whose submodules do not call hooks. "
+                "Observe the original module"
             )
         self._modules, clashes = layer_names(model)
         found = find_layers(self._modules, layers, type(model).__name__)
@@ -149,7 +149,7 @@ class Probe:
                 raise unknown_name(f"layer among those asked for of {type(self.model).__name__}", name, self.layers)
         missing = [name for name in self.layers if name in self._exact and name not in layers]
         if missing:
-            raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or begin anew")
+            raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or start a new run")
         self.layers = tuple(name for name in self.layers if name in layers)
         self._settled = True
 
@@ -230,7 +230,9 @@ class Probe:
                 found = self._in_chunks(asked) or self._at_once(asked)
             except FadevizError:
                 raise error from error.__cause__
-        self._note(f"observed under autocast to {str(half).removeprefix('torch.')}, since plain float32 cannot run")
+        self._note(
+            f"observed under autocast to {str(half).removeprefix('torch.')}, because it does not run in plain float32"
+        )
         return found
 
     def _at_once(self, asked: Asked) -> Found:
@@ -252,7 +254,7 @@ class Probe:
             self._separable = self._is_separable(asked, count)
             if not self._separable:
                 self._note(
-                    f"all {count} images were observed at once: one by one they give other maps, or another loss"
+                    f"all {count} images were observed at once: observed singly they give different maps, or another loss"
                 )
         if not self._separable:
             return None
@@ -358,7 +360,7 @@ class Probe:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             what = describe(loss)
             if isinstance(loss, Tensor) and loss.numel() == 1:
-                what += " that no gradient leads back from"
+                what += " without a gradient"
             raise FadevizError(
                 f"loss_fn gave {what} (step {asked.step}, observed in {asked.mode} mode); a scalar that depends on "
                 "the model's output is needed. Return e.g. its mean, or leave gradient out of the kinds"

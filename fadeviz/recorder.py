@@ -152,7 +152,7 @@ class Recorder:
                 cannot be observed, masks, pictures or names that do not fit. Nothing was written or removed then.
         """
         if on_error not in ("warn", "raise"):
-            raise unknown_name("way to treat errors", str(on_error), ("warn", "raise"))
+            raise unknown_name("value of on_error", str(on_error), ("warn", "raise"))
         self.on_error = on_error
         self.model = unwrapped(model)
         refuse_waiting(self.model, mode)
@@ -160,7 +160,7 @@ class Recorder:
         self.schedule = _schedule(steps)
         device = device_of(self.model)
         if device.type == "meta":
-            raise FadevizError("the model is on the device meta: it has no weights yet. Load them, then record")
+            raise FadevizError("the model is on the meta device and has no weights. Load them first")
         # Copies, so that a buffer that the loader uses again is not observed; a look takes copies of these.
         self.images, self.targets = (
             map_tensors(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
@@ -435,7 +435,9 @@ class Recorder:
             return False
         self._writes = False
         self._stage = "call"
-        self._failed(FadevizError("this process was forked from the one that records, and the folder is that one's"))
+        self._failed(
+            FadevizError("this process was forked from the one that records; only that one writes to the folder")
+        )
         return True
 
     def _failed(self, error: Exception, step: int | None = None) -> None:
@@ -455,7 +457,7 @@ class Recorder:
                 self._save_info()
         if first:
             at = "" if step is None else f" at step {step}"
-            _warn(f"{_FAILED[self._stage]}{at}: {message}. The training goes on")
+            _warn(f"{_FAILED[self._stage]}{at}: {message}. The training continues")
 
     def _look(self, step: int) -> list[Snapshot]:
         self._stage, self._busy = "observe", True
@@ -483,11 +485,11 @@ class Recorder:
         changes = state_changes(before, state_of(self.model, self.loss_fn))
         if changes:
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            notes.append(f"observing leaves a trace in the training: {'; '.join(changes[:3])}{more}")
+            notes.append(f"observing changes the state of the training: {'; '.join(changes[:3])}{more}")
         other = next((a for a, b in zip(found, again, strict=True) if not _is_alike(a.value, b.value)), None)
         if other is not None:
             notes.append(
-                f"a second look at the same batch gave other maps (layer {other.layer!r}, {other.kind}): the model, or "
+                f"a second pass over the same batch gave different maps (layer {other.layer!r}, {other.kind}): the model, or "
                 "the loss, draws random numbers or counts its calls in a place that cannot be put back"
             )
         self._looked = True

@@ -51,7 +51,7 @@ class RemoteFolder:
             from fsspec.core import url_to_fs
         except ImportError as error:
             raise MissingExtra(
-                "remote", f"{self.shown}: reading from an address needs fsspec, which is not installed"
+                "remote", f"{self.shown}: reading from a URL needs fsspec, which is not installed"
             ) from error
         try:
             self._system, root = url_to_fs(address, **_impatient(protocol))

@@ -759,7 +759,7 @@ def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> No
             choose = f"All have {kind!r} maps of: {', '.join(shown)}. Choose one with --layer"
             none = f"No layer has {kind!r} maps in all of them: they cannot be compared"
             raise FadevizError(
-                f"{run.address} has no layer {layer!r}, but {having.address} has. {choose if common else none}"
+                f"{run.address} has no layer {layer!r}, but {having.address} does.  {choose if common else none}"
             )
         run.check(layer, kind, call)
 
@@ -791,7 +791,7 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
         raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder that --out named") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         if told := unreadable(error):
-            raise FadevizError(f"{address}/run.json {told}. Mend that, or choose another folder") from error
+            raise FadevizError(f"{address}/run.json {told}. Fix that, or choose another folder") from error
         raise FadevizError(f"{address}/run.json is damaged ({error}). Record the run again with --overwrite") from error
     if version > FORMAT:
         raise FadevizError(

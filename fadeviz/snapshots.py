@@ -143,7 +143,7 @@ class SnapshotStore:
         except TypeError as error:
             raise FadevizError(f"step {step!r} is a {type(step).__name__}, but a whole number is needed") from error
         if not 0 <= step < 10**12:
-            raise FadevizError(f"step {step} cannot be recorded: steps are counted from 0 to {10**12 - 1}")
+            raise FadevizError(f"step {step} cannot be recorded: steps must be from 0 to {10**12 - 1}")
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}
         sums = {key: zlib.crc32(array.tobytes()) for key, array in arrays.items()}  # a flipped bit does not go unseen
         header = _header({"step": step, "run_id": self.run_id, "format": FORMAT, "crc32": sums})
@@ -253,7 +253,7 @@ def _plain(value: object) -> object:
         return value.tolist()
     if callable(item := getattr(value, "item", None)):
         return item()
-    raise TypeError(f"{type(value).__name__} cannot be stored in a run's JSON files. Give numbers, texts or lists")
+    raise TypeError(f"{type(value).__name__} cannot be stored in a run's JSON files. Give numbers, strings or lists")
 
 
 def files_of(run: Path) -> list[Path]:
@@ -286,7 +286,7 @@ def _refuse_foreign(folder: Path, run: Path, run_id: str) -> None:
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise FadevizError(f"{folder} is no folder, or a link that leads nowhere. Remove it, then do the same again")
+        raise FadevizError(f"{folder} is not a folder, or a broken symlink. Remove it and try again")
     if not leads_outside(folder, run):
         return
     # What is hidden is left over, or nobody's, and stays.
@@ -295,8 +295,8 @@ def _refuse_foreign(folder: Path, run: Path, run_id: str) -> None:
     foreign = [file for file in written if not carries(file, run_id)]
     if foreign or (files and not written):
         raise FadevizError(
-            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} is not of this run: nothing is "
-            "written there. Remove the link, then do the same again"
+            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} does not belong to this run: nothing is "
+            "written there. Remove the symlink and try again"
         )
 
 
@@ -377,12 +377,12 @@ def remove_run(out: Path) -> None:
         elif folder.is_symlink():
             ours.append(folder)
         elif folder.exists():
-            raise FadevizError(f"{folder} is no folder, and not of a run. Remove it by hand")
+            raise FadevizError(f"{folder} is not a folder and does not belong to a run. Remove it by hand")
     # run.json goes last: until then the folder is known for a run, and the same command can be given again.
     ours += [out / name for name in ("metrics.jsonl", "observation.safetensors", "run.json")]
     for file in ours:
         if file.is_dir() and not file.is_symlink() and any(file.iterdir()):
-            raise FadevizError(f"{file} is a folder with files, and not of a run. Remove it by hand")
+            raise FadevizError(f"{file} is a folder with files and does not belong to a run. Remove it by hand")
     for file in ours:
         _remove(file)
     for folder in (out / "snapshots", out / "checkpoints"):

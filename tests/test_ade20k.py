@@ -302,7 +302,7 @@ class TestNames:
     def test_a_damaged_list(self, tmp_path: Path, content: bytes) -> None:
         save_set(tmp_path)
         (tmp_path / "objectInfo150.txt").write_bytes(content)
-        with pytest.raises(FadevizError, match="Put the set's own there, or remove it") as caught:
+        with pytest.raises(FadevizError, match="Restore the data set's own file, or remove it") as caught:
             load_ade20k(tmp_path, 32)
         assert "objectInfo150.txt" in one_line(caught.value)
         assert check_ade20k(tmp_path) == [str(caught.value)]

@@ -183,7 +183,7 @@ class TestRealSlurm:
         cancelled = open_run(out / "bilinear-seed0")
         assert cancelled.info["status"] == "interrupted"
         assert 5 <= cancelled.info["last_step"] < self.config.steps
-        assert f"goes on at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
+        assert f"continues at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
         # The one that was requeued went on where it was stopped: its steps never went back.
         assert steps["nearest-seed0"] == sorted(steps["nearest-seed0"])
         assert "interrupted" not in statuses(out)
@@ -211,7 +211,7 @@ class TestRealSlurm:
         until(lambda: slurm_module.queued() == set())
         stopped = open_run(out / "nearest-seed0").info
         assert stopped["status"] == "interrupted"
-        assert f"goes on at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
+        assert f"continues at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
         subprocess.run(send, check=True, capture_output=True)
         until(lambda: open_run(out / "nearest-seed0").info["status"] == "finished", 180)
         until(lambda: slurm_module.queued() == set())
@@ -709,8 +709,8 @@ class TestCommand:
             (["--executor", "slurm", "--slurm", "partition=p"], "SlurmArray",
              "jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; or cancel them: scancel 12 13"),
             (["--executor", "dask", "--scheduler", "tcp://h:1"], "DaskCluster",
-             "stopped. Go on: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
-            (["--jobs", "3"], "LocalProcesses", "stopped. Go on: fadeviz sweep --out {out}"),
+             "stopped. Resume with: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
+            (["--jobs", "3"], "LocalProcesses", "stopped. Resume with: fadeviz sweep --out {out}"),
         ],
     )  # fmt: skip
     def test_ctrl_c_says_how_to_look_again(self, tmp_path, monkeypatch, arguments, kind, told):

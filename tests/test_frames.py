@@ -279,7 +279,7 @@ def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
     (thin,) = select_frames([run], at_most=4)
     assert thin.steps == (0, 40, 70, 110)  # both ends are among them
     assert np.array_equal(thin.maps[1], run.read(40, LAYER, "feature")[0])
-    assert thin.notes == ("4 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps",)
+    assert thin.notes == ("4 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with --steps",)
     for options in ({"at_most": 12}, {"at_most": 4, "steps": run.steps}):
         (whole,) = select_frames([run], **options)
         assert whole.steps == run.steps

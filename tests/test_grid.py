@@ -180,6 +180,6 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     opened = set()
     monkeypatch.setattr(Run, "_open", lambda run, step, *what, was=Run._open: opened.add(step) or was(run, step, *what))
     (note,) = write_grid([run], tmp_path / "g.png", scale=1)
-    assert note.startswith("12 of 40 snapshots are shown, evenly spread from step 0 to 39.")
+    assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")
     assert len(opened) == 12
     assert write_grid([run], tmp_path / "g.png", scale=1, steps=range(20)) == ()

@@ -213,7 +213,7 @@ def test_orientation_tags_are_applied_to_image_and_mask(tmp_path: Path, reader: 
     check_read(reader, tmp_path)
     if reader.data:
         lines = "\n".join(describe_data(tmp_path, reader.data))
-        assert ("turned as their orientation tag says: 1 of" in lines) == (tag != 1)
+        assert ("rotated by their orientation tag: 1 of" in lines) == (tag != 1)
         assert not check_data(tmp_path, reader.data)[1]
     # A mask without the tag was drawn over what is shown.
     save(values_of(reader, inside), mask_file)
@@ -309,7 +309,7 @@ def test_what_is_no_image_is_left_out_and_told(tmp_path: Path, reader: Reader) -
     if reader.data:
         result = CliRunner().invoke(main, ["data", "check", str(tmp_path), "--data", reader.data])
         assert result.exit_code == 0, result.output
-        assert "that are no image files (" in result.stdout
+        assert "that are not images (" in result.stdout
         assert ".DS_Store" in result.stdout
 
 
@@ -519,7 +519,7 @@ def test_masks_whose_transparency_says_something_else_are_refused(tmp_path: Path
     mask = values_of(reader, inside).convert(mode)
     mask.putalpha(Image.fromarray(np.where(np.arange(WIDE) < 9, 0, 255).astype(np.uint8)[None].repeat(HIGH, 0)))
     save(mask, mask_file)
-    assert "with transparency over more than black, which has two meanings" in refusal(reader, tmp_path)
+    assert "whose transparent parts are not black, which is ambiguous" in refusal(reader, tmp_path)
 
 
 class TestMasksOfHorses:
@@ -557,10 +557,10 @@ class TestMasksOfHorses:
     @pytest.mark.parametrize(
         ("colours", "message"),
         [
-            ([(255, 255, 0), (0, 0, 255)], "which of them is the horse cannot be known"),
-            ([(255, 255, 255), (200, 30, 30)], "which of them is the horse cannot be known"),
-            ([(1, 1, 1), (0, 0, 0)], "which of them is the horse cannot be known"),
-            ([(9, 9, 9), (9, 9, 9)], "has one colour alone"),
+            ([(255, 255, 0), (0, 0, 255)], "it is ambiguous which of them is the horse"),
+            ([(255, 255, 255), (200, 30, 30)], "it is ambiguous which of them is the horse"),
+            ([(1, 1, 1), (0, 0, 0)], "it is ambiguous which of them is the horse"),
+            ([(9, 9, 9), (9, 9, 9)], "has only one colour"),
         ],
     )
     def test_palettes_that_say_nothing_are_refused(

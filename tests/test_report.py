@@ -325,7 +325,7 @@ class TestPage:
     def test_of_many_snapshots_some_are_shown_and_all_measured(self, runs, page, tmp_path, monkeypatch):
         monkeypatch.setattr(story, "MAX_STEPS", 5)
         path = tmp_path / "thin.html"
-        said = "7 of 12 snapshots: the maps and curves show 5, evenly spread; all of them are measured"
+        said = "7 of 12 snapshots: the maps and curves show 5, evenly spaced; all of them are measured"
         assert write_report(runs, path) == (said,)
         thin = Page(path)
         assert f"<li>{said}</li>" in thin.text

@@ -270,8 +270,8 @@ def _read_names(path: Path) -> tuple[str, ...]:
     try:
         rows = [line.split("\t") for line in read_regular(path, _LARGEST_TABLE).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own there, or remove it") from error
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise FadevizError(f"{path} cannot be read: {reason}. Restore the data set's own file, or remove it") from error
     header = [column.strip() for column in rows[0]] if rows else []
     try:
         number, name = header.index("Idx"), header.index("Name")
@@ -281,7 +281,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
     if sorted(named) != list(range(1, CLASSES + 1)) or not all(named.values()):
         raise FadevizError(
             f"{path} has no table of {CLASSES} classes: needed are columns Idx and Name, separated by tabs, and a row "
-            f"for each of 1 to {CLASSES}. Put the set's own there, or remove it"
+            f"for each of 1 to {CLASSES}. Restore the data set's own file, or remove it"
         )
     return tuple(named[number] for number in range(1, CLASSES + 1))
 

@@ -72,7 +72,7 @@ def unpack(archive: Path, folder: Path, check_bytes: CheckBytes) -> None:
         raise
     except _DAMAGED as error:
         raise FadevizError(
-            f"what was downloaded is no archive that can be unpacked ({error or type(error).__name__}). "
+            f"the download is not an archive that can be unpacked ({error or type(error).__name__}). "
             "Give the address of a .zip, .tar, .tar.gz or .tgz file"
         ) from error
 
@@ -140,7 +140,7 @@ def _check_member(name: str, plain: bool, number: int, total: int, check_bytes: 
         raise FadevizError(f"the archive's {shown} is a link or a device: nothing is unpacked. Unpack it by hand")
     if len(path.parts) > MAX_DEPTH:
         raise FadevizError(
-            f"the archive's {shown} lies {len(path.parts)} folders deep, and {MAX_DEPTH} are the most: nothing is "
+            f"the archive's {shown} lies {len(path.parts)} folders deep, above the limit of {MAX_DEPTH}: nothing is "
             "unpacked. Do not trust it"
         )
     if any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):

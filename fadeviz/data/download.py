@@ -147,7 +147,9 @@ class _Limits:
         if not 0 < max_gb < math.inf:
             raise FadevizError(f"max_gb is {max_gb}; a number of gigabytes above 0 is needed")
         if not 0 <= min_speed < math.inf:
-            raise FadevizError(f"min_speed is {min_speed}; kilobytes a second are needed, or 0 to wait for ever")
+            raise FadevizError(
+                f"min_speed is {min_speed}; a number of kilobytes per second is needed, or 0 for no limit"
+            )
         self.max_bytes = int(max_gb * GIGABYTE)
         self.min_speed = min_speed * 1000
 
@@ -302,14 +304,14 @@ class _Resuming:
                 reason = error
             except _TooSlow as error:
                 raise FadevizError(
-                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same again to go on "
+                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same command again to continue "
                     f"from there, ask for less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
                     f"(--min-speed), or {self.by_hand}"
                 ) from error
         else:
             raise FadevizError(
                 f"the download of {url} broke off ({reason}); {_size(self.part)} bytes are kept. "
-                f"Run the same again to go on from there, or {self.by_hand}"
+                f"Run the same command again to continue from there, or {self.by_hand}"
             ) from reason
         self.got = _sha256_of(self.part)
         os.replace(self.part, output_file)
@@ -369,7 +371,7 @@ class _Resuming:
             host = urlsplit(url).netloc
             raise FadevizError(f"cannot reach {host} ({reason}). Check the network, or {self.by_hand}") from error
         if not isinstance(response, HTTPResponse):  # an http address can send one on to an ftp one
-            raise FadevizError(f"{url} leads to another kind of address, {response.url}. Give an https:// one")
+            raise FadevizError(f"{url} redirects to another kind of URL, {response.url}. Give an https:// one")
         return response
 
 

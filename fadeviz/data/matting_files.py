@@ -443,5 +443,5 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in read_regular(path, _LARGEST_LIST).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not a text file"
         raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own list there") from error

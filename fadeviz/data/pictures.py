@@ -121,7 +121,7 @@ def note_left_out(where: str, names: Collection[str]) -> list[str]:
     """The note on what is left out of a folder, or none."""
     if not names:
         return []
-    verb = "is no image file" if len(names) == 1 else "are no image files"
+    verb = "is not an image" if len(names) == 1 else "are not images"
     return [printable(f"left out of {where}: {len(names)} that {verb} ({shorten(names)})")]
 
 
@@ -135,7 +135,7 @@ def _kind_of(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return "a link that leads nowhere" if path.is_symlink() else "gone"
+        return "a broken symlink" if path.is_symlink() else "gone"
     return "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
 
 
@@ -189,7 +189,7 @@ def _check_header(path: Path, opened: Image.Image) -> None:
         raise _too_large(path, f"{width}x{height} pixels")
     # The second image of an MPO is a phone's other view of the same photograph.
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
-        raise FadevizError(f"{path} has more than one frame. Save the one that is meant as an image of its own")
+        raise FadevizError(f"{path} has more than one frame. Save the intended frame as a separate image")
     if opened.mode.startswith(("I", "F")) and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
         raise FadevizError(f"{path} is a TIFF of 16 bits or more whose 0 is white. Save it with black as 0")
 
@@ -261,7 +261,7 @@ def check_opaque(picture: Image.Image, path: Path, what: str) -> None:
     pixels = np.asarray(picture.convert("RGBA"))
     if ((pixels[..., 3] < 255) & (pixels[..., :3].max(axis=2) > 0)).any():
         raise FadevizError(
-            f"{path} is a {what} with transparency over more than black, which has two meanings. "
+            f"{path} is a {what} whose transparent parts are not black, which is ambiguous.  "
             "Save it without transparency"
         )
 
@@ -289,7 +289,7 @@ def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[st
         palette: how a palette is read: ``"by its colours"``.
     """
     looks: dict[str, Callable[[Image.Image], bool]] = {
-        "turned as their orientation tag says": lambda opened: orientation(opened) != 1,
+        "rotated by their orientation tag": lambda opened: orientation(opened) != 1,
         f"with a palette, read {palette}": lambda opened: opened.mode in ("P", "PA"),
         "with transparency": lambda opened: opened.has_transparency_data,
         "of 16 bits or more": lambda opened: opened.mode.startswith(("I", "F")),

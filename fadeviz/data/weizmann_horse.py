@@ -425,9 +425,9 @@ def _by_colours(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
     used = np.unique(numbers)
     colours = np.unique(table[used], axis=0)
     if len(colours) == 1:
-        raise FadevizError(f"{path} has one colour alone, {_colour(colours[0])}. Put the figure-ground mask there")
+        raise FadevizError(f"{path} has only one colour, {_colour(colours[0])}. Put the figure-ground mask there")
     if len(colours) > 2:
-        raise FadevizError(f"{path} has {len(colours)} colours. A mask has only black and white; save it without loss")
+        raise FadevizError(f"{path} has {len(colours)} colours. A mask has only black and white; save it losslessly")
     lightness = colours @ np.array([0.299, 0.587, 0.114])
     dark, light = colours[np.argsort(lightness, kind="stable")]
     is_light = (table == light).all(axis=1)
@@ -436,8 +436,8 @@ def _by_colours(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
     by_number = used.tolist() in ([0, 1], [0, 255]) and bool(is_light[used[1]])
     if not (by_colour or by_number):
         raise FadevizError(
-            f"{path} shows {_colour(dark)} and {_colour(light)}: which of them is the horse cannot be known. "
-            "Save it in black and white, the horse white"
+            f"{path} shows {_colour(dark)} and {_colour(light)}: it is ambiguous which of them is the horse.  "
+            "Save it in black and white, with the horse white"
         )
     return np.asarray(is_light[numbers])
 

@@ -150,9 +150,9 @@ def _left_out(run: Run) -> Iterator[str]:
     lines, every = _lines(run), run.metrics()
     names = dict.fromkeys(key for line in lines for key in line if key != "step")
     if texts := [name for name in names if name not in _names(lines)]:
-        yield f"left out of the metrics, as no numbers that a float holds: {', '.join(texts)}"
+        yield f"left out of the metrics, not representable as floats: {', '.join(texts)}"
     if len(lines) < len(every):
-        yield f"left out {len(every) - len(lines)} lines of the metrics: their steps are no numbers from 0 on"
+        yield f"left out {len(every) - len(lines)} lines of the metrics: their steps are not whole numbers from 0"
 
 
 def select(

@@ -94,6 +94,6 @@ def joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     found = [tensors_in(part) for part in parts]
     for tensors, count in zip(found, counts, strict=True):
         if len(tensors) != len(found[0]) or any(not t.ndim or len(t) != count for t in tensors):
-            raise FadevizError("the model's output has not a row for each image")
+            raise FadevizError("the model's output does not have one row per image")
     whole = iter([torch.cat(same) for same in zip(*found, strict=True)])
     return map_tensors(parts[0], lambda _: next(whole))

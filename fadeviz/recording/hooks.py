@@ -118,7 +118,7 @@ class Found:
             if not isinstance(reduced, Tensor) or reduced.shape != (len(value), *value.shape[-2:]):
                 got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
                 raise FadevizError(
-                    f"reduce made {got} of {tuple(value.shape)} in layer {layer!r}. It must give (B, h, w)"
+                    f"reduce made {got} of {tuple(value.shape)} in layer {layer!r}. It must return (B, h, w)"
                 )
             self._add(layer, call, "feature", reduced.detach().float())
         if "channels" in kinds:
@@ -126,7 +126,7 @@ class Found:
         if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
             if len(inputs) < 2 or not isinstance(inputs[1], Skip):
                 raise FadevizError(
-                    f"layer {layer!r} was not called as upsampler(x, skip), so that its guide is unknown. "
+                    f"layer {layer!r} was not called as upsampler(x, skip), so its guide is unknown. "
                     "Leave guide and constant out of the kinds, or call it so"
                 )
             x, skip = inputs[0], inputs[1]
@@ -227,7 +227,9 @@ def hooked(found: Found) -> Iterator[None]:
     try:
         for layer, module in found.asked.layers.items() if found.kinds else ():
             if isinstance(module, torch.jit.ScriptModule):
-                error = f"layer {layer!r} is scripted (torch.jit), which calls no hooks. Choose the layer around it"
+                error = (
+                    f"layer {layer!r} is scripted (torch.jit), so it does not call hooks. Choose the layer around it"
+                )
                 found.refuse(layer, FadevizError(error))
                 continue
             handles.append(module.register_forward_hook(_layer_hook(layer, found)))

@@ -66,7 +66,7 @@ def find_layers(
         if isinstance(pattern, nn.Module):
             fits = [name for name in names if _inside(modules[name]) is _inside(pattern)][:1]
             if not fits:
-                raise FadevizError(f"the {type(pattern).__name__} given as a layer is no part of {network}")
+                raise FadevizError(f"the {type(pattern).__name__} given as a layer is not part of {network}")
         else:
             fits = [name for name in names if name_fits(pattern, name)]
             # As a wrapper around the model would have it: "module.decoder" of what was in DistributedDataParallel.
@@ -75,7 +75,7 @@ def find_layers(
             # What is called as a function cannot be hooked; who looks for it finds the modules around it.
             raise FadevizError(
                 f"{unknown_name(f'layer in {network}', str(pattern), names)} {_parts_there(str(pattern), names)}A "
-                "function such as F.interpolate is no layer: choose the module that gives its input or takes its output"
+                "function such as F.interpolate is not a layer: choose the module before or after it"
             )
         chosen |= set(fits)
     return tuple(name for name in names if name in chosen)

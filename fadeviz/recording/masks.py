@@ -129,7 +129,7 @@ def names_of(names: Sequence[str] | None, count: int) -> list[str]:
     if names is None:
         return [f"image {number}" for number in range(count)]
     if isinstance(names, str):
-        raise FadevizError(f"names is the text {names!r:.60}: a list of {count} names is needed")
+        raise FadevizError(f"names is the string {names!r:.60}: a list of {count} names is needed")
     if len(names) != count:
         raise FadevizError(f"{len(names)} names for {count} images. Give one for each")
     return [str(name) for name in names]
@@ -179,10 +179,10 @@ def masks_of(
         void |= labels == ignore_index
     top = int(labels.max(initial=0, where=~void))
     if top >= MOST_CLASSES:
-        what = f"labels up to {top}, which are no classes from 0 to {MOST_CLASSES - 1}, nor void (255 or negative)"
+        what = f"labels up to {top}, but classes must be from 0 to {MOST_CLASSES - 1}, or void (255 or negative)"
         remedy = "Give the objects as masks=, or the label of void pixels as ignore_index="
         if given is None and foreground is None and classes is None:  # depth, or numbers of instances
-            return Masks(np.zeros(shape, np.uint8), 2, None, before, f"the targets are no masks: {what}. {remedy}")
+            return Masks(np.zeros(shape, np.uint8), 2, None, before, f"the targets are not masks: {what}. {remedy}")
         raise FadevizError(f"the masks hold {what}. {remedy}")
     count = _count_classes(top, classes)
     values = np.where(void, IGNORED, labels).astype(np.uint8)
@@ -229,7 +229,7 @@ def _foreground(values: NDArray[np.uint8], classes: int, wanted: Any) -> list[in
     there = sorted(int(value) for value in np.unique(values) if value != IGNORED)
     for one in chosen:
         if one not in there:
-            raise FadevizError(f"foreground is {one}, a class that the masks do not hold. They hold {there}")
+            raise FadevizError(f"foreground is {one}, a class that the masks do not contain. They contain {there}")
     return chosen
 
 
@@ -240,7 +240,7 @@ def _given_labels(masks: NDArray[Any], shape: tuple[int, int, int], ignore_index
         raise FadevizError(f"masks are {masks.shape}; (N, H, W) = {shape} is needed, as the images shown are")
     numeric = np.issubdtype(masks.dtype, np.number) and not np.issubdtype(masks.dtype, np.complexfloating)
     if masks.dtype != bool and not (numeric and np.array_equal(masks, np.trunc(masks))):
-        raise FadevizError(f"masks are {masks.dtype} and hold more than whole numbers: classes, or 0 and 1, are needed")
+        raise FadevizError(f"masks are {masks.dtype} and not whole numbers: classes, or 0 and 1, are needed")
     labels = masks.astype(np.int64)
     return _as_binary(labels, ignore_index)
 
@@ -308,4 +308,4 @@ def _array(value: Any, what: str) -> NDArray[Any]:
     try:
         return _numbers(value) if isinstance(value, Tensor) else np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise FadevizError(f"{what} are no array: {error}") from error
+        raise FadevizError(f"{what} cannot be made an array: {error}") from error

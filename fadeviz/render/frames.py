@@ -265,7 +265,7 @@ def _notes(
         notes.append(f"{run.address}: {some} left out that not all runs have")
     if common is not None and len(common) > len(shown):
         notes.append(
-            f"{len(shown)} of {len(common)} snapshots are shown, evenly spread from step {shown[0]} to {shown[-1]}. "
+            f"{len(shown)} of {len(common)} snapshots are shown, evenly spaced from step {shown[0]} to {shown[-1]}. "
             "Choose others with --steps"
         )
     if channels is not None and channels > len(parts):

@@ -56,7 +56,7 @@ def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
     if len(shown) == count:
         return shown, []
     return shown, [
-        f"{count - len(shown):,} of {count:,} snapshots: the maps and curves show {len(shown)}, evenly spread; "
+        f"{count - len(shown):,} of {count:,} snapshots: the maps and curves show {len(shown)}, evenly spaced; "
         "all of them are measured"
     ]
 

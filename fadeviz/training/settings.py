@@ -43,7 +43,8 @@ def plain(name: str, value: object, default: object) -> Any:
             fits, value = True, tuple(value)
     else:
         value = "" if value is None else os.fspath(value) if isinstance(value, os.PathLike) else value
-        fits, needed = isinstance(value, str) and "\0" not in value, "a text"
+        is_text = isinstance(value, str)
+        fits, needed = is_text and "\0" not in value, "free of NUL characters" if is_text else "a string"
     if not fits:
         raise FadevizError(f"{name} is {value!r:.60}; it must be {needed}")
     return value

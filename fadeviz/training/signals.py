@@ -46,7 +46,7 @@ class Interrupted(KeyboardInterrupt):
         if self.finished:
             return f"interrupted after the last of {self.steps} steps; the run is finished"
         saved = self.saved or 0
-        return f"interrupted at step {self.step} of {self.steps}; {resume} goes on at step {saved + 1}"
+        return f"interrupted at step {self.step} of {self.steps}; {resume} continues at step {saved + 1}"
 
 
 class StopSignals:

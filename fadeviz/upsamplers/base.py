@@ -124,7 +124,7 @@ def check_input(operator: Upsampler, x: Tensor | fx.Proxy, skip: Skip | None, ch
     name, s = type(operator).__name__, operator.scale_factor
     if x.ndim != 4:
         raise FadevizError(
-            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. Give a single one as x[None]"
+            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. For a single map pass x[None]"
         )
     if channels is not None and x.shape[1] != channels:
         raise FadevizError(

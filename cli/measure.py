@@ -51,13 +51,13 @@ _UNTIL = click.option(
 @_RESPONSES
 @_UNTIL
 @click.option("--json", "json_file", type=Output(text=True, dir_okay=False), metavar="FILE",
-              help="Write all numbers here; - is standard output, and the table goes to standard error.")  # fmt: skip
+              help="Write all numbers here; -: to standard output, with the table on standard error.")  # fmt: skip
 @click.option(
     "--csv",
     "csv_file",
     type=Output(text=True, dir_okay=False),
     metavar="FILE",
-    help="Write the table here; - likewise.",
+    help="Write the table here; - as for --json.",
 )
 def analyze(
     runs: tuple[Path | str, ...],

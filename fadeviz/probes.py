@@ -31,25 +31,25 @@ from .views import View, describe
 MODES = ("eval", "batch")
 
 _AT_ONCE, _A_CHUNK = 2**20, 2**19
-"""Pixels of all observed images up to which these are in the model at once, and above that of those that are."""
+"""Pixels up to which all observed images are in the model at once, and the pixels of a chunk above that."""
 
 _WATCHED = 2**31
-"""Bytes of parameters up to which the first observation copies them, to find those that the model itself writes to."""
+"""Bytes of parameters up to which the first observation copies them, to find those that the forward pass changes."""
 
 
 class Probe:
     """Maps of a model's layers for a fixed batch, without a trace in the training.
 
-    Hooks exist only inside :meth:`observe`. The model's modes, buffers, plain attributes, gradients and the random
-    state are afterwards what they were, also when an error is raised; a loss that is a module, or refers to one, is
-    treated like the model. What is kept outside of modules (generators and counters in closures or in objects of other
-    classes) is not seen: :func:`fadeviz.recording.state.state_changes` finds what an observation changed. Hooks that
-    others put on the model run during an observation as they do in training, since a model may need them.
+    Hooks exist only inside :meth:`observe`, which restores the model's modes, buffers, plain attributes, gradients and
+    the random state, even after an error; a loss that is a module, or refers to one, is treated like the model. State
+    outside the modules (generators and counters in closures or in objects of other classes) is not restored:
+    :func:`fadeviz.recording.state.state_changes` shows what an observation changed. The model's other hooks run as they
+    do in training, since the model may need them.
 
     Attributes:
-        layers: the names of what is recorded. Of a glob, the first observation keeps what ran and gave a map (and has a
-            gradient, where that is recorded); these are the layers from then on.
-        notes: what was left out, and why, a sentence each.
+        layers: the names of the recorded layers. The first observation narrows globs down to the layers that ran and
+            returned a map (with a gradient, if that is recorded).
+        notes: what was left out and why, one sentence each.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -85,8 +85,8 @@ class Probe:
             reduce: ``(B, C, h, w) -> (B, h, w)``, makes the kind ``feature``; None takes the mean over channels.
 
         Raises:
-            FadevizError: a name that fits no layer, or fits two modules; no such kind, or a kind that none of the
-                layers has; a scripted model.
+            FadevizError: a name that matches no layer, or two modules; an unknown kind, or one that none of the layers
+                has; a scripted model.
         """
         self.model = model
         self.notes: list[str] = []
@@ -137,16 +137,16 @@ class Probe:
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
 
     def settle(self, layers: Sequence[str]) -> None:
-        """Take these of the layers, those that an earlier observation found, as the layers from now on.
+        """Restrict the layers to these, the ones that an earlier observation found.
 
-        For a recording that is resumed: what was left out of a glob then is left out again.
+        For resumed recordings: layers that a glob left out then are left out again.
 
         Raises:
-            FadevizError: a name that is not among the layers, or one that was asked for by name and is not among these.
+            FadevizError: a name that is not among the layers, or a layer requested by name that is missing here.
         """
         for name in layers:
             if name not in self.layers:
-                raise unknown_name(f"layer among those asked for of {type(self.model).__name__}", name, self.layers)
+                raise unknown_name(f"layer among those requested of {type(self.model).__name__}", name, self.layers)
         missing = [name for name in self.layers if name in self._exact and name not in layers]
         if missing:
             raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or start a new run")
@@ -175,19 +175,19 @@ class Probe:
             mode: ``eval`` normalises with BatchNorm's running statistics, as a checkpoint would; ``batch`` with the
                 statistics of the observed images, on copies of the buffers. Early on the running statistics lag
                 behind the weights, and eval maps show that lag. Loss modules are in the same mode.
-            autocast: bfloat16 or float16, to observe under autocast as the training runs; None observes in the
-                precision of the weights, and under autocast only where float32 cannot run, which ``notes`` says.
-            images_at_once: of mode ``eval``, how many images are in the model at a time, to save memory: the maps are
-                the same to rounding, gradients those of the loss of the whole batch, for two forward passes instead of
-                one. It is left at all of them where maps of one image depend on the others, or the loss reads more of
-                the model than its output. None takes all up to 2^20 pixels, above that as many as have 2^19.
+            autocast: bfloat16 or float16, to observe under autocast as the training runs. None uses the precision of
+                the weights, and autocast only if the model does not run in float32; ``notes`` then says so.
+            images_at_once: how many images are in the model at a time in ``eval`` mode, to save memory. The maps are
+                the same up to rounding and the gradients are those of the whole batch's loss, at the price of a second
+                forward pass. Ignored if maps depend on the other images of the batch, or if the loss reads more of the
+                model than its output. None takes all images up to 2^20 pixels, else chunks of 2^19 pixels.
 
         Returns:
             Snapshots in float32 numpy, in the order of the layers and of ``KINDS``.
 
         Raises:
-            FadevizError: a layer that did not run, gave no map, or does not influence the loss; an error in the model
-                or the loss, with the layer; lazy modules that have no shape yet; a model in use by another thread.
+            FadevizError: a layer that did not run, returned no map, or does not influence the loss; an error in the
+                model or the loss, with the layer; uninitialised lazy modules; a model that runs in another thread.
         """
         if mode not in MODES:
             raise unknown_name("observation mode", mode, MODES)
@@ -254,7 +254,7 @@ class Probe:
             self._separable = self._is_separable(asked, count)
             if not self._separable:
                 self._note(
-                    f"all {count} images were observed at once: observed singly they give different maps, or another loss"
+                    f"all {count} images were observed at once: one at a time they give different maps or losses"
                 )
         if not self._separable:
             return None

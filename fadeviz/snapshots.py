@@ -295,8 +295,8 @@ def _refuse_foreign(folder: Path, run: Path, run_id: str) -> None:
     foreign = [file for file in written if not carries(file, run_id)]
     if foreign or (files and not written):
         raise FadevizError(
-            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} does not belong to this run: nothing is "
-            "written there. Remove the symlink and try again"
+            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} does not belong to this run: "
+            "nothing is written there. Remove the symlink and try again"
         )
 
 

@@ -396,7 +396,7 @@ class TestWhatAGlobTakes:
         found = probe.observe(images, targets, F.cross_entropy, step=0)
         assert probe.layers == ("blocks.0", "blocks.1", "head")
         assert {s.layer for s in found} == set(probe.layers)
-        ran = "did not run in the forward pass, so there is nothing to record of it"
+        ran = "did not run in the forward pass, so there is nothing to record"
         assert probe.notes == [
             "left out: layer 'flat' gives a tensor of 2 axes; a map (B, C, h, w) or tokens (B, L, C) are needed",
             f"left out: layer 'encoder', layer 'blocks' {ran}",
@@ -434,7 +434,7 @@ class TestWhatAGlobTakes:
         assert {s.layer for s in probe.observe(images, targets, F.cross_entropy, step=3)} == {"alias", "head"}
         with pytest.raises(FadevizError, match="'head' was not recorded before"):
             Probe(Shared(), "*,head").settle(["alias"])
-        with pytest.raises(FadevizError, match="no layer among those asked for of Shared 'gone'"):
+        with pytest.raises(FadevizError, match="no layer among those requested of Shared 'gone'"):
             Probe(Shared(), "*").settle(["gone"])
         probe = Probe(Shared(), "*")
         probe.settle(["flat", "head"])
@@ -625,8 +625,10 @@ class TestErrorsOfOthers:
         images, targets = make()[1:]
         probe = Probe(net, "**")
         assert {s.layer for s in probe.observe(images, targets, F.cross_entropy, step=0)} == {"up"}
-        assert probe.notes == ["left out: layer 'part', layer 'part.0' is scripted (torch.jit), so it does not call hooks. "
-                               "Choose the layer around it"]  # fmt: skip
+        assert probe.notes == [
+            "left out: layer 'part', layer 'part.0' is scripted (torch.jit), so it does not call hooks. "
+            "Choose the layer around it"
+        ]
 
     @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), torch.OutOfMemoryError("no room"),
                                        RuntimeError("DefaultCPUAllocator: can't allocate")])  # fmt: skip

@@ -174,12 +174,14 @@ def test_layers_as_modules_and_a_reduction_of_ones_own(tmp_path):
     run = open_run(tmp_path / "a")
     want = net.eval().up(net.encoder(OBSERVED[0])).amax(1).detach().numpy()
     np.testing.assert_allclose(run.read(3, "up", "feature"), want, atol=1e-6)
-    with pytest.raises(FadevizError, match=r"reduce made \(2, 6\) of \(2, 6, 16, 16\) in layer 'up'. It must return"):
+    with pytest.raises(
+        FadevizError, match=r"reduce returned \(2, 6\) for \(2, 6, 16, 16\) in layer 'up'. It must return"
+    ):
         Recorder(net, net.up, [3], tmp_path / "b", observe=OBSERVED, reduce=lambda m: m.amax((2, 3)))
     assert not (tmp_path / "b" / "run.json").exists()
     with pytest.raises(FadevizError, match="the Upsample given as a layer is not part of Net"):
         Recorder(net, nn.Upsample(), [3], tmp_path / "c", observe=OBSERVED)
-    with pytest.raises(FadevizError, match=r"F.interpolate is no layer: choose the module"):
+    with pytest.raises(FadevizError, match=r"F.interpolate is not a layer: choose the module"):
         Recorder(net, "interpolate", [3], tmp_path / "d", observe=OBSERVED)
 
 
@@ -374,7 +376,7 @@ class TestFolder:
     def test_a_model_without_weights_is_refused(self, tmp_path):
         with torch.device("meta"):
             net = Net()
-        with pytest.raises(FadevizError, match="the model is on the device meta"):
+        with pytest.raises(FadevizError, match="the model is on the meta device"):
             self.make(tmp_path / "run", net)
 
     def test_a_sharded_model_is_refused(self, tmp_path, one_process):

@@ -70,7 +70,10 @@ def final_network(path):
 def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("fadeviz.compare.SHOWN", 2)
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
-    assert (result.exit_code, result.stderr) == (0, "note: 2 of 3 observed pictures are shown. Choose: --images\n")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "note: 2 of 3 observed pictures are shown. Choose others with --images\n",
+    )
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png", "--images", "0")
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -201,7 +204,7 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         (("predict", runs / "bilinear", picture, "-o", out, "--trimaps", tmp_path), "trimaps are of no use"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 8), "size is 8"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 100_000), "8,388,608 are the most"),
-        (("predict", runs / "bilinear", deep, "-o", out), "16 bits or more a channel"),
+        (("predict", runs / "bilinear", deep, "-o", out), "16 bits or more per channel"),
         (("compare", runs / "bilinear", runs / "matting", "-o", out / "p.png"), "they cannot be compared"),
         (("compare", runs / "bilinear", "-o", out / "p.gif"), ".png"),
         (("compare", runs / "bilinear", "-o", out / "p.png", "--images", 3), "there are 3, from 0 to 2"),

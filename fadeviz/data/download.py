@@ -304,8 +304,8 @@ class _Resuming:
                 reason = error
             except _TooSlow as error:
                 raise FadevizError(
-                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same command again to continue "
-                    f"from there, ask for less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
+                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same command again to "
+                    f"continue from there, allow less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
                     f"(--min-speed), or {self.by_hand}"
                 ) from error
         else:

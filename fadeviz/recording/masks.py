@@ -1,4 +1,4 @@
-"""The batch that a recorder observes: copies of it, and what is stored of it: the images to show, masks and names."""
+"""What is stored of the batch that a recorder observes: the images to show, masks and names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .batch import attributes_of
 Labels = NDArray[np.int64]
 
 MOST_CLASSES = 254
-"""What a mask can hold: one byte a pixel, of which 255 is void."""
+"""The number of classes that a mask can hold: one byte per pixel, with 255 for void."""
 
 
 class Masks(NamedTuple):
@@ -57,7 +57,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def arrays_in(value: Any) -> Iterator[Tensor | NDArray[Any]]:
-    """The tensors and numpy arrays of a batch, in its order; not those of a list of dicts, one for each image."""
+    """The tensors and numpy arrays of a batch, in order; not those of a list with a dict per image."""
     if isinstance(value, Tensor | np.ndarray):
         yield value
     elif isinstance(value, Mapping):
@@ -81,7 +81,7 @@ def images_to_show(images: Any, given: Any) -> NDArray[np.uint8]:
     if given is None:
         if found is None:
             raise FadevizError(
-                "the observed images are no tensor (N, 1 or 3, H, W) that can be shown. "
+                "the observed images are not a tensor (N, 1 or 3, H, W) that can be shown. "
                 "Give pictures=, uint8 (N, H, W, 3)"
             )
         return _as_bytes(found)
@@ -105,7 +105,7 @@ def _drawable(images: Any) -> NDArray[np.float32] | None:
 
 
 def _stacked(value: Any, axes: int) -> Any:
-    """A list with an array for each image as one array, where they are of one size; else the value itself."""
+    """Stack a list with an array per image if they have the same size; otherwise return it as it is."""
     if not isinstance(value, tuple | list) or not value:
         return value
     parts = [_numbers(one) for one in value if isinstance(one, Tensor | np.ndarray) and one.ndim == axes]
@@ -198,7 +198,7 @@ def ignored_by(loss_fn: Any) -> int | None:
         return value if isinstance(value, int) else ignored_by(loss_fn.func)
     parts = loss_fn.modules() if isinstance(loss_fn, nn.Module) else [loss_fn]
     values = [getattr(part, "ignore_index", None) for part in parts]
-    # What is void anyway need not be said.
+    # Labels that are always void need not be given.
     return next((value for value in values if isinstance(value, int) and 0 <= value != IGNORED), None)
 
 
@@ -246,7 +246,7 @@ def _given_labels(masks: NDArray[Any], shape: tuple[int, int, int], ignore_index
 
 
 def _as_binary(labels: Labels, ignore_index: int | None) -> Labels:
-    """Of a mask in black and white, 0 and 255, one of 0 and 1."""
+    """Convert a black and white mask of 0 and 255 to 0 and 1."""
     white = ignore_index != IGNORED and set(np.unique(labels).tolist()) == {0, 255}
     return (labels > 0).astype(np.int64) if white else labels
 
@@ -254,12 +254,12 @@ def _as_binary(labels: Labels, ignore_index: int | None) -> Labels:
 def _labels_in(
     targets: Any, shape: tuple[int, int, int], ignore_index: int | None
 ) -> tuple[Labels | None, Labels | None]:
-    """The labels in the targets; and those that earlier versions found there."""
+    """The labels in the targets, and those that earlier versions found."""
     arrays = arrays_in(_stacked(targets, 2))
     found = [labels for one in arrays if (labels := _as_labels(one, shape, ignore_index)) is not None]
     if not found:
         return None, None
-    # Of several, as for losses at several depths, the one that is as large as the images.
+    # Of several (deep supervision), the one that is as large as the images.
     best = next((labels for labels in found if labels.shape == shape), found[0])
     best = _resized(best, shape)
     plain = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 3
@@ -270,7 +270,9 @@ def _as_labels(target: Tensor | NDArray[Any], shape: tuple[int, int, int], ignor
     if target.ndim not in (3, 4) or len(target) != shape[0] or 0 in target.shape:
         return None
     height, width = target.shape[-2:]
-    if abs(shape[1] * width - shape[2] * height) > 0.02 * shape[1] * width:  # not of the same part of the image
+    if (
+        abs(shape[1] * width - shape[2] * height) > 0.02 * shape[1] * width
+    ):  # another aspect ratio, so another part of the image
         return None
     values = _numbers(target)
     if values.ndim == 4:

@@ -91,7 +91,8 @@ def check_keeps_channels(network: str, name: str, operator: Upsampler) -> None:
     made = getattr(operator, "out_channels", None)
     if made is not None and made != getattr(operator, "in_channels", made):
         raise FadevizError(
-            f"{network}: an operator in the network must keep the number of channels, but {name} has out_channels {made}. Leave it out"
+            f"{network}: operators must keep the number of channels, but {name} has out_channels {made}. "
+            "Leave out_channels out"
         )
 
 

@@ -230,7 +230,7 @@ class TestPictures:
     def test_another_call(self, tmp_path, command):
         run, out = make_run(tmp_path / "run", calls=2), tmp_path / {"grid": "a.png", "animate": "a.gif"}[command]
         result = call(command, run.path, "-o", out, "--call", 1)
-        note = "note: decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call\n"
+        note = "note: decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n"
         assert (result.exit_code, result.stderr) == (0, note)
         fails(1, "no call 2 of 'decoder.3.upsample' .* Recorded: 0, 1", command, run.path, "-o", out, "--call", 2)
 

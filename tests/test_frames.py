@@ -216,7 +216,7 @@ class TestCalls:
             np.testing.assert_array_equal(sequence.maps, np.asarray(expected))
         others = {0: "1 (12x16), 2 (6x8)", 1: "0 (24x32), 2 (6x8)", 2: "0 (24x32), 1 (12x16)"}[call]
         said = [note for note in all_notes(sequences) if "call" in note]
-        assert said == [f"{LAYER}: this is call {call}; also recorded: calls {others}. Choose: --call"]
+        assert said == [f"{LAYER}: call {call} is shown; also recorded: calls {others}. Choose with --call"]
         assert f"{LAYER}, call {call} of 3 (counted from 0)." in captions(sequences)[0]
 
     def test_one_that_there_is_not(self, run, tmp_path):

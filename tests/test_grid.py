@@ -126,7 +126,7 @@ def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
 def test_another_call(tmp_path):
     run = make_run(tmp_path / "r", calls=2)
     notes = write_grid([run], tmp_path / "g.png", call=1)
-    assert notes == ("decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call",)
+    assert notes == ("decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call",)
     sequences = select_frames([run], call=1)
     layout = find_layout(sequences)
     with Image.open(tmp_path / "g.png") as written:

@@ -217,7 +217,7 @@ class TestCalls:
         assert (first["call"], other["call"]) == (0, 1)
         assert other["operators"] == alone["operators"]
         assert other["operators"] != first["operators"]
-        assert other["notes"][0] == f"{LAYER}: this is call 1; also recorded: call 0 (24x32). Choose: --call"
+        assert other["notes"][0] == f"{LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call"
         assert alone["notes"] == other["notes"][1:]
 
     def test_its_table_and_its_figures(self, several, tmp_path):
@@ -225,7 +225,7 @@ class TestCalls:
         assert result.stdout.startswith(f"{LAYER}, call 1, feature: 2 images")
         result = call("plot", several / "shared", "--call", 1, "-o", tmp_path / "k.png")
         assert (result.exit_code, result.stdout) == (0, f"wrote {tmp_path / 'k.png'}\n")
-        assert f"note: {LAYER}: this is call 1; also recorded: call 0 (24x32). Choose: --call\n" in result.stderr
+        assert f"note: {LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n" in result.stderr
         for command in (("analyze",), ("plot", "-o", tmp_path / "no.png")):
             result = call(*command, several / "shared", "--call", 2)
             assert (result.exit_code, result.stdout) == (1, "")

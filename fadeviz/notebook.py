@@ -242,7 +242,7 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
 
 
 def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
-    """What was recorded besides, and how to draw it."""
+    """A sentence on what else was recorded, and how to draw it."""
     layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
     images, calls = len(run.observation[0]), run.calls(layer, sequences[0].kind)
     besides = {

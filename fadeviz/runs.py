@@ -758,7 +758,7 @@ def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> No
             choose = f"All have {kind!r} maps of: {', '.join(shown)}. Choose one with --layer"
             none = f"No layer has {kind!r} maps in all of them: they cannot be compared"
             raise FadevizError(
-                f"{run.address} has no layer {layer!r}, but {having.address} does.  {choose if common else none}"
+                f"{run.address} has no layer {layer!r}, but {having.address} does. {choose if common else none}"
             )
         run.check(layer, kind, call)
 

@@ -238,7 +238,7 @@ def test_channels_that_are_not_drawn_are_counted(tmp_path):
     run = make_run(tmp_path / "r", channels=12)
     sequences = select_frames([run], kind="channels", how_many=3)
     numbers = ", ".join(str(sequence.channel) for sequence in sequences)
-    assert all_notes(sequences) == (f"FADE: 3 of 12 channels are drawn: {numbers}. Choose: --channel, --channels",)
+    assert all_notes(sequences) == (f"FADE: 3 of 12 channels are drawn: {numbers}. Choose with --channel, --channels",)
     assert "(3 of 12)" in captions(sequences)[0]
     assert all_notes(select_frames([run], kind="channels", channel=range(12))) == ()
 

@@ -599,7 +599,7 @@ class TestErrorsOfOthers:
         (lambda x: x.to_sparse(), "gives a sparse tensor"),
         (lambda x: x.to(torch.int8), "gives torch.int8, which has no gradient. Leave gradient out"),
         (lambda x: quantised(x.detach()), "gives torch.quint8, which has no"),
-        (lambda x: x.to("meta"), "gives a tensor without values (device meta). Load the model's weights first"),
+        (lambda x: x.to("meta"), "gives a tensor without values (meta device). Load the model's weights first"),
         (lambda x: [1.5, 2.5], "gives list without a map (B, C, h, w): 0 float, 1 float"),
         (lambda x: None, "gives NoneType"),
     ])  # fmt: skip

@@ -640,7 +640,7 @@ def test_numbers_of_a_palette_are_the_classes_of_a_scene(tmp_path: Path) -> None
     save(picture, mask_file, transparency=1)
     check_read(reader, tmp_path)
     assert any(
-        "read by its numbers, which are the classes: 1 of 1" in line for line in describe_data(tmp_path, "ade20k")
+        "read by its indices, which are the classes: 1 of 1" in line for line in describe_data(tmp_path, "ade20k")
     )
 
 

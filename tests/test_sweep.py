@@ -473,7 +473,7 @@ class TestStatus:
         assert [one.status for one in read_status(tmp_path)] == ["finished"] * 3
 
     def test_of_no_sweep(self, tmp_path):
-        with pytest.raises(FadevizError, match=r"is no sweep: it has no manifest.json"):
+        with pytest.raises(FadevizError, match=r"is not a sweep: it has no manifest.json"):
             read_status(tmp_path)
 
 

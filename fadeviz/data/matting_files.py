@@ -95,7 +95,7 @@ class Layers(NamedTuple):
 
 
 def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
-    """A picture ``(H, W, 3)`` in RGB, turned as its orientation tag says.
+    """A picture ``(H, W, 3)`` in RGB, with its orientation tag applied.
 
     Args:
         path: the file.
@@ -275,9 +275,9 @@ def _seeded(seed: int, name: str) -> bytes:
 
 
 def _pictures(folder: Path, found: Found) -> dict[str, Path]:
-    """The images of a folder by the stem of their names; nothing where there is no such folder.
+    """The images of a folder by the stem of their names; empty if the folder does not exist.
 
-    What is left out, and what cannot be, goes into ``found``.
+    Notes on ignored files and problems are added to ``found``.
     """
     if not folder.is_dir():
         return {}
@@ -288,7 +288,7 @@ def _pictures(folder: Path, found: Found) -> dict[str, Path]:
 
 
 def _note_lone(found: Found, what: str, names: Iterable[str]) -> None:
-    """Tell of files that belong to nothing."""
+    """Note files without a counterpart."""
     lone = sorted(names)
     if lone:
         found.notes.append(f"{what} are ignored: {len(lone)} ({shorten(lone)})")

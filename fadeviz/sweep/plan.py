@@ -99,7 +99,7 @@ def plan_sweep(operators: Iterable[str], seeds: Iterable[int], base: RunConfig) 
         raise FadevizError("a sweep needs seeds. Name some: --seeds 0:5")
     plan = SweepPlan(base, tuple(Member(name, seed) for seed in numbers for name in names))
     for member in plan.members[: len(names)]:
-        plan.config(member)  # layers and kinds that one of the operators has not are reported before any is trained
+        plan.config(member)  # reports layers and kinds that an operator lacks before any is trained
     # Settings are those of some operator: another than the plan's might not have its layers.
     return dataclasses.replace(plan, base=dataclasses.replace(base, upsampler=plan.config(plan.members[0]).upsampler))
 

@@ -105,8 +105,8 @@ def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file.
-        named: whether the user named this very file: a device or a pipe there, such as ``/dev/stdout``, is then
-            written straight to. Within a folder of ours it is replaced like anything else.
+        named: whether the user named this file: a device or a FIFO, such as ``/dev/stdout``, is then written to
+            directly. Within a run's folder it is replaced like anything else.
 
     Raises:
         FadevizError: the disk is full, or the folder cannot be written.

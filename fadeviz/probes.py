@@ -243,7 +243,7 @@ class Probe:
         return found
 
     def _in_chunks(self, asked: Asked) -> Found | None:
-        """A few images at a time; None where all have to be, or may be, in the model at once."""
+        """Observe a few images at a time; None if all must or may be in the model at once."""
         count, pixels = image_size(asked.images)
         chunk = asked.images_at_once
         if chunk is None:
@@ -276,7 +276,7 @@ class Probe:
         return found
 
     def _is_separable(self, asked: Asked, count: int) -> bool:
-        """Whether the first image gives the same maps and output alone as it does beside the second."""
+        """Whether the first image gives the same maps and output alone as together with the second."""
         of_loss = {id(part) for module in modules_of_loss(asked.loss_fn) for part in module.modules()}
         if not of_loss.isdisjoint(id(module) for module in self._called.modules()):
             return False  # a loss that reads more of the model than its output
@@ -289,11 +289,11 @@ class Probe:
                 outputs.append(output)
             joined(outputs, (1, 2))
         except FadevizError as error:
-            if _half_in_words(error.__cause__) is not None:  # fails with all images too, and is tried otherwise
+            if _half_in_words(error.__cause__) is not None:  # fails with all images too, and is retried under autocast
                 raise
             return False
         alone, beside = ([*m.values(), *tensors_in(o)] for m, o in zip(maps, outputs, strict=True))
-        # Rounding depends on the number of images; so much more of it where the precision is less.
+        # Rounding depends on the number of images, and is larger at lower precision.
         tolerance = 1e-3 if _one_dtype(self._called) == torch.float32 and asked.autocast is None else 3e-2
         return maps[0].keys() == maps[1].keys() and all(
             _begins_with(both, first, tolerance) for both, first in zip(beside, alone, strict=True)
@@ -317,7 +317,7 @@ class Probe:
 
     @contextmanager
     def _looking(self, asked: Asked, kinds: Sequence[str]) -> Iterator[Found]:
-        """Everything that one forward and backward pass needs around it, and what its hooks see."""
+        """The context of one forward and backward pass, and what its hooks collect."""
         found = Found(asked, kinds)
         used = {tensor.device for tensor in tensors_in(asked.images)} | devices_of(self._called)
         device = _one_device(self._called) or next(
@@ -340,12 +340,12 @@ class Probe:
         self._learning += [parameter for parameter in written if id(parameter) not in known]
 
     def _all_parameters(self) -> list[nn.Parameter]:
-        """What is watched the first time: all, if there is room for copies; and then those that were written to."""
+        """The parameters to watch: at first all, if there is memory for copies, then those that were written to."""
         parameters = [parameter for parameter in self._called.parameters() if not parameter.is_inference()]
         return parameters if sum(parameter.nbytes for parameter in parameters) <= _WATCHED else []
 
     def _forward(self, asked: Asked, images: Any, found: Found) -> Any:
-        # Leaves of their own: the graph then reaches every layer even when all weights are frozen.
+        # Separate leaves, so that the graph reaches every layer even if all weights are frozen.
         images = _placed(images, self._called, _one_dtype(self._called), "gradient" in found.kinds)
         with asked.in_words("the forward pass failed"):
             output = self._called(**images) if isinstance(images, Mapping) else self._called(images)
@@ -354,7 +354,7 @@ class Probe:
 
     def _loss(self, asked: Asked, output: Any) -> Tensor:
         targets = _placed(asked.targets, self._called, None, False)
-        # In eval mode many models give something else than in training: that is what such a loss fails of.
+        # In eval mode many models return something else than in training, which makes such a loss fail.
         with asked.in_words("loss_fn failed", given=f". It was given {describe(output)}"):
             loss = asked.loss_fn(output, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
@@ -390,12 +390,12 @@ def _mean_of_channels(value: Tensor) -> Tensor:
 
 
 _LOCK = threading.RLock()
-"""Held while a model is observed: modes, hooks and generators are those of the whole process."""
+"""Held during an observation, since modes, hooks and generators belong to the whole process."""
 
 
 @contextmanager
 def _observing_alone(model: nn.Module) -> Iterator[None]:
-    """Refuse a model that another thread is running; let its next forward pass begin after the observation."""
+    """Refuse a model that another thread is running; its next forward pass waits for the observation."""
     me = threading.get_ident()
 
     def wait(module: nn.Module, inputs: Any) -> None:
@@ -420,13 +420,13 @@ def _refuse_running(model: nn.Module, me: int) -> None:
             if frame.f_code is code and id(frame.f_locals.get("self")) in parts:
                 raise FadevizError(
                     f"{type(model).__name__} is running in another thread: an observation now would change its mode "
-                    "there. Observe between two steps of the training, from the thread that trains"
+                    "there. Observe between two training steps, from the training thread"
                 )
             frame = frame.f_back  # type: ignore[assignment]
 
 
 def _half_in_words(error: BaseException | None) -> torch.dtype | None:
-    """The type to observe under autocast with, if this is the error of layers of several types."""
+    """The dtype for autocast, if this is the error of layers with different dtypes."""
     named = (
         re.search("(bfloat16)|(half|float16)", str(error), re.IGNORECASE) if isinstance(error, RuntimeError) else None
     )
@@ -439,7 +439,7 @@ def _half_in_words(error: BaseException | None) -> torch.dtype | None:
 
 
 def _put_together(found: Sequence[Found], channel_images: int) -> Found | None:
-    """Maps of all images from those of some each; None where the layers did not run alike."""
+    """Concatenate the maps of chunks; None if the layers did not run the same way in each."""
     keys = [[s.key for s in one.snapshots] for one in found]
     if any(sorted(some) != sorted(keys[0]) for some in keys):
         return None
@@ -489,7 +489,7 @@ def _one_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 def _placed(value: Any, model: nn.Module, dtype: torch.dtype | None, leaves: bool) -> Any:
-    """Copies on the model's device, where there is one alone; floats are cast, and leaves of a graph."""
+    """Copies on the model's device, if it has only one; floats are cast, and are leaves of the graph."""
     device = _one_device(model)
 
     def placed(tensor: Tensor) -> Tensor:

@@ -748,7 +748,7 @@ def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> No
     """Raise unless all runs have maps of this layer, kind and call.
 
     Raises:
-        FadevizError: it says which run has not, and which layers all of them have.
+        FadevizError: with the run that does not, and the layers that all of them have.
     """
     for run in runs:
         having = next((other for other in runs if layer in other.layers), None)

@@ -369,7 +369,7 @@ def _judge(
     states = [times.state for times in flat_edge], [times.state for times in flat_interior]
     return OperatorOrder(
         name=name,
-        # What tells operators of one name apart stands after it; the path of a run without one stands for it.
+        # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
         title=runs[0].title + name.removeprefix(runs[0].name) if name.startswith(runs[0].name) else name,
         runs=tuple(runs),
         seeds=tuple(_setting(run, "seed") for run in runs),
@@ -441,7 +441,7 @@ def _level(series: NDArray[np.float64], until: str) -> float:
 def _times(
     steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float], until: str
 ) -> tuple[tuple[LearningTimes, ...], ...]:
-    if len(steps) < LAST + 2 or steps[0] != 0:  # there is no time to tell
+    if len(steps) < LAST + 2 or steps[0] != 0:  # too few steps to tell
         unknown = LearningTimes(State.MISSING, tuple(levels), (math.nan,) * len(levels), math.nan, math.nan, math.nan)
         return tuple((unknown,) * run.shape[1] for run in response)
     return tuple(tuple(learning_times(steps, series, levels, until=until) for series in run.T) for run in response)

@@ -121,8 +121,8 @@ def fetch_file(
         ``path``.
 
     Raises:
-        FadevizError: a bad address or checksum, no network, another checksum than asked for, another file in place, a
-            file that is too large, a server that is too slow.
+        FadevizError: a bad URL or checksum, no network, a checksum that does not match, an existing other file, a file
+            that is too large, a server that is too slow.
     """
     limits = _Limits(max_gb, min_speed)
     path = Path(os.path.expanduser(path)).absolute()

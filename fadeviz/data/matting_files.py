@@ -99,7 +99,7 @@ def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
 
     Args:
         path: the file.
-        hidden: where it is transparent its stored colours count, as in a foreground; else white lies behind.
+        hidden: keep the stored colours of transparent parts, as for a foreground, instead of a white background.
 
     Raises:
         FadevizError: a file that cannot be read.

@@ -85,11 +85,11 @@ def joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     """Concatenate the outputs of chunks into the output of all images.
 
     Args:
-        parts: of one structure.
-        counts: how many images each is of.
+        parts: outputs of the same structure.
+        counts: the number of images in each.
 
     Raises:
-        FadevizError: a tensor that has not a row an image, so that it cannot be joined; a loss inside an output, e.g.
+        FadevizError: a tensor without one row per image, such as a loss inside an output.
     """
     found = [tensors_in(part) for part in parts]
     for tensors, count in zip(found, counts, strict=True):

@@ -28,10 +28,10 @@ class Masks(NamedTuple):
 
     Attributes:
         values: ``(N, H, W)`` uint8, the classes; ``IGNORED`` where a pixel is void.
-        classes: how many there are, 2 or more.
+        classes: the number of classes, 2 or more.
         foreground: the class of each image that is measured as its object; None: every class but 0.
-        earlier: ``values`` as versions before void and classes were told apart stored them.
-        note: why the targets were not taken for masks, where that is odd.
+        earlier: ``values`` as stored by versions that did not distinguish void pixels and classes.
+        note: why the targets are not masks, if that is unexpected.
     """
 
     values: NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Masks(NamedTuple):
 
 
 def whole_number(value: Any, what: str) -> int:
-    """A step or a count of any integer type: Python's, numpy's, a tensor of one integer.
+    """A step or a count of any integer type: Python's, numpy's, a single-element tensor.
 
     Raises:
         FadevizError: anything else, also a bool and a float that happens to be whole.
@@ -145,19 +145,19 @@ def masks_of(
     foreground: int | Sequence[int] | None = None,
     loss_fn: Any = None,
 ) -> Masks:
-    """The masks of the observed images: those given, or the first in the targets that can be one.
+    """The masks of the observed images: those given, or the first suitable target.
 
     Args:
         targets: of the observed batch; integers or zeros and ones, ``(N, H, W)`` or ``(N, 1, H, W)``, or one-hot.
         given: ``masks=``.
-        shape: N, H and W of the images to show; targets of another resolution are brought to it.
-        ignore_index: the label of void pixels; negative ones and 255 are void anyway.
-        classes: how many there are; None takes those up to the largest label.
-        foreground: the class that is the object, of all images or of each.
-        loss_fn: whose ``ignore_index`` counts for the targets, where none is given.
+        shape: N, H and W of the images to show; targets of another resolution are resized to it.
+        ignore_index: the label of void pixels; negative labels and 255 are always void.
+        classes: the number of classes; None takes the largest label plus 1.
+        foreground: the class of the object, one for all images or one for each.
+        loss_fn: its ``ignore_index`` applies to the targets if none is given.
 
     Raises:
-        FadevizError: masks of another shape, labels that no mask can hold, a class that is not there.
+        FadevizError: masks of another shape, labels out of range, a class that does not occur.
     """
     ignore_index = None if ignore_index is None else whole_number(ignore_index, "ignore_index")
     if given is None:
@@ -218,7 +218,7 @@ def _foreground(values: NDArray[np.uint8], classes: int, wanted: Any) -> list[in
     if wanted is None:
         if classes > 2:
             return [find_object(mask) for mask in values]
-        # As without void, where it need not be said.
+        # Stored only if there are void pixels; otherwise it is the default.
         return [1] * len(values) if (values == IGNORED).any() else None
     several = isinstance(wanted, tuple | list) or getattr(wanted, "ndim", 0) > 0
     chosen = [whole_number(one, "foreground") for one in (wanted if several else [wanted] * len(values))]

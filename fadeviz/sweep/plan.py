@@ -87,8 +87,8 @@ def plan_sweep(operators: Iterable[str], seeds: Iterable[int], base: RunConfig) 
         base: what all runs share.
 
     Raises:
-        FadevizError: no operator or no seed; an operator, option or control that there is not; layers or kinds that an
-            operator has not.
+        FadevizError: no operator or no seed; an unknown operator, option or control; layers or kinds that an operator
+            does not have.
     """
     # Each operator is built once, not once a seed: a network takes some 60 ms, and a plan may have thousands of runs.
     names = list(dict.fromkeys(_canonical(text, base) for text in dict.fromkeys(operators)))

@@ -699,7 +699,7 @@ class TestFolder:
         ({"lr_drops": "x"}, "lr_drops is 'x'; it must be a sequence of finite numbers"),
         ({"flip": "yes"}, "flip is 'yes'; it must be True or False"),
         ({"device": "cuda:7"}, "no device 'cuda:7'. Nearest: 'cuda'"),
-        ({"weights": "a\0b"}, r"weights is 'a.*b'; it must be free of NUL characters"),
+        ({"weights": "a\0b"}, r"weights is 'a.*b'; it must be a string without NUL characters"),
         ({"network": "segnett"}, "no network 'segnett'. Nearest: 'segnet'"),
         ({"upsampler": "fad"}, "no upsampler 'fad'. Nearest: 'fade'"),
         ({"upsampler": "fade:gat=off"}, "no option of fade 'gat'. Nearest: 'gate'"),

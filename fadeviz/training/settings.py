@@ -43,8 +43,7 @@ def plain(name: str, value: object, default: object) -> Any:
             fits, value = True, tuple(value)
     else:
         value = "" if value is None else os.fspath(value) if isinstance(value, os.PathLike) else value
-        is_text = isinstance(value, str)
-        fits, needed = is_text and "\0" not in value, "free of NUL characters" if is_text else "a string"
+        fits, needed = isinstance(value, str) and "\0" not in value, "a string without NUL characters"
     if not fits:
         raise FadevizError(f"{name} is {value!r:.60}; it must be {needed}")
     return value

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .render.frames import FrameSequence
 
 FRAMES = 40
-"""At most so many steps are shown: evenly spread over those recorded."""
+"""At most so many steps are shown: evenly spaced over those recorded."""
 
 _STILL = 6
 """Steps in the table that stands where no script runs."""

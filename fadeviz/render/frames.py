@@ -103,7 +103,7 @@ def select_frames(
         steps: which steps, or None for all that the runs have in common.
         centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
         call: which call of a layer that runs several times in a forward pass.
-        at_most: where no ``steps`` are named and there are more, so many of them: evenly spread, with a note.
+        at_most: where no ``steps`` are named and there are more, so many of them, evenly spaced, with a note.
 
     Raises:
         FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit

@@ -7,8 +7,8 @@ INSTALLED := .venv/installed
 
 .PHONY: demo test lint slow gpu clean
 
-# One that was stopped or killed goes on; of one that is finished the figures are drawn again. Anew:
-# .venv/bin/fadeviz demo --overwrite
+# Resumes an interrupted demo; for a finished one, only the figures are drawn again.
+# To start over: .venv/bin/fadeviz demo --overwrite
 demo: $(INSTALLED)
 	$(BIN)/fadeviz demo
 
@@ -22,9 +22,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# The tests that take minutes. Those of a real Slurm need root and, on Debian:
+# The tests that take minutes. Those on a real Slurm need root and, on Debian:
 #   apt-get install slurm-wlm slurm-wlm-basic-plugins munge
-# and skip, saying so, where these are absent (tests/real_slurm.sh starts and stops the daemons).
+# and are skipped otherwise (tests/real_slurm.sh starts and stops the daemons).
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
 

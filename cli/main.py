@@ -43,7 +43,7 @@ class _Commands(click.Group):
             if error.filename is None:  # nothing that the user named
                 raise
             raise click.ClickException(printable(f"{error.filename}: {error.strerror}")) from error
-        except KeyboardInterrupt:  # while it was still importing, or by a command that trains nothing
+        except KeyboardInterrupt:  # during imports, or in a command that does not train
             click.echo("interrupted", err=True)
             sys.exit(128 + signal.SIGINT)
 
@@ -76,12 +76,11 @@ def main() -> None:
               help="Folder for the two runs and the pictures.")  # fmt: skip
 @click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
-@click.option("--overwrite", is_flag=True, help="Begin anew, in place of an earlier demo in the same folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
     """Watch FADE and CARAFE learn: train both on drawn horses, leave figures, a GIF and a summary.
 
-    A demo that was stopped or killed goes on when the same command is given again; of one that is finished the figures
-    are drawn again.
+    Run again, the command resumes a demo that was interrupted; for a finished one, it only redraws the figures.
     """
     from fadeviz.demo import run_demo
 
@@ -95,7 +94,7 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
             again = shlex.join(
                 ["fadeviz", "demo", *(w for n, u in zip(named, usual, strict=True) for w in n if n[1] != u)]
             )
-            leave_interrupted(error, again, nothing=f"interrupted; {again} goes on")
+            leave_interrupted(error, again, nothing=f"interrupted; {again} resumes")
     click.echo(summary)
 
 
@@ -123,9 +122,9 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requeue: bool, **options: Any) -> None:
     """Train a network and record its maps.
 
-    Ctrl-C, SIGTERM and a closed terminal stop the run after the step in work, with a checkpoint: --resume goes on with
-    the next step, and with the same result as if it had never stopped. A second Ctrl-C, two seconds later, stops it at
-    once. The exit code is 128 and the signal's number: 130 after Ctrl-C, 143 after SIGTERM.
+    Ctrl-C, SIGTERM and a closed terminal stop the run after the current step and write a checkpoint; --resume continues
+    with the next step, with the same result as an uninterrupted run. A second Ctrl-C, at least two seconds later, stops
+    it immediately. The exit code is 128 plus the signal number: 130 after Ctrl-C, 143 after SIGTERM.
     """
     if resume and overwrite:
         raise click.UsageError("--resume goes on with a run, --overwrite replaces it: choose one")
@@ -201,7 +200,7 @@ class _Bars:
             self._bar = None
 
     def report(self, progress: Progress, title: str = "training") -> None:
-        with contextlib.suppress(OSError):  # a terminal that was closed ends no training
+        with contextlib.suppress(OSError):  # a closed terminal must not stop the training
             self._move(progress, title)
 
     def _move(self, progress: Progress, title: str) -> None:
@@ -424,7 +423,7 @@ def layers(network: str, upsampler: str) -> None:
 @main.command()
 @click.argument("run", type=RUN)
 def info(run: Path | str) -> None:
-    """Say what a run folder holds: settings, snapshots, result, damage. Of a sweep's folder, how its runs stand."""
+    """Show a run's settings, snapshots, result and damage; for a sweep's folder, the status of its runs."""
     from fadeviz import open_run
 
     if isinstance(run, Path) and (run / "manifest.json").is_file() and not (run / "run.json").exists():
@@ -433,7 +432,7 @@ def info(run: Path | str) -> None:
     opened = open_run(run)
     told = opened.info
     config, result = told.get("config", {}), told.get("result", {})
-    # A run of somebody's own loop says less of itself than one of `record`: print what there is.
+    # A run of a user's own loop has fewer settings than one of `record`: print those there are.
     lines = {
         "status": [_status(opened), told.get("message")],
         "data": [
@@ -462,7 +461,7 @@ def info(run: Path | str) -> None:
             click.echo(f"{name:13}{', '.join(str(part) for part in parts if part)}")
     click.echo(f"snapshots    {len(opened.steps)}: {', '.join(map(str, opened.steps))}")
     recorded = opened.layers if opened.steps else {}
-    wide = min(60, max([28, *map(len, recorded)]))  # a longer name than that pushes its own line alone
+    wide = min(60, max([28, *map(len, recorded)]))  # a longer name shifts only its own line
     for layer, kinds in recorded.items():
         calls = opened.calls(layer, kinds[0]) if kinds else {}
         sizes = ", ".join(f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items())
@@ -476,7 +475,7 @@ def _status(run: Run) -> str:
     if run.status != "stopped":
         return run.status
     return (
-        f"stopped without reporting an end: run.json says {run.info['status']}, but no process writes into the folder"
+        f"stopped without reporting a result: run.json says {run.info['status']}, but no process writes into the folder"
     )
 
 
@@ -488,7 +487,7 @@ def _sweep_info(out: Path) -> None:
     click.echo(printable(f"{out}: a sweep, {finished} of {len(runs)} runs finished"))
     wide = max((len(run.name) for run in runs), default=0)
     for run in runs:
-        said = {"stopped": f"its process ended without reporting a result. Go on: fadeviz sweep --out {out}"}
+        said = {"stopped": f"its process ended without reporting a result. Resume with: fadeviz sweep --out {out}"}
         message = said.get(run.status, run.message)
         click.echo(printable(f"{run.name:{wide}}  {run.status:12}step {run.step}{', ' + message if message else ''}"))
 
@@ -524,11 +523,11 @@ def data() -> None:
 @click.option("--url", required=True, help="Address of a .zip, .tar or .tar.gz archive.")
 @click.option("--sha256", required=True, help="The archive's checksum.")
 @click.option("--max-gb", type=float, default=8.0, show_default=True, metavar="GB",
-              help="Refuse an archive of more gigabytes, or one that unpacks to more.")  # fmt: skip
+              help="Refuse archives larger than this, packed or unpacked.")  # fmt: skip
 @click.option("--min-speed", type=float, default=1.0, show_default=True, metavar="KB",
-              help="Give up where fewer kilobytes a second come, over a minute; 0 waits for ever.")  # fmt: skip
+              help="Give up below this many kB/s, averaged over a minute; 0: no limit.")  # fmt: skip
 def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: float) -> None:
-    """Download an archive into FOLDER: resumed where it broke off, checked, unpacked safely."""
+    """Download an archive into FOLDER: resume partial downloads, verify the checksum, unpack safely."""
     import pooch
 
     from fadeviz.data.download import fetch_archive

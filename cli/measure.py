@@ -51,13 +51,13 @@ _UNTIL = click.option(
 @_RESPONSES
 @_UNTIL
 @click.option("--json", "json_file", type=Output(text=True, dir_okay=False), metavar="FILE",
-              help="Write all numbers here; - is standard output, and the table goes to standard error.")  # fmt: skip
+              help="Write all numbers here; -: to standard output, with the table on standard error.")  # fmt: skip
 @click.option(
     "--csv",
     "csv_file",
     type=Output(text=True, dir_okay=False),
     metavar="FILE",
-    help="Write the table here; - likewise.",
+    help="Write the table here; - as for --json.",
 )
 def analyze(
     runs: tuple[Path | str, ...],
@@ -205,7 +205,7 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
             ],
             output,
             quantity=f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)",
-            caption=f"{caption}Dashed: the contour. White: as high as white noise is. {_cut_off(kymographs)}{sentence}",
+            caption=f"{caption}Dashed: the contour. White: chance level (0.5). {_cut_off(kymographs)}{sentence}",
         )
         return
     panels = (_by_operator if figure in _ONE_PANEL_AN_OPERATOR else _by_measure)(order, courses, figure)
@@ -234,25 +234,25 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
 
 
 def _cut_off(kymographs: Sequence[Kymograph]) -> str:
-    """How much of the maps lies beyond the distances that are drawn; empty where nothing does."""
+    """A sentence on the distances that are not drawn; empty if all are."""
     from fadeviz.render.plots import shown_distances
 
     edges = [one.edges for one in kymographs]
     last, farthest = shown_distances(edges)[1], max(float(one[-1]) for one in edges)
-    return f"Not drawn: what is {last:g} to {farthest:g} px outside. " if farthest > last else ""
+    return f"Not drawn: distances of {last:g} to {farthest:g} px outside. " if farthest > last else ""
 
 
 def _remedy(order: LearningOrder, figure: str) -> str:
-    """What to do where no run has what a figure shows: a run of one's own training loop is recorded otherwise."""
+    """What to do if no run has what a figure shows; runs of a user's own loop are recorded differently."""
     run = order.operators[0].runs[0]
     by_command = "upsampler" in (run.info.get("config") or {})
     if figure == "quality" and by_command:
         return (
             f"{run.address}/metrics.jsonl has no test up to step {order.steps[-1]}: "
-            f"go on with fadeviz record --resume --out {run.address}"
+            f"continue with fadeviz record --resume --out {run.address}"
         )
     if figure == "quality":
-        return "Log what your tests give, in your training loop: recorder.log(step, miou=...), of mattes sad=..."
+        return "Log test results in your training loop: recorder.log(step, miou=...), or sad=... for mattes"
     kinds = {"gate": "gate,kernel_entropy", "classes": "channels"}.get(figure)
     if kinds is None:
         return "The maps are constant or not finite at every step"

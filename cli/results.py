@@ -52,7 +52,7 @@ def compare(
 ) -> None:
     """Draw what RUNS make of the same pictures: image, truth, a column a run, a window enlarged, a figure each.
 
-    A --picture that cannot be read is left out and told at the end, with exit code 1.
+    Each --picture that cannot be read is left out and listed at the end, with exit code 1.
     """
     from fadeviz import open_run
     from fadeviz.compare import SHOWN, compare_runs, parse_zoom
@@ -66,7 +66,7 @@ def compare(
     for line in lines:
         click.echo(line)
     if not (images or test or pictures) and (observed := len(opened[0].observation[0])) > SHOWN:
-        click.echo(f"note: {SHOWN} of {observed} observed pictures are shown. Choose: --images", err=True)
+        click.echo(f"note: {SHOWN} of {observed} observed pictures are shown. Choose others with --images", err=True)
     click.echo(printable(f"wrote {output}"))
     _end_with(failed, f"of {len(pictures)} pictures are not in {output}")
 
@@ -84,8 +84,8 @@ def predict(
 ) -> None:
     """Write the masks, or the mattes, that RUN's last weights give for IMAGES: files, or folders of them.
 
-    One that cannot be read costs its own result alone: the others are written, and those without are listed at the end,
-    with exit code 1. Pictures are turned as their cameras say; where they are transparent, white lies behind them.
+    Images that cannot be read are listed at the end, with exit code 1; the others are still written. Orientation tags
+    are applied, and transparent images are composited over white.
     """
     from fadeviz.prediction import Prediction, note_not_predicted, predict_files
 
@@ -100,10 +100,10 @@ def predict(
 
 
 def _end_with(errors: list[str], what: str) -> None:
-    """List what failed, a line each; a single one is the error itself.
+    """List the errors, one per line; a single one is raised itself.
 
     Raises:
-        FadevizError: something did.
+        FadevizError: there were errors.
     """
     if len(errors) == 1:
         raise FadevizError(errors[0])

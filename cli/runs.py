@@ -40,9 +40,9 @@ NUMBERS = _Numbers()
 
 
 class Output(click.Path):
-    """The name of a file or a folder to write, as a ``Path``; ``-``, standard output elsewhere, only where it is text.
+    """The name of a file or a folder to write, as a ``Path``; with ``text``, ``-`` stands for standard output.
 
-    Of ``text`` see :func:`write_text`. The other options are those of :class:`click.Path`.
+    Write to it with :func:`write_text`. The other options are those of :class:`click.Path`.
     """
 
     def __init__(self, *, text: bool = False, **options: Any) -> None:
@@ -51,12 +51,12 @@ class Output(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See :class:`click.ParamType`."""
         if str(value) == "-" and not self.allow_dash:
-            self.fail("this is not written to standard output. Give a name (a file called so: ./-)", param, ctx)
+            self.fail("standard output is not supported here. Give a file name (./- for a file named -)", param, ctx)
         return super().convert(value, param, ctx)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text whole into a file, or to standard output where the name is ``-``."""
+    """Write text to a file, atomically, or to standard output if the name is ``-``."""
     from fadeviz.files import write_whole
 
     if is_stdout(path):
@@ -71,6 +71,6 @@ def is_stdout(path: Path | None) -> bool:
 
 
 CALL = "Which call of a layer that runs several times in a forward pass, from 0."
-"""What the option --call says of itself."""
+"""The help text of the option --call."""
 
 __all__ = ["CALL", "NUMBERS", "RUN", "Output", "is_stdout", "write_text"]

@@ -64,9 +64,9 @@ def sweep(
     A run that fails stops no other. The same command again does only what is missing: it resumes what was stopped,
     tries again what failed, and adds what is new; options that are left out are those of the sweep in --out.
 
-    Ctrl-C, SIGTERM and a closed terminal stop what trains on this machine or on a Dask cluster: each run ends its step
-    and writes a checkpoint. Slurm jobs go on: the same command again waits for them, and sends none twice. The exit
-    code is then 128 and the signal's number.
+    Ctrl-C, SIGTERM and a closed terminal stop runs on this machine or on a Dask cluster: each finishes its step and
+    writes a checkpoint. Slurm jobs keep running: the same command waits for them, and submits none twice. The exit code
+    is then 128 plus the signal number.
 
     \b
     fadeviz sweep --upsamplers fade,carafe --seeds 0:5 --out runs                    on this machine
@@ -135,8 +135,8 @@ def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -
             f"stopped waiting; the jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; "
             f"or cancel them: scancel {' '.join(jobs)}"
         )
-    where = f" --executor dask --scheduler {scheduler}" if executor == "dask" else ""
-    return f"stopped. Go on: fadeviz sweep --out {out}{where or (' --executor slurm' if executor == 'slurm' else '')}"
+    options = {"dask": f" --executor dask --scheduler {scheduler}", "slurm": " --executor slurm"}
+    return f"stopped. Resume with: fadeviz sweep --out {out}{options.get(executor, '')}"
 
 
 def _print_missing(plan: SweepPlan, out: Path, executor: str, slurm_options: tuple[str, ...], jobs: int | None) -> None:

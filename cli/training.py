@@ -94,13 +94,13 @@ def figures(progress: Progress | SweepProgress) -> dict[str, str]:
 
 
 def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = False, nothing: str = "") -> NoReturn:
-    """End the process as a shell expects it after a signal, 128 and its number, with a line on standard error.
+    """Exit with the code that shells expect after a signal, 128 plus its number, and a line on standard error.
 
     Args:
         error: what stopped the training.
-        resume: the command that goes on with it.
-        quiet: say nothing.
-        nothing: what to say where the training had not begun, or is finished.
+        resume: the command that resumes it.
+        quiet: print nothing.
+        nothing: what to print if the training had not begun, or is finished.
     """
     from fadeviz.training.signals import Interrupted
 
@@ -109,7 +109,7 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
         at_work = error.step is not None and not error.finished
         number, line = error.signal, error.describe(resume) if at_work else nothing
     if not quiet:
-        with contextlib.suppress(OSError):  # the terminal may be what has gone
+        with contextlib.suppress(OSError):  # the terminal itself may be gone
             click.echo(line, err=True)
     sys.exit(128 + number)
 

@@ -69,9 +69,9 @@ def check_run(path: str | os.PathLike[str]) -> list[Fault]:
 
 
 def other_maps(path: str | os.PathLike[str]) -> list[str]:
-    """What is noted of a run, and is no fault: snapshots that hold other maps than most, each whole in itself.
+    """Notes on a run that are not faults: intact snapshots whose maps differ from most others'.
 
-    A network may change while it is trained, and then a layer runs more often, or at another resolution.
+    A network may change during training, so that a layer runs more often or at another resolution.
 
     Raises:
         FadevizError: as :func:`check_run`.
@@ -90,10 +90,10 @@ def other_maps(path: str | os.PathLike[str]) -> list[str]:
 def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
     """Remove what :func:`check_run` finds broken and can be removed: snapshots, left-overs, cut-off lines.
 
-    Nothing is removed behind a link that leads out of the run's folder, unless it carries the run's id.
+    Behind a symlink that leads out of the run's folder, only files that carry the run's id are removed.
 
     Returns:
-        What was repaired; what is left is said by another :func:`check_run`.
+        What was repaired; call :func:`check_run` again for what is left.
 
     Raises:
         FadevizError: as :func:`check_run`, a run that is being recorded, or a file that cannot be removed.
@@ -153,19 +153,19 @@ def _faults(run: Run) -> Iterator[Fault]:
 
 
 def _fault(run: Run, name: str, what: str, repair: str) -> Fault:
-    """A fault that is repaired, unless the file is a folder, or lies elsewhere and may be another run's."""
+    """A fault to repair, unless the file is a folder, or lies elsewhere and may be another run's."""
     file = run.path / name
-    if what.startswith("cannot be read"):  # now, or by this user: that is no damage
+    if what.startswith("cannot be read"):  # for now, or by this user: not damaged
         return Fault(name, what)
     if not may_be_removed(file, run.path, run.run_id):
-        return Fault(name, f"{what}; it lies behind a link, in {file.parent.resolve()}")
+        return Fault(name, f"{what}; it is behind a symlink, in {file.parent.resolve()}")
     return Fault(name, what, "" if file.is_dir() and not file.is_symlink() else repair)
 
 
 def _left_over(run: Run) -> Iterator[Fault]:
     for file in files_of(run.path):
         if left_over(file, elsewhere=True) and may_be_removed(file, run.path, run.run_id):
-            yield Fault(str(file.relative_to(run.path)), "left over from a write that did not end", "removed")
+            yield Fault(str(file.relative_to(run.path)), "left over from an unfinished write", "removed")
 
 
 def _info_fault(file: Path) -> str:
@@ -234,14 +234,14 @@ def _layout(run: Run, step: int) -> _Layout:
 
 
 def _difference(layout: _Layout, usual: _Layout) -> str:
-    """How a snapshot differs from most; empty where it does not."""
+    """How a snapshot differs from most; empty if it does not."""
     for key, dtype, shape in sorted(usual - layout):
         for other, other_dtype, other_shape in layout:
             if other == key:
                 return f"holds {key} as {other_dtype} {other_shape}, most snapshots as {dtype} {shape}"
         return f"lacks {key}, which most snapshots have"
     for key, _, _ in sorted(layout - usual):
-        return f"holds {key}, which most snapshots have not"
+        return f"holds {key}, which most snapshots do not have"
     return ""
 
 
@@ -250,7 +250,7 @@ def _file(run: Run, step: int) -> Path:
 
 
 def _snapshot_fault(run: Run, step: int) -> str:
-    """What shows that a snapshot is not what was written; nothing can in one from before there were checksums."""
+    """How a snapshot differs from what was written; not detectable in snapshots without checksums."""
     try:
         with open_tensors(_file(run, step)) as opened:
             sums = dict(json.loads((opened.metadata() or {})["fadeviz"]).get("crc32", {}))

@@ -83,7 +83,7 @@ def compare_runs(
         cell: pixels a column is wide.
         device: where to compute.
         on_error: called with a line for each of ``pictures`` that cannot be read, has no trimap or cannot be predicted,
-            which is then left out of the panel; without it, the first one ends all. One of several must be left.
+            which is then left out of the panel; without it, the first error is raised. At least one must remain.
 
     Returns:
         A line for each picture: its name and the runs' figures.
@@ -143,7 +143,7 @@ def _own_rows(
     on_error: Callable[[str], None] | None,
     alone: bool,
 ) -> list[tuple[Row, _Maps]]:
-    """What all runs make of one's own pictures; ``alone`` says that there are no other rows."""
+    """The runs' results on the user's own pictures; ``alone`` if there are no other rows."""
     rows: list[tuple[Row, _Maps]] = []
     errors: list[str] = []
     folder = None if trimaps is None else Path(trimaps)
@@ -152,12 +152,12 @@ def _own_rows(
             trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
             rows.append(_row(predictors, read_picture(path, trimap), False, zoom, size))
         except FadevizError as error:
-            # With nothing else to draw the first error says most.
+            # With nothing else to draw, the error itself is the most helpful.
             if on_error is None or (alone and len(pictures) == 1):
                 raise
             errors.append(str(error))
     if alone and errors and not rows:
-        raise FadevizError(f"none of {len(pictures)} pictures can be drawn, the first as {errors[0]}")
+        raise FadevizError(f"none of the {len(pictures)} pictures can be drawn; the first error: {errors[0]}")
     if on_error is not None:
         for line in errors:
             on_error(line)
@@ -288,7 +288,7 @@ def _titles(predictors: Sequence[Predictor]) -> list[str]:
 
 
 def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
-    """The largest share of any picture or result that each class fills."""
+    """For each class the largest fraction of any picture or result that it fills."""
     shares = np.zeros(first.classes)
     for _, maps in rows:
         for values in maps:
@@ -298,7 +298,7 @@ def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.f
 
 
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The classes that fill some of any picture or result, those that fill most first."""
+    """The classes that occur in any picture or result, largest first."""
     shares = _shares(first, rows)
     told = (first.run.info.get("data") or {}).get("classes")
     names = told if isinstance(told, list) else []

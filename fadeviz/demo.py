@@ -38,14 +38,14 @@ def run_demo(
 ) -> str:
     """Train a slim SegNet with each of two operators and leave the figures in ``out``.
 
-    A run that is there already, with the same settings, is not trained again: one that stopped goes on from its last
-    checkpoint, and of one that is finished the figures are drawn.
+    Existing runs with the same settings are not trained again: interrupted ones are resumed from their last checkpoint,
+    and of finished ones only the figures are drawn.
 
     Args:
         out: folder for the runs, ``figures/`` and ``summary.md``.
         steps: optimiser steps of each run.
         seed: of weights and data order.
-        overwrite: begin anew, in place of an earlier demo.
+        overwrite: replace an earlier demo.
         report: called after every step with the progress and the operator's name.
 
     Returns:
@@ -54,7 +54,7 @@ def run_demo(
     Raises:
         FadevizError: a folder in use or with runs of other settings, or too few steps to show anything; then nothing
             was trained.
-        KeyboardInterrupt: a signal, as in :func:`fadeviz.experiment.run`: the same demo given again goes on.
+        KeyboardInterrupt: a signal, as in :func:`fadeviz.experiment.run`; calling it again resumes the demo.
     """
     out = Path(out)
     if steps < 5:
@@ -91,7 +91,7 @@ def demo_config(name: str, steps: int, seed: int = 0) -> RunConfig:
 
 
 def _begun(folder: Path, config: RunConfig, overwrite: bool) -> bool:
-    """Whether the folder holds this run already, whole or in part; raises where it holds something else."""
+    """Whether the folder already holds this run, complete or not; raises if it holds something else."""
     begun = not overwrite and (folder / "run.json").exists()
     check_folder(folder, resume=begun, overwrite=overwrite)
     differs = differing_settings(open_run(folder).info.get("config", {}), config) if begun else ""

@@ -19,19 +19,19 @@ class FadevizError(ValueError):
 
 
 class RecorderWarning(UserWarning):
-    """Something that a :class:`fadeviz.Recorder` could not do, while the training that it records goes on."""
+    """A :class:`fadeviz.Recorder` could not do something, and the training continues without it."""
 
 
 class MissingExtra(FadevizError, ImportError):
     """A library that comes with one of fadeviz's extras is not installed."""
 
     def __init__(self, extra: str, what: str) -> None:
-        """``what`` cannot be done without the extra named ``extra``: the message says how to install it."""
+        """``what`` says what needs the extra named ``extra``; the message adds how to install it."""
         super().__init__(f"{what}. Install it, in a clone of fadeviz: {install_command(extra)}")
 
 
 def install_command(*extras: str) -> str:
-    """The command that installs fadeviz with these extras, from a clone: it is on no package index yet.
+    """The command that installs fadeviz with these extras, from a clone: it is not on PyPI yet.
 
     Example:
         >>> print(install_command("video"))

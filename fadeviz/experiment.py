@@ -47,7 +47,7 @@ LABELS = ("true", "shuffled")
 DEVICES = ("auto", "cpu", "cuda")
 
 CHECKPOINT_SECONDS = 300.0
-"""A checkpoint is written when the last one is so old, whatever ``checkpoint_every`` says."""
+"""Seconds after which a new checkpoint is written, regardless of ``checkpoint_every``."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class RunConfig:
         """Fill in what the network decides.
 
         Raises:
-            FadevizError: a setting that no run can have; the message names it, and says what is possible. Whether a
-                folder of data or a file of weights is there is found out when it is read: it may have moved since.
+            FadevizError: an invalid setting; the message names it and says what is valid. Whether a data folder or a
+                file of weights exists is checked when it is read, since a stored run's may have moved.
         """
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name), field.default))
@@ -268,26 +268,26 @@ def run(
 ) -> Run:
     """Train a network and record its maps into the folder ``out``.
 
-    SIGINT (Ctrl-C), SIGTERM and SIGHUP stop the run after the step in work, with its test, its observation and a
-    checkpoint, and ``resume`` goes on with the next one. A second SIGINT, two seconds after the first or later, stops
-    it at once. The run has the handlers of these signals while it lasts; a signal that is ignored stays ignored. In
-    another thread than the main one Python hears no signals.
+    SIGINT (Ctrl-C), SIGTERM and SIGHUP stop the run after the current step, with its test, its observation and a
+    checkpoint; ``resume`` continues with the next step. A second SIGINT, at least two seconds later, stops it
+    immediately. The run replaces the handlers of these signals while it lasts; ignored signals stay ignored. Python
+    delivers signals to the main thread only.
 
     Args:
         config: the settings.
         out: the run's folder.
-        resume: go on with a run that stopped, from its last checkpoint; bit-identical to one that never stopped.
-        overwrite: replace a run that is there.
-        report: called after every step. It stops the run as a signal does by raising ``KeyboardInterrupt``.
-        note: called with what is worth knowing of the run, a line at a time.
+        resume: continue an interrupted run from its last checkpoint; bit-identical to an uninterrupted one.
+        overwrite: replace an existing run.
+        report: called after every step. Raising ``KeyboardInterrupt`` in it stops the run as a signal does.
+        note: called with notes on the run, one line at a time.
 
     Returns:
         The finished run, open for reading.
 
     Raises:
-        FadevizError: bad settings, a folder that is in use, a loss that is not finite. What was recorded stays.
+        FadevizError: bad settings, a folder that is in use, a loss that is not finite. What was recorded is kept.
         Interrupted: a signal, or ``report``, stopped the run: a ``KeyboardInterrupt`` that says at which step, and
-            where ``resume`` goes on. It is raised too where the signal came after the last step: the run is finished.
+            where ``resume`` continues. Also raised if the signal came after the last step, when the run is finished.
     """
     out = Path(out)
     keep_freed_memory()
@@ -333,7 +333,7 @@ def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run 
 def _prepare(
     config: RunConfig, out: Path, device: torch.device, processes: Processes, resume: bool, notes: list[str]
 ) -> _Work:
-    """Put the parts together, and observe the untrained model; nothing is written."""
+    """Build the parts and observe the untrained model, without writing anything."""
     with processes.agreeing():
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
@@ -341,7 +341,7 @@ def _prepare(
             model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes, notes)
         if not resume:
-            work.untrained = work.look(0)  # what cannot be observed is found here, before an old run is removed
+            work.untrained = work.look(0)  # errors in observing are raised here, before an old run is removed
     return work
 
 
@@ -352,7 +352,7 @@ def _train(
     overwrite: bool,
     report: Callable[[Progress], None] | None,
 ) -> None:
-    """Take the steps that are missing; however that ends, run.json says how."""
+    """Take the remaining steps, and record in run.json how that ended."""
     processes = work.processes
     stop.hold()  # from here on there is something to lose
     try:
@@ -362,24 +362,24 @@ def _train(
             _take_steps(work, first_step, stop, report)
         work.end("finished")
     except Interrupted:
-        raise  # the run says so already
+        raise  # run.json says so already
     except BaseException as error:
-        # A full disk, a loss that is not finite, somebody who insists: say so in the run, then let the error go on.
+        # A full disk, a loss that is not finite, a second Ctrl-C: say so in run.json, then re-raise.
         insisted = isinstance(error, KeyboardInterrupt)
-        with contextlib.suppress(FadevizError):  # the disk may be the trouble itself; the first error says so
+        with contextlib.suppress(FadevizError):  # the disk may be the cause, which the first error says
             work.end("interrupted" if insisted else "failed", str(error))
         if insisted:
             number = stop.number or signal.SIGINT
             raise Interrupted(number, work.last_step, work.config.steps, work.saved_step) from error
         raise
-    processes.gathered(None)  # whoever opens the run now finds it finished
+    processes.gathered(None)  # from here on, any process that opens the run finds it finished
 
 
 def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callable[[Progress], None] | None) -> None:
-    """Train from ``first_step`` to the last, or until somebody asks to stop between two steps.
+    """Train from ``first_step`` to the last, or until a stop is requested between two steps.
 
     Raises:
-        Interrupted: they did; the checkpoint is written.
+        Interrupted: it was; the checkpoint is written.
     """
     config, processes = work.config, work.processes
     data = batches(
@@ -405,7 +405,7 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
                 report(Progress(result.step, config.steps, result.loss, work.metrics))
             except KeyboardInterrupt:
                 stop.note(signal.SIGINT)
-        number = processes.largest(stop.number)  # all stop after the same step, whoever was asked
+        number = processes.largest(stop.number)  # all ranks stop after the same step, whichever got the signal
         if number and result.step < config.steps:
             work.interrupt(number)
 
@@ -484,7 +484,7 @@ class _Work:
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing of this run."""
+        """Notes on this run."""
         return [*self._notes, *self.probe.notes]
 
     def begin(self, overwrite: bool = False) -> int:
@@ -572,7 +572,7 @@ class _Work:
         self.saved_step, self._saved_at = self.last_step, time.monotonic()
 
     def interrupt(self, number: int) -> NoReturn:
-        """Save, say in the run that it was stopped, and raise; the processes leave together."""
+        """Write a checkpoint, mark the run as interrupted, and raise, on all ranks together."""
         if self.processes.first and not (self.saved_step == self.last_step and self.checkpoint.exists()):
             self.save()
         error = Interrupted(number, self.last_step, self.config.steps, self.last_step)
@@ -586,7 +586,7 @@ class _Work:
         return self.probe.observe(self.inputs, self.targets, self.task.loss, step=step, mode=mode)  # type: ignore[arg-type]
 
     def end(self, status: str, message: str = "") -> None:
-        """Say in run.json how the run ended, if it was this process that began it."""
+        """Say in run.json how the run ended, if this process started it."""
         if self._opened:
             self._write_info(status, message)
 
@@ -605,7 +605,7 @@ class _Work:
 
 
 _OF_A_PROCESS = ("processes", "notes")
-"""What run.json says of the processes that trained last, where there is something to say."""
+"""Entries of run.json that describe the processes that trained last; left out when empty."""
 
 
 def _mattes(samples: list[Sample]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
@@ -672,7 +672,7 @@ def _same_algorithms() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _threads_as_before(before: Run | None) -> Iterator[list[str]]:
-    """As many threads as the run was begun with, if the machine has the cores; the caller's number returns afterwards.
+    """Use as many threads as the run was started with, up to the number of cores; then restore the caller's number.
 
     The sums of a convolution depend on how many threads share them. Gives notes.
     """
@@ -684,8 +684,8 @@ def _threads_as_before(before: Run | None) -> Iterator[list[str]]:
             torch.set_num_threads(min(stored, cores))
             if stored > cores:
                 notes.append(
-                    f"the run was begun with {stored} threads and goes on with {cores}, as many as there are cores: "
-                    "the last digits of its numbers may differ"
+                    f"the run was started with {stored} threads and continues with {cores}, the number of cores: "
+                    "results may differ in the last digits"
                 )
         yield notes
     finally:

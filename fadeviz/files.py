@@ -1,4 +1,4 @@
-"""Files that are read only where they are files, files that are replaced whole, and the lock on a folder."""
+"""Reading regular files only, replacing files atomically, and the lock on a folder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from typing import BinaryIO
 from .errors import FadevizError
 
 TEXT_LIMIT = 64 * 2**20
-"""Bytes that run.json or another file of settings may have: far more than any that is written."""
+"""Largest size in bytes of run.json and other settings files: far above any that is written."""
 
 METRICS_LIMIT = 2**30
-"""Bytes that metrics.jsonl may have."""
+"""Largest size in bytes of metrics.jsonl."""
 
 TENSORS_LIMIT = 16 * 2**30
-"""Bytes that a file of tensors may have: a snapshot, the observed images, a checkpoint."""
+"""Largest size in bytes of a file of tensors: a snapshot, the observed images, a checkpoint."""
 
 
 class NoRegularFile(OSError):
-    """What lies at a path is a folder, a pipe, a device or a socket, or has more bytes than such a file may have."""
+    """A path is a folder, a FIFO, a device or a socket, or the file is larger than files of its kind may be."""
 
     def __init__(self, path: str | os.PathLike[str], what: str) -> None:
         """``what`` it is, as the second half of a sentence."""
@@ -39,11 +39,11 @@ class NoRegularFile(OSError):
 
 
 class TooLarge(NoRegularFile):
-    """A regular file that has more bytes than such a file may have: it may be whole for all that is known."""
+    """A regular file that is larger than files of its kind may be, although it may be intact."""
 
 
 def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> None:
-    """Raise unless ``path`` leads to a regular file: to open a pipe may wait for ever, and a device may never end.
+    """Raise unless ``path`` is a regular file: opening a FIFO may block, and reading a device may never end.
 
     Raises:
         NoRegularFile: something else, or more than ``limit`` bytes.
@@ -54,7 +54,7 @@ def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> N
 
 def _refuse_special(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
     if not stat.S_ISREG(found.st_mode):
-        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
         raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(found.st_mode), 'device')}, but a file is needed")
     if found.st_size > limit:
         raise TooLarge(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
@@ -87,10 +87,10 @@ def read_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> bytes
     """
     with open_regular(path, limit) as file:
         parts, size = [], 0
-        while part := file.read(2**20):  # by parts: a limit is not room to be taken
+        while part := file.read(2**20):  # in parts, so that the limit is not allocated at once
             parts.append(part)
             size += len(part)
-            if size > limit:  # a file of the kernel's, which claims to be empty
+            if size > limit:  # a file of /proc, whose size is given as 0
                 raise TooLarge(path, f"it has more than {limit:,} bytes, the most that are read")
     return b"".join(parts)
 
@@ -100,13 +100,13 @@ def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place only when the block ends without an error.
 
     The file is fsynced and renamed, so that a crash at any instant leaves the old file or the new one, whole. Two
-    processes that write the same file, be it from two machines, each write their own temporary one. A link is replaced
-    and not followed: what it leads to stays as it is.
+    processes that write the same file, even from two machines, each use their own temporary one. A symlink is replaced,
+    not followed: its target is left unchanged.
 
     Args:
         path: the file.
-        named: whether the user named this very file: a device or a pipe there, such as ``/dev/stdout``, is then
-            written straight to. Within a folder of ours it is replaced like anything else.
+        named: whether the user named this file: a device or a FIFO, such as ``/dev/stdout``, is then written to
+            directly. Within a run's folder it is replaced like anything else.
 
     Raises:
         FadevizError: the disk is full, or the folder cannot be written.
@@ -118,7 +118,7 @@ def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
             yield path
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # a link of that name would be followed
+        partial.unlink(missing_ok=True)  # a symlink of that name would be followed
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
@@ -132,7 +132,7 @@ def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether there is a device or a pipe, or the standard output, which may be a file but must not be replaced."""
+    """Whether this is a device, a FIFO, or standard output, which must not be replaced even if it is a file."""
     if not path.exists():
         return False
     if re.fullmatch(r"/dev|/proc/[0-9]+/(task/[0-9]+/)?fd", os.path.realpath(path.parent)):
@@ -143,11 +143,11 @@ def _is_stream(path: Path) -> bool:
 _PARTIAL = re.compile(r"\.([a-z_0-9]+)(?:\.([0-9a-f]{8})-([0-9]{1,10}))?\.partial(\.[a-z]+)")
 
 _OF_A_RUN = re.compile(r"(?:step_[0-9]{6,12}|observation)\.safetensors|(?:run|manifest)\.json|metrics\.jsonl|last\.pt")
-"""The files of a run or a sweep that are replaced whole."""
+"""The files of a run or a sweep that are replaced atomically."""
 
 
 def machine() -> str:
-    """This machine's name: short, and plain whatever it is called."""
+    """A short identifier of this machine, made of plain characters."""
     return f"{zlib.crc32(platform.node().encode('utf-8', 'replace')):08x}"
 
 
@@ -199,10 +199,10 @@ def write_whole(path: Path, data: bytes, *, named: bool = True) -> None:
 
 
 def leads_outside(folder: Path, run: Path) -> bool:
-    """Whether a folder of a run lies elsewhere in truth: behind a link."""
+    """Whether a folder of a run really lies elsewhere, behind a symlink."""
     try:
         return not folder.resolve().is_relative_to(run.resolve())
-    except (OSError, RuntimeError):  # a circle of links
+    except (OSError, RuntimeError):  # a symlink loop
         return True
 
 
@@ -233,17 +233,17 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
 
 
 _open_folders: set[int] = set()
-"""Handles on which there is a lock, or soon will be."""
+"""Handles that are locked, or about to be."""
 
 _held: set[tuple[int, int]] = set()
-"""Device and number of the folders whose lock this process has."""
+"""Device and inode of the folders that this process has locked."""
 
 PATIENCE = 0.3
-"""Seconds in which a lock that is taken may turn out to have been no more than a look of :func:`lock_is_free`."""
+"""Seconds for which a busy lock may be just a check by :func:`lock_is_free`."""
 
 
 def _let_go() -> None:
-    # In a forked child, such as a worker of a DataLoader: the lock would live as long as the last of them.
+    # In a forked child, such as a DataLoader worker: otherwise the lock would last as long as the last child.
     for handle in _open_folders:
         with suppress(OSError):
             os.close(handle)
@@ -257,20 +257,20 @@ if sys.platform != "win32":
 
 @contextmanager
 def _opened_folder(folder: Path) -> Iterator[int]:
-    """A handle to lock, that no child of this process has."""
+    """A handle to lock that no child of this process inherits."""
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     _open_folders.add(handle)
     try:
         yield handle
     finally:
-        if handle in _open_folders:  # not in a child, where the number may be another file's by now
+        if handle in _open_folders:  # not in a child, where the number may belong to another file by now
             _open_folders.remove(handle)
             os.close(handle)
 
 
 @contextmanager
 def only_writer(out: Path) -> Iterator[None]:
-    """Refuse a second process on the same folder; the lock goes with the process, however it ends.
+    """Refuse a second process on the same folder; the lock is released when the process ends, however it does.
 
     Raises:
         FadevizError: another process has the lock, or the folder cannot be made or opened.
@@ -291,7 +291,7 @@ def only_writer(out: Path) -> Iterator[None]:
                 _held.add(folder)
             yield
         finally:
-            if made and handle in _open_folders:  # what was refused before it began leaves nothing behind
+            if made and handle in _open_folders:  # a refused run leaves nothing behind
                 with suppress(OSError):
                     out.rmdir()
             _held.discard(folder)
@@ -326,9 +326,9 @@ def has_lock(folder: Path) -> bool:
 
 
 def lock_is_free(folder: Path) -> bool:
-    """Whether nobody on this machine is the :func:`only_writer` of the folder; False where that cannot be known.
+    """Whether no process on this machine is the :func:`only_writer` of the folder; False if that cannot be known.
 
-    A look takes a shared lock for an instant, which a writer that begins right then waits for.
+    The check takes a shared lock for an instant; a writer that starts just then waits for it.
     """
     if sys.platform == "win32":
         return False

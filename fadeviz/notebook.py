@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .render.frames import FrameSequence
 
 FRAMES = 40
-"""At most so many steps are shown: evenly spread over those recorded."""
+"""At most so many steps are shown: evenly spaced over those recorded."""
 
 _STILL = 6
 """Steps in the table that stands where no script runs."""
@@ -242,7 +242,7 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
 
 
 def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
-    """What was recorded besides, and how to draw it."""
+    """A sentence on what else was recorded, and how to draw it."""
     layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
     calls = run.calls(layer, sequences[0].kind)
     images = len(run.maps(layer, sequences[0].kind).images if run.lost else run.observation[0])

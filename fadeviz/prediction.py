@@ -32,16 +32,16 @@ OTHER_PARTS = ("_trimap", "_alpha", "_mask", "_foreground")
 """Ends of names that a folder's pictures have beside them: not pictures to predict."""
 
 LONGEST_NAME = 200
-"""Bytes that the name of a result may have; file systems take 255, and a temporary file is called a little longer."""
+"""Longest name of a result in bytes; file systems allow 255, and temporary names are a little longer."""
 
 
 class Prediction(NamedTuple):
-    """What became of one picture.
+    """The result for one picture.
 
     Attributes:
-        picture: the picture, or the path that was given in its place.
-        output: the file that was written; None where there is none.
-        error: why there is none, one line; empty where there is one.
+        picture: the picture, or the given path if there is none.
+        output: the file that was written; None after an error.
+        error: a one-line message; empty if the file was written.
     """
 
     picture: Path
@@ -91,7 +91,7 @@ class Predictor:
         self._predict = choose_task(self.task, self.classes).predict
 
     def check_size(self, size: int | None) -> None:
-        """Refuse a size that no picture can be shown at.
+        """Raise for a size that is too small for the network.
 
         Raises:
             FadevizError: it is below the network's stride.
@@ -149,7 +149,7 @@ def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
 def read_picture(path: str | Path, trimap: str | Path | None = None) -> Sample:
     """A picture of one's own, turned as its camera says, with its trimap if there is one; its mask is all 0.
 
-    Where it is transparent, white lies behind it.
+    Transparent parts are composited over white.
 
     Raises:
         FadevizError: a file that cannot be read, or that is no trimap; two that differ in size.
@@ -178,10 +178,10 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            # What cannot be opened, such as a link that leads nowhere, is told when it is read.
+            # What cannot be opened, such as a broken symlink, is reported when it is read.
             inside = [file for file in _inside(path) if not file.is_dir() and not file.stem.endswith(OTHER_PARTS)]
             if not inside:
-                raise FadevizError(f"{path} has no pictures ({', '.join(SUFFIXES)}). Give pictures, or another folder")
+                raise FadevizError(f"{path} has no pictures ({', '.join(SUFFIXES)}). Give files, or another folder")
             found += inside
         elif os.path.lexists(path):
             found.append(path)
@@ -191,17 +191,17 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
-    """A line for each folder among ``paths`` that has files which are taken for no picture."""
+    """A line for each folder among ``paths`` that holds files other than pictures."""
     notes = []
     for folder in filter(Path.is_dir, map(Path, paths)):
         names = [name for name in list_folder(folder).left_out if not (is_hidden(Path(name)) or name.endswith("/"))]
         if names:
-            notes.append(f"left out of {folder}: {len(names)} of another kind ({shorten(names)})")
+            notes.append(f"left out of {folder}: {len(names)} other file{'s' * (len(names) > 1)} ({shorten(names)})")
     return notes
 
 
 def _inside(folder: Path) -> list[Path]:
-    """What has the name of a picture in a folder, sorted."""
+    """The files in a folder whose names are those of pictures, sorted."""
     try:
         return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and not is_hidden(file)]
     except OSError as error:
@@ -240,27 +240,28 @@ def predict_files(
     device: str = "auto",
     report: Callable[[Prediction], None] | None = None,
 ) -> list[Prediction]:
-    """Write the mask or the matte of each picture, at its own size, turned as its orientation tag says.
+    """Write the mask or the matte of each picture, at the picture's size and with its orientation tag applied.
 
-    A mask is ``NAME_mask.png``: the classes as numbers, with a palette to look at (two classes black and white; more in
-    the colours of :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8 bits of grey. A
-    picture that cannot be read, or has no trimap, costs its own result alone.
+    A mask is ``NAME_mask.png``: class indices with a palette (black and white for two classes, otherwise the colours of
+    :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8-bit greyscale. A picture that
+    cannot be read, or has no trimap, does not stop the others.
 
     Args:
-        run: a finished run, or one that stopped: its last checkpoint counts.
+        run: a run with a checkpoint, finished or not; the last checkpoint is used.
         pictures: files, or folders of them.
         out: folder for the results; files of these names are replaced.
-        trimaps: folder with the trimaps, for matting; else they lie beside the pictures.
+        trimaps: folder with the trimaps, for matting; by default they are beside the pictures.
         size: see :class:`Predictor`.
         device: where to compute.
-        report: called with each picture's result as soon as it is known.
+        report: called with each picture's result as soon as it is ready.
 
     Returns:
-        What became of each picture, in order; see which have an ``error``.
+        The result for each picture, in order; check ``error`` for failures.
 
     Raises:
-        FadevizError: before anything is written: no weights, two pictures whose results have one name, results that
-            would replace a picture, a size that is too small; later, a folder that cannot be written, a full disk.
+        FadevizError: before anything is written: no weights, two pictures whose results would have the same name,
+            results that would replace a picture, a size that is too small; later: a folder that is not writable, a
+            full disk.
 
     Example:
         >>> done = predict_files("runs/fade", ["photos"], "masks")  # doctest: +SKIP
@@ -291,10 +292,10 @@ def predict_files(
 
 
 def _plan(pictures: Sequence[str | Path], folder: Path, ending: str) -> list[Prediction]:
-    """Each picture with the file that it is to become.
+    """Each picture with the file to write.
 
     Raises:
-        FadevizError: two that would become one file, or a result that would replace a picture.
+        FadevizError: two results with the same name, or a result that would replace a picture.
     """
     planned: list[Prediction] = []
     seen: dict[str, Path] = {}
@@ -324,7 +325,7 @@ def _plan(pictures: Sequence[str | Path], folder: Path, ending: str) -> list[Pre
 
 
 def _write_result(found: NDArray[np.uint8] | NDArray[np.float32], classes: int, path: Path) -> None:
-    """A mask as numbers with a palette, a matte as grey."""
+    """A mask as indices with a palette, a matte as greyscale."""
     if np.issubdtype(found.dtype, np.floating):
         picture = Image.fromarray(np.rint(found * 255).astype(np.uint8))
     else:

@@ -31,25 +31,25 @@ from .views import View, describe
 MODES = ("eval", "batch")
 
 _AT_ONCE, _A_CHUNK = 2**20, 2**19
-"""Pixels of all observed images up to which these are in the model at once, and above that of those that are."""
+"""Pixels up to which all observed images are in the model at once, and the pixels of a chunk above that."""
 
 _WATCHED = 2**31
-"""Bytes of parameters up to which the first observation copies them, to find those that the model itself writes to."""
+"""Bytes of parameters up to which the first observation copies them, to find those that the forward pass changes."""
 
 
 class Probe:
     """Maps of a model's layers for a fixed batch, without a trace in the training.
 
-    Hooks exist only inside :meth:`observe`. The model's modes, buffers, plain attributes, gradients and the random
-    state are afterwards what they were, also when an error is raised; a loss that is a module, or refers to one, is
-    treated like the model. What is kept outside of modules (generators and counters in closures or in objects of other
-    classes) is not seen: :func:`fadeviz.recording.state.state_changes` finds what an observation changed. Hooks that
-    others put on the model run during an observation as they do in training, since a model may need them.
+    Hooks exist only inside :meth:`observe`, which restores the model's modes, buffers, plain attributes, gradients and
+    the random state, even after an error; a loss that is a module, or refers to one, is treated like the model. State
+    outside the modules (generators and counters in closures or in objects of other classes) is not restored:
+    :func:`fadeviz.recording.state.state_changes` shows what an observation changed. The model's other hooks run as they
+    do in training, since the model may need them.
 
     Attributes:
-        layers: the names of what is recorded. Of a glob, the first observation keeps what ran and gave a map (and has a
-            gradient, where that is recorded); these are the layers from then on.
-        notes: what was left out, and why, a sentence each.
+        layers: the names of the recorded layers. The first observation narrows globs down to the layers that ran and
+            returned a map (with a gradient, if that is recorded).
+        notes: what was left out and why, one sentence each.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -85,16 +85,16 @@ class Probe:
             reduce: ``(B, C, h, w) -> (B, h, w)``, makes the kind ``feature``; None takes the mean over channels.
 
         Raises:
-            FadevizError: a name that fits no layer, or fits two modules; no such kind, or a kind that none of the
-                layers has; a scripted model.
+            FadevizError: a name that matches no layer, or two modules; an unknown kind, or one that none of the layers
+                has; a scripted model.
         """
         self.model = model
         self.notes: list[str] = []
         self._called = _without_parallel(model)
         if isinstance(self._called, torch.jit.ScriptModule):
             raise FadevizError(
-                f"{self._called.original_name} is scripted (torch.jit), and so are its parts, which call no hooks. "
-                "Observe the module that it was made from"
+                f"{self._called.original_name} is a torch.jit script module, whose submodules do not call hooks. "
+                "Observe the original module"
             )
         self._modules, clashes = layer_names(model)
         found = find_layers(self._modules, layers, type(model).__name__)
@@ -137,19 +137,19 @@ class Probe:
         self.kinds = tuple(kind for kind in KINDS if kind in kinds)
 
     def settle(self, layers: Sequence[str]) -> None:
-        """Take these of the layers, those that an earlier observation found, as the layers from now on.
+        """Restrict the layers to these, the ones that an earlier observation found.
 
-        For a recording that is resumed: what was left out of a glob then is left out again.
+        For resumed recordings: layers that a glob left out then are left out again.
 
         Raises:
-            FadevizError: a name that is not among the layers, or one that was asked for by name and is not among these.
+            FadevizError: a name that is not among the layers, or a layer requested by name that is missing here.
         """
         for name in layers:
             if name not in self.layers:
-                raise unknown_name(f"layer among those asked for of {type(self.model).__name__}", name, self.layers)
+                raise unknown_name(f"layer among those requested of {type(self.model).__name__}", name, self.layers)
         missing = [name for name in self.layers if name in self._exact and name not in layers]
         if missing:
-            raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or begin anew")
+            raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or start a new run")
         self.layers = tuple(name for name in self.layers if name in layers)
         self._settled = True
 
@@ -175,19 +175,19 @@ class Probe:
             mode: ``eval`` normalises with BatchNorm's running statistics, as a checkpoint would; ``batch`` with the
                 statistics of the observed images, on copies of the buffers. Early on the running statistics lag
                 behind the weights, and eval maps show that lag. Loss modules are in the same mode.
-            autocast: bfloat16 or float16, to observe under autocast as the training runs; None observes in the
-                precision of the weights, and under autocast only where float32 cannot run, which ``notes`` says.
-            images_at_once: of mode ``eval``, how many images are in the model at a time, to save memory: the maps are
-                the same to rounding, gradients those of the loss of the whole batch, for two forward passes instead of
-                one. It is left at all of them where maps of one image depend on the others, or the loss reads more of
-                the model than its output. None takes all up to 2^20 pixels, above that as many as have 2^19.
+            autocast: bfloat16 or float16, to observe under autocast as the training runs. None uses the precision of
+                the weights, and autocast only if the model does not run in float32; ``notes`` then says so.
+            images_at_once: how many images are in the model at a time in ``eval`` mode, to save memory. The maps are
+                the same up to rounding and the gradients are those of the whole batch's loss, at the price of a second
+                forward pass. Ignored if maps depend on the other images of the batch, or if the loss reads more of the
+                model than its output. None takes all images up to 2^20 pixels, else chunks of 2^19 pixels.
 
         Returns:
             Snapshots in float32 numpy, in the order of the layers and of ``KINDS``.
 
         Raises:
-            FadevizError: a layer that did not run, gave no map, or does not influence the loss; an error in the model
-                or the loss, with the layer; lazy modules that have no shape yet; a model in use by another thread.
+            FadevizError: a layer that did not run, returned no map, or does not influence the loss; an error in the
+                model or the loss, with the layer; uninitialised lazy modules; a model that runs in another thread.
         """
         if mode not in MODES:
             raise unknown_name("observation mode", mode, MODES)
@@ -230,7 +230,9 @@ class Probe:
                 found = self._in_chunks(asked) or self._at_once(asked)
             except FadevizError:
                 raise error from error.__cause__
-        self._note(f"observed under autocast to {str(half).removeprefix('torch.')}, since plain float32 cannot run")
+        self._note(
+            f"observed under autocast to {str(half).removeprefix('torch.')}, because it does not run in plain float32"
+        )
         return found
 
     def _at_once(self, asked: Asked) -> Found:
@@ -241,7 +243,7 @@ class Probe:
         return found
 
     def _in_chunks(self, asked: Asked) -> Found | None:
-        """A few images at a time; None where all have to be, or may be, in the model at once."""
+        """Observe a few images at a time; None if all must or may be in the model at once."""
         count, pixels = image_size(asked.images)
         chunk = asked.images_at_once
         if chunk is None:
@@ -252,7 +254,7 @@ class Probe:
             self._separable = self._is_separable(asked, count)
             if not self._separable:
                 self._note(
-                    f"all {count} images were observed at once: one by one they give other maps, or another loss"
+                    f"all {count} images were observed at once: one at a time they give different maps or losses"
                 )
         if not self._separable:
             return None
@@ -274,7 +276,7 @@ class Probe:
         return found
 
     def _is_separable(self, asked: Asked, count: int) -> bool:
-        """Whether the first image gives the same maps and output alone as it does beside the second."""
+        """Whether the first image gives the same maps and output alone as together with the second."""
         of_loss = {id(part) for module in modules_of_loss(asked.loss_fn) for part in module.modules()}
         if not of_loss.isdisjoint(id(module) for module in self._called.modules()):
             return False  # a loss that reads more of the model than its output
@@ -287,11 +289,11 @@ class Probe:
                 outputs.append(output)
             joined(outputs, (1, 2))
         except FadevizError as error:
-            if _half_in_words(error.__cause__) is not None:  # fails with all images too, and is tried otherwise
+            if _half_in_words(error.__cause__) is not None:  # fails with all images too, and is retried under autocast
                 raise
             return False
         alone, beside = ([*m.values(), *tensors_in(o)] for m, o in zip(maps, outputs, strict=True))
-        # Rounding depends on the number of images; so much more of it where the precision is less.
+        # Rounding depends on the number of images, and is larger at lower precision.
         tolerance = 1e-3 if _one_dtype(self._called) == torch.float32 and asked.autocast is None else 3e-2
         return maps[0].keys() == maps[1].keys() and all(
             _begins_with(both, first, tolerance) for both, first in zip(beside, alone, strict=True)
@@ -315,7 +317,7 @@ class Probe:
 
     @contextmanager
     def _looking(self, asked: Asked, kinds: Sequence[str]) -> Iterator[Found]:
-        """Everything that one forward and backward pass needs around it, and what its hooks see."""
+        """The context of one forward and backward pass, and what its hooks collect."""
         found = Found(asked, kinds)
         used = {tensor.device for tensor in tensors_in(asked.images)} | devices_of(self._called)
         device = _one_device(self._called) or next(
@@ -338,12 +340,12 @@ class Probe:
         self._learning += [parameter for parameter in written if id(parameter) not in known]
 
     def _all_parameters(self) -> list[nn.Parameter]:
-        """What is watched the first time: all, if there is room for copies; and then those that were written to."""
+        """The parameters to watch: at first all, if there is memory for copies, then those that were written to."""
         parameters = [parameter for parameter in self._called.parameters() if not parameter.is_inference()]
         return parameters if sum(parameter.nbytes for parameter in parameters) <= _WATCHED else []
 
     def _forward(self, asked: Asked, images: Any, found: Found) -> Any:
-        # Leaves of their own: the graph then reaches every layer even when all weights are frozen.
+        # Separate leaves, so that the graph reaches every layer even if all weights are frozen.
         images = _placed(images, self._called, _one_dtype(self._called), "gradient" in found.kinds)
         with asked.in_words("the forward pass failed"):
             output = self._called(**images) if isinstance(images, Mapping) else self._called(images)
@@ -352,13 +354,13 @@ class Probe:
 
     def _loss(self, asked: Asked, output: Any) -> Tensor:
         targets = _placed(asked.targets, self._called, None, False)
-        # In eval mode many models give something else than in training: that is what such a loss fails of.
+        # In eval mode many models return something else than in training, which makes such a loss fail.
         with asked.in_words("loss_fn failed", given=f". It was given {describe(output)}"):
             loss = asked.loss_fn(output, targets)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             what = describe(loss)
             if isinstance(loss, Tensor) and loss.numel() == 1:
-                what += " that no gradient leads back from"
+                what += " without a gradient"
             raise FadevizError(
                 f"loss_fn gave {what} (step {asked.step}, observed in {asked.mode} mode); a scalar that depends on "
                 "the model's output is needed. Return e.g. its mean, or leave gradient out of the kinds"
@@ -388,12 +390,12 @@ def _mean_of_channels(value: Tensor) -> Tensor:
 
 
 _LOCK = threading.RLock()
-"""Held while a model is observed: modes, hooks and generators are those of the whole process."""
+"""Held during an observation, since modes, hooks and generators belong to the whole process."""
 
 
 @contextmanager
 def _observing_alone(model: nn.Module) -> Iterator[None]:
-    """Refuse a model that another thread is running; let its next forward pass begin after the observation."""
+    """Refuse a model that another thread is running; its next forward pass waits for the observation."""
     me = threading.get_ident()
 
     def wait(module: nn.Module, inputs: Any) -> None:
@@ -418,13 +420,13 @@ def _refuse_running(model: nn.Module, me: int) -> None:
             if frame.f_code is code and id(frame.f_locals.get("self")) in parts:
                 raise FadevizError(
                     f"{type(model).__name__} is running in another thread: an observation now would change its mode "
-                    "there. Observe between two steps of the training, from the thread that trains"
+                    "there. Observe between two training steps, from the training thread"
                 )
             frame = frame.f_back  # type: ignore[assignment]
 
 
 def _half_in_words(error: BaseException | None) -> torch.dtype | None:
-    """The type to observe under autocast with, if this is the error of layers of several types."""
+    """The dtype for autocast, if this is the error of layers with different dtypes."""
     named = (
         re.search("(bfloat16)|(half|float16)", str(error), re.IGNORECASE) if isinstance(error, RuntimeError) else None
     )
@@ -437,7 +439,7 @@ def _half_in_words(error: BaseException | None) -> torch.dtype | None:
 
 
 def _put_together(found: Sequence[Found], channel_images: int) -> Found | None:
-    """Maps of all images from those of some each; None where the layers did not run alike."""
+    """Concatenate the maps of chunks; None if the layers did not run the same way in each."""
     keys = [[s.key for s in one.snapshots] for one in found]
     if any(sorted(some) != sorted(keys[0]) for some in keys):
         return None
@@ -487,7 +489,7 @@ def _one_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 def _placed(value: Any, model: nn.Module, dtype: torch.dtype | None, leaves: bool) -> Any:
-    """Copies on the model's device, where there is one alone; floats are cast, and leaves of a graph."""
+    """Copies on the model's device, if it has only one; floats are cast, and are leaves of the graph."""
     device = _one_device(model)
 
     def placed(tensor: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from .views import View
 OnError = Literal["warn", "raise"]
 
 MOST_ERRORS = 100
-"""So many failed steps are listed in run.json: of a disk that stays full for a week they tell enough."""
+"""Most failed steps that run.json lists: enough even if a disk stays full for a week."""
 
 
 class Recorder:
@@ -47,24 +47,23 @@ class Recorder:
     and random numbers of the training stay as they are, bit for bit. Gradients are of ``loss_fn`` on the observed batch
     in float32: a GradScaler's scale is not in them.
 
-    What lies outside the modules of the model and the loss cannot be guarded: state in closures and in objects of other
-    classes, and what hooks of one's own write down, which run during an observation as in training. Around the first
-    observation the model and the loss are compared, and on a CPU the maps of a second look too: a difference is warned
-    of, and noted in run.json.
+    State outside the modules of the model and the loss cannot be protected: closures, objects of other classes, and
+    what your own hooks store, as they run during an observation too. The first observation therefore compares the model
+    and the loss before and after, and on a CPU also the maps of a second pass; differences are warned of, and noted in
+    run.json.
 
     The folder is an ordinary run: ``fadeviz grid``, ``animate``, ``analyze`` and ``report`` read it.
 
     Steps are counted over the whole training and never go back. A recorder that resumes drops what its folder holds
-    of the steps that the training makes again: a training that was killed at 350 and goes on from a checkpoint of 200
-    records 300 anew.
+    of the steps that the training repeats: a training that was killed at step 350 and resumed from a checkpoint at
+    step 200 records step 300 again.
 
-    A recorder does not end a training. Once it is made, whatever fails (a model that cannot be observed any more, no
-    memory, a full disk, a folder that was moved) is warned of once, as :class:`~fadeviz.errors.RecorderWarning`, and
-    listed in run.json as ``errors``; later steps are tried again. ``on_error="raise"`` raises instead, and so do
-    Python's filters where they make errors of warnings.
+    Errors of a recorder do not stop the training. Once it is created, anything that fails (a model that cannot be
+    observed any more, out of memory, a full disk, a folder that was moved) is reported once as a
+    :class:`~fadeviz.errors.RecorderWarning` and listed in run.json as ``errors``; later steps are tried again.
+    ``on_error="raise"`` raises instead, as do warning filters that turn warnings into errors.
 
-    Calls from several threads wait for each other. In a child that was forked from the recorder's process, and as a
-    copy, it does nothing.
+    Its methods are thread-safe. Copies of a recorder, and recorders in forked child processes, do nothing.
 
     Example::
 
@@ -103,56 +102,56 @@ class Recorder:
         overwrite: bool = False,
         on_error: OnError = "warn",
     ) -> None:
-        """Look at the model once, and open the folder.
+        """Observe the untrained model and open the folder.
 
         Args:
             model: any module, on its device; also compiled, prepared by accelerate, or wrapped in DataParallel or
                 DistributedDataParallel. It may be cast or moved to another device later.
             layers: as for :class:`~fadeviz.probes.Probe`.
             steps: ``"100:3000:100,320:360:10"``, or the steps; 0 is always one.
-            out: the run's folder; where the training changes its working directory later, it stays where it is.
+            out: the run's folder; it stays the same if the working directory changes later.
             observe: ``(images, targets)``, the same at every step. Images are what the model is called with: a tensor
                 ``(N, ...)``, a dict of keyword arguments, or whatever else is its one argument. Both may be tuples
-                (named ones too), lists, dicts, dataclasses or objects with tensors in them. They are copied, and at
-                each look moved to the model's device; images of floats take the dtype of its weights where they all
-                have one.
+                (named ones too), lists, dicts, dataclasses or objects with tensors in them. They are copied, and
+                moved to the model's device at each observation; float images are cast to the dtype of the weights if
+                they all have the same.
             loss_fn: ``loss_fn(output, targets)``, a scalar; None records no gradients.
             kinds: as for :class:`~fadeviz.probes.Probe`; None takes the small ones that the layers have.
             mode: ``eval`` or ``batch``, as for :meth:`~fadeviz.probes.Probe.observe`.
-            views: how to read a map from outputs that are no map.
+            views: how to read a map from other outputs.
             reduce: makes the kind ``feature`` of a layer's map; None takes the mean over channels.
-            channel_images: images of which the large kinds are kept.
+            channel_images: number of images for which the large kinds are kept.
             pictures: ``(N, H, W, 3)`` uint8, what to show of the observed images; None makes them of images
                 ``(N, 1 or 3, H, W)``, from the smallest to the largest value of each.
             masks: ``(N, H, W)``, the classes of the images shown, or their objects as booleans, 0 and 1, or 0 and 255.
-                None takes the first of the targets that can be one: integers ``(N, H, W)`` or ``(N, 1, H, W)``,
-                floats that are all 0 and 1, or one-hot; brought to the images' size. Without any, the maps can be
-                drawn, but not measured against an outline.
-            ignore_index: the label of void pixels, which are no object; None takes that of ``loss_fn``, where it has
-                one. Negative labels and 255 are void anyway.
-            classes: how many there are, background included; None takes those up to the largest label.
-            foreground: the class whose outline and interior are measured, of all images or of each. None takes every
-                class but 0 where there are two, and else the class of each image that is most like a single clear
-                object, as ``fadeviz record`` does.
-            names: of the images.
-            name: what figures call the run; None takes the folder's name.
-            seed: of the training: runs of one name and several seeds are measured together.
-            start: optimiser steps that were done before, of a training that goes on from a checkpoint: the maps of a
-                new run begin with this step instead of 0 (they can be drawn, but learning is measured from step 0),
-                and a run that is resumed forgets what it holds of later ones. None takes 0 for a new run; for one that
-                is resumed, the first :meth:`step` tells.
+                None takes the first suitable target: integers ``(N, H, W)`` or ``(N, 1, H, W)``, floats that are all 0
+                and 1, or one-hot; resized to the images. Without masks, the maps can be drawn, but not measured
+                against an outline.
+            ignore_index: the label of void pixels, which belong to no object; None takes that of ``loss_fn``, if any.
+                Negative labels and 255 are always void.
+            classes: the number of classes, including background; None takes the largest label plus 1.
+            foreground: the class whose outline and interior are measured, one for all images or one for each. None
+                takes class 1 if there are two classes, and otherwise the class of each image that is most like a
+                single clear object, as ``fadeviz record`` does.
+            names: names of the images.
+            name: the run's name in figures; None takes the folder's name.
+            seed: the training's seed; runs of the same name with different seeds are measured together.
+            start: number of optimiser steps already done, for a training resumed from a checkpoint: a new run begins
+                with this step instead of 0 (its maps can be drawn, but learning is measured from step 0), and a
+                resumed run drops its later steps. None takes 0 for a new run, and the first :meth:`step` for a
+                resumed one.
             scaler: the training's GradScaler: its scale goes into the metrics of recorded steps, as ``grad_scale``.
-            resume: go on in the folder of a run that stopped; it must have the same layers, kinds and images. Where
-                there is none yet, a new one begins.
-            overwrite: replace a run that is there.
-            on_error: ``warn`` goes on with the training where recording fails; ``raise`` raises. Both raise here.
+            resume: continue an existing run, which must have the same layers, kinds and images; if there is none yet,
+                start a new one.
+            overwrite: replace an existing run.
+            on_error: ``warn`` warns if recording fails later, ``raise`` raises. The constructor always raises.
 
         Raises:
-            FadevizError: a folder that is in use or holds something else, layers or kinds there are not, a model that
-                cannot be observed, masks, pictures or names that do not fit. Nothing was written or removed then.
+            FadevizError: a folder that is in use or holds something else, unknown layers or kinds, a model that cannot
+                be observed, masks, pictures or names that do not fit. Nothing is written or removed then.
         """
         if on_error not in ("warn", "raise"):
-            raise unknown_name("way to treat errors", str(on_error), ("warn", "raise"))
+            raise unknown_name("value of on_error", str(on_error), ("warn", "raise"))
         self.on_error = on_error
         self.model = unwrapped(model)
         refuse_waiting(self.model, mode)
@@ -160,8 +159,8 @@ class Recorder:
         self.schedule = _schedule(steps)
         device = device_of(self.model)
         if device.type == "meta":
-            raise FadevizError("the model is on the device meta: it has no weights yet. Load them, then record")
-        # Copies, so that a buffer that the loader uses again is not observed; a look takes copies of these.
+            raise FadevizError("the model is on the meta device and has no weights. Load them first")
+        # Copies, in case the loader reuses its buffers; each observation copies them again.
         self.images, self.targets = (
             map_tensors(part, lambda tensor: tensor.detach().to(device, copy=True)) for part in _pair(observe)
         )
@@ -270,7 +269,7 @@ class Recorder:
         self.info.pop("message", None)
         self.info |= {"status": "recording", "schedule": list(self.schedule)}
         self._recorded = set(before.steps)
-        # What cannot be observed is found here, not when the training has long gone on.
+        # Errors in observing are raised here, not hours into the training.
         now = self._look(max(self._recorded, default=0) if self._seen is None else self._seen)
         self.store = SnapshotStore(self.out, before.run_id)
         self._save_info()
@@ -281,7 +280,7 @@ class Recorder:
                 self._write(self._seen, now)
 
     def _drop_later(self) -> None:
-        """Drop what the folder holds of steps that a resumed training makes again."""
+        """Drop the stored steps that a resumed training repeats."""
         if self._forget is None:
             return
         self.store.forget_after(self._forget)
@@ -293,7 +292,7 @@ class Recorder:
 
     @property
     def errors(self) -> list[dict[str, Any]]:
-        """What failed, as run.json lists it: ``step`` and ``message`` of each, at most ``MOST_ERRORS``."""
+        """The errors as run.json lists them: ``step`` and ``message`` of each, at most ``MOST_ERRORS``."""
         return list(self.info.get("errors", [])) if self._writes else []
 
     def step(self, step: int) -> bool:
@@ -303,19 +302,19 @@ class Recorder:
         passed over, since calls are further apart, is made up for by the next call, under that call's number.
 
         Args:
-            step: of any integer type, also numpy's, or a tensor of one integer.
+            step: any integer type, including numpy's, or a tensor of one integer.
 
         Returns:
             Whether maps were recorded.
 
         Raises:
-            FadevizError: with ``on_error="raise"`` alone: a step before the last one, or none at all, a recorder that
-                is closed, a full disk, a model that cannot be observed any more.
+            FadevizError: only with ``on_error="raise"``: a step before the last one, not a step at all, a closed
+                recorder, a full disk, a model that cannot be observed any more.
         """
         if not self._writes or self._is_forked():
             return False
         with self._lock:
-            if self._busy:  # called by what is being observed: a hook of the model, or the loss
+            if self._busy:  # called during an observation: by a hook of the model, or by the loss
                 return False
             self._stage, number = "call", None
             try:
@@ -324,7 +323,7 @@ class Recorder:
             except Exception as error:
                 self._failed(error, number)
                 if self._writes and number is not None and number >= self.schedule.last and hasattr(self, "store"):
-                    with contextlib.suppress(Exception):  # it was told of what failed; close() tries again
+                    with contextlib.suppress(Exception):  # the failure is reported already; close() tries again
                         self._end()
                 return False
 
@@ -358,15 +357,15 @@ class Recorder:
 
         Args:
             step: as for :meth:`step`.
-            **values: numbers of any type, also numpy's and tensors of one; NaN and infinities are kept.
+            **values: numbers of any type, including numpy's and single-element tensors; NaN and infinities are kept.
 
         Raises:
-            FadevizError: with ``on_error="raise"`` alone: a value that is no number, a closed recorder, a full disk.
+            FadevizError: only with ``on_error="raise"``: a value that is not a number, a closed recorder, a full disk.
         """
         if not self._writes or self._is_forked():
             return
         with self._lock:
-            if self._busy:  # by the loss of an observation, which is none of the training's
+            if self._busy:  # by the loss of an observation, which is not the training's
                 return
             self._stage = "log"
             try:
@@ -388,13 +387,13 @@ class Recorder:
             raise FadevizError(f"log: {key} is {values[key]!r:.60}: a number is needed")
 
     def close(self, error: BaseException | None = None) -> None:
-        """Say that the recording is over, and let others write into the folder. The last scheduled step says it too.
+        """Finish the recording and release the folder. The last scheduled step does so too.
 
         Args:
-            error: what ended the training before its time; the run then counts as failed, or as interrupted.
+            error: the error that ended the training early; the run is then marked as failed or interrupted.
 
         Raises:
-            FadevizError: with ``on_error="raise"`` alone: the end cannot be written. The folder is free all the same.
+            FadevizError: only with ``on_error="raise"``: the end cannot be written. The folder is released anyway.
         """
         if not self._writes or os.getpid() != self._process:
             return
@@ -409,7 +408,7 @@ class Recorder:
                     elif self.info["status"] != "finished":
                         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
                         self.info |= {"status": "interrupted" if stopped else "failed", "message": str(error)}
-                        with contextlib.suppress(FadevizError):  # a full disk: the error itself is the one to hear of
+                        with contextlib.suppress(FadevizError):  # a full disk: the original error matters more
                             self._save_info()
             except Exception as failure:
                 self._failed(failure)
@@ -426,20 +425,22 @@ class Recorder:
         self.close(error)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies, as of a model that keeps its recorder, record nothing: a folder has one recorder."""
+        """Copies, such as those of a model that holds its recorder, record nothing: a folder has one recorder."""
         return _without_folder, ()
 
     def _is_forked(self) -> bool:
-        """Whether this is a child of the process that records, a worker of a DataLoader e.g.: says so once."""
+        """Whether this is a forked child of the recording process, such as a DataLoader worker; reported once."""
         if os.getpid() == self._process:
             return False
         self._writes = False
         self._stage = "call"
-        self._failed(FadevizError("this process was forked from the one that records, and the folder is that one's"))
+        self._failed(
+            FadevizError("this process was forked from the one that records; only that one writes to the folder")
+        )
         return True
 
     def _failed(self, error: Exception, step: int | None = None) -> None:
-        """Raise again; or list in run.json what failed, and warn of it the first time."""
+        """Re-raise the error; or list it in run.json, and warn the first time."""
         if self.on_error == "raise":
             raise error
         message = str(error) if isinstance(error, FadevizError) else f"{type(error).__name__}: {error}"
@@ -451,11 +452,11 @@ class Recorder:
             entry = {} if step is None else {"step": step}
             self.info["errors"] = [*self.errors, {**entry, "message": message}]
             self._unsaved = True
-            with contextlib.suppress(Exception):  # what failed may be the disk; what is written next has it too
+            with contextlib.suppress(Exception):  # the disk may be what failed; the next write includes it
                 self._save_info()
         if first:
             at = "" if step is None else f" at step {step}"
-            _warn(f"{_FAILED[self._stage]}{at}: {message}. The training goes on")
+            _warn(f"{_FAILED[self._stage]}{at}: {message}. The training continues")
 
     def _look(self, step: int) -> list[Snapshot]:
         self._stage, self._busy = "observe", True
@@ -465,8 +466,8 @@ class Recorder:
             self._busy = False
 
     def _observe(self, step: int) -> list[Snapshot]:
-        device = device_of(self.model)  # where it is now: it may have been moved since the last time
-        if device.type == "cuda":  # the training may run on another stream than the one this is called on
+        device = device_of(self.model)  # its current device: it may have been moved since
+        if device.type == "cuda":  # the training may run on another stream than this call
             torch.cuda.synchronize(device)
         with float32_forward(self.model):
             found = self.probe.observe(self.images, self.targets, self.loss_fn, step=step, mode=self.mode)
@@ -474,28 +475,28 @@ class Recorder:
         return found
 
     def _first_look(self, step: int) -> list[Snapshot]:
-        """Look, and say whether that left a trace."""
+        """Observe, and note whether that changed anything."""
         before = state_of(self.model, self.loss_fn)
         found = self._observe(step)
-        # On a GPU two looks may differ by the order of sums.
+        # On a GPU two observations may differ by the order of sums.
         again = self._observe(step) if device_of(self.model).type == "cpu" else found
         notes = []
         changes = state_changes(before, state_of(self.model, self.loss_fn))
         if changes:
             more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-            notes.append(f"observing leaves a trace in the training: {'; '.join(changes[:3])}{more}")
+            notes.append(f"observing changes the state of the training: {'; '.join(changes[:3])}{more}")
         other = next((a for a, b in zip(found, again, strict=True) if not _is_alike(a.value, b.value)), None)
         if other is not None:
             notes.append(
-                f"a second look at the same batch gave other maps (layer {other.layer!r}, {other.kind}): the model, or "
-                "the loss, draws random numbers or counts its calls in a place that cannot be put back"
+                f"a second pass over the same batch gave different maps (layer {other.layer!r}, {other.kind}): the "
+                "model or the loss draws random numbers or counts its calls where this cannot be undone"
             )
         self._looked = True
         self._note(notes)
         return found
 
     def _note(self, notes: Sequence[str]) -> None:
-        """Say what is new of this, and keep it in run.json."""
+        """Warn of new notes, and keep them in run.json."""
         known = self.info.get("notes", [])
         new = [note for note in notes if note not in known]
         if new:
@@ -536,7 +537,7 @@ def _without_folder() -> Recorder:
 
 
 def _warn(text: str) -> None:
-    """Warn of the line that called, outside this package."""
+    """Warn, pointing at the calling line outside this package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(_PACKAGE):
         frame, level = frame.f_back, level + 1
@@ -552,7 +553,7 @@ def _release(folder: contextlib.ExitStack, process: int) -> None:
 
 
 def _is_alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
-    """Whether two looks saw the same, but for rounding."""
+    """Whether two observations are equal up to rounding."""
     if one.shape != other.shape:
         return False
     largest = float(np.nan_to_num(np.abs(one), posinf=0).max(initial=0))
@@ -561,7 +562,7 @@ def _is_alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
 
 def _number(value: Any) -> float | None:
     try:
-        # A tensor or array of one number; float() would warn of the one or the other.
+        # A single-element tensor or array, for some of which float() would warn.
         return float(value.item() if isinstance(value, Tensor | np.ndarray) else value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None

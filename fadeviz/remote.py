@@ -51,7 +51,7 @@ class RemoteFolder:
             from fsspec.core import url_to_fs
         except ImportError as error:
             raise MissingExtra(
-                "remote", f"{self.shown}: reading from an address needs fsspec, which is not installed"
+                "remote", f"{self.shown}: reading from a URL needs fsspec, which is not installed"
             ) from error
         try:
             self._system, root = url_to_fs(address, **_impatient(protocol))
@@ -66,7 +66,7 @@ class RemoteFolder:
         except Exception as error:  # each file system has errors of its own
             raise FadevizError(f"cannot open {self.shown}: {_line(error)}. Check the address") from error
         if protocol in _S3:
-            self._system.retries = _TRIES  # it would try for minutes, and botocore below it as often again
+            self._system.retries = _TRIES  # by default it retries for minutes, and botocore below it as often again
         self._root = str(root).rstrip("/")
         folder = tempfile.mkdtemp(prefix="fadeviz-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -137,17 +137,17 @@ _EXTRAS = dict.fromkeys(_S3, ("s3", "s3fs")) | dict.fromkeys(_HTTP, ("remote", "
 
 
 _TRIES = 2
-"""How often a server is asked again that closes the connection, or says nothing."""
+"""Number of attempts when a server closes the connection or does not respond."""
 
 _CONNECT_SECONDS, _SILENT_SECONDS = 10, 20
-"""How long a server may take to be reached, and may say nothing, before it is given up."""
+"""Timeouts in seconds for connecting to a server, and for its next bytes."""
 
 _SLOW_SECONDS, _SLOW_RATE = 60, 1000
-"""A file that comes at fewer bytes a second than this is given up after a minute."""
+"""Bytes per second below which a download is aborted after a minute."""
 
 
 def _impatient(protocol: str) -> dict[str, Any]:
-    """Options of a file system that ends in bounded time; what the user configured for fsspec comes first."""
+    """File system options with timeouts; the user's fsspec configuration takes precedence."""
     from fsspec.config import conf
 
     if protocol in _S3:
@@ -168,7 +168,7 @@ def _impatient(protocol: str) -> dict[str, Any]:
 
 
 def _watch(limit: int) -> Any:
-    """A callback of fsspec that gives up a file which is larger than ``limit`` bytes, or comes too slowly."""
+    """An fsspec callback that aborts a download larger than ``limit`` bytes, or a too slow one."""
     from fsspec.callbacks import Callback
 
     begun = time.monotonic()
@@ -178,9 +178,9 @@ def _watch(limit: int) -> Any:
             self.value += inc
             seconds = time.monotonic() - begun
             if self.value > limit:
-                raise OSError(f"more than {limit:,} bytes, the most that such a file may have")
+                raise OSError(f"more than {limit:,} bytes, the limit for such a file")
             if seconds > _SLOW_SECONDS and self.value < seconds * _SLOW_RATE:
-                raise OSError(f"{self.value:,} bytes in {seconds:.0f} seconds are too slow")
+                raise OSError(f"too slow: {self.value:,} bytes in {seconds:.0f} seconds")
 
     return Watch()
 

@@ -78,7 +78,7 @@ class Run:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """The parts of the folder's path, from the root to its name; of a remote run, of its address."""
+        """The parts of the folder's path, from the root to its name, or of a remote run's URL."""
         parts = self.path.resolve().parts if self._remote is None else self.address.split("/")
         return tuple(printable(part) for part in parts)
 
@@ -89,19 +89,19 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How the run stands: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
+        """The run's status: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
 
-        That is what run.json says, but for ``stopped``: there the run goes on, by run.json, and nobody on this machine
-        writes into its folder, so that its process ended without reporting it (a kill, a power failure). Of a run that
-        another machine writes, and on file systems without locks, nobody can know that: it is then said to go on.
+        All but ``stopped`` are what run.json says. A run is ``stopped`` if run.json says that it is active, but no
+        process on this machine writes into its folder: its process was killed, or the power failed. For runs written
+        by another machine, and on file systems without locks, this cannot be known, and run.json is taken at its word.
         """
         status = str(self.info.get("status") or "")
         if status not in GOING_ON or self._remote is not None:
             return status
-        # Runs recorded before the writer was noted do not say where it was.
+        # Older runs do not say which machine writes them.
         if self.info.get("writer", machine()) != machine() or not lock_is_free(self.path):
             return status
-        now = str(_read_info(self.path, self.address).get("status") or "")  # it may have ended after it was opened
+        now = str(_read_info(self.path, self.address).get("status") or "")  # it may have ended since it was opened
         return "stopped" if now == status else now
 
     @property
@@ -300,8 +300,8 @@ class Run:
     def to_xarray(self, layer: str | None = None, *, call: int = 0) -> Any:
         """What was recorded of one layer as an ``xarray.Dataset``: a variable a kind that is one map an image.
 
-        Kinds of another size than the first one, and ``CHANNEL_KINDS``, are left out and named in the attribute
-        ``left_out``: ``run.maps(layer, kind)`` has a ``to_xarray`` of its own.
+        Kinds whose size differs from the first one's, and ``CHANNEL_KINDS``, are left out and named in the attribute
+        ``left_out``: ``run.maps(layer, kind)`` has its own ``to_xarray``.
 
         Args:
             layer: dotted name; None takes the first kind's ``default_layer``.
@@ -327,8 +327,8 @@ class Run:
     def calls(self, layer: str, kind: str = "feature") -> dict[int, tuple[int, ...]]:
         """The recorded calls of a layer in one forward pass, each with the height and width of its maps.
 
-        One head for several pyramid levels has as many calls as there are levels. Looked up in the first and in the
-        last snapshot: a layer may begin to run more often meanwhile.
+        A head shared by several pyramid levels has one call per level. Read from the first and the last snapshot, since
+        a layer may start to run more often during training.
 
         Raises:
             FadevizError: no such layer or kind.
@@ -388,8 +388,8 @@ class Run:
 
     @cached_property
     def lost(self) -> str:
-        """What keeps the observed images from being shown, as for a note; empty where nothing does."""
-        self.file("observation.safetensors")  # what a server says is not damage
+        """A note on why the observed images cannot be shown; empty if they can."""
+        self.file("observation.safetensors")  # errors of a server are not damage
         try:
             _ = self.observation, self.mattes
         except FadevizError as error:
@@ -560,12 +560,12 @@ class Maps:
         return found
 
     def _check_room(self, step: int) -> None:
-        """Raise where a file is too small for such maps; what it holds is looked at when it is read."""
+        """Raise if a file is too small for such maps; its content is checked when it is read."""
         try:
             if step in self._checked or self.run._snapshot(step).stat().st_size >= 4 * math.prod(self._stored):
                 return
         except OSError:
-            pass  # opening it says what is wrong
+            pass  # opening the file reports what is wrong
         with self.run._open(step, self.layer, self.kind, self.call) as part:
             self._check(step, part)
 
@@ -690,7 +690,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
 
 
 def distinct_paths(runs: Sequence[Run]) -> list[str]:
-    """As much of the end of each run's path as tells it from the others': ``fade``, or ``a/fade`` and ``b/fade``."""
+    """The shortest end of each run's path that is unique: ``fade``, or ``a/fade`` and ``b/fade``."""
     places = [run.place for run in runs]
 
     def told(place: tuple[str, ...]) -> str:
@@ -704,15 +704,15 @@ def distinct_paths(runs: Sequence[Run]) -> list[str]:
 
 
 def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[str]:
-    """What pictures and tables call runs, no two alike: their titles, and what tells apart those of one title.
+    """Unique labels of the runs for figures and tables: their titles, and what distinguishes runs of the same title.
 
-    That is the network, the seed, or as much of the path as is needed, whichever is the first that no other run of that
-    title has: ``FADE, SegNet``; ``FADE, seed 1``; ``FADE, b/fade``. A run that is called after its folder is called
-    after as much of its path: ``b/fade``.
+    That is the network, the seed, or as much of the path as needed, whichever is the first to be unique among the runs
+    of that title: ``FADE, SegNet``; ``FADE, seed 1``; ``FADE, b/fade``. A run named after its folder gets as much of
+    its path: ``b/fade``.
 
     Args:
-        runs: the runs, each from another place.
-        names: what they are called where there are no others; None takes their titles.
+        runs: the runs, each from a different folder.
+        names: the labels where these are unique; None takes the runs' titles.
     """
     names = [run.title for run in runs] if names is None else names
     labels = []
@@ -735,21 +735,20 @@ def _seed(run: Run) -> Any:
 
 
 def describe_calls(layer: str, calls: Mapping[int, Sequence[int]], call: int = 0) -> str:
-    """What to say of a layer's other calls, of :meth:`Run.calls`, where one is shown; empty where there are none."""
+    """A note on a layer's other calls (see :meth:`Run.calls`) when one is shown; empty if there are none."""
     others = [f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items() if number != call]
     if not others:
         return ""
-    shown = others if len(others) <= 8 else [*others[:7], "...", others[-1]]
-    return (
-        f"{layer}: this is call {call}; also recorded: call{'s' * (len(others) > 1)} {', '.join(shown)}. Choose: --call"
-    )
+    shown = ", ".join(others if len(others) <= 8 else [*others[:7], "...", others[-1]])
+    plural = "s" * (len(others) > 1)
+    return f"{layer}: call {call} is shown; also recorded: call{plural} {shown}. Choose with --call"
 
 
 def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> None:
     """Raise unless all runs have maps of this layer, kind and call.
 
     Raises:
-        FadevizError: it says which run has not, and which layers all of them have.
+        FadevizError: with the run that does not, and the layers that all of them have.
     """
     for run in runs:
         having = next((other for other in runs if layer in other.layers), None)
@@ -759,7 +758,7 @@ def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> No
             choose = f"All have {kind!r} maps of: {', '.join(shown)}. Choose one with --layer"
             none = f"No layer has {kind!r} maps in all of them: they cannot be compared"
             raise FadevizError(
-                f"{run.address} has no layer {layer!r}, but {having.address} has. {choose if common else none}"
+                f"{run.address} has no layer {layer!r}, but {having.address} does. {choose if common else none}"
             )
         run.check(layer, kind, call)
 
@@ -791,7 +790,7 @@ def _read_info(path: Path, address: str) -> dict[str, Any]:
         raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder that --out named") from None
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         if told := unreadable(error):
-            raise FadevizError(f"{address}/run.json {told}. Mend that, or choose another folder") from error
+            raise FadevizError(f"{address}/run.json {told}. Fix that, or choose another folder") from error
         raise FadevizError(f"{address}/run.json is damaged ({error}). Record the run again with --overwrite") from error
     if version > FORMAT:
         raise FadevizError(

@@ -63,7 +63,7 @@ SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
 
 GOING_ON = ("running", "recording")
-"""The states in run.json of a run that is being written: by ``fadeviz record``, or by a ``Recorder``."""
+"""The statuses of an active run in run.json: of ``fadeviz record``, and of a ``Recorder``."""
 
 STEP_FILE = re.compile(r"step_([0-9]{6,12})\.safetensors")
 
@@ -94,12 +94,12 @@ class Snapshot:
 
 
 def layer_sizes(snapshots: Iterable[Snapshot]) -> dict[str, dict[str, Any]]:
-    """Rows and columns of the layers' maps, as run.json gives them: ``{"up": {"size": [16, 16]}}``.
+    """Height and width of the layers' maps, as in run.json: ``{"up": {"size": [16, 16]}}``.
 
-    ``size`` is that of a layer's first call; one that ran several times has ``calls`` as well, a size each.
+    ``size`` is that of a layer's first call; a layer that ran several times also has ``calls``, with a size for each.
     """
     calls: dict[str, dict[int, list[int]]] = {}
-    for snapshot in snapshots:  # of kinds of several sizes the first counts: the layer's own map
+    for snapshot in snapshots:  # if kinds differ in size, the first counts: the layer's own map
         calls.setdefault(snapshot.layer, {}).setdefault(snapshot.call, list(snapshot.value.shape[-2:]))
     return {
         layer: {"size": sizes[min(sizes)], **({"calls": [sizes[n] for n in sorted(sizes)]} if len(sizes) > 1 else {})}
@@ -115,13 +115,13 @@ class SnapshotStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], run_id: str) -> None:
-        """Open ``path`` for writing, making it where it is missing; ``run_id`` goes into every snapshot's header.
+        """Open ``path`` for writing, creating it if necessary; ``run_id`` goes into every snapshot's header.
 
-        A folder of the run behind a link, as is done where a disk is small, is written into if it holds files of this
-        run and of no other, or nothing.
+        ``snapshots`` and ``checkpoints`` may be symlinks, for instance to a larger disk, if they lead to an empty
+        folder or to files of this run only.
 
         Raises:
-            FadevizError: it cannot be made, or a link leads to what is another run's or nobody's.
+            FadevizError: it cannot be created, or a symlink leads to files that are not this run's.
         """
         self.path = Path(path)
         self.run_id = run_id
@@ -133,17 +133,17 @@ class SnapshotStore:
                 _remove(file)
 
     def write(self, step: int, snapshots: Iterable[Snapshot]) -> Path:
-        """Write the maps of one step; a step that is there already is replaced.
+        """Write the maps of one step, replacing an existing snapshot of it.
 
         Raises:
-            FadevizError: the file cannot be written, or would be larger than what is read.
+            FadevizError: the file cannot be written, or would be too large to be read again.
         """
         try:
             step = operator.index(step)  # numpy's and torch's integers too
         except TypeError as error:
             raise FadevizError(f"step {step!r} is a {type(step).__name__}, but a whole number is needed") from error
         if not 0 <= step < 10**12:
-            raise FadevizError(f"step {step} cannot be recorded: steps are counted from 0 to {10**12 - 1}")
+            raise FadevizError(f"step {step} cannot be recorded: steps must be from 0 to {10**12 - 1}")
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}
         sums = {key: zlib.crc32(array.tobytes()) for key, array in arrays.items()}  # a flipped bit does not go unseen
         header = _header({"step": step, "run_id": self.run_id, "format": FORMAT, "crc32": sums})
@@ -166,7 +166,7 @@ class SnapshotStore:
         write_whole(path, data, named=False)
 
     def write_info(self, info: Mapping[str, object]) -> None:
-        """Write run.json; of a run that goes on also where its writer has a lock, for ``Run.status``."""
+        """Write run.json; for an active run also the machine that holds its lock, for ``Run.status``."""
         whole = {"format": FORMAT, "run_id": self.run_id, **{k: v for k, v in info.items() if k != "writer"}}
         if whole.get("status") in GOING_ON:
             whole["writer"] = machine() if has_lock(self.path) else ""
@@ -193,10 +193,10 @@ class SnapshotStore:
         self._write(self.path / "observation.safetensors", serialize(arrays, metadata=header))
 
     def append_metrics(self, line: Mapping[str, object]) -> None:
-        """Add one line to metrics.jsonl, or nothing; a line cut off by a crash is ignored when read.
+        """Append one line to metrics.jsonl, or nothing; a line truncated by a crash is ignored when read.
 
-        A link to a file elsewhere, or a file that has another name elsewhere too (a backup by hard links), is not
-        written to: a copy of its own takes its place first.
+        A symlink, or a file with further hard links (a backup), is first replaced by a copy, so that nothing elsewhere
+        is written to.
         """
         path = self.path / "metrics.jsonl"
         try:
@@ -218,7 +218,7 @@ class SnapshotStore:
             raise cannot_write(path, error) from error
 
     def _rewrite_metrics(self, last: float = math.inf) -> None:
-        """Put the lines of metrics.jsonl up to the step ``last`` into a file of its own."""
+        """Rewrite metrics.jsonl as a new file, with the lines up to the step ``last``."""
         path = self.path / "metrics.jsonl"
         lines = read_metrics(path) if last >= 0 and path.exists() else []
         kept = [line for line in lines if int(line["step"]) <= last]
@@ -235,11 +235,11 @@ class SnapshotStore:
 
 
 _CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-"""How a file is opened that nothing else may take the place of: no link is followed, no pipe is waited for."""
+"""Flags to open a file safely: symlinks are not followed, and FIFOs do not block."""
 
 
 def _is_its_own(path: Path) -> bool:
-    """Whether nothing elsewhere is written to by writing to this file; also where there is none yet."""
+    """Whether writing to this file changes nothing elsewhere; true if it does not exist yet."""
     try:
         found = path.lstat()
     except FileNotFoundError:
@@ -248,27 +248,27 @@ def _is_its_own(path: Path) -> bool:
 
 
 def _plain(value: object) -> object:
-    """A number or an array of numpy, or a tensor of one number, as JSON has it."""
+    """The JSON value of a numpy number or array, or of a single-element tensor."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if callable(item := getattr(value, "item", None)):
         return item()
-    raise TypeError(f"{type(value).__name__} cannot be stored in a run's JSON files. Give numbers, texts or lists")
+    raise TypeError(f"{type(value).__name__} cannot be stored in a run's JSON files. Give numbers, strings or lists")
 
 
 def files_of(run: Path) -> list[Path]:
-    """What lies in the folders that a run has, by name."""
+    """The files in a run's folders, by name."""
     folders = [run, run / "snapshots", run / "checkpoints"]
     return [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
 
 
 def may_be_removed(file: Path, run: Path, run_id: str) -> bool:
-    """Whether a file in a run's folders is the run's: behind a link only if it says so itself."""
+    """Whether a file in a run's folders is the run's own; behind a symlink, only if it carries the run's id."""
     return not leads_outside(file.parent, run) or carries(file, run_id)
 
 
 def carries(file: Path, run_id: str) -> bool:
-    """Whether a snapshot or a checkpoint says that it is of this run, be the rest of it damaged or cut off."""
+    """Whether a snapshot or a checkpoint carries this run's id, even if the rest of it is damaged."""
     try:
         if file.name == "last.pt":
             with zipfile.ZipFile(_regular(file)) as archive:
@@ -282,31 +282,31 @@ def carries(file: Path, run_id: str) -> bool:
 
 
 def _refuse_foreign(folder: Path, run: Path, run_id: str) -> None:
-    """Raise where a folder of the run is behind a link, and what it leads to is not this run's."""
+    """Raise if a folder of the run is a symlink to files that are not this run's."""
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise FadevizError(f"{folder} is no folder, or a link that leads nowhere. Remove it, then do the same again")
+        raise FadevizError(f"{folder} is not a folder, or a broken symlink. Remove it and try again")
     if not leads_outside(folder, run):
         return
-    # What is hidden is left over, or nobody's, and stays.
+    # Hidden files are left over or unrelated, and are kept.
     files = [file for file in folder.iterdir() if not file.name.startswith(".")]
     written = [file for file in files if STEP_FILE.fullmatch(file.name) or file.name == "last.pt"]
     foreign = [file for file in written if not carries(file, run_id)]
     if foreign or (files and not written):
         raise FadevizError(
-            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} is not of this run: nothing is "
-            "written there. Remove the link, then do the same again"
+            f"{folder} leads to {folder.resolve()}, where {(foreign or files)[0].name} does not belong to this run: "
+            "nothing is written there. Remove the symlink and try again"
         )
 
 
 def _regular(path: Path) -> Path:
-    with open_regular(path, TENSORS_LIMIT):  # safetensors says of a file that may not be read that it is not there
+    with open_regular(path, TENSORS_LIMIT):  # safetensors reports a file without read permission as missing
         return path
 
 
 def unreadable(error: BaseException) -> str:
-    """What keeps a file from being read, where that does not show that it is damaged; empty where it does."""
+    """Why a file cannot be read, unless it is damaged; empty if it is."""
     if isinstance(error, NoRegularFile) and not isinstance(error, TooLarge):
         return ""
     return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else ""
@@ -365,7 +365,7 @@ def _before_the_first_file(inside: Path) -> bool:
 
 
 def remove_run(out: Path) -> None:
-    """Remove a run from its folder, and nothing else that lies there: no files of others, nothing behind links.
+    """Remove a run from its folder, but no unrelated files, and nothing behind symlinks.
 
     Raises:
         FadevizError: something of it cannot be removed; where that can be seen beforehand, nothing was.
@@ -377,12 +377,12 @@ def remove_run(out: Path) -> None:
         elif folder.is_symlink():
             ours.append(folder)
         elif folder.exists():
-            raise FadevizError(f"{folder} is no folder, and not of a run. Remove it by hand")
-    # run.json goes last: until then the folder is known for a run, and the same command can be given again.
+            raise FadevizError(f"{folder} is not a folder and does not belong to a run. Remove it by hand")
+    # run.json goes last: until then the folder is recognised as a run, and the command can be repeated.
     ours += [out / name for name in ("metrics.jsonl", "observation.safetensors", "run.json")]
     for file in ours:
         if file.is_dir() and not file.is_symlink() and any(file.iterdir()):
-            raise FadevizError(f"{file} is a folder with files, and not of a run. Remove it by hand")
+            raise FadevizError(f"{file} is a folder with files and does not belong to a run. Remove it by hand")
     for file in ours:
         _remove(file)
     for folder in (out / "snapshots", out / "checkpoints"):
@@ -393,7 +393,7 @@ def remove_run(out: Path) -> None:
 def _remove(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
-            path.rmdir()  # what is in a folder is not of a run
+            path.rmdir()  # fails if it holds unrelated files
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -422,9 +422,9 @@ def open_checkpoint(path: Path) -> zipfile.ZipFile:
 
 
 def run_of_checkpoint(archive: zipfile.ZipFile, run_id: str) -> bool:
-    """Whether a checkpoint names this run; nothing is unpickled."""
+    """Whether a checkpoint carries this run's id; nothing is unpickled."""
     pickles = [member for member in archive.infolist() if member.filename.endswith("/data.pkl")]
-    # A pickle holds a text's bytes as they are.
+    # A pickle stores a string's bytes unchanged.
     return any(run_id.encode() in archive.read(one) for one in pickles if one.file_size <= TEXT_LIMIT)
 
 

@@ -41,7 +41,7 @@ def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
     """
     if tensor.device.type == "meta":
         raise FadevizError(
-            f"layer {layer!r} gives a tensor without values (device meta). Load the model's weights first"
+            f"layer {layer!r} gives a tensor without values (meta device). Load the model's weights first"
         )
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex():
         kind = "nested" if tensor.is_nested else "complex" if tensor.is_complex() else "sparse"
@@ -106,7 +106,7 @@ def _entries(output: Any) -> dict[str | int, Any] | None:
 
 
 def describe(output: Any) -> str:
-    """What an output is, for an error message: its type, and what is in it."""
+    """Describe an output for an error message: its type and content."""
     if isinstance(output, Tensor):
         return f"a tensor {tuple(output.shape)} of {output.dtype}"
     entries = _entries(output)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Slurm of one node on this machine, for the slow tests: no accounting, its ports and its state are its own.
+# A real single-node Slurm on this machine, for the slow tests: no accounting, private ports and state.
 # Needs root, slurmctld, slurmd and munge (Debian: apt-get install slurm-wlm slurm-wlm-basic-plugins munge).
 #   real_slurm.sh start DIR    then export SLURM_CONF=DIR/slurm.conf: sinfo, sbatch, scontrol requeue ... work
 #   real_slurm.sh stop DIR
@@ -20,7 +20,7 @@ fi
 host=$(hostname -s)
 port=${FADEVIZ_SLURM_PORT:-16817}
 mkdir -p "$dir/state" "$dir/spool"
-# Jobs have 20 seconds between SIGTERM and SIGKILL (30 by default), and one that is requeued waits 5 and not 120.
+# Jobs have 20 seconds between SIGTERM and SIGKILL (default 30); requeued ones wait 5 seconds (default 120).
 cat > "$dir/slurm.conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -50,7 +50,7 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF=$dir/slurm.conf
-# A key, a socket and a munged of its own: the machine's are left alone.
+# Its own key, socket and munged: those of the machine are left alone.
 dd if=/dev/urandom of="$dir/munge.key" bs=1024 count=1 2>/dev/null
 chmod 400 "$dir/munge.key"
 munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
@@ -63,7 +63,7 @@ for _ in $(seq 60); do
     fi
     sleep 0.5
 done
-echo "Slurm did not begin: see $dir/*.log" >&2
+echo "Slurm did not start: see $dir/*.log" >&2
 tail -n 3 "$dir"/*.log >&2
 stop
 exit 1

@@ -256,7 +256,7 @@ class TestErrors:
         operator, x = A2U(3, skip_channels=5), torch.zeros(1, 3, 4, 4)
         with pytest.raises(FadevizError, match="A2U: skip.feature is 8x7, but x is 4x4 .* 8x8 is needed"):
             operator(x, Skip(torch.zeros(1, 5, 8, 7)))
-        with pytest.raises(FadevizError, match="A2U: skip.feature has 3 channels, 5 are needed"):
+        with pytest.raises(FadevizError, match="A2U: skip.feature has 3 channels, but 5 are needed"):
             operator(x, Skip(torch.zeros(1, 3, 8, 8)))
 
     @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ class TestNames:
     def test_a_damaged_list(self, tmp_path: Path, content: bytes) -> None:
         save_set(tmp_path)
         (tmp_path / "objectInfo150.txt").write_bytes(content)
-        with pytest.raises(FadevizError, match="Put the set's own there, or remove it") as caught:
+        with pytest.raises(FadevizError, match="Restore the data set's own file, or remove it") as caught:
             load_ade20k(tmp_path, 32)
         assert "objectInfo150.txt" in one_line(caught.value)
         assert check_ade20k(tmp_path) == [str(caught.value)]
@@ -420,12 +420,12 @@ class TestFiles:
     def test_far_too_many_pixels(self, tmp_path: Path) -> None:
         path = image_of(save_set(tmp_path))
         told = self.spoil(tmp_path, lambda p: Image.new("L", (10000, 6000)).save(p), path)
-        assert "10000x6000 pixels are far more" in told
+        assert "10000x6000 pixels exceed the limit" in told
 
     def test_another_size_than_the_image(self, tmp_path: Path) -> None:
         path = annotation_of(save_set(tmp_path))
         told = self.spoil(tmp_path, lambda p: Image.fromarray(labels(1, 40, 56)).save(p), path)
-        assert f"is 56x40, but {image_of(tmp_path)} is 74x50: both must have one size" in told
+        assert f"is 56x40, but {image_of(tmp_path)} is 74x50: both must have the same size" in told
 
     @pytest.mark.parametrize("largest", [151, 255])
     def test_classes_out_of_range(self, tmp_path: Path, largest: int) -> None:

@@ -129,7 +129,7 @@ def test_an_animation_of_a_long_run_says_what_it_leaves_out(tmp_path, monkeypatc
     monkeypatch.setattr(animation, "MAX_FRAMES", 5)
     run = make_run(tmp_path / "fade", size=(6, 8))
     (note,) = write_animation([run], tmp_path / "a.gif", scale=1)
-    assert note.startswith("5 of 12 snapshots are shown, evenly spread from step 0 to 110.")
+    assert note.startswith("5 of 12 snapshots are shown, evenly spaced from step 0 to 110.")
     assert len(decode(tmp_path / "a.gif")[0]) == 5
     assert write_animation([run], tmp_path / "a.gif", scale=1, steps=run.steps) == ()
     assert len(decode(tmp_path / "a.gif")[0]) == 12

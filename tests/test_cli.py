@@ -125,7 +125,7 @@ class TestRecord:
         result = call(*RECORD, "--out", tmp_path / "run")
         assert result.exit_code == 130
         resume = f"fadeviz record --resume --out {tmp_path / 'run'}"
-        assert result.stderr.splitlines() == [f"interrupted at step 1 of 3; {resume} goes on at step 2"]
+        assert result.stderr.splitlines() == [f"interrupted at step 1 of 3; {resume} continues at step 2"]
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
 
     @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ class TestPictures:
     def test_another_call(self, tmp_path, command):
         run, out = make_run(tmp_path / "run", calls=2), tmp_path / {"grid": "a.png", "animate": "a.gif"}[command]
         result = call(command, run.path, "-o", out, "--call", 1)
-        note = "note: decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call\n"
+        note = "note: decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n"
         assert (result.exit_code, result.stderr) == (0, note)
         fails(1, "no call 2 of 'decoder.3.upsample' .* Recorded: 0, 1", command, run.path, "-o", out, "--call", 2)
 
@@ -238,7 +238,9 @@ class TestPictures:
     def test_what_is_no_text_does_not_go_to_standard_output(self, tmp_path, monkeypatch, command):
         monkeypatch.chdir(tmp_path)
         picture = ["x.png"] if command == "predict" else []
-        fails(2, "not written to standard output. Give a name", *command.split(), "run", *picture, "-o", "-")
+        fails(
+            2, "standard output is not supported here. Give a file name", *command.split(), "run", *picture, "-o", "-"
+        )
         assert not list(tmp_path.iterdir())
 
     def test_no_run(self, tmp_path):
@@ -390,7 +392,7 @@ def test_a_demo_goes_on(tmp_path, monkeypatch):
     result = call(*demo)
     assert result.exit_code == 143
     again = f"fadeviz demo --out '{out}' --steps 5"
-    assert result.stderr.splitlines()[-1] == f"interrupted at step 3 of 5; {again} goes on at step 4"
+    assert result.stderr.splitlines()[-1] == f"interrupted at step 3 of 5; {again} continues at step 4"
     assert call(*demo).exit_code == 143
     assert "['fade', 'carafe'] drawn" in call(*demo).stdout
     assert trained == [(name, step) for name in ("fade", "carafe") for step in range(1, 6)]  # none twice

@@ -206,7 +206,7 @@ def test_ctrl_c_on_torchrun_loses_nothing(tmp_path):
     last = stopped.info["last_step"]
     assert stopped.info["status"] == "interrupted"
     assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] == last
-    line = f"interrupted at step {last} of 9999; fadeviz record --resume --out {out} goes on at step {last + 1}"
+    line = f"interrupted at step {last} of 9999; fadeviz record --resume --out {out} continues at step {last + 1}"
     assert said.count(line) == 1
     assert stopped.metrics()[-1]["step"] == last
 

@@ -440,7 +440,7 @@ class TestArchive:
     def test_folders_in_folders(self, server: Server, tmp_path: Path, make: Callable[..., bytes], name: str) -> None:
         server.data = make(*GOOD, (name, b""))
         depth = name.count("/") + (not name.endswith("/"))
-        self.refused(server, tmp_path, f"lies {depth} folders deep, and 64 are the most: nothing is unpacked")
+        self.refused(server, tmp_path, f"lies {depth} folders deep, above the limit of 64: nothing is unpacked")
 
     @pytest.mark.parametrize("make", [make_zip, make_tar])
     def test_as_deep_as_can_be(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
@@ -475,7 +475,7 @@ class TestArchive:
 
     def test_headers_of_headers(self, server: Server, tmp_path: Path) -> None:
         server.data = make_tar(*((tar_member("header", tarfile.XGLTYPE), b"") for _ in range(3000)), *GOOD)
-        self.refused(server, tmp_path, "is no archive that can be unpacked")
+        self.refused(server, tmp_path, "is not an archive that can be unpacked")
 
     @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE])
     def test_headers_of_a_tar_that_would_fill_the_memory(self, server: Server, tmp_path: Path, kind: bytes) -> None:
@@ -506,7 +506,7 @@ class TestArchive:
     )
     def test_no_archive(self, server: Server, tmp_path: Path, data: bytes) -> None:
         server.data = data
-        self.refused(server, tmp_path, "is no archive that can be unpacked")
+        self.refused(server, tmp_path, "is not an archive that can be unpacked")
 
     def test_no_network_says_where_to_unpack(self, tmp_path: Path, server: Server) -> None:
         server.status = 404

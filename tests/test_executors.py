@@ -178,12 +178,12 @@ class TestRealSlurm:
         outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
         assert not act
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
-        assert "ended without a word: cancelled" in outcomes[1].message
+        assert "exited without reporting a result: cancelled" in outcomes[1].message
         # SIGTERM came first, and what was done then is kept, though no checkpoint was due.
         cancelled = open_run(out / "bilinear-seed0")
         assert cancelled.info["status"] == "interrupted"
         assert 5 <= cancelled.info["last_step"] < self.config.steps
-        assert f"goes on at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
+        assert f"continues at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
         # The one that was requeued went on where it was stopped: its steps never went back.
         assert steps["nearest-seed0"] == sorted(steps["nearest-seed0"])
         assert "interrupted" not in statuses(out)
@@ -211,7 +211,7 @@ class TestRealSlurm:
         until(lambda: slurm_module.queued() == set())
         stopped = open_run(out / "nearest-seed0").info
         assert stopped["status"] == "interrupted"
-        assert f"goes on at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
+        assert f"continues at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
         subprocess.run(send, check=True, capture_output=True)
         until(lambda: open_run(out / "nearest-seed0").info["status"] == "finished", 180)
         until(lambda: slurm_module.queued() == set())
@@ -302,7 +302,7 @@ class TestSlurm:
 
         outcomes = run_sweep(plan, tmp_path / "o", executor=SlurmArray(pause=0.05, patience=0.2), report=cancel)
         assert [outcome.status for outcome in outcomes] == ["failed", "failed"]
-        assert "its job 1000_1 ended without a word" in outcomes[1].message
+        assert "its job 1000_1 exited without reporting a result" in outcomes[1].message
         assert "1000_1_0_log.out" in outcomes[1].message
 
     def test_a_strangers_last_words(self, tmp_path):
@@ -709,8 +709,8 @@ class TestCommand:
             (["--executor", "slurm", "--slurm", "partition=p"], "SlurmArray",
              "jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; or cancel them: scancel 12 13"),
             (["--executor", "dask", "--scheduler", "tcp://h:1"], "DaskCluster",
-             "stopped. Go on: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
-            (["--jobs", "3"], "LocalProcesses", "stopped. Go on: fadeviz sweep --out {out}"),
+             "stopped. Resume with: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
+            (["--jobs", "3"], "LocalProcesses", "stopped. Resume with: fadeviz sweep --out {out}"),
         ],
     )  # fmt: skip
     def test_ctrl_c_says_how_to_look_again(self, tmp_path, monkeypatch, arguments, kind, told):

@@ -221,7 +221,7 @@ class TestSignals:
         error = caught.value
         assert (error.signal, error.step, error.steps, error.saved) == (number, 5, 8, 5)
         assert not error.finished
-        assert str(error) == "interrupted at step 5 of 8; resume=True goes on at step 6"
+        assert str(error) == "interrupted at step 5 of 8; resume=True continues at step 6"
         half = open_run(tmp_path / "run")
         assert half.info["status"] == "interrupted"
         assert half.info["message"] == str(error)
@@ -288,7 +288,7 @@ class TestSignals:
             return real(work, overwrite)
 
         monkeypatch.setattr(_Work, "begin", begin)
-        with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True goes on at step 1$"):
+        with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True continues at step 1$"):
             run(SMALL, tmp_path / "run")
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
         assert open_run(tmp_path / "run").steps == (0,)
@@ -320,7 +320,9 @@ class TestSignals:
 
         waited = []
         monkeypatch.setattr("fadeviz.training.tasks.evaluate", evaluate)
-        with pytest.raises(Interrupted, match="^interrupted at step 4 of 8; resume=True goes on at step 4$") as caught:
+        with pytest.raises(
+            Interrupted, match="^interrupted at step 4 of 8; resume=True continues at step 4$"
+        ) as caught:
             run(SMALL, tmp_path / "run")
         assert waited
         assert caught.value.signal == signal.SIGINT
@@ -342,7 +344,7 @@ class TestSignals:
 
     def test_another_process_is_told_the_same(self):
         told = pickle.loads(pickle.dumps(Interrupted(15, 5, 8, 5)))
-        assert (str(told), told.signal) == ("interrupted at step 5 of 8; resume=True goes on at step 6", 15)
+        assert (str(told), told.signal) == ("interrupted at step 5 of 8; resume=True continues at step 6", 15)
 
     @pytest.mark.slow
     def test_a_terminal_that_is_closed(self, tmp_path):
@@ -420,7 +422,7 @@ class TestSignals:
         options = ["--size", "32", "--width", "0.0625", "--steps", "4", "--snapshots", "4", "--kinds", "feature"]
         result = CliRunner().invoke(main, ["record", "--out", str(out), *options])
         assert result.exit_code == code
-        line = f"interrupted at step 2 of 4; fadeviz record --resume --out '{out}' goes on at step 3"
+        line = f"interrupted at step 2 of 4; fadeviz record --resume --out '{out}' continues at step 3"
         assert result.stderr.splitlines()[-1] == line
         assert "Error" not in result.stderr
         stop_at = 4  # after the last: the run is finished, and so is the command
@@ -482,7 +484,7 @@ class TestThreads:
         assert seen == [used]
         assert torch.get_num_threads() == 1  # the caller's
         assert len(notes) == noted
-        assert all("begun with 64 threads and goes on with 3, as many as there are cores" in one for one in notes)
+        assert all("started with 64 threads and continues with 3, the number of cores" in one for one in notes)
         after = open_run(tmp_path / "run").info
         assert after["threads"] == used
         assert after.get("notes", []) == notes
@@ -699,7 +701,7 @@ class TestFolder:
         ({"lr_drops": "x"}, "lr_drops is 'x'; it must be a sequence of finite numbers"),
         ({"flip": "yes"}, "flip is 'yes'; it must be True or False"),
         ({"device": "cuda:7"}, "no device 'cuda:7'. Nearest: 'cuda'"),
-        ({"weights": "a\0b"}, r"weights is 'a.*b'; it must be a text"),
+        ({"weights": "a\0b"}, r"weights is 'a.*b'; it must be a string without NUL characters"),
         ({"network": "segnett"}, "no network 'segnett'. Nearest: 'segnet'"),
         ({"upsampler": "fad"}, "no upsampler 'fad'. Nearest: 'fade'"),
         ({"upsampler": "fade:gat=off"}, "no option of fade 'gat'. Nearest: 'gate'"),

@@ -31,7 +31,7 @@ from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
 HOSTILE = "../../escaped"
-NO_NUMBERS = "left out of the metrics, as no numbers that a float holds: note, huge"
+NO_NUMBERS = "left out of the metrics, not representable as floats: note, huge"
 """Every export of the run below says that."""
 MAGENTA = "cells are NaN or infinite; they are painted magenta"
 NAMES = {"npz": "a.npz", "zarr": "a.zarr", "tensorboard": "logs", "wandb": "offline", "rerun": "a.rrd"}

@@ -141,7 +141,7 @@ class TestParts:
     def test_fade_names_what_does_not_fit(self):
         with pytest.raises(FadevizError, match="skip.feature is 31x48, but x is 16x24 .* 32x48 is needed"):
             FADE(4)(torch.zeros(1, 4, 16, 24), Skip(torch.zeros(1, 4, 31, 48)))
-        with pytest.raises(FadevizError, match="skip.feature has 3 channels, 4 are needed"):
+        with pytest.raises(FadevizError, match="skip.feature has 3 channels, but 4 are needed"):
             FADE(4)(torch.zeros(1, 4, 2, 2), Skip(torch.zeros(1, 3, 4, 4)))
 
     def test_gate_off_is_semishift(self):
@@ -271,7 +271,7 @@ class TestOneSided:
             operator = build_upsampler(name, 8, skip_channels=3)
             x, e = torch.randn(1, 8, 4, 5), torch.randn(1, 3, 8, 10)
             assert operator(x, Skip(e)).shape == (1, 8, 8, 10)
-            with pytest.raises(FadevizError, match="skip.feature has 8 channels, 3 are needed"):
+            with pytest.raises(FadevizError, match="skip.feature has 8 channels, but 3 are needed"):
                 operator(x, Skip(torch.randn(1, 8, 8, 10)))
 
 

@@ -216,7 +216,7 @@ class TestCalls:
             np.testing.assert_array_equal(sequence.maps, np.asarray(expected))
         others = {0: "1 (12x16), 2 (6x8)", 1: "0 (24x32), 2 (6x8)", 2: "0 (24x32), 1 (12x16)"}[call]
         said = [note for note in all_notes(sequences) if "call" in note]
-        assert said == [f"{LAYER}: this is call {call}; also recorded: calls {others}. Choose: --call"]
+        assert said == [f"{LAYER}: call {call} is shown; also recorded: calls {others}. Choose with --call"]
         assert f"{LAYER}, call {call} of 3 (counted from 0)." in captions(sequences)[0]
 
     def test_one_that_there_is_not(self, run, tmp_path):
@@ -238,7 +238,7 @@ def test_channels_that_are_not_drawn_are_counted(tmp_path):
     run = make_run(tmp_path / "r", channels=12)
     sequences = select_frames([run], kind="channels", how_many=3)
     numbers = ", ".join(str(sequence.channel) for sequence in sequences)
-    assert all_notes(sequences) == (f"FADE: 3 of 12 channels are drawn: {numbers}. Choose: --channel, --channels",)
+    assert all_notes(sequences) == (f"FADE: 3 of 12 channels are drawn: {numbers}. Choose with --channel, --channels",)
     assert "(3 of 12)" in captions(sequences)[0]
     assert all_notes(select_frames([run], kind="channels", channel=range(12))) == ()
 
@@ -279,7 +279,7 @@ def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
     (thin,) = select_frames([run], at_most=4)
     assert thin.steps == (0, 40, 70, 110)  # both ends are among them
     assert np.array_equal(thin.maps[1], run.read(40, LAYER, "feature")[0])
-    assert thin.notes == ("4 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps",)
+    assert thin.notes == ("4 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with --steps",)
     for options in ({"at_most": 12}, {"at_most": 4, "steps": run.steps}):
         (whole,) = select_frames([run], **options)
         assert whole.steps == run.steps

@@ -478,7 +478,7 @@ class TestMessages:
     def test_guides(self, call):
         with pytest.raises(FadevizError, match="FreqFusion: skip.feature is 31x48, but x is 16x24 .* 32x48 is needed"):
             getattr(FreqFusion(4), call)(torch.zeros(1, 4, 16, 24), Skip(torch.zeros(1, 4, 31, 48)))
-        with pytest.raises(FadevizError, match="FreqFusion: skip.feature has 4 channels, 3 are needed"):
+        with pytest.raises(FadevizError, match="FreqFusion: skip.feature has 4 channels, but 3 are needed"):
             getattr(FreqFusion(4, skip_channels=3), call)(torch.zeros(1, 4, 2, 2), Skip(torch.zeros(1, 4, 4, 4)))
 
     def test_official_weights_that_do_not_fit(self):

@@ -116,7 +116,7 @@ def test_channels_draw_a_row_each(tmp_path, run):
 
 def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
     notes = write_channels(run, tmp_path / "a.png")
-    assert "8 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps" in notes
+    assert "8 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with --steps" in notes
     assert not [note for note in write_channels(run, tmp_path / "b.png", steps=run.steps) if "steps" in note]
     few = select_frames([run], steps=[0, 50])
     assert " 2 of 12 recorded steps are shown." in " ".join(find_layout(few).caption[0])
@@ -126,7 +126,7 @@ def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
 def test_another_call(tmp_path):
     run = make_run(tmp_path / "r", calls=2)
     notes = write_grid([run], tmp_path / "g.png", call=1)
-    assert notes == ("decoder.3.upsample: this is call 1; also recorded: call 0 (24x32). Choose: --call",)
+    assert notes == ("decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call",)
     sequences = select_frames([run], call=1)
     layout = find_layout(sequences)
     with Image.open(tmp_path / "g.png") as written:
@@ -180,6 +180,6 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     opened = set()
     monkeypatch.setattr(Run, "_open", lambda run, step, *what, was=Run._open: opened.add(step) or was(run, step, *what))
     (note,) = write_grid([run], tmp_path / "g.png", scale=1)
-    assert note.startswith("12 of 40 snapshots are shown, evenly spread from step 0 to 39.")
+    assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")
     assert len(opened) == 12
     assert write_grid([run], tmp_path / "g.png", scale=1, steps=range(20)) == ()

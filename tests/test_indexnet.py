@@ -296,7 +296,7 @@ class TestErrors:
         operator, x = IndexNet(3, skip_channels=5), torch.zeros(1, 3, 4, 4)
         with pytest.raises(FadevizError, match="skip.feature is 8x9, but x is 4x4 .* 8x8 is needed"):
             operator(x, Skip(torch.zeros(1, 5, 8, 9)))
-        with pytest.raises(FadevizError, match="skip.feature has 3 channels, 5 are needed"):
+        with pytest.raises(FadevizError, match="skip.feature has 3 channels, but 5 are needed"):
             operator(x, Skip(torch.zeros(1, 3, 8, 8)))
         feature = torch.zeros(1, 5, 8, 8)
         with pytest.raises(FadevizError, match=r"skip.indices are \(1, 1, 4, 4\).* needs \(1, 1, 8, 8\)"):

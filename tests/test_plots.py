@@ -217,7 +217,7 @@ class TestCalls:
         assert (first["call"], other["call"]) == (0, 1)
         assert other["operators"] == alone["operators"]
         assert other["operators"] != first["operators"]
-        assert other["notes"][0] == f"{LAYER}: this is call 1; also recorded: call 0 (24x32). Choose: --call"
+        assert other["notes"][0] == f"{LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call"
         assert alone["notes"] == other["notes"][1:]
 
     def test_its_table_and_its_figures(self, several, tmp_path):
@@ -225,7 +225,7 @@ class TestCalls:
         assert result.stdout.startswith(f"{LAYER}, call 1, feature: 2 images")
         result = call("plot", several / "shared", "--call", 1, "-o", tmp_path / "k.png")
         assert (result.exit_code, result.stdout) == (0, f"wrote {tmp_path / 'k.png'}\n")
-        assert f"note: {LAYER}: this is call 1; also recorded: call 0 (24x32). Choose: --call\n" in result.stderr
+        assert f"note: {LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n" in result.stderr
         for command in (("analyze",), ("plot", "-o", tmp_path / "no.png")):
             result = call(*command, several / "shared", "--call", 2)
             assert (result.exit_code, result.stdout) == (1, "")
@@ -254,11 +254,11 @@ class TestStandardOutput:
 @pytest.mark.parametrize(
     ("figure", "config", "remedy"),
     [
-        ("quality", {"seed": 0}, r"Log what your tests give, .*: recorder\.log\(step, miou=\.\.\.\), of mattes sad="),
+        ("quality", {"seed": 0}, r"Log test results .*: recorder\.log\(step, miou=\.\.\.\), or sad="),
         (
             "quality",
             {"upsampler": "x"},
-            r"metrics.jsonl has no test up to step 110: go on with fadeviz record --resume",
+            r"metrics.jsonl has no test up to step 110: continue with fadeviz record --resume",
         ),
         ("classes", {"seed": 0}, r'Recorder\(\.\.\., kinds="channels"\)'),
         ("classes", {"upsampler": "x"}, r"fadeviz record --kinds channels \.\.\."),
@@ -292,12 +292,12 @@ def test_no_line_is_cut_off(tmp_path, monkeypatch):
 def test_distances_that_are_not_drawn_are_said(runs, tmp_path, monkeypatch):
     assert _cut_off([SimpleNamespace(edges=np.arange(-8.0, 13))]) == ""
     far = [SimpleNamespace(edges=np.arange(-8.0, 40)), SimpleNamespace(edges=np.arange(-4.0, 31))]
-    assert _cut_off(far) == "Not drawn: what is 12 to 39 px outside. "
+    assert _cut_off(far) == "Not drawn: distances of 12 to 39 px outside. "
     said = []
     monkeypatch.setattr(plots, "write_kymographs", lambda *a, caption, **k: said.append(caption))
     monkeypatch.setattr(plots, "shown_distances", lambda edges: (-1.0, 2.0))
     assert call("plot", runs / "fade0", "-o", tmp_path / "k.png").exit_code == 0
-    assert "Not drawn: what is 2 to 11 px outside." in said[0]
+    assert "Not drawn: distances of 2 to 11 px outside." in said[0]
 
 
 def test_tests_that_the_table_leaves_out_are_counted(runs):
@@ -319,7 +319,7 @@ def test_what_only_some_seeds_have_is_named(runs, tmp_path):
         SnapshotStore(lone.path, lone.run_id).write(step, maps)
     SnapshotStore(lone.path, lone.run_id).append_metrics({"step": 110, "miou": 0.5})
     result = call("analyze", runs / "fade0", lone.path)
-    assert "\nnote: fade: not all of its runs have channels, gate, tests: no measures of them\n" in result.stdout
+    assert "\nnote: fade: not all of its runs have channels, gate, tests, so these are not measured\n" in result.stdout
     assert "not all of its runs" not in call("analyze", runs / "fade0", runs / "fade1").stdout
 
 

@@ -386,7 +386,7 @@ class TestMisuse:
         assert not torch.equal(operator(x, skip), before)
 
     def test_samples_of_guide_and_map_must_match(self):
-        with pytest.raises(FadevizError, match="FADE: skip.feature holds 1 samples, but x 2"):
+        with pytest.raises(FadevizError, match="FADE: skip.feature has batch size 1, but x has 2"):
             build_upsampler("fade", 4)(torch.zeros(2, 4, 3, 3), Skip(torch.zeros(1, 4, 6, 6)))
 
 

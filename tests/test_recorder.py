@@ -174,12 +174,14 @@ def test_layers_as_modules_and_a_reduction_of_ones_own(tmp_path):
     run = open_run(tmp_path / "a")
     want = net.eval().up(net.encoder(OBSERVED[0])).amax(1).detach().numpy()
     np.testing.assert_allclose(run.read(3, "up", "feature"), want, atol=1e-6)
-    with pytest.raises(FadevizError, match=r"reduce made \(2, 6\) of \(2, 6, 16, 16\) in layer 'up'. It must give"):
+    with pytest.raises(
+        FadevizError, match=r"reduce returned \(2, 6\) for \(2, 6, 16, 16\) in layer 'up'. It must return"
+    ):
         Recorder(net, net.up, [3], tmp_path / "b", observe=OBSERVED, reduce=lambda m: m.amax((2, 3)))
     assert not (tmp_path / "b" / "run.json").exists()
-    with pytest.raises(FadevizError, match="the Upsample given as a layer is no part of Net"):
+    with pytest.raises(FadevizError, match="the Upsample given as a layer is not part of Net"):
         Recorder(net, nn.Upsample(), [3], tmp_path / "c", observe=OBSERVED)
-    with pytest.raises(FadevizError, match=r"F.interpolate is no layer: choose the module"):
+    with pytest.raises(FadevizError, match=r"F.interpolate is not a layer: choose the module"):
         Recorder(net, "interpolate", [3], tmp_path / "d", observe=OBSERVED)
 
 
@@ -342,16 +344,16 @@ class TestFolder:
             ({"loss_fn": None, "kinds": "gradient"}, "the kind gradient needs loss_fn"),
             ({"names": ["a"]}, "1 names for 2 images"),
             ({"pictures": np.zeros((2, 4, 4))}, r"pictures are float64 \(2, 4, 4\); uint8"),
-            ({"names": "ab"}, "names is the text 'ab': a list of 2 names"),
+            ({"names": "ab"}, "names is the string 'ab': a list of 2 names"),
             ({"pictures": np.zeros((3, 16, 16, 3), np.uint8)}, "3 pictures for 2 observed images"),
             ({"masks": np.zeros((1, 4, 4))}, r"masks are \(1, 4, 4\); \(N, H, W\) = \(2, 16, 16\) is needed"),
             ({"masks": np.zeros((2, 8, 8))}, r"masks are \(2, 8, 8\); \(N, H, W\) = \(2, 16, 16\) is needed"),
-            ({"masks": np.full((2, 16, 16), 0.5)}, "masks are float64 and hold more than whole numbers"),
-            ({"masks": np.full((2, 16, 16), "a")}, "masks are <U1 and hold more than whole numbers"),
-            ({"masks": np.full((2, 16, 16), 254)}, "labels up to 254, which are no classes from 0 to 253, nor void"),
+            ({"masks": np.full((2, 16, 16), 0.5)}, "masks are float64 and not whole numbers"),
+            ({"masks": np.full((2, 16, 16), "a")}, "masks are <U1 and not whole numbers"),
+            ({"masks": np.full((2, 16, 16), 254)}, "labels up to 254, but classes must be from 0 to 253, or void"),
             ({"classes": 1}, "classes is 1; with labels up to 1 it must be from 2 to 254"),
             ({"classes": 2.0}, "classes is 2.0, a float: a whole number is needed"),
-            ({"foreground": 3}, r"foreground is 3, a class that the masks do not hold. They hold \[1\]"),
+            ({"foreground": 3}, r"foreground is 3, a class that the masks do not contain. They contain \[1\]"),
             ({"foreground": [1]}, "foreground names 1 classes for 2 images"),
             (
                 {"foreground": 1, "observe": (OBSERVED[0], None), "loss_fn": None},
@@ -359,7 +361,7 @@ class TestFolder:
             ),
             ({"observe": OBSERVED[0]}, r"observe is a Tensor: a pair \(images, targets\) is needed"),
             ({"observe": (*OBSERVED, None)}, "observe is 3 parts: a pair"),
-            ({"on_error": "ignore"}, "no way to treat errors 'ignore'"),
+            ({"on_error": "ignore"}, "no value of on_error 'ignore'"),
             ({"scaler": 3.0}, "scaler is a float: a torch.amp.GradScaler is needed"),
             ({"start": 1.0}, "start is 1.0, a float: a whole number is needed"),
             ({"seed": "1"}, "seed is '1', a str: a whole number is needed"),
@@ -374,7 +376,7 @@ class TestFolder:
     def test_a_model_without_weights_is_refused(self, tmp_path):
         with torch.device("meta"):
             net = Net()
-        with pytest.raises(FadevizError, match="the model is on the device meta"):
+        with pytest.raises(FadevizError, match="the model is on the meta device"):
             self.make(tmp_path / "run", net)
 
     def test_a_sharded_model_is_refused(self, tmp_path, one_process):
@@ -675,12 +677,12 @@ class TestMasks:
     def test_targets_of_numbers_that_are_no_classes(self, tmp_path):
         targets = torch.arange(512).reshape(2, 16, 16)
         with pytest.warns(
-            RecorderWarning, match="the targets are no masks: labels up to 511, which are no classes from"
+            RecorderWarning, match="the targets are not masks: labels up to 511, but classes must be from"
         ):
             run = self.run(tmp_path / "run", targets)
         assert not run.observation[1].any()
         (note,) = run.info["notes"]
-        assert note.startswith("the targets are no masks")
+        assert note.startswith("the targets are not masks")
         with pytest.raises(FadevizError, match="the masks hold labels up to 511"):
             self.run(tmp_path / "other", targets, foreground=3)
 
@@ -906,7 +908,7 @@ class TestGoingOn:
         assert warned.filename == __file__
         text = str(warned.message)
         assert text.startswith("fadeviz: nothing was recorded at step 1: ")
-        assert text.endswith(". The training goes on")
+        assert text.endswith(". The training continues")
         assert "\n" not in text
         assert not recorder.step(2)
         model[0].fault = None
@@ -937,7 +939,9 @@ class TestGoingOn:
             assert not recorder.step(1)
         model[0] = moved
         model[1].half()  # a part of the model
-        with pytest.warns(RecorderWarning, match="fadeviz: observed under autocast to float16, since plain float32"):
+        with pytest.warns(
+            RecorderWarning, match="fadeviz: observed under autocast to float16, because it does not run in"
+        ):
             assert recorder.step(2)
         model[1].float()
         broken.append(True)
@@ -948,7 +952,7 @@ class TestGoingOn:
         assert recorder.step(4)
         assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1, 3]
         assert open_run(tmp_path / "run").info["notes"] == [
-            "observed under autocast to float16, since plain float32 cannot run"
+            "observed under autocast to float16, because it does not run in plain float32"
         ]
 
     def test_interrupts_pass(self, tmp_path):
@@ -1085,13 +1089,13 @@ class TestTraces:
                 return super().forward(x + torch.as_tensor(self.noise(x.shape[-1])).float())
 
         with pytest.warns(
-            RecorderWarning, match=r"a second look .* gave other maps \(layer 'up', feature\): the model"
+            RecorderWarning, match=r"a second pass .* gave different maps \(layer 'up', feature\): the model"
         ):
             recorder = build(tmp_path / "run", net=Noisy())
         assert recorder.step(1)
         (note,) = open_run(tmp_path / "run").info["notes"]
-        assert note.startswith("a second look at the same batch gave other maps")
-        assert "notes        a second look" in CliRunner().invoke(main, ["info", str(tmp_path / "run")]).output
+        assert note.startswith("a second pass over the same batch gave different maps")
+        assert "notes        a second pass" in CliRunner().invoke(main, ["info", str(tmp_path / "run")]).output
 
     def test_targets_that_the_loss_writes_into(self, tmp_path):
         def loss_fn(output, targets):

@@ -325,7 +325,7 @@ class TestPage:
     def test_of_many_snapshots_some_are_shown_and_all_measured(self, runs, page, tmp_path, monkeypatch):
         monkeypatch.setattr(story, "MAX_STEPS", 5)
         path = tmp_path / "thin.html"
-        said = "7 of 12 snapshots: the maps and curves show 5, evenly spread; all of them are measured"
+        said = "7 of 12 snapshots: the maps and curves show 5, evenly spaced; all of them are measured"
         assert write_report(runs, path)[0] == said
         thin = Page(path)
         assert f"<li>{said}</li>" in thin.text
@@ -499,7 +499,7 @@ class TestWhatIsNotInIt:
     def test_images_and_steps(self, runs, tmp_path):
         short = make_run(tmp_path / "short", upsampler="x", run_id="x", steps=STEPS[:8])
         left_out = write_report([runs[0], short], tmp_path / "r.html", images=1)
-        assert left_out == ("images 2 to 2: --images 2 shows them", "4 steps that not all runs have", CHANNELS)
+        assert left_out == ("images 2 to 2: --images 2 shows them", "4 steps, as not all runs have them", CHANNELS)
         page = Page(tmp_path / "r.html")
         assert all(f"<li>{said}</li>" in page.text for said in left_out)
 
@@ -507,10 +507,10 @@ class TestWhatIsNotInIt:
         order = learning_order(runs)
         few = sum(test.count < 6 for one in order.comparisons for test in one.tests.values())
         assert few > 0
-        assert f"<li>Left out: {few} tests of two operators that have fewer than 6 pairs.</li>" in page.text
+        assert f"<li>Left out: {few} tests of two operators with fewer than 6 pairs.</li>" in page.text
         assert not [said for said in story.caveats(order) if "distance-time" in said]
         monkeypatch.setattr(story, "shown_distances", lambda edges: (-1.0, 2.0))
-        assert "The distance-time maps leave out what is 2 to 11 px outside." in story.caveats(order)
+        assert "The distance-time maps leave out distances of 2 to 11 px outside." in story.caveats(order)
 
     def test_other_calls(self, runs, tmp_path):
         run = make_run(tmp_path / "calls", calls=3)
@@ -530,7 +530,7 @@ class TestWhatIsNotInIt:
             once = Snapshot(step, "head", 0, "feature", np.ones((2, 4, 4), np.float32))
             SnapshotStore(run.path, run.run_id).write(step, [*shared, once])
         left_out = write_report([fadeviz.open_run(run.path)], tmp_path / "r.html", call=1)
-        assert left_out == (f"call 0 of {LAYER}: --call shows another", "head: it has no call 1")
+        assert left_out == (f"call 0 of {LAYER}: --call shows another", "head, which has no call 1")
 
 
 @pytest.mark.parametrize(

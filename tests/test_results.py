@@ -70,7 +70,10 @@ def final_network(path):
 def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatch):
     monkeypatch.setattr("fadeviz.compare.SHOWN", 2)
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
-    assert (result.exit_code, result.stderr) == (0, "note: 2 of 3 observed pictures are shown. Choose: --images\n")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "note: 2 of 3 observed pictures are shown. Choose others with --images\n",
+    )
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png", "--images", "0")
     assert (result.exit_code, result.stderr) == (0, "")
 
@@ -201,7 +204,7 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         (("predict", runs / "bilinear", picture, "-o", out, "--trimaps", tmp_path), "trimaps are of no use"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 8), "size is 8"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 100_000), "8,388,608 are the most"),
-        (("predict", runs / "bilinear", deep, "-o", out), "16 bits or more a channel"),
+        (("predict", runs / "bilinear", deep, "-o", out), "16 bits or more per channel"),
         (("compare", runs / "bilinear", runs / "matting", "-o", out / "p.png"), "they cannot be compared"),
         (("compare", runs / "bilinear", "-o", out / "p.gif"), ".png"),
         (("compare", runs / "bilinear", "-o", out / "p.png", "--images", 3), "there are 3, from 0 to 2"),
@@ -229,7 +232,7 @@ def test_one_damaged_picture_costs_its_own_result_alone(runs, tmp_path):
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [f"wrote {tmp_path / 'out' / name}_mask.png" for name in "acd"]
     note, error = result.stderr.splitlines()
-    assert note == f"note: left out of {folder}: 1 of another kind (notes.txt)"
+    assert note == f"note: left out of {folder}: 1 other file (notes.txt)"
     assert error.startswith(f"Error: {folder / 'b.png'} cannot be read: ")
 
     # Two are listed, a line each; a path that is not there and a link to nothing are no worse.

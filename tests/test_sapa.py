@@ -381,12 +381,12 @@ class TestMessages:
         name = operator.__name__
         with pytest.raises(FadevizError, match=f"{name}: skip.feature is 31x48, but x is 16x24 .* 32x48 is needed"):
             operator(4)(torch.zeros(1, 4, 16, 24), Skip(torch.zeros(1, 4, 31, 48)))
-        with pytest.raises(FadevizError, match=f"{name}: skip.feature has 3 channels, 4 are needed"):
+        with pytest.raises(FadevizError, match=f"{name}: skip.feature has 3 channels, but 4 are needed"):
             operator(4)(torch.zeros(1, 4, 2, 2), Skip(torch.zeros(1, 3, 4, 4)))
 
     @pytest.mark.parametrize("operator", [SAPAB, SAPAG])
     def test_guides_of_other_channels(self, operator):
-        with pytest.raises(FadevizError, match="skip.feature has 4 channels, 3 are needed"):
+        with pytest.raises(FadevizError, match="skip.feature has 4 channels, but 3 are needed"):
             operator(4, skip_channels=3)(torch.zeros(1, 4, 2, 2), Skip(torch.zeros(1, 4, 4, 4)))
 
     def test_official_weights_that_do_not_fit(self):

@@ -442,7 +442,7 @@ def test_a_run_that_was_killed_says_so(tmp_path):
     process.kill()
     process.communicate()
     assert open_run(out).status == "stopped"
-    told = "stopped without reporting an end: run.json says recording, but no process writes into the folder"
+    told = "stopped without reporting a result: run.json says recording, but no process writes into the folder"
     assert f"status       {told}\n" in call("info", out).output
     # Of a writer elsewhere, or where there are no locks, nobody here knows.
     store = SnapshotStore(out, open_run(out).run_id)
@@ -607,7 +607,7 @@ def test_nothing_behind_a_link_is_changed(two, name):
         shutil.copytree(run, stranger)
         linked(stranger / name, victim / name)
         if act is write_all and name in ("snapshots", "checkpoints"):
-            told = f"{stranger / name} leads to {victim / name}, where .* is not of this run: nothing is written there"
+            told = f"{stranger / name} leads to {victim / name}, where .* does not belong to this run: nothing is "
             with pytest.raises(FadevizError, match=told):
                 act(stranger)
         else:
@@ -710,7 +710,8 @@ def test_a_run_that_cannot_be_replaced_stays_as_it_was(tmp_path, name):
         (run / name / "notes.txt").write_text("mine")
     before = digest(run)
     with pytest.raises(
-        FadevizError, match=f"{name} is (no folder|a folder with files), and not of a run. Remove it by hand"
+        FadevizError,
+        match=f"{name} is (not a folder|a folder with files) and does not belong to a run. Remove it by hand",
     ):
         loop_new(run)
     assert digest(run) == before
@@ -841,7 +842,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_written_into(tmp_path):
         (run / name).unlink()
         os.mkfifo(run / name)
     os.mkfifo(run / "metrics.jsonl")
-    with pytest.raises(FadevizError, match="metrics.jsonl cannot be read: it is a pipe, but a file is needed"):
+    with pytest.raises(FadevizError, match="metrics.jsonl cannot be read: it is a FIFO, but a file is needed"):
         write_all(run)
     (run / "metrics.jsonl").unlink()
     write_all(run)

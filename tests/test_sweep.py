@@ -451,7 +451,7 @@ class TestStatus:
         lines = result.stdout.splitlines()
         assert lines[0] == f"{tmp_path}: a sweep, 0 of 3 runs finished"
         assert lines[1].startswith("nearest-seed0   stopped     step 1, its process ended without reporting a result.")
-        assert lines[1].endswith(f"Go on: fadeviz sweep --out {tmp_path}")
+        assert lines[1].endswith(f"Resume with: fadeviz sweep --out {tmp_path}")
         assert lines[3] == "bicubic-seed0   planned     step 0"
 
     def test_while_somebody_is_at_work(self, tmp_path):
@@ -473,7 +473,7 @@ class TestStatus:
         assert [one.status for one in read_status(tmp_path)] == ["finished"] * 3
 
     def test_of_no_sweep(self, tmp_path):
-        with pytest.raises(FadevizError, match=r"is no sweep: it has no manifest.json"):
+        with pytest.raises(FadevizError, match=r"is not a sweep: it has no manifest.json"):
             read_status(tmp_path)
 
 
@@ -495,7 +495,7 @@ def test_a_signal_to_the_sweep_stops_its_runs_after_their_steps(tmp_path, number
     process.send_signal(getattr(signal, number))
     said = process.communicate(timeout=120)[1]
     assert process.returncode == code, said
-    assert said.splitlines()[-1] == f"stopped. Go on: fadeviz sweep --out {out}"
+    assert said.splitlines()[-1] == f"stopped. Resume with: fadeviz sweep --out {out}"
     assert statuses(out) == {"nearest-seed0": "interrupted"}
     stopped = open_run(out / "nearest-seed0")
     assert stopped.info["status"] == "interrupted"
@@ -609,7 +609,7 @@ class TestCommand:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(sweep, "run_sweep", stop)
-        self.fails(130, f"stopped. Go on: fadeviz sweep --out {swept[0]}", "--out", swept[0])
+        self.fails(130, f"stopped. Resume with: fadeviz sweep --out {swept[0]}", "--out", swept[0])
 
     def test_mistakes(self, swept, tmp_path):
         self.fails(2, "name its operators, --upsamplers fade,carafe", "--out", tmp_path / "new")

@@ -322,7 +322,7 @@ class TestSkip:
         [
             (lambda f: f[..., :-1, :], "skip.feature is 9x14, but x is 5x7 and scale_factor is 2, so 10x14 is needed"),
             (lambda f: f[..., ::2, ::2], "skip.feature is 5x7, but x is 5x7"),
-            (lambda f: f[:1], "skip.feature holds 1 samples, but x 2"),
+            (lambda f: f[:1], "skip.feature has batch size 1, but x has 2"),
             (lambda f: f[0], r"skip.feature is \(8, 10, 14\); a batch of maps"),
         ],
     )
@@ -388,7 +388,7 @@ class TestSkipChannels:
     def test_the_remedy_can_be_followed(self, text):
         name, options = parse_upsampler(text)
         x, skip = torch.randn(2, 8, 5, 7), Skip(torch.randn(2, 6, 10, 14))
-        with pytest.raises(FadevizError, match="skip.feature has 6 channels, 8 are needed") as error:
+        with pytest.raises(FadevizError, match="skip.feature has 6 channels, but 8 are needed") as error:
             build_upsampler(name, 8, **options)(x, skip)
         told = {"skip_channels": 6, **{key: value for key, value in WIDER[text].items() if options.get(key) != value}}
         assert all(f"{key}={value!r}" in str(error.value) for key, value in told.items())
@@ -456,7 +456,9 @@ class TestPixelShuffleToOtherChannels:
         if network != "segnet":
             pytest.importorskip("transformers")
         width = {} if network == "segformer" else {"width": 0.125}
-        with pytest.raises(FadevizError, match="keeps the channels, but pixel_shuffle has out_channels 3"):
+        with pytest.raises(
+            FadevizError, match="operators must keep the number of channels, but pixel_shuffle has out_channels 3"
+        ):
             build_network(network, "pixel_shuffle:out_channels=3", **width)
 
 

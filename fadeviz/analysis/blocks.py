@@ -1,4 +1,4 @@
-"""A training in stretches: maps a few steps at a time, so that a long run is read once and never held whole."""
+"""Maps in blocks of a few steps, so that a long run is read once and is never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from ..runs import Maps
 
 BLOCK = 2**16
-"""So many values at a time: what is computed of them in float64 stays in a processor's cache."""
+"""Values per block: few enough for float64 intermediates to stay in the processor's cache."""
 
 
 def in_blocks(maps: Maps | NDArray[Any], before: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Stretches of maps along the first axis, the steps, one after the other.
+    """Iterate over blocks of maps along the first axis, the steps.
 
     Args:
         maps: ``(S, ...)``, an array, or maps that lie in files: of those each step is read once.
         before: so many steps that come before a stretch are given with it, as far as there are any.
 
     Yields:
-        The number of the stretch's first step, and its maps: the last of them, if ``before`` puts others in front.
+        The index of the block's first step, and its maps, preceded by earlier ones if ``before`` asks for them.
     """
     length = max(1, BLOCK // max(1, math.prod(maps.shape[1:])))
     kept = maps[:0]

@@ -176,7 +176,7 @@ def _over_training(
     kind: str,
     measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
 ) -> _Measured:
-    """What ``measure`` finds in a run's maps, a stretch at a time; it is given the last map and the regions too."""
+    """Apply ``measure`` to a run's maps, block by block; it also gets the last map and the regions."""
     maps = run.maps(order.layer, kind, steps=order.steps, call=order.call)
     last, regions = maps[-1], _regions_for(maps, run, order)
     parts = []
@@ -227,7 +227,7 @@ def _own_pattern(maps: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _as_row(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All channels of a map as one long row: ``(..., C, h, w)`` -> ``(..., 1, C h w)``."""
+    """Flatten all channels of a map into a row: ``(..., C, h, w)`` -> ``(..., 1, C h w)``."""
     return maps.reshape(*maps.shape[:-3], 1, -1)
 
 

@@ -369,7 +369,7 @@ def _judge(
     states = [times.state for times in flat_edge], [times.state for times in flat_interior]
     return OperatorOrder(
         name=name,
-        # What tells operators of one name apart stands after it; the path of a run without one stands for it.
+        # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
         title=runs[0].title + name.removeprefix(runs[0].name) if name.startswith(runs[0].name) else name,
         runs=tuple(runs),
         seeds=tuple(_setting(run, "seed") for run in runs),
@@ -441,7 +441,7 @@ def _level(series: NDArray[np.float64], until: str) -> float:
 def _times(
     steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float], until: str
 ) -> tuple[tuple[LearningTimes, ...], ...]:
-    if len(steps) < LAST + 2 or steps[0] != 0:  # there is no time to tell
+    if len(steps) < LAST + 2 or steps[0] != 0:  # too few steps to tell
         unknown = LearningTimes(State.MISSING, tuple(levels), (math.nan,) * len(levels), math.nan, math.nan, math.nan)
         return tuple((unknown,) * run.shape[1] for run in response)
     return tuple(tuple(learning_times(steps, series, levels, until=until) for series in run.T) for run in response)
@@ -467,9 +467,9 @@ def _setting(run: Run, name: str) -> Any:
 
 
 def _by_path(label: str, members: list[Run]) -> dict[str, list[Run]]:
-    """Runs that are called alike: together, or by their paths where no seed tells them apart.
+    """Group runs of the same name: together, or by their paths if their seeds do not distinguish them.
 
-    Those are runs without a seed, and those that are called after their folders, in folders of one name.
+    The latter are runs without a seed, and runs named after folders of the same name.
     """
     seeds = [_setting(run, "seed") for run in members]
     doubled = {seed for seed in seeds if seeds.count(seed) > 1}
@@ -523,7 +523,7 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
 
 
 def _uneven(groups: Mapping[str, Sequence[Run]], layer: str) -> list[str]:
-    """What some runs of an operator have and others have not: measures are over all runs, so that its are left out."""
+    """Notes on what only some runs of an operator have: measures need all runs, so these are left out."""
     notes = []
     for label, members in groups.items():
         kinds = [run.layers[layer] for run in members]
@@ -531,7 +531,7 @@ def _uneven(groups: Mapping[str, Sequence[Run]], layer: str) -> list[str]:
         tested = [any(headline(line) for line in run.metrics()) for run in members]
         some += ["tests"] if any(tested) and not all(tested) else []
         if some:
-            notes.append(f"{label}: not all of its runs have {', '.join(some)}: no measures of them")
+            notes.append(f"{label}: not all of its runs have {', '.join(some)}, so these are not measured")
     return notes
 
 
@@ -565,10 +565,10 @@ def _check_size(run: Run, maps: Maps, layer: str, first: Run, regions: Sequence[
 
 
 def _too_few(runs: Sequence[Run], shown: Sequence[int]) -> str:
-    """Why these steps do not tell when something is learned; empty where they do."""
+    """Why these steps are not enough to tell when something is learned; empty if they are."""
     if 0 not in shown:
         where = next((run.address for run in runs if 0 not in run.steps), "the chosen steps")
-        return f"step 0, the untrained model, is missing in {where}: it is where learning is measured from"
+        return f"step 0, the untrained model, is missing in {where}: learning is measured from it"
     if len(shown) < LAST + 2:
         steps = f"{len(shown)} step{'s' * (len(shown) > 1)}"
         return f"{steps} in common are too few to measure when something is learned; {LAST + 2} are needed"

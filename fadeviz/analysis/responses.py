@@ -223,7 +223,7 @@ def responses(maps: Maps | NDArray[np.floating], regions: Sequence[Regions], edg
 
 
 def _own_and_elsewhere(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of responses ``(S, N, N)`` of each image's map for each image's mask: its own, and the mean for the others."""
+    """From responses ``(S, N, N)`` of each map to each mask: those to its own mask, and the mean of the others."""
     others = np.where(np.eye(found.shape[1], dtype=bool), np.nan, found)
     return found.diagonal(axis1=1, axis2=2).copy(), _mean_of_defined(others)
 
@@ -245,7 +245,7 @@ def _turn(late: NDArray[np.floating], regions: Sequence[Regions]) -> bool:
 
 
 def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the last axis without NaN; NaN where there is nothing else."""
+    """Mean over the last axis, ignoring NaN; NaN if there is nothing else."""
     known = np.isfinite(table)
     count = known.sum(-1)
     total = np.where(known, table, 0).sum(-1)
@@ -272,7 +272,7 @@ class _Binned:
         filled, counts, cells = self._bins[image]
         if not ranked.defined or not len(filled):
             return
-        # Sums of whole numbers, exact in any order.
+        # Sums of integers, exact in any order.
         sums = np.add.reduceat(ranked.twice[cells], np.cumsum(counts) - counts)
         means = sums / (2 * ranked.twice.size * counts)
         self.total[step, filled] += 1 - means if turn else means
@@ -295,7 +295,7 @@ def merge_kymographs(parts: Sequence[Kymograph]) -> Kymograph:
 
 
 class _Ranked(NamedTuple):
-    """The n cells of a map by rank, counted so that all are whole numbers.
+    """The n cells of a map by rank, scaled so that all are integers.
 
     Attributes:
         twice: ``(n,)``, twice a cell's rank from 1, less 1; ties averaged. Meaningless where the map is not defined.
@@ -330,7 +330,7 @@ def _rank(one: NDArray[np.floating], *, whole: bool = False) -> _Ranked:
 
 
 def _ascending(values: NDArray[np.floating]) -> NDArray[np.intp]:
-    """The places of values ``(n,)`` from the lowest to the highest; what is NaN comes first or last.
+    """The order of values ``(n,)`` from the lowest to the highest; NaN comes first or last.
 
     Of float32 by a radix sort of the bits that these numbers are ordered by, which takes half the time of comparisons.
     """
@@ -343,7 +343,7 @@ def _ascending(values: NDArray[np.floating]) -> NDArray[np.intp]:
 
 
 def _by_digits(keys: NDArray[np.unsignedinteger]) -> NDArray[np.intp]:
-    """The places of whole numbers from the lowest to the highest: sorted by digits of 16 bits, the lowest first."""
+    """The order of integers from the lowest to the highest, by a radix sort with digits of 16 bits."""
     order = keys.astype(np.uint16).argsort(kind="stable")
     for shift in range(16, int(keys.max()).bit_length(), 16):
         digit = (keys >> keys.dtype.type(shift)).astype(np.uint16)
@@ -366,7 +366,7 @@ def _steepness(value: _Ranked) -> _Ranked:
 
 
 class _Masks:
-    """K masks of one size, and how well a map finds each of them."""
+    """K masks of the same size, and how well a map detects each of them."""
 
     def __init__(self, regions: Sequence[Regions]) -> None:
         bands = [where.band[1:-1, 1:-1].ravel() for where in regions]
@@ -409,7 +409,7 @@ class _Masks:
 
 
 def _won_with_ties(twice: NDArray[np.float64], label: NDArray[np.uint8]) -> float:
-    """How often a cell of label 1 is higher than one of label 2, equals counted half."""
+    """How often a cell of label 1 is higher than one of label 2, ties counted as half."""
     code = twice.astype(np.int64)
     higher, lower = (np.bincount(code[label == one], minlength=2 * code.size) for one in (1, 2))
     return float((higher * (np.cumsum(lower) - lower / 2)).sum())

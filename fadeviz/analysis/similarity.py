@@ -364,11 +364,11 @@ def _foreign_spans(
 
 
 _AT_A_TIME = 2**23
-"""So many values of frames are held at a time while spans are looked for: 64 MB, twice."""
+"""Values of frames in memory while searching for spans: 64 MB, twice."""
 
 
 def _stretches(numbers: NDArray[np.intp], maps: Maps | NDArray[np.floating]) -> list[NDArray[np.intp]]:
-    """Numbers of frames, so many at a time as are held at once."""
+    """Split frame numbers into blocks that fit in memory."""
     length = max(1, _AT_A_TIME // max(1, math.prod(maps.shape[1:])))
     return [numbers[start : start + length] for start in range(0, len(numbers), length)]
 
@@ -381,7 +381,7 @@ def _units(maps: Maps | NDArray[np.floating], numbers: NDArray[np.intp]) -> NDAr
 
 
 def _median_of_known(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median over the first axis, of what is known alone; minus infinity where nothing is."""
+    """The median over the first axis, ignoring unknown values; minus infinity if all are unknown."""
     missing = ~(np.isfinite(values) & np.isfinite(known))
     count = len(values) - missing.sum(0)
     ordered = np.sort(np.where(missing, np.inf, values), axis=0)

@@ -18,7 +18,7 @@ MIN_SIDE = 8
 """A cropped map with fewer pixels a side has too few frequencies to be measured: its measures are missing."""
 
 HIGH = 0.25
-"""Cycles per pixel: a frequency above is a high one."""
+"""Cycles per pixel above which a frequency counts as high."""
 
 NYQUIST_WIDTH = 0.03
 NYQUIST_BAND = 0.10
@@ -28,7 +28,7 @@ FLAT = 4 * float(np.finfo(np.float32).eps)
 """A map whose range is below this share of its largest magnitude is constant: what is left is float32 rounding."""
 
 _APART = 2
-"""Periods from a pattern to the one it is compared with: those of neighbours are made of some of the same pixels."""
+"""Distance in periods between compared patterns: those of neighbouring periods share pixels."""
 
 
 class Checkerboard(NamedTuple):
@@ -163,18 +163,18 @@ def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDE
     that with p(i + 2, j + 2) and p(i + 2, j - 2), and V the mean variance of the map within s x s pixels, wherever they
     begin.
 
-    Patterns are compared with those two periods further on, so that a lattice counts wherever it is, whatever its phase
-    and sign are there, if they change little over two periods; and over the variance within a period, so that a faint
-    one over an even area counts, however high the map is elsewhere. An edge repeats along itself and in no other
-    direction: the smaller of S and D leaves it out. Patterns two periods apart have no pixel in common: white noise is
-    around 0, and values a little below are possible. The steps that nearest neighbour makes of a slope are a lattice.
+    Patterns are compared with those two periods further on, so that a lattice counts whatever its local phase and sign,
+    as long as these change little over two periods. Division by the variance within a period makes a faint lattice on a
+    flat area count, however high the map is elsewhere. An edge repeats only along itself: the smaller of S and D
+    excludes it. Patterns two periods apart share no pixel, so white noise gives about 0, possibly a little less. The
+    steps that nearest neighbour makes of a slope count as a lattice.
 
     *Amplitude*: the root of min(S, D), in the map's units.
 
     *Nyquist*: with d the distance of fx or fy, the nearer, to a multiple of 1/s (for s = 2 the Nyquist frequency, 0.5):
-    mean of P(f) over d <= 0.03 divided by that over 0.03 < d <= 0.10. It rises with staircases too, as they repeat the
-    map's low frequencies beside the lines. Below 64 pixels a side the window spreads a line beyond its 0.03: compare
-    maps of one size only.
+    mean of P(f) over d <= 0.03 divided by that over 0.03 < d <= 0.10. Staircases raise it too, as they repeat the map's
+    low frequencies beside the lines. Below 64 pixels a side the window spreads a line beyond its 0.03: compare only
+    maps of the same size.
 
     All but the amplitude are invariant to the map's mean and scale.
 

@@ -143,7 +143,7 @@ def bootstrap_band(
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.integers(seeds, size=(resamples, seeds)), axis=1)
     columns = np.sort(rng.integers(images, size=(resamples, images)), axis=1)
-    # Of few seeds and images many draws are the same but for their order: each is looked at once.
+    # With few seeds and images many draws differ only in order: each is computed once.
     different, draw = np.unique(np.hstack([drawn, columns]), axis=0, return_inverse=True)
     rows, across = different[:, :seeds, None], different[:, None, seeds:]
     low, high = np.empty((2, steps))
@@ -157,7 +157,7 @@ def bootstrap_band(
 
 
 _DRAWN = 2**20
-"""So many drawn values are held at a time."""
+"""Drawn values in memory at a time."""
 
 
 def _medians(table: NDArray[np.float64]) -> NDArray[np.float64]:

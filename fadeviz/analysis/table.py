@@ -73,7 +73,7 @@ def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested
 
 
 def _spliced(operator: OperatorOrder, order: LearningOrder, courses: Courses) -> list[str]:
-    """The folders of the runs whose frames do not look like one training."""
+    """The folders of runs whose frames do not look like a single training."""
     known = courses.get("frame_correlation")
     return [
         name
@@ -256,7 +256,7 @@ def _comparison_lines(order: LearningOrder) -> list[str]:
     more = sum(len(comparison.tests) for comparison in order.comparisons) - len(lines)
     if lines:
         lines += [
-            "Paired by image a test speaks of other pictures but not of other trainings, by seed the other way round;",
+            "Tests paired by image generalise to other images but not to other trainings; by seed, vice versa. The",
             "p-values are not corrected for the number of comparisons.",
         ]
     if more:
@@ -274,7 +274,7 @@ _LEGEND = (
     "response: how well the steepness of the map marks the contour; interior response: how well its values tell inside",
     "from outside. lead: interior t50 less edge t50, steps, over the maps that have both; positive is outline first;",
     "inf: not by the end. centroid: mean frequency at start > end, cycles a pixel; checker: at the end, share of the",
-    "variance within 2 x 2 pixels that repeats nearby with the upsampling grid: a lattice, 1 if there is nothing else.",
+    "variance within 2 x 2 pixels that repeats nearby with the upsampling grid; 1 for a pure lattice.",
 )
 
 

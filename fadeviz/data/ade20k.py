@@ -61,8 +61,8 @@ class ADE20K:
     """The pictures of ADE20K by index, each at its own size; made by :func:`read_ade20k`.
 
     *Shape*: image ``(H, W, 3)`` uint8 and mask ``(H, W)`` uint8 with the classes 0 to 149 and ``IGNORED`` (255) where
-    the file has 0, "other". Grey and CMYK photographs become RGB. Orientation tags are applied, to images and to
-    annotations each by its own. The numbers of an annotation are the classes, whatever colours its palette gives them.
+    the file has 0, "other". Grey and CMYK photographs become RGB. Orientation tags are applied, those of images and of
+    annotations separately. The indices of an annotation are the classes, whatever the colours of its palette.
 
     *Cost*: nothing is kept, as the whole set would take 20 GB: a picture is decoded whenever it is asked for, about
     4 ms for one of 683x512.
@@ -237,7 +237,7 @@ def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
-    """What the files of an ADE20K folder have that is easily read another way, a line each.
+    """Properties of an ADE20K folder's files that other readers may treat differently, a line each.
 
     Raises:
         FadevizError: as :func:`read_ade20k`.
@@ -245,7 +245,7 @@ def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     files = [files for part in _find(Path(folder)).values() for files in part.files]
     return [
         *describe_pictures((one.image for one in files), "images", "by its colours"),
-        *describe_pictures((one.annotation for one in files), "annotations", "by its numbers, which are the classes"),
+        *describe_pictures((one.annotation for one in files), "annotations", "by its indices, which are the classes"),
     ]
 
 
@@ -270,8 +270,8 @@ def _read_names(path: Path) -> tuple[str, ...]:
     try:
         rows = [line.split("\t") for line in read_regular(path, _LARGEST_TABLE).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own there, or remove it") from error
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise FadevizError(f"{path} cannot be read: {reason}. Restore the data set's own file, or remove it") from error
     header = [column.strip() for column in rows[0]] if rows else []
     try:
         number, name = header.index("Idx"), header.index("Name")
@@ -281,7 +281,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
     if sorted(named) != list(range(1, CLASSES + 1)) or not all(named.values()):
         raise FadevizError(
             f"{path} has no table of {CLASSES} classes: needed are columns Idx and Name, separated by tabs, and a row "
-            f"for each of 1 to {CLASSES}. Put the set's own there, or remove it"
+            f"for each of 1 to {CLASSES}. Restore the data set's own file, or remove it"
         )
     return tuple(named[number] for number in range(1, CLASSES + 1))
 
@@ -361,7 +361,7 @@ def _read(files: _Files) -> Sample:
     if mask.shape != image.shape[:2]:
         raise FadevizError(
             f"{files.annotation} is {mask.shape[1]}x{mask.shape[0]}, but {files.image} is "
-            f"{image.shape[1]}x{image.shape[0]}: both must have one size (after their orientation tags, if any). "
+            f"{image.shape[1]}x{image.shape[0]}: both must have the same size (after their orientation tags, if any). "
             "Put the annotation there that belongs to it"
         )
     return Sample(files.name, image, mask)

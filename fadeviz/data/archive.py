@@ -1,4 +1,4 @@
-"""Unpacking archives that may mean harm: every member is looked at before the first one is written."""
+"""Unpacking untrusted archives: every member is checked before the first one is written."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from typing import IO, Any, cast
 from ..errors import FadevizError
 
 MAX_FILES = 200_000
-"""An archive of more files and folders is refused: the largest set here, ADE20K, has 44,000."""
+"""Limit of files and folders in an archive: the largest data set here, ADE20K, has 44,000."""
 
 MAX_DEPTH = 64
-"""An archive with folders in folders deeper than this is refused: nothing could remove them by name."""
+"""Limit of nested folders in an archive: deeper ones could not be removed by name."""
 
 MAX_NAME = 255
-"""Bytes that a name in an archive may have, as file systems take them."""
+"""Longest name in an archive in bytes, as in file systems."""
 
 _DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError),
     *(NotImplementedError, ValueError, struct.error, LookupError, OverflowError, RecursionError),
 )
-# Extended names and attributes in a tar are read at once: no honest one has a megabyte of them.
+# Extended names and attributes of a tar are read at once; regular archives have far less than a megabyte.
 _MAX_READ = 1 << 20
 # Bytes that a zip's directory spends on a file of a long name.
 _ZIP_ENTRY = 200
@@ -38,11 +38,11 @@ _ZIP_ENTRY = 200
 _ZIP_TAIL = 56 + 20 + 22 + (1 << 16)
 
 CheckBytes = Callable[[int, str], None]
-"""Refuses a number of bytes that is too large; what has them is the second argument."""
+"""Raises if a number of bytes is too large; the second argument begins the message."""
 
 
 def unpack(archive: Path, folder: Path, check_bytes: CheckBytes) -> None:
-    """Unpack a .zip, .tar, .tar.gz or .tgz file into a folder that is there and empty.
+    """Unpack a .zip, .tar, .tar.gz or .tgz file into an existing, empty folder.
 
     Raises:
         FadevizError: no archive, or a damaged one; links, devices, names that lead out or that no disk takes; too many
@@ -50,7 +50,7 @@ def unpack(archive: Path, folder: Path, check_bytes: CheckBytes) -> None:
         OSError: the disk is full.
     """
     try:
-        # By content: an address often ends in something else than the archive's name.
+        # By content, since a URL often does not end in the archive's name.
         with archive.open("rb") as file:
             start = file.read(2)
         if start == b"PK":
@@ -72,20 +72,20 @@ def unpack(archive: Path, folder: Path, check_bytes: CheckBytes) -> None:
         raise
     except _DAMAGED as error:
         raise FadevizError(
-            f"what was downloaded is no archive that can be unpacked ({error or type(error).__name__}). "
-            "Give the address of a .zip, .tar, .tar.gz or .tgz file"
+            f"the download is not an archive that can be unpacked ({error or type(error).__name__}). "
+            "Give the URL of a .zip, .tar, .tar.gz or .tgz file"
         ) from error
 
 
 class _Frugal:
-    """A tar's stream that gives no more at once than files are copied by: headers of gigabytes are refused."""
+    """A tar's stream with a limit on the size of a single read, so that headers of gigabytes are refused."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
 
     def read(self, size: int = -1) -> bytes:
-        """As a file's ``read``."""
+        """See :meth:`io.RawIOBase.read`."""
         if not 0 <= size <= _MAX_READ:
             raise FadevizError("the archive's extended headers are too large: nothing is unpacked. Do not trust it")
         data: bytes = self._stream.read(size)
@@ -93,15 +93,15 @@ class _Frugal:
 
 
 def _check_directory(archive: Path) -> None:
-    """Refuse a zip of too many files before its directory is read into memory.
+    """Refuse a zip with too many files before its directory is read into memory.
 
-    The directory's size counts, which is what is read; the number of entries beside it may be anything.
+    The directory's size is checked, since that is what is read; the stated number of entries may be wrong.
     """
     with archive.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
         file.seek(max(0, length - _ZIP_TAIL))
         tail = file.read()
-    # Two records may say the size, the second one for large archives; whichever zipfile believes is among these.
+    # Two records may hold the size, the second for large archives; zipfile uses one of these.
     for mark, place, form in ((b"PK\x05\x06", 12, "<L"), (b"PK\x06\x06", 40, "<Q")):
         for found in re.finditer(re.escape(mark), tail):
             field = tail[found.start() + place :][: struct.calcsize(form)]
@@ -116,7 +116,7 @@ def _check_zip(opened: zipfile.ZipFile, check_bytes: CheckBytes) -> None:
         kind = stat.S_IFMT(member.external_attr >> 16)
         if member.flag_bits & 1:
             raise FadevizError(f"the archive's {member.filename!r} is encrypted: nothing is unpacked. Do it by hand")
-        # Reading stops at the size given here, so that a false one cannot unpack to more.
+        # Reading stops at the size given here, so a wrong size cannot unpack to more.
         total += member.file_size
         _check_member(member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR), number, total, check_bytes)
 
@@ -136,11 +136,11 @@ def _check_member(name: str, plain: bool, number: int, total: int, check_bytes: 
     if path.anchor or ".." in path.parts:
         raise FadevizError(f"the archive's {shown} leads out of its folder: nothing is unpacked. Do not trust it")
     if not plain:
-        # Links are refused without a look at where they lead: chains of them have outwitted many such checks.
+        # Links are refused wherever they lead: chains of links have defeated many such checks.
         raise FadevizError(f"the archive's {shown} is a link or a device: nothing is unpacked. Unpack it by hand")
     if len(path.parts) > MAX_DEPTH:
         raise FadevizError(
-            f"the archive's {shown} lies {len(path.parts)} folders deep, and {MAX_DEPTH} are the most: nothing is "
+            f"the archive's {shown} lies {len(path.parts)} folders deep, above the limit of {MAX_DEPTH}: nothing is "
             "unpacked. Do not trust it"
         )
     if any(len(os.fsencode(part)) > MAX_NAME for part in path.parts):

@@ -32,13 +32,13 @@ from .archive import unpack
 GIGABYTE = 10**9
 
 MAX_GB = 8.0
-"""An archive of more gigabytes is refused, and one that unpacks to more; a caller may say otherwise."""
+"""Default size limit of an archive in gigabytes, both packed and unpacked."""
 
 MIN_SPEED = 1.0
-"""Kilobytes that must come a second, on average over ``SPEED_SECONDS`` of waiting; a caller may say otherwise."""
+"""Default minimum speed in kilobytes per second, averaged over ``SPEED_SECONDS`` of waiting."""
 
 SPEED_SECONDS = 60.0
-"""How long a server may be slower than that."""
+"""How long in seconds a server may be slower than that."""
 
 TRIES = 4
 """How often a broken connection is taken up again before giving up; the next call goes on from there all the same."""
@@ -77,9 +77,9 @@ def fetch_archive(
         ``folder``.
 
     Raises:
-        FadevizError: a bad address or checksum, no network, another checksum than asked for (nothing is unpacked), a
-            folder that is there already, no archive, one with links or with names that lead out of it, more than
-            ``max_gb``, of more than 200,000 files or folders 64 deep, a server that is too slow, a disk that is full.
+        FadevizError: a bad URL or checksum, no network, a checksum that does not match (nothing is unpacked), an
+            existing folder, not an archive, an archive with links, with names that lead out of it, with more than
+            ``max_gb`` or 200,000 files, or with folders 64 deep, a server that is too slow, a full disk.
     """
     limits = _Limits(max_gb, min_speed)
     folder = Path(os.path.expanduser(folder)).absolute()
@@ -121,8 +121,8 @@ def fetch_file(
         ``path``.
 
     Raises:
-        FadevizError: a bad address or checksum, no network, another checksum than asked for, another file in place, a
-            file that is too large, a server that is too slow.
+        FadevizError: a bad URL or checksum, no network, a checksum that does not match, an existing other file, a file
+            that is too large, a server that is too slow.
     """
     limits = _Limits(max_gb, min_speed)
     path = Path(os.path.expanduser(path)).absolute()
@@ -136,23 +136,25 @@ def fetch_file(
 
 
 class _Limits:
-    """What a download may cost.
+    """The limits of a download.
 
     Attributes:
-        max_bytes: that a file may have, or an archive unpack to.
-        min_speed: bytes a second.
+        max_bytes: largest size of a file, or of an unpacked archive.
+        min_speed: in bytes per second.
     """
 
     def __init__(self, max_gb: float, min_speed: float) -> None:
         if not 0 < max_gb < math.inf:
             raise FadevizError(f"max_gb is {max_gb}; a number of gigabytes above 0 is needed")
         if not 0 <= min_speed < math.inf:
-            raise FadevizError(f"min_speed is {min_speed}; kilobytes a second are needed, or 0 to wait for ever")
+            raise FadevizError(
+                f"min_speed is {min_speed}; a number of kilobytes per second is needed, or 0 for no limit"
+            )
         self.max_bytes = int(max_gb * GIGABYTE)
         self.min_speed = min_speed * 1000
 
     def check_bytes(self, count: int, what: str) -> None:
-        """Refuse more bytes than are allowed; ``what`` has them."""
+        """Raise if ``count`` bytes are too many; ``what`` begins the message."""
         if count > self.max_bytes:
             raise FadevizError(
                 f"{what} more than {self.max_bytes / GIGABYTE:g} GB: nothing is put in place. "
@@ -216,13 +218,13 @@ class _BrokenOff(Exception):
 
 
 class _TooSlow(Exception):
-    """Fewer bytes came than the least that is asked for."""
+    """The server is slower than the minimum speed."""
 
 
 class _Watched(io.RawIOBase):
-    """What comes from a server, its headers too: too little of it in too long a time is an error.
+    """A server's response, headers included, that raises if the server is too slow.
 
-    The time counted is that spent waiting for the server, not that spent writing to a disk.
+    Only the time spent waiting for the server counts, not that spent writing to disk.
     """
 
     def __init__(self, raw: Any, min_speed: float) -> None:
@@ -253,7 +255,7 @@ class _Watched(io.RawIOBase):
 
 
 def _build_opener(min_speed: float) -> Callable[..., Any]:
-    """As ``urlopen``, with every byte of an answer watched."""
+    """Like ``urlopen``, with the speed of every response checked."""
 
     class Answer(HTTPResponse):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -302,14 +304,14 @@ class _Resuming:
                 reason = error
             except _TooSlow as error:
                 raise FadevizError(
-                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same again to go on "
-                    f"from there, ask for less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
+                    f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same command again to "
+                    f"continue from there, allow less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
                     f"(--min-speed), or {self.by_hand}"
                 ) from error
         else:
             raise FadevizError(
                 f"the download of {url} broke off ({reason}); {_size(self.part)} bytes are kept. "
-                f"Run the same again to go on from there, or {self.by_hand}"
+                f"Run the same command again to continue from there, or {self.by_hand}"
             ) from reason
         self.got = _sha256_of(self.part)
         os.replace(self.part, output_file)
@@ -368,13 +370,13 @@ class _Resuming:
             reason = error.reason if isinstance(error, URLError) else error
             host = urlsplit(url).netloc
             raise FadevizError(f"cannot reach {host} ({reason}). Check the network, or {self.by_hand}") from error
-        if not isinstance(response, HTTPResponse):  # an http address can send one on to an ftp one
-            raise FadevizError(f"{url} leads to another kind of address, {response.url}. Give an https:// one")
+        if not isinstance(response, HTTPResponse):  # an http URL can redirect to an ftp one
+            raise FadevizError(f"{url} redirects to another kind of URL, {response.url}. Give an https:// one")
         return response
 
 
 def _drop_special(path: Path) -> None:
-    """Remove a link or a pipe with the name of a download: one would be written through, the other waited for."""
+    """Remove a symlink or a FIFO with the name of a download: one would be followed, the other would block."""
     try:
         if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
             path.unlink()
@@ -386,7 +388,7 @@ def _pieces(response: HTTPResponse) -> Iterator[bytes]:
     # Apart from the writing, so that an OSError here is the network's and one there the disk's.
     while True:
         try:
-            piece = response.read1(_CHUNK)  # what is there, without waiting for more
+            piece = response.read1(_CHUNK)  # what has arrived, without waiting for more
         except (OSError, HTTPException) as error:
             raise _BrokenOff(str(error) or type(error).__name__) from error
         if not piece:

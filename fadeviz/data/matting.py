@@ -353,7 +353,7 @@ def check_matting(
 
 
 def describe_matting(folder: str | os.PathLike[str]) -> list[str]:
-    """What the files of a matting folder have that is easily read another way, a line each.
+    """Properties of a matting folder's files that other readers may treat differently, a line each.
 
     Raises:
         FadevizError: as :func:`load_matting`.

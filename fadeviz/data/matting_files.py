@@ -95,11 +95,11 @@ class Layers(NamedTuple):
 
 
 def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
-    """A picture ``(H, W, 3)`` in RGB, turned as its orientation tag says.
+    """A picture ``(H, W, 3)`` in RGB, with its orientation tag applied.
 
     Args:
         path: the file.
-        hidden: where it is transparent its stored colours count, as in a foreground; else white lies behind.
+        hidden: keep the stored colours of transparent parts, as for a foreground, instead of a white background.
 
     Raises:
         FadevizError: a file that cannot be read.
@@ -275,9 +275,9 @@ def _seeded(seed: int, name: str) -> bytes:
 
 
 def _pictures(folder: Path, found: Found) -> dict[str, Path]:
-    """The images of a folder by the stem of their names; nothing where there is no such folder.
+    """The images of a folder by the stem of their names; empty if the folder does not exist.
 
-    What is left out, and what cannot be, goes into ``found``.
+    Notes on ignored files and problems are added to ``found``.
     """
     if not folder.is_dir():
         return {}
@@ -288,7 +288,7 @@ def _pictures(folder: Path, found: Found) -> dict[str, Path]:
 
 
 def _note_lone(found: Found, what: str, names: Iterable[str]) -> None:
-    """Tell of files that belong to nothing."""
+    """Note files without a counterpart."""
     lone = sorted(names)
     if lone:
         found.notes.append(f"{what} are ignored: {len(lone)} ({shorten(lone)})")
@@ -443,5 +443,5 @@ def _lines(path: Path) -> list[str]:
     try:
         return [line.strip() for line in read_regular(path, _LARGEST_LIST).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "it is not a text file"
         raise FadevizError(f"{path} cannot be read: {reason}. Put the set's own list there") from error

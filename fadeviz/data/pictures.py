@@ -1,7 +1,7 @@
-"""Finding and opening image files, one way for all readers: what is read is what a viewer shows, or is refused.
+"""Finding and opening image files, the same way for all readers: an image is read as a viewer shows it, or refused.
 
-Names are compared in composed Unicode, endings in either case; orientation tags are applied; a palette stands for its
-colours; nothing but regular files is opened. What a folder has besides images is told by :func:`list_folder`.
+Names are compared in composed Unicode and suffixes in either case; orientation tags are applied; palettes are read by
+their colours; only regular files are opened. :func:`list_folder` also lists what a folder holds besides images.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ..errors import FadevizError, printable
 from ..files import NoRegularFile, check_regular
 
 MAX_PIXELS = 50_000_000
-"""A larger picture is refused before it is decoded: no data set here has one, and few cameras make one."""
+"""Images with more pixels are refused before decoding: no data set here has them, and few cameras make them."""
 
 MAX_BYTES = 1 << 29
-"""A larger file is refused before it is read: ``MAX_PIXELS`` of 64 bits, not compressed, and some more."""
+"""Larger files are refused before they are read: ``MAX_PIXELS`` of 64 bits, uncompressed, and some more."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Endings, in lower case, of what is taken for an image in a folder."""
+"""Suffixes, in lower case, of the files that count as images in a folder."""
 
 GROUND = (255, 255, 255)
-"""What lies behind the transparent parts of an image: white, as viewers and browsers have it."""
+"""The background of transparent images: white, as in viewers and browsers."""
 
-# Pillow knows more, some of which start other programs (EPS) or are no images of this field.
+# Pillow supports more, some of which start other programs (EPS) or are not used in this field.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 # What Pillow raises for files with nonsense in them; of tags that are numbers elsewhere, almost anything.
@@ -66,8 +66,8 @@ class Listing(NamedTuple):
 
     Attributes:
         files: the images by the stem of their names in composed Unicode, in the order of the names.
-        left_out: names of what is no image: other endings, hidden files, folders.
-        problems: a line for each name that two files have, and for each image that is no regular file.
+        left_out: names of everything else: other suffixes, hidden files, folders.
+        problems: a line for each name that two files share, and for each image that is not a regular file.
     """
 
     files: dict[str, Path]
@@ -80,7 +80,7 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
 
     Args:
         folder: where they lie.
-        suffixes: endings in lower case; either case is taken.
+        suffixes: in lower case; files match in either case.
 
     Raises:
         FadevizError: a folder that cannot be listed.
@@ -93,7 +93,7 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
         raise FadevizError(f"{folder} cannot be listed: {error.strerror or error}. Check its permissions") from error
     for entry in entries:
         path = folder / entry.name
-        # os.path, as it takes a link that leads in a circle for what it is: nothing.
+        # os.path, because it treats a symlink loop as missing.
         is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(path)
         is_folder = not is_file and os.path.isdir(path)
         if is_folder or is_hidden(path) or path.suffix.lower() not in suffixes:
@@ -108,7 +108,7 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
 
 
 def key_of(name: str) -> str:
-    """A name to compare by: an accent is the same whether it is part of the letter or follows it (NFC, NFD)."""
+    """The name to compare by: composed Unicode, so that NFC and NFD spellings are equal."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -118,10 +118,10 @@ def is_hidden(path: Path) -> bool:
 
 
 def note_left_out(where: str, names: Collection[str]) -> list[str]:
-    """The note on what is left out of a folder, or none."""
+    """The note on what is ignored in a folder, if anything."""
     if not names:
         return []
-    verb = "is no image file" if len(names) == 1 else "are no image files"
+    verb = "is not an image" if len(names) == 1 else "are not images"
     return [printable(f"left out of {where}: {len(names)} that {verb} ({shorten(names)})")]
 
 
@@ -135,8 +135,8 @@ def _kind_of(path: Path) -> str:
     try:
         mode = path.stat().st_mode
     except OSError:
-        return "a link that leads nowhere" if path.is_symlink() else "gone"
-    return "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        return "a broken symlink" if path.is_symlink() else "gone"
+    return "a FIFO" if stat.S_ISFIFO(mode) else "a device or a socket"
 
 
 # --- files ---
@@ -189,7 +189,7 @@ def _check_header(path: Path, opened: Image.Image) -> None:
         raise _too_large(path, f"{width}x{height} pixels")
     # The second image of an MPO is a phone's other view of the same photograph.
     if getattr(opened, "is_animated", False) and opened.format != "MPO":
-        raise FadevizError(f"{path} has more than one frame. Save the one that is meant as an image of its own")
+        raise FadevizError(f"{path} has more than one frame. Save the intended frame as a separate image")
     if opened.mode.startswith(("I", "F")) and getattr(opened, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
         raise FadevizError(f"{path} is a TIFF of 16 bits or more whose 0 is white. Save it with black as 0")
 
@@ -199,24 +199,24 @@ def orientation(opened: Image.Image) -> int:
     try:
         value = opened.getexif().get(_ORIENTATION, 1)
     except _DAMAGED:
-        return 1  # the photograph is whole, whatever its tags are
+        return 1  # damaged tags do not damage the image
     return value if value in _TURNS else 1
 
 
 def _too_large(path: Path, pixels: str) -> FadevizError:
     return FadevizError(
-        f"{path} cannot be read: {pixels} are far more than the {MAX_PIXELS:,} that any image may have. "
+        f"{path} cannot be read: {pixels} exceed the limit of {MAX_PIXELS:,}. "
         "Make it smaller, or remove it and what belongs to it"
     )
 
 
 def cannot_read(path: Path, reason: str) -> FadevizError:
-    """The error to raise for a file that is no picture, with what to do about it."""
+    """The error to raise for a file that is not an image, with what to do about it."""
     return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and what belongs to it")
 
 
 def is_lossy(picture: Image.Image) -> bool:
-    """Whether the file that a picture was read from keeps values only nearly."""
+    """Whether the file that a picture was read from is compressed lossily."""
     return picture.format in ("JPEG", "MPO", "WEBP") or picture.info.get("compression") == "jpeg"
 
 
@@ -224,18 +224,18 @@ def is_lossy(picture: Image.Image) -> bool:
 
 
 def to_rgb(picture: Image.Image, path: Path, *, hidden: bool = False) -> Image.Image:
-    """The picture in mode RGB; what is transparent lies over ``GROUND``.
+    """The picture in mode RGB; transparent parts are composited over ``GROUND``.
 
     Args:
         picture: in any mode.
         path: its file, for messages.
-        hidden: take the stored colours instead, also where they are transparent.
+        hidden: take the stored colours instead, even where they are transparent.
 
     Raises:
-        FadevizError: more than 8 bits a channel, which would be cut off; a colour mode that nobody knows.
+        FadevizError: more than 8 bits per channel, which would be truncated; an unknown colour mode.
     """
     if picture.mode.startswith(("I", "F")):
-        raise FadevizError(f"{path} has 16 bits or more a channel (mode {picture.mode}). Convert it to 8 bits")
+        raise FadevizError(f"{path} has 16 bits or more per channel (mode {picture.mode}). Convert it to 8 bits")
     try:
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
@@ -251,23 +251,23 @@ def _is_opaque(picture: Image.Image) -> bool:
 
 
 def check_opaque(picture: Image.Image, path: Path, what: str) -> None:
-    """Refuse transparency that changes what a mask, a matte or a trimap shows; black may be transparent.
+    """Refuse transparency that changes what a mask, a matte or a trimap shows; only black may be transparent.
 
     Raises:
-        FadevizError: something that is not black is transparent, so that the values have two meanings.
+        FadevizError: pixels that are not black are transparent, so that the values are ambiguous.
     """
     if not picture.has_transparency_data:
         return
     pixels = np.asarray(picture.convert("RGBA"))
     if ((pixels[..., 3] < 255) & (pixels[..., :3].max(axis=2) > 0)).any():
         raise FadevizError(
-            f"{path} is a {what} with transparency over more than black, which has two meanings. "
+            f"{path} is a {what} whose transparent parts are not black, which is ambiguous. "
             "Save it without transparency"
         )
 
 
 def palette_of(picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The numbers ``(H, W)`` of a picture with a palette, and the colours ``(256, 3)`` that they stand for."""
+    """The indices ``(H, W)`` of a picture with a palette, and the colours ``(256, 3)`` that they stand for."""
     numbers = np.asarray(picture)
     table = np.zeros((256, 3), np.uint8)
     colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
@@ -275,13 +275,13 @@ def palette_of(picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint
     return numbers if numbers.ndim == 2 else numbers[..., 0], table
 
 
-# --- what was met ---
+# --- what was found ---
 
 
 def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[str]:
-    """What files have that is easily read another way, a line each with their number and the first few names.
+    """Properties of files that other readers may treat differently: a line each, with a count and the first few names.
 
-    Only their headers are read; what cannot be read is passed over.
+    Only headers are read; unreadable files are skipped.
 
     Args:
         paths: the files.
@@ -289,7 +289,7 @@ def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[st
         palette: how a palette is read: ``"by its colours"``.
     """
     looks: dict[str, Callable[[Image.Image], bool]] = {
-        "turned as their orientation tag says": lambda opened: orientation(opened) != 1,
+        "rotated by their orientation tag": lambda opened: orientation(opened) != 1,
         f"with a palette, read {palette}": lambda opened: opened.mode in ("P", "PA"),
         "with transparency": lambda opened: opened.has_transparency_data,
         "of 16 bits or more": lambda opened: opened.mode.startswith(("I", "F")),
@@ -306,5 +306,5 @@ def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[st
                         if holds(opened):
                             met[look].append(path.name)
         except (*_DAMAGED, Image.DecompressionBombError):
-            continue  # told by whoever reads it
+            continue  # reported when the image is read
     return [f"{what} {look}: {len(names)} of {len(unique)} ({shorten(names)})" for look, names in met.items() if names]

@@ -135,7 +135,7 @@ def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Spli
 
 
 def describe_data(folder: str | Path, name: str) -> list[str]:
-    """How the files of a folder were read where another reader might read them otherwise, a line each.
+    """How files were read where other readers may treat them differently, a line each.
 
     Args:
         folder: where the set lies, as :func:`check_data` found it whole.

@@ -52,7 +52,7 @@ The next pairs differ by 16 and more.
 """
 
 CLEARLY_LIT = 64
-"""A colour that reaches this in a channel is not taken for black."""
+"""A colour that reaches this in any channel does not count as black."""
 
 
 class _Layout(NamedTuple):
@@ -153,8 +153,8 @@ def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
         folder: where the set lies.
         size: side of the square that every picture is warped to, or ``(height, width)``.
 
-    Names match whatever the case of their endings and however their accents are written; orientation tags are applied;
-    transparent parts of an image are white. A mask with a palette is read by the colours it shows, white is horse.
+    File names match regardless of the case of their suffixes and of Unicode composition; orientation tags are applied;
+    transparent parts of images are composited over white. Masks with a palette are read by colour, white is horse.
 
     Raises:
         FadevizError: no such folder, an unknown layout, no images, an image without mask, an image that cannot be read.
@@ -186,7 +186,7 @@ def check_weizmann(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def describe_weizmann(folder: str | os.PathLike[str]) -> list[str]:
-    """What the files of a Weizmann Horse folder have that is easily read another way, a line each.
+    """Properties of a Weizmann Horse folder's files that other readers may treat differently, a line each.
 
     Raises:
         FadevizError: as :func:`read_weizmann`.
@@ -386,19 +386,19 @@ def _read_mask(path: Path) -> NDArray[np.bool_]:
 
 
 def _by_level(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
-    """A mask that is black and white only nearly."""
+    """Read a mask that is black and white up to compression noise."""
     values = np.asarray(_to_grey(picture, path))
     middle = float(np.mean((values >= 64) & (values <= 191)))
     if middle > MIDDLE_SHARE:
         raise FadevizError(
-            f"{path} is no mask: {middle:.0%} of its values lie in 64..191, at most {MIDDLE_SHARE:.0%} may. "
+            f"{path} is not a mask: {middle:.0%} of its values are in 64..191, at most {MIDDLE_SHARE:.0%} may be. "
             "Put the figure-ground mask there"
         )
     return np.asarray(values > 127)
 
 
 def _by_value(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
-    """A mask that is exactly black and white, or whose values are the two classes."""
+    """Read a mask that is exactly black and white, or whose values are the two classes."""
     deep = picture.mode.startswith(("I", "F"))
     values = np.asarray(picture if picture.mode == "1" or deep else _to_grey(picture, path))
     there = set(np.unique(values).tolist())
@@ -416,18 +416,18 @@ def _to_grey(picture: Image.Image, path: Path) -> Image.Image:
 
 
 def _by_colours(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
-    """A mask with a palette: the lighter of two colours is horse, as tools number black and white either way.
+    """Read a mask with a palette: the lighter of two colours is horse, since tools order black and white either way.
 
-    Colours that are not black and white are there to look at, and the numbers are the classes, 0 and 1. A mask whose
-    colours say one thing and whose numbers another is refused.
+    If the colours are not black and white, the indices are the classes, 0 and 1. A mask whose colours and indices
+    contradict each other is refused.
     """
     numbers, table = palette_of(picture)
     used = np.unique(numbers)
     colours = np.unique(table[used], axis=0)
     if len(colours) == 1:
-        raise FadevizError(f"{path} has one colour alone, {_colour(colours[0])}. Put the figure-ground mask there")
+        raise FadevizError(f"{path} has only one colour, {_colour(colours[0])}. Put the figure-ground mask there")
     if len(colours) > 2:
-        raise FadevizError(f"{path} has {len(colours)} colours. A mask has only black and white; save it without loss")
+        raise FadevizError(f"{path} has {len(colours)} colours. A mask has only black and white; save it losslessly")
     lightness = colours @ np.array([0.299, 0.587, 0.114])
     dark, light = colours[np.argsort(lightness, kind="stable")]
     is_light = (table == light).all(axis=1)
@@ -436,8 +436,8 @@ def _by_colours(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
     by_number = used.tolist() in ([0, 1], [0, 255]) and bool(is_light[used[1]])
     if not (by_colour or by_number):
         raise FadevizError(
-            f"{path} shows {_colour(dark)} and {_colour(light)}: which of them is the horse cannot be known. "
-            "Save it in black and white, the horse white"
+            f"{path} shows {_colour(dark)} and {_colour(light)}: it is ambiguous which of them is the horse. "
+            "Save it in black and white, with the horse white"
         )
     return np.asarray(is_light[numbers])
 

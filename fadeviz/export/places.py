@@ -36,7 +36,7 @@ def new_file(path: Path, suffix: str, is_ours: Callable[[Path], bool], *, overwr
         raise FadevizError(f"{path} is a folder, this export is one file. Choose another -o")
     if os.path.lexists(path):
         _refuse_unless(overwrite, path)
-        if not path.is_file() or not is_ours(path):  # a pipe would be waited for
+        if not path.is_file() or not is_ours(path):  # opening a FIFO would block
             raise FadevizError(f"{path} was not written by this export: it is not replaced. Choose another -o")
     with replacing(path) as partial:
         yield partial

@@ -20,7 +20,7 @@ from ..runs import Maps, Run, common_steps
 from ..snapshots import CHANNEL_KINDS, KINDS
 
 CHANNELS_DRAWN = 8
-"""So many representative channels of a map are drawn."""
+"""Number of representative channels drawn per map."""
 
 _TILE = 128
 """Pixels that a drawn map is about wide."""
@@ -96,7 +96,7 @@ class Selection:
     def observation(self) -> dict[str, NDArray[np.uint8]]:
         """The exported ones of the observed ``images``, ``(n, H, W, 3)``, and their ``masks``, ``(n, H, W)``.
 
-        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``. Empty where the run has lost them.
+        Of a matting run also their ``alphas``, 0 to 255, and ``trimaps``. Empty if the run has lost them.
         """
         if self.run.lost:
             return {}
@@ -115,7 +115,7 @@ class Selection:
         return np.array([line["step"] for line in lines], np.int64), columns
 
     def scalars(self) -> Iterator[tuple[str, int, float]]:
-        """Each number of the run's metrics, those that are not finite too: its name, the step, the value."""
+        """Each number of the run's metrics, including NaN and infinities: its name, the step, the value."""
         lines = _lines(self.run)
         for name in _names(lines):
             for line in lines:
@@ -125,12 +125,12 @@ class Selection:
 
 
 def _lines(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics whose step an export can hold."""
+    """The lines of a run's metrics whose step can be exported."""
     return [line for line in run.metrics() if 0 <= line["step"] < 2**63]
 
 
 def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the lines have numbers of."""
+    """The names of the numbers in the lines."""
     names = dict.fromkeys(key for line in lines for key in line if key != "step")
     return [name for name in names if any(_number(line.get(name)) is not None for line in lines)]
 
@@ -145,14 +145,14 @@ def _number(value: object, otherwise: float | None = None) -> float | None:
 
 
 def _left_out(run: Run) -> Iterator[str]:
-    """What of a run no export can hold, a sentence each."""
+    """Notes on what of a run cannot be exported, one sentence each."""
     yield from (f"left out {name} ({reason})" for name, reason in run.broken.items())
     lines, every = _lines(run), run.metrics()
     names = dict.fromkeys(key for line in lines for key in line if key != "step")
     if texts := [name for name in names if name not in _names(lines)]:
-        yield f"left out of the metrics, as no numbers that a float holds: {', '.join(texts)}"
+        yield f"left out of the metrics, not representable as floats: {', '.join(texts)}"
     if len(lines) < len(every):
-        yield f"left out {len(every) - len(lines)} lines of the metrics: their steps are no numbers from 0 on"
+        yield f"left out {len(every) - len(lines)} lines of the metrics: their steps are not whole numbers from 0"
 
 
 def select(
@@ -205,7 +205,7 @@ def select(
 
 
 def _observed_images(run: Run, steps: Sequence[int]) -> int:
-    """How many images the run observed; where it has lost them, of how many it has maps."""
+    """The number of observed images, or of images with maps if the run has lost them."""
     if not run.lost:
         return len(run.observation[0])
     return max(run.maps(layer, kind, steps=steps[:1]).shape[1] for layer, kinds in run.layers.items() for kind in kinds)
@@ -298,7 +298,7 @@ def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
 
 
 def undrawn(selection: Selection, cells: int) -> tuple[str, ...]:
-    """Notes of what :func:`draw` leaves out, or paints apart, a sentence each; ``cells`` of all maps are not finite."""
+    """Notes on what :func:`draw` leaves out or marks, one sentence each; ``cells`` of all maps are not finite."""
     many = {
         part.kind: part.shape[2]
         for part in selection.parts
@@ -306,7 +306,7 @@ def undrawn(selection: Selection, cells: int) -> tuple[str, ...]:
     }
     notes = [
         f"{kind}: at most {CHANNELS_DRAWN} of {count} channels of an image are drawn, the representative ones; "
-        "--to npz and --to zarr hold all"
+        "--to npz and --to zarr include all"
         for kind, count in many.items()
     ]
     return (*notes, *([f"{cells} cells are NaN or infinite; they are painted magenta"] if cells else []))

@@ -72,7 +72,7 @@ def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, over
 
 
 def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
-    """Every number of the run's metrics, NaN and infinite ones too: a name that is safe in a path, step, value."""
+    """Every number of the run's metrics, including NaN and infinities: a name that is safe in a path, step, value."""
     return ((safe_name(name), step, value) for name, step, value in selection.scalars())
 
 

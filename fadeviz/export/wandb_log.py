@@ -61,9 +61,9 @@ def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
 
 
 def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """Write every picture to ``folder``; return a line a step, as W&B takes steps in order alone.
+    """Write every picture to ``folder``; return one line per step, since W&B requires steps in order.
 
-    And how many cells of all maps are not finite.
+    Also returns how many cells of all maps are not finite.
     """
     cells = 0
     lines: dict[int, dict[str, Any]] = {}

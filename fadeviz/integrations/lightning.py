@@ -65,8 +65,8 @@ class RecorderCallback(Callback):
             loss_fn: ``loss_fn(output, targets)`` of what ``forward`` returns; None records no gradients.
             resume: go on in the folder also where the training begins anew, at step 0.
             overwrite: replace a run that is there; not where the training goes on from a checkpoint.
-            **options: further arguments of :class:`fadeviz.Recorder`, also ``on_error``: by default the training goes
-                on where recording fails, and says so once.
+            **options: further arguments of :class:`fadeviz.Recorder`, including ``on_error``: by default, if
+                recording fails, the training continues with one warning.
 
         Raises:
             TypeError: an argument that the recorder does not know.

@@ -63,9 +63,9 @@ class RecorderCallback(TrainerCallback):
                 has labels, and records no gradients where it has none.
             resume: go on in the folder also where the training begins anew, at step 0.
             overwrite: replace a run that is there; not where the training goes on from a checkpoint.
-            **options: further arguments of :class:`fadeviz.Recorder`, also ``on_error``: by default the training goes
-                on where recording fails, and says so once. ``ignore_index`` is that of the model's configuration,
-                where it has one.
+            **options: further arguments of :class:`fadeviz.Recorder`, including ``on_error``: by default, if
+                recording fails, the training continues with one warning. ``ignore_index`` defaults to that of the
+                model's configuration, if any.
 
         Raises:
             TypeError: an argument that the recorder does not know.

@@ -1,1 +1,1 @@
-"""The parts of one observation: names of layers, hooks, the state that is put back, batches and masks of any form."""
+"""The parts of an observation: layer names, hooks, saved and restored state, batches and masks of any form."""

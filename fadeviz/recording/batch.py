@@ -1,4 +1,4 @@
-"""The tensors in whatever a model is called with and gives: found, changed, cut into single images, joined again."""
+"""The tensors in a model's inputs and outputs of any structure: find, map, split by image, concatenate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same structure with every tensor changed: mappings, lists, tuples and named tuples, dataclasses,
     and objects that have tensors for attributes.
 
-    Containers and NumPy arrays are copied, other objects are the same ones.
+    Containers and NumPy arrays are copied; other objects are kept.
     """
     if isinstance(value, Tensor):
         return change(value)
@@ -46,9 +46,9 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass, or the attributes of a project's own kind of batch, which has tensors among them.
+    """The fields of a dataclass, or the attributes of a custom batch object that holds tensors.
 
-    None of all else.
+    None for anything else.
     """
     if isinstance(value, type | torch.nn.Module):
         return None
@@ -71,29 +71,29 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def image_size(images: Any) -> tuple[int, int]:
-    """How many images ``(N, C, H, W)`` there are, and the pixels of each; ``(0, 0)`` where nothing has four axes."""
+    """The number of images ``(N, C, H, W)`` and the pixels of each; ``(0, 0)`` if nothing has four axes."""
     largest = max((t for t in tensors_in(images) if t.ndim == 4), key=lambda t: t.numel(), default=None)
     return (0, 0) if largest is None else (len(largest), largest.shape[-2] * largest.shape[-1])
 
 
 def cut(images: Any, count: int, start: int, stop: int) -> Any:
-    """Images from ``start`` to ``stop``: tensors of ``count`` rows are cut, others are for every image."""
+    """Images from ``start`` to ``stop``: tensors of ``count`` rows are sliced, others apply to every image."""
     return map_tensors(images, lambda t: t[start:stop] if t.ndim and len(t) == count else t)
 
 
 def joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
-    """Outputs of some images each as the output of all.
+    """Concatenate the outputs of chunks into the output of all images.
 
     Args:
-        parts: of one structure.
-        counts: how many images each is of.
+        parts: outputs of the same structure.
+        counts: the number of images in each.
 
     Raises:
-        FadevizError: a tensor that has not a row an image, so that it cannot be joined; a loss inside an output, e.g.
+        FadevizError: a tensor without one row per image, such as a loss inside an output.
     """
     found = [tensors_in(part) for part in parts]
     for tensors, count in zip(found, counts, strict=True):
         if len(tensors) != len(found[0]) or any(not t.ndim or len(t) != count for t in tensors):
-            raise FadevizError("the model's output has not a row for each image")
+            raise FadevizError("the model's output does not have one row per image")
     whole = iter([torch.cat(same) for same in zip(*found, strict=True)])
     return map_tensors(parts[0], lambda _: next(whole))

@@ -1,4 +1,4 @@
-"""What the hooks of one forward and backward pass see, and make of it: maps in numpy, and errors in words."""
+"""The hooks of one forward and backward pass, which turn outputs into numpy maps and errors into messages."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from ..views import View, as_map, choose_tensor
 Mode = Literal["eval", "batch"]
 
 INSIDE = {"gate": "gate", "kernel_entropy": "kernels", "kernels": "kernels"}
-"""Kinds that show a part of an operator: the name of the submodule whose output they are made of."""
+"""Kinds that show a part of an operator, with the name of the submodule that they come from."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What an observation was asked for."""
+    """The arguments of an observation."""
 
     images: Any
     targets: Any
@@ -40,26 +40,26 @@ class Asked:
     autocast: torch.dtype | None
     images_at_once: int | None
     layers: Mapping[str, nn.Module]
-    """What is recorded, by name."""
+    """The names of the recorded layers."""
     needed: frozenset[str]
-    """Those of the layers that an error is raised for; the others were only found by a glob."""
+    """The layers whose problems raise an error; the others were only matched by a glob."""
     parts: Mapping[str, nn.Module]
     """All modules of the model by name."""
     guarded: tuple[nn.Module, ...]
-    """All that must stay as it is: of the model and of the loss."""
+    """All modules that must be left unchanged: those of the model and of the loss."""
     views: Mapping[str, View]
     reduce: Callable[[Tensor], Tensor]
     channel_images: int
 
     @contextmanager
     def in_words(self, what: str, layer: str = "", given: str = "") -> Iterator[None]:
-        """Errors of others as one line: which layer, what it did, at which step, in which mode."""
+        """Turn errors of the model or the loss into one line: layer, what failed, step and mode."""
         try:
             yield
         except FadevizError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):  # whoever calls knows how to do with less
+            if is_out_of_memory(error):  # the caller may retry with fewer images
                 raise
             layer = layer or _deepest_layer(error, self.parts)
             where = f"{what}{f', in layer {layer!r}' if layer else ''} (step {self.step}, observed in {self.mode} mode)"
@@ -68,7 +68,7 @@ class Asked:
 
 
 class Found:
-    """What the hooks of one observation have seen so far."""
+    """What the hooks of one observation have collected so far."""
 
     def __init__(self, asked: Asked, kinds: Sequence[str]) -> None:
         self.asked = asked
@@ -83,7 +83,7 @@ class Found:
         self._elsewhere: set[str] = set()
 
     def refuse(self, layer: str, error: FadevizError) -> None:
-        """Raise; or leave the layer out, where it was only found by a glob and nothing depends on it yet."""
+        """Raise; or leave the layer out if it was only matched by a glob and nothing depends on it yet."""
         if layer in self.asked.needed:
             raise error
         self.left_out.setdefault(layer, str(error))
@@ -91,7 +91,7 @@ class Found:
         self._edges = [edge for edge in self._edges if edge[0] != layer]
 
     def is_not_for(self, layer: str) -> bool:
-        """Whether a call is none to record: a part that runs again, or the training's own, in another thread."""
+        """Whether to ignore a call: a recomputation, or the training's own call in another thread."""
         if threading.get_ident() != self._thread:
             self._elsewhere.add(layer)
             return True
@@ -99,13 +99,13 @@ class Found:
         return self._over or layer in self.left_out
 
     def layer_ran(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Reduce what the layer gave to the kinds that are recorded."""
+        """Reduce the layer's output to the recorded kinds."""
         kinds = self.kinds
         call = self._count(layer, "")
         view = self.asked.views[layer]
         try:
             tensor = choose_tensor(output, view, layer)
-            # Reduced here and now: a kept reference would be overwritten by an in-place ReLU that follows.
+            # Reduced immediately: an in-place ReLU that follows would overwrite a kept reference.
             value = as_map(tensor.detach(), view, layer).float()
             if "gradient" in kinds:
                 self._needs_gradient(layer, tensor)
@@ -118,7 +118,7 @@ class Found:
             if not isinstance(reduced, Tensor) or reduced.shape != (len(value), *value.shape[-2:]):
                 got = tuple(reduced.shape) if isinstance(reduced, Tensor) else type(reduced).__name__
                 raise FadevizError(
-                    f"reduce made {got} of {tuple(value.shape)} in layer {layer!r}. It must give (B, h, w)"
+                    f"reduce returned {got} for {tuple(value.shape)} in layer {layer!r}. It must return (B, h, w)"
                 )
             self._add(layer, call, "feature", reduced.detach().float())
         if "channels" in kinds:
@@ -126,8 +126,8 @@ class Found:
         if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
             if len(inputs) < 2 or not isinstance(inputs[1], Skip):
                 raise FadevizError(
-                    f"layer {layer!r} was not called as upsampler(x, skip), so that its guide is unknown. "
-                    "Leave guide and constant out of the kinds, or call it so"
+                    f"layer {layer!r} was not called as upsampler(x, skip), so its guide is unknown. "
+                    "Leave guide and constant out of the kinds, or call it like that"
                 )
             x, skip = inputs[0], inputs[1]
             if "guide" in kinds:
@@ -147,7 +147,7 @@ class Found:
         raise FadevizError(f"layer {layer!r} {why}. Leave gradient out of the kinds, or choose another layer")
 
     def _constant_response(self, module: Upsampler, x: Tensor, skip: Skip) -> Tensor:
-        """What the operator makes of ones. Its own parts run again meanwhile: they are not to be recorded twice."""
+        """The operator's response to ones. Its submodules run again for this, and must not be recorded twice."""
         indices = None if skip.indices is None else skip.indices[:1]
         ones, guide = torch.ones_like(x[:1]), Skip(torch.ones_like(skip.feature[:1]), indices)
         self._over = True
@@ -159,7 +159,7 @@ class Found:
             self._over = False
 
     def part_ran(self, layer: str, kind: str, module: nn.Module, output: Tensor) -> None:
-        """Reduce what an operator's gate or kernels gave."""
+        """Reduce the output of an operator's gate or kernels."""
         call = self._count(layer, kind)
         value = output.detach().float()
         if kind == "kernels":
@@ -187,14 +187,14 @@ class Found:
                 self._add(layer, call, "gradient", grad.float().relu().sum(dim=1))
 
     def forward_is_over(self) -> None:
-        """Stop recording, and ask for what did not come."""
+        """Stop recording, and report the layers that are missing."""
         self._over = True
         if self.error is not None:  # raised in a hook, and caught by the model
             raise self.error
         for layer in self.asked.layers if self.kinds else ():
             if not self._calls[layer, ""]:
                 where = "thread that observes" if layer in self._elsewhere else "forward pass"
-                error = f"layer {layer!r} did not run in the {where}, so there is nothing to record of it"
+                error = f"layer {layer!r} did not run in the {where}, so there is nothing to record"
                 self.refuse(layer, FadevizError(error))
 
     def _count(self, layer: str, kind: str) -> int:
@@ -202,7 +202,7 @@ class Found:
         return self._calls[layer, kind] - 1
 
     def _add(self, layer: str, call: int, kind: str, value: Tensor) -> None:
-        # A copy keeps what was seen when buffers are reused; and memory that NumPy has seen cannot be resized any more.
+        # A copy, because buffers may be reused, and memory shared with NumPy cannot be resized any more.
         copy = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         array: NDArray[np.float32] = copy.numpy()
         self.snapshots.append(Snapshot(self.asked.step, layer, call, kind, array))
@@ -222,12 +222,14 @@ def kernel_entropy(kernels: Tensor, groups: int = 1) -> Tensor:
 
 @contextmanager
 def hooked(found: Found) -> Iterator[None]:
-    """The hooks of one pass; none is left, whatever happens."""
+    """The hooks of one pass; all are removed at the end, also after an error."""
     handles = []
     try:
         for layer, module in found.asked.layers.items() if found.kinds else ():
             if isinstance(module, torch.jit.ScriptModule):
-                error = f"layer {layer!r} is scripted (torch.jit), which calls no hooks. Choose the layer around it"
+                error = (
+                    f"layer {layer!r} is scripted (torch.jit), so it does not call hooks. Choose the layer around it"
+                )
                 found.refuse(layer, FadevizError(error))
                 continue
             handles.append(module.register_forward_hook(_layer_hook(layer, found)))
@@ -262,13 +264,13 @@ def _noting_errors(found: Found, layer: str, record: Callable[[], None]) -> None
         with found.asked.in_words("recording failed", layer):
             record()
     except Exception as error:
-        found.error = error  # a model that catches errors of its layers must not swallow this one
+        found.error = error  # kept in case the model catches errors of its layers
         raise
 
 
 @contextmanager
 def unchanged_modes(modules: Iterable[nn.Module], mode: Mode) -> Iterator[None]:
-    """The modules in the observation's mode, and afterwards in the modes they were in."""
+    """Put the modules into the observation's mode, and restore their own modes afterwards."""
     # Module by module: model.train() afterwards would also wake layers that were frozen in eval mode on purpose.
     before = [(module, module.training) for module in modules]
     try:
@@ -282,7 +284,7 @@ def unchanged_modes(modules: Iterable[nn.Module], mode: Mode) -> Iterator[None]:
 
 
 def _deepest_layer(error: BaseException, parts: Mapping[str, nn.Module]) -> str:
-    """The innermost layer that the error came through."""
+    """The innermost layer in the error's traceback."""
     names = {id(module): name for name, module in reversed(list(parts.items()))}
     layer, trace = "", error.__traceback__
     while trace is not None:
@@ -292,5 +294,5 @@ def _deepest_layer(error: BaseException, parts: Mapping[str, nn.Module]) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, or Python, found no memory: of torch's errors that of a CPU has no class of its own."""
+    """Whether torch or Python ran out of memory; torch has no exception class for this on a CPU."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

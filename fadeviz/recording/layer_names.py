@@ -1,4 +1,4 @@
-"""The names of a model's modules, and those that a pattern fits."""
+"""The names of a model's modules, and the names that match a pattern."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _WRAPPERS = {
     "AveragedModel": "module",
     "OptimizedModule": "_orig_mod",
 }
-"""Modules of torch that are what they wrap, and the name that they keep it under."""
+"""torch's wrapper modules, and the attribute that holds the wrapped module."""
 
 
 def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[str]]]:
     """The modules of a model by the names that they are recorded under.
 
-    These are all names of ``named_modules``, of a module that is used twice both, without what wrappers put in front.
+    All names of ``named_modules``, both names of a shared module, without the prefixes of wrappers.
 
     Returns:
-        Modules by name; and the full names of those that would have one name with another module.
+        Modules by name; and the full names of modules that would share a name.
     """
     named = dict(model.named_modules(remove_duplicate=False))
     modules: dict[str, nn.Module] = {}
@@ -36,7 +36,7 @@ def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[
             if not wrapped:
                 plain.append(part)
             before = f"{before}.{part}" if before else part
-        # What is wrapped is recorded as its wrapper is.
+        # A wrapped module has its wrapper's name.
         if not plain or wrapped:
             continue
         known = modules.setdefault(".".join(plain), module)
@@ -55,7 +55,7 @@ def _wraps(module: nn.Module) -> str | None:
 def find_layers(
     modules: Mapping[str, nn.Module], patterns: str | nn.Module | Sequence[str | nn.Module], network: str
 ) -> tuple[str, ...]:
-    """The names among ``modules`` that fit the patterns, or are the modules given, in the network's order.
+    """The names among ``modules`` that match the patterns or the given modules, in the network's order.
 
     Raises:
         FadevizError: a pattern that fits none; lists the nearest names.
@@ -66,16 +66,16 @@ def find_layers(
         if isinstance(pattern, nn.Module):
             fits = [name for name in names if _inside(modules[name]) is _inside(pattern)][:1]
             if not fits:
-                raise FadevizError(f"the {type(pattern).__name__} given as a layer is no part of {network}")
+                raise FadevizError(f"the {type(pattern).__name__} given as a layer is not part of {network}")
         else:
             fits = [name for name in names if name_fits(pattern, name)]
-            # As a wrapper around the model would have it: "module.decoder" of what was in DistributedDataParallel.
+            # A name with a wrapper's prefix: "module.decoder", as in DistributedDataParallel.
             fits = fits or [name for name in names if name_fits(_plain(pattern), name)]
         if not fits:
-            # What is called as a function cannot be hooked; who looks for it finds the modules around it.
+            # Functions cannot be hooked; the message points to the modules around them.
             raise FadevizError(
                 f"{unknown_name(f'layer in {network}', str(pattern), names)} {_parts_there(str(pattern), names)}A "
-                "function such as F.interpolate is no layer: choose the module that gives its input or takes its output"
+                "function such as F.interpolate is not a layer: choose the module before or after it"
             )
         chosen |= set(fits)
     return tuple(name for name in names if name in chosen)
@@ -95,7 +95,7 @@ def _inside(module: nn.Module) -> nn.Module:
 
 
 def _parts_there(pattern: str, names: Sequence[str]) -> str:
-    """What the deepest module on the way to ``pattern`` has, where the last parts of the name are wrong."""
+    """The children of the deepest existing parent of ``pattern``, for an error message."""
     parent = pattern
     while "." in parent:
         parent = parent.rpartition(".")[0]
@@ -106,13 +106,13 @@ def _parts_there(pattern: str, names: Sequence[str]) -> str:
 
 
 def asked_for(modules: Mapping[str, nn.Module], patterns: str | nn.Module | Sequence[str | nn.Module]) -> set[str]:
-    """The layers that were asked for by name or as modules, not found by a glob."""
+    """The layers requested by name or as modules, not matched by a glob."""
     exact = [pattern for pattern in _each(patterns) if isinstance(pattern, nn.Module) or "*" not in pattern]
     return set(find_layers(modules, exact, "the model"))
 
 
 def once(names: Sequence[str], modules: Mapping[str, nn.Module], exact: set[str]) -> tuple[str, ...]:
-    """Without the further names of modules that a glob found twice."""
+    """The names without duplicates of modules that a glob matched twice."""
     kept: list[str] = [name for name in names if name in exact]
     known = {id(modules[name]) for name in kept}
     for name in names:
@@ -123,7 +123,7 @@ def once(names: Sequence[str], modules: Mapping[str, nn.Module], exact: set[str]
 
 
 def name_fits(pattern: str, name: str) -> bool:
-    """Whether the whole name fits: ``*`` is one part of it, ``**`` any number."""
+    """Whether the whole name matches: ``*`` is one part of it, ``**`` any number."""
     parts = re.split(r"(\*\*|\*)", pattern)
     expression = "".join({"**": ".*", "*": "[^.]+"}.get(part, re.escape(part)) for part in parts)
     return re.fullmatch(expression, name) is not None

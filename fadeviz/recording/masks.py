@@ -1,4 +1,4 @@
-"""The batch that a recorder observes: copies of it, and what is stored of it: the images to show, masks and names."""
+"""What is stored of the batch that a recorder observes: the images to show, masks and names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .batch import attributes_of
 Labels = NDArray[np.int64]
 
 MOST_CLASSES = 254
-"""What a mask can hold: one byte a pixel, of which 255 is void."""
+"""The number of classes that a mask can hold: one byte per pixel, with 255 for void."""
 
 
 class Masks(NamedTuple):
@@ -28,10 +28,10 @@ class Masks(NamedTuple):
 
     Attributes:
         values: ``(N, H, W)`` uint8, the classes; ``IGNORED`` where a pixel is void.
-        classes: how many there are, 2 or more.
+        classes: the number of classes, 2 or more.
         foreground: the class of each image that is measured as its object; None: every class but 0.
-        earlier: ``values`` as versions before void and classes were told apart stored them.
-        note: why the targets were not taken for masks, where that is odd.
+        earlier: ``values`` as stored by versions that did not distinguish void pixels and classes.
+        note: why the targets are not masks, if that is unexpected.
     """
 
     values: NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Masks(NamedTuple):
 
 
 def whole_number(value: Any, what: str) -> int:
-    """A step or a count of any integer type: Python's, numpy's, a tensor of one integer.
+    """A step or a count of any integer type: Python's, numpy's, a single-element tensor.
 
     Raises:
         FadevizError: anything else, also a bool and a float that happens to be whole.
@@ -57,7 +57,7 @@ def whole_number(value: Any, what: str) -> int:
 
 
 def arrays_in(value: Any) -> Iterator[Tensor | NDArray[Any]]:
-    """The tensors and numpy arrays of a batch, in its order; not those of a list of dicts, one for each image."""
+    """The tensors and numpy arrays of a batch, in order; not those of a list with a dict per image."""
     if isinstance(value, Tensor | np.ndarray):
         yield value
     elif isinstance(value, Mapping):
@@ -81,7 +81,7 @@ def images_to_show(images: Any, given: Any) -> NDArray[np.uint8]:
     if given is None:
         if found is None:
             raise FadevizError(
-                "the observed images are no tensor (N, 1 or 3, H, W) that can be shown. "
+                "the observed images are not a tensor (N, 1 or 3, H, W) that can be shown. "
                 "Give pictures=, uint8 (N, H, W, 3)"
             )
         return _as_bytes(found)
@@ -105,7 +105,7 @@ def _drawable(images: Any) -> NDArray[np.float32] | None:
 
 
 def _stacked(value: Any, axes: int) -> Any:
-    """A list with an array for each image as one array, where they are of one size; else the value itself."""
+    """Stack a list with an array per image if they have the same size; otherwise return it as it is."""
     if not isinstance(value, tuple | list) or not value:
         return value
     parts = [_numbers(one) for one in value if isinstance(one, Tensor | np.ndarray) and one.ndim == axes]
@@ -129,7 +129,7 @@ def names_of(names: Sequence[str] | None, count: int) -> list[str]:
     if names is None:
         return [f"image {number}" for number in range(count)]
     if isinstance(names, str):
-        raise FadevizError(f"names is the text {names!r:.60}: a list of {count} names is needed")
+        raise FadevizError(f"names is the string {names!r:.60}: a list of {count} names is needed")
     if len(names) != count:
         raise FadevizError(f"{len(names)} names for {count} images. Give one for each")
     return [str(name) for name in names]
@@ -145,19 +145,19 @@ def masks_of(
     foreground: int | Sequence[int] | None = None,
     loss_fn: Any = None,
 ) -> Masks:
-    """The masks of the observed images: those given, or the first in the targets that can be one.
+    """The masks of the observed images: those given, or the first suitable target.
 
     Args:
         targets: of the observed batch; integers or zeros and ones, ``(N, H, W)`` or ``(N, 1, H, W)``, or one-hot.
         given: ``masks=``.
-        shape: N, H and W of the images to show; targets of another resolution are brought to it.
-        ignore_index: the label of void pixels; negative ones and 255 are void anyway.
-        classes: how many there are; None takes those up to the largest label.
-        foreground: the class that is the object, of all images or of each.
-        loss_fn: whose ``ignore_index`` counts for the targets, where none is given.
+        shape: N, H and W of the images to show; targets of another resolution are resized to it.
+        ignore_index: the label of void pixels; negative labels and 255 are always void.
+        classes: the number of classes; None takes the largest label plus 1.
+        foreground: the class of the object, one for all images or one for each.
+        loss_fn: its ``ignore_index`` applies to the targets if none is given.
 
     Raises:
-        FadevizError: masks of another shape, labels that no mask can hold, a class that is not there.
+        FadevizError: masks of another shape, labels out of range, a class that does not occur.
     """
     ignore_index = None if ignore_index is None else whole_number(ignore_index, "ignore_index")
     if given is None:
@@ -179,10 +179,10 @@ def masks_of(
         void |= labels == ignore_index
     top = int(labels.max(initial=0, where=~void))
     if top >= MOST_CLASSES:
-        what = f"labels up to {top}, which are no classes from 0 to {MOST_CLASSES - 1}, nor void (255 or negative)"
+        what = f"labels up to {top}, but classes must be from 0 to {MOST_CLASSES - 1}, or void (255 or negative)"
         remedy = "Give the objects as masks=, or the label of void pixels as ignore_index="
         if given is None and foreground is None and classes is None:  # depth, or numbers of instances
-            return Masks(np.zeros(shape, np.uint8), 2, None, before, f"the targets are no masks: {what}. {remedy}")
+            return Masks(np.zeros(shape, np.uint8), 2, None, before, f"the targets are not masks: {what}. {remedy}")
         raise FadevizError(f"the masks hold {what}. {remedy}")
     count = _count_classes(top, classes)
     values = np.where(void, IGNORED, labels).astype(np.uint8)
@@ -198,7 +198,7 @@ def ignored_by(loss_fn: Any) -> int | None:
         return value if isinstance(value, int) else ignored_by(loss_fn.func)
     parts = loss_fn.modules() if isinstance(loss_fn, nn.Module) else [loss_fn]
     values = [getattr(part, "ignore_index", None) for part in parts]
-    # What is void anyway need not be said.
+    # Labels that are always void need not be given.
     return next((value for value in values if isinstance(value, int) and 0 <= value != IGNORED), None)
 
 
@@ -218,7 +218,7 @@ def _foreground(values: NDArray[np.uint8], classes: int, wanted: Any) -> list[in
     if wanted is None:
         if classes > 2:
             return [find_object(mask) for mask in values]
-        # As without void, where it need not be said.
+        # Stored only if there are void pixels; otherwise it is the default.
         return [1] * len(values) if (values == IGNORED).any() else None
     several = isinstance(wanted, tuple | list) or getattr(wanted, "ndim", 0) > 0
     chosen = [whole_number(one, "foreground") for one in (wanted if several else [wanted] * len(values))]
@@ -229,7 +229,7 @@ def _foreground(values: NDArray[np.uint8], classes: int, wanted: Any) -> list[in
     there = sorted(int(value) for value in np.unique(values) if value != IGNORED)
     for one in chosen:
         if one not in there:
-            raise FadevizError(f"foreground is {one}, a class that the masks do not hold. They hold {there}")
+            raise FadevizError(f"foreground is {one}, a class that the masks do not contain. They contain {there}")
     return chosen
 
 
@@ -240,13 +240,13 @@ def _given_labels(masks: NDArray[Any], shape: tuple[int, int, int], ignore_index
         raise FadevizError(f"masks are {masks.shape}; (N, H, W) = {shape} is needed, as the images shown are")
     numeric = np.issubdtype(masks.dtype, np.number) and not np.issubdtype(masks.dtype, np.complexfloating)
     if masks.dtype != bool and not (numeric and np.array_equal(masks, np.trunc(masks))):
-        raise FadevizError(f"masks are {masks.dtype} and hold more than whole numbers: classes, or 0 and 1, are needed")
+        raise FadevizError(f"masks are {masks.dtype} and not whole numbers: classes, or 0 and 1, are needed")
     labels = masks.astype(np.int64)
     return _as_binary(labels, ignore_index)
 
 
 def _as_binary(labels: Labels, ignore_index: int | None) -> Labels:
-    """Of a mask in black and white, 0 and 255, one of 0 and 1."""
+    """Convert a black and white mask of 0 and 255 to 0 and 1."""
     white = ignore_index != IGNORED and set(np.unique(labels).tolist()) == {0, 255}
     return (labels > 0).astype(np.int64) if white else labels
 
@@ -254,12 +254,12 @@ def _as_binary(labels: Labels, ignore_index: int | None) -> Labels:
 def _labels_in(
     targets: Any, shape: tuple[int, int, int], ignore_index: int | None
 ) -> tuple[Labels | None, Labels | None]:
-    """The labels in the targets; and those that earlier versions found there."""
+    """The labels in the targets, and those that earlier versions found."""
     arrays = arrays_in(_stacked(targets, 2))
     found = [labels for one in arrays if (labels := _as_labels(one, shape, ignore_index)) is not None]
     if not found:
         return None, None
-    # Of several, as for losses at several depths, the one that is as large as the images.
+    # Of several (deep supervision), the one that is as large as the images.
     best = next((labels for labels in found if labels.shape == shape), found[0])
     best = _resized(best, shape)
     plain = isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 3
@@ -270,7 +270,9 @@ def _as_labels(target: Tensor | NDArray[Any], shape: tuple[int, int, int], ignor
     if target.ndim not in (3, 4) or len(target) != shape[0] or 0 in target.shape:
         return None
     height, width = target.shape[-2:]
-    if abs(shape[1] * width - shape[2] * height) > 0.02 * shape[1] * width:  # not of the same part of the image
+    if (
+        abs(shape[1] * width - shape[2] * height) > 0.02 * shape[1] * width
+    ):  # another aspect ratio, so another part of the image
         return None
     values = _numbers(target)
     if values.ndim == 4:
@@ -308,4 +310,4 @@ def _array(value: Any, what: str) -> NDArray[Any]:
     try:
         return _numbers(value) if isinstance(value, Tensor) else np.asarray(value)
     except (ValueError, TypeError) as error:
-        raise FadevizError(f"{what} are no array: {error}") from error
+        raise FadevizError(f"{what} cannot be made an array: {error}") from error

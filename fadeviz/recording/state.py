@@ -1,4 +1,4 @@
-"""The state of a model in training: what an observation must leave as it was is kept, restored, and compared."""
+"""The state of a model in training: save, restore and compare what an observation must leave unchanged."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ..errors import FadevizError
 
 State = Mapping[str, object]
-"""What :func:`state_of` found: fingerprints by what they are of, in words."""
+"""The result of :func:`state_of`: fingerprints by the description of what they belong to."""
 
-# Exactly these: what a subclass makes of being written to is not known.
+# Exactly these types: subclasses may react to being written to.
 _DICTS = (dict, OrderedDict, defaultdict)
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(nn.Module().__dict__)
@@ -29,12 +29,12 @@ _HOOKS = tuple(key for key, value in nn.Module().__dict__.items() if "hooks" in 
 
 
 def state_of(model: nn.Module, loss_fn: object = None) -> State:
-    """A fingerprint of all that a training goes on from: to be taken before and after an observation.
+    """A fingerprint of the whole state of a training, to be taken before and after an observation.
 
     Parameters, their gradients and whether they need one, buffers, modes, hooks and plain attributes (numbers, tensors,
     arrays, generators, and containers of them) of every module, also of a loss that is a module, a method of one, or a
-    function that refers to one; and the global generators of torch, NumPy and Python. Tensors count by their bytes:
-    reads every parameter once, so that it takes about as long as writing a checkpoint to memory.
+    function that refers to one; and the global generators of torch, NumPy and Python. Tensors are
+    compared by their bytes: this reads every parameter once and takes about as long as a checkpoint to memory.
     """
     seen: dict[int, object] = {}
     state: dict[str, object] = {}
@@ -64,7 +64,7 @@ def state_of(model: nn.Module, loss_fn: object = None) -> State:
 
 
 def state_changes(before: State, after: State) -> list[str]:
-    """What differs between two states, each in words, in the model's order; empty where nothing does.
+    """The differences between two states, in words and in the model's order; empty if there are none.
 
     Example:
         >>> model = nn.BatchNorm2d(2)
@@ -88,13 +88,13 @@ def state_changes(before: State, after: State) -> list[str]:
 
 @contextlib.contextmanager
 def untouched(modules: Iterable[nn.Module], watched: Iterable[nn.Parameter] = ()) -> Iterator[list[nn.Parameter]]:
-    """What runs inside works on copies of the modules' buffers; afterwards all is as it was, also after an error.
+    """Run the block on copies of the modules' buffers, and restore everything at its end, also after an error.
 
-    Attributes of the modules are put back: numbers, tensors and arrays, lists and dicts of them, generators, and what
-    was registered or replaced meanwhile. The parameters are the training's own, not copies, which large models would
-    have no room for: written to in forward, those of them that are ``watched`` are put back.
+    Attributes of the modules are restored: numbers, tensors and arrays, lists and dicts of them, generators, and what
+    was registered or replaced. The parameters are not copied, since large models would not fit twice; those that are
+    ``watched`` are restored if forward writes to them.
 
-    Outside the modules (closures, objects of other classes) nothing is seen; :func:`state_changes` finds some of it.
+    State outside the modules (closures, objects of other classes) is not covered; :func:`state_changes` finds some.
 
     Yields:
         A list that holds, afterwards, the watched parameters that were written to.
@@ -131,7 +131,7 @@ def _put_back_data(parameter: nn.Parameter, data: Tensor, requires_grad: bool) -
 
 
 class _Undo:
-    """Calls to make at the end, the last first: all of them, also where one fails or is interrupted."""
+    """Calls to make at the end, last first: all of them, even if one fails or is interrupted."""
 
     def __init__(self) -> None:
         # Not an ExitStack, whose thousands of callbacks would take as long as the observation of a small model.
@@ -156,7 +156,7 @@ class _Undo:
 
 
 class _Kept:
-    """Puts copies in the place of tensors, and notes how to undo it."""
+    """Replaces tensors by copies, and notes how to undo it."""
 
     def __init__(self, undo: _Undo, parameters: Iterable[nn.Parameter]) -> None:
         self._undo = undo
@@ -177,11 +177,11 @@ class _Kept:
             self._seen.update(map(id, hooks))
             self._dict(module.__dict__, 4)
             return
-        for buffer in module.buffers(recurse=False):  # kept in C++, where they cannot be exchanged
+        for buffer in module.buffers(recurse=False):  # stored in C++, where they cannot be replaced
             self._undo.later(_copy_back, buffer, buffer.clone())
 
     def _copy(self, value: Any, depth: int) -> Any:
-        """What is to stand in the place of ``value``: a copy of a tensor, or itself, kept as it is inside."""
+        """The replacement of ``value``: a copy for a tensor, otherwise the value itself, with its content saved."""
         if type(value) in _SIMPLE or isinstance(value, nn.Module):
             return value
         if isinstance(value, Tensor):
@@ -231,7 +231,7 @@ class _Kept:
     def _tensor(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self._copies:
             return self._copies[id(tensor)][1]
-        # What was computed, as a layer's last output was, is put back; nobody writes to it.
+        # Computed tensors, such as a layer's last output, are restored; nothing writes to them.
         if not tensor.is_inference() and (isinstance(tensor, nn.Parameter) or tensor.grad_fn is not None):
             return tensor
         self._copies[id(tensor)] = tensor, self._new(tensor)
@@ -304,7 +304,7 @@ def _restore_set(items: set[Any], saved: set[Any]) -> None:
 
 @contextlib.contextmanager
 def same_generators(devices: Iterable[torch.device]) -> Iterator[None]:
-    """The global generators of torch (on a CPU and on these devices), NumPy and Python are afterwards as before."""
+    """Restore the global generators of torch (on the CPU and on these devices), NumPy and Python afterwards."""
     on_gpu = sorted({device.index or 0 for device in devices if device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that losses draw from
     try:
@@ -338,9 +338,9 @@ def refuse_uninitialised(modules: Mapping[str, nn.Module]) -> None:
 
 
 def all_modules(model: nn.Module, loss_fn: object = None) -> dict[str, nn.Module]:
-    """Every module that an observation runs, by name: the model's, those of the loss, and those that are no children.
+    """Every module that an observation runs, by name: the model's, the loss's, and those that are not children.
 
-    A module that is kept in a list, or otherwise hidden from ``modules()``, learns in forward like any other.
+    A module in a plain list, or otherwise hidden from ``modules()``, may change in forward like any other.
     """
     found: dict[str, nn.Module] = {}
     known: set[int] = set()
@@ -422,7 +422,7 @@ def _fingerprint(value: object, seen: dict[int, object], inside: bool = False, d
     if isinstance(value, set | frozenset):
         return len(value)
     if inside and not isinstance(value, nn.Module | type) and hasattr(value, "__dict__"):
-        # An object of somebody's own: what stands in it directly. Deeper, a trainer would lead to all there is.
+        # Another object: its direct attributes only. Deeper, a reference to a trainer would lead to everything.
         return [(k, _fingerprint(item, seen, depth=0)) for k, item in vars(value).items()]
     return type(value).__qualname__
 
@@ -434,7 +434,7 @@ def _digest(tensor: Tensor) -> object:
     if tensor.device.type == "meta" or tensor.layout != torch.strided or tensor.is_nested:
         return shape
     plain = tensor.detach().int_repr() if tensor.is_quantized else tensor.detach().resolve_conj().resolve_neg()
-    # A copy: memory that NumPy has seen cannot be resized any more, as observers of quantisation do.
+    # A copy: memory shared with NumPy cannot be resized any more, as quantisation observers do.
     copy = plain.to("cpu", copy=True, memory_format=torch.contiguous_format)
     return (*shape, _of_bytes(copy.reshape(-1).view(torch.uint8).numpy().data))
 

@@ -1,4 +1,4 @@
-"""Models as others wrap them: what is inside, on which device, and what of several processes can be observed."""
+"""Wrapped models: the module inside, its device, and what can be observed with several processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .hooks import Mode
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model is: the device of its first parameter, or buffer."""
+    """The model's device: that of its first parameter or buffer."""
     tensor = next(model.parameters(), next(model.buffers(), None))
     return torch.device("cpu") if tensor is None else tensor.device
 
@@ -26,8 +26,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
         raise FadevizError(
-            "this model is sharded (FSDP, tensor parallel): no process has all of a layer, so that there is nothing "
-            "to observe. Observe an unsharded copy, e.g. from a checkpoint"
+            "this model is sharded (FSDP, tensor parallel): no rank holds a whole layer, so there is nothing to "
+            "observe. Observe an unsharded copy, e.g. from a checkpoint"
         )
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel):
@@ -48,7 +48,7 @@ def _is_dtensor(parameter: Tensor) -> bool:
 
 
 def refuse_waiting(model: nn.Module, mode: Mode) -> None:
-    """Raise where an observation by one process would wait for the others."""
+    """Raise if an observation by one rank would wait for the others."""
     waits = mode == "batch" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     if waits and _is_distributed() and torch.distributed.get_world_size() > 1:
         raise FadevizError(
@@ -59,7 +59,7 @@ def refuse_waiting(model: nn.Module, mode: Mode) -> None:
 
 @contextlib.contextmanager
 def float32_forward(model: nn.Module) -> Iterator[None]:
-    """Without the autocast that accelerate puts into ``forward`` itself, where no context around it reaches."""
+    """Without the autocast that accelerate puts into ``forward`` itself, out of reach of a context manager."""
     both = {"forward", "_original_forward"}
     prepared = [(m, m.__dict__["forward"]) for m in model.modules() if both <= m.__dict__.keys()]
     try:

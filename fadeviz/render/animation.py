@@ -40,7 +40,7 @@ MAX_DURATION = 655_350
 """What a GIF can hold, in milliseconds."""
 
 MAX_FRAMES = 300
-"""So many are shown where no steps are named: half a minute, and as much as the file formats' writers can hold."""
+"""Most frames shown by default: half a minute, and about as much as the file formats' writers can hold."""
 
 _TILE = 256
 """About how many pixels a tile is wide, and how many the sizes below are meant for."""
@@ -305,14 +305,14 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
 
 
 def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
-    """The first sequence whose run still has the image."""
+    """The first sequence whose run has the image."""
     return next((sequence for sequence in sequences if sequence.picture is not None), None)
 
 
 def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.uint8]:
-    """The observed image at the size of a tile, the truth's border drawn on it in white with a black rim.
+    """The observed image at the size of a tile, with the ground truth's outline in white with a black rim.
 
-    Empty where no run has it any more.
+    Empty if no run has the image.
     """
     sequence = _shown(sequences)
     if sequence is None or sequence.picture is None:

@@ -1,4 +1,4 @@
-"""Letters of pictures: one font, other fonts of this machine for what it does not have, and codes for the rest."""
+"""Fonts of figures: DejaVu Sans, other installed fonts for missing characters, and escape codes for the rest."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import printable
 
 FAMILY = "DejaVu Sans"
-"""The one font, which matplotlib ships: the same letters on every machine."""
+"""The main font. matplotlib ships it, so text looks the same on every machine."""
 
 _TRIAL = 20
-"""A size in pixels at which a letter of another font is drawn to see whether anything comes out."""
+"""Size in pixels at which a character of another font is drawn to see whether it has an outline."""
 
 
 class Face(NamedTuple):
-    """A font of this machine: its family, as matplotlib knows it, and its file."""
+    """An installed font: its family, as matplotlib calls it, and its file."""
 
     family: str
     path: str
 
 
 class Font(ImageFont.FreeTypeFont):
-    """The one font at a size in pixels; what it does not have is drawn by :func:`spell`'s rules.
+    """The main font at a size in pixels; characters that it lacks are drawn by :func:`spell`'s rules.
 
-    A text whose letters it all has gives the very pixels of the font itself.
+    Text without such characters gives exactly the pixels of the font itself.
     """
 
     def _pieces(self, text: str) -> list[tuple[ImageFont.FreeTypeFont, str]]:
-        """The text in pieces of one font each."""
+        """Split a text into pieces of one font each."""
         size = int(self.size)
         pieces: list[tuple[Face | None, str]] = []
         for letter in spell(text):
@@ -78,14 +78,14 @@ class Font(ImageFont.FreeTypeFont):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, tuple[int, int]]:
-        """The pixels of a text, and where they lie from its anchor."""
+        """The pixels of a text, and their offset from its anchor."""
         if not isinstance(text, str) or _has(text):
             return super().getmask2(text, mode, direction, features, language, stroke_width, anchor, *args, **kwargs)
         mask, corner = self._drawn(text, anchor)
         return mask.im, corner
 
     def _drawn(self, text: str, anchor: str | None) -> tuple[Image.Image, tuple[int, int]]:
-        """The pieces on one line: all on the baseline, which lies where the one font has it."""
+        """Draw the pieces on one line, on the main font's baseline."""
         pieces = self._pieces(text)
         length = self.getlength(text)
         above, below = (max(face.getmetrics()[side] for face, _ in pieces) for side in (0, 1))
@@ -105,15 +105,15 @@ class Font(ImageFont.FreeTypeFont):
 
 @cache
 def font(size: int, bold: bool = False) -> Font:
-    """The one font at a size in pixels; figures and animations use the same letters."""
+    """The main font at a size in pixels, for figures and animations alike."""
     # The basic layout: the same pixels whether or not Pillow was built with Raqm.
     return Font(str(_files()[bold]), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def spell(text: str) -> str:
-    """The text as one line that can be drawn: a letter that no font of this machine has is written as its code.
+    """The text as one drawable line: characters that no installed font has become escape codes.
 
-    Names come from anywhere: an empty box in a picture would say that there is a name, but not which.
+    Names come from anywhere, and an empty box would not show which name it is.
 
     Example:
         >>> spell("lr=$10^-3$"), spell("a\\nb"), spell("no letter: \\U0010ffff")
@@ -130,16 +130,16 @@ def spell(text: str) -> str:
 
 
 def letters(text: str) -> dict[str, Any]:
-    """What matplotlib needs to draw a text with the right fonts: properties of its ``Text``; none for most texts."""
+    """Properties of a matplotlib ``Text`` that select the right fonts; empty for most texts."""
     if _has(text):
         return {}
     others = [face.family for face in map(_face, spell(text)) if face is not None]
-    # Never bold: few fonts have that weight, and matplotlib would complain of each that has not.
+    # Never bold: few fonts have that weight, and matplotlib warns of each that does not.
     return {"family": [FAMILY, *dict.fromkeys(others)], "weight": "normal"} if others else {}
 
 
 def _files() -> tuple[Path, Path]:
-    """The one font's files: regular and bold."""
+    """The main font's files: regular and bold."""
     import matplotlib
 
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
@@ -148,7 +148,7 @@ def _files() -> tuple[Path, Path]:
 
 @cache
 def _own() -> frozenset[int]:
-    """The letters that the one font has, regular and bold alike."""
+    """The characters that the main font has in both regular and bold."""
     from matplotlib.ft2font import FT2Font
 
     regular, bold = (frozenset(FT2Font(str(path)).get_charmap()) for path in _files())
@@ -156,7 +156,7 @@ def _own() -> frozenset[int]:
 
 
 def _has(text: str) -> bool:
-    """Whether the one font has all letters of a text, and none of them is a control."""
+    """Whether the main font has all characters of a text, none of them a control character."""
     return (text.isascii() and text.isprintable()) or (_own().issuperset(map(ord, text)) and printable(text) == text)
 
 
@@ -166,16 +166,16 @@ def _plain(path: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 _found: dict[str, Face | None] = {}
-"""For letters that the one font does not have: who has them."""
+"""The fonts of characters that the main font lacks; None if no font has them."""
 
 
 def _face(letter: str) -> Face | None:
-    """Who draws a letter of a spelled text; None for the one font."""
+    """The font of a character of a spelled text; None for the main font."""
     return None if ord(letter) in _own() else _found[letter]
 
 
 def _look_for(letters: Iterable[str]) -> None:
-    """Find for each letter the first font of this machine that draws it."""
+    """Find the first installed font for each character."""
     missing = {letter for letter in letters if letter not in _found and ord(letter) not in _own()}
     for face in _others() if missing else ():
         drawn = _drawn_by(face, missing)
@@ -187,20 +187,20 @@ def _look_for(letters: Iterable[str]) -> None:
 
 
 def _others() -> Iterator[Face]:
-    """All other fonts that matplotlib finds, upright ones of a usual weight first; always in the same order."""
+    """All other fonts that matplotlib finds, upright ones of regular weight first, in a fixed order."""
     from matplotlib.font_manager import fontManager
 
     def order(entry: Any) -> tuple[Any, ...]:
         return entry.style != "normal", entry.weight != 400, "sans" not in entry.name.lower(), entry.name, entry.fname
 
     for entry in sorted(fontManager.ttflist, key=order):
-        # The last resort has every letter there is, as boxes.
+        # The last resort font draws every character as a box.
         if entry.name != FAMILY and "lastresort" not in entry.name.lower().replace(" ", ""):
             yield Face(entry.name, str(entry.fname))
 
 
 def _drawn_by(face: Face, letters: Iterable[str]) -> set[str]:
-    """Those of the letters that a font has outlines of: some have nothing but coloured bitmaps."""
+    """The characters that a font has outlines for; some fonts only have coloured bitmaps."""
     from matplotlib.ft2font import FT2Font
 
     try:

@@ -103,7 +103,7 @@ def select_frames(
         steps: which steps, or None for all that the runs have in common.
         centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
         call: which call of a layer that runs several times in a forward pass.
-        at_most: where no ``steps`` are named and there are more, so many of them: evenly spread, with a note.
+        at_most: where no ``steps`` are named and there are more, so many of them, evenly spaced, with a note.
 
     Raises:
         FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit
@@ -219,7 +219,7 @@ def select_channels(
 
 
 def _check_pictures(runs: Sequence[Run], image: int) -> None:
-    """Raise unless the runs observed the same picture, as far as theirs are there."""
+    """Raise unless the runs observed the same picture, as far as their pictures are available."""
     shown = [run for run in runs if not run.lost]
     for run in shown:
         count = len(run.observation[0])
@@ -246,14 +246,14 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
 def _notes(
     run: Run, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, common: Sequence[int] | None
 ) -> tuple[str, ...]:
-    """What of a run is not drawn, or is painted apart.
+    """Notes on what of a run is not drawn, or marked in another colour.
 
     Args:
         run: the run.
         parts: what is drawn of it.
         shown: the steps that are drawn.
         channels: how many channels there are; None for a kind that has one map an image.
-        common: the steps of all runs, if no choice of them was asked for.
+        common: the steps that all runs have, unless steps were chosen.
     """
     label = parts[0][1]
     broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
@@ -262,16 +262,16 @@ def _notes(
     if common is not None and len(run.steps) > len(common):
         missing = len(run.steps) - len(common)
         some = f"{missing} step{'s are' if missing > 1 else ' is'}"
-        notes.append(f"{run.address}: {some} left out that not all runs have")
+        notes.append(f"{run.address}: {some} left out, as not all runs have them")
     if common is not None and len(common) > len(shown):
         notes.append(
-            f"{len(shown)} of {len(common)} snapshots are shown, evenly spread from step {shown[0]} to {shown[-1]}. "
+            f"{len(shown)} of {len(common)} snapshots are shown, evenly spaced from step {shown[0]} to {shown[-1]}. "
             "Choose others with --steps"
         )
     if channels is not None and channels > len(parts):
         numbers = ", ".join(str(number) for _, _, number, _ in parts)
         notes.append(
-            f"{label}: {len(parts)} of {channels} channels are drawn: {numbers}. Choose: --channel, --channels"
+            f"{label}: {len(parts)} of {channels} channels are drawn: {numbers}. Choose with --channel, --channels"
         )
     cells = sum(int((~np.isfinite(maps)).sum()) for *_, maps in parts)
     if cells:
@@ -280,7 +280,7 @@ def _notes(
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
-    """At most ``count`` of the steps, the first and the last among them, evenly spread."""
+    """At most ``count`` of the steps, evenly spaced, including the first and the last."""
     places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
     return [steps[round(place)] for place in places]
 

@@ -29,7 +29,7 @@ _CELL = 120
 _DPI = 200
 _CHANNEL_COLUMNS = 8
 MAX_FRAMES = 120
-"""So many frames a run are drawn where no steps are named: more than a reader can take in."""
+"""Most frames per run drawn by default: already more than a reader can take in."""
 _TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: captions, the steps in the cells, the operators."""
 

@@ -1,4 +1,4 @@
-"""Words on pictures: lines that fit, numbers, what a picture shows in sentences; and the truth beside it."""
+"""Text in figures: fitting lines, numbers, sentences on what a figure shows; and the ground truth beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .normalize import FIXED_RANGES, Limits
 def wrap(text: str, size: int, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` pixels at a font size of ``size`` pixels.
 
-    Lines are broken at spaces, a word that is wider than a line where it is full.
+    Lines are broken at spaces; words wider than a line are broken anywhere.
     """
     lines: list[str] = []
     for word in text.split():
@@ -43,19 +43,19 @@ def shorten(text: str, size: int, width: int, bold: bool = False) -> str:
 
 
 def _fits(text: str, size: int, width: int, bold: bool = False) -> bool:
-    # A name may be of any length, and only so much is measured: hardly a letter is narrower than half a pixel.
+    # Names may have any length, so only a part is measured: hardly any character is narrower than half a pixel.
     return len(text) <= 2 * max(width, 1) and font(size, bold).getlength(text) <= width
 
 
 def _fitting(text: str, size: int, width: int, bold: bool = False, end: str = "") -> int:
-    """How many letters of a text, and ``end``, fit into ``width`` pixels."""
+    """How many characters of a text, followed by ``end``, fit into ``width`` pixels."""
     counts = range(min(len(text), 2 * max(width, 0)) + 1)
     limit: float = width
     return max(0, bisect_right(counts, limit, key=lambda n: font(size, bold).getlength(text[:n] + end)) - 1)
 
 
 def brief(name: object, longest: int = 80) -> str:
-    """A name as part of a sentence: of one that is very long, the beginning."""
+    """A name as part of a sentence, truncated if it is very long."""
     text = str(name)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
@@ -117,13 +117,13 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
 
 
 def steps_sentence(sequences: Sequence[FrameSequence]) -> str:
-    """How many steps are shown where more were recorded; empty where all are shown."""
+    """A sentence if fewer steps are shown than recorded; otherwise empty."""
     recorded, shown = max(len(sequence.run.steps) for sequence in sequences), len(sequences[0].steps)
     return "" if shown == recorded else f" {shown} of {recorded} recorded steps are shown."
 
 
 def layer_name(layer: str, call: int, calls: int) -> str:
-    """A layer, and which of its calls in a forward pass it is where there are several."""
+    """A layer's name, with the number of the call if it has several in a forward pass."""
     return layer if calls == 1 else f"{layer}, call {call} of {calls} (counted from 0)"
 
 
@@ -225,7 +225,7 @@ def truth_regions(run: Run, image: int) -> NDArray[np.uint8]:
 
 
 def _names_object(run: Run) -> bool:
-    """Whether a run says which class of its masks is the object: all else, void too, is not."""
+    """Whether a run says which class of its masks is the object; everything else, void included, is not."""
     return run.mattes is None and (run.info.get("observation") or {}).get("foreground") is not None
 
 

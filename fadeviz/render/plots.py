@@ -29,7 +29,7 @@ KYMOGRAPH_COLORS, KYMOGRAPH_SPAN = "PuOr_r", (0.2, 0.8)
 
 _DPI = 150
 _TITLE = 450
-"""Pixels that a panel's title and subtitle may be wide: as much as one of several panels has."""
+"""Largest width of a panel's title and subtitle in pixels: that of one of several panels."""
 
 _DASHES: tuple[Any, ...] = ("-", "--", "-.")
 
@@ -229,7 +229,7 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
 
 
 def _span(panel: CurvePanel) -> tuple[float, float]:
-    """The ends of a panel's vertical axis: those that it asks for, or beyond, where a line or its band goes there."""
+    """The limits of a panel's vertical axis: the requested ones, extended to include all lines and bands."""
     assert panel.span is not None
     every = [curve.middle for curve in panel.curves]
     every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
@@ -245,7 +245,7 @@ def _legend(figure: Any, handles: dict[str, Any]) -> None:
     # In inches: a letter takes about 0.08, a wide one more.
     longest = max(max(0.08 * len(name), font(size).getlength(name) / _DPI) for name in names)
     fitting = max(1, int(width / (longest + 0.65)))
-    # Put in afterwards: a legend leaves out names that begin with an underscore.
+    # Set afterwards, because legends omit names that begin with an underscore.
     numbers = map(str, range(len(names)))
     legend = figure.legend(handles.values(), numbers, loc="outside upper left", ncols=fitting, frameon=False)
     for text, name in zip(legend.get_texts(), names, strict=True):

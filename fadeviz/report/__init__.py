@@ -140,23 +140,23 @@ def _command(
 def _not_asked_for(
     order: LearningOrder, runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], images: int
 ) -> list[str]:
-    """What the runs hold besides what a page of these settings shows, and how to see it."""
+    """What the runs hold besides what the page shows, and how to include it."""
     said = []
     if images < len(order.images):
         said.append(f"images {images + 1} to {len(order.images)}: --images {len(order.images)} shows them")
     calls: dict[str, set[int]] = {}
     for layer, kind in wanted_maps(runs, layers, kinds, order.layer):
-        if layer not in calls:  # the kinds of a layer are of the same calls
+        if layer not in calls:  # all kinds of a layer have the same calls
             calls[layer] = {n for run in runs if kind in run.layers.get(layer, ()) for n in run.calls(layer, kind)}
     for layer, numbers in calls.items():
         others = [str(number) for number in sorted(numbers) if number != order.call]
         if order.call not in numbers:
-            said.append(f"{layer}: it has no call {order.call}")
+            said.append(f"{layer}, which has no call {order.call}")
         elif others:
             said.append(f"call{'s' * (len(others) > 1)} {', '.join(others)} of {layer}: --call shows another")
     longest = max(len(run.steps) for run in runs)
     if longest > len(order.steps):
-        said.append(f"{longest - len(order.steps)} steps that not all runs have")
+        said.append(f"{longest - len(order.steps)} steps, as not all runs have them")
     recorded = {kind for run in runs for having in run.layers.values() for kind in having}
     many = [kind for kind in KINDS if kind in recorded and kind not in MAP_KINDS]
     if many and not kinds:

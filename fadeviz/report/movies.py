@@ -152,7 +152,7 @@ def select_movies(
 def wanted_maps(
     runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], first: str, call: int = 0
 ) -> list[tuple[str, str]]:
-    """Layers and kinds in the order of their worth: those of which some run has this call."""
+    """Layers and kinds that have this call in some run, most important first."""
     sizes: dict[str, int] = {}
     for run in runs:
         for layer, having in run.layers.items():
@@ -180,7 +180,7 @@ def _packed(
     call: int,
     room: int | None,
 ) -> Movies | None:
-    """The movies of one layer and kind, or None as soon as they take, or the first foretells, more than ``room``."""
+    """The movies of one layer and kind, or None once they exceed ``room`` or the first suggests that they will."""
     movies, used = Movies(layer, kind), 0
     count = sum(kind in runs[run].layers.get(layer, ()) for run, _ in places)
     for run, image, maps in _each(runs, places, steps, layer, kind, call):
@@ -188,7 +188,7 @@ def _packed(
         height, width = maps.shape[-2:]
         movies.sizes[run] = (height, width)
         used += text_size(one)
-        foretold = used * count / 2 if len(movies.packed) == 1 else used  # images differ, hardly by half
+        foretold = used * count / 2 if len(movies.packed) == 1 else used  # images differ in size by less than half
         if room is not None and max(used, foretold) > room:
             return None
     return movies

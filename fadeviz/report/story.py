@@ -27,7 +27,7 @@ LEAST_PAIRS = 6
 """Of fewer pairs no sign-flip test can fall below p = 0.05."""
 
 MAX_STEPS = 200
-"""So many snapshots are shown, as maps and as points of a curve; what is measured is measured at all of them."""
+"""Most snapshots shown as maps and as points of a curve; the measures use all of them."""
 
 _MINUS = "\N{MINUS SIGN}"
 _LONGEST = 200
@@ -51,12 +51,12 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
-    """The steps whose maps a page shows, at most ``MAX_STEPS``; and, where they are not all, what is left out."""
+    """The steps whose maps a page shows, at most ``MAX_STEPS``, and notes on what is left out."""
     shown, count = tuple(spread(order.steps, MAX_STEPS)), len(order.steps)
     if len(shown) == count:
         return shown, []
     return shown, [
-        f"{count - len(shown):,} of {count:,} snapshots: the maps and curves show {len(shown)}, evenly spread; "
+        f"{count - len(shown):,} of {count:,} snapshots: the maps and curves show {len(shown)}, evenly spaced; "
         "all of them are measured"
     ]
 
@@ -187,10 +187,10 @@ def caveats(order: LearningOrder) -> list[str]:
     edges = order.operators[0].value_kymograph.edges
     last = shown_distances([edges])[1]
     if edges[-1] > last:
-        said.append(f"The distance-time maps leave out what is {last:g} to {edges[-1]:g} px outside.")
+        said.append(f"The distance-time maps leave out distances of {last:g} to {edges[-1]:g} px outside.")
     few = sum(test.count < LEAST_PAIRS for one in order.comparisons for test in one.tests.values())
     if few:
-        said.append(f"Left out: {_count(few, 'test')} of two operators that have fewer than {LEAST_PAIRS} pairs.")
+        said.append(f"Left out: {_count(few, 'test')} of two operators with fewer than {LEAST_PAIRS} pairs.")
     modes = {str((run.info.get("observation") or {}).get("mode")) for o in order.operators for run in o.runs}
     if "eval" in modes:
         said.append(

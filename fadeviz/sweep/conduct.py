@@ -88,9 +88,9 @@ def run_sweep(
     Raises:
         FadevizError: a folder that is in use or holds something else, or runs with other settings; then nothing was
             trained.
-        Interrupted: SIGINT (Ctrl-C), SIGTERM or SIGHUP: a ``KeyboardInterrupt``. Processes on this machine have ended
-            the steps in work and written checkpoints by then, and the runs are resumed next time; jobs of a cluster may
-            go on (see the executor). A second SIGINT, two seconds later, does not wait for that.
+        Interrupted: SIGINT (Ctrl-C), SIGTERM or SIGHUP: a ``KeyboardInterrupt``. By then, processes on this machine
+            have finished their steps and written checkpoints, to be resumed next time; jobs on a cluster may keep
+            running (see the executor). A second SIGINT, at least two seconds later, does not wait for that.
     """
     out = Path(out)
     executor = LocalProcesses(jobs) if executor is None else executor
@@ -173,7 +173,7 @@ class _Sweep:
             ]  # jobs of a scheduler go on by themselves
             for event in stopped:
                 member = event.task.member
-                done = self._finished(member)  # it had taken its last step when it was told to stop
+                done = self._finished(member)  # the signal came after its last step
                 result = {} if done is None else dict(done.info.get("result", {}))
                 self.manifest.set(member, "interrupted" if done is None else "finished", result=result)
             if stopped:

@@ -22,7 +22,7 @@ _TELL_EVERY = 0.5
 """Seconds between two words of a worker."""
 
 _GRACE = 600.0
-"""Seconds a worker has to end its step, with its test and its checkpoint, before it is killed."""
+"""Seconds a worker has to finish its step, with its test and its checkpoint, before it is killed."""
 
 
 class LocalProcesses:
@@ -126,16 +126,16 @@ def _start(threads: int) -> _Worker:
 
 
 def _stop(workers: Iterable[_Worker]) -> None:
-    """End the workers that are left: after a signal, or an error of the sweep itself. Each ends its step and saves."""
+    """Stop the remaining workers after a signal or an error of the sweep. Each finishes its step and saves it."""
     left = list(workers)
     for worker in left:
         worker.process.terminate()
-        worker.pipe.close()  # one that is done already waits for another run
+        worker.pipe.close()  # an idle worker waits for its next run
     deadline = time.monotonic() + _GRACE
     try:
         for worker in left:
             worker.process.join(max(0.0, deadline - time.monotonic()))
-    finally:  # time is up, or somebody insists
+    finally:  # out of time, or a second signal
         for worker in left:
             if worker.process.is_alive():
                 worker.process.kill()
@@ -152,11 +152,11 @@ def _work(pipe: Connection, threads: int) -> None:
         if idle:  # nothing to bring to an end
             raise KeyboardInterrupt
 
-    # A terminal tells all its processes: what its signals mean for the runs, the sweep's own process decides.
+    # A terminal signals all its processes: the sweep's own process decides what that means for the runs.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)  # while a run is trained, it listens itself
+    signal.signal(signal.SIGTERM, stop)  # during training, the run has its own handler
     torch.set_num_threads(min(torch.get_num_threads(), threads))
 
     def tell(progress: Progress) -> None:
@@ -189,7 +189,7 @@ def _say(pipe: Connection, what: object) -> None:
 def _death(code: int | None) -> str:
     """How a process ended that said nothing."""
     if code is None or code >= 0:
-        return f"its process ended with exit code {code}, without a word"
+        return f"its process exited with code {code} without reporting a result"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -53,7 +53,7 @@ class Manifest:
         return changed != entry
 
     def note_stopped(self) -> None:
-        """Correct what a sweep that was killed could not; for the one sweep that has the folder's lock."""
+        """Update what a killed sweep could not; only for the sweep that holds the folder's lock."""
         for name, entry in self.runs.items():
             if entry.get("status") == "running" and not entry.get("job"):
                 entry["status"] = _run_status(self.path.parent, name, entry, only_sweep=True).status
@@ -106,27 +106,27 @@ def read_manifest(path: Path) -> Manifest | None:
 
 
 class RunStatus(NamedTuple):
-    """How a run of a sweep stands, by its own folder."""
+    """The status of a run of a sweep, from the run's own folder."""
 
     name: str
     status: str
     """``planned``, ``queued``, ``running``, ``finished``, ``failed``, ``interrupted``, or ``stopped``: its process
     ended without reporting a result."""
     step: int
-    """The last step that run.json tells of."""
+    """The last step according to run.json."""
     message: str
     """Why it failed, or where it was interrupted."""
 
 
 def read_status(out: str | Path) -> list[RunStatus]:
-    """How each run of the sweep in the folder ``out`` stands, whether its sweep is at work or was killed.
+    """The status of each run of the sweep in the folder ``out``, whether the sweep is active or was killed.
 
     Raises:
         FadevizError: no sweep there, or its manifest is damaged.
     """
     manifest = read_manifest(Path(out) / MANIFEST)
     if manifest is None:
-        raise FadevizError(f"{out} is no sweep: it has no {MANIFEST}. Begin one: fadeviz sweep --out {out} ...")
+        raise FadevizError(f"{out} is not a sweep: it has no {MANIFEST}. Start one: fadeviz sweep --out {out} ...")
     return [_run_status(Path(out), name, entry) for name, entry in manifest.runs.items()]
 
 
@@ -135,11 +135,11 @@ def _run_status(out: Path, name: str, entry: Mapping[str, Any], *, only_sweep: b
     try:
         run = open_run(out / name)
     except FadevizError:
-        # A process that is to begin it may live; that of a sweep that is not at work any more does not.
+        # Its process may be about to start, unless the sweep is no longer active.
         gone = status == "running" and not entry.get("job") and (only_sweep or lock_is_free(out))
         return RunStatus(name, "stopped" if gone else status, 0, message)
     step = run.info.get("last_step", 0)
-    if run.status == "failed" and status == "failed":  # the manifest knows of failures outside the training too
+    if run.status == "failed" and status == "failed":  # the manifest includes failures outside the training
         return RunStatus(name, status, step, message)
     if status == "queued" and run.status != "running":
         return RunStatus(name, status, step, "")

@@ -68,7 +68,7 @@ def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], N
     except KeyboardInterrupt as error:
         if not (isinstance(error, Interrupted) and error.finished):
             return End("interrupted", "", {}, "")
-        finished = open_run(folder)  # it was told so after its last step
+        finished = open_run(folder)  # the signal came after its last step
     except FadevizError as error:
         return End("failed", str(error), {}, "")
     except Exception as error:  # a mistake of ours, or of torch: the other runs go on
@@ -85,7 +85,7 @@ def begun(folder: str | Path) -> bool:
     folder = Path(folder)
     if os.path.lexists(folder / "run.json"):
         return True
-    if folder.is_symlink():  # nothing is removed behind a link that does not say whose it is
+    if folder.is_symlink():  # nothing is removed behind a symlink to files of unknown origin
         return False
     for file in folder.glob(".*.partial*"):
         # A node that failed cannot be asked: a scheduler begins a run anew when it is gone.

@@ -87,8 +87,8 @@ def plan_sweep(operators: Iterable[str], seeds: Iterable[int], base: RunConfig) 
         base: what all runs share.
 
     Raises:
-        FadevizError: no operator or no seed; an operator, option or control that there is not; layers or kinds that an
-            operator has not.
+        FadevizError: no operator or no seed; an unknown operator, option or control; layers or kinds that an operator
+            does not have.
     """
     # Each operator is built once, not once a seed: a network takes some 60 ms, and a plan may have thousands of runs.
     names = list(dict.fromkeys(_canonical(text, base) for text in dict.fromkeys(operators)))
@@ -99,7 +99,7 @@ def plan_sweep(operators: Iterable[str], seeds: Iterable[int], base: RunConfig) 
         raise FadevizError("a sweep needs seeds. Name some: --seeds 0:5")
     plan = SweepPlan(base, tuple(Member(name, seed) for seed in numbers for name in names))
     for member in plan.members[: len(names)]:
-        plan.config(member)  # layers and kinds that one of the operators has not are reported before any is trained
+        plan.config(member)  # reports layers and kinds that an operator lacks before any is trained
     # Settings are those of some operator: another than the plan's might not have its layers.
     return dataclasses.replace(plan, base=dataclasses.replace(base, upsampler=plan.config(plan.members[0]).upsampler))
 

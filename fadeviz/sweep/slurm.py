@@ -44,7 +44,7 @@ _ARRAY = 1000
 """Jobs in one array: what a cluster allows if nothing else was configured."""
 
 _KILL_WAIT = 120.0
-"""Seconds that Slurm has to end a job that it told to stop, or to start it again."""
+"""Seconds that Slurm has to end a job after its SIGTERM, or to restart it."""
 
 _TRIES = 5
 """Times a job may be stopped in a row before it has reached a new checkpoint."""
@@ -53,8 +53,8 @@ _TRIES = 5
 class SlurmArray:
     """Trains as an array of Slurm jobs, a job a run; needs submitit and the commands of Slurm.
 
-    A job that is preempted, requeued or out of time ends its step, writes a checkpoint, and goes on from it. A job that
-    fails stops no other.
+    A job that is preempted, requeued or out of time finishes its step, writes a checkpoint and resumes from it. A job
+    that fails does not stop the others.
     The jobs do not need the process that sent them: when it ends, by Ctrl-C or otherwise, they stay in the queue, and
     the same sweep given again waits for them instead of sending others. The logs are in the folder ``slurm`` of the
     sweep.
@@ -63,7 +63,7 @@ class SlurmArray:
         options: options of sbatch by their long names, with underscores (see :data:`OPTIONS`).
         jobs: jobs at a time; None for as many as Slurm starts.
         pause: seconds between two looks at the queue.
-        patience: seconds after which a job that left the queue without a word is given up.
+        patience: seconds after which a job that left the queue without reporting a result is given up.
         cluster: ``slurm``; or ``local``, which sends the same jobs to processes of this machine, for a trial.
 
     Raises:
@@ -177,8 +177,8 @@ class _Job:
 
         end = self._train()
         if end.status == "interrupted":
-            # By SIGTERM. Whether it is cancelled or put back into the queue Slurm alone knows, and ends this process: a
-            # last word would be taken for the end of the run, and an end of its own for that of a preempted job.
+            # By SIGTERM. Only Slurm knows whether the job is cancelled or requeued, and it ends this process: a report
+            # would be read as the end of the run, and exiting here as that of a preempted job.
             time.sleep(_KILL_WAIT)
             sys.exit(128 + signal.SIGTERM)
         # submitit keeps what is returned in a pickle; this is read by whoever goes on with the sweep.
@@ -330,9 +330,9 @@ def batch_script(commands: Sequence[str], options: Mapping[str, str], jobs: int 
             "*) echo \"there is no run $SLURM_ARRAY_TASK_ID\" >&2; exit 2 ;;",
             "esac",
             "",
-            f"# {WARNING} seconds before its time is up: stop, and go on in the next turn from the last checkpoint.",
+            f"# {WARNING} seconds before the time limit: stop, and resume from the last checkpoint when requeued.",
             "trap 'kill \"$pid\"; wait \"$pid\"; scontrol requeue \"$SLURM_JOB_ID\"; exit' USR1",
-            "# Cancelled, requeued or preempted: what runs on when this script ends is killed before it saves.",
+            "# Cancelled, requeued or preempted: when this script exits, a run that has not saved yet is killed.",
             "trap 'kill \"$pid\"; wait \"$pid\"; exit' TERM",
             '"${run[@]}" &',
             "pid=$!",
@@ -371,7 +371,7 @@ def _without_a_word(task: Task) -> End:
         info = {}
     if info.get("status") == "finished":
         return End("finished", "", dict(info.get("result", {})), "")
-    message = f"its job {task.job} ended without a word: cancelled, out of memory? See {_log(task)}"
+    message = f"its job {task.job} exited without reporting a result: cancelled, out of memory? See {_log(task)}"
     return End("failed", message, {}, "")
 
 

@@ -45,7 +45,7 @@ class Processes:
         return values
 
     def largest(self, number: int) -> int:
-        """The largest of the numbers that the processes have. All must call it."""
+        """The largest of the ranks' numbers. All ranks must call it."""
         if self.count == 1:
             return number
         on = "cuda" if distributed.get_backend() == "nccl" else "cpu"
@@ -113,7 +113,7 @@ def local_number() -> int:
 
 
 def local_count() -> int:
-    """How many processes of this training are on this machine, by torchrun's environment."""
+    """The number of ranks on this machine, from torchrun's environment."""
     return max(1, _environment("LOCAL_WORLD_SIZE", 1))
 
 

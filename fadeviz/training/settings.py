@@ -1,4 +1,4 @@
-"""Whether a run can have its settings, found out before anything is built, read or written."""
+"""Validation of a run's settings before anything is built, read or written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..models import build_network
 from ..probes import Probe
 
 MOST = 10**9
-"""More steps, images and the like no run has."""
+"""Upper limit for numbers of steps, images and the like."""
 
 
 def plain(name: str, value: object, default: object) -> Any:
@@ -43,7 +43,7 @@ def plain(name: str, value: object, default: object) -> Any:
             fits, value = True, tuple(value)
     else:
         value = "" if value is None else os.fspath(value) if isinstance(value, os.PathLike) else value
-        fits, needed = isinstance(value, str) and "\0" not in value, "a text"
+        fits, needed = isinstance(value, str) and "\0" not in value, "a string without NUL characters"
     if not fits:
         raise FadevizError(f"{name} is {value!r:.60}; it must be {needed}")
     return value
@@ -71,14 +71,14 @@ def check_range(name: str, value: float, least: float, most: float = math.inf, *
 
 
 def check_counts(counts: Mapping[str, int], least: int) -> None:
-    """Raise for a count that no run has."""
+    """Raise for a count out of range."""
     for name, value in counts.items():
         if not least <= value <= MOST:
             raise FadevizError(f"{name} is {value}; it must be {least} or more" + " and at most 10^9" * (value > MOST))
 
 
 def check_lr_drops(drops: Sequence[float]) -> None:
-    """Raise unless these are shares of a run, in order."""
+    """Raise unless these are fractions of a run, in increasing order."""
     if any(not 0 <= share <= 1 for share in drops) or list(drops) != sorted(drops):
         raise FadevizError(f"lr_drops is {drops}; it must be shares of the run from 0 to 1, in increasing order")
 
@@ -94,12 +94,12 @@ def check_model(network: str, upsampler: str, width: float, layers: str, kinds: 
         with torch.device("meta"), _WithoutWeights():
             model = build_network(network, upsampler, width=width)
     except MissingExtra:
-        return  # settings can be read where the run cannot be trained; who builds the network says what is missing
+        return  # settings can be read where training is not possible; building the network reports what is missing
     Probe(model, layers, kinds or None)
 
 
 class _WithoutWeights(TorchFunctionMode):
-    """Leaves out the drawing of weights: on the meta device there are none, and asking for them imports a compiler."""
+    """Skips weight initialisation: the meta device has no weights, and initialising them imports a compiler."""
 
     _DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_normal_", "kaiming_uniform_", "xavier_uniform_")
 

@@ -83,15 +83,16 @@ def build_upsampler(name: str, in_channels: int, **options: object) -> Upsampler
 
 
 def check_keeps_channels(network: str, name: str, operator: Upsampler) -> None:
-    """Raise unless the operator's output has the channels of its input, as the stages of the networks need.
+    """Raise unless the operator keeps the number of channels, as the networks' stages require.
 
     Raises:
-        FadevizError: an ``out_channels`` that differs.
+        FadevizError: ``out_channels`` differs from ``in_channels``.
     """
     made = getattr(operator, "out_channels", None)
     if made is not None and made != getattr(operator, "in_channels", made):
         raise FadevizError(
-            f"{network}: a stage's operator keeps the channels, but {name} has out_channels {made}. Leave it out"
+            f"{network}: operators must keep the number of channels, but {name} has out_channels {made}. "
+            "Leave out_channels out"
         )
 
 

@@ -26,8 +26,8 @@ class Skip(NamedTuple):
 class Upsampler(nn.Module):
     """An operator that a decoder stage calls as ``x = self.upsample(x, skip)``: ``(B, C, h, w) -> (B, C, s*h, s*w)``.
 
-    Operators that read nothing of the encoder are called with or without ``skip``, whose size they check. What can be
-    looked at inside is a submodule, so that a probe can name it: ``gate`` (values in [0, 1]) and ``kernels`` (a
+    Operators that do not read the encoder are called with or without ``skip``, whose size they check. Parts that can be
+    inspected are submodules, so that a probe can name them: ``gate`` (values in [0, 1]) and ``kernels`` (a
     :class:`~fadeviz.upsamplers.reassemble.KernelSoftmax`).
     """
 
@@ -49,7 +49,7 @@ class Upsampler(nn.Module):
         raise FadevizError(f"{type(self).__name__} has no forward; an upsampler defines forward(x, skip)")
 
     def other_width(self, channels: int) -> str:
-        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        """The remedy in an error message for an encoder feature with the wrong number of ``channels``."""
         return f"Build it with skip_channels={channels}"
 
     def pool(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -108,23 +108,23 @@ class Upsampler(nn.Module):
 
 
 def check_input(operator: Upsampler, x: Tensor | fx.Proxy, skip: Skip | None, channels: int | None = None) -> None:
-    """Raise unless x is a batch of maps, and skip, where it is given, is of the output's size.
+    """Raise unless x is a batch of maps and skip, if given, has the output's size.
 
     Args:
-        operator: who asks.
-        x: what it was called with.
-        skip: likewise; what an operator does not read may be left out, but must not be another stage's.
-        channels: those of x; None where the operator takes any.
+        operator: the calling operator.
+        x: its input.
+        skip: its second input; optional for operators that do not read it, but never that of another stage.
+        channels: required channels of x; None for any.
 
     Raises:
-        FadevizError: with the sizes met and the sizes needed.
+        FadevizError: with the sizes given and the sizes needed.
     """
     if isinstance(x, fx.Proxy):
-        return  # torch.fx traces with these, and they have no sizes
+        return  # torch.fx traces with proxies, which have no sizes
     name, s = type(operator).__name__, operator.scale_factor
     if x.ndim != 4:
         raise FadevizError(
-            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. Give a single one as x[None]"
+            f"{name}: x is {tuple(x.shape)}; a batch of maps (B, C, h, w) is needed. For a single map pass x[None]"
         )
     if channels is not None and x.shape[1] != channels:
         raise FadevizError(
@@ -144,10 +144,10 @@ def check_input(operator: Upsampler, x: Tensor | fx.Proxy, skip: Skip | None, ch
             f"{name}: skip.feature is {gh}x{gw}, but x is {h}x{w} and scale_factor is {s}, so {s * h}x{s * w} is "
             "needed. Pad the input so that every stage divides evenly"
         )
-    # Not len(): it makes a number of the batch, which torch.export then fixes.
+    # Not len(), which turns the batch size into an int that torch.export then fixes.
     if feature.shape[0] != x.shape[0]:
         raise FadevizError(
-            f"{name}: skip.feature holds {feature.shape[0]} samples, but x {x.shape[0]}. Give both the same batch"
+            f"{name}: skip.feature has batch size {feature.shape[0]}, but x has {x.shape[0]}. Give both the same batch"
         )
 
 
@@ -161,7 +161,7 @@ def feature_of(operator: Upsampler, skip: Skip | None) -> Tensor:
     if feature is None:
         name, got = type(operator).__name__, "missing" if skip is None else f"a {type(skip).__name__}"
         raise FadevizError(
-            f"{name}: skip is {got}; call it as operator(x, Skip(feature)), feature being the encoder's map at "
+            f"{name}: skip is {got}; call it as operator(x, Skip(feature)), where feature is the encoder's map at "
             f"{operator.scale_factor} times x's size"
         )
     out: Tensor = feature
@@ -174,20 +174,20 @@ def read_guide(
     """The encoder feature in ``skip``, of the output's size.
 
     Args:
-        operator: who asks.
-        x: what it was called with.
-        skip: likewise.
-        in_channels: those of x; None where the operator takes any.
-        skip_channels: those of the feature, likewise.
+        operator: the calling operator.
+        x: its input.
+        skip: its second input.
+        in_channels: required channels of x; None for any.
+        skip_channels: required channels of the feature; None for any.
 
     Raises:
-        FadevizError: with what was met and what is needed.
+        FadevizError: with what was given and what is needed.
     """
     feature = feature_of(operator, skip)
     check_input(operator, x, skip, in_channels)
     if skip_channels is not None and feature.shape[1] != skip_channels:
         raise FadevizError(
-            f"{type(operator).__name__}: skip.feature has {feature.shape[1]} channels, {skip_channels} are needed. "
+            f"{type(operator).__name__}: skip.feature has {feature.shape[1]} channels, but {skip_channels} are needed. "
             f"{operator.other_width(feature.shape[1])}, or project the feature with a 1x1 convolution"
         )
     return feature

@@ -19,8 +19,8 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     more bias, and within ``conv``'s radius r of the border it is less. What is missing there is worked out once, on a
     map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim.
 
-    The two modules are called one after the other where the composition saves nothing, where somebody has hooked them
-    (they must then run), for maps without an inside, for a depth-wise ``conv``, and in ``torch.export``.
+    The two modules are called one after the other if the composition saves nothing, if they have hooks (and must run),
+    for maps without an interior, for a depth-wise ``conv``, and in ``torch.export``.
 
     With ``phases`` p, the output's channels, p for each of M/p maps, are reordered to M/p for each of p phases.
 
@@ -29,7 +29,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     area = conv.kernel_size[0] * conv.kernel_size[1]
     c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
     radius = int(conv.padding[0])
-    # An exported graph is to serve every size: it must not depend on whether the map has an inside.
+    # An exported graph must work for every size, so it must not depend on whether the map has an interior.
     dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or torch_ops.is_exporting()
     dear = dear or min(x.shape[-2:]) < 2 * radius + 1
     if not (is_plain(compressor) and is_plain(conv)):

@@ -54,11 +54,11 @@ class FADE(Upsampler):
     Limit cases: gate 1 gives the encoder feature; gate 0 gives the reassembled map, as SemiShift would.
 
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``. C_skip may differ from C
-    with ``gate="off"`` only: the others mix the two maps channel by channel.
+    only with ``gate="off"``: other gates mix the two maps channel by channel.
     Cost: with d = 64, K = 5: ``129C + 14,490`` parameters; ``4 * (64C + 14,400) + 64C + 14,400 + C + 100C + 8C``
     multiply-adds a low-resolution pixel: logits at both resolutions, gate, reassembly, mixing.
     Raises: FadevizError when the encoder feature is missing or has another size or channel count, or
-    ``skip_channels`` is not C and ``gate`` is not off.
+    ``skip_channels`` differs from C although ``gate`` is not off.
     Source: Lu et al., ECCV 2022, sections 4.1 to 4.3; all convolutions Xavier-uniform, biases 0.
     Differs: the L2H form by default (equal to rounding); a few convolutions and products are fused.
     """
@@ -80,7 +80,7 @@ class FADE(Upsampler):
         depthwise: bool = False,
         skip_channels: int | None = None,
     ) -> None:
-        """The encoder map has ``skip_channels``, by default as many as x; more or fewer with ``gate="off"`` only."""
+        """``skip_channels`` of the encoder feature default to those of x, and may differ only with ``gate="off"``."""
         super().__init__()
         if gate not in ("on", "off", "add"):
             raise FadevizError(f"FADE: gate is {gate!r}. There are: on, off, add")
@@ -112,7 +112,7 @@ class FADE(Upsampler):
         self.gate = Gate(in_channels, scale_factor, gate_bias) if gate == "on" else None
 
     def other_width(self, channels: int) -> str:
-        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        """The remedy in an error message for an encoder feature with the wrong number of ``channels``."""
         return super().other_width(channels) + ("" if self.gate is None and not self.adds else " and gate='off'")
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:

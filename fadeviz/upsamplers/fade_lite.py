@@ -17,7 +17,7 @@ class FADELite(FADE):
     Limit cases: those of FADE.
 
     Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``. C_skip may differ from C
-    with ``gate="off"`` only.
+    only with ``gate="off"``.
     Cost: with K = 5: ``51C + 276`` parameters; ``4 * (25C + 225) + 25C + 225 + C + 100C + 8C`` multiply-adds a
     low-resolution pixel.
     Raises: those of FADE.
@@ -38,7 +38,7 @@ class FADELite(FADE):
         init: Init = "xavier",
         skip_channels: int | None = None,
     ) -> None:
-        """The encoder map has ``skip_channels``, by default as many as x; more or fewer with ``gate="off"`` only."""
+        """``skip_channels`` of the encoder feature default to those of x, and may differ only with ``gate="off"``."""
         super().__init__(
             in_channels,
             kernel_size,

@@ -241,7 +241,7 @@ def neighbour_similarity(z: Tensor) -> Tensor:
     zero vectors; every norm is at least 1e-8. Never below float32.
     """
     h, w = z.shape[-2:]
-    # Views cut from the map have the map's size to care for; those of a padded one are of every size alike.
+    # Slices of the map itself depend on its size; those of a padded map do not.
     products: Tensor = _padded_products(z) if torch_ops.is_exporting() else _NeighbourProducts.apply(z)
     # The floor of the norm, squared: the square root then stays away from 0, where it has no gradient.
     inverse = products[:, 4].clamp_min(1e-16).rsqrt()

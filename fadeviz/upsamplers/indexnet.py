@@ -87,7 +87,7 @@ class IndexNet(Upsampler):
     (``m2o``); ``nonlinear``: ``2 k^2 C^2 + 12C``, ``4 k^2 C + 12C``, ``4 k^2 C^2 + 4C^2 + 8C``. Multiply-adds: that
     many a low-resolution pixel, as every parameter enters once; the index product is not counted.
     Raises: FadevizError for odd sizes in ``pool``, a guide that is missing, index maps or guides that do not fit,
-    another ``skip_channels`` than C without ``hin``, an unknown kind.
+    ``skip_channels`` other than C without ``hin``, an unknown kind.
     Source: Lu et al., ICCV 2019; initialisation of the published matting network: convolutions
     N(0, 2 / (k*k*C_out)), BatchNorm 1 and 0.
     Differs: the released decoder goes on to concatenate y and ``index_encoder * e`` and to convolve them; that belongs
@@ -157,13 +157,13 @@ class IndexNet(Upsampler):
         return skip.feature * index_encoder.to(skip.feature.dtype)
 
     def other_width(self, channels: int) -> str:
-        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        """The remedy in an error message for an encoder feature with the wrong number of ``channels``."""
         return super().other_width(channels) + ("" if self.index.holistic else " and kind='hin'")
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Spread every value over its 2 x 2 block, weighted by the index map."""
         feature, given = feature_of(self, skip), getattr(skip, "indices", None)
-        # Of x each channel has its index map; a holistic one is for any number of channels.
+        # Each channel of x has its own index map; a holistic one fits any number of channels.
         channels = None if self.index.holistic else self.in_channels
         if given is None:
             read_guide(self, x, skip, channels, self.skip_channels)

@@ -67,7 +67,7 @@ class SAPAI(Upsampler):
                 module.reset_parameters()
 
     def other_width(self, channels: int) -> str:
-        """What to do about an encoder feature of ``channels`` that the operator was not built for."""
+        """The remedy in an error message for an encoder feature with the wrong number of ``channels``."""
         return f"Use SAPA-B with skip_channels={channels}"
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:

@@ -24,7 +24,7 @@ BACKENDS = ("tiles", "native", "triton")
 
 
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""Whether ``torch.export`` traces; torch 2.6 can only say whether anything does."""
+"""Whether ``torch.export`` is tracing; torch 2.6 can only say whether anything is."""
 
 
 def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:

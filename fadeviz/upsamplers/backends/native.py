@@ -74,27 +74,27 @@ def library(bits: int = 32) -> ctypes.CDLL | None:
             try:
                 return _load(_find(folder, compiler, bits), bits)
             except subprocess.TimeoutExpired:
-                break  # two minutes are enough for one that never ends
+                break  # a compiler that never ends: no second try
             except (OSError, subprocess.SubprocessError):
                 continue
     return None
 
 
 def _compilers() -> list[str]:
-    """The paths of those there are, without their options: these may be for programs, not for a library to load."""
+    """The paths of the installed compilers, without options in CC, which may not suit a shared library."""
     try:
         asked = shlex.split(os.environ.get("CC", ""))[:1]
-    except ValueError:  # a quote that is never closed
+    except ValueError:  # an unclosed quote
         asked = []
     return list(dict.fromkeys(filter(None, map(shutil.which, (*asked, "cc", "gcc", "clang")))))
 
 
 def _folders() -> list[Path]:
-    """Where the library may lie: the user's cache and, where there is none or it cannot be written, a temporary one."""
-    # Unlike Path.home(), expanduser does not raise where there is none: the path then stays a relative one.
+    """Folders for the library: the user's cache, and a temporary one if there is no writable cache."""
+    # Unlike Path.home(), expanduser does not raise without a home: the path then stays relative.
     caches = (os.environ.get("XDG_CACHE_HOME", ""), os.path.join(os.path.expanduser("~"), ".cache"))
     found = [Path(cache) / "fadeviz" for cache in filter(os.path.isabs, caches)][:1]
-    with contextlib.suppress(OSError):  # no temporary folder can be written
+    with contextlib.suppress(OSError):  # no writable temporary folder
         found.append(Path(tempfile.gettempdir()) / f"fadeviz-{_user()}")
     return found
 
@@ -102,7 +102,7 @@ def _folders() -> list[Path]:
 def _load(path: Path, bits: int) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     if not hasattr(loaded, f"fadeviz_reassemble_f{bits}"):
-        raise OSError(f"{path} is not what native.c makes")
+        raise OSError(f"{path} was not built from native.c")
     return loaded
 
 
@@ -145,7 +145,7 @@ def _compile(compiler: str, bits: int, target: Path) -> None:
 
 
 def _execute(command: list[str]) -> None:
-    # Nothing is read of it and nothing written to it: what is no compiler may print or wait for ever.
+    # No input or output: a command that is not a compiler may print or wait without end.
     nothing = subprocess.DEVNULL
     subprocess.run(command, check=True, stdin=nothing, stdout=nothing, stderr=nothing, timeout=120)
 

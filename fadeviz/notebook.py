@@ -244,7 +244,8 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
 def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
     """What was recorded besides, and how to draw it."""
     layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
-    images, calls = len(run.observation[0]), run.calls(layer, sequences[0].kind)
+    calls = run.calls(layer, sequences[0].kind)
+    images = len(run.maps(layer, sequences[0].kind).images if run.lost else run.observation[0])
     besides = {
         "image": [f"{images - 1} more image{'s' * (images > 2)}"] if images > 1 else [],
         "kind": [kind.replace("_", " ") for kind in run.layers[layer] if kind not in shown],

@@ -56,9 +56,10 @@ class RemoteFolder:
         try:
             self._system, root = url_to_fs(address, **_impatient(protocol))
         except ImportError as error:
-            if protocol in _S3:
-                what = f"{self.shown}: fsspec lacks a library for this protocol, s3fs"
-                raise MissingExtra("s3", what) from error
+            if protocol in _EXTRAS:
+                extra, library = _EXTRAS[protocol]
+                what = f"{self.shown}: fsspec lacks a library for this protocol, {library}"
+                raise MissingExtra(extra, what) from error
             raise FadevizError(
                 f"{self.shown}: fsspec lacks a library for this protocol ({_line(error)}). Install that library"
             ) from error
@@ -130,6 +131,10 @@ class RemoteFolder:
 
 
 _S3 = ("s3", "s3a")
+_HTTP = ("http", "https")
+_EXTRAS = dict.fromkeys(_S3, ("s3", "s3fs")) | dict.fromkeys(_HTTP, ("remote", "aiohttp"))
+"""The extra, and the library in it, that fsspec needs for a protocol."""
+
 
 _TRIES = 2
 """How often a server is asked again that closes the connection, or says nothing."""
@@ -153,7 +158,7 @@ def _impatient(protocol: str) -> dict[str, Any]:
             "retries": {"total_max_attempts": 1},
         }
         return {"config_kwargs": {**ours, **theirs}, "skip_instance_cache": True}
-    if protocol in ("http", "https"):
+    if protocol in _HTTP:
         import aiohttp
 
         theirs = (conf.get(protocol) or {}).get("client_kwargs") or {}

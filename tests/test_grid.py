@@ -116,7 +116,7 @@ def test_channels_draw_a_row_each(tmp_path, run):
 
 def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
     notes = write_channels(run, tmp_path / "a.png")
-    assert "8 of 12 steps are drawn. Choose: --steps" in notes
+    assert "8 of 12 snapshots are shown, evenly spread from step 0 to 110. Choose others with --steps" in notes
     assert not [note for note in write_channels(run, tmp_path / "b.png", steps=run.steps) if "steps" in note]
     few = select_frames([run], steps=[0, 50])
     assert " 2 of 12 recorded steps are shown." in " ".join(find_layout(few).caption[0])

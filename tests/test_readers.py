@@ -6,6 +6,7 @@ The table of readers at the top has every data set in every layout, and pictures
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -365,7 +366,7 @@ def test_a_folder_in_place_of_a_mask_is_no_mask(tmp_path: Path, reader: Reader) 
     _, mask_file = plain_set(tmp_path, reader)
     mask_file.unlink()
     mask_file.mkdir()
-    assert " no " in refusal(reader, tmp_path)
+    assert re.search("no |it is a folder", refusal(reader, tmp_path))
 
 
 def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:

@@ -306,12 +306,19 @@ class TestErrors:
             open_run("memory://x/run")
         one_line(caught)
 
-    def test_a_protocols_library_is_missing(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "s3fs", None)
-        wanted = r'^s3://bucket/run: fsspec lacks a library for this protocol, s3fs\. .* pip install "\.\[s3\]"$'
+    @pytest.mark.parametrize(
+        ("address", "library", "extra"),
+        [("s3://bucket/run", "s3fs", "s3"), ("http://host/run", "aiohttp", "remote"),
+         ("https://host/run", "aiohttp", "remote")],
+    )  # fmt: skip
+    def test_a_protocols_library_is_missing(self, monkeypatch, address, library, extra):
+        monkeypatch.setitem(sys.modules, library, None)
+        wanted = rf'^{address}: fsspec lacks a library for this protocol, {library}\. .* pip install "\.\[{extra}\]"$'
         with pytest.raises(MissingExtra, match=wanted) as caught:
-            open_run("s3://bucket/run")
+            open_run(address)
         one_line(caught)
+
+    def test_the_library_of_another_protocol_is_missing(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "gcsfs", None)
         with pytest.raises(FadevizError, match=r"^gs://bucket/run: fsspec lacks a library .*gcsfs") as caught:
             open_run("gs://bucket/run")
@@ -402,6 +409,7 @@ class TestErrors:
     )
     def test_secrets_are_not_shown(self, monkeypatch, address, shown):
         monkeypatch.setattr("fsspec.core.url_to_fs", lambda address, **options: (fsspec.filesystem("memory"), "/x"))
+        monkeypatch.setattr("fadeviz.remote._impatient", lambda protocol: {})  # which asks for the protocol's library
         assert RemoteFolder(address).shown == shown
 
 

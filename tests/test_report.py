@@ -326,7 +326,7 @@ class TestPage:
         monkeypatch.setattr(story, "MAX_STEPS", 5)
         path = tmp_path / "thin.html"
         said = "7 of 12 snapshots: the maps and curves show 5, evenly spread; all of them are measured"
-        assert write_report(runs, path) == (said,)
+        assert write_report(runs, path)[0] == said
         thin = Page(path)
         assert f"<li>{said}</li>" in thin.text
         assert thin.data["steps"] == [0, 30, 60, 80, 110]

@@ -74,7 +74,7 @@ def lost_snapshots(run: Run) -> str:
     if not missing or run.info.get("status") != "finished":
         return ""
     steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
-    return f"scheduled steps without a whole snapshot: {steps}. The run is finished: only recording it anew brings them back"
+    return f"scheduled steps without a whole snapshot: {steps}. Only recording the run anew brings them back"
 
 
 def other_maps(path: str | os.PathLike[str]) -> list[str]:

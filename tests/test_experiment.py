@@ -213,7 +213,7 @@ def test_what_resuming_does_not_bring_back_is_said(tmp_path, finished):
         (tmp_path / "run" / "snapshots" / f"step_{step:06d}.safetensors").unlink()
     notes = []
     assert run(tiny, tmp_path / "run", resume=True, note=notes.append).steps == (1, 3, 4)
-    lost = "scheduled steps without a whole snapshot: 0, 2. The run is finished: only recording it anew brings them back"
+    lost = "scheduled steps without a whole snapshot: 0, 2. Only recording the run anew brings them back"
     assert notes == [f"{tmp_path / 'run'}: {lost}"]
     assert [fault.what for fault in check_run(tmp_path / "run")] == [lost]
     notes = []

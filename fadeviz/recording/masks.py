@@ -291,7 +291,7 @@ def _as_labels(target: Tensor | NDArray[Any], shape: tuple[int, int, int], ignor
 
 
 def _of_one_hot(values: NDArray[Any], ignore_index: int | None) -> Labels | None:
-    """Classes of ``(N, K, H, W)``; void where all K are one void label. None where a pixel is of several, or of none."""
+    """Classes of ``(N, K, H, W)``; void where all K are one void label. None where pixels are of several, or none."""
     first = values[:, 0]
     void = (values == values[:, :1]).all(axis=1) & ((first < 0) | (first == IGNORED) | (first == ignore_index))
     inside = ~void[:, None]

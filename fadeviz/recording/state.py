@@ -424,7 +424,8 @@ def _variables_of(function: Any) -> list[Any]:
     if _is_of(function, _NOT_OURS):
         return []
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]  # empty: not set yet
+    empty = types.CellType()  # of a variable that is not set yet
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != empty]
     there = [function.__globals__[name] for name in _named_in(function) if name in function.__globals__]
     return [*cells, *there, *defaults]
 
@@ -472,7 +473,7 @@ def _modules_in(value: object, depth: int = 2) -> list[nn.Module]:
     if depth and isinstance(value, list | tuple | dict):
         items = value.values() if isinstance(value, dict) else value
         return [module for item in items for module in _modules_in(item, depth - 1)]
-    if depth and not isinstance(value, type | types.ModuleType | Tensor):  # an object that keeps a copy of a model, e.g.
+    if depth and not isinstance(value, type | types.ModuleType | Tensor):  # an object that keeps a teacher
         return [module for module in getattr(value, "__dict__", {}).values() if isinstance(module, nn.Module)]
     return []
 

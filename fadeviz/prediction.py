@@ -191,10 +191,10 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
-    """A line for each folder among ``paths`` that has files which are taken for no picture."""
+    """A line for each folder among ``paths`` that has folders, or files that are taken for no picture, in it."""
     notes = []
     for folder in filter(Path.is_dir, map(Path, paths)):
-        names = [name for name in list_folder(folder).left_out if not (is_hidden(Path(name)) or name.endswith("/"))]
+        names = [name for name in list_folder(folder).left_out if not is_hidden(Path(name))]
         if names:
             notes.append(f"left out of {folder}: {len(names)} of another kind ({shorten(names)})")
     return notes

@@ -52,7 +52,7 @@ class Fault:
     repair: str = ""
 
 
-_AGAIN = "removed; resuming the run, or recording it again, brings it back"
+_AGAIN = "removed; --resume records what comes after the checkpoint, --overwrite everything"
 
 
 def check_run(path: str | os.PathLike[str]) -> list[Fault]:
@@ -66,6 +66,15 @@ def check_run(path: str | os.PathLike[str]) -> list[Fault]:
         FadevizError: no run in this folder, or its run.json is damaged.
     """
     return list(_faults(_open(path)))
+
+
+def lost_snapshots(run: Run) -> str:
+    """Which scheduled steps of a finished run have no whole snapshot, in words; empty where there are none."""
+    missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
+    if not missing or run.info.get("status") != "finished":
+        return ""
+    steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
+    return f"scheduled steps without a whole snapshot: {steps}. Only recording the run anew brings them back"
 
 
 def other_maps(path: str | os.PathLike[str]) -> list[str]:
@@ -139,10 +148,9 @@ def _faults(run: Run) -> Iterator[Fault]:
         what = _snapshot_fault(run, step)
         if what:
             yield _fault(run, f"snapshots/step_{step:06d}.safetensors", what, _AGAIN)
-    missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
-    if missing and run.info.get("status") == "finished":
-        steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
-        yield Fault("snapshots", f"scheduled steps without a whole snapshot: {steps}")
+    lost = lost_snapshots(run)
+    if lost:
+        yield Fault("snapshots", lost)
     yield from _metrics_faults(run.path / "metrics.jsonl")
     checkpoint = run.path / "checkpoints" / "last.pt"
     what = _checkpoint_fault(checkpoint, run.run_id)

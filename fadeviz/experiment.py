@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .check import lost_snapshots
 from .data import Sample, Splits
 from .data.observation import choose_observed, find_object
 from .data.sets import DATA, Wanted, find_data
@@ -296,6 +297,7 @@ def run(
         with processes.agreeing():  # before the first process changes anything, all have seen that there is work
             before = _before(config, out, resume, overwrite)
         if before is not None and before.info.get("status") == "finished":
+            _tell_lost(before, note if processes.first else None)
             return before
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_signals())
@@ -315,7 +317,16 @@ def run(
             _train(work, stop, resume, overwrite, report)
         if stop.number:  # after the last step, or while the last files were written
             raise Interrupted(stop.number, config.steps, config.steps, config.steps)
-    return open_run(out)
+        finished = open_run(out)
+        _tell_lost(finished, note if processes.first else None)
+    return finished
+
+
+def _tell_lost(finished: Run, note: Callable[[str], None] | None) -> None:
+    """Say which maps were lost before the checkpoint that the run went on from: going on does not bring them back."""
+    lost = lost_snapshots(finished)
+    if lost and note is not None:
+        note(f"{finished.path}: {lost}")
 
 
 def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run | None:

@@ -191,12 +191,14 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
-    """A line for each folder among ``paths`` that holds files other than pictures."""
+    """A line for each folder among ``paths`` that holds subfolders, or files that are not pictures."""
     notes = []
     for folder in filter(Path.is_dir, map(Path, paths)):
-        names = [name for name in list_folder(folder).left_out if not (is_hidden(Path(name)) or name.endswith("/"))]
+        names = [name for name in list_folder(folder).left_out if not is_hidden(Path(name))]
         if names:
-            notes.append(f"left out of {folder}: {len(names)} other file{'s' * (len(names) > 1)} ({shorten(names)})")
+            notes.append(
+                f"left out of {folder}: {len(names)} other entr{'ies' if len(names) > 1 else 'y'} ({shorten(names)})"
+            )
     return notes
 
 

@@ -7,7 +7,7 @@ import operator
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -323,7 +323,9 @@ class Probe:
         device = _one_device(self._called) or next(
             (device for device in used if device.type not in ("cpu", "meta")), torch.device("cpu")
         )
-        watched = self._learning if self._observed else self._all_parameters()
+        parameters = _parameters_of(asked.guarded)
+        watched = self._learning if self._observed else _if_there_is_room(parameters)
+        versions = [parameter._version for parameter in parameters]
         with (
             same_generators(used),
             untouched(asked.guarded, watched) as written,
@@ -338,11 +340,23 @@ class Probe:
             yield found
         known = {id(parameter) for parameter in self._learning}
         self._learning += [parameter for parameter in written if id(parameter) not in known]
+        put_back = {id(parameter) for parameter in watched}
+        changed = (p for p, version in zip(parameters, versions, strict=True) if p._version != version)
+        late = [parameter for parameter in changed if id(parameter) not in put_back]
+        if late:  # it began to, after the first observation: from now on it is put back
+            self._learning += late
+            names = sorted(self._names_of(late, asked))
+            self._note(f"at step {asked.step} the observation left a trace: the model wrote to {', '.join(names)}")
 
-    def _all_parameters(self) -> list[nn.Parameter]:
-        """The parameters to watch: at first all, if there is memory for copies, then those that were written to."""
-        parameters = [parameter for parameter in self._called.parameters() if not parameter.is_inference()]
-        return parameters if sum(parameter.nbytes for parameter in parameters) <= _WATCHED else []
+    def _names_of(self, parameters: Sequence[nn.Parameter], asked: Asked) -> set[str]:
+        wanted = {id(parameter) for parameter in parameters}
+        modules = all_modules(self._called, asked.loss_fn).items()
+        return {
+            repr(f"{name}.{key}".lstrip("."))
+            for name, module in modules
+            for key, parameter in module._parameters.items()
+            if id(parameter) in wanted
+        }
 
     def _forward(self, asked: Asked, images: Any, found: Found) -> Any:
         # Separate leaves, so that the graph reaches every layer even if all weights are frozen.
@@ -383,6 +397,16 @@ class Probe:
     def _note(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def _parameters_of(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    found = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    return [parameter for parameter in found.values() if not parameter.is_inference()]
+
+
+def _if_there_is_room(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """What is watched the first time: all, if there is room for copies; and then those that were written to."""
+    return parameters if sum(parameter.nbytes for parameter in parameters) <= _WATCHED else []
 
 
 def _mean_of_channels(value: Tensor) -> Tensor:

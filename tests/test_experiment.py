@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, open_run
+from fadeviz.check import check_run
 from fadeviz.data import synthetic
 from fadeviz.errors import MissingExtra
 from fadeviz.experiment import (
@@ -198,6 +199,26 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
     run(SMALL, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(whole)
     assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_resuming_does_not_bring_back_is_said(tmp_path, finished):
+    tiny = dataclasses.replace(SMALL, steps=4, snapshots="1:4:1", kinds="feature", upsampler="nearest", width=1 / 16)
+    if finished:
+        run(tiny, tmp_path / "run")
+    else:
+        with pytest.raises(Interrupted):
+            run(tiny, tmp_path / "run", report=send(signal.SIGINT, 3))
+    for step in (0, 2):
+        (tmp_path / "run" / "snapshots" / f"step_{step:06d}.safetensors").unlink()
+    notes = []
+    assert run(tiny, tmp_path / "run", resume=True, note=notes.append).steps == (1, 3, 4)
+    lost = "scheduled steps without a whole snapshot: 0, 2. Only recording the run anew brings them back"
+    assert notes == [f"{tmp_path / 'run'}: {lost}"]
+    assert [fault.what for fault in check_run(tmp_path / "run")] == [lost]
+    notes = []
+    run(tiny, tmp_path / "run", overwrite=True, note=notes.append)
+    assert notes == check_run(tmp_path / "run") == []
 
 
 def send(number, at, *, more=()):

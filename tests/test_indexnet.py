@@ -147,6 +147,8 @@ class TestDefinition:
         want = index * F.interpolate(x, scale_factor=2, mode="nearest")
         torch.testing.assert_close(operator(x, Skip(e)), want, rtol=0, atol=1e-12)
         assert operator.pool(e)[0].shape == (2, skip_channels, 3, 2)
+        with pytest.raises(FadevizError, match=f"to pool has 4 channels, {skip_channels} are needed. Build it with"):
+            operator.pool(torch.zeros(2, 4, 6, 4))
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_zero_weights_halve_and_average(self, kind):

@@ -627,6 +627,24 @@ class TestMasks:
         assert np.array_equal(more.foregrounds[0], targets[0] == 3)
         assert np.array_equal(more.foregrounds[1], targets[1] == 0)
 
+    @pytest.mark.parametrize("void", [255, -1])
+    def test_one_hot_with_void_pixels(self, tmp_path, void):
+        classes = (self.LABELS == 1).long()
+        targets = F.one_hot(classes, 3).movedim(-1, 1).float()
+        targets.masked_fill_(self.LABELS[:, None] == 255, void)
+        run = self.run(tmp_path / "run", targets)
+        assert np.array_equal(run.observation[1], self.LABELS.numpy())
+        assert np.array_equal(run.foregrounds, self.OBJECT)
+
+    def test_pixels_of_several_classes_or_of_none_are_no_masks_and_it_is_said(self, tmp_path):
+        several = torch.ones(2, 3, 16, 16)
+        none = F.one_hot((self.LABELS == 1).long(), 3).movedim(-1, 1) * (self.LABELS != 255)[:, None]
+        for name, targets in (("several", several), ("none", none)):
+            with pytest.warns(RecorderWarning, match=r"the targets \(2, 3, 16, 16\) are no masks, since a pixel"):
+                run = self.run(tmp_path / name, targets)
+            assert not run.observation[1].any()
+            assert "Give masks=" in run.info["notes"][0]
+
     def test_class_0_can_be_the_object(self, tmp_path):
         run = self.run(tmp_path / "run", 1 - (self.LABELS == 1).long(), foreground=0)
         assert np.array_equal(run.foregrounds, self.OBJECT)
@@ -667,7 +685,6 @@ class TestMasks:
             torch.tensor([1, 0]),
             torch.rand(2, 1, 16, 16),  # alpha, or depth
             torch.ones(2, 4, 16, dtype=torch.long),  # not of the same shape
-            torch.ones(2, 3, 16, 16, dtype=torch.long),  # neither one mask nor one-hot
             [{"masks": torch.ones(2, 16, 16, dtype=torch.uint8)} for _ in range(2)],  # of each image two objects
         ],
     )

@@ -228,11 +228,12 @@ def test_one_damaged_picture_costs_its_own_result_alone(runs, tmp_path):
         save(folder / f"{name}.png", photo(40, 60))
     (folder / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
     (folder / "notes.txt").write_text("of another kind")
+    (folder / "inside").mkdir()
     result = invoke("predict", runs / "bilinear", folder, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [f"wrote {tmp_path / 'out' / name}_mask.png" for name in "acd"]
     note, error = result.stderr.splitlines()
-    assert note == f"note: left out of {folder}: 1 other file (notes.txt)"
+    assert note == f"note: left out of {folder}: 2 other entries (inside/, notes.txt)"
     assert error.startswith(f"Error: {folder / 'b.png'} cannot be read: ")
 
     # Two are listed, a line each; a path that is not there and a link to nothing are no worse.

@@ -5,6 +5,7 @@ import copy
 import functools
 import pickle
 import random
+import types
 import warnings
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.probes import Probe
-from fadeviz.recording.state import state_changes, state_of
+from fadeviz.recording.state import modules_of_loss, state_changes, state_of
 
 IMAGES = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.ones(2, 6, 8, dtype=torch.long)
@@ -204,6 +205,124 @@ def test_losses_that_are_modules_or_refer_to_them(mode):
         assert changes_of(Net(), loss_fn, mode) == []
         assert float(loss.mean) == 1
         assert loss.training
+
+
+class Trainer:
+    """What training scripts keep a loss in."""
+
+    shared = None
+
+    def __init__(self, loss):
+        self.criterion, self.model, self.parts = loss, nn.BatchNorm2d(2), {"a": [("x", loss)]}
+
+    @property
+    def chosen(self):
+        return self.parts["a"][0][1]
+
+    def total(self, output, targets):
+        return self.criterion(output, targets)
+
+    def more(self, output, targets):
+        return self.total(output, targets)
+
+
+class Heir(Trainer):
+    def total(self, output, targets):
+        return super().total(output, targets)
+
+
+class Slots:
+    __slots__ = ("criterion",)
+
+    def __init__(self, loss):
+        self.criterion = loss
+
+    def __call__(self, output, targets):
+        return self.criterion(output, targets)
+
+
+def named(loss):
+    def default(output, targets, *, loss=loss):
+        return loss(output, targets)
+
+    return default
+
+
+def called(function):
+    return lambda output, targets: function(output, targets)
+
+
+WAYS_TO_A_LOSS = {
+    "an attribute": lambda loss, trainer: lambda o, t: trainer.criterion(o, t),
+    "a property": lambda loss, trainer: lambda o, t: trainer.chosen(o, t),
+    "a method": lambda loss, trainer: lambda o, t: trainer.more(o, t),
+    "a bound method": lambda loss, trainer: trainer.more,
+    "an inherited method": lambda loss, trainer: Heir(loss).total,
+    "of the class": lambda loss, trainer: lambda o, t: Trainer.shared(o, t),
+    "a default": lambda loss, trainer: named(loss),
+    "a function in a function": lambda loss, trainer: called(called(loss)),
+    "slots": lambda loss, trainer: Slots(loss),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_A_LOSS)
+def test_a_loss_is_found_through_what_the_code_names(way, monkeypatch):
+    loss = Running()
+    trainer = Trainer(loss)
+    monkeypatch.setattr(Trainer, "shared", loss)
+    assert changes_of(Net(), WAYS_TO_A_LOSS[way](loss, trainer)) == []
+    assert float(loss.mean) == 1
+    # What the code does not name is none of the loss: a trainer leads to the model, and to all there is.
+    assert modules_of_loss(WAYS_TO_A_LOSS[way](loss, trainer)) == [loss]
+
+
+def test_a_loss_that_no_variable_holds_yet():
+    def loss_fn(output, targets):
+        return later(output, targets)
+
+    assert modules_of_loss(loss_fn) == []
+    later = Running()
+    assert modules_of_loss(loss_fn) == [later]
+    assert modules_of_loss(F.cross_entropy) == []
+
+
+class Teaches(Net):
+    """The usual ways to hide a second model from the optimiser; it follows the first in the forward pass."""
+
+    def change(self, x):
+        for teacher in (self.hidden[0], self.box.model):
+            teacher(x)
+            with torch.no_grad():
+                for own, parameter in zip(teacher.parameters(), self.up.parameters(), strict=False):
+                    own.mul_(0.5).add_(parameter.mean())
+
+
+def test_hidden_models_are_put_back():
+    box = types.SimpleNamespace(model=nn.BatchNorm2d(3))
+    net = Teaches(hidden=[nn.Conv2d(3, 2, 1)], box=box)
+    teachers = nn.ModuleList([net.hidden[0], box.model])
+    before = copy.deepcopy(teachers.state_dict())
+    assert changes_of(net) == []
+    assert all(torch.equal(value, before[key]) for key, value in teachers.state_dict().items())
+
+
+def test_a_parameter_that_is_written_to_later_is_told_and_then_put_back():
+    class Late(Net):
+        def change(self, x):
+            if self.begun:
+                with torch.no_grad():
+                    self.up.bias.add_(1)
+
+    net = Late(begun=False)
+    probe = Probe(net, "up")
+    values = []
+    for step in range(3):
+        net.begun = step > 0
+        probe.observe(IMAGES, TARGETS, F.cross_entropy, step=step)
+        values.append(net.up.bias.detach().clone())
+    assert probe.notes == ["at step 1 the observation left a trace: the model wrote to 'up.bias'"]
+    assert torch.equal(values[1], values[0] + 1)
+    assert torch.equal(values[2], values[1])
 
 
 def test_what_cannot_be_guarded_is_found():

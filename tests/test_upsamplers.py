@@ -340,6 +340,15 @@ class TestSkip:
             operator(x, skip.feature)
 
     @pytest.mark.parametrize("name", NAMES)
+    def test_shapes_without_values(self, name):
+        """On the device meta, where tools work out shapes and memory."""
+        operator, x, skip = case(name)
+        indices = None if skip.indices is None else skip.indices.to("meta")
+        out = operator.to("meta")(x.to("meta"), Skip(skip.feature.to("meta"), indices))
+        assert out.device.type == "meta"
+        assert out.shape == (2, 8, 2 * x.shape[2], 2 * x.shape[3])
+
+    @pytest.mark.parametrize("name", NAMES)
     def test_a_single_map_for_x_is_told(self, name):
         operator, x, skip = case(name)
         with pytest.raises(FadevizError, match=r"x is \(8, 5, 7\)"):

@@ -173,7 +173,7 @@ def masks_of(
             raise FadevizError(
                 f"{what} is given, but the targets hold no masks (N, H, W) of whole numbers. Give masks="
             )
-        return Masks(np.zeros(shape, np.uint8), 2, None, before)
+        return Masks(np.zeros(shape, np.uint8), 2, None, before, _why_none(targets, shape))
     void = (labels < 0) | (labels == IGNORED)
     if ignore_index is not None:
         void |= labels == ignore_index
@@ -278,10 +278,8 @@ def _as_labels(target: Tensor | NDArray[Any], shape: tuple[int, int, int], ignor
     if values.ndim == 4:
         if values.shape[1] == 1:
             values = values[:, 0]
-        elif np.isin(values, (0, 1)).all() and (values.sum(axis=1) == 1).all():
-            return values.argmax(axis=1).astype(np.int64)  # one-hot
         else:
-            return None
+            return _of_one_hot(values, ignore_index)
     if values.dtype == np.uint8:
         return _as_binary(values.astype(np.int64), ignore_index)
     if np.issubdtype(values.dtype, np.floating):
@@ -292,6 +290,28 @@ def _as_labels(target: Tensor | NDArray[Any], shape: tuple[int, int, int], ignor
     elif not (values.dtype == bool or np.issubdtype(values.dtype, np.integer)):
         return None
     return values.astype(np.int64)
+
+
+def _of_one_hot(values: NDArray[Any], ignore_index: int | None) -> Labels | None:
+    """Classes of ``(N, K, H, W)``; void where all K are one void label. None where pixels are of several, or none."""
+    first = values[:, 0]
+    void = (values == values[:, :1]).all(axis=1) & ((first < 0) | (first == IGNORED) | (first == ignore_index))
+    inside = ~void[:, None]
+    if not np.isin(values, (0, 1)).all(where=inside) or not (values.sum(axis=1) == 1).all(where=~void):
+        return None
+    return np.where(void, IGNORED, values.argmax(axis=1)).astype(np.int64)
+
+
+def _why_none(targets: Any, shape: tuple[int, int, int]) -> str:
+    """What to say of targets that might have been masks: a map for each image, of several channels or of fractions."""
+    maps = (one for one in arrays_in(targets) if one.ndim == 4 and len(one) == shape[0] and one.shape[1] > 1)
+    found = next((one for one in maps if np.isin(_numbers(one), (0, 1)).all()), None)
+    if found is None:
+        return ""
+    return (
+        f"the targets {tuple(found.shape)} are no masks, since a pixel is of several classes or of none: the maps are "
+        "drawn, but not measured against an outline. Give masks= to choose one"
+    )
 
 
 def _resized(labels: Labels, shape: tuple[int, int, int]) -> Labels:

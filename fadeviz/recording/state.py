@@ -8,7 +8,8 @@ import hashlib
 import inspect
 import pickle
 import random
-from collections import OrderedDict, defaultdict, deque
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -22,7 +23,7 @@ State = Mapping[str, object]
 """The result of :func:`state_of`: fingerprints by the description of what they belong to."""
 
 # Exactly these types: subclasses may react to being written to.
-_DICTS = (dict, OrderedDict, defaultdict)
+_DICTS = (dict, OrderedDict, defaultdict, Counter)
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _INTERNAL = frozenset(nn.Module().__dict__)
 _HOOKS = tuple(key for key, value in nn.Module().__dict__.items() if "hooks" in key and isinstance(value, dict))
@@ -363,23 +364,102 @@ def all_modules(model: nn.Module, loss_fn: object = None) -> dict[str, nn.Module
 
 
 def modules_of_loss(loss_fn: object) -> list[nn.Module]:
-    """The modules that a loss is, or refers to: as a method, a partial, an object, or a function that names them."""
-    if isinstance(loss_fn, nn.Module):
-        return [loss_fn]
-    if isinstance(loss_fn, functools.partial):
-        parts: list[Any] = [loss_fn.func, *loss_fn.args, *loss_fn.keywords.values()]
-        return [module for part in parts for module in modules_of_loss(part)]
-    if inspect.ismethod(loss_fn):
-        return modules_of_loss(loss_fn.__self__) + modules_of_loss(loss_fn.__func__)
-    if inspect.isfunction(loss_fn):
-        try:
-            names = inspect.getclosurevars(loss_fn)
-        except ValueError:  # a variable of the function around it that is not set yet
-            return []
-        return [m for value in (*names.nonlocals.values(), *names.globals.values()) for m in _modules_in(value)]
-    if isinstance(loss_fn, type) or not hasattr(loss_fn, "__dict__"):
+    """The modules that a loss is, or refers to: as a method, a partial, an object that is called, or a function.
+
+    Of a function these are what its variables, its defaults and the functions that it calls hold; of other objects (a
+    trainer, say) the attributes that the code names.
+    """
+    found: dict[int, nn.Module] = {}
+    _refer(loss_fn, frozenset(), found, set(), 6)
+    return list(found.values())
+
+
+def _refer(value: Any, names: frozenset[str], found: dict[int, nn.Module], seen: set[object], depth: int) -> None:
+    """Collect the modules that code which has these names in it may reach from a value, in so many steps."""
+    if isinstance(value, nn.Module):
+        found[id(value)] = value
+        return
+    if not depth or isinstance(value, (*_SIMPLE, Tensor, np.ndarray)) or (id(value), names) in seen:
+        return
+    seen.add((id(value), names))
+    if isinstance(value, list | tuple):
+        parts = list(value[:_MOST_PARTS])
+    elif isinstance(value, dict):
+        parts = list(value.values())[:_MOST_PARTS]
+    elif isinstance(value, functools.partial):
+        parts = [value.func, *value.args, *value.keywords.values()]
+    elif inspect.ismethod(value):
+        parts = [value.__func__]
+        _refer(value.__self__, _named_in(value.__func__), found, seen, depth)
+    elif inspect.isfunction(value):
+        names, parts = _named_in(value), _variables_of(value)
+    else:
+        names, parts = _attributes_of(value, names)
+    for part in parts:
+        _refer(part, names, found, seen, depth - 1)
+
+
+_MOST_PARTS = 1000
+"""So many entries of a list are looked into: a loss has no more modules, but a data set has more images."""
+
+_NOT_OURS = ("builtins", "torch", "numpy")
+
+
+def _is_of(thing: Any, packages: tuple[str, ...]) -> bool:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0] in packages
+
+
+def _named_in(function: Any) -> frozenset[str]:
+    """The attributes and globals that a function's code names, and that of the functions inside it."""
+    codes, names = [getattr(function, "__code__", None)], set[str]()
+    while codes:
+        code = codes.pop()
+        if code is not None:
+            names.update(code.co_names)
+            codes += [one for one in code.co_consts if isinstance(one, type(code))]
+    return frozenset(names)
+
+
+def _variables_of(function: Any) -> list[Any]:
+    if _is_of(function, _NOT_OURS):
         return []
-    return [module for value in vars(loss_fn).values() for module in _modules_in(value)]  # an object that is called
+    defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    empty = types.CellType()  # of a variable that is not set yet
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != empty]
+    there = [function.__globals__[name] for name in _named_in(function) if name in function.__globals__]
+    return [*cells, *there, *defaults]
+
+
+def _attributes_of(value: object, names: frozenset[str]) -> tuple[frozenset[str], list[Any]]:
+    """What an object holds under these names, or under those that its methods of these names use; and all the names.
+
+    Of an object that is called, all it holds.
+    """
+    cls = value if isinstance(value, type) else type(value)
+    if isinstance(value, types.ModuleType):
+        inside = {} if value.__name__.partition(".")[0] in _NOT_OURS else vars(value)
+        return names, [inside[name] for name in names if name in inside]
+    if _is_of(cls, _NOT_OURS):
+        return names, []
+    known, todo, parts = set(names), [*names, "__call__"], []
+    own = {} if isinstance(value, type) else getattr(value, "__dict__", {})
+    if "__call__" in dir(cls):
+        parts += list(own.values())
+    while todo:
+        name = todo.pop()
+        if name in own:
+            parts.append(own[name])
+        for attribute in (vars(one)[name] for one in cls.__mro__ if name in vars(one)):  # super() calls the others
+            if inspect.ismemberdescriptor(attribute):  # of __slots__
+                attribute = getattr(value, name, None)
+            function = getattr(attribute, "fget", None) or getattr(attribute, "__func__", None) or attribute
+            if inspect.isfunction(function):
+                parts.append(function)
+                todo += _named_in(function) - known
+                known |= _named_in(function)
+            else:
+                parts.append(attribute)
+    return frozenset(known), parts
 
 
 def devices_of(module: nn.Module) -> set[torch.device]:
@@ -393,6 +473,8 @@ def _modules_in(value: object, depth: int = 2) -> list[nn.Module]:
     if depth and isinstance(value, list | tuple | dict):
         items = value.values() if isinstance(value, dict) else value
         return [module for item in items for module in _modules_in(item, depth - 1)]
+    if depth and not isinstance(value, type | types.ModuleType | Tensor):  # an object that keeps a teacher
+        return [module for module in getattr(value, "__dict__", {}).values() if isinstance(module, nn.Module)]
     return []
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import torch_ops
+from .backends.tiles import is_autocast, own_precision
 from .reassemble import is_plain
 
 
@@ -40,7 +41,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
         return F.conv2d(compressor(x), weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
     device = x.device.type
     # Weights keep their own precision: rounding their product to bfloat16 would round twice.
-    with torch.autocast(device, enabled=False):
+    with own_precision(device):
         weight = torch.einsum("mdkl,dc->mckl", conv.weight, compressor.weight.flatten(1))
         weight, bias, rim = _by_phase(weight, 0, phases), conv.bias, None
         if compressor.bias is not None:
@@ -51,7 +52,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
             bias = inside if bias is None else bias + inside
             rim = _by_phase(every - inside[:, None, None], 0, phases)
         bias = None if bias is None else _by_phase(bias, 0, phases)
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # which autocast leaves alone
+    if is_autocast(device) and x.dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

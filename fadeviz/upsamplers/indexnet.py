@@ -138,6 +138,11 @@ class IndexNet(Upsampler):
                 f"IndexNet: the feature to pool is {h}x{w}; indexed pooling needs even sides. "
                 "Pad the input so that every stage divides evenly"
             )
+        if feature.shape[1] != self.skip_channels:
+            raise FadevizError(
+                f"IndexNet: the feature to pool has {feature.shape[1]} channels, {self.skip_channels} are needed. Build "
+                f"it with skip_channels={feature.shape[1]} and kind hin, or project the feature with a 1x1 convolution"
+            )
         index: Tensor = self.index(feature)
         # The block's sum of index_encoder * e, with the softmax's division left to the pooled map.
         weight = index.exp()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError, unknown_name
 from . import torch_ops
+from .backends.tiles import is_autocast
 from .torch_ops import BACKENDS, choose_backend
 
 
@@ -203,7 +204,7 @@ def kernel_softmax(
             )
     _check("kernel_softmax", groups, groups, backend, logits)
     half = logits.dtype in (torch.bfloat16, torch.float16)
-    dtype = torch.float32 if half and torch.is_autocast_enabled(logits.device.type) else logits.dtype
+    dtype = torch.float32 if half and is_autocast(logits.device.type) else logits.dtype
     out: Tensor = torch_ops.softmax(logits, coarse, kernel_size, scale, groups, backend, dtype)
     return out
 

@@ -7,6 +7,7 @@ one matrix product: ``output = band @ patch``. Both adjoints are products of the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -24,12 +25,22 @@ _CHUNK_BYTES = 4 << 20
 """Working memory for one batch of tiles: about a core's share of the last-level cache."""
 
 
+def own_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Without autocast, which knows nothing of the device meta, where shapes are worked out without values."""
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+
+
+def is_autocast(device: str) -> bool:
+    """Whether maps on this device are under autocast."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def _in_own_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Autocast would round float32 maps to half precision for the products; here the maps' own type decides."""
 
     @functools.wraps(function)
     def run(first: Tensor, *rest: Any) -> Tensor:
-        with torch.autocast(first.device.type, enabled=False):
+        with own_precision(first.device.type):
             return function(first, *rest)
 
     return run

@@ -196,9 +196,8 @@ def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
     for folder in filter(Path.is_dir, map(Path, paths)):
         names = [name for name in list_folder(folder).left_out if not is_hidden(Path(name))]
         if names:
-            notes.append(
-                f"left out of {folder}: {len(names)} other entr{'ies' if len(names) > 1 else 'y'} ({shorten(names)})"
-            )
+            what = "other entries" if len(names) > 1 else "other entry"
+            notes.append(f"left out of {folder}: {len(names)} {what} ({shorten(names)})")
     return notes
 
 

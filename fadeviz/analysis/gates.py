@@ -75,7 +75,9 @@ def _means(maps: NDArray[np.floating], regions: Sequence[NDArray[np.bool_]]) -> 
         values[broken] = 0
     counts = np.broadcast_to(weights.sum(1)[:, None], lost.shape)
     known = ~lost & (counts > 0)
-    means = np.divide(values @ weights, counts, out=np.full(lost.shape, np.nan), where=known)
+    # A product a map: of all at once the last bit would depend on how many they are.
+    sums = (values[:, :, None] @ weights[:, None])[:, :, 0]
+    means = np.divide(sums, counts, out=np.full(lost.shape, np.nan), where=known)
     return [means[..., number].T for number in range(len(regions))]
 
 

@@ -103,8 +103,8 @@ def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BO
 
     def share(values: NDArray[np.float64]) -> NDArray[np.float64]:
         power, weights, radius = _power(values), _weights(values.shape[-2:]), _radius(values.shape[-2:])
-        found: NDArray[np.float64] = power @ (weights * (radius > above)) / (power @ weights)
-        return found
+        high, total = _summed(power, np.stack([weights * (radius > above), weights], axis=1)).T
+        return np.asarray(high / total)
 
     return _each_map(maps, border, share)
 
@@ -129,8 +129,7 @@ def radial_spectrum(
         power, weights, radius = _power(values), _weights(values.shape[-2:]), _radius(values.shape[-2:])
         ring = np.clip(np.searchsorted(edges, radius, side="right") - 1, 0, bins - 1)
         in_ring = weights[:, None] * (ring[:, None] == np.arange(bins))
-        found: NDArray[np.float64] = power @ in_ring / (power @ weights)[:, None]
-        return found
+        return np.asarray(_summed(power, in_ring) / _summed(power, weights[:, None]))
 
     return (edges[1:] + edges[:-1]) / 2, _each_map(maps, border, shares, (bins,))
 
@@ -267,10 +266,18 @@ def _window(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return window
 
 
+def _summed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted sums of the values of each map, ``(M, n)`` and ``(n, K)`` -> ``(M, K)``."""
+    # A product a map: of all at once the last bit would depend on how many they are.
+    found: NDArray[np.float64] = (values[:, None] @ weights)[:, 0]
+    return found
+
+
 def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The power of maps ``(M, h, w)`` by frequency, ``(M, F)``: of the half of the plane that says all."""
-    window, flat = _window(values.shape[-2:]), values.reshape(len(values), -1)
-    centred = values - (flat @ window.ravel() / window.sum())[:, None, None]
+    window = _window(values.shape[-2:])
+    mean = _summed(values.reshape(len(values), -1), window.reshape(-1, 1)) / window.sum()
+    centred = values - mean[:, :, None]
     centred *= window
     transformed = fft.rfft2(centred, overwrite_x=True)
     power: NDArray[np.float64] = transformed.real**2 + transformed.imag**2
@@ -296,14 +303,14 @@ def _weights(shape: tuple[int, ...]) -> NDArray[np.float64]:
 def _shares_of_power(values: NDArray[np.float64], scale: int) -> tuple[NDArray[np.float64], ...]:
     """Radial centroid, share of high frequencies and Nyquist ratio of maps ``(M, h, w)``."""
     power = _power(values)
-    total, radial, high, on, beside = (power @ _summed(values.shape[-2:], scale)).T
+    total, radial, high, on, beside = _summed(power, _parts_of_power(values.shape[-2:], scale)).T
     # A pattern of whole periods and nothing else has no energy beside its lines: the ratio has no value.
     known = beside > 1e-20 * power.max(1)
     return radial / total, high / total, np.divide(on, beside, out=np.full(len(on), np.nan), where=known)
 
 
 @lru_cache(maxsize=16)
-def _summed(shape: tuple[int, ...], scale: int) -> NDArray[np.float64]:
+def _parts_of_power(shape: tuple[int, ...], scale: int) -> NDArray[np.float64]:
     """``(F, 5)``: what to multiply the power with for its sums and means, so that a product gives all of them."""
     weights, radius = _weights(shape), _radius(shape)
     on, beside = (weights * lines for lines in _lines(shape, scale))

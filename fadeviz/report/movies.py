@@ -115,7 +115,7 @@ def select_movies(
         )
     places = [(run, image) for run in range(len(runs)) for image in range(images)]
     layer, kind = wanted[0]
-    movies = _packed(runs, places, steps, layer, kind, call, None)
+    movies = _packed(runs, places, steps, layer, kind, call)
     assert movies is not None  # without a limit nothing is too large
     costs = {place: text_size(one) for place, one in movies.packed.items()}
     left_out = []
@@ -178,19 +178,21 @@ def _packed(
     layer: str,
     kind: str,
     call: int,
-    room: int | None,
+    room: float = math.inf,
 ) -> Movies | None:
     """The movies of one layer and kind, or None as soon as they take, or the first foretells, more than ``room``."""
     movies, used = Movies(layer, kind), 0
     count = sum(kind in runs[run].layers.get(layer, ()) for run, _ in places)
     for run, image, maps in _each(runs, places, steps, layer, kind, call):
-        one = movies.packed[run, image] = pack(maps, kind)
+        # The first foretells the others: images differ, hardly by half.
+        left = room - used if movies.packed else min(room, 2 * room / count)
+        one = pack(maps, kind, most=3 / 4 * left)  # in base64 three bytes take four
+        if one is None or text_size(one) > left:
+            return None
+        movies.packed[run, image] = one
         height, width = maps.shape[-2:]
         movies.sizes[run] = (height, width)
         used += text_size(one)
-        foretold = used * count / 2 if len(movies.packed) == 1 else used  # images differ, hardly by half
-        if room is not None and max(used, foretold) > room:
-            return None
     return movies
 
 

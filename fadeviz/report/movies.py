@@ -24,6 +24,9 @@ MAP_KINDS = ("feature", "gradient", "gate", "kernel_entropy")
 _ELEMENT = 64
 """Bytes that surround one packed movie in the page."""
 
+_AT_A_TIME = 2**22
+"""So many values of maps are read at a time: 16 MB. For each image the same files would be opened again."""
+
 
 @dataclass
 class Movies:
@@ -199,11 +202,15 @@ def _packed(
 def _each(
     runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str, call: int
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Each run and image with its maps ``(S, h, w)``; an image of a run at a time is in memory."""
+    """Each run and image with its maps ``(S, h, w)``; of a run as many images at a time as ``_AT_A_TIME`` values."""
     for run in dict.fromkeys(run for run, _ in places):
         if _recorded(runs[run], layer, kind, call):
             maps = runs[run].maps(layer, kind, steps=steps, call=call)
-            yield from ((run, image, maps[:, image]) for r, image in places if r == run and image < maps.shape[1])
+            images = sum(r == run for r, _ in places)  # the first ones
+            together = max(1, _AT_A_TIME // math.prod((len(maps), *maps.shape[2:])))
+            for start in range(0, min(images, maps.shape[1]), together):
+                block = maps[:, start : min(start + together, images)]
+                yield from ((run, start + number, block[:, number]) for number in range(block.shape[1]))
 
 
 def _reduced(costs: Mapping[Place, int], ranks: Sequence[int], images: int, room: int) -> tuple[list[int], int]:

@@ -482,7 +482,8 @@ def _won_by_ties(ordered: NDArray[np.uint8], ties: _Ties) -> NDArray[np.float64]
     before = np.cumsum(down)
     ups, downs, counted = (np.add.reduceat(part, ties.start) for part in (up, down, up * before))
     counted -= ups * (before - down)[ties.start]  # those of the groups before
-    return np.bincount(ties.row, weights=ups * downs / 2 - counted, minlength=len(ordered))
+    missing = np.bincount(ties.row, weights=ups * downs / 2 - counted, minlength=len(ordered))
+    return missing.astype(np.float64)
 
 
 def _checked(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.floating]:

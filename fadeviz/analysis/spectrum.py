@@ -325,7 +325,7 @@ def _lines(shape: tuple[int, ...], scale: int) -> tuple[NDArray[np.bool_], NDArr
     """``(F,)`` each: which frequencies lie on a line of the grid, and which beside one."""
     lines = np.arange(1, scale // 2 + 1) / scale
 
-    def distance(frequencies: NDArray[np.float64]) -> NDArray[np.float64]:
+    def distance(frequencies: NDArray[np.floating]) -> NDArray[np.float64]:
         away: NDArray[np.float64] = np.abs(np.abs(frequencies)[:, None] - lines).min(1)
         return away
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from ..errors import FadevizError, unknown_name
 
@@ -237,7 +237,7 @@ def paired_test(
     units = np.clip(units[~np.isnan(units)], -_HUGE, _HUGE)
     if not units.size:
         return PairedTest(math.nan, math.nan, 0, unit, True)
-    weights = np.sign(units) * stats.rankdata(np.abs(units))
+    weights = np.sign(units) * scipy.stats.rankdata(np.abs(units))
     exact = len(units) <= EXACT_UP_TO
     if exact:
         signs = 1 - 2 * ((np.arange(2 ** len(units))[:, None] >> np.arange(len(units))) & 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from ..errors import FadevizError
 from ..runs import Maps
 from .blocks import in_blocks
 from .regions import Regions
-from .spectrum import FLAT
+from .spectrum import FLAT, has_pattern
 
 MIN_CELLS = 8
 """A region of fewer cells counts as empty: of so few, a polarity-free area is far from chance by chance."""
@@ -24,6 +24,9 @@ QUANTITIES = {
     "gradient": "how steep the map is: the squared gradient of its ranks, without the outermost cells",
 }
 """What a distance-time map shows the ranks of."""
+
+_BATCH = 2**15
+"""So many values are ranked at a time: their places take twice their room."""
 
 LAST = 3
 """So many snapshots at the end of a run stand for its end."""
@@ -37,10 +40,10 @@ def ranks(maps: NDArray[np.floating]) -> NDArray[np.float64]:
     Shape: ``(..., h, w)`` -> the same; all NaN where a map is constant or not finite.
     """
     place = np.full(maps.shape, np.nan)
-    for index in np.ndindex(maps.shape[:-2]):
-        ranked = _rank(maps[index])
-        if ranked.defined:
-            place[index] = (ranked.twice / (2 * ranked.twice.size)).reshape(maps.shape[-2:])
+    flat = place.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])
+    for rows, batch in _defined_maps(maps):
+        ranked = _rank(batch)
+        flat[rows] = (ranked.twice / (2 * ranked.twice.shape[1])).reshape(batch.shape)
     return place
 
 
@@ -53,13 +56,18 @@ def squared_gradient(maps: NDArray[np.floating]) -> NDArray[np.float64]:
 
     Shape: ``(..., h, w)`` -> ``(..., h - 2, w - 2)``. Units: (value per cell)^2.
     """
-    f = maps.astype(np.float64)
+    right, down = _scharr(maps.astype(np.float64))
+    total: NDArray[np.float64] = (right / 32) ** 2 + (down / 32) ** 2
+    return total
+
+
+def _scharr(f: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """32 times the derivatives to the right and down: of whole numbers whole numbers."""
     down = f[..., 2:, :] - f[..., :-2, :]
     right = f[..., :, 2:] - f[..., :, :-2]
-    dy = (3 * down[..., :-2] + 10 * down[..., 1:-1] + 3 * down[..., 2:]) / 32
-    dx = (3 * right[..., :-2, :] + 10 * right[..., 1:-1, :] + 3 * right[..., 2:, :]) / 32
-    total: NDArray[np.float64] = dx**2 + dy**2
-    return total
+    dy = 3 * down[..., :-2] + 10 * down[..., 1:-1] + 3 * down[..., 2:]
+    dx = 3 * right[..., :-2, :] + 10 * right[..., 1:-1, :] + 3 * right[..., 2:, :]
+    return dx, dy
 
 
 def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool = True) -> NDArray[np.float64]:
@@ -81,11 +89,10 @@ def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool 
     """
     masks = _Masks([regions])
     found = np.full(_checked(maps, regions).shape[:-2], np.nan)
-    for index in np.ndindex(found.shape):
-        value = _rank(maps[index])
-        if value.defined:
-            steepness = _steepness(value) if ranked else _rank(squared_gradient(maps[index]))
-            found[index] = masks.edge(steepness)[0]
+    flat = found.reshape(-1)
+    for rows, batch in _defined_maps(maps):
+        steepness = _steepness(_rank(batch), batch.shape) if ranked else _rank(squared_gradient(batch))
+        flat[rows] = masks.edge(steepness)[:, 0]
     return found
 
 
@@ -109,8 +116,9 @@ def polarity(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64
     """
     masks = _Masks([regions])
     found = np.full(_checked(maps, regions).shape[:-2], np.nan)
-    for index in np.ndindex(found.shape):
-        found[index] = masks.polarity(_rank(maps[index]))[0]
+    flat = found.reshape(-1)
+    for rows, batch in _defined_maps(maps):
+        flat[rows] = masks.polarity(_rank(batch))[:, 0]
     return found
 
 
@@ -198,17 +206,16 @@ def responses(maps: Maps | NDArray[np.floating], regions: Sequence[Regions], edg
     gradient = _Binned(len(maps), edges, [where.distance[1:-1, 1:-1] for where in regions])
     turn = _turn(maps[-LAST:], regions)
     for start, block in in_blocks(maps):
-        for number, image in np.ndindex(block.shape[:2]):  # a map at a time stays in the processor's cache
-            step, one = start + number, _checked(block[number, image], regions[image])
-            ranked = _rank(one)
-            if not ranked.defined:
-                continue
-            steepness = _steepness(ranked)
-            edge[step, image] = masks.edge(steepness)
-            edge_raw[step, image] = masks.edge(_rank(squared_gradient(one)))
-            interior[step, image] = np.abs(masks.polarity(ranked))
-            value.add(step, image, ranked, turn=turn)
-            gradient.add(step, image, steepness)
+        for image in range(block.shape[1]):
+            for rows, batch in _defined_maps(_checked(block[:, image], regions[image])):
+                steps = start + rows
+                ranked = _rank(batch)
+                steepness = _steepness(ranked, batch.shape)
+                edge[steps, image] = masks.edge(steepness)
+                edge_raw[steps, image] = masks.edge(_rank(squared_gradient(batch)))
+                interior[steps, image] = np.abs(masks.polarity(ranked))
+                value.add(steps, image, ranked, turn=turn)
+                gradient.add(steps, image, steepness)
     tables: dict[str, NDArray[np.float64]] = {}
     for name, found in (("edge", edge), ("edge_raw", edge_raw), ("interior", interior)):
         tables[name], tables[f"{name}_elsewhere"] = _own_and_elsewhere(found)
@@ -232,9 +239,10 @@ def _room(masks: _Masks, regions: Sequence[Regions]) -> list[NDArray[np.float64]
     """How much better perfect maps, 1 inside and 0 outside, are for their own masks than for the others'."""
     edge, interior = np.full((2, 1, len(regions), len(regions)), np.nan)
     for image, where in enumerate(regions):
-        ranked = _rank((where.distance < 0).astype(np.float64))
-        if ranked.defined:
-            edge[0, image], interior[0, image] = masks.edge(_steepness(ranked)), np.abs(masks.polarity(ranked))
+        for _, batch in _defined_maps((where.distance < 0).astype(np.float64)):
+            ranked = _rank(batch)
+            edge[0, image] = masks.edge(_steepness(ranked, batch.shape))[0]
+            interior[0, image] = np.abs(masks.polarity(ranked))[0]
     return [own[0] - elsewhere[0] for own, elsewhere in map(_own_and_elsewhere, (edge, interior))]
 
 
@@ -267,17 +275,20 @@ class _Binned:
             sorted_cells = np.argsort(number, kind="stable")[(number < 0).sum() :][: counts.sum()]
             self._bins.append((filled, counts[filled], sorted_cells))
 
-    def add(self, step: int, image: int, ranked: _Ranked, *, turn: bool = False) -> None:
-        """Add an image's map of a step; ``turn`` takes 1 less each place."""
+    def add(self, steps: NDArray[np.intp], image: int, ranked: _Ranked, *, turn: bool = False) -> None:
+        """Add an image's maps of some steps; ``turn`` takes 1 less each place."""
         filled, counts, cells = self._bins[image]
-        if not ranked.defined or not len(filled):
+        steps = steps[ranked.defined]
+        if not len(steps) or not len(filled):
             return
-        # Sums of integers, exact in any order.
-        sums = np.add.reduceat(ranked.twice[cells], np.cumsum(counts) - counts)
-        means = sums / (2 * ranked.twice.size * counts)
-        self.total[step, filled] += 1 - means if turn else means
-        self.images[step, filled] += 1
-        self.cells[step, filled] += counts
+        # Sums of whole numbers, exact in any order.
+        places = ranked.twice[ranked.defined].take(cells, axis=1)
+        sums = np.add.reduceat(places, np.cumsum(counts) - counts, axis=1)
+        means = sums / (2 * ranked.twice.shape[1] * counts)
+        at = np.ix_(steps, filled)
+        self.total[at] += 1 - means if turn else means
+        self.images[at] += 1
+        self.cells[at] += counts
 
     def mean(self, quantity: str) -> Kymograph:
         value = np.divide(self.total, self.images, out=np.full(self.total.shape, np.nan), where=self.images > 0)
@@ -294,48 +305,102 @@ def merge_kymographs(parts: Sequence[Kymograph]) -> Kymograph:
     return Kymograph(first.edges, value, images, cells, first.quantity)
 
 
-class _Ranked(NamedTuple):
-    """The n cells of a map by rank, scaled so that all are integers.
+def _defined_maps(maps: NDArray[np.floating]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.floating]]]:
+    """Maps ``(..., h, w)`` that are finite and more than constant, as many at a time as a processor's cache holds.
+
+    Yields:
+        Their numbers, all leading axes counted as one, and the maps, ``(M, h, w)``.
+    """
+    usable = np.flatnonzero(has_pattern(maps))
+    flat = maps.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])
+    length = max(1, _BATCH // max(1, math.prod(maps.shape[-2:])))
+    for start in range(0, len(usable), length):
+        rows = usable[start : start + length]
+        yield rows, flat[rows]
+
+
+class _Ties(NamedTuple):
+    """Runs of equal cells of maps ``(M, n)`` in order; G groups, T cells in them. Empty where no cells are equal.
 
     Attributes:
-        twice: ``(n,)``, twice a cell's rank from 1, less 1; ties averaged. Meaningless where the map is not defined.
-        order: ``(n,)``, the cells from the lowest to the highest.
-        tied: whether any cells are equal.
-        defined: whether the map is finite and more than constant.
-        shape: height and width of the map.
+        row: ``(G,)``, the map of each group.
+        size: ``(G,)``, cells in it.
+        start: ``(G,)``, where its cells begin in ``places``.
+        places: ``(T,)``, where the cells lie in the maps' order, all maps counted in a row.
+        twice: ``(G,)``, what each of its cells has for a rank, as in ``_Ranked``.
+    """
+
+    row: NDArray[np.intp]
+    size: NDArray[np.intp]
+    start: NDArray[np.intp]
+    places: NDArray[np.intp]
+    twice: NDArray[np.intp]
+
+
+class _Ranked(NamedTuple):
+    """The n cells of M maps by rank, counted so that all are whole numbers.
+
+    Attributes:
+        twice: ``(M, n)``, twice a cell's rank from 1, less 1; ties averaged. Meaningless where a map is not defined.
+        order: ``(M, n)``, the cells from the lowest to the highest.
+        ties: the cells that are equal.
+        defined: ``(M,)``, whether the map is finite and more than constant.
     """
 
     twice: NDArray[np.float64]
     order: NDArray[np.intp]
-    tied: bool
-    defined: bool
-    shape: tuple[int, ...]
+    ties: _Ties
+    defined: NDArray[np.bool_]
 
 
-def _rank(one: NDArray[np.floating], *, whole: bool = False) -> _Ranked:
-    """The ranks of a map ``(h, w)``; ``whole`` where its values are known to be whole numbers from 0."""
-    flat = one.ravel()
-    if not flat.size:
-        return _Ranked(np.empty(0), np.empty(0, np.intp), False, False, one.shape)
+def _rank(maps: NDArray[np.floating], *, whole: bool = False) -> _Ranked:
+    """The ranks of maps ``(M, h, w)``; ``whole`` where their values are known to be whole numbers from 0."""
+    flat = maps.reshape(len(maps), -1)
+    if not flat.shape[1]:
+        nothing = np.empty(flat.shape, np.intp)
+        none = np.empty(0, np.intp)
+        return _Ranked(np.empty(flat.shape), nothing, _Ties(none, none, none, none, none), np.zeros(len(flat), bool))
     order = _by_digits(flat.astype(np.uint64)) if whole else _ascending(flat)
-    ordered = flat[order]
-    same = ordered[1:] == ordered[:-1]
-    tied = bool(same.any())
-    twice = np.empty(flat.size)
-    twice[order] = np.add(*_ends_of_ties(same)) + 1 if tied else 2 * np.arange(flat.size) + 1
+    at = _in_a_row(order)
+    ordered = flat.ravel()[at]
+    ties = _find_ties(ordered)
+    places = np.tile(2.0 * np.arange(flat.shape[1]) + 1, (len(flat), 1))
+    places.ravel()[ties.places] = ties.twice.repeat(ties.size)
+    twice = np.empty(flat.shape)
+    twice.ravel()[at] = places
     # The ends in order say what has_pattern asks of a map: what is not finite is at one of them.
-    low, high = float(ordered[0]), float(ordered[-1])
-    defined = math.isfinite(low) and math.isfinite(high) and high - low > FLAT * max(abs(low), abs(high))
-    return _Ranked(twice, order, tied, defined, one.shape)
+    low, high = ordered[:, 0].astype(np.float64), ordered[:, -1].astype(np.float64)
+    finite = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
+    return _Ranked(twice, order, ties, high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))
+
+
+def _in_a_row(order: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Places in each of several rows as places in all of them, one after the other."""
+    rows, length = order.shape
+    return order + np.arange(0, rows * length, length)[:, None]
+
+
+def _find_ties(ordered: NDArray[np.floating]) -> _Ties:
+    """The runs of equal values in rows that increase."""
+    rows, length = ordered.shape
+    same = np.zeros((rows, length + 1), bool)
+    same[:, 1:-1] = ordered[:, 1:] == ordered[:, :-1]
+    # A run begins where a cell is first equal to the one after it, and ends where it no longer is.
+    first, last = np.flatnonzero(same[:, 1:] != same[:, :-1]).reshape(-1, 2).T
+    size, row = last - first + 1, first // length
+    start = np.cumsum(size) - size
+    places = np.arange(size.sum()) + (first - start).repeat(size)
+    return _Ties(row, size, start, places, first + last - 2 * length * row + 1)
 
 
 def _ascending(values: NDArray[np.floating]) -> NDArray[np.intp]:
-    """The order of values ``(n,)`` from the lowest to the highest; NaN comes first or last.
+    """The places of values ``(M, n)`` from the lowest to the highest of each row; what is NaN comes first or last.
 
     Of float32 by a radix sort of the bits that these numbers are ordered by, which takes half the time of comparisons.
     """
     if values.dtype != np.float32:
-        return values.argsort()
+        return values.argsort(axis=1)
     bits = (values + np.float32(0)).view(np.uint32)  # -0 is 0
     top = np.uint32(2**31)
     keys = np.where(bits >= top, ~bits, bits | top)  # of negative numbers the larger is the lower one
@@ -343,26 +408,21 @@ def _ascending(values: NDArray[np.floating]) -> NDArray[np.intp]:
 
 
 def _by_digits(keys: NDArray[np.unsignedinteger]) -> NDArray[np.intp]:
-    """The order of integers from the lowest to the highest, by a radix sort with digits of 16 bits."""
-    order = keys.astype(np.uint16).argsort(kind="stable")
+    """The places of whole numbers ``(M, n)`` in order, row by row: sorted by digits of 16 bits, the lowest first."""
+    order = keys.astype(np.uint16).argsort(axis=1, kind="stable")
     for shift in range(16, int(keys.max()).bit_length(), 16):
         digit = (keys >> keys.dtype.type(shift)).astype(np.uint16)
-        order = order[digit[order].argsort(kind="stable")]
+        at = _in_a_row(order)
+        order = order.ravel()[_in_a_row(digit.ravel()[at].argsort(axis=1, kind="stable"))]
     return order
 
 
-def _ends_of_ties(same: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The first and the last place of each cell's equals, in order; ``same``: whether a cell equals the one before."""
-    first = np.concatenate([[0], np.flatnonzero(~same) + 1])
-    counts = np.diff(first, append=len(same) + 1)
-    return first.repeat(counts), (first + counts - 1).repeat(counts)
-
-
-def _steepness(value: _Ranked) -> _Ranked:
-    """The ranks of the squared gradient of a map given by its ranks; without the outermost cells."""
+def _steepness(value: _Ranked, shape: tuple[int, ...]) -> _Ranked:
+    """The ranks of the squared gradient of maps ``(M, h, w)`` given by their ranks; without the outermost cells."""
     # Of whole numbers, times the 32 that Scharr's weights are parts of: slopes that are equal are then equal to the
     # last bit, and tie.
-    return _rank(squared_gradient(value.twice.reshape(value.shape) * 32), whole=True)
+    right, down = _scharr(value.twice.reshape(shape))
+    return _rank(right**2 + down**2, whole=True)
 
 
 class _Masks:
@@ -381,38 +441,49 @@ class _Masks:
         From the sum of their ranks (Mann and Whitney), exactly.
 
         Returns:
-            ``(K,)``; NaN for a map that is not defined, and where a band or its rest has less than ``MIN_CELLS``.
+            ``(M, K)``; NaN for a map that is not defined, and where a band or its rest has less than ``MIN_CELLS``.
         """
         inside, outside = self._in_band, len(self._bands) - self._in_band
-        usable = (np.minimum(inside, outside) >= MIN_CELLS) & ranked.defined
+        usable = (np.minimum(inside, outside) >= MIN_CELLS) & ranked.defined[:, None]
         gained = ranked.twice @ self._bands - inside**2
-        return np.divide(gained, inside * outside, out=np.full(len(inside), np.nan), where=usable) - 1
+        return np.divide(gained, inside * outside, out=np.full(gained.shape, np.nan), where=usable) - 1
 
     def polarity(self, ranked: _Ranked) -> NDArray[np.float64]:
         """2 AUC - 1 of the inside against the outside: P(one inside is higher) - P(one outside is higher), exactly.
 
         Returns:
-            ``(K,)``; NaN for a map that is not defined, and where either has less than ``MIN_CELLS``.
+            ``(M, K)``; NaN for a map that is not defined, and where either has less than ``MIN_CELLS``.
         """
-        found = np.full(len(self._labels), np.nan)
+        found = np.full((len(ranked.order), len(self._labels)), np.nan)
         for number, (label, (ups, downs)) in enumerate(zip(self._labels, self._counts, strict=True)):
-            if not ranked.defined or min(ups, downs) < MIN_CELLS:
-                continue
-            if ranked.tied:
-                won = _won_with_ties(ranked.twice, label)
-            else:
-                # Below one inside lie as many of both as its place tells, less those inside among them.
-                ordered = label[ranked.order]
-                won = float(np.flatnonzero(ordered[ordered != 0] == 1).sum() - ups * (ups - 1) // 2)
-            found[number] = 2 * won / (ups * downs) - 1
+            if min(ups, downs) >= MIN_CELLS:
+                ordered = label.take(ranked.order)
+                won = _won(ordered, ups, downs) + _won_by_ties(ordered, ranked.ties)
+                found[:, number] = 2 * won / (ups * downs) - 1
+        found[~ranked.defined] = np.nan
         return found
 
 
-def _won_with_ties(twice: NDArray[np.float64], label: NDArray[np.uint8]) -> float:
-    """How often a cell of label 1 is higher than one of label 2, ties counted as half."""
-    code = twice.astype(np.int64)
-    higher, lower = (np.bincount(code[label == one], minlength=2 * code.size) for one in (1, 2))
-    return float((higher * (np.cumsum(lower) - lower / 2)).sum())
+def _won(ordered: NDArray[np.uint8], ups: int, downs: int) -> NDArray[np.float64]:
+    """How often a cell of label 1 comes after one of label 2, of M maps whose labels are given in order, ``(M, n)``."""
+    # Below one inside lie as many of both as its place tells, less those inside among them.
+    counted = ordered[ordered != 0]
+    places = np.flatnonzero(counted == 1).reshape(len(ordered), ups)  # all maps counted in a row
+    sums = places.sum(1) - ups * (ups + downs) * np.arange(len(ordered))
+    return (sums - ups * (ups - 1) // 2).astype(np.float64)
+
+
+def _won_by_ties(ordered: NDArray[np.uint8], ties: _Ties) -> NDArray[np.float64]:
+    """What to add to :func:`_won`, which takes equal cells as they come, so that each pair of them counts half."""
+    if not len(ties.start):
+        return np.zeros(len(ordered))
+    labels = ordered.ravel()[ties.places]
+    up, down = (labels == 1).astype(np.int64), (labels == 2).astype(np.int64)
+    before = np.cumsum(down)
+    ups, downs, counted = (np.add.reduceat(part, ties.start) for part in (up, down, up * before))
+    counted -= ups * (before - down)[ties.start]  # those of the groups before
+    missing = np.bincount(ties.row, weights=ups * downs / 2 - counted, minlength=len(ordered))
+    return missing.astype(np.float64)
 
 
 def _checked(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.floating]:

@@ -103,7 +103,7 @@ def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.
     a, b = np.asarray(a), np.asarray(b)
     if min(a.ndim, b.ndim) < 2 or a.shape[-2:] != b.shape[-2:]:
         raise FadevizError(f"maps of one resolution are needed, (..., h, w); got the shapes {a.shape} and {b.shape}")
-    return np.clip((_unit(a) * _unit(b)).sum((-2, -1)), -1.0, 1.0)
+    return _product(_unit(a), _unit(b))
 
 
 def to_final(maps: NDArray[np.floating], final: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
@@ -237,15 +237,15 @@ def grey_levels(maps: NDArray[np.floating], scope: str = "frame") -> NDArray[np.
     maps = _steps_first(maps, 4, "(S, N, h, w)", exactly=True)
     if scope not in GREY_SCOPES:
         raise unknown_name("normalisation scope", scope, GREY_SCOPES)
-    usable = has_pattern(maps)[..., None, None]
-    wide = np.where(usable, maps, 0).astype(np.float64)
-    axes = (2, 3) if scope == "frame" else (0, 2, 3)
-    low = np.where(usable, wide, np.inf).min(axes, keepdims=True)
-    high = np.where(usable, wide, -np.inf).max(axes, keepdims=True)
-    low, high = np.where(np.isfinite(low), low, 0.0), np.where(np.isfinite(high), high, 1.0)
+    usable = has_pattern(maps)
+    low = np.where(usable, maps.min((2, 3)).astype(np.float64), np.inf)
+    high = np.where(usable, maps.max((2, 3)).astype(np.float64), -np.inf)
+    if scope == "run":
+        low, high = low.min(0, keepdims=True), high.max(0, keepdims=True)
+    low, high = (np.where(usable, end, np.nan)[..., None, None] for end in (low, high))
+    unit = (maps - low) / (high - low)
     # In float32 in between, as pictures are made: the same levels to the last one.
-    unit = ((wide - low) / (high - low)).astype(np.float32).astype(np.float64)
-    return np.where(usable, np.rint(255.0 * unit), np.nan)
+    return np.rint(255.0 * unit.astype(np.float32).astype(np.float64))
 
 
 def continuity(maps: NDArray[np.floating], scope: str = "frame") -> Continuity:
@@ -264,7 +264,7 @@ def continuity(maps: NDArray[np.floating], scope: str = "frame") -> Continuity:
     maps = np.asarray(maps)
     grey, units = grey_levels(maps, scope), _unit(maps)
     return Continuity(
-        correlation=np.clip((units[:-1] * units[1:]).sum((-2, -1)), -1.0, 1.0),
+        correlation=_product(units[:-1], units[1:]),
         pixel_change=np.abs(np.diff(grey, axis=0)).mean((2, 3)),
         luminance_change=np.abs(np.diff(grey.mean((2, 3)), axis=0)),
     )
@@ -522,11 +522,19 @@ def _mean(values: Sequence[float]) -> float:
 
 def _unit(maps: NDArray[np.floating]) -> NDArray[np.float64]:
     # Centred and of norm 1, so that a correlation is a product; NaN where a map has no pattern.
-    usable = has_pattern(maps)[..., None, None]
-    wide = np.where(usable, maps, 0).astype(np.float64)
+    usable = has_pattern(maps)
+    wide = maps.astype(np.float64)
+    wide[~usable] = 0.0
     wide -= wide.mean((-2, -1), keepdims=True)
-    norms = np.sqrt((wide**2).sum((-2, -1), keepdims=True))
-    return np.where(usable, wide / np.where(usable, norms, 1.0), np.nan)
+    norms = np.where(usable, np.sqrt(np.einsum("...yx,...yx->...", wide, wide)), np.nan)
+    wide /= norms[..., None, None]
+    return wide
+
+
+def _product(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The correlations of maps as of :func:`_unit`; NaN where one of the two is."""
+    found: NDArray[np.float64] = np.clip(np.einsum("...yx,...yx->...", a, b), -1.0, 1.0)
+    return found
 
 
 def _centred_features(features: NDArray[np.floating]) -> NDArray[np.float64] | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 
 from ..errors import FadevizError
+from .blocks import BLOCK
 
 BORDER = 4
 """Pixels cropped on each side: a 5 x 5 kernel at half the resolution sees the zero padding up to here."""
@@ -54,10 +57,11 @@ def has_pattern(maps: NDArray[np.floating]) -> NDArray[np.bool_]:
     axes = (-2, -1)
     if 0 in maps.shape[-2:]:
         return np.zeros(maps.shape[:-2], bool)
-    finite = np.isfinite(maps)
-    safe = np.where(finite, maps, 0).astype(np.float64)
-    spread = safe.max(axes) - safe.min(axes)
-    return np.asarray(finite.all(axes) & (spread > FLAT * np.abs(safe).max(axes)))
+    # The ends tell it all: what is not finite is one of them.
+    low, high = (np.asarray(end, np.float64) for end in (maps.min(axes), maps.max(axes)))
+    finite = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
+    return np.asarray(high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))
 
 
 def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray[np.float64]:
@@ -79,7 +83,7 @@ def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray
     Raises:
         FadevizError: fewer than two axes, or a negative border.
     """
-    return _each_map(maps, border, MIN_SIDE, lambda values: _centroid(_power(values)))
+    return _each_map(maps, border, lambda values: _shares_of_power(values, 2)[0])
 
 
 def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BORDER) -> NDArray[np.float64]:
@@ -96,7 +100,13 @@ def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BO
     """
     if not 0 <= above < np.sqrt(0.5):
         raise FadevizError(f"high_share: above is {above:g}; radial frequencies span 0 to 0.71 cycles per pixel")
-    return _each_map(maps, border, MIN_SIDE, lambda values: _share_above(_power(values), above))
+
+    def share(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        power, weights, radius = _power(values), _weights(values.shape[-2:]), _radius(values.shape[-2:])
+        high, total = _summed(power, np.stack([weights * (radius > above), weights], axis=1)).T
+        return np.asarray(high / total)
+
+    return _each_map(maps, border, share)
 
 
 def radial_spectrum(
@@ -116,11 +126,12 @@ def radial_spectrum(
     edges = np.linspace(0.0, np.sqrt(0.5), bins + 1)
 
     def shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        power = _power(values)
-        ring = np.clip(np.searchsorted(edges, _radius(values.shape), side="right") - 1, 0, bins - 1)
-        return np.bincount(ring.ravel(), power.ravel(), minlength=bins) / power.sum()
+        power, weights, radius = _power(values), _weights(values.shape[-2:]), _radius(values.shape[-2:])
+        ring = np.clip(np.searchsorted(edges, radius, side="right") - 1, 0, bins - 1)
+        in_ring = weights[:, None] * (ring[:, None] == np.arange(bins))
+        return np.asarray(_summed(power, in_ring) / _summed(power, weights[:, None]))
 
-    return (edges[1:] + edges[:-1]) / 2, _each_map(maps, border, MIN_SIDE, shares, (bins,))
+    return (edges[1:] + edges[:-1]) / 2, _each_map(maps, border, shares, (bins,))
 
 
 def phase_pattern(maps: NDArray[np.floating], scale: int = 2, border: int = BORDER) -> NDArray[np.float64]:
@@ -151,7 +162,7 @@ def phase_pattern(maps: NDArray[np.floating], scale: int = 2, border: int = BORD
             continue
         cells = _cells(cropped[index].astype(np.float64), scale, border)
         if cells.size:
-            pattern[index] = cells.mean((0, 1))
+            pattern[index] = [[cells[y::scale, x::scale].mean() for x in range(scale)] for y in range(scale)]
     return pattern
 
 
@@ -187,9 +198,7 @@ def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDE
     Raises:
         FadevizError: fewer than two axes, a negative border, or a scale below 2.
     """
-    maps = _checked(maps, border, scale)
-    found = _each_map(maps, border, MIN_SIDE, lambda values: _board(values, _power(values), scale, border), (3,))
-    return Checkerboard(found[..., 0], found[..., 1], found[..., 2])
+    return measure_spectrum(maps, scale, border)[2]
 
 
 def measure_spectrum(
@@ -202,45 +211,31 @@ def measure_spectrum(
     """
     maps = _checked(maps, border, scale)
 
-    def measures(values: NDArray[np.float64]) -> tuple[float, ...]:
-        power = _power(values)
-        return _centroid(power), _share_above(power, HIGH), *_board(values, power, scale, border)
+    def measures(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.stack([*_shares_of_power(values, scale), *_repeated(values, scale, border)], axis=1)
 
-    found = np.moveaxis(_each_map(maps, border, MIN_SIDE, measures, (5,)), -1, 0)
-    return found[0], found[1], Checkerboard(*found[2:])
-
-
-def _centroid(power: NDArray[np.float64]) -> float:
-    return float((power * _radius(power.shape)).sum() / power.sum())
-
-
-def _share_above(power: NDArray[np.float64], above: float) -> float:
-    return float(power[_radius(power.shape) > above].sum() / power.sum())
-
-
-def _board(
-    values: NDArray[np.float64], power: NDArray[np.float64], scale: int, border: int
-) -> tuple[float, float, float]:
-    """Share, amplitude and Nyquist ratio of one cropped map."""
-    return *_repeated(values, scale, border), _line_ratio(power, scale)
+    centroid, high, nyquist, share, amplitude = np.moveaxis(_each_map(maps, border, measures, (5,)), -1, 0)
+    return centroid, high, Checkerboard(share, amplitude, nyquist)
 
 
 def _each_map(
     maps: NDArray[np.floating],
     border: int,
-    least: int,
-    measure: Callable[[NDArray[np.float64]], Any],
+    measure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     shape: tuple[int, ...] = (),
 ) -> NDArray[np.float64]:
-    # A map at a time: the spectra of a whole run at once would take a gigabyte.
+    """What ``measure`` finds in cropped maps ``(M, h, w)``, those that can be measured, as many as the cache holds."""
     cropped = _cropped(_checked(maps, border), border)
     found = np.full((*cropped.shape[:-2], *shape), np.nan)
-    if min(cropped.shape[-2:]) < least:
+    if min(cropped.shape[-2:]) < MIN_SIDE:
         return found
-    usable = has_pattern(cropped)
-    for index in np.ndindex(cropped.shape[:-2]):
-        if usable[index]:
-            found[index] = measure(cropped[index].astype(np.float64))
+    row_of = found.reshape(-1, *shape)
+    flat = cropped.reshape(-1, *cropped.shape[-2:])
+    usable = np.flatnonzero(has_pattern(flat))
+    length = max(1, BLOCK // math.prod(flat.shape[1:]))
+    for start in range(0, len(usable), length):
+        rows = usable[start : start + length]
+        row_of[rows] = measure(flat[rows].astype(np.float64))
     return found
 
 
@@ -271,64 +266,105 @@ def _window(shape: tuple[int, ...]) -> NDArray[np.float64]:
     return window
 
 
+def _summed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted sums of the values of each map, ``(M, n)`` and ``(n, K)`` -> ``(M, K)``."""
+    # A product a map: of all at once the last bit would depend on how many they are.
+    found: NDArray[np.float64] = (values[:, None] @ weights)[:, 0]
+    return found
+
+
 def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    window = _window(values.shape)
-    centred = values - (window * values).sum() / window.sum()
-    power: NDArray[np.float64] = np.abs(np.fft.fft2(window * centred)) ** 2
-    return power
+    """The power of maps ``(M, h, w)`` by frequency, ``(M, F)``: of the half of the plane that says all."""
+    window = _window(values.shape[-2:])
+    mean = _summed(values.reshape(len(values), -1), window.reshape(-1, 1)) / window.sum()
+    centred = values - mean[:, :, None]
+    centred *= window
+    transformed = fft.rfft2(centred, overwrite_x=True)
+    power: NDArray[np.float64] = transformed.real**2 + transformed.imag**2
+    return power.reshape(len(values), -1)
 
 
 @lru_cache(maxsize=16)
 def _radius(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    return np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1]))
+    """``(F,)``: how high each frequency is."""
+    return np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])).ravel()
 
 
-def _repeated(values: NDArray[np.float64], scale: int, border: int) -> tuple[float, float]:
-    """Share and amplitude of :func:`checkerboard`, of one cropped map."""
-    cells = _cells(values, scale, border)
-    if min(cells.shape[:2]) < 2 * _APART:
-        return np.nan, np.nan
-    before, after = slice(None, -_APART), slice(_APART, None)
-
-    def products(*pairs: tuple[tuple[slice, ...], tuple[slice, ...]]) -> float:
-        return float(np.mean([(cells[first] * cells[second]).mean() for first, second in pairs]))
-
-    straight = products(((slice(None), before), (slice(None), after)), ((before,), (after,)))
-    lattice = min(straight, products(((before, before), (after, after)), ((before, after), (after, before))))
-    return lattice / _variance_within(values, scale), np.sqrt(max(lattice, 0.0))
+@lru_cache(maxsize=16)
+def _weights(shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """``(F,)``: for how many frequencies of the whole plane each stands: 2, but 1 where it is its own mirror image."""
+    columns = np.full(shape[1] // 2 + 1, 2.0)
+    columns[0] = 1
+    if shape[1] % 2 == 0:
+        columns[-1] = 1
+    return np.tile(columns, shape[0])
 
 
-def _variance_within(values: NDArray[np.float64], scale: int) -> float:
-    """Mean variance within all windows of ``scale`` x ``scale`` pixels."""
-    centred = values - values.mean()  # the difference of two squares is of small numbers then
-    height, width = (side - scale + 1 for side in centred.shape)
-    places = [centred[y : y + height, x : x + width] for y in range(scale) for x in range(scale)]
-    mean = sum(places[1:], places[0]) / len(places)
-    return float(np.mean([(place * place).mean() for place in places]) - (mean * mean).mean())
+def _shares_of_power(values: NDArray[np.float64], scale: int) -> tuple[NDArray[np.float64], ...]:
+    """Radial centroid, share of high frequencies and Nyquist ratio of maps ``(M, h, w)``."""
+    power = _power(values)
+    total, radial, high, on, beside = _summed(power, _parts_of_power(values.shape[-2:], scale)).T
+    # A pattern of whole periods and nothing else has no energy beside its lines: the ratio has no value.
+    known = beside > 1e-20 * power.max(1)
+    return radial / total, high / total, np.divide(on, beside, out=np.full(len(on), np.nan), where=known)
+
+
+@lru_cache(maxsize=16)
+def _parts_of_power(shape: tuple[int, ...], scale: int) -> NDArray[np.float64]:
+    """``(F, 5)``: what to multiply the power with for its sums and means, so that a product gives all of them."""
+    weights, radius = _weights(shape), _radius(shape)
+    on, beside = (weights * lines for lines in _lines(shape, scale))
+    if not on.any() or not beside.any():
+        on = beside = np.zeros(len(weights))  # no level beside the lines: no ratio
+    means = [part / max(1.0, part.sum()) for part in (on, beside)]
+    return np.stack([weights, weights * radius, weights * (radius > HIGH), *means], axis=1)
 
 
 @lru_cache(maxsize=16)
 def _lines(shape: tuple[int, ...], scale: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which frequencies lie on a line of the grid, and which beside one."""
+    """``(F,)`` each: which frequencies lie on a line of the grid, and which beside one."""
     lines = np.arange(1, scale // 2 + 1) / scale
 
-    def distance(length: int) -> NDArray[np.float64]:
-        away: NDArray[np.float64] = np.abs(np.abs(np.fft.fftfreq(length))[:, None] - lines).min(1)
+    def distance(frequencies: NDArray[np.floating]) -> NDArray[np.float64]:
+        away: NDArray[np.float64] = np.abs(np.abs(frequencies)[:, None] - lines).min(1)
         return away
 
-    away = np.minimum(distance(shape[0])[:, None], distance(shape[1]))
+    away = np.minimum(distance(np.fft.fftfreq(shape[0]))[:, None], distance(np.fft.rfftfreq(shape[1]))).ravel()
     slack = 1e-9  # frequencies are multiples of a rounded step: those at a limit are to fall on one side of it
     on = away <= NYQUIST_WIDTH + slack
     return on, ~on & (away <= NYQUIST_BAND + slack)
 
 
-def _line_ratio(power: NDArray[np.float64], scale: int) -> float:
-    on, beside = _lines(power.shape, scale)
-    if not on.any() or not beside.any():
-        return np.nan
-    level = float(power[beside].mean())
-    # A pattern of whole periods and nothing else has no energy beside its lines: the ratio has no value.
-    return float(power[on].mean() / level) if level > 1e-20 * float(power.max()) else np.nan
+def _repeated(values: NDArray[np.float64], scale: int, border: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share and amplitude of :func:`checkerboard`, of cropped maps ``(M, h, w)``."""
+    cells = _cells(values, scale, border)
+    if min(cells.shape[-2:]) < 2 * _APART * scale:
+        return np.full(len(values), np.nan), np.full(len(values), np.nan)
+    all_of, before, after = slice(None), slice(None, -_APART * scale), slice(_APART * scale, None)
+
+    def product(rows: tuple[slice, slice], columns: tuple[slice, slice]) -> NDArray[np.float64]:
+        return _mean_product(*(cells[:, y, x] for y, x in zip(rows, columns, strict=True)))
+
+    straight = product((all_of, all_of), (before, after)) + product((before, after), (all_of, all_of))
+    diagonal = product((before, after), (before, after)) + product((before, after), (after, before))
+    lattice = np.minimum(straight, diagonal) / 2
+    return lattice / _variance_within(values, scale), np.sqrt(np.maximum(lattice, 0.0))
+
+
+def _mean_product(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``(M, h, w)`` twice -> ``(M,)``, without an array of the products."""
+    return np.einsum("myx,myx->m", a, b) / math.prod(a.shape[1:])
+
+
+def _variance_within(values: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
+    """Mean variance within all windows of ``scale`` x ``scale`` pixels, of maps ``(M, h, w)``."""
+    # Without the maps' means the difference of two squares is of small numbers.
+    centred = values - values.mean((1, 2), keepdims=True)
+    height, width = (side - scale + 1 for side in centred.shape[1:])
+    places = [centred[:, y : y + height, x : x + width] for y in range(scale) for x in range(scale)]
+    mean = sum(places[1:], places[0]) / len(places)
+    found: NDArray[np.float64] = np.mean([_mean_product(place, place) for place in places], axis=0)
+    return found - _mean_product(mean, mean)
 
 
 def _moving_average(values: NDArray[np.float64], scale: int, axis: int) -> NDArray[np.float64]:
@@ -347,18 +383,21 @@ def _moving_average(values: NDArray[np.float64], scale: int, axis: int) -> NDArr
 
 
 def _cells(values: NDArray[np.float64], scale: int, border: int) -> NDArray[np.float64]:
-    """The whole periods of a cropped map without its trend, ``(rows, columns, s, s)`` of mean 0.
+    """The whole periods of cropped maps without their trend, each of mean 0: ``(..., h, w)`` -> ``(..., r s, c s)``.
 
     The first pixel of a period is one whose place in the uncropped map is a multiple of ``scale``.
     """
     half = scale // 2
     skip = -(border + half) % scale
-    rows, columns = ((side - 2 * half - skip) // scale for side in values.shape)
-    if rows < 1 or columns < 1:
-        return np.empty((0, 0, scale, scale))
+    height, width = (max(0, (side - 2 * half - skip) // scale) * scale for side in values.shape[-2:])
+    if not height or not width:
+        return np.empty((*values.shape[:-2], 0, 0))
     first = half + skip
-    kept = values[first : first + rows * scale, first : first + columns * scale]
-    trend = _moving_average(_moving_average(values, scale, 0), scale, 1)
-    rest = kept - trend[skip : skip + rows * scale, skip : skip + columns * scale]
-    cells = rest.reshape(rows, scale, columns, scale).swapaxes(1, 2)
-    return cells - cells.mean((2, 3), keepdims=True)
+    kept = values[..., first : first + height, first : first + width]
+    trend = _moving_average(_moving_average(values, scale, -2), scale, -1)
+    cells = kept - trend[..., skip : skip + height, skip : skip + width]
+    phases = [cells[..., y::scale, x::scale] for y in range(scale) for x in range(scale)]
+    mean = sum(phases[1:], phases[0]) / len(phases)
+    for phase in phases:
+        phase -= mean
+    return cells

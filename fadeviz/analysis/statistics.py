@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from ..errors import FadevizError, unknown_name
 
@@ -143,16 +143,18 @@ def bootstrap_band(
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.integers(seeds, size=(resamples, seeds)), axis=1)
     columns = np.sort(rng.integers(images, size=(resamples, images)), axis=1)
-    # With few seeds and images many draws differ only in order: each is computed once.
-    different, draw = np.unique(np.hstack([drawn, columns]), axis=0, return_inverse=True)
+    # Of few seeds and images many draws are the same but for their order: each is looked at once.
+    different, times = np.unique(np.hstack([drawn, columns]), axis=0, return_counts=True)
     rows, across = different[:, :seeds, None], different[:, None, seeds:]
     low, high = np.empty((2, steps))
     length = max(1, _DRAWN // (len(different) * seeds * images))
     for start in range(0, steps, length):
         block = slice(start, start + length)
         table = by_step[block][:, rows, across].reshape(-1, seeds * images)
-        found = _medians(table).reshape(-1, len(different))[:, draw.ravel()]
-        low[block], high[block] = (_quantile(found, share) for share in ((1 - level) / 2, (1 + level) / 2))
+        found = _medians(table).reshape(-1, len(different))
+        order = found.argsort(axis=1)  # NaN comes last
+        ordered = np.take_along_axis(found, order, axis=1).ravel().repeat(times[order].ravel()).reshape(-1, resamples)
+        low[block], high[block] = (_quantile_in_order(ordered, share) for share in ((1 - level) / 2, (1 + level) / 2))
     return _medians(by_step.reshape(steps, -1)), low, high
 
 
@@ -177,9 +179,13 @@ def _quantile(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:
 
     Between an infinite and a finite value it is the infinite one, and between the two infinities there is none.
     """
-    if not table.shape[1]:
-        return np.full(len(table), np.nan)
-    ordered = np.sort(table, axis=1)  # NaN comes last
+    return _quantile_in_order(np.sort(table, axis=1), share)  # NaN comes last
+
+
+def _quantile_in_order(ordered: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """:func:`_quantile` of rows that are sorted already."""
+    if not ordered.shape[1]:
+        return np.full(len(ordered), np.nan)
     count = (~np.isnan(ordered)).sum(1)
     place = share * np.maximum(count - 1, 0)
     below = np.floor(place).astype(np.int64)
@@ -231,7 +237,7 @@ def paired_test(
     units = np.clip(units[~np.isnan(units)], -_HUGE, _HUGE)
     if not units.size:
         return PairedTest(math.nan, math.nan, 0, unit, True)
-    weights = np.sign(units) * stats.rankdata(np.abs(units))
+    weights = np.sign(units) * scipy.stats.rankdata(np.abs(units))
     exact = len(units) <= EXACT_UP_TO
     if exact:
         signs = 1 - 2 * ((np.arange(2 ** len(units))[:, None] >> np.arange(len(units))) & 1)

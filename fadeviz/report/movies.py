@@ -24,6 +24,9 @@ MAP_KINDS = ("feature", "gradient", "gate", "kernel_entropy")
 _ELEMENT = 64
 """Bytes that surround one packed movie in the page."""
 
+_AT_A_TIME = 2**22
+"""So many values of maps are read at a time: 16 MB. For each image the same files would be opened again."""
+
 
 @dataclass
 class Movies:
@@ -115,7 +118,7 @@ def select_movies(
         )
     places = [(run, image) for run in range(len(runs)) for image in range(images)]
     layer, kind = wanted[0]
-    movies = _packed(runs, places, steps, layer, kind, call, None)
+    movies = _packed(runs, places, steps, layer, kind, call)
     assert movies is not None  # without a limit nothing is too large
     costs = {place: text_size(one) for place, one in movies.packed.items()}
     left_out = []
@@ -178,30 +181,36 @@ def _packed(
     layer: str,
     kind: str,
     call: int,
-    room: int | None,
+    room: float = math.inf,
 ) -> Movies | None:
     """The movies of one layer and kind, or None once they exceed ``room`` or the first suggests that they will."""
     movies, used = Movies(layer, kind), 0
     count = sum(kind in runs[run].layers.get(layer, ()) for run, _ in places)
     for run, image, maps in _each(runs, places, steps, layer, kind, call):
-        one = movies.packed[run, image] = pack(maps, kind)
+        # The first foretells the others: images differ, hardly by half.
+        left = room - used if movies.packed else min(room, 2 * room / count)
+        one = pack(maps, kind, most=3 / 4 * left)  # in base64 three bytes take four
+        if one is None or text_size(one) > left:
+            return None
+        movies.packed[run, image] = one
         height, width = maps.shape[-2:]
         movies.sizes[run] = (height, width)
         used += text_size(one)
-        foretold = used * count / 2 if len(movies.packed) == 1 else used  # images differ in size by less than half
-        if room is not None and max(used, foretold) > room:
-            return None
     return movies
 
 
 def _each(
     runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str, call: int
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-    """Each run and image with its maps ``(S, h, w)``; an image of a run at a time is in memory."""
+    """Each run and image with its maps ``(S, h, w)``; of a run as many images at a time as ``_AT_A_TIME`` values."""
     for run in dict.fromkeys(run for run, _ in places):
         if _recorded(runs[run], layer, kind, call):
             maps = runs[run].maps(layer, kind, steps=steps, call=call)
-            yield from ((run, image, maps[:, image]) for r, image in places if r == run and image < maps.shape[1])
+            images = sum(r == run for r, _ in places)  # the first ones
+            together = max(1, _AT_A_TIME // math.prod((len(maps), *maps.shape[2:])))
+            for start in range(0, min(images, maps.shape[1]), together):
+                block = maps[:, start : min(start + together, images)]
+                yield from ((run, start + number, block[:, number]) for number in range(block.shape[1]))
 
 
 def _reduced(costs: Mapping[Place, int], ranks: Sequence[int], images: int, room: int) -> tuple[list[int], int]:

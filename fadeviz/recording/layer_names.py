@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -86,6 +87,25 @@ def _each(patterns: str | nn.Module | Sequence[str | nn.Module]) -> list[str | n
         return [patterns]
     several = patterns.split(",") if isinstance(patterns, str) else patterns
     return [pattern.strip() if isinstance(pattern, str) else pattern for pattern in several]
+
+
+def patterns_in(layers: Any) -> list[str | nn.Module]:
+    """The names, globs and modules that were asked for, as a list: what gives them but once is read once.
+
+    Raises:
+        FadevizError: none, or something else.
+    """
+    if isinstance(layers, str | nn.Module):
+        return _each(layers)
+    several = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, bytes) else [layers]
+    for one in several:
+        if not isinstance(one, str | nn.Module):
+            raise FadevizError(
+                f"layers names {one!r:.60}, a {type(one).__name__}: a name, a glob or a module is needed"
+            )
+    if not several:
+        raise FadevizError("layers is empty: a name, a glob or a module is needed")
+    return _each(several)
 
 
 def _inside(module: nn.Module) -> nn.Module:

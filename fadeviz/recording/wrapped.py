@@ -22,8 +22,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile.
 
     Raises:
-        FadevizError: a sharded model.
+        FadevizError: a sharded model, or no module.
     """
+    _check_module(model)
     if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
         raise FadevizError(
             "this model is sharded (FSDP, tensor parallel): no process has all of a layer, so that there is nothing "
@@ -37,6 +38,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise FadevizError(f"the model is {got}: a torch.nn.Module is needed")
 
 
 def _is_sharded(module: nn.Module) -> bool:

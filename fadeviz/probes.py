@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import FadevizError, unknown_name
+from .errors import FadevizError, printable, unknown_name
 from .recording.batch import cut, image_size, joined, map_tensors, tensors_in
 from .recording.hooks import INSIDE, Asked, Found, hooked, unchanged_modes
 from .recording.hooks import Mode as Mode
@@ -105,6 +105,10 @@ class Probe:
                 raise FadevizError(
                     f"the layer name {name!r} stands for two modules of {type(model).__name__}: "
                     f"{' and '.join(map(repr, clashes[name]))}. Rename one, or observe the wrapped module alone"
+                )
+            if printable(name) != name:
+                raise FadevizError(
+                    f"the layer name {name!r} has control characters. Rename the module, or leave it out"
                 )
         self._exact = asked_for(self._modules, layers)
         self.layers = once(found, self._modules, self._exact)

@@ -582,6 +582,21 @@ def build(out, steps="1:3:1", net=None, **options):
     return Recorder(net or Net(), "up", steps, out, **options)
 
 
+def test_a_child_that_is_called_as_compiled_models_call_theirs(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._orig_mod = Net()
+            self.head = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.head(self._orig_mod(x))
+
+    recorder = Recorder(Wrapper(), "head", "1:2", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    assert type(recorder.model) is Wrapper
+    assert recorder.probe.layers == ("head",)
+
+
 class TestWhatCannotBeMeant:
     """Construction says in a line what is wrong, before anything is written."""
 

@@ -15,6 +15,7 @@ _WRAPPERS = {
     "DistributedDataParallel": "module",
     "AveragedModel": "module",
     "OptimizedModule": "_orig_mod",
+    "ActivationWrapper": "_checkpoint_wrapped_module",
 }
 """Modules of torch that are what they wrap, and the name that they keep it under."""
 
@@ -33,7 +34,7 @@ def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[
     for name, module in named.items():
         plain, before, wrapped = [], "", False
         for part in name.split(".") if name else []:
-            wrapped = part == _wraps(named[before])
+            wrapped = part == wraps(named[before])
             if not wrapped:
                 plain.append(part)
             before = f"{before}.{part}" if before else part
@@ -48,7 +49,8 @@ def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[
     return modules, {name: names for name, names in full.items() if len(names) > 1}
 
 
-def _wraps(module: nn.Module) -> str | None:
+def wraps(module: nn.Module) -> str | None:
+    """The name of the child that a wrapper of torch wraps; None where the module is no wrapper."""
     names = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__ if cls.__module__.startswith("torch."))
     return next((name for name in names if name is not None), None)
 
@@ -109,7 +111,7 @@ def patterns_in(layers: Any) -> list[str | nn.Module]:
 
 
 def _inside(module: nn.Module) -> nn.Module:
-    while module is not None and (name := _wraps(module)) and isinstance(inner := module._modules.get(name), nn.Module):
+    while module is not None and (name := wraps(module)) and isinstance(inner := module._modules.get(name), nn.Module):
         module = inner
     return module
 
@@ -150,4 +152,4 @@ def name_fits(pattern: str, name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.|$)", "", name).lstrip(".")
+    return re.sub(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)", "", name).lstrip(".")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError
 from .hooks import Mode
+from .layer_names import wraps
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -34,7 +35,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             # A forward pass through the wrapper would wait for the other processes.
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # compiled; it shares its modules
+        elif wraps(model) == "_orig_mod":  # compiled; it shares its modules
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model

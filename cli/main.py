@@ -372,7 +372,7 @@ def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
     for name in names or UPSAMPLERS:
         entry = UPSAMPLERS[parse_upsampler(name)[0]]
         costs = {network: operator_cost(name, network)._asdict() for network in SITES}
-        what = (entry.build.__doc__ or "").splitlines()[0]
+        what = (entry.build.__doc__ or "").partition("\n")[0]  # none under python -OO
         rows.append(
             {
                 "name": name,

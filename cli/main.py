@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import shlex
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from fadeviz.runs import Run
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 class _Commands(click.Group):
     """A group whose commands report what the user can mend as one line, with exit code 1."""
 
@@ -41,7 +45,10 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
         except OSError as error:
             if error.filename is None:  # nothing that the user named
-                raise
+                if error.errno not in _FULL:
+                    raise
+                # Files of ours say which they are: this is what the command prints.
+                raise click.ClickException(f"cannot write to standard output: {error.strerror}") from error
             raise click.ClickException(printable(f"{error.filename}: {error.strerror}")) from error
         except KeyboardInterrupt:  # during imports, or in a command that does not train
             click.echo("interrupted", err=True)
@@ -364,7 +371,7 @@ def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
     for name in names or UPSAMPLERS:
         entry = UPSAMPLERS[parse_upsampler(name)[0]]
         costs = {network: operator_cost(name, network)._asdict() for network in SITES}
-        what = (entry.build.__doc__ or "").splitlines()[0]
+        what = (entry.build.__doc__ or "").partition("\n")[0]  # none under python -OO
         rows.append(
             {
                 "name": name,

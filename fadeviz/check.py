@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from .errors import FadevizError
 from .files import METRICS_LIMIT, left_over, only_writer, read_regular, write_whole
 from .remote import is_address
-from .runs import Run, open_run
+from .runs import Run, lost_snapshots, open_run
 from .snapshots import (
     files_of,
     info_checksum,
@@ -66,15 +66,6 @@ def check_run(path: str | os.PathLike[str]) -> list[Fault]:
         FadevizError: no run in this folder, or its run.json is damaged.
     """
     return list(_faults(_open(path)))
-
-
-def lost_snapshots(run: Run) -> str:
-    """Which scheduled steps of a finished run have no whole snapshot, in words; empty where there are none."""
-    missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
-    if not missing or run.info.get("status") != "finished":
-        return ""
-    steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
-    return f"scheduled steps without a whole snapshot: {steps}. Only recording the run anew brings them back"
 
 
 def other_maps(path: str | os.PathLike[str]) -> list[str]:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .check import lost_snapshots
 from .data import Sample, Splits
 from .data.observation import choose_observed, find_object
 from .data.sets import DATA, Wanted, find_data
@@ -28,7 +27,7 @@ from .errors import FadevizError, unknown_name
 from .files import only_writer
 from .models import NETWORKS, Network, build_network, parse_network
 from .probes import MODES, Probe
-from .runs import Run, open_run
+from .runs import Run, lost_snapshots, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from .training.checkpoint import read_checkpoint, write_checkpoint

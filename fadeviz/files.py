@@ -306,6 +306,10 @@ def _lock(handle: int, out: Path) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            if _number(os.fstat(handle)) in _held:
+                raise FadevizError(
+                    f"this process is recording into {out} already. close() the recorder, or wait for the run"
+                ) from error
             if time.monotonic() > patience:
                 raise FadevizError(
                     f"another process is recording into {out}. Wait for it, or choose another --out"

@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import FadevizError, unknown_name
+from .errors import FadevizError, printable, unknown_name
 from .recording.batch import cut, image_size, joined, map_tensors, tensors_in
 from .recording.hooks import INSIDE, Asked, Found, hooked, unchanged_modes
 from .recording.hooks import Mode as Mode
 from .recording.hooks import kernel_entropy as kernel_entropy
-from .recording.layer_names import asked_for, layer_names, name_fits, once
+from .recording.layer_names import asked_for, layer_names, name_fits, once, patterns_in
 from .recording.layer_names import find_layers as find_layers
+from .recording.masks import whole_number
 from .recording.state import all_modules, devices_of, modules_of_loss, refuse_uninitialised, same_generators, untouched
 from .snapshots import CHANNEL_KINDS, KINDS, Snapshot
 from .upsamplers import Upsampler
@@ -96,6 +97,7 @@ class Probe:
                 f"{self._called.original_name} is a torch.jit script module, whose submodules do not call hooks. "
                 "Observe the original module"
             )
+        layers = patterns_in(layers)
         self._modules, clashes = layer_names(model)
         found = find_layers(self._modules, layers, type(model).__name__)
         for name in found:
@@ -104,20 +106,30 @@ class Probe:
                     f"the layer name {name!r} stands for two modules of {type(model).__name__}: "
                     f"{' and '.join(map(repr, clashes[name]))}. Rename one, or observe the wrapped module alone"
                 )
+            if printable(name) != name:
+                raise FadevizError(
+                    f"the layer name {name!r} has control characters. Rename the module, or leave it out"
+                )
         self._exact = asked_for(self._modules, layers)
         self.layers = once(found, self._modules, self._exact)
         self._settled = self._observed = False
         self._learning: list[nn.Parameter] = []
         self._separable: bool | None = None
         self.reduce = reduce if reduce is not None else _mean_of_channels
+        if not isinstance(views, Mapping | None):
+            raise FadevizError(f"views is a {type(views).__name__}: a dict of View by layer or glob is needed")
         views = dict(views or {})
-        for pattern in views:
+        for pattern, view in views.items():
+            if not isinstance(view, View):
+                raise FadevizError(f"the view of {pattern!r} is a {type(view).__name__}: a fadeviz.View is needed")
             find_layers(self._modules, pattern, type(model).__name__)
         self.views = {
             layer: next((view for pattern, view in views.items() if name_fits(pattern, layer)), View())
             for layer in self.layers
         }
-        self.channel_images = channel_images
+        self.channel_images = whole_number(channel_images, "channel_images")
+        if self.channel_images < 1:
+            raise FadevizError(f"channel_images is {channel_images}: 1 or more is needed")
         having = {k: [n for n in self.layers if f"{n}.{part}" in self._modules] for k, part in INSIDE.items()}
         for kind in ("guide", "constant"):
             having[kind] = [name for name in self.layers if isinstance(self._modules[name], Upsampler)]
@@ -126,9 +138,12 @@ class Probe:
             kinds = [kind for kind in there if kind not in CHANNEL_KINDS and kind != "constant"]
         elif isinstance(kinds, str):
             kinds = there if kinds.strip() == "all" else [kind.strip() for kind in kinds.split(",")]
+        kinds = list(kinds) if isinstance(kinds, Iterable) else [kinds]
+        if not kinds:
+            raise FadevizError("kinds is empty: name one, or leave it out")
         for kind in kinds:
             if kind not in KINDS:
-                raise unknown_name("kind", kind, KINDS)
+                raise unknown_name("kind", str(kind), KINDS)
             if kind in having and not having[kind]:
                 raise FadevizError(
                     f"none of the layers {', '.join(self.layers)} has {INSIDE.get(kind, kind)!r}: there is no {kind} "
@@ -190,7 +205,7 @@ class Probe:
                 model or the loss, with the layer; uninitialised lazy modules; a model that runs in another thread.
         """
         if mode not in MODES:
-            raise unknown_name("observation mode", mode, MODES)
+            raise unknown_name("observation mode", str(mode), MODES)
         modules = all_modules(self._called, loss_fn)
         refuse_uninitialised(modules)
         asked = Asked(

@@ -155,7 +155,7 @@ class Recorder:
         self.on_error = on_error
         self.model = unwrapped(model)
         refuse_waiting(self.model, mode)
-        self.out = Path(out).absolute()
+        self.out = _absolute(out)
         self.schedule = _schedule(steps)
         device = device_of(self.model)
         if device.type == "meta":
@@ -558,6 +558,13 @@ def _is_alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
         return False
     largest = float(np.nan_to_num(np.abs(one), posinf=0).max(initial=0))
     return np.allclose(one, other, rtol=0, atol=1e-4 * largest, equal_nan=True)
+
+
+def _absolute(out: str | Path) -> Path:
+    try:
+        return Path(out).absolute()
+    except OSError as error:
+        raise FadevizError(f"the working directory is gone, so that {out} is nowhere. Give an absolute path") from error
 
 
 def _number(value: Any) -> float | None:

@@ -684,6 +684,15 @@ def _xarray() -> Any:
     return xarray
 
 
+def lost_snapshots(run: Run) -> str:
+    """Which scheduled steps of a finished run have no whole snapshot, in words; empty where there are none."""
+    missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
+    if not missing or run.info.get("status") != "finished":
+        return ""
+    steps = ", ".join(map(str, missing[:6])) + (" ..." if len(missing) > 6 else "")
+    return f"scheduled steps without a whole snapshot: {steps}. Only recording the run anew brings them back"
+
+
 def open_run(path: str | os.PathLike[str]) -> Run:
     """Open a run folder, or one at an address that fsspec knows, for reading; see :class:`Run`."""
     return Run(path)

@@ -19,6 +19,7 @@ from fadeviz import open_run
 from fadeviz.data import synthetic
 from fadeviz.experiment import RunConfig, _Work
 from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.upsamplers import UPSAMPLERS
 from render_runs import make_run
 
 RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]
@@ -288,6 +289,11 @@ class TestLookingUp:
         assert "carafe" not in output
         fails(1, "no option of fade 'gates'", "upsamplers", "fade:gates=off")
         fails(1, "no upsampler 'fad'", "upsamplers", "fad")
+
+    def test_upsamplers_without_docstrings(self, monkeypatch):
+        """As ``python -OO`` leaves them."""
+        monkeypatch.setattr(UPSAMPLERS["fade"].build, "__doc__", None)
+        assert "fade" in call("upsamplers").output
 
     def test_layers(self):
         output = call("layers", "segnet", "--upsampler", "carafe").output

@@ -675,7 +675,7 @@ class TestFolder:
 
         run(tiny, tmp_path / "run", report=second)
         assert len(refused) == 1
-        assert "another process is recording into" in refused[0]
+        assert "this process is recording into" in refused[0]
         assert open_run(tmp_path / "run").info["config"]["seed"] == 0
         run(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
 

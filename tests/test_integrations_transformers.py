@@ -147,7 +147,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     killed = recording("run")
     with pytest.raises(RuntimeError, match="no power today"):
         trainer_of(tmp_path, killed, Stop(other=3, last=5), model=Plain(), **saving).train()
-    with pytest.raises(FadevizError, match="another process is recording"):
+    with pytest.raises(FadevizError, match="this process is recording into .* already"):
         Recorder(Plain(), "net.0", [1], tmp_path / "run", observe=(OBSERVED, None), overwrite=True)
     killed.close(RuntimeError("no power today"))
     stopped, whole = open_run(tmp_path / "run"), open_run(tmp_path / "whole")

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
@@ -495,6 +496,22 @@ class TestNamesOfModules:
             found = observe(net, images, targets, layers=layers)
             assert found.keys() == want.keys()
         np.testing.assert_array_equal(found["twice/0/feature"], want["twice/0/feature"])
+
+    def test_a_part_in_an_activation_checkpoint_has_the_name_it_had(self):
+        net, images, targets = make()
+        want = observe(net, images, targets, layers="norm,twice")
+        net.twice = checkpoint_wrapper(net.twice)
+        for layers in ("norm,twice", "norm,tw*", "norm,twice._checkpoint_wrapped_module"):
+            found = observe(net, images, targets, layers=layers)
+            assert found.keys() == want.keys()
+        for key, value in want.items():
+            np.testing.assert_array_equal(found[key], value)
+
+    def test_names_with_control_characters_are_refused(self):
+        net = nn.Sequential(collections.OrderedDict([("a", nn.Conv2d(3, 2, 1)), ("b\x1b[1m", nn.Conv2d(2, 2, 1))]))
+        assert Probe(net, "a").layers == ("a",)
+        with pytest.raises(FadevizError, match=r"the layer name 'b\\x1b\[1m' has control characters"):
+            Probe(net, "*")
 
     def test_two_modules_of_one_name_are_refused(self):
         class Wider(nn.DataParallel):

@@ -5,6 +5,7 @@ import copy
 import gc
 import os
 import pickle
+import re
 import shutil
 import time
 import warnings
@@ -295,7 +296,7 @@ class TestFolder:
     def test_resume_goes_on_and_a_second_writer_is_refused(self, tmp_path):
         first = self.make(tmp_path / "run")
         first.step(5)
-        with pytest.raises(FadevizError, match="another process is recording"):
+        with pytest.raises(FadevizError, match="this process is recording into .* already"):
             self.make(tmp_path / "run", resume=True)
         first._open.close()  # as if the process had been killed
         with pytest.raises(FadevizError, match="holds a run already"):
@@ -344,7 +345,7 @@ class TestFolder:
             ({"loss_fn": None, "kinds": "gradient"}, "the kind gradient needs loss_fn"),
             ({"names": ["a"]}, "1 names for 2 images"),
             ({"pictures": np.zeros((2, 4, 4))}, r"pictures are float64 \(2, 4, 4\); uint8"),
-            ({"names": "ab"}, "names is the string 'ab': a list of 2 names"),
+            ({"names": "ab"}, "names is 'ab', a str: a list of 2 names"),
             ({"pictures": np.zeros((3, 16, 16, 3), np.uint8)}, "3 pictures for 2 observed images"),
             ({"masks": np.zeros((1, 4, 4))}, r"masks are \(1, 4, 4\); \(N, H, W\) = \(2, 16, 16\) is needed"),
             ({"masks": np.zeros((2, 8, 8))}, r"masks are \(2, 8, 8\); \(N, H, W\) = \(2, 16, 16\) is needed"),
@@ -581,6 +582,63 @@ def test_a_model_that_accelerate_prepared_is_seen_in_float32(tmp_path):
 def build(out, steps="1:3:1", net=None, **options):
     options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, "kinds": "feature", **options}
     return Recorder(net or Net(), "up", steps, out, **options)
+
+
+def test_a_child_that_is_called_as_compiled_models_call_theirs(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self._orig_mod = Net()
+            self.head = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x):
+            return self.head(self._orig_mod(x))
+
+    recorder = Recorder(Wrapper(), "head", "1:2", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    assert type(recorder.model) is Wrapper
+    assert recorder.probe.layers == ("head",)
+
+
+class TestWhatCannotBeMeant:
+    """Construction says in a line what is wrong, before anything is written."""
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"model": F.relu}, "the model is a function: a torch.nn.Module is needed"),
+            ({"model": torch.nn.Conv2d}, "the model is the class Conv2d"),
+            ({"layers": []}, "layers is empty: a name, a glob or a module is needed"),
+            ({"layers": None}, "layers names None, a NoneType"),
+            ({"layers": ["up", 3]}, "layers names 3, a int"),
+            ({"kinds": []}, "kinds is empty: name one, or leave it out"),
+            ({"kinds": 5}, "no kind '5'"),
+            ({"mode": None}, "no observation mode 'None'"),
+            ({"channel_images": 0}, "channel_images is 0: 1 or more is needed"),
+            ({"channel_images": "two"}, "channel_images is 'two', a str"),
+            ({"views": {"up": len}}, "the view of 'up' is a builtin_function_or_method: a fadeviz.View is needed"),
+            ({"views": 3}, "views is a int"),
+            ({"names": 5}, "names is 5, a int: a list of 2 names is needed"),
+        ],
+    )
+    def test_is_refused(self, tmp_path, options, message):
+        options = {"model": Net(), "layers": "up", **options}
+        with pytest.raises(FadevizError, match=re.escape(message)):
+            Recorder(options.pop("model"), options.pop("layers"), "1:2", tmp_path / "run", observe=OBSERVED,
+                     loss_fn=F.cross_entropy, **options)  # fmt: skip
+        assert not (tmp_path / "run").exists()
+
+    def test_layers_that_can_be_read_but_once(self, tmp_path):
+        model = Net()
+        recorder = Recorder(model, iter([model.up]), "1:2", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        assert recorder.probe.layers == ("up",)
+        assert recorder.probe._exact == {"up"}
+
+    def test_a_working_directory_that_is_gone(self, tmp_path, monkeypatch):
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(FadevizError, match="the working directory is gone, so that run is nowhere"):
+            build("run")
 
 
 class TestMasks:
@@ -1192,7 +1250,7 @@ class TestOthers:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")) == before
-        with pytest.raises(FadevizError, match="another process is recording"):
+        with pytest.raises(FadevizError, match="this process is recording into .* already"):
             build(tmp_path / "run", resume=True)
         assert recorder.step(1)
 

@@ -1214,6 +1214,24 @@ def test_io_errors_of_every_kind_are_one_line(tmp_path, monkeypatch):
         write_whole(tmp_path / ("n" * 300), b"x")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device that is always full is Linux's")
+@pytest.mark.parametrize(
+    "command", [["upsamplers"], ["info", "run"], ["check", "run"], ["analyze", "run", "--json", "-"]]
+)
+def test_output_that_does_not_fit(tmp_path, command):
+    make_run(tmp_path / "run")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fadeviz_cli.main", *command],
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "Error: cannot write to standard output: No space left on device\n"
+
+
 def test_a_device_is_written_to_and_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ _WRAPPERS = {
     "DistributedDataParallel": "module",
     "AveragedModel": "module",
     "OptimizedModule": "_orig_mod",
+    "ActivationWrapper": "_checkpoint_wrapped_module",
 }
 """torch's wrapper modules, and the attribute that holds the wrapped module."""
 
@@ -32,7 +34,7 @@ def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[
     for name, module in named.items():
         plain, before, wrapped = [], "", False
         for part in name.split(".") if name else []:
-            wrapped = part == _wraps(named[before])
+            wrapped = part == wraps(named[before])
             if not wrapped:
                 plain.append(part)
             before = f"{before}.{part}" if before else part
@@ -47,7 +49,8 @@ def layer_names(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, list[
     return modules, {name: names for name, names in full.items() if len(names) > 1}
 
 
-def _wraps(module: nn.Module) -> str | None:
+def wraps(module: nn.Module) -> str | None:
+    """The name of the child that a wrapper of torch wraps; None where the module is no wrapper."""
     names = (_WRAPPERS.get(cls.__name__) for cls in type(module).__mro__ if cls.__module__.startswith("torch."))
     return next((name for name in names if name is not None), None)
 
@@ -88,8 +91,27 @@ def _each(patterns: str | nn.Module | Sequence[str | nn.Module]) -> list[str | n
     return [pattern.strip() if isinstance(pattern, str) else pattern for pattern in several]
 
 
+def patterns_in(layers: Any) -> list[str | nn.Module]:
+    """The names, globs and modules that were asked for, as a list: what gives them but once is read once.
+
+    Raises:
+        FadevizError: none, or something else.
+    """
+    if isinstance(layers, str | nn.Module):
+        return _each(layers)
+    several = list(layers) if isinstance(layers, Iterable) and not isinstance(layers, bytes) else [layers]
+    for one in several:
+        if not isinstance(one, str | nn.Module):
+            raise FadevizError(
+                f"layers names {one!r:.60}, a {type(one).__name__}: a name, a glob or a module is needed"
+            )
+    if not several:
+        raise FadevizError("layers is empty: a name, a glob or a module is needed")
+    return _each(several)
+
+
 def _inside(module: nn.Module) -> nn.Module:
-    while module is not None and (name := _wraps(module)) and isinstance(inner := module._modules.get(name), nn.Module):
+    while module is not None and (name := wraps(module)) and isinstance(inner := module._modules.get(name), nn.Module):
         module = inner
     return module
 
@@ -130,4 +152,4 @@ def name_fits(pattern: str, name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"(^|\.)(module|_orig_mod)(?=\.|$)", "", name).lstrip(".")
+    return re.sub(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)", "", name).lstrip(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -120,7 +120,7 @@ def _as_bytes(images: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(255 * np.broadcast_to(unit, (*unit.shape[:3], 3))).astype(np.uint8)
 
 
-def names_of(names: Sequence[str] | None, count: int) -> list[str]:
+def names_of(names: Any, count: int) -> list[str]:
     """A name for each observed image.
 
     Raises:
@@ -128,8 +128,9 @@ def names_of(names: Sequence[str] | None, count: int) -> list[str]:
     """
     if names is None:
         return [f"image {number}" for number in range(count)]
-    if isinstance(names, str):
-        raise FadevizError(f"names is the string {names!r:.60}: a list of {count} names is needed")
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise FadevizError(f"names is {names!r:.60}, a {type(names).__name__}: a list of {count} names is needed")
+    names = list(names)
     if len(names) != count:
         raise FadevizError(f"{len(names)} names for {count} images. Give one for each")
     return [str(name) for name in names]

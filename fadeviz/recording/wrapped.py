@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError
 from .hooks import Mode
+from .layer_names import wraps
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -22,8 +23,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile.
 
     Raises:
-        FadevizError: a sharded model.
+        FadevizError: a sharded model, or no module.
     """
+    _check_module(model)
     if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
         raise FadevizError(
             "this model is sharded (FSDP, tensor parallel): no rank holds a whole layer, so there is nothing to "
@@ -33,10 +35,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             # A forward pass through the wrapper would wait for the other processes.
             model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # compiled; it shares its modules
+        elif wraps(model) == "_orig_mod":  # compiled; it shares its modules
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
+
+
+def _check_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise FadevizError(f"the model is {got}: a torch.nn.Module is needed")
 
 
 def _is_sharded(module: nn.Module) -> bool:

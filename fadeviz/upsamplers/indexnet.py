@@ -141,8 +141,7 @@ class IndexNet(Upsampler):
         if feature.shape[1] != self.skip_channels:
             raise FadevizError(
                 f"IndexNet: the feature to pool has {feature.shape[1]} channels, {self.skip_channels} are needed. "
-                f"Build it with skip_channels={feature.shape[1]} and kind hin, or project the feature with a 1x1 "
-                "convolution"
+                f"Build it with skip_channels={feature.shape[1]} and kind hin, or project it with a 1x1 convolution"
             )
         index: Tensor = self.index(feature)
         # The block's sum of index_encoder * e, with the softmax's division left to the pooled map.

@@ -532,7 +532,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
     )
     out = tmp_path / "run"
     # With several threads, as a user's training has: the promise must hold there. Many would wait for each other.
-    several = {**os.environ, "OMP_NUM_THREADS": str(min(4, usable_cores()))}
+    several = {**os.environ, "OMP_NUM_THREADS": str(min(4, usable_cores())), "OMP_WAIT_POLICY": "passive"}
     process = subprocess.Popen([sys.executable, "-c", program, str(out)], env=several)
     deadline = time.monotonic() + 120
     try:

@@ -260,11 +260,11 @@ def test_runs_of_different_layers(tmp_path):
             SnapshotStore(run.path, run.run_id).write(step, maps)
     runs = [Run(one.path), Run(other.path)]
     with pytest.raises(
-        FadevizError, match=r"other has no layer 'a', but .*one has. All have 'feature' maps of: b, c\."
+        FadevizError, match=r"other has no layer 'a', but .*one does. All have 'feature' maps of: b, c\."
     ):
         select_frames(runs, layer="a")
     with pytest.raises(
-        FadevizError, match=r"one has no layer 'd', but .*other has. .*: b, c\. Choose one with --layer"
+        FadevizError, match=r"one has no layer 'd', but .*other does. .*: b, c\. Choose one with --layer"
     ):
         learning_order(runs, "d")
     with pytest.raises(FadevizError, match=r"no layer in .*one 'e'"):

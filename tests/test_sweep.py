@@ -580,7 +580,7 @@ class TestFolder:
     def test_how_a_process_died(self):
         assert local._death(-9).startswith("its process was killed by SIGKILL. The system")
         assert local._death(-11) == "its process was killed by SIGSEGV"
-        assert "exit code 3" in local._death(3)
+        assert "exited with code 3" in local._death(3)
 
 
 class TestCommand:

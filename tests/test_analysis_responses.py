@@ -227,3 +227,15 @@ def test_kymograph_is_the_mean_of_images_and_leaves_out_what_is_undefined():
 def test_what_does_not_fit(call, message):
     with pytest.raises(FadevizError, match=message):
         call()
+
+
+def test_maps_measured_together_are_those_measured_alone():
+    regions = build_regions(np.hypot(*np.mgrid[-16:16, -16:16]) < 9, (32, 32))
+    rng = np.random.default_rng(0)
+    maps = np.stack([np.round(rng.normal(size=(32, 32)), digits) for digits in (8, 1, 0, 8, 0, 2)]).astype(np.float32)
+    maps[0], maps[3, 5, 5] = 1.0, np.nan  # two that are undefined among those that are not, and many equal cells
+    for measure in (edge_response, polarity):
+        found = measure(maps, regions)
+        assert (np.isnan(found) == [1, 0, 0, 1, 0, 0]).all()
+        assert np.array_equal(found, [measure(one, regions) for one in maps], equal_nan=True)
+    assert np.array_equal(ranks(maps), [ranks(one) for one in maps], equal_nan=True)

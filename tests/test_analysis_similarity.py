@@ -471,3 +471,9 @@ def test_messages_of_class_similarity():
         class_similarity(maps, classes.astype(int), band)
     with pytest.raises(FadevizError, match="overlap"):
         class_similarity(maps, ~classes, band)
+
+
+def test_grey_levels_are_rounded_once():
+    maps = np.random.default_rng(0).normal(size=(200, 1, 64, 64)).astype(np.float32)
+    pictures = [to_indices(normalize(frame[0], find_limits(frame[0], "feature", scope="frame"))) for frame in maps]
+    assert np.array_equal(grey_levels(maps)[:, 0], np.stack(pictures))

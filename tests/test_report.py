@@ -123,6 +123,14 @@ class TestPack:
         assert (levels == library_levels(maps, kind)).all()
         assert not holes.any()
 
+    def test_packing_stops_where_there_is_no_room(self):
+        maps = np.random.default_rng(0).normal(size=(30, 64, 64)).astype(np.float32)  # more than is deflated at once
+        whole = pack(maps, "feature")
+        size = len(whole.data)
+        assert pack(maps, "feature", most=size) == whole
+        assert pack(maps, "feature", most=size - 1) is None
+        assert pack(maps, "feature", most=size // 4) is None
+
     def test_frames_that_move_little_and_frames_that_jump_are_both_predicted(self):
         rng = np.random.default_rng(1)
         still = rng.normal(size=(20, 20))

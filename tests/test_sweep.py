@@ -512,7 +512,7 @@ class TestFolder:
 
     def test_in_use(self, tmp_path, no_processes):
         with only_writer(tmp_path):
-            self.refused(tmp_path, "another process is recording into")
+            self.refused(tmp_path, "this process is recording into .* already")
 
     def test_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")

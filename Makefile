@@ -12,8 +12,9 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/fadeviz demo
 
+# Files in their order: sorted by their number of tests, the few long ones would come last, each on one core.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # Formatting, lint, types, and who may import whom.
 lint: $(INSTALLED)
@@ -26,7 +27,7 @@ lint: $(INSTALLED)
 #   apt-get install slurm-wlm slurm-wlm-basic-plugins munge
 # and are skipped otherwise (tests/real_slurm.sh starts and stops the daemons).
 slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow -n auto --dist loadfile
+	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
 # The tests that need a CUDA device.
 gpu: $(INSTALLED)

@@ -391,7 +391,7 @@ class TestMisuse:
 
 
 UNOPTIMISED = tuple(flag.replace("-O3", "-O0") for flag in native._FLAGS)
-"""For libraries that are built to be found, damaged or refused, and compute nothing: built in a fraction of the time."""
+"""For libraries that are built to be found, damaged or refused, and compute nothing: built in no time."""
 
 
 class TestChoice:

@@ -18,6 +18,7 @@ from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.table import _steps
 from fadeviz.render import plots
+from fadeviz.render.page import new_figure
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
 from fadeviz.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
@@ -465,3 +466,12 @@ def test_a_spliced_run_is_named(tmp_path):
     result = call("analyze", tmp_path / "two", "--json", tmp_path / "a.json")
     assert "frames of two do not look like one training" in result.output
     assert json.loads((tmp_path / "a.json").read_text())["operators"][0]["spliced"] == ["two"]
+
+
+def test_the_last_two_labels_of_a_training_do_not_touch():
+    figure = new_figure(400, 200, 100)
+    for last, labels in ((1999, ["300", "1,000"]), (3000, ["1,000", "3,000"]), (2600, ["1,000", "2,600"])):
+        axes = figure.subplots()
+        plots._time_axis(axes, [0, last])
+        assert [label.get_text() for label in axes.get_xticklabels()][-2:] == labels
+        figure.clear()

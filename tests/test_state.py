@@ -107,6 +107,7 @@ class Hides(Net):
 
 KINDS_OF_TRACES = {
     "counters": lambda: Counts(calls=0, sizes=[], sums={}),
+    "a Counter": lambda: Counts(calls=0, sizes=[], sums=collections.Counter()),
     "tensors and arrays": lambda: Accumulates(
         total=torch.zeros(()), totals=[torch.zeros(2)], pair=(torch.ones(1), 0), array=np.zeros(2)
     ),

@@ -21,8 +21,10 @@ from ..errors import FadevizError
 from .distributed import ALONE, Processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
-COMPILE = ("off", "on", "reduce-overhead")
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+COMPILE = ("off", "on", "reduce-overhead")
+"""How a training step may be compiled, see :func:`compile_forward`."""
 
 # ImageNet's statistics: what VGG16's weights expect, and harmless for others.
 _MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
@@ -243,21 +245,19 @@ def compile_forward(
     Raises:
         FadevizError: at the first batch: the compiler fails, or there is none.
     """
+    from torch._dynamo.exc import TorchDynamoException  # loads the compiler: two seconds
+
     graphs = mode == "reduce-overhead"
     compiled = torch.compile(model, dynamic=False, backend=backend, mode=mode if graphs else None)
 
     def forward(images: Tensor) -> Tensor:
         if len(images) != batch_size:
-            return model(images)  # type: ignore[no-any-return]
+            return model(images)
         if graphs:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            return compiled(images)  # type: ignore[no-any-return]
-        except Exception as error:
-            from torch._dynamo.exc import TorchDynamoException  # two seconds, for those who compile
-
-            if not isinstance(error, TorchDynamoException):
-                raise
+            return compiled(images)
+        except TorchDynamoException as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise FadevizError(f"compile={mode} does not work here: {reason}. Use compile=off") from error
 

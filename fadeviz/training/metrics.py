@@ -74,11 +74,11 @@ def evaluate(
     if not count:
         raise FadevizError("evaluate: there are no test pictures, or they never end. Give a data set with a count")
     device = next(model.parameters()).device
-    # Per batch, by its first picture: the loss, its weight in pictures, and each picture's Boundary IoU. All stays on the
-    # device until the end, so that the next batch is launched while this one is computed.
+    # Of each batch, by its first picture: the loss, its weight in pictures; each picture's Boundary IoU. All stays on
+    # the device until the end, so that a GPU is given the next batch while it computes this one.
     sums: dict[int, Tensor] = {}
     bands: dict[int, Tensor] = {}
-    confusion = torch.zeros(classes**2 + 1, dtype=torch.int64, device=device)
+    pixels = torch.zeros(classes**2 + 1, dtype=torch.int64, device=device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -92,11 +92,12 @@ def evaluate(
                 weight = valid.double().mean() * len(images)
                 sums[first] = torch.stack([loss_fn(logits, truth).double() * weight, weight])
                 pairs = torch.where(valid, truth * classes + found, classes**2).flatten()
-                confusion.scatter_add_(0, pairs, torch.ones_like(pairs))
+                pixels.scatter_add_(0, pairs, torch.ones_like(pairs))
                 if classes == 2:
-                    widths = [boundary_width(*truth.shape[1:], share) for share in BOUNDARY_SHARES.values()]
+                    height, width = truth.shape[1:]
+                    widths = [boundary_width(height, width, share) for share in BOUNDARY_SHARES.values()]
                     bands[first] = torch.stack([boundary_iou(found == 1, truth == 1, width) for width in widths])
-            counted = _Counted(_on_cpu(sums), _on_cpu(bands), confusion[:-1].view(classes, classes).cpu())
+            counted = _Counted(_on_cpu(sums), _on_cpu(bands), pixels[:-1].view(classes, classes).cpu())
     finally:
         for module, training in modes:
             module.training = training
@@ -106,10 +107,9 @@ def evaluate(
         raise FadevizError("evaluate: the test pictures have no labelled pixel. Put their annotations there")
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
-    parts = _in_order([one.sums for one in everywhere])
-    loss, weight = (sum(part[i].item() for part in parts) for i in (0, 1))
+    parts = [part.tolist() for part in _in_order([one.sums for one in everywhere])]
     figures = {
-        "test_loss": loss / max(weight, 1e-9),
+        "test_loss": sum(loss for loss, _ in parts) / max(sum(weight for _, weight in parts), 1e-9),
         "miou": iou.nanmean().item(),
         "iou": iou[1].item(),
         "accuracy": (hits.sum() / confusion.sum()).item(),
@@ -117,8 +117,8 @@ def evaluate(
     if classes != 2:
         del figures["iou"]
         return figures
-    bands = torch.cat(_in_order([one.bands for one in everywhere]), 1)
-    return figures | {name: band.nanmean().item() for name, band in zip(BOUNDARY_SHARES, bands, strict=True)}
+    means = [row.nanmean().item() for row in torch.cat(_in_order([one.bands for one in everywhere]), 1)]
+    return figures | dict(zip(BOUNDARY_SHARES, means, strict=True))
 
 
 class _Counted(NamedTuple):

@@ -59,7 +59,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
         mean = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none").sum() / counted
     else:
         mean = F.cross_entropy(logits, masks, ignore_index=IGNORED)
-    # Without a branch, which would wait for a GPU. Torch's mean over nothing is NaN; logits that are not finite stay so.
+    # Torch's mean over nothing is NaN. No branch, which would wait for a GPU; what is not finite in the logits is seen.
     return torch.where((masks == IGNORED).all(), logits.detach().sum() * 0, mean)
 
 

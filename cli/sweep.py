@@ -180,8 +180,8 @@ def record_arguments(config: RunConfig, out: Path) -> list[str]:
             raise FadevizError(f"{field.name} is {value}, for which there is no option: train this sweep from Python")
         if field.name == "channels_last":
             arguments.append("--contiguous")
-        elif field.name == "flip":
-            arguments.append("--flip")
+        elif isinstance(value, bool):
+            arguments.append(f"--{name}")
         else:
             arguments += [f"--{name}", str(value)]
     return arguments

@@ -52,6 +52,15 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Where to train."),
             click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
                          help="Arithmetic of the training; observations are always fp32."),
+            click.option("--tf32/--no-tf32", default=False, show_default=True,
+                         help="On a GPU: let convolutions and matrix products of a fp32 training round factors to 10 "
+                              "bits, which is faster. Observations and tests never do."),
+            click.option("--deterministic/--no-deterministic", default=False, show_default=True,
+                         help="Use deterministic algorithms wherever torch has them, so that --resume gives the same "
+                              "bytes on a GPU with more operators; slower."),
+            click.option("--compile", default="off", show_default=True, metavar="off|on|reduce-overhead",
+                         help="Compile the training step by torch.compile; reduce-overhead also replays it as CUDA "
+                              "graphs. It takes a minute or more to begin with."),
             click.option("--channels-last/--contiguous", default=True, show_default=True,
                          help="Memory layout of the maps."),
             click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
@@ -71,7 +80,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--evaluate-every", type=int, default=0,
                          help="Steps between tests.  [default: a tenth of the run]"),
             click.option("--checkpoint-every", type=int, default=250, show_default=True,
-                         help="Steps between checkpoints."),
+                         help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
         ]
     ):  # fmt: skip
         command = option(command)

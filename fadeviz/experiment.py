@@ -27,12 +27,13 @@ from .errors import FadevizError, unknown_name
 from .files import only_writer
 from .models import NETWORKS, Network, build_network, parse_network
 from .probes import MODES, Probe
+from .recording.arithmetic import same_algorithms, tf32
 from .runs import Run, lost_snapshots, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
-from .training.checkpoint import read_checkpoint, write_checkpoint
+from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared
-from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory
+from .training.loop import COMPILE, PRECISIONS, StepResult, batches, compile_forward, fit, keep_freed_memory
 from .training.recipes import RECIPES
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
 from .training.signals import Interrupted, StopSignals, stop_signals
@@ -48,6 +49,9 @@ DEVICES = ("auto", "cpu", "cuda")
 
 CHECKPOINT_SECONDS = 300.0
 """Seconds after which a new checkpoint is written, regardless of ``checkpoint_every``."""
+
+CHECKPOINT_PAUSE = 60.0
+"""Seconds between two checkpoints of a run on a GPU, even if more are due."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,12 @@ class RunConfig:
         observe: pictures in the observation set.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
         checkpoint_every: steps between checkpoints. There is one every five minutes too, and one where a run is
-            stopped.
+            stopped. On a GPU they are written while the training goes on, after the first at most one a minute.
+        tf32: allow TF32 in the convolutions and matrix products of a fp32 training: faster on NVIDIA GPUs since Ampere,
+            with 10 bits of mantissa in place of 23. Tests and observations never use it; no effect on a CPU.
+        deterministic: use deterministic algorithms wherever torch has them, see :func:`run`.
+        compile: ``on`` compiles the training's forward and backward pass by ``torch.compile``, for full batches;
+            ``reduce-overhead`` also replays them as CUDA graphs on a GPU. Tests and observations are not compiled.
     """
 
     upsampler: str = "fade"
@@ -113,6 +122,9 @@ class RunConfig:
     checkpoint_every: int = 250
     labels: str = "true"
     subset: int = 0
+    tf32: bool = False
+    deterministic: bool = False
+    compile: str = "off"
 
     def __post_init__(self) -> None:
         """Fill in what the network decides.
@@ -151,6 +163,7 @@ class RunConfig:
             ("device", self.device, DEVICES),
             ("precision", self.precision, tuple(PRECISIONS)),
             ("observation mode", self.observe_mode, MODES),
+            ("compile mode", self.compile, COMPILE),
         ):
             if name not in known:
                 raise unknown_name(what, name, known)
@@ -245,8 +258,8 @@ def choose_device(name: str) -> torch.device:
 
 def build_model(config: RunConfig, classes: int = 2) -> tuple[Network, str]:
     """The network with its initial weights, a function of the settings alone, and what to call the weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng([]):  # weights are drawn on the CPU; no GPU is asked for its random state
+        torch.default_generator.manual_seed(config.seed)
         model = build_network(config.network, config.upsampler, classes=classes, width=config.width)
     if config.weights == "none":
         return model, "none"
@@ -276,7 +289,10 @@ def run(
     Args:
         config: the settings.
         out: the run's folder.
-        resume: continue an interrupted run from its last checkpoint; bit-identical to an uninterrupted one.
+        resume: continue an interrupted run from its last checkpoint. Bit-identical to an uninterrupted run on a CPU; on
+            a GPU where no operator sums by atomic additions in its backward pass, as bilinear and bicubic
+            interpolation, the sampling of DySample and LDA-AQU, and SegFormer's head do. ``deterministic`` replaces
+            those for which torch has another algorithm, and torch warns of the others.
         overwrite: replace an existing run.
         report: called after every step. Raising ``KeyboardInterrupt`` in it stops the run as a signal does.
         note: called with notes on the run, one line at a time.
@@ -303,10 +319,15 @@ def run(
             with processes.agreeing():
                 if processes.first:
                     stack.enter_context(only_writer(out))
-            stack.enter_context(_same_algorithms())
+            stack.enter_context(same_algorithms(config.deterministic))
+            stack.enter_context(tf32(config.tf32))
             # The training's random numbers are the seed's, and the caller's are left alone. A checkpoint keeps them.
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(config.seed)
+            if config.compile != "off":
+                stack.callback(torch.compiler.reset)  # its limit on how often a function is compiled counts all runs
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             notes = stack.enter_context(_threads_as_before(before))
             work = _prepare(config, out, device, processes, resume, notes)
@@ -347,6 +368,8 @@ def _prepare(
     with processes.agreeing():
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
+        if processes.count > 1 and config.compile != "off":
+            raise FadevizError(f"compile={config.compile} is for one process. Use compile=off with several")
         with processes.first_ahead():  # it may download weights
             model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes, notes)
@@ -370,6 +393,7 @@ def _train(
             with processes.agreeing():
                 first_step = (work.go_on() if resume else work.begin(overwrite)) + 1
             _take_steps(work, first_step, stop, report)
+        work.wait_saved()
         work.end("finished")
     except Interrupted:
         raise  # run.json says so already
@@ -377,11 +401,15 @@ def _train(
         # A full disk, a loss that is not finite, a second Ctrl-C: say so in run.json, then re-raise.
         insisted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(FadevizError):  # the disk may be the cause, which the first error says
+            work.wait_saved()
+        with contextlib.suppress(FadevizError):
             work.end("interrupted" if insisted else "failed", str(error))
         if insisted:
             number = stop.number or signal.SIGINT
             raise Interrupted(number, work.last_step, work.config.steps, work.saved_step) from error
         raise
+    finally:
+        work.close()
     processes.gathered(None)  # from here on, any process that opens the run finds it finished
 
 
@@ -404,10 +432,14 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
     )
     if processes.largest(stop.number):
         work.interrupt(stop.number)
+    model, forward = shared(work.model, processes), None
+    if config.compile != "off":
+        full = min(config.batch_size, work.splits.train.count or config.batch_size)
+        forward = compile_forward(model, config.compile, full)
     for result in fit(
-        shared(work.model, processes), data, work.task.loss, work.optimizer, work.lr_at,
+        model, data, work.task.loss, work.optimizer, work.lr_at,
         first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        processes=processes, weigh=work.task.weigh,
+        processes=processes, weigh=work.task.weigh, forward=forward,
     ):  # fmt: skip
         work.after(result)
         if report is not None and not stop.number:
@@ -457,7 +489,9 @@ class _Work:
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
         self.seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
         self.metrics: dict[str, float] = {}
-        self.last_step = self.saved_step = 0
+        self.last_step = self.saved_step = self._begun_step = 0
+        # A GPU trains while a checkpoint is written; on a CPU the writing would take the cores from the training.
+        self.writer = CheckpointWriter() if device.type == "cuda" else None
         self.untrained: list[Snapshot] = []
         self._opened, self._notes = False, list(notes)
         self._start_clocks()
@@ -481,6 +515,7 @@ class _Work:
                 **({"foreground": [find_object(s.mask) for s in self.samples]} if splits.classes > 2 else {}),
             },
             "device": _device_name(device),
+            "optimizer": type(self.optimizer).__name__ + " (fused)" * bool(self.optimizer.defaults.get("fused")),
             "threads": torch.get_num_threads(),
             **({"processes": processes.count} if processes.count > 1 else {}),
             "reassembly": choose_backend(self.inputs, kernel_size=5, scale_factor=2),
@@ -536,7 +571,7 @@ class _Work:
             self.untrained = self.look(0)
             return self.begin()
         self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
-        self.saved_step = self.last_step
+        self.saved_step = self._begun_step = self.last_step
         self._start_clocks()
         if not self.processes.first:
             return self.last_step
@@ -571,20 +606,53 @@ class _Work:
             self._clock = time.perf_counter()
             self.store.write(step, self.look(step))
             self._spent_on("observing")
-        old = time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
-        if old or step % self.config.checkpoint_every == 0 or step == self.config.steps:
+        if self._checkpoint_is_due():
             self.save()
         self._clock = time.perf_counter()
 
+    def _checkpoint_is_due(self) -> bool:
+        age, every = time.monotonic() - self._saved_at, self.config.checkpoint_every
+        if age >= CHECKPOINT_SECONDS or self.last_step == self.config.steps:
+            return True
+        if self.writer is None:
+            return self.last_step % every == 0
+        if self.writer.busy:
+            return False
+        self.wait_saved()  # what went wrong with the last one is raised now
+        passed = self.last_step // every > self._begun_step // every
+        return passed and (not self._begun_step or age >= CHECKPOINT_PAUSE)
+
     def save(self) -> None:
-        """Write the checkpoint of the last step."""
-        write_checkpoint(self.checkpoint, self.last_step, self.run_id, self.model, self.optimizer, self.scaler)
-        self.saved_step, self._saved_at = self.last_step, time.monotonic()
+        """Write the checkpoint of the last step; on a GPU the training goes on meanwhile."""
+        state = self.checkpoint, self.last_step, self.run_id, self.model, self.optimizer, self.scaler
+        if self.writer is None:
+            write_checkpoint(*state)
+            self.saved_step = self.last_step
+        else:
+            first = not self.checkpoint.exists()
+            self.writer.begin(*state)
+            if first:  # that one is missing after `checkpoint_every` steps shall mean that it was lost
+                self.wait_saved()
+        self._begun_step, self._saved_at = self.last_step, time.monotonic()
+
+    def wait_saved(self) -> None:
+        """Wait until the last checkpoint is complete."""
+        if self.writer is not None:
+            self.writer.wait()
+            self.saved_step = max(self.saved_step, self.writer.written)
+
+    def close(self) -> None:
+        """End what runs beside the training."""
+        if self.writer is not None:
+            self.writer.close()
 
     def interrupt(self, number: int) -> NoReturn:
         """Write a checkpoint, mark the run as interrupted, and raise, on all ranks together."""
-        if self.processes.first and not (self.saved_step == self.last_step and self.checkpoint.exists()):
-            self.save()
+        if self.processes.first:
+            self.wait_saved()
+            if not (self.saved_step == self.last_step and self.checkpoint.exists()):
+                self.save()
+                self.wait_saved()
         error = Interrupted(number, self.last_step, self.config.steps, self.last_step)
         self.end("interrupted", str(error))
         self.processes.gathered(None)
@@ -669,18 +737,6 @@ def _is_like(value: object, default: object) -> bool:
 
 
 @contextlib.contextmanager
-def _same_algorithms() -> Iterator[None]:
-    """On a GPU: the same convolution algorithms in every process. On a CPU this changes nothing."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
-
-
-@contextlib.contextmanager
 def _threads_as_before(before: Run | None) -> Iterator[list[str]]:
     """Use as many threads as the run was started with, up to the number of cores; then restore the caller's number.
 
@@ -745,11 +801,15 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
+_NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, "compile": "off"}
+"""Settings that came later, with the defaults that they have in older runs."""
+
+
 def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.device) -> str:
     settings = dataclasses.asdict(config)
     for name in _MAY_MOVE:
         del settings[name]
-    for name, default in (("labels", "true"), ("subset", 0)):
+    for name, default in _NEWER.items():
         if settings[name] == default:
             del settings[name]  # runs from before this setting keep their id
     data = {k: v for k, v in splits.info.items() if k != "folder"}

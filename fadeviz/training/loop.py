@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from collections import deque
@@ -21,6 +22,9 @@ from .distributed import ALONE, Processes
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+COMPILE = ("off", "on", "reduce-overhead")
+"""How a training step may be compiled, see :func:`compile_forward`."""
 
 # ImageNet's statistics: what VGG16's weights expect, and harmless for others.
 _MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
@@ -135,58 +139,129 @@ def fit(
     precision: Precision = "fp32",
     scaler: torch.amp.GradScaler | None = None,
     processes: Processes = ALONE,
-    weigh: Callable[[Tensor], float] = len,
+    weigh: Callable[[Tensor], Tensor | float] = len,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Iterator[StepResult]:
     """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no picture.
 
     Between two results the caller may do with the model what leaves it as it was: evaluate, observe, save.
 
+    Inputs and targets may be on any device. On a GPU the process waits once a step, for the loss, while the backward
+    pass runs.
+
     With several ``processes``, ``model`` is what :func:`~fadeviz.training.distributed.shared` gives, ``data`` this
     process's share, and ``loss_fn`` a mean whose weight ``weigh`` gives (of targets; their number, where it is a mean
     over pictures of one size): the step is that of the whole batch.
+
+    ``forward`` computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
 
     Raises:
         FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running
             statistics have taken in its batch).
     """
-    first = next(model.parameters())
+    device = next(model.parameters()).device
     channels_last = any(p.ndim == 4 and _is_channels_last(p) for p in model.parameters())
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     dtype = PRECISIONS[precision]
+    modules = list(model.modules())
     for step, (images, targets) in enumerate(data, start=first_step):
-        model.train()
+        if not all(module.training for module in modules):  # many times faster to ask than to set
+            model.train()
         lr = lr_at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
-        images = images.to(
-            first.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
-        with torch.autocast(first.device.type, dtype, enabled=precision != "fp32"):
-            output = model(images)
-        loss = loss_fn(output.float(), targets.to(first.device))
+        images = images.to(device, memory_format=layout, non_blocking=True)
+        targets = targets.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+            output = (forward or model)(images)
+        loss = mean = loss_fn(output.float(), targets)
         if processes.count > 1:
             # Shares may differ by a picture, or in what is ignored: the mean of their means is not the batch's.
-            weight = weigh(targets)
-            told = processes.summed(torch.stack([loss.detach() * weight, loss.new_tensor(weight)]).double())
-            value = (told[0] / told[1].clamp(min=1e-9)).item()
-            loss = loss * (weight * processes.count / max(told[1].item(), 1e-9))
-        else:
-            value = loss.item()
-        if not np.isfinite(value):
+            weight = _scalar(weigh(targets), loss)
+            told = processes.summed(torch.stack([loss.detach() * weight, weight]).double())
+            total = told[1].clamp(min=1e-9)
+            mean = told[0] / total
+            loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
+        read = _reading(mean)
+        optimizer.zero_grad(set_to_none=True)
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        value = read()
+        if not math.isfinite(value):
             or_this = "" if precision == "fp32" else ", or --precision fp32"
             raise FadevizError(f"the loss became {value} at step {step}. Use a smaller --lr{or_this}")
-        optimizer.zero_grad(set_to_none=True)
         if scaler is None:
-            loss.backward()
             optimizer.step()
         else:
-            scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
         yield StepResult(step, value, lr)
 
 
+def _reading(scalar: Tensor) -> Callable[[], float]:
+    """What gives the value of a scalar later, when its GPU has been given more work: it then waits for the value alone.
+
+    ``item()`` would wait for all of that work, and leave the GPU idle until it gets the next.
+    """
+    scalar = scalar.detach()
+    if not scalar.is_cuda:
+        return scalar.item
+    value = scalar.to("cpu", non_blocking=True)
+    copied = torch.Event(device=scalar.device)
+    copied.record()
+
+    def read() -> float:
+        copied.synchronize()
+        return value.item()
+
+    return read
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """A number as a tensor beside another, without a copy from the host that would be waited for."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype, non_blocking=True)
+    return torch.full((), float(value), dtype=like.dtype, device=like.device)
+
+
 def _is_channels_last(p: Tensor) -> bool:
     return p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+
+
+def compile_forward(
+    model: nn.Module, mode: str, batch_size: int, *, backend: str = "inductor"
+) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a model, compiled by ``torch.compile`` for batches of one size, for :func:`fit`.
+
+    It has the parameters and buffers of ``model``, which stays as it is: to observe (a compiled form calls no hooks
+    that are added later), to test, and to save under plain names.
+
+    Args:
+        model: on its device.
+        mode: ``on``; or ``reduce-overhead``, which on a GPU also replays the launches as CUDA graphs.
+        batch_size: images of a full batch. A smaller one, the last of an epoch, takes the model itself: it is too rare
+            to be compiled for.
+        backend: of ``torch.compile``.
+
+    Raises:
+        FadevizError: at the first batch: the compiler fails, or there is none.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # loads the compiler: two seconds
+
+    graphs = mode == "reduce-overhead"
+    compiled = torch.compile(model, dynamic=False, backend=backend, mode=mode if graphs else None)
+
+    def forward(images: Tensor) -> Tensor:
+        if len(images) != batch_size:
+            return model(images)
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            return compiled(images)
+        except TorchDynamoException as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise FadevizError(f"compile={mode} does not work here: {reason}. Use compile=off") from error
+
+    return forward
 
 
 def keep_freed_memory() -> None:

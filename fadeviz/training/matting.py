@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..data import Dataset, Sample
 from ..data.mattes import UNKNOWN
 from ..errors import FadevizError
+from ..recording.arithmetic import tf32
 from .distributed import ALONE, Processes
 from .loop import to_tensors
 
@@ -245,7 +246,7 @@ def predict_alpha(model: nn.Module, sample: Sample, *, stride: int = 16) -> NDAr
     bottom, right = -height % stride, -width % stride
     # Not torch's reflection, which refuses a padding as wide as the picture.
     padded = torch.from_numpy(np.pad(inputs.numpy(), ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect"))
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         output = model(padded.to(next(model.parameters()).device)).float().cpu()
     if output.numel() != padded.shape[2] * padded.shape[3]:
         raise FadevizError(

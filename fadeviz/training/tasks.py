@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..data import Dataset, Sample
 from ..data.transforms import IGNORED
+from ..recording.arithmetic import tf32
 from .distributed import ALONE, Processes
 from .loop import to_tensors
 from .matting import evaluate_mattes, matting_loss, predict_alpha, to_matting_tensors
@@ -34,7 +35,7 @@ class Task:
     Attributes:
         tensors: inputs and targets of pictures of one size.
         loss: of outputs and targets, a mean whose weight ``weigh`` gives.
-        weigh: of targets.
+        weigh: of targets, a number or a scalar on their device.
         evaluate: the figures of a test.
         predict: ``(model, sample, stride, size)`` of one picture, whose sides are padded to multiples of ``stride``:
             the class of each pixel, uint8, or its alpha, float32 in [0, 1], as a map of ``size``, height and width.
@@ -42,7 +43,7 @@ class Task:
 
     tensors: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]
     loss: Callable[[Tensor, Tensor], Tensor]
-    weigh: Callable[[Tensor], float]
+    weigh: Callable[[Tensor], Tensor | float]
     evaluate: Evaluate
     predict: Callable[[nn.Module, Sample, int, tuple[int, int]], NDArray[np.uint8] | NDArray[np.float32]]
 
@@ -52,9 +53,14 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
     Shape: logits ``(B, classes, H, W)``, masks ``(B, H, W)`` int64 -> scalar.
     """
-    if (masks == IGNORED).all():
-        return logits.sum() * 0  # torch's mean over nothing is NaN
-    return F.cross_entropy(logits, masks, ignore_index=IGNORED)
+    if logits.is_cuda:
+        # There torch's own mean is summed in an order that differs from call to call.
+        counted = (masks != IGNORED).sum().clamp(min=1)
+        mean = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none").sum() / counted
+    else:
+        mean = F.cross_entropy(logits, masks, ignore_index=IGNORED)
+    # Torch's mean over nothing is NaN. No branch, which would wait for a GPU; what is not finite in the logits is seen.
+    return torch.where((masks == IGNORED).all(), logits.detach().sum() * 0, mean)
 
 
 def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -70,7 +76,7 @@ def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[i
         image=np.pad(sample.image, padding, mode="reflect"), mask=np.pad(sample.mask, padding[:2], mode="reflect")
     )
     images, _ = to_tensors([padded])
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         logits = model(images.to(next(model.parameters()).device)).float()
     best, classes = torch.tensor(-torch.inf), torch.zeros(size, dtype=torch.uint8)
     for number, few in enumerate(logits[:, :, :height, :width].cpu().split(8, dim=1)):
@@ -114,7 +120,7 @@ def choose_task(name: str, classes: int = 2) -> Task:
     return Task(
         to_tensors,
         segmentation_loss,
-        lambda masks: float((masks != IGNORED).sum()),
+        lambda masks: (masks != IGNORED).sum(),
         _test_classes(classes),
         predict_classes,
     )

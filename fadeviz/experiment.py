@@ -145,6 +145,8 @@ class RunConfig:
         check_counts({name: getattr(self, name) for name in counts}, 1)
         check_counts({name: getattr(self, name) for name in ("evaluate_every", "subset", "pool")}, 0)
         if self.workers is not None:
+            if not isinstance(self.workers, int):
+                raise FadevizError(f"workers is {self.workers}; it must be a whole number")
             check_counts({"workers": self.workers}, 0)
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**63:
@@ -717,6 +719,8 @@ def _is_like(value: object, default: object) -> bool:
     """Whether a value from a file can stand for this default."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(_is_like(one, 0.5) for one in value)
+    if default is None and value is None:
+        return True
     if default is None or isinstance(default, float):
         return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     return type(value) is type(default)

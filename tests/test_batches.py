@@ -321,6 +321,8 @@ class TestSettings:
         assert count_workers(dataclasses.replace(plain, workers=3), cpu) == 3
         with pytest.raises(FadevizError, match="workers"):
             RunConfig(workers=-1)
+        with pytest.raises(FadevizError, match="workers is 1.5; it must be a whole number"):
+            RunConfig(workers=1.5)
 
     def test_a_run_with_workers_is_the_same_run(self, tmp_path):
         config = RunConfig(size=32, width=1 / 16, batch_size=2, steps=3, observe=1, flip=True)

@@ -81,6 +81,13 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Steps between tests.  [default: a tenth of the run]"),
             click.option("--checkpoint-every", type=int, default=250, show_default=True,
                          help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
+            click.option("--pool", type=int, default=0, metavar="N",
+                         help="Draw N training pictures first, by all cores, keep them in memory, and train on them in "
+                              "shuffled epochs: for sets that never end.  [default: new pictures at every step]"),
+            click.option("--workers", type=int, default=None, metavar="N",
+                         help="Processes that read or draw training pictures; the result is the same for any number.  "
+                              "[default: 0 on a CPU and where pictures are in memory; else one less than there are "
+                              "cores, at most 8]"),
         ]
     ):  # fmt: skip
         command = option(command)

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .data import Sample, Splits
+from .data import Dataset, Sample, Splits
+from .data.kept import Pool
 from .data.observation import choose_observed, find_object
 from .data.sets import DATA, Wanted, find_data
 from .data.shuffled import ShuffledLabels
@@ -31,9 +32,10 @@ from .recording.arithmetic import same_algorithms, tf32
 from .runs import Run, lost_snapshots, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from .training.batches import batches, draw_pool
 from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared
-from .training.loop import COMPILE, PRECISIONS, StepResult, batches, compile_forward, fit, keep_freed_memory
+from .training.loop import COMPILE, PRECISIONS, StepResult, compile_forward, fit, keep_freed_memory
 from .training.recipes import RECIPES
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
 from .training.signals import Interrupted, StopSignals, stop_signals
@@ -91,6 +93,10 @@ class RunConfig:
         deterministic: use deterministic algorithms wherever torch has them, see :func:`run`.
         compile: ``on`` compiles the training's forward and backward pass by ``torch.compile``, for full batches;
             ``reduce-overhead`` also replays them as CUDA graphs on a GPU. Tests and observations are not compiled.
+        pool: train on so many pictures of a set that never ends, drawn before the training by all cores and kept in
+            memory, in shuffled epochs; 0 draws new ones at every step.
+        workers: processes that read or draw training pictures. None chooses: none on a CPU, or where the pictures are
+            in memory; else up to 8, but one less than there are cores. The result is the same for any number.
     """
 
     upsampler: str = "fade"
@@ -125,6 +131,8 @@ class RunConfig:
     tf32: bool = False
     deterministic: bool = False
     compile: str = "off"
+    pool: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Fill in what the network decides.
@@ -147,7 +155,11 @@ class RunConfig:
                 object.__setattr__(self, name, value)
         counts = ("steps", "size", "batch_size", "observe", "checkpoint_every", "channel_images")
         check_counts({name: getattr(self, name) for name in counts}, 1)
-        check_counts({name: getattr(self, name) for name in ("evaluate_every", "subset")}, 0)
+        check_counts({name: getattr(self, name) for name in ("evaluate_every", "subset", "pool")}, 0)
+        if self.workers is not None:
+            if not isinstance(self.workers, int):
+                raise FadevizError(f"workers is {self.workers}; it must be a whole number")
+            check_counts({"workers": self.workers}, 0)
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
@@ -182,6 +194,8 @@ class RunConfig:
         if data.check is None and self.data_dir:
             fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
             raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
+        if self.pool and data.held:
+            raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory as it is. Leave out --pool")
         if self.subset and not data.subsets:
             raise FadevizError(
                 f"subset is {self.subset} of data {self.data}: this set is used whole. Leave out --subset"
@@ -226,9 +240,13 @@ class Progress(NamedTuple):
 
 
 def load_data(config: RunConfig) -> Splits:
-    """The pictures of a run, split into train and test."""
+    """The pictures of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
     wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
-    splits = find_data(NETWORKS[parse_network(config.network)[0]].task, config.data).load(wanted)
+    task = NETWORKS[parse_network(config.network)[0]].task
+    splits = find_data(task, config.data).load(wanted)
+    if config.pool:
+        pool = Pool(splits.train, config.pool, mattes=task == "matting")
+        splits = dataclasses.replace(splits, train=pool, info={**splits.info, "pool": config.pool})
     if config.labels == "shuffled":
         return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
     return splits
@@ -330,7 +348,7 @@ def run(
                 stack.callback(torch.compiler.reset)  # its limit on how often a function is compiled counts all runs
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             notes = stack.enter_context(_threads_as_before(before))
-            work = _prepare(config, out, device, processes, resume, notes)
+            work = _prepare(config, out, device, processes, resume, notes, note if processes.first else None)
             if note is not None and processes.first:
                 for text in work.notes:
                     note(text)
@@ -362,7 +380,13 @@ def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run 
 
 
 def _prepare(
-    config: RunConfig, out: Path, device: torch.device, processes: Processes, resume: bool, notes: list[str]
+    config: RunConfig,
+    out: Path,
+    device: torch.device,
+    processes: Processes,
+    resume: bool,
+    notes: list[str],
+    note: Callable[[str], None] | None,
 ) -> _Work:
     """Build the parts and observe the untrained model, without writing anything."""
     with processes.agreeing():
@@ -370,12 +394,42 @@ def _prepare(
         check_share(splits.train.count, config.batch_size, processes)
         if processes.count > 1 and config.compile != "off":
             raise FadevizError(f"compile={config.compile} is for one process. Use compile=off with several")
+        _draw_ahead(splits.train, config, note)
         with processes.first_ahead():  # it may download weights
             model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes, notes)
         if not resume:
             work.untrained = work.look(0)  # errors in observing are raised here, before an old run is removed
     return work
+
+
+def _draw_ahead(train: Dataset, config: RunConfig, note: Callable[[str], None] | None) -> None:
+    """Draw the pool, if there is one, by all cores, and say how far it is every few seconds."""
+    pool = train.dataset if isinstance(train, ShuffledLabels) else train
+    if not isinstance(pool, Pool):
+        return
+    cores = usable_cores() // local_count()
+    # Starting processes takes as long as drawing some hundred pictures.
+    workers = config.workers if config.workers is not None else cores if cores > 1 and pool.count > 200 else 0
+    said = time.monotonic()
+
+    def report(drawn: int) -> None:
+        nonlocal said
+        if note is not None and (drawn == pool.count or time.monotonic() - said >= 5):
+            said = time.monotonic()
+            note(f"pool: {drawn} of {pool.count} pictures drawn")
+
+    draw_pool(pool, workers, report)
+
+
+def count_workers(config: RunConfig, device: torch.device) -> int:
+    """The worker processes of a run: those asked for, or what suits its device and its data."""
+    if config.workers is not None:
+        return config.workers
+    task = NETWORKS[parse_network(config.network)[0]].task
+    if device.type == "cpu" or config.pool or find_data(task, config.data).held:
+        return 0
+    return min(8, max(1, usable_cores() // local_count() - 1))
 
 
 def _train(
@@ -426,7 +480,9 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         config.batch_size,
         config.seed,
         flip=config.flip,
+        workers=count_workers(config, work.device),
         ahead=2 if work.device.type == "cuda" else 0,
+        device=work.device,
         processes=processes,
         tensors=work.task.tensors,
     )
@@ -731,6 +787,8 @@ def _is_like(value: object, default: object) -> bool:
     """Whether a value from a file can stand for this default."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(_is_like(one, 0.5) for one in value)
+    if default is None and value is None:
+        return True
     if default is None or isinstance(default, float):
         return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     return type(value) is type(default)
@@ -781,6 +839,7 @@ def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
     """What makes stored settings and ``config`` different runs, in words; empty where they are the same.
 
     Device, data folder and weights are left out: they may have moved, and what they hold is checked by the run's id.
+    So are workers, which change no result.
     A setting that is not stored was recorded before it existed, with what is now its default.
     """
     before = {**settings_of(RunConfig()), **was}
@@ -792,7 +851,7 @@ def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
     return "; ".join(differs)
 
 
-_MAY_MOVE = ("device", "data_dir", "weights")
+_MAY_MOVE = ("device", "data_dir", "weights", "workers")
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -801,7 +860,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
-_NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, "compile": "off"}
+_NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, "compile": "off", "pool": 0}
 """Settings that came later, with the defaults that they have in older runs."""
 
 

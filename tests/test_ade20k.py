@@ -43,7 +43,7 @@ from fadeviz.data.transforms import (
     scaled_shape,
 )
 from fadeviz.errors import FadevizError
-from fadeviz.training.loop import batches
+from fadeviz.training.batches import batches
 
 PLAIN = Augmentation(scale=(1, 1), flip=0, brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0)
 """Nothing but the crop."""

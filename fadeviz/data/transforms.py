@@ -106,7 +106,6 @@ class AugmentedCrops:
             raise FadevizError(f"seed is {seed}; it must be 0 or more")
         self.augmentation = augmentation or Augmentation()
         self._pictures = count
-        self._order = lru_cache(maxsize=2)(self._draw_order)
 
     @property
     def count(self) -> None:
@@ -130,13 +129,15 @@ class AugmentedCrops:
         if operator.index(index) < 0:
             raise IndexError(f"no crop {index}: they are counted from 0")
         epoch, place = divmod(operator.index(index), self._pictures)
-        return int(self._order(epoch)[place])
-
-    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.Generator(np.random.PCG64([self.seed, epoch, 3])).permutation(self._pictures)
+        return int(_epoch_order(self.seed, epoch, self._pictures)[place])
 
     def __repr__(self) -> str:
         return f"AugmentedCrops({self.dataset!r}, {self.size}, {self.seed})"
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.PCG64([seed, epoch, 3])).permutation(count)
 
 
 class CentreCrops:

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ..data import Dataset
 from ..errors import FadevizError
 from ..recording.arithmetic import tf32
+from .batches import to_tensors
 from .distributed import ALONE, Processes
-from .loop import to_tensors
 
 BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
 """Widths of the boundary band as shares of the picture's diagonal."""
@@ -84,9 +84,9 @@ def evaluate(
     try:
         with torch.no_grad(), tf32(False):
             for first in range(processes.number * batch_size, count, processes.count * batch_size):
-                images, truth = to_tensors([dataset[i] for i in range(first, min(first + batch_size, count))])
-                logits = model(images.to(device, non_blocking=True)).float()
-                truth = truth.to(device, non_blocking=True)
+                samples = [dataset[i] for i in range(first, min(first + batch_size, count))]
+                images, truth = to_tensors(samples, device)
+                logits = model(images).float()
                 found = logits.argmax(1)
                 valid = truth < classes
                 weight = valid.double().mean() * len(images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from ..data import Dataset, Sample
 from ..data.transforms import IGNORED
 from ..recording.arithmetic import tf32
+from .batches import Collation, to_tensors
 from .distributed import ALONE, Processes
-from .loop import to_tensors
 from .matting import evaluate_mattes, matting_loss, predict_alpha, to_matting_tensors
 from .metrics import evaluate
 
@@ -41,7 +41,7 @@ class Task:
             the class of each pixel, uint8, or its alpha, float32 in [0, 1], as a map of ``size``, height and width.
     """
 
-    tensors: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]
+    tensors: Collation
     loss: Callable[[Tensor, Tensor], Tensor]
     weigh: Callable[[Tensor], Tensor | float]
     evaluate: Evaluate

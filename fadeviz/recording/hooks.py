@@ -208,8 +208,8 @@ class Found:
         return self._calls[layer, kind] - 1
 
     def _add(self, layer: str, call: int, kind: str, value: Tensor) -> None:
-        # A copy, because buffers may be reused, and memory shared with NumPy cannot be resized any more. A GPU copies in
-        # its own time, into pinned memory: to wait for each map would keep it from its work as often.
+        # A copy, because buffers may be reused, and memory shared with NumPy cannot be resized any more. A GPU copies
+        # in its own time, into pinned memory: waiting for each map would keep it idle as often.
         copy = value.to("cpu", copy=True, non_blocking=value.is_cuda, memory_format=torch.contiguous_format)
         if value.is_cuda:
             self._arriving.add(value.device)

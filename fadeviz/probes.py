@@ -355,6 +355,7 @@ class Probe:
             hooked(found),
         ):
             yield found
+            found.wait()
         known = {id(parameter) for parameter in self._learning}
         self._learning += [parameter for parameter in written if id(parameter) not in known]
         put_back = {id(parameter) for parameter in watched}

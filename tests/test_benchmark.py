@@ -579,6 +579,7 @@ def test_the_limit_ends_before_the_next_table(monkeypatch, process, tmp_path):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("default")  # the profiler's advice differs from version to version
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_cuda(tmp_path):
     plan = dataclasses.replace(

@@ -77,14 +77,15 @@ PEERS = frozenset({"plain", "compiled", "mmcv"})
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """Whether TensorFloat-32 may take the products of float32: at "tf32" alone."""
-    # Two switches, one of them on by default.
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    """TensorFloat-32 takes the products of float32 at "tf32" alone; convolutions are deterministic, as in training."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic  # the first is on by default
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+    cudnn.deterministic = True
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -157,12 +158,11 @@ def fused_function(form: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
     """
     if form == "triton":
         return _fused
-    if form in PEERS:
-        function = partial(_plain_fused, _mmcv if form == "mmcv" else plain_reassemble)
-        if form == "compiled":
-            compiled: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = torch.compile(function, dynamic=False)
-            return compiled
-        return function
+    if form == "plain":
+        return plain_fused
+    if form == "compiled":
+        compiled: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = torch.compile(plain_fused, dynamic=False)
+        return compiled
     return partial(_in_three, form)
 
 
@@ -171,13 +171,14 @@ def _fused(x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
     return out
 
 
-def _plain_fused(
-    reassembly: Callable[[Tensor, Tensor], Tensor], x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor
-) -> Tensor:
-    return gate * skip + (1 - gate) * reassembly(x, logits.softmax(1))
+def plain_fused(x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    """Softmax, :func:`plain_reassemble` and the gate's mix, one after another."""
+    return gate * skip + (1 - gate) * plain_reassemble(x, logits.softmax(1))
 
 
 def _in_three(backend: str, x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    if backend == "mmcv":
+        return torch.lerp(_mmcv(x, logits.softmax(1)), skip, gate)
     kernels = kernel_softmax(logits, None, KERNEL_SIZE, 1, backend)
     return blend(reassemble(x, kernels, KERNEL_SIZE, SCALE, backend=backend), skip, gate)
 

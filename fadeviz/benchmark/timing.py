@@ -22,8 +22,9 @@ class Timing:
         median: of all calls; ``low`` and ``high`` are the quartiles, ``best`` is the fastest.
         first: the very first call, which is not among them: it pays for what is made once.
         calls: how many.
-        host: median seconds until the call had been handed to the device, where the others are the device's own: the
-            call takes the longer of the two in a program that does nothing else. None where they are not told apart.
+        host: least seconds a call, of a turn, until it had been handed to the device, where the others are the device's
+            own: a call takes the longer of the two in a program that does nothing else. None where they are not told
+            apart.
     """
 
     median: float
@@ -166,7 +167,7 @@ def _synchronize(device: torch.device) -> None:
 def summary(values: Sequence[float], first: float, hosts: Sequence[float] = ()) -> Timing:
     """The statistics of what was measured."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return Timing(median, low, high, min(values), first, len(values), float(np.median(hosts)) if hosts else None)
+    return Timing(median, low, high, min(values), first, len(values), min(hosts, default=None))
 
 
 def rotating(calls: Sequence[Call]) -> Call:

@@ -19,6 +19,7 @@ from ..models import build_network
 from ..runs import Run, open_run
 from ..snapshots import Snapshot, SnapshotStore
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
+from ..training.recipes import sgd
 from ..upsamplers import (
     CARAFE,
     FADE,
@@ -306,7 +307,7 @@ def _model(upsampler: str, case: StepCase, device: torch.device) -> tuple[nn.Mod
         torch.manual_seed(0)
         model: nn.Module = build_network("segnet", upsampler, width=case.width).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model, torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    return model, sgd(model, 1e-4, 0.0, 0.9)
 
 
 def random_batch(case: StepCase, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -14,9 +14,8 @@ CAPTIONS = {
         "x plain: how many times faster than the plain form (unfold, repeat, einsum), which has contiguous maps. of "
         "bound: the share reached of what this machine allows, by the fastest copy of as many bytes and the fastest "
         "matrix product, for as many multiply-adds (fma; none beyond the border), of the same turns; the slower one "
-        "binds. extra: peak memory "
-        "of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over what inputs, output, "
-        "kernels and their gradients need."
+        "binds. extra: peak memory of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over "
+        "what inputs, output, kernels and their gradients need."
     ),
     "operators": (
         "x plain: how many times faster than its plain form, forward/forward+backward. extra: peak memory of "

@@ -1115,8 +1115,7 @@ def run_round(
         if deadline - started < (1 if options.small else 8):
             yield Running(name, None, started, 0, started, "no time left")  # type: ignore[arg-type]
             continue
-        command = [sys.executable, __file__, "--stage", name, "--work", str(work), "--device", options.device]
-        command += ["--small"] * options.small
+        command = stage_command(name, options, work)
         with (work / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
@@ -1140,6 +1139,12 @@ def run_round(
     finally:
         for one in at_work:
             stop(one.process)
+
+
+def stage_command(name: str, options: argparse.Namespace, work: Path) -> list[str]:
+    """This script once more, for one stage."""
+    small = ["--small"] * options.small
+    return [sys.executable, __file__, "--stage", name, "--work", str(work), "--device", options.device, *small]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -212,19 +212,22 @@ def pack(
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib leaves the interpreter to others
         fine = list(pool.map(lambda one: packed(one[1], 12), there))
         rough = list(pool.map(lambda one: packed(one[1], 8), there))
-    left = limit - sum(map(len, rough))
-    rows, archives = [], [list[tuple[str, bytes]]()]
-    for (name, folder), large, small in zip(there, fine, rough, strict=True):
-        takes = len(large) - len(small)
-        data, bits = (large, 12) if takes <= left else (small, 8)
-        left -= takes if bits == 12 else 0
-        if left < 0:  # not even 8 bits of everything: the least wanted stay behind
-            left, bits = left + len(small), 0
-        elif sum(len(other) for _, other in archives[-1]) + len(data) > file_limit:
-            archives.append([(name, data)])
-        else:
-            archives[-1].append((name, data))
-        rows.append(summary(name, folder, bits))
+    kept: list[tuple[str, bytes]] = []
+    for (name, _), small in zip(there, rough, strict=True):  # the least wanted stay behind
+        fits = sum(len(data) for _, data in kept) + len(small) <= limit
+        kept += [(name, small)] if fits else []
+    left = limit - sum(len(data) for _, data in kept)
+    archives = [list[tuple[str, bytes]]()]
+    bits_of: dict[str, int] = {}
+    large_of = dict(zip((name for name, _ in there), fine, strict=True))
+    for name, small in kept:
+        takes = len(large_of[name]) - len(small)
+        data, bits_of[name] = (large_of[name], 12) if takes <= left else (small, 8)
+        left -= len(data) - len(small)
+        if archives[-1] and sum(len(other) for _, other in archives[-1]) + len(data) > file_limit:
+            archives.append([])
+        archives[-1].append((name, data))
+    rows = [summary(name, folder, bits_of.get(name, 0)) for name, folder in there]
     for old in out.glob("runs-*.zip"):
         old.unlink()
     for number, members in enumerate(archives):

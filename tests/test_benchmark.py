@@ -266,6 +266,27 @@ class TestMemory:
             pytest.skip("needs /proc/self/clear_refs")
         assert found == pytest.approx([24 * MIB, 36 * MIB, 0], abs=0.75 * MIB)
 
+    def test_peak_by_the_counters_of_cuda(self, monkeypatch):
+        used = {"now": 5 * MIB, "peak": 50 * MIB}
+
+        def call():
+            used["peak"] = max(used["peak"], used["now"] + 7 * MIB)
+
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: used["now"])
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: used["peak"])
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: used.update(peak=used["now"]))
+        assert memory.peak_extra_bytes(call, torch.device("cuda")) == 7 * MIB
+
+    def test_memory_that_is_not_there_is_said(self, monkeypatch):
+        def full(call, device):
+            raise torch.OutOfMemoryError("CUDA out of memory.\nMuch advice")
+
+        monkeypatch.setattr(parts.Setting, "cuda", True)
+        monkeypatch.setattr(parts, "peak_extra_bytes", full)
+        question = {"what": "reassembly", "form": "plain", "layout": "contiguous", "shape": (1, 4, 4)}
+        assert parts.Setting(TINY, CPU, None).peak(question) == (None, ["CUDA out of memory."])
+
     def test_peak_of_an_operator(self, process):
         def peak(name, shape, plain=False):
             found, why = process.peak({"what": "operator", "operator": name, "plain": plain, "shape": shape})
@@ -332,6 +353,8 @@ class TestReport:
         (table,) = tiny[0]["parts"]["step"]
         assert [row["operator"] for row in table["rows"]] == ["bilinear", *names]
         assert table["rows"][0]["times_bilinear"] == 1
+        best = [row["seconds"]["best"] for row in table["rows"]]
+        assert [row["best_times_bilinear"] * best[0] for row in table["rows"]] == pytest.approx(best)
 
     def test_tables_fit_the_terminal(self, tiny):
         tables = tiny[1]
@@ -573,7 +596,16 @@ def test_the_limit_ends_before_the_next_table(monkeypatch, process, tmp_path):
     monkeypatch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext(process))
     path = tmp_path / "report.json"
     plan = dataclasses.replace(TINY, reassembly=(Shape(1, 8, 4),) * 3)
-    report = benchmark.measure(["machine", "reassembly", "rendering"], plan=plan, threads=1, limit=45, output=path)
+    written = []
+
+    def report_table(result):
+        if result.part != "environment":
+            written.append(sum(len(tables) for tables in json.loads(path.read_text())["parts"].values()))
+
+    report = benchmark.measure(
+        ["machine", "reassembly", "rendering"], plan=plan, threads=1, limit=45, output=path, report=report_table
+    )
+    assert written == [1, 2, 3]  # every table is in the file before it is shown
     # Asked before every table and once more after a part's last: machine 10, 20; reassembly 30, 40, 50.
     assert [len(tables) for tables in report["parts"].values()] == [1, 2]
     assert report["unfinished"] == ["reassembly", "rendering"]

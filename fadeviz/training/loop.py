@@ -258,7 +258,7 @@ def compile_forward(
         try:
             return compiled(images)
         except TorchDynamoException as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for developers
             raise FadevizError(f"compile={mode} does not work here: {reason}. Use compile=off") from error
 
     return forward

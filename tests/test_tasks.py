@@ -60,19 +60,21 @@ def test_a_batch_without_labels_moves_nothing():
     assert loss.item() == 0
     assert not logits.grad.any()
     logits.data[0, 0, 0, 0] = torch.inf  # its gradient would be NaN
-    assert not segmentation_loss(logits, nothing).isfinite()
+    for one in (logits, logits.as_subclass(_OnGpu)):
+        assert not segmentation_loss(one, nothing).isfinite()
+
+
+class _OnGpu(torch.Tensor):
+    is_cuda = True
 
 
 def test_the_loss_as_a_gpu_computes_it():
-    class OnGpu(torch.Tensor):
-        is_cuda = True
-
     for ignored in (0, 0.4, 1):
         logits = torch.randn(2, 3, 9, 7, dtype=torch.float64)
         masks = torch.randint(0, 3, (2, 9, 7))
         masks[torch.rand(masks.shape) < ignored] = 255
         found = []
-        for kind in (torch.Tensor, OnGpu):
+        for kind in (torch.Tensor, _OnGpu):
             leaf = logits.clone().as_subclass(kind).requires_grad_()
             loss = segmentation_loss(leaf, masks)
             loss.backward()

@@ -244,6 +244,7 @@ def test_a_run_on_the_cpu_leaves_the_gpus_alone(tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestOnCuda:
+    @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
     def test_a_step_waits_for_nothing_but_its_loss(self, precision):
         task, recipe = choose_task("segmentation"), recipes.RECIPES["segnet"]
@@ -280,6 +281,7 @@ class TestOnCuda:
         loss = choose_task("segmentation").loss
         assert len({loss(logits, masks).item() for _ in range(20)}) == 1
 
+    @pytest.mark.filterwarnings("ignore")  # the compiler's own, and its advice to use TF32
     def test_the_real_compiler(self):
         images = torch.randn(4, 3, 64, 64)
         same = images, (F.avg_pool2d(images[:, 0], 5, 1, 2) > 0).long()

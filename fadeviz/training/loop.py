@@ -170,6 +170,7 @@ def fit(
         lr = lr_at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
+        optimizer.zero_grad(set_to_none=True)  # before the forward pass, which may use their memory
         images = images.to(device, memory_format=layout, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
@@ -183,7 +184,6 @@ def fit(
             mean = told[0] / total
             loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
         read = _reading(mean)
-        optimizer.zero_grad(set_to_none=True)
         (loss if scaler is None else scaler.scale(loss)).backward()
         value = read()
         if not math.isfinite(value):

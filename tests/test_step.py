@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.experiment import RunConfig, build_model
 from fadeviz.models import SegNet
+from fadeviz.recording.arithmetic import tf32
 from fadeviz.training import checkpoint, recipes
 from fadeviz.training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from fadeviz.training.loop import compile_forward, fit
@@ -55,6 +56,57 @@ def test_the_loss_is_read_between_the_backward_pass_and_the_update(data, monkeyp
     monkeypatch.setattr("fadeviz.training.loop._reading", reading)
     train(model, optimizer, data[:2])
     assert order == ["forward", "loss", "backward", "read", "update"] * 2
+
+
+class TestTF32:
+    CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def flags(self):
+        return self.CUDNN.allow_tf32, self.MATMUL.allow_tf32
+
+    @pytest.mark.parametrize("before", [(True, False), (False, True)])
+    def test_for_a_block(self, before):
+        default = self.flags()
+        assert default == (True, False)  # torch's own
+        try:
+            self.CUDNN.allow_tf32, self.MATMUL.allow_tf32 = before
+            for allowed in (True, False):
+                with tf32(allowed):
+                    assert self.flags() == (allowed, allowed)
+                    with tf32(not allowed):
+                        assert self.flags() == (not allowed, not allowed)
+                    assert self.flags() == (allowed, allowed)
+                assert self.flags() == before
+            with pytest.raises(KeyError), tf32(False):
+                raise KeyError
+            assert self.flags() == before
+        finally:
+            self.CUDNN.allow_tf32, self.MATMUL.allow_tf32 = default
+
+    @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="since torch 2.9")
+    @pytest.mark.parametrize("before", [("ieee", "tf32"), ("tf32", "ieee"), "tf32"])
+    def test_of_a_caller_who_uses_torchs_newer_settings(self, before):
+        """The flags cannot be read then, where they say something else."""
+        parts = self.CUDNN.conv, self.MATMUL, self.CUDNN.rnn
+        default, flags = [part.fp32_precision for part in parts], self.flags()
+        try:
+            if before == "tf32":
+                torch.backends.fp32_precision = before  # of all that have no setting of their own
+            else:
+                parts[0].fp32_precision, parts[1].fp32_precision = before
+            found = [part.fp32_precision for part in parts]
+            assert "tf32" in found
+            for allowed in (False, True):
+                with tf32(allowed):
+                    assert self.flags() == (allowed, allowed)
+                    assert [part.fp32_precision for part in parts] == ["tf32" if allowed else "ieee"] * 3
+            assert [part.fp32_precision for part in parts] == found
+        finally:
+            torch.backends.fp32_precision = "none"
+            self.CUDNN.allow_tf32, self.MATMUL.allow_tf32 = flags
+            for part, value in zip(parts, default, strict=True):
+                part.fp32_precision = value
+        assert self.flags() == flags
 
 
 class TestCompileForward:

@@ -87,6 +87,7 @@ def fit(
         lr = lr_at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
+        optimizer.zero_grad(set_to_none=True)  # before the forward pass, which may use their memory
         images = images.to(device, memory_format=layout, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
@@ -100,7 +101,6 @@ def fit(
             mean = told[0] / total
             loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
         read = _reading(mean)
-        optimizer.zero_grad(set_to_none=True)
         (loss if scaler is None else scaler.scale(loss)).backward()
         value = read()
         if not math.isfinite(value):
@@ -175,7 +175,7 @@ def compile_forward(
         try:
             return compiled(images)
         except TorchDynamoException as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for developers
             raise FadevizError(f"compile={mode} does not work here: {reason}. Use compile=off") from error
 
     return forward

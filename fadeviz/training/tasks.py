@@ -54,13 +54,14 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     Shape: logits ``(B, classes, H, W)``, masks ``(B, H, W)`` int64 -> scalar.
     """
     if logits.is_cuda:
-        # There torch's own mean is summed in an order that differs from call to call.
+        # Without a branch, which would wait for the GPU, and without torch's own mean, which differs in the last digits
+        # from call to call. The second summand is 0, or not finite: ignored pixels do not show what is not.
         counted = (masks != IGNORED).sum().clamp(min=1)
-        mean = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none").sum() / counted
-    else:
-        mean = F.cross_entropy(logits, masks, ignore_index=IGNORED)
-    # Torch's mean over nothing is NaN. No branch, which would wait for a GPU; what is not finite in the logits is seen.
-    return torch.where((masks == IGNORED).all(), logits.detach().sum() * 0, mean)
+        losses = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none")
+        return losses.sum() / counted + logits.detach().sum() * 0
+    if (masks == IGNORED).all():
+        return logits.sum() * 0  # torch's mean over nothing is NaN
+    return F.cross_entropy(logits, masks, ignore_index=IGNORED)
 
 
 def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -30,6 +30,7 @@ from ..data import Dataset, Sample
 from ..data.kept import Pool
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
+from .loop import keep_freed_memory
 from .signals import ASKS_TO_STOP
 
 # ImageNet's statistics: what VGG16's weights expect, and harmless for others.
@@ -340,6 +341,7 @@ def _begin_worker(number: int) -> None:
     for name in ASKS_TO_STOP:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    keep_freed_memory()  # drawing makes and drops arrays of a megabyte by the dozen: a fifth of its time
     # Torch's own watch is on the server of processes, which stays as long as its children do.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -26,6 +26,13 @@ from fadeviz.training.batches import batches, draw_pool, to_tensors, work_throug
 from fadeviz.training.matting import to_matting_tensors
 
 
+class OwnError(Exception):
+    """Cannot be made again from its message."""
+
+    def __init__(self, a, b):
+        super().__init__(f"{a} is not {b}")
+
+
 class Faulty:
     """Small pictures, but for some that are faults."""
 
@@ -36,6 +43,8 @@ class Faulty:
             raise FadevizError("picture 5 is damaged")
         if index == 105:
             raise ValueError("no such number")
+        if index == 106:
+            raise OwnError(3, 4)
         if index == 205:
             os.kill(os.getpid(), signal.SIGKILL)
         if index == 305:
@@ -128,6 +137,8 @@ class TestWorkers:
             list(work_through(Faulty(), [105], 1))
         assert str(other.value) == "no such number"
         assert "__getitem__" in other.value.__notes__[0]  # where in the worker
+        with pytest.raises(RuntimeError, match="^OwnError in a worker process: 3 is not 4$"):
+            list(work_through(Faulty(), [106], 1))
         assert not multiprocessing.active_children()
 
     @pytest.mark.slow

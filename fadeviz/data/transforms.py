@@ -319,7 +319,18 @@ def _draw_distortion(random: np.random.Generator, recipe: Augmentation) -> _Dist
     )
 
 
+_ROWS = 32
+"""Colours are changed in strips of so many rows: what is computed on the way then stays in the processor's cache."""
+
+
 def _distorted(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]:
+    changed = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):
+        changed[top : top + _ROWS] = _distorted_strip(image[top : top + _ROWS], draw)
+    return changed
+
+
+def _distorted_strip(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]:
     planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
     if draw.brightness != 0:
         planes = adjust_brightness(planes, draw.brightness)
@@ -331,7 +342,7 @@ def _distorted(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]
         planes = adjust_hue(planes, draw.hue)
     if draw.contrast != 1 and not draw.contrast_second:
         planes = adjust_contrast(planes, draw.contrast)
-    return np.rint(planes).astype(np.uint8).transpose(1, 2, 0)
+    return np.rint(planes, out=planes).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _scaled_part(
@@ -357,6 +368,8 @@ def _padded(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     height, width = mask.shape
+    if height == width == size:
+        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
     square = np.empty((size, size, 3), np.uint8)
     square[...] = PADDING
     square[:height, :width] = image

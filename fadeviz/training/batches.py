@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import multiprocessing
 import os
 import pickle
@@ -30,6 +31,7 @@ from ..data import Dataset, Sample
 from ..data.kept import Pool
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
+from .loop import keep_freed_memory
 from .signals import ASKS_TO_STOP
 
 # ImageNet's statistics: what VGG16's weights expect, and harmless for others.
@@ -223,7 +225,7 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
     """``source[item]`` of each item, in order, worked out by processes.
 
     Args:
-        source: is pickled, once.
+        source: is pickled.
         items: are read a little in advance.
         workers: processes, 1 or more.
         pin: tensors arrive in pinned memory.
@@ -274,30 +276,21 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
 
 
 class _Sent:
-    """The source of work as workers get it: pickled once for all of them, unpickled at the first item."""
+    """The source of work as workers get it: faults of an item are results too."""
 
     def __init__(self, source: Any) -> None:
+        self.source = source
         try:
-            self.blob = pickle.dumps(source)
+            self.needs_main = b"__main__" in pickle.dumps(source)
         except Exception as error:
             raise FadevizError(
                 f"this data set cannot be sent to worker processes ({_one_line(error)}). Use workers=0, or make it of "
                 "what pickle takes"
             ) from error
-        self.needs_main = b"__main__" in self.blob
-        self._source: Any = None
-
-    def __getstate__(self) -> bytes:
-        return self.blob
-
-    def __setstate__(self, blob: bytes) -> None:
-        self.blob, self._source = blob, None
 
     def __getitem__(self, item: int) -> Any:
         try:
-            if self._source is None:
-                self._source, self.blob = pickle.loads(self.blob), b""
-            return self._source[item]
+            return self.source[item]
         except Exception as error:
             return _Failure(error)
 
@@ -309,7 +302,8 @@ class _Failure:
         if not isinstance(error, FadevizError):
             error.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)).rstrip())
         try:
-            pickle.loads(pickle.dumps(error))
+            pickle.dumps(error)
+            copy.copy(error)  # made again as by pickle, which fails where a class has arguments of its own
         except Exception:
             error = RuntimeError(f"{type(error).__name__} in a worker process: {_one_line(error)}")
         self.error = error
@@ -340,6 +334,7 @@ def _begin_worker(number: int) -> None:
     for name in ASKS_TO_STOP:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    keep_freed_memory()  # drawing makes and drops arrays of a megabyte by the dozen: a fifth of its time
     # Torch's own watch is on the server of processes, which stays as long as its children do.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

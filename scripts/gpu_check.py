@@ -1338,8 +1338,8 @@ def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
 
 _TABLES: dict[str, Callable[[Sequence[Row], dict[str, Row]], list[str]]] = {
     "machine": _machine_lines, "tests": _tests_lines, "operators": _operators_lines, "training": _training_lines,
-    "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "memory": _plain_lines, "kernels": _kernels_lines,
-    "steps": _steps_lines, "record": _record_lines,
+    "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "memory": _plain_lines,
+    "kernels": _kernels_lines, "steps": _steps_lines, "record": _record_lines,
 }  # fmt: skip
 
 

@@ -462,6 +462,7 @@ def run_config(setting: Setting, **values: Any) -> Any:
     """Settings of a run; those that this version does not have are left out."""
     from fadeviz.experiment import RunConfig
 
+    values = {"workers": 0, **values}  # processes that draw take longer to start than tiny runs to train
     known = {field.name for field in dataclasses.fields(RunConfig)}
     return RunConfig(device=setting.device, **{name: value for name, value in values.items() if name in known})
 
@@ -925,7 +926,7 @@ def measure_pipeline(setting: Setting, values: Row, steps: int = 140) -> Row:
     at: list[float] = []
     config = run_config(
         setting, size=size, width=width, steps=steps, snapshots=str(steps), evaluate_every=steps,
-        checkpoint_every=10 * steps, **data_values(setting), **values,
+        checkpoint_every=10 * steps, workers=None, **data_values(setting), **values,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=setting.work or None) as folder, few_synthetic_tests():
         start = time.perf_counter()

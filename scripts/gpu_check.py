@@ -767,7 +767,10 @@ def stage_steps(setting: Setting, rows: Rows) -> None:
             )
         if setting.cuda:
             torch.cuda.empty_cache()
+    compiled = any("error" not in row for row in read_rows(Path(setting.work) / "compile.jsonl"))
     for values in pipeline_cases(setting):
+        if any(name.startswith("compile") for name in values) and not compiled:
+            continue  # it would take the time that is left
         try:
             rows.add(**measure_pipeline(setting, values))
         except Exception as error:
@@ -785,8 +788,8 @@ def step_cases(setting: Setting) -> list[tuple[str, int, str]]:
     return cases + [(name, 16, precision) for precision in ("tf32", "bf16") for name in three]
 
 
-def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Row:
-    """Milliseconds of a step of SegNet, nothing waited for; in one CUDA graph; and what the profiler counts."""
+def training_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Callable[[], None]:
+    """A step of SegNet on one batch that lies on the device; it waits for nothing."""
     from fadeviz.models import build_network
 
     tf32 = precision == "tf32"
@@ -807,6 +810,12 @@ def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -
         F.cross_entropy(out.float(), masks).backward()
         optimizer.step()
 
+    return step
+
+
+def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Row:
+    """Milliseconds of a step of SegNet, nothing waited for; in one CUDA graph; and what the profiler counts."""
+    step = training_step(setting, upsampler, batch, precision)
     count = 2 if setting.small else 30
     for _ in range(2 if setting.small else 5):
         step()
@@ -880,6 +889,45 @@ def profiled(step: Call, seconds: float, count: int = 5) -> Row:
     return {"launches": len(kernels) / count, "kernels": total, "busy": total / seconds, "largest": largest}
 
 
+def stage_together(setting: Setting, rows: Rows) -> None:
+    """How many steps a second several processes take together on one GPU: how many runs at a time pay."""
+    counts = (1, 2) if setting.small else (1, 3, 5, 8)
+    seconds = 0.5 if setting.small else 3.0
+    folder = Path(setting.work)
+    with ProcessPoolExecutor(counts[-1], multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(step_together, setting, number, counts, seconds) for number in range(counts[-1])]
+        while len(list(folder.glob("ready-*"))) < counts[-1] and not any(one.done() for one in waiting):
+            time.sleep(0.05)
+        (folder / "start.partial").write_text(str(time.time() + 1))
+        (folder / "start.partial").rename(folder / "start")
+        taken = [one.result() for one in waiting]
+    for number, count in enumerate(counts):
+        rows.add(what="together", processes=count, rate=sum(steps[number] for steps in taken) / seconds)
+
+
+def step_together(setting: Setting, number: int, counts: Sequence[int], seconds: float) -> list[int]:
+    """The steps that process ``number`` takes in each of several spans, where it is among the processes at work."""
+    folder = Path(setting.work)
+    step = training_step(setting, "fade" if number % 2 == 0 else "nearest", 4, "tf32")
+    for _ in range(3):
+        step()
+    synchronize(setting.device)
+    (folder / f"ready-{number}").touch()
+    while not (folder / "start").exists():
+        time.sleep(0.02)
+    start, taken = float((folder / "start").read_text()), []
+    for span, count in enumerate(counts):
+        begin = start + span * (seconds + 0.3)
+        time.sleep(max(0.0, begin - time.time()))
+        steps = 0
+        while number < count and time.time() < begin + seconds:
+            step()
+            synchronize(setting.device)  # as a training that reads its loss
+            steps += 1
+        taken.append(steps)
+    return taken
+
+
 def pipeline_cases(setting: Setting) -> list[Row]:
     """What runs are given besides the data."""
     from fadeviz.experiment import RunConfig
@@ -949,7 +997,7 @@ def stage_record(setting: Setting, rows: Rows) -> None:
     weights = GPU_FILES / "vgg16_bn.safetensors"
     if weights.is_file() and not setting.small:
         named += ["--weights", str(weights)]
-    for upsampler in ("nearest",) if setting.small else ("fade", "nearest"):
+    for upsampler in ("nearest",) if setting.small else ("fade",):
         out = Path(setting.work) / f"record-{upsampler}"
         start = time.perf_counter()
         command = [
@@ -1034,16 +1082,17 @@ class Stage:
 
 STAGES = {
     "machine": Stage(0, "machine", stage_machine, 45),
-    "tests": Stage(1, "tests on the GPU", stage_tests, 100, alone=False),
-    "operators": Stage(2, "operators against float64", stage_operators, 100, alone=False, processes=5),
-    "training": Stage(3, "training", stage_training, 100, alone=False, processes=5),
-    "prepare": Stage(4, "kernels are compiled", stage_prepare, 100, alone=False),
-    "peer": Stage(4, "mmcv's operator is built", stage_peer, 100, alone=False),
-    "compile": Stage(5, "the training step is compiled", stage_compile, 110, alone=False),
-    "memory": Stage(7, "memcheck", stage_memory, 100, alone=False),
+    "tests": Stage(1, "tests on the GPU", stage_tests, 85, alone=False),
+    "operators": Stage(2, "operators against float64", stage_operators, 85, alone=False, processes=5),
+    "training": Stage(3, "training", stage_training, 85, alone=False, processes=5),
+    "prepare": Stage(4, "kernels are compiled", stage_prepare, 85, alone=False),
+    "peer": Stage(4, "mmcv's operator is built", stage_peer, 85, alone=False),
+    "compile": Stage(5, "the training step is compiled", stage_compile, 85, alone=False),
+    "memory": Stage(7, "memcheck", stage_memory, 85, alone=False),
     "kernels": Stage(4, "kernels", stage_kernels, 70),
-    "steps": Stage(5, "training steps", stage_steps, 80),
-    "record": Stage(6, "fadeviz record", stage_record, 50),
+    "steps": Stage(5, "training steps", stage_steps, 95),
+    "together": Stage(5, "several processes on one GPU", stage_together, 50),
+    "record": Stage(6, "fadeviz record", stage_record, 45),
 }
 """In their order: those that check run together after the first, then those that measure."""
 
@@ -1328,6 +1377,10 @@ def _steps_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     return lines
 
 
+def _together_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
+    return ["   " + ", ".join(f"{row['processes']} processes {row['rate']:.0f} steps/s" for row in rows)]
+
+
 def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     lines = []
     for row in rows:
@@ -1340,7 +1393,7 @@ def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
 _TABLES: dict[str, Callable[[Sequence[Row], dict[str, Row]], list[str]]] = {
     "machine": _machine_lines, "tests": _tests_lines, "operators": _operators_lines, "training": _training_lines,
     "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "memory": _plain_lines,
-    "kernels": _kernels_lines, "steps": _steps_lines, "record": _record_lines,
+    "kernels": _kernels_lines, "steps": _steps_lines, "together": _together_lines, "record": _record_lines,
 }  # fmt: skip
 
 

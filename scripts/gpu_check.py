@@ -1018,6 +1018,17 @@ def stage_record(setting: Setting, rows: Rows) -> None:
         shutil.rmtree(out, ignore_errors=True)
 
 
+def stage_bench(setting: Setting, rows: Rows) -> None:
+    """That ``fadeviz bench`` runs here; beside other stages, so that its times are too long."""
+    out = Path(setting.work) / "bench.json"
+    command = [sys.executable, "-c", "from fadeviz_cli.main import main; main()", "bench", "--quick", "-o", str(out)]
+    command += ["--device", setting.device, "--part", "machine" if setting.small else "reassembly"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
+    row: Row = {"what": "bench", "ok": done.returncode == 0 and out.is_file()}
+    rows.add(**row, **({} if row["ok"] else {"error": done.stderr.strip().splitlines()[-1:]}))
+
+
 # ---------------------------------------------------------------------------------------------------------- 7: memory
 
 
@@ -1088,6 +1099,7 @@ STAGES = {
     "prepare": Stage(4, "kernels are compiled", stage_prepare, 85, alone=False),
     "peer": Stage(4, "mmcv's operator is built", stage_peer, 85, alone=False),
     "compile": Stage(5, "the training step is compiled", stage_compile, 85, alone=False),
+    "bench": Stage(6, "fadeviz bench", stage_bench, 85, alone=False),
     "memory": Stage(7, "memcheck", stage_memory, 85, alone=False),
     "kernels": Stage(4, "kernels", stage_kernels, 70),
     "steps": Stage(5, "training steps", stage_steps, 95),
@@ -1392,8 +1404,9 @@ def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
 
 _TABLES: dict[str, Callable[[Sequence[Row], dict[str, Row]], list[str]]] = {
     "machine": _machine_lines, "tests": _tests_lines, "operators": _operators_lines, "training": _training_lines,
-    "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "memory": _plain_lines,
-    "kernels": _kernels_lines, "steps": _steps_lines, "together": _together_lines, "record": _record_lines,
+    "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "bench": _plain_lines,
+    "memory": _plain_lines, "kernels": _kernels_lines, "steps": _steps_lines, "together": _together_lines,
+    "record": _record_lines,
 }  # fmt: skip
 
 

@@ -462,6 +462,7 @@ def run_config(setting: Setting, **values: Any) -> Any:
     """Settings of a run; those that this version does not have are left out."""
     from fadeviz.experiment import RunConfig
 
+    values = {"workers": 0, **values}  # processes that draw take longer to start than tiny runs to train
     known = {field.name for field in dataclasses.fields(RunConfig)}
     return RunConfig(device=setting.device, **{name: value for name, value in values.items() if name in known})
 
@@ -766,7 +767,10 @@ def stage_steps(setting: Setting, rows: Rows) -> None:
             )
         if setting.cuda:
             torch.cuda.empty_cache()
+    compiled = any("error" not in row for row in read_rows(Path(setting.work) / "compile.jsonl"))
     for values in pipeline_cases(setting):
+        if any(name.startswith("compile") for name in values) and not compiled:
+            continue  # it would take the time that is left
         try:
             rows.add(**measure_pipeline(setting, values))
         except Exception as error:
@@ -784,8 +788,8 @@ def step_cases(setting: Setting) -> list[tuple[str, int, str]]:
     return cases + [(name, 16, precision) for precision in ("tf32", "bf16") for name in three]
 
 
-def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Row:
-    """Milliseconds of a step of SegNet, nothing waited for; in one CUDA graph; and what the profiler counts."""
+def training_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Callable[[], None]:
+    """A step of SegNet on one batch that lies on the device; it waits for nothing."""
     from fadeviz.models import build_network
 
     tf32 = precision == "tf32"
@@ -806,6 +810,12 @@ def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -
         F.cross_entropy(out.float(), masks).backward()
         optimizer.step()
 
+    return step
+
+
+def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Row:
+    """Milliseconds of a step of SegNet, nothing waited for; in one CUDA graph; and what the profiler counts."""
+    step = training_step(setting, upsampler, batch, precision)
     count = 2 if setting.small else 30
     for _ in range(2 if setting.small else 5):
         step()
@@ -864,13 +874,58 @@ def profiled(step: Call, seconds: float, count: int = 5) -> Row:
         for _ in range(count):
             step()
         torch.cuda.synchronize()
-    kernels = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [
+        event
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not getattr(event, "is_user_annotation", False)  # those span kernels
+        and not event.name.startswith(("Optimizer.", "ProfilerStep"))
+    ]
     spent: Counter[str] = Counter()
     for event in kernels:
-        spent[event.name] += event.device_time_total if hasattr(event, "device_time_total") else event.cuda_time_total
+        spent[event.name] += event.time_range.elapsed_us()
     total = sum(spent.values()) / count / 1e6
     largest = {name[:80]: value / count / 1e6 for name, value in spent.most_common(12)}
     return {"launches": len(kernels) / count, "kernels": total, "busy": total / seconds, "largest": largest}
+
+
+def stage_together(setting: Setting, rows: Rows) -> None:
+    """How many steps a second several processes take together on one GPU: how many runs at a time pay."""
+    counts = (1, 2) if setting.small else (1, 3, 5, 8)
+    seconds = 0.5 if setting.small else 3.0
+    folder = Path(setting.work)
+    with ProcessPoolExecutor(counts[-1], multiprocessing.get_context("spawn")) as pool:
+        waiting = [pool.submit(step_together, setting, number, counts, seconds) for number in range(counts[-1])]
+        while len(list(folder.glob("ready-*"))) < counts[-1] and not any(one.done() for one in waiting):
+            time.sleep(0.05)
+        (folder / "start.partial").write_text(str(time.time() + 1))
+        (folder / "start.partial").rename(folder / "start")
+        taken = [one.result() for one in waiting]
+    for number, count in enumerate(counts):
+        rows.add(what="together", processes=count, rate=sum(steps[number] for steps in taken) / seconds)
+
+
+def step_together(setting: Setting, number: int, counts: Sequence[int], seconds: float) -> list[int]:
+    """The steps that process ``number`` takes in each of several spans, where it is among the processes at work."""
+    folder = Path(setting.work)
+    step = training_step(setting, "fade" if number % 2 == 0 else "nearest", 4, "tf32")
+    for _ in range(3):
+        step()
+    synchronize(setting.device)
+    (folder / f"ready-{number}").touch()
+    while not (folder / "start").exists():
+        time.sleep(0.02)
+    start, taken = float((folder / "start").read_text()), []
+    for span, count in enumerate(counts):
+        begin = start + span * (seconds + 0.3)
+        time.sleep(max(0.0, begin - time.time()))
+        steps = 0
+        while number < count and time.time() < begin + seconds:
+            step()
+            synchronize(setting.device)  # as a training that reads its loss
+            steps += 1
+        taken.append(steps)
+    return taken
 
 
 def pipeline_cases(setting: Setting) -> list[Row]:
@@ -889,6 +944,19 @@ def pipeline_cases(setting: Setting) -> list[Row]:
     return cases
 
 
+def stage_compile(setting: Setting, rows: Rows) -> None:
+    """Compile the training step once, so that the run that is measured finds it in inductor's cache."""
+    for values in pipeline_cases(setting):
+        if not any(name.startswith("compile") for name in values):
+            continue
+        try:
+            row = measure_pipeline(setting, values, steps=4)
+            rows.add(what="compiled", **values, seconds=row["first step"])
+        except Exception as error:
+            traceback.print_exc()
+            rows.add(what="compiled", **values, error=first_line(error))
+
+
 def data_values(setting: Setting) -> Row:
     """The Weizmann Horse set where it is at hand, else synthetic horses."""
     folder = GPU_FILES / "weizmann"
@@ -897,16 +965,16 @@ def data_values(setting: Setting) -> Row:
     return {"data": "synthetic"}
 
 
-def measure_pipeline(setting: Setting, values: Row) -> Row:
+def measure_pipeline(setting: Setting, values: Row, steps: int = 140) -> Row:
     """Seconds a step of ``fadeviz.experiment.run`` between its tests and observations."""
     from fadeviz.experiment import run
 
-    steps = 4 if setting.small else 140
+    steps = 4 if setting.small else steps
     size, width = (32, 0.125) if setting.small else (224, 1.0)
     at: list[float] = []
     config = run_config(
         setting, size=size, width=width, steps=steps, snapshots=str(steps), evaluate_every=steps,
-        checkpoint_every=10 * steps, **data_values(setting), **values,
+        checkpoint_every=10 * steps, workers=None, **data_values(setting), **values,
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=setting.work or None) as folder, few_synthetic_tests():
         start = time.perf_counter()
@@ -929,7 +997,7 @@ def stage_record(setting: Setting, rows: Rows) -> None:
     weights = GPU_FILES / "vgg16_bn.safetensors"
     if weights.is_file() and not setting.small:
         named += ["--weights", str(weights)]
-    for upsampler in ("nearest",) if setting.small else ("fade", "nearest"):
+    for upsampler in ("nearest",) if setting.small else ("fade",):
         out = Path(setting.work) / f"record-{upsampler}"
         start = time.perf_counter()
         command = [
@@ -948,6 +1016,17 @@ def stage_record(setting: Setting, rows: Rows) -> None:
             row["error"] = done.stderr.strip().splitlines()[-1:] or done.returncode
         rows.add(**row)
         shutil.rmtree(out, ignore_errors=True)
+
+
+def stage_bench(setting: Setting, rows: Rows) -> None:
+    """That ``fadeviz bench`` runs here; beside other stages, so that its times are too long."""
+    out = Path(setting.work) / "bench.json"
+    command = [sys.executable, "-c", "from fadeviz_cli.main import main; main()", "bench", "--quick", "-o", str(out)]
+    command += ["--device", setting.device, "--part", "machine" if setting.small else "reassembly"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    print(done.stdout[-6000:], done.stderr[-2000:], flush=True)
+    row: Row = {"what": "bench", "ok": done.returncode == 0 and out.is_file()}
+    rows.add(**row, **({} if row["ok"] else {"error": done.stderr.strip().splitlines()[-1:]}))
 
 
 # ---------------------------------------------------------------------------------------------------------- 7: memory
@@ -1014,15 +1093,18 @@ class Stage:
 
 STAGES = {
     "machine": Stage(0, "machine", stage_machine, 45),
-    "tests": Stage(1, "tests on the GPU", stage_tests, 100, alone=False),
-    "operators": Stage(2, "operators against float64", stage_operators, 100, alone=False, processes=5),
-    "training": Stage(3, "training", stage_training, 100, alone=False, processes=5),
-    "prepare": Stage(4, "kernels are compiled", stage_prepare, 100, alone=False),
-    "peer": Stage(4, "mmcv's operator is built", stage_peer, 100, alone=False),
-    "memory": Stage(7, "memcheck", stage_memory, 100, alone=False),
+    "tests": Stage(1, "tests on the GPU", stage_tests, 85, alone=False),
+    "operators": Stage(2, "operators against float64", stage_operators, 85, alone=False, processes=5),
+    "training": Stage(3, "training", stage_training, 85, alone=False, processes=5),
+    "prepare": Stage(4, "kernels are compiled", stage_prepare, 85, alone=False),
+    "peer": Stage(4, "mmcv's operator is built", stage_peer, 85, alone=False),
+    "compile": Stage(5, "the training step is compiled", stage_compile, 85, alone=False),
+    "bench": Stage(6, "fadeviz bench", stage_bench, 85, alone=False),
+    "memory": Stage(7, "memcheck", stage_memory, 85, alone=False),
     "kernels": Stage(4, "kernels", stage_kernels, 70),
-    "steps": Stage(5, "training steps", stage_steps, 80),
-    "record": Stage(6, "fadeviz record", stage_record, 50),
+    "steps": Stage(5, "training steps", stage_steps, 95),
+    "together": Stage(5, "several processes on one GPU", stage_together, 50),
+    "record": Stage(6, "fadeviz record", stage_record, 45),
 }
 """In their order: those that check run together after the first, then those that measure."""
 
@@ -1307,6 +1389,10 @@ def _steps_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     return lines
 
 
+def _together_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
+    return ["   " + ", ".join(f"{row['processes']} processes {row['rate']:.0f} steps/s" for row in rows)]
+
+
 def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     lines = []
     for row in rows:
@@ -1318,8 +1404,9 @@ def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
 
 _TABLES: dict[str, Callable[[Sequence[Row], dict[str, Row]], list[str]]] = {
     "machine": _machine_lines, "tests": _tests_lines, "operators": _operators_lines, "training": _training_lines,
-    "prepare": _prepare_lines, "peer": _plain_lines, "memory": _plain_lines, "kernels": _kernels_lines,
-    "steps": _steps_lines, "record": _record_lines,
+    "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "bench": _plain_lines,
+    "memory": _plain_lines, "kernels": _kernels_lines, "steps": _steps_lines, "together": _together_lines,
+    "record": _record_lines,
 }  # fmt: skip
 
 

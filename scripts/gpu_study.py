@@ -103,12 +103,12 @@ def _segnet(small: bool) -> dict[str, Any]:
 
 
 def _segformer(small: bool) -> dict[str, Any]:
-    """Section S1's schedule. The encoder starts from random weights, so at a higher rate than the paper's 6e-5."""
+    """Section S1's schedule; not its set of 150 classes, and random weights, hence a rate above the paper's 6e-5."""
     if small:
         return {"network": "segformer:backbone=b0", "size": 32, "width": 0.25, "steps": 6, "snapshots": "1:6:1"}
     return {
-        "network": "segformer:backbone=b1", "size": 224, "width": 1.0, "steps": 3000, "batch_size": 8, "lr": 3e-4,
-        "snapshots": SNAPSHOTS, "flip": True,
+        "network": "segformer:backbone=b1", "size": 224, "width": 1.0, "steps": 3000, "batch_size": 8, "lr": 1e-4,
+        "snapshots": SNAPSHOTS,
     }  # fmt: skip
 
 
@@ -236,12 +236,20 @@ def pack(
                 for name, data in members:
                     archive.writestr(f"{name}.zip", data)
     rows += [{"name": name, "status": "not begun"} for name, folder in folders if (name, folder) not in there]
-    (out / "study.json").write_text(json.dumps(rows, indent=1))
+    (out / "study.json").write_text(json.dumps({"about": ABOUT, "runs": rows}, indent=1))
     with (out / "study.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     return rows
+
+
+ABOUT = (
+    "SegNet: width 1, ImageNet weights, Weizmann Horse, 224x224, batch 4, SGD (momentum 0.9), lr 0.01 times 0.1 after "
+    "70 % and 90 % of 3500 steps. SegFormer-B1: random weights, Weizmann Horse (2 classes), 224x224, batch 8, AdamW "
+    "1e-4 (head 1e-3), 3000 steps. fp32 with TF32. Metrics of the test split after the last step; seconds while "
+    "several runs shared the GPU."
+)
 
 
 def summary(name: str, folder: Path, bits: int) -> dict[str, Any]:

@@ -254,7 +254,7 @@ class TestStudy:
         command += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
         subprocess.run([*command, "--until", "8"], check=False)  # most likely before any is finished
         subprocess.run([*command, "--until", "200"], check=True)
-        rows = json.loads((tmp_path / "out" / "study.json").read_text())
+        rows = json.loads((tmp_path / "out" / "study.json").read_text())["runs"]
         assert [(row["status"], row["last_step"]) for row in rows] == [("finished", 6)] * 3
         subprocess.run([sys.executable, script, "unpack", str(tmp_path / "out"), "--out", str(tmp_path)], check=True)
         assert open_run(tmp_path / "fade-seed0").steps == tuple(range(7))

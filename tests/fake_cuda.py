@@ -152,7 +152,7 @@ class Watch(TorchDispatchMode):
         if func in READS and on_device:
             self.note(READS[func])
         if func is aten._local_scalar_dense.default:
-            return False if first.dtype == torch.bool else 0.5 if first.is_floating_point() else 1
+            return False if first.dtype == torch.bool else 0.0 if first.is_floating_point() else 1
         if func is aten.nonzero.default:
             return first.new_empty((first.numel(), first.ndim), dtype=torch.long)
         if func is aten.bincount.default:

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
-from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler
+from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler, compressed
 from fadeviz.upsamplers.backends import native
 from fadeviz.upsamplers.compressed import compressed_conv
 from fadeviz.upsamplers.reassemble import (
@@ -630,9 +630,11 @@ def test_compiles():
 
 
 class TestCompressedConv:
+    @pytest.mark.parametrize("on_gpu", [False, True])
     @pytest.mark.parametrize("size", [(9, 7), (3, 3), (2, 1), (1, 8), (4, 5)])
     @pytest.mark.parametrize(("k", "dilation"), [(3, 1), (5, 1), (3, 2), (1, 1)])
-    def test_one_convolution_equals_two(self, size, k, dilation):
+    def test_one_convolution_equals_two(self, size, k, dilation, on_gpu, monkeypatch):
+        monkeypatch.setattr(compressed, "_counts_launches", lambda x: on_gpu)
         torch.manual_seed(0)
         compressor = torch.nn.Conv2d(3, 32, 1).double()
         conv = torch.nn.Conv2d(32, 5, k, padding=(k - 1) * dilation // 2, dilation=dilation).double()

@@ -18,7 +18,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     multiply-adds a pixel, the one ``k*k*C*M``: FADE's pair is 4 times cheaper as one at C = 16, dearer above C = 89.
     The compressor's bias is a constant map, which the zero padding of ``conv`` cuts off at the border: inside it is one
     more bias, and within ``conv``'s radius r of the border it is less. What is missing there is worked out once, on a
-    map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim.
+    map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim; on a GPU on a map of x's size.
 
     The two modules are called one after the other if the composition saves nothing, if they have hooks (and must run),
     for maps without an interior, for a depth-wise ``conv``, and in ``torch.export``.
@@ -43,9 +43,13 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     # Weights keep their own precision: rounding their product to bfloat16 would round twice.
     with own_precision(device):
         weight = torch.einsum("mdkl,dc->mckl", conv.weight, compressor.weight.flatten(1))
-        weight, bias, rim = _by_phase(weight, 0, phases), conv.bias, None
+        weight, bias, rim, border = _by_phase(weight, 0, phases), conv.bias, None, None
         if compressor.bias is not None:
             shift = torch.einsum("mdkl,d->mkl", conv.weight, compressor.bias).unsqueeze(1)
+        if compressor.bias is not None and _counts_launches(x):
+            ones = shift.new_ones(1, 1, *x.shape[-2:])
+            border = F.conv2d(ones, _by_phase(shift, 0, phases), padding=conv.padding, dilation=conv.dilation)
+        elif compressor.bias is not None:
             ones = shift.new_ones(1, 1, 2 * radius + 1, 2 * radius + 1)
             every = F.conv2d(ones, shift, padding=conv.padding, dilation=conv.dilation)[0]
             inside = every[:, radius, radius]
@@ -56,8 +60,19 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+        border = None if border is None else border.to(dtype)
+    if _counts_launches(x):
+        whole = F.conv2d(x, weight, bias, padding=conv.padding, dilation=conv.dilation)
+        return whole if border is None else whole + border
     out: Tensor = torch_ops.rimmed_conv(x, weight, bias, rim, radius, int(conv.dilation[0]))
     return out
+
+
+def _counts_launches(x: Tensor) -> bool:
+    """Whether small computations cost their launch, as on a GPU: a map of what the bias is at every pixel is then
+    cheaper than its kinds of border, which take 30 launches.
+    """
+    return x.is_cuda
 
 
 def _by_phase(values: Tensor, dim: int, phases: int) -> Tensor:

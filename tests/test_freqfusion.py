@@ -67,6 +67,27 @@ def drawn(channels=4, **options):
     return operator
 
 
+@pytest.mark.parametrize("options", [{}, {"compressed_channels": 12, "skip_channels": 5, "highpass_kernel_size": 5}])
+@pytest.mark.parametrize("memory_format", oracles.FORMATS)
+def test_without_the_compressed_maps(options, memory_format):
+    """Both outputs and all gradients are those of the modules run one after another, as a hook makes them."""
+    operator, results = drawn(**options), []
+    x, skip = draw(operator, (3, 4), batch=2)
+    x, e = (m.contiguous(memory_format=memory_format).requires_grad_() for m in (x, skip.feature))
+    for hooked in ("", "compressor_encoder", "highpass_encoder", "compressor_decoder"):
+        hooks = [operator.get_submodule(hooked).register_forward_hook(lambda *args: None)] if hooked else []
+        assert operator._skips_compression(e) is not bool(hooked)
+        y, y_hr = operator.fuse(x, Skip(e))
+        results.append(
+            (y, y_hr, *torch.autograd.grad(y.sin().sum() + y_hr.cos().sum(), (x, e, *operator.parameters())))
+        )
+        for hook in hooks:
+            hook.remove()
+    for others in results[1:]:
+        for got, want in zip(results[0], others, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
 def draw(operator, size, batch=1):
     torch.manual_seed(1)
     feature = torch.randn(batch, operator.skip_channels, 2 * size[0], 2 * size[1], dtype=torch.float64)
@@ -458,6 +479,7 @@ class TestCost:
 
         monkeypatch.setattr(freqfusion, "reassemble", reassembled)
         operator = FreqFusion(8, **options)
+        operator.compressor_encoder.register_forward_hook(lambda *args: None)  # watched, it runs, and all after it
         x, skip = torch.zeros(1, 8, 5, 3), Skip(torch.zeros(1, operator.skip_channels, 10, 6))
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             (operator.fuse if both else operator)(x, skip)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import FadevizError
-from .backends import tiles
-from .torch_ops import _empty, _gradients_of, _operator, _shapes_of
+from .backends import native, tiles
+from .torch_ops import _empty, _gradients_of, _operator, _shapes_of, choose_backend
 
 _CHUNK_BYTES = 64 << 20
 """Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a GPU a small
@@ -31,6 +31,8 @@ def sampled_sums(x: Tensor, points: Tensor, kernels: Tensor, groups: int, heads:
 
     x ``(B, C, h, w)``, kernels ``(B, N*P, s*h, s*w)`` -> ``(B, C, s*h, s*w)`` in x's dtype and memory format.
     """
+    if _is_native(x, points, kernels):
+        return native.sampled_sums(x, points, kernels, None, groups, heads, _empty(x, x.shape[1], *points.shape[2:]))
     with tiles.own_precision(x.device.type):
         return _Points(x, points, groups, heads).sums(kernels)
 
@@ -42,6 +44,10 @@ def sampled_logits(query: Tensor, key: Tensor, points: Tensor, bias: Tensor | No
     query ``(B, D, s*h, s*w)``, key ``(B, D, h, w)``, bias ``(N, P, D/N)`` -> ``(B, N*P, s*h, s*w)`` in the query's
     memory format, in float32 or better.
     """
+    if _is_native(query, key, points, bias):
+        out = _empty(query, points.shape[1] // (2 * groups) * heads, *points.shape[2:])
+        out = out.to(torch.promote_types(key.dtype, points.dtype))
+        return native.sampled_logits(query, key, points, bias, groups, heads, out)
     with tiles.own_precision(key.device.type):
         return _Points(key, points, groups, heads).logits(query, bias)
 
@@ -63,6 +69,16 @@ def sampled_gradients(
     This sum is also ``sum(kernels * sampled_logits(y, x, points))``. Of x, of the points, and of the kernels or, with
     ``of_logits``, of y, where ``bias`` then counts. Those that are not needed are empty.
     """
+    if _is_native(y, x, points, kernels, bias):
+        to_points = torch.empty_like(points) if need[1] else None
+        third = _empty(y if of_logits else kernels, *(y if of_logits else kernels).shape[1:]) if need[2] else None
+        to_kernels = None if of_logits else third
+        if to_points is not None or to_kernels is not None:
+            native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
+        if of_logits and third is not None:
+            native.sampled_sums(x, points, kernels, bias, groups, heads, third)
+        to_x = native.sampled_spread(y, points, kernels, groups, heads, torch.empty_like(x)) if need[0] else None
+        return tuple(like.new_empty(0) if t is None else t for t, like in ((to_x, x), (to_points, points), (third, y)))
     with tiles.own_precision(x.device.type):
         at = _Points(x, points, groups, heads)
         to_x, to_points = at.gradients(y, kernels, need[0], need[1])
@@ -70,6 +86,10 @@ def sampled_gradients(
         if need[2]:
             third = at.sums(kernels, bias, y) if of_logits else at.logits(y, None, kernels)
         return to_x, to_points, third
+
+
+def _is_native(x: Tensor, *rest: Tensor | None) -> bool:
+    return choose_backend(x, 1, 1) == "native" and native.samples(x, *rest)
 
 
 class _Points:

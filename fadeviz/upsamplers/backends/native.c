@@ -750,4 +750,6 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
   return 1;
 }
 
+#include "sampled.c"
+
 #endif

@@ -248,11 +248,13 @@ class FreqFusion(Upsampler):
         return y, kernels, high, t
 
     def _skips_compression(self, feature: Tensor) -> bool:
-        """Whether a and a*, of d channels, are not made: the encoder feature has fewer channels, and nobody looks."""
+        """Whether a and a*, of d channels, are not made: the encoder feature has fewer, and nobody looks at them."""
+        # On a GPU the small operations that prepare the weights cost more than a and a* do.
         encoders = self.lowpass_encoder, self.highpass_encoder
         return (
             self.comp_feat_upsample
             and self.offsets is None
+            and feature.device.type == "cpu"
             and all(map(is_plain, (self.compressor_encoder, self.compressor_decoder, *encoders)))
             and all(is_cheaper_as_one(feature, self.compressor_encoder, encoder) for encoder in encoders)
         )

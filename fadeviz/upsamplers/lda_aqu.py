@@ -13,7 +13,7 @@ from ..errors import FadevizError
 from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
 from .reassemble import KernelSoftmax
-from .sampled import sampled_logits, sampled_sums
+from .sampled import neighbour_points, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):
@@ -48,15 +48,11 @@ class NeighbourOffsets(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """The offset map of a high-resolution query."""
         b, c, height, width = query.shape
-        k = self.kernel_size
         folded = query.reshape(b * self.groups, c // self.groups, height, width)
         learned = self.conv(F.gelu(self.norm(self.depthwise(folded))))
         # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
-        line = torch.arange(-(k // 2), k - k // 2, dtype=learned.dtype, device=learned.device)
-        regular = torch.stack((line[:, None].expand(k, k), line.expand(k, k)), dim=2).view(-1, 1, 1)
-        offsets = torch.add(regular, learned.tanh(), alpha=self.range_factor)
-        return offsets.reshape(b, self.groups * 2 * k * k, height, width)
+        return neighbour_points(learned, self.groups, self.range_factor)
 
 
 class LDAAQU(Upsampler):

@@ -11,6 +11,8 @@ s*w)``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,11 +20,77 @@ from torch import Tensor
 
 from ..errors import FadevizError
 from .backends import native, tiles
-from .torch_ops import _empty, _gradients_of, _operator, _shapes_of, choose_backend
+from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend
 
 _CHUNK_BYTES = 64 << 20
 """Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a GPU a small
 map costs its launches, not its bytes."""
+
+
+def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
+    """Points ``reach * tanh(learned)`` around the pixels of a regular square: the ``(B, G*P*2, H, W)`` of above.
+
+    Args:
+        learned: ``(B*G, P*2, H, W)``, P a square.
+        groups: G.
+        reach: in high-resolution pixels.
+    """
+    if learned.device.type == "cpu":
+        out: Tensor = points_of(learned, groups, reach)
+        return out
+    return _points(learned, groups, reach)  # nothing to gain from an operator: its gradient costs no more
+
+
+def _points(learned: Tensor, groups: int, reach: float) -> Tensor:
+    points = torch.add(_regular(learned), learned.tanh(), alpha=reach)
+    return points.reshape(-1, groups * learned.shape[1], *learned.shape[2:])
+
+
+def _regular(learned: Tensor) -> Tensor:
+    k = math.isqrt(learned.shape[1] // 2)
+    line = torch.arange(-(k // 2), k - k // 2, dtype=learned.dtype, device=learned.device)
+    return torch.stack((line[:, None].expand(k, k), line.expand(k, k)), dim=2).view(-1, 1, 1)
+
+
+@_operator("neighbour_points")
+def points_of(learned: Tensor, groups: int, reach: float) -> Tensor:
+    """:func:`neighbour_points` on a CPU."""
+    if _is_native(learned):
+        return native.points(learned, groups, reach, _empty(learned, _shape_of_points(learned, groups)))
+    return _points(learned, groups, reach).contiguous(memory_format=_format(learned))
+
+
+@_operator("neighbour_points_backward")
+def points_of_backward(grad: Tensor, points: Tensor, groups: int, reach: float) -> Tensor:
+    """The gradient of ``learned`` from the points and their gradient."""
+    out = _empty(points, _shape_of_learned(points, groups))
+    if _is_native(grad, points):
+        return native.points_backward(grad, points, groups, reach, out)
+    bent = points.reshape(out.shape) - _regular(out)
+    slope = reach - bent.square_() / reach if reach else torch.zeros_like(bent)
+    return out.copy_(grad.reshape(out.shape) * slope)
+
+
+def _format(like: Tensor) -> torch.memory_format:
+    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Memory in the format of ``like``."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=_format(like))
+
+
+def _shape_of_points(learned: Tensor, groups: int) -> tuple[int, ...]:
+    return learned.shape[0] // groups, groups * learned.shape[1], *learned.shape[2:]
+
+
+def _shape_of_learned(points: Tensor, groups: int) -> tuple[int, ...]:
+    return points.shape[0] * groups, points.shape[1] // groups, *points.shape[2:]
+
+
+def _shape_of_logits(query: Tensor, points: Tensor, groups: int, heads: int) -> tuple[int, ...]:
+    return query.shape[0], points.shape[1] // (2 * groups) * heads, *points.shape[2:]
 
 
 @_operator("sampled_sums")
@@ -31,8 +99,10 @@ def sampled_sums(x: Tensor, points: Tensor, kernels: Tensor, groups: int, heads:
 
     x ``(B, C, h, w)``, kernels ``(B, N*P, s*h, s*w)`` -> ``(B, C, s*h, s*w)`` in x's dtype and memory format.
     """
+    points = _dense(points)
     if _is_native(x, points, kernels):
-        return native.sampled_sums(x, points, kernels, None, groups, heads, _empty(x, x.shape[1], *points.shape[2:]))
+        out = _empty(x, (*x.shape[:2], *points.shape[2:]))
+        return native.sampled_sums(x, points, kernels, None, groups, heads, out)
     with tiles.own_precision(x.device.type):
         return _Points(x, points, groups, heads).sums(kernels)
 
@@ -44,9 +114,10 @@ def sampled_logits(query: Tensor, key: Tensor, points: Tensor, bias: Tensor | No
     query ``(B, D, s*h, s*w)``, key ``(B, D, h, w)``, bias ``(N, P, D/N)`` -> ``(B, N*P, s*h, s*w)`` in the query's
     memory format, in float32 or better.
     """
+    points = _dense(points)
     if _is_native(query, key, points, bias):
-        out = _empty(query, points.shape[1] // (2 * groups) * heads, *points.shape[2:])
-        out = out.to(torch.promote_types(key.dtype, points.dtype))
+        dtype = torch.promote_types(key.dtype, points.dtype)
+        out = _empty(query, _shape_of_logits(query, points, groups, heads), dtype)
         return native.sampled_logits(query, key, points, bias, groups, heads, out)
     with tiles.own_precision(key.device.type):
         return _Points(key, points, groups, heads).logits(query, bias)
@@ -69,23 +140,33 @@ def sampled_gradients(
     This sum is also ``sum(kernels * sampled_logits(y, x, points))``. Of x, of the points, and of the kernels or, with
     ``of_logits``, of y, where ``bias`` then counts. Those that are not needed are empty.
     """
+    points = _dense(points)
     if _is_native(y, x, points, kernels, bias):
         to_points = torch.empty_like(points) if need[1] else None
-        third = _empty(y if of_logits else kernels, *(y if of_logits else kernels).shape[1:]) if need[2] else None
+        like = y if of_logits else kernels
+        third = _empty(like, like.shape) if need[2] else None
         to_kernels = None if of_logits else third
         if to_points is not None or to_kernels is not None:
             native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
         if of_logits and third is not None:
             native.sampled_sums(x, points, kernels, bias, groups, heads, third)
         to_x = native.sampled_spread(y, points, kernels, groups, heads, torch.empty_like(x)) if need[0] else None
-        return tuple(like.new_empty(0) if t is None else t for t, like in ((to_x, x), (to_points, points), (third, y)))
+        return (
+            x.new_empty(0) if to_x is None else to_x,
+            points.new_empty(0) if to_points is None else to_points,
+            like.new_empty(0) if third is None else third,
+        )
     with tiles.own_precision(x.device.type):
         at = _Points(x, points, groups, heads)
         to_x, to_points = at.gradients(y, kernels, need[0], need[1])
-        third = y.new_empty(0)
+        third = (y if of_logits else kernels).new_empty(0)
         if need[2]:
             third = at.sums(kernels, bias, y) if of_logits else at.logits(y, None, kernels)
         return to_x, to_points, third
+
+
+def _dense(points: Tensor) -> Tensor:
+    return points if points.is_contiguous(memory_format=torch.channels_last) else points.contiguous()
 
 
 def _is_native(x: Tensor, *rest: Tensor | None) -> bool:
@@ -138,7 +219,7 @@ class _Points:
 
     def sums(self, kernels: Tensor, bias: Tensor | None = None, like: Tensor | None = None) -> Tensor:
         like = self.x if like is None else like
-        out = _empty(like, like.shape[1], self.height, self.width).to(self.dtype)
+        out = _empty(like, (*like.shape[:2], self.height, self.width), self.dtype)
         split, into = self.split(kernels), out.unflatten(1, (self.heads, -1))
         for chunk in self.chunks:
             weighted = self.sampled(chunk, bias).mul_(split[:, :, :, chunk])
@@ -150,7 +231,8 @@ class _Points:
 
     def logits(self, query: Tensor, bias: Tensor | None, like: Tensor | None = None) -> Tensor:
         dtype = self.dtype if like is None else like.dtype
-        out = _empty(query if like is None else like, self.heads * self.count, self.height, self.width).to(self.dtype)
+        shape = _shape_of_logits(query, self.points, self.groups, self.heads)
+        out = _empty(query if like is None else like, shape, self.dtype)
         beside, into = self.beside(query), out.unflatten(1, (self.heads, self.count))
         for chunk in self.chunks:
             torch.sum(self.sampled(chunk, bias).mul_(beside), 2, out=into[:, :, chunk])
@@ -181,15 +263,24 @@ class _Points:
 _BILINEAR_ZEROS_CORNERS = (0, 0, True)
 
 
+@_shapes_of("neighbour_points")
+def _(learned: Tensor, groups: int, reach: float) -> Tensor:
+    return _empty(learned, _shape_of_points(learned, groups))
+
+
+@_shapes_of("neighbour_points_backward")
+def _(grad: Tensor, points: Tensor, groups: int, reach: float) -> Tensor:
+    return _empty(points, _shape_of_learned(points, groups))
+
+
 @_shapes_of("sampled_sums")
 def _(x: Tensor, points: Tensor, kernels: Tensor, groups: int, heads: int) -> Tensor:
-    return _empty(x, x.shape[1], *points.shape[2:])
+    return _empty(x, (*x.shape[:2], *points.shape[2:]))
 
 
 @_shapes_of("sampled_logits")
 def _(query: Tensor, key: Tensor, points: Tensor, bias: Tensor | None, groups: int, heads: int) -> Tensor:
-    dtype = torch.promote_types(key.dtype, points.dtype)
-    return _empty(query, points.shape[1] // (2 * groups) * heads, *points.shape[2:]).to(dtype)
+    return _empty(query, _shape_of_logits(query, points, groups, heads), torch.promote_types(key.dtype, points.dtype))
 
 
 @_shapes_of("sampled_gradients")
@@ -208,8 +299,20 @@ def _(
     return (
         x.new_empty(x.shape if need[0] else (0,)),
         torch.empty_like(points if need[1] else points.new_empty(0)),
-        _empty(third, *third.shape[1:]) if need[2] else third.new_empty(0),
+        _empty(third, third.shape) if need[2] else third.new_empty(0),
     )
+
+
+def _keep_points(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.groups, ctx.reach = inputs
+    ctx.save_for_backward(output)
+
+
+def _backward_points(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return points_of_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.reach), None, None
+
+
+_gradients_of("neighbour_points", _backward_points, _keep_points)
 
 
 def _keep_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -257,4 +360,5 @@ def _no_second_order(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     raise FadevizError("LDA-AQU has first derivatives only. Use create_graph=False, or another operator")
 
 
+_gradients_of("neighbour_points_backward", _no_second_order, _keep_nothing)
 _gradients_of("sampled_gradients", _no_second_order, _keep_nothing)

@@ -383,3 +383,31 @@ def _call_points(
     at = ctypes.c_void_p(0 if table is None else table.data_ptr())
     if not getattr(loaded, f"{function}_f{bits}")(ctypes.byref(shape), *refs[:3], at, *refs[3:]):
         raise MemoryError("native sampling: no memory for the planes")
+
+
+def points(learned: Tensor, groups: int, reach: float, out: Tensor) -> Tensor:
+    """Fill ``(B, G*P*2, H, W)`` with ``reach * tanh(learned) + the pixels of a square``, from ``(B*G, P*2, H, W)``."""
+    _bend("fadeviz_points", learned, out, None, groups, reach)
+    return out
+
+
+def points_backward(grad: Tensor, points: Tensor, groups: int, reach: float, to_learned: Tensor) -> Tensor:
+    """Fill the gradient of what was learned, from the points and their gradient."""
+    _bend("fadeviz_points_backward", to_learned, points, grad, groups, reach)
+    return to_learned
+
+
+def _bend(function: str, learned: Tensor, points: Tensor, grad: Tensor | None, groups: int, reach: float) -> None:
+    if not learned.numel():
+        return
+    b, channels, height, width = points.shape
+    bits = _bits(learned, points, grad)
+    loaded = library(bits)
+    if loaded is None:
+        raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
+    count = channels // (2 * groups)
+    shape = _Points(b, channels, 0, 0, height, width, groups, 1, count, _threads(learned.numel()))
+    maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in (learned, points, grad)]
+    call = getattr(loaded, f"{function}_f{bits}")
+    if not call(ctypes.byref(shape), *map(ctypes.byref, maps), ctypes.c_double(reach)):
+        raise MemoryError("native sampling: no memory for a row")

@@ -315,6 +315,99 @@ int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *poin
   return done;
 }
 
+/* COUNT numbers: reach * tanh(learned) + regular, or the gradient of learned from that of the result and the result. */
+#if REAL_TYPE == F32
+INLINE void N(bend)(const int backward, REAL *in, const REAL *point, const REAL *regular, REAL reach, int64_t count) {
+  REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
+  for (int64_t q = 0; q < count; q += LANES) {
+    vector value = N(at)(in + q), fixed = N(at)(regular + q);
+    if (backward) {
+      vector bent = N(at)(point + q) - fixed;
+      value *= reach - bent * bent * inverse;
+    } else {
+      wholes sign = (wholes)value & INT32_MIN;
+      vector far = (vector)((wholes)value & INT32_MAX), less = exp_f32(-2 * far);
+      value = fixed + reach * (vector)((wholes)((1 - less) / (1 + less)) | sign);
+    }
+    N(put)(in + q, value);
+  }
+}
+#else
+INLINE void N(bend)(const int backward, REAL *in, const REAL *point, const REAL *regular, REAL reach, int64_t count) {
+  REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
+  for (int64_t q = 0; q < count; q++) {
+    REAL bent = backward ? point[q] - regular[q] : tanh(in[q]);
+    in[q] = backward ? in[q] * (reach - bent * bent * inverse) : regular[q] + reach * bent;
+  }
+}
+#endif
+
+/* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W): the points, or the gradient of what is
+ * learned. P is a square, its side odd or even, and the regular points are its pixels around the middle. */
+static int N(run_bend)(const int backward, const Points *shape, const Map *learned, const Map *points, const Map *grad,
+                       REAL reach, int64_t begin, int64_t end) {
+  Rows in, out, up;
+  memset(&in, 0, sizeof in), memset(&out, 0, sizeof out), memset(&up, 0, sizeof up);
+  int64_t G = shape->groups, each = 2 * shape->points, W = shape->wide, H = shape->high, all = W * G * each, side = 1;
+  while (side * side < shape->points) side++;
+  REAL *regular = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64), *line = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64);
+  REAL *other = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64);
+  int done = regular && line && other && N(open_rows)(&in, learned, 1, H, W, 1, each, 1) &&
+             N(open_rows)(&out, points, 1, H, W, 1, G * each, 1) &&
+             (!backward || N(open_rows)(&up, grad, 1, H, W, 1, G * each, 1));
+  if (done)
+    for (int64_t q = 0; q < all; q++) {
+      int64_t m = q % each / 2;
+      regular[q] = (REAL)((q % 2 ? m % side : m / side) - side / 2);
+    }
+  for (int64_t index = begin; done && index < end; index++) {
+    int64_t image = index / H, i = index % H, step = N(pixel_step)(&out);
+    if (backward) {
+      const REAL *from = N(read_row)(&up, image, i), *at = N(read_row)(&out, image, i);
+      int64_t from_step = N(pixel_step)(&up);
+      for (int64_t j = 0; j < W; j++) {
+        memcpy(line + j * G * each, from + j * from_step, G * each * sizeof(REAL));
+        memcpy(other + j * G * each, at + j * step, G * each * sizeof(REAL));
+      }
+      N(bend)(1, line, other, regular, reach, all);
+    }
+    for (int64_t g = 0; g < G; g++) {
+      REAL *row = backward ? N(place_row)(&in, image * G + g, i) : N(read_row)(&in, image * G + g, i);
+      int64_t in_step = N(pixel_step)(&in);
+      for (int64_t j = 0; j < W; j++) {
+        REAL *pixel = row + j * in_step, *own = line + (j * G + g) * each;
+        if (backward) memcpy(pixel, own, each * sizeof(REAL));
+        else memcpy(own, pixel, each * sizeof(REAL));
+      }
+      if (backward) N(write_row)(&in, image * G + g, i);
+    }
+    if (!backward) {
+      N(bend)(0, line, NULL, regular, reach, all);
+      REAL *row = N(place_row)(&out, image, i);
+      for (int64_t j = 0; j < W; j++) memcpy(row + j * step, line + j * G * each, G * each * sizeof(REAL));
+      N(write_row)(&out, image, i);
+    }
+  }
+  N(close_rows)(&in), N(close_rows)(&out), N(close_rows)(&up);
+  free(regular), free(line), free(other);
+  return done;
+}
+
+#define BEND(name, backward)                                                                                         \
+  int N(name)(const Points *shape, const Map *learned, const Map *points, const Map *grad, double reach) {           \
+    int64_t rows = shape->batch * shape->high;                                                                       \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                                                 \
+    int done = 1;                                                                                                    \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                        \
+    for (int64_t t = 0; t < threads; t++)                                                                            \
+      done = N(run_bend)(backward, shape, learned, points, grad, (REAL)reach, rows * t / threads,                    \
+                         rows * (t + 1) / threads) && done;                                                          \
+    return done;                                                                                                     \
+  }
+
+BEND(fadeviz_points, 0)
+BEND(fadeviz_points_backward, 1)
+
 #undef Points
 #undef Tile
 #undef whole

@@ -16,6 +16,7 @@ from .base import Skip, Upsampler, read_guide
 from .compressed import compressed_conv, is_cheaper_as_one
 from .per_pixel import MapGroupNorm
 from .reassemble import KernelSoftmax, is_plain, reassemble
+from .sharpened import sharpen, sharpened_conv
 
 
 class WindowedSoftmax(KernelSoftmax):
@@ -206,7 +207,7 @@ class FreqFusion(Upsampler):
             kernels = self.kernels_hr(high + reassemble(own, kernels, self.lowpass_kernel_size))
         else:
             kernels = self.kernels_hr(self.highpass_encoder(high), own)
-        return y, _sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
+        return y, sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
 
     def multiply_adds(self, height: int, width: int, both: bool = False) -> int:
         """All convolutions, reassemblies, similarities and products for y; with ``both`` for y_hr, too."""
@@ -236,7 +237,7 @@ class FreqFusion(Upsampler):
         own = self.lowpass_encoder(t)
         if self.comp_feat_upsample:
             high = self.highpass_encoder(a)
-            a = _sharpen(a, self.first_kernels_hr(high), self.highpass_kernel_size, 2)
+            a = sharpen(a, self.first_kernels_hr(high), self.highpass_kernel_size, 2)
             low = self.lowpass_encoder(a)
             kernels = self.kernels(low + reassemble(own, self.first_kernels(low), size))
         else:
@@ -265,20 +266,16 @@ class FreqFusion(Upsampler):
         Sharpening works on pixels and the compressor on channels: ``a* = We e* + be s``, where e* is the sharpened e
         and s the sharpened map of ones, which is 1 but at the border. The logits are one convolution of both.
         """
-        size = self.highpass_kernel_size
-        high = compressed_conv(e, self.compressor_encoder, self.highpass_encoder)
+        size, compressor, encoder = self.highpass_kernel_size, self.compressor_encoder, self.lowpass_encoder
+        high = compressed_conv(e, compressor, self.highpass_encoder)
         kernels = self.first_kernels_hr(high)
-        compressor, encoder = self.compressor_encoder, self.lowpass_encoder
-        whole = _sharpen(e, kernels, size, 2)
-        compress = compressor.weight.flatten(1)
-        if compressor.bias is not None:
-            ones = e.new_ones((len(e), 1, *e.shape[2:]))
-            whole = torch.cat((whole, _sharpen(ones, kernels, size, 2)), dim=1)
-            compress = torch.cat((compress, compressor.bias[:, None]), dim=1)
         # Weights keep their own precision: rounding their product to bfloat16 would round twice.
         with own_precision(e.device.type):
-            weight = torch.einsum("mdkl,dc->mckl", encoder.weight, compress)
-        return F.conv2d(whole, weight, encoder.bias, padding=1), high
+            weight = torch.einsum("mdkl,dc->mckl", encoder.weight, compressor.weight.flatten(1))
+            if compressor.bias is None:
+                return F.conv2d(sharpen(e, kernels, size, 2), weight, encoder.bias, padding=1), high
+            shift = torch.einsum("mdkl,d->mkl", encoder.weight, compressor.bias)[:, None]
+        return sharpened_conv(e, kernels, weight, shift, encoder.bias, size), high
 
 
 def neighbour_similarity(z: Tensor) -> Tensor:
@@ -372,13 +369,6 @@ def _convolve_both(first: nn.Conv2d, second: nn.Conv2d, z: Tensor) -> Tensor:
     similar = neighbour_similarity(z).to(z.dtype)
     own, other = weight.split((z.shape[1], similar.shape[1]), dim=1)
     return F.conv2d(z, own, bias, padding=1) + F.conv2d(similar, other, padding=1)
-
-
-def _sharpen(z: Tensor, kernels: Tensor, kernel_size: int, gain: int) -> Tensor:
-    """``gain * z`` minus the reassembled z, as one reassembly: no pass over all channels of z beside it."""
-    centre = torch.zeros(kernel_size**2, 1, 1, dtype=kernels.dtype, device=kernels.device)
-    centre[kernel_size // 2 * (kernel_size + 1)] = gain
-    return reassemble(z, centre - kernels, kernel_size, 1)
 
 
 def _sample(y: Tensor, offsets: Tensor, groups: int) -> Tensor:

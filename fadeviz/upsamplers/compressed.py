@@ -27,15 +27,10 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
 
     Shape: x ``(B, C, h, w)`` -> ``(B, M, h, w)``.
     """
-    area = conv.kernel_size[0] * conv.kernel_size[1]
-    c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
     radius = int(conv.padding[0])
-    # An exported graph must work for every size, so it must not depend on whether the map has an interior.
-    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or torch_ops.is_exporting()
-    dear = dear or min(x.shape[-2:]) < 2 * radius + 1
     if not (is_plain(compressor) and is_plain(conv)):
         return _by_phase(conv(compressor(x)), 1, phases)
-    if dear:
+    if not is_cheaper_as_one(x, compressor, conv):
         weight, bias = _by_phase(conv.weight, 0, phases), conv.bias
         bias = None if bias is None else _by_phase(bias, 0, phases)
         return F.conv2d(compressor(x), weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -73,6 +68,15 @@ def _counts_launches(x: Tensor) -> bool:
     cheaper than its kinds of border, which take 30 launches.
     """
     return x.is_cuda
+
+
+def is_cheaper_as_one(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d) -> bool:
+    """Whether ``conv(compressor(x))`` is less work as one convolution; see :func:`compressed_conv`."""
+    area = conv.kernel_size[0] * conv.kernel_size[1]
+    c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
+    # An exported graph must work for every size, so it must not depend on whether the map has an interior.
+    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or torch_ops.is_exporting()
+    return not dear and min(x.shape[-2:]) >= 2 * int(conv.padding[0]) + 1
 
 
 def _by_phase(values: Tensor, dim: int, phases: int) -> Tensor:

@@ -598,6 +598,60 @@ static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_
   else if (count <= 2 * LANES) softmax_vectors(2, logits, coarse, out, count);
   else softmax_vectors((count + LANES - 1) / LANES, logits, coarse, out, count);
 }
+
+#define MANY 128 /* logits: more are not worth the room */
+
+/* A row of ITEMS kernels that lie one behind the other, LANES of them at once, with the very sums of softmax_vectors:
+ * turned round, so that a vector holds one logit of each, nothing goes across its lanes. */
+static void softmax_row(const float *in, const float *coarse, int64_t coarse_step, int64_t scale, int64_t groups, float *out,
+                        int64_t items, int64_t count) {
+  int64_t blocks = (count + LANES - 1) / LANES, end = items * count;
+  f32_vector value[MANY + LANES], lane[LANES];
+  for (int64_t first = 0; first < items; first += LANES) {
+    int64_t wide = items - first < LANES ? items - first : LANES;
+    for (int64_t n = 0; n < blocks; n++) {
+      int64_t from = n < blocks - 1 || count < LANES ? n * LANES : count - LANES;
+      for (int64_t i = 0; i < LANES; i++) {
+        int64_t item = first + (i < wide ? i : wide - 1);
+        float some[LANES] = {0};
+        if (item * count + from + LANES <= end) memcpy(&value[n * LANES + i], in + item * count + from, sizeof some);
+        else {
+          memcpy(some, in + item * count + from, (end - item * count - from) * sizeof(float));
+          memcpy(&value[n * LANES + i], some, sizeof some);
+        }
+        if (coarse) {
+          const float *more = coarse + item / groups / scale * coarse_step + item % groups * count + from;
+          f32_vector low;
+          if (count < LANES) for (int64_t c = 0; c < count; c++) some[c] = more[c];
+          memcpy(&low, count < LANES ? some : more, sizeof low);
+          value[n * LANES + i] += low;
+        }
+      }
+      N(transpose)((vector *)value + n * LANES);
+    }
+    int64_t last = (blocks - 1) * LANES, shift = count < LANES ? 0 : blocks * LANES - count; /* of the last block */
+    f32_vector high = value[0];
+    for (int64_t c = 1; c < (count < LANES ? count : blocks * LANES); c++) high = choose(value[c] > high, value[c], high);
+    for (int64_t c = 0; c < LANES; c++) lane[c] = (f32_vector){0};
+    for (int64_t c = 0; c < last; c++) lane[c % LANES] += value[c] = exp_f32(value[c] - high);
+    for (int64_t c = shift; c < (count < LANES ? count : LANES); c++)
+      lane[c] += value[last + c] = exp_f32(value[last + c] - high);
+    for (int64_t c = LANES / 2; c; c /= 2)
+      for (int64_t i = 0; i < c; i++) lane[i] += lane[i + c];
+    f32_vector total = 1.0f / lane[0];
+    for (int64_t c = 0; c < last; c++) value[c] *= total;
+    for (int64_t c = shift; c < LANES; c++) value[last + c] *= total;
+    for (int64_t c = 0; c < shift; c++) value[last + c] = value[last - shift + c]; /* the last block begins in the one before */
+    for (int64_t n = 0; n < blocks; n++) {
+      int64_t from = n < blocks - 1 || count < LANES ? n * LANES : count - LANES;
+      N(transpose)((vector *)value + n * LANES);
+      for (int64_t i = 0; i < wide; i++) { /* what is too much belongs to the next, which follows */
+        int64_t at = (first + i) * count + from, room = end - at < LANES ? end - at : LANES;
+        memcpy(out + at, &value[n * LANES + i], room == LANES ? sizeof total : room * sizeof(float));
+      }
+    }
+  }
+}
 #else
 static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_t count) {
   REAL most = -INFINITY, total = 0;
@@ -646,6 +700,13 @@ static int N(run_softmax)(const int backward, const Shape *shape, const Map *fir
       REAL *grad = backward ? N(place_row)(&c, image, row) : NULL;
       int64_t in_step = N(pixel_step)(&a), kernel_step = N(pixel_step)(&b);
       int64_t grad_step = backward ? N(pixel_step)(&c) : 0;
+#if REAL_TYPE == F32
+      if (!backward && area <= MANY && in_step == shape->groups * area && kernel_step == in_step) {
+        softmax_row(in, few, few_step, s, shape->groups, kernel, w * s * shape->groups, area);
+        N(write_row)(&b, image, row);
+        continue;
+      }
+#endif
       for (int64_t j = 0; j < w * s; j++)
         for (int64_t g = 0; g < shape->groups; g++) {
           REAL *parent = few ? few + j / s * few_step + g * area : NULL;
@@ -749,5 +810,7 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
   }
   return 1;
 }
+
+#include "sampled.c"
 
 #endif

@@ -1,0 +1,556 @@
+/* Attention to points between the pixels of a map, for any strides; part of native.c, which includes this file.
+ *
+ *   sums     y[c] = sum over points m of k[head, m] * (x[c] at point m)
+ *   logits   k[head, m] = sum over c of the head of y[c] * (x[c] at point m)
+ *   slopes   the derivatives of the sum over c and m of k[head, m] * y[c] * (x[c] at point m) by the points, and by k
+ *   spread   its derivatives by x
+ *
+ * x is the low-resolution map (B, C, h, w), y the high-resolution one, k (B, heads*P, H, W), the points (B, groups*P*2, H,
+ * W). A point is read bilinearly, and 0 outside: x is copied into planes with a border of two zeros, one plane for each
+ * segment of channels that share group and head, and points beyond it are moved onto it. A tile of pixels of one row is
+ * worked on at a time: first where all its points lie, in whole vectors, then the channels of one pixel after another.
+ *
+ * The second part is included once for each width of the vectors of channels, V: maps have few channels.
+ */
+#ifndef V
+
+typedef struct {
+  int64_t batch, channels, height, width; /* of the low-resolution map */
+  int64_t high, wide;                     /* rows and columns of the high-resolution map */
+  int64_t groups, heads, points, threads;
+} N(Points);
+#define Points N(Points)
+
+#if REAL_TYPE == F32
+typedef int32_t N(whole);
+#else
+typedef int64_t N(whole);
+#endif
+#define whole N(whole)
+typedef whole N(wholes) __attribute__((vector_size(VECTOR_BYTES)));
+#define wholes N(wholes)
+
+#define EVEN2 0, 2
+#define ODD2 1, 3
+#define EVEN4 0, 2, 4, 6
+#define ODD4 1, 3, 5, 7
+#define EVEN8 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD8 1, 3, 5, 7, 9, 11, 13, 15
+#define EVEN16 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD16 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+
+enum { SUMS, LOGITS, SLOPES, SPREAD };
+
+/* What a thread works with. Arrays of a tile have an element for each of its points: pixel, group, point. */
+typedef struct {
+  const Points *shape;
+  int64_t segments, lanes, padded; /* segments of channels; lanes of a vector; channels of a segment in whole vectors */
+  int64_t tile;                    /* pixels */
+  int64_t row_step, plane;         /* of the planes, in elements */
+  REAL *planes, *bias;             /* (segments, h + 4, w + 4, padded), (segments, P, padded) */
+  REAL *column;                    /* the pixel's number in the tile */
+  whole *index;                    /* the pixel of a plane left above the point */
+  REAL *down, *across;             /* how far below and right of it */
+  REAL *weight[4];                 /* of the four pixels */
+  REAL *sums;                      /* (tile, P, lanes) or (tile, P, 4) */
+} N(Tile);
+#define Tile N(Tile)
+
+static int64_t N(common)(int64_t a, int64_t b) { return b ? N(common)(b, a % b) : a; }
+
+INLINE REAL *N(room)(char **at, int64_t count) {
+  REAL *start = (REAL *)*at;
+  *at += (count * sizeof(REAL) / 64 + 2) * 64; /* and a vector more, which may be touched */
+  return start;
+}
+
+/* Lays the arrays out in one block of memory, which is returned; NULL when there is none. */
+static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias) {
+  memset(tile, 0, sizeof *tile);
+  int64_t of_group = shape->channels / shape->groups, of_head = shape->channels / shape->heads;
+  int64_t size = N(common)(of_group, of_head), P = shape->points;
+  tile->shape = shape;
+  tile->segments = shape->channels / size;
+  for (tile->lanes = 1; tile->lanes < size && tile->lanes < LANES;) tile->lanes *= 2;
+  tile->padded = (size + tile->lanes - 1) / tile->lanes * tile->lanes;
+  tile->row_step = (shape->width + 4) * tile->padded;
+  tile->plane = (shape->height + 4) * tile->row_step;
+  int64_t each = shape->groups * P; /* of a pixel */
+  tile->tile = each < 64 ? 16 : each < 1024 ? 1024 / each : 1;
+  int64_t all = tile->tile * each, planes = tile->segments * tile->plane;
+  int64_t folded = tile->tile * P * (tile->lanes > 4 ? tile->lanes : 4);
+  int64_t of_bias = bias ? tile->segments * P * tile->padded : 0;
+  int64_t bytes = (planes + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
+  char *memory = aligned_alloc(64, (bytes / 64 + 1) * 64), *at = memory;
+  if (!memory) return NULL;
+  tile->planes = N(room)(&at, planes);
+  memset(tile->planes, 0, planes * sizeof(REAL));
+  tile->column = N(room)(&at, all);
+  tile->index = (whole *)N(room)(&at, all);
+  tile->down = N(room)(&at, all);
+  tile->across = N(room)(&at, all);
+  for (int i = 0; i < 4; i++) tile->weight[i] = N(room)(&at, all);
+  tile->sums = N(room)(&at, folded);
+  for (int64_t q = 0; q < all; q++) tile->column[q] = (REAL)(q / each);
+  if (bias) {
+    tile->bias = N(room)(&at, of_bias);
+    memset(tile->bias, 0, of_bias * sizeof(REAL));
+    for (int64_t s = 0; s < tile->segments; s++)
+      for (int64_t m = 0; m < P; m++)
+        for (int64_t c = 0; c < size; c++) {
+          int64_t channel = s * size + c, head = channel / of_head;
+          tile->bias[(s * P + m) * tile->padded + c] = bias[(head * P + m) * of_head + channel % of_head];
+        }
+  }
+  return memory;
+}
+
+INLINE vector N(pick)(wholes mask, vector yes, vector no) {
+  return (vector)((mask & (wholes)yes) | (~mask & (wholes)no));
+}
+
+INLINE vector N(at)(const REAL *from) { return *(const vector *)from; }
+INLINE void N(put)(REAL *to, vector value) { *(vector *)to = value; }
+
+/* One coordinate of LANES points: the pixel before it, from -2 on, and how far it lies behind that. */
+INLINE wholes N(split)(vector position, int64_t size, vector *behind) {
+  REAL end = (REAL)size;
+  position = N(pick)(position > -2, position, (vector){0} - 2); /* NaN, too */
+  position = N(pick)(position < end, position, (vector){0} + end);
+  wholes before = __builtin_convertvector(position, wholes); /* towards 0 */
+  before += (wholes)(__builtin_convertvector(before, vector) > position);
+  *behind = position - __builtin_convertvector(before, vector);
+  return before;
+}
+
+/* Where the points of COUNT pixels from column FIRST of row I on lie. */
+static void N(locate)(Tile *tile, const REAL *offsets, int64_t i, int64_t first, int64_t count) {
+  const Points *shape = tile->shape;
+  int64_t all = count * shape->groups * shape->points;
+  REAL pitch_down = (REAL)(shape->height - 1) / (REAL)(shape->high > 1 ? shape->high - 1 : 1);
+  REAL pitch_across = (REAL)(shape->width - 1) / (REAL)(shape->wide > 1 ? shape->wide - 1 : 1);
+  for (int64_t q = 0; q < all; q += LANES) {
+    REAL last[2 * LANES];
+    const REAL *from = offsets + 2 * q;
+    if (q + LANES > all) { /* what lies behind may not be ours to read */
+      memset(last, 0, sizeof last);
+      memcpy(last, from, 2 * (all - q) * sizeof(REAL));
+      from = last;
+    }
+    vector a = N(at)(from), b = N(at)(from + LANES), below, right;
+    vector v = __builtin_shufflevector(a, b, JOIN(EVEN, LANES)), u = __builtin_shufflevector(a, b, JOIN(ODD, LANES));
+    wholes row = N(split)((v + (REAL)i) * pitch_down, shape->height, &below);
+    wholes column = N(split)((u + N(at)(tile->column + q) + (REAL)first) * pitch_across, shape->width, &right);
+    *(wholes *)(tile->index + q) = (row + 2) * (whole)(shape->width + 4) + column + 2;
+    N(put)(tile->down + q, below);
+    N(put)(tile->across + q, right);
+    vector both = below * right;
+    N(put)(tile->weight[0] + q, 1 - below - right + both);
+    N(put)(tile->weight[1] + q, right - both);
+    N(put)(tile->weight[2] + q, below - both);
+    N(put)(tile->weight[3] + q, both);
+  }
+}
+
+/* Sums of neighbours: 2*COUNT numbers become COUNT. */
+static void N(fold)(REAL *values, int64_t count) {
+  for (int64_t i = 0; i < count; i += LANES) {
+    vector a = N(at)(values + 2 * i), b = N(at)(values + 2 * i + LANES);
+    N(put)(values + i, __builtin_shufflevector(a, b, JOIN(EVEN, LANES)) + __builtin_shufflevector(a, b, JOIN(ODD, LANES)));
+  }
+}
+
+/* An image of x into the planes. */
+static void N(fill_planes)(Tile *tile, Rows *x, int64_t image) {
+  int64_t step = N(pixel_step)(x), size = tile->padded * sizeof(REAL);
+  for (int64_t i = 0; i < tile->shape->height; i++) {
+    const REAL *row = N(read_row)(x, image, i);
+    for (int64_t s = 0; s < tile->segments; s++) {
+      REAL *to = tile->planes + s * tile->plane + (i + 2) * tile->row_step + 2 * tile->padded;
+      for (int64_t j = 0; j < tile->shape->width; j++)
+        memcpy(to + j * tile->padded, row + j * step + s * tile->padded, size);
+    }
+  }
+}
+
+/* Segments [FROM, TO) of the planes into an image of x. */
+static void N(empty_planes)(Tile *tile, const Map *x, int64_t image, int64_t from, int64_t to) {
+  int64_t size = tile->shape->channels / tile->segments;
+  for (int64_t i = 0; i < tile->shape->height; i++)
+    for (int64_t s = from; s < to; s++) {
+      const REAL *row = tile->planes + s * tile->plane + (i + 2) * tile->row_step + 2 * tile->padded;
+      int64_t base = image * x->batch + s * size * x->channel + i * x->row;
+      for (int64_t j = 0; j < tile->shape->width; j++) {
+        const REAL *pixel = row + j * tile->padded;
+        int64_t at = base + j * x->column;
+        if (x->channel == 1) N(store)(pixel, x, at, size);
+        else
+          for (int64_t c = 0; c < size; c++) N(store)(pixel + c, x, at + c * x->channel, 1);
+      }
+    }
+}
+
+#define V 1
+#include "sampled.c"
+#undef V
+#define V 2
+#include "sampled.c"
+#undef V
+#if LANES >= 4
+#define V 4
+#include "sampled.c"
+#undef V
+#endif
+#if LANES >= 8
+#define V 8
+#include "sampled.c"
+#undef V
+#endif
+#if LANES >= 16
+#define V 16
+#include "sampled.c"
+#undef V
+#endif
+
+INLINE void N(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t k_step, REAL *y, int64_t y_step,
+                    REAL *slope, int64_t slope_step, REAL *out, int64_t out_step, int64_t from, int64_t to) {
+#define CALL(lanes)                                                                                                  \
+  JOIN(N(work), lanes)(what, tile, count, k, k_step, y, y_step, slope, slope_step, out, out_step, from, to)
+  switch (tile->lanes) {
+    case 1: CALL(_v1); break;
+    case 2: CALL(_v2); break;
+#if LANES >= 4
+    case 4: CALL(_v4); break;
+#endif
+#if LANES >= 8
+    case 8: CALL(_v8); break;
+#endif
+#if LANES >= 16
+    case 16: CALL(_v16); break;
+#endif
+  }
+#undef CALL
+}
+
+/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO). Returns 0 when memory ran out. */
+static int N(run_points)(const int what, const Points *shape, const Map *x, const Map *points, const Map *kernels,
+                         const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels, int64_t begin,
+                         int64_t end, int64_t part, int64_t parts) {
+  Tile tile;
+  Rows low, offsets, k, high, slope, out;
+  memset(&low, 0, sizeof low), memset(&offsets, 0, sizeof offsets), memset(&k, 0, sizeof k);
+  memset(&high, 0, sizeof high), memset(&slope, 0, sizeof slope), memset(&out, 0, sizeof out);
+  char *memory = N(open_tile)(&tile, shape, bias);
+  if (!memory) return 0;
+  int64_t H = shape->high, W = shape->wide, P = shape->points, size = shape->channels / tile.segments;
+  int64_t from = tile.segments * part / parts, to = tile.segments * (part + 1) / parts;
+  int done =
+      N(open_rows)(&low, x, 1, shape->height, shape->width, tile.segments, size, tile.lanes) &&
+      N(open_rows)(&offsets, points, 1, H, W, 1, shape->groups * P * 2, 1) &&
+      N(open_rows)(&k, kernels, 1, H, W, 1, shape->heads * P, 1) &&
+      N(open_rows)(&high, y, 1, H, W, tile.segments, size, tile.lanes) &&
+      (!slopes || N(open_rows)(&slope, slopes, 1, H, W, 1, shape->groups * P * 2, 1)) &&
+      (!to_kernels || N(open_rows)(&out, to_kernels, 1, H, W, 1, shape->heads * P, 1));
+  int64_t held = -1;
+  for (int64_t index = begin; done && index < end; index++) {
+    int64_t image = index / H, i = index % H;
+    if (image != held && what != SPREAD) N(fill_planes)(&tile, &low, image);
+    held = image;
+    const REAL *offset_row = N(read_row)(&offsets, image, i);
+    REAL *k_row = what == LOGITS ? N(place_row)(&k, image, i) : N(read_row)(&k, image, i);
+    REAL *y_row = what == SUMS ? N(place_row)(&high, image, i) : N(read_row)(&high, image, i);
+    REAL *slope_row = slopes ? N(place_row)(&slope, image, i) : NULL;
+    REAL *out_row = to_kernels ? N(place_row)(&out, image, i) : NULL;
+    int64_t offset_step = N(pixel_step)(&offsets), k_step = N(pixel_step)(&k), y_step = N(pixel_step)(&high);
+    int64_t slope_step = slopes ? N(pixel_step)(&slope) : 0, out_step = to_kernels ? N(pixel_step)(&out) : 0;
+    for (int64_t j = 0; j < W; j += tile.tile) {
+      int64_t count = W - j < tile.tile ? W - j : tile.tile;
+      N(locate)(&tile, offset_row + j * offset_step, i, j, count);
+      N(work)(what, &tile, count, k_row + j * k_step, k_step, y_row + j * y_step, y_step,
+              slopes ? slope_row + j * slope_step : NULL, slope_step, to_kernels ? out_row + j * out_step : NULL, out_step,
+              from, to);
+    }
+    if (what == LOGITS) N(write_row)(&k, image, i);
+    if (what == SUMS) N(write_row)(&high, image, i);
+    if (slopes) N(write_row)(&slope, image, i);
+    if (to_kernels) N(write_row)(&out, image, i);
+  }
+  if (done && what == SPREAD) N(empty_planes)(&tile, x, begin / H, from, to);
+  N(close_rows)(&low), N(close_rows)(&offsets), N(close_rows)(&k);
+  N(close_rows)(&high), N(close_rows)(&slope), N(close_rows)(&out);
+  free(memory);
+  return done;
+}
+
+#define POINTS(name, what)                                                                                           \
+  int N(name)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,            \
+              const Map *y, const Map *slopes, const Map *to_kernels) {                                              \
+    int64_t rows = shape->batch * shape->high;                                                                       \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                                                 \
+    int done = 1;                                                                                                    \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                        \
+    for (int64_t t = 0; t < threads; t++)                                                                            \
+      done = N(run_points)(what, shape, x, points, kernels, bias, y, slopes->data ? slopes : NULL,                   \
+                           to_kernels->data ? to_kernels : NULL, rows * t / threads, rows * (t + 1) / threads, 0, 1) \
+             && done;                                                                                                \
+    return done;                                                                                                     \
+  }
+
+POINTS(fadeviz_sampled_sums, SUMS)
+POINTS(fadeviz_sampled_logits, LOGITS)
+POINTS(fadeviz_sampled_slopes, SLOPES)
+
+/* A thread adds up all that reaches its segments of an image. */
+int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,
+                              const Map *y, const Map *slopes, const Map *to_kernels) {
+  (void)bias, (void)slopes, (void)to_kernels;
+  int64_t segments = shape->channels / N(common)(shape->channels / shape->groups, shape->channels / shape->heads);
+  int64_t parts = (shape->threads + shape->batch - 1) / shape->batch;
+  parts = parts < segments ? parts : segments;
+  int done = 1;
+  _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t task = 0; task < shape->batch * parts; task++)
+    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, task / parts * shape->high,
+                         (task / parts + 1) * shape->high, task % parts, parts) && done;
+  return done;
+}
+
+/* COUNT numbers: reach * tanh(learned) + regular, or the gradient of learned from that of the result and the result. */
+#if REAL_TYPE == F32
+INLINE void N(bend)(const int backward, REAL *in, const REAL *point, const REAL *regular, REAL reach, int64_t count) {
+  REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
+  for (int64_t q = 0; q < count; q += LANES) {
+    vector value = N(at)(in + q), fixed = N(at)(regular + q);
+    if (backward) {
+      vector bent = N(at)(point + q) - fixed;
+      value *= reach - bent * bent * inverse;
+    } else {
+      wholes sign = (wholes)value & INT32_MIN;
+      vector far = (vector)((wholes)value & INT32_MAX), less = exp_f32(-2 * far);
+      value = fixed + reach * (vector)((wholes)((1 - less) / (1 + less)) | sign);
+    }
+    N(put)(in + q, value);
+  }
+}
+#else
+INLINE void N(bend)(const int backward, REAL *in, const REAL *point, const REAL *regular, REAL reach, int64_t count) {
+  REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
+  for (int64_t q = 0; q < count; q++) {
+    REAL bent = backward ? point[q] - regular[q] : tanh(in[q]);
+    in[q] = backward ? in[q] * (reach - bent * bent * inverse) : regular[q] + reach * bent;
+  }
+}
+#endif
+
+/* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W): the points, or the gradient of what is
+ * learned. P is a square, its side odd or even, and the regular points are its pixels around the middle. */
+static int N(run_bend)(const int backward, const Points *shape, const Map *learned, const Map *points, const Map *grad,
+                       REAL reach, int64_t begin, int64_t end) {
+  Rows in, out, up;
+  memset(&in, 0, sizeof in), memset(&out, 0, sizeof out), memset(&up, 0, sizeof up);
+  int64_t G = shape->groups, each = 2 * shape->points, W = shape->wide, H = shape->high, all = W * G * each, side = 1;
+  while (side * side < shape->points) side++;
+  REAL *regular = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64), *line = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64);
+  REAL *other = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64);
+  int done = regular && line && other && N(open_rows)(&in, learned, 1, H, W, 1, each, 1) &&
+             N(open_rows)(&out, points, 1, H, W, 1, G * each, 1) &&
+             (!backward || N(open_rows)(&up, grad, 1, H, W, 1, G * each, 1));
+  if (done)
+    for (int64_t q = 0; q < all; q++) {
+      int64_t m = q % each / 2;
+      regular[q] = (REAL)((q % 2 ? m % side : m / side) - side / 2);
+    }
+  for (int64_t index = begin; done && index < end; index++) {
+    int64_t image = index / H, i = index % H, step = N(pixel_step)(&out);
+    if (backward) {
+      const REAL *from = N(read_row)(&up, image, i), *at = N(read_row)(&out, image, i);
+      int64_t from_step = N(pixel_step)(&up);
+      for (int64_t j = 0; j < W; j++) {
+        memcpy(line + j * G * each, from + j * from_step, G * each * sizeof(REAL));
+        memcpy(other + j * G * each, at + j * step, G * each * sizeof(REAL));
+      }
+      N(bend)(1, line, other, regular, reach, all);
+    }
+    for (int64_t g = 0; g < G; g++) {
+      REAL *row = backward ? N(place_row)(&in, image * G + g, i) : N(read_row)(&in, image * G + g, i);
+      int64_t in_step = N(pixel_step)(&in);
+      for (int64_t j = 0; j < W; j++) {
+        REAL *pixel = row + j * in_step, *own = line + (j * G + g) * each;
+        if (backward) memcpy(pixel, own, each * sizeof(REAL));
+        else memcpy(own, pixel, each * sizeof(REAL));
+      }
+      if (backward) N(write_row)(&in, image * G + g, i);
+    }
+    if (!backward) {
+      N(bend)(0, line, NULL, regular, reach, all);
+      REAL *row = N(place_row)(&out, image, i);
+      for (int64_t j = 0; j < W; j++) memcpy(row + j * step, line + j * G * each, G * each * sizeof(REAL));
+      N(write_row)(&out, image, i);
+    }
+  }
+  N(close_rows)(&in), N(close_rows)(&out), N(close_rows)(&up);
+  free(regular), free(line), free(other);
+  return done;
+}
+
+#define BEND(name, backward)                                                                                         \
+  int N(name)(const Points *shape, const Map *learned, const Map *points, const Map *grad, double reach) {           \
+    int64_t rows = shape->batch * shape->high;                                                                       \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                                                 \
+    int done = 1;                                                                                                    \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                        \
+    for (int64_t t = 0; t < threads; t++)                                                                            \
+      done = N(run_bend)(backward, shape, learned, points, grad, (REAL)reach, rows * t / threads,                    \
+                         rows * (t + 1) / threads) && done;                                                          \
+    return done;                                                                                                     \
+  }
+
+BEND(fadeviz_points, 0)
+BEND(fadeviz_points_backward, 1)
+
+#undef Points
+#undef Tile
+#undef whole
+#undef wholes
+
+#else /* the part in V */
+
+#define NV(name) JOIN(JOIN(N(name), _v), V)
+typedef REAL NV(part) __attribute__((vector_size(V * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+#define part NV(part)
+
+/* BLOCK vectors of channels at point q of a tile, in the plane of a segment. */
+INLINE void NV(interpolate)(const int COUNT, const Tile *tile, const REAL *plane, int64_t q, part *value) {
+  const REAL *at = plane + tile->index[q] * tile->padded;
+  const part *a = (const part *)at, *b = (const part *)(at + tile->padded);
+  const part *c = (const part *)(at + tile->row_step), *d = (const part *)(at + tile->row_step + tile->padded);
+  REAL p = tile->weight[0][q], r = tile->weight[1][q], s = tile->weight[2][q], t = tile->weight[3][q];
+  for (int n = 0; n < COUNT; n++) value[n] = p * a[n] + r * b[n] + s * c[n] + t * d[n];
+}
+
+INLINE void NV(sum_points)(const int COUNT, const Tile *tile, const REAL *plane, const REAL *bias, int64_t q,
+                           const REAL *k, REAL *y) {
+  part total[COUNT], value[COUNT];
+  for (int n = 0; n < COUNT; n++) total[n] = (part){0};
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    NV(interpolate)(COUNT, tile, plane, q + m, value);
+    for (int n = 0; n < COUNT; n++) {
+      if (bias) value[n] += ((const part *)(bias + m * tile->padded))[n];
+      total[n] += k[m] * value[n];
+    }
+  }
+  for (int n = 0; n < COUNT; n++) ((part *)y)[n] = total[n];
+}
+
+/* The sums of four vectors: a, b, c, d. */
+INLINE void NV(four)(part a, part b, part c, part d, REAL *sums) {
+#if V == 1
+  sums[0] = a[0], sums[1] = b[0], sums[2] = c[0], sums[3] = d[0];
+#else
+  part ac = __builtin_shufflevector(a, c, JOIN(LOW, V)) + __builtin_shufflevector(a, c, JOIN(HIGH, V));
+  part bd = __builtin_shufflevector(b, d, JOIN(LOW, V)) + __builtin_shufflevector(b, d, JOIN(HIGH, V));
+#if V == 2
+  sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
+#else
+  part all = __builtin_shufflevector(ac, bd, JOIN(LOW, V)) + __builtin_shufflevector(ac, bd, JOIN(HIGH, V));
+  typedef REAL quad __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+  quad total = ((const quad *)&all)[0];
+  for (int i = 1; i < V / 4; i++) total += ((const quad *)&all)[i];
+  *(quad *)sums = total;
+#endif
+#endif
+}
+
+static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t k_step, REAL *y, int64_t y_step,
+                     REAL *slope, int64_t slope_step, REAL *out, int64_t out_step, int64_t from, int64_t to) {
+  const Points *shape = tile->shape;
+  int64_t P = shape->points, groups = shape->groups, padded = tile->padded, vectors = padded / V;
+  int64_t of_group = tile->segments / groups, of_head = tile->segments / shape->heads;
+  REAL *sums = tile->sums;
+  for (int64_t s = from; s < to; s++) {
+    int64_t g = s / of_group, head = s / of_head;
+    REAL *plane = tile->planes + s * tile->plane;
+    const REAL *bias = tile->bias ? tile->bias + s * P * padded : NULL;
+    for (int64_t t = 0; t < count; t++) {
+      int64_t q = (t * groups + g) * P;
+      REAL *kernel = k + t * k_step + head * P, *pixel = y + t * y_step + s * padded;
+      if (what == SUMS) {
+        int64_t n = 0;
+        for (; n + 4 <= vectors; n += 4)
+          NV(sum_points)(4, tile, plane + n * V, bias ? bias + n * V : NULL, q, kernel, pixel + n * V);
+        for (; n < vectors; n++)
+          NV(sum_points)(1, tile, plane + n * V, bias ? bias + n * V : NULL, q, kernel, pixel + n * V);
+      } else if (what == LOGITS) {
+        for (int64_t m = 0; m < P; m++) {
+          part total = {0}, value;
+          for (int64_t n = 0; n < vectors; n++) {
+            NV(interpolate)(1, tile, plane + n * V, q + m, &value);
+            if (bias) value += *(const part *)(bias + m * padded + n * V);
+            total += value * ((const part *)pixel)[n];
+          }
+          part *at = (part *)(sums + (t * P + m) * V);
+          if (s % of_head) total += *at;
+          *at = total;
+        }
+      } else if (what == SLOPES) {
+        for (int64_t m = 0; m < P; m++) {
+          const REAL *at = plane + tile->index[q + m] * padded;
+          part a = {0}, b = {0}, c = {0}, d = {0};
+          for (int64_t n = 0; n < vectors; n++, at += V) {
+            part value = ((const part *)pixel)[n];
+            a += value * *(const part *)at, b += value * *(const part *)(at + padded);
+            c += value * *(const part *)(at + tile->row_step), d += value * *(const part *)(at + tile->row_step + padded);
+          }
+          NV(four)(a, b, c, d, sums + (t * P + m) * 4);
+        }
+      } else {
+        for (int64_t m = 0; m < P; m++) {
+          REAL *at = plane + tile->index[q + m] * padded, weight = kernel[m];
+          REAL a = weight * tile->weight[0][q + m], b = weight * tile->weight[1][q + m];
+          REAL c = weight * tile->weight[2][q + m], d = weight * tile->weight[3][q + m];
+          for (int64_t n = 0; n < vectors; n++, at += V) {
+            part value = ((const part *)pixel)[n];
+            *(part *)at += a * value, *(part *)(at + padded) += b * value;
+            *(part *)(at + tile->row_step) += c * value, *(part *)(at + tile->row_step + padded) += d * value;
+          }
+        }
+      }
+    }
+    if (what == LOGITS && s % of_head == of_head - 1) {
+      for (int64_t width = V / 2; width; width /= 2) N(fold)(sums, count * P * width);
+      for (int64_t t = 0; t < count; t++)
+        for (int64_t m = 0; m < P; m++) k[t * k_step + head * P + m] = sums[t * P + m];
+    }
+    if (what == SLOPES) {
+      REAL down = (REAL)(shape->height - 1) / (REAL)(shape->high > 1 ? shape->high - 1 : 1);
+      REAL across = (REAL)(shape->width - 1) / (REAL)(shape->wide > 1 ? shape->wide - 1 : 1);
+      int first_of_group = s % of_group == 0, first_of_head = s % of_head == 0;
+      for (int64_t t = 0; t < count; t++) {
+        const REAL *kernel = k + t * k_step + head * P;
+        for (int64_t m = 0; m < P; m++) {
+          int64_t q = (t * groups + g) * P + m;
+          const REAL *dot = sums + (t * P + m) * 4;
+          if (slope) {
+            REAL right = tile->across[q], below = tile->down[q];
+            REAL left_down = dot[2] - dot[0], right_down = dot[3] - dot[1];
+            REAL up_across = dot[1] - dot[0], down_across = dot[3] - dot[2];
+            REAL *to_point = slope + t * slope_step + (g * P + m) * 2;
+            REAL v = kernel[m] * down * (left_down + right * (right_down - left_down));
+            REAL u = kernel[m] * across * (up_across + below * (down_across - up_across));
+            to_point[0] = first_of_group ? v : to_point[0] + v;
+            to_point[1] = first_of_group ? u : to_point[1] + u;
+          }
+          if (out) {
+            REAL *to_kernel = out + t * out_step + head * P + m, value = tile->weight[0][q] * dot[0];
+            for (int i = 1; i < 4; i++) value += tile->weight[i][q] * dot[i];
+            *to_kernel = first_of_head ? value : *to_kernel + value;
+          }
+        }
+      }
+    }
+  }
+}
+
+#undef part
+#undef NV
+#endif

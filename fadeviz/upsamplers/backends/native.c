@@ -790,7 +790,7 @@ INLINE void N(correlate_planes)(const int PIXELS, const int COLUMNS, const Band 
   static const int turn[4] = {0, 2, 1, 3};
   const int parts = LANES < 4 ? LANES : 4;
   vector part[4][5][4];
-  for (int i = 0; i < LANES / parts; i++) {
+  for (int i = 0; i < LANES / parts && i < band->x->channels; i++) {
     for (int q = 0; q < parts; q++)
       N(correlate_lane)(PIXELS, COLUMNS, band, i + (parts == 4 ? turn[q] : q) * (LANES / parts), x, y, part[q]);
     for (int l = 0; l < COLUMNS; l++)
@@ -814,10 +814,10 @@ INLINE void N(correlate_row)(const int PIXELS, const Band *band, const REAL *x, 
         for (; l < K; l++)
           for (int p = 0; p < PIXELS; p++) *(vector *)(to + l * step + p * band->w->pitch) = (vector){0};
       const REAL *at = x + band->slot[k] + j;
-#if REGISTERS == 32
-      for (; l + 5 <= K; l += 5) N(correlate_planes)(PIXELS, 5, band, at + l, to + l * step, y + j);
-#endif
-      for (; l + 3 <= K; l += 3) N(correlate_planes)(PIXELS, 3, band, at + l, to + l * step, y + j);
+      /* Sums fill the registers. */
+      const int most = REGISTERS == 32 ? 5 : 3, fewer = REGISTERS == 32 ? 3 : 2;
+      for (; l + most <= K; l += most) N(correlate_planes)(PIXELS, most, band, at + l, to + l * step, y + j);
+      for (; l + fewer <= K; l += fewer) N(correlate_planes)(PIXELS, fewer, band, at + l, to + l * step, y + j);
       for (; l < K; l++) N(correlate_planes)(PIXELS, 1, band, at + l, to + l * step, y + j);
     }
 }
@@ -901,7 +901,7 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
 
 /* Whether to work on planes. Where rows are short, vectors of channels are better filled. */
 static int N(is_planar)(const Shape *shape, const Map *x, const Map *y) {
-  return x->column == 1 && y->column == 1 && (2 * shape->width > LANES || shape->channels / shape->groups < LANES);
+  return x->column == 1 && y->column == 1 && (shape->width > 8 || shape->channels / shape->groups < LANES);
 }
 
 #define ENTRY(name, what)                                                                            \

@@ -39,6 +39,8 @@ CASES = [
     (5, 2, 4, 8, (1, 9)),
     (6, 2, 1, 5, (1, 1)),
     (9, 2, 3, 3, (3, 20)),
+    (5, 2, 2, 36, (6, 37)),
+    (11, 2, 1, 6, (4, 18)),
 ]
 
 
@@ -165,6 +167,37 @@ def test_maps_that_are_views(backend):
         y = torch.randn(2, 4, 10, 12, dtype=torch.float64)[:, :, :, :]
         want = torch.autograd.functional.vjp(lambda x: plain(x, kernels, 3, 2), x, y)[1]
         torch.testing.assert_close(spread(y, kernels, 3, 2, 1, backend), want)
+
+
+def test_what_lies_around_a_view_is_not_read(backend):
+    torch.manual_seed(0)
+    for k, s, channels, (h, w) in ((5, 2, 5, (6, 21)), (4, 3, 18, (3, 13)), (3, 1, 3, (5, 35))):
+        maps = []
+        for c, height, width in ((channels, h, w), (k * k, h * s, w * s), (channels, h * s, w * s)):
+            around = torch.full((2, c + 2, height + 2, width + 5), torch.nan)
+            inner = around[:, 1:-1, 1:-1, 2:-3]
+            maps.append(inner.copy_(torch.randn(inner.shape)))
+        x, kernels, y = maps
+        for function, first, second in ((reassemble, x, kernels), (similarity, y, x), (spread, y, kernels)):
+            got = function(first, second, k, s, 1, backend)
+            assert torch.equal(got, function(first.contiguous(), second.contiguous(), k, s, 1, backend))
+            assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_layouts_do_not_change_a_bit(dtype):
+    if native.library() is None:
+        pytest.skip("needs a C compiler")
+    # Contiguous maps are computed on planes, others with their channels side by side; all sums are made in one order.
+    for case in [*CASES, (5, 2, 1, 64, (5, 16)), (2, 1, 1, 7, (3, 33)), (7, 2, 2, 42, (8, 9)), (3, 4, 1, 17, (2, 15))]:
+        k, s, groups, *_ = case
+        results = []
+        for memory_format in FORMATS:
+            x, kernels, y = make(case, dtype, memory_format)
+            for function, first, second in ((reassemble, x, kernels), (similarity, y, x), (spread, y, kernels)):
+                results.append(function(first, second, k, s, groups, "native"))
+        for contiguous, channels_last in zip(results[:3], results[3:], strict=True):
+            assert torch.equal(contiguous, channels_last)
 
 
 def test_many_chunks(backend):

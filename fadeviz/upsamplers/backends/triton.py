@@ -380,9 +380,29 @@ def _similarity_kernel(
         spread_j = _columns(j, LAST)
         spread_ok = _columns(j_ok, LAST)
     if gate is not None:
-        mixes = _load_pixels(gate, 0, b, h, j, j_ok, S, P, LAST)
         seen = (_block(T, C, LAST, ACC),) * P
+        for first in range(0, channels, C * V):
+            ok = spread_ok & (first + lanes < channels)
+            sums = ()
+            for p in tl.static_range(P):
+                at = _pixel(query, b, h + p // S, spread_j * S + p % S)
+                grad = tl.load(at + (first + lanes) * query.channel, mask=ok, other=0).to(ACC)
+                at = _pixel(skip, b, h + p // S, spread_j * S + p % S)
+                other = _lanes(tl.load(at + (first + lanes) * skip.channel, mask=ok, other=0).to(ACC), V)
+                mine = _lanes(grad, V)
+                so_far = seen[p]
+                for w in tl.static_range(V):
+                    so_far += mine[w] * other[w]
+                sums += (so_far,)
+                mix = tl.load(_pixel(gate, b, h + p // S, spread_j * S + p % S), mask=spread_ok, other=0).to(ACC)
+                at = _pixel(grad_skip, b, h + p // S, spread_j * S + p % S)
+                to_skip = (grad * mix).to(grad_skip.data.dtype.element_ty)
+                tl.store(at + (first + lanes) * grad_skip.channel, to_skip, mask=ok)
+            seen = sums
+    tap = tl.cast(tl.arange(0, W), INDEX)
+    shares = ()
     products = ()
+    mean = (tl.zeros([T], ACC),) * P
     for top in tl.static_range(0, K, U):
         partial = (_block(T, C, LAST, ACC),) * (U * K * P)
         for first in range(0, channels, C * V):
@@ -392,22 +412,6 @@ def _similarity_kernel(
             queries = ()
             for p in tl.static_range(P):
                 queries += _lanes(grads[p].to(ACC), V)
-            if gate is not None and top == 0:
-                others = _load_pixels(skip, c * skip.channel, b, h, spread_j, spread_ok & c_ok, S, P, LAST)
-                sums = ()
-                scaled = ()
-                for p in tl.static_range(P):
-                    parts = _lanes(others[p].to(ACC), V)
-                    so_far = seen[p]
-                    for w in tl.static_range(V):
-                        so_far += queries[p * V + w] * parts[w]
-                    sums += (so_far,)
-                    mix = mixes[p].to(ACC)
-                    mix = mix[:, None, None] if V > 1 else _columns(mix, LAST)
-                    scaled += (grads[p].to(ACC) * mix,)
-                seen = sums
-                offset = c * grad_skip.channel
-                _store_pixels(grad_skip, offset, b, h, spread_j, spread_ok & c_ok, scaled, S, P, LAST)
             sums = ()
             start = _pixel(key, b, i + top - K // 2, spread_j - K // 2) + c * key.channel
             for u in tl.static_range(U):
@@ -425,40 +429,45 @@ def _similarity_kernel(
                                 so_far += queries[p * V + w] * values[w]
                         sums += (so_far,)
             partial = sums
+        # What a pass found is brought at once into the form of a store: the threads of a location all hold the sums,
+        # which are too many to keep. Only the softmax's gradient needs the sum over all passes.
+        here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
+        offset = (top * K + tap)[None, :]
+        means = ()
         for p in tl.static_range(P):
-            products += (_stack(partial, p, P, U * K, W, LAST),)
-    PASSES: tl.constexpr = (K + U - 1) // U
-    tap = tl.cast(tl.arange(0, W), INDEX)
-    for p in tl.static_range(P):
-        if kernels is not None:
-            shares = ()
-            mean = tl.zeros([T], ACC)
-            for n in tl.static_range(PASSES):
-                here = j_ok[:, None] & ((tap < U * K) & (n * U * K + tap < K * K))[None, :]
+            product = _stack(partial, p, P, U * K, W, LAST)
+            if kernels is None:
+                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None]
+                at += (g * (K * K) + offset) * out.channel
+                tl.store(at, product.to(out.data.dtype.element_ty), mask=here)
+            else:
                 at = _pixel(kernels, b, h + p // S, j * S + p % S)[:, None]
-                at += ((n * U * K + tap) * kernels.channel)[None, :]
-                share = tl.load(at, mask=here, other=0).to(ACC)
+                share = tl.load(at + offset * kernels.channel, mask=here, other=0).to(ACC)
+                product *= share
                 shares += (share,)
-                mean += tl.sum(share * products[n * P + p], 1)
+                products += (product,)
+                means += (mean[p] + tl.sum(product, 1),)
+        if kernels is not None:
+            mean = means
+    if kernels is not None:
+        for p in tl.static_range(P):
             if gate is not None:
-                # Loaded again, so that it lies beside the products: the threads of a location hold different taps.
+                # Loaded again: here neighbouring threads have the taps of a location, above its channels.
                 mix = tl.load(_pixel(gate, b, h + p // S, j * S + p % S), mask=j_ok, other=0).to(ACC)
-                grad_mix = tl.sum(seen[p], 1 if LAST else 0) - mean
+                grad_mix = tl.sum(seen[p], 1 if LAST else 0) - mean[p]
                 at = _pixel(grad_gate, b, h + p // S, j * S + p % S)
                 tl.store(at, grad_mix.to(grad_gate.data.dtype.element_ty), mask=j_ok)
-        for n in tl.static_range(PASSES):
-            here = j_ok[:, None] & ((tap < U * K) & (n * U * K + tap < K * K))[None, :]
-            offset = (g * (K * K) + n * U * K + tap)[None, :]
-            result = products[n * P + p]
-            if kernels is not None:
-                share = shares[n]
+            for top in tl.static_range(0, K, U):
+                here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
+                offset = (top * K + tap)[None, :]
+                share, product = shares[top // U * P + p], products[top // U * P + p]
+                result = product - share * mean[p][:, None]
                 if gate is not None:
-                    share *= (1 - mix)[:, None]
+                    result *= (1 - mix)[:, None]
                     at = _pixel(mixed, b, h + p // S, j * S + p % S)[:, None] + offset * mixed.channel
-                    tl.store(at, share.to(mixed.data.dtype.element_ty), mask=here)
-                result = share * (result - mean[:, None])
-            at = _pixel(out, b, h + p // S, j * S + p % S)[:, None] + offset * out.channel
-            tl.store(at, result.to(out.data.dtype.element_ty), mask=here)
+                    tl.store(at, (share * (1 - mix)[:, None]).to(mixed.data.dtype.element_ty), mask=here)
+                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None] + offset * out.channel
+                tl.store(at, result.to(out.data.dtype.element_ty), mask=here)
 
 
 @_jit
@@ -767,7 +776,8 @@ def _similarity(
     mixed: Tensor | None = None,
 ) -> None:
     columns, channels, run, warps = _lanes_of(size, key)
-    rows = max(1, min(size.kernel_size, 25 // size.kernel_size))
+    rows = max(1, min(size.kernel_size, 64 // (size.kernel_size * size.phases)))
+    rows = _ceil(size.kernel_size, _ceil(size.kernel_size, rows))
     _launch(
         _similarity_kernel,
         size.batch * size.phase_rows * _ceil(size.width, columns) * size.groups,

@@ -30,7 +30,8 @@ try:
 except ImportError:
     triton = tl = None
 else:
-    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 3):
+    _VERSION = tuple(int(n) for n in triton.__version__.split(".")[:2])
+    if _VERSION < (3, 3):
         triton = tl = None  # It cannot pass tuples to kernels.
 
 # Without Triton the kernels stay plain functions that nothing calls: `available` says so, a launch what to install.
@@ -48,6 +49,8 @@ _TUNED = {
 
 _WIDE = 2**31
 """From this many elements on, offsets are 64-bit."""
+
+_OLD = triton is not None and _VERSION < (3, 7)
 
 _BUSY = 4096
 """Programs that fill a GPU many times over: more than these may as well share some of their work."""
@@ -87,6 +90,13 @@ def _channels(of, LAST: tl.constexpr):
 
 @_jit
 @no_type_check
+def _known(c, channels, FULL: tl.constexpr, LAST: tl.constexpr):
+    """Which channels there are; with FULL all, and nobody need ask."""
+    return (tl.full([1, 1], 0, tl.int32) == 0) if FULL else _channels(c < channels, LAST)
+
+
+@_jit
+@no_type_check
 def _block(T: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr):
     """Zeros for T locations and C channels."""
     return tl.full([T, C] if LAST else [C, T], 0, ACC)
@@ -108,24 +118,26 @@ def _inside(j, width, ok):
 
 @_jit
 @no_type_check
+def _load_side_by_side(at, step, mask, Q: tl.constexpr):
+    """Q = 1 or 2 elements of each place, ``step`` apart; two of them as one load, where they are contiguous."""
+    if Q == 1:
+        found = (tl.load(at, mask=mask, other=0),)
+    else:
+        two = tl.arange(0, 2)
+        at_both = tl.expand_dims(at, -1) + two * step
+        found = tl.split(tl.load(at_both, mask=tl.expand_dims(mask, -1) & (two < 2), other=0))
+    return found
+
+
+@_jit
+@no_type_check
 def _load_pixels(of, offset, b, h, j, mask, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
     """The P pixels of every location, each a block like ``offset``; two neighbours in memory are loaded as one."""
+    Q: tl.constexpr = 2 if S == 2 and not LAST else 1
     found = ()
-    if S == 2 and not LAST:
-        two = tl.arange(0, 2)
-        for r in tl.static_range(P // 2):
-            at = tl.expand_dims(_pixel(of, b, h + r, j * 2) + offset, -1) + two * of.column
-            if mask is None:
-                found += tl.split(tl.load(at))
-            else:
-                found += tl.split(tl.load(at, mask=tl.expand_dims(mask, -1) & (two < 2), other=0))
-    else:
-        for p in tl.static_range(P):
-            at = _pixel(of, b, h + p // S, j * S + p % S) + offset
-            if mask is None:
-                found += (tl.load(at),)
-            else:
-                found += (tl.load(at, mask=mask, other=0),)
+    for n in tl.static_range(P // Q):
+        at = _pixel(of, b, h + n * Q // S, j * S + n * Q % S) + offset
+        found += _load_side_by_side(at, of.column, mask, Q)
     return found
 
 
@@ -147,12 +159,12 @@ def _store_pixels(of, offset, b, h, j, mask, values, S: tl.constexpr, P: tl.cons
 
 @_jit
 @no_type_check
-def _place(rows, width, groups, blocks, T: tl.constexpr, INDEX: tl.constexpr):
+def _place(rows, width, groups, blocks, T: tl.constexpr, E: tl.constexpr, INDEX: tl.constexpr):
     """This program's image, block of rows, columns, group and block of channels.
 
     Neighbours in the grid run at the same time: first those that share kernels, then those that share patches of x.
     """
-    segments = (width + T - 1) // T
+    segments = (width + T * E - 1) // (T * E)
     place = tl.program_id(0)
     block = place % blocks
     group = place // blocks % groups
@@ -161,7 +173,7 @@ def _place(rows, width, groups, blocks, T: tl.constexpr, INDEX: tl.constexpr):
     image = place // (blocks * groups * segments * rows)
     # Axis 1 of the grid has length 1, which only we know. Knowing that columns begin at a multiple of T, Triton would
     # give every thread several neighbouring columns for the sake of the one tap that is aligned, each with its weights.
-    columns = tl.cast(segment * T + tl.program_id(1), INDEX) + tl.arange(0, T)
+    columns = tl.cast(segment * (T * E) + tl.program_id(1), INDEX) + tl.arange(0, T) * E
     return tl.cast(image, INDEX), tl.cast(row, INDEX), columns, tl.cast(group, INDEX), tl.cast(block, INDEX)
 
 
@@ -212,8 +224,10 @@ def _reassemble_kernel(
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    E: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
+    FULL: tl.constexpr,
     LAST: tl.constexpr,
     TAPS: tl.constexpr,
     INDEX: tl.constexpr,
@@ -221,50 +235,57 @@ def _reassemble_kernel(
 ):
     """Reassembly of N blocks of C channels; with ``logits`` their softmax is written to ``kernels`` first, with
     ``gate`` the result is mixed with ``skip``."""
-    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, INDEX)
+    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
     h *= P // S
     i = h // S
     j_ok = j < width
     if logits is not None:
-        _softmax(logits, kernels, b, h, j, j_ok, K, S, P, TAPS, INDEX, ACC)
+        for e in tl.static_range(E):
+            _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
         # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
         tl.debug_barrier()
     c = block * (C * N) + tl.arange(0, C)
-    total = (_block(T, C, LAST, ACC),) * (P * N)
-    # Columns beyond the image, which are not stored, take the last one's kernels: no load of theirs needs a mask.
-    j_known = tl.minimum(j, width - 1)
+    total = (_block(T, C, LAST, ACC),) * (E * N * P)
     for u in range(tl.maximum(K // 2 - i, 0), tl.minimum(height + K // 2 - i, K)):
         row = i + u - K // 2
-        for v in tl.static_range(K):
-            column = j + v - K // 2
-            start = _columns(_pixel(x, b, row, column), LAST)
-            step = (g * (K * K) + u * K + v) * kernels.channel
-            weights = _load_pixels(kernels, step, b, h, j_known, None, S, P, LAST)
-            sums = ()
+        start = _columns(_pixel(x, b, row, j - K // 2), LAST) + _channels((g * channels + c) * x.channel, LAST)
+        for d in tl.static_range(K + E - 1):
+            values = ()
             for n in tl.static_range(N):
-                at = start + _channels((g * channels + c + n * C) * x.channel, LAST)
-                ok = _inside(_columns(column, LAST), width, _channels(c + n * C < channels, LAST))
-                value = tl.load(at, mask=ok, other=0).to(ACC)
-                for p in tl.static_range(P):
-                    sums += (total[n * P + p] + _columns(weights[p].to(ACC), LAST) * value,)
+                at = start + d * x.column + n * C * x.channel
+                ok = _inside(_columns(j + d - K // 2, LAST), width, _known(c + n * C, channels, FULL, LAST))
+                values += (tl.load(at, mask=ok, other=0).to(ACC),)
+            sums = ()
+            for e in tl.static_range(E):
+                if e <= d and d - e < K:
+                    # Columns beyond the image, which are not stored, take the last one's: no mask is needed.
+                    tap = (g * (K * K) + u * K + d - e) * kernels.channel
+                    weights = _load_pixels(kernels, tap, b, h, tl.minimum(j + e, width - 1), j == j, S, P, LAST)
+                for n in tl.static_range(N):
+                    for p in tl.static_range(P):
+                        so_far = total[(e * N + n) * P + p]
+                        if e <= d and d - e < K:
+                            so_far += _columns(weights[p].to(ACC), LAST) * values[n]
+                        sums += (so_far,)
             total = sums
-    if gate is not None:
-        mixes = _load_pixels(gate, 0, b, h, j, j_ok, S, P, LAST)
-    for n in tl.static_range(N):
-        shown = _columns(j_ok, LAST) & _channels(c + n * C < channels, LAST)
-        out = ()
+    for e in tl.static_range(E):
         if gate is not None:
-            offset = _channels((g * channels + c + n * C) * skip.channel, LAST)
-            others = _load_pixels(skip, offset, b, h, _columns(j, LAST), shown, S, P, LAST)
+            mixes = _load_pixels(gate, 0, b, h, j + e, j + e < width, S, P, LAST)
+        for n in tl.static_range(N):
+            shown = _inside(_columns(j + e, LAST), width, _known(c + n * C, channels, FULL, LAST))
+            out = ()
+            if gate is not None:
+                offset = _channels((g * channels + c + n * C) * skip.channel, LAST)
+                others = _load_pixels(skip, offset, b, h, _columns(j + e, LAST), shown, S, P, LAST)
             for p in tl.static_range(P):
-                mix, other, mine = _columns(mixes[p].to(ACC), LAST), others[p].to(ACC), total[n * P + p]
-                # From the nearer end, as torch.lerp: gates of 0 and 1 give one of the two exactly.
-                out += (tl.where(mix < 0.5, mine + mix * (other - mine), other - (other - mine) * (1 - mix)),)
-        else:
-            for p in tl.static_range(P):
-                out += (total[n * P + p],)
-        offset = _channels((g * channels + c + n * C) * y.channel, LAST)
-        _store_pixels(y, offset, b, h, _columns(j, LAST), shown, out, S, P, LAST)
+                mine = total[(e * N + n) * P + p]
+                if gate is not None:
+                    mix, other = _columns(mixes[p].to(ACC), LAST), others[p].to(ACC)
+                    # From the nearer end, as torch.lerp: gates of 0 and 1 give one of the two exactly.
+                    mine = tl.where(mix < 0.5, mine + mix * (other - mine), other - (other - mine) * (1 - mix))
+                out += (mine,)
+            offset = _channels((g * channels + c + n * C) * y.channel, LAST)
+            _store_pixels(y, offset, b, h, _columns(j + e, LAST), shown, out, S, P, LAST)
 
 
 @_jit
@@ -314,6 +335,8 @@ def _stack(blocks, first: tl.constexpr, step: tl.constexpr, count: tl.constexpr,
         held = _pairs(held, 8)
     if W > 16:
         held = _pairs(held, 16)
+    if W > 32:
+        held = _pairs(held, 32)
     whole = held[0]
     return tl.sum(whole.reshape(whole.shape[0], whole.shape[1], W), 1 if LAST else 0)
 
@@ -366,7 +389,7 @@ def _similarity_kernel(
     p the softmax and m the gate, ``(1 - m) * p * (D - sum over taps of p * D)``. That sum is also the inner product of
     the gradient with the reassembled map, which the gate's gradient needs. ``mixed`` is ``(1 - m) * p``.
     """
-    b, h, j, g, _ = _place(height * S * S // P, width, groups, blocks, T, INDEX)
+    b, h, j, g, _ = _place(height * S * S // P, width, groups, blocks, T, 1, INDEX)
     h *= P // S
     i = h // S
     j_ok = j < width
@@ -484,48 +507,52 @@ def _spread_kernel(
     K: tl.constexpr,
     S: tl.constexpr,
     R: tl.constexpr,
+    Q: tl.constexpr,
     T: tl.constexpr,
     C: tl.constexpr,
     N: tl.constexpr,
+    FULL: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Every location gathers from the pixels whose window it was in; R rows share what they load of the gradient."""
-    b, i, j, g, block = _place((height + R - 1) // R, width, groups, blocks, T, INDEX)
+    b, i, j, g, block = _place((height + R - 1) // R, width, groups, blocks, T, 1, INDEX)
     c = block * (C * N) + tl.arange(0, C)
     total = (_block(T, C, LAST, ACC),) * (R * N)
     # Row r of the block is row r - d + K - 1 of the windows around row top + d.
     top = i * R + K // 2 - (K - 1)
-    for n in range(K * S * S):
-        v, p, q = n // (S * S), n // S % S, n % S
+    for n in range(K * S * S // Q):
+        v, p, q = n // (S * S // Q), n // (S // Q) % S, n % (S // Q)
         column = j - v + K // 2
         start = _columns(_pixel(grad, b, top * S + p, column * S + q), LAST)
+        start += _channels((g * channels + c) * grad.channel, LAST)
         taps = _pixel(kernels, b, top * S + p, column * S + q) + (g * (K * K) + v) * kernels.channel
         for d in tl.static_range(R + K - 1):
-            row_ok = (top + d >= 0) & (top + d < height)
+            within = tl.where((top + d >= 0) & (top + d < height), width, 0)
             values = ()
             for m in tl.static_range(N):
-                at = start + d * (S * grad.row) + _channels((g * channels + c + m * C) * grad.channel, LAST)
-                ok = _inside(_columns(column, LAST), width, _channels(c + m * C < channels, LAST) & row_ok)
-                values += (tl.load(at, mask=ok, other=0).to(ACC),)
+                at = start + d * (S * grad.row) + m * C * grad.channel
+                ok = _inside(_columns(column, LAST), within, _known(c + m * C, channels, FULL, LAST))
+                values += _load_side_by_side(at, grad.column, ok, Q)
             sums = ()
             for r in tl.static_range(R):
                 if r <= d and d - r < K:
-                    at_tap = taps + d * (S * kernels.row) + ((r - d + K - 1) * K) * kernels.channel
-                    weight = tl.load(at_tap, mask=_inside(column, width, row_ok), other=0).to(ACC)
-                    weight = _columns(weight, LAST)
+                    at = taps + d * (S * kernels.row) + ((r - d + K - 1) * K) * kernels.channel
+                    weights = _load_side_by_side(at, kernels.column, _inside(column, within, column == column), Q)
                 for m in tl.static_range(N):
+                    so_far = total[r * N + m]
                     if r <= d and d - r < K:
-                        sums += (total[r * N + m] + weight * values[m],)
-                    else:
-                        sums += (total[r * N + m],)
+                        for w in tl.static_range(Q):
+                            so_far += _columns(weights[w].to(ACC), LAST) * values[m * Q + w].to(ACC)
+                    sums += (so_far,)
             total = sums
     for r in tl.static_range(R):
         for m in tl.static_range(N):
             offset = _channels((g * channels + c + m * C) * out.channel, LAST)
             at = _columns(_pixel(out, b, i * R + r, j), LAST) + offset
-            shown = _inside(_columns(j, LAST), width, _channels(c + m * C < channels, LAST) & (i * R + r < height))
+            within = tl.where(i * R + r < height, width, 0)
+            shown = _inside(_columns(j, LAST), within, _known(c + m * C, channels, FULL, LAST))
             tl.store(at, total[r * N + m].to(out.data.dtype.element_ty), mask=shown)
 
 
@@ -745,18 +772,21 @@ def _reassemble(
     gate: Tensor | None = None,
 ) -> None:
     columns, channels, blocks, warps = _block_of("reassemble", size, x)
+    beside = 2 if _last(x) else 1
     parts = _ceil(size.channels, channels * blocks)
     _launch(
         _reassemble_kernel,
-        size.batch * size.phase_rows * _ceil(size.width, columns) * size.groups * parts,
+        size.batch * size.phase_rows * _ceil(size.width, columns * beside) * size.groups * parts,
         (x, logits, kernels, skip, gate, y),
         (size.height, size.width, size.groups, size.channels, parts),
         K=size.kernel_size,
         S=size.scale,
         P=size.phases,
         T=columns,
+        E=beside,
         C=channels,
         N=blocks,
+        FULL=size.channels % (channels * blocks) == 0,
         LAST=_last(x),
         TAPS=_power(size.kernel_size**2),
         num_warps=warps,
@@ -776,7 +806,7 @@ def _similarity(
     mixed: Tensor | None = None,
 ) -> None:
     columns, channels, run, warps = _lanes_of(size, key)
-    rows = max(1, min(size.kernel_size, 64 // (size.kernel_size * size.phases)))
+    rows = max(1, min(size.kernel_size, 64 // (size.kernel_size * size.phases), 32 // size.kernel_size))
     rows = _ceil(size.kernel_size, _ceil(size.kernel_size, rows))
     _launch(
         _similarity_kernel,
@@ -797,6 +827,13 @@ def _similarity(
 
 
 def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
+    if _OLD and size.scale == 2 and not _last(grad):
+        # Triton 3.6 lays blocks of every other column out so that registers do not suffice.
+        grad, kernels, result = (t.contiguous(memory_format=torch.channels_last) for t in (grad, kernels, out))
+        if _last(grad):
+            _spread(size, grad, kernels, result)
+            out.copy_(result)
+            return
     columns, channels, blocks, warps = _block_of("spread", size, grad)
     parts = _ceil(size.channels, channels * blocks)
     segments = size.batch * _ceil(size.width, columns) * size.groups * parts
@@ -810,9 +847,11 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
         K=size.kernel_size,
         S=size.scale,
         R=rows,
+        Q=2 if size.scale == 2 and not _last(grad) else 1,
         T=columns,
         C=channels,
         N=blocks,
+        FULL=size.channels % (channels * blocks) == 0,
         LAST=_last(grad),
         num_warps=warps,
     )

@@ -18,7 +18,6 @@ if importlib.util.find_spec("triton") is None:
 
 NAME = "fadeviz.upsamplers.backends.triton"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_gpu = pytest.mark.gpu  # and skipped where there is none
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -167,6 +166,63 @@ CASES = {
 def test_family(case):
     batch, channels, h, w, kernel_size, scale, groups, dtype, memory_format = CASES[case]
     check(*maps(batch, channels, h, w, kernel_size, scale, groups, dtype, memory_format), kernel_size, scale, groups)
+
+
+# Odd sizes, tails of every block, groups, and the shapes that networks have; the kernels are compiled for each.
+REALISTIC = {
+    "k5": (2, 64, 33, 47, 5, 2, 1),
+    "k5_wide": (1, 256, 28, 28, 5, 2, 1),
+    "k5_small": (4, 512, 7, 7, 5, 2, 1),
+    "k5_rows_together": (2, 40, 21, 30, 5, 2, 1),
+    "k3_groups": (2, 60, 17, 19, 3, 2, 4),
+    "k4_scale_1": (2, 40, 14, 33, 4, 1, 2),
+    "k7_scale_3": (1, 33, 13, 21, 7, 3, 1),
+    "k9": (1, 48, 16, 18, 9, 2, 1),
+    "k11_scale_1": (1, 20, 15, 37, 11, 1, 1),
+    "k5_scale_4": (1, 130, 9, 34, 5, 4, 1),
+}
+on_a_gpu = [pytest.mark.gpu, pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")]
+
+
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=on_a_gpu) for case in REALISTIC])
+def test_realistic(case, dtype, memory_format, monkeypatch):
+    """Against float64 on the CPU; and the same bits from run to run."""
+    if "together" in case:
+        monkeypatch.setattr(backend, "_BUSY", 0)
+    *shape, kernel_size, scale, groups = REALISTIC[case]
+    x, kernels, grad = maps(*shape, kernel_size, scale, groups, dtype, memory_format)
+    sizes = (kernel_size, scale, groups)
+    names = ("reassemble", "spread", "similarity")
+    given = {"reassemble": (x, kernels), "spread": (grad, kernels), "similarity": (grad, x)}
+    wide_x, wide_kernels = (tensor.cpu().double().requires_grad_() for tensor in (x, kernels))
+    wanted = plain(wide_x, wide_kernels, *sizes)
+    truth = wanted, *torch.autograd.grad(wanted, (wide_x, wide_kernels), grad.cpu().double())
+    for name, want in zip(names, truth, strict=True):
+        got = getattr(backend, name)(*given[name], *sizes)
+        tight(got, want)
+        assert torch.equal(got, getattr(backend, name)(*given[name], *sizes))
+    if groups > 1:
+        return
+    skip = draw(grad.shape, dtype, memory_format, seed=4)
+    gate = draw((x.shape[0], 1, *grad.shape[2:]), dtype, seed=5).sigmoid()
+    wide = [tensor.cpu().double().requires_grad_() for tensor in (x, kernels, skip, gate)]
+    wanted = plain_fused(wide[0], wide[1], kernel_size, scale, *wide[2:])
+    y, softmax = backend.fused_forward(x, kernels, kernel_size, scale, skip, gate)
+    tight(y, wanted)
+    grads = backend.fused_backward(grad, x, softmax, kernel_size, scale, skip, gate)
+    for got, want in zip(grads, torch.autograd.grad(wanted, wide, grad.cpu().double()), strict=True):
+        tight(got, want)
+    again = backend.fused_backward(grad, x, softmax, kernel_size, scale, skip, gate)
+    assert all(map(torch.equal, grads, again))
+
+
+def tight(got, wanted):
+    """As :func:`close`, with a float32 held to what sums in float32 can do."""
+    limit = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}[got.dtype]
+    error = (got.cpu().double() - wanted).abs().max() / wanted.abs().max()
+    assert error.item() <= limit
 
 
 FUSED = {
@@ -328,7 +384,8 @@ def test_long_offsets_where_they_are_needed(monkeypatch):
     assert types == ["int32", "int32", "int64"]
 
 
-@needs_gpu
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 def test_more_than_two_billion_elements():
     x = torch.randn(2, 2**12 + 8, 512, 512, device=DEVICE, dtype=torch.float16)
     kernels = torch.randn(2, 9, 512, 512, device=DEVICE, dtype=torch.float16)

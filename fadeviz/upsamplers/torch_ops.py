@@ -164,7 +164,7 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
 def fused(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
-    """Softmax of the logits, reassembly of x and the gate's mix at once, on a GPU; and what its gradient keeps."""
+    """Softmax of the logits, reassembly of x and the gate's mix at once, on a GPU; and the softmax."""
     out: tuple[Tensor, Tensor] = _triton().fused_forward(x, logits, kernel_size, scale, skip, gate)
     return out
 
@@ -173,15 +173,14 @@ def fused(
 def fused_backward(
     grad: Tensor,
     x: Tensor,
-    logits: Tensor,
-    lse: Tensor,
+    kernels: Tensor,
     skip: Tensor | None,
     gate: Tensor | None,
     kernel_size: int,
     scale: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, the logits, skip and gate; the last two are empty where there are none."""
-    to_x, to_logits, to_skip, to_gate = _triton().fused_backward(grad, x, logits, lse, kernel_size, scale, skip, gate)
+    to_x, to_logits, to_skip, to_gate = _triton().fused_backward(grad, x, kernels, kernel_size, scale, skip, gate)
     none = grad.new_empty(0)
     return to_x, to_logits, none if to_skip is None else to_skip, none.clone() if to_gate is None else to_gate
 
@@ -287,24 +286,21 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     b, c, h, w = x.shape
     y = _empty(x, c, h * scale, w * scale).to(x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype))
-    given = [t.dtype for t in (x, logits, skip, gate) if t is not None]
-    dtype = torch.float64 if torch.float64 in given else torch.float32
-    return y, x.new_empty((b, 1, h * scale, w * scale), dtype=dtype)
+    return y, _empty(logits, *logits.shape[1:])
 
 
 @_shapes_of("fused_backward")
 def _(
     grad: Tensor,
     x: Tensor,
-    logits: Tensor,
-    lse: Tensor,
+    kernels: Tensor,
     skip: Tensor | None,
     gate: Tensor | None,
     kernel_size: int,
     scale: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     to_skip, to_gate = (grad.new_empty(0) if t is None else torch.empty_like(t) for t in (skip, gate))
-    return torch.empty_like(x), torch.empty_like(logits), to_skip, to_gate
+    return torch.empty_like(x), torch.empty_like(kernels), to_skip, to_gate
 
 
 @_shapes_of("rimmed_conv")
@@ -410,27 +406,30 @@ _gradients_of("rimmed_conv", _backward_conv, _keep_conv)
 
 
 def _keep_fused(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, logits, skip, gate, ctx.kernel_size, ctx.scale = inputs
-    ctx.save_for_backward(x, logits, skip, gate, output[1])
-    ctx.mark_non_differentiable(output[1])
+    x, _, skip, gate, ctx.kernel_size, ctx.scale = inputs
+    ctx.save_for_backward(x, output[1], skip, gate)
+    ctx.set_materialize_grads(False)
 
 
-def _backward_fused(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    x, logits, skip, gate, lse = ctx.saved_tensors
+def _backward_fused(ctx: Any, grad: Tensor | None, grad_kernels: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, kernels, skip, gate = ctx.saved_tensors
     k, s = ctx.kernel_size, ctx.scale
-    if not torch.is_grad_enabled():
-        to_x, to_logits, to_skip, to_gate = fused_backward(grad, x, logits, lse, skip, gate, k, s)
+    if grad is not None and grad_kernels is None and not torch.is_grad_enabled():
+        to_x, to_logits, to_skip, to_gate = fused_backward(grad, x, kernels, skip, gate, k, s)
         return to_x, to_logits, None if skip is None else to_skip, None if gate is None else to_gate, None, None
-    # Somebody will differentiate again: the same in parts that know how to.
-    kernels = logits.softmax(1)
-    upstream, to_skip, to_gate = grad, None, None
-    if skip is not None:
-        mixed = reassemble(x, kernels, k, s, 1, "").to(skip.dtype)
-        upstream, to_skip, to_gate = _blend_gradients(grad, mixed, skip, gate)
-        upstream = upstream.to(x.dtype)
-    to_kernels = similarity(upstream, x, k, s, 1, "")
-    to_logits = tiles.softmax_backward(to_kernels, kernels, k, s, 1, False)[0].to(logits.dtype)
-    return spread(upstream, kernels, k, s, 1, ""), to_logits, to_skip, to_gate, None, None
+    # Somebody differentiates again, or differentiates the softmax too: the same in parts that know how to.
+    to_x, to_skip, to_gate, to_kernels = None, None, None, grad_kernels
+    if grad is not None:
+        if skip is not None:
+            mixed = reassemble(x, kernels, k, s, 1, "").to(skip.dtype)
+            grad, to_skip, to_gate = _blend_gradients(grad, mixed, skip, gate)
+            grad = grad.to(x.dtype)
+        to_x, from_y = spread(grad, kernels, k, s, 1, ""), similarity(grad, x, k, s, 1, "")
+        to_kernels = from_y if to_kernels is None else to_kernels + from_y
+    if to_kernels is None:
+        return None, None, None, None, None, None
+    to_logits = tiles.softmax_backward(to_kernels, kernels, k, s, 1, False)[0].to(kernels.dtype)
+    return to_x, to_logits, to_skip, to_gate, None, None
 
 
 _gradients_of("fused", _backward_fused, _keep_fused)

@@ -30,16 +30,27 @@ try:
 except ImportError:
     triton = tl = None
 else:
-    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 3):
+    _VERSION = tuple(int(n) for n in triton.__version__.split(".")[:2])
+    if _VERSION < (3, 3):
         triton = tl = None  # It cannot pass tuples to kernels.
 
 # Without Triton the kernels stay plain functions that nothing calls: `available` says so, a launch what to install.
 _jit: Any = (lambda function: function) if triton is None else triton.jit
 
-_WARPS = 4
-_THREADS = 32 * _WARPS
+_TUNED = {
+    ("reassemble", True): (32, 4, 8),
+    ("reassemble", False): (32, 4, 8),
+    ("similarity", True): (8, 4, 0),
+    ("similarity", False): (32, 4, 0),
+    ("spread", True): (32, 4, 8),
+    ("spread", False): (32, 4, 8),
+}
+"""Threads along the contiguous axis, warps, and channels of a thread, by kernel and whether channels are contiguous."""
+
 _WIDE = 2**31
 """From this many elements on, offsets are 64-bit."""
+
+_OLD = triton is not None and _VERSION < (3, 7)
 
 _BUSY = 4096
 """Programs that fill a GPU many times over: more than these may as well share some of their work."""
@@ -79,8 +90,15 @@ def _channels(of, LAST: tl.constexpr):
 
 @_jit
 @no_type_check
-def _zeros(T: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr):
-    """A block of T locations and C channels or taps."""
+def _known(c, channels, FULL: tl.constexpr, LAST: tl.constexpr):
+    """Which channels there are; with FULL all, and nobody need ask."""
+    return (tl.full([1, 1], 0, tl.int32) == 0) if FULL else _channels(c < channels, LAST)
+
+
+@_jit
+@no_type_check
+def _block(T: tl.constexpr, C: tl.constexpr, LAST: tl.constexpr, ACC: tl.constexpr):
+    """Zeros for T locations and C channels."""
     return tl.full([T, C] if LAST else [C, T], 0, ACC)
 
 
@@ -93,19 +111,60 @@ def _pixel(of, b, i, j):
 
 @_jit
 @no_type_check
-def _inside(i, j, height, width):
-    """Which columns j of row i are in the image; the row is folded into the bound, being the same for all."""
-    return (j >= 0) & (j < tl.where((i >= 0) & (i < height), width, 0))
+def _inside(j, width, ok):
+    """Which columns j are in the image, where ``ok``; in one comparison, as what is negative is a large number too."""
+    return j.to(tl.uint32) < tl.where(ok, width, 0).to(tl.uint32)
 
 
 @_jit
 @no_type_check
-def _place(rows, width, groups, blocks, T: tl.constexpr, INDEX: tl.constexpr):
+def _load_side_by_side(at, step, mask, Q: tl.constexpr):
+    """Q = 1 or 2 elements of each place, ``step`` apart; two of them as one load, where they are contiguous."""
+    if Q == 1:
+        found = (tl.load(at, mask=mask, other=0),)
+    else:
+        two = tl.arange(0, 2)
+        at_both = tl.expand_dims(at, -1) + two * step
+        found = tl.split(tl.load(at_both, mask=tl.expand_dims(mask, -1) & (two < 2), other=0))
+    return found
+
+
+@_jit
+@no_type_check
+def _load_pixels(of, offset, b, h, j, mask, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
+    """The P pixels of every location, each a block like ``offset``; two neighbours in memory are loaded as one."""
+    Q: tl.constexpr = 2 if S == 2 and not LAST else 1
+    found = ()
+    for n in tl.static_range(P // Q):
+        at = _pixel(of, b, h + n * Q // S, j * S + n * Q % S) + offset
+        found += _load_side_by_side(at, of.column, mask, Q)
+    return found
+
+
+@_jit
+@no_type_check
+def _store_pixels(of, offset, b, h, j, mask, values, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
+    """The converse of :func:`_load_pixels`."""
+    if S == 2 and not LAST:
+        two = tl.arange(0, 2)
+        for r in tl.static_range(P // 2):
+            at = tl.expand_dims(_pixel(of, b, h + r, j * 2) + offset, -1) + two * of.column
+            pair = tl.join(values[r * 2], values[r * 2 + 1])
+            tl.store(at, pair.to(of.data.dtype.element_ty), mask=tl.expand_dims(mask, -1) & (two < 2))
+    else:
+        for p in tl.static_range(P):
+            at = _pixel(of, b, h + p // S, j * S + p % S) + offset
+            tl.store(at, values[p].to(of.data.dtype.element_ty), mask=mask)
+
+
+@_jit
+@no_type_check
+def _place(rows, width, groups, blocks, T: tl.constexpr, E: tl.constexpr, INDEX: tl.constexpr):
     """This program's image, block of rows, columns, group and block of channels.
 
     Neighbours in the grid run at the same time: first those that share kernels, then those that share patches of x.
     """
-    segments = (width + T - 1) // T
+    segments = (width + T * E - 1) // (T * E)
     place = tl.program_id(0)
     block = place % blocks
     group = place // blocks % groups
@@ -114,88 +173,184 @@ def _place(rows, width, groups, blocks, T: tl.constexpr, INDEX: tl.constexpr):
     image = place // (blocks * groups * segments * rows)
     # Axis 1 of the grid has length 1, which only we know. Knowing that columns begin at a multiple of T, Triton would
     # give every thread several neighbouring columns for the sake of the one tap that is aligned, each with its weights.
-    columns = tl.cast(segment * T + tl.program_id(1), INDEX) + tl.arange(0, T)
+    columns = tl.cast(segment * (T * E) + tl.program_id(1), INDEX) + tl.arange(0, T) * E
     return tl.cast(image, INDEX), tl.cast(row, INDEX), columns, tl.cast(group, INDEX), tl.cast(block, INDEX)
+
+
+@_jit
+@no_type_check
+def _softmax(
+    logits,
+    kernels,
+    b,
+    h,
+    j,
+    j_ok,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    TAPS: tl.constexpr,
+    INDEX: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Kernels of P pixels from their logits."""
+    tap = tl.cast(tl.arange(0, TAPS), INDEX)
+    known = j_ok[:, None] & (tap < K * K)[None, :]
+    for p in tl.static_range(P):
+        at = _pixel(logits, b, h + p // S, j * S + p % S)[:, None] + (tap * logits.channel)[None, :]
+        logit = tl.load(at, mask=known, other=float("-inf")).to(ACC)
+        # Columns beyond the image have no tap at all; -inf - -inf would be NaN.
+        logit = tl.exp(logit - tl.where(j_ok, tl.max(logit, 1), 0)[:, None])
+        share = logit * (1 / tl.where(j_ok, tl.sum(logit, 1), 1))[:, None]
+        at = _pixel(kernels, b, h + p // S, j * S + p % S)[:, None] + (tap * kernels.channel)[None, :]
+        tl.store(at, share.to(kernels.data.dtype.element_ty), mask=known)
 
 
 @_jit
 @no_type_check
 def _reassemble_kernel(
     x,
+    logits,
     kernels,
     skip,
     gate,
     y,
-    lse,
     height,
     width,
     groups,
     channels,
+    blocks,
     K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
+    E: tl.constexpr,
     C: tl.constexpr,
+    N: tl.constexpr,
+    FULL: tl.constexpr,
     LAST: tl.constexpr,
     TAPS: tl.constexpr,
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Reassembly; with ``lse`` the kernels are logits, with ``gate`` the result is mixed with ``skip``."""
-    b, h, j, g, block = _place(height * S * S // P, width, groups, (channels + C - 1) // C, T, INDEX)
+    """Reassembly of N blocks of C channels; with ``logits`` their softmax is written to ``kernels`` first, with
+    ``gate`` the result is mixed with ``skip``."""
+    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
     h *= P // S
     i = h // S
-    c = block * C + tl.arange(0, C)
-    j_ok, c_ok = j < width, c < channels
-    c += g * channels
-    taps = ()
-    for p in tl.static_range(P):
-        taps += (_pixel(kernels, b, h + p // S, j * S + p % S) + g * (K * K) * kernels.channel,)
-    norms = ()
-    if lse is not None:
-        # All logits once for their norm; below they come from the cache, one tap at a time.
-        tap = tl.cast(tl.arange(0, TAPS), INDEX)
-        for p in tl.static_range(P):
-            known = _channels(tap < K * K, LAST)
-            at_taps = _columns(taps[p], LAST) + _channels(tap * kernels.channel, LAST)
-            logit = tl.load(at_taps, mask=_columns(j_ok, LAST) & known, other=0).to(ACC)
-            logit = tl.where(known, logit, float("-inf"))
-            top = tl.max(logit, 1 if LAST else 0)
-            norm = top + tl.log(tl.sum(tl.exp(logit - _columns(top, LAST)), 1 if LAST else 0))
-            tl.store(_pixel(lse, b, h + p // S, j * S + p % S), norm, mask=j_ok)
-        # Read back what was just written: every thread then has the norms of its own columns, and exchanges nothing
-        # inside the loop. Programs of other channels write the same numbers.
+    j_ok = j < width
+    if logits is not None:
+        for e in tl.static_range(E):
+            _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
+        # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
         tl.debug_barrier()
-        for p in tl.static_range(P):
-            norms += (tl.load(_pixel(lse, b, h + p // S, j * S + p % S), mask=j_ok, other=0),)
-    total = (_zeros(T, C, LAST, ACC),) * P
-    for u in range(K):
+    c = block * (C * N) + tl.arange(0, C)
+    total = (_block(T, C, LAST, ACC),) * (E * N * P)
+    for u in range(tl.maximum(K // 2 - i, 0), tl.minimum(height + K // 2 - i, K)):
         row = i + u - K // 2
-        for v in tl.static_range(K):
-            column = j + v - K // 2
-            ok = _columns(_inside(row, column, height, width), LAST) & _channels(c_ok, LAST)
-            at = _columns(_pixel(x, b, row, column), LAST) + _channels(c * x.channel, LAST)
-            value = tl.load(at, mask=ok, other=0).to(ACC)
-            step = tl.cast(u * K + v, INDEX) * kernels.channel
+        start = _columns(_pixel(x, b, row, j - K // 2), LAST) + _channels((g * channels + c) * x.channel, LAST)
+        for d in tl.static_range(K + E - 1):
+            values = ()
+            for n in tl.static_range(N):
+                at = start + d * x.column + n * C * x.channel
+                ok = _inside(_columns(j + d - K // 2, LAST), width, _known(c + n * C, channels, FULL, LAST))
+                values += (tl.load(at, mask=ok, other=0).to(ACC),)
             sums = ()
-            for p in tl.static_range(P):
-                weight = tl.load(taps[p] + step, mask=j_ok, other=0).to(ACC)
-                if lse is not None:
-                    weight = tl.exp(weight - norms[p])
-                sums += (total[p] + _columns(weight, LAST) * value,)
+            for e in tl.static_range(E):
+                if e <= d and d - e < K:
+                    # Columns beyond the image, which are not stored, take the last one's: no mask is needed.
+                    tap = (g * (K * K) + u * K + d - e) * kernels.channel
+                    weights = _load_pixels(kernels, tap, b, h, tl.minimum(j + e, width - 1), j == j, S, P, LAST)
+                for n in tl.static_range(N):
+                    for p in tl.static_range(P):
+                        so_far = total[(e * N + n) * P + p]
+                        if e <= d and d - e < K:
+                            so_far += _columns(weights[p].to(ACC), LAST) * values[n]
+                        sums += (so_far,)
             total = sums
-    shown = _columns(j_ok, LAST) & _channels(c_ok, LAST)
-    for p in tl.static_range(P):
-        out = total[p]
+    for e in tl.static_range(E):
         if gate is not None:
-            mix = tl.load(_pixel(gate, b, h + p // S, j * S + p % S), mask=j_ok, other=0).to(ACC)
-            mix = _columns(mix, LAST)
-            at_skip = _columns(_pixel(skip, b, h + p // S, j * S + p % S), LAST)
-            other = tl.load(at_skip + _channels(c * skip.channel, LAST), mask=shown, other=0).to(ACC)
-            # From the nearer end, as torch.lerp: gates of 0 and 1 give one of the two exactly.
-            out = tl.where(mix < 0.5, out + mix * (other - out), other - (other - out) * (1 - mix))
-        at_y = _columns(_pixel(y, b, h + p // S, j * S + p % S), LAST) + _channels(c * y.channel, LAST)
-        tl.store(at_y, out.to(y.data.dtype.element_ty), mask=shown)
+            mixes = _load_pixels(gate, 0, b, h, j + e, j + e < width, S, P, LAST)
+        for n in tl.static_range(N):
+            shown = _inside(_columns(j + e, LAST), width, _known(c + n * C, channels, FULL, LAST))
+            out = ()
+            if gate is not None:
+                offset = _channels((g * channels + c + n * C) * skip.channel, LAST)
+                others = _load_pixels(skip, offset, b, h, _columns(j + e, LAST), shown, S, P, LAST)
+            for p in tl.static_range(P):
+                mine = total[(e * N + n) * P + p]
+                if gate is not None:
+                    mix, other = _columns(mixes[p].to(ACC), LAST), others[p].to(ACC)
+                    # From the nearer end, as torch.lerp: gates of 0 and 1 give one of the two exactly.
+                    mine = tl.where(mix < 0.5, mine + mix * (other - mine), other - (other - mine) * (1 - mix))
+                out += (mine,)
+            offset = _channels((g * channels + c + n * C) * y.channel, LAST)
+            _store_pixels(y, offset, b, h, _columns(j + e, LAST), shown, out, S, P, LAST)
+
+
+@_jit
+@no_type_check
+def _lanes(block, V: tl.constexpr):
+    """The V elements that a thread holds along the last axis, one by one."""
+    parts = (block,)
+    if V > 1:
+        parts = tl.split(block.reshape(block.shape[0], block.shape[1], V // 2, 2))
+    if V > 2:
+        parts = _halve(parts, V // 2)
+    if V > 4:
+        parts = _halve(parts, V // 4)
+    found = ()
+    for n in tl.static_range(V):
+        found += (parts[n].reshape(block.shape[0], block.shape[1]),)
+    return found
+
+
+@_jit
+@no_type_check
+def _halve(parts, V: tl.constexpr):
+    halves = ()
+    for n in tl.static_range(len(parts)):
+        part = parts[n]
+        halves += tl.split(part.reshape(part.shape[0], part.shape[1], V // 2, 2))
+    return halves
+
+
+@_jit
+@no_type_check
+def _stack(blocks, first: tl.constexpr, step: tl.constexpr, count: tl.constexpr, W: tl.constexpr, LAST: tl.constexpr):
+    """Blocks first, first + step ... as one with W >= count of them along a new last axis, summed over channels."""
+    held = ()
+    for n in tl.static_range(W):
+        if n < count:
+            held += (blocks[first + n * step],)
+        else:
+            held += (blocks[first] * 0,)
+    if W > 1:
+        held = _pairs(held, 1)
+    if W > 2:
+        held = _pairs(held, 2)
+    if W > 4:
+        held = _pairs(held, 4)
+    if W > 8:
+        held = _pairs(held, 8)
+    if W > 16:
+        held = _pairs(held, 16)
+    if W > 32:
+        held = _pairs(held, 32)
+    whole = held[0]
+    return tl.sum(whole.reshape(whole.shape[0], whole.shape[1], W), 1 if LAST else 0)
+
+
+@_jit
+@no_type_check
+def _pairs(blocks, m: tl.constexpr):
+    """Blocks n and n + half joined, m of which were joined before."""
+    half: tl.constexpr = len(blocks) // 2
+    joined = ()
+    for n in tl.static_range(half):
+        pair = tl.join(blocks[n], blocks[n + half])
+        joined += (pair.reshape(pair.shape[0], pair.shape[1], 2 * m),)
+    return joined
 
 
 @_jit
@@ -204,100 +359,138 @@ def _similarity_kernel(
     query,
     key,
     out,
-    logits,
-    lse,
+    kernels,
     skip,
     gate,
     grad_skip,
     grad_gate,
+    mixed,
     height,
     width,
     groups,
     channels,
+    blocks,
     K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
     T: tl.constexpr,
     C: tl.constexpr,
     V: tl.constexpr,
+    U: tl.constexpr,
+    W: tl.constexpr,
     LAST: tl.constexpr,
-    TAPS: tl.constexpr,
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Inner products of queries with their windows of keys, C * V channels at a time, V of them in one thread.
+    """Inner products of queries with U rows of their windows of keys at once, U * K <= W; C * V channels at a time, V
+    of them in one thread.
 
-    With ``lse`` the query is the gradient of y, and out that of the logits: with D the inner products, p the softmax
-    and m the gate, ``(1 - m) * p * (D - sum over taps of p * D)``. That sum is also the inner product of the gradient
-    with the reassembled map, which the gate's gradient needs.
+    With ``kernels``, a softmax, the query is the gradient of y, and out that of the logits: with D the inner products,
+    p the softmax and m the gate, ``(1 - m) * p * (D - sum over taps of p * D)``. That sum is also the inner product of
+    the gradient with the reassembled map, which the gate's gradient needs. ``mixed`` is ``(1 - m) * p``.
     """
-    b, h, j, g, _ = _place(height * S * S // P, width, groups, 1, T, INDEX)
+    b, h, j, g, _ = _place(height * S * S // P, width, groups, blocks, T, 1, INDEX)
     h *= P // S
     i = h // S
     j_ok = j < width
-    tap = tl.cast(tl.arange(0, TAPS), INDEX)
-    # Blocks are (T, C, V) or, with columns contiguous, (V, C, T).
-    lane = tl.cast(_columns(tl.arange(0, C), LAST) * V + _channels(tl.arange(0, V), LAST), INDEX)
-    lane = lane[None, :, :] if LAST else lane[:, :, None]
-    product = (_zeros(T, TAPS, LAST, ACC),) * P
-    for u in range(K):
-        row = i + u - K // 2
-        partial = (_zeros(T, C, LAST, ACC),) * (K * P)
+    lane = tl.cast(tl.arange(0, C), INDEX)
+    if V > 1:
+        lanes = (lane[:, None] * V + tl.arange(0, V)[None, :])[None, :, :]
+        spread_j = j[:, None, None]
+        spread_ok = j_ok[:, None, None]
+    else:
+        lanes = _channels(lane, LAST)
+        spread_j = _columns(j, LAST)
+        spread_ok = _columns(j_ok, LAST)
+    if gate is not None:
+        seen = (_block(T, C, LAST, ACC),) * P
         for first in range(0, channels, C * V):
-            c = g * channels + first + lane
-            c_ok = first + lane < channels
+            ok = spread_ok & (first + lanes < channels)
+            sums = ()
+            for p in tl.static_range(P):
+                at = _pixel(query, b, h + p // S, spread_j * S + p % S)
+                grad = tl.load(at + (first + lanes) * query.channel, mask=ok, other=0).to(ACC)
+                at = _pixel(skip, b, h + p // S, spread_j * S + p % S)
+                other = _lanes(tl.load(at + (first + lanes) * skip.channel, mask=ok, other=0).to(ACC), V)
+                mine = _lanes(grad, V)
+                so_far = seen[p]
+                for w in tl.static_range(V):
+                    so_far += mine[w] * other[w]
+                sums += (so_far,)
+                mix = tl.load(_pixel(gate, b, h + p // S, spread_j * S + p % S), mask=spread_ok, other=0).to(ACC)
+                at = _pixel(grad_skip, b, h + p // S, spread_j * S + p % S)
+                to_skip = (grad * mix).to(grad_skip.data.dtype.element_ty)
+                tl.store(at + (first + lanes) * grad_skip.channel, to_skip, mask=ok)
+            seen = sums
+    tap = tl.cast(tl.arange(0, W), INDEX)
+    shares = ()
+    products = ()
+    mean = (tl.zeros([T], ACC),) * P
+    for top in tl.static_range(0, K, U):
+        partial = (_block(T, C, LAST, ACC),) * (U * K * P)
+        for first in range(0, channels, C * V):
+            c = g * channels + first + lanes
+            c_ok = first + lanes < channels
+            grads = _load_pixels(query, c * query.channel, b, h, spread_j, spread_ok & c_ok, S, P, LAST)
             queries = ()
             for p in tl.static_range(P):
-                at = _columns(_columns(_pixel(query, b, h + p // S, j * S + p % S), LAST), LAST)
-                ok = _columns(_columns(j_ok, LAST), LAST) & c_ok
-                queries += (tl.load(at + c * query.channel, mask=ok, other=0).to(ACC),)
+                queries += _lanes(grads[p].to(ACC), V)
             sums = ()
-            for v in tl.static_range(K):
-                column = j + v - K // 2
-                at = _columns(_columns(_pixel(key, b, row, column), LAST), LAST)
-                ok = _columns(_columns(_inside(row, column, height, width), LAST), LAST) & c_ok
-                value = tl.load(at + c * key.channel, mask=ok, other=0).to(ACC)
-                for p in tl.static_range(P):
-                    sums += (partial[v * P + p] + tl.sum(queries[p] * value, 2 if LAST else 0),)
+            start = _pixel(key, b, i + top - K // 2, spread_j - K // 2) + c * key.channel
+            for u in tl.static_range(U):
+                row = i + (top + u) - K // 2
+                for v in tl.static_range(K):
+                    if top + u < K:
+                        column = spread_j + v - K // 2
+                        ok = _inside(column, width, c_ok & (row >= 0) & (row < height))
+                        value = tl.load(start + (u * key.row + v * key.column), mask=ok, other=0).to(ACC)
+                        values = _lanes(value, V)
+                    for p in tl.static_range(P):
+                        so_far = partial[(u * K + v) * P + p]
+                        if top + u < K:
+                            for w in tl.static_range(V):
+                                so_far += queries[p * V + w] * values[w]
+                        sums += (so_far,)
             partial = sums
-        for v in tl.static_range(K):
-            filled = ()
-            for p in tl.static_range(P):
-                found = _columns(tl.sum(partial[v * P + p], 1 if LAST else 0), LAST)
-                filled += (tl.where(_channels(tap == u * K + v, LAST), found, product[p]),)
-            product = filled
-    known = _columns(j_ok, LAST) & _channels(tap < K * K, LAST)
-    for p in tl.static_range(P):
-        result = product[p]
-        if lse is not None:
-            at_taps = _columns(_pixel(logits, b, h + p // S, j * S + p % S), LAST)
-            at_taps += _channels(tap * logits.channel, LAST)
-            logit = tl.load(at_taps, mask=known, other=float("-inf")).to(ACC)
-            norm = tl.load(_pixel(lse, b, h + p // S, j * S + p % S), mask=j_ok, other=0)
-            share = tl.exp(logit - _columns(norm, LAST))
-            mean = tl.sum(share * result, 1 if LAST else 0)
-            result = share * (result - _columns(mean, LAST))
+        # What a pass found is brought at once into the form of a store: the threads of a location all hold the sums,
+        # which are too many to keep. Only the softmax's gradient needs the sum over all passes.
+        here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
+        offset = (top * K + tap)[None, :]
+        means = ()
+        for p in tl.static_range(P):
+            product = _stack(partial, p, P, U * K, W, LAST)
+            if kernels is None:
+                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None]
+                at += (g * (K * K) + offset) * out.channel
+                tl.store(at, product.to(out.data.dtype.element_ty), mask=here)
+            else:
+                at = _pixel(kernels, b, h + p // S, j * S + p % S)[:, None]
+                share = tl.load(at + offset * kernels.channel, mask=here, other=0).to(ACC)
+                product *= share
+                shares += (share,)
+                products += (product,)
+                means += (mean[p] + tl.sum(product, 1),)
+        if kernels is not None:
+            mean = means
+    if kernels is not None:
+        for p in tl.static_range(P):
             if gate is not None:
+                # Loaded again: here neighbouring threads have the taps of a location, above its channels.
                 mix = tl.load(_pixel(gate, b, h + p // S, j * S + p % S), mask=j_ok, other=0).to(ACC)
-                result *= _columns(1 - mix, LAST)
-                seen = _zeros(T, C, LAST, ACC)
-                for first in range(0, channels, C * V):
-                    c = first + lane
-                    ok = _columns(_columns(j_ok, LAST), LAST) & (c < channels)
-                    at = _columns(_columns(_pixel(query, b, h + p // S, j * S + p % S), LAST), LAST)
-                    grad = tl.load(at + c * query.channel, mask=ok, other=0).to(ACC)
-                    at_skip = _columns(_columns(_pixel(skip, b, h + p // S, j * S + p % S), LAST), LAST)
-                    other = tl.load(at_skip + c * skip.channel, mask=ok, other=0).to(ACC)
-                    seen += tl.sum(grad * other, 2 if LAST else 0)
-                    at_grad = _columns(_columns(_pixel(grad_skip, b, h + p // S, j * S + p % S), LAST), LAST)
-                    mixed = grad * _columns(_columns(mix, LAST), LAST)
-                    tl.store(at_grad + c * grad_skip.channel, mixed.to(grad_skip.data.dtype.element_ty), mask=ok)
-                at_gate = _pixel(grad_gate, b, h + p // S, j * S + p % S)
-                grad_mix = tl.sum(seen, 1 if LAST else 0) - mean
-                tl.store(at_gate, grad_mix.to(grad_gate.data.dtype.element_ty), mask=j_ok)
-        at_out = _columns(_pixel(out, b, h + p // S, j * S + p % S), LAST)
-        at_out += _channels((g * (K * K) + tap) * out.channel, LAST)
-        tl.store(at_out, result.to(out.data.dtype.element_ty), mask=known)
+                grad_mix = tl.sum(seen[p], 1 if LAST else 0) - mean[p]
+                at = _pixel(grad_gate, b, h + p // S, j * S + p % S)
+                tl.store(at, grad_mix.to(grad_gate.data.dtype.element_ty), mask=j_ok)
+            for top in tl.static_range(0, K, U):
+                here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
+                offset = (top * K + tap)[None, :]
+                share, product = shares[top // U * P + p], products[top // U * P + p]
+                result = product - share * mean[p][:, None]
+                if gate is not None:
+                    result *= (1 - mix)[:, None]
+                    at = _pixel(mixed, b, h + p // S, j * S + p % S)[:, None] + offset * mixed.channel
+                    tl.store(at, (share * (1 - mix)[:, None]).to(mixed.data.dtype.element_ty), mask=here)
+                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None] + offset * out.channel
+                tl.store(at, result.to(out.data.dtype.element_ty), mask=here)
 
 
 @_jit
@@ -305,63 +498,62 @@ def _similarity_kernel(
 def _spread_kernel(
     grad,
     kernels,
-    lse,
-    gate,
     out,
     height,
     width,
     groups,
     channels,
+    blocks,
     K: tl.constexpr,
     S: tl.constexpr,
     R: tl.constexpr,
+    Q: tl.constexpr,
     T: tl.constexpr,
     C: tl.constexpr,
+    N: tl.constexpr,
+    FULL: tl.constexpr,
     LAST: tl.constexpr,
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Every location gathers from the pixels whose window it was in; R rows share what they load of the gradient.
-
-    With ``lse`` the kernels are logits, with ``gate`` the gradient reaches the reassembled map by ``1 - gate``.
-    """
-    b, i, j, g, block = _place((height + R - 1) // R, width, groups, (channels + C - 1) // C, T, INDEX)
-    c = block * C + tl.arange(0, C)
-    c_ok = c < channels
-    c += g * channels
-    total = (_zeros(T, C, LAST, ACC),) * R
-    for n in range(K * S * S):
-        v, p, q = n // (S * S), n // S % S, n % S
+    """Every location gathers from the pixels whose window it was in; R rows share what they load of the gradient."""
+    b, i, j, g, block = _place((height + R - 1) // R, width, groups, blocks, T, 1, INDEX)
+    c = block * (C * N) + tl.arange(0, C)
+    total = (_block(T, C, LAST, ACC),) * (R * N)
+    # Row r of the block is row r - d + K - 1 of the windows around row top + d.
+    top = i * R + K // 2 - (K - 1)
+    for n in range(K * S * S // Q):
+        v, p, q = n // (S * S // Q), n // (S // Q) % S, n % (S // Q)
         column = j - v + K // 2
+        start = _columns(_pixel(grad, b, top * S + p, column * S + q), LAST)
+        start += _channels((g * channels + c) * grad.channel, LAST)
+        taps = _pixel(kernels, b, top * S + p, column * S + q) + (g * (K * K) + v) * kernels.channel
         for d in tl.static_range(R + K - 1):
-            # Row r of the block is row r - d + K - 1 of the windows around this one.
-            row = i * R + d + K // 2 - (K - 1)
-            pixel_ok = _inside(row, column, height, width)
-            at = _columns(_pixel(grad, b, row * S + p, column * S + q), LAST) + _channels(c * grad.channel, LAST)
-            ok = _columns(pixel_ok, LAST) & _channels(c_ok, LAST)
-            value = tl.load(at, mask=ok, other=0).to(ACC)
-            taps = _pixel(kernels, b, row * S + p, column * S + q) + g * (K * K) * kernels.channel
-            if lse is not None:
-                norm = tl.load(_pixel(lse, b, row * S + p, column * S + q), mask=pixel_ok, other=0)
-            if gate is not None:
-                mix = tl.load(_pixel(gate, b, row * S + p, column * S + q), mask=pixel_ok, other=0).to(ACC)
+            within = tl.where((top + d >= 0) & (top + d < height), width, 0)
+            values = ()
+            for m in tl.static_range(N):
+                at = start + d * (S * grad.row) + m * C * grad.channel
+                ok = _inside(_columns(column, LAST), within, _known(c + m * C, channels, FULL, LAST))
+                values += _load_side_by_side(at, grad.column, ok, Q)
             sums = ()
             for r in tl.static_range(R):
                 if r <= d and d - r < K:
-                    tap = tl.cast((r - d + K - 1) * K + v, INDEX)
-                    weight = tl.load(taps + tap * kernels.channel, mask=pixel_ok, other=0).to(ACC)
-                    if lse is not None:
-                        weight = tl.exp(weight - norm)
-                    if gate is not None:
-                        weight *= 1 - mix
-                    sums += (total[r] + _columns(weight, LAST) * value,)
-                else:
-                    sums += (total[r],)
+                    at = taps + d * (S * kernels.row) + ((r - d + K - 1) * K) * kernels.channel
+                    weights = _load_side_by_side(at, kernels.column, _inside(column, within, column == column), Q)
+                for m in tl.static_range(N):
+                    so_far = total[r * N + m]
+                    if r <= d and d - r < K:
+                        for w in tl.static_range(Q):
+                            so_far += _columns(weights[w].to(ACC), LAST) * values[m * Q + w].to(ACC)
+                    sums += (so_far,)
             total = sums
     for r in tl.static_range(R):
-        at_out = _columns(_pixel(out, b, i * R + r, j), LAST) + _channels(c * out.channel, LAST)
-        shown = _columns(_inside(i * R + r, j, height, width), LAST) & _channels(c_ok, LAST)
-        tl.store(at_out, total[r].to(out.data.dtype.element_ty), mask=shown)
+        for m in tl.static_range(N):
+            offset = _channels((g * channels + c + m * C) * out.channel, LAST)
+            at = _columns(_pixel(out, b, i * R + r, j), LAST) + offset
+            within = tl.where(i * R + r < height, width, 0)
+            shown = _inside(_columns(j, LAST), within, _known(c + m * C, channels, FULL, LAST))
+            tl.store(at, total[r * N + m].to(out.data.dtype.element_ty), mask=shown)
 
 
 # ------------------------------------------------------------------------------------------------------------ functions
@@ -467,25 +659,24 @@ def fused_forward(
         gate: ``(B, 1, s*h, s*w)``; 1 takes skip, 0 the reassembled map.
 
     Returns:
-        y, ``(B, C, s*h, s*w)`` in the dtype of x and skip together and x's memory format; and the logarithm of the sum
-        of the logits' exponentials, ``(B, 1, s*h, s*w)`` in float32, in float64 where an input is float64.
+        y, ``(B, C, s*h, s*w)`` in the dtype of x and skip together and x's memory format; and the softmax, in the
+        logits' shape, dtype and memory format.
 
     Raises:
         FadevizError: shapes that do not fit, or one of skip and gate without the other.
     """
     size = _Size.of(x, kernel_size, scale, 1)
-    _check_fused(size, logits, skip, gate)
+    _check_fused(size, "logits", logits, skip, gate)
     y = _empty(size.high, x, x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype))
-    lse = x.new_empty(size.pixels, dtype=_sum_dtype(x, logits, skip, gate))
-    _reassemble(size, x, logits, y, lse, skip, gate)
-    return y, lse
+    kernels = _empty(size.kernels, logits, logits.dtype)
+    _reassemble(size, x, kernels, y, logits, skip, gate)
+    return y, kernels
 
 
 def fused_backward(
     grad: Tensor,
     x: Tensor,
-    logits: Tensor,
-    lse: Tensor,
+    kernels: Tensor,
     kernel_size: int,
     scale: int,
     skip: Tensor | None = None,
@@ -493,16 +684,15 @@ def fused_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """The gradients of :func:`fused_forward`'s y with respect to x, logits, skip and gate, given y's.
 
-    The softmax is computed again from ``lse``; neither it nor the reassembled map is read or written.
+    The reassembled map is neither read nor written.
 
     Args:
         grad: ``(B, C, s*h, s*w)``, any strides.
-        x: as it was given to :func:`fused_forward`, like all that follow.
-        logits: likewise.
-        lse: as it came from there.
+        x: as it was given to :func:`fused_forward`.
+        kernels: the softmax, as it came from there.
         kernel_size: K.
         scale: s.
-        skip: likewise.
+        skip: as it was given.
         gate: likewise.
 
     Returns:
@@ -513,13 +703,16 @@ def fused_backward(
     """
     size = _Size.of(x, kernel_size, scale, 1)
     _check("grad", grad, size.high)
-    _check("lse", lse, size.pixels)
-    _check_fused(size, logits, skip, gate)
-    grad_x, grad_logits = _empty(size.low, x, x.dtype), _empty(size.kernels, logits, logits.dtype)
-    grad_skip = None if skip is None else _empty(size.high, skip, skip.dtype)
-    grad_gate = None if gate is None else _empty(size.pixels, gate, gate.dtype)
-    _similarity(size, grad, x, grad_logits, logits, lse, skip, gate, grad_skip, grad_gate)
-    _spread(size, grad, logits, grad_x, lse, gate)
+    _check_fused(size, "kernels", kernels, skip, gate)
+    grad_x, grad_logits = _empty(size.low, x, x.dtype), _empty(size.kernels, kernels, kernels.dtype)
+    if skip is None or gate is None:
+        _similarity(size, grad, x, grad_logits, kernels)
+        _spread(size, grad, kernels, grad_x)
+        return grad_x, grad_logits, None, None
+    grad_skip, grad_gate = _empty(size.high, skip, skip.dtype), _empty(size.pixels, gate, gate.dtype)
+    mixed = torch.empty_like(grad_logits)
+    _similarity(size, grad, x, grad_logits, kernels, skip, gate, grad_skip, grad_gate, mixed)
+    _spread(size, grad, mixed, grad_x)
     return grad_x, grad_logits, grad_skip, grad_gate
 
 
@@ -569,34 +762,34 @@ class _Size(NamedTuple):
     def phase_rows(self) -> int:
         return self.height * self.scale**2 // self.phases
 
-    @property
-    def taps(self) -> int:
-        return _power(self.kernel_size**2)
-
-
 def _reassemble(
     size: _Size,
     x: Tensor,
     kernels: Tensor,
     y: Tensor,
-    lse: Tensor | None = None,
+    logits: Tensor | None = None,
     skip: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> None:
-    columns, channels = _block(size, x)
-    programs = size.batch * size.phase_rows * _ceil(size.width, columns) * size.groups * _ceil(size.channels, channels)
+    columns, channels, blocks, warps = _block_of("reassemble", size, x)
+    beside = 2 if _last(x) else 1
+    parts = _ceil(size.channels, channels * blocks)
     _launch(
         _reassemble_kernel,
-        programs,
-        (x, kernels, skip, gate, y, lse),
-        (size.height, size.width, size.groups, size.channels),
+        size.batch * size.phase_rows * _ceil(size.width, columns * beside) * size.groups * parts,
+        (x, logits, kernels, skip, gate, y),
+        (size.height, size.width, size.groups, size.channels, parts),
         K=size.kernel_size,
         S=size.scale,
         P=size.phases,
         T=columns,
+        E=beside,
         C=channels,
+        N=blocks,
+        FULL=size.channels % (channels * blocks) == 0,
         LAST=_last(x),
-        TAPS=size.taps,
+        TAPS=_power(size.kernel_size**2),
+        num_warps=warps,
     )
 
 
@@ -605,69 +798,91 @@ def _similarity(
     query: Tensor,
     key: Tensor,
     out: Tensor,
-    logits: Tensor | None = None,
-    lse: Tensor | None = None,
+    kernels: Tensor | None = None,
     skip: Tensor | None = None,
     gate: Tensor | None = None,
     grad_skip: Tensor | None = None,
     grad_gate: Tensor | None = None,
+    mixed: Tensor | None = None,
 ) -> None:
-    # Where channels are contiguous a thread takes 16 bytes of them at a time, 8 neighbours a line of 128; else a warp
-    # takes 32 columns, and its threads one channel after the other. All inner products stay in registers until the
-    # last: at most 32 a thread.
-    run = 16 // key.element_size() if _last(key) else 4
-    side = _power(_ceil(size.channels, run))
-    columns = _THREADS // min(8, side) if _last(key) else 32
-    columns = min(columns, _power(size.width), max(1, 32 * _THREADS // (size.taps * _power(size.phases))))
-    programs = size.batch * size.phase_rows * _ceil(size.width, columns) * size.groups
+    columns, channels, run, warps = _lanes_of(size, key)
+    rows = max(1, min(size.kernel_size, 64 // (size.kernel_size * size.phases), 32 // size.kernel_size))
+    rows = _ceil(size.kernel_size, _ceil(size.kernel_size, rows))
     _launch(
         _similarity_kernel,
-        programs,
-        (query, key, out, logits, lse, skip, gate, grad_skip, grad_gate),
-        (size.height, size.width, size.groups, size.channels),
+        size.batch * size.phase_rows * _ceil(size.width, columns) * size.groups,
+        (query, key, out, kernels, skip, gate, grad_skip, grad_gate, mixed),
+        (size.height, size.width, size.groups, size.channels, 1),
         K=size.kernel_size,
         S=size.scale,
         P=size.phases,
         T=columns,
-        C=min(_THREADS // columns, side),
+        C=channels,
         V=run,
+        U=rows,
+        W=_power(rows * size.kernel_size),
         LAST=_last(key),
-        TAPS=size.taps,
+        num_warps=warps,
     )
 
 
-def _spread(
-    size: _Size, grad: Tensor, kernels: Tensor, out: Tensor, lse: Tensor | None = None, gate: Tensor | None = None
-) -> None:
-    columns, channels = _block(size, grad)
-    segments = size.batch * _ceil(size.width, columns) * size.groups * _ceil(size.channels, channels)
+def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
+    if _OLD and size.scale == 2 and not _last(grad):
+        # Triton 3.6 lays blocks of every other column out so that registers do not suffice.
+        grad, kernels, result = (t.contiguous(memory_format=torch.channels_last) for t in (grad, kernels, out))
+        if _last(grad):
+            _spread(size, grad, kernels, result)
+            out.copy_(result)
+            return
+    columns, channels, blocks, warps = _block_of("spread", size, grad)
+    parts = _ceil(size.channels, channels * blocks)
+    segments = size.batch * _ceil(size.width, columns) * size.groups * parts
     # Four rows together read 8 rows of pixels' parents where single ones read 5 each (K = 5).
     rows = 4 if segments * size.height >= _BUSY else 1
     _launch(
         _spread_kernel,
         segments * _ceil(size.height, rows),
-        (grad, kernels, lse, gate, out),
-        (size.height, size.width, size.groups, size.channels),
+        (grad, kernels, out),
+        (size.height, size.width, size.groups, size.channels, parts),
         K=size.kernel_size,
         S=size.scale,
         R=rows,
+        Q=2 if size.scale == 2 and not _last(grad) else 1,
         T=columns,
         C=channels,
+        N=blocks,
+        FULL=size.channels % (channels * blocks) == 0,
         LAST=_last(grad),
+        num_warps=warps,
     )
 
 
-def _block(size: _Size, of: Tensor) -> tuple[int, int]:
-    """Columns and channels of a block: long along the axis that is contiguous in memory, so that loads coalesce.
+def _block_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int]:
+    """Columns, channels and number of the blocks of a program, and its warps.
 
-    A thread has 8 elements of it, and with 4 phases or rows 32 sums.
+    With channels contiguous a thread has one location, and loads 16 bytes of channels at a time; else a warp lies along
+    the columns, so that loads coalesce, and its threads have the channels.
     """
-    elements = _THREADS * (4 if of.dtype == torch.float64 else 8)
+    lanes, warps, held = _TUNED[kernel, _last(of)]
+    threads = 32 * warps
     if _last(of):
-        channels = min(64, _power(size.channels))
-        return min(elements // channels, _power(size.width)), channels
-    columns = min(64, _power(size.width))
-    return columns, min(elements // columns, _power(size.channels))
+        run = 16 // of.element_size()
+        lanes = min(lanes, _power(_ceil(size.channels, held)))
+        return min(threads // lanes, _power(size.width)), lanes * run, max(1, held // run), warps
+    columns = min(lanes, _power(size.width))
+    return columns, min(held * threads // columns, _power(size.channels)), 1, warps
+
+
+def _lanes_of(size: _Size, of: Tensor) -> tuple[int, int, int, int]:
+    """Columns, threads of a location, channels that a thread loads at a time, and warps; likewise."""
+    lanes, warps, _ = _TUNED["similarity", _last(of)]
+    threads = 32 * warps
+    if _last(of):
+        run = 16 // of.element_size()
+        lanes = min(lanes, _power(_ceil(size.channels, run)))
+        return min(threads // lanes, _power(size.width)), lanes, run, warps
+    columns = min(lanes, _power(size.width))
+    return columns, min(threads // columns, _power(size.channels)), 1, warps
 
 
 def _last(of: Tensor) -> bool:
@@ -695,7 +910,6 @@ def _launch(
             **constants,
             INDEX=tl.int64 if wide else tl.int32,
             ACC=tl.float64 if _sum_dtype(*tensors) == torch.float64 else tl.float32,
-            num_warps=_WARPS,
             enable_fp_fusion=True,
         )
 
@@ -722,8 +936,8 @@ def _check(name: str, tensor: Tensor, needed: tuple[int, ...]) -> None:
         raise FadevizError(f"reassemble: {name} is {tuple(tensor.shape)}, the other maps and sizes need {needed}")
 
 
-def _check_fused(size: _Size, logits: Tensor, skip: Tensor | None, gate: Tensor | None) -> None:
-    _check("logits", logits, size.kernels)
+def _check_fused(size: _Size, name: str, kernels: Tensor, skip: Tensor | None, gate: Tensor | None) -> None:
+    _check(name, kernels, size.kernels)
     if skip is not None:
         _check("skip", skip, size.high)
     if gate is not None:

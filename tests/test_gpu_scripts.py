@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main as fadeviz
 
 from fadeviz import FadevizError, open_run
 from fadeviz.check import check_run
@@ -22,7 +23,6 @@ from fadeviz.snapshots import Snapshot, SnapshotStore
 from fadeviz.sweep import LocalProcesses, Member, local
 from fadeviz.sweep.member import End, Task
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz_cli.main import main as fadeviz
 
 ROOT = Path(__file__).resolve().parents[1]
 

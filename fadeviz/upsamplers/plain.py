@@ -11,7 +11,7 @@ from .base import Skip, Upsampler, check_input
 
 def nearest(x: Tensor, scale_factor: int) -> Tensor:
     """``y[i, j] = x[i // s, j // s]`` in x's own type; under CUDA's autocast torch interpolates in float32 alone."""
-    if isinstance(x, fx.Proxy) or not is_autocast(x.device.type):
+    if isinstance(x, fx.Proxy) or not is_autocast(x.device.type):  # type: ignore[unreachable]
         return F.interpolate(x, scale_factor=scale_factor, mode="nearest")
     with own_precision(x.device.type):  # values are only copied
         return F.interpolate(x, scale_factor=scale_factor, mode="nearest")

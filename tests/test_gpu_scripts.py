@@ -362,7 +362,11 @@ import sys
 from importlib.machinery import PathFinder
 
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *more: None if name.partition(".")[0] in {ABSENT!r} else find(name, *more)
+
+def find_others(cls, name, *more):
+    return None if name.partition(".")[0] in {ABSENT!r} else find(name, *more)
+
+PathFinder.find_spec = classmethod(find_others)
 """
 
 

@@ -354,7 +354,7 @@ def test_beside_a_cuda_build_of_torch(tmp_path):
     assert line.startswith("triton<=")
 
 
-ABSENT = ("pooch", "playwright", "imageio_ffmpeg", "wandb", "zarr", "rerun", "submitit", "distributed", "moto", "s3fs")
+ABSENT = ("pooch", "playwright", "imageio_ffmpeg", "wandb", "rerun", "submitit", "distributed", "moto", "s3fs")
 """What a machine with a GPU may lack."""
 
 WITHOUT = f"""

@@ -301,9 +301,8 @@ class TestOnCuda:
     def test_a_step_waits_for_nothing_but_its_loss(self, precision):
         task, recipe = choose_task("segmentation"), recipes.RECIPES["segnet"]
         model = SegNet("fade", width=0.125).cuda().to(memory_format=torch.channels_last)
-        pinned = tuple(part.pin_memory() for part in batch(2, 64))
         scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
-        steps = fit(model, [pinned] * 4, task.loss, recipe.optimizer(model, 0.01, 0.0, 0.9), lambda step: 0.01,
+        steps = fit(model, [batch(2, 64)] * 4, task.loss, recipe.optimizer(model, 0.01, 0.0, 0.9), lambda step: 0.01,
                     precision=precision, scaler=scaler, weigh=task.weigh)  # fmt: skip
         next(steps)  # the first allocates and tunes
         torch.cuda.set_sync_debug_mode("error")

@@ -88,8 +88,8 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
         optimizer.zero_grad(set_to_none=True)  # before the forward pass, which may use their memory
-        images = images.to(device, memory_format=layout, non_blocking=True)
-        targets = targets.to(device, non_blocking=True)
+        images = _pinned(images, device).to(device, memory_format=layout, non_blocking=True)
+        targets = _pinned(targets, device).to(device, non_blocking=True)
         with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
             output = (forward or model)(images)
         loss = mean = loss_fn(output.float(), targets)
@@ -112,6 +112,11 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
         yield StepResult(step, value, lr)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Where it can be copied to a GPU without waiting for what is in the queue there; as it is if it is there."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 def _reading(scalar: Tensor) -> Callable[[], float]:

@@ -1,7 +1,8 @@
 """Training pictures a second of each data set, with 0, 1, 2 ... worker processes.
 
-Measured is what a training waits for: batches of inputs and targets, after the workers have started and every picture
-of a set that is kept in memory was read once. On a GPU machine the last column's unpacking would be the device's.
+Measured is what a training waits for: batches of inputs and targets on the CPU, after the workers have started and
+every picture of a set that is kept in memory was read once. The first column is this process's own time for a picture
+without workers, which other programs on the machine hardly change.
 
     python scripts/data_speed.py --workers 0,1,2 --folder weizmann=DIR --folder ade20k=DIR --folder mattes=DIR
 """
@@ -18,11 +19,12 @@ import torch
 from fadeviz.experiment import RunConfig, load_data, usable_cores
 from fadeviz.models import NETWORKS, parse_network
 from fadeviz.training.batches import batches, draw_pool
+from fadeviz.training.loop import keep_freed_memory
 from fadeviz.training.tasks import choose_task
 
 
-def measure(config: RunConfig, workers: int, seconds: float) -> float:
-    """Pictures a second that arrive for this run."""
+def measure(config: RunConfig, workers: int, seconds: float) -> tuple[float, float]:
+    """Pictures a second that arrive for this run, and this process's milliseconds for each."""
     splits = load_data(config)
     train = splits.train
     task = choose_task(NETWORKS[parse_network(config.network)[0]].task, splits.classes)
@@ -35,12 +37,12 @@ def measure(config: RunConfig, workers: int, seconds: float) -> float:
     )
     for _ in range(3 * max(1, workers)):  # what was made ready while the workers started is no measure
         next(loader)
-    began, pictures = time.perf_counter(), 0
+    began, cpu, pictures = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds:
         pictures += len(next(loader)[0])
-    spent = time.perf_counter() - began
+    spent, cpu = time.perf_counter() - began, time.process_time() - cpu
     loader.close()  # type: ignore[attr-defined]
-    return pictures / spent
+    return pictures / spent, 1000 * cpu / pictures
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     folders = dict(pair.split("=", 1) for pair in given.folder)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a run does
     drawn, square, matting = RunConfig(steps=1), {"size": 224}, {"network": "matting", "size": 512}
     configs = {
         "synthetic 224": drawn,
@@ -71,11 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         configs["mattes 512"] = RunConfig(steps=1, data="mattes", data_dir=folders["mattes"], **matting)  # type: ignore[arg-type]
     numbers = [int(number) for number in given.workers.split(",")]
     print(f"pictures a second, batches of {drawn.batch_size}, {usable_cores()} cores")
-    print(f"{'workers':28}" + "".join(f"{number:>9}" for number in numbers))
+    print(f"{'workers':28}{'ms each':>9}" + "".join(f"{number:>9}" for number in numbers))
     for name, config in configs.items():
         if given.only in name:
-            speeds = [measure(config, number, given.seconds) for number in numbers]
-            print(f"{name:28}" + "".join(f"{speed:9.0f}" for speed in speeds), flush=True)
+            alone = measure(config, 0, given.seconds)
+            speeds = [measure(config, n, given.seconds)[0] if n else alone[0] for n in numbers]
+            print(f"{name:28}{alone[1]:9.2f}" + "".join(f"{speed:9.0f}" for speed in speeds), flush=True)
 
 
 if __name__ == "__main__":

@@ -369,7 +369,7 @@ def _padded(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     height, width = mask.shape
     if height == width == size:
-        return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+        return np.ascontiguousarray(image), np.array(mask, order="C")
     square = np.empty((size, size, 3), np.uint8)
     square[...] = PADDING
     square[:height, :width] = image

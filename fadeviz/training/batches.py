@@ -262,7 +262,10 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
             except StopIteration:
                 return
             except RuntimeError as error:
-                raise _died(error) from error
+                said = _death(error)
+                if said is None:
+                    raise
+                raise FadevizError(said) from error
             if isinstance(result, _Failure):
                 raise result.error
             yield result
@@ -309,16 +312,14 @@ class _Failure:
         self.error = error
 
 
-def _died(error: RuntimeError) -> Exception:
-    """What to say of torch's word on a worker that is no more."""
+def _death(error: RuntimeError) -> str | None:
+    """What to say where torch's error is that a worker is no more."""
     text = str(error)
     if "shared memory" in text or "No space left" in text:
-        return FadevizError("no shared memory left (/dev/shm) for batches from worker processes. Use fewer --workers")
+        return "no shared memory left (/dev/shm) for batches from worker processes. Use fewer --workers"
     if "DataLoader worker" in text:
-        return FadevizError(
-            "a worker process that reads the data was killed, maybe as no memory was left. Use fewer --workers"
-        )
-    return error
+        return "a worker process that reads the data was killed, maybe as no memory was left. Use fewer --workers"
+    return None
 
 
 def _one_line(error: Exception) -> str:

@@ -762,6 +762,7 @@ class _Size(NamedTuple):
     def phase_rows(self) -> int:
         return self.height * self.scale**2 // self.phases
 
+
 def _reassemble(
     size: _Size,
     x: Tensor,

@@ -12,7 +12,6 @@ hooks (without them autograd finds no accelerator). Modules are built inside ``t
 
 import contextlib
 import ctypes
-import hashlib
 import importlib.util
 import json
 import logging
@@ -20,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -65,33 +65,21 @@ extern "C" void register_guard() { impl::registerDeviceGuard(DeviceType::CUDA, &
 """
 
 
-def torch_folder():
-    """Where torch is installed; found without importing it."""
-    return Path(importlib.util.find_spec("torch").origin).parent
-
-
-def build_library():
-    """The library that registers guard and hooks, built once for each torch."""
-    torch = torch_folder()
-    key = hashlib.sha256(f"{SOURCE}{torch}{(torch / 'version.py').read_text()}".encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"fadeviz-fake-cuda-{key}.so"
-    if library.exists():
-        return library
+def load_library():
+    """Build and load the library that registers guard and hooks; torch is found without importing it."""
+    torch = Path(importlib.util.find_spec("torch").origin).parent
     with tempfile.TemporaryDirectory() as folder:
-        source, built = Path(folder, "fake.cpp"), Path(folder, "fake.so")
+        source, library = Path(folder, "fake.cpp"), Path(folder, "fake.so")
         source.write_text(SOURCE)
-        include, lib = torch / "include", torch / "lib"
+        lib = torch / "lib"
+        options = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", f"-I{torch / 'include'}"]
         libraries = [f"-L{lib}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{lib}"]
-        options = ["-std=c++20", "-O0", "-w", "-shared", "-fPIC", f"-I{include}"]
-        subprocess.run(["g++", *options, source, "-o", built, *libraries], check=True)
-        finished = library.with_suffix(f".{os.getpid()}")
-        finished.write_bytes(built.read_bytes())
-        finished.replace(library)
-    return library
+        subprocess.run(["g++", *options, source, "-o", library, *libraries], check=True)
+        ctypes.CDLL(str(library)).register_guard()
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(str(build_library())).register_guard()
+    load_library()
     os.environ["FADEVIZ_BACKEND"] = "triton"  # the operators of a GPU, whose shapes are known also without Triton
 
 # After the library is loaded
@@ -242,8 +230,8 @@ def run_operator(watch, upsampler, precision, channels_last):
     """Pool, upsample and differentiate; inputs are in half precision under autocast, as a convolution gives them.
 
     Returns:
-        Shape, type, device and memory format of what comes out; whether gradients have the type and device of what they
-        belong to; launches and waits.
+        Shape, type and device of what comes out; whether gradients have the type and device of what they belong to;
+        launches and waits.
     """
     from fadeviz.upsamplers import Skip, build_upsampler, parse_upsampler
 
@@ -312,6 +300,22 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
     return found
 
 
+def run_waits(watch):
+    """What must be seen, once each."""
+    x, host = torch.ones(3, device="cuda"), torch.ones(3)
+    watch.clear()
+    bool(x.sum() > 0)
+    x.nonzero()
+    x[x > 0]
+    x.new_tensor((1.0, 2.0))
+    x.cpu()
+    x.to("cpu", non_blocking=True)
+    x.copy_(host, non_blocking=True)
+    x.copy_(host.pin_memory(), non_blocking=True)
+    torch.cuda.synchronize()
+    return {"waits": waits_of(watch), "launches": sum(watch.launches.values())}
+
+
 def main():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -320,13 +324,12 @@ def main():
     results = []
     for case in json.load(sys.stdin):
         Watch.current = watch = Watch()
-        run = {"operator": run_operator, "network": run_network}[case.pop("run")]
+        run = {"operator": run_operator, "network": run_network, "waits": run_waits}[case.pop("run")]
         try:
             with FakeTensorMode(), watch:
                 results.append(run(watch, **case))
         except Exception as error:
-            if os.environ.get("FAKE_CUDA_RAISE"):
-                raise
+            traceback.print_exc()
             first = (str(error).splitlines() or [""])[0]
             results.append({"error": f"{type(error).__name__}: {first:.300}"})
     json.dump(results, sys.stdout)

@@ -79,6 +79,7 @@ def results():
     """One process for all, as its start takes seconds."""
     return run(
         [
+            {"run": "waits"},
             *operator_cases(UPSAMPLERS, PRECISIONS, (False, True)),
             *operator_cases(OPTIONS, ("bf16",), (True,)),
             *(network_case("segnet", upsampler, "bf16", steps=1) for upsampler in UPSAMPLERS),
@@ -87,6 +88,21 @@ def results():
             *(network_case(network, "fade", "bf16", steps=1, observe=["eval"]) for network in NETWORKS[1:]),
         ]
     )
+
+
+def test_waits_are_seen(results):
+    _, found = results[0]
+    assert [(what, count) for what, _, _, count in found["waits"]] == [
+        ("blocking copy to device", 2),  # of a constant of the host, and from memory that is not pinned
+        ("blocking copy to host", 1),
+        ("boolean index", 1),
+        ("copy to device", 1),
+        ("copy to host", 1),
+        ("item", 1),
+        ("nonzero", 1),
+        ("synchronize", 1),
+    ]
+    assert found["launches"] == 3  # a sum and two comparisons
 
 
 def test_operators(results):

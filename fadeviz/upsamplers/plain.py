@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from .backends.tiles import is_autocast, own_precision
 from .base import Skip, Upsampler, check_input
 
 
 def nearest(x: Tensor, scale_factor: int) -> Tensor:
     """``y[i, j] = x[i // s, j // s]`` in x's own type; under CUDA's autocast torch interpolates in float32 alone."""
-    if isinstance(x, fx.Proxy) or not is_autocast(x.device.type):  # type: ignore[unreachable]
+    if not torch.is_autocast_enabled("cuda"):
         return F.interpolate(x, scale_factor=scale_factor, mode="nearest")
-    with own_precision(x.device.type):  # values are only copied
+    with torch.autocast("cuda", enabled=False):  # values are only copied
         return F.interpolate(x, scale_factor=scale_factor, mode="nearest")
 
 

@@ -110,12 +110,12 @@ def _ones(n: Tensor, kernel_size: int, radius: int, side: str) -> tuple[Tensor, 
     return _end(sharpen(ones, near, kernel_size, 2), length, side), ones
 
 
-def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, ...]:
-    pad = [weight.shape[-1] // 2] * 2
-    out: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-        grad, x, weight, [len(weight)], [1, 1], pad, [1, 1], False, [0, 0], 1, [True, True, bias]
+def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Any, ...]:
+    pad, dtype = [weight.shape[-1] // 2] * 2, grad.dtype  # that of the convolution, which autocast chose
+    gradients = torch.ops.aten.convolution_backward(
+        grad, x.to(dtype), weight.to(dtype), [len(weight)], [1, 1], pad, [1, 1], False, [0, 0], 1, [True, True, bias]
     )
-    return out
+    return tuple(g if g is None else g.to(t.dtype) for g, t in zip(gradients, (x, weight, weight), strict=True))
 
 
 @_shapes_of("framed_conv")

@@ -15,6 +15,7 @@ measure run alone. Left in DIR: ``gpu_check.json`` (every number), ``gpu_check.t
     5  a training step of SegNet: milliseconds, memory, launches, and how much of it the GPU is busy
     6  ``fadeviz record``: where the seconds go
     7  compute-sanitizer over the Triton kernels
+    8  the table of the kernels' block sizes anew, which takes a minute or two more; only when asked for
 
 ``--device cpu --small`` rehearses it anywhere. ``scripts/gpu_data.py`` fills ``.gpu`` with a data set, weights and the
 sources of mmcv's operator; what is not there is left out, or done with synthetic images.
@@ -1074,6 +1075,19 @@ def only_kernels(setting: Setting) -> None:
     print(f"{count} kernels ran")
 
 
+# ---------------------------------------------------------------------------------------------------------- 8: tuning
+
+
+def stage_tune(setting: Setting, rows: Rows) -> None:
+    """Which division of their work suits the kernels here: ``scripts/tune_triton.py``."""
+    out = Path(setting.work) / "tuned.json"
+    command = [sys.executable, str(ROOT / "scripts" / "tune_triton.py"), "--out", str(out)]
+    done = subprocess.run([*command, *["--dry-run"] * setting.small], capture_output=True, text=True, check=False)
+    print(done.stdout[-20000:], done.stderr[-3000:], flush=True)
+    found = json.loads(out.read_text()) if out.is_file() else None
+    rows.add(what="tuned", said=done.stdout.strip().splitlines()[-14:], found=found, ok=done.returncode == 0)
+
+
 # ---------------------------------------------------------------------------------------------------------- the stages
 
 
@@ -1105,6 +1119,7 @@ STAGES = {
     "steps": Stage(5, "training steps", stage_steps, 95),
     "together": Stage(5, "several processes on one GPU", stage_together, 50),
     "record": Stage(6, "fadeviz record", stage_record, 45),
+    "tune": Stage(8, "the kernels are tuned", stage_tune, 110),
 }
 """In their order: those that check run together after the first, then those that measure."""
 
@@ -1126,7 +1141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "outputs" / "gpu"
     parser.add_argument("--out", type=Path, default=default, help="default: $OUT, or outputs/gpu")
-    parser.add_argument("--stages", default="0,1,2,3,4,5,6,7", help="default: all")
+    parser.add_argument("--stages", default="0,1,2,3,4,5,6,7", help="default: 0,1,2,3,4,5,6,7")
     parser.add_argument("--minutes", type=float, default=5.0, help="for all of them together; default: 5")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, to rehearse")
@@ -1393,6 +1408,10 @@ def _together_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     return ["   " + ", ".join(f"{row['processes']} processes {row['rate']:.0f} steps/s" for row in rows)]
 
 
+def _tune_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
+    return [f"   {line}" for row in rows for line in row["said"]]
+
+
 def _record_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     lines = []
     for row in rows:
@@ -1406,7 +1425,7 @@ _TABLES: dict[str, Callable[[Sequence[Row], dict[str, Row]], list[str]]] = {
     "machine": _machine_lines, "tests": _tests_lines, "operators": _operators_lines, "training": _training_lines,
     "prepare": _prepare_lines, "peer": _plain_lines, "compile": _plain_lines, "bench": _plain_lines,
     "memory": _plain_lines, "kernels": _kernels_lines, "steps": _steps_lines, "together": _together_lines,
-    "record": _record_lines,
+    "record": _record_lines, "tune": _tune_lines,
 }  # fmt: skip
 
 

@@ -78,9 +78,9 @@ def test_without_the_compressed_maps(options, size, memory_format):
     operator, results = drawn(**options), []
     x, skip = draw(operator, size, batch=2)
     x, e = (m.contiguous(memory_format=memory_format).requires_grad_() for m in (x, skip.feature))
-    for hooked in ("", "compressor_encoder", "highpass_encoder", "compressor_decoder"):
+    for hooked in ("", "compressor_encoder", "highpass_encoder", "compressor_decoder", "kernels"):
         hooks = [operator.get_submodule(hooked).register_forward_hook(lambda *args: None)] if hooked else []
-        assert operator._skips_compression(e) is not bool(hooked)
+        assert operator._skips_compression(e) is (hooked in ("", "kernels"))
         y, y_hr = operator.fuse(x, Skip(e))
         results.append(
             (y, y_hr, *torch.autograd.grad(y.sin().sum() + y_hr.cos().sum(), (x, e, *operator.parameters())))

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from . import torch_ops
-from .backends.tiles import own_precision
+from .backends.tiles import is_autocast, own_precision
 from .base import Skip, Upsampler, read_guide
 from .compressed import compressed_conv, is_cheaper_as_one
 from .per_pixel import MapGroupNorm
-from .reassemble import KernelSoftmax, is_plain, reassemble
+from .reassemble import KernelSoftmax, is_plain, is_watched, kernel_softmax, reassemble
 from .sharpened import sharpen, sharpened_conv
 
 
@@ -230,8 +230,13 @@ class FreqFusion(Upsampler):
         size = self.lowpass_kernel_size
         if self._skips_compression(feature):
             own = compressed_conv(x, self.compressor_decoder, self.lowpass_encoder)
-            low, high = self._encoder_logits(feature)
-            kernels = self.kernels(low + reassemble(own, self.first_kernels(low), size))
+            in_bias = self._adds_window_to_bias(feature)
+            low, high = self._encoder_logits(feature, in_bias)
+            if in_bias:
+                first = kernel_softmax(low, None, size)
+                kernels = kernel_softmax(low, reassemble(own, first, size), size)
+            else:
+                kernels = self.kernels(low + reassemble(own, self.first_kernels(low), size))
             return reassemble(x, kernels, size), kernels, high, None
         a, t = self.compressor_encoder(feature), self.compressor_decoder(x)
         own = self.lowpass_encoder(t)
@@ -260,8 +265,15 @@ class FreqFusion(Upsampler):
             and all(is_cheaper_as_one(feature, self.compressor_encoder, encoder) for encoder in encoders)
         )
 
-    def _encoder_logits(self, e: Tensor) -> tuple[Tensor, Tensor]:
-        """TL(a*) and TH(a) without the compressed maps.
+    def _adds_window_to_bias(self, feature: Tensor) -> bool:
+        """Whether TL(a*) holds the logarithm of the low-pass window, which both softmaxes of it then need not add."""
+        modules = self.first_kernels, self.kernels
+        # bfloat16 would round the small weights at the window's corners.
+        exact = feature.dtype in (torch.float32, torch.float64) and not is_autocast(feature.device.type)
+        return exact and all(type(m) is WindowedSoftmax and not is_watched(m) for m in modules)
+
+    def _encoder_logits(self, e: Tensor, in_bias: bool) -> tuple[Tensor, Tensor]:
+        """TL(a*), with the window if it is ``in_bias``, and TH(a), without the compressed maps.
 
         Sharpening works on pixels and the compressor on channels: ``a* = We e* + be s``, where e* is the sharpened e
         and s the sharpened map of ones, which is 1 but at the border. The logits are one convolution of both.
@@ -269,13 +281,17 @@ class FreqFusion(Upsampler):
         size, compressor, encoder = self.highpass_kernel_size, self.compressor_encoder, self.lowpass_encoder
         high = compressed_conv(e, compressor, self.highpass_encoder)
         kernels = self.first_kernels_hr(high)
+        bias = encoder.bias
+        if in_bias and self.first_kernels.hamming:
+            window = self.first_kernels.window(e)
+            bias = window if bias is None else bias + window
         # Weights keep their own precision: rounding their product to bfloat16 would round twice.
         with own_precision(e.device.type):
             weight = torch.einsum("mdkl,dc->mckl", encoder.weight, compressor.weight.flatten(1))
             if compressor.bias is None:
-                return F.conv2d(sharpen(e, kernels, size, 2), weight, encoder.bias, padding=1), high
+                return F.conv2d(sharpen(e, kernels, size, 2), weight, bias, padding=1), high
             shift = torch.einsum("mdkl,d->mkl", encoder.weight, compressor.bias)[:, None]
-        return sharpened_conv(e, kernels, weight, shift, encoder.bias, size), high
+        return sharpened_conv(e, kernels, weight, shift, bias, size), high
 
 
 def neighbour_similarity(z: Tensor) -> Tensor:

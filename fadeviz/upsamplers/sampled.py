@@ -64,6 +64,7 @@ def points_of(learned: Tensor, groups: int, reach: float) -> Tensor:
 def points_of_backward(grad: Tensor, points: Tensor, groups: int, reach: float) -> Tensor:
     """The gradient of ``learned`` from the points and their gradient."""
     out = _empty(points, _shape_of_learned(points, groups))
+    grad, points = _dense(grad), _dense(points)
     if _is_native(grad, points):
         return native.points_backward(grad, points, groups, reach, out)
     bent = points.reshape(out.shape) - _regular(out)

@@ -358,11 +358,15 @@ def _keep_kernels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (kernels,) = ctx.saved_tensors
     kernel_size, scale, groups, backend, has_coarse = ctx.options
+    same = has_coarse and scale == 1  # one gradient for both
+    has_coarse = has_coarse and not same
     if torch.is_grad_enabled():  # somebody will differentiate again: in terms of torch's own operators then
         fine, coarse = tiles.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
     else:
         fine, coarse = softmax_backward(grad, kernels, kernel_size, scale, groups, backend, has_coarse)
     given, given_coarse = ctx.dtypes
+    if same:
+        coarse, has_coarse = fine, True
     low = coarse.to(given_coarse) if has_coarse and coarse is not None else None
     return fine.to(given), low, None, None, None, None, None
 

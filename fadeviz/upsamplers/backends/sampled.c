@@ -315,44 +315,56 @@ int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *poin
   return done;
 }
 
-/* COUNT numbers: reach * tanh(learned) + regular, or the gradient of learned from that of the result and the result. */
+/* COUNT numbers of OUT: reach * tanh(in) + regular; or the gradient of what was learned from that of the points, `in`, and
+ * the points. */
 #if REAL_TYPE == F32
-INLINE void N(bend)(const int backward, REAL *in, const REAL *point, const REAL *regular, REAL reach, int64_t count) {
+INLINE vector N(bend_vector)(const int backward, vector value, vector point, vector regular, REAL reach, REAL inverse) {
+  if (backward) return value * (reach - (point - regular) * (point - regular) * inverse);
+  wholes sign = (wholes)value & INT32_MIN;
+  vector less = exp_f32(-2 * (vector)((wholes)value & INT32_MAX));
+  return regular + reach * (vector)((wholes)((1 - less) / (1 + less)) | sign);
+}
+
+static void N(bend)(const int backward, REAL *out, const REAL *in, const REAL *point, const REAL *regular, REAL reach,
+                    int64_t count) {
   REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
-  for (int64_t q = 0; q < count; q += LANES) {
-    vector value = N(at)(in + q), fixed = N(at)(regular + q);
-    if (backward) {
-      vector bent = N(at)(point + q) - fixed;
-      value *= reach - bent * bent * inverse;
-    } else {
-      wholes sign = (wholes)value & INT32_MIN;
-      vector far = (vector)((wholes)value & INT32_MAX), less = exp_f32(-2 * far);
-      value = fixed + reach * (vector)((wholes)((1 - less) / (1 + less)) | sign);
-    }
-    N(put)(in + q, value);
-  }
+  int64_t q = 0;
+  for (; q + LANES <= count; q += LANES)
+    N(put)(out + q, N(bend_vector)(backward, N(at)(in + q), backward ? N(at)(point + q) : (vector){0}, N(at)(regular + q),
+                                   reach, inverse));
+  if (q == count) return;
+  REAL some[3][LANES] = {{0}};
+  memcpy(some[0], in + q, (count - q) * sizeof(REAL));
+  if (backward) memcpy(some[1], point + q, (count - q) * sizeof(REAL));
+  N(put)(some[2], N(bend_vector)(backward, N(at)(some[0]), N(at)(some[1]), N(at)(regular + q), reach, inverse));
+  memcpy(out + q, some[2], (count - q) * sizeof(REAL));
 }
 #else
-INLINE void N(bend)(const int backward, REAL *in, const REAL *point, const REAL *regular, REAL reach, int64_t count) {
-  REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
+static void N(bend)(const int backward, REAL *out, const REAL *in, const REAL *point, const REAL *regular, REAL reach,
+                    int64_t count) {
+  REAL inverse = reach ? 1 / reach : 0;
   for (int64_t q = 0; q < count; q++) {
     REAL bent = backward ? point[q] - regular[q] : tanh(in[q]);
-    in[q] = backward ? in[q] * (reach - bent * bent * inverse) : regular[q] + reach * bent;
+    out[q] = backward ? in[q] * (reach - bent * bent * inverse) : regular[q] + reach * bent;
   }
 }
 #endif
 
-/* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W): the points, or the gradient of what is
- * learned. P is a square, its side odd or even, and the regular points are its pixels around the middle. */
+INLINE void N(copy)(REAL *to, const REAL *from, int64_t count) {
+  for (; count >= LANES; count -= LANES, to += LANES, from += LANES) N(put)(to, N(at)(from));
+  for (int64_t i = 0; i < count; i++) to[i] = from[i];
+}
+
+/* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W), whose pixels lie one behind the other:
+ * the points, or the gradient of what was learned. P is a square, and the regular points are its pixels around the middle. */
 static int N(run_bend)(const int backward, const Points *shape, const Map *learned, const Map *points, const Map *grad,
                        REAL reach, int64_t begin, int64_t end) {
   Rows in, out, up;
   memset(&in, 0, sizeof in), memset(&out, 0, sizeof out), memset(&up, 0, sizeof up);
   int64_t G = shape->groups, each = 2 * shape->points, W = shape->wide, H = shape->high, all = W * G * each, side = 1;
   while (side * side < shape->points) side++;
-  REAL *regular = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64), *line = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64);
-  REAL *other = aligned_alloc(64, (all * sizeof(REAL) / 64 + 2) * 64);
-  int done = regular && line && other && N(open_rows)(&in, learned, 1, H, W, 1, each, 1) &&
+  REAL *memory = aligned_alloc(64, (2 * all * sizeof(REAL) / 64 + 4) * 64), *regular = memory;
+  int done = memory && N(open_rows)(&in, learned, 1, H, W, 1, each, 1) &&
              N(open_rows)(&out, points, 1, H, W, 1, G * each, 1) &&
              (!backward || N(open_rows)(&up, grad, 1, H, W, 1, G * each, 1));
   if (done)
@@ -361,35 +373,26 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
       regular[q] = (REAL)((q % 2 ? m % side : m / side) - side / 2);
     }
   for (int64_t index = begin; done && index < end; index++) {
-    int64_t image = index / H, i = index % H, step = N(pixel_step)(&out);
-    if (backward) {
-      const REAL *from = N(read_row)(&up, image, i), *at = N(read_row)(&out, image, i);
-      int64_t from_step = N(pixel_step)(&up);
-      for (int64_t j = 0; j < W; j++) {
-        memcpy(line + j * G * each, from + j * from_step, G * each * sizeof(REAL));
-        memcpy(other + j * G * each, at + j * step, G * each * sizeof(REAL));
-      }
-      N(bend)(1, line, other, regular, reach, all);
-    }
+    int64_t image = index / H, i = index % H;
+    REAL *line = regular + all + LANES;
+    if (backward)
+      N(bend)(1, line, N(read_row)(&up, image, i), N(read_row)(&out, image, i), regular, reach, all);
     for (int64_t g = 0; g < G; g++) {
       REAL *row = backward ? N(place_row)(&in, image * G + g, i) : N(read_row)(&in, image * G + g, i);
-      int64_t in_step = N(pixel_step)(&in);
+      int64_t step = N(pixel_step)(&in);
       for (int64_t j = 0; j < W; j++) {
-        REAL *pixel = row + j * in_step, *own = line + (j * G + g) * each;
-        if (backward) memcpy(pixel, own, each * sizeof(REAL));
-        else memcpy(own, pixel, each * sizeof(REAL));
+        if (backward) N(copy)(row + j * step, line + (j * G + g) * each, each);
+        else N(copy)(line + (j * G + g) * each, row + j * step, each);
       }
       if (backward) N(write_row)(&in, image * G + g, i);
     }
     if (!backward) {
-      N(bend)(0, line, NULL, regular, reach, all);
-      REAL *row = N(place_row)(&out, image, i);
-      for (int64_t j = 0; j < W; j++) memcpy(row + j * step, line + j * G * each, G * each * sizeof(REAL));
+      N(bend)(0, N(place_row)(&out, image, i), line, NULL, regular, reach, all);
       N(write_row)(&out, image, i);
     }
   }
   N(close_rows)(&in), N(close_rows)(&out), N(close_rows)(&up);
-  free(regular), free(line), free(other);
+  free(memory);
   return done;
 }
 

@@ -58,9 +58,10 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--deterministic/--no-deterministic", default=False, show_default=True,
                          help="Use deterministic algorithms wherever torch has them, so that --resume gives the same "
                               "bytes on a GPU with more operators; slower."),
-            click.option("--compile", default="off", show_default=True, metavar="off|on|reduce-overhead",
-                         help="Compile the training step by torch.compile; reduce-overhead also replays it as CUDA "
-                              "graphs. It takes a minute or more to begin with."),
+            click.option("--compile", default="off", show_default=True, metavar="off|graph|on|reduce-overhead",
+                         help="graph: replay the training step as one CUDA graph, for a GPU that waits for its "
+                              "launches. on: compile it by torch.compile; reduce-overhead: both. Compiling takes a "
+                              "minute or more."),
             click.option("--channels-last/--contiguous", default=True, show_default=True,
                          help="Memory layout of the maps."),
             click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",

@@ -91,8 +91,10 @@ class RunConfig:
         tf32: allow TF32 in the convolutions and matrix products of a fp32 training: faster on NVIDIA GPUs since Ampere,
             with 10 bits of mantissa in place of 23. Tests and observations never use it; no effect on a CPU.
         deterministic: use deterministic algorithms wherever torch has them, see :func:`run`.
-        compile: ``on`` compiles the training's forward and backward pass by ``torch.compile``, for full batches;
-            ``reduce-overhead`` also replays them as CUDA graphs on a GPU. Tests and observations are not compiled.
+        compile: ``graph`` replays the training's forward and backward pass, of full batches, as one CUDA graph: the
+            same kernels without the time to launch them, which is most of a step where batches are small. ``on``
+            compiles them by ``torch.compile``; ``reduce-overhead`` also replays what it compiled. Tests and
+            observations are computed as they are.
         pool: train on so many pictures of a set that never ends, drawn before the training by all cores and kept in
             memory, in shuffled epochs; 0 draws new ones at every step.
         workers: processes that read or draw training pictures. None chooses: none on a CPU, or where the pictures are
@@ -344,7 +346,7 @@ def run(
             torch.default_generator.manual_seed(config.seed)
             if device.type == "cuda":
                 torch.cuda.manual_seed(config.seed)
-            if config.compile != "off":
+            if config.compile not in ("off", "graph"):
                 stack.callback(torch.compiler.reset)  # its limit on how often a function is compiled counts all runs
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             notes = stack.enter_context(_threads_as_before(before))
@@ -392,6 +394,8 @@ def _prepare(
     with processes.agreeing():
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
+        if config.compile == "graph" and device.type != "cuda":
+            raise FadevizError("compile=graph is for a CUDA device. Use compile=off on a CPU")
         if processes.count > 1 and config.compile != "off":
             raise FadevizError(f"compile={config.compile} is for one process. Use compile=off with several")
         _draw_ahead(splits.train, config, note)
@@ -489,13 +493,13 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
     if processes.largest(stop.number):
         work.interrupt(stop.number)
     model, forward = shared(work.model, processes), None
-    if config.compile != "off":
-        full = min(config.batch_size, work.splits.train.count or config.batch_size)
+    full = min(config.batch_size, work.splits.train.count or config.batch_size)
+    if config.compile not in ("off", "graph"):
         forward = compile_forward(model, config.compile, full)
     for result in fit(
         model, data, work.task.loss, work.optimizer, work.lr_at,
         first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        processes=processes, weigh=work.task.weigh, forward=forward,
+        processes=processes, weigh=work.task.weigh, forward=forward, graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         work.after(result)
         if report is not None and not stop.number:

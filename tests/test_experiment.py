@@ -539,6 +539,11 @@ class TestArithmetic:
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
 
+    def test_a_cuda_graph_needs_a_cuda_device(self, tmp_path):
+        with pytest.raises(FadevizError, match="compile=graph is for a CUDA device. Use compile=off on a CPU"):
+            run(dataclasses.replace(TINY, compile="graph", device="cpu"), tmp_path / "run")
+        assert not (tmp_path / "run" / "run.json").exists()
+
     def test_a_compiled_run_is_observed_tested_and_saved_as_any_other(self, tmp_path, monkeypatch):
         calls = []
 

@@ -14,6 +14,7 @@ from fadeviz.models import SegNet
 from fadeviz.recording.arithmetic import tf32
 from fadeviz.training import checkpoint, recipes
 from fadeviz.training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
+from fadeviz.training.graphs import ReplayedGradients
 from fadeviz.training.loop import compile_forward, fit
 from fadeviz.training.tasks import choose_task
 
@@ -107,6 +108,81 @@ class TestTF32:
             for part, value in zip(parts, default, strict=True):
                 part.fp32_precision = value
         assert self.flags() == flags
+
+
+class RecordedAsACudaGraph:
+    """Stands in for CUDA's graphs: what a replay computes lands in the memory of the recording, and nowhere else."""
+
+    def __init__(self, model):
+        self.model, self.log = model, []
+
+    def __call__(self, function):
+        self.log.append("recorded")
+        buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+        function()  # for the memory; a recording computes nothing
+        places = [(p, p.grad) for p in self.model.parameters()]
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        loss_of = function.__self__
+        place = loss_of._loss
+
+        def replay():
+            self.log.append("replayed")
+            for p, _ in places:
+                p.grad = None
+            function()
+            with torch.no_grad():
+                for p, gradient in places:
+                    gradient.copy_(p.grad)
+                    p.grad = None
+                place.copy_(loss_of._loss)
+            loss_of._loss = place
+
+        return replay
+
+
+class TestGraph:
+    def test_the_same_training_with_smaller_batches_in_between(self):
+        data = [batch(count) for count in (3, 3, 2) * 3]
+        model, plain = small_net(), small_net()
+        record = RecordedAsACudaGraph(model)
+        results = []
+        for result in fit(model, data, F.cross_entropy, sgd(model), lambda step: 0.1 / step, graph=3, record=record):
+            results.append(result)
+            model.eval()
+            model.train()
+        wanted = list(fit(plain, data, F.cross_entropy, sgd(plain), lambda step: 0.1 / step))
+        assert record.log == ["recorded"] + ["replayed"] * 6
+        assert results == wanted
+        assert all(torch.equal(tensor, plain.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+    def test_recording_leaves_random_numbers_and_statistics(self):
+        model = nn.Sequential(small_net(), nn.Dropout(0.5))
+        images, targets = batch()
+        before, numbers = [b.clone() for b in model.buffers()], torch.get_rng_state()
+        seen = []
+
+        def record(function):
+            seen.extend([[b.clone() for b in model.buffers()], torch.get_rng_state()])
+            return lambda: None
+
+        gradients = ReplayedGradients(model, lambda x, y: F.cross_entropy(model(x), y), record=record)
+        gradients._loss = torch.zeros(())
+        gradients(images, targets)
+        assert all(map(torch.equal, seen[0], before))
+        assert torch.equal(seen[1], numbers)
+
+    def test_what_cannot_be_recorded_is_said(self):
+        def record(function):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+        model = small_net()
+        with pytest.raises(FadevizError) as caught:
+            list(fit(model, [batch()], F.cross_entropy, sgd(model), lambda step: 0.1, graph=3, record=record))
+        assert str(caught.value) == (
+            "compile=graph does not work with this model: operation not permitted when stream is capturing. "
+            "Use compile=off"
+        )
 
 
 class TestCompileForward:
@@ -331,6 +407,22 @@ class TestOnCuda:
         logits, masks = torch.randn(4, 2, 224, 224).cuda(), torch.randint(0, 2, (4, 224, 224)).cuda()
         loss = choose_task("segmentation").loss
         assert len({loss(logits, masks).item() for _ in range(20)}) == 1
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+    @pytest.mark.parametrize("name", ["fade", "carafe", "max_unpool", "dysample", "sapa_b", "lda_aqu", "freqfusion"])
+    def test_a_graph_trains_as_its_function(self, name, precision):
+        data = [batch(count, 64) for count in (4, 4, 2, 4)]
+        weights, losses = [], []
+        for graph in (0, 4):
+            torch.manual_seed(1)
+            model = SegNet(name, width=0.125).cuda().to(memory_format=torch.channels_last)
+            scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
+            results = train(model, sgd(model, 0.01), data, lr=0.01, graph=graph, precision=precision, scaler=scaler)
+            losses.append([result.loss for result in results])
+            weights.append(model.state_dict())
+        assert losses[1] == pytest.approx(losses[0], rel=1e-4)  # not all operators repeat their last digits
+        for key, tensor in weights[0].items():
+            torch.testing.assert_close(weights[1][key], tensor, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.filterwarnings("ignore")  # the compiler's own, and its advice to use TF32
     def test_the_real_compiler(self):

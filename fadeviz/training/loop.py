@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
+from .graphs import ReplayedGradients, record_graph
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-COMPILE = ("off", "on", "reduce-overhead")
-"""How a training step may be compiled, see :func:`compile_forward`."""
+COMPILE = ("off", "graph", "on", "reduce-overhead")
+"""How a training step may be launched or compiled, see :func:`fit` and :func:`compile_forward`."""
 
 
 class StepResult(NamedTuple):
@@ -58,6 +59,8 @@ def fit(
     processes: Processes = ALONE,
     weigh: Callable[[Tensor], Tensor | float] = len,
     forward: Callable[[Tensor], Tensor] | None = None,
+    graph: int = 0,
+    record: Callable[..., Callable[[], None]] = record_graph,
 ) -> Iterator[StepResult]:
     """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no picture.
 
@@ -72,6 +75,9 @@ def fit(
 
     ``forward`` computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
 
+    ``graph`` is the number of images in a full batch: forward and backward pass of such batches are then replayed as one
+    CUDA graph, recorded by ``record``, those of smaller ones computed as they are. For one process.
+
     Raises:
         FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running
             statistics have taken in its batch).
@@ -81,6 +87,21 @@ def fit(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     dtype = PRECISIONS[precision]
     modules = list(model.modules())
+
+    def output_loss(images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+            output = (forward or model)(images)
+        return loss_fn(output.float(), targets)
+
+    def backward(loss: Tensor) -> None:
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def gradients(images: Tensor, targets: Tensor) -> Tensor:
+        loss = output_loss(images, targets)
+        backward(loss)
+        return loss
+
+    replayed = ReplayedGradients(model, gradients, record=record) if graph else None
     for step, (images, targets) in enumerate(data, start=first_step):
         if not all(module.training for module in modules):  # many times faster to ask than to set
             model.train()
@@ -90,18 +111,19 @@ def fit(
         optimizer.zero_grad(set_to_none=True)  # before the forward pass, which may use their memory
         images = _pinned(images, device).to(device, memory_format=layout, non_blocking=True)
         targets = _pinned(targets, device).to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-            output = (forward or model)(images)
-        loss = mean = loss_fn(output.float(), targets)
-        if processes.count > 1:
-            # Shares may differ by a picture, or in what is ignored: the mean of their means is not the batch's.
-            weight = _scalar(weigh(targets), loss)
-            told = processes.summed(torch.stack([loss.detach() * weight, weight]).double())
-            total = told[1].clamp(min=1e-9)
-            mean = told[0] / total
-            loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
-        read = _reading(mean)
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        if replayed is not None and len(images) == graph:
+            read = _reading(replayed(images, targets))
+        else:
+            loss = mean = output_loss(images, targets)
+            if processes.count > 1:
+                # Shares may differ by a picture, or in what is ignored: the mean of their means is not the batch's.
+                weight = _scalar(weigh(targets), loss)
+                told = processes.summed(torch.stack([loss.detach() * weight, weight]).double())
+                total = told[1].clamp(min=1e-9)
+                mean = told[0] / total
+                loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
+            read = _reading(mean)
+            backward(loss)
         value = read()
         if not math.isfinite(value):
             or_this = "" if precision == "fp32" else ", or --precision fp32"

@@ -75,8 +75,8 @@ def fit(
 
     ``forward`` computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
 
-    ``graph`` is the number of images in a full batch: forward and backward pass of such batches are then replayed as one
-    CUDA graph, recorded by ``record``, those of smaller ones computed as they are. For one process.
+    ``graph`` is the number of images in a full batch: forward and backward pass of such batches are then replayed as
+    one CUDA graph, recorded by ``record``, those of smaller ones computed as they are. For one process.
 
     Raises:
         FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running

@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if "weizmann" in folders:
         where = {"data": "weizmann", "data_dir": folders["weizmann"], **square}
-        configs["Weizmann 224"] = RunConfig(steps=1, **where)  # type: ignore[arg-type]
-        configs["Weizmann 224, --flip"] = RunConfig(steps=1, flip=True, **where)  # type: ignore[arg-type]
+        configs["Weizmann 224"] = RunConfig(steps=1, **where)
+        configs["Weizmann 224, --flip"] = RunConfig(steps=1, flip=True, **where)
     if "ade20k" in folders:
         configs["ADE20K 512"] = RunConfig(
             steps=1, network="segformer", data="ade20k", data_dir=folders["ade20k"], size=512

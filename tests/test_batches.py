@@ -18,6 +18,7 @@ from fadeviz import FadevizError
 from fadeviz.data import Sample
 from fadeviz.data.kept import Kept, Pool
 from fadeviz.data.matting import DrawnMattes
+from fadeviz.data.sets import Wanted, find_data
 from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
@@ -239,6 +240,29 @@ class TestWorkers:
             time.sleep(0.5)
 
 
+@pytest.mark.gpu
+class TestOnAGPU:
+    @pytest.mark.parametrize("workers", [0, 2])
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_batches_get_there_without_waiting(self, workers, flip):
+        for data, tensors in ((SyntheticHorses(64), to_tensors), (DrawnMattes(64), to_matting_tensors)):
+            wanted = list(batches(data, range(1, 6), 3, 1, flip=flip, tensors=tensors))
+            loader = batches(
+                data, range(1, 6), 3, 1, flip=flip, tensors=tensors, device="cuda", workers=workers, ahead=2
+            )
+            got = [next(loader)]  # which also copies the constants of normalisation
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                got += loader
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert all(part.is_cuda for batch in got for part in batch)
+            for mine, theirs in zip(got, wanted, strict=True):
+                for a, b in zip(mine, theirs, strict=True):
+                    assert a.stride() == b.stride()
+                    torch.testing.assert_close(a.cpu(), b, rtol=0, atol=2e-6)  # a GPU divides in another way
+
+
 class Counting:
     """Counts how often a picture is asked for."""
 
@@ -274,8 +298,8 @@ class TestKept:
         assert drawn.asked == [0, 1, 2, 2]
 
     def test_the_test_sets_of_a_run_are_kept(self):
-        for network in ("segnet", "matting"):
-            test = load_data(RunConfig(network=network, size=32, steps=1)).test
+        for task in ("segmentation", "matting"):
+            test = find_data(task, "synthetic").load(Wanted("", 32, 0, 0)).test
             assert test[0].image is test[0].image
 
 

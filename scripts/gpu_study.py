@@ -1,6 +1,6 @@
 """The paper's recipe in full on a GPU: as many trainings as the minutes allow, several at once, the most wanted first.
 
-    python scripts/gpu_study.py train --until 400 [--out DIR] [--jobs 7]
+    python scripts/gpu_study.py train --until 400 [--out DIR] [--jobs 6]
     python scripts/gpu_study.py unpack DIR --out runs
 
 ``train`` records SegNet (width 1, 224 x 224, ImageNet weights, 3500 steps, batch 4) and SegFormer-B1 on the Weizmann
@@ -33,10 +33,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for _place in (str(ROOT / "scripts"), str(ROOT)):
+    if _place not in sys.path:
+        sys.path.insert(0, _place)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import gpu_warm  # noqa: E402
 import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -161,20 +163,23 @@ def train(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGALRM, time_is_up)
     signal.setitimer(signal.ITIMER_REAL, max(0.1, options.until))
     words = executor.train(waiting)
+    todo = [one for one, task in zip(runs, tasks, strict=True) if task in waiting]
+    ahead = compiled_ahead(todo, options) if options.compilers else contextlib.nullcontext()
     try:
-        for events in words:
-            for event in events:
-                name = event.task.member.operator
-                if event.progress is not None:
-                    at[name] = f"{event.progress.step}"
-                if event.status in ("finished", "failed"):
-                    at.pop(name, None)
-                    told = f"{event.status} after {time.monotonic() - begun:.0f} s {event.message}"
-                    print(f"{name}: {told} {event.traceback[-1500:]}", flush=True)
-                    shutil.rmtree(event.task.folder / "checkpoints", ignore_errors=True)
-            if time.monotonic() - shown > 15:
-                shown = time.monotonic()
-                print(f"{shown - begun:5.0f} s  " + ", ".join(f"{n} {s}" for n, s in at.items()), flush=True)
+        with ahead:
+            for events in words:
+                for event in events:
+                    name = event.task.member.operator
+                    if event.progress is not None:
+                        at[name] = f"{event.progress.step}"
+                    if event.status in ("finished", "failed"):
+                        at.pop(name, None)
+                        told = f"{event.status} after {time.monotonic() - begun:.0f} s {event.message}"
+                        print(f"{name}: {told} {event.traceback[-1500:]}", flush=True)
+                        shutil.rmtree(event.task.folder / "checkpoints", ignore_errors=True)
+                if time.monotonic() - shown > 15:
+                    shown = time.monotonic()
+                    print(f"{shown - begun:5.0f} s  " + ", ".join(f"{n} {s}" for n, s in at.items()), flush=True)
     except _TimeIsUp:
         print(f"time is up after {time.monotonic() - begun:.0f} s: stopping {', '.join(at)}", flush=True)
     finally:
@@ -188,6 +193,34 @@ def train(options: argparse.Namespace) -> int:
     packing = time.monotonic() - begun - trained
     print(f"{done} of {len(rows)} runs finished; trained {trained:.0f} s, packed in {packing:.0f} s")
     return 0 if done else 1
+
+
+def uses_of(values: Mapping[str, Any]) -> list[gpu_warm.Use]:
+    """The operators of a run at their sizes."""
+    if str(values["network"]).startswith("segformer"):
+        return gpu_warm.segformer_uses(values["upsampler"], values.get("batch_size", 4), values["size"])
+    return gpu_warm.segnet_uses(values["upsampler"], values.get("batch_size", 4), size=values["size"])
+
+
+@contextlib.contextmanager
+def compiled_ahead(runs: Sequence[Wanted], options: argparse.Namespace) -> Iterator[None]:
+    """Enter when the kernels of the first runs are compiled; those of the others follow meanwhile."""
+    begun = time.monotonic()
+    uses = [uses_of(one.values) for one in runs]
+    flat = list(dict.fromkeys(use for each in uses for use in each))
+    first = len(dict.fromkeys(use for each in uses[: options.jobs] for use in each))
+    pool, waiting = gpu_warm.warm(flat, options.device, options.compilers)
+    try:
+        while not gpu_warm.finished(waiting, first) and time.monotonic() - begun < options.until / 4:
+            time.sleep(0.2)
+        print(f"{time.monotonic() - begun:5.0f} s  the first {first} of {len(flat)} uses are compiled", flush=True)
+        yield
+    finally:
+        for line in gpu_warm.failures(waiting):
+            print(f"did not compile: {line}", flush=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.kill()
 
 
 def is_finished(folder: Path) -> bool:
@@ -373,7 +406,10 @@ def main() -> None:
     training.add_argument(
         "--until", type=float, default=400, metavar="SECONDS", help="stop training then; default: 400"
     )
-    training.add_argument("--jobs", type=int, default=7, help="runs at a time; default: 7")
+    training.add_argument("--jobs", type=int, default=6, help="runs at a time; default: 6")
+    training.add_argument(
+        "--compilers", type=int, default=14, help="processes that compile kernels before they are needed; default: 14"
+    )
     training.add_argument("--first", type=int, default=0, metavar="N", help="only the N most wanted")
     training.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     training.add_argument("--small", action="store_true", help="tiny sizes, to rehearse")

@@ -118,7 +118,7 @@ class TestCheck:
             "record": 'say(what="record", upsampler="fade", error="none", ok=True)',
         }
 
-        def command(name, options, work):
+        def command(name, options, work, limit):
             rows = str(work / f"{name}.jsonl")
             say = f"import json, sys\ndef say(**row): open({rows!r}, 'a').write(json.dumps(row) + '\\n')\n"
             return [sys.executable, "-c", say + codes[name]]
@@ -128,7 +128,9 @@ class TestCheck:
         }
         monkeypatch.setattr(check, "STAGES", stages)
         monkeypatch.setattr(check, "stage_command", command)
-        options = argparse.Namespace(device="cpu", small=True, minutes=5, stages="0,1,6,7", out=tmp_path / "out")
+        options = argparse.Namespace(
+            device="cpu", small=True, minutes=5, stages="0,tests+memory,record:20", out=tmp_path / "out"
+        )
         assert check.run_all(options) == 1
         results = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
         assert {name: one["status"] for name, one in results.items()} == {
@@ -139,9 +141,16 @@ class TestCheck:
         assert "1 FAILED" in text
         assert text in capsys.readouterr().out
         assert "before it hung" in (tmp_path / "out" / "gpu_check.log").read_text()
-        options.minutes, options.stages = 0, "6"
+        options.minutes, options.stages = 0, "record"
         assert check.run_all(options) == 1
         assert "no time left" in (tmp_path / "out" / "gpu_check.txt").read_text()
+
+    def test_stages(self, check):
+        rounds = check.parse_rounds("0,tests+memory:7.5")
+        assert rounds == [[("machine", 45)], [("tests", check.STAGES["tests"].limit), ("memory", 7.5)]]
+        assert {name for together in check.parse_rounds(check.ROUNDS) for name, _ in together} < set(check.STAGES)
+        with pytest.raises(SystemExit, match="no stage 'test'. There are: machine, tests"):
+            check.parse_rounds("test")
 
     def test_without_a_gpu(self, check, tmp_path):
         if torch.cuda.is_available():

@@ -27,7 +27,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -141,32 +141,47 @@ class _TimeIsUp(Exception):
 
 def train(options: argparse.Namespace) -> int:
     """Train what is wanted until the time is up, and pack what there is."""
-    from fadeviz.sweep import LocalProcesses, Member
-    from fadeviz.sweep.member import Task
-
     begun = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = wanted_runs(options.device, options.small)[: options.first or None]
-    configs = [run_config(one.values) for one in runs]  # a setting that does not fit shows before anything trains
-    tasks = [
-        Task(Member(one.name, config.seed), config, options.work / one.name)
-        for one, config in zip(runs, configs, strict=True)
-    ]
-    waiting = [task for task in tasks if not is_finished(task.folder)]
-    at: dict[str, str] = {}
-    shown = 0.0
-    executor = LocalProcesses(options.jobs, grace=20)
 
     def time_is_up(number: int, frame: object) -> None:
         raise _TimeIsUp
 
     signal.signal(signal.SIGALRM, time_is_up)
     signal.setitimer(signal.ITIMER_REAL, max(0.1, options.until))
-    words = executor.train(waiting)
-    todo = [one for one, task in zip(runs, tasks, strict=True) if task in waiting]
-    ahead = compiled_ahead(todo, options) if options.compilers else contextlib.nullcontext()
     try:
-        with ahead:
+        train_until_stopped(runs, options, begun)
+    except _TimeIsUp:
+        print(f"time is up after {time.monotonic() - begun:.0f} s", flush=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    trained = time.monotonic() - begun
+    rows = pack([(one.name, options.work / one.name) for one in runs], options.out)
+    for row in rows:
+        print("  ".join(f"{row.get(key, '')}" for key in COLUMNS), flush=True)
+    done = sum(row["status"] == "finished" for row in rows)
+    packing = time.monotonic() - begun - trained
+    print(f"{done} of {len(rows)} runs finished; trained {trained:.0f} s, packed in {packing:.0f} s")
+    return 0 if done else 1
+
+
+def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, begun: float) -> None:
+    """Train what is not finished, and say every few seconds how far it is."""
+    from fadeviz.sweep import LocalProcesses, Member
+    from fadeviz.sweep.member import Task
+
+    runs = [one for one in runs if not is_finished(options.work / one.name)]
+    at: dict[str, str] = {}
+    shown = 0.0
+    with compiled_ahead(runs, options) as wait:
+        configs = [run_config(one.values) for one in runs]  # a setting that does not fit shows before anything trains
+        tasks = [
+            Task(Member(one.name, config.seed), config, options.work / one.name)
+            for one, config in zip(runs, configs, strict=True)
+        ]
+        wait()
+        with contextlib.closing(LocalProcesses(options.jobs, grace=20).train(tasks)) as words:
             for events in words:
                 for event in events:
                     name = event.task.member.operator
@@ -180,19 +195,6 @@ def train(options: argparse.Namespace) -> int:
                 if time.monotonic() - shown > 15:
                     shown = time.monotonic()
                     print(f"{shown - begun:5.0f} s  " + ", ".join(f"{n} {s}" for n, s in at.items()), flush=True)
-    except _TimeIsUp:
-        print(f"time is up after {time.monotonic() - begun:.0f} s: stopping {', '.join(at)}", flush=True)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        words.close()
-    trained = time.monotonic() - begun
-    rows = pack([(task.member.operator, task.folder) for task in tasks], options.out)
-    for row in rows:
-        print("  ".join(f"{row.get(key, '')}" for key in COLUMNS), flush=True)
-    done = sum(row["status"] == "finished" for row in rows)
-    packing = time.monotonic() - begun - trained
-    print(f"{done} of {len(rows)} runs finished; trained {trained:.0f} s, packed in {packing:.0f} s")
-    return 0 if done else 1
 
 
 def uses_of(values: Mapping[str, Any]) -> list[gpu_warm.Use]:
@@ -203,18 +205,23 @@ def uses_of(values: Mapping[str, Any]) -> list[gpu_warm.Use]:
 
 
 @contextlib.contextmanager
-def compiled_ahead(runs: Sequence[Wanted], options: argparse.Namespace) -> Iterator[None]:
-    """Enter when the kernels of the first runs are compiled; those of the others follow meanwhile."""
+def compiled_ahead(runs: Sequence[Wanted], options: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """Compile the runs' kernels meanwhile, in their order; what it gives waits for those of the first runs."""
+    if not options.compilers:
+        yield lambda: None
+        return
     begun = time.monotonic()
     uses = [uses_of(one.values) for one in runs]
-    flat = list(dict.fromkeys(use for each in uses for use in each))
     first = len(dict.fromkeys(use for each in uses[: options.jobs] for use in each))
-    pool, waiting = gpu_warm.warm(flat, options.device, options.compilers)
-    try:
+    pool, waiting = gpu_warm.warm((use for each in uses for use in each), options.device, options.compilers)
+
+    def wait() -> None:
         while not gpu_warm.finished(waiting, first) and time.monotonic() - begun < options.until / 4:
             time.sleep(0.2)
-        print(f"{time.monotonic() - begun:5.0f} s  the first {first} of {len(flat)} uses are compiled", flush=True)
-        yield
+        print(f"{time.monotonic() - begun:5.0f} s  the first {first} of {len(waiting)} uses are compiled", flush=True)
+
+    try:
+        yield wait
     finally:
         for line in gpu_warm.failures(waiting):
             print(f"did not compile: {line}", flush=True)

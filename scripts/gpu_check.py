@@ -1,4 +1,4 @@
-"""All that can be checked and measured in five minutes on a machine with a GPU and no network: ``make gpu``.
+"""All that can be checked and measured in some minutes on a machine with a GPU and no network: ``make gpu``.
 
     python scripts/gpu_check.py [--out DIR] [--stages machine,tests:200] [--minutes 9]
 

@@ -5,11 +5,11 @@
 
 ``train`` records SegNet (width 1, 224 x 224, ImageNet weights, 3500 steps, batch 4) and SegFormer-B1 on the Weizmann
 Horse set, what ``scripts/gpu_data.py`` put into ``.gpu``. After ``--until`` seconds it stops whatever still trains; the
-same command goes on with it. In DIR it leaves ``study.json`` and ``study.csv``, a line a run with its mIoU and boundary
-IoU, and ``runs-N.zip``, files of at most 15 MiB, 62 MiB together: of each run its settings, metrics, observed images,
-and the maps of the network's figure layer in 12 bits, or in 8 where room is short.
+same command goes on with it. In DIR it leaves ``study.json``, with mIoU and boundary IoU of each run, and at most four
+files ``runs-N.zip`` of at most 16 MiB: of each run its settings, metrics, observed images, and the maps of the
+network's figure layer in 12 bits, or in 8 where room is short.
 
-``unpack`` makes run folders of them, for ``fadeviz grid``, ``animate``, ``analyze`` and ``report``.
+``unpack`` makes run folders of them, for ``fadeviz grid``, ``animate``, ``analyze`` and ``report``, and ``study.csv``.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ SLOW = ("freqfusion", "lda_aqu")
 
 SNAPSHOTS = "100:3000:100,320:360:10"
 
-FILE_LIMIT = 15 << 20
-ALL_LIMIT = 62 << 20
+FILE_LIMIT = int(15.8 * 2**20)
+FILES = 4
+"""So many files of that size at most."""
 
 
 # --------------------------------------------------------------------------------------------------------- which runs
@@ -245,28 +246,24 @@ COLUMNS = (
 
 
 def pack(
-    folders: Sequence[tuple[str, Path]], out: Path, file_limit: int = FILE_LIMIT, limit: int = ALL_LIMIT
+    folders: Sequence[tuple[str, Path]], out: Path, file_limit: int = FILE_LIMIT, files: int = FILES
 ) -> list[dict[str, Any]]:
     """Pack runs into ``runs-N.zip``, in 12 bits as long as all others fit in 8; and say in study.json what there is."""
     there = [(name, folder) for name, folder in folders if (folder / "run.json").is_file()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib leaves the interpreter to others
         fine = list(pool.map(lambda one: packed(one[1], 12), there))
         rough = list(pool.map(lambda one: packed(one[1], 8), there))
-    kept: list[tuple[str, bytes]] = []
-    for (name, _), small in zip(there, rough, strict=True):  # the least wanted stay behind
-        fits = sum(len(data) for _, data in kept) + len(small) <= limit
-        kept += [(name, small)] if fits else []
-    left = limit - sum(len(data) for _, data in kept)
-    archives = [list[tuple[str, bytes]]()]
+    archives: list[list[tuple[str, bytes]]] = [[] for _ in range(files)]
     bits_of: dict[str, int] = {}
-    large_of = dict(zip((name for name, _ in there), fine, strict=True))
-    for name, small in kept:
-        takes = len(large_of[name]) - len(small)
-        data, bits_of[name] = (large_of[name], 12) if takes <= left else (small, 8)
-        left -= len(data) - len(small)
-        if archives[-1] and sum(len(other) for _, other in archives[-1]) + len(data) > file_limit:
-            archives.append([])
-        archives[-1].append((name, data))
+    left = file_limit * files - sum(map(len, rough))
+    for (name, _), large, small in zip(there, fine, rough, strict=True):
+        for data, bits in ((large, 12), (small, 8)):
+            fitting = [one for one in archives if sum(len(other) for _, other in one) + len(data) <= file_limit]
+            if fitting and (bits == 8 or len(large) - len(small) <= left):
+                fitting[0].append((name, data))
+                bits_of[name] = bits
+                left -= len(data) - len(small)
+                break
     rows = [summary(name, folder, bits_of.get(name, 0)) for name, folder in there]
     for old in out.glob("runs-*.zip"):
         old.unlink()
@@ -277,10 +274,6 @@ def pack(
                     archive.writestr(f"{name}.zip", data)
     rows += [{"name": name, "status": "not begun"} for name, folder in folders if (name, folder) not in there]
     (out / "study.json").write_text(json.dumps({"about": ABOUT, "runs": rows}, indent=1))
-    with (out / "study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
     return rows
 
 
@@ -368,6 +361,11 @@ def unpack(options: argparse.Namespace) -> int:
                 folder = options.out / Path(name).stem
                 unpack_run(archive.read(name), folder)
                 print(folder)
+    rows = json.loads((options.folder / "study.json").read_text())["runs"]
+    with (options.out / "study.csv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
     return 0
 
 

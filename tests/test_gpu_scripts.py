@@ -201,7 +201,6 @@ class TestStudy:
         assert [(row["name"], row["status"], row.get("miou")) for row in rows] == [
             ("fade-seed0", "finished", 0.5), ("none", "not begun", None),
         ]  # fmt: skip
-        assert "fade-seed0,finished,2,0.5" in (tmp_path / "study.csv").read_text()
         study.unpack(argparse.Namespace(folder=tmp_path, out=tmp_path / "runs"))
         before, after = open_run(tmp_path / "work" / "fade-seed0"), open_run(tmp_path / "runs" / "fade-seed0")
         assert after.steps == before.steps
@@ -210,6 +209,7 @@ class TestStudy:
         for kind in ("feature", "gate"):
             got, wanted = (run.read(1, "decoder.3.upsample", kind) for run in (after, before))
             np.testing.assert_allclose(got, wanted, atol=np.ptp(wanted) / 2**12)
+        assert "fade-seed0,finished,2,0.5" in (tmp_path / "runs" / "study.csv").read_text()
         assert "12 bits" in after.info["notes"][-1]
         assert check_run(after.path) == check_run(before.path)
         with pytest.raises(SystemExit, match=r"runs-N\.zip"):
@@ -223,16 +223,18 @@ class TestStudy:
         fine, rough = (len(study.packed(tmp_path / "run0", bits)) for bits in (12, 8))
         assert rough < fine
 
-        def bits(room, file_limit=1 << 20):
-            rows = study.pack(folders, tmp_path, file_limit=file_limit, limit=room)
+        def bits(room, number=1):
+            rows = study.pack(folders, tmp_path, file_limit=int(room), files=number)
             files = [zipfile.ZipFile(file).namelist() for file in sorted(tmp_path.glob("runs-*.zip"))]
-            assert [f"{row['name']}.zip" for row in rows if row["bits"]] == [name for names in files for name in names]
+            stored = sorted(name for names in files for name in names)
+            assert [f"{row['name']}.zip" for row in rows if row["bits"]] == stored
             return [row["bits"] for row in rows], len(files)
 
         assert bits(5 * fine) == ([12, 12, 12, 12], 1)
-        assert bits(5 * fine, int(2.5 * fine)) == ([12, 12, 12, 12], 2)
-        assert bits(int(2.1 * fine + 2.1 * rough)) == ([12, 12, 8, 8], 1)
-        assert bits(int(3.1 * rough)) == ([8, 8, 8, 0], 1)
+        assert bits(2.5 * fine, 2) == ([12, 12, 12, 12], 2)
+        assert bits(2.1 * fine + 2.1 * rough) == ([12, 12, 8, 8], 1)
+        assert bits(1.3 * fine, 3) == ([12, 12, 12, 0], 3)
+        assert bits(3.1 * rough) == ([8, 8, 8, 0], 1)
 
     def test_what_is_wanted(self, study):
         runs = study.wanted_runs()

@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
-# On a machine with a CUDA device, five minutes: checks and measures everything, with the Python that is there and no
+# On a machine with a CUDA device, nine minutes at most: checks and measures everything, with the Python that is there and no
 # network. Nothing is installed. The tests alone: python3 -m pytest -m gpu
 gpu:
 	$(PYTHON) scripts/gpu_check.py

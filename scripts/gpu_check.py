@@ -1,21 +1,24 @@
-"""All that can be checked and measured in five minutes on a machine with a GPU and no network: ``make gpu``.
+"""All that can be checked and measured in some minutes on a machine with a GPU and no network: ``make gpu``.
 
-    python scripts/gpu_check.py [--out DIR] [--stages 0,1,2] [--minutes 5]
+    python scripts/gpu_check.py [--out DIR] [--stages machine,tests:200] [--minutes 9]
 
 It runs from the checkout with the Python that is there; nothing is installed or downloaded. Every stage is a process
-with a limit of its own, so that one that fails or hangs stops no other. Stages that check run together, those that
-measure run alone. Left in DIR: ``gpu_check.json`` (every number), ``gpu_check.txt`` (the table, also printed last) and
-``gpu_check.log`` (what the stages printed). The exit code is 1 where a check failed or a stage did not end well.
+with a limit of its own, so that one that fails or hangs stops no other. Left in DIR: ``gpu_check.json`` (every number),
+``gpu_check.txt`` (the table, also printed last) and ``gpu_check.log`` (what the stages printed). The exit code is 1
+where a check failed or a stage did not end well.
 
-    0  versions, the device, and its ceilings: copies, matrix products, launches
-    1  the tests that need a GPU
-    2  every operator in three precisions and two memory layouts against float64 on the CPU, outputs and gradients
-    3  the lines that synchronise in a training step; which operators train and resume to the same bits; observing
-    4  reassembly at the paper's shape and at SegNet's, against other implementations and the bytes that must move
-    5  a training step of SegNet: milliseconds, memory, launches, and how much of it the GPU is busy
-    6  ``fadeviz record``: where the seconds go
-    7  compute-sanitizer over the Triton kernels
-    8  the table of the kernels' block sizes anew, which takes a minute or two more; only when asked for
+    machine    versions, the device, and its ceilings: copies, matrix products, launches
+    operators  every operator in three precisions and two memory layouts against float64 on the CPU, with gradients
+    peer       mmcv's CARAFE operator is built
+    prepare    the kernels that are measured next are compiled, by all cores
+    kernels    reassembly at the paper's shape and at SegNet's, against other forms and the bytes that must move
+    steps      a training step of SegNet: milliseconds, memory, launches, and how much of it the GPU is busy
+    together   how many steps a second several processes take on one GPU
+    record     ``fadeviz record``: where the seconds go
+    tests      the tests that need a GPU
+    training   the lines that synchronise in a training step; which operators resume to the same bits; observing
+    memory     compute-sanitizer over the Triton kernels
+    compile, bench, tune    only when asked for: a compiled step, ``fadeviz bench``, the kernels' block sizes anew
 
 ``--device cpu --small`` rehearses it anywhere. ``scripts/gpu_data.py`` fills ``.gpu`` with a data set, weights and the
 sources of mmcv's operator; what is not there is left out, or done with synthetic images.
@@ -79,6 +82,8 @@ class Setting:
     work: str = ""
     processes: int = 0
     """In which the checks of a stage are spread; 0: in its own."""
+    seconds: float = 1e6
+    """That the stage has."""
 
     @property
     def cuda(self) -> bool:
@@ -91,10 +96,11 @@ class Rows:
 
     def __init__(self, path: Path | None) -> None:
         """None keeps them in memory alone."""
-        self.path, self.rows = path, list[Row]()
+        self.path, self.rows, self.begun = path, list[Row](), time.monotonic()
 
     def add(self, **row: Any) -> None:
         """One result; ``ok=False`` is a failed check."""
+        row["at"] = round(time.monotonic() - self.begun, 1)
         self.rows.append(row)
         line = json.dumps(row, default=str)
         print(line, flush=True)
@@ -236,16 +242,24 @@ def stage_tests(setting: Setting, rows: Rows) -> None:
         "-o", "xfail_strict=false", "--tb=short", "--maxfail=40", f"--junitxml={report}",
     ]  # fmt: skip
     if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", "6" if setting.cuda else "0", "-p", "no:benchmark"]
+        command += ["-n", "12" if setting.cuda else "0", "-p", "no:benchmark"]
     if setting.small:
         files = files[:1]
         command += ["--collect-only"]
-    done = subprocess.run([*command, *map(str, files)], cwd=ROOT, check=False)
+    process = subprocess.Popen([*command, *map(str, files)], cwd=ROOT)
+    try:
+        process.wait(max(1.0, setting.seconds - 12))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # what failed so far is told
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        rows.add(what="stopped", message=f"after {setting.seconds - 12:.0f} s", ok=False)
+    code = process.returncode
     if setting.small:
-        rows.add(what="collected", files=[path.name for path in files], code=done.returncode, ok=done.returncode == 0)
+        rows.add(what="collected", files=[path.name for path in files], code=code, ok=code == 0)
         return
     if not report.exists():
-        rows.add(what="pytest", code=done.returncode, ok=False)
+        rows.add(what="pytest", code=code, ok=False)
         return
     counts: Counter[str] = Counter()
     for case in Tree.parse(report).iter("testcase"):
@@ -280,11 +294,12 @@ def stage_operators(setting: Setting, rows: Rows) -> None:
     """Each operator, and the worst of its errors."""
     from fadeviz.upsamplers import UPSAMPLERS
 
-    if setting.small:
-        tasks = [(name, (2, 8, 3, 4)) for name in UPSAMPLERS]
-    else:
-        tasks = [(name, shape) for shape in LARGE[::-1] for name in WITH_KERNELS]
-        tasks += [(name, shape) for shape in SHAPES[::-1] for name in UPSAMPLERS]
+    names = [*WITH_KERNELS, *(name for name in UPSAMPLERS if name not in WITH_KERNELS)]
+    cases = [(name, (2, 8, 3, 4)) for name in names]
+    if not setting.small:
+        cases = [(name, SHAPES[0]) for name in names] + [(name, shape) for shape in LARGE for name in WITH_KERNELS]
+        cases += [(name, SHAPES[1]) for name in names]
+    tasks = [(name, shape, precision) for name, shape in cases for precision in DTYPES]
     for task, result in spread_over(setting, check_operator, tasks):
         if isinstance(result, BaseException):
             rows.add(what="operator", operator=task[0], shape=task[1], error=first_line(result), ok=False)
@@ -293,12 +308,12 @@ def stage_operators(setting: Setting, rows: Rows) -> None:
                 rows.add(**row)
 
 
-def check_operator(setting: Setting, name: str, shape: tuple[int, int, int, int]) -> list[Row]:
+def check_operator(setting: Setting, name: str, shape: tuple[int, int, int, int], *precisions: str) -> list[Row]:
     """The errors of one operator at one shape, for each precision and layout; in float32 with poisoned memory too."""
     exact_fp32()
     torch.set_num_threads(2)
     reports = []
-    for precision in DTYPES:
+    for precision in precisions or DTYPES:
         wanted, given = reference(name, shape, DTYPES[precision])
         for layout in LAYOUTS:
             for poison in (False, True) if precision == "fp32" else (False,):
@@ -590,7 +605,7 @@ SEGNET = ((4, 64, 112), (4, 128, 56), (4, 256, 28), (4, 512, 14), (4, 512, 7))
 
 
 def stage_kernels(setting: Setting, rows: Rows) -> None:
-    """Every form of reassembly, fastest wanted last: those that may fail come at the end."""
+    """Every form of reassembly, the most wanted first."""
     exact_fp32()
     cases = kernel_cases(setting)
     for case in cases:
@@ -609,16 +624,19 @@ def kernel_cases(setting: Setting) -> list[tuple[str, tuple[int, int, int], str,
     own = "triton" if setting.cuda else "tiles"
     if setting.small:
         return [(form, (1, 4, 4), "fp32", layout) for form in (own, "plain") for layout in LAYOUTS]
-    cases = [(own, PAPER, precision, layout) for layout in LAYOUTS for precision in DTYPES]
-    cases += [("fused", PAPER, precision, layout) for layout in LAYOUTS for precision in ("fp32", "bf16")]
-    cases += [(own, shape, precision, "channels-last") for shape in SEGNET for precision in ("fp32", "bf16")]
-    cases += [("tiles", PAPER, precision, "channels-last") for precision in ("fp32", "bf16")]
-    if (GPU_FILES / "mmcv").is_dir():
-        cases += [("mmcv", PAPER, precision, "contiguous") for precision in ("fp32", "fp16")]
-        cases += [("mmcv", shape, "fp32", "contiguous") for shape in SEGNET]
-    cases += [(own, shape, "fp32", "contiguous") for shape in SEGNET]
-    cases += [("tiles", shape, "fp32", "channels-last") for shape in SEGNET[::2]]
-    cases += [("compiled", PAPER, precision, "contiguous") for precision in ("fp32", "bf16")]
+    last, plain = "channels-last", "contiguous"
+    mmcv = (GPU_FILES / "mmcv").is_dir()
+    cases = [(own, PAPER, precision, last) for precision in ("fp32", "fp16", "bf16")]
+    cases += [("mmcv", PAPER, precision, plain) for precision in ("fp32", "fp16") if mmcv]
+    cases += [("fused", PAPER, precision, last) for precision in ("fp32", "bf16")]
+    cases += [(own, PAPER, precision, plain) for precision in ("fp32", "fp16")]
+    cases += [(own, shape, "fp32", last) for shape in SEGNET]
+    cases += [("mmcv", shape, "fp32", plain) for shape in SEGNET if mmcv]
+    cases += [("tiles", PAPER, "fp32", last), ("plain", PAPER, "fp32", plain)]
+    cases += [(own, shape, "bf16", last) for shape in SEGNET]
+    cases += [("fused", PAPER, "fp32", plain), ("tiles", PAPER, "bf16", last)]
+    cases += [("tiles", shape, "fp32", last) for shape in SEGNET[::2]]
+    cases += [("compiled", PAPER, precision, plain) for precision in ("fp32", "fp16")]
     return cases
 
 
@@ -669,16 +687,9 @@ def measure_kernel(setting: Setting, form: str, shape: tuple[int, int, int], pre
     itemsize = dtype.itemsize
     sets = max(1, min(6, math.ceil(200e6 / ((forward + high) * itemsize)))) if setting.cuda else 1
 
-    def draw(*size: int) -> Tensor:
-        made = torch.randn(size, device=setting.device).to(dtype).contiguous(memory_format=LAYOUTS[layout])
-        return made.requires_grad_()
-
     calls_forward, calls_both = [], []
     for _ in range(sets):
-        given = [draw(b, c, n, n), draw(b, taps, SCALE * n, SCALE * n)]
-        if fused:
-            given += [draw(b, c, SCALE * n, SCALE * n), draw(b, 1, SCALE * n, SCALE * n)]
-        grad = draw(b, c, SCALE * n, SCALE * n).detach()
+        given, grad = kernel_inputs(setting, form, shape, precision, layout)
         calls_forward.append(torch.no_grad()(functools.partial(function, *given)))
         calls_both.append(functools.partial(_both, function, given, grad))
     start = time.perf_counter()
@@ -700,33 +711,55 @@ def measure_kernel(setting: Setting, form: str, shape: tuple[int, int, int], pre
     return row
 
 
+def kernel_inputs(
+    setting: Setting, form: str, shape: tuple[int, int, int], precision: str, layout: str
+) -> tuple[list[Tensor], Tensor]:
+    """x and kernels, skip and gate too for ``fused``; and the output's gradient."""
+    (b, c, n), high, taps = shape, SCALE * shape[2], KERNEL_SIZE**2
+    sizes = [(b, c, n, n), (b, taps, high, high)] + [(b, c, high, high), (b, 1, high, high)] * (form == "fused")
+    made = [
+        torch.randn(size, device=setting.device).to(DTYPES[precision]).contiguous(memory_format=LAYOUTS[layout])
+        for size in [*sizes, (b, c, high, high)]
+    ]
+    return [t.requires_grad_() for t in made[:-1]], made[-1]
+
+
 def _both(function: Callable[..., Tensor], given: Sequence[Tensor], grad: Tensor) -> object:
     return torch.autograd.grad(function(*given), given, grad)
 
 
 def stage_prepare(setting: Setting, rows: Rows) -> None:
-    """Compile what the measuring stages will use, so that they find it in the caches of triton, inductor and ninja."""
-    exact_fp32()
-    done: set[tuple[str, ...]] = set()
-    for case in kernel_cases(setting):
-        if case[0] in ("mmcv", "tiles", "plain") or case in done:
-            continue
-        start = time.perf_counter()
-        try:
-            form, (b, c, n), precision, layout = case
-            fused = form == "fused"
-            given = [
-                torch.randn(size, device=setting.device, dtype=DTYPES[precision])
-                .contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
-                for size in [(b, c, n, n), (b, 25, 2 * n, 2 * n)] + [(b, c, 2 * n, 2 * n), (b, 1, 2 * n, 2 * n)] * fused
-            ]  # fmt: skip
-            y = reassembly_form(form)(*given)
-            torch.autograd.grad(y, given, torch.randn_like(y))
-            synchronize(setting.device)
-        except Exception as error:
-            rows.add(what="prepared", of=case, error=first_line(error))
-            continue
-        rows.add(what="prepared", of=case, seconds=time.perf_counter() - start)
+    """Compile what the measuring stages will use, so that they find it in Triton's cache."""
+    import gpu_warm
+
+    if setting.small:
+        uses, cases = [gpu_warm.Use("fade", (1, 8, 3, 4))], []
+    else:
+        cases = [case for case in kernel_cases(setting) if case[0] in ("triton", "fused")]
+        uses = [
+            use
+            for precision in ("fp32", "bf16")
+            for name in ("fade", "carafe")
+            for use in gpu_warm.segnet_uses(name, 4, precision)
+        ]
+    for task, result in spread_over(setting, prepare, [(case,) for case in (*cases, *uses)]):
+        rows.add(
+            what="prepared", of=task[0], **({"error": first_line(result)} if result.__class__ is not float else {})
+        )
+
+
+def prepare(setting: Setting, case: Any) -> float:
+    """Run a kernel, or an operator, once; the seconds that it took."""
+    import gpu_warm
+
+    if isinstance(case, gpu_warm.Use):
+        return gpu_warm.run_once(case, setting.device)
+    start = time.perf_counter()
+    form, shape, precision, layout = case
+    given, grad = kernel_inputs(setting, form, shape, precision, layout)
+    _both(reassembly_form(form), given, grad)
+    synchronize(setting.device)
+    return time.perf_counter() - start
 
 
 def stage_peer(setting: Setting, rows: Rows) -> None:
@@ -783,10 +816,10 @@ def step_cases(setting: Setting) -> list[tuple[str, int, str]]:
     """Operator, batch and precision."""
     if setting.small:
         return [("nearest", 2, "fp32")]
-    three = ("nearest", "carafe", "fade")
-    cases = [(name, 4, precision) for precision in ("tf32", "bf16", "fp32") for name in three]
-    cases += [("bilinear", 4, "tf32"), ("max_unpool", 4, "tf32")]
-    return cases + [(name, 16, precision) for precision in ("tf32", "bf16") for name in three]
+    cases = [(name, 4, "tf32") for name in ("nearest", "fade", "carafe", "bilinear", "max_unpool")]
+    cases += [(name, 4, "bf16") for name in ("nearest", "fade", "carafe")]
+    cases += [("fade", 16, "tf32"), ("fade", 16, "bf16"), ("nearest", 16, "tf32"), ("nearest", 4, "fp32")]
+    return [*cases, ("fade", 4, "fp32"), ("carafe", 16, "tf32"), ("nearest", 16, "bf16"), ("carafe", 16, "bf16")]
 
 
 def training_step(setting: Setting, upsampler: str, batch: int, precision: str) -> Callable[[], None]:
@@ -827,7 +860,7 @@ def measure_step(setting: Setting, upsampler: str, batch: int, precision: str) -
     if not setting.cuda:
         return row
     row["peak"] = torch.cuda.max_memory_allocated()
-    if batch == 4:
+    if batch == 4 and upsampler in ("nearest", "fade", "carafe"):
         row |= profiled(step, row["seconds"])
     try:
         row["graph"] = seconds_in_graph(step)
@@ -1100,28 +1133,43 @@ class Stage:
     function: Callable[[Setting, Rows], None]
     limit: float
     """Seconds."""
-    alone: bool = True
-    """It measures: nothing else runs meanwhile."""
     processes: int = 0
 
 
 STAGES = {
     "machine": Stage(0, "machine", stage_machine, 45),
-    "tests": Stage(1, "tests on the GPU", stage_tests, 85, alone=False),
-    "operators": Stage(2, "operators against float64", stage_operators, 85, alone=False, processes=5),
-    "training": Stage(3, "training", stage_training, 85, alone=False, processes=5),
-    "prepare": Stage(4, "kernels are compiled", stage_prepare, 85, alone=False),
-    "peer": Stage(4, "mmcv's operator is built", stage_peer, 85, alone=False),
-    "compile": Stage(5, "the training step is compiled", stage_compile, 85, alone=False),
-    "bench": Stage(6, "fadeviz bench", stage_bench, 85, alone=False),
-    "memory": Stage(7, "memcheck", stage_memory, 85, alone=False),
+    "tests": Stage(1, "tests on the GPU", stage_tests, 110),
+    "operators": Stage(2, "operators against float64", stage_operators, 90, processes=13),
+    "training": Stage(3, "training", stage_training, 90, processes=8),
+    "prepare": Stage(4, "kernels are compiled", stage_prepare, 70, processes=13),
+    "peer": Stage(4, "mmcv's operator is built", stage_peer, 90),
     "kernels": Stage(4, "kernels", stage_kernels, 70),
-    "steps": Stage(5, "training steps", stage_steps, 95),
+    "steps": Stage(5, "training steps", stage_steps, 80),
     "together": Stage(5, "several processes on one GPU", stage_together, 50),
+    "compile": Stage(5, "the training step is compiled", stage_compile, 110),
     "record": Stage(6, "fadeviz record", stage_record, 45),
+    "bench": Stage(6, "fadeviz bench", stage_bench, 85),
+    "memory": Stage(7, "memcheck", stage_memory, 90),
     "tune": Stage(8, "the kernels are tuned", stage_tune, 110),
 }
-"""In their order: those that check run together after the first, then those that measure."""
+
+ROUNDS = "machine,operators+peer,prepare,kernels,steps,together,record,tests,training+memory"
+"""What ``make gpu`` runs. What is compiled by one is found in Triton's cache by those that follow."""
+
+
+def parse_rounds(text: str) -> list[list[tuple[str, float]]]:
+    """The stages of each round with their limits: ``machine,operators+peer:60`` is two rounds, the second of two."""
+    rounds = []
+    for part in text.split(","):
+        together = []
+        for one in part.split("+"):
+            name, _, seconds = one.strip().partition(":")
+            name = next((key for key, stage in STAGES.items() if name == str(stage.number)), name)
+            if name not in STAGES:
+                raise SystemExit(f"no stage {name!r}. There are: {', '.join(STAGES)}")
+            together.append((name, float(seconds or STAGES[name].limit)))
+        rounds.append(together)
+    return rounds
 
 
 @dataclass
@@ -1141,15 +1189,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = Path(os.environ["OUT"]) if os.environ.get("OUT") else ROOT / "outputs" / "gpu"
     parser.add_argument("--out", type=Path, default=default, help="default: $OUT, or outputs/gpu")
-    parser.add_argument("--stages", default="0,1,2,3,4,5,6,7", help="default: 0,1,2,3,4,5,6,7")
-    parser.add_argument("--minutes", type=float, default=5.0, help="for all of them together; default: 5")
+    parser.add_argument(
+        "--stages", default=ROUNDS, metavar="NAME[:SECONDS],...",
+        help=f"in this order, those joined by + side by side, each with its limit; default: {ROUNDS}; also: "
+        f"{', '.join(name for name in STAGES if name not in ROUNDS)}",
+    )  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all of them together; default: 9")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--small", action="store_true", help="tiny sizes, to rehearse")
     parser.add_argument("--stage", help=argparse.SUPPRESS)  # what a stage's own process is called with
     parser.add_argument("--work", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=1e6, help=argparse.SUPPRESS)
     parser.add_argument("--only-kernels", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    setting = Setting(options.device, options.small, options.work)
+    setting = Setting(options.device, options.small, options.work, seconds=options.seconds)
     if options.only_kernels:
         only_kernels(setting)
     elif options.stage:
@@ -1165,17 +1218,13 @@ def run_all(options: argparse.Namespace) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("no CUDA device here. To rehearse: gpu_check.py --device cpu --small")
     deadline = time.monotonic() + 60 * options.minutes
-    chosen = {int(number) for number in options.stages.split(",")}
-    names = [name for name, stage in STAGES.items() if stage.number in chosen]
+    rounds = parse_rounds(options.stages)
     options.out.mkdir(parents=True, exist_ok=True)
     log = options.out / "gpu_check.log"
     log.unlink(missing_ok=True)
     results: dict[str, Row] = {}
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as work:
         environment = stage_environment(Path(work))
-        rounds = [[name] for name in names if STAGES[name].number == 0]
-        rounds += [[name for name in names if not STAGES[name].alone]]
-        rounds += [[name] for name in names if STAGES[name].alone and STAGES[name].number]
         for together in rounds:
             for done in run_round(together, options, Path(work), environment, deadline):
                 rows = read_rows(Path(work) / f"{done.name}.jsonl")
@@ -1184,10 +1233,9 @@ def run_all(options: argparse.Namespace) -> int:
                 }  # fmt: skip
                 keep_log(Path(work) / f"{done.name}.log", log, done.name)
                 (options.out / "gpu_check.json").write_text(json.dumps(results, indent=1))
+                (options.out / "gpu_check.txt").write_text(table(results) + "\n")
                 print(f"[{done.name}] {done.status} after {done.ended - done.started:.0f} s", flush=True)
-    text = table(results)
-    (options.out / "gpu_check.txt").write_text(text + "\n")
-    print("\n" + text, flush=True)
+    print("\n" + table(results), flush=True)
     return 0 if all_well(results) else 1
 
 
@@ -1203,21 +1251,26 @@ def stage_environment(work: Path) -> dict[str, str]:
 
 
 def run_round(
-    names: Sequence[str], options: argparse.Namespace, work: Path, environment: dict[str, str], deadline: float
+    together: Sequence[tuple[str, float]],
+    options: argparse.Namespace,
+    work: Path,
+    environment: dict[str, str],
+    deadline: float,
 ) -> Iterator[Running]:
     """Run stages side by side, and give each when it has ended, was stopped, or found no time."""
     at_work: list[Running] = []
-    for name in names:
+    for name, limit in together:
         started = time.monotonic()
+        limit = min(limit, deadline - started)
         if deadline - started < (1 if options.small else 8):
             yield Running(name, None, started, 0, started, "no time left")  # type: ignore[arg-type]
             continue
-        command = stage_command(name, options, work)
+        command = stage_command(name, options, work, limit)
         with (work / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
             )
-        at_work.append(Running(name, process, started, min(STAGES[name].limit, deadline - started)))
+        at_work.append(Running(name, process, started, limit))
     try:
         while at_work:
             time.sleep(0.1)
@@ -1238,10 +1291,10 @@ def run_round(
             stop(one.process)
 
 
-def stage_command(name: str, options: argparse.Namespace, work: Path) -> list[str]:
+def stage_command(name: str, options: argparse.Namespace, work: Path, limit: float) -> list[str]:
     """This script once more, for one stage."""
-    small = ["--small"] * options.small
-    return [sys.executable, __file__, "--stage", name, "--work", str(work), "--device", options.device, *small]
+    command = [sys.executable, __file__, "--stage", name, "--work", str(work), "--seconds", str(limit)]
+    return [*command, "--device", options.device, *["--small"] * options.small]
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -1282,7 +1335,7 @@ def table(results: dict[str, Row], limit: int = 7800) -> str:
     for name, one in results.items():
         failed = sum(not row.get("ok", True) for row in one["rows"])
         state = f"{one['status']}, {one['seconds']:.0f} s" + (f", {failed} FAILED" if failed else "")
-        lines.append(f"== {STAGES[name].number} {STAGES[name].title}: {state}")
+        lines.append(f"== {name}, {STAGES[name].title}: {state}")
         try:
             lines += _TABLES[name](one["rows"], results)
         except Exception as error:

@@ -1,15 +1,15 @@
 """The paper's recipe in full on a GPU: as many trainings as the minutes allow, several at once, the most wanted first.
 
-    python scripts/gpu_study.py train --until 400 [--out DIR] [--jobs 7]
+    python scripts/gpu_study.py train --until 400 [--out DIR] [--jobs 6]
     python scripts/gpu_study.py unpack DIR --out runs
 
 ``train`` records SegNet (width 1, 224 x 224, ImageNet weights, 3500 steps, batch 4) and SegFormer-B1 on the Weizmann
 Horse set, what ``scripts/gpu_data.py`` put into ``.gpu``. After ``--until`` seconds it stops whatever still trains; the
-same command goes on with it. In DIR it leaves ``study.json`` and ``study.csv``, a line a run with its mIoU and boundary
-IoU, and ``runs-N.zip``, files of at most 15 MiB, 62 MiB together: of each run its settings, metrics, observed images,
-and the maps of the network's figure layer in 12 bits, or in 8 where room is short.
+same command goes on with it. In DIR it leaves ``study.json``, with mIoU and boundary IoU of each run, and at most four
+files ``runs-N.zip`` of at most 16 MiB: of each run its settings, metrics, observed images, and the maps of the
+network's figure layer in 12 bits, or in 8 where room is short.
 
-``unpack`` makes run folders of them, for ``fadeviz grid``, ``animate``, ``analyze`` and ``report``.
+``unpack`` makes run folders of them, for ``fadeviz grid``, ``animate``, ``analyze`` and ``report``, and ``study.csv``.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+for _place in (str(ROOT / "scripts"), str(ROOT)):
+    if _place not in sys.path:
+        sys.path.insert(0, _place)
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import gpu_warm  # noqa: E402
 import numpy as np  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
@@ -54,8 +56,9 @@ SLOW = ("freqfusion", "lda_aqu")
 
 SNAPSHOTS = "100:3000:100,320:360:10"
 
-FILE_LIMIT = 15 << 20
-ALL_LIMIT = 62 << 20
+FILE_LIMIT = int(15.8 * 2**20)
+FILES = 4
+"""So many files of that size at most."""
 
 
 # --------------------------------------------------------------------------------------------------------- which runs
@@ -139,55 +142,93 @@ class _TimeIsUp(Exception):
 
 def train(options: argparse.Namespace) -> int:
     """Train what is wanted until the time is up, and pack what there is."""
-    from fadeviz.sweep import LocalProcesses, Member
-    from fadeviz.sweep.member import Task
-
     begun = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
     runs = wanted_runs(options.device, options.small)[: options.first or None]
-    configs = [run_config(one.values) for one in runs]  # a setting that does not fit shows before anything trains
-    tasks = [
-        Task(Member(one.name, config.seed), config, options.work / one.name)
-        for one, config in zip(runs, configs, strict=True)
-    ]
-    waiting = [task for task in tasks if not is_finished(task.folder)]
-    at: dict[str, str] = {}
-    shown = 0.0
-    executor = LocalProcesses(options.jobs, grace=20)
 
     def time_is_up(number: int, frame: object) -> None:
         raise _TimeIsUp
 
     signal.signal(signal.SIGALRM, time_is_up)
     signal.setitimer(signal.ITIMER_REAL, max(0.1, options.until))
-    words = executor.train(waiting)
     try:
-        for events in words:
-            for event in events:
-                name = event.task.member.operator
-                if event.progress is not None:
-                    at[name] = f"{event.progress.step}"
-                if event.status in ("finished", "failed"):
-                    at.pop(name, None)
-                    told = f"{event.status} after {time.monotonic() - begun:.0f} s {event.message}"
-                    print(f"{name}: {told} {event.traceback[-1500:]}", flush=True)
-                    shutil.rmtree(event.task.folder / "checkpoints", ignore_errors=True)
-            if time.monotonic() - shown > 15:
-                shown = time.monotonic()
-                print(f"{shown - begun:5.0f} s  " + ", ".join(f"{n} {s}" for n, s in at.items()), flush=True)
+        train_until_stopped(runs, options, begun)
     except _TimeIsUp:
-        print(f"time is up after {time.monotonic() - begun:.0f} s: stopping {', '.join(at)}", flush=True)
+        print(f"time is up after {time.monotonic() - begun:.0f} s", flush=True)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        words.close()
     trained = time.monotonic() - begun
-    rows = pack([(task.member.operator, task.folder) for task in tasks], options.out)
+    rows = pack([(one.name, options.work / one.name) for one in runs], options.out)
     for row in rows:
         print("  ".join(f"{row.get(key, '')}" for key in COLUMNS), flush=True)
     done = sum(row["status"] == "finished" for row in rows)
     packing = time.monotonic() - begun - trained
     print(f"{done} of {len(rows)} runs finished; trained {trained:.0f} s, packed in {packing:.0f} s")
     return 0 if done else 1
+
+
+def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, begun: float) -> None:
+    """Train what is not finished, and say every few seconds how far it is."""
+    from fadeviz.sweep import LocalProcesses, Member
+    from fadeviz.sweep.member import Task
+
+    runs = [one for one in runs if not is_finished(options.work / one.name)]
+    at: dict[str, str] = {}
+    shown = 0.0
+    with compiled_ahead(runs, options) as wait:
+        configs = [run_config(one.values) for one in runs]  # a setting that does not fit shows before anything trains
+        tasks = [
+            Task(Member(one.name, config.seed), config, options.work / one.name)
+            for one, config in zip(runs, configs, strict=True)
+        ]
+        wait()
+        with contextlib.closing(LocalProcesses(options.jobs, grace=20).train(tasks)) as words:
+            for events in words:
+                for event in events:
+                    name = event.task.member.operator
+                    if event.progress is not None:
+                        at[name] = f"{event.progress.step}"
+                    if event.status in ("finished", "failed"):
+                        at.pop(name, None)
+                        told = f"{event.status} after {time.monotonic() - begun:.0f} s {event.message}"
+                        print(f"{name}: {told} {event.traceback[-1500:]}", flush=True)
+                        shutil.rmtree(event.task.folder / "checkpoints", ignore_errors=True)
+                if time.monotonic() - shown > 15:
+                    shown = time.monotonic()
+                    print(f"{shown - begun:5.0f} s  " + ", ".join(f"{n} {s}" for n, s in at.items()), flush=True)
+
+
+def uses_of(values: Mapping[str, Any]) -> list[gpu_warm.Use]:
+    """The operators of a run at their sizes."""
+    if str(values["network"]).startswith("segformer"):
+        return gpu_warm.segformer_uses(values["upsampler"], values.get("batch_size", 4), values["size"])
+    return gpu_warm.segnet_uses(values["upsampler"], values.get("batch_size", 4), size=values["size"])
+
+
+@contextlib.contextmanager
+def compiled_ahead(runs: Sequence[Wanted], options: argparse.Namespace) -> Iterator[Callable[[], None]]:
+    """Compile the runs' kernels meanwhile, in their order; what it gives waits for those of the first runs."""
+    if not options.compilers:
+        yield lambda: None
+        return
+    begun = time.monotonic()
+    uses = [uses_of(one.values) for one in runs]
+    first = len(dict.fromkeys(use for each in uses[: options.jobs] for use in each))
+    pool, waiting = gpu_warm.warm((use for each in uses for use in each), options.device, options.compilers)
+
+    def wait() -> None:
+        while not gpu_warm.finished(waiting, first) and time.monotonic() - begun < options.until / 4:
+            time.sleep(0.2)
+        print(f"{time.monotonic() - begun:5.0f} s  the first {first} of {len(waiting)} uses are compiled", flush=True)
+
+    try:
+        yield wait
+    finally:
+        for line in gpu_warm.failures(waiting):
+            print(f"did not compile: {line}", flush=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.kill()
 
 
 def is_finished(folder: Path) -> bool:
@@ -205,28 +246,24 @@ COLUMNS = (
 
 
 def pack(
-    folders: Sequence[tuple[str, Path]], out: Path, file_limit: int = FILE_LIMIT, limit: int = ALL_LIMIT
+    folders: Sequence[tuple[str, Path]], out: Path, file_limit: int = FILE_LIMIT, files: int = FILES
 ) -> list[dict[str, Any]]:
     """Pack runs into ``runs-N.zip``, in 12 bits as long as all others fit in 8; and say in study.json what there is."""
     there = [(name, folder) for name, folder in folders if (folder / "run.json").is_file()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib leaves the interpreter to others
         fine = list(pool.map(lambda one: packed(one[1], 12), there))
         rough = list(pool.map(lambda one: packed(one[1], 8), there))
-    kept: list[tuple[str, bytes]] = []
-    for (name, _), small in zip(there, rough, strict=True):  # the least wanted stay behind
-        fits = sum(len(data) for _, data in kept) + len(small) <= limit
-        kept += [(name, small)] if fits else []
-    left = limit - sum(len(data) for _, data in kept)
-    archives = [list[tuple[str, bytes]]()]
+    archives: list[list[tuple[str, bytes]]] = [[] for _ in range(files)]
     bits_of: dict[str, int] = {}
-    large_of = dict(zip((name for name, _ in there), fine, strict=True))
-    for name, small in kept:
-        takes = len(large_of[name]) - len(small)
-        data, bits_of[name] = (large_of[name], 12) if takes <= left else (small, 8)
-        left -= len(data) - len(small)
-        if archives[-1] and sum(len(other) for _, other in archives[-1]) + len(data) > file_limit:
-            archives.append([])
-        archives[-1].append((name, data))
+    left = file_limit * files - sum(map(len, rough))
+    for (name, _), large, small in zip(there, fine, rough, strict=True):
+        for data, bits in ((large, 12), (small, 8)):
+            fitting = [one for one in archives if sum(len(other) for _, other in one) + len(data) <= file_limit]
+            if fitting and (bits == 8 or len(large) - len(small) <= left):
+                fitting[0].append((name, data))
+                bits_of[name] = bits
+                left -= len(data) - len(small)
+                break
     rows = [summary(name, folder, bits_of.get(name, 0)) for name, folder in there]
     for old in out.glob("runs-*.zip"):
         old.unlink()
@@ -237,10 +274,6 @@ def pack(
                     archive.writestr(f"{name}.zip", data)
     rows += [{"name": name, "status": "not begun"} for name, folder in folders if (name, folder) not in there]
     (out / "study.json").write_text(json.dumps({"about": ABOUT, "runs": rows}, indent=1))
-    with (out / "study.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
     return rows
 
 
@@ -328,6 +361,11 @@ def unpack(options: argparse.Namespace) -> int:
                 folder = options.out / Path(name).stem
                 unpack_run(archive.read(name), folder)
                 print(folder)
+    rows = json.loads((options.folder / "study.json").read_text())["runs"]
+    with (options.out / "study.csv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
     return 0
 
 
@@ -373,7 +411,10 @@ def main() -> None:
     training.add_argument(
         "--until", type=float, default=400, metavar="SECONDS", help="stop training then; default: 400"
     )
-    training.add_argument("--jobs", type=int, default=7, help="runs at a time; default: 7")
+    training.add_argument("--jobs", type=int, default=6, help="runs at a time; default: 6")
+    training.add_argument(
+        "--compilers", type=int, default=14, help="processes that compile kernels before they are needed; default: 14"
+    )
     training.add_argument("--first", type=int, default=0, metavar="N", help="only the N most wanted")
     training.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     training.add_argument("--small", action="store_true", help="tiny sizes, to rehearse")

@@ -118,7 +118,7 @@ class TestCheck:
             "record": 'say(what="record", upsampler="fade", error="none", ok=True)',
         }
 
-        def command(name, options, work):
+        def command(name, options, work, limit):
             rows = str(work / f"{name}.jsonl")
             say = f"import json, sys\ndef say(**row): open({rows!r}, 'a').write(json.dumps(row) + '\\n')\n"
             return [sys.executable, "-c", say + codes[name]]
@@ -128,7 +128,9 @@ class TestCheck:
         }
         monkeypatch.setattr(check, "STAGES", stages)
         monkeypatch.setattr(check, "stage_command", command)
-        options = argparse.Namespace(device="cpu", small=True, minutes=5, stages="0,1,6,7", out=tmp_path / "out")
+        options = argparse.Namespace(
+            device="cpu", small=True, minutes=5, stages="0,tests+memory,record:20", out=tmp_path / "out"
+        )
         assert check.run_all(options) == 1
         results = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
         assert {name: one["status"] for name, one in results.items()} == {
@@ -139,9 +141,16 @@ class TestCheck:
         assert "1 FAILED" in text
         assert text in capsys.readouterr().out
         assert "before it hung" in (tmp_path / "out" / "gpu_check.log").read_text()
-        options.minutes, options.stages = 0, "6"
+        options.minutes, options.stages = 0, "record"
         assert check.run_all(options) == 1
         assert "no time left" in (tmp_path / "out" / "gpu_check.txt").read_text()
+
+    def test_stages(self, check):
+        rounds = check.parse_rounds("0,tests+memory:7.5")
+        assert rounds == [[("machine", 45)], [("tests", check.STAGES["tests"].limit), ("memory", 7.5)]]
+        assert {name for together in check.parse_rounds(check.ROUNDS) for name, _ in together} < set(check.STAGES)
+        with pytest.raises(SystemExit, match="no stage 'test'. There are: machine, tests"):
+            check.parse_rounds("test")
 
     def test_without_a_gpu(self, check, tmp_path):
         if torch.cuda.is_available():
@@ -192,7 +201,6 @@ class TestStudy:
         assert [(row["name"], row["status"], row.get("miou")) for row in rows] == [
             ("fade-seed0", "finished", 0.5), ("none", "not begun", None),
         ]  # fmt: skip
-        assert "fade-seed0,finished,2,0.5" in (tmp_path / "study.csv").read_text()
         study.unpack(argparse.Namespace(folder=tmp_path, out=tmp_path / "runs"))
         before, after = open_run(tmp_path / "work" / "fade-seed0"), open_run(tmp_path / "runs" / "fade-seed0")
         assert after.steps == before.steps
@@ -201,6 +209,7 @@ class TestStudy:
         for kind in ("feature", "gate"):
             got, wanted = (run.read(1, "decoder.3.upsample", kind) for run in (after, before))
             np.testing.assert_allclose(got, wanted, atol=np.ptp(wanted) / 2**12)
+        assert "fade-seed0,finished,2,0.5" in (tmp_path / "runs" / "study.csv").read_text()
         assert "12 bits" in after.info["notes"][-1]
         assert check_run(after.path) == check_run(before.path)
         with pytest.raises(SystemExit, match=r"runs-N\.zip"):
@@ -214,16 +223,18 @@ class TestStudy:
         fine, rough = (len(study.packed(tmp_path / "run0", bits)) for bits in (12, 8))
         assert rough < fine
 
-        def bits(room, file_limit=1 << 20):
-            rows = study.pack(folders, tmp_path, file_limit=file_limit, limit=room)
+        def bits(room, number=1):
+            rows = study.pack(folders, tmp_path, file_limit=int(room), files=number)
             files = [zipfile.ZipFile(file).namelist() for file in sorted(tmp_path.glob("runs-*.zip"))]
-            assert [f"{row['name']}.zip" for row in rows if row["bits"]] == [name for names in files for name in names]
+            stored = sorted(name for names in files for name in names)
+            assert [f"{row['name']}.zip" for row in rows if row["bits"]] == stored
             return [row["bits"] for row in rows], len(files)
 
         assert bits(5 * fine) == ([12, 12, 12, 12], 1)
-        assert bits(5 * fine, int(2.5 * fine)) == ([12, 12, 12, 12], 2)
-        assert bits(int(2.1 * fine + 2.1 * rough)) == ([12, 12, 8, 8], 1)
-        assert bits(int(3.1 * rough)) == ([8, 8, 8, 0], 1)
+        assert bits(2.5 * fine, 2) == ([12, 12, 12, 12], 2)
+        assert bits(2.1 * fine + 2.1 * rough) == ([12, 12, 8, 8], 1)
+        assert bits(1.3 * fine, 3) == ([12, 12, 12, 0], 3)
+        assert bits(3.1 * rough) == ([8, 8, 8, 0], 1)
 
     def test_what_is_wanted(self, study):
         runs = study.wanted_runs()

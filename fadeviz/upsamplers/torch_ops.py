@@ -157,7 +157,11 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
     """The gradients of both maps and of the gate."""
     if _blends_natively(grad, reassembled, feature, gate):
         return native.blend_backward(grad, reassembled, feature, gate)
-    return _blend_gradients(grad, reassembled, feature, gate)
+    gradients = _blend_gradients(grad, reassembled, feature, gate)
+    of_maps = zip(gradients, (reassembled, feature, gate), strict=True)
+    # Maps of 1x1 are of both formats, so that maps of different ones may meet.
+    first, second, third = (g if g.stride() == of.stride() else torch.empty_like(of).copy_(g) for g, of in of_maps)
+    return first, second, third
 
 
 @_operator("fused")

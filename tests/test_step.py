@@ -208,7 +208,8 @@ class TestCompileForward:
             model = SegNet("fade", width=0.125).to(memory_format=torch.channels_last)
             forward = compile_forward(model, mode, 4) if compiled else None
             losses.append([r.loss for r in train(model, sgd(model, 0.01), [same] * 4, lr=0.01, forward=forward)])
-        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
+        assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # statistics of 1x1 maps enlarge the rounding
 
 
 class TestFusedOptimizers:

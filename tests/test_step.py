@@ -1,6 +1,7 @@
 """The step as a GPU takes it: one wait, a compiled forward pass, a fused optimiser, checkpoints from a thread."""
 
 import threading
+from itertools import product
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fadeviz.training.checkpoint import CheckpointWriter, read_checkpoint, write
 from fadeviz.training.graphs import ReplayedGradients
 from fadeviz.training.loop import compile_forward, fit
 from fadeviz.training.tasks import choose_task
+from fadeviz.upsamplers import UPSAMPLERS
 
 
 def batch(count=3, size=8):
@@ -32,6 +34,10 @@ def data():
 def small_net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def _listed(value):
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def sgd(model, lr=0.1):
@@ -220,6 +226,51 @@ class TestCompileForward:
             == "compile=on does not work here: backend='backend' raised: RuntimeError: no compiler. Use compile=off"
         )
 
+    def test_gradients_of_maps_of_different_formats_lie_as_the_compiler_is_told(self):
+        last = torch.channels_last
+        maps = [torch.randn(2, 6, 4, 4) for _ in range(3)] + [torch.rand(2, 1, 4, 4)]
+        for formats in product((last, torch.contiguous_format), repeat=3):
+            grad, mixed, feature = (m.contiguous(memory_format=f) for m, f in zip(maps, formats, strict=False))
+            found = torch.ops.fadeviz.blend_backward(grad, mixed, feature, maps[3])
+            assert [one.stride() for one in found] == [one.stride() for one in (mixed, feature, maps[3])]
+            wanted = torch.ops.fadeviz.blend_backward(*maps)
+            torch.testing.assert_close(found, wanted)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+    @pytest.mark.parametrize("name", UPSAMPLERS)
+    def test_what_every_operator_computes_lies_as_the_compiler_is_told(self, name, memory_format):
+        """At 32x32, the smallest size, where the deepest maps are of both formats at once."""
+        from functorch.compile import make_boxed_func
+        from torch._dynamo.backends.common import aot_autograd
+
+        ran, wrong = [], []
+
+        class Checked(torch.fx.Interpreter):
+            def run_node(self, node):
+                results = super().run_node(node)
+                if node.op == "call_function" and "fadeviz" in str(node.target):
+                    ran.append(node.target)
+                    told = node.meta["val"]
+                    for found, said in zip(_listed(results), _listed(told), strict=True):
+                        strides = [
+                            (a, b) for n, a, b in zip(found.shape, found.stride(), said.stride(), strict=True) if n > 1
+                        ]
+                        if (found.shape, found.dtype) != (said.shape, said.dtype) or any(a != b for a, b in strides):
+                            wrong.append((node.target, found.shape, found.stride(), said.stride()))
+                return results
+
+        def compiler(graph, inputs):
+            return make_boxed_func(lambda *args: Checked(graph).run(*args))
+
+        torch.compiler.reset()
+        model = SegNet(name, width=0.25 if name == "lda_aqu" else 0.125).to(memory_format=memory_format)
+        forward = compile_forward(model, "on", 2, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler))
+        train(model, sgd(model), [batch(2, 32)], forward=forward)
+        assert wrong == []
+        assert ran or name not in ("carafe", "a2u", "fade", "sapa_b")
+
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler, in itself
     @pytest.mark.parametrize("mode", ["on", "reduce-overhead"])
@@ -233,7 +284,8 @@ class TestCompileForward:
             model = SegNet("fade", width=0.125).to(memory_format=torch.channels_last)
             forward = compile_forward(model, mode, 4) if compiled else None
             losses.append([r.loss for r in train(model, sgd(model, 0.01), [same] * 4, lr=0.01, forward=forward)])
-        assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-4)
+        assert losses[1] == pytest.approx(losses[0], rel=1e-2)  # statistics of 1x1 maps enlarge the rounding
 
 
 class TestFusedOptimizers:

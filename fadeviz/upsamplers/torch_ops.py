@@ -157,7 +157,10 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
     """The gradients of both maps and of the gate."""
     if _blends_natively(grad, reassembled, feature, gate):
         return native.blend_backward(grad, reassembled, feature, gate)
-    return _blend_gradients(grad, reassembled, feature, gate)
+    # Maps of 1x1 are of both formats, so that maps of different ones may meet.
+    gradients = zip(_blend_gradients(grad, reassembled, feature, gate), (reassembled, feature, gate), strict=True)
+    to_reassembled, to_feature, to_gate = (laid_out_like(gradient, of) for gradient, of in gradients)
+    return to_reassembled, to_feature, to_gate
 
 
 @_operator("fused")
@@ -215,6 +218,11 @@ def _rim_gradient(grad: Tensor, r: int) -> Tensor:
     sides = [s.sum(dim=1, keepdim=True) for s in (left, right)]
     middle = torch.cat([sides[0], torch.zeros_like(sides[0][:, :, :1]), sides[1]], dim=2)
     return torch.cat([rows[0], middle, rows[1]], dim=1)
+
+
+def laid_out_like(value: Tensor, of: Tensor) -> Tensor:
+    """The same values in the memory format of another map, which the compiler takes for granted."""
+    return value if value.stride() == of.stride() else torch.empty_like(of).copy_(value)
 
 
 def _blends_natively(*maps: Tensor) -> bool:

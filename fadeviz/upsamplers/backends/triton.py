@@ -37,15 +37,26 @@ else:
 # Without Triton the kernels stay plain functions that nothing calls: `available` says so, a launch what to install.
 _jit: Any = (lambda function: function) if triton is None else triton.jit
 
+
+class _Blocks(NamedTuple):
+    """How a program divides its work among threads."""
+
+    threads: int  # side by side along the contiguous axis
+    warps: int
+    channels: int  # of a thread; similarity takes what one load brings
+    beside: int  # locations of a thread: columns where it reassembles, rows where it spreads
+
+
 _TUNED = {
-    ("reassemble", True): (32, 4, 8),
-    ("reassemble", False): (32, 4, 8),
-    ("similarity", True): (8, 4, 0),
-    ("similarity", False): (32, 4, 0),
-    ("spread", True): (32, 4, 8),
-    ("spread", False): (32, 4, 8),
+    # kernel, whether channels are contiguous
+    ("reassemble", True): _Blocks(32, 4, 8, 2),
+    ("reassemble", False): _Blocks(32, 4, 8, 1),
+    ("similarity", True): _Blocks(8, 4, 0, 1),
+    ("similarity", False): _Blocks(32, 4, 0, 1),
+    ("spread", True): _Blocks(32, 4, 8, 4),
+    ("spread", False): _Blocks(32, 4, 8, 4),
 }
-"""Threads along the contiguous axis, warps, and channels of a thread, by kernel and whether channels are contiguous."""
+"""What scripts/tune_triton.py finds and prints."""
 
 _WIDE = 2**31
 """From this many elements on, offsets are 64-bit."""
@@ -762,6 +773,7 @@ class _Size(NamedTuple):
     def phase_rows(self) -> int:
         return self.height * self.scale**2 // self.phases
 
+
 def _reassemble(
     size: _Size,
     x: Tensor,
@@ -771,8 +783,7 @@ def _reassemble(
     skip: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> None:
-    columns, channels, blocks, warps = _block_of("reassemble", size, x)
-    beside = 2 if _last(x) else 1
+    columns, channels, blocks, warps, beside = _block_of("reassemble", size, x)
     parts = _ceil(size.channels, channels * blocks)
     _launch(
         _reassemble_kernel,
@@ -834,11 +845,11 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
             _spread(size, grad, kernels, result)
             out.copy_(result)
             return
-    columns, channels, blocks, warps = _block_of("spread", size, grad)
+    columns, channels, blocks, warps, rows = _block_of("spread", size, grad)
     parts = _ceil(size.channels, channels * blocks)
     segments = size.batch * _ceil(size.width, columns) * size.groups * parts
     # Four rows together read 8 rows of pixels' parents where single ones read 5 each (K = 5).
-    rows = 4 if segments * size.height >= _BUSY else 1
+    rows = rows if segments * size.height >= _BUSY else 1
     _launch(
         _spread_kernel,
         segments * _ceil(size.height, rows),
@@ -857,32 +868,30 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
     )
 
 
-def _block_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int]:
-    """Columns, channels and number of the blocks of a program, and its warps.
+def _block_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int, int]:
+    """Columns, channels and number of the blocks of a program, its warps, and the locations of a thread.
 
-    With channels contiguous a thread has one location, and loads 16 bytes of channels at a time; else a warp lies along
-    the columns, so that loads coalesce, and its threads have the channels.
+    With channels contiguous a thread loads 16 bytes of them at a time; else a warp lies along the columns, so that
+    loads coalesce, and its threads have the channels.
     """
-    lanes, warps, held = _TUNED[kernel, _last(of)]
-    threads = 32 * warps
+    threads, warps, held, beside = _TUNED[kernel, _last(of)]
     if _last(of):
         run = 16 // of.element_size()
-        lanes = min(lanes, _power(_ceil(size.channels, held)))
-        return min(threads // lanes, _power(size.width)), lanes * run, max(1, held // run), warps
-    columns = min(lanes, _power(size.width))
-    return columns, min(held * threads // columns, _power(size.channels)), 1, warps
+        threads = min(threads, _power(_ceil(size.channels, held)))
+        return min(32 * warps // threads, _power(size.width)), threads * run, max(1, held // run), warps, beside
+    columns = min(threads, _power(size.width))
+    return columns, min(held * 32 * warps // columns, _power(size.channels)), 1, warps, beside
 
 
 def _lanes_of(size: _Size, of: Tensor) -> tuple[int, int, int, int]:
     """Columns, threads of a location, channels that a thread loads at a time, and warps; likewise."""
-    lanes, warps, _ = _TUNED["similarity", _last(of)]
-    threads = 32 * warps
+    threads, warps, _, _ = _TUNED["similarity", _last(of)]
     if _last(of):
         run = 16 // of.element_size()
-        lanes = min(lanes, _power(_ceil(size.channels, run)))
-        return min(threads // lanes, _power(size.width)), lanes, run, warps
-    columns = min(lanes, _power(size.width))
-    return columns, min(threads // columns, _power(size.channels)), 1, warps
+        threads = min(threads, _power(_ceil(size.channels, run)))
+        return min(32 * warps // threads, _power(size.width)), threads, run, warps
+    columns = min(threads, _power(size.width))
+    return columns, min(32 * warps // columns, _power(size.channels)), 1, warps
 
 
 def _last(of: Tensor) -> bool:

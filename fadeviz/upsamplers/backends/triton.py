@@ -249,7 +249,6 @@ def _reassemble_kernel(
     b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
     h *= P // S
     i = h // S
-    j_ok = j < width
     if logits is not None:
         for e in tl.static_range(E):
             _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)

@@ -1,16 +1,18 @@
-"""Reassembly and its gradients as Triton kernels, for CUDA devices: one pass over memory each, no atomics.
+"""Reassembly and its gradients as Triton kernels, for CUDA devices, without atomics.
 
 The three maps of the family are bilinear, and each is the derivative of another: :func:`reassemble`, its adjoint with
 respect to x, :func:`spread`, and with respect to the kernels, :func:`similarity`. :func:`fused_forward` is softmax,
-reassembly and gate in one kernel, :func:`fused_backward` its gradient in two.
+reassembly and gate in one kernel, which also writes the softmax; :func:`fused_backward` is its gradient in two kernels,
+of which the first writes the kernels that the second, a plain :func:`spread`, needs.
 
 A program owns a segment of one row of low-resolution locations, a block of channels and up to 4 of the s*s sub-pixels
 of each location, its "phases": a value of x is loaded once for them all. Nothing is copied or reordered: strides say
 where an element is. Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are
 the same, bit for bit, from run to run.
 
-Block sizes follow from shapes by rule. They were chosen by counting bytes, and loads and registers in the machine code,
-and never measured: the kernels were compiled for sm_90 and run in Triton's interpreter, not yet on a GPU.
+How work is divided among threads says a small table, ``_TUNED``, which ``scripts/tune_triton.py`` measures on a device.
+As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90 (tests/
+test_triton_compile.py), not yet by the clock.
 """
 
 from __future__ import annotations
@@ -79,7 +81,8 @@ class _Map(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------------- kernels
 # K, S: kernel_size and scale. P: phases of a program, whole rows of pixels; h is the first of them. T, C: locations and
-# channels of a block. TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST: whether
+# channels of a block; N: blocks of channels that share their kernels, FULL: whether all channels of all blocks exist.
+# TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST: whether
 # channels are contiguous in memory, columns being so otherwise; that axis is the last of every block, neighbouring
 # threads lie along it. Triton infers types, and a variable has one type and shape in all of a kernel, because a loop
 # carries all that it assigns.

@@ -51,9 +51,9 @@ class _Blocks(NamedTuple):
 
 _TUNED = {
     # kernel, whether channels are contiguous
-    ("reassemble", True): _Blocks(32, 4, 8, 2),
+    ("reassemble", True): _Blocks(32, 4, 8, 1),
     ("reassemble", False): _Blocks(32, 4, 8, 1),
-    ("similarity", True): _Blocks(8, 4, 0, 1),
+    ("similarity", True): _Blocks(4, 4, 0, 1),
     ("similarity", False): _Blocks(32, 4, 0, 1),
     ("spread", True): _Blocks(32, 4, 8, 4),
     ("spread", False): _Blocks(32, 4, 8, 4),
@@ -148,9 +148,10 @@ def _load_side_by_side(at, step, mask, Q: tl.constexpr):
 def _load_pixels(of, offset, b, h, j, mask, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
     """The P pixels of every location, each a block like ``offset``; two neighbours in memory are loaded as one."""
     Q: tl.constexpr = 2 if S == 2 and not LAST else 1
+    start = _pixel(of, b, h, j * S) + offset
     found = ()
     for n in tl.static_range(P // Q):
-        at = _pixel(of, b, h + n * Q // S, j * S + n * Q % S) + offset
+        at = start + ((n * Q // S) * of.row + (n * Q % S) * of.column)
         found += _load_side_by_side(at, of.column, mask, Q)
     return found
 
@@ -159,16 +160,16 @@ def _load_pixels(of, offset, b, h, j, mask, S: tl.constexpr, P: tl.constexpr, LA
 @no_type_check
 def _store_pixels(of, offset, b, h, j, mask, values, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
     """The converse of :func:`_load_pixels`."""
-    if S == 2 and not LAST:
-        two = tl.arange(0, 2)
-        for r in tl.static_range(P // 2):
-            at = tl.expand_dims(_pixel(of, b, h + r, j * 2) + offset, -1) + two * of.column
-            pair = tl.join(values[r * 2], values[r * 2 + 1])
-            tl.store(at, pair.to(of.data.dtype.element_ty), mask=tl.expand_dims(mask, -1) & (two < 2))
-    else:
-        for p in tl.static_range(P):
-            at = _pixel(of, b, h + p // S, j * S + p % S) + offset
-            tl.store(at, values[p].to(of.data.dtype.element_ty), mask=mask)
+    Q: tl.constexpr = 2 if S == 2 and not LAST else 1
+    start = _pixel(of, b, h, j * S) + offset
+    for n in tl.static_range(P // Q):
+        at = start + ((n * Q // S) * of.row + (n * Q % S) * of.column)
+        if Q == 1:
+            tl.store(at, values[n].to(of.data.dtype.element_ty), mask=mask)
+        else:
+            two = tl.arange(0, 2)
+            pair = tl.join(values[n * 2], values[n * 2 + 1]).to(of.data.dtype.element_ty)
+            tl.store(tl.expand_dims(at, -1) + two * of.column, pair, mask=tl.expand_dims(mask, -1) & (two < 2))
 
 
 @_jit
@@ -419,22 +420,22 @@ def _similarity_kernel(
         seen = (_block(T, C, LAST, ACC),) * P
         for first in range(0, channels, C * V):
             ok = spread_ok & (first + lanes < channels)
+            grads = _load_pixels(query, (first + lanes) * query.channel, b, h, spread_j, ok, S, P, LAST)
+            others = _load_pixels(skip, (first + lanes) * skip.channel, b, h, spread_j, ok, S, P, LAST)
+            mixes = _load_pixels(gate, 0, b, h, spread_j, spread_ok, S, P, LAST)
             sums = ()
+            to_skip = ()
             for p in tl.static_range(P):
-                at = _pixel(query, b, h + p // S, spread_j * S + p % S)
-                grad = tl.load(at + (first + lanes) * query.channel, mask=ok, other=0).to(ACC)
-                at = _pixel(skip, b, h + p // S, spread_j * S + p % S)
-                other = _lanes(tl.load(at + (first + lanes) * skip.channel, mask=ok, other=0).to(ACC), V)
-                mine = _lanes(grad, V)
+                grad = grads[p].to(ACC)
+                mine, other = _lanes(grad, V), _lanes(others[p].to(ACC), V)
                 so_far = seen[p]
                 for w in tl.static_range(V):
                     so_far += mine[w] * other[w]
                 sums += (so_far,)
-                mix = tl.load(_pixel(gate, b, h + p // S, spread_j * S + p % S), mask=spread_ok, other=0).to(ACC)
-                at = _pixel(grad_skip, b, h + p // S, spread_j * S + p % S)
-                to_skip = (grad * mix).to(grad_skip.data.dtype.element_ty)
-                tl.store(at + (first + lanes) * grad_skip.channel, to_skip, mask=ok)
+                to_skip += (grad * mixes[p].to(ACC),)
             seen = sums
+            offset = (first + lanes) * grad_skip.channel
+            _store_pixels(grad_skip, offset, b, h, spread_j, ok, to_skip, S, P, LAST)
     tap = tl.cast(tl.arange(0, W), INDEX)
     shares = ()
     products = ()

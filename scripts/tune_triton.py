@@ -170,7 +170,7 @@ def main() -> None:
             try:
                 run = launch(task, "cuda")
                 run()
-                ms = triton.testing.do_bench_cudagraph(run, rep=5, return_mode="median")
+                ms = triton.testing.do_bench_cudagraph(run, rep=2, return_mode="median")
                 results.append({**task._asdict(), "blocks": list(task.blocks), "us": 1000 * ms})
             except Exception as error:
                 print(f"failed {task}: {type(error).__name__}: {str(error)[-300:]}", flush=True)

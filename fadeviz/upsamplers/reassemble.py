@@ -132,8 +132,8 @@ def reassemble_logits(
 ) -> Tensor:
     """What the operators of the family end with: softmax, reassembly and, for FADE, the gate's mix with ``skip``.
 
-    On a GPU these are one kernel, which never writes the softmax down; unless somebody has hooked ``kernels`` to look
-    at it, which then runs, and the rest after it.
+    On a GPU these are one kernel; unless somebody has hooked ``kernels`` to look at it, which then runs, and the rest
+    after it.
 
     Args:
         x: ``(B, C, h, w)``.

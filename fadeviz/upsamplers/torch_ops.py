@@ -292,7 +292,7 @@ def _(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple
 def _(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
-    b, c, h, w = x.shape
+    _, c, h, w = x.shape
     y = _empty(x, c, h * scale, w * scale).to(x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype))
     return y, _empty(logits, *logits.shape[1:])
 

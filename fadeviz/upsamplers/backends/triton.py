@@ -1,16 +1,18 @@
-"""Reassembly and its gradients as Triton kernels, for CUDA devices: one pass over memory each, no atomics.
+"""Reassembly and its gradients as Triton kernels, for CUDA devices, without atomics.
 
 The three maps of the family are bilinear, and each is the derivative of another: :func:`reassemble`, its adjoint with
 respect to x, :func:`spread`, and with respect to the kernels, :func:`similarity`. :func:`fused_forward` is softmax,
-reassembly and gate in one kernel, :func:`fused_backward` its gradient in two.
+reassembly and gate in one kernel, which also writes the softmax; :func:`fused_backward` is its gradient in two kernels,
+of which the first writes the kernels that the second, a plain :func:`spread`, needs.
 
 A program owns a segment of one row of low-resolution locations, a block of channels and up to 4 of the s*s sub-pixels
 of each location, its "phases": a value of x is loaded once for them all. Nothing is copied or reordered: strides say
 where an element is. Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are
 the same, bit for bit, from run to run.
 
-Block sizes follow from shapes by rule. They were chosen by counting bytes, and loads and registers in the machine code,
-and never measured: the kernels were compiled for sm_90 and run in Triton's interpreter, not yet on a GPU.
+How work is divided among threads says a small table, ``_TUNED``, which ``scripts/tune_triton.py`` measures on a device.
+As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90 (tests/
+test_triton_compile.py), not yet by the clock.
 """
 
 from __future__ import annotations
@@ -37,15 +39,28 @@ else:
 # Without Triton the kernels stay plain functions that nothing calls: `available` says so, a launch what to install.
 _jit: Any = (lambda function: function) if triton is None else triton.jit
 
+
+class _Blocks(NamedTuple):
+    """How a program divides its work among threads."""
+
+    threads: int  # side by side along the contiguous axis
+    warps: int
+    channels: int  # of a thread; similarity takes what one load brings
+    beside: int  # locations of a thread: columns where it reassembles, rows where it spreads
+
+
 _TUNED = {
-    ("reassemble", True): (32, 4, 8),
-    ("reassemble", False): (32, 4, 8),
-    ("similarity", True): (8, 4, 0),
-    ("similarity", False): (32, 4, 0),
-    ("spread", True): (32, 4, 8),
-    ("spread", False): (32, 4, 8),
+    # kernel, whether channels are contiguous
+    ("reassemble", True): _Blocks(32, 4, 8, 1),
+    ("reassemble", False): _Blocks(32, 4, 8, 1),
+    ("similarity", True): _Blocks(4, 4, 0, 1),
+    ("similarity", False): _Blocks(32, 4, 0, 1),
+    ("fused similarity", True): _Blocks(8, 4, 0, 1),
+    ("fused similarity", False): _Blocks(32, 4, 0, 1),
+    ("spread", True): _Blocks(32, 4, 8, 4),
+    ("spread", False): _Blocks(32, 4, 8, 4),
 }
-"""Threads along the contiguous axis, warps, and channels of a thread, by kernel and whether channels are contiguous."""
+"""What scripts/tune_triton.py finds and prints."""
 
 _WIDE = 2**31
 """From this many elements on, offsets are 64-bit."""
@@ -68,7 +83,8 @@ class _Map(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------------- kernels
 # K, S: kernel_size and scale. P: phases of a program, whole rows of pixels; h is the first of them. T, C: locations and
-# channels of a block. TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST: whether
+# channels of a block; N: blocks of channels that share their kernels, FULL: whether all channels of all blocks exist.
+# TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST: whether
 # channels are contiguous in memory, columns being so otherwise; that axis is the last of every block, neighbouring
 # threads lie along it. Triton infers types, and a variable has one type and shape in all of a kernel, because a loop
 # carries all that it assigns.
@@ -134,9 +150,10 @@ def _load_side_by_side(at, step, mask, Q: tl.constexpr):
 def _load_pixels(of, offset, b, h, j, mask, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
     """The P pixels of every location, each a block like ``offset``; two neighbours in memory are loaded as one."""
     Q: tl.constexpr = 2 if S == 2 and not LAST else 1
+    start = _pixel(of, b, h, j * S) + offset
     found = ()
     for n in tl.static_range(P // Q):
-        at = _pixel(of, b, h + n * Q // S, j * S + n * Q % S) + offset
+        at = start + ((n * Q // S) * of.row + (n * Q % S) * of.column)
         found += _load_side_by_side(at, of.column, mask, Q)
     return found
 
@@ -145,16 +162,16 @@ def _load_pixels(of, offset, b, h, j, mask, S: tl.constexpr, P: tl.constexpr, LA
 @no_type_check
 def _store_pixels(of, offset, b, h, j, mask, values, S: tl.constexpr, P: tl.constexpr, LAST: tl.constexpr):
     """The converse of :func:`_load_pixels`."""
-    if S == 2 and not LAST:
-        two = tl.arange(0, 2)
-        for r in tl.static_range(P // 2):
-            at = tl.expand_dims(_pixel(of, b, h + r, j * 2) + offset, -1) + two * of.column
-            pair = tl.join(values[r * 2], values[r * 2 + 1])
-            tl.store(at, pair.to(of.data.dtype.element_ty), mask=tl.expand_dims(mask, -1) & (two < 2))
-    else:
-        for p in tl.static_range(P):
-            at = _pixel(of, b, h + p // S, j * S + p % S) + offset
-            tl.store(at, values[p].to(of.data.dtype.element_ty), mask=mask)
+    Q: tl.constexpr = 2 if S == 2 and not LAST else 1
+    start = _pixel(of, b, h, j * S) + offset
+    for n in tl.static_range(P // Q):
+        at = start + ((n * Q // S) * of.row + (n * Q % S) * of.column)
+        if Q == 1:
+            tl.store(at, values[n].to(of.data.dtype.element_ty), mask=mask)
+        else:
+            two = tl.arange(0, 2)
+            pair = tl.join(values[n * 2], values[n * 2 + 1]).to(of.data.dtype.element_ty)
+            tl.store(tl.expand_dims(at, -1) + two * of.column, pair, mask=tl.expand_dims(mask, -1) & (two < 2))
 
 
 @_jit
@@ -208,18 +225,18 @@ def _softmax(
 
 @_jit
 @no_type_check
-def _reassemble_kernel(
+def _reassemble_block(
     x,
-    logits,
     kernels,
     skip,
     gate,
     y,
-    height,
-    width,
-    groups,
-    channels,
-    blocks,
+    size,
+    b,
+    h,
+    j,
+    g,
+    first,
     K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
@@ -229,22 +246,12 @@ def _reassemble_kernel(
     N: tl.constexpr,
     FULL: tl.constexpr,
     LAST: tl.constexpr,
-    TAPS: tl.constexpr,
-    INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Reassembly of N blocks of C channels; with ``logits`` their softmax is written to ``kernels`` first, with
-    ``gate`` the result is mixed with ``skip``."""
-    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
-    h *= P // S
+    """N blocks of C channels, from the first on."""
+    height, width, channels = size
     i = h // S
-    j_ok = j < width
-    if logits is not None:
-        for e in tl.static_range(E):
-            _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
-        # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
-        tl.debug_barrier()
-    c = block * (C * N) + tl.arange(0, C)
+    c = first + tl.arange(0, C)
     total = (_block(T, C, LAST, ACC),) * (E * N * P)
     for u in range(tl.maximum(K // 2 - i, 0), tl.minimum(height + K // 2 - i, K)):
         row = i + u - K // 2
@@ -286,6 +293,50 @@ def _reassemble_kernel(
                 out += (mine,)
             offset = _channels((g * channels + c + n * C) * y.channel, LAST)
             _store_pixels(y, offset, b, h, _columns(j + e, LAST), shown, out, S, P, LAST)
+
+
+@_jit
+@no_type_check
+def _reassemble_kernel(
+    x,
+    logits,
+    kernels,
+    skip,
+    gate,
+    y,
+    height,
+    width,
+    groups,
+    channels,
+    blocks,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    T: tl.constexpr,
+    E: tl.constexpr,
+    C: tl.constexpr,
+    N: tl.constexpr,
+    FULL: tl.constexpr,
+    LAST: tl.constexpr,
+    TAPS: tl.constexpr,
+    INDEX: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Reassembly of N blocks of C channels; with ``logits`` their softmax is written to ``kernels`` first, with
+    ``gate`` the result is mixed with ``skip``."""
+    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
+    h *= P // S
+    size = height, width, channels
+    if logits is None:
+        first = block * (C * N)
+        _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
+    else:
+        for e in tl.static_range(E):
+            _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
+        # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
+        tl.debug_barrier()
+        for first in range(block * (C * N), channels, blocks * (C * N)):
+            _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
 
 
 @_jit
@@ -406,24 +457,23 @@ def _similarity_kernel(
         seen = (_block(T, C, LAST, ACC),) * P
         for first in range(0, channels, C * V):
             ok = spread_ok & (first + lanes < channels)
+            grads = _load_pixels(query, (first + lanes) * query.channel, b, h, spread_j, ok, S, P, LAST)
+            others = _load_pixels(skip, (first + lanes) * skip.channel, b, h, spread_j, ok, S, P, LAST)
+            mixes = _load_pixels(gate, 0, b, h, spread_j, spread_ok, S, P, LAST)
             sums = ()
+            to_skip = ()
             for p in tl.static_range(P):
-                at = _pixel(query, b, h + p // S, spread_j * S + p % S)
-                grad = tl.load(at + (first + lanes) * query.channel, mask=ok, other=0).to(ACC)
-                at = _pixel(skip, b, h + p // S, spread_j * S + p % S)
-                other = _lanes(tl.load(at + (first + lanes) * skip.channel, mask=ok, other=0).to(ACC), V)
-                mine = _lanes(grad, V)
+                grad = grads[p].to(ACC)
+                mine, other = _lanes(grad, V), _lanes(others[p].to(ACC), V)
                 so_far = seen[p]
                 for w in tl.static_range(V):
                     so_far += mine[w] * other[w]
                 sums += (so_far,)
-                mix = tl.load(_pixel(gate, b, h + p // S, spread_j * S + p % S), mask=spread_ok, other=0).to(ACC)
-                at = _pixel(grad_skip, b, h + p // S, spread_j * S + p % S)
-                to_skip = (grad * mix).to(grad_skip.data.dtype.element_ty)
-                tl.store(at + (first + lanes) * grad_skip.channel, to_skip, mask=ok)
+                to_skip += (grad * mixes[p].to(ACC),)
             seen = sums
+            offset = (first + lanes) * grad_skip.channel
+            _store_pixels(grad_skip, offset, b, h, spread_j, ok, to_skip, S, P, LAST)
     tap = tl.cast(tl.arange(0, W), INDEX)
-    shares = ()
     products = ()
     mean = (tl.zeros([T], ACC),) * P
     for top in tl.static_range(0, K, U):
@@ -453,43 +503,45 @@ def _similarity_kernel(
                         sums += (so_far,)
             partial = sums
         # What a pass found is brought at once into the form of a store: the threads of a location all hold the sums,
-        # which are too many to keep. Only the softmax's gradient needs the sum over all passes.
+        # which are too many to keep. The softmax's gradient needs the sum over all passes first.
         here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
-        offset = (top * K + tap)[None, :]
+        step = (top * K + tap)[None, :]
         means = ()
         for p in tl.static_range(P):
             product = _stack(partial, p, P, U * K, W, LAST)
+            pixel_i, pixel_j = h + p // S, j * S + p % S
             if kernels is None:
-                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None]
-                at += (g * (K * K) + offset) * out.channel
+                at = _pixel(out, b, pixel_i, pixel_j)[:, None] + (g * (K * K) + step) * out.channel
                 tl.store(at, product.to(out.data.dtype.element_ty), mask=here)
             else:
-                at = _pixel(kernels, b, h + p // S, j * S + p % S)[:, None]
-                share = tl.load(at + offset * kernels.channel, mask=here, other=0).to(ACC)
+                at = _pixel(kernels, b, pixel_i, pixel_j)[:, None] + step * kernels.channel
+                share = tl.load(at, mask=here, other=0).to(ACC)
                 product *= share
-                shares += (share,)
-                products += (product,)
                 means += (mean[p] + tl.sum(product, 1),)
+                if gate is not None:
+                    left = 1 - tl.load(_pixel(gate, b, pixel_i, pixel_j), mask=j_ok, other=0).to(ACC)
+                    product *= left[:, None]
+                    at = _pixel(mixed, b, pixel_i, pixel_j)[:, None] + step * mixed.channel
+                    tl.store(at, (share * left[:, None]).to(mixed.data.dtype.element_ty), mask=here)
+                products += (product,)
         if kernels is not None:
             mean = means
     if kernels is not None:
         for p in tl.static_range(P):
+            pixel_i, pixel_j = h + p // S, j * S + p % S
+            scaled = mean[p]
             if gate is not None:
-                # Loaded again: here neighbouring threads have the taps of a location, above its channels.
-                mix = tl.load(_pixel(gate, b, h + p // S, j * S + p % S), mask=j_ok, other=0).to(ACC)
+                scaled *= 1 - tl.load(_pixel(gate, b, pixel_i, pixel_j), mask=j_ok, other=0).to(ACC)
                 grad_mix = tl.sum(seen[p], 1 if LAST else 0) - mean[p]
-                at = _pixel(grad_gate, b, h + p // S, j * S + p % S)
+                at = _pixel(grad_gate, b, pixel_i, pixel_j)
                 tl.store(at, grad_mix.to(grad_gate.data.dtype.element_ty), mask=j_ok)
             for top in tl.static_range(0, K, U):
                 here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
-                offset = (top * K + tap)[None, :]
-                share, product = shares[top // U * P + p], products[top // U * P + p]
-                result = product - share * mean[p][:, None]
-                if gate is not None:
-                    result *= (1 - mix)[:, None]
-                    at = _pixel(mixed, b, h + p // S, j * S + p % S)[:, None] + offset * mixed.channel
-                    tl.store(at, (share * (1 - mix)[:, None]).to(mixed.data.dtype.element_ty), mask=here)
-                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None] + offset * out.channel
+                step = (top * K + tap)[None, :]
+                at = _pixel(kernels, b, pixel_i, pixel_j)[:, None] + step * kernels.channel
+                share = tl.load(at, mask=here, other=0).to(ACC)
+                result = products[top // U * P + p] - share * scaled[:, None]
+                at = _pixel(out, b, pixel_i, pixel_j)[:, None] + step * out.channel
                 tl.store(at, result.to(out.data.dtype.element_ty), mask=here)
 
 
@@ -772,12 +824,14 @@ def _reassemble(
     skip: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> None:
-    columns, channels, blocks, warps = _block_of("reassemble", size, x)
-    beside = 2 if _last(x) else 1
+    columns, channels, blocks, warps, beside = _block_of("reassemble", size, x)
+    segments = size.batch * size.phase_rows * _ceil(size.width, columns * beside) * size.groups
     parts = _ceil(size.channels, channels * blocks)
+    if logits is not None:  # whose softmax each part of the channels computes
+        parts = max(1, min(parts, _ceil(_BUSY, max(1, segments))))
     _launch(
         _reassemble_kernel,
-        size.batch * size.phase_rows * _ceil(size.width, columns * beside) * size.groups * parts,
+        segments * parts,
         (x, logits, kernels, skip, gate, y),
         (size.height, size.width, size.groups, size.channels, parts),
         K=size.kernel_size,
@@ -806,7 +860,8 @@ def _similarity(
     grad_gate: Tensor | None = None,
     mixed: Tensor | None = None,
 ) -> None:
-    columns, channels, run, warps = _lanes_of(size, key)
+    name = "similarity" if kernels is None else "fused similarity"
+    columns, channels, run, warps = _lanes_of(name, size, key)
     rows = max(1, min(size.kernel_size, 64 // (size.kernel_size * size.phases), 32 // size.kernel_size))
     rows = _ceil(size.kernel_size, _ceil(size.kernel_size, rows))
     _launch(
@@ -835,11 +890,11 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
             _spread(size, grad, kernels, result)
             out.copy_(result)
             return
-    columns, channels, blocks, warps = _block_of("spread", size, grad)
+    columns, channels, blocks, warps, rows = _block_of("spread", size, grad)
     parts = _ceil(size.channels, channels * blocks)
     segments = size.batch * _ceil(size.width, columns) * size.groups * parts
     # Four rows together read 8 rows of pixels' parents where single ones read 5 each (K = 5).
-    rows = 4 if segments * size.height >= _BUSY else 1
+    rows = rows if segments * size.height >= _BUSY else 1
     _launch(
         _spread_kernel,
         segments * _ceil(size.height, rows),
@@ -858,32 +913,30 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
     )
 
 
-def _block_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int]:
-    """Columns, channels and number of the blocks of a program, and its warps.
+def _block_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int, int]:
+    """Columns, channels and number of the blocks of a program, its warps, and the locations of a thread.
 
-    With channels contiguous a thread has one location, and loads 16 bytes of channels at a time; else a warp lies along
-    the columns, so that loads coalesce, and its threads have the channels.
+    With channels contiguous a thread loads 16 bytes of them at a time; else a warp lies along the columns, so that
+    loads coalesce, and its threads have the channels.
     """
-    lanes, warps, held = _TUNED[kernel, _last(of)]
-    threads = 32 * warps
+    threads, warps, held, beside = _TUNED[kernel, _last(of)]
     if _last(of):
         run = 16 // of.element_size()
-        lanes = min(lanes, _power(_ceil(size.channels, held)))
-        return min(threads // lanes, _power(size.width)), lanes * run, max(1, held // run), warps
-    columns = min(lanes, _power(size.width))
-    return columns, min(held * threads // columns, _power(size.channels)), 1, warps
+        threads = min(threads, _power(_ceil(size.channels, held)))
+        return min(32 * warps // threads, _power(size.width)), threads * run, max(1, held // run), warps, beside
+    columns = min(threads, _power(size.width))
+    return columns, min(held * 32 * warps // columns, _power(size.channels)), 1, warps, beside
 
 
-def _lanes_of(size: _Size, of: Tensor) -> tuple[int, int, int, int]:
+def _lanes_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int]:
     """Columns, threads of a location, channels that a thread loads at a time, and warps; likewise."""
-    lanes, warps, _ = _TUNED["similarity", _last(of)]
-    threads = 32 * warps
+    threads, warps, _, _ = _TUNED[kernel, _last(of)]
     if _last(of):
         run = 16 // of.element_size()
-        lanes = min(lanes, _power(_ceil(size.channels, run)))
-        return min(threads // lanes, _power(size.width)), lanes, run, warps
-    columns = min(lanes, _power(size.width))
-    return columns, min(threads // columns, _power(size.channels)), 1, warps
+        threads = min(threads, _power(_ceil(size.channels, run)))
+        return min(32 * warps // threads, _power(size.width)), threads, run, warps
+    columns = min(threads, _power(size.width))
+    return columns, min(32 * warps // columns, _power(size.channels)), 1, warps
 
 
 def _last(of: Tensor) -> bool:

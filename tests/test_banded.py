@@ -10,7 +10,7 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton: pip install triton", allow_module_level=True)
 
 import test_triton as family
-from test_triton import CONTIGUOUS, DEVICE, LAST, close, draw, maps, plain, plain_fused
+from test_triton import CONTIGUOUS, DEVICE, LAST, draw, maps
 
 NAME = "fadeviz.upsamplers.backends.banded"
 HALVES = {torch.float16, torch.bfloat16}

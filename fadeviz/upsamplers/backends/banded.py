@@ -10,10 +10,10 @@ entries of each row that its window covers, and zeros the others:
 * :func:`spread` is the transposed matrix, (locations of a tile) x (pixels of the patch), times the gradient.
 
 For K = 5 and scale 2 an 8 x 8 tile reads an 8 x 8 patch: 25 of 64 entries are other than zero, and the tensor cores have
-more than that to spare. Factors are rounded to the dtype of the maps (of y, of query and key together, of the gradient),
-sums are float32: weights of a half precision map are half precision, as under autocast. In float32 a factor is the sum of two TF32 numbers and
-a product three products. Results are the same, bit for bit, from run to run. What is infinite or NaN in x may make NaN of
-pixels in the same tile whose windows it is not in.
+more than that to spare. Factors are rounded to the dtype of the maps (of y, of query and key together, of the
+gradient), sums are float32: weights of a half precision map are half precision, as under autocast. In float32 a factor
+is the sum of two TF32 numbers and a product three products. Results are the same, bit for bit, from run to run. What is
+infinite or NaN in x may make NaN of pixels of the same tile whose windows it is not in.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ _TUNED = {
     ("reassemble", True, True): _Tile(8, 8, 64, 4, 2),
     ("reassemble", True, False): _Tile(8, 8, 64, 4, 2),
     ("reassemble", False, True): _Tile(8, 16, 32, 8, 2),
-    ("reassemble", False, False): _Tile(8, 16, 32, 8, 2),
+    ("reassemble", False, False): _Tile(8, 8, 32, 4, 2),
     ("similarity", True, True): _Tile(8, 8, 64, 4, 3),
     ("similarity", True, False): _Tile(8, 8, 32, 4, 2),
     ("similarity", False, True): _Tile(8, 16, 32, 8, 2),
-    ("similarity", False, False): _Tile(8, 16, 32, 8, 2),
+    ("similarity", False, False): _Tile(8, 8, 32, 4, 2),
     ("spread", True, True): _Tile(8, 4, 128, 4, 2),
     ("spread", True, False): _Tile(8, 4, 64, 4, 2, 32),
     ("spread", False, True): _Tile(4, 8, 64, 4, 2),
@@ -62,8 +62,8 @@ _TUNED = {
 PRECISION = "tf32x3"
 """How float32 is multiplied: as three products of TF32, or "ieee"."""
 
-_ENTRIES = 2**15
-"""The largest matrix of a program."""
+_ENTRIES = {True: 2**14, False: 2**13}
+"""The largest matrix of a program, in half precision and in float32: it must fit the registers of 8 and 4 warps."""
 
 _FULL = 264
 """Programs that give every multiprocessor two."""
@@ -500,13 +500,13 @@ def _tile_of(
     kernel: str, size: _Size, of: Tensor, dtype: torch.dtype, tile: _Tile | None
 ) -> tuple[_Tile, dict[str, int]]:
     """The tile, where not given smaller for large windows, and the patch that it reads."""
-    last = _last(of)
+    last, half = _last(of), dtype != torch.float32
     if tile is None:
-        tile = _TUNED[kernel, last, dtype != torch.float32]
-        while tile.rows * tile.columns > 16 and tile.rows * tile.columns * _patch(size, tile, last)["N"] > _ENTRIES:
+        tile = _TUNED[kernel, last, half]
+        while tile.rows * tile.columns > 16 and _entries(size, tile, last) > _ENTRIES[half]:
             larger = "columns" if tile.columns > tile.rows else "rows"
             tile = tile._replace(**{larger: getattr(tile, larger) // 2})
-        if tile.rows * tile.columns * _patch(size, tile, last)["N"] > 2**13:
+        if _entries(size, tile, last) > _ENTRIES[False]:
             tile = tile._replace(warps=8, channels=min(tile.channels, 32))
     return tile._replace(channels=min(tile.channels, max(16, _power(size.channels)))), _patch(size, tile, last)
 
@@ -522,6 +522,10 @@ def _patch(size: _Size, tile: _Tile, last: bool) -> dict[str, int]:
     )
     held = columns if last else _power(columns)
     return {"LH": rows, "LW": held, "LC": columns, "N": max(16, _power(rows * held))}
+
+
+def _entries(size: _Size, tile: _Tile, last: bool) -> int:
+    return tile.rows * tile.columns * _patch(size, tile, last)["N"]
 
 
 def _tiles(rows: int, columns: int, tile: _Tile) -> int:

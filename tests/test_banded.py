@@ -1,0 +1,166 @@
+"""The kernels for tensor cores against plain torch in float64: on a CUDA device, else in Triton's interpreter."""
+
+import importlib
+import importlib.util
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs triton: pip install triton", allow_module_level=True)
+
+import test_triton as family
+from test_triton import CONTIGUOUS, DEVICE, LAST, draw, maps
+
+NAME = "fadeviz.upsamplers.backends.banded"
+HALVES = {torch.float16, torch.bfloat16}
+
+
+def load():
+    """The backend, interpreted where there is no GPU."""
+    if DEVICE == "cuda":
+        return importlib.import_module(NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        spec = importlib.util.spec_from_file_location(NAME + "_interpreted", importlib.util.find_spec(NAME).origin)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+
+backend = load()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def interpreter():
+    """The environment of the interpreter, made faster, as for the other kernels."""
+    if DEVICE == "cuda":
+        yield
+        return
+    from triton.runtime.interpreter import InterpretedFunction
+
+    original = InterpretedFunction.__call__
+
+    def call(self, *args, **kwargs):
+        # For each call of a helper the interpreter replaces all of triton.language again, which takes most of the time.
+        if self.fn.__module__ == backend.__name__:
+            return self.rewrite()(*args, **kwargs)
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.setattr(InterpretedFunction, "__call__", call)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def these(monkeypatch):
+    monkeypatch.setattr(family, "backend", backend)
+
+
+CASES = {
+    # batch, channels, h, w, K, scale, groups
+    "k5": (2, 20, 9, 11, 5, 2, 1, torch.float32, LAST),
+    "k5_contiguous": (1, 35, 5, 9, 5, 2, 1, torch.float32, CONTIGUOUS),
+    "even_kernel_and_groups": (1, 4, 5, 7, 4, 1, 2, torch.float32, CONTIGUOUS),
+    "groups_of_one_channel": (1, 3, 2, 3, 2, 2, 3, torch.float32, LAST),
+    "scale_3": (1, 5, 7, 6, 3, 3, 1, torch.float32, LAST),
+    "scale_3_contiguous": (1, 5, 4, 7, 3, 3, 1, torch.float32, CONTIGUOUS),
+    "scale_4": (1, 2, 3, 5, 4, 4, 1, torch.float32, CONTIGUOUS),
+    "k1": (2, 3, 1, 9, 1, 2, 1, torch.float32, LAST),
+    "k9": (1, 2, 5, 3, 9, 1, 1, torch.float32, LAST),
+    "k11": (1, 2, 3, 9, 11, 2, 1, torch.float32, LAST),
+    "k11_contiguous": (1, 2, 3, 9, 11, 2, 1, torch.float32, CONTIGUOUS),
+    "channel_blocks": (1, 130, 3, 5, 3, 2, 1, torch.float32, LAST),
+    "fp16": (1, 33, 5, 5, 5, 2, 1, torch.float16, LAST),
+    "fp16_contiguous": (1, 9, 5, 9, 5, 2, 1, torch.float16, CONTIGUOUS),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_family(case):
+    batch, channels, h, w, kernel_size, scale, groups, dtype, memory_format = CASES[case]
+    x, kernels, grad = maps(batch, channels, h, w, kernel_size, scale, groups, dtype, memory_format)
+    family.check(x, kernels, grad, kernel_size, scale, groups)
+
+
+FUSED = {
+    "fade": (1, 20, 5, 6, 5, 2, torch.float32, LAST, True),
+    "contiguous": (2, 3, 5, 9, 3, 2, torch.float32, CONTIGUOUS, True),
+    "no_gate": (1, 3, 3, 5, 3, 2, torch.float32, LAST, False),
+    "scale_3": (1, 2, 3, 4, 2, 3, torch.float32, CONTIGUOUS, True),
+    "channel_blocks": (1, 130, 2, 3, 2, 1, torch.float32, LAST, True),
+    "fp16": (1, 17, 5, 5, 5, 2, torch.float16, LAST, True),
+}
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_fused(case):
+    batch, channels, h, w, kernel_size, scale, dtype, memory_format, gated = FUSED[case]
+    x, logits, grad = maps(batch, channels, h, w, kernel_size, scale, 1, dtype, memory_format)
+    if not gated:
+        return family.check_fused(x, logits, grad, kernel_size, scale)
+    skip = draw(grad.shape, dtype, memory_format, seed=4)
+    gate = draw((batch, 1, h * scale, w * scale), dtype, seed=5).sigmoid()
+    return family.check_fused(x, logits, grad, kernel_size, scale, skip, gate)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+@pytest.mark.parametrize(
+    ("case", "dtype", "memory_format"), family.REALISTIC_IN, ids=lambda value: str(value).split(".")[-1]
+)
+def test_realistic(case, dtype, memory_format, monkeypatch):
+    """Against float64 on the CPU; and the same bits from run to run."""
+    family.test_realistic(case, dtype, memory_format, monkeypatch)
+
+
+same_as_the_other_kernels = (
+    "test_any_strides",
+    "test_x_is_zero_outside",
+    "test_gates_of_zero_and_one_give_one_of_the_two",
+    "test_large_logits",
+    "test_dtypes_that_differ",
+    "test_nothing_to_do",
+)
+
+
+@pytest.mark.parametrize("name", same_as_the_other_kernels)
+def test_as_the_other_kernels(name):
+    getattr(family, name)()
+
+
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
+def test_long_offsets(memory_format, monkeypatch):
+    from fadeviz.upsamplers.backends import triton
+
+    monkeypatch.setattr(triton, "_WIDE", 0)
+    x, kernels, grad = maps(1, 2, 5, 3, 3, 2, memory_format=memory_format)
+    family.check(x, kernels, grad, 3, 2)
+    gate = draw((1, 1, 10, 6), seed=5).sigmoid()
+    family.check_fused(x, kernels, grad, 3, 2, draw(grad.shape, memory_format=memory_format, seed=4), gate)
+
+
+def tf32(x):
+    """The nearest number with 10 bits of mantissa."""
+    bits = x.view(torch.int32)
+    return ((bits + 0x0FFF + (bits >> 13 & 1)) & ~0x1FFF).view(torch.float32)
+
+
+def test_three_products_of_tf32_are_a_product_of_float32():
+    """What PRECISION names, on the numbers of a whole window: as near the truth as float32 is."""
+    a, b = draw((64, 64)), draw((64, 256), seed=1)
+    big_a, big_b = tf32(a), tf32(b)
+    small_a, small_b = tf32(a - big_a), tf32(b - big_b)
+    truth = a.double() @ b.double()
+
+    def error(got):
+        return ((got.double() - truth).norm() / truth.norm()).item()
+
+    assert error(small_a @ big_b + big_a @ small_b + big_a @ big_b) < 5e-7
+    assert error(big_a @ big_b) > 1e-4
+
+
+def test_float64_is_left_to_the_other_kernels():
+    assert backend.takes(*(torch.zeros(1, dtype=dtype) for dtype in (torch.float32, *HALVES)), None)
+    assert not backend.takes(torch.zeros(1), torch.zeros(1, dtype=torch.float64))

@@ -83,11 +83,11 @@ class _Map(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------------- kernels
 # K, S: kernel_size and scale. P: phases of a program, whole rows of pixels; h is the first of them. T, C: locations and
-# channels of a block; N: blocks of channels that share their kernels, FULL: whether all channels of all blocks exist.
-# TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST: whether
-# channels are contiguous in memory, columns being so otherwise; that axis is the last of every block, neighbouring
-# threads lie along it. Triton infers types, and a variable has one type and shape in all of a kernel, because a loop
-# carries all that it assigns.
+# channels of a block; N: blocks of channels that share their kernels, FULL: whether all of their channels exist, ONCE:
+# whether a program has no others. TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST:
+# whether channels are contiguous in memory, columns being so otherwise; that axis is the last of every block,
+# neighbouring threads lie along it. Triton infers types, and a variable has one type and shape in all of a kernel,
+# because a loop carries all that it assigns.
 
 
 @_jit
@@ -317,6 +317,7 @@ def _reassemble_kernel(
     C: tl.constexpr,
     N: tl.constexpr,
     FULL: tl.constexpr,
+    ONCE: tl.constexpr,
     LAST: tl.constexpr,
     TAPS: tl.constexpr,
     INDEX: tl.constexpr,
@@ -327,14 +328,15 @@ def _reassemble_kernel(
     b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
     h *= P // S
     size = height, width, channels
-    if logits is None:
-        first = block * (C * N)
-        _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
-    else:
+    if logits is not None:
         for e in tl.static_range(E):
             _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
         # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
         tl.debug_barrier()
+    if ONCE:
+        first = block * (C * N)
+        _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
+    else:
         for first in range(block * (C * N), channels, blocks * (C * N)):
             _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
 
@@ -842,6 +844,7 @@ def _reassemble(
         C=channels,
         N=blocks,
         FULL=size.channels % (channels * blocks) == 0,
+        ONCE=size.channels <= channels * blocks * parts,
         LAST=_last(x),
         TAPS=_power(size.kernel_size**2),
         num_warps=warps,

@@ -35,7 +35,7 @@ K, SCALE = 5, 2
 PAPER = (16, 256, 64, 64)
 SEGNET = [(4, 64, 112, 112), (4, 128, 56, 56), (4, 256, 28, 28), (4, 512, 14, 14)]
 KERNELS = ("forward", "similarity", "spread", "fused forward", "fused similarity")
-TABLE = ("reassemble", "similarity", "spread", "reassemble", "similarity")  # rows of banded._TUNED
+TABLE = ("reassemble", "similarity", "spread", "fused reassemble", "fused similarity")  # rows of banded._TUNED
 Tile = banded._Tile
 
 TILES = {
@@ -78,14 +78,14 @@ TILES = {
     ],
     ("spread", False, True): [(4, 8, 64, 4, 3, 32), (8, 8, 64, 4, 2), (8, 4, 64, 4, 2), (8, 8, 128, 8, 2)],
     ("spread", False, False): [(4, 8, 32, 4, 2, 32), (8, 8, 64, 4, 2, 32), (8, 4, 64, 4, 2, 32)],
-    ("fused forward", True, True): [(8, 8, 64, 8, 2), (8, 8, 32, 4, 2), (8, 8, 128, 8, 2)],
-    ("fused forward", True, False): [(8, 8, 32, 4, 2), (8, 8, 64, 8, 2), (8, 8, 32, 8, 2)],
-    ("fused forward", False, True): [(8, 8, 64, 4, 2), (8, 8, 64, 8, 2)],
-    ("fused forward", False, False): [(8, 16, 32, 8, 2), (8, 8, 32, 8, 2)],
-    ("fused similarity", True, True): [(8, 8, 64, 8, 2), (8, 8, 32, 4, 2), (8, 8, 32, 8, 3)],
-    ("fused similarity", True, False): [(8, 8, 32, 8, 2), (8, 8, 16, 4, 2), (8, 8, 64, 8, 2)],
-    ("fused similarity", False, True): [(8, 8, 32, 4, 2), (8, 8, 32, 8, 2)],
-    ("fused similarity", False, False): [(8, 16, 32, 8, 2), (8, 8, 32, 8, 2)],
+    ("fused forward", True, True): [(8, 8, 64, 4, 2), (8, 8, 32, 4, 2), (8, 8, 32, 8, 2), (8, 8, 128, 8, 2)],
+    ("fused forward", True, False): [(8, 8, 32, 4, 2), (8, 8, 64, 8, 2), (8, 8, 16, 8, 2), (8, 8, 64, 4, 2)],
+    ("fused forward", False, True): [(8, 8, 32, 4, 2), (8, 8, 64, 8, 2), (8, 16, 32, 8, 2)],
+    ("fused forward", False, False): [(8, 16, 16, 8, 2), (8, 8, 32, 4, 2)],
+    ("fused similarity", True, True): [(8, 8, 64, 4, 2), (8, 8, 32, 8, 3), (8, 8, 128, 8, 2)],
+    ("fused similarity", True, False): [(8, 8, 32, 4, 2), (8, 8, 16, 8, 2), (8, 8, 64, 8, 2)],
+    ("fused similarity", False, True): [(8, 8, 32, 4, 2), (8, 16, 32, 8, 2), (8, 8, 64, 8, 2)],
+    ("fused similarity", False, False): [(8, 8, 32, 4, 2), (8, 8, 64, 8, 2)],
 }
 
 

@@ -9,8 +9,8 @@ entries of each row that its window covers, and zeros the others:
   entries in windows are kept, so that nothing is summed across threads but by the tensor cores,
 * :func:`spread` is the transposed matrix, (locations of a tile) x (pixels of the patch), times the gradient.
 
-For K = 5 and scale 2 an 8 x 8 tile reads an 8 x 8 patch: 25 of 64 entries are other than zero, and the tensor cores have
-more than that to spare. Factors are rounded to the dtype of the maps (of y, of query and key together, of the
+For K = 5 and scale 2 an 8 x 8 tile reads an 8 x 8 patch: 25 of 64 entries are other than zero, and the tensor cores
+have more than that to spare. Factors are rounded to the dtype of the maps (of y, of query and key together, of the
 gradient), sums are float32: weights of a half precision map are half precision, as under autocast. In float32 a factor
 is the sum of two TF32 numbers and a product three products. Results are the same, bit for bit, from run to run. What is
 infinite or NaN in x may make NaN of pixels of the same tile whose windows it is not in.
@@ -48,10 +48,18 @@ _TUNED = {
     ("reassemble", True, False): _Tile(8, 8, 64, 4, 2),
     ("reassemble", False, True): _Tile(8, 16, 32, 8, 2),
     ("reassemble", False, False): _Tile(8, 8, 32, 4, 2),
+    ("fused reassemble", True, True): _Tile(8, 8, 64, 8, 2),
+    ("fused reassemble", True, False): _Tile(8, 8, 32, 8, 2),
+    ("fused reassemble", False, True): _Tile(8, 8, 64, 4, 2),
+    ("fused reassemble", False, False): _Tile(8, 8, 32, 8, 2),
     ("similarity", True, True): _Tile(8, 8, 64, 4, 3),
     ("similarity", True, False): _Tile(8, 8, 32, 4, 2),
     ("similarity", False, True): _Tile(8, 16, 32, 8, 2),
     ("similarity", False, False): _Tile(8, 8, 32, 4, 2),
+    ("fused similarity", True, True): _Tile(8, 8, 64, 8, 2),
+    ("fused similarity", True, False): _Tile(8, 8, 32, 8, 2),
+    ("fused similarity", False, True): _Tile(8, 8, 32, 8, 2),
+    ("fused similarity", False, False): _Tile(8, 8, 32, 8, 2),
     ("spread", True, True): _Tile(8, 4, 128, 4, 2),
     ("spread", True, False): _Tile(8, 4, 64, 4, 2, 32),
     ("spread", False, True): _Tile(4, 8, 64, 4, 2),
@@ -412,7 +420,7 @@ def _reassemble(
     tile: _Tile | None = None,
     precision: str | None = None,
 ) -> None:
-    tile, patch = _tile_of("reassemble", size, x, y.dtype, tile)
+    tile, patch = _tile_of("reassemble" if logits is None else "fused reassemble", size, x, y.dtype, tile)
     tiles = size.batch * size.groups * _tiles(size.height * size.scale, size.width * size.scale, tile)
     # Few tiles share their channels among several programs, each of which loads the kernels.
     blocks = _ceil(size.channels, tile.channels)
@@ -451,7 +459,7 @@ def _similarity(
     precision: str | None = None,
 ) -> None:
     dtype = torch.promote_types(query.dtype, key.dtype)
-    tile, patch = _tile_of("similarity", size, key, dtype, tile)
+    tile, patch = _tile_of("similarity" if kernels is None else "fused similarity", size, key, dtype, tile)
     _launch(
         _similarity_kernel,
         size.batch * size.groups * _tiles(size.height * size.scale, size.width * size.scale, tile),

@@ -191,15 +191,21 @@ class _Points:
         self.of_sampled = (b, heads, c // heads, -1, self.height, self.width)
         one = b * c * self.height * self.width * self.maps.element_size()
         step = max(1, self.count if one * self.count <= _CHUNK_BYTES else 1)
+        self.whole: Tensor | None = None  # the grid of all points, where they are one chunk
         self.chunks = [slice(m, m + step) for m in range(0, self.count, step)]
 
     def grid(self, chunk: slice) -> Tensor:
         """``(B*G, points of the chunk * height, width, 2)``."""
+        if self.whole is not None:
+            return self.whole
         offsets = self.points.unflatten(1, (self.groups, self.count, 2))[:, :, chunk]
         grid = self.points.new_empty((*offsets.shape[:3], self.height, self.width, 2), dtype=self.dtype)
         for d in (0, 1):
             torch.add(self.regular[d], offsets[:, :, :, d], alpha=self.pitch[d], out=grid[..., 1 - d])
-        return grid.view(len(self.maps), -1, self.width, 2)
+        grid = grid.view(len(self.maps), -1, self.width, 2)
+        if len(self.chunks) == 1:
+            self.whole = grid
+        return grid
 
     def sample(self, grid: Tensor) -> Tensor:
         """``(B, N, C/N, points of the chunk, height, width)``."""

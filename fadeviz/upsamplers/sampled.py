@@ -22,9 +22,9 @@ from ..errors import FadevizError
 from .backends import native, tiles
 from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend
 
-_CHUNK_BYTES = 64 << 20
-"""Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a GPU a small
-map costs its launches, not its bytes."""
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a CPU a core's
+share of the cache; on a GPU a small map costs its launches, not its bytes."""
 
 
 def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
@@ -190,7 +190,7 @@ class _Points:
         self.regular = rows[:, None], columns
         self.of_sampled = (b, heads, c // heads, -1, self.height, self.width)
         one = b * c * self.height * self.width * self.maps.element_size()
-        step = max(1, self.count if one * self.count <= _CHUNK_BYTES else 1)
+        step = (self.count if one * self.count <= _CHUNK_BYTES.get(x.device.type, 0) else 1) or 1
         self.whole: Tensor | None = None  # the grid of all points, where they are one chunk
         self.chunks = [slice(m, m + step) for m in range(0, self.count, step)]
 

@@ -164,7 +164,7 @@ class Launches(TorchDispatchMode):
 def test_launches_do_not_grow_with_the_points():
     counts = []
     for points in (9, 25):
-        (x, at, kernels, y), bias = draw(4, 2, 1, points, (4, 4), 2, torch.float32, torch.channels_last)
+        (x, at, kernels, y), bias = draw(4, 2, 1, points, (4, 4), 2, torch.float32)
         walk = sampled._Points(x, at, 2, 1)
         with Launches() as launches:
             walk.sums(kernels)

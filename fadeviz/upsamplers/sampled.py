@@ -77,6 +77,10 @@ def _format(like: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def _format_of_gradient(x: Tensor) -> torch.memory_format:
+    return _format(x) if x.device.type == "cpu" else torch.contiguous_format  # as torch's own sampling on a GPU
+
+
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
     """Memory in the format of ``like``."""
     return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=_format(like))
@@ -143,7 +147,7 @@ def sampled_gradients(
     """
     points = _dense(points)
     if _is_native(y, x, points, kernels, bias):
-        to_points = torch.empty_like(points) if need[1] else None
+        to_points = _empty(points, points.shape) if need[1] else None
         like = y if of_logits else kernels
         third = _empty(like, like.shape) if need[2] else None
         to_kernels = None if of_logits else third
@@ -151,7 +155,10 @@ def sampled_gradients(
             native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
         if of_logits and third is not None:
             native.sampled_sums(x, points, kernels, bias, groups, heads, third)
-        to_x = native.sampled_spread(y, points, kernels, groups, heads, torch.empty_like(x)) if need[0] else None
+        to_x = None
+        if need[0]:
+            to_x = torch.empty_like(x, memory_format=_format_of_gradient(x))
+            native.sampled_spread(y, points, kernels, groups, heads, to_x)
         return (
             x.new_empty(0) if to_x is None else to_x,
             points.new_empty(0) if to_points is None else to_points,
@@ -214,11 +221,16 @@ class _Points:
 
     def split(self, kernels: Tensor) -> Tensor:
         """Kernels to be multiplied with what :meth:`sample` gives: ``(B, N, 1, P, height, width)``."""
-        return kernels.to(self.dtype).unflatten(1, (self.heads, 1, self.count))
+        return self.planes(kernels).unflatten(1, (self.heads, 1, self.count))
 
     def beside(self, y: Tensor) -> Tensor:
         """A map to be multiplied with what :meth:`sample` gives: ``(B, N, C/N, 1, height, width)``."""
-        return y.to(self.dtype).unflatten(1, (self.heads, -1)).unsqueeze(3)
+        return self.planes(y).unflatten(1, (self.heads, -1)).unsqueeze(3)
+
+    def planes(self, maps: Tensor) -> Tensor:
+        # Read many times on a CPU, and then best as what is sampled lies; on a GPU one launch more would cost more.
+        maps = maps.to(self.dtype)
+        return maps.contiguous() if maps.device.type == "cpu" else maps
 
     def sampled(self, chunk: slice, bias: Tensor | None) -> Tensor:
         values = self.sample(self.grid(chunk))
@@ -247,7 +259,7 @@ class _Points:
 
     def gradients(self, y: Tensor, kernels: Tensor, need_x: bool, need_points: bool) -> tuple[Tensor, Tensor]:
         to_maps = None
-        to_points = torch.empty_like(self.points if need_points else self.points.new_empty(0))
+        to_points = _empty(self.points, self.points.shape) if need_points else self.points.new_empty(0)
         split, beside = self.split(kernels), self.beside(y)
         for chunk in self.chunks if need_x or need_points else ():
             grid = self.grid(chunk)
@@ -263,8 +275,10 @@ class _Points:
                 per_point = to_grid.view(*into.shape[:3], self.height, self.width, 2)
                 for d in (0, 1):
                     torch.mul(per_point[..., 1 - d], self.pitch[d], out=into[:, :, :, d])
-        to_x = self.x.new_empty(0) if to_maps is None else to_maps.view(self.x.shape).to(self.x.dtype)
-        return to_x, to_points
+        if to_maps is None:
+            return self.x.new_empty(0), to_points
+        to_x = to_maps.view(self.x.shape).to(self.x.dtype)
+        return to_x.contiguous(memory_format=_format_of_gradient(self.x)), to_points
 
 
 _BILINEAR_ZEROS_CORNERS = (0, 0, True)
@@ -304,8 +318,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     third = y if of_logits else kernels
     return (
-        x.new_empty(x.shape if need[0] else (0,)),
-        torch.empty_like(points if need[1] else points.new_empty(0)),
+        torch.empty_like(x, memory_format=_format_of_gradient(x)) if need[0] else x.new_empty(0),
+        _empty(points, points.shape) if need[1] else points.new_empty(0),
         _empty(third, third.shape) if need[2] else third.new_empty(0),
     )
 

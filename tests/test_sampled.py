@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fadeviz import FadevizError
@@ -109,7 +110,7 @@ def test_native_code_against_torch(shape, dtype, tolerance, memory_format, monke
 def test_any_strides(shape):
     maps, bias = draw(*shape)
     want = everything(maps, bias, *shape[1:3])
-    wide = [torch.nn.functional.pad(m, (1, 2, 0, 1)) for m in maps]
+    wide = [F.pad(m, (1, 2, 0, 1)) for m in maps]
     sliced = [m[..., : m.shape[2] - 1, 1 : m.shape[3] - 2] for m in wide]
     padded = [torch.cat((m, m), 1).contiguous(memory_format=torch.channels_last)[:, : m.shape[1]] for m in maps]
     for views in (sliced, padded, [m.transpose(2, 3).contiguous().transpose(2, 3) for m in maps]):
@@ -124,7 +125,8 @@ def test_same_bits_with_any_number_of_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            results.append([*everything(maps, bias, 2, 1), sampled.neighbour_points(learned, 2, 3.0)])
+            normed = sampled.pixel_norm_backward(maps[3][:, :4], maps[3][:, 4:8], torch.ones(4), 1e-5)
+            results.append([*everything(maps, bias, 2, 1), sampled.neighbour_points(learned, 2, 3.0), *normed])
     finally:
         torch.set_num_threads(before)
     for others in results[1:]:
@@ -192,6 +194,27 @@ def test_neighbour_points(count, reach, memory_format, backend, monkeypatch):
     assert torch.autograd.gradcheck(lambda z: sampled.neighbour_points(z, 3, reach), learned, fast_mode=True)
     single = sampled.neighbour_points(learned.detach().float(), 3, reach)
     torch.testing.assert_close(single.double(), points.detach(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 8, 16, 32])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (40, 30)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_norm_of_few_channels(channels, size, dtype, tolerance, backend, monkeypatch):
+    monkeypatch.setenv("FADEVIZ_BACKEND", backend)
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 2, channels, *size, dtype=dtype)
+    weight, bias = torch.randn(2, channels, dtype=dtype)
+    given = [t.requires_grad_() for t in (x, weight, bias)]
+    results = []
+    for run in (
+        lambda x, weight, bias: sampled.pixel_norm(x, weight, bias, 0.5),
+        lambda x, weight, bias: F.layer_norm(x.permute(0, 2, 3, 1), (channels,), weight, bias, 0.5).permute(0, 3, 1, 2),
+    ):
+        y = run(*given)
+        results.append([y, *torch.autograd.grad(y, given, grad)])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])

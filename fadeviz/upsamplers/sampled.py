@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .backends import native, tiles
@@ -39,6 +40,29 @@ def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
         out: Tensor = points_of(learned, groups, reach)
         return out
     return _points(learned, groups, reach)  # nothing to gain from an operator: its gradient costs no more
+
+
+@_operator("pixel_norm")
+def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the channels of every pixel, ``(B, C, H, W)``; on a CPU fast for few channels."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if choose_backend(x, 1, 1) == "native" and native.can_normalize(x):
+        return native.pixel_norm(x, weight, bias, eps)
+    return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], weight, bias, eps).permute(0, 3, 1, 2)
+
+
+@_operator("pixel_norm_backward")
+def pixel_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias of :func:`pixel_norm`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if choose_backend(x, 1, 1) == "native" and native.can_normalize(x):
+        return native.pixel_norm_backward(grad, x, weight, eps)
+    pixels, shape = x.permute(0, 2, 3, 1), x.shape[1:2]
+    _, mean, root = torch.ops.aten.native_layer_norm(pixels, shape, weight, None, eps)
+    to_x, to_weight, to_bias = torch.ops.aten.native_layer_norm_backward(
+        grad.permute(0, 2, 3, 1), pixels, shape, mean, root, weight, weight, [True] * 3
+    )
+    return to_x.permute(0, 3, 1, 2), to_weight, to_bias
 
 
 def _points(learned: Tensor, groups: int, reach: float) -> Tensor:
@@ -284,6 +308,16 @@ class _Points:
 _BILINEAR_ZEROS_CORNERS = (0, 0, True)
 
 
+@_shapes_of("pixel_norm")
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_shapes_of("pixel_norm_backward")
+def _(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight), torch.empty_like(weight)
+
+
 @_shapes_of("neighbour_points")
 def _(learned: Tensor, groups: int, reach: float) -> Tensor:
     return _empty(learned, _shape_of_points(learned, groups))
@@ -322,6 +356,18 @@ def _(
         _empty(points, points.shape) if need[1] else points.new_empty(0),
         _empty(third, third.shape) if need[2] else third.new_empty(0),
     )
+
+
+def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward_norm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *pixel_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+
+
+_gradients_of("pixel_norm", _backward_norm, _keep_norm)
 
 
 def _keep_points(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -381,5 +427,6 @@ def _no_second_order(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     raise FadevizError("LDA-AQU has first derivatives only. Use create_graph=False, or another operator")
 
 
+_gradients_of("pixel_norm_backward", _no_second_order, _keep_nothing)
 _gradients_of("neighbour_points_backward", _no_second_order, _keep_nothing)
 _gradients_of("sampled_gradients", _no_second_order, _keep_nothing)

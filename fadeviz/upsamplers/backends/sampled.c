@@ -458,6 +458,108 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
 BEND(fadeviz_points, 0)
 BEND(fadeviz_points_backward, 1)
 
+/* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which lie side by side: LANES pixels at once, turned
+ * round so that a vector holds one channel of each. */
+#define FEW LANES
+#define RUN_OF_PIXELS 1024
+
+INLINE void N(to_channels)(const REAL *from, vector *v, int64_t channels) {
+  vector other[FEW];
+  for (int64_t c = 0; c < channels; c++) v[c] = N(at)(from + c * LANES);
+  for (int64_t n = 1; n < channels; n *= 2) {
+    for (int64_t c = 0; c < channels / 2; c++) {
+      other[c] = __builtin_shufflevector(v[2 * c], v[2 * c + 1], JOIN(EVEN, LANES));
+      other[channels / 2 + c] = __builtin_shufflevector(v[2 * c], v[2 * c + 1], JOIN(ODD, LANES));
+    }
+    for (int64_t c = 0; c < channels; c++) v[c] = other[c];
+  }
+}
+
+INLINE void N(to_pixels)(REAL *to, vector *v, int64_t channels) {
+  vector other[FEW];
+  for (int64_t n = 1; n < channels; n *= 2) {
+    for (int64_t c = 0; c < channels / 2; c++) {
+      other[2 * c] = N(zip_low)(v[c], v[channels / 2 + c]);
+      other[2 * c + 1] = N(zip_high)(v[c], v[channels / 2 + c]);
+    }
+    for (int64_t c = 0; c < channels; c++) v[c] = other[c];
+  }
+  for (int64_t c = 0; c < channels; c++) N(put)(to + c * LANES, v[c]);
+}
+
+/* Pixels [first, end): y, or with a gradient y is that of x, and the sums are those of the weight and of the bias. */
+INLINE void N(norm_run)(const int backward, const int64_t channels, const REAL *x, const REAL *grad, const REAL *weight,
+                        const REAL *bias, REAL *y, REAL *sums, int64_t first, int64_t end, REAL eps) {
+  vector to_weight[FEW], to_bias[FEW], v[FEW], g[FEW];
+  for (int64_t c = 0; c < channels; c++) to_weight[c] = to_bias[c] = (vector){0};
+  for (int64_t i = first; i < end; i += LANES) {
+    REAL some[3][FEW * LANES];
+    int64_t size = (end - i < LANES ? end - i : LANES) * channels;
+    const REAL *from = x + i * channels, *up = backward ? grad + i * channels : NULL;
+    REAL *to = y + i * channels;
+    if (end - i < LANES) {
+      memset(some, 0, sizeof some);
+      memcpy(some[0], from, size * sizeof(REAL));
+      if (backward) memcpy(some[1], up, size * sizeof(REAL));
+      from = some[0], up = some[1], to = some[2];
+    }
+    N(to_channels)(from, v, channels);
+    vector mean = {0}, spread = {0}, share = (vector){0} + 1 / (REAL)channels;
+    for (int64_t c = 0; c < channels; c++) mean += v[c] * share;
+    for (int64_t c = 0; c < channels; c++) {
+      v[c] -= mean;
+      spread += v[c] * v[c] * share;
+    }
+    REAL root[LANES];
+    N(put)(root, spread + eps);
+    for (int l = 0; l < LANES; l++) root[l] = 1 / (REAL)(sizeof(REAL) == 4 ? sqrtf((float)root[l]) : sqrt(root[l]));
+    vector scale = N(at)(root);
+    for (int64_t c = 0; c < channels; c++) v[c] *= scale;
+    if (!backward) {
+      for (int64_t c = 0; c < channels; c++) v[c] = v[c] * weight[c] + bias[c];
+    } else {
+      vector average = {0}, along = {0};
+      N(to_channels)(up, g, channels);
+      for (int64_t c = 0; c < channels; c++) {
+        to_weight[c] += g[c] * v[c];
+        to_bias[c] += g[c];
+        g[c] *= weight[c];
+        average += g[c] * share;
+        along += g[c] * v[c] * share;
+      }
+      for (int64_t c = 0; c < channels; c++) v[c] = scale * (g[c] - average - v[c] * along);
+    }
+    N(to_pixels)(to, v, channels);
+    if (end - i < LANES) memcpy(y + i * channels, some[2], size * sizeof(REAL));
+  }
+  if (backward)
+    for (int64_t c = 0; c < channels; c++) {
+      sums[c] = sums[channels + c] = 0;
+      for (int l = 0; l < LANES; l++) sums[c] += to_weight[c][l], sums[channels + c] += to_bias[c][l];
+    }
+}
+
+int N(fadeviz_norm_channels)(void) { return FEW; }
+
+/* grad NULL: forward. sums: (runs, 2, channels), weight and bias. */
+int N(fadeviz_pixel_norm)(const REAL *x, const REAL *grad, const REAL *weight, const REAL *bias, REAL *y, REAL *sums,
+                          int64_t pixels, int64_t channels, double eps, int64_t threads) {
+  int64_t runs = (pixels + RUN_OF_PIXELS - 1) / RUN_OF_PIXELS;
+  if (channels > FEW || (channels & (channels - 1))) return 0;
+  _Pragma("omp parallel for num_threads(threads) schedule(static)")
+  for (int64_t run = 0; run < runs; run++) {
+    int64_t first = run * RUN_OF_PIXELS, end = first + RUN_OF_PIXELS < pixels ? first + RUN_OF_PIXELS : pixels;
+    REAL *own = grad ? sums + run * 2 * channels : NULL;
+#define CALL(count)                                                                                              \
+  if (grad) N(norm_run)(1, count, x, grad, weight, bias, y, own, first, end, (REAL)eps);                         \
+  else N(norm_run)(0, count, x, NULL, weight, bias, y, own, first, end, (REAL)eps);
+    if (channels == 2) { CALL(2) }
+    else { CALL(channels) }
+#undef CALL
+  }
+  return 1;
+}
+
 #undef Points
 #undef Tile
 #undef whole

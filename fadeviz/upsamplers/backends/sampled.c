@@ -571,6 +571,23 @@ int N(fadeviz_pixel_norm)(const REAL *x, const REAL *grad, const REAL *weight, c
 typedef REAL NV(part) __attribute__((vector_size(V * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 #define part NV(part)
 
+/* The sums of four vectors: a, b, c, d. */
+#if V > 1
+INLINE void NV(four)(part a, part b, part c, part d, REAL *sums) {
+  part ac = __builtin_shufflevector(a, c, JOIN(LOW, V)) + __builtin_shufflevector(a, c, JOIN(HIGH, V));
+  part bd = __builtin_shufflevector(b, d, JOIN(LOW, V)) + __builtin_shufflevector(b, d, JOIN(HIGH, V));
+#if V == 2
+  sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
+#else
+  part all = __builtin_shufflevector(ac, bd, JOIN(LOW, V)) + __builtin_shufflevector(ac, bd, JOIN(HIGH, V));
+  typedef REAL quad __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+  quad total = ((const quad *)&all)[0];
+  for (int i = 1; i < V / 4; i++) total += ((const quad *)&all)[i];
+  *(quad *)sums = total;
+#endif
+}
+#endif
+
 #if 2 * V <= LANES
 /* A pixel's channels fill one vector, and those of its right neighbour follow: both are one wider vector. */
 typedef REAL NV(pair) __attribute__((vector_size(2 * V * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
@@ -619,18 +636,24 @@ INLINE void NV(logit_pixel)(const Tile *tile, const REAL *plane, const REAL *bia
   }
 }
 
-/* Products with the four pixels, V of each. */
+/* Products with the four pixels, V of each, or for wide vectors their sums. */
 INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, const REAL *y, REAL *sums) {
-  pair own = NV(join)(*(const part *)y, *(const part *)y);
+  part value = *(const part *)y;
   for (int64_t m = 0; m < tile->shape->points; m++) {
     const REAL *at = plane + tile->index[q + m] * V;
+#if V >= 8
+    const part *a = (const part *)at, *c = (const part *)(at + tile->row_step);
+    NV(four)(value * a[0], value * a[1], value * c[0], value * c[1], sums + 4 * m);
+#else
+    pair own = NV(join)(value, value);
     *(pair *)(sums + 4 * V * m) = own * *(const pair *)at;
     *(pair *)(sums + 4 * V * m + 2 * V) = own * *(const pair *)(at + tile->row_step);
+#endif
   }
 }
 
 #define LEFT 2 /* numbers of a point that a logit is made of: left and right of it */
-#define EACH V /* products that add up to a number */
+#define EACH (V >= 8 ? 1 : V) /* products that add up to a number */
 #undef BOTH
 #undef pair
 #else
@@ -673,21 +696,6 @@ INLINE void NV(logit_pixel)(const Tile *tile, const REAL *plane, const REAL *bia
     }
     *(part *)(sums + V * m) = total;
   }
-}
-
-/* The sums of four vectors: a, b, c, d. */
-INLINE void NV(four)(part a, part b, part c, part d, REAL *sums) {
-  part ac = __builtin_shufflevector(a, c, JOIN(LOW, V)) + __builtin_shufflevector(a, c, JOIN(HIGH, V));
-  part bd = __builtin_shufflevector(b, d, JOIN(LOW, V)) + __builtin_shufflevector(b, d, JOIN(HIGH, V));
-#if V == 2
-  sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
-#else
-  part all = __builtin_shufflevector(ac, bd, JOIN(LOW, V)) + __builtin_shufflevector(ac, bd, JOIN(HIGH, V));
-  typedef REAL quad __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
-  quad total = ((const quad *)&all)[0];
-  for (int i = 1; i < V / 4; i++) total += ((const quad *)&all)[i];
-  *(quad *)sums = total;
-#endif
 }
 
 INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, const REAL *y, REAL *sums) {

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
-from .reassemble import KernelSoftmax
-from .sampled import neighbour_points, sampled_logits, sampled_sums
+from .reassemble import KernelSoftmax, is_watched
+from .sampled import neighbour_points, pixel_norm, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):
@@ -49,10 +49,17 @@ class NeighbourOffsets(nn.Module):
         """The offset map of a high-resolution query."""
         b, c, height, width = query.shape
         folded = query.reshape(b * self.groups, c // self.groups, height, width)
-        learned = self.conv(F.gelu(self.norm(self.depthwise(folded))))
+        learned = self.conv(F.gelu(self._normalize(self.depthwise(folded))))
         # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         return neighbour_points(learned, self.groups, self.range_factor)
+
+    def _normalize(self, hidden: Tensor) -> Tensor:
+        norm, own = self.norm, hidden.dtype in (torch.float32, torch.float64)
+        if own and hidden.device.type == "cpu" and type(norm) is PixelLayerNorm and not is_watched(norm):
+            out: Tensor = pixel_norm(hidden, norm.weight, norm.bias, norm.eps)  # torch's own is slow on few channels
+            return out
+        return norm(hidden)
 
 
 class LDAAQU(Upsampler):

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .backends import native, tiles
 from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend
 
-_CHUNK_BYTES = 64 << 20
-"""Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a GPU a small
-map costs its launches, not its bytes."""
+_CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
+"""Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a CPU a core's
+share of the cache; on a GPU a small map costs its launches, not its bytes."""
 
 
 def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
@@ -39,6 +40,29 @@ def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
         out: Tensor = points_of(learned, groups, reach)
         return out
     return _points(learned, groups, reach)  # nothing to gain from an operator: its gradient costs no more
+
+
+@_operator("pixel_norm")
+def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the channels of every pixel, ``(B, C, H, W)``; on a CPU fast for few channels."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if choose_backend(x, 1, 1) == "native" and native.can_normalize(x):
+        return native.pixel_norm(x, weight, bias, eps)
+    return F.layer_norm(x.permute(0, 2, 3, 1), x.shape[1:2], weight, bias, eps).permute(0, 3, 1, 2)
+
+
+@_operator("pixel_norm_backward")
+def pixel_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias of :func:`pixel_norm`."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if choose_backend(x, 1, 1) == "native" and native.can_normalize(x):
+        return native.pixel_norm_backward(grad, x, weight, eps)
+    pixels, shape = x.permute(0, 2, 3, 1), x.shape[1:2]
+    _, mean, root = torch.ops.aten.native_layer_norm(pixels, shape, weight, None, eps)
+    to_x, to_weight, to_bias = torch.ops.aten.native_layer_norm_backward(
+        grad.permute(0, 2, 3, 1), pixels, shape, mean, root, weight, weight, [True] * 3
+    )
+    return to_x.permute(0, 3, 1, 2), to_weight, to_bias
 
 
 def _points(learned: Tensor, groups: int, reach: float) -> Tensor:
@@ -75,6 +99,10 @@ def points_of_backward(grad: Tensor, points: Tensor, groups: int, reach: float) 
 def _format(like: Tensor) -> torch.memory_format:
     last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
+
+
+def _format_of_gradient(x: Tensor) -> torch.memory_format:
+    return _format(x) if x.device.type == "cpu" else torch.contiguous_format  # as torch's own sampling on a GPU
 
 
 def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
@@ -143,7 +171,7 @@ def sampled_gradients(
     """
     points = _dense(points)
     if _is_native(y, x, points, kernels, bias):
-        to_points = torch.empty_like(points) if need[1] else None
+        to_points = _empty(points, points.shape) if need[1] else None
         like = y if of_logits else kernels
         third = _empty(like, like.shape) if need[2] else None
         to_kernels = None if of_logits else third
@@ -151,7 +179,10 @@ def sampled_gradients(
             native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
         if of_logits and third is not None:
             native.sampled_sums(x, points, kernels, bias, groups, heads, third)
-        to_x = native.sampled_spread(y, points, kernels, groups, heads, torch.empty_like(x)) if need[0] else None
+        to_x = None
+        if need[0]:
+            to_x = torch.empty_like(x, memory_format=_format_of_gradient(x))
+            native.sampled_spread(y, points, kernels, groups, heads, to_x)
         return (
             x.new_empty(0) if to_x is None else to_x,
             points.new_empty(0) if to_points is None else to_points,
@@ -190,16 +221,22 @@ class _Points:
         self.regular = rows[:, None], columns
         self.of_sampled = (b, heads, c // heads, -1, self.height, self.width)
         one = b * c * self.height * self.width * self.maps.element_size()
-        step = max(1, self.count if one * self.count <= _CHUNK_BYTES else 1)
+        step = (self.count if one * self.count <= _CHUNK_BYTES.get(x.device.type, 0) else 1) or 1
+        self.whole: Tensor | None = None  # the grid of all points, where they are one chunk
         self.chunks = [slice(m, m + step) for m in range(0, self.count, step)]
 
     def grid(self, chunk: slice) -> Tensor:
         """``(B*G, points of the chunk * height, width, 2)``."""
+        if self.whole is not None:
+            return self.whole
         offsets = self.points.unflatten(1, (self.groups, self.count, 2))[:, :, chunk]
         grid = self.points.new_empty((*offsets.shape[:3], self.height, self.width, 2), dtype=self.dtype)
         for d in (0, 1):
             torch.add(self.regular[d], offsets[:, :, :, d], alpha=self.pitch[d], out=grid[..., 1 - d])
-        return grid.view(len(self.maps), -1, self.width, 2)
+        grid = grid.view(len(self.maps), -1, self.width, 2)
+        if len(self.chunks) == 1:
+            self.whole = grid
+        return grid
 
     def sample(self, grid: Tensor) -> Tensor:
         """``(B, N, C/N, points of the chunk, height, width)``."""
@@ -208,11 +245,16 @@ class _Points:
 
     def split(self, kernels: Tensor) -> Tensor:
         """Kernels to be multiplied with what :meth:`sample` gives: ``(B, N, 1, P, height, width)``."""
-        return kernels.to(self.dtype).unflatten(1, (self.heads, 1, self.count))
+        return self.planes(kernels).unflatten(1, (self.heads, 1, self.count))
 
     def beside(self, y: Tensor) -> Tensor:
         """A map to be multiplied with what :meth:`sample` gives: ``(B, N, C/N, 1, height, width)``."""
-        return y.to(self.dtype).unflatten(1, (self.heads, -1)).unsqueeze(3)
+        return self.planes(y).unflatten(1, (self.heads, -1)).unsqueeze(3)
+
+    def planes(self, maps: Tensor) -> Tensor:
+        # Read many times on a CPU, and then best as what is sampled lies; on a GPU one launch more would cost more.
+        maps = maps.to(self.dtype)
+        return maps.contiguous() if maps.device.type == "cpu" else maps
 
     def sampled(self, chunk: slice, bias: Tensor | None) -> Tensor:
         values = self.sample(self.grid(chunk))
@@ -241,7 +283,7 @@ class _Points:
 
     def gradients(self, y: Tensor, kernels: Tensor, need_x: bool, need_points: bool) -> tuple[Tensor, Tensor]:
         to_maps = None
-        to_points = torch.empty_like(self.points if need_points else self.points.new_empty(0))
+        to_points = _empty(self.points, self.points.shape) if need_points else self.points.new_empty(0)
         split, beside = self.split(kernels), self.beside(y)
         for chunk in self.chunks if need_x or need_points else ():
             grid = self.grid(chunk)
@@ -257,11 +299,23 @@ class _Points:
                 per_point = to_grid.view(*into.shape[:3], self.height, self.width, 2)
                 for d in (0, 1):
                     torch.mul(per_point[..., 1 - d], self.pitch[d], out=into[:, :, :, d])
-        to_x = self.x.new_empty(0) if to_maps is None else to_maps.view(self.x.shape).to(self.x.dtype)
-        return to_x, to_points
+        if to_maps is None:
+            return self.x.new_empty(0), to_points
+        to_x = to_maps.view(self.x.shape).to(self.x.dtype)
+        return to_x.contiguous(memory_format=_format_of_gradient(self.x)), to_points
 
 
 _BILINEAR_ZEROS_CORNERS = (0, 0, True)
+
+
+@_shapes_of("pixel_norm")
+def _(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@_shapes_of("pixel_norm_backward")
+def _(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(weight), torch.empty_like(weight)
 
 
 @_shapes_of("neighbour_points")
@@ -298,10 +352,22 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     third = y if of_logits else kernels
     return (
-        x.new_empty(x.shape if need[0] else (0,)),
-        torch.empty_like(points if need[1] else points.new_empty(0)),
+        torch.empty_like(x, memory_format=_format_of_gradient(x)) if need[0] else x.new_empty(0),
+        _empty(points, points.shape) if need[1] else points.new_empty(0),
         _empty(third, third.shape) if need[2] else third.new_empty(0),
     )
+
+
+def _keep_norm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _, ctx.eps = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward_norm(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *pixel_norm_backward(grad, *ctx.saved_tensors, ctx.eps), None
+
+
+_gradients_of("pixel_norm", _backward_norm, _keep_norm)
 
 
 def _keep_points(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -361,5 +427,6 @@ def _no_second_order(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     raise FadevizError("LDA-AQU has first derivatives only. Use create_graph=False, or another operator")
 
 
+_gradients_of("pixel_norm_backward", _no_second_order, _keep_nothing)
 _gradients_of("neighbour_points_backward", _no_second_order, _keep_nothing)
 _gradients_of("sampled_gradients", _no_second_order, _keep_nothing)

@@ -411,3 +411,49 @@ def _bend(function: str, learned: Tensor, points: Tensor, grad: Tensor | None, g
     call = getattr(loaded, f"{function}_f{bits}")
     if not call(ctypes.byref(shape), *map(ctypes.byref, maps), ctypes.c_double(reach)):
         raise MemoryError("native sampling: no memory for a row")
+
+
+_RUN = 1024  # pixels; RUN_OF_PIXELS in sampled.c
+
+
+def can_normalize(x: Tensor) -> bool:
+    """Whether :func:`pixel_norm` takes x: few channels, that lie side by side."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    loaded, channels = library(_bits(x)), x.shape[1]
+    return (
+        loaded is not None
+        and channels in (2, 4, 8, 16)
+        and channels <= getattr(loaded, f"fadeviz_norm_channels_f{_bits(x)}")()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the channels of every pixel."""
+    y = torch.empty_like(x)
+    _call_norm(x, None, weight, bias, y, None, eps)
+    return y
+
+
+def pixel_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    to_x, channels = torch.empty_like(x), x.shape[1]
+    sums = x.new_zeros(-(-x.numel() // channels // _RUN), 2, channels)
+    _call_norm(x, grad.contiguous(memory_format=torch.channels_last), weight, weight, to_x, sums, eps)
+    to_weight, to_bias = sums.sum(0).unbind()
+    return to_x, to_weight, to_bias
+
+
+def _call_norm(
+    x: Tensor, grad: Tensor | None, weight: Tensor, bias: Tensor, y: Tensor, sums: Tensor | None, eps: float
+) -> None:
+    bits, channels = _bits(x), x.shape[1]
+    loaded = library(bits)
+    if loaded is None or not x.numel():
+        return
+    tensors = [x, grad, weight.contiguous(), bias.contiguous(), y, sums]
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in tensors]
+    sizes = [ctypes.c_int64(n) for n in (x.numel() // channels, channels)]
+    threads = ctypes.c_int64(_threads(x.numel()))
+    getattr(loaded, f"fadeviz_pixel_norm_f{bits}")(*at, *sizes, ctypes.c_double(eps), threads)

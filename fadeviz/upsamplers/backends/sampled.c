@@ -52,7 +52,7 @@ typedef struct {
   whole *index;                    /* the pixel of a plane left above the point */
   REAL *down, *across;             /* how far below and right of it */
   REAL *weight[4];                 /* of the four pixels */
-  REAL *sums;                      /* (tile, P, lanes) or (tile, P, 4) */
+  REAL *sums;                      /* products: of (tile, P), those with up to four pixels, a vector each */
 } N(Tile);
 #define Tile N(Tile)
 
@@ -78,7 +78,7 @@ static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias) {
   int64_t each = shape->groups * P; /* of a pixel */
   tile->tile = each < 64 ? 16 : each < 1024 ? 1024 / each : 1;
   int64_t all = tile->tile * each, planes = tile->segments * tile->plane;
-  int64_t folded = tile->tile * P * (tile->lanes > 4 ? tile->lanes : 4);
+  int64_t folded = tile->tile * P * 4 * tile->lanes;
   int64_t of_bias = bias ? tile->segments * P * tile->padded : 0;
   int64_t bytes = (planes + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
   char *memory = aligned_alloc(64, (bytes / 64 + 1) * 64), *at = memory;
@@ -157,6 +157,58 @@ static void N(fold)(REAL *values, int64_t count) {
   for (int64_t i = 0; i < count; i += LANES) {
     vector a = N(at)(values + 2 * i), b = N(at)(values + 2 * i + LANES);
     N(put)(values + i, __builtin_shufflevector(a, b, JOIN(EVEN, LANES)) + __builtin_shufflevector(a, b, JOIN(ODD, LANES)));
+  }
+}
+
+typedef REAL N(quad) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+
+/* COUNT numbers to where they belong, or onto what is there. */
+INLINE void N(copy)(REAL *to, const REAL *from, int64_t count, const int adding) {
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    N(quad) value = *(const N(quad) *)(from + i);
+    if (adding) value += *(const N(quad) *)(to + i);
+    *(N(quad) *)(to + i) = value;
+  }
+  for (; i < count; i++) to[i] = adding ? to[i] + from[i] : from[i];
+}
+
+/* From the products with the four pixels around the points of one pixel, from point Q of the tile on: the slopes and the
+ * value at each, written or added to what other segments gave. ROOM: how many kernels' weights may be read from k on. */
+static void N(finish_slopes)(const Tile *tile, const REAL *dots, int64_t q, const REAL *k, int64_t room, REAL *slope,
+                             int first_of_group, REAL *out, int first_of_head) {
+  const Points *shape = tile->shape;
+  REAL down = (REAL)(shape->height - 1) / (REAL)(shape->high > 1 ? shape->high - 1 : 1);
+  REAL across = (REAL)(shape->width - 1) / (REAL)(shape->wide > 1 ? shape->wide - 1 : 1);
+  for (int64_t m = 0; m < shape->points; m += LANES) {
+    int64_t left = shape->points - m, some = left < LANES ? left : LANES;
+    REAL both[2 * LANES];
+    const REAL *at = dots + 4 * m;
+    vector v0 = N(at)(at), v1 = N(at)(at + LANES), v2 = N(at)(at + 2 * LANES), v3 = N(at)(at + 3 * LANES);
+    vector e0 = __builtin_shufflevector(v0, v1, JOIN(EVEN, LANES)), e1 = __builtin_shufflevector(v2, v3, JOIN(EVEN, LANES));
+    vector o0 = __builtin_shufflevector(v0, v1, JOIN(ODD, LANES)), o1 = __builtin_shufflevector(v2, v3, JOIN(ODD, LANES));
+    vector a = __builtin_shufflevector(e0, e1, JOIN(EVEN, LANES)), c = __builtin_shufflevector(e0, e1, JOIN(ODD, LANES));
+    vector b = __builtin_shufflevector(o0, o1, JOIN(EVEN, LANES)), d = __builtin_shufflevector(o0, o1, JOIN(ODD, LANES));
+    vector right = N(at)(tile->across + q + m), below = N(at)(tile->down + q + m);
+    vector falls = c - a + right * (d - b - c + a);
+    if (out) {
+      N(put)(both, a + right * (b - a) + below * falls);
+      if (first_of_head) N(copy)(out + m, both, some, 0);
+      else N(copy)(out + m, both, some, 1);
+    }
+    if (slope) {
+      vector weight;
+      if (m + LANES <= room) weight = N(at)(k + m);
+      else {
+        memcpy(both, k + m, some * sizeof(REAL)); /* what lies behind may not be ours to read */
+        weight = N(at)(both);
+      }
+      vector v = weight * down * falls, u = weight * across * (b - a + below * (d - b - c + a));
+      N(put)(both, N(zip_low)(v, u));
+      N(put)(both + LANES, N(zip_high)(v, u));
+      if (first_of_group) N(copy)(slope + 2 * m, both, 2 * some, 0);
+      else N(copy)(slope + 2 * m, both, 2 * some, 1);
+    }
   }
 }
 
@@ -350,11 +402,6 @@ static void N(bend)(const int backward, REAL *out, const REAL *in, const REAL *p
 }
 #endif
 
-INLINE void N(copy)(REAL *to, const REAL *from, int64_t count) {
-  for (; count >= LANES; count -= LANES, to += LANES, from += LANES) N(put)(to, N(at)(from));
-  for (int64_t i = 0; i < count; i++) to[i] = from[i];
-}
-
 /* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W), whose pixels lie one behind the other:
  * the points, or the gradient of what was learned. P is a square, and the regular points are its pixels around the middle. */
 static int N(run_bend)(const int backward, const Points *shape, const Map *learned, const Map *points, const Map *grad,
@@ -381,8 +428,8 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
       REAL *row = backward ? N(place_row)(&in, image * G + g, i) : N(read_row)(&in, image * G + g, i);
       int64_t step = N(pixel_step)(&in);
       for (int64_t j = 0; j < W; j++) {
-        if (backward) N(copy)(row + j * step, line + (j * G + g) * each, each);
-        else N(copy)(line + (j * G + g) * each, row + j * step, each);
+        if (backward) N(copy)(row + j * step, line + (j * G + g) * each, each, 0);
+        else N(copy)(line + (j * G + g) * each, row + j * step, each, 0);
       }
       if (backward) N(write_row)(&in, image * G + g, i);
     }
@@ -411,6 +458,108 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
 BEND(fadeviz_points, 0)
 BEND(fadeviz_points_backward, 1)
 
+/* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which lie side by side: LANES pixels at once, turned
+ * round so that a vector holds one channel of each. */
+#define FEW LANES
+#define RUN_OF_PIXELS 1024
+
+INLINE void N(to_channels)(const REAL *from, vector *v, int64_t channels) {
+  vector other[FEW];
+  for (int64_t c = 0; c < channels; c++) v[c] = N(at)(from + c * LANES);
+  for (int64_t n = 1; n < channels; n *= 2) {
+    for (int64_t c = 0; c < channels / 2; c++) {
+      other[c] = __builtin_shufflevector(v[2 * c], v[2 * c + 1], JOIN(EVEN, LANES));
+      other[channels / 2 + c] = __builtin_shufflevector(v[2 * c], v[2 * c + 1], JOIN(ODD, LANES));
+    }
+    for (int64_t c = 0; c < channels; c++) v[c] = other[c];
+  }
+}
+
+INLINE void N(to_pixels)(REAL *to, vector *v, int64_t channels) {
+  vector other[FEW];
+  for (int64_t n = 1; n < channels; n *= 2) {
+    for (int64_t c = 0; c < channels / 2; c++) {
+      other[2 * c] = N(zip_low)(v[c], v[channels / 2 + c]);
+      other[2 * c + 1] = N(zip_high)(v[c], v[channels / 2 + c]);
+    }
+    for (int64_t c = 0; c < channels; c++) v[c] = other[c];
+  }
+  for (int64_t c = 0; c < channels; c++) N(put)(to + c * LANES, v[c]);
+}
+
+/* Pixels [first, end): y, or with a gradient y is that of x, and the sums are those of the weight and of the bias. */
+INLINE void N(norm_run)(const int backward, const int64_t channels, const REAL *x, const REAL *grad, const REAL *weight,
+                        const REAL *bias, REAL *y, REAL *sums, int64_t first, int64_t end, REAL eps) {
+  vector to_weight[FEW], to_bias[FEW], v[FEW], g[FEW];
+  for (int64_t c = 0; c < channels; c++) to_weight[c] = to_bias[c] = (vector){0};
+  for (int64_t i = first; i < end; i += LANES) {
+    REAL some[3][FEW * LANES];
+    int64_t size = (end - i < LANES ? end - i : LANES) * channels;
+    const REAL *from = x + i * channels, *up = backward ? grad + i * channels : NULL;
+    REAL *to = y + i * channels;
+    if (end - i < LANES) {
+      memset(some, 0, sizeof some);
+      memcpy(some[0], from, size * sizeof(REAL));
+      if (backward) memcpy(some[1], up, size * sizeof(REAL));
+      from = some[0], up = some[1], to = some[2];
+    }
+    N(to_channels)(from, v, channels);
+    vector mean = {0}, spread = {0}, share = (vector){0} + 1 / (REAL)channels;
+    for (int64_t c = 0; c < channels; c++) mean += v[c] * share;
+    for (int64_t c = 0; c < channels; c++) {
+      v[c] -= mean;
+      spread += v[c] * v[c] * share;
+    }
+    REAL root[LANES];
+    N(put)(root, spread + eps);
+    for (int l = 0; l < LANES; l++) root[l] = 1 / (REAL)(sizeof(REAL) == 4 ? sqrtf((float)root[l]) : sqrt(root[l]));
+    vector scale = N(at)(root);
+    for (int64_t c = 0; c < channels; c++) v[c] *= scale;
+    if (!backward) {
+      for (int64_t c = 0; c < channels; c++) v[c] = v[c] * weight[c] + bias[c];
+    } else {
+      vector average = {0}, along = {0};
+      N(to_channels)(up, g, channels);
+      for (int64_t c = 0; c < channels; c++) {
+        to_weight[c] += g[c] * v[c];
+        to_bias[c] += g[c];
+        g[c] *= weight[c];
+        average += g[c] * share;
+        along += g[c] * v[c] * share;
+      }
+      for (int64_t c = 0; c < channels; c++) v[c] = scale * (g[c] - average - v[c] * along);
+    }
+    N(to_pixels)(to, v, channels);
+    if (end - i < LANES) memcpy(y + i * channels, some[2], size * sizeof(REAL));
+  }
+  if (backward)
+    for (int64_t c = 0; c < channels; c++) {
+      sums[c] = sums[channels + c] = 0;
+      for (int l = 0; l < LANES; l++) sums[c] += to_weight[c][l], sums[channels + c] += to_bias[c][l];
+    }
+}
+
+int N(fadeviz_norm_channels)(void) { return FEW; }
+
+/* grad NULL: forward. sums: (runs, 2, channels), weight and bias. */
+int N(fadeviz_pixel_norm)(const REAL *x, const REAL *grad, const REAL *weight, const REAL *bias, REAL *y, REAL *sums,
+                          int64_t pixels, int64_t channels, double eps, int64_t threads) {
+  int64_t runs = (pixels + RUN_OF_PIXELS - 1) / RUN_OF_PIXELS;
+  if (channels > FEW || (channels & (channels - 1))) return 0;
+  _Pragma("omp parallel for num_threads(threads) schedule(static)")
+  for (int64_t run = 0; run < runs; run++) {
+    int64_t first = run * RUN_OF_PIXELS, end = first + RUN_OF_PIXELS < pixels ? first + RUN_OF_PIXELS : pixels;
+    REAL *own = grad ? sums + run * 2 * channels : NULL;
+#define CALL(count)                                                                                              \
+  if (grad) N(norm_run)(1, count, x, grad, weight, bias, y, own, first, end, (REAL)eps);                         \
+  else N(norm_run)(0, count, x, NULL, weight, bias, y, own, first, end, (REAL)eps);
+    if (channels == 2) { CALL(2) }
+    else { CALL(channels) }
+#undef CALL
+  }
+  return 1;
+}
+
 #undef Points
 #undef Tile
 #undef whole
@@ -422,7 +571,93 @@ BEND(fadeviz_points_backward, 1)
 typedef REAL NV(part) __attribute__((vector_size(V * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 #define part NV(part)
 
-/* BLOCK vectors of channels at point q of a tile, in the plane of a segment. */
+/* The sums of four vectors: a, b, c, d. */
+#if V > 1
+INLINE void NV(four)(part a, part b, part c, part d, REAL *sums) {
+  part ac = __builtin_shufflevector(a, c, JOIN(LOW, V)) + __builtin_shufflevector(a, c, JOIN(HIGH, V));
+  part bd = __builtin_shufflevector(b, d, JOIN(LOW, V)) + __builtin_shufflevector(b, d, JOIN(HIGH, V));
+#if V == 2
+  sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
+#else
+  part all = __builtin_shufflevector(ac, bd, JOIN(LOW, V)) + __builtin_shufflevector(ac, bd, JOIN(HIGH, V));
+  typedef REAL quad __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+  quad total = ((const quad *)&all)[0];
+  for (int i = 1; i < V / 4; i++) total += ((const quad *)&all)[i];
+  *(quad *)sums = total;
+#endif
+}
+#endif
+
+#if 2 * V <= LANES
+/* A pixel's channels fill one vector, and those of its right neighbour follow: both are one wider vector. */
+typedef REAL NV(pair) __attribute__((vector_size(2 * V * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+#define pair NV(pair)
+#if V == 1
+#define BOTH 0, 1
+#elif V == 2
+#define BOTH 0, 1, 2, 3
+#elif V == 4
+#define BOTH 0, 1, 2, 3, 4, 5, 6, 7
+#else
+#define BOTH 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#endif
+
+INLINE pair NV(join)(part left, part right) { return __builtin_shufflevector(left, right, BOTH); }
+
+/* The pixels left and right of point q, between the rows above and below it. */
+INLINE pair NV(between_rows)(const Tile *tile, const REAL *plane, int64_t q) {
+  const REAL *at = plane + tile->index[q] * V;
+  pair above = *(const pair *)at, below = *(const pair *)(at + tile->row_step);
+  return above + tile->down[q] * (below - above);
+}
+
+INLINE pair NV(shares)(const Tile *tile, int64_t q, REAL weight) {
+  REAL right = weight * tile->across[q], left = weight - right;
+  return NV(join)(left + (part){0}, right + (part){0});
+}
+
+INLINE void NV(sum_pixel)(const Tile *tile, const REAL *plane, const REAL *bias, int64_t q, const REAL *k, REAL *y) {
+  pair total = {0};
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    pair value = NV(between_rows)(tile, plane, q + m);
+    if (bias) value += NV(join)(*(const part *)(bias + m * V), *(const part *)(bias + m * V));
+    total += NV(shares)(tile, q + m, k[m]) * value;
+  }
+  *(part *)y = *(const part *)&total + *(const part *)((REAL *)&total + V);
+}
+
+/* Products with the pixels left and right, V of each, for every point. */
+INLINE void NV(logit_pixel)(const Tile *tile, const REAL *plane, const REAL *bias, int64_t q, const REAL *y, REAL *sums) {
+  pair own = NV(join)(*(const part *)y, *(const part *)y);
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    pair value = NV(between_rows)(tile, plane, q + m);
+    if (bias) value += NV(join)(*(const part *)(bias + m * V), *(const part *)(bias + m * V));
+    *(pair *)(sums + 2 * V * m) = value * own;
+  }
+}
+
+/* Products with the four pixels, V of each, or for wide vectors their sums. */
+INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, const REAL *y, REAL *sums) {
+  part value = *(const part *)y;
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    const REAL *at = plane + tile->index[q + m] * V;
+#if V >= 8
+    const part *a = (const part *)at, *c = (const part *)(at + tile->row_step);
+    NV(four)(value * a[0], value * a[1], value * c[0], value * c[1], sums + 4 * m);
+#else
+    pair own = NV(join)(value, value);
+    *(pair *)(sums + 4 * V * m) = own * *(const pair *)at;
+    *(pair *)(sums + 4 * V * m + 2 * V) = own * *(const pair *)(at + tile->row_step);
+#endif
+  }
+}
+
+#define LEFT 2 /* numbers of a point that a logit is made of: left and right of it */
+#define EACH (V >= 8 ? 1 : V) /* products that add up to a number */
+#undef BOTH
+#undef pair
+#else
+/* COUNT vectors of a pixel's channels at point q. */
 INLINE void NV(interpolate)(const int COUNT, const Tile *tile, const REAL *plane, int64_t q, part *value) {
   const REAL *at = plane + tile->index[q] * tile->padded;
   const part *a = (const part *)at, *b = (const part *)(at + tile->padded);
@@ -431,8 +666,8 @@ INLINE void NV(interpolate)(const int COUNT, const Tile *tile, const REAL *plane
   for (int n = 0; n < COUNT; n++) value[n] = p * a[n] + r * b[n] + s * c[n] + t * d[n];
 }
 
-INLINE void NV(sum_points)(const int COUNT, const Tile *tile, const REAL *plane, const REAL *bias, int64_t q,
-                           const REAL *k, REAL *y) {
+INLINE void NV(sum_block)(const int COUNT, const Tile *tile, const REAL *plane, const REAL *bias, int64_t q,
+                          const REAL *k, REAL *y) {
   part total[COUNT], value[COUNT];
   for (int n = 0; n < COUNT; n++) total[n] = (part){0};
   for (int64_t m = 0; m < tile->shape->points; m++) {
@@ -445,115 +680,98 @@ INLINE void NV(sum_points)(const int COUNT, const Tile *tile, const REAL *plane,
   for (int n = 0; n < COUNT; n++) ((part *)y)[n] = total[n];
 }
 
-/* The sums of four vectors: a, b, c, d. */
-INLINE void NV(four)(part a, part b, part c, part d, REAL *sums) {
-#if V == 1
-  sums[0] = a[0], sums[1] = b[0], sums[2] = c[0], sums[3] = d[0];
-#else
-  part ac = __builtin_shufflevector(a, c, JOIN(LOW, V)) + __builtin_shufflevector(a, c, JOIN(HIGH, V));
-  part bd = __builtin_shufflevector(b, d, JOIN(LOW, V)) + __builtin_shufflevector(b, d, JOIN(HIGH, V));
-#if V == 2
-  sums[0] = ac[0], sums[1] = bd[0], sums[2] = ac[1], sums[3] = bd[1];
-#else
-  part all = __builtin_shufflevector(ac, bd, JOIN(LOW, V)) + __builtin_shufflevector(ac, bd, JOIN(HIGH, V));
-  typedef REAL quad __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
-  quad total = ((const quad *)&all)[0];
-  for (int i = 1; i < V / 4; i++) total += ((const quad *)&all)[i];
-  *(quad *)sums = total;
+INLINE void NV(sum_pixel)(const Tile *tile, const REAL *plane, const REAL *bias, int64_t q, const REAL *k, REAL *y) {
+  int64_t c = 0;
+  for (; c + 4 * V <= tile->padded; c += 4 * V) NV(sum_block)(4, tile, plane + c, bias ? bias + c : NULL, q, k, y + c);
+  for (; c < tile->padded; c += V) NV(sum_block)(1, tile, plane + c, bias ? bias + c : NULL, q, k, y + c);
+}
+
+INLINE void NV(logit_pixel)(const Tile *tile, const REAL *plane, const REAL *bias, int64_t q, const REAL *y, REAL *sums) {
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    part total = {0}, value;
+    for (int64_t c = 0; c < tile->padded; c += V) {
+      NV(interpolate)(1, tile, plane + c, q + m, &value);
+      if (bias) value += *(const part *)(bias + m * tile->padded + c);
+      total += value * *(const part *)(y + c);
+    }
+    *(part *)(sums + V * m) = total;
+  }
+}
+
+INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, const REAL *y, REAL *sums) {
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    const REAL *at = plane + tile->index[q + m] * tile->padded, *under = at + tile->row_step;
+    part a = {0}, b = {0}, c = {0}, d = {0};
+    for (int64_t n = 0; n < tile->padded; n += V) {
+      part value = *(const part *)(y + n);
+      a += value * *(const part *)(at + n), b += value * *(const part *)(at + tile->padded + n);
+      c += value * *(const part *)(under + n), d += value * *(const part *)(under + tile->padded + n);
+    }
+    NV(four)(a, b, c, d, sums + 4 * m);
+  }
+}
+
+#define LEFT 1
+#define EACH 1
 #endif
-#endif
+
+/* In single pixels: what has just been written is read again at once, which only works if it is read as it was written. */
+INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    REAL *at = plane + tile->index[q + m] * tile->padded, *under = at + tile->row_step;
+    REAL a = k[m] * tile->weight[0][q + m], b = k[m] * tile->weight[1][q + m];
+    REAL c = k[m] * tile->weight[2][q + m], d = k[m] * tile->weight[3][q + m];
+    for (int64_t n = 0; n < tile->padded; n += V) {
+      part value = *(const part *)(y + n);
+      *(part *)(at + n) += a * value, *(part *)(at + tile->padded + n) += b * value;
+      *(part *)(under + n) += c * value, *(part *)(under + tile->padded + n) += d * value;
+    }
+  }
 }
 
 static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t k_step, REAL *y, int64_t y_step,
                      REAL *slope, int64_t slope_step, REAL *out, int64_t out_step, int64_t from, int64_t to) {
   const Points *shape = tile->shape;
-  int64_t P = shape->points, groups = shape->groups, padded = tile->padded, vectors = padded / V;
+  int64_t P = shape->points, groups = shape->groups, padded = tile->padded;
   int64_t of_group = tile->segments / groups, of_head = tile->segments / shape->heads;
   REAL *sums = tile->sums;
   for (int64_t s = from; s < to; s++) {
     int64_t g = s / of_group, head = s / of_head;
+    int first_of_head = s % of_head == 0;
     REAL *plane = tile->planes + s * tile->plane;
     const REAL *bias = tile->bias ? tile->bias + s * P * padded : NULL;
     for (int64_t t = 0; t < count; t++) {
       int64_t q = (t * groups + g) * P;
       REAL *kernel = k + t * k_step + head * P, *pixel = y + t * y_step + s * padded;
-      if (what == SUMS) {
-        int64_t n = 0;
-        for (; n + 4 <= vectors; n += 4)
-          NV(sum_points)(4, tile, plane + n * V, bias ? bias + n * V : NULL, q, kernel, pixel + n * V);
-        for (; n < vectors; n++)
-          NV(sum_points)(1, tile, plane + n * V, bias ? bias + n * V : NULL, q, kernel, pixel + n * V);
-      } else if (what == LOGITS) {
+      if (what == SUMS) NV(sum_pixel)(tile, plane, bias, q, kernel, pixel);
+      if (what == LOGITS) NV(logit_pixel)(tile, plane, bias, q, pixel, sums + t * P * LEFT * V);
+      if (what == SLOPES) NV(slope_pixel)(tile, plane, q, pixel, sums + t * P * 4 * EACH);
+      if (what == SPREAD) NV(spread_pixel)(tile, plane, q, kernel, pixel);
+    }
+    if (what == LOGITS) {
+      for (int64_t width = V / 2; width; width /= 2) N(fold)(sums, count * P * LEFT * width);
+      for (int64_t t = 0; t < count; t++) {
+        const REAL *right = tile->across + (t * groups + g) * P, *sum = sums + t * P * LEFT;
+        REAL *logit = k + t * k_step + head * P;
         for (int64_t m = 0; m < P; m++) {
-          part total = {0}, value;
-          for (int64_t n = 0; n < vectors; n++) {
-            NV(interpolate)(1, tile, plane + n * V, q + m, &value);
-            if (bias) value += *(const part *)(bias + m * padded + n * V);
-            total += value * ((const part *)pixel)[n];
-          }
-          part *at = (part *)(sums + (t * P + m) * V);
-          if (s % of_head) total += *at;
-          *at = total;
-        }
-      } else if (what == SLOPES) {
-        for (int64_t m = 0; m < P; m++) {
-          const REAL *at = plane + tile->index[q + m] * padded;
-          part a = {0}, b = {0}, c = {0}, d = {0};
-          for (int64_t n = 0; n < vectors; n++, at += V) {
-            part value = ((const part *)pixel)[n];
-            a += value * *(const part *)at, b += value * *(const part *)(at + padded);
-            c += value * *(const part *)(at + tile->row_step), d += value * *(const part *)(at + tile->row_step + padded);
-          }
-          NV(four)(a, b, c, d, sums + (t * P + m) * 4);
-        }
-      } else {
-        for (int64_t m = 0; m < P; m++) {
-          REAL *at = plane + tile->index[q + m] * padded, weight = kernel[m];
-          REAL a = weight * tile->weight[0][q + m], b = weight * tile->weight[1][q + m];
-          REAL c = weight * tile->weight[2][q + m], d = weight * tile->weight[3][q + m];
-          for (int64_t n = 0; n < vectors; n++, at += V) {
-            part value = ((const part *)pixel)[n];
-            *(part *)at += a * value, *(part *)(at + padded) += b * value;
-            *(part *)(at + tile->row_step) += c * value, *(part *)(at + tile->row_step + padded) += d * value;
-          }
+          REAL value = sum[m * LEFT];
+          if (LEFT == 2) value += right[m] * (sum[m * LEFT + LEFT - 1] - value);
+          logit[m] = first_of_head ? value : logit[m] + value;
         }
       }
-    }
-    if (what == LOGITS && s % of_head == of_head - 1) {
-      for (int64_t width = V / 2; width; width /= 2) N(fold)(sums, count * P * width);
-      for (int64_t t = 0; t < count; t++)
-        for (int64_t m = 0; m < P; m++) k[t * k_step + head * P + m] = sums[t * P + m];
     }
     if (what == SLOPES) {
-      REAL down = (REAL)(shape->height - 1) / (REAL)(shape->high > 1 ? shape->high - 1 : 1);
-      REAL across = (REAL)(shape->width - 1) / (REAL)(shape->wide > 1 ? shape->wide - 1 : 1);
-      int first_of_group = s % of_group == 0, first_of_head = s % of_head == 0;
-      for (int64_t t = 0; t < count; t++) {
-        const REAL *kernel = k + t * k_step + head * P;
-        for (int64_t m = 0; m < P; m++) {
-          int64_t q = (t * groups + g) * P + m;
-          const REAL *dot = sums + (t * P + m) * 4;
-          if (slope) {
-            REAL right = tile->across[q], below = tile->down[q];
-            REAL left_down = dot[2] - dot[0], right_down = dot[3] - dot[1];
-            REAL up_across = dot[1] - dot[0], down_across = dot[3] - dot[2];
-            REAL *to_point = slope + t * slope_step + (g * P + m) * 2;
-            REAL v = kernel[m] * down * (left_down + right * (right_down - left_down));
-            REAL u = kernel[m] * across * (up_across + below * (down_across - up_across));
-            to_point[0] = first_of_group ? v : to_point[0] + v;
-            to_point[1] = first_of_group ? u : to_point[1] + u;
-          }
-          if (out) {
-            REAL *to_kernel = out + t * out_step + head * P + m, value = tile->weight[0][q] * dot[0];
-            for (int i = 1; i < 4; i++) value += tile->weight[i][q] * dot[i];
-            *to_kernel = first_of_head ? value : *to_kernel + value;
-          }
-        }
-      }
+      for (int64_t width = EACH / 2; width; width /= 2) N(fold)(sums, count * P * 4 * width);
+      for (int64_t t = 0; t < count; t++)
+        N(finish_slopes)(tile, sums + t * P * 4, (t * groups + g) * P, k + t * k_step + head * P, (count - t) * k_step - head * P,
+                         slope ? slope + t * slope_step + g * P * 2 : NULL, s % of_group == 0,
+                         out ? out + t * out_step + head * P : NULL, first_of_head);
     }
   }
 }
 
+#undef LEFT
+#undef EACH
 #undef part
 #undef NV
 #endif

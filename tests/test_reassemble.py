@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
+from fadeviz.benchmark.memory import MeasuringProcess
 from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler, compressed
 from fadeviz.upsamplers.backends import native
 from fadeviz.upsamplers.compressed import compressed_conv
@@ -211,6 +212,32 @@ def test_many_chunks(backend):
     got = torch.autograd.grad(fast, (x, kernels), cotangent)
     want = torch.autograd.grad(slow, (x, kernels), cotangent)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_windows_higher_than_a_chunk(backend):
+    # A chunk of the tiles is 4 rows here, so that a window reaches over four of them.
+    torch.manual_seed(0)
+    y = torch.randn(2, 64, 18, 19, dtype=torch.float64)
+    kernels = torch.randn(2, 121, 18, 19, dtype=torch.float64)
+    want = torch.autograd.functional.vjp(lambda x: plain(x, kernels, 11, 1), y, y)[1]
+    torch.testing.assert_close(spread(y, kernels, 11, 1, 1, backend), want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(reassemble(y, kernels, 11, 1, 1, backend), plain(y, kernels, 11, 1), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("side", [7, 14])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_memory_of_the_tiles(side, layout, measuring):
+    extra, why = measuring.peak({"what": "reassembly", "form": "tiles", "layout": layout, "shape": [4, 512, side]})
+    if extra is None:
+        pytest.skip(why[0])
+    needed = 2 * 4 * 4 * (512 * side**2 + (25 + 512) * (2 * side) ** 2)  # x, kernels, y and the gradients
+    assert needed / 2 + extra <= 1.5 * needed
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    with MeasuringProcess(torch.device("cpu"), 1) as process:
+        yield process
 
 
 def test_threads_do_not_change_a_bit(backend):

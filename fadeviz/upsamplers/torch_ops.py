@@ -54,9 +54,9 @@ def is_fused(device: torch.device) -> bool:
 
 
 def _triton() -> ModuleType:
-    from .backends import triton  # seconds to import, and only of use where a GPU is
+    from .backends import cuda  # seconds to import, and only of use where a GPU is
 
-    return triton
+    return cuda
 
 
 def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:

@@ -71,6 +71,7 @@
 #define ODD16 ODD8, 17, 19, 21, 23, 25, 27, 29, 31
 
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline)) /* one copy is enough: the file is compiled while somebody waits */
 
 typedef struct {
   void *data;
@@ -258,6 +259,19 @@ INLINE void N(store)(const REAL *from, const Map *map, int64_t at, int64_t count
 #endif
 }
 
+/* COUNT elements of a map, STRIDE apart. */
+NOINLINE void N(load_line)(REAL *to, const Map *map, int64_t at, int64_t stride, int64_t count) {
+  if (stride == 1) N(load)(to, map, at, count);
+  else
+    for (int64_t i = 0; i < count; i++) N(load)(to + i, map, at + i * stride, 1);
+}
+
+NOINLINE void N(store_line)(const REAL *from, const Map *map, int64_t at, int64_t stride, int64_t count) {
+  if (stride == 1) N(store)(from, map, at, count);
+  else
+    for (int64_t i = 0; i < count; i++) N(store)(from + i, map, at + i * stride, 1);
+}
+
 INLINE vector N(zip_low)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(LOW, LANES)); }
 INLINE vector N(zip_high)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(HIGH, LANES)); }
 
@@ -280,17 +294,10 @@ static void N(copy_row)(const Rows *rows, int64_t base, REAL *row, const int rea
   for (int64_t g = 0; g < rows->groups; g++) {
     REAL *group = row + g * rows->padded;
     int64_t at = base + g * rows->channels * map->channel;
-    if (map->channel == 1) {
+    if (map->channel == 1 || map->column != 1) {
       for (int64_t j = 0; j < rows->width; j++)
-        if (reading) N(load)(group + j * step, map, at + j * map->column, rows->channels);
-        else N(store)(group + j * step, map, at + j * map->column, rows->channels);
-      continue;
-    }
-    if (map->column != 1) {
-      for (int64_t j = 0; j < rows->width; j++)
-        for (int64_t c = 0; c < rows->channels; c++)
-          if (reading) N(load)(group + j * step + c, map, at + j * map->column + c * map->channel, 1);
-          else N(store)(group + j * step + c, map, at + j * map->column + c * map->channel, 1);
+        if (reading) N(load_line)(group + j * step, map, at + j * map->column, map->channel, rows->channels);
+        else N(store_line)(group + j * step, map, at + j * map->column, map->channel, rows->channels);
       continue;
     }
     /* Square blocks, so that every cache line of the map is touched once: its planes often lie a multiple of the page
@@ -577,7 +584,7 @@ static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, in
   planes->step = slots * phases * planes->pitch;
   int64_t bytes = (hold_all ? groups * planes->padded : BLOCK) * planes->step * sizeof(REAL);
   planes->data = aligned_alloc(64, (bytes / 64 + 1) * 64);
-  planes->line = malloc(shape->width * phases * sizeof(REAL));
+  planes->line = malloc((shape->width * phases + 16) * sizeof(REAL));
   if (!planes->data || !planes->line) return 0;
   memset(planes->data, 0, bytes); /* what surrounds the rows stays zero for ever */
   return 1;
@@ -646,9 +653,11 @@ INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, i
                            int64_t top, int64_t count, REAL *held, const int reading) {
   const Map map = *planes->map; /* locals all: the compiler fears that what is written could change them */
   const int64_t slots = planes->slots, phases = planes->phases, pitch = planes->pitch, step = planes->step;
-  const int64_t part = planes->width, width = part * phases, line = 64 / sizeof(REAL);
+  const int64_t part = planes->width, width = part * phases;
+  const int64_t size = map.type == F64 ? 8 : map.type == F32 ? 4 : 2, line = 64 / size;
   const int direct = map.type == REAL_TYPE && map.column == 1;
-  const REAL *limit = direct ? (const REAL *)map.data + planes->extent : planes->line + width;
+  const int64_t extent = planes->extent;
+  const REAL *limit = direct ? (const REAL *)map.data + extent : planes->line + width + 16;
   int64_t start = image * map.batch + (group * planes->channels + first) * map.channel + top * map.row;
   held += top % slots * phases * pitch + planes->left; /* the slots of the others follow */
   for (int64_t c = 0; c < channels; c++, start += map.channel, held += step)
@@ -657,31 +666,30 @@ INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, i
       REAL *row = direct ? (REAL *)map.data + at : planes->line;
       REAL *own = held + i * phases * pitch;
       /* The rows of this channel that come next: a processor foresees none that begin in another page. */
-      for (int64_t j = 0; direct && j < width + line - 1; j += line) {
-        const REAL *next = row + count * map.row + (j < width ? j : width - 1);
+      for (int64_t j = 0; map.column == 1 && j < width + line - 1; j += line) {
+        const char *next = (const char *)map.data + (at + count * map.row + (j < width ? j : width - 1)) * size;
         if (reading) __builtin_prefetch(next, 0, 2);
         else __builtin_prefetch(next, 1, 2);
       }
       if (reading) {
-        if (!direct && map.column == 1) N(load)(row, &map, at, width);
-        else if (!direct)
-          for (int64_t j = 0; j < width; j++) N(load)(row + j, &map, at + j * map.column, 1);
+        /* The loops that convert like whole vectors, also of what follows in the map. */
+        int64_t whole = (width + 15) / 16 * 16;
+        if (map.column != 1 || at + whole > extent) whole = width;
+        if (!direct) N(load_line)(row, &map, at, map.column, whole);
         N(split)(row, limit, own, phases, part, pitch);
       } else {
         N(merge)(own, row, phases, part, pitch);
-        if (!direct && map.column == 1) N(store)(row, &map, at, width);
-        else if (!direct)
-          for (int64_t j = 0; j < width; j++) N(store)(row + j, &map, at + j * map.column, 1);
+        if (!direct) N(store_line)(row, &map, at, map.column, width);
       }
     }
 }
 
-static void N(read_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
+NOINLINE void N(read_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
                            int64_t top, int64_t count, REAL *held) {
   N(copy_planes)(planes, image, group, first, channels, top, count, held, 1);
 }
 
-static void N(write_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
+NOINLINE void N(write_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
                             int64_t top, int64_t count, REAL *held) {
   N(copy_planes)(planes, image, group, first, channels, top, count, held, 0);
 }
@@ -899,23 +907,33 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
   return done;
 }
 
-/* Whether to work on planes. Where rows are short, vectors of channels are better filled. */
+/* Whether to work on planes. Where rows are short, vectors of channels are better filled; rows of float16 are converted
+ * more slowly than the small blocks that are transposed. */
 static int N(is_planar)(const Shape *shape, const Map *x, const Map *y) {
-  return x->column == 1 && y->column == 1 && (shape->width > 8 || shape->channels / shape->groups < LANES);
+  return x->column == 1 && y->column == 1 && x->type != F16 && y->type != F16 &&
+         (shape->width > 8 || shape->channels / shape->groups < LANES);
 }
 
-#define ENTRY(name, what)                                                                            \
-  int N(name)(const Shape *shape, const Map *x, const Map *w, const Map *y) {                        \
-    int64_t rows = shape->batch * shape->height, planar = N(is_planar)(shape, x, y);                 \
-    int64_t threads = shape->threads < rows ? shape->threads : rows;                                 \
-    int done = 1;                                                                                    \
-    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")        \
-    for (int64_t t = 0; t < threads; t++) {                                                          \
-      int64_t begin = rows * t / threads, end = rows * (t + 1) / threads;                            \
-      done = (planar ? N(run_planes)(what, shape, x, w, y, begin, end)                               \
-                     : N(run)(what, shape, x, w, y, begin, end)) && done;                            \
-    }                                                                                                \
-    return done;                                                                                     \
+/* The two forms are functions of their own: in one, the compiler runs short of registers. */
+#define ENTRY(name, what)                                                                                        \
+  NOINLINE int N(name##_rows)(const Shape *shape, const Map *x, const Map *w, const Map *y, int64_t begin,       \
+                              int64_t end) {                                                                     \
+    return N(run)(what, shape, x, w, y, begin, end);                                                             \
+  }                                                                                                              \
+  NOINLINE int N(name##_planes)(const Shape *shape, const Map *x, const Map *w, const Map *y, int64_t begin,     \
+                                int64_t end) {                                                                   \
+    return N(run_planes)(what, shape, x, w, y, begin, end);                                                      \
+  }                                                                                                              \
+  int N(name)(const Shape *shape, const Map *x, const Map *w, const Map *y) {                                    \
+    int64_t rows = shape->batch * shape->height, planar = N(is_planar)(shape, x, y);                             \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                                             \
+    int done = 1;                                                                                                \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                    \
+    for (int64_t t = 0; t < threads; t++) {                                                                      \
+      int64_t begin = rows * t / threads, end = rows * (t + 1) / threads;                                        \
+      done = (planar ? N(name##_planes) : N(name##_rows))(shape, x, w, y, begin, end) && done;                   \
+    }                                                                                                            \
+    return done;                                                                                                 \
   }
 
 /* Whether load and store know float16. */

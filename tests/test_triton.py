@@ -436,7 +436,7 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
         x, w, y = empty(1, 32, 4, 9), empty(1, g * k * k, 4 * s, 9 * s), empty(1, 32, 4 * s, 9 * s)
         backend.reassemble(x, w, k, s, g)
         backend.similarity(y, x, k, s, g)
-        for backend._BUSY in (4096, 0):
+        for backend._BUSY in (1024, 0):
             backend.spread(y, w, k, s, g)
     x, w, y, gate = empty(1, 32, 4, 9), empty(1, 25, 8, 18), empty(1, 32, 8, 18), empty(1, 1, 8, 18)
     for mixed in ((), (y, gate)):

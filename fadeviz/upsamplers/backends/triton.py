@@ -67,8 +67,8 @@ _WIDE = 2**31
 
 _OLD = triton is not None and _VERSION < (3, 7)
 
-_BUSY = 4096
-"""Programs that fill a GPU many times over: more than these may as well share some of their work."""
+_BUSY = 1024
+"""Programs that fill a GPU twice over: more than these may as well share some of their work."""
 
 
 class _Map(NamedTuple):
@@ -897,7 +897,8 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
     parts = _ceil(size.channels, channels * blocks)
     segments = size.batch * _ceil(size.width, columns) * size.groups * parts
     # Four rows together read 8 rows of pixels' parents where single ones read 5 each (K = 5).
-    rows = rows if segments * size.height >= _BUSY else 1
+    while rows > 1 and segments * _ceil(size.height, rows) < _BUSY:
+        rows //= 2
     _launch(
         _spread_kernel,
         segments * _ceil(size.height, rows),

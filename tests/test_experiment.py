@@ -584,7 +584,7 @@ class TestCheckpointsFromAThread:
 
         def init(work, *args):
             real(work, *args)
-            work.writer = CheckpointWriter()
+            self.writer = work.writer = CheckpointWriter()
 
         monkeypatch.setattr(_Work, "__init__", init)
         self.clock = [0.0]
@@ -611,6 +611,8 @@ class TestCheckpointsFromAThread:
         def calls(progress):
             if progress.step == 2:
                 assert saved == [2]  # the training has waited for the first
+            while self.writer.busy:  # which may put off the next
+                time.sleep(0.01)
 
         monkeypatch.setattr(checkpoint, "_write", slow)
         config = dataclasses.replace(TINY, steps=10, snapshots="10", evaluate_every=10, checkpoint_every=2)

@@ -47,12 +47,11 @@ GPU_FILES = ROOT / ".gpu"
 FIRST = ("fade", "carafe", "bilinear", "max_unpool")
 SEGFORMER = ("fade", "carafe")
 OTHERS = (
-    "sapa_b", "dysample", "nearest", "indexnet", "a2u", "fade_lite", "sapa_i", "sapa_g", "semishift", "decoder_kernel",
-    "encoder_kernel", "deconv", "bicubic", "pixel_shuffle",
+    "sapa_b", "dysample", "nearest", "fade:gate=off", "fade@shuffled", "indexnet", "a2u", "deconv", "pixel_shuffle",
+    "fade_lite", "semishift", "sapa_i", "sapa_g", "decoder_kernel", "encoder_kernel", "bicubic", "freqfusion",
+    "lda_aqu", "carafe@shuffled",
 )  # fmt: skip
-CONTROLS = ("fade:gate=off", "fade@shuffled", "carafe@shuffled")
-SLOW = ("freqfusion", "lda_aqu")
-"""Operators of many launches a step: after the controls."""
+"""Operators and controls."""
 
 SNAPSHOTS = "100:3000:100,320:360:10"
 
@@ -80,7 +79,7 @@ def wanted_runs(device: str = "cuda", small: bool = False) -> list[Wanted]:
     segformer = {**_shared(device, small), **_segformer(small)}
     runs = [_wanted(segnet, operator, 0) for operator in FIRST]
     runs += [_wanted(segformer, operator, 0, "segformer-") for operator in SEGFORMER]
-    runs += [_wanted(segnet, operator, 0) for operator in (*OTHERS, *CONTROLS, *SLOW)]
+    runs += [_wanted(segnet, operator, 0) for operator in OTHERS]
     runs += [_wanted(segnet, operator, seed) for seed in (1, 2) for operator in ("fade", "carafe")]
     runs += [_wanted(segnet, operator, seed) for seed in (1, 2) for operator in ("bilinear", "max_unpool")]
     return runs
@@ -90,8 +89,9 @@ def _shared(device: str, small: bool) -> dict[str, Any]:
     folder = GPU_FILES / "weizmann"
     there = folder.is_dir() and not small
     data = {"data": "weizmann", "data_dir": str(folder)} if there else {"data": "synthetic"}
-    # tf32 is what torch computed convolutions in when the paper was written. The last checkpoint is enough.
-    return {**data, "device": device, "tf32": True, "checkpoint_every": 1_000_000}
+    # The last checkpoint is enough.
+    fast = {"precision": "bf16", "compile": "graph"} if device == "cuda" else {}
+    return {**data, "device": device, "checkpoint_every": 1_000_000, **fast}
 
 
 def _segnet(small: bool) -> dict[str, Any]:
@@ -101,7 +101,8 @@ def _segnet(small: bool) -> dict[str, Any]:
     weights = GPU_FILES / "vgg16_bn.safetensors"
     return {
         "network": "segnet", "size": 224, "width": 1.0, "steps": 3500, "batch_size": 4, "lr": 0.01, "momentum": 0.9,
-        "lr_drops": (0.7, 0.9), "snapshots": SNAPSHOTS, "weights": str(weights) if weights.is_file() else "none",
+        "lr_drops": (0.7, 0.9), "snapshots": SNAPSHOTS, "evaluate_every": 875,
+        "weights": str(weights) if weights.is_file() else "none",
     }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def _segformer(small: bool) -> dict[str, Any]:
         return {"network": "segformer:backbone=b0", "size": 32, "width": 0.25, "steps": 6, "snapshots": "1:6:1"}
     return {
         "network": "segformer:backbone=b1", "size": 224, "width": 1.0, "steps": 3000, "batch_size": 8, "lr": 1e-4,
-        "snapshots": SNAPSHOTS,
+        "snapshots": SNAPSHOTS, "evaluate_every": 750,
     }  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, beg
     from fadeviz.sweep.member import Task
 
     runs = [one for one in runs if not is_finished(options.work / one.name)]
+    unfit: list[Wanted] = []
     at: dict[str, str] = {}
     shown = 0.0
     with compiled_ahead(runs, options) as wait:
@@ -192,17 +194,25 @@ def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, beg
                         at.pop(name, None)
                         told = f"{event.status} after {time.monotonic() - begun:.0f} s {event.message}"
                         print(f"{name}: {told} {event.traceback[-1500:]}", flush=True)
+                        if event.status == "failed" and "compile=graph" in event.message:
+                            unfit += [one for one in runs if one.name == name]
                         shutil.rmtree(event.task.folder / "checkpoints", ignore_errors=True)
                 if time.monotonic() - shown > 15:
                     shown = time.monotonic()
                     print(f"{shown - begun:5.0f} s  " + ", ".join(f"{n} {s}" for n, s in at.items()), flush=True)
+    for one in unfit:
+        shutil.rmtree(options.work / one.name, ignore_errors=True)
+    if unfit:
+        again = [Wanted(one.name, {**one.values, "compile": "off"}) for one in unfit]
+        train_until_stopped(again, options, begun)
 
 
 def uses_of(values: Mapping[str, Any]) -> list[gpu_warm.Use]:
-    """The operators of a run at their sizes."""
-    if str(values["network"]).startswith("segformer"):
-        return gpu_warm.segformer_uses(values["upsampler"], values.get("batch_size", 4), values["size"])
-    return gpu_warm.segnet_uses(values["upsampler"], values.get("batch_size", 4), size=values["size"])
+    """The operators of a run at their sizes, as it trains and as it observes, in float32."""
+    uses = gpu_warm.segformer_uses if str(values["network"]).startswith("segformer") else gpu_warm.segnet_uses
+    precisions = dict.fromkeys((values.get("precision", "fp32"), "fp32"))
+    found = (uses(values["upsampler"], values.get("batch_size", 4), one, values["size"]) for one in precisions)
+    return [use for each in found for use in each]
 
 
 @contextlib.contextmanager
@@ -280,8 +290,8 @@ def pack(
 ABOUT = (
     "SegNet: width 1, ImageNet weights, Weizmann Horse, 224x224, batch 4, SGD (momentum 0.9), lr 0.01 times 0.1 after "
     "70 % and 90 % of 3500 steps. SegFormer-B1: random weights, Weizmann Horse (2 classes), 224x224, batch 8, AdamW "
-    "1e-4 (head 1e-3), 3000 steps. fp32 with TF32. Metrics of the test split after the last step; seconds while "
-    "several runs shared the GPU."
+    "1e-4 (head 1e-3), 3000 steps. bf16 autocast, steps replayed as a CUDA graph. Metrics of the test split after the last "
+    "step; seconds while several runs shared the GPU."
 )
 
 

@@ -34,9 +34,9 @@ def segnet_uses(upsampler: str, batch: int = 4, precision: str = "fp32", size: i
     return [Use(upsampler, (batch, c, size // part, size // part), precision) for c, part in stages]
 
 
-def segformer_uses(upsampler: str, batch: int = 8, size: int = 224) -> list[Use]:
+def segformer_uses(upsampler: str, batch: int = 8, precision: str = "fp32", size: int = 224) -> list[Use]:
     """SegFormer's, at three resolutions."""
-    return [Use(upsampler, (batch, 256, size // part, size // part)) for part in (8, 16, 32)]
+    return [Use(upsampler, (batch, 256, size // part, size // part), precision) for part in (8, 16, 32)]
 
 
 def warm(uses: Iterable[Use], device: str, processes: int) -> tuple[ProcessPoolExecutor, dict[Future[float], Use]]:

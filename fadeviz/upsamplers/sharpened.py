@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .reassemble import reassemble, similarity
-from .torch_ops import _gradients_of, _operator, _shapes_of
+from .torch_ops import _gradients_of, _operator, _shapes_of, laid_out_like
 
 
 def sharpened_conv(
@@ -79,7 +79,7 @@ def framed_conv_backward(
         beyond = torch.zeros_like(ones)
         _end(beyond, s.shape[_axis(side)], side).copy_(to_s)
         _end(to_n, ones.shape[_axis(side)], side).sub_(similarity(beyond, ones, kernel_size, 1))
-    return to_sharp, to_n, to_weight, to_shift, to_bias
+    return laid_out_like(to_sharp, sharp), to_n, laid_out_like(to_weight, weight), to_shift, to_bias
 
 
 _SIDES = ("top", "bottom", "left", "right")

@@ -30,15 +30,6 @@ typedef int64_t N(whole);
 typedef whole N(wholes) __attribute__((vector_size(VECTOR_BYTES)));
 #define wholes N(wholes)
 
-#define EVEN2 0, 2
-#define ODD2 1, 3
-#define EVEN4 0, 2, 4, 6
-#define ODD4 1, 3, 5, 7
-#define EVEN8 0, 2, 4, 6, 8, 10, 12, 14
-#define ODD8 1, 3, 5, 7, 9, 11, 13, 15
-#define EVEN16 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
-#define ODD16 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
-
 enum { SUMS, LOGITS, SLOPES, SPREAD };
 
 /* What a thread works with. Arrays of a tile have an element for each of its points: pixel, group, point. */
@@ -113,7 +104,7 @@ INLINE vector N(at)(const REAL *from) { return *(const vector *)from; }
 INLINE void N(put)(REAL *to, vector value) { *(vector *)to = value; }
 
 /* One coordinate of LANES points: the pixel before it, from -2 on, and how far it lies behind that. */
-INLINE wholes N(split)(vector position, int64_t size, vector *behind) {
+INLINE wholes N(split_point)(vector position, int64_t size, vector *behind) {
   REAL end = (REAL)size;
   position = N(pick)(position > -2, position, (vector){0} - 2); /* NaN, too */
   position = N(pick)(position < end, position, (vector){0} + end);
@@ -139,8 +130,8 @@ static void N(locate)(Tile *tile, const REAL *offsets, int64_t i, int64_t first,
     }
     vector a = N(at)(from), b = N(at)(from + LANES), below, right;
     vector v = __builtin_shufflevector(a, b, JOIN(EVEN, LANES)), u = __builtin_shufflevector(a, b, JOIN(ODD, LANES));
-    wholes row = N(split)((v + (REAL)i) * pitch_down, shape->height, &below);
-    wholes column = N(split)((u + N(at)(tile->column + q) + (REAL)first) * pitch_across, shape->width, &right);
+    wholes row = N(split_point)((v + (REAL)i) * pitch_down, shape->height, &below);
+    wholes column = N(split_point)((u + N(at)(tile->column + q) + (REAL)first) * pitch_across, shape->width, &right);
     *(wholes *)(tile->index + q) = (row + 2) * (whole)(shape->width + 4) + column + 2;
     N(put)(tile->down + q, below);
     N(put)(tile->across + q, right);

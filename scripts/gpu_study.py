@@ -290,8 +290,8 @@ def pack(
 ABOUT = (
     "SegNet: width 1, ImageNet weights, Weizmann Horse, 224x224, batch 4, SGD (momentum 0.9), lr 0.01 times 0.1 after "
     "70 % and 90 % of 3500 steps. SegFormer-B1: random weights, Weizmann Horse (2 classes), 224x224, batch 8, AdamW "
-    "1e-4 (head 1e-3), 3000 steps. bf16 autocast, steps replayed as a CUDA graph. Metrics of the test split after the last "
-    "step; seconds while several runs shared the GPU."
+    "1e-4 (head 1e-3), 3000 steps. bf16 autocast, steps replayed as a CUDA graph. Metrics of the test split after the "
+    "last step; seconds while several runs shared the GPU."
 )
 
 

@@ -316,6 +316,9 @@ def test_empty_batch(backend):
     y = reassemble(x, kernels, 3, 2, 1, backend)
     assert y.shape == (0, 4, 10, 12)
     assert [g.shape for g in torch.autograd.grad(y.sum(), (x, kernels))] == [x.shape, kernels.shape]
+    coarse = torch.zeros(0, 9, 5, 6, requires_grad=True)
+    normalised = kernel_softmax(kernels, coarse, 3, 1, backend)
+    assert [g.shape for g in torch.autograd.grad(normalised.sum(), (kernels, coarse))] == [kernels.shape, coarse.shape]
 
 
 class TestSoftmax:

@@ -561,12 +561,14 @@ typedef struct {
   int64_t extent; /* elements from the map's first one to behind its last one */
   int64_t groups, channels, padded; /* channels of one group, and of one that is filled up */
   int64_t slots, phases, width, left, pitch, step; /* width: of a phase; left: zeros before it; step: of a channel */
+  int64_t lean; /* K: column l of a kernel lies l - K/2 further to the right, at the pixel of x that it reaches; or 1 */
 } N(Planes);
 #define Planes N(Planes)
 
-/* `border`: zeros to the left and to the right. Of the channels either all are held, or one block. */
+/* LEFT and RIGHT: zeros beside a row. HOLD_ALL: all channels are held, else one block. */
 static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, int64_t height, int64_t groups,
-                          int64_t channels, int64_t slots, int64_t phases, int64_t left, int64_t right, int hold_all) {
+                          int64_t channels, int64_t slots, int64_t phases, int64_t left, int64_t right,
+                          int64_t lean, int hold_all) {
   int64_t vectors = (shape->width + LANES - 1) / LANES;
   memset(planes, 0, sizeof *planes);
   planes->map = map;
@@ -579,8 +581,10 @@ static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, in
   planes->phases = phases;
   planes->width = shape->width;
   planes->left = left;
+  planes->lean = lean;
   /* An odd number of vectors: at a multiple of the page size the taps of a kernel push each other out of the cache. */
   planes->pitch = left + right ? left + vectors * LANES + right : (vectors | 1) * LANES;
+  if (lean > 1) planes->pitch = (planes->pitch + LANES - 1) / LANES * LANES;
   planes->step = slots * phases * planes->pitch;
   int64_t bytes = (hold_all ? groups * planes->padded : BLOCK) * planes->step * sizeof(REAL);
   planes->data = aligned_alloc(64, (bytes / 64 + 1) * 64);
@@ -653,7 +657,7 @@ INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, i
                            int64_t top, int64_t count, REAL *held, const int reading) {
   const Map map = *planes->map; /* locals all: the compiler fears that what is written could change them */
   const int64_t slots = planes->slots, phases = planes->phases, pitch = planes->pitch, step = planes->step;
-  const int64_t part = planes->width, width = part * phases;
+  const int64_t lean = planes->lean, part = planes->width, width = part * phases;
   const int64_t size = map.type == F64 ? 8 : map.type == F32 ? 4 : 2, line = 64 / size;
   const int direct = map.type == REAL_TYPE && map.column == 1;
   const int64_t extent = planes->extent;
@@ -664,7 +668,7 @@ INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, i
     for (int64_t i = 0; i < count; i++) {
       int64_t at = start + i * map.row;
       REAL *row = direct ? (REAL *)map.data + at : planes->line;
-      REAL *own = held + i * phases * pitch;
+      REAL *own = held + i * phases * pitch + (first + c) % lean - lean / 2;
       /* The rows of this channel that come next: a processor foresees none that begin in another page. */
       for (int64_t j = 0; map.column == 1 && j < width + line - 1; j += line) {
         const char *next = (const char *)map.data + (at + count * map.row + (j < width ? j : width - 1)) * size;
@@ -750,7 +754,7 @@ INLINE void N(scatter_planes)(const int ROWS, const Band *band, int64_t k, REAL 
     for (int n = 0; n < BLOCK; n++)
       for (int r = 0; r < ROWS; r++) total[n][r] = *(const vector *)(x + n * x_step + band->slot[k + r] + j);
     for (int64_t l = K - 1; l >= 0; l--) { /* parents from left to right */
-      const REAL *weights = w + (k * K + l) * w_step + j + K - 1 - l, *from = y + j + K - 1 - l;
+      const REAL *weights = w + (k * K + l) * w_step + j, *from = y + j + K - 1 - l;
       for (int64_t p = 0; p < children; p++, weights += w_pitch, from += y_pitch) {
         vector value[BLOCK];
         for (int n = 0; n < BLOCK; n++) {
@@ -852,9 +856,9 @@ INLINE void N(walk_planes)(const int what, const Band *band, int64_t image, int6
     } else {
       int64_t k = band->first;
       N(read_planes)(y, image, group, c, count, row * s, s, y->data);
-      for (; k + 5 <= band->last; k += 5) N(scatter_planes)(5, band, k, x_at, w_at, y->data);
-      for (; k + 3 <= band->last; k += 3) N(scatter_planes)(3, band, k, x_at, w_at, y->data);
-      for (; k < band->last; k++) N(scatter_planes)(1, band, k, x_at, w_at, y->data);
+      for (; k + 5 <= band->last; k += 5) N(scatter_planes)(5, band, k, x_at, w_at + w->left, y->data);
+      for (; k + 3 <= band->last; k += 3) N(scatter_planes)(3, band, k, x_at, w_at + w->left, y->data);
+      for (; k < band->last; k++) N(scatter_planes)(1, band, k, x_at, w_at + w->left, y->data);
     }
   }
 }
@@ -868,9 +872,11 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
   Planes x, w, y;
   Band band = {shape, &x, &w, &y, 0, 0, {0}};
   memset(&x, 0, sizeof x), memset(&w, 0, sizeof w), memset(&y, 0, sizeof y);
-  int done = N(open_planes)(&x, x_map, shape, h, groups, channels, K, 1, around ? 0 : before, around ? 0 : after, 1) &&
-             N(open_planes)(&w, w_map, shape, h * s, groups, K * K, s, s, around ? after : 0, around ? before : 0, 1) &&
-             N(open_planes)(&y, y_map, shape, h * s, groups, channels, s, s, around ? after : 0, around ? before : 0,
+  const int64_t aside = (before + LANES - 1) / LANES * LANES;
+  int done = N(open_planes)(&x, x_map, shape, h, groups, channels, K, 1, around ? 0 : before, around ? 0 : after, 1, 1) &&
+             N(open_planes)(&w, w_map, shape, h * s, groups, K * K, s, s, around ? aside : 0, around ? after : 0,
+                            around ? K : 1, 1) &&
+             N(open_planes)(&y, y_map, shape, h * s, groups, channels, s, s, around ? after : 0, around ? before : 0, 1,
                             what == CORRELATE);
   for (int64_t index = begin; done && index < end;) {
     int64_t image = index / h, top = index % h;

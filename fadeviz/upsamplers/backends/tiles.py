@@ -83,7 +83,7 @@ def softmax(
     if coarse is not None:
         logits = logits + F.interpolate(coarse, scale_factor=scale_factor, mode="nearest")
     b, _, h, w = logits.shape
-    kernels = logits.reshape(b, groups, -1, h, w).softmax(dim=2, dtype=dtype).reshape(logits.shape)
+    kernels = logits.reshape(b, groups, kernel_size**2, h, w).softmax(dim=2, dtype=dtype).reshape(logits.shape)
     return _in_format_of(logits, kernels)
 
 
@@ -92,9 +92,9 @@ def softmax_backward(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the logits and of the coarse ones, in the gradient's memory format."""
     b, channels, h, w = grad.shape
-    weighted = (grad * kernels).reshape(b, groups, -1, h, w)
+    weighted = (grad * kernels).reshape(b, groups, kernel_size**2, h, w)
     mean = weighted.sum(dim=2, keepdim=True)
-    out = (weighted - kernels.reshape(b, groups, -1, h, w) * mean).reshape(grad.shape)
+    out = (weighted - kernels.reshape(weighted.shape) * mean).reshape(grad.shape)
     s = scale_factor
     low = out.reshape(b, channels, h // s, s, w // s, s).sum(dim=(3, 5)) if has_coarse else None
     return _in_format_of(grad, out), None if low is None else _in_format_of(grad, low)

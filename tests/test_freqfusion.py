@@ -92,6 +92,22 @@ def test_without_the_compressed_maps(options, size, memory_format):
             torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_under_autocast(dtype):
+    operator = drawn(16, compressed_channels=64).float()
+    x, skip = draw(operator, (6, 8))
+    results = []
+    for enabled in (False, True):
+        given = [m.to(dtype if enabled else torch.float32).requires_grad_() for m in (x, skip.feature)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert operator._skips_compression(given[1])
+            y, y_hr = operator.fuse(given[0], Skip(given[1]))
+        objective = y.float().square().mean() + y_hr.float().square().mean()
+        results.append(torch.autograd.grad(objective, [*given, *operator.parameters()]))
+    for exact, got in zip(*results, strict=True):
+        assert (got.float() - exact).norm() <= 0.3 * exact.norm() + 1e-6
+
+
 @pytest.mark.parametrize("size", [(5, 4), (3, 3)])
 def test_all_derivatives_of_the_sharpened_convolution(size):
     torch.manual_seed(0)

@@ -198,8 +198,8 @@ def test_neighbour_points(count, reach, memory_format, backend, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 8, 16, 32])
-@pytest.mark.parametrize("size", [(1, 1), (5, 7), (40, 30)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("size", [(1, 1), (37, 30)])
 def test_norm_of_few_channels(channels, size, dtype, tolerance, backend, monkeypatch):
     monkeypatch.setenv("FADEVIZ_BACKEND", backend)
     torch.manual_seed(0)

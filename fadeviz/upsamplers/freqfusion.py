@@ -122,6 +122,7 @@ class FreqFusion(Upsampler):
     Differs: zero padding in every reassembly, as in the compiled operator; its fallback in plain torch reflects. The
     windows are not stored as float32. GN has the largest divisor of d up to d/8 as its number of groups, which is d/8
     where that divides; the released code needs it to. TH gets no gradient from y alone without ``comp_feat_upsample``.
+    On a CPU a and a* are not made where e has fewer channels; see ``sharpened.py``.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {

@@ -882,6 +882,8 @@ def _similarity(
         W=_power(rows * size.kernel_size),
         LAST=_last(key),
         num_warps=warps,
+        # Three blocks of 128 threads fit a processor. Triton 3.6 takes a few more without need; fused, all are needed.
+        maxnreg=168 if kernels is None else None,
     )
 
 

@@ -11,8 +11,8 @@ where an element is. Sums are taken in float32, in float64 where an input is flo
 the same, bit for bit, from run to run.
 
 How work is divided among threads says a small table, ``_TUNED``, which ``scripts/tune_triton.py`` measures on a device.
-As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90 (tests/
-test_triton_compile.py), not yet by the clock.
+As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90, as
+``tests/test_triton_compile.py`` does, not yet by the clock.
 """
 
 from __future__ import annotations

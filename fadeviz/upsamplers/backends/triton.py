@@ -7,8 +7,9 @@ of which the first writes the kernels that the second, a plain :func:`spread`, n
 
 A program owns a segment of one row of low-resolution locations, a block of channels and up to 4 of the s*s sub-pixels
 of each location, its "phases": a value of x is loaded once for them all. Nothing is copied or reordered: strides say
-where an element is. Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are
-the same, bit for bit, from run to run.
+where an element is (but before Triton 3.7, :func:`spread` takes contiguous maps of scale 2 to channels-last memory).
+Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are the same, bit for
+bit, from run to run.
 
 How work is divided among threads says a small table, ``_TUNED``, which ``scripts/tune_triton.py`` measures on a device.
 As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90, as

@@ -885,8 +885,9 @@ def _similarity(
         W=_power(rows * size.kernel_size),
         LAST=_last(key),
         num_warps=warps,
-        # Three blocks of 128 threads fit a processor. Triton 3.6 takes a few more without need; fused, all are needed.
-        maxnreg=168 if kernels is None else None,
+        # Three blocks of 128 threads fit a processor, with float32. Left to itself, the assembler of one version takes
+        # a few more without need, that of another spills a few. Fused, all are needed.
+        maxnreg=None if kernels is not None else 168 if key.element_size() == 4 else 192,
     )
 
 

@@ -159,12 +159,12 @@ def compiled(request, tmp_path_factory):
 
 @pytest.mark.slow
 def test_registers_suffice(compiled):
-    """Nothing is spilled; and of plain ones in the usual format three blocks of 128 threads fit a processor."""
+    """Nothing is spilled; and of plain float32 in the usual format three blocks of 128 threads fit a processor."""
     rows = compiled[1]
     assert len(rows) == (3 + 2) * 5
     for row in rows:
         assert (row.spills, row.stack) == (0, 0), row
-        assert row.registers <= (168 if row.what.endswith("channels_last plain") else 255), row
+        assert row.registers <= (168 if row.what == "float32 channels_last plain" else 255), row
 
 
 @pytest.mark.slow

@@ -7,12 +7,13 @@ of which the first writes the kernels that the second, a plain :func:`spread`, n
 
 A program owns a segment of one row of low-resolution locations, a block of channels and up to 4 of the s*s sub-pixels
 of each location, its "phases": a value of x is loaded once for them all. Nothing is copied or reordered: strides say
-where an element is. Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are
-the same, bit for bit, from run to run.
+where an element is (but before Triton 3.7, :func:`spread` takes contiguous maps of scale 2 to channels-last memory).
+Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are the same, bit for
+bit, from run to run.
 
 How work is divided among threads says a small table, ``_TUNED``, which ``scripts/tune_triton.py`` measures on a device.
-As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90 (tests/
-test_triton_compile.py), not yet by the clock.
+As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90, as
+``tests/test_triton_compile.py`` does, not yet by the clock.
 """
 
 from __future__ import annotations
@@ -848,6 +849,8 @@ def _reassemble(
         LAST=_last(x),
         TAPS=_power(size.kernel_size**2),
         num_warps=warps,
+        # Left to itself, the assembler may spill a few for the sake of one more block on a processor.
+        maxnreg=128 if beside == 1 and x.element_size() <= 4 else None,
     )
 
 
@@ -882,6 +885,9 @@ def _similarity(
         W=_power(rows * size.kernel_size),
         LAST=_last(key),
         num_warps=warps,
+        # Three blocks of 128 threads fit a processor, with float32. Left to itself, the assembler of one version takes
+        # a few more without need, that of another spills a few. Fused, all are needed.
+        maxnreg=None if kernels is not None else 168 if key.element_size() == 4 else 192,
     )
 
 

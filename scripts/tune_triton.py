@@ -35,10 +35,12 @@ KERNELS = ("reassemble", "similarity", "spread")
 Blocks = backend._Blocks
 
 CANDIDATES = {
-    ("reassemble", True): [Blocks(32, 4, 8, 1), Blocks(16, 4, 8, 2), Blocks(32, 2, 8, 2)],
+    ("reassemble", True): [Blocks(32, 4, 8, 2), Blocks(16, 4, 8, 2), Blocks(32, 2, 8, 2)],
     ("reassemble", False): [Blocks(32, 8, 8, 1), Blocks(64, 4, 8, 1)],
-    ("similarity", True): [Blocks(4, 4, 0, 1), Blocks(8, 2, 0, 1), Blocks(16, 4, 0, 1)],
+    ("similarity", True): [Blocks(8, 4, 0, 1), Blocks(8, 2, 0, 1), Blocks(16, 4, 0, 1)],
     ("similarity", False): [Blocks(32, 2, 0, 1), Blocks(32, 8, 0, 1)],
+    ("fused similarity", True): [Blocks(4, 4, 0, 1), Blocks(8, 2, 0, 1)],
+    ("fused similarity", False): [Blocks(32, 8, 0, 1), Blocks(16, 4, 0, 1)],
     ("spread", True): [Blocks(32, 4, 8, 2), Blocks(16, 4, 8, 4), Blocks(32, 2, 8, 4)],
     ("spread", False): [Blocks(32, 4, 8, 2), Blocks(32, 8, 8, 4)],
 }
@@ -58,11 +60,11 @@ class Task(NamedTuple):
     @property
     def key(self) -> tuple[str, bool]:
         """Its row of the table."""
-        return self.kernel, self.channels_last
+        return "fused similarity" if self.fused and self.kernel == "similarity" else self.kernel, self.channels_last
 
     def __str__(self) -> str:
         layout = "channels_last" if self.channels_last else "contiguous"
-        return f"{self.kernel} {'x'.join(map(str, self.shape))} {self.dtype} {layout} {'fused' if self.fused else ''}"
+        return f"{'fused ' * self.fused}{self.kernel} {'x'.join(map(str, self.shape))} {self.dtype} {layout}"
 
 
 def tasks() -> list[Task]:
@@ -168,7 +170,7 @@ def main() -> None:
             try:
                 run = launch(task, "cuda")
                 run()
-                ms = triton.testing.do_bench_cudagraph(run, rep=5, return_mode="median")
+                ms = triton.testing.do_bench_cudagraph(run, rep=2, return_mode="median")
                 results.append({**task._asdict(), "blocks": list(task.blocks), "us": 1000 * ms})
             except Exception as error:
                 print(f"failed {task}: {type(error).__name__}: {str(error)[-300:]}", flush=True)
@@ -183,25 +185,24 @@ def main() -> None:
 
 
 def report(results: list[dict[str, Any]]) -> None:
-    """The table's times at every shape, then for each of its rows the blocks that lose least, over shapes."""
-    found: dict[str, dict[tuple[int, ...], float]] = {}
+    """All times, then for each row of the table the blocks that lose least, over shapes and types."""
+    found: dict[Task, dict[tuple[int, ...], float]] = {}
     for result in results:
-        name = str(Task(**{field: result[field] for field in Task._fields}))
-        found.setdefault(name, {})[tuple(result["blocks"])] = result["us"]
-    for name, times in found.items():
-        print(f"{name:60}", "  ".join(f"{blocks}: {us:.1f}" for blocks, us in times.items()), flush=True)
+        task = Task(**{field: result[field] for field in Task._fields})._replace(blocks=None)
+        found.setdefault(task, {})[tuple(result["blocks"])] = result["us"]
+    for task, times in found.items():
+        print(f"{task!s:56}", "  ".join(f"{blocks}: {us:.1f}" for blocks, us in times.items()), flush=True)
     for key, now in backend._TUNED.items():
         lost: dict[tuple[int, ...], list[float]] = {}
-        for name, times in found.items():
-            layout = "channels_last" if key[1] else "contiguous"
-            if name.startswith(f"{key[0]} ") and layout in name and len(times) > 1:
+        for task, times in found.items():
+            if task.key == key and len(times) > 1:
                 for blocks, us in times.items():
                     lost.setdefault(blocks, []).append(math.log(us / min(times.values())))
         means = {blocks: math.exp(sum(logs) / len(logs)) for blocks, logs in lost.items()}
         if means:
             best = min(means, key=lambda blocks: means[blocks])
-            all_of = ", ".join(f"{blocks} {mean:.3f}" for blocks, mean in sorted(means.items(), key=lambda m: m[1]))
-            print(f"    {key}: _Blocks{best},  # times the best at each shape: {all_of}; now {tuple(now)}")
+            ranked = ", ".join(f"{blocks} {mean:.3f}" for blocks, mean in sorted(means.items(), key=lambda m: m[1]))
+            print(f"    {key}: _Blocks{best},  # times the best at each shape: {ranked}; now {tuple(now)}")
 
 
 if __name__ == "__main__":

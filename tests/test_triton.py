@@ -19,7 +19,7 @@ if importlib.util.find_spec("triton") is None:
 NAME = "fadeviz.upsamplers.backends.triton"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 def copy(suffix):
@@ -209,7 +209,7 @@ def test_realistic(case, dtype, memory_format, monkeypatch):
     truth = wanted, *torch.autograd.grad(wanted, (wide_x, wide_kernels), grad.cpu().double())
     for name, want in zip(names, truth, strict=True):
         got = getattr(backend, name)(*given[name], *sizes)
-        tight(got, want)
+        near(got, want)
         assert torch.equal(got, getattr(backend, name)(*given[name], *sizes))
     if groups > 1:
         return
@@ -218,19 +218,18 @@ def test_realistic(case, dtype, memory_format, monkeypatch):
     wide = [tensor.cpu().double().requires_grad_() for tensor in (x, kernels, skip, gate)]
     wanted = plain_fused(wide[0], wide[1], kernel_size, scale, *wide[2:])
     y, softmax = backend.fused_forward(x, kernels, kernel_size, scale, skip, gate)
-    tight(y, wanted)
+    near(y, wanted)
     grads = backend.fused_backward(grad, x, softmax, kernel_size, scale, skip, gate)
     for got, want in zip(grads, torch.autograd.grad(wanted, wide, grad.cpu().double()), strict=True):
-        tight(got, want)
+        near(got, want)
     again = backend.fused_backward(grad, x, softmax, kernel_size, scale, skip, gate)
     assert all(map(torch.equal, grads, again))
 
 
-def tight(got, wanted):
-    """As :func:`close`, with a float32 held to what sums in float32 can do."""
-    limit = {torch.float32: 2e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}[got.dtype]
+def near(got, wanted):
+    """As :func:`close`, of what was computed on the CPU; dtypes and formats are tested there."""
     error = (got.cpu().double() - wanted).abs().max() / wanted.abs().max()
-    assert error.item() <= limit
+    assert error.item() <= TOLERANCE[got.dtype]
 
 
 FUSED = {
@@ -278,6 +277,18 @@ def test_long_offsets_and_rows_together(memory_format, monkeypatch):
     check(x, kernels, grad, 2, 1)
     gate = draw((1, 1, 5, 2), seed=5).sigmoid()
     check_fused(x, kernels, grad, 2, 1, draw(grad.shape, memory_format=memory_format, seed=4), gate)
+
+
+@pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
+def test_other_blocks(memory_format, monkeypatch):
+    """What a tuned table may ask for: several columns and rows a thread; and channels in a loop inside a program."""
+    monkeypatch.setattr(backend, "_BUSY", 0)
+    for kernel in ("reassemble", "spread"):
+        monkeypatch.setitem(backend._TUNED, (kernel, memory_format == LAST), backend._Blocks(2, 1, 1, 2))
+    x, kernels, grad = maps(1, 20, 2, 3, 2, 2, memory_format=memory_format)
+    check(x, kernels, grad, 2, 2)
+    gate = draw((1, 1, 4, 6), seed=5).sigmoid()
+    check_fused(x, kernels, grad, 2, 2, draw(grad.shape, memory_format=memory_format, seed=4), gate)
 
 
 def test_x_is_zero_outside():
@@ -425,7 +436,7 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
         x, w, y = empty(1, 32, 4, 9), empty(1, g * k * k, 4 * s, 9 * s), empty(1, 32, 4 * s, 9 * s)
         backend.reassemble(x, w, k, s, g)
         backend.similarity(y, x, k, s, g)
-        for backend._BUSY in (4096, 0):
+        for backend._BUSY in (1024, 0):
             backend.spread(y, w, k, s, g)
     x, w, y, gate = empty(1, 32, 4, 9), empty(1, 25, 8, 18), empty(1, 32, 8, 18), empty(1, 1, 8, 18)
     for mixed in ((), (y, gate)):

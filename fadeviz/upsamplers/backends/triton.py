@@ -7,12 +7,13 @@ of which the first writes the kernels that the second, a plain :func:`spread`, n
 
 A program owns a segment of one row of low-resolution locations, a block of channels and up to 4 of the s*s sub-pixels
 of each location, its "phases": a value of x is loaded once for them all. Nothing is copied or reordered: strides say
-where an element is. Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are
-the same, bit for bit, from run to run.
+where an element is (but before Triton 3.7, :func:`spread` takes contiguous maps of scale 2 to channels-last memory).
+Sums are taken in float32, in float64 where an input is float64, and in a fixed order: results are the same, bit for
+bit, from run to run.
 
 How work is divided among threads says a small table, ``_TUNED``, which ``scripts/tune_triton.py`` measures on a device.
-As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90 (tests/
-test_triton_compile.py), not yet by the clock.
+As it stands it was chosen by counting instructions, loads and registers in the machine code for sm_90, as
+``tests/test_triton_compile.py`` does, not yet by the clock.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ _TUNED = {
     ("reassemble", False): _Blocks(32, 4, 8, 1),
     ("similarity", True): _Blocks(4, 4, 0, 1),
     ("similarity", False): _Blocks(32, 4, 0, 1),
+    ("fused similarity", True): _Blocks(8, 4, 0, 1),
+    ("fused similarity", False): _Blocks(32, 4, 0, 1),
     ("spread", True): _Blocks(32, 4, 8, 4),
     ("spread", False): _Blocks(32, 4, 8, 4),
 }
@@ -65,8 +68,8 @@ _WIDE = 2**31
 
 _OLD = triton is not None and _VERSION < (3, 7)
 
-_BUSY = 4096
-"""Programs that fill a GPU many times over: more than these may as well share some of their work."""
+_BUSY = 1024
+"""Programs that fill a GPU twice over: more than these may as well share some of their work."""
 
 
 class _Map(NamedTuple):
@@ -81,11 +84,11 @@ class _Map(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------------- kernels
 # K, S: kernel_size and scale. P: phases of a program, whole rows of pixels; h is the first of them. T, C: locations and
-# channels of a block; N: blocks of channels that share their kernels, FULL: whether all channels of all blocks exist.
-# TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST: whether
-# channels are contiguous in memory, columns being so otherwise; that axis is the last of every block, neighbouring
-# threads lie along it. Triton infers types, and a variable has one type and shape in all of a kernel, because a loop
-# carries all that it assigns.
+# channels of a block; N: blocks of channels that share their kernels, FULL: whether all of their channels exist, ONCE:
+# whether a program has no others. TAPS: K * K, up to a power of two. INDEX: type of offsets. ACC: type of sums. LAST:
+# whether channels are contiguous in memory, columns being so otherwise; that axis is the last of every block,
+# neighbouring threads lie along it. Triton infers types, and a variable has one type and shape in all of a kernel,
+# because a loop carries all that it assigns.
 
 
 @_jit
@@ -223,18 +226,18 @@ def _softmax(
 
 @_jit
 @no_type_check
-def _reassemble_kernel(
+def _reassemble_block(
     x,
-    logits,
     kernels,
     skip,
     gate,
     y,
-    height,
-    width,
-    groups,
-    channels,
-    blocks,
+    size,
+    b,
+    h,
+    j,
+    g,
+    first,
     K: tl.constexpr,
     S: tl.constexpr,
     P: tl.constexpr,
@@ -244,21 +247,12 @@ def _reassemble_kernel(
     N: tl.constexpr,
     FULL: tl.constexpr,
     LAST: tl.constexpr,
-    TAPS: tl.constexpr,
-    INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Reassembly of N blocks of C channels; with ``logits`` their softmax is written to ``kernels`` first, with
-    ``gate`` the result is mixed with ``skip``."""
-    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
-    h *= P // S
+    """N blocks of C channels, from the first on."""
+    height, width, channels = size
     i = h // S
-    if logits is not None:
-        for e in tl.static_range(E):
-            _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
-        # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
-        tl.debug_barrier()
-    c = block * (C * N) + tl.arange(0, C)
+    c = first + tl.arange(0, C)
     total = (_block(T, C, LAST, ACC),) * (E * N * P)
     for u in range(tl.maximum(K // 2 - i, 0), tl.minimum(height + K // 2 - i, K)):
         row = i + u - K // 2
@@ -300,6 +294,52 @@ def _reassemble_kernel(
                 out += (mine,)
             offset = _channels((g * channels + c + n * C) * y.channel, LAST)
             _store_pixels(y, offset, b, h, _columns(j + e, LAST), shown, out, S, P, LAST)
+
+
+@_jit
+@no_type_check
+def _reassemble_kernel(
+    x,
+    logits,
+    kernels,
+    skip,
+    gate,
+    y,
+    height,
+    width,
+    groups,
+    channels,
+    blocks,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    T: tl.constexpr,
+    E: tl.constexpr,
+    C: tl.constexpr,
+    N: tl.constexpr,
+    FULL: tl.constexpr,
+    ONCE: tl.constexpr,
+    LAST: tl.constexpr,
+    TAPS: tl.constexpr,
+    INDEX: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Reassembly of N blocks of C channels; with ``logits`` their softmax is written to ``kernels`` first, with
+    ``gate`` the result is mixed with ``skip``."""
+    b, h, j, g, block = _place(height * S * S // P, width, groups, blocks, T, E, INDEX)
+    h *= P // S
+    size = height, width, channels
+    if logits is not None:
+        for e in tl.static_range(E):
+            _softmax(logits, kernels, b, h, j + e, j + e < width, K, S, P, TAPS, INDEX, ACC)
+        # Below every thread reads back what its location needs. Programs of other channels write the same numbers.
+        tl.debug_barrier()
+    if ONCE:
+        first = block * (C * N)
+        _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
+    else:
+        for first in range(block * (C * N), channels, blocks * (C * N)):
+            _reassemble_block(x, kernels, skip, gate, y, size, b, h, j, g, first, K, S, P, T, E, C, N, FULL, LAST, ACC)
 
 
 @_jit
@@ -437,7 +477,6 @@ def _similarity_kernel(
             offset = (first + lanes) * grad_skip.channel
             _store_pixels(grad_skip, offset, b, h, spread_j, ok, to_skip, S, P, LAST)
     tap = tl.cast(tl.arange(0, W), INDEX)
-    shares = ()
     products = ()
     mean = (tl.zeros([T], ACC),) * P
     for top in tl.static_range(0, K, U):
@@ -467,43 +506,45 @@ def _similarity_kernel(
                         sums += (so_far,)
             partial = sums
         # What a pass found is brought at once into the form of a store: the threads of a location all hold the sums,
-        # which are too many to keep. Only the softmax's gradient needs the sum over all passes.
+        # which are too many to keep. The softmax's gradient needs the sum over all passes first.
         here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
-        offset = (top * K + tap)[None, :]
+        step = (top * K + tap)[None, :]
         means = ()
         for p in tl.static_range(P):
             product = _stack(partial, p, P, U * K, W, LAST)
+            pixel_i, pixel_j = h + p // S, j * S + p % S
             if kernels is None:
-                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None]
-                at += (g * (K * K) + offset) * out.channel
+                at = _pixel(out, b, pixel_i, pixel_j)[:, None] + (g * (K * K) + step) * out.channel
                 tl.store(at, product.to(out.data.dtype.element_ty), mask=here)
             else:
-                at = _pixel(kernels, b, h + p // S, j * S + p % S)[:, None]
-                share = tl.load(at + offset * kernels.channel, mask=here, other=0).to(ACC)
+                at = _pixel(kernels, b, pixel_i, pixel_j)[:, None] + step * kernels.channel
+                share = tl.load(at, mask=here, other=0).to(ACC)
                 product *= share
-                shares += (share,)
-                products += (product,)
                 means += (mean[p] + tl.sum(product, 1),)
+                if gate is not None:
+                    left = 1 - tl.load(_pixel(gate, b, pixel_i, pixel_j), mask=j_ok, other=0).to(ACC)
+                    product *= left[:, None]
+                    at = _pixel(mixed, b, pixel_i, pixel_j)[:, None] + step * mixed.channel
+                    tl.store(at, (share * left[:, None]).to(mixed.data.dtype.element_ty), mask=here)
+                products += (product,)
         if kernels is not None:
             mean = means
     if kernels is not None:
         for p in tl.static_range(P):
+            pixel_i, pixel_j = h + p // S, j * S + p % S
+            scaled = mean[p]
             if gate is not None:
-                # Loaded again: here neighbouring threads have the taps of a location, above its channels.
-                mix = tl.load(_pixel(gate, b, h + p // S, j * S + p % S), mask=j_ok, other=0).to(ACC)
+                scaled *= 1 - tl.load(_pixel(gate, b, pixel_i, pixel_j), mask=j_ok, other=0).to(ACC)
                 grad_mix = tl.sum(seen[p], 1 if LAST else 0) - mean[p]
-                at = _pixel(grad_gate, b, h + p // S, j * S + p % S)
+                at = _pixel(grad_gate, b, pixel_i, pixel_j)
                 tl.store(at, grad_mix.to(grad_gate.data.dtype.element_ty), mask=j_ok)
             for top in tl.static_range(0, K, U):
                 here = j_ok[:, None] & ((tap < U * K) & (top * K + tap < K * K))[None, :]
-                offset = (top * K + tap)[None, :]
-                share, product = shares[top // U * P + p], products[top // U * P + p]
-                result = product - share * mean[p][:, None]
-                if gate is not None:
-                    result *= (1 - mix)[:, None]
-                    at = _pixel(mixed, b, h + p // S, j * S + p % S)[:, None] + offset * mixed.channel
-                    tl.store(at, (share * (1 - mix)[:, None]).to(mixed.data.dtype.element_ty), mask=here)
-                at = _pixel(out, b, h + p // S, j * S + p % S)[:, None] + offset * out.channel
+                step = (top * K + tap)[None, :]
+                at = _pixel(kernels, b, pixel_i, pixel_j)[:, None] + step * kernels.channel
+                share = tl.load(at, mask=here, other=0).to(ACC)
+                result = products[top // U * P + p] - share * scaled[:, None]
+                at = _pixel(out, b, pixel_i, pixel_j)[:, None] + step * out.channel
                 tl.store(at, result.to(out.data.dtype.element_ty), mask=here)
 
 
@@ -787,10 +828,13 @@ def _reassemble(
     gate: Tensor | None = None,
 ) -> None:
     columns, channels, blocks, warps, beside = _block_of("reassemble", size, x)
+    segments = size.batch * size.phase_rows * _ceil(size.width, columns * beside) * size.groups
     parts = _ceil(size.channels, channels * blocks)
+    if logits is not None:  # whose softmax each part of the channels computes
+        parts = max(1, min(parts, _ceil(_BUSY, max(1, segments))))
     _launch(
         _reassemble_kernel,
-        size.batch * size.phase_rows * _ceil(size.width, columns * beside) * size.groups * parts,
+        segments * parts,
         (x, logits, kernels, skip, gate, y),
         (size.height, size.width, size.groups, size.channels, parts),
         K=size.kernel_size,
@@ -801,6 +845,7 @@ def _reassemble(
         C=channels,
         N=blocks,
         FULL=size.channels % (channels * blocks) == 0,
+        ONCE=size.channels <= channels * blocks * parts,
         LAST=_last(x),
         TAPS=_power(size.kernel_size**2),
         num_warps=warps,
@@ -819,7 +864,8 @@ def _similarity(
     grad_gate: Tensor | None = None,
     mixed: Tensor | None = None,
 ) -> None:
-    columns, channels, run, warps = _lanes_of(size, key)
+    name = "similarity" if kernels is None else "fused similarity"
+    columns, channels, run, warps = _lanes_of(name, size, key)
     rows = max(1, min(size.kernel_size, 64 // (size.kernel_size * size.phases), 32 // size.kernel_size))
     rows = _ceil(size.kernel_size, _ceil(size.kernel_size, rows))
     _launch(
@@ -837,6 +883,8 @@ def _similarity(
         W=_power(rows * size.kernel_size),
         LAST=_last(key),
         num_warps=warps,
+        # Three blocks of 128 threads fit a processor. Triton 3.6 takes a few more without need; fused, all are needed.
+        maxnreg=168 if kernels is None else None,
     )
 
 
@@ -852,7 +900,8 @@ def _spread(size: _Size, grad: Tensor, kernels: Tensor, out: Tensor) -> None:
     parts = _ceil(size.channels, channels * blocks)
     segments = size.batch * _ceil(size.width, columns) * size.groups * parts
     # Four rows together read 8 rows of pixels' parents where single ones read 5 each (K = 5).
-    rows = rows if segments * size.height >= _BUSY else 1
+    while rows > 1 and segments * _ceil(size.height, rows) < _BUSY:
+        rows //= 2
     _launch(
         _spread_kernel,
         segments * _ceil(size.height, rows),
@@ -886,9 +935,9 @@ def _block_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int,
     return columns, min(held * 32 * warps // columns, _power(size.channels)), 1, warps, beside
 
 
-def _lanes_of(size: _Size, of: Tensor) -> tuple[int, int, int, int]:
+def _lanes_of(kernel: str, size: _Size, of: Tensor) -> tuple[int, int, int, int]:
     """Columns, threads of a location, channels that a thread loads at a time, and warps; likewise."""
-    threads, warps, _, _ = _TUNED["similarity", _last(of)]
+    threads, warps, _, _ = _TUNED[kernel, _last(of)]
     if _last(of):
         run = 16 // of.element_size()
         threads = min(threads, _power(_ceil(size.channels, run)))

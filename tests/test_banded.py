@@ -2,6 +2,12 @@
 
 import importlib
 import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,3 +180,63 @@ def test_three_products_of_tf32_are_a_product_of_float32():
 def test_float64_is_left_to_the_other_kernels():
     assert backend.takes(*(torch.zeros(1, dtype=dtype) for dtype in (torch.float32, *HALVES)), None)
     assert not backend.takes(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
+
+
+AHEAD = """
+import json, sys
+import torch, triton
+from triton.backends.compiler import GPUTarget
+
+class Driver:  # what a launch asks of a GPU that is not there
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", int(sys.argv[1]), 32))
+
+triton.runtime.driver.set_active(Driver())
+found = []
+
+def launcher(self, grid):
+    def launch(*args, **options):
+        compiled = self.run(*args, grid=grid, warmup=True, **options)
+        found.append((self.fn.__name__, compiled.asm["ptx"], compiled.metadata.shared, compiled.asm["cubin"].hex()))
+    return launch
+
+triton.JITFunction.__getitem__ = launcher
+from fadeviz.upsamplers.backends import banded
+
+for last in (torch.channels_last, torch.contiguous_format):
+    for dtype in (torch.float32, torch.float16):
+        def empty(*shape):
+            return torch.empty(shape, dtype=dtype, device="meta", memory_format=last)
+        x, y, gate = empty(16, 256, 64, 64), empty(16, 256, 128, 128), empty(16, 1, 128, 128)
+        kernels = empty(16, 25, 128, 128)
+        banded.reassemble(x, kernels, 5, 2)
+        banded.similarity(y, x, 5, 2)
+        banded.fused_forward(x, kernels, 5, 2, y, gate)
+        banded.fused_backward(y, x, kernels, 5, 2, y, gate)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90], ids=["ampere", "hopper"])
+def test_tensor_cores_multiply_and_little_is_spilled(arch, tmp_path):
+    """At the paper's size, in both formats, compiled ahead of time."""
+    import triton
+
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, "-c", AHEAD, str(arch)], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    found = json.loads(done.stdout)
+    assert len(found) == 4 * 5
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    for name, ptx, shared, cubin in found:
+        (tmp_path / "kernel.cubin").write_bytes(bytes.fromhex(cubin))
+        code = subprocess.run(
+            [tools / "nvdisasm", "-c", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
+        ).stdout
+        assert "wgmma.mma_async" in ptx or "mma.sync" in ptx, name
+        assert shared <= {80: 163, 90: 227}[arch] * 1024, name
+        assert len(re.findall(r"\b(STL|LDL)\b", code)) <= 32, (name, re.findall(r"\.reqntid.*", ptx))

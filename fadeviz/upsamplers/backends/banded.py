@@ -45,9 +45,9 @@ class _Tile(NamedTuple):
 _TUNED = {
     # kernel, whether channels are contiguous, whether in half precision
     ("reassemble", True, True): _Tile(8, 8, 64, 4, 2),
-    ("reassemble", True, False): _Tile(8, 8, 64, 4, 2),
+    ("reassemble", True, False): _Tile(8, 8, 32, 8, 2),
     ("reassemble", False, True): _Tile(8, 16, 32, 8, 2),
-    ("reassemble", False, False): _Tile(8, 8, 32, 4, 2),
+    ("reassemble", False, False): _Tile(8, 8, 32, 8, 2),
     ("fused reassemble", True, True): _Tile(8, 8, 64, 8, 2),
     ("fused reassemble", True, False): _Tile(8, 8, 32, 8, 2),
     ("fused reassemble", False, True): _Tile(8, 8, 64, 4, 2),

@@ -308,8 +308,11 @@ def _say(output: Path, notes: tuple[str, ...]) -> None:
               help="Operators to measure, with options if need be: fade,fade:form=h2l.  [default: all]")  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's own]")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to measure.")
-@click.option("--compile", "compiled", is_flag=True,
+@click.option("--precision", default="", metavar="NAME,...",
+              help="fp32, bf16, and on CUDA tf32 and fp16.  [default: fp32; on CUDA several]")  # fmt: skip
+@click.option("--peers", "--compile", "compiled", is_flag=True,
               help="Time torch.compile of the plain form too: minutes more to compile.")  # fmt: skip
+@click.option("--limit", type=float, metavar="SECONDS", help="Begin no other table after so long.")  # fmt: skip
 @click.option("-o", "--output", type=Output(),
               help="A JSON file for all figures, replaced after every part.")  # fmt: skip
 def bench(
@@ -318,16 +321,17 @@ def bench(
     upsamplers: str,
     threads: int | None,
     device: str,
+    precision: str,
     compiled: bool,
+    limit: float | None,
     output: Path | None,
 ) -> None:
     """Measure what operators, a training step, recording and drawing cost on this machine.
 
     Times are medians and quartiles of candidates that take turns; reassembly is compared with its plain form (unfold,
-    repeat, einsum) and with what the machine's memory and arithmetic allow.
+    repeat, einsum) and with what the machine's memory and arithmetic allow. On CUDA kernels are timed by the device's
+    events, on maps that its cache does not hold, and training steps in blocks.
     """
-    if quick and compiled:
-        raise click.UsageError("--compile takes minutes, --quick less than one: choose one")
     from fadeviz import benchmark
     from fadeviz.experiment import choose_device
 
@@ -335,16 +339,24 @@ def bench(
         click.echo(benchmark.describe(result) + "\n")
 
     chosen = choose_device(device)
-    benchmark.measure(
+    cuda = chosen.type == "cuda"
+    if quick and compiled and not cuda:
+        raise click.UsageError("--compile takes minutes, --quick less than one: choose one")
+    full, small = (benchmark.FULL_CUDA, benchmark.QUICK_CUDA) if cuda else (benchmark.FULL, benchmark.QUICK)
+    measured = benchmark.measure(
         parts,
         upsamplers=benchmark.split_upsamplers(upsamplers),
-        plan=benchmark.QUICK if quick else benchmark.FULL,
+        plan=small if quick else full,
+        precisions=[name.strip() for name in precision.split(",")] if precision else (),
+        limit=limit,
         device=chosen,
         threads=threads,
         compiled=compiled,
         output=output,
         report=report,
     )
+    if measured["unfinished"]:
+        click.echo(f"note: stopped after {limit:g} s: {', '.join(measured['unfinished'])} not finished", err=True)
     if output is not None:
         click.echo(f"wrote {output}")
 

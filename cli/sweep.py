@@ -25,13 +25,14 @@ EXECUTORS = ("local", "slurm", "dask")
 @click.command()
 @click.option("--upsamplers", metavar="NAME,...",
               help="Operators, with options if need be, and @shuffled for the control with shuffled labels: "
-                   "fade,fade:gate=off,carafe:init=xavier,fade@shuffled. List: fadeviz upsamplers.")  # fmt: skip
+                   "fade,fade:gate=off,carafe:init=xavier,fade@shuffled; all names every operator. "
+                   "List: fadeviz upsamplers.")  # fmt: skip
 @click.option("--seeds", default="0:5", show_default=True, metavar="SEEDS",
               help="Seeds of weights, data order and shuffled labels: 0:5 is 0,1,2,3,4; or 0,3,7.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's folder; each run's is in it.")
 @click.option("--jobs", type=int,
-              help="Runs at a time. On this machine they share the cores.  "
-                   "[default: 1 on this machine, all at once with slurm]")  # fmt: skip
+              help="Runs at a time. On this machine they share the cores, and are spread over the GPUs.  "
+                   "[default: on this machine 1, or 1 for each GPU; all at once with slurm]")  # fmt: skip
 @click.option("--executor", default="local", show_default=True, metavar="local|slurm|dask",
               help="Where to train: on this machine, as an array of Slurm jobs, or on a Dask cluster that runs "
                    "already. On a cluster --out must be on a disk that all machines see.")  # fmt: skip
@@ -125,7 +126,7 @@ def _executor(name: str, slurm_options: tuple[str, ...], scheduler: str | None, 
         return DaskCluster(scheduler)
     from fadeviz.sweep import LocalProcesses
 
-    return LocalProcesses(1 if jobs is None else jobs)
+    return LocalProcesses(jobs)
 
 
 def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -> str:
@@ -180,8 +181,8 @@ def record_arguments(config: RunConfig, out: Path) -> list[str]:
             raise FadevizError(f"{field.name} is {value}, for which there is no option: train this sweep from Python")
         if field.name == "channels_last":
             arguments.append("--contiguous")
-        elif field.name == "flip":
-            arguments.append("--flip")
+        elif isinstance(value, bool):
+            arguments.append(f"--{name}")
         else:
             arguments += [f"--{name}", str(value)]
     return arguments
@@ -194,13 +195,12 @@ def _sweep_plan(
 
     from fadeviz.experiment import RunConfig
     from fadeviz.sweep import parse_seeds, plan_sweep, read_plan
-    from fadeviz.upsamplers import split_upsamplers
 
     before = read_plan(out)
     if before is None:
         if not upsamplers:
             raise click.UsageError(f"there is no sweep in {out} yet: name its operators, --upsamplers fade,carafe")
-        operators = split_upsamplers(upsamplers)
+        operators = _operators(upsamplers)
         first = operators[0].partition("@")[0].strip()
         return plan_sweep(operators, parse_seeds(seeds), RunConfig(upsampler=first, **options))
     base = replace(before.base, **given(ctx, options))
@@ -208,10 +208,17 @@ def _sweep_plan(
     if not upsamplers and not seeds_given:
         return replace(before, base=base)
     return plan_sweep(
-        split_upsamplers(upsamplers) if upsamplers else [member.operator for member in before.members],
+        _operators(upsamplers) if upsamplers else [member.operator for member in before.members],
         parse_seeds(seeds) if seeds_given else [member.seed for member in before.members],
         base,
     )
+
+
+def _operators(text: str) -> list[str]:
+    """The operators that ``--upsamplers`` names; ``all`` stands for every one."""
+    from fadeviz.upsamplers import UPSAMPLERS, split_upsamplers
+
+    return [name for part in split_upsamplers(text) for name in (UPSAMPLERS if part == "all" else [part])]
 
 
 class _SweepLines:

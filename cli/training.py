@@ -52,6 +52,16 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
                          help="Where to train."),
             click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
                          help="Arithmetic of the training; observations are always fp32."),
+            click.option("--tf32/--no-tf32", default=False, show_default=True,
+                         help="On a GPU: let convolutions and matrix products of a fp32 training round factors to 10 "
+                              "bits, which is faster. Observations and tests never do."),
+            click.option("--deterministic/--no-deterministic", default=False, show_default=True,
+                         help="Use deterministic algorithms wherever torch has them, so that --resume gives the same "
+                              "bytes on a GPU with more operators; slower."),
+            click.option("--compile", default="off", show_default=True, metavar="off|graph|on|reduce-overhead",
+                         help="graph: replay the training step as one CUDA graph, for a GPU that waits for its "
+                              "launches. on: compile it by torch.compile; reduce-overhead: both. Compiling takes a "
+                              "minute or more."),
             click.option("--channels-last/--contiguous", default=True, show_default=True,
                          help="Memory layout of the maps."),
             click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
@@ -71,7 +81,14 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--evaluate-every", type=int, default=0,
                          help="Steps between tests.  [default: a tenth of the run]"),
             click.option("--checkpoint-every", type=int, default=250, show_default=True,
-                         help="Steps between checkpoints."),
+                         help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
+            click.option("--pool", type=int, default=0, metavar="N",
+                         help="Draw N training pictures first, by all cores, keep them in memory, and train on them in "
+                              "shuffled epochs: for sets that never end.  [default: new pictures at every step]"),
+            click.option("--workers", type=int, default=None, metavar="N",
+                         help="Processes that read or draw training pictures; the result is the same for any number.  "
+                              "[default: 0 on a CPU and where pictures are in memory; else one less than there are "
+                              "cores, at most 8]"),
         ]
     ):  # fmt: skip
         command = option(command)

@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 import fadeviz
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.render.grid import write_grid
-from fadeviz.training.loop import to_tensors
+from fadeviz.training.batches import to_tensors
 
 
 class Horses(Dataset):

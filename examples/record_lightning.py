@@ -14,7 +14,7 @@ import fadeviz
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.integrations.lightning import RecorderCallback
 from fadeviz.render.grid import write_grid
-from fadeviz.training.loop import to_tensors
+from fadeviz.training.batches import to_tensors
 
 
 class Segmenter(pl.LightningModule):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import fadeviz
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.render.grid import write_grid
-from fadeviz.training.loop import to_tensors
+from fadeviz.training.batches import to_tensors
 from fadeviz.upsamplers import FADE, Skip
 
 

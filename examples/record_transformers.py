@@ -10,7 +10,7 @@ import fadeviz
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.integrations.transformers import RecorderCallback
 from fadeviz.render.grid import write_grid
-from fadeviz.training.loop import to_tensors
+from fadeviz.training.batches import to_tensors
 
 
 class Horses(torch.utils.data.Dataset):

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .data import Sample, Splits
+from .data import Dataset, Sample, Splits
+from .data.kept import Pool
 from .data.observation import choose_observed, find_object
 from .data.sets import DATA, Wanted, find_data
 from .data.shuffled import ShuffledLabels
@@ -27,12 +28,14 @@ from .errors import FadevizError, unknown_name
 from .files import only_writer
 from .models import NETWORKS, Network, build_network, parse_network
 from .probes import MODES, Probe
+from .recording.arithmetic import same_algorithms, tf32
 from .runs import Run, lost_snapshots, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
-from .training.checkpoint import read_checkpoint, write_checkpoint
+from .training.batches import batches, draw_pool
+from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared
-from .training.loop import PRECISIONS, StepResult, batches, fit, keep_freed_memory
+from .training.loop import COMPILE, PRECISIONS, StepResult, compile_forward, fit, keep_freed_memory
 from .training.recipes import RECIPES
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
 from .training.signals import Interrupted, StopSignals, stop_signals
@@ -48,6 +51,9 @@ DEVICES = ("auto", "cpu", "cuda")
 
 CHECKPOINT_SECONDS = 300.0
 """Seconds after which a new checkpoint is written, regardless of ``checkpoint_every``."""
+
+CHECKPOINT_PAUSE = 60.0
+"""Seconds between two checkpoints of a run on a GPU, even if more are due."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,18 @@ class RunConfig:
         observe: pictures in the observation set.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
         checkpoint_every: steps between checkpoints. There is one every five minutes too, and one where a run is
-            stopped.
+            stopped. On a GPU they are written while the training goes on, after the first at most one a minute.
+        tf32: allow TF32 in the convolutions and matrix products of a fp32 training: faster on NVIDIA GPUs since Ampere,
+            with 10 bits of mantissa in place of 23. Tests and observations never use it; no effect on a CPU.
+        deterministic: use deterministic algorithms wherever torch has them, see :func:`run`.
+        compile: ``graph`` replays the training's forward and backward pass, of full batches, as one CUDA graph: the
+            same kernels without the time to launch them, which is most of a step where batches are small. ``on``
+            compiles them by ``torch.compile``; ``reduce-overhead`` also replays what it compiled. Tests and
+            observations are computed as they are.
+        pool: train on so many pictures of a set that never ends, drawn before the training by all cores and kept in
+            memory, in shuffled epochs; 0 draws new ones at every step.
+        workers: processes that read or draw training pictures. None chooses: none on a CPU, or where the pictures are
+            in memory; else up to 8, but one less than there are cores. The result is the same for any number.
     """
 
     upsampler: str = "fade"
@@ -113,6 +130,11 @@ class RunConfig:
     checkpoint_every: int = 250
     labels: str = "true"
     subset: int = 0
+    tf32: bool = False
+    deterministic: bool = False
+    compile: str = "off"
+    pool: int = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         """Fill in what the network decides.
@@ -135,7 +157,11 @@ class RunConfig:
                 object.__setattr__(self, name, value)
         counts = ("steps", "size", "batch_size", "observe", "checkpoint_every", "channel_images")
         check_counts({name: getattr(self, name) for name in counts}, 1)
-        check_counts({name: getattr(self, name) for name in ("evaluate_every", "subset")}, 0)
+        check_counts({name: getattr(self, name) for name in ("evaluate_every", "subset", "pool")}, 0)
+        if self.workers is not None:
+            if not isinstance(self.workers, int):
+                raise FadevizError(f"workers is {self.workers}; it must be a whole number")
+            check_counts({"workers": self.workers}, 0)
         for name in ("seed", "split_seed"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise FadevizError(f"{name} is {getattr(self, name)}; it must be from 0 to 2^63 - 1")
@@ -151,6 +177,7 @@ class RunConfig:
             ("device", self.device, DEVICES),
             ("precision", self.precision, tuple(PRECISIONS)),
             ("observation mode", self.observe_mode, MODES),
+            ("compile mode", self.compile, COMPILE),
         ):
             if name not in known:
                 raise unknown_name(what, name, known)
@@ -169,6 +196,8 @@ class RunConfig:
         if data.check is None and self.data_dir:
             fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
             raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
+        if self.pool and data.held:
+            raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory as it is. Leave out --pool")
         if self.subset and not data.subsets:
             raise FadevizError(
                 f"subset is {self.subset} of data {self.data}: this set is used whole. Leave out --subset"
@@ -213,9 +242,13 @@ class Progress(NamedTuple):
 
 
 def load_data(config: RunConfig) -> Splits:
-    """The pictures of a run, split into train and test."""
+    """The pictures of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
     wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
-    splits = find_data(NETWORKS[parse_network(config.network)[0]].task, config.data).load(wanted)
+    task = NETWORKS[parse_network(config.network)[0]].task
+    splits = find_data(task, config.data).load(wanted)
+    if config.pool:
+        pool = Pool(splits.train, config.pool, mattes=task == "matting")
+        splits = dataclasses.replace(splits, train=pool, info={**splits.info, "pool": config.pool})
     if config.labels == "shuffled":
         return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
     return splits
@@ -245,8 +278,8 @@ def choose_device(name: str) -> torch.device:
 
 def build_model(config: RunConfig, classes: int = 2) -> tuple[Network, str]:
     """The network with its initial weights, a function of the settings alone, and what to call the weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
+    with torch.random.fork_rng([]):  # weights are drawn on the CPU; no GPU is asked for its random state
+        torch.default_generator.manual_seed(config.seed)
         model = build_network(config.network, config.upsampler, classes=classes, width=config.width)
     if config.weights == "none":
         return model, "none"
@@ -276,7 +309,10 @@ def run(
     Args:
         config: the settings.
         out: the run's folder.
-        resume: continue an interrupted run from its last checkpoint; bit-identical to an uninterrupted one.
+        resume: continue an interrupted run from its last checkpoint. Bit-identical to an uninterrupted run on a CPU; on
+            a GPU where no operator sums by atomic additions in its backward pass, as bilinear and bicubic
+            interpolation, the sampling of DySample and LDA-AQU, and SegFormer's head do. ``deterministic`` replaces
+            those for which torch has another algorithm, and torch warns of the others.
         overwrite: replace an existing run.
         report: called after every step. Raising ``KeyboardInterrupt`` in it stops the run as a signal does.
         note: called with notes on the run, one line at a time.
@@ -303,13 +339,18 @@ def run(
             with processes.agreeing():
                 if processes.first:
                     stack.enter_context(only_writer(out))
-            stack.enter_context(_same_algorithms())
+            stack.enter_context(same_algorithms(config.deterministic))
+            stack.enter_context(tf32(config.tf32))
             # The training's random numbers are the seed's, and the caller's are left alone. A checkpoint keeps them.
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(config.seed)
+            if config.compile not in ("off", "graph"):
+                stack.callback(torch.compiler.reset)  # its limit on how often a function is compiled counts all runs
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             notes = stack.enter_context(_threads_as_before(before))
-            work = _prepare(config, out, device, processes, resume, notes)
+            work = _prepare(config, out, device, processes, resume, notes, note if processes.first else None)
             if note is not None and processes.first:
                 for text in work.notes:
                     note(text)
@@ -341,18 +382,58 @@ def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run 
 
 
 def _prepare(
-    config: RunConfig, out: Path, device: torch.device, processes: Processes, resume: bool, notes: list[str]
+    config: RunConfig,
+    out: Path,
+    device: torch.device,
+    processes: Processes,
+    resume: bool,
+    notes: list[str],
+    note: Callable[[str], None] | None,
 ) -> _Work:
     """Build the parts and observe the untrained model, without writing anything."""
     with processes.agreeing():
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
+        if config.compile == "graph" and device.type != "cuda":
+            raise FadevizError("compile=graph is for a CUDA device. Use compile=off on a CPU")
+        if processes.count > 1 and config.compile != "off":
+            raise FadevizError(f"compile={config.compile} is for one process. Use compile=off with several")
+        _draw_ahead(splits.train, config, note)
         with processes.first_ahead():  # it may download weights
             model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes, notes)
         if not resume:
             work.untrained = work.look(0)  # errors in observing are raised here, before an old run is removed
     return work
+
+
+def _draw_ahead(train: Dataset, config: RunConfig, note: Callable[[str], None] | None) -> None:
+    """Draw the pool, if there is one, by all cores, and say how far it is every few seconds."""
+    pool = train.dataset if isinstance(train, ShuffledLabels) else train
+    if not isinstance(pool, Pool):
+        return
+    cores = usable_cores() // local_count()
+    # Starting processes takes as long as drawing some hundred pictures.
+    workers = config.workers if config.workers is not None else cores if cores > 1 and pool.count > 200 else 0
+    said = time.monotonic()
+
+    def report(drawn: int) -> None:
+        nonlocal said
+        if note is not None and (drawn == pool.count or time.monotonic() - said >= 5):
+            said = time.monotonic()
+            note(f"pool: {drawn} of {pool.count} pictures drawn")
+
+    draw_pool(pool, workers, report)
+
+
+def count_workers(config: RunConfig, device: torch.device) -> int:
+    """The worker processes of a run: those asked for, or what suits its device and its data."""
+    if config.workers is not None:
+        return config.workers
+    task = NETWORKS[parse_network(config.network)[0]].task
+    if device.type == "cpu" or config.pool or find_data(task, config.data).held:
+        return 0
+    return min(8, max(1, usable_cores() // local_count() - 1))
 
 
 def _train(
@@ -370,6 +451,7 @@ def _train(
             with processes.agreeing():
                 first_step = (work.go_on() if resume else work.begin(overwrite)) + 1
             _take_steps(work, first_step, stop, report)
+        work.wait_saved()
         work.end("finished")
     except Interrupted:
         raise  # run.json says so already
@@ -377,11 +459,15 @@ def _train(
         # A full disk, a loss that is not finite, a second Ctrl-C: say so in run.json, then re-raise.
         insisted = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(FadevizError):  # the disk may be the cause, which the first error says
+            work.wait_saved()
+        with contextlib.suppress(FadevizError):
             work.end("interrupted" if insisted else "failed", str(error))
         if insisted:
             number = stop.number or signal.SIGINT
             raise Interrupted(number, work.last_step, work.config.steps, work.saved_step) from error
         raise
+    finally:
+        work.close()
     processes.gathered(None)  # from here on, any process that opens the run finds it finished
 
 
@@ -398,16 +484,22 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         config.batch_size,
         config.seed,
         flip=config.flip,
+        workers=count_workers(config, work.device),
         ahead=2 if work.device.type == "cuda" else 0,
+        device=work.device,
         processes=processes,
         tensors=work.task.tensors,
     )
     if processes.largest(stop.number):
         work.interrupt(stop.number)
+    model, forward = shared(work.model, processes), None
+    full = min(config.batch_size, work.splits.train.count or config.batch_size)
+    if config.compile not in ("off", "graph"):
+        forward = compile_forward(model, config.compile, full)
     for result in fit(
-        shared(work.model, processes), data, work.task.loss, work.optimizer, work.lr_at,
+        model, data, work.task.loss, work.optimizer, work.lr_at,
         first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        processes=processes, weigh=work.task.weigh,
+        processes=processes, weigh=work.task.weigh, forward=forward, graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         work.after(result)
         if report is not None and not stop.number:
@@ -457,7 +549,9 @@ class _Work:
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
         self.seconds = {"training": 0.0, "observing": 0.0, "testing": 0.0}
         self.metrics: dict[str, float] = {}
-        self.last_step = self.saved_step = 0
+        self.last_step = self.saved_step = self._begun_step = 0
+        # A GPU trains while a checkpoint is written; on a CPU the writing would take the cores from the training.
+        self.writer = CheckpointWriter() if device.type == "cuda" else None
         self.untrained: list[Snapshot] = []
         self._opened, self._notes = False, list(notes)
         self._start_clocks()
@@ -481,6 +575,7 @@ class _Work:
                 **({"foreground": [find_object(s.mask) for s in self.samples]} if splits.classes > 2 else {}),
             },
             "device": _device_name(device),
+            "optimizer": type(self.optimizer).__name__ + " (fused)" * bool(self.optimizer.defaults.get("fused")),
             "threads": torch.get_num_threads(),
             **({"processes": processes.count} if processes.count > 1 else {}),
             "reassembly": choose_backend(self.inputs, kernel_size=5, scale_factor=2),
@@ -536,7 +631,7 @@ class _Work:
             self.untrained = self.look(0)
             return self.begin()
         self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
-        self.saved_step = self.last_step
+        self.saved_step = self._begun_step = self.last_step
         self._start_clocks()
         if not self.processes.first:
             return self.last_step
@@ -571,20 +666,53 @@ class _Work:
             self._clock = time.perf_counter()
             self.store.write(step, self.look(step))
             self._spent_on("observing")
-        old = time.monotonic() - self._saved_at >= CHECKPOINT_SECONDS
-        if old or step % self.config.checkpoint_every == 0 or step == self.config.steps:
+        if self._checkpoint_is_due():
             self.save()
         self._clock = time.perf_counter()
 
+    def _checkpoint_is_due(self) -> bool:
+        age, every = time.monotonic() - self._saved_at, self.config.checkpoint_every
+        if age >= CHECKPOINT_SECONDS or self.last_step == self.config.steps:
+            return True
+        if self.writer is None:
+            return self.last_step % every == 0
+        if self.writer.busy:
+            return False
+        self.wait_saved()  # what went wrong with the last one is raised now
+        passed = self.last_step // every > self._begun_step // every
+        return passed and (not self._begun_step or age >= CHECKPOINT_PAUSE)
+
     def save(self) -> None:
-        """Write the checkpoint of the last step."""
-        write_checkpoint(self.checkpoint, self.last_step, self.run_id, self.model, self.optimizer, self.scaler)
-        self.saved_step, self._saved_at = self.last_step, time.monotonic()
+        """Write the checkpoint of the last step; on a GPU the training goes on meanwhile."""
+        state = self.checkpoint, self.last_step, self.run_id, self.model, self.optimizer, self.scaler
+        if self.writer is None:
+            write_checkpoint(*state)
+            self.saved_step = self.last_step
+        else:
+            first = not self.checkpoint.exists()
+            self.writer.begin(*state)
+            if first:  # that one is missing after `checkpoint_every` steps shall mean that it was lost
+                self.wait_saved()
+        self._begun_step, self._saved_at = self.last_step, time.monotonic()
+
+    def wait_saved(self) -> None:
+        """Wait until the last checkpoint is complete."""
+        if self.writer is not None:
+            self.writer.wait()
+            self.saved_step = max(self.saved_step, self.writer.written)
+
+    def close(self) -> None:
+        """End what runs beside the training."""
+        if self.writer is not None:
+            self.writer.close()
 
     def interrupt(self, number: int) -> NoReturn:
         """Write a checkpoint, mark the run as interrupted, and raise, on all ranks together."""
-        if self.processes.first and not (self.saved_step == self.last_step and self.checkpoint.exists()):
-            self.save()
+        if self.processes.first:
+            self.wait_saved()
+            if not (self.saved_step == self.last_step and self.checkpoint.exists()):
+                self.save()
+                self.wait_saved()
         error = Interrupted(number, self.last_step, self.config.steps, self.last_step)
         self.end("interrupted", str(error))
         self.processes.gathered(None)
@@ -663,21 +791,11 @@ def _is_like(value: object, default: object) -> bool:
     """Whether a value from a file can stand for this default."""
     if isinstance(default, tuple):
         return isinstance(value, list | tuple) and all(_is_like(one, 0.5) for one in value)
+    if default is None and value is None:
+        return True
     if default is None or isinstance(default, float):
         return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     return type(value) is type(default)
-
-
-@contextlib.contextmanager
-def _same_algorithms() -> Iterator[None]:
-    """On a GPU: the same convolution algorithms in every process. On a CPU this changes nothing."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
 
 
 @contextlib.contextmanager
@@ -725,6 +843,7 @@ def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
     """What makes stored settings and ``config`` different runs, in words; empty where they are the same.
 
     Device, data folder and weights are left out: they may have moved, and what they hold is checked by the run's id.
+    So are workers, which change no result.
     A setting that is not stored was recorded before it existed, with what is now its default.
     """
     before = {**settings_of(RunConfig()), **was}
@@ -736,7 +855,7 @@ def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
     return "; ".join(differs)
 
 
-_MAY_MOVE = ("device", "data_dir", "weights")
+_MAY_MOVE = ("device", "data_dir", "weights", "workers")
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -745,11 +864,15 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return plain
 
 
+_NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, "compile": "off", "pool": 0}
+"""Settings that came later, with the defaults that they have in older runs."""
+
+
 def _run_id(config: RunConfig, splits: Splits, weights: str, device: torch.device) -> str:
     settings = dataclasses.asdict(config)
     for name in _MAY_MOVE:
         del settings[name]
-    for name, default in (("labels", "true"), ("subset", 0)):
+    for name, default in _NEWER.items():
         if settings[name] == default:
             del settings[name]  # runs from before this setting keep their id
     data = {k: v for k, v in splits.info.items() if k != "folder"}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import FadevizError, printable, unknown_name
+from .recording.arithmetic import tf32
 from .recording.batch import cut, image_size, joined, map_tensors, tensors_in
 from .recording.hooks import INSIDE, Asked, Found, hooked, unchanged_modes
 from .recording.hooks import Mode as Mode
@@ -347,12 +348,14 @@ class Probe:
             unchanged_modes(asked.guarded, asked.mode),
             # The maps are those of float32 arithmetic whatever the training's precision is.
             torch.autocast(device.type, dtype=asked.autocast, enabled=asked.autocast is not None),
+            tf32(False),
             torch.set_grad_enabled("gradient" in kinds),
             # A compiled model would not call hooks that were added after it was compiled.
             torch.compiler.set_stance("force_eager"),
             hooked(found),
         ):
             yield found
+            found.wait()
         known = {id(parameter) for parameter in self._learning}
         self._learning += [parameter for parameter in written if id(parameter) not in known]
         put_back = {id(parameter) for parameter in watched}

@@ -15,6 +15,16 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where there is a GPU, the Triton kernels run on it, not in the interpreter: `pytest -m gpu` takes them along."""
+    if torch.cuda.is_available():
+        for item in items:
+            if item.path.name == "test_triton.py":
+                item.add_marker(pytest.mark.gpu)
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -43,7 +43,7 @@ from fadeviz.data.transforms import (
     scaled_shape,
 )
 from fadeviz.errors import FadevizError
-from fadeviz.training.loop import batches
+from fadeviz.training.batches import batches
 
 PLAIN = Augmentation(scale=(1, 1), flip=0, brightness=0, contrast=(1, 1), saturation=(1, 1), hue=0)
 """Nothing but the crop."""
@@ -673,7 +673,7 @@ class TestColours:
 
     def test_a_crop_goes_through_brightness_contrast_saturation_hue(self) -> None:
         # Fixed amounts: each crop then is one of 2^4 choices, in one of the two orders.
-        sample = drawing(32, 32, np.arange(1024, dtype=np.uint8).reshape(32, 32) % 150)
+        sample = drawing(64, 64, (np.arange(64 * 64) % 150).astype(np.uint8).reshape(64, 64))
         recipe = Augmentation(
             **{**vars(PLAIN), "brightness": 0, "contrast": (1.3, 1.3), "saturation": (1.4, 1.4), "hue": 0}
         )
@@ -688,7 +688,7 @@ class TestColours:
         pictures = {name: np.rint(value).astype(np.uint8).transpose(1, 2, 0) for name, value in choices.items()}
         met = []
         for seed in range(160):
-            image = augmented_crop(sample, 32, np.random.default_rng(seed), recipe).image
+            image = augmented_crop(sample, 64, np.random.default_rng(seed), recipe).image
             met.append([name for name, picture in pictures.items() if np.array_equal(picture, image)])
         assert all(len(names) == 1 for names in met)
         shares = {name: sum(names == [name] for names in met) / len(met) for name in pictures}

@@ -18,8 +18,8 @@ from fadeviz import FadevizError
 from fadeviz.check import check_run
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.experiment import read_config, run
+from fadeviz.training.batches import batches
 from fadeviz.training.distributed import ALONE, Processes, SharedBatchNorm2d, check_share, joined, shared
-from fadeviz.training.loop import batches
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -48,7 +48,8 @@ import torch
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.models import build_network
 from fadeviz.training.distributed import joined, shared
-from fadeviz.training.loop import batches, fit
+from fadeviz.training.batches import batches
+from fadeviz.training.loop import fit
 from fadeviz.training.metrics import evaluate
 from fadeviz.training.tasks import choose_task, segmentation_loss
 

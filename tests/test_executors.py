@@ -620,6 +620,7 @@ class TestDryRun:
             RunConfig(),
             RunConfig(upsampler="fade:gate=off,init=small", labels="shuffled", seed=7, flip=True, channels_last=False),
             RunConfig(data="weizmann", data_dir="/data/a horse's $HOME", steps=7, snapshots="1:7:2", width=0.1),
+            RunConfig(tf32=True, deterministic=True, compile="reduce-overhead"),
             RunConfig(precision="bf16", weights="w.pth", layers="decoder.*", kinds="all", observe=2, lr=1e-4,
                       observe_mode="batch", channel_images=3, evaluate_every=5, checkpoint_every=9, weight_decay=1e-5,
                       batch_size=3, split_seed=4, device="cpu"),

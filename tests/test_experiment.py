@@ -7,8 +7,10 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,13 +34,16 @@ from fadeviz.experiment import (
     _Work,
     build_model,
     choose_device,
+    differing_settings,
     read_config,
     run,
     usable_cores,
 )
 from fadeviz.models import build_network
 from fadeviz.probes import Probe
-from fadeviz.training.loop import fit
+from fadeviz.training import checkpoint, tasks
+from fadeviz.training.checkpoint import CheckpointWriter
+from fadeviz.training.loop import compile_forward, fit
 from fadeviz.training.signals import Interrupted
 
 SMALL = RunConfig(
@@ -481,6 +486,193 @@ def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypat
     assert files(tmp_path / "run") == files(whole)
 
 
+TINY = dataclasses.replace(
+    SMALL, upsampler="nearest", kinds="feature,gradient", size=32, width=1 / 16, steps=2, snapshots="1:2:1",
+    evaluate_every=1,
+)  # fmt: skip
+THREADED = dataclasses.replace(TINY, steps=8, snapshots="2:8:2", evaluate_every=4)
+
+
+class TestArithmetic:
+    """Torch's switches for a GPU, which stand on a CPU too."""
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    def test_tf32_is_for_the_training_alone(self, tmp_path, monkeypatch, allowed):
+        seen = {"training": set(), "observing": set(), "testing": set()}
+        now, real = ["training"], tasks.segmentation_loss
+
+        def loss(*args):
+            what = "testing" if not torch.is_grad_enabled() else now[0]
+            seen[what].add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return real(*args)
+
+        def look(work, step, real=_Work.look):
+            now[0] = "observing"
+            found = real(work, step)
+            now[0] = "training"
+            return found
+
+        monkeypatch.setattr(tasks, "segmentation_loss", loss)
+        monkeypatch.setattr(_Work, "look", look)
+        before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+        finished = run(dataclasses.replace(TINY, tf32=allowed), tmp_path / "run")
+        off = {(False, False)}
+        assert seen == {"training": {(allowed, allowed)}, "observing": off, "testing": off}
+        assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+        assert finished.info["config"]["tf32"] is allowed
+
+    @pytest.mark.parametrize("wanted", [True, False])
+    def test_deterministic_algorithms(self, tmp_path, monkeypatch, wanted):
+        seen = []
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+        def report(progress):
+            cudnn = torch.backends.cudnn
+            enabled = torch.are_deterministic_algorithms_enabled()
+            warns = torch.is_deterministic_algorithms_warn_only_enabled()
+            workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+            seen.append((cudnn.deterministic, cudnn.benchmark, enabled, warns, workspace))
+
+        run(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", report=report)
+        assert set(seen) == {(True, False, wanted, wanted, ":4096:8" if wanted else None)}
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+    def test_a_cuda_graph_needs_a_cuda_device(self, tmp_path):
+        with pytest.raises(FadevizError, match="compile=graph is for a CUDA device. Use compile=off on a CPU"):
+            run(dataclasses.replace(TINY, compile="graph", device="cpu"), tmp_path / "run")
+        assert not (tmp_path / "run" / "run.json").exists()
+
+    def test_a_compiled_run_is_observed_tested_and_saved_as_any_other(self, tmp_path, monkeypatch):
+        calls = []
+
+        def backend(graph, inputs):
+            return lambda *args: (calls.append(len(args)), graph(*args))[1]
+
+        monkeypatch.setattr("fadeviz.experiment.compile_forward", partial(compile_forward, backend=backend))
+        compiled = run(dataclasses.replace(TINY, compile="on"), tmp_path / "compiled")
+        plain = run(TINY, tmp_path / "plain")
+        assert len(calls) == 2  # the training steps
+        assert compiled.metrics() == plain.metrics()
+        assert_same_state(*(final_weights(tmp_path / name)["model"] for name in ("compiled", "plain")))
+        for kind in ("feature", "gradient"):
+            for a, b in zip(compiled.maps(kind=kind, image=0), plain.maps(kind=kind, image=0), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+    def test_settings_that_came_later_leave_old_runs_their_ids(self, tmp_path):
+        old = run(TINY, tmp_path / "old")
+        newer = ("tf32", "deterministic", "compile")
+        stored = {name: value for name, value in old.info["config"].items() if name not in newer}
+        (tmp_path / "old" / "run.json").write_text(json.dumps({**old.info, "config": stored}))
+        assert old.run_id == "8754679fb103"  # of a version without these settings
+        assert read_config(tmp_path / "old") == TINY
+        assert differing_settings(stored, TINY) == ""
+        for name, value in zip(newer, (True, True, "on"), strict=True):
+            changed = dataclasses.replace(TINY, **{name: value})
+            assert differing_settings(stored, changed) == f"{name} was {getattr(TINY, name)!r}, is {value!r}"
+            with pytest.raises(FadevizError, match=f"other settings: {name} was"):
+                run(changed, tmp_path / "old", resume=True)
+
+
+class TestCheckpointsFromAThread:
+    """As on a GPU."""
+
+    @pytest.fixture(autouse=True)
+    def _from_a_thread(self, monkeypatch):
+        real = _Work.__init__
+
+        def init(work, *args):
+            real(work, *args)
+            self.writer = work.writer = CheckpointWriter()
+
+        monkeypatch.setattr(_Work, "__init__", init)
+        self.clock = [0.0]
+        monkeypatch.setattr(
+            "fadeviz.experiment.time", SimpleNamespace(monotonic=lambda: self.clock[0], perf_counter=time.perf_counter)
+        )
+
+    def later(self, seconds, calls=None):
+        def report(progress):
+            self.clock[0] += seconds
+            if calls is not None:
+                calls(progress)
+
+        return report
+
+    def test_the_first_when_it_is_due_and_then_one_a_minute(self, tmp_path, monkeypatch):
+        saved, write = [], checkpoint._write
+
+        def slow(path, state):
+            time.sleep(0.1)
+            write(path, state)
+            saved.append(state["step"])
+
+        def calls(progress):
+            if progress.step == 2:
+                assert saved == [2]  # the training has waited for the first
+            while self.writer.busy:  # which may put off the next
+                time.sleep(0.01)
+
+        monkeypatch.setattr(checkpoint, "_write", slow)
+        config = dataclasses.replace(TINY, steps=10, snapshots="10", evaluate_every=10, checkpoint_every=2)
+        run(config, tmp_path / "run", report=self.later(25.0, calls))
+        assert saved == [2, 5, 8, 10]  # due at 4 and 6, but 60 seconds had passed only at 5 and 8
+
+    def test_stopped_and_resumed(self, tmp_path):
+        with pytest.raises(Interrupted) as caught:
+            run(THREADED, tmp_path / "run", report=self.later(1.0, send(signal.SIGTERM, 5)))
+        assert (caught.value.step, caught.value.saved) == (5, 5)
+        assert final_weights(tmp_path / "run")["step"] == 5
+        run(THREADED, tmp_path / "run", resume=True, report=self.later(1.0))
+        run(THREADED, tmp_path / "whole")
+        assert files(tmp_path / "run") == files(tmp_path / "whole")
+        assert_same_state(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole"))
+
+    @pytest.mark.parametrize("at", [3, 6, 8])
+    def test_a_full_disk_is_reported_at_the_next_step_at_the_latest(self, tmp_path, monkeypatch, at):
+        write = checkpoint._write
+
+        def full(path, state):
+            if state["step"] == at:
+                raise FadevizError("disk full while writing last.pt")
+            write(path, state)
+
+        monkeypatch.setattr(checkpoint, "_write", full)
+        steps = []
+        with pytest.raises(FadevizError, match="disk full"):
+            run(THREADED, tmp_path / "run", report=self.later(60.0, lambda progress: steps.append(progress.step)))
+        failed = open_run(tmp_path / "run")
+        assert failed.info["status"] == "failed"
+        assert "disk full" in failed.info["message"]
+        assert failed.info["last_step"] in (at, at + 1)
+        assert steps[-1] in (at - 1, at)
+        assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
+
+    def test_whatever_ends_a_run_waits_for_what_is_being_written(self, tmp_path, monkeypatch):
+        def report(progress):
+            if progress.step == 5:
+                self.clock[0] += 100
+            if progress.step == 7:
+                raise SystemExit
+
+        write, slow = checkpoint._write, threading.Event()
+
+        def delayed(path, state):
+            if state["step"] == 6:
+                assert slow.wait(60)
+            write(path, state)
+
+        monkeypatch.setattr(checkpoint, "_write", delayed)
+        end = _Work.wait_saved
+        monkeypatch.setattr(_Work, "wait_saved", lambda work: (slow.set() if work.last_step == 7 else None, end(work)))
+        with pytest.raises(SystemExit):
+            run(THREADED, tmp_path / "run", report=report)
+        assert final_weights(tmp_path / "run")["step"] == 6
+        run(THREADED, tmp_path / "run", resume=True)
+        assert open_run(tmp_path / "run").info["status"] == "finished"
+
+
 class TestThreads:
     @pytest.fixture(autouse=True)
     def _restored(self):
@@ -736,6 +928,9 @@ class TestFolder:
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
         ({"data_dir": "/data"}, "data synthetic has no folder, but --data-dir is /data. Add --data weizmann"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
+        ({"compile": "reduce"}, "no compile mode 'reduce'. Nearest: 'reduce-overhead'"),
+        ({"tf32": "on"}, "tf32 is 'on'; it must be True or False"),
+        ({"deterministic": 1}, "deterministic is 1; it must be True or False"),
         ({"labels": "shufled"}, "no kind of labels 'shufled'. Nearest: 'shuffled'"),
         ({"observe_mode": "train"}, "no observation mode 'train'"),
         ({"evaluate_every": -1}, "evaluate_every is -1"),

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from fadeviz import FadevizError
-from fadeviz.upsamplers import FreqFusion, Skip, build_upsampler, freqfusion, reassemble
+from fadeviz.upsamplers import FreqFusion, Skip, build_upsampler, freqfusion, reassemble, sharpened
 from fadeviz.upsamplers.freqfusion import SimilarityOffsets, WindowedSoftmax, neighbour_similarity
 
 NAMES = {
@@ -65,6 +65,61 @@ def drawn(channels=4, **options):
     for parameter in operator.parameters():
         nn.init.normal_(parameter, std=0.3)
     return operator
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compressed_channels": 12, "skip_channels": 5, "highpass_kernel_size": 5}, {"highpass_kernel_size": 1}],
+)
+@pytest.mark.parametrize("size", [(3, 4), (2, 2), (2, 4)])  # the last two: maps that are all border
+@pytest.mark.parametrize("memory_format", oracles.FORMATS)
+def test_without_the_compressed_maps(options, size, memory_format):
+    """Both outputs and all gradients are those of the modules run one after another, as a hook makes them."""
+    operator, results = drawn(**options), []
+    x, skip = draw(operator, size, batch=2)
+    x, e = (m.contiguous(memory_format=memory_format).requires_grad_() for m in (x, skip.feature))
+    for hooked in ("", "compressor_encoder", "highpass_encoder", "compressor_decoder", "kernels"):
+        hooks = [operator.get_submodule(hooked).register_forward_hook(lambda *args: None)] if hooked else []
+        assert operator._skips_compression(e) is (hooked in ("", "kernels"))
+        y, y_hr = operator.fuse(x, Skip(e))
+        results.append(
+            (y, y_hr, *torch.autograd.grad(y.sin().sum() + y_hr.cos().sum(), (x, e, *operator.parameters())))
+        )
+        for hook in hooks:
+            hook.remove()
+    for others in results[1:]:
+        for got, want in zip(results[0], others, strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_under_autocast(dtype):
+    operator = drawn(16, compressed_channels=64).float()
+    x, skip = draw(operator, (6, 8))
+    results = []
+    for enabled in (False, True):
+        given = [m.to(dtype if enabled else torch.float32).requires_grad_() for m in (x, skip.feature)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert operator._skips_compression(given[1])
+            y, y_hr = operator.fuse(given[0], Skip(given[1]))
+        objective = y.float().square().mean() + y_hr.float().square().mean()
+        results.append(torch.autograd.grad(objective, [*given, *operator.parameters()]))
+    for exact, got in zip(*results, strict=True):
+        assert (got.float() - exact).norm() <= 0.3 * exact.norm() + 1e-6
+
+
+@pytest.mark.parametrize("size", [(5, 4), (3, 3)])
+def test_all_derivatives_of_the_sharpened_convolution(size):
+    torch.manual_seed(0)
+    e, weight = torch.randn(1, 2, *size, dtype=torch.float64), torch.randn(2, 2, 3, 3, dtype=torch.float64)
+    logits, shift = torch.randn(1, 9, *size, dtype=torch.float64), torch.randn(2, 1, 3, 3, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (e, logits, weight, shift, torch.randn(2, dtype=torch.float64))]
+
+    def run(e, logits, *weights):
+        return sharpened.sharpened_conv(e, logits.softmax(1), *weights, 3)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
 
 
 def draw(operator, size, batch=1):
@@ -456,8 +511,10 @@ class TestCost:
             windows += k * k * y.numel()
             return y
 
-        monkeypatch.setattr(freqfusion, "reassemble", reassembled)
+        for module in (freqfusion, sharpened):
+            monkeypatch.setattr(module, "reassemble", reassembled)
         operator = FreqFusion(8, **options)
+        operator.compressor_encoder.register_forward_hook(lambda *args: None)  # watched, it runs, and all after it
         x, skip = torch.zeros(1, 8, 5, 3), Skip(torch.zeros(1, operator.skip_channels, 10, 6))
         with FlopCounterMode(display=False) as flops, torch.no_grad():
             (operator.fuse if both else operator)(x, skip)

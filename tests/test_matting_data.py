@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from fadeviz.data import Dataset, Sample, Splits
-from fadeviz.data.mattes import composite, crop_unknown, estimate_layers, make_trimap, trimap_radii
+from fadeviz.data.mattes import composite, crop_unknown, estimate_layers, far_from, make_trimap, trimap_radii
 from fadeviz.data.matting import (
     DrawnMattes,
     MatteCrops,
@@ -134,6 +135,16 @@ class TestTrimap:
                 want = 255 if all(near[1]) else 0 if all(near[0]) else 128
                 assert got[y, x] == want, (y, x)
 
+    @pytest.mark.parametrize("radius", [0, 1, 2, 7, 19, 100, 101])
+    def test_what_is_far_is_what_the_distance_transform_says(self, radius: int) -> None:
+        random = np.random.default_rng(radius)
+        for shape in ((1, 9), (9, 1), (31, 48), (70, 300)):
+            for share in (0.0005, 0.01, 0.3):
+                marked = random.random(shape) < share
+                marked[int(random.integers(shape[0])), int(random.integers(shape[1]))] = True
+                wanted = ndimage.distance_transform_edt(~marked) > radius
+                np.testing.assert_array_equal(far_from(marked, radius), wanted)
+
     def test_radii_are_drawn_and_both_ends_occur(self) -> None:
         alpha = soft_disc().astype(np.float32) / 255
         random = np.random.default_rng(0)
@@ -163,6 +174,9 @@ class TestLayers:
             a = float(alpha[y, x])
             want = [a * float(f) + (1 - a) * float(b) for f, b in zip(front[y, x], back[y, x], strict=True)]
             np.testing.assert_allclose(got[y, x], want, atol=0.501)
+        share = alpha[..., None]
+        exact = np.clip(np.rint(share * front + (1 - share) * back.astype(np.float32)), 0, 255)
+        np.testing.assert_array_equal(got, exact)
         np.testing.assert_array_equal(composite(front, back, np.ones_like(alpha)), front)
         np.testing.assert_array_equal(composite(front, back, np.zeros_like(alpha)), back)
         with pytest.raises(FadevizError, match="foreground 72x60, background 72x60 and alpha 71x60 differ"):

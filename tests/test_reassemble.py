@@ -12,7 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
-from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler
+from fadeviz.benchmark.memory import MeasuringProcess
+from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler, compressed
 from fadeviz.upsamplers.backends import native
 from fadeviz.upsamplers.compressed import compressed_conv
 from fadeviz.upsamplers.reassemble import (
@@ -39,6 +40,8 @@ CASES = [
     (5, 2, 4, 8, (1, 9)),
     (6, 2, 1, 5, (1, 1)),
     (9, 2, 3, 3, (3, 20)),
+    (5, 2, 2, 36, (6, 37)),
+    (11, 2, 1, 6, (4, 18)),
 ]
 
 
@@ -167,6 +170,37 @@ def test_maps_that_are_views(backend):
         torch.testing.assert_close(spread(y, kernels, 3, 2, 1, backend), want)
 
 
+def test_what_lies_around_a_view_is_not_read(backend):
+    torch.manual_seed(0)
+    for k, s, channels, (h, w) in ((5, 2, 5, (6, 21)), (4, 3, 18, (3, 13)), (3, 1, 3, (5, 35))):
+        maps = []
+        for c, height, width in ((channels, h, w), (k * k, h * s, w * s), (channels, h * s, w * s)):
+            around = torch.full((2, c + 2, height + 2, width + 5), torch.nan)
+            inner = around[:, 1:-1, 1:-1, 2:-3]
+            maps.append(inner.copy_(torch.randn(inner.shape)))
+        x, kernels, y = maps
+        for function, first, second in ((reassemble, x, kernels), (similarity, y, x), (spread, y, kernels)):
+            got = function(first, second, k, s, 1, backend)
+            assert torch.equal(got, function(first.contiguous(), second.contiguous(), k, s, 1, backend))
+            assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_layouts_do_not_change_a_bit(dtype):
+    if native.library() is None:
+        pytest.skip("needs a C compiler")
+    # Contiguous maps are computed on planes, others with their channels side by side; all sums are made in one order.
+    for case in [*CASES, (5, 2, 1, 64, (5, 16)), (2, 1, 1, 7, (3, 33)), (7, 2, 2, 42, (8, 9)), (3, 4, 1, 17, (2, 15))]:
+        k, s, groups, *_ = case
+        results = []
+        for memory_format in FORMATS:
+            x, kernels, y = make(case, dtype, memory_format)
+            for function, first, second in ((reassemble, x, kernels), (similarity, y, x), (spread, y, kernels)):
+                results.append(function(first, second, k, s, groups, "native"))
+        for contiguous, channels_last in zip(results[:3], results[3:], strict=True):
+            assert torch.equal(contiguous, channels_last)
+
+
 def test_many_chunks(backend):
     # Large enough that tile rows and images fall into several chunks, with ragged tiles at the rim.
     torch.manual_seed(0)
@@ -178,6 +212,32 @@ def test_many_chunks(backend):
     got = torch.autograd.grad(fast, (x, kernels), cotangent)
     want = torch.autograd.grad(slow, (x, kernels), cotangent)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
+
+
+def test_windows_higher_than_a_chunk(backend):
+    # A chunk of the tiles is 4 rows here, so that a window reaches over four of them.
+    torch.manual_seed(0)
+    y = torch.randn(2, 64, 18, 19, dtype=torch.float64)
+    kernels = torch.randn(2, 121, 18, 19, dtype=torch.float64)
+    want = torch.autograd.functional.vjp(lambda x: plain(x, kernels, 11, 1), y, y)[1]
+    torch.testing.assert_close(spread(y, kernels, 11, 1, 1, backend), want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(reassemble(y, kernels, 11, 1, 1, backend), plain(y, kernels, 11, 1), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("side", [7, 14])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_memory_of_the_tiles(side, layout, measuring):
+    extra, why = measuring.peak({"what": "reassembly", "form": "tiles", "layout": layout, "shape": [4, 512, side]})
+    if extra is None:
+        pytest.skip(why[0])
+    needed = 2 * 4 * 4 * (512 * side**2 + (25 + 512) * (2 * side) ** 2)  # x, kernels, y and the gradients
+    assert needed / 2 + extra <= 1.5 * needed
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    with MeasuringProcess(torch.device("cpu"), 1) as process:
+        yield process
 
 
 def test_threads_do_not_change_a_bit(backend):
@@ -256,6 +316,9 @@ def test_empty_batch(backend):
     y = reassemble(x, kernels, 3, 2, 1, backend)
     assert y.shape == (0, 4, 10, 12)
     assert [g.shape for g in torch.autograd.grad(y.sum(), (x, kernels))] == [x.shape, kernels.shape]
+    coarse = torch.zeros(0, 9, 5, 6, requires_grad=True)
+    normalised = kernel_softmax(kernels, coarse, 3, 1, backend)
+    assert [g.shape for g in torch.autograd.grad(normalised.sum(), (kernels, coarse))] == [kernels.shape, coarse.shape]
 
 
 class TestSoftmax:
@@ -630,9 +693,11 @@ def test_compiles():
 
 
 class TestCompressedConv:
+    @pytest.mark.parametrize("on_gpu", [False, True])
     @pytest.mark.parametrize("size", [(9, 7), (3, 3), (2, 1), (1, 8), (4, 5)])
     @pytest.mark.parametrize(("k", "dilation"), [(3, 1), (5, 1), (3, 2), (1, 1)])
-    def test_one_convolution_equals_two(self, size, k, dilation):
+    def test_one_convolution_equals_two(self, size, k, dilation, on_gpu, monkeypatch):
+        monkeypatch.setattr(compressed, "_counts_launches", lambda x: on_gpu)
         torch.manual_seed(0)
         compressor = torch.nn.Conv2d(3, 32, 1).double()
         conv = torch.nn.Conv2d(32, 5, k, padding=(k - 1) * dilation // 2, dilation=dilation).double()

@@ -40,7 +40,7 @@ from fadeviz.sweep import (
 )
 from fadeviz.sweep.manifest import Manifest
 from fadeviz.sweep.member import train_member
-from fadeviz.training.loop import batches
+from fadeviz.training.batches import batches
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=3, snapshots="3", batch_size=2, kinds="feature", observe=1, evaluate_every=3

@@ -54,10 +54,32 @@ def test_without_ignored_pixels_it_is_plain_cross_entropy_to_the_bit():
 
 def test_a_batch_without_labels_moves_nothing():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
-    loss = segmentation_loss(logits, torch.full((1, 4, 4), 255))
+    nothing = torch.full((1, 4, 4), 255)
+    loss = segmentation_loss(logits, nothing)
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+    logits.data[0, 0, 0, 0] = torch.inf  # its gradient would be NaN
+    for one in (logits, logits.as_subclass(_OnGpu)):
+        assert not segmentation_loss(one, nothing).isfinite()
+
+
+class _OnGpu(torch.Tensor):
+    is_cuda = True
+
+
+def test_the_loss_as_a_gpu_computes_it():
+    for ignored in (0, 0.4, 1):
+        logits = torch.randn(2, 3, 9, 7, dtype=torch.float64)
+        masks = torch.randint(0, 3, (2, 9, 7))
+        masks[torch.rand(masks.shape) < ignored] = 255
+        found = []
+        for kind in (torch.Tensor, _OnGpu):
+            leaf = logits.clone().as_subclass(kind).requires_grad_()
+            loss = segmentation_loss(leaf, masks)
+            loss.backward()
+            found.append((loss.detach().as_subclass(torch.Tensor), leaf.grad.as_subclass(torch.Tensor)))
+        torch.testing.assert_close(*found)
 
 
 class _Pictures:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.data import Sample
 from fadeviz.models import SegNet
+from fadeviz.training.batches import batch_indices, batches, to_tensors
 from fadeviz.training.checkpoint import read_checkpoint, write_checkpoint
-from fadeviz.training.loop import StepResult, batch_indices, batches, fit, step_decay, to_tensors
+from fadeviz.training.loop import StepResult, fit, step_decay
 from fadeviz.training.metrics import boundary_band, boundary_iou, boundary_width, evaluate
 
 
@@ -556,16 +557,3 @@ class TestCheckpoint:
             signal.signal(signal.SIGXFSZ, handler)
             assert path.read_bytes() == before
             assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_mirrored_picture_is_mirrored_in_all_it_has():
-    from fadeviz.data import Sample
-    from fadeviz.training.loop import _mirrored
-
-    rng = np.random.default_rng(0)
-    flat, colours = rng.integers(0, 255, (4, 6), np.uint8), rng.integers(0, 255, (4, 6, 3), np.uint8)
-    sample = Sample("name", colours, flat, flat / np.float32(255), flat + 1, colours + 1, colours + 2)
-    assert all(part is not None for part in sample)
-    for before, after in zip(sample[1:], _mirrored(sample)[1:], strict=True):
-        np.testing.assert_array_equal(after, np.flip(before, axis=1))
-    assert _mirrored(Sample("name", colours, flat)).alpha is None

@@ -103,6 +103,18 @@ class TestContract:
         assert low.dtype == torch.bfloat16
         torch.testing.assert_close(low.float(), y, rtol=0.1, atol=0.1)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_trains_under_autocast(self, name, dtype):
+        operator, x, skip = case(name, size=(8, 8))
+        x = x.to(dtype).requires_grad_()
+        with torch.autocast("cpu", dtype):
+            y = pool_and_upsample(operator, x, skip.feature.to(dtype))
+        assert y.dtype == dtype
+        y.float().square().mean().backward()
+        for t in (x, *operator.parameters()):
+            assert t.grad.dtype == t.dtype
+            assert t.grad.isfinite().all()
+
     def test_trains(self, name):
         operator, x, skip = case(name)
         pool_and_upsample(operator, x.requires_grad_(), skip.feature).square().sum().backward()

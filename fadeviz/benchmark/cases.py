@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -17,11 +18,23 @@ from torch.nn import functional as F
 from ..models import build_network
 from ..runs import Run, open_run
 from ..snapshots import Snapshot, SnapshotStore
-from ..training.loop import StepResult, fit
-from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler, reassemble
+from ..training.loop import PRECISIONS, Precision, StepResult, fit
+from ..training.recipes import sgd
+from ..upsamplers import (
+    CARAFE,
+    FADE,
+    UPSAMPLERS,
+    Skip,
+    Upsampler,
+    build_upsampler,
+    parse_upsampler,
+    reassemble,
+    torch_ops,
+)
 from ..upsamplers.backends import native
+from ..upsamplers.reassemble import blend, kernel_softmax
 from .plan import Shape, StepCase
-from .timing import Call
+from .timing import Call, rotating
 
 KERNEL_SIZE, SCALE = 5, 2
 
@@ -63,16 +76,45 @@ PEERS = frozenset({"plain", "compiled", "mmcv"})
 """Forms that are not fadeviz's own: measured on contiguous maps, which they are written for, and free to fail."""
 
 
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """TensorFloat-32 takes the products of float32 at "tf32" alone; convolutions are deterministic, as in training."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic  # the first is on by default
+    cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
+    cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic = before
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """The type of maps at a precision of the plan."""
+    return PRECISIONS.get(precision, torch.float32)
+
+
 def copying(size: int, device: torch.device) -> Call:
     """A copy that moves ``size`` bytes, reads and writes together."""
     source = torch.ones(max(1, size // 8), device=device)
     return partial(torch.empty_like(source).copy_, source)
 
 
-def multiplying(side: int, device: torch.device) -> Call:
-    """A product of two ``side`` x ``side`` matrices: ``side**3`` multiply-adds in float32."""
-    a, b, out = (torch.ones(side, side, device=device) for _ in range(3))
+def multiplying(side: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Call:
+    """A product of two ``side`` x ``side`` matrices: ``side**3`` multiply-adds."""
+    a, b, out = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(3))
     return partial(torch.mm, a, b, out=out)
+
+
+def adding_one(times: int, device: torch.device) -> Call:
+    """As many small kernels, one after another."""
+    value = torch.zeros(1, device=device)
+
+    def call() -> None:
+        for _ in range(times):
+            value.add_(1)
+
+    return call
 
 
 def reassembly_forms(device: torch.device) -> list[str]:
@@ -85,6 +127,11 @@ def reassembly_forms(device: torch.device) -> list[str]:
 
         forms += ["triton"] * triton.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
     return forms
+
+
+def fits(form: str, precision: str) -> bool:
+    """Whether a form is there at a precision: mmcv's operator takes float32 and float16."""
+    return form != "mmcv" or precision != "bf16"
 
 
 def reassembly_function(form: str) -> Callable[[Tensor, Tensor], Tensor]:
@@ -105,25 +152,64 @@ def _mmcv(x: Tensor, kernels: Tensor) -> Tensor:
     return out
 
 
-def reassembly_inputs(shape: Shape, layout: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """x, kernels and the output's gradient."""
+def fused_function(form: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """What FADE ends with, to be called with x, logits, skip and gate: softmax, reassembly, the gate's mix.
+
+    One kernel in the form ``triton``, torch's own operators around a reassembly in the others.
+    """
+    if form == "triton":
+        return _fused
+    if form == "plain":
+        return plain_fused
+    if form == "compiled":
+        compiled: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = torch.compile(plain_fused, dynamic=False)
+        return compiled
+    return partial(_in_three, form)
+
+
+def _fused(x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    out: Tensor = torch_ops.fused(x, logits, skip, gate, KERNEL_SIZE, SCALE)[0]
+    return out
+
+
+def plain_fused(x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    """Softmax, :func:`plain_reassemble` and the gate's mix, one after another."""
+    return gate * skip + (1 - gate) * plain_reassemble(x, logits.softmax(1))
+
+
+def _in_three(backend: str, x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
+    if backend == "mmcv":
+        return torch.lerp(_mmcv(x, logits.softmax(1)), skip, gate)
+    kernels = kernel_softmax(logits, None, KERNEL_SIZE, 1, backend)
+    return blend(reassemble(x, kernels, KERNEL_SIZE, SCALE, backend=backend), skip, gate)
+
+
+def reassembly_inputs(
+    shape: Shape, layout: str, device: torch.device, precision: str = "fp32", fused: bool = False
+) -> tuple[Tensor, ...]:
+    """x, kernels and the output's gradient; for the fused form x, logits, skip, gate and the output's gradient."""
     b, c, n = shape
-    high = (SCALE * n, SCALE * n)
-    x = _randn((b, c, n, n), layout, device).requires_grad_()
-    kernels = _randn((b, KERNEL_SIZE**2, *high), layout, device).requires_grad_()
-    return x, kernels, _randn((b, c, *high), layout, device)
+    low, high = (b, c, n, n), (SCALE * n, SCALE * n)
+    shapes = [low, (b, KERNEL_SIZE**2, *high)]
+    if fused:
+        shapes += [(b, c, *high), (b, 1, *high)]
+    given = [_randn(size, layout, device, precision).requires_grad_() for size in shapes]
+    return *given, _randn((b, c, *high), layout, device, precision)
 
 
-def operator_inputs(shape: Shape, layout: str, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def operator_inputs(
+    shape: Shape, layout: str, device: torch.device, precision: str = "fp32"
+) -> tuple[Tensor, Tensor, Tensor]:
     """x, the encoder's feature and the output's gradient."""
     b, c, n = shape
-    x = _randn((b, c, n, n), layout, device).requires_grad_()
-    feature = _randn((b, c, SCALE * n, SCALE * n), layout, device)
+    x = _randn((b, c, n, n), layout, device, precision).requires_grad_()
+    feature = _randn((b, c, SCALE * n, SCALE * n), layout, device, precision)
     return x, feature.requires_grad_(), torch.randn_like(feature)
 
 
-def _randn(shape: tuple[int, ...], layout: str, device: torch.device) -> Tensor:
-    return torch.randn(shape, device=device).contiguous(memory_format=LAYOUTS[layout])
+def _randn(shape: tuple[int, ...], layout: str, device: torch.device, precision: str) -> Tensor:
+    values = torch.randn(shape, device=device, dtype=dtype_of(precision))
+    return values.contiguous(memory_format=LAYOUTS[layout])
 
 
 def forward(function: Callable[..., Tensor], *inputs: Tensor) -> Call:
@@ -142,7 +228,7 @@ def both(function: Callable[..., Tensor], *inputs: Tensor, parameters: Sequence[
 
     def call() -> object:
         y = function(*given)
-        return torch.autograd.grad(y, [*given, *parameters], gradient, allow_unused=True)
+        return torch.autograd.grad(y, [*given, *parameters], gradient.to(y.dtype), allow_unused=True)
 
     return call
 
@@ -152,37 +238,76 @@ def plain_layout(plain: bool) -> str:
     return "contiguous" if plain else "channels-last"
 
 
-def operator_calls(text: str, plain: bool, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Call, Call]:
-    """Forward, and forward and backward, of the operator ``text`` with weights of its own, or of its plain form."""
-    x, feature, _ = inputs
+def operator_calls(
+    text: str, plain: bool, inputs: tuple[Tensor, Tensor, Tensor], *others: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Call, Call]:
+    """Forward, and forward and backward, of the operator ``text`` with weights of its own, or of its plain form.
+
+    Weights are float32 in the maps' layout, under autocast where the maps are of half precision. With ``others`` the
+    calls take the maps in turns.
+    """
+    x = inputs[0]
     name, options = parse_upsampler(PLAIN[text] if plain else text)
     operator = build_upsampler(name, x.shape[1], **options).to(x.device)
-    operator = operator.to(memory_format=LAYOUTS[plain_layout(plain)])  # type: ignore[call-overload]
-    indices = None
-    if UPSAMPLERS[name].needs == "indices":  # those that need none would not make what they read of the encoder
-        with torch.no_grad():
-            _, indices = operator.pool(feature)
-    function = partial(_upsample, operator, plain, indices)
-    return forward(function, *inputs), both(function, *inputs, parameters=list(operator.parameters()))
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    operator = operator.to(memory_format=layout)  # type: ignore[call-overload]
+    calls = []
+    for maps in (inputs, *others):
+        indices = None
+        if UPSAMPLERS[name].needs == "indices":  # those that need none would not make what they read of the encoder
+            with torch.no_grad():
+                _, indices = operator.pool(maps[1])
+        function = partial(_upsample, operator, plain, indices)
+        calls.append((forward(function, *maps), both(function, *maps, parameters=list(operator.parameters()))))
+    one_way, both_ways = zip(*calls, strict=True)
+    return rotating(one_way), rotating(both_ways)
 
 
 def _upsample(operator: Upsampler, plain: bool, indices: Tensor | None, x: Tensor, feature: Tensor) -> Tensor:
-    if plain and isinstance(operator, CARAFE):
-        return plain_carafe(operator, x)
-    if plain and isinstance(operator, FADE):
-        return plain_fade(operator, x, feature)
-    out: Tensor = operator(x, Skip(feature, indices))
+    with torch.autocast(x.device.type, x.dtype, enabled=x.dtype in (torch.bfloat16, torch.float16)):
+        if plain and isinstance(operator, CARAFE):
+            return plain_carafe(operator, x)
+        if plain and isinstance(operator, FADE):
+            return plain_fade(operator, x, feature)
+        out: Tensor = operator(x, Skip(feature, indices))
     return out
 
 
 def start_training(upsampler: str, case: StepCase, device: torch.device) -> tuple[nn.Module, Iterator[StepResult]]:
     """A network and its endless training on one batch; every ``next`` is a step."""
+    model, optimizer = _model(upsampler, case, device)
+    data = repeat(random_batch(case, device))
+    precision: Precision = "bf16" if case.precision == "bf16" else "fp32"
+    return model, fit(model, data, F.cross_entropy, optimizer, lambda step: 1e-4, precision=precision)
+
+
+def resident_step(upsampler: str, case: StepCase, device: torch.device) -> Call:
+    """A training step whose batch is on the device and whose loss is not asked for: the device is never waited for."""
+    model, optimizer = _model(upsampler, case, device)
+    images, masks = random_batch(case, device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    dtype = dtype_of(case.precision)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    model.train()
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = model(images)
+        loss = F.cross_entropy(output.float(), masks)
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def _model(upsampler: str, case: StepCase, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model: nn.Module = build_network("segnet", upsampler, width=case.width).to(device)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-    return model, fit(model, repeat(random_batch(case, device)), F.cross_entropy, optimizer, lambda step: 1e-4)
+    return model, sgd(model, 1e-4, 0.0, 0.9)
 
 
 def random_batch(case: StepCase, device: torch.device) -> tuple[Tensor, Tensor]:

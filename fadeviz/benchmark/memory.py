@@ -23,6 +23,7 @@ from .cases import (
     KERNEL_SIZE,
     SCALE,
     both,
+    fused_function,
     operator_calls,
     operator_inputs,
     plain_layout,
@@ -171,13 +172,18 @@ def _first_call(device: torch.device) -> dict[str, Any]:
 
 def _peak(question: dict[str, Any], device: torch.device) -> dict[str, Any]:
     shape = Shape(*question["shape"])
-    _call(question, Shape(1, shape.channels, 4), device)()  # a small one, that libraries make what they keep
-    value = peak_extra_bytes(_call(question, shape, device), device)
+    question_call(question, Shape(1, shape.channels, 4), device)()  # a small one, that libraries make what they keep
+    value = peak_extra_bytes(question_call(question, shape, device), device)
     return {"error": "peak memory is not seen, that needs /proc/self/clear_refs"} if value is None else {"bytes": value}
 
 
-def _call(question: dict[str, Any], shape: Shape, device: torch.device) -> Call:
+def question_call(question: dict[str, Any], shape: Shape, device: torch.device) -> Call:
+    """Forward and backward of what a question names, on maps of that shape."""
+    precision = question.get("precision", "fp32")
     if question["what"] == "reassembly":
-        return both(reassembly_function(question["form"]), *reassembly_inputs(shape, question["layout"], device))
+        fused, form = question.get("fused", False), question["form"]
+        function = fused_function(form) if fused else reassembly_function(form)
+        return both(function, *reassembly_inputs(shape, question["layout"], device, precision, fused))
     plain = question["plain"]
-    return operator_calls(question["operator"], plain, operator_inputs(shape, plain_layout(plain), device))[1]
+    layout = question.get("layout", plain_layout(plain))
+    return operator_calls(question["operator"], plain, operator_inputs(shape, layout, device, precision))[1]

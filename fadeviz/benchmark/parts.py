@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..probes import Probe
@@ -24,10 +26,15 @@ from .cases import (
     PEERS,
     PLAIN,
     SCALE,
+    adding_one,
+    arithmetic,
     both,
     copying,
     drawn_run,
+    dtype_of,
+    fits,
     forward,
+    fused_function,
     multiplying,
     operator_calls,
     operator_inputs,
@@ -36,11 +43,25 @@ from .cases import (
     reassembly_forms,
     reassembly_function,
     reassembly_inputs,
+    resident_step,
     start_training,
 )
-from .memory import MeasuringProcess
-from .plan import REFERENCES, Plan, Shape
-from .timing import Call, Timing, summary, time_in_turns
+from .memory import MeasuringProcess, peak_extra_bytes, question_call
+from .plan import PRECISIONS, REFERENCES, Plan, Shape, StepCase
+from .timing import (
+    Call,
+    Clock,
+    Timing,
+    block_clock,
+    copies_past_cache,
+    device_clock,
+    first_line,
+    host_clock,
+    launches,
+    rotating,
+    summary,
+    time_in_turns,
+)
 
 Row = dict[str, Any]
 
@@ -70,49 +91,91 @@ class Setting:
     upsamplers: tuple[str, ...] | None = None
     compiled: bool = False
 
-    def time(self, candidates: Mapping[str, Call], peers: Collection[str] = ()) -> tuple[dict[str, Timing], list[str]]:
+    @property
+    def cuda(self) -> bool:
+        """Whether the device has a clock of its own, and memory that torch counts."""
+        return self.device.type == "cuda"
+
+    def time(
+        self, candidates: Mapping[str, Call], peers: Collection[str] = (), clock: Clock = host_clock
+    ) -> tuple[dict[str, Timing], list[str]]:
         """Time the candidates as long as planned."""
         plan = self.plan
-        return time_in_turns(candidates, self.device, plan.rounds, plan.turn, plan.budget, peers)
+        return time_in_turns(candidates, self.device, plan.rounds, plan.turn, plan.budget, peers, clock)
+
+    def time_kernels(
+        self, candidates: Mapping[str, Call], peers: Collection[str] = ()
+    ) -> tuple[dict[str, Timing], list[str]]:
+        """Time what a device alone has to do: on CUDA by its own events."""
+        return self.time(candidates, peers, device_clock if self.cuda else host_clock)
+
+    def peak(self, question: dict[str, Any]) -> tuple[int | None, list[str]]:
+        """Peak extra bytes of what a question names, and why there are none: on CUDA by torch's counters."""
+        if not self.cuda:
+            return self.process.peak(question)
+        try:
+            call = question_call(question, Shape(*question["shape"]), self.device)
+            return peak_extra_bytes(call, self.device), []
+        except Exception as error:
+            return None, [first_line(error)]
 
 
 def measure_machine(setting: Setting) -> Iterator[Result]:
-    """The bounds: copies, large and in the cache, and a matrix product."""
-    plan, rows = setting.plan, []
+    """The bounds: copies, large and in the cache, and a matrix product; on CUDA in every precision, and a launch."""
+    plan, device = setting.plan, setting.device
     calls, work = {}, {}
     for size in (plan.copy_bytes, 4 << 20):
         name = f"copy, {size / 2**20:g} MiB read and written"
-        calls[name], work[name] = copying(size, setting.device), (size / 1e9, "GB/s")
-    name = f"fp32 matrix product of side {plan.matmul_side}"
-    calls[name] = multiplying(plan.matmul_side, setting.device)
-    work[name] = (2 * plan.matmul_side**3 / 1e9, "GFLOP/s")
-    timings, _ = setting.time(calls)
-    for name, timing in timings.items():
-        amount, unit = work[name]
-        rows.append({"what": name, "rate": amount / timing.best, "unit": unit, "seconds": _seconds(timing)})
+        calls[name], work[name] = copying(size, device), (size / 1e9, "GB/s")
+    flops = 2 * plan.matmul_side**3 / 1e9
+    rows = []
+    for precision in PRECISIONS if setting.cuda else ("fp32",):
+        name = f"{precision} matrix product of side {plan.matmul_side}"
+        calls[name], work[name] = multiplying(plan.matmul_side, device, dtype_of(precision)), (flops, "GFLOP/s")
+        with arithmetic(precision):
+            timings, _ = setting.time_kernels(calls)
+        for name, timing in timings.items():
+            amount, unit = work[name]
+            rows.append({"what": name, "rate": amount / timing.best, "unit": unit, "seconds": _seconds(timing)})
+        calls = {}
+    if setting.cuda:
+        timings, _ = setting.time_kernels({"launches of a small kernel by torch": adding_one(_LAUNCHES, device)})
+        for name, timing in timings.items():
+            rate = 1e-3 * _LAUNCHES / (timing.host or timing.median)
+            rows.append({"what": name, "rate": rate, "unit": "k/s", "seconds": _seconds(timing)})
     yield Result("machine", "bounds of the machine", tuple(rows))
+
+
+_LAUNCHES = 100
 
 
 def measure_reassembly(setting: Setting) -> Iterator[Result]:
     """Every form of reassembly at every shape: times, rates, share of the bound, memory; and the first call ever."""
-    first = setting.process.first_call()  # before that process is asked for anything else
-    for number, shape in enumerate(setting.plan.reassembly):
-        rows, notes = _reassembly_times(setting, shape)
-        for row in rows:
-            if row["pass"] == "forward+backward" and row["form"] != "compiled":
-                notes += _add_memory(setting, shape, row)
-        if number == 0:
-            if "error" in first:
-                notes.append(f"first call: {first['error']}")
-            else:
-                seconds = _seconds(summary([first["seconds"]], first["seconds"]))
-                rows.append({"pass": "first call ever", "form": first["backend"], "layout": "", "seconds": seconds})
-        title = f"reassembly of {shape} by {KERNEL_SIZE}x{KERNEL_SIZE} kernels to side {SCALE * shape.side}, fp32"
-        yield Result("reassembly", title, tuple(rows), tuple(notes))
+    # Before that process is asked for anything else. On CUDA every row has its first call, and memory is counted here.
+    first = {} if setting.cuda else setting.process.first_call()
+    for shape in setting.plan.reassembly:
+        for precision, fused in itertools.product(setting.plan.precisions, (False, True)[: 1 + setting.plan.fused]):
+            rows, notes = _reassembly_times(setting, shape, precision, fused)
+            for row in rows:
+                if row["pass"] == "forward+backward" and row["form"] != "compiled":
+                    notes += _add_memory(setting, shape, row)
+            if first:
+                if "error" in first:
+                    notes.append(f"first call: {first['error']}")
+                else:
+                    seconds = _seconds(summary([first["seconds"]], first["seconds"]))
+                    rows.append({"pass": "first call ever", "form": first["backend"], "layout": "", "seconds": seconds})
+                first = {}
+            what = "softmax, reassembly and gate" if fused else "reassembly"
+            title = (
+                f"{what} of {shape} by {KERNEL_SIZE}x{KERNEL_SIZE} kernels to side {SCALE * shape.side}, {precision}"
+            )
+            yield Result("reassembly", title, tuple(rows), tuple(notes))
 
 
-def _reassembly_times(setting: Setting, shape: Shape) -> tuple[list[Row], list[str]]:
-    forms = reassembly_forms(setting.device)
+def _reassembly_times(setting: Setting, shape: Shape, precision: str, fused: bool) -> tuple[list[Row], list[str]]:
+    device, cuda = setting.device, setting.cuda
+    forms = [form for form in reassembly_forms(device) if fits(form, precision)]
     if setting.compiled:
         torch.compiler.reset()  # its limit on how often one function is compiled counts all shapes
         forms.append("compiled")
@@ -121,24 +184,38 @@ def _reassembly_times(setting: Setting, shape: Shape) -> tuple[list[Row], list[s
         for form in forms
         for layout in (["contiguous"] if form in PEERS else LAYOUTS)
     }
-    peers = [name for name, (form, _) in candidates.items() if form in PEERS]
-    functions = {form: reassembly_function(form) for form in forms}
-    inputs = {layout: reassembly_inputs(shape, layout, setting.device) for layout in LAYOUTS}
-    x, w, y = (t.numel() for t in inputs["contiguous"])
-    passes: dict[str, tuple[Callable[..., Call], int, int]] = {
-        "forward": (forward, 1, x + w + y),
-        # Three sums. Forward reads x and w, writes y; backward reads all three, writes the gradients of x and w.
-        "forward+backward": (both, 3, 3 * x + 3 * w + 2 * y),
+    # On a GPU a kernel that fails is one finding among others.
+    peers = [name for name, (form, _) in candidates.items() if form in PEERS or cuda]
+    functions: dict[str, Callable[..., Tensor]] = {
+        form: fused_function(form) if fused else reassembly_function(form) for form in forms
     }
+    sizes = moved_values(shape, fused)
+    width = dtype_of(precision).itemsize
+    sets = copies_past_cache(width * sizes["forward"], device)
+    inputs = {
+        layout: [reassembly_inputs(shape, layout, device, precision, fused) for _ in range(sets)] for layout in LAYOUTS
+    }
+    flops_of_a_sum = 2 * multiply_adds(shape)
+    # On a GPU neither a copy nor a product of so few values tells what the device can do.
+    side = setting.plan.matmul_side if cuda else _SIDE
     rows: list[Row] = []
     notes: list[str] = []
-    for name, (bind, sums, values) in passes.items():
-        flops, moved = 2 * sums * KERNEL_SIZE**2 * y, 4 * values
-        calls = {label: bind(functions[form], *inputs[layout]) for label, (form, layout) in candidates.items()}
-        calls |= {"copy": copying(moved, setting.device), "fma": multiplying(_SIDE, setting.device)}
-        timings, failed = setting.time(calls, peers)
+    passes: dict[str, tuple[Callable[..., Call], int]] = {"forward": (forward, 1), "forward+backward": (both, 3)}
+    for name, (bind, sums) in passes.items():
+        flops, moved = sums * flops_of_a_sum, width * sizes[name]
+        calls = {
+            label: rotating([bind(functions[form], *given) for given in inputs[layout]])
+            for label, (form, layout) in candidates.items()
+        }
+        copied = setting.plan.copy_bytes if cuda else moved
+        calls |= {"copy": copying(copied, device), "fma": multiplying(side, device)}
+        with arithmetic("fp32"):
+            timings, failed = setting.time_kernels(calls, peers)
         notes += [f"{name}: {line}" for line in failed]
-        bounds = {"copy": timings.pop("copy").best, "fma": flops * timings.pop("fma").best / (2 * _SIDE**3)}
+        bounds = {
+            "copy": timings.pop("copy").best * moved / copied,
+            "fma": flops * timings.pop("fma").best / (2 * side**3),
+        }
         binds = max(bounds, key=lambda bound: bounds[bound])
         plain = timings.get("plain, contiguous")
         if "compiled, contiguous" in timings:
@@ -151,13 +228,18 @@ def _reassembly_times(setting: Setting, shape: Shape) -> tuple[list[Row], list[s
                     "pass": name,
                     "form": form,
                     "layout": layout,
+                    "precision": precision,
+                    "fused": fused,
                     "seconds": _seconds(timing),
                     "times_plain": None if plain is None else plain.median / timing.median,
                     "gflops": flops / timing.median / 1e9,
                     "gbytes": moved / timing.median / 1e9,
+                    "copy_seconds": bounds["copy"],
+                    "fma_seconds": bounds["fma"],
                     "bound_seconds": bounds[binds],
                     "binds": binds,
                     "share_of_bound": bounds[binds] / timing.median,
+                    "best_share_of_bound": bounds[binds] / timing.best,
                 }
             )
     return rows, notes
@@ -166,67 +248,133 @@ def _reassembly_times(setting: Setting, shape: Shape) -> tuple[list[Row], list[s
 _SIDE = 512
 
 
+def multiply_adds(shape: Shape) -> int:
+    """Those of one sum: every output value has its window, but nothing is multiplied beyond the border of x."""
+    b, c, n = shape
+    reach = KERNEL_SIZE // 2
+    inside = sum(min(i + reach, n - 1) - max(i - reach, 0) + 1 for i in range(n))  # windows' rows, or their columns
+    return b * c * (SCALE * inside) ** 2
+
+
+def moved_values(shape: Shape, fused: bool) -> dict[str, int]:
+    """How many values each pass has to read and write at least; and ``given``, those of the inputs and the gradient."""
+    b, c, n = shape
+    high = b * (SCALE * n) ** 2
+    x, w, y, gate = b * c * n * n, KERNEL_SIZE**2 * high, c * high, high
+    inputs = x + w + (y + gate if fused else 0)
+    # Forward reads the inputs and writes y. Backward reads them and y's gradient, and writes a gradient of each.
+    return {"forward": inputs + y, "forward+backward": 3 * inputs + 2 * y, "given": inputs + y}
+
+
 def _add_memory(setting: Setting, shape: Shape, row: Row) -> list[str]:
     """Fill in the memory columns; says why where there are no figures."""
-    extra, why = setting.process.peak(
-        {"what": "reassembly", "form": row["form"], "layout": row["layout"], "shape": shape}
-    )
-    b, c, n = shape
-    high = (SCALE * n) ** 2
-    held = 4 * b * (c * n * n + KERNEL_SIZE**2 * high + c * high)  # x, kernels, the gradient of the output
+    form, layout, precision, fused = (row[key] for key in ("form", "layout", "precision", "fused"))
+    question = {"what": "reassembly", "form": form, "layout": layout, "shape": shape}
+    if (precision, fused) != ("fp32", False):
+        question |= {"precision": precision, "fused": fused}
+    extra, why = setting.peak(question)
+    held = dtype_of(precision).itemsize * moved_values(shape, fused)["given"]  # and as much again for what comes out
     row |= {"extra_bytes": extra, "held_bytes": held, "needed_bytes": 2 * held}
     row["memory_ratio"] = None if extra is None else (held + extra) / (2 * held)
-    return [f"memory of {row['form']}, {row['layout']}: {line}" for line in why]
+    return [f"memory of {form}, {layout}: {line}" for line in why]
 
 
 def measure_operators(setting: Setting) -> Iterator[Result]:
     """Every operator at every shape, forward and backward, and its memory; CARAFE and FADE in their plain form too."""
+    plan = setting.plan
+    for shape, precision in itertools.product(plan.operators, plan.precisions):
+        rows, notes = _operator_rows(setting, shape, precision)
+        title = f"operators on {shape} to side {SCALE * shape.side}, {precision}"
+        yield Result("operators", title, tuple(rows), tuple(notes))
+
+
+def _operator_rows(setting: Setting, shape: Shape, precision: str) -> tuple[list[Row], list[str]]:
+    device, layouts = setting.device, setting.plan.operator_layouts
     names = setting.upsamplers or tuple(UPSAMPLERS)
-    candidates = {name: (name, False) for name in names}
-    candidates |= {f"{name}, plain form": (name, True) for name in PLAIN if name in names}
-    peers = [label for label, (_, plain) in candidates.items() if plain]
-    for shape in setting.plan.operators:
-        inputs = {layout: operator_inputs(shape, layout, setting.device) for layout in LAYOUTS}
-        calls = {
-            label: operator_calls(name, plain, inputs[plain_layout(plain)])
-            for label, (name, plain) in candidates.items()
+    candidates = {
+        name if layout == layouts[0] else f"{name}, {layout}": (name, False, layout)
+        for layout in layouts
+        for name in names
+    }
+    candidates |= {f"{name}, plain form": (name, True, plain_layout(True)) for name in PLAIN if name in names}
+    peers = [label for label, (_, plain, _) in candidates.items() if plain or setting.cuda]
+    b, c, n = shape
+    sets = copies_past_cache(dtype_of(precision).itemsize * b * c * n * n * (1 + 2 * SCALE**2), device)
+    inputs = {layout: [operator_inputs(shape, layout, device, precision) for _ in range(sets)] for layout in LAYOUTS}
+    calls = {label: operator_calls(name, plain, *inputs[layout]) for label, (name, plain, layout) in candidates.items()}
+    with arithmetic("fp32"):
+        one_way, failed = setting.time_kernels({label: call[0] for label, call in calls.items()}, peers)
+        both_ways, failed_back = setting.time_kernels({label: calls[label][1] for label in one_way}, peers)
+    rows: list[Row] = []
+    notes = [*failed, *failed_back]
+    for label in both_ways:
+        name, plain, layout = candidates[label]
+        question = {"what": "operator", "operator": name, "plain": plain, "shape": shape}
+        if precision != "fp32" or layout != plain_layout(plain):
+            question |= {"precision": precision, "layout": layout}
+        extra, why = setting.peak(question)
+        notes += [f"memory of {label}: {line}" for line in why]
+        row: Row = {
+            "shape": list(shape),
+            "operator": f"{name}, plain form" if plain else name,
+            "layout": layout,
+            "precision": precision,
+            "forward": _seconds(one_way[label]),
+            "forward+backward": _seconds(both_ways[label]),
+            "extra_bytes": extra,
         }
-        one_way, failed = setting.time({label: call[0] for label, call in calls.items()}, peers)
-        both_ways, failed_back = setting.time({label: calls[label][1] for label in one_way}, peers)
-        rows, notes = [], [*failed, *failed_back]
-        for label in both_ways:
-            name, plain = candidates[label]
-            extra, why = setting.process.peak({"what": "operator", "operator": name, "plain": plain, "shape": shape})
-            notes += [f"memory of {label}: {line}" for line in why]
-            row: Row = {
-                "shape": list(shape),
-                "operator": label,
-                "layout": plain_layout(plain),
-                "forward": _seconds(one_way[label]),
-                "forward+backward": _seconds(both_ways[label]),
-                "extra_bytes": extra,
-            }
-            slow = f"{label}, plain form"
-            if slow in both_ways:
-                pairs = ((one_way[slow], one_way[label]), (both_ways[slow], both_ways[label]))
-                row["times_plain"] = [plain_time.median / own.median for plain_time, own in pairs]
-            rows.append(row)
-        yield Result("operators", f"operators on {shape} to side {SCALE * shape.side}, fp32", tuple(rows), tuple(notes))
+        slow = f"{name}, plain form"
+        if slow in both_ways:
+            pairs = ((one_way[slow], one_way[label]), (both_ways[slow], both_ways[label]))
+            row["times_plain"] = [plain_time.median / own.median for plain_time, own in pairs]
+        rows.append(row)
+    return rows, notes
 
 
 def measure_step(setting: Setting) -> Iterator[Result]:
     """A training step with every operator, or with a few of them."""
     for case in setting.plan.steps:
         names = setting.upsamplers or (tuple(UPSAMPLERS) if case.every else REFERENCES)
-        names = tuple(dict.fromkeys((REFERENCES[0], *names)))
-        calls = {name: partial(next, start_training(name, case, setting.device)[1]) for name in names}
-        timings, _ = setting.time(calls)
-        reference = timings[REFERENCES[0]].median
-        rows = []
-        for name, timing in timings.items():
-            times = {"seconds": _seconds(timing), "times_bilinear": timing.median / reference}
-            rows.append({"operator": name, **times, **case._asdict()})
-        yield Result("step", f"a training step of {case}", tuple(rows))
+        yield _steps_on_cuda(setting, case, names) if setting.cuda else _steps(setting, case, names)
+
+
+def _steps(setting: Setting, case: StepCase, names: Sequence[str]) -> Result:
+    """Steps as a training takes them, one by one."""
+    names = tuple(dict.fromkeys((REFERENCES[0], *names)))
+    timings, _ = setting.time({name: partial(next, start_training(name, case, setting.device)[1]) for name in names})
+    return Result("step", f"a training step of {case}", tuple(_step_rows(timings, case)))
+
+
+def _steps_on_cuda(setting: Setting, case: StepCase, names: Sequence[str]) -> Result:
+    """Steps in blocks, after which alone the device is waited for; and what each launches, and holds."""
+    names = tuple(dict.fromkeys((REFERENCES[0], "nearest", *names)))
+    notes: list[str] = []
+    with arithmetic(case.precision):
+        calls = {name: resident_step(name, case, setting.device) for name in names}
+        plan = dataclasses.replace(setting.plan, turn=10 * setting.plan.turn, budget=10 * setting.plan.budget)
+        timings, failed = dataclasses.replace(setting, plan=plan).time(calls, peers=names, clock=block_clock)
+        notes += failed
+        rows = _step_rows(timings, case)
+        for row in rows:
+            call = calls[row["operator"]]
+            row["extra_bytes"] = peak_extra_bytes(call, setting.device)
+            try:
+                row["launches"], row["device_seconds"] = launches(call, setting.device)
+            except RuntimeError as error:  # the profiler needs a library of CUDA's, and rights, that may be missing
+                notes.append(f"launches of {row['operator']}: {first_line(error)}")
+    return Result("step", f"a training step of {case}, its batch on the device", tuple(rows), tuple(notes))
+
+
+def _step_rows(timings: Mapping[str, Timing], case: StepCase) -> list[Row]:
+    rows: list[Row] = []
+    for name, timing in timings.items():
+        row: Row = {"operator": name, "seconds": _seconds(timing)}
+        for reference in (REFERENCES[0], "nearest"):
+            if reference in timings:
+                row[f"times_{reference}"] = timing.median / timings[reference].median
+                row[f"best_times_{reference}"] = timing.best / timings[reference].best  # of a machine that is busy
+        rows.append({**row, **case._asdict()})
+    return rows
 
 
 def measure_recording(setting: Setting) -> Iterator[Result]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from ..upsamplers.costs import SITES
 
 
 class Shape(NamedTuple):
@@ -24,9 +28,11 @@ class StepCase(NamedTuple):
     size: int
     batch: int = 4
     every: bool = False
+    precision: str = "fp32"
 
     def __str__(self) -> str:
-        return f"SegNet, width {self.width:g}, {self.size}x{self.size}, batch {self.batch}"
+        precision = "" if self.precision == "fp32" else f", {self.precision}"
+        return f"SegNet, width {self.width:g}, {self.size}x{self.size}, batch {self.batch}{precision}"
 
 
 REFERENCES = ("bilinear", "carafe", "fade")
@@ -34,6 +40,12 @@ REFERENCES = ("bilinear", "carafe", "fade")
 
 SEGNET = tuple(Shape(4, channels, side) for channels, side in ((512, 7), (512, 14), (256, 28), (128, 56), (64, 112)))
 SEGFORMER = tuple(Shape(2, 256, side) for side in (16, 32, 64))
+MATTING = tuple(Shape(2, channels, side) for channels, side in SITES["matting"])
+LARGE = Shape(16, 256, 64)
+"""Large enough for a GPU to be busy: SegFormer's last maps of 16 images."""
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+"""float32; float32 whose products TensorFloat-32 may take; and autocast, or maps, of half precision."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,9 @@ class Plan:
         rounds: how often each candidate has its turn; one that has used ``budget`` seconds leaves after three.
         turn: seconds of a turn, in which a fast candidate is called several times.
         copy_bytes, matmul_side: of the bounds in the part ``machine``.
+        precisions: of reassembly and the operators.
+        fused: measure softmax, reassembly and FADE's gate together too, which are one kernel on a GPU.
+        operator_layouts: names in ``LAYOUTS`` that operators are measured in; their plain forms have contiguous maps.
         frames: of the figure and the animation in the part ``rendering``.
     """
 
@@ -58,6 +73,14 @@ class Plan:
     copy_bytes: int = 512 << 20
     matmul_side: int = 2048
     frames: int = 35
+    precisions: tuple[str, ...] = ("fp32",)
+    fused: bool = False
+    operator_layouts: tuple[str, ...] = ("channels-last",)
+
+    def at(self, precisions: Sequence[str]) -> Plan:
+        """The same plan at other precisions; TensorFloat-32 is for what multiplies matrices, so not for reassembly."""
+        steps = dict.fromkeys(step._replace(precision=p) for step in self.steps for p in precisions)
+        return dataclasses.replace(self, precisions=tuple(p for p in precisions if p != "tf32"), steps=tuple(steps))
 
 
 FULL = Plan()
@@ -71,3 +94,29 @@ QUICK = Plan(
     matmul_side=1024,
 )
 """The small shapes and few rounds, for a look; the large maps behave otherwise."""
+
+FULL_CUDA = Plan(
+    reassembly=(LARGE, *SEGNET, *SEGFORMER, *MATTING),
+    operators=(LARGE, *SEGNET, *SEGFORMER, *MATTING),
+    steps=(
+        *(StepCase(1.0, 224, 4, every=True, precision=p) for p in ("fp32", "tf32", "bf16")),
+        *(StepCase(1.0, 224, 16, precision=p) for p in ("fp32", "tf32", "bf16")),
+    ),
+    rounds=5,
+    turn=0.02,
+    matmul_side=4096,
+    precisions=("fp32", "bf16", "fp16"),
+    fused=True,
+    operator_layouts=("channels-last", "contiguous"),
+)
+QUICK_CUDA = dataclasses.replace(
+    FULL_CUDA,
+    reassembly=(LARGE,),
+    operators=(LARGE,),
+    steps=tuple(StepCase(1.0, 224, 4, precision=p) for p in ("fp32", "bf16")),
+    rounds=3,
+    budget=0.5,
+    precisions=("fp32", "fp16"),
+    operator_layouts=("channels-last",),
+)
+"""The same on a CUDA device, where the small maps are bound by launches: all networks' sites, and one large map."""

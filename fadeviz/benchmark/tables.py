@@ -13,9 +13,9 @@ CAPTIONS = {
     "reassembly": (
         "x plain: how many times faster than the plain form (unfold, repeat, einsum), which has contiguous maps. of "
         "bound: the share reached of what this machine allows, by the fastest copy of as many bytes and the fastest "
-        "matrix product, for as many multiply-adds (fma), of the same turns; the slower one binds. extra: peak memory "
-        "of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over what inputs, output, "
-        "kernels and their gradients need."
+        "matrix product, for as many multiply-adds (fma; none beyond the border), of the same turns; the slower one "
+        "binds. extra: peak memory of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over "
+        "what inputs, output, kernels and their gradients need."
     ),
     "operators": (
         "x plain: how many times faster than its plain form, forward/forward+backward. extra: peak memory of "
@@ -26,6 +26,29 @@ CAPTIONS = {
     "rendering": "Reading the runs from disk included.",
 }
 """What the columns mean."""
+
+CAPTIONS_CUDA = CAPTIONS | {
+    "machine": (
+        "Rates by the fastest call. The last row: how often torch can hand a kernel to the device, by the host's time."
+    ),
+    "reassembly": (
+        "us: of the device, by its events, while more calls wait in its queue; host us: until the host had handed the "
+        "call over, which is what a call takes where that is longer. floor us: what the bytes that must be read and "
+        "written take at the rate of a large copy, or the multiply-adds at that of a float32 matrix product (fma), "
+        "whichever is longer; x floor: time over that. extra: what torch allocates beyond the inputs; held: "
+        "inputs and extra over what inputs, output, kernels and their gradients need."
+    ),
+    "operators": (
+        "us: of the device, by its events; host us: until the host had handed forward+backward over. Half precision: "
+        "under autocast, with float32 weights. x plain, extra: see the CPU's tables of operators; of torch's counters."
+    ),
+    "step": (
+        "Forward, loss, backward and the optimiser's step; the device is waited for after blocks of steps. launches: "
+        "kernels, copies and fills a step; busy: the share of the time in which these run; extra: what torch allocates "
+        "beyond weights and momentum."
+    ),
+}
+"""The same for a CUDA device."""
 
 
 def describe(result: Result) -> str:
@@ -57,8 +80,14 @@ _WORDS = {"what", "is", "pass", "form", "layout", "operator"}
 
 
 def _time_cells(name: str, seconds: Mapping[str, float]) -> dict[str, str]:
-    spread = f"{_digits(1e3 * seconds['low'])}..{_digits(1e3 * seconds['high'])}"
-    return {f"{name}ms": _digits(1e3 * seconds["median"]), f"{name}quartiles": spread}
+    factor, unit = (1e6, "us") if _by_events(seconds) else (1e3, "ms")
+    spread = f"{_digits(factor * seconds['low'])}..{_digits(factor * seconds['high'])}"
+    return {f"{name}{unit}": _digits(factor * seconds["median"]), f"{name}quartiles": spread}
+
+
+def _by_events(seconds: Mapping[str, float | None]) -> bool:
+    """Whether a CUDA device's own clock gave these: they are short."""
+    return seconds["host"] is not None
 
 
 def _digits(value: float | None, unit: str = "") -> str:
@@ -82,12 +111,25 @@ def _reassembly_cells(row: Row) -> dict[str, str]:
         "form": row["form"],
         "layout": row["layout"],
         **_time_cells("", row["seconds"]),
+        **_rate_cells(row),
+        "extra MiB": _mebibytes(row["extra_bytes"]) if "extra_bytes" in row else "",
+        "held": _digits(row["memory_ratio"], "x") if "memory_ratio" in row else "",
+    }
+
+
+def _rate_cells(row: Row) -> dict[str, str]:
+    if _by_events(row["seconds"]):
+        return {
+            "host us": _digits(1e6 * row["seconds"]["host"]),
+            "x plain": _digits(row["times_plain"]),
+            "floor us": f"{_digits(1e6 * row['bound_seconds'])} {row['binds']:4}",
+            "x floor": _digits(1 / row["share_of_bound"]),
+        }
+    return {
         "x plain": _digits(row["times_plain"]) if "times_plain" in row else "",
         "GFLOP/s": _digits(row["gflops"]) if "gflops" in row else "",
         "GB/s": _digits(row["gbytes"]) if "gbytes" in row else "",
         "of bound": f"{row['share_of_bound']:.1%} {row['binds']:4}" if "binds" in row else "",
-        "extra MiB": _mebibytes(row["extra_bytes"]) if "extra_bytes" in row else "",
-        "held": _digits(row["memory_ratio"], "x") if "memory_ratio" in row else "",
     }
 
 
@@ -95,16 +137,32 @@ def _operator_cells(row: Row) -> dict[str, str]:
     return {
         "operator": row["operator"],
         "layout": row["layout"],
-        **_time_cells("fwd ", row["forward"]),
+        **_forward_cells(row["forward"]),
         **_time_cells("fwd+bwd ", row["forward+backward"]),
+        **({"host us": _digits(1e6 * row["forward+backward"]["host"])} if _by_events(row["forward"]) else {}),
         "x plain": "/".join(map(_digits, row.get("times_plain", ()))),
         "extra MiB": _mebibytes(row["extra_bytes"]),
     }
 
 
+def _forward_cells(seconds: Mapping[str, float]) -> dict[str, str]:
+    cells = _time_cells("fwd ", seconds)
+    if _by_events(seconds):  # they vary little, and the line is long
+        del cells["fwd quartiles"]
+    return cells
+
+
 def _step_cells(row: Row) -> dict[str, str]:
-    times = {f"x {REFERENCES[0]}": _digits(row["times_bilinear"])}
-    return {"operator": row["operator"], **_time_cells("", row["seconds"]), **times}
+    cells = {"operator": row["operator"], **_time_cells("", row["seconds"])}
+    cells[f"x {REFERENCES[0]}"] = _digits(row["times_bilinear"])
+    if "extra_bytes" in row:
+        cells["x nearest"] = _digits(row.get("times_nearest"))
+        cells["steps/s"] = _digits(1 / row["seconds"]["median"])
+        cells["launches"] = str(row.get("launches", "-"))
+        busy = row.get("device_seconds")
+        cells["busy"] = "-" if busy is None else f"{busy / row['seconds']['median']:.0%}"
+        cells["extra MiB"] = _mebibytes(row["extra_bytes"])
+    return cells
 
 
 def _recording_cells(row: Row) -> dict[str, str]:

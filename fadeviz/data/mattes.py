@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -59,10 +61,33 @@ def make_trimap(alpha: Matte, random: np.random.Generator, radii: tuple[int, int
             raise FadevizError(
                 f"make_trimap: alpha is {value // 255} everywhere: nothing is unknown. Give a matte with an edge"
             )
-        trimap[ndimage.distance_transform_edt(sure) > radius] = value
+        trimap[far_from(~sure, radius)] = value
     if not (trimap == UNKNOWN).any():
         raise FadevizError("make_trimap: no pixel is unknown: alpha is 0 or 1 everywhere. Use radii from 1")
     return trimap
+
+
+def far_from(marked: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    """Whether no marked pixel lies within ``radius`` pixels (Euclidean distance between centres).
+
+    ``scipy.ndimage.distance_transform_edt(~marked) > radius``, several times faster for the small radii of trimaps:
+    the distances to the nearest marked pixel of the same row, and then, by the circle, of as many rows up and down.
+
+    Shape: ``(H, W)`` -> ``(H, W)``.
+    """
+    height, width = marked.shape
+    if radius > 100:  # distances in a row are kept in 8 bits, and the circle has many rows
+        return np.asarray(ndimage.distance_transform_edt(~marked) > radius)
+    columns = np.arange(width, dtype=np.int32)
+    left = np.maximum.accumulate(np.where(marked, columns, np.int32(-256)), axis=1)
+    right = np.minimum.accumulate(np.where(marked, columns, np.int32(width + 256))[:, ::-1], axis=1)[:, ::-1]
+    across = np.minimum(np.minimum(columns - left, right - columns), 255).astype(np.uint8)
+    near = across <= radius
+    for rows in range(1, min(radius, height - 1) + 1):
+        reached = across <= math.isqrt(radius * radius - rows * rows)
+        near[rows:] |= reached[:-rows]
+        near[:-rows] |= reached[rows:]
+    return ~near
 
 
 def composite(foreground: Pixels, background: Pixels, alpha: Matte) -> Pixels:
@@ -79,8 +104,14 @@ def composite(foreground: Pixels, background: Pixels, alpha: Matte) -> Pixels:
             "differ in size. Crop or resize them first"
         )
     share = np.asarray(alpha, np.float32)[..., None]
-    mixed = share * foreground + (1 - share) * background.astype(np.float32)
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    # Each of the three channels has its share: numpy is several times slower where the last axis is broadcast.
+    share = np.repeat(share, 3, axis=2)
+    mixed = share * foreground
+    np.subtract(1, share, out=share)
+    share *= background
+    mixed += share
+    np.rint(mixed, out=mixed)
+    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
 
 
 def estimate_layers(image: Pixels, alpha: Matte) -> tuple[Pixels, Pixels]:

@@ -153,6 +153,12 @@ class _Kept:
         return value
 
 
+@lru_cache(maxsize=8)
+def _round_order(seed: int, round_: int, count: int) -> list[int]:
+    order: list[int] = _random(seed, round_, 5).permutation(count).tolist()
+    return order
+
+
 class MatteCrops:
     """Training crops without end: every foreground once in each round, each time on another background.
 
@@ -174,9 +180,6 @@ class MatteCrops:
         """Made by :func:`load_matting`; without ``backgrounds`` the mattes' own, estimated ones serve."""
         self._mattes, self._backgrounds = tuple(mattes), tuple(backgrounds)
         self._kept = _Kept()
-        self._order = lru_cache(maxsize=4)(
-            lambda round_: _random(seed, round_, 5).permutation(len(self._mattes)).tolist()
-        )
         self.size, self.seed = size, seed
 
     @property
@@ -201,7 +204,7 @@ class MatteCrops:
             raise IndexError(f"no crop {index}: there are 0 and up")
         random = _random(self.seed, index, 6)
         round_, place = divmod(index, len(self._mattes))
-        files = self._mattes[self._order(round_)[place]]
+        files = self._mattes[_round_order(self.seed, round_, len(self._mattes))[place]]
         layers = self._layers(files)
         height, width = layers.matte.shape
         side = min(int(self.size * SCALES[int(random.integers(len(SCALES)))]), height, width)

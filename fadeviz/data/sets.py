@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
 from . import Sample, Splits, synthetic
 from .ade20k import check_ade20k, describe_ade20k, load_ade20k
+from .kept import Kept
 from .mattes import crop_unknown
 from .matting import check_matting, describe_matting, load_matting, load_synthetic_mattes
 from .weizmann_horse import check_weizmann, describe_weizmann, load_weizmann
@@ -45,6 +46,7 @@ class DataSet:
         whole: a network sees whole pictures, squeezed into the square; else crops of them.
         mirrors: training pictures are mirrored at random already.
         subsets: ``Wanted.subset`` is understood.
+        held: training pictures are all in memory once they were read: they need no workers and no pool.
     """
 
     load: Callable[[Wanted], Splits]
@@ -54,11 +56,12 @@ class DataSet:
     whole: bool = True
     mirrors: bool = False
     subsets: bool = False
+    held: bool = False
 
 
 def _synthetic(wanted: Wanted) -> Splits:
     count = synthetic.TEST_DRAWINGS
-    test = synthetic.SyntheticHorses(wanted.size, wanted.split_seed, stream="test", count=count)
+    test = Kept(synthetic.SyntheticHorses(wanted.size, wanted.split_seed, stream="test", count=count))
     info = {"name": "synthetic", "train": "endless", "test": count}
     return Splits(synthetic.SyntheticHorses(wanted.size, wanted.seed, stream="train"), test, info)
 
@@ -68,23 +71,29 @@ def _weizmann(wanted: Wanted) -> Splits:
 
 
 def _ade20k(wanted: Wanted) -> Splits:
-    return load_ade20k(
-        wanted.folder, wanted.size, subset=wanted.subset or None, seed=wanted.seed, subset_seed=wanted.split_seed
+    subset = wanted.subset or None
+    return _kept(
+        load_ade20k(wanted.folder, wanted.size, subset=subset, seed=wanted.seed, subset_seed=wanted.split_seed)
     )
 
 
 def _synthetic_mattes(wanted: Wanted) -> Splits:
-    return load_synthetic_mattes(wanted.size, wanted.split_seed, wanted.seed)
+    return _kept(load_synthetic_mattes(wanted.size, wanted.split_seed, wanted.seed))
 
 
 def _mattes(wanted: Wanted) -> Splits:
-    return load_matting(wanted.folder, wanted.size, wanted.split_seed, wanted.seed)
+    return _kept(load_matting(wanted.folder, wanted.size, wanted.split_seed, wanted.seed))
+
+
+def _kept(splits: Splits) -> Splits:
+    """The same, with test pictures that are read or drawn once."""
+    return replace(splits, test=Kept(splits.test))
 
 
 DATA: Mapping[str, Mapping[str, DataSet]] = {
     "segmentation": {
         "synthetic": DataSet(_synthetic),
-        "weizmann": DataSet(_weizmann, check_weizmann, describe_weizmann),
+        "weizmann": DataSet(_weizmann, check_weizmann, describe_weizmann, held=True),
         "ade20k": DataSet(_ade20k, check_ade20k, describe_ade20k, whole=False, mirrors=True, subsets=True),
     },
     "matting": {

@@ -51,7 +51,6 @@ class ShuffledLabels:
         """``dataset`` stays as it is; ``seed`` is that of the derangement."""
         self.dataset = dataset
         self.seed = seed
-        self._order = lru_cache(maxsize=4)(self._draw)
         self._order(0)  # too few pictures are found here
 
     @property
@@ -72,5 +71,8 @@ class ShuffledLabels:
         other = self.dataset[self.source(index)]
         return own._replace(mask=other.mask, alpha=other.alpha)
 
-    def _draw(self, block: int) -> NDArray[np.int64]:
-        return derangement(BLOCK if self.count is None else self.count, self.seed, block)
+    def _order(self, block: int) -> NDArray[np.int64]:
+        return _kept_derangement(BLOCK if self.count is None else self.count, self.seed, block)
+
+
+_kept_derangement = lru_cache(maxsize=8)(derangement)

@@ -106,7 +106,6 @@ class AugmentedCrops:
             raise FadevizError(f"seed is {seed}; it must be 0 or more")
         self.augmentation = augmentation or Augmentation()
         self._pictures = count
-        self._order = lru_cache(maxsize=2)(self._draw_order)
 
     @property
     def count(self) -> None:
@@ -130,13 +129,15 @@ class AugmentedCrops:
         if operator.index(index) < 0:
             raise IndexError(f"no crop {index}: they are counted from 0")
         epoch, place = divmod(operator.index(index), self._pictures)
-        return int(self._order(epoch)[place])
-
-    def _draw_order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.Generator(np.random.PCG64([self.seed, epoch, 3])).permutation(self._pictures)
+        return int(_epoch_order(self.seed, epoch, self._pictures)[place])
 
     def __repr__(self) -> str:
         return f"AugmentedCrops({self.dataset!r}, {self.size}, {self.seed})"
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+    return np.random.Generator(np.random.PCG64([seed, epoch, 3])).permutation(count)
 
 
 class CentreCrops:
@@ -318,7 +319,18 @@ def _draw_distortion(random: np.random.Generator, recipe: Augmentation) -> _Dist
     )
 
 
+_ROWS = 32
+"""Colours are changed in strips of so many rows: what is computed on the way then stays in the processor's cache."""
+
+
 def _distorted(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]:
+    changed = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):
+        changed[top : top + _ROWS] = _distorted_strip(image[top : top + _ROWS], draw)
+    return changed
+
+
+def _distorted_strip(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]:
     planes = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)
     if draw.brightness != 0:
         planes = adjust_brightness(planes, draw.brightness)
@@ -330,7 +342,7 @@ def _distorted(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]
         planes = adjust_hue(planes, draw.hue)
     if draw.contrast != 1 and not draw.contrast_second:
         planes = adjust_contrast(planes, draw.contrast)
-    return np.rint(planes).astype(np.uint8).transpose(1, 2, 0)
+    return np.rint(planes, out=planes).astype(np.uint8).transpose(1, 2, 0)
 
 
 def _scaled_part(
@@ -356,6 +368,8 @@ def _padded(
     image: NDArray[np.uint8], mask: NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     height, width = mask.shape
+    if height == width == size:
+        return np.ascontiguousarray(image), np.array(mask, order="C")
     square = np.empty((size, size, 3), np.uint8)
     square[...] = PADDING
     square[:height, :width] = image

@@ -79,6 +79,7 @@ class Found:
         self._edges: list[tuple[str, int, GradientEdge]] = []
         self._calls: Counter[tuple[str, str]] = Counter()
         self._over = False
+        self._arriving: set[torch.device] = set()
         self._thread = threading.get_ident()
         self._elsewhere: set[str] = set()
 
@@ -197,13 +198,21 @@ class Found:
                 error = f"layer {layer!r} did not run in the {where}, so there is nothing to record"
                 self.refuse(layer, FadevizError(error))
 
+    def wait(self) -> None:
+        """Wait until the values of all maps are there: those of a GPU are still on their way."""
+        while self._arriving:
+            torch.cuda.synchronize(self._arriving.pop())
+
     def _count(self, layer: str, kind: str) -> int:
         self._calls[layer, kind] += 1
         return self._calls[layer, kind] - 1
 
     def _add(self, layer: str, call: int, kind: str, value: Tensor) -> None:
-        # A copy, because buffers may be reused, and memory shared with NumPy cannot be resized any more.
-        copy = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        # A copy, because buffers may be reused, and memory shared with NumPy cannot be resized any more. A GPU copies
+        # in its own time, into pinned memory: waiting for each map would keep it idle as often.
+        copy = value.to("cpu", copy=True, non_blocking=value.is_cuda, memory_format=torch.contiguous_format)
+        if value.is_cuda:
+            self._arriving.add(value.device)
         array: NDArray[np.float32] = copy.numpy()
         self.snapshots.append(Snapshot(self.asked.step, layer, call, kind, array))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
 import time
@@ -31,19 +32,25 @@ class LocalProcesses:
     A process trains one run after the other: starting one costs seconds of imports. One that has seen a run fail is
     not used again. Processes are spawned: a script that uses this needs ``if __name__ == "__main__":`` around it.
 
+    On a machine with several GPUs each process is given the one that has the fewest of them; a single GPU is shared.
+
     Args:
-        jobs: processes at a time. They share the cores; on a CPU the last bits of a result depend on the threads, and
-            so on ``jobs``.
+        jobs: processes at a time; None: one for each GPU, or one. They share the cores; on a CPU the last bits of a
+            result depend on the threads, and so on ``jobs``.
+        grace: seconds that a process has, when training is stopped, to finish its step, with its test and its
+            checkpoint, before it is killed.
 
     Raises:
         FadevizError: fewer than one.
     """
 
-    def __init__(self, jobs: int = 1) -> None:
+    def __init__(self, jobs: int | None = 1, *, grace: float = _GRACE) -> None:
         """Nothing is started before :meth:`train`."""
-        if jobs < 1:
+        self.gpus = _gpus()
+        self.jobs = max(1, len(self.gpus)) if jobs is None else jobs
+        self.grace = grace
+        if self.jobs < 1:
             raise FadevizError(f"jobs is {jobs}; it must be 1 or more")
-        self.jobs = jobs
 
     def train(self, tasks: Sequence[Task]) -> Generator[list[Event], None, None]:
         """Train the runs, and tell of them in batches; closing the generator stops the processes."""
@@ -54,7 +61,7 @@ class LocalProcesses:
             while waiting or workers:
                 begun = []
                 while waiting and len(workers) < self.jobs:
-                    worker = _start(threads)
+                    worker = _start(threads, self._free_gpu(workers.values()))
                     workers[worker.pipe] = worker
                     begun.append(worker.begin(waiting.pop()))
                 if begun:
@@ -70,7 +77,12 @@ class LocalProcesses:
                         worker.dismiss()
                 yield told
         finally:
-            _stop(workers.values())
+            _stop(workers.values(), self.grace)
+
+    def _free_gpu(self, workers: Iterable[_Worker]) -> str:
+        """The GPU with the fewest processes; empty where there is no choice."""
+        at_work = [worker.gpu for worker in workers]
+        return min(self.gpus, key=at_work.count, default="")
 
 
 @dataclass
@@ -79,6 +91,7 @@ class _Worker:
 
     process: SpawnProcess
     pipe: Connection
+    gpu: str = ""
     task: Task | None = None
     progress: Progress | None = None
     usable: bool = True
@@ -115,23 +128,30 @@ class _Worker:
             self.process.join()
 
 
-def _start(threads: int) -> _Worker:
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU of this machine that this process may use; empty where they are one."""
+    count = torch.cuda.device_count()  # asks the driver, and takes no memory on any GPU
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(number) for number in range(count)])[:count] if count > 1 else []
+
+
+def _start(threads: int, gpu: str = "") -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, threads), name="fadeviz-sweep", daemon=True)
+    process = context.Process(target=_work, args=(theirs, threads, gpu), name="fadeviz-sweep", daemon=True)
     with _deaf_to_ctrl_c():
         process.start()
     theirs.close()  # the worker's end alone is open now: when it dies, ours says so
-    return _Worker(process, ours)
+    return _Worker(process, ours, gpu)
 
 
-def _stop(workers: Iterable[_Worker]) -> None:
+def _stop(workers: Iterable[_Worker], grace: float = _GRACE) -> None:
     """Stop the remaining workers after a signal or an error of the sweep. Each finishes its step and saves it."""
     left = list(workers)
     for worker in left:
         worker.process.terminate()
         worker.pipe.close()  # an idle worker waits for its next run
-    deadline = time.monotonic() + _GRACE
+    deadline = time.monotonic() + grace
     try:
         for worker in left:
             worker.process.join(max(0.0, deadline - time.monotonic()))
@@ -142,9 +162,11 @@ def _stop(workers: Iterable[_Worker]) -> None:
                 worker.process.join()
 
 
-def _work(pipe: Connection, threads: int) -> None:
+def _work(pipe: Connection, threads: int, gpu: str = "") -> None:
     """What a worker process does: the runs it is given, with a word now and then, and one at the end of each."""
     stopping, idle, told = False, True, 0.0
+    if gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when the first run asks for CUDA
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopping

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import FadevizError
 from ..files import write_whole
@@ -25,15 +27,108 @@ def write_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Save model, optimiser, gradient scaler, random state and step; the file is replaced whole."""
-    state = {
+    _write(path, _state(step, run_id, model, optimizer, scaler))
+
+
+class CheckpointWriter:
+    """Writes checkpoints from a thread, at most one at a time, while the training goes on.
+
+    :meth:`begin` copies the state into memory and returns: on a GPU the copies are queued behind the step's work and
+    before the next step's, into pinned memory. What goes wrong in the thread is raised by the next :meth:`wait`.
+    """
+
+    def __init__(self) -> None:
+        """No thread is started before the first checkpoint."""
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: tuple[int, Future[None]] | None = None
+        self.written = 0
+        """The step of the last checkpoint that is known to be complete."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is still being written."""
+        return self._pending is not None and not self._pending[1].done()
+
+    def begin(
+        self,
+        path: Path,
+        step: int,
+        run_id: str,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        """Write a checkpoint as :func:`write_checkpoint` does, after the one before is complete.
+
+        Raises:
+            FadevizError: the one before could not be written.
+        """
+        self.wait()
+        state = _copied(_state(step, run_id, model, optimizer, scaler))
+        copied = torch.Event(device="cuda") if _on_gpu(model) else None
+        if copied is not None:
+            copied.record()
+
+        def write() -> None:
+            if copied is not None:
+                copied.synchronize()
+            _write(path, state)
+
+        self._pending = step, self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            FadevizError: it could not be written.
+        """
+        if self._pending is not None:
+            (step, future), self._pending = self._pending, None
+            future.result()
+            self.written = step
+
+    def close(self) -> None:
+        """End the thread, after the last checkpoint is complete, or could not be written."""
+        self._thread.shutdown()
+
+
+def _state(
+    step: int,
+    run_id: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler | None,
+) -> dict[str, Any]:
+    return {
         "step": step,
         "run_id": run_id,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        # Only where it is trained: to ask a GPU for it would occupy memory on it.
+        "cuda_rng": torch.cuda.get_rng_state() if _on_gpu(model) else None,
     }
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in model.parameters())
+
+
+def _copied(value: Any) -> Any:
+    """The same with copies of its tensors on the CPU; those of tensors on a GPU are pinned and not yet complete."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", non_blocking=True) if value.is_cuda else value.detach().clone()
+    if isinstance(value, list):
+        return [_copied(part) for part in value]
+    if isinstance(value, dict):
+        same = copy.copy(value)  # a module's state has an attribute of its own, with versions
+        same.update({key: _copied(part) for key, part in value.items()})
+        return same
+    return value
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
     # Through memory: torch reports a full disk as an error of its own kind.
     buffer = io.BytesIO()
     torch.save(state, buffer)
@@ -60,7 +155,7 @@ def read_checkpoint(
         if scaler is not None and state["scaler"] is not None:
             scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and torch.cuda.is_available():
+        if state["cuda_rng"] is not None and _on_gpu(model):
             torch.cuda.set_rng_state(state["cuda_rng"])
     return step
 

@@ -48,8 +48,7 @@ class Processes:
         """The largest of the ranks' numbers. All ranks must call it."""
         if self.count == 1:
             return number
-        on = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-        told = torch.tensor(number, device=on)
+        told = torch.tensor(number)  # on the CPU, by gloo: no GPU is waited for
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
         return int(told.item())
 
@@ -124,7 +123,7 @@ def started_number() -> int:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, connected (gloo on CPUs, NCCL on GPUs) until the end of the block.
+    """The processes that torchrun started, connected (gloo for the CPU, NCCL for GPUs) until the end of the block.
 
     Without torchrun, or in a process group that exists already with one process, it is this process alone.
 
@@ -136,7 +135,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         yield ALONE
         return
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise FadevizError(
             f"{count} processes did not find each other ({_first_line(error)}). Start them by torchrun"

@@ -1,30 +1,26 @@
-"""The training loop: batches in a fixed order, one optimiser step after another, nothing else."""
+"""The training loop: one optimiser step after another, nothing else."""
 
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data import Dataset, Sample
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
+from .graphs import ReplayedGradients, record_graph
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# ImageNet's statistics: what VGG16's weights expect, and harmless for others.
-_MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
-_STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+COMPILE = ("off", "graph", "on", "reduce-overhead")
+"""How a training step may be launched or compiled, see :func:`fit` and :func:`compile_forward`."""
 
 
 class StepResult(NamedTuple):
@@ -33,80 +29,6 @@ class StepResult(NamedTuple):
     step: int
     loss: float
     lr: float
-
-
-def to_tensors(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Images ``(B, 3, H, W)`` float32, normalised by ImageNet's statistics, and masks ``(B, H, W)`` int64."""
-    images = torch.from_numpy(np.stack([sample.image for sample in samples]))
-    masks = torch.from_numpy(np.stack([sample.mask for sample in samples]))
-    return (images.permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD, masks.long()
-
-
-def batch_indices(step: int, count: int | None, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """Which pictures optimiser step ``step`` (from 1) trains on: a function of its arguments alone.
-
-    Every epoch is a permutation of its own; its last batch may be smaller. An endless data set (``count`` None) is read
-    in order. That nothing is remembered between steps is what lets a resumed run go on with the same data.
-    """
-    if count is None:
-        first = (step - 1) * batch_size
-        return np.arange(first, first + batch_size)
-    per_epoch = -(-count // batch_size)
-    epoch, place = divmod(step - 1, per_epoch)
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-    return order[place * batch_size : (place + 1) * batch_size]
-
-
-def batches(
-    dataset: Dataset,
-    steps: Iterable[int],
-    batch_size: int,
-    seed: int,
-    *,
-    flip: bool = False,
-    ahead: int = 0,
-    processes: Processes = ALONE,
-    tensors: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]] = to_tensors,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch of each step, or this process's share of it.
-
-    Args:
-        dataset: pictures of one size.
-        steps: which optimiser steps, from 1, in order.
-        batch_size: pictures a step.
-        seed: of the order, and of the flips.
-        flip: mirror half of the pictures left to right.
-        ahead: how many batches a thread makes ready in advance. It pays where a GPU trains; on a CPU the thread takes
-            the cores and the interpreter from the training (measured: 0.35 s a step against 0.29 without).
-        processes: who trains. Together their shares are the batch that one process alone would see.
-        tensors: what makes inputs and targets of pictures.
-    """
-    share = slice(processes.number, None, processes.count)
-
-    def load(step: int) -> tuple[Tensor, Tensor]:
-        indices = batch_indices(step, dataset.count, batch_size, seed)
-        samples = [dataset[int(i)] for i in indices[share]]
-        if flip:
-            coins = np.random.Generator(np.random.PCG64([seed, step, 1])).random(len(indices)) < 0.5
-            samples = [_mirrored(s) if coin else s for s, coin in zip(samples, coins[share], strict=True)]
-        return tensors(samples)
-
-    if not ahead:
-        yield from map(load, steps)
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: deque[Future[tuple[Tensor, Tensor]]] = deque()
-        for step in steps:
-            waiting.append(pool.submit(load, step))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        for future in waiting:
-            yield future.result()
-
-
-def _mirrored(sample: Sample) -> Sample:
-    parts: dict[str, Any] = {name: part for name, part in sample._asdict().items() if isinstance(part, np.ndarray)}
-    return sample._replace(**{name: part[:, ::-1] for name, part in parts.items()})
 
 
 def step_decay(
@@ -135,58 +57,155 @@ def fit(
     precision: Precision = "fp32",
     scaler: torch.amp.GradScaler | None = None,
     processes: Processes = ALONE,
-    weigh: Callable[[Tensor], float] = len,
+    weigh: Callable[[Tensor], Tensor | float] = len,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    graph: int = 0,
+    record: Callable[..., Callable[[], None]] = record_graph,
 ) -> Iterator[StepResult]:
     """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no picture.
 
     Between two results the caller may do with the model what leaves it as it was: evaluate, observe, save.
 
+    Inputs and targets may be on any device. On a GPU the process waits once a step, for the loss, while the backward
+    pass runs.
+
     With several ``processes``, ``model`` is what :func:`~fadeviz.training.distributed.shared` gives, ``data`` this
     process's share, and ``loss_fn`` a mean whose weight ``weigh`` gives (of targets; their number, where it is a mean
     over pictures of one size): the step is that of the whole batch.
+
+    ``forward`` computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
+
+    ``graph`` is the number of images in a full batch: forward and backward pass of such batches are then replayed as
+    one CUDA graph, recorded by ``record``, those of smaller ones computed as they are. For one process.
 
     Raises:
         FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running
             statistics have taken in its batch).
     """
-    first = next(model.parameters())
+    device = next(model.parameters()).device
     channels_last = any(p.ndim == 4 and _is_channels_last(p) for p in model.parameters())
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     dtype = PRECISIONS[precision]
+    modules = list(model.modules())
+
+    def output_loss(images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+            output = (forward or model)(images)
+        return loss_fn(output.float(), targets)
+
+    def backward(loss: Tensor) -> None:
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def gradients(images: Tensor, targets: Tensor) -> Tensor:
+        loss = output_loss(images, targets)
+        backward(loss)
+        return loss
+
+    replayed = ReplayedGradients(model, gradients, record=record) if graph else None
     for step, (images, targets) in enumerate(data, start=first_step):
-        model.train()
+        if not all(module.training for module in modules):  # many times faster to ask than to set
+            model.train()
         lr = lr_at(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_factor", 1.0)
-        images = images.to(
-            first.device, memory_format=torch.channels_last if channels_last else torch.contiguous_format
-        )
-        with torch.autocast(first.device.type, dtype, enabled=precision != "fp32"):
-            output = model(images)
-        loss = loss_fn(output.float(), targets.to(first.device))
-        if processes.count > 1:
-            # Shares may differ by a picture, or in what is ignored: the mean of their means is not the batch's.
-            weight = weigh(targets)
-            told = processes.summed(torch.stack([loss.detach() * weight, loss.new_tensor(weight)]).double())
-            value = (told[0] / told[1].clamp(min=1e-9)).item()
-            loss = loss * (weight * processes.count / max(told[1].item(), 1e-9))
+        optimizer.zero_grad(set_to_none=True)  # before the forward pass, which may use their memory
+        images = _pinned(images, device).to(device, memory_format=layout, non_blocking=True)
+        targets = _pinned(targets, device).to(device, non_blocking=True)
+        if replayed is not None and len(images) == graph:
+            read = _reading(replayed(images, targets))
         else:
-            value = loss.item()
-        if not np.isfinite(value):
+            loss = mean = output_loss(images, targets)
+            if processes.count > 1:
+                # Shares may differ by a picture, or in what is ignored: the mean of their means is not the batch's.
+                weight = _scalar(weigh(targets), loss)
+                told = processes.summed(torch.stack([loss.detach() * weight, weight]).double())
+                total = told[1].clamp(min=1e-9)
+                mean = told[0] / total
+                loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
+            read = _reading(mean)
+            backward(loss)
+        value = read()
+        if not math.isfinite(value):
             or_this = "" if precision == "fp32" else ", or --precision fp32"
             raise FadevizError(f"the loss became {value} at step {step}. Use a smaller --lr{or_this}")
-        optimizer.zero_grad(set_to_none=True)
         if scaler is None:
-            loss.backward()
             optimizer.step()
         else:
-            scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
         yield StepResult(step, value, lr)
 
 
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """Where it can be copied to a GPU without waiting for what is in the queue there; as it is if it is there."""
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
+
+
+def _reading(scalar: Tensor) -> Callable[[], float]:
+    """What gives the value of a scalar later, when its GPU has been given more work: it then waits for the value alone.
+
+    ``item()`` would wait for all of that work, and leave the GPU idle until it gets the next.
+    """
+    scalar = scalar.detach()
+    if not scalar.is_cuda:
+        return scalar.item
+    value = scalar.to("cpu", non_blocking=True)
+    copied = torch.Event(device=scalar.device)
+    copied.record()
+
+    def read() -> float:
+        copied.synchronize()
+        return value.item()
+
+    return read
+
+
+def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """A number as a tensor beside another, without a copy from the host that would be waited for."""
+    if isinstance(value, Tensor):
+        return value.to(like.device, like.dtype, non_blocking=True)
+    return torch.full((), float(value), dtype=like.dtype, device=like.device)
+
+
 def _is_channels_last(p: Tensor) -> bool:
     return p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+
+
+def compile_forward(
+    model: nn.Module, mode: str, batch_size: int, *, backend: str = "inductor"
+) -> Callable[[Tensor], Tensor]:
+    """The forward pass of a model, compiled by ``torch.compile`` for batches of one size, for :func:`fit`.
+
+    It has the parameters and buffers of ``model``, which stays as it is: to observe (a compiled form calls no hooks
+    that are added later), to test, and to save under plain names.
+
+    Args:
+        model: on its device.
+        mode: ``on``; or ``reduce-overhead``, which on a GPU also replays the launches as CUDA graphs.
+        batch_size: images of a full batch. A smaller one, the last of an epoch, takes the model itself: it is too rare
+            to be compiled for.
+        backend: of ``torch.compile``.
+
+    Raises:
+        FadevizError: at the first batch: the compiler fails, or there is none.
+    """
+    from torch._dynamo.exc import TorchDynamoException  # loads the compiler: two seconds
+
+    graphs = mode == "reduce-overhead"
+    compiled = torch.compile(model, dynamic=False, backend=backend, mode=mode if graphs else None)
+
+    def forward(images: Tensor) -> Tensor:
+        if len(images) != batch_size:
+            return model(images)
+        if graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        try:
+            return compiled(images)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())  # what follows is for developers
+            raise FadevizError(f"compile={mode} does not work here: {reason}. Use compile=off") from error
+
+    return forward
 
 
 def keep_freed_memory() -> None:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ..data import Dataset, Sample
 from ..data.mattes import UNKNOWN
 from ..errors import FadevizError
+from ..recording.arithmetic import tf32
+from .batches import Collation, Packed, normalize, stacked
 from .distributed import ALONE, Processes
-from .loop import to_tensors
 
 EPSILON = 1e-6
 """The losses use sqrt(d^2 + EPSILON^2) for |d|, whose slope is defined at 0."""
@@ -26,32 +27,40 @@ Alpha = NDArray[np.float32] | NDArray[np.float64]
 Trimap = NDArray[np.uint8]
 
 
-def to_matting_tensors(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a matting network, for :func:`~fadeviz.training.loop.fit`.
-
-    Returns:
-        Inputs ``(B, 4, H, W)`` float32: RGB normalised by ImageNet's statistics, and the trimap in [0, 1] (0
-        background, 128/255 unknown, 1 foreground). Targets ``(B, 11, H, W)`` float32 in [0, 1], in this order: alpha;
-        1 where unknown; foreground, background and image, three channels each. Where a picture has no foreground or
-        background, the targets of the batch are the first two channels alone.
+def pack_mattes(samples: Sequence[Sample]) -> Packed:
+    """Images, trimaps and alphas of samples of one size; foregrounds and backgrounds too, where all have them.
 
     Raises:
         FadevizError: a picture without alpha or trimap, without an unknown pixel, or of another size than the first.
     """
     for sample in samples:
         _check(sample)
-    inputs = _inputs(samples)
-    unknown = torch.from_numpy(np.stack([s.trimap == UNKNOWN for s in samples]))[:, None]
-    alphas = torch.from_numpy(np.stack([s.alpha for s in samples if s.alpha is not None])).float()[:, None]
-    targets = [alphas, unknown.float()]
+    parts = (*_pack_inputs(samples), stacked(s.alpha for s in samples if s.alpha is not None))
     if all(s.foreground is not None and s.background is not None for s in samples):
-        for layer in ("foreground", "background", "image"):
-            pixels = torch.from_numpy(np.stack([getattr(s, layer) for s in samples]))
-            targets.append(pixels.permute(0, 3, 1, 2).float() / 255)
-    return inputs, torch.cat(targets, 1)
+        for layer in ("foreground", "background"):
+            parts = *parts, stacked(getattr(s, layer) for s in samples)
+    return parts
 
 
-def _inputs(samples: Sequence[Sample]) -> Tensor:
+def unpack_mattes(images: Tensor, trimaps: Tensor, alphas: Tensor, *layers: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs ``(B, 4, H, W)`` and targets ``(B, 11, H, W)``, or ``(B, 2, H, W)``, of what is packed."""
+    targets = [alphas.float()[:, None], (trimaps == UNKNOWN)[:, None].float()]
+    for pixels in (*layers, images) if layers else ():
+        targets.append(pixels.permute(0, 3, 1, 2).float() / 255)
+    return _unpack_inputs(images, trimaps), torch.cat(targets, 1)
+
+
+to_matting_tensors = Collation(pack_mattes, unpack_mattes)
+"""Inputs and targets of a matting network, for :func:`~fadeviz.training.loop.fit`.
+
+Inputs ``(B, 4, H, W)`` float32: RGB normalised by ImageNet's statistics, and the trimap in [0, 1] (0 background,
+128/255 unknown, 1 foreground). Targets ``(B, 11, H, W)`` float32 in [0, 1], in this order: alpha; 1 where unknown;
+foreground, background and image, three channels each. Where a picture has no foreground or background, the targets of
+the batch are the first two channels alone.
+"""
+
+
+def _pack_inputs(samples: Sequence[Sample]) -> Packed:
     for sample in samples:
         if sample.trimap is None:
             raise FadevizError(f"{sample.name} has no trimap: matting needs one. Use a matting set")
@@ -59,9 +68,11 @@ def _inputs(samples: Sequence[Sample]) -> Tensor:
             raise FadevizError(
                 f"{sample.name} and {samples[0].name} differ in size; a batch needs one. Use crops, or one a batch"
             )
-    images, _ = to_tensors(samples)
-    trimaps = torch.from_numpy(np.stack([s.trimap for s in samples if s.trimap is not None]))
-    return torch.cat([images, trimaps[:, None].float() / 255], 1)
+    return stacked(s.image for s in samples), stacked(s.trimap for s in samples if s.trimap is not None)
+
+
+def _unpack_inputs(images: Tensor, trimaps: Tensor) -> Tensor:
+    return torch.cat([normalize(images), trimaps[:, None].float() / 255], 1)
 
 
 def _check(sample: Sample) -> None:
@@ -240,12 +251,12 @@ def predict_alpha(model: nn.Module, sample: Sample, *, stride: int = 16) -> NDAr
     Raises:
         FadevizError: a picture without trimap; an output of another size.
     """
-    inputs = _inputs([sample])
+    inputs = _unpack_inputs(*_pack_inputs([sample]))
     height, width = inputs.shape[2:]
     bottom, right = -height % stride, -width % stride
     # Not torch's reflection, which refuses a padding as wide as the picture.
     padded = torch.from_numpy(np.pad(inputs.numpy(), ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect"))
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         output = model(padded.to(next(model.parameters()).device)).float().cpu()
     if output.numel() != padded.shape[2] * padded.shape[3]:
         raise FadevizError(

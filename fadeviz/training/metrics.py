@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from ..data import Dataset
 from ..errors import FadevizError
+from ..recording.arithmetic import tf32
+from .batches import to_tensors
 from .distributed import ALONE, Processes
-from .loop import to_tensors
 
 BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
 """Widths of the boundary band as shares of the picture's diagonal."""
@@ -73,38 +74,42 @@ def evaluate(
     if not count:
         raise FadevizError("evaluate: there are no test pictures, or they never end. Give a data set with a count")
     device = next(model.parameters()).device
-    counted: dict[int, _Counted] = {}
+    # Of each batch, by its first picture: the loss, its weight in pictures; each picture's Boundary IoU. All stays on
+    # the device until the end, so that a GPU is given the next batch while it computes this one.
+    sums: dict[int, Tensor] = {}
+    bands: dict[int, Tensor] = {}
+    pixels = torch.zeros(classes**2 + 1, dtype=torch.int64, device=device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), tf32(False):
             for first in range(processes.number * batch_size, count, processes.count * batch_size):
-                images, truth = to_tensors([dataset[i] for i in range(first, min(first + batch_size, count))])
-                logits = model(images.to(device)).float()
-                truth = truth.to(device)
+                samples = [dataset[i] for i in range(first, min(first + batch_size, count))]
+                images, truth = to_tensors(samples, device)
+                logits = model(images).float()
                 found = logits.argmax(1)
                 valid = truth < classes
-                weight = valid.double().mean().item() * len(images)  # in pictures
-                loss = loss_fn(logits, truth).item() * weight
-                pairs = truth[valid] * classes + found[valid]
-                confusion = torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
-                boundary = {}
-                for name, share in BOUNDARY_SHARES.items() if classes == 2 else ():
-                    width = boundary_width(truth.shape[1], truth.shape[2], share)
-                    boundary[name] = boundary_iou(found == 1, truth == 1, width).cpu()
-                counted[first] = _Counted(loss, weight, confusion, boundary)
+                weight = valid.double().mean() * len(images)
+                sums[first] = torch.stack([loss_fn(logits, truth).double() * weight, weight])
+                pairs = torch.where(valid, truth * classes + found, classes**2).flatten()
+                pixels.scatter_add_(0, pairs, torch.ones_like(pairs))
+                if classes == 2:
+                    height, width = truth.shape[1:]
+                    widths = [boundary_width(height, width, share) for share in BOUNDARY_SHARES.values()]
+                    bands[first] = torch.stack([boundary_iou(found == 1, truth == 1, width) for width in widths])
+            counted = _Counted(_on_cpu(sums), _on_cpu(bands), pixels[:-1].view(classes, classes).cpu())
     finally:
         for module, training in modes:
             module.training = training
-    everywhere = {first: one for told in processes.gathered(counted) for first, one in told.items()}
-    parts = [everywhere[first] for first in sorted(everywhere)]
-    confusion = torch.stack([part.confusion for part in parts]).sum(0)
+    everywhere = processes.gathered(counted)
+    confusion = torch.stack([one.confusion for one in everywhere]).sum(0)
     if not confusion.any():
         raise FadevizError("evaluate: the test pictures have no labelled pixel. Put their annotations there")
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
+    parts = [part.tolist() for part in _in_order([one.sums for one in everywhere])]
     figures = {
-        "test_loss": sum(part.loss for part in parts) / max(sum(part.weight for part in parts), 1e-9),
+        "test_loss": sum(loss for loss, _ in parts) / max(sum(weight for _, weight in parts), 1e-9),
         "miou": iou.nanmean().item(),
         "iou": iou[1].item(),
         "accuracy": (hits.sum() / confusion.sum()).item(),
@@ -112,14 +117,27 @@ def evaluate(
     if classes != 2:
         del figures["iou"]
         return figures
-    means = {name: torch.cat([part.boundary[name] for part in parts]).nanmean().item() for name in BOUNDARY_SHARES}
-    return figures | means
+    means = [row.nanmean().item() for row in torch.cat(_in_order([one.bands for one in everywhere]), 1)]
+    return figures | dict(zip(BOUNDARY_SHARES, means, strict=True))
 
 
 class _Counted(NamedTuple):
-    """What one batch of test pictures gave."""
+    """What one process counted; by the first picture of each batch, where it is one of a batch."""
 
-    loss: float
-    weight: float
+    sums: dict[int, Tensor]
+    bands: dict[int, Tensor]
     confusion: Tensor
-    boundary: dict[str, Tensor]
+
+
+def _on_cpu(values: dict[int, Tensor]) -> dict[int, Tensor]:
+    """The same from the CPU, brought there at once: their last axis may differ in length."""
+    if not values:
+        return {}
+    whole = torch.cat([value.flatten() for value in values.values()]).cpu()
+    parts = whole.split([value.numel() for value in values.values()])
+    return {first: part.view_as(value) for part, (first, value) in zip(parts, values.items(), strict=True)}
+
+
+def _in_order(told: list[dict[int, Tensor]]) -> list[Tensor]:
+    values = {first: value for one in told for first, value in one.items()}
+    return [values[first] for first in sorted(values)]

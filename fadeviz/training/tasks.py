@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ..data import Dataset, Sample
 from ..data.transforms import IGNORED
+from ..recording.arithmetic import tf32
+from .batches import Collation, to_tensors
 from .distributed import ALONE, Processes
-from .loop import to_tensors
 from .matting import evaluate_mattes, matting_loss, predict_alpha, to_matting_tensors
 from .metrics import evaluate
 
@@ -34,15 +35,15 @@ class Task:
     Attributes:
         tensors: inputs and targets of pictures of one size.
         loss: of outputs and targets, a mean whose weight ``weigh`` gives.
-        weigh: of targets.
+        weigh: of targets, a number or a scalar on their device.
         evaluate: the figures of a test.
         predict: ``(model, sample, stride, size)`` of one picture, whose sides are padded to multiples of ``stride``:
             the class of each pixel, uint8, or its alpha, float32 in [0, 1], as a map of ``size``, height and width.
     """
 
-    tensors: Callable[[Sequence[Sample]], tuple[Tensor, Tensor]]
+    tensors: Collation
     loss: Callable[[Tensor, Tensor], Tensor]
-    weigh: Callable[[Tensor], float]
+    weigh: Callable[[Tensor], Tensor | float]
     evaluate: Evaluate
     predict: Callable[[nn.Module, Sample, int, tuple[int, int]], NDArray[np.uint8] | NDArray[np.float32]]
 
@@ -52,6 +53,12 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
     Shape: logits ``(B, classes, H, W)``, masks ``(B, H, W)`` int64 -> scalar.
     """
+    if logits.is_cuda:
+        # Without a branch, which would wait for the GPU, and without torch's own mean, which differs in the last digits
+        # from call to call. The second summand is 0, or not finite: ignored pixels do not show what is not.
+        counted = (masks != IGNORED).sum().clamp(min=1)
+        losses = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="none")
+        return losses.sum() / counted + logits.detach().sum() * 0
     if (masks == IGNORED).all():
         return logits.sum() * 0  # torch's mean over nothing is NaN
     return F.cross_entropy(logits, masks, ignore_index=IGNORED)
@@ -70,7 +77,7 @@ def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[i
         image=np.pad(sample.image, padding, mode="reflect"), mask=np.pad(sample.mask, padding[:2], mode="reflect")
     )
     images, _ = to_tensors([padded])
-    with torch.no_grad():
+    with torch.no_grad(), tf32(False):
         logits = model(images.to(next(model.parameters()).device)).float()
     best, classes = torch.tensor(-torch.inf), torch.zeros(size, dtype=torch.uint8)
     for number, few in enumerate(logits[:, :, :height, :width].cpu().split(8, dim=1)):
@@ -114,7 +121,7 @@ def choose_task(name: str, classes: int = 2) -> Task:
     return Task(
         to_tensors,
         segmentation_loss,
-        lambda masks: float((masks != IGNORED).sum()),
+        lambda masks: (masks != IGNORED).sum(),
         _test_classes(classes),
         predict_classes,
     )

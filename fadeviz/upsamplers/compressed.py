@@ -18,7 +18,7 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     multiply-adds a pixel, the one ``k*k*C*M``: FADE's pair is 4 times cheaper as one at C = 16, dearer above C = 89.
     The compressor's bias is a constant map, which the zero padding of ``conv`` cuts off at the border: inside it is one
     more bias, and within ``conv``'s radius r of the border it is less. What is missing there is worked out once, on a
-    map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim.
+    map of (2r + 1)^2 pixels, which has every kind of border, and added to the rim; on a GPU on a map of x's size.
 
     The two modules are called one after the other if the composition saves nothing, if they have hooks (and must run),
     for maps without an interior, for a depth-wise ``conv``, and in ``torch.export``.
@@ -27,15 +27,10 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
 
     Shape: x ``(B, C, h, w)`` -> ``(B, M, h, w)``.
     """
-    area = conv.kernel_size[0] * conv.kernel_size[1]
-    c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
     radius = int(conv.padding[0])
-    # An exported graph must work for every size, so it must not depend on whether the map has an interior.
-    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or torch_ops.is_exporting()
-    dear = dear or min(x.shape[-2:]) < 2 * radius + 1
     if not (is_plain(compressor) and is_plain(conv)):
         return _by_phase(conv(compressor(x)), 1, phases)
-    if dear:
+    if not is_cheaper_as_one(x, compressor, conv):
         weight, bias = _by_phase(conv.weight, 0, phases), conv.bias
         bias = None if bias is None else _by_phase(bias, 0, phases)
         return F.conv2d(compressor(x), weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -43,9 +38,13 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
     # Weights keep their own precision: rounding their product to bfloat16 would round twice.
     with own_precision(device):
         weight = torch.einsum("mdkl,dc->mckl", conv.weight, compressor.weight.flatten(1))
-        weight, bias, rim = _by_phase(weight, 0, phases), conv.bias, None
+        weight, bias, rim, border = _by_phase(weight, 0, phases), conv.bias, None, None
         if compressor.bias is not None:
             shift = torch.einsum("mdkl,d->mkl", conv.weight, compressor.bias).unsqueeze(1)
+        if compressor.bias is not None and _counts_launches(x):
+            ones = shift.new_ones(1, 1, *x.shape[-2:])
+            border = F.conv2d(ones, _by_phase(shift, 0, phases), padding=conv.padding, dilation=conv.dilation)
+        elif compressor.bias is not None:
             ones = shift.new_ones(1, 1, 2 * radius + 1, 2 * radius + 1)
             every = F.conv2d(ones, shift, padding=conv.padding, dilation=conv.dilation)[0]
             inside = every[:, radius, radius]
@@ -56,8 +55,28 @@ def compressed_conv(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d, phases: i
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
+        border = None if border is None else border.to(dtype)
+    if _counts_launches(x):
+        whole = F.conv2d(x, weight, bias, padding=conv.padding, dilation=conv.dilation)
+        return whole if border is None else whole + border
     out: Tensor = torch_ops.rimmed_conv(x, weight, bias, rim, radius, int(conv.dilation[0]))
     return out
+
+
+def _counts_launches(x: Tensor) -> bool:
+    """Whether small computations cost their launch, as on a GPU: a map of what the bias is at every pixel is then
+    cheaper than its kinds of border, which take 30 launches.
+    """
+    return x.is_cuda
+
+
+def is_cheaper_as_one(x: Tensor, compressor: nn.Conv2d, conv: nn.Conv2d) -> bool:
+    """Whether ``conv(compressor(x))`` is less work as one convolution; see :func:`compressed_conv`."""
+    area = conv.kernel_size[0] * conv.kernel_size[1]
+    c, d, m = compressor.in_channels, compressor.out_channels, conv.out_channels
+    # An exported graph must work for every size, so it must not depend on whether the map has an interior.
+    dear = conv.groups > 1 or area * c * m >= c * d + area * d * m or torch_ops.is_exporting()
+    return not dear and min(x.shape[-2:]) >= 2 * int(conv.padding[0]) + 1
 
 
 def _by_phase(values: Tensor, dim: int, phases: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, read_guide
+from .plain import nearest
 from .reassemble import KernelSoftmax, is_plain, reassemble_logits
 from .semishift import Form, Init, SemiShift, SemiShiftConv, Side
 
@@ -39,7 +40,7 @@ class Gate(nn.Module):
             logits = F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1), self.conv.bias).permute(0, 3, 1, 2)
         else:
             logits = self.conv(x)
-        return F.interpolate(logits.sigmoid(), scale_factor=self.scale_factor, mode="nearest")
+        return nearest(logits.sigmoid(), self.scale_factor)
 
 
 class FADE(Upsampler):

@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from . import torch_ops
+from .backends.tiles import is_autocast, own_precision
 from .base import Skip, Upsampler, read_guide
+from .compressed import compressed_conv, is_cheaper_as_one
 from .per_pixel import MapGroupNorm
-from .reassemble import KernelSoftmax, is_plain, reassemble
+from .reassemble import KernelSoftmax, is_plain, is_watched, kernel_softmax, reassemble
+from .sharpened import sharpen, sharpened_conv
 
 
 class WindowedSoftmax(KernelSoftmax):
@@ -30,13 +33,17 @@ class WindowedSoftmax(KernelSoftmax):
     def forward(self, logits: Tensor, coarse: Tensor | None = None) -> Tensor:
         """Normalise each kernel; ``coarse`` logits are added as in :class:`KernelSoftmax`."""
         if self.hamming:
-            # Made where it is used, never below float32: a buffer would cost a float64 operator its digits.
-            dtype = torch.promote_types(logits.dtype, torch.float32)
-            line = torch.hamming_window(self.kernel_size, periodic=False, dtype=dtype, device=logits.device).log()
-            window = (line[:, None] + line).reshape(1, -1, 1, 1)
+            window = self.window(logits)[:, None, None]
             # To the coarse ones where there are any: there are fewer.
             logits, coarse = (logits + window, None) if coarse is None else (logits, coarse + window)
         return super().forward(logits, coarse)
+
+    def window(self, like: Tensor) -> Tensor:
+        """The logarithm of the Hamming window, ``(K*K,)``, on the device of ``like``."""
+        # Made where it is used, never below float32: a buffer would cost a float64 operator its digits.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        line = torch.hamming_window(self.kernel_size, periodic=False, dtype=dtype, device=like.device).log()
+        return (line[:, None] + line).flatten()
 
     def extra_repr(self) -> str:
         """Shown in the printed network."""
@@ -115,6 +122,7 @@ class FreqFusion(Upsampler):
     Differs: zero padding in every reassembly, as in the compiled operator; its fallback in plain torch reflects. The
     windows are not stored as float32. GN has the largest divisor of d up to d/8 as its number of groups, which is d/8
     where that divides; the released code needs it to. TH gets no gradient from y alone without ``comp_feat_upsample``.
+    On a CPU a and a* are not made where e has fewer channels; see ``sharpened.py``.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -192,12 +200,15 @@ class FreqFusion(Upsampler):
         """Both outputs, y of x and y_hr of the encoder feature; the network adds or concatenates them."""
         feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
         y, kernels, high, t = self._low_pass(x, feature)
-        own = self.highpass_encoder(t)
+        if t is None:
+            own = compressed_conv(x, self.compressor_decoder, self.highpass_encoder)
+        else:
+            own = self.highpass_encoder(t)
         if self.comp_feat_upsample:
             kernels = self.kernels_hr(high + reassemble(own, kernels, self.lowpass_kernel_size))
         else:
             kernels = self.kernels_hr(self.highpass_encoder(high), own)
-        return y, _sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
+        return y, sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
 
     def multiply_adds(self, height: int, width: int, both: bool = False) -> int:
         """All convolutions, reassemblies, similarities and products for y; with ``both`` for y_hr, too."""
@@ -215,14 +226,24 @@ class FreqFusion(Upsampler):
             low += 9 * d * kh
         return 4 * height * width * high + height * width * low
 
-    def _low_pass(self, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """y, its kernels, TH(a) (or a, where a is not sharpened), and t."""
+    def _low_pass(self, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """y, its kernels, TH(a) (or a, where a is not sharpened), and t (or None, where it is not made)."""
         size = self.lowpass_kernel_size
+        if self._skips_compression(feature):
+            own = compressed_conv(x, self.compressor_decoder, self.lowpass_encoder)
+            in_bias = self._adds_window_to_bias(feature)
+            low, high = self._encoder_logits(feature, in_bias)
+            if in_bias:
+                first = kernel_softmax(low, None, size)
+                kernels = kernel_softmax(low, reassemble(own, first, size), size)
+            else:
+                kernels = self.kernels(low + reassemble(own, self.first_kernels(low), size))
+            return reassemble(x, kernels, size), kernels, high, None
         a, t = self.compressor_encoder(feature), self.compressor_decoder(x)
         own = self.lowpass_encoder(t)
         if self.comp_feat_upsample:
             high = self.highpass_encoder(a)
-            a = _sharpen(a, self.first_kernels_hr(high), self.highpass_kernel_size, 2)
+            a = sharpen(a, self.first_kernels_hr(high), self.highpass_kernel_size, 2)
             low = self.lowpass_encoder(a)
             kernels = self.kernels(low + reassemble(own, self.first_kernels(low), size))
         else:
@@ -232,6 +253,46 @@ class FreqFusion(Upsampler):
         if self.offsets is not None:
             y = _sample(y, self.offsets(a, t), self.offsets.groups)
         return y, kernels, high, t
+
+    def _skips_compression(self, feature: Tensor) -> bool:
+        """Whether a and a*, of d channels, are not made: the encoder feature has fewer, and nobody looks at them."""
+        # On a GPU the small operations that prepare the weights cost more than a and a* do.
+        encoders = self.lowpass_encoder, self.highpass_encoder
+        return (
+            self.comp_feat_upsample
+            and self.offsets is None
+            and feature.device.type == "cpu"
+            and all(map(is_plain, (self.compressor_encoder, self.compressor_decoder, *encoders)))
+            and all(is_cheaper_as_one(feature, self.compressor_encoder, encoder) for encoder in encoders)
+        )
+
+    def _adds_window_to_bias(self, feature: Tensor) -> bool:
+        """Whether TL(a*) holds the logarithm of the low-pass window, which both softmaxes of it then need not add."""
+        modules = self.first_kernels, self.kernels
+        # bfloat16 would round the small weights at the window's corners.
+        exact = feature.dtype in (torch.float32, torch.float64) and not is_autocast(feature.device.type)
+        return exact and all(type(m) is WindowedSoftmax and not is_watched(m) for m in modules)
+
+    def _encoder_logits(self, e: Tensor, in_bias: bool) -> tuple[Tensor, Tensor]:
+        """TL(a*), with the window if it is ``in_bias``, and TH(a), without the compressed maps.
+
+        Sharpening works on pixels and the compressor on channels: ``a* = We e* + be s``, where e* is the sharpened e
+        and s the sharpened map of ones, which is 1 but at the border. The logits are one convolution of both.
+        """
+        size, compressor, encoder = self.highpass_kernel_size, self.compressor_encoder, self.lowpass_encoder
+        high = compressed_conv(e, compressor, self.highpass_encoder)
+        kernels = self.first_kernels_hr(high)
+        bias = encoder.bias
+        if in_bias and self.first_kernels.hamming:
+            window = self.first_kernels.window(e)
+            bias = window if bias is None else bias + window
+        # Weights keep their own precision: rounding their product to bfloat16 would round twice.
+        with own_precision(e.device.type):
+            weight = torch.einsum("mdkl,dc->mckl", encoder.weight, compressor.weight.flatten(1))
+            if compressor.bias is None:
+                return F.conv2d(sharpen(e, kernels, size, 2), weight, bias, padding=1), high
+            shift = torch.einsum("mdkl,d->mkl", encoder.weight, compressor.bias)[:, None]
+        return sharpened_conv(e, kernels, weight, shift, bias, size), high
 
 
 def neighbour_similarity(z: Tensor) -> Tensor:
@@ -325,13 +386,6 @@ def _convolve_both(first: nn.Conv2d, second: nn.Conv2d, z: Tensor) -> Tensor:
     similar = neighbour_similarity(z).to(z.dtype)
     own, other = weight.split((z.shape[1], similar.shape[1]), dim=1)
     return F.conv2d(z, own, bias, padding=1) + F.conv2d(similar, other, padding=1)
-
-
-def _sharpen(z: Tensor, kernels: Tensor, kernel_size: int, gain: int) -> Tensor:
-    """``gain * z`` minus the reassembled z, as one reassembly: no pass over all channels of z beside it."""
-    weights = kernels.neg()
-    weights[:, kernel_size // 2 * (kernel_size + 1)] += gain
-    return reassemble(z, weights, kernel_size, 1)
 
 
 def _sample(y: Tensor, offsets: Tensor, groups: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_input, feature_of, read_guide
+from .plain import nearest
 
 Kind = Literal["hin", "o2o", "m2o"]
 
@@ -182,7 +183,7 @@ class IndexNet(Upsampler):
                     f"IndexNet: skip.indices are {tuple(index.shape)}, but x is {tuple(x.shape)} and needs {needed}. "
                     "Pass on the index map of IndexNet.pool, or none: it is then computed from skip.feature"
                 )
-        return F.interpolate(x, scale_factor=2, mode="nearest") * index.to(x.dtype)
+        return nearest(x, 2) * index.to(x.dtype)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Every convolution weight once a low-resolution pixel, BatchNorm two a value."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
-from .reassemble import KernelSoftmax
+from .reassemble import KernelSoftmax, is_watched
+from .sampled import neighbour_points, pixel_norm, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):
@@ -48,14 +48,18 @@ class NeighbourOffsets(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """The offset map of a high-resolution query."""
         b, c, height, width = query.shape
-        k = self.kernel_size
         folded = query.reshape(b * self.groups, c // self.groups, height, width)
-        learned = self.conv(F.gelu(self.norm(self.depthwise(folded))))
+        learned = self.conv(F.gelu(self._normalize(self.depthwise(folded))))
         # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
-        line = torch.arange(k, dtype=learned.dtype, device=learned.device) - k // 2
-        regular = torch.stack((line.repeat_interleave(k), line.repeat(k)), dim=1).view(-1, 1, 1)
-        return (self.range_factor * learned.tanh() + regular).reshape(b, self.groups * 2 * k * k, height, width)
+        return neighbour_points(learned, self.groups, self.range_factor)
+
+    def _normalize(self, hidden: Tensor) -> Tensor:
+        norm, own = self.norm, hidden.dtype in (torch.float32, torch.float64)
+        if own and hidden.device.type == "cpu" and type(norm) is PixelLayerNorm and not is_watched(norm):
+            out: Tensor = pixel_norm(hidden, norm.weight, norm.bias, norm.eps)  # torch's own is slow on few channels
+            return out
+        return norm(hidden)
 
 
 class LDAAQU(Upsampler):
@@ -82,9 +86,9 @@ class LDAAQU(Upsampler):
     ``encoder_kernel_size`` is even, or ``range_factor`` negative.
     Source: Du et al., ACM MM 2024, section 3; initialisation of the released code: convolutions Xavier-uniform, the
     last offset convolution 0, position bias truncated normal with standard deviation 0.02.
-    Differs: sampled keys and values are used one neighbour at a time and sampled again for the gradient, so that no k*k
-    maps are kept; positions are float32 also where the maps are half precision; the position bias lacks the released
-    code's two axes of length 1, as a parameter with five axes cannot be made channels_last.
+    Differs: keys and values are sampled again for the gradient, so that no k*k maps are kept; positions are float32
+    also where the maps are half precision; the position bias lacks the released code's two axes of length 1, as a
+    parameter with five axes cannot be made channels_last.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -161,23 +165,10 @@ class LDAAQU(Upsampler):
         normed = self.norm(x)
         query = F.interpolate(self.query(normed), scale_factor=self.scale_factor, mode="bilinear", align_corners=True)
         offsets = self.offsets(query)
-        dtype = torch.promote_types(x.dtype, offsets.dtype)
-        points = offsets.to(dtype).reshape(-1, self.kernel_size**2, 2, *query.shape[-2:])
-        kernels = self.kernels(self._logits(query, self.key(normed), points))
-        y = _WeightedSamples.apply(self._fold(x.to(dtype)), points, kernels.to(dtype).unflatten(1, (self.heads, -1)))
-        return y.flatten(1, 2).to(x.dtype)
-
-    def _logits(self, query: Tensor, key: Tensor, points: Tensor) -> Tensor:
-        split = query.to(points.dtype).unflatten(1, (self.heads, -1))
-        logits = _SampledLogits.apply(split, self._fold(key.to(points.dtype)), points).flatten(1, 2)
-        if self.position_bias is not None:
-            weight = self.position_bias.flatten(0, 1)[:, :, None, None]
-            logits = logits + F.conv2d(query, weight, groups=self.heads)
-        return logits * split.shape[2] ** -0.5
-
-    def _fold(self, maps: Tensor) -> Tensor:
-        b, c, h, w = maps.shape
-        return maps.reshape(b * self.groups, c // self.groups, h, w)
+        logits = sampled_logits(query, self.key(normed), offsets, self.position_bias, self.groups, self.heads)
+        kernels = self.kernels(logits * (query.shape[1] // self.heads) ** -0.5)
+        y: Tensor = sampled_sums(x, offsets, kernels, self.groups, self.heads)
+        return y
 
     def load_official_state_dict(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Load weights of the authors' own implementation; see :meth:`Upsampler.load_official_state_dict`."""
@@ -194,112 +185,3 @@ class LDAAQU(Upsampler):
         interpolated = d + points * (d + c)
         high = 4 * interpolated + offsets + points * (d + c)
         return height * width * (2 * c * d + self.scale_factor**2 * high)
-
-
-def _pitch(points: Tensor) -> tuple[float, float]:
-    """Width and height of a high-resolution pixel in grid_sample's coordinates, -1 and 1 being the corner pixels."""
-    height, width = points.shape[-2:]
-    return 2 / max(width - 1, 1), 2 / max(height - 1, 1)
-
-
-def _grid(points: Tensor, neighbour: int) -> Tensor:
-    """The sampling grid of one neighbour."""
-    height, width = points.shape[-2:]
-    across, down = _pitch(points)
-    columns = torch.arange(1 - width, width, 2, dtype=points.dtype, device=points.device) / max(width - 1, 1)
-    rows = torch.arange(1 - height, height, 2, dtype=points.dtype, device=points.device)[:, None] / max(height - 1, 1)
-    vertical, horizontal = points[:, neighbour].unbind(1)
-    return torch.stack((horizontal * across + columns, vertical * down + rows), dim=-1)
-
-
-def _sample(maps: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-
-
-class _SampleGradients:
-    """Gradients of the maps and the points, neighbour by neighbour."""
-
-    def __init__(self, maps: Tensor, points: Tensor, need_maps: bool, need_points: bool) -> None:
-        self.maps, self.need = maps, [need_maps, need_points]
-        self.grad_maps = torch.zeros_like(maps, memory_format=torch.contiguous_format) if need_maps else None
-        self.grad_points = torch.empty_like(points) if need_points else None
-        self.pitch = _pitch(points)
-
-    def add(self, neighbour: int, grid: Tensor, grad: Tensor) -> None:
-        if not any(self.need):
-            return
-        bilinear, zeros, align_corners = 0, 0, True
-        grad_maps, grad_grid = torch.ops.aten.grid_sampler_2d_backward(
-            grad, self.maps, grid, bilinear, zeros, align_corners, self.need
-        )
-        if self.grad_maps is not None:
-            self.grad_maps += grad_maps
-        if self.grad_points is not None:
-            across, down = self.pitch
-            self.grad_points[:, neighbour, 0] = grad_grid[..., 1] * down
-            self.grad_points[:, neighbour, 1] = grad_grid[..., 0] * across
-
-
-class _SampledLogits(torch.autograd.Function):
-    """``out[b, h, m] = sum over d of query[b, h, d] * sampled_m[b, h, d]``, keys sampled at the points of neighbour m.
-
-    query ``(B, N, D/N, s*h, s*w)``, maps ``(B*G, D/G, h, w)``, points ``(B*G, k*k, 2, s*h, s*w)`` ->
-    ``(B, N, k*k, s*h, s*w)``. Only the inputs are kept in between.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, maps: Tensor, points: Tensor) -> Tensor:
-        ctx.save_for_backward(query, maps, points)
-        b, heads, _, height, width = query.shape
-        out = query.new_empty(b, heads, points.shape[1], height, width)
-        for m in range(points.shape[1]):
-            sampled = _sample(maps, _grid(points, m)).reshape(query.shape)
-            out[:, :, m] = sampled.mul_(query).sum(2)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        query, maps, points = ctx.saved_tensors
-        need_query, *need = ctx.needs_input_grad
-        grad_query = torch.zeros_like(query) if need_query else None
-        gradients = _SampleGradients(maps, points, *need)
-        for m in range(points.shape[1]):
-            grid, upstream = _grid(points, m), grad[:, :, m].unsqueeze(2)
-            if grad_query is not None:
-                grad_query.addcmul_(_sample(maps, grid).reshape(query.shape), upstream)
-            gradients.add(m, grid, (query * upstream).reshape(len(maps), -1, *query.shape[-2:]))
-        return grad_query, gradients.grad_maps, gradients.grad_points
-
-
-class _WeightedSamples(torch.autograd.Function):
-    """``out[b, h] = sum over m of kernels[b, h, m] * sampled_m[b, h]``, maps sampled at the points of neighbour m.
-
-    maps ``(B*G, C/G, h, w)``, points ``(B*G, k*k, 2, s*h, s*w)``, kernels ``(B, N, k*k, s*h, s*w)`` ->
-    ``(B, N, C/N, s*h, s*w)``. Only the inputs are kept in between.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, points: Tensor, kernels: Tensor) -> Tensor:
-        ctx.save_for_backward(maps, points, kernels)
-        b, heads, count, height, width = kernels.shape
-        out = maps.new_zeros(b, heads, maps[:, :, 0, 0].numel() // (b * heads), height, width)
-        for m in range(count):
-            out.addcmul_(_sample(maps, _grid(points, m)).reshape(out.shape), kernels[:, :, m].unsqueeze(2))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        maps, points, kernels = ctx.saved_tensors
-        *need, need_kernels = ctx.needs_input_grad
-        grad_kernels = torch.empty_like(kernels) if need_kernels else None
-        gradients = _SampleGradients(maps, points, *need)
-        for m in range(kernels.shape[2]):
-            grid = _grid(points, m)
-            if grad_kernels is not None:
-                sampled = _sample(maps, grid).reshape(grad.shape)
-                grad_kernels[:, :, m] = sampled.mul_(grad).sum(2)
-            upstream = grad * kernels[:, :, m].unsqueeze(2)
-            gradients.add(m, grid, upstream.reshape(len(maps), -1, *grad.shape[-2:]))
-        return gradients.grad_maps, gradients.grad_points, grad_kernels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -56,6 +57,10 @@ class MaxUnpool(Upsampler):
                 f"ceil_mode {self.ceil_mode} pool to {pooled[0]}x{pooled[1]}. Pass on the feature that was pooled"
             )
         # Both are read in plane order, however they lie in memory.
+        if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            pixels, places = (t.permute(0, 2, 3, 1).flatten(1, 2) for t in (x, indices))
+            y = x.new_zeros(x.shape[0], h * w, x.shape[1]).scatter_(1, places, pixels)
+            return y.unflatten(1, (h, w)).permute(0, 3, 1, 2)
         y = x.new_zeros(*x.shape[:2], h * w).scatter_(2, indices.flatten(2), x.flatten(2))
         return y.unflatten(2, (h, w))
 

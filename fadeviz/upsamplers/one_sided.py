@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, check_input, read_guide
 from .compressed import compressed_conv
+from .plain import nearest
 from .reassemble import KernelSoftmax, reassemble_logits
 from .semishift import Init, check_init
 
@@ -129,7 +129,7 @@ class DecoderKernel(_OneSided):
         check_input(self, x, skip, self.in_channels)
         logits = compressed_conv(x, self.compressor, self.content_encoder)
         y = reassemble_logits(x, self.kernels, logits, scale_factor=1)
-        return F.interpolate(y, scale_factor=self.scale_factor, mode="nearest")
+        return nearest(y, self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
         """Of the kernels and the reassembly, both at low resolution."""

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Skip, Upsampler, check_input
+
+
+def nearest(x: Tensor, scale_factor: int) -> Tensor:
+    """``y[i, j] = x[i // s, j // s]`` in x's own type; under CUDA's autocast torch interpolates in float32 alone."""
+    if not torch.is_autocast_enabled("cuda"):
+        return F.interpolate(x, scale_factor=scale_factor, mode="nearest")
+    with torch.autocast("cuda", enabled=False):  # values are only copied
+        return F.interpolate(x, scale_factor=scale_factor, mode="nearest")
 
 
 class _Interpolation(Upsampler):
@@ -41,7 +50,7 @@ class Nearest(_Interpolation):
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Repeat every value s x s times."""
         check_input(self, x, skip)
-        return F.interpolate(x, scale_factor=self.scale_factor, mode="nearest")
+        return nearest(x, self.scale_factor)
 
 
 class Bilinear(_Interpolation):
@@ -59,7 +68,7 @@ class Bilinear(_Interpolation):
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Interpolate between the four nearest values."""
         check_input(self, x, skip)
-        return F.interpolate(x, scale_factor=self.scale_factor, mode="bilinear", align_corners=False)
+        return F.interpolate(x, scale_factor=self.scale_factor, mode="bilinear", align_corners=False).to(x.dtype)
 
 
 class Bicubic(_Interpolation):
@@ -82,4 +91,4 @@ class Bicubic(_Interpolation):
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Weight the sixteen nearest values."""
         check_input(self, x, skip)
-        return F.interpolate(x, scale_factor=self.scale_factor, mode="bicubic", align_corners=False)
+        return F.interpolate(x, scale_factor=self.scale_factor, mode="bicubic", align_corners=False).to(x.dtype)

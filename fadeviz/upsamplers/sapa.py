@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .base import Skip, Upsampler, read_guide
 from .per_pixel import MapGroupNorm, PixelLayerNorm, PixelLinear
+from .plain import nearest
 from .reassemble import KernelSoftmax, reassemble_logits, similarity
 
 
@@ -174,7 +174,7 @@ class SimilarityGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, h, w) -> (B, 1, s*h, s*w)``."""
-        return F.interpolate(self.linear(x).sigmoid(), scale_factor=self.scale_factor, mode="nearest")
+        return nearest(self.linear(x).sigmoid(), self.scale_factor)
 
 
 class SAPAG(Upsampler):
@@ -241,8 +241,9 @@ class SAPAG(Upsampler):
         """Mix the queries, compare with the keys, and reassemble x."""
         feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
         normalised = self.norm_decoder(x)
-        own = F.interpolate(self.query_decoder(x), scale_factor=self.scale_factor, mode="nearest")
-        query = torch.lerp(own, self.query_encoder(self.norm_encoder(feature)), self.gate(normalised))
+        own, other = nearest(self.query_decoder(x), self.scale_factor), self.query_encoder(self.norm_encoder(feature))
+        dtype = torch.promote_types(own.dtype, other.dtype)  # lerp takes one type, and autocast may have made two
+        query = torch.lerp(own.to(dtype), other.to(dtype), self.gate(normalised).to(dtype))
         logits = similarity(query, self.key(normalised), self.kernel_size, self.scale_factor)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 

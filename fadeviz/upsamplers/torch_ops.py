@@ -54,9 +54,9 @@ def is_fused(device: torch.device) -> bool:
 
 
 def _triton() -> ModuleType:
-    from .backends import triton  # seconds to import, and only of use where a GPU is
+    from .backends import cuda  # seconds to import, and only of use where a GPU is
 
-    return triton
+    return cuda
 
 
 def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
@@ -157,7 +157,10 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
     """The gradients of both maps and of the gate."""
     if _blends_natively(grad, reassembled, feature, gate):
         return native.blend_backward(grad, reassembled, feature, gate)
-    return _blend_gradients(grad, reassembled, feature, gate)
+    # Maps of 1x1 are of both formats, so that maps of different ones may meet.
+    gradients = zip(_blend_gradients(grad, reassembled, feature, gate), (reassembled, feature, gate), strict=True)
+    to_reassembled, to_feature, to_gate = (laid_out_like(gradient, of) for gradient, of in gradients)
+    return to_reassembled, to_feature, to_gate
 
 
 @_operator("fused")
@@ -215,6 +218,11 @@ def _rim_gradient(grad: Tensor, r: int) -> Tensor:
     sides = [s.sum(dim=1, keepdim=True) for s in (left, right)]
     middle = torch.cat([sides[0], torch.zeros_like(sides[0][:, :, :1]), sides[1]], dim=2)
     return torch.cat([rows[0], middle, rows[1]], dim=1)
+
+
+def laid_out_like(value: Tensor, of: Tensor) -> Tensor:
+    """The same values in the memory format of another map, which the compiler takes for granted."""
+    return value if value.stride() == of.stride() else torch.empty_like(of).copy_(value)
 
 
 def _blends_natively(*maps: Tensor) -> bool:
@@ -358,11 +366,15 @@ def _keep_kernels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (kernels,) = ctx.saved_tensors
     kernel_size, scale, groups, backend, has_coarse = ctx.options
+    same = has_coarse and scale == 1  # one gradient for both
+    has_coarse = has_coarse and not same
     if torch.is_grad_enabled():  # somebody will differentiate again: in terms of torch's own operators then
         fine, coarse = tiles.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
     else:
         fine, coarse = softmax_backward(grad, kernels, kernel_size, scale, groups, backend, has_coarse)
     given, given_coarse = ctx.dtypes
+    if same:
+        coarse, has_coarse = fine, True
     low = coarse.to(given_coarse) if has_coarse and coarse is not None else None
     return fine.to(given), low, None, None, None, None, None
 

@@ -11,8 +11,9 @@
  * load of x serves s*s multiplications, and the sums of four output pixels stay in registers.
  *
  * The arithmetic wants the channels of a pixel side by side. A map that lies so is read and written where it is; rows of
- * any other map (contiguous, bfloat16, channel counts that do not fill a vector) are copied into small buffers of a
- * thread, a row at a time. Every sum is made by one thread in one order: results do not depend on their number.
+ * any other map (bfloat16, channel counts that do not fill a vector) are copied into small buffers of a thread, a row at
+ * a time. Contiguous maps, where the pixels of a row lie side by side, have a second form of the loops: `planes`. Every
+ * sum is made by one thread in one order: results depend neither on the number of threads nor on the layout.
  *
  * BITS, given to the compiler, is 32 or 64: the type all is computed in. The file includes itself for the part in it.
  */
@@ -34,16 +35,19 @@
 #define F32_LANES 16
 #define F64_LANES 8
 #define BLOCK 4
+#define REGISTERS 32
 #elif defined(__AVX__)
 #define VECTOR_BYTES 32
 #define F32_LANES 8
 #define F64_LANES 4
 #define BLOCK 2
+#define REGISTERS 16
 #else
 #define VECTOR_BYTES 16
 #define F32_LANES 4
 #define F64_LANES 2
 #define BLOCK 2
+#define REGISTERS 16
 #endif
 
 /* Lanes of two vectors in turn: the first halves of both, and the second halves. */
@@ -56,7 +60,18 @@
 #define LOW16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 
+/* Every second lane of two vectors side by side: from the first on, and from the second on. */
+#define EVEN2 0, 2
+#define ODD2 1, 3
+#define EVEN4 0, 2, 4, 6
+#define ODD4 1, 3, 5, 7
+#define EVEN8 0, 2, 4, 6, 8, 10, 12, 14
+#define ODD8 1, 3, 5, 7, 9, 11, 13, 15
+#define EVEN16 EVEN8, 16, 18, 20, 22, 24, 26, 28, 30
+#define ODD16 ODD8, 17, 19, 21, 23, 25, 27, 29, 31
+
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline)) /* one copy is enough: the file is compiled while somebody waits */
 
 typedef struct {
   void *data;
@@ -82,6 +97,13 @@ INLINE uint16_t float_to_bf16(float value) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40); /* NaN stays NaN */
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);                  /* to nearest, ties to even */
 }
+
+/* Keeps a vector in a register: gcc else loads it again for every use. */
+#if defined(__x86_64__)
+#define HOLD(value) __asm__("" : "+v"(value))
+#else
+#define HOLD(value)
+#endif
 
 enum { GATHER, CORRELATE, SCATTER };
 
@@ -117,11 +139,13 @@ INLINE f32_vector exp_f32(f32_vector v) {
 #define REAL float
 #define REAL_TYPE F32
 #define LANES F32_LANES
+#define INTEGER int32_t
 #define N(name) JOIN(name, _f32)
 #else
 #define REAL double
 #define REAL_TYPE F64
 #define LANES F64_LANES
+#define INTEGER int64_t
 #define N(name) JOIN(name, _f64)
 #endif
 #include "native.c"
@@ -235,6 +259,19 @@ INLINE void N(store)(const REAL *from, const Map *map, int64_t at, int64_t count
 #endif
 }
 
+/* COUNT elements of a map, STRIDE apart. */
+NOINLINE void N(load_line)(REAL *to, const Map *map, int64_t at, int64_t stride, int64_t count) {
+  if (stride == 1) N(load)(to, map, at, count);
+  else
+    for (int64_t i = 0; i < count; i++) N(load)(to + i, map, at + i * stride, 1);
+}
+
+NOINLINE void N(store_line)(const REAL *from, const Map *map, int64_t at, int64_t stride, int64_t count) {
+  if (stride == 1) N(store)(from, map, at, count);
+  else
+    for (int64_t i = 0; i < count; i++) N(store)(from + i, map, at + i * stride, 1);
+}
+
 INLINE vector N(zip_low)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(LOW, LANES)); }
 INLINE vector N(zip_high)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(HIGH, LANES)); }
 
@@ -257,17 +294,10 @@ static void N(copy_row)(const Rows *rows, int64_t base, REAL *row, const int rea
   for (int64_t g = 0; g < rows->groups; g++) {
     REAL *group = row + g * rows->padded;
     int64_t at = base + g * rows->channels * map->channel;
-    if (map->channel == 1) {
+    if (map->channel == 1 || map->column != 1) {
       for (int64_t j = 0; j < rows->width; j++)
-        if (reading) N(load)(group + j * step, map, at + j * map->column, rows->channels);
-        else N(store)(group + j * step, map, at + j * map->column, rows->channels);
-      continue;
-    }
-    if (map->column != 1) {
-      for (int64_t j = 0; j < rows->width; j++)
-        for (int64_t c = 0; c < rows->channels; c++)
-          if (reading) N(load)(group + j * step + c, map, at + j * map->column + c * map->channel, 1);
-          else N(store)(group + j * step + c, map, at + j * map->column + c * map->channel, 1);
+        if (reading) N(load_line)(group + j * step, map, at + j * map->column, map->channel, rows->channels);
+        else N(store_line)(group + j * step, map, at + j * map->column, map->channel, rows->channels);
       continue;
     }
     /* Square blocks, so that every cache line of the map is touched once: its planes often lie a multiple of the page
@@ -520,15 +550,396 @@ INLINE int N(run)(const int what, const Shape *shape, const Map *x_map, const Ma
   return done;
 }
 
-#define ENTRY(name, what)                                                                        \
-  int N(name)(const Shape *shape, const Map *x, const Map *w, const Map *y) {                    \
-    int64_t rows = shape->batch * shape->height;                                                 \
-    int64_t threads = shape->threads < rows ? shape->threads : rows;                             \
-    int done = 1;                                                                                \
-    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")    \
-    for (int64_t t = 0; t < threads; t++)                                                        \
-      done = N(run)(what, shape, x, w, y, rows * t / threads, rows * (t + 1) / threads) && done; \
-    return done;                                                                                 \
+/* Maps in which the pixels of a row lie side by side, as contiguous ones do: a vector then holds neighbouring pixels of
+ * one channel, and nothing is transposed. The columns of a high-resolution row are dealt out to s phases, one for each
+ * child of a parent, so that the children of a vector of parents read the same values of x. Every sum is made in the
+ * order of the code above: the layout of a map does not change a bit of the result. */
+typedef struct {
+  const Map *map;
+  REAL *data;   /* channels (those of a group filled up to whole blocks), slots (rows), phases, pitch */
+  REAL *line;   /* a row of the map as REAL */
+  int64_t extent; /* elements from the map's first one to behind its last one */
+  int64_t groups, channels, padded; /* channels of one group, and of one that is filled up */
+  int64_t slots, phases, width, left, pitch, step; /* width: of a phase; left: zeros before it; step: of a channel */
+  int64_t lean; /* K: column l of a kernel lies l - K/2 further to the right, at the pixel of x that it reaches; or 1 */
+} N(Planes);
+#define Planes N(Planes)
+
+/* LEFT and RIGHT: zeros beside a row. HOLD_ALL: all channels are held, else one block. */
+static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, int64_t height, int64_t groups,
+                          int64_t channels, int64_t slots, int64_t phases, int64_t left, int64_t right,
+                          int64_t lean, int hold_all) {
+  int64_t vectors = (shape->width + LANES - 1) / LANES;
+  memset(planes, 0, sizeof *planes);
+  planes->map = map;
+  planes->extent = 1 + (shape->batch - 1) * map->batch + (groups * channels - 1) * map->channel +
+                   (height - 1) * map->row + (shape->width * phases - 1) * map->column;
+  planes->groups = groups;
+  planes->channels = channels;
+  planes->padded = (channels + BLOCK - 1) / BLOCK * BLOCK;
+  planes->slots = slots;
+  planes->phases = phases;
+  planes->width = shape->width;
+  planes->left = left;
+  planes->lean = lean;
+  /* An odd number of vectors: at a multiple of the page size the taps of a kernel push each other out of the cache. */
+  planes->pitch = left + right ? left + vectors * LANES + right : (vectors | 1) * LANES;
+  if (lean > 1) planes->pitch = (planes->pitch + LANES - 1) / LANES * LANES;
+  planes->step = slots * phases * planes->pitch;
+  int64_t bytes = (hold_all ? groups * planes->padded : BLOCK) * planes->step * sizeof(REAL);
+  planes->data = aligned_alloc(64, (bytes / 64 + 1) * 64);
+  planes->line = malloc((shape->width * phases + 16) * sizeof(REAL));
+  if (!planes->data || !planes->line) return 0;
+  memset(planes->data, 0, bytes); /* what surrounds the rows stays zero for ever */
+  return 1;
+}
+
+static void N(close_planes)(Planes *planes) {
+  free(planes->data);
+  free(planes->line);
+}
+
+INLINE vector N(even)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(EVEN, LANES)); }
+INLINE vector N(odd)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(ODD, LANES)); }
+
+/* LANES elements of which the first COUNT are there, the others zero; memory may be read up to LIMIT. */
+INLINE vector N(load_some)(const REAL *from, int64_t count, const REAL *limit) {
+  typedef INTEGER integers __attribute__((vector_size(VECTOR_BYTES)));
+  vector value = {0};
+  integers lane;
+  for (int i = 0; i < LANES; i++) lane[i] = i;
+  if (count >= LANES) return *(const vector *)from;
+  if (limit - from >= LANES) return (vector)((lane < (INTEGER)count) & (integers)*(const vector *)from);
+  if (count > 0) N(move)((REAL *)&value, from, count);
+  return value;
+}
+
+INLINE void N(store_some)(REAL *to, vector value, int64_t count) {
+  if (count >= LANES) *(vector *)to = value;
+  else if (count > 0) N(move)(to, (const REAL *)&value, count);
+}
+
+/* From a row of a map to its phases, where lanes behind the end become zero. */
+INLINE void N(split)(const REAL *row, const REAL *limit, REAL *to, int64_t phases, int64_t width, int64_t pitch) {
+  if (phases == 1) {
+    for (int64_t j = 0; j < width; j += LANES) *(vector *)(to + j) = N(load_some)(row + j, width - j, limit);
+  } else if (phases == 2) {
+    for (int64_t j = 0; j < width; j += LANES) {
+      vector a = N(load_some)(row + 2 * j, 2 * (width - j), limit);
+      vector b = N(load_some)(row + 2 * j + LANES, 2 * (width - j) - LANES, limit);
+      *(vector *)(to + j) = N(even)(a, b);
+      *(vector *)(to + pitch + j) = N(odd)(a, b);
+    }
+  } else {
+    for (int64_t b = 0; b < phases; b++)
+      for (int64_t j = 0; j < width; j++) to[b * pitch + j] = row[j * phases + b];
+  }
+}
+
+/* The way back. */
+INLINE void N(merge)(const REAL *from, REAL *row, int64_t phases, int64_t width, int64_t pitch) {
+  if (phases == 1) {
+    for (int64_t j = 0; j < width; j += LANES) N(store_some)(row + j, *(const vector *)(from + j), width - j);
+  } else if (phases == 2) {
+    for (int64_t j = 0; j < width; j += LANES) {
+      vector a = *(const vector *)(from + j), b = *(const vector *)(from + pitch + j);
+      N(store_some)(row + 2 * j, N(zip_low)(a, b), 2 * (width - j));
+      N(store_some)(row + 2 * j + LANES, N(zip_high)(a, b), 2 * (width - j) - LANES);
+    }
+  } else {
+    for (int64_t b = 0; b < phases; b++)
+      for (int64_t j = 0; j < width; j++) row[j * phases + b] = from[b * pitch + j];
+  }
+}
+
+/* COUNT rows from TOP on of CHANNELS channels of a group, from FIRST on, whose place is at `held`. */
+INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
+                           int64_t top, int64_t count, REAL *held, const int reading) {
+  const Map map = *planes->map; /* locals all: the compiler fears that what is written could change them */
+  const int64_t slots = planes->slots, phases = planes->phases, pitch = planes->pitch, step = planes->step;
+  const int64_t lean = planes->lean, part = planes->width, width = part * phases;
+  const int64_t size = map.type == F64 ? 8 : map.type == F32 ? 4 : 2, line = 64 / size;
+  const int direct = map.type == REAL_TYPE && map.column == 1;
+  const int64_t extent = planes->extent;
+  const REAL *limit = direct ? (const REAL *)map.data + extent : planes->line + width + 16;
+  int64_t start = image * map.batch + (group * planes->channels + first) * map.channel + top * map.row;
+  held += top % slots * phases * pitch + planes->left; /* the slots of the others follow */
+  for (int64_t c = 0; c < channels; c++, start += map.channel, held += step)
+    for (int64_t i = 0; i < count; i++) {
+      int64_t at = start + i * map.row;
+      REAL *row = direct ? (REAL *)map.data + at : planes->line;
+      REAL *own = held + i * phases * pitch + (first + c) % lean - lean / 2;
+      /* The rows of this channel that come next: a processor foresees none that begin in another page. */
+      for (int64_t j = 0; map.column == 1 && j < width + line - 1; j += line) {
+        const char *next = (const char *)map.data + (at + count * map.row + (j < width ? j : width - 1)) * size;
+        if (reading) __builtin_prefetch(next, 0, 2);
+        else __builtin_prefetch(next, 1, 2);
+      }
+      if (reading) {
+        /* The loops that convert like whole vectors, also of what follows in the map. */
+        int64_t whole = (width + 15) / 16 * 16;
+        if (map.column != 1 || at + whole > extent) whole = width;
+        if (!direct) N(load_line)(row, &map, at, map.column, whole);
+        N(split)(row, limit, own, phases, part, pitch);
+      } else {
+        N(merge)(own, row, phases, part, pitch);
+        if (!direct) N(store_line)(row, &map, at, map.column, width);
+      }
+    }
+}
+
+NOINLINE void N(read_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
+                           int64_t top, int64_t count, REAL *held) {
+  N(copy_planes)(planes, image, group, first, channels, top, count, held, 1);
+}
+
+NOINLINE void N(write_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
+                            int64_t top, int64_t count, REAL *held) {
+  N(copy_planes)(planes, image, group, first, channels, top, count, held, 0);
+}
+
+/* COUNT rows from TOP on of all channels. */
+static void N(copy_all)(const Planes *planes, int64_t image, int64_t top, int64_t count, int reading) {
+  for (int64_t g = 0; g < planes->groups; g++) {
+    REAL *held = planes->data + g * planes->padded * planes->step;
+    if (reading) N(read_planes)(planes, image, g, 0, planes->channels, top, count, held);
+    else N(write_planes)(planes, image, g, 0, planes->channels, top, count, held);
+  }
+}
+
+/* What a row of parents works on. */
+typedef struct {
+  const Shape *shape;
+  const Planes *x, *w, *y;
+  int64_t first, last; /* the rows of its windows that are there */
+  int64_t slot[64];    /* where each lies in a channel of x */
+} N(Band);
+#define Band N(Band)
+
+/* PIXELS children of each parent, a block of channels. */
+INLINE void N(gather_planes)(const int PIXELS, const Band *band, const REAL *x, const REAL *w, REAL *y) {
+  int64_t K = band->shape->kernel, x_step = band->x->step, w_step = band->w->step, y_step = band->y->step;
+  int64_t w_pitch = band->w->pitch, y_pitch = band->y->pitch;
+  for (int64_t j = 0; j < band->shape->width; j += LANES) {
+    vector total[BLOCK][4];
+    for (int n = 0; n < BLOCK; n++)
+      for (int p = 0; p < PIXELS; p++) total[n][p] = (vector){0};
+    for (int64_t k = band->first; k < band->last; k++) {
+      const REAL *at = x + band->slot[k] + j, *weights = w + k * K * w_step + j;
+      for (int64_t l = 0; l < K; l++, at++, weights += w_step) {
+        vector value[BLOCK];
+        for (int n = 0; n < BLOCK; n++) {
+          value[n] = *(const vector *)(at + n * x_step);
+          HOLD(value[n]);
+        }
+        for (int p = 0; p < PIXELS; p++) {
+          vector weight = *(const vector *)(weights + p * w_pitch);
+          HOLD(weight);
+          for (int n = 0; n < BLOCK; n++) total[n][p] += weight * value[n];
+        }
+      }
+    }
+    for (int n = 0; n < BLOCK; n++)
+      for (int p = 0; p < PIXELS; p++) *(vector *)(y + n * y_step + p * y_pitch + j) = total[n][p];
+  }
+}
+
+/* Adds what all children give to ROWS rows of x, from row k of the windows on, a block of channels. */
+INLINE void N(scatter_planes)(const int ROWS, const Band *band, int64_t k, REAL *x, const REAL *w, const REAL *y) {
+  int64_t K = band->shape->kernel, children = band->shape->scale * band->shape->scale;
+  int64_t x_step = band->x->step, w_step = band->w->step, y_step = band->y->step;
+  int64_t w_pitch = band->w->pitch, y_pitch = band->y->pitch;
+  for (int64_t j = 0; j < band->shape->width; j += LANES) {
+    vector total[BLOCK][5];
+    for (int n = 0; n < BLOCK; n++)
+      for (int r = 0; r < ROWS; r++) total[n][r] = *(const vector *)(x + n * x_step + band->slot[k + r] + j);
+    for (int64_t l = K - 1; l >= 0; l--) { /* parents from left to right */
+      const REAL *weights = w + (k * K + l) * w_step + j, *from = y + j + K - 1 - l;
+      for (int64_t p = 0; p < children; p++, weights += w_pitch, from += y_pitch) {
+        vector value[BLOCK];
+        for (int n = 0; n < BLOCK; n++) {
+          value[n] = *(const vector *)(from + n * y_step);
+          HOLD(value[n]);
+        }
+        for (int r = 0; r < ROWS; r++) {
+          vector weight = *(const vector *)(weights + r * K * w_step);
+          HOLD(weight);
+          for (int n = 0; n < BLOCK; n++) total[n][r] += weight * value[n];
+        }
+      }
+    }
+    for (int n = 0; n < BLOCK; n++)
+      for (int r = 0; r < ROWS; r++) *(vector *)(x + n * x_step + band->slot[k + r] + j) = total[n][r];
+  }
+}
+
+/* Sums over every LANES-th channel, FIRST and so on: what one lane of `correlate` sums. */
+INLINE void N(correlate_lane)(const int PIXELS, const int COLUMNS, const Band *band, int64_t first, const REAL *x,
+                              const REAL *y, vector (*sums)[4]) {
+  vector total[5][4];
+  for (int l = 0; l < COLUMNS; l++)
+    for (int p = 0; p < PIXELS; p++) total[l][p] = (vector){0};
+  for (int64_t c = first; c < band->x->channels; c += LANES) {
+    const REAL *at = x + c * band->x->step, *from = y + c * band->y->step;
+    vector value[5];
+    for (int l = 0; l < COLUMNS; l++) {
+      value[l] = *(const vector *)(at + l);
+      HOLD(value[l]);
+    }
+    for (int p = 0; p < PIXELS; p++) {
+      vector up = *(const vector *)(from + p * band->y->pitch);
+      HOLD(up);
+      for (int l = 0; l < COLUMNS; l++) total[l][p] += value[l] * up;
+    }
+  }
+  for (int l = 0; l < COLUMNS; l++)
+    for (int p = 0; p < PIXELS; p++) sums[l][p] = total[l][p];
+}
+
+/* COLUMNS columns of one row of the kernels of PIXELS children of LANES parents; the lanes are added up as by `sum4`. */
+INLINE void N(correlate_planes)(const int PIXELS, const int COLUMNS, const Band *band, const REAL *x, REAL *w,
+                                const REAL *y) {
+  static const int turn[4] = {0, 2, 1, 3};
+  const int parts = LANES < 4 ? LANES : 4;
+  vector part[4][5][4];
+  for (int i = 0; i < LANES / parts && i < band->x->channels; i++) {
+    for (int q = 0; q < parts; q++)
+      N(correlate_lane)(PIXELS, COLUMNS, band, i + (parts == 4 ? turn[q] : q) * (LANES / parts), x, y, part[q]);
+    for (int l = 0; l < COLUMNS; l++)
+      for (int p = 0; p < PIXELS; p++) {
+        vector *to = (vector *)(w + l * band->w->step + p * band->w->pitch), sum = part[0][l][p] + part[1][l][p];
+        if (parts == 4) sum += part[2][l][p] + part[3][l][p];
+        if (i) *to += sum;
+        else *to = sum;
+      }
+  }
+}
+
+/* The kernels of PIXELS children of each parent. */
+INLINE void N(correlate_row)(const int PIXELS, const Band *band, const REAL *x, REAL *w, const REAL *y) {
+  int64_t K = band->shape->kernel, step = band->w->step;
+  for (int64_t j = 0; j < band->shape->width; j += LANES)
+    for (int64_t k = 0; k < K; k++) {
+      REAL *to = w + k * K * step + j;
+      int64_t l = 0;
+      if (k < band->first || k >= band->last)
+        for (; l < K; l++)
+          for (int p = 0; p < PIXELS; p++) *(vector *)(to + l * step + p * band->w->pitch) = (vector){0};
+      const REAL *at = x + band->slot[k] + j;
+      /* Sums fill the registers. */
+      const int most = REGISTERS == 32 ? 5 : 3, fewer = REGISTERS == 32 ? 3 : 2;
+      for (; l + most <= K; l += most) N(correlate_planes)(PIXELS, most, band, at + l, to + l * step, y + j);
+      for (; l + fewer <= K; l += fewer) N(correlate_planes)(PIXELS, fewer, band, at + l, to + l * step, y + j);
+      for (; l < K; l++) N(correlate_planes)(PIXELS, 1, band, at + l, to + l * step, y + j);
+    }
+}
+
+/* One row of parents, one group. */
+INLINE void N(walk_planes)(const int what, const Band *band, int64_t image, int64_t row, int64_t group) {
+  const Planes *x = band->x, *y = band->y, *w = band->w;
+  int64_t s = band->shape->scale, children = s * s;
+  REAL *x_at = x->data + group * x->padded * x->step, *w_at = w->data + group * w->padded * w->step;
+  if (what == CORRELATE) {
+    const REAL *y_at = y->data + group * y->padded * y->step;
+    int64_t p = 0;
+    for (; p + 4 <= children; p += 4) N(correlate_row)(4, band, x_at, w_at + p * w->pitch, y_at + p * y->pitch);
+    for (; p < children; p++) N(correlate_row)(1, band, x_at, w_at + p * w->pitch, y_at + p * y->pitch);
+    return;
+  }
+  for (int64_t c = 0; c < x->channels; c += BLOCK, x_at += BLOCK * x->step) {
+    int64_t count = x->channels - c < BLOCK ? x->channels - c : BLOCK;
+    if (what == GATHER) {
+      int64_t p = 0;
+      for (; p + 4 <= children; p += 4) N(gather_planes)(4, band, x_at, w_at + p * w->pitch, y->data + p * y->pitch);
+      for (; p < children; p++) N(gather_planes)(1, band, x_at, w_at + p * w->pitch, y->data + p * y->pitch);
+      N(write_planes)(y, image, group, c, count, row * s, s, y->data);
+    } else {
+      int64_t k = band->first;
+      N(read_planes)(y, image, group, c, count, row * s, s, y->data);
+      for (; k + 5 <= band->last; k += 5) N(scatter_planes)(5, band, k, x_at, w_at + w->left, y->data);
+      for (; k + 3 <= band->last; k += 3) N(scatter_planes)(3, band, k, x_at, w_at + w->left, y->data);
+      for (; k < band->last; k++) N(scatter_planes)(1, band, k, x_at, w_at + w->left, y->data);
+    }
+  }
+}
+
+/* Rows [begin, end) of all images' rows, as `run` does. */
+INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, const Map *w_map, const Map *y_map,
+                         int64_t begin, int64_t end) {
+  int64_t s = shape->scale, K = shape->kernel, before = K / 2, after = K - 1 - before, h = shape->height;
+  int64_t groups = shape->groups, channels = shape->channels / groups;
+  const int around = what == SCATTER; /* then w and y, else x, are read around a pixel, and so have a border of zeros */
+  Planes x, w, y;
+  Band band = {shape, &x, &w, &y, 0, 0, {0}};
+  memset(&x, 0, sizeof x), memset(&w, 0, sizeof w), memset(&y, 0, sizeof y);
+  const int64_t aside = (before + LANES - 1) / LANES * LANES;
+  int done = N(open_planes)(&x, x_map, shape, h, groups, channels, K, 1, around ? 0 : before, around ? 0 : after, 1, 1) &&
+             N(open_planes)(&w, w_map, shape, h * s, groups, K * K, s, s, around ? aside : 0, around ? after : 0,
+                            around ? K : 1, 1) &&
+             N(open_planes)(&y, y_map, shape, h * s, groups, channels, s, s, around ? after : 0, around ? before : 0, 1,
+                            what == CORRELATE);
+  for (int64_t index = begin; done && index < end;) {
+    int64_t image = index / h, top = index % h;
+    int64_t bottom = end - image * h < h ? end - image * h : h; /* rows [top, bottom) of this image are ours */
+    /* Rows [from, to) of parents reach rows [low, high) of x. */
+    int64_t from = around ? (top > after ? top - after : 0) : top;
+    int64_t to = around ? (bottom + before < h ? bottom + before : h) : bottom;
+    int64_t low = around ? top : 0, high = around ? bottom : h;
+    int64_t next = from - before > low ? from - before : low; /* the first row of x that has not been begun */
+    for (int64_t i = from; i < to; i++) {
+      band.first = low - i + before > 0 ? low - i + before : 0;
+      band.last = high - i + before < K ? high - i + before : K;
+      for (int64_t k = band.first; k < band.last; k++) band.slot[k] = (i + k - before) % K * x.pitch;
+      for (; next < high && next <= i + after; next++)
+        if (what != SCATTER) {
+          N(copy_all)(&x, image, next, 1, 1);
+        } else {
+          for (int64_t c = 0; c < groups * x.padded; c++) {
+            vector *row = (vector *)(x.data + c * x.step + next % K * x.pitch);
+            for (int64_t j = 0; j < x.pitch / LANES; j++) row[j] = (vector){0};
+          }
+        }
+      N(copy_all)(what == CORRELATE ? &y : &w, image, i * s, s, 1);
+      for (int64_t g = 0; g < groups; g++) N(walk_planes)(what, &band, image, i, g);
+      if (what == CORRELATE) N(copy_all)(&w, image, i * s, s, 0);
+      if (what == SCATTER && i - before >= top) N(copy_all)(&x, image, i - before, 1, 0); /* it has all it gets */
+    }
+    /* Near the last parent row some rows of x have all they get without having left the window. */
+    if (what == SCATTER)
+      for (int64_t row = to - before > top ? to - before : top; row < bottom; row++) N(copy_all)(&x, image, row, 1, 0);
+    index = image * h + bottom;
+  }
+  N(close_planes)(&x), N(close_planes)(&w), N(close_planes)(&y);
+  return done;
+}
+
+/* Whether to work on planes. Where rows are short, vectors of channels are better filled; rows of float16 are converted
+ * more slowly than the small blocks that are transposed. */
+static int N(is_planar)(const Shape *shape, const Map *x, const Map *y) {
+  return x->column == 1 && y->column == 1 && x->type != F16 && y->type != F16 &&
+         (shape->width > 8 || shape->channels / shape->groups < LANES);
+}
+
+/* The two forms are functions of their own: in one, the compiler runs short of registers. */
+#define ENTRY(name, what)                                                                                        \
+  NOINLINE int N(name##_rows)(const Shape *shape, const Map *x, const Map *w, const Map *y, int64_t begin,       \
+                              int64_t end) {                                                                     \
+    return N(run)(what, shape, x, w, y, begin, end);                                                             \
+  }                                                                                                              \
+  NOINLINE int N(name##_planes)(const Shape *shape, const Map *x, const Map *w, const Map *y, int64_t begin,     \
+                                int64_t end) {                                                                   \
+    return N(run_planes)(what, shape, x, w, y, begin, end);                                                      \
+  }                                                                                                              \
+  int N(name)(const Shape *shape, const Map *x, const Map *w, const Map *y) {                                    \
+    int64_t rows = shape->batch * shape->height, planar = N(is_planar)(shape, x, y);                             \
+    int64_t threads = shape->threads < rows ? shape->threads : rows;                                             \
+    int done = 1;                                                                                                \
+    _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                    \
+    for (int64_t t = 0; t < threads; t++) {                                                                      \
+      int64_t begin = rows * t / threads, end = rows * (t + 1) / threads;                                        \
+      done = (planar ? N(name##_planes) : N(name##_rows))(shape, x, w, y, begin, end) && done;                   \
+    }                                                                                                            \
+    return done;                                                                                                 \
   }
 
 /* Whether load and store know float16. */
@@ -598,6 +1009,60 @@ static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_
   else if (count <= 2 * LANES) softmax_vectors(2, logits, coarse, out, count);
   else softmax_vectors((count + LANES - 1) / LANES, logits, coarse, out, count);
 }
+
+#define MANY 128 /* logits: more are not worth the room */
+
+/* A row of ITEMS kernels that lie one behind the other, LANES of them at once, with the very sums of softmax_vectors:
+ * turned round, so that a vector holds one logit of each, nothing goes across its lanes. */
+static void softmax_row(const float *in, const float *coarse, int64_t coarse_step, int64_t scale, int64_t groups, float *out,
+                        int64_t items, int64_t count) {
+  int64_t blocks = (count + LANES - 1) / LANES, end = items * count;
+  f32_vector value[MANY + LANES], lane[LANES];
+  for (int64_t first = 0; first < items; first += LANES) {
+    int64_t wide = items - first < LANES ? items - first : LANES;
+    for (int64_t n = 0; n < blocks; n++) {
+      int64_t from = n < blocks - 1 || count < LANES ? n * LANES : count - LANES;
+      for (int64_t i = 0; i < LANES; i++) {
+        int64_t item = first + (i < wide ? i : wide - 1);
+        float some[LANES] = {0};
+        if (item * count + from + LANES <= end) memcpy(&value[n * LANES + i], in + item * count + from, sizeof some);
+        else {
+          memcpy(some, in + item * count + from, (end - item * count - from) * sizeof(float));
+          memcpy(&value[n * LANES + i], some, sizeof some);
+        }
+        if (coarse) {
+          const float *more = coarse + item / groups / scale * coarse_step + item % groups * count + from;
+          f32_vector low;
+          if (count < LANES) for (int64_t c = 0; c < count; c++) some[c] = more[c];
+          memcpy(&low, count < LANES ? some : more, sizeof low);
+          value[n * LANES + i] += low;
+        }
+      }
+      N(transpose)((vector *)value + n * LANES);
+    }
+    int64_t last = (blocks - 1) * LANES, shift = count < LANES ? 0 : blocks * LANES - count; /* of the last block */
+    f32_vector high = value[0];
+    for (int64_t c = 1; c < (count < LANES ? count : blocks * LANES); c++) high = choose(value[c] > high, value[c], high);
+    for (int64_t c = 0; c < LANES; c++) lane[c] = (f32_vector){0};
+    for (int64_t c = 0; c < last; c++) lane[c % LANES] += value[c] = exp_f32(value[c] - high);
+    for (int64_t c = shift; c < (count < LANES ? count : LANES); c++)
+      lane[c] += value[last + c] = exp_f32(value[last + c] - high);
+    for (int64_t c = LANES / 2; c; c /= 2)
+      for (int64_t i = 0; i < c; i++) lane[i] += lane[i + c];
+    f32_vector total = 1.0f / lane[0];
+    for (int64_t c = 0; c < last; c++) value[c] *= total;
+    for (int64_t c = shift; c < LANES; c++) value[last + c] *= total;
+    for (int64_t c = 0; c < shift; c++) value[last + c] = value[last - shift + c]; /* the last block begins in the one before */
+    for (int64_t n = 0; n < blocks; n++) {
+      int64_t from = n < blocks - 1 || count < LANES ? n * LANES : count - LANES;
+      N(transpose)((vector *)value + n * LANES);
+      for (int64_t i = 0; i < wide; i++) { /* what is too much belongs to the next, which follows */
+        int64_t at = (first + i) * count + from, room = end - at < LANES ? end - at : LANES;
+        memcpy(out + at, &value[n * LANES + i], room == LANES ? sizeof total : room * sizeof(float));
+      }
+    }
+  }
+}
 #else
 static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_t count) {
   REAL most = -INFINITY, total = 0;
@@ -646,6 +1111,13 @@ static int N(run_softmax)(const int backward, const Shape *shape, const Map *fir
       REAL *grad = backward ? N(place_row)(&c, image, row) : NULL;
       int64_t in_step = N(pixel_step)(&a), kernel_step = N(pixel_step)(&b);
       int64_t grad_step = backward ? N(pixel_step)(&c) : 0;
+#if REAL_TYPE == F32
+      if (!backward && area <= MANY && in_step == shape->groups * area && kernel_step == in_step) {
+        softmax_row(in, few, few_step, s, shape->groups, kernel, w * s * shape->groups, area);
+        N(write_row)(&b, image, row);
+        continue;
+      }
+#endif
       for (int64_t j = 0; j < w * s; j++)
         for (int64_t g = 0; g < shape->groups; g++) {
           REAL *parent = few ? few + j / s * few_step + g * area : NULL;
@@ -749,5 +1221,7 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
   }
   return 1;
 }
+
+#include "sampled.c"
 
 #endif

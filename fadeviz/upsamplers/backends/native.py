@@ -26,6 +26,7 @@ from torch import Tensor
 from ...errors import FadevizError
 
 _SOURCE = Path(__file__).with_name("native.c")
+_INCLUDED = (Path(__file__).with_name("sampled.c"),)
 _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _MAX_KERNEL, _MAX_SCALE = 64, 16
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno")
@@ -108,7 +109,8 @@ def _load(path: Path, bits: int) -> ctypes.CDLL:
 
 def _find(folder: Path, compiler: str, bits: int) -> Path:
     """The library in a cache folder, built there if need be; its name ends with the hash of what it holds."""
-    text = "\n".join([_SOURCE.read_text("utf-8"), " ".join(_FLAGS), compiler, torch.__version__, _processor()])
+    sources = [source.read_text("utf-8") for source in (_SOURCE, *_INCLUDED)]
+    text = "\n".join([*sources, " ".join(_FLAGS), compiler, torch.__version__, _processor()])
     start = f"native{bits}-{_hash(os.fsencode(text))}-"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not _is_ours(folder):
@@ -302,3 +304,156 @@ def _run(function: str, shape: _Shape, tensors: Sequence[Tensor | None]) -> None
     call = getattr(loaded, f"{function}_f{bits}")
     if not call(ctypes.byref(shape), *(ctypes.byref(one) for one in maps)):
         raise MemoryError("native reassembly: no memory for the row buffers")
+
+
+class _Points(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("batch", "channels", "height", "width", "high", "wide", "groups", "heads", "points", "threads")
+    ]
+
+
+def samples(*tensors: Tensor | None) -> bool:
+    """Whether maps, points and kernels like these can be sampled here; see ``sampled.c``."""
+    given = [t for t in tensors if t is not None]
+    return all(t.device.type == "cpu" and _reads(t.dtype) for t in given) and library(_bits(*given)) is not None
+
+
+def sampled_sums(
+    x: Tensor, points: Tensor, kernels: Tensor, bias: Tensor | None, groups: int, heads: int, y: Tensor
+) -> Tensor:
+    """Fill y ``(B, C, s*h, s*w)`` with weighted sums of x (and bias) at the points."""
+    _call_points("fadeviz_sampled_sums", x, points, kernels, y, groups, heads, bias)
+    return y
+
+
+def sampled_logits(
+    y: Tensor, x: Tensor, points: Tensor, bias: Tensor | None, groups: int, heads: int, logits: Tensor
+) -> Tensor:
+    """Fill logits ``(B, heads*P, s*h, s*w)`` with the inner products of y and x (plus bias) at the points."""
+    _call_points("fadeviz_sampled_logits", x, points, logits, y, groups, heads, bias)
+    return logits
+
+
+def sampled_slopes(
+    y: Tensor,
+    x: Tensor,
+    points: Tensor,
+    kernels: Tensor,
+    groups: int,
+    heads: int,
+    to_points: Tensor | None,
+    to_kernels: Tensor | None,
+) -> None:
+    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points and in the kernels."""
+    outs = (to_points, to_kernels)
+    _call_points("fadeviz_sampled_slopes", x, points, kernels, y, groups, heads, None, outs)
+
+
+def sampled_spread(y: Tensor, points: Tensor, kernels: Tensor, groups: int, heads: int, to_x: Tensor) -> Tensor:
+    """Fill the gradient of ``sum(y * sampled_sums(x, points, kernels))`` in x."""
+    _call_points("fadeviz_sampled_spread", to_x, points, kernels, y, groups, heads)
+    return to_x
+
+
+def _call_points(
+    function: str,
+    x: Tensor,
+    points: Tensor,
+    kernels: Tensor,
+    y: Tensor,
+    groups: int,
+    heads: int,
+    bias: Tensor | None = None,
+    outs: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> None:
+    if not (x.numel() and y.numel()):
+        return
+    b, c, h, w = x.shape
+    tensors = (x, points, kernels, y, *outs)
+    bits = _bits(*tensors)
+    loaded = library(bits)
+    if loaded is None:
+        raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
+    count = points.shape[1] // (2 * groups)
+    shape = _Points(b, c, h, w, *points.shape[2:], groups, heads, count, _threads(y.numel() * count))
+    table = None if bias is None else bias.detach().to(torch.float64 if bits == 64 else torch.float32).contiguous()
+    maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in tensors]
+    refs = [ctypes.byref(m) for m in maps]
+    at = ctypes.c_void_p(0 if table is None else table.data_ptr())
+    if not getattr(loaded, f"{function}_f{bits}")(ctypes.byref(shape), *refs[:3], at, *refs[3:]):
+        raise MemoryError("native sampling: no memory for the planes")
+
+
+def points(learned: Tensor, groups: int, reach: float, out: Tensor) -> Tensor:
+    """Fill ``(B, G*P*2, H, W)`` with ``reach * tanh(learned) + the pixels of a square``, from ``(B*G, P*2, H, W)``."""
+    _bend("fadeviz_points", learned, out, None, groups, reach)
+    return out
+
+
+def points_backward(grad: Tensor, points: Tensor, groups: int, reach: float, to_learned: Tensor) -> Tensor:
+    """Fill the gradient of what was learned, from the points and their gradient."""
+    _bend("fadeviz_points_backward", to_learned, points, grad, groups, reach)
+    return to_learned
+
+
+def _bend(function: str, learned: Tensor, points: Tensor, grad: Tensor | None, groups: int, reach: float) -> None:
+    if not learned.numel():
+        return
+    b, channels, height, width = points.shape
+    bits = _bits(learned, points, grad)
+    loaded = library(bits)
+    if loaded is None:
+        raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
+    count = channels // (2 * groups)
+    shape = _Points(b, channels, 0, 0, height, width, groups, 1, count, _threads(learned.numel()))
+    maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in (learned, points, grad)]
+    call = getattr(loaded, f"{function}_f{bits}")
+    if not call(ctypes.byref(shape), *map(ctypes.byref, maps), ctypes.c_double(reach)):
+        raise MemoryError("native sampling: no memory for a row")
+
+
+_RUN = 1024  # pixels; RUN_OF_PIXELS in sampled.c
+
+
+def can_normalize(x: Tensor) -> bool:
+    """Whether :func:`pixel_norm` takes x: few channels, that lie side by side."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+        return False
+    loaded, channels = library(_bits(x)), x.shape[1]
+    return (
+        loaded is not None
+        and channels in (2, 4, 8, 16)
+        and channels <= getattr(loaded, f"fadeviz_norm_channels_f{_bits(x)}")()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def pixel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over the channels of every pixel."""
+    y = torch.empty_like(x)
+    _call_norm(x, None, weight, bias, y, None, eps)
+    return y
+
+
+def pixel_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias."""
+    to_x, channels = torch.empty_like(x), x.shape[1]
+    sums = x.new_zeros(-(-x.numel() // channels // _RUN), 2, channels)
+    _call_norm(x, grad.contiguous(memory_format=torch.channels_last), weight, weight, to_x, sums, eps)
+    to_weight, to_bias = sums.sum(0).unbind()
+    return to_x, to_weight, to_bias
+
+
+def _call_norm(
+    x: Tensor, grad: Tensor | None, weight: Tensor, bias: Tensor, y: Tensor, sums: Tensor | None, eps: float
+) -> None:
+    bits, channels = _bits(x), x.shape[1]
+    loaded = library(bits)
+    if loaded is None or not x.numel():
+        return
+    tensors = [x, grad, weight.contiguous(), bias.contiguous(), y, sums]
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in tensors]
+    sizes = [ctypes.c_int64(n) for n in (x.numel() // channels, channels)]
+    threads = ctypes.c_int64(_threads(x.numel()))
+    getattr(loaded, f"fadeviz_pixel_norm_f{bits}")(*at, *sizes, ctypes.c_double(eps), threads)

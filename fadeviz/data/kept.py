@@ -1,0 +1,139 @@
+"""Pictures that are kept in memory once they were read or drawn: a test set as it is used, a pool drawn ahead."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from ..errors import FadevizError
+from . import Dataset, Sample
+
+KEEP_BYTES = 1 << 29
+"""A test set is kept up to this many bytes, half a gigabyte; pictures beyond that are read or drawn each time.
+
+64 synthetic horses of 224x224 take 26 MB, 64 synthetic mattes of 512x512 take 250 MB, and half a gigabyte is 390 ADE20K
+squares of 512x512.
+"""
+
+
+class Kept:
+    """A data set that keeps what it was asked for, the first ``limit`` bytes of it. What it gives cannot be written to.
+
+    Args:
+        dataset: what is kept.
+        limit: bytes.
+
+    Example:
+        >>> from fadeviz.data.synthetic import SyntheticHorses
+        >>> kept = Kept(SyntheticHorses(64, count=3))
+        >>> kept[2].image is kept[2].image
+        True
+    """
+
+    def __init__(self, dataset: Dataset, limit: int = KEEP_BYTES) -> None:
+        self.dataset = dataset
+        self._left = limit
+        self._samples: dict[int, Sample] = {}
+
+    @property
+    def count(self) -> int | None:
+        """How many pictures there are, or None when they never end."""
+        return self.dataset.count
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture at this index; faults are those of the data set."""
+        index = operator.index(index)
+        if index not in self._samples:
+            sample = _read_only(self.dataset[index])
+            size = _bytes_of(sample)
+            if size > self._left:
+                return sample
+            self._left -= size
+            self._samples[index] = sample
+        return self._samples[index]
+
+    def __repr__(self) -> str:
+        return f"Kept({self.dataset!r})"
+
+
+class Pool:
+    """The first ``count`` pictures of an endless data set, drawn once: an epoch that comes again.
+
+    A picture is drawn when it is first asked for, or before by :func:`fadeviz.training.batches.draw_pool`, and kept as
+    uint8. What it gives cannot be written to.
+
+    *Shape*: as of ``dataset``. Without ``mattes``, image and mask alone are kept: 200 KB at 224x224.
+
+    Args:
+        dataset: an endless set.
+        count: how many pictures, 1 or more.
+        mattes: keep all arrays of a sample; alpha in 8 bits, which is exact for this package's sets.
+
+    Raises:
+        FadevizError: a set that has an end; a count below 1.
+    """
+
+    def __init__(self, dataset: Dataset, count: int, *, mattes: bool = False) -> None:
+        if dataset.count is not None:
+            raise FadevizError(f"a pool is of a data set that never ends, and {dataset!r} has {dataset.count} pictures")
+        if count < 1:
+            raise FadevizError(f"pool is {count}; it must be 1 or more")
+        self.dataset = dataset
+        self.count = count
+        self.mattes = mattes
+        self._samples: dict[int, Sample] = {}
+
+    @property
+    def drawn(self) -> int:
+        """How many pictures are there already."""
+        return len(self._samples)
+
+    def missing(self) -> list[int]:
+        """The indices of those that are not, in order."""
+        return [index for index in range(self.count) if index not in self._samples]
+
+    def put(self, index: int, sample: Sample) -> None:
+        """Keep the picture that the data set has at this index."""
+        if not self.mattes:
+            sample = Sample(sample.name, sample.image, sample.mask)
+        elif sample.alpha is not None:
+            sample = sample._replace(alpha=np.rint(sample.alpha * 255).astype(np.uint8))
+        self._samples[index] = _read_only(sample)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The picture at this index.
+
+        Raises:
+            IndexError: no such index; negative ones count as none.
+        """
+        index = operator.index(index)
+        if not 0 <= index < self.count:
+            raise IndexError(f"no picture {index}: the pool has {self.count}, from 0")
+        if index not in self._samples:
+            self.put(index, self.dataset[index])
+        sample = self._samples[index]
+        return (
+            sample if sample.alpha is None else sample._replace(alpha=sample.alpha.astype(np.float32) / np.float32(255))
+        )
+
+    def __repr__(self) -> str:
+        return f"Pool({self.dataset!r}, {self.count})"
+
+
+def _read_only(sample: Sample) -> Sample:
+    """The same arrays, as views that cannot be written to."""
+    parts: dict[str, Any] = {}
+    for name, part in sample._asdict().items():
+        if isinstance(part, np.ndarray):
+            parts[name] = part.view()
+            parts[name].flags.writeable = False
+    return sample._replace(**parts)
+
+
+def _bytes_of(sample: Sample) -> int:
+    return sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
+
+
+__all__ = ["KEEP_BYTES", "Kept", "Pool"]

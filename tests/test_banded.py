@@ -202,7 +202,8 @@ def launcher(self, grid):
         compiled = self.run(*args, grid=grid, warmup=True, **options)
         if self.fn.__module__ == banded.__name__:
             code = compiled.asm
-            found.append((self.fn.__name__, code["ptx"], compiled.metadata.shared, code["cubin"].hex()))
+            gradient = "similarity" in self.fn.__name__ and args[3] is not None
+            found.append((self.fn.__name__, gradient, code["ptx"], compiled.metadata.shared, code["cubin"].hex()))
     return launch
 
 triton.JITFunction.__getitem__ = launcher
@@ -236,11 +237,12 @@ def test_tensor_cores_multiply_and_little_is_spilled(arch, tmp_path):
     found = json.loads(done.stdout)
     assert len(found) == 4 * 5 - 2  # float32 in channels-last is reassembled by the others
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    for name, ptx, shared, cubin in found:
+    for name, gradient, ptx, shared, cubin in found:
         (tmp_path / "kernel.cubin").write_bytes(bytes.fromhex(cubin))
         code = subprocess.run(
             [tools / "nvdisasm", "-c", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
         ).stdout
         assert "wgmma.mma_async" in ptx or "mma.sync" in ptx, name
         assert shared <= {80: 163, 90: 227}[arch] * 1024, name
-        assert len(re.findall(r"\b(STL|LDL)\b", code)) <= 64, (name, re.findall(r"\.reqntid.*", ptx))
+        # The softmax's gradient spills after its loop, once a program; tiles that do not were measured to be slower.
+        assert gradient or len(re.findall(r"\b(STL|LDL)\b", code)) <= 32, name

@@ -70,8 +70,8 @@ _TUNED = {
 PRECISION = "tf32x3"
 """How float32 is multiplied: as three products of TF32, or "ieee"."""
 
-_ENTRIES = {True: 2**14, False: 2**13}
-"""The largest matrix of a program, in half precision and in float32: it must fit the registers of 8 and 4 warps."""
+_ENTRIES = 2**14
+"""The largest matrix of a program. More than half of it, in float32 a quarter, takes the registers of 8 warps."""
 
 _FULL = 264
 """Programs that give every multiprocessor two."""
@@ -511,11 +511,11 @@ def _tile_of(
     last, half = _last(of), dtype != torch.float32
     if tile is None:
         tile = _TUNED[kernel, last, half]
-        while tile.rows * tile.columns > 16 and _entries(size, tile, last) > _ENTRIES[half]:
+        while tile.rows * tile.columns > 16 and _entries(size, tile, last) > _ENTRIES:
             larger = "columns" if tile.columns > tile.rows else "rows"
             tile = tile._replace(**{larger: getattr(tile, larger) // 2})
-        if _entries(size, tile, last) > _ENTRIES[False]:
-            tile = tile._replace(warps=8, channels=min(tile.channels, 32))
+        if _entries(size, tile, last) > _ENTRIES // (2 if half else 4):
+            tile = tile._replace(warps=8, channels=min(tile.channels, 32 if half else 16))
     return tile._replace(channels=min(tile.channels, max(16, _power(size.channels)))), _patch(size, tile, last)
 
 

@@ -58,7 +58,9 @@ class Collation:
 
     def __call__(self, samples: Sequence[Sample], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """Inputs and targets of samples of one size, on ``device``."""
-        return self.unpack(*(part.to(device) for part in self.pack(samples)))
+        pin = torch.device(device).type == "cuda" and torch.cuda.is_available()
+        packed = self.pack(samples)
+        return self.unpack(*(part.to(device, non_blocking=pin) for part in (_pinned(packed) if pin else packed)))
 
 
 def pack_masks(samples: Sequence[Sample]) -> Packed:

@@ -850,7 +850,7 @@ def _reassemble(
         TAPS=_power(size.kernel_size**2),
         num_warps=warps,
         # Left to itself, the assembler may spill a few for the sake of one more block on a processor.
-        maxnreg=128 if beside == 1 and x.element_size() <= 4 else None,
+        maxnreg=128 if beside == 1 and _last(x) and x.element_size() <= 4 else None,
     )
 
 

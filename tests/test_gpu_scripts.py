@@ -152,7 +152,8 @@ class TestCheck:
             "[gw0] [  7%] PASSED tests/test_a.py::test_good ", "[gw11] [ 14%] FAILED tests/test_a.py::test_bad[a b] ",
             "tests/test_b.py::test_broken ERROR              [ 20%]", "tests/test_b.py::test_no SKIPPED (why) [100%]",
             "E   AssertionError: is bad", "!!! KeyboardInterrupt !!!",
-            "FAILED tests/test_a.py::test_bad[a b] - AssertionError: is bad", "ERROR tests/test_c.py - ImportError: none",
+            "FAILED tests/test_a.py::test_bad[a b] - AssertionError: is bad",
+            "ERROR tests/test_c.py - ImportError: none",
         ]  # fmt: skip
         (tmp_path / "pytest.py").write_text(
             "import pathlib, time\n"

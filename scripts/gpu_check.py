@@ -37,12 +37,14 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -53,6 +55,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+BEGUN = time.monotonic()  # before torch, whose import a stage's limit counts
 ROOT = Path(__file__).resolve().parents[1]
 for _place in (str(ROOT / "scripts"), str(ROOT)):
     if _place not in sys.path:
@@ -230,46 +233,65 @@ def stage_machine(setting: Setting, rows: Rows) -> None:
 # ------------------------------------------------------------------------------------------------------- 1: the tests
 
 
+OUTCOME = re.compile(
+    r"\[gw\d+\] (?:\[ *\d+%\] )?(?P<word>[A-Z]+) (?P<name>\S.*::.*?) *$"  # by pytest-xdist, else by pytest alone
+    r"|(?P<alone>\S.*::.*?) (?P<verdict>PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)(?: \(.*\))? *(?:\[ *\d+%\])?$"
+)
+SUMMARY = re.compile(r"(?:FAILED|ERROR) (?P<name>\S.*?) - (?P<message>.*)$")
+
+
 def stage_tests(setting: Setting, rows: Rows) -> None:
     """The tests that are marked gpu, file by file named: what a file of others wants need not be installed."""
-    import xml.etree.ElementTree as Tree
-
     files = sorted(path for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text())
     files = sorted({*files, ROOT / "tests" / "test_triton.py"})  # which is marked where there is a GPU
-    report = Path(setting.work) / "tests.xml"
     command = [
-        sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-q",
-        "-o", "xfail_strict=false", "--tb=short", "--maxfail=40", f"--junitxml={report}",
+        sys.executable, "-m", "pytest", "-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "-v", "--color=no",
+        "-o", "xfail_strict=false", "--tb=short", "--maxfail=40", "--durations=15",
     ]  # fmt: skip
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", "12" if setting.cuda else "0", "-p", "no:benchmark"]
     if setting.small:
-        files = files[:1]
-        command += ["--collect-only"]
-    process = subprocess.Popen([*command, *map(str, files)], cwd=ROOT)
-    try:
-        process.wait(max(1.0, setting.seconds - 12))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # what failed so far is told
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        rows.add(what="stopped", message=f"after {setting.seconds - 12:.0f} s", ok=False)
-    code = process.returncode
-    if setting.small:
-        rows.add(what="collected", files=[path.name for path in files], code=code, ok=code == 0)
+        code = subprocess.run([*command, "--collect-only", str(files[0])], cwd=ROOT, check=False).returncode
+        rows.add(what="collected", files=[files[0].name], code=code, ok=code == 0)
         return
-    if not report.exists():
-        rows.add(what="pytest", code=code, ok=False)
-        return
-    counts: Counter[str] = Counter()
-    for case in Tree.parse(report).iter("testcase"):
-        outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
-        counts[outcome] += 1
-        if outcome != "passed":
-            child = next(child for child in case if child.tag == outcome)
-            name = f"{case.get('classname')}::{case.get('name')}"
-            rows.add(what=outcome, test=name, message=(child.get("message") or "")[:300], ok=outcome == "skipped")
-    rows.add(what="tests", **counts, seconds=sum(float(c.get("time", 0)) for c in Tree.parse(report).iter("testcase")))
+    follow_tests([*command, *map(str, files)], rows, setting.seconds)
+
+
+def follow_tests(command: Sequence[str], rows: Rows, seconds: float) -> None:
+    """Run pytest: a row for each test that fails as it fails, so that a stage that is stopped has their names.
+
+    25 seconds before the end the process group is interrupted, the workers of pytest-xdist with it; pytest then tells
+    what failed so far. This process is of the group, but reads on.
+    """
+    signal.signal(signal.SIGINT, lambda *_: None)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        env={**os.environ, "COLUMNS": "250"},  # or the summary cuts messages off
+    )  # fmt: skip
+    assert process.stdout is not None
+    allowed = max(1.0, seconds - 25)
+
+    def interrupt() -> None:
+        rows.add(what="stopped", message=f"after {allowed:.0f} s", ok=False)
+        os.killpg(0, signal.SIGINT)
+
+    timer = threading.Timer(allowed, interrupt)
+    timer.start()
+    start, counts, failed = time.monotonic(), Counter[str](), set[str]()
+    for line in process.stdout:
+        print(line, end="", flush=True)
+        if match := OUTCOME.match(line.rstrip()):
+            outcome = (match["word"] or match["verdict"]).lower()
+            counts[outcome] += 1
+            if outcome in ("failed", "error"):
+                failed.add(match["name"] or match["alone"])
+                rows.add(what=outcome, test=match["name"] or match["alone"], ok=False)
+        elif match := SUMMARY.match(line.rstrip()):
+            rows.add(what="message", test=match["name"], message=match["message"][:300], ok=match["name"] in failed)
+    process.stdout.close()
+    code = process.wait()
+    timer.cancel()
+    rows.add(what="tests", **counts, code=code, seconds=round(time.monotonic() - start, 1), ok=code == 0)
 
 
 # --------------------------------------------------------------------------------------------------- 2: the operators
@@ -1202,7 +1224,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e6, help=argparse.SUPPRESS)
     parser.add_argument("--only-kernels", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    setting = Setting(options.device, options.small, options.work, seconds=options.seconds)
+    seconds = options.seconds - (time.monotonic() - BEGUN)
+    setting = Setting(options.device, options.small, options.work, seconds=seconds)
     if options.only_kernels:
         only_kernels(setting)
     elif options.stage:
@@ -1364,8 +1387,11 @@ def _machine_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
 
 def _tests_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:
     lines = [f"   {row}" for row in _of(rows, "tests")]
-    bad = [row for row in rows if not row.get("ok", True)]
-    return lines + [f"   {row.get('test', row['what'])}: {row.get('message', '')[:110]!r}" for row in bad[:12]]
+    said = {row["test"]: row["message"] for row in _of(rows, "message")}
+    bad = {row.get("test", row["what"]): row for row in rows if not row.get("ok", True) and row["what"] != "tests"}
+    for name, row in list(bad.items())[:20]:
+        lines.append(f"   {name}: {said.get(name, row.get('message', ''))[:110]!r}")
+    return lines + ([f"   ... and {len(bad) - 20} more"] if len(bad) > 20 else [])
 
 
 def _operators_lines(rows: Sequence[Row], results: dict[str, Row]) -> list[str]:

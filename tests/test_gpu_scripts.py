@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -144,6 +145,68 @@ class TestCheck:
         options.minutes, options.stages = 0, "record"
         assert check.run_all(options) == 1
         assert "no time left" in (tmp_path / "out" / "gpu_check.txt").read_text()
+
+    def test_tests_that_failed_are_named_as_they_fail(self, check, tmp_path, monkeypatch):
+        lines = [
+            "scheduling tests via LoadScheduling", "tests/test_a.py::test_bad[a b] ",
+            "[gw0] [  7%] PASSED tests/test_a.py::test_good ", "[gw11] [ 14%] FAILED tests/test_a.py::test_bad[a b] ",
+            "tests/test_b.py::test_broken ERROR              [ 20%]", "tests/test_b.py::test_no SKIPPED (why) [100%]",
+            "E   AssertionError: is bad", "!!! KeyboardInterrupt !!!",
+            "FAILED tests/test_a.py::test_bad[a b] - AssertionError: is bad",
+            "ERROR tests/test_c.py - ImportError: none",
+        ]  # fmt: skip
+        (tmp_path / "pytest.py").write_text(
+            "import pathlib, time\n"
+            f"for number, line in enumerate({lines!r}):\n"
+            "    while number == 6 and not pathlib.Path('interrupted').exists(): time.sleep(0.02)\n"
+            "    print(line, flush=True)\n"
+            "raise SystemExit(2)\n"
+        )
+        monkeypatch.setattr(check, "ROOT", tmp_path)
+        monkeypatch.setattr(check.os, "killpg", lambda group, sign: (tmp_path / f"interrupted{group or ''}").touch())
+        rows, before = check.Rows(None), signal.getsignal(signal.SIGINT)
+        try:
+            check.follow_tests([sys.executable, "-I", "-S", "pytest.py"], rows, 25)
+            signal.raise_signal(signal.SIGINT)  # the stage itself, which is of the group, reads on
+        finally:
+            signal.signal(signal.SIGINT, before)
+        names = {row["what"]: row["test"] for row in rows.rows if "test" in row and row["what"] != "message"}
+        assert names == {"failed": "tests/test_a.py::test_bad[a b]", "error": "tests/test_b.py::test_broken"}
+        whats = [row["what"] for row in rows.rows]
+        assert max(map(whats.index, ("failed", "error", "stopped"))) < whats.index("message")
+        assert {**rows.rows[-1], "seconds": 0, "at": 0} == {
+            "what": "tests", "passed": 1, "failed": 1, "error": 1, "skipped": 1, "code": 2, "ok": False, "seconds": 0,
+            "at": 0,
+        }  # fmt: skip
+        table = check.table({"tests": {"status": "ok", "seconds": 1.0, "rows": rows.rows}})
+        assert "tests/test_a.py::test_bad[a b]: 'AssertionError: is bad'" in table
+        assert "tests/test_c.py: 'ImportError: none'" in table
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_tests_that_are_interrupted_tell_what_failed(self, tmp_path, workers):
+        (tmp_path / "test_some.py").write_text(
+            "import time\n"
+            "def test_bad(): assert False, 'is bad'\n"
+            "def test_long(): time.sleep(200)\n"
+            "def test_long_too(): time.sleep(200)\n"
+        )
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"-n{workers}", str(tmp_path)]
+        code = (
+            f"import gpu_check, pathlib; gpu_check.ROOT = pathlib.Path({str(tmp_path)!r})\n"
+            f"gpu_check.follow_tests({command!r}, gpu_check.Rows(gpu_check.ROOT / 'rows.jsonl'), 25 + 20)"
+        )
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"}
+        environment.pop("PYTEST_XDIST_WORKER", None)
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120,
+            start_new_session=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "E   AssertionError: is bad" in done.stdout.replace("    A", "   A")
+        rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+        assert [row["what"] for row in rows] == ["failed", "stopped", "message", "tests"]
+        assert rows[2]["message"].startswith("AssertionError: is bad")
 
     def test_stages(self, check):
         rounds = check.parse_rounds("0,tests+memory:7.5")

@@ -144,7 +144,7 @@ def report(progress):
 try:
     run(RunConfig(size=32, width=0.125, steps=3, snapshots="1:3", evaluate_every=3), sys.argv[2], report=report)
 except FadevizError as error:
-    print(f"{os.environ['RANK']} says: {error}", flush=True)
+    os.write(1, f"{os.environ['RANK']} says: {error}\\n".encode())  # in one piece: both ranks write to one pipe
 """
 
 
@@ -171,7 +171,8 @@ def report(progress):
 try:
     run(RunConfig(size=32, width=0.125, steps=6, snapshots="6", evaluate_every=6), sys.argv[1], report=report)
 except Interrupted as error:
-    print(os.environ["RANK"], error.signal.real, error.step, error.saved, flush=True)
+    line = f"{os.environ['RANK']} {error.signal.real} {error.step} {error.saved}\\n"
+    os.write(1, line.encode())  # in one piece: both ranks write to one pipe
 """
 
 

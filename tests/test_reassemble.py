@@ -587,7 +587,8 @@ class TestChoice:
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
     def test_builds_in_an_empty_cache_and_leaves_one_file(self, tmp_path):
-        code = "from fadeviz.upsamplers.backends import native; assert native.library() is not None"
+        code = "from fadeviz.upsamplers.backends import native; "
+        code += f"native._FLAGS = {UNOPTIMISED!r}; assert native.library() is not None"
         environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         pair = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
         assert [process.wait() for process in pair] == [0, 0]
@@ -612,6 +613,7 @@ class TestChoice:
     def test_a_folder_others_can_write_to_is_not_trusted(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
+        monkeypatch.setattr(native, "_FLAGS", UNOPTIMISED)
         (tmp_path / "fadeviz").mkdir()
         (tmp_path / "fadeviz").chmod(0o777)
         native.library.cache_clear()

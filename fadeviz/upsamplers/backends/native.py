@@ -261,6 +261,48 @@ def _call_blend(function: str, like: Tensor, tensors: list[Tensor]) -> None:
     call(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, sizes))
 
 
+def can_frame(*maps: Tensor) -> bool:
+    """Whether :func:`frame` takes the maps: on the CPU, all in float32 or all in float64."""
+    first = maps[0]
+    return (
+        first.dtype in (torch.float32, torch.float64)
+        and all(m.device.type == "cpu" and m.dtype == first.dtype for m in maps)
+        and library(_bits(first)) is not None
+    )
+
+
+def frame(y: Tensor, n: Tensor, shift: Tensor, kernel_size: int) -> None:
+    """Add what the convolution with ``shift`` (M, 1, k, k) of a map of ones misses to y ``(B, M, h, w)``.
+
+    It misses what the kernels n ``(B, K*K, h, w)``, which sum to 1, have beyond the border, and what k reaches there.
+    """
+    _call_frame(y, n, None, shift, None, kernel_size)
+
+
+def frame_backward(grad: Tensor, n: Tensor, shift: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """The gradients of n and of shift."""
+    size = shift.shape[-1]
+    to_n, sums = torch.zeros_like(n), shift.new_zeros(len(n), size**2, len(shift))
+    _call_frame(grad, n, to_n, shift, sums, kernel_size)
+    return to_n, sums.sum(0).t().reshape(shift.shape)
+
+
+def _call_frame(
+    y: Tensor, n: Tensor, to_n: Tensor | None, shift: Tensor, sums: Tensor | None, kernel_size: int
+) -> None:
+    bits = _bits(y)
+    loaded = library(bits)
+    if loaded is None or not y.numel():
+        return
+    b, m, h, w = y.shape
+    taps = shift.flatten(1).t().contiguous()
+    shape = _Shape(b, m, h, w, kernel_size, shift.shape[-1], 1, min(b, _threads(y.numel())))
+    maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in (y, n, to_n)]
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in (taps, sums)]
+    if not getattr(loaded, f"fadeviz_frame_f{bits}")(ctypes.byref(shape), *map(ctypes.byref, maps), *at):
+        raise MemoryError("native frame: no memory for its weights")
+
+
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.empty(

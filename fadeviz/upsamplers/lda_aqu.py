@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
+from .backends.tiles import is_autocast
 from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
-from .reassemble import KernelSoftmax, is_watched
-from .sampled import neighbour_points, pixel_norm, sampled_logits, sampled_sums
+from .reassemble import KernelSoftmax, is_plain, is_watched
+from .sampled import convolved_points, neighbour_points, pixel_norm, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):
@@ -49,10 +50,22 @@ class NeighbourOffsets(nn.Module):
         """The offset map of a high-resolution query."""
         b, c, height, width = query.shape
         folded = query.reshape(b * self.groups, c // self.groups, height, width)
-        learned = self.conv(F.gelu(self._normalize(self.depthwise(folded))))
+        hidden, conv = F.gelu(self._normalize(self.depthwise(folded))), self.conv
+        if self._convolves_few(hidden):
+            out: Tensor = convolved_points(hidden, conv.weight, conv.bias, self.groups, self.range_factor)
+            return out
+        learned = conv(hidden)
         # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         return neighbour_points(learned, self.groups, self.range_factor)
+
+    def _convolves_few(self, hidden: Tensor) -> bool:
+        """Whether the convolution has so few channels that torch's own is slow on a CPU, and nobody looks at it."""
+        conv = self.conv
+        own = hidden.dtype == conv.weight.dtype and hidden.dtype in (torch.float32, torch.float64)
+        few = hidden.shape[1] in (2, 4) and conv.out_channels == 18 and conv.kernel_size == (3, 3)
+        plain = is_plain(conv) and conv.bias is not None
+        return own and few and plain and hidden.device.type == "cpu" and not is_autocast("cpu")
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm, own = self.norm, hidden.dtype in (torch.float32, torch.float64)

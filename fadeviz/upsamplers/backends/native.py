@@ -455,6 +455,62 @@ def _bend(function: str, learned: Tensor, points: Tensor, grad: Tensor | None, g
         raise MemoryError("native sampling: no memory for a row")
 
 
+def can_convolve(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`points_conv` takes these: few channels that lie side by side, and a 3x3 neighbourhood."""
+    return (
+        hidden.device.type == "cpu"
+        and hidden.dtype == weight.dtype
+        and hidden.dtype in (torch.float32, torch.float64)
+        and hidden.shape[1] in (2, 4)
+        and tuple(weight.shape) == (18, hidden.shape[1], 3, 3)
+        and hidden.is_contiguous(memory_format=torch.channels_last)
+        and library(_bits(hidden)) is not None
+    )
+
+
+def points_conv(hidden: Tensor, weight: Tensor, bias: Tensor, groups: int, reach: float, out: Tensor) -> Tensor:
+    """:func:`points` of the convolution of ``(B*G, C, H, W)`` with ``(18, C, 3, 3)``, at once."""
+    _call_points_conv(hidden, weight, bias, out, None, None, None, groups, reach)
+    return out
+
+
+def points_conv_backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, points: Tensor, groups: int, reach: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the map, the weight and the bias."""
+    to_hidden, taps = torch.empty_like(hidden), 9 * hidden.shape[1]
+    sums = hidden.new_zeros(len(points), taps + 1, len(weight))
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    _call_points_conv(hidden, weight, None, points, grad, to_hidden, sums, groups, reach)
+    total = sums.sum(0)
+    to_weight = torch.empty_like(weight).copy_(total[:taps].t().reshape(-1, 3, 3, hidden.shape[1]).permute(0, 3, 1, 2))
+    return to_hidden, to_weight, total[taps]
+
+
+def _call_points_conv(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    points: Tensor,
+    grad: Tensor | None,
+    to_hidden: Tensor | None,
+    sums: Tensor | None,
+    groups: int,
+    reach: float,
+) -> None:
+    bits = _bits(hidden)
+    loaded = library(bits)
+    if loaded is None or not hidden.numel():
+        return
+    b, _, height, width = points.shape
+    taps = weight.permute(2, 3, 1, 0).contiguous()
+    shape = _Points(b, hidden.shape[1], 0, 0, height, width, groups, 1, 9, _threads(points.numel()))
+    tensors = (hidden, taps, None if bias is None else bias.contiguous(), points, grad, to_hidden, sums)
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in tensors]
+    if not getattr(loaded, f"fadeviz_points_conv_f{bits}")(ctypes.byref(shape), *at, ctypes.c_double(reach)):
+        raise MemoryError("native sampling: no memory for a row")
+
+
 _RUN = 1024  # pixels; RUN_OF_PIXELS in sampled.c
 
 

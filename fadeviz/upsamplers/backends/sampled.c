@@ -449,6 +449,168 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
 BEND(fadeviz_points, 0)
 BEND(fadeviz_points_backward, 1)
 
+/* The 3x3 convolution of few channels that the learned offsets of a 3x3 neighbourhood come from, at once with the points:
+ * hidden (B*groups, H, W, C) to points (B, H, W, groups*18), all dense. What comes between, nine times as much, stays
+ * within a row. */
+enum { N(LEARNED) = 18, N(VECTORS) = (18 + LANES - 1) / LANES, N(ROOM) = N(VECTORS) * LANES };
+
+typedef struct {
+  REAL *regular, *line, *rows, *weight, *turned, *column, *sums;
+} N(Conv);
+#define Conv N(Conv)
+
+static char *N(open_conv)(Conv *conv, const Points *shape, const REAL *weight, const REAL *bias) {
+  int64_t W = shape->wide, C = shape->channels, G = shape->groups, all = (W + 4) * G * N(LEARNED), taps = 9 * C;
+  int64_t wide = (taps + LANES - 1) / LANES * LANES;
+  int64_t count = 2 * all + 3 * (W + 6) * C + 2 * (taps + 1) * N(ROOM) + (W + 6 + N(LEARNED)) * wide;
+  int64_t bytes = count * sizeof(REAL) + 16 * 192;
+  char *memory = aligned_alloc(64, (bytes / 64 + 1) * 64), *at = memory;
+  if (!memory) return NULL;
+  memset(memory, 0, bytes);
+  conv->regular = N(room)(&at, all);
+  conv->line = N(room)(&at, all);
+  conv->rows = N(room)(&at, 3 * (W + 6) * C);
+  conv->weight = N(room)(&at, (taps + 1) * N(ROOM));
+  conv->sums = N(room)(&at, (taps + 1) * N(ROOM));
+  conv->column = N(room)(&at, (W + 6) * wide);
+  conv->turned = N(room)(&at, N(LEARNED) * wide);
+  for (int64_t q = 0; q < all; q++) {
+    int64_t m = q % N(LEARNED) / 2;
+    conv->regular[q] = (REAL)((q % 2 ? m % 3 : m / 3) - 1);
+  }
+  for (int64_t t = 0; t < taps; t++)
+    for (int64_t o = 0; o < N(LEARNED); o++) {
+      conv->weight[t * N(ROOM) + o] = weight[t * N(LEARNED) + o];
+      conv->turned[o * wide + t] = weight[t * N(LEARNED) + o];
+    }
+  if (bias) memcpy(conv->weight + taps * N(ROOM), bias, N(LEARNED) * sizeof(REAL));
+  return memory;
+}
+
+/* Rows I - 1 to I + 1 of an image, with a pixel of zeros in front and more behind. */
+INLINE void N(take_rows)(const int64_t C, const Conv *conv, const Points *shape, const REAL *image, int64_t i) {
+  int64_t size = shape->wide * C;
+  for (int64_t n = 0; n < 3; n++) {
+    REAL *to = conv->rows + n * (shape->wide + 6) * C + C;
+    int64_t row = i + n - 1;
+    if (row < 0 || row >= shape->high) memset(to, 0, size * sizeof(REAL));
+    else memcpy(to, image + row * size, size * sizeof(REAL));
+  }
+}
+
+INLINE void N(conv_row)(const int64_t C, Conv *conv, const Points *shape, const REAL *hidden, REAL *points, int64_t b,
+                        int64_t i, REAL reach) {
+  int64_t W = shape->wide, H = shape->high, G = shape->groups, pitch = (W + 6) * C;
+  for (int64_t g = 0; g < G; g++) {
+    N(take_rows)(C, conv, shape, hidden + (b * G + g) * H * W * C, i);
+    for (int64_t j = 0; j < W; j += 4) {
+      vector total[4][N(VECTORS)];
+      for (int p = 0; p < 4; p++)
+        for (int n = 0; n < N(VECTORS); n++) total[p][n] = N(at)(conv->weight + 9 * C * N(ROOM) + n * LANES);
+      for (int64_t v = 0; v < 3; v++)
+        for (int64_t u = 0; u < 3 * C; u++) {
+          const REAL *from = conv->rows + v * pitch + j * C + u, *weight = conv->weight + (v * 3 * C + u) * N(ROOM);
+          for (int n = 0; n < N(VECTORS); n++) {
+            vector share = N(at)(weight + n * LANES);
+            for (int p = 0; p < 4; p++) total[p][n] += from[p * C] * share;
+          }
+        }
+      int64_t some = W - j < 4 ? W - j : 4;
+      for (int64_t p = 0; p < some; p++) {
+        REAL value[N(ROOM)];
+        for (int n = 0; n < N(VECTORS); n++) N(put)(value + n * LANES, total[p][n]);
+        memcpy(conv->line + ((j + p) * G + g) * N(LEARNED), value, N(LEARNED) * sizeof(REAL));
+      }
+    }
+  }
+  N(bend)(0, points + (b * H + i) * W * G * N(LEARNED), conv->line, NULL, conv->regular, reach, W * G * N(LEARNED));
+}
+
+INLINE void N(conv_row_backward)(const int64_t C, Conv *conv, const Points *shape, const REAL *hidden, const REAL *points,
+                                 const REAL *grad, REAL *to_hidden, int64_t b, int64_t i, REAL reach) {
+  int64_t W = shape->wide, H = shape->high, G = shape->groups, pitch = (W + 6) * C, step = G * N(LEARNED);
+  const int64_t lanes = (9 * C + LANES - 1) / LANES, wide = lanes * LANES;
+  N(bend)(1, conv->line, grad + (b * H + i) * W * step, points + (b * H + i) * W * step, conv->regular, reach, W * step);
+  for (int64_t g = 0; g < G; g++) {
+    int64_t image = (b * G + g) * H * W * C;
+    const REAL *line = conv->line + g * N(LEARNED);
+    N(take_rows)(C, conv, shape, hidden + image, i);
+    for (int64_t v = 0; v < 3; v++) { /* of the weight; what is in the lanes behind is the next pixel's, and dropped */
+      vector total[3 * C + 1][N(VECTORS)];
+      for (int64_t u = 0; u <= 3 * C; u++)
+        for (int n = 0; n < N(VECTORS); n++) total[u][n] = (vector){0};
+      const REAL *from = conv->rows + v * pitch;
+      for (int64_t j = 0; j < W; j++)
+        for (int n = 0; n < N(VECTORS); n++) {
+          vector up = N(at)(line + j * step + n * LANES);
+          for (int64_t u = 0; u < 3 * C; u++) total[u][n] += from[j * C + u] * up;
+          if (v == 2) total[3 * C][n] += up;
+        }
+      for (int64_t u = 0; u < 3 * C + (v == 2); u++)
+        for (int n = 0; n < N(VECTORS); n++) {
+          REAL *sum = conv->sums + (v * 3 * C + u) * N(ROOM) + n * LANES;
+          N(put)(sum, N(at)(sum) + total[u][n]);
+        }
+    }
+    for (int64_t j = 0; j < W; j += 4) { /* what each pixel gives to the nine around it */
+      vector total[4][lanes];
+      for (int p = 0; p < 4; p++)
+        for (int64_t n = 0; n < lanes; n++) total[p][n] = (vector){0};
+      for (int64_t o = 0; o < N(LEARNED); o++)
+        for (int64_t n = 0; n < lanes; n++) {
+          vector share = N(at)(conv->turned + o * wide + n * LANES);
+          for (int p = 0; p < 4; p++) total[p][n] += line[(j + p) * step + o] * share;
+        }
+      for (int p = 0; p < 4; p++)
+        for (int64_t n = 0; n < lanes; n++) N(put)(conv->column + (j + p + 1) * wide + n * LANES, total[p][n]);
+    }
+    memset(conv->column + (W + 1) * wide, 0, wide * sizeof(REAL));
+    for (int64_t v = 0; v < 3; v++) {
+      int64_t row = i + v - 1;
+      if (row < 0 || row >= H) continue;
+      REAL *to = to_hidden + image + row * W * C;
+      const REAL *from = conv->column + v * 3 * C;
+      for (int64_t j = 0; j < W; j++)
+        for (int64_t c = 0; c < C; c++)
+          to[j * C + c] += from[(j + 2) * wide + c] + from[(j + 1) * wide + C + c] + from[j * wide + 2 * C + c];
+    }
+  }
+}
+
+/* grad NULL: points from hidden. Else its gradient, and for each image those of the weight (9*C, 18), then the bias. */
+int N(fadeviz_points_conv)(const Points *shape, const REAL *hidden, const REAL *weight, const REAL *bias, REAL *points,
+                           const REAL *grad, REAL *to_hidden, REAL *sums, double reach) {
+  int64_t C = shape->channels, tasks = grad ? shape->batch : shape->batch * shape->high;
+  int64_t threads = shape->threads < tasks ? shape->threads : tasks;
+  int done = 1;
+  if ((C != 2 && C != 4) || shape->points != 9) return 0;
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t t = 0; t < threads; t++) {
+    Conv conv;
+    char *memory = N(open_conv)(&conv, shape, weight, bias);
+    done = done && memory;
+    for (int64_t task = tasks * t / threads; memory && task < tasks * (t + 1) / threads; task++) {
+      if (!grad) {
+        int64_t b = task / shape->high, i = task % shape->high;
+        if (C == 2) N(conv_row)(2, &conv, shape, hidden, points, b, i, (REAL)reach);
+        else N(conv_row)(4, &conv, shape, hidden, points, b, i, (REAL)reach);
+        continue;
+      }
+      int64_t size = shape->groups * shape->high * shape->wide * C;
+      memset(to_hidden + task * size, 0, size * sizeof(REAL));
+      memset(conv.sums, 0, (9 * C + 1) * N(ROOM) * sizeof(REAL));
+      for (int64_t i = 0; i < shape->high; i++)
+        if (C == 2) N(conv_row_backward)(2, &conv, shape, hidden, points, grad, to_hidden, task, i, (REAL)reach);
+        else N(conv_row_backward)(4, &conv, shape, hidden, points, grad, to_hidden, task, i, (REAL)reach);
+      for (int64_t u = 0; u <= 9 * C; u++)
+        memcpy(sums + (task * (9 * C + 1) + u) * N(LEARNED), conv.sums + u * N(ROOM), N(LEARNED) * sizeof(REAL));
+    }
+    free(memory);
+  }
+  return done;
+}
+#undef Conv
+
 /* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which lie side by side: LANES pixels at once, turned
  * round so that a vector holds one channel of each. */
 #define FEW LANES

@@ -39,6 +39,7 @@ typedef struct {
   int64_t tile;                    /* pixels */
   int64_t row_step, plane;         /* of the planes, in elements */
   REAL *planes, *bias;             /* (segments, h + 4, w + 4, padded), (segments, P, padded) */
+  int64_t twin;                    /* from the planes to their twins, 0 without any; see spread_pixel */
   REAL *column;                    /* the pixel's number in the tile */
   whole *index;                    /* the pixel of a plane left above the point */
   REAL *down, *across;             /* how far below and right of it */
@@ -56,7 +57,7 @@ INLINE REAL *N(room)(char **at, int64_t count) {
 }
 
 /* Lays the arrays out in one block of memory, which is returned; NULL when there is none. */
-static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias) {
+static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int spreads) {
   memset(tile, 0, sizeof *tile);
   int64_t of_group = shape->channels / shape->groups, of_head = shape->channels / shape->heads;
   int64_t size = N(common)(of_group, of_head), P = shape->points;
@@ -69,6 +70,10 @@ static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias) {
   int64_t each = shape->groups * P; /* of a pixel */
   tile->tile = each < 64 ? 16 : each < 1024 ? 1024 / each : 1;
   int64_t all = tile->tile * each, planes = tile->segments * tile->plane;
+  if (spreads && 2 * tile->lanes <= LANES) {
+    tile->twin = planes + 3 * tile->lanes - planes % (2 * tile->lanes); /* so that odd pixels begin a pair of vectors */
+    planes += tile->twin;
+  }
   int64_t folded = tile->tile * P * 4 * tile->lanes;
   int64_t of_bias = bias ? tile->segments * P * tile->padded : 0;
   int64_t bytes = (planes + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
@@ -283,7 +288,7 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
   Rows low, offsets, k, high, slope, out;
   memset(&low, 0, sizeof low), memset(&offsets, 0, sizeof offsets), memset(&k, 0, sizeof k);
   memset(&high, 0, sizeof high), memset(&slope, 0, sizeof slope), memset(&out, 0, sizeof out);
-  char *memory = N(open_tile)(&tile, shape, bias);
+  char *memory = N(open_tile)(&tile, shape, bias, what == SPREAD);
   if (!memory) return 0;
   int64_t H = shape->high, W = shape->wide, P = shape->points, size = shape->channels / tile.segments;
   int64_t from = tile.segments * part / parts, to = tile.segments * (part + 1) / parts;
@@ -318,6 +323,8 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     if (slopes) N(write_row)(&slope, image, i);
     if (to_kernels) N(write_row)(&out, image, i);
   }
+  if (done && tile.twin)
+    for (int64_t q = from * tile.plane; q < to * tile.plane; q++) tile.planes[q] += tile.planes[tile.twin + q];
   if (done && what == SPREAD) N(empty_planes)(&tile, x, begin / H, from, to);
   N(close_rows)(&low), N(close_rows)(&offsets), N(close_rows)(&k);
   N(close_rows)(&high), N(close_rows)(&slope), N(close_rows)(&out);
@@ -805,6 +812,19 @@ INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, cons
   }
 }
 
+/* What has just been written is read again at once, which is only fast if it is read as it was written: pairs of pixels
+ * that begin at an odd one go to the twin of the plane, where no other pair overlaps them. */
+INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
+  pair own = NV(join)(*(const part *)y, *(const part *)y);
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    int64_t index = tile->index[q + m];
+    int64_t under = index + tile->shape->width + 4;
+    pair value = NV(shares)(tile, q + m, k[m]) * own, below = tile->down[q + m] * value;
+    *(pair *)(plane + index * V + (index & 1) * tile->twin) += value - below;
+    *(pair *)(plane + under * V + (under & 1) * tile->twin) += below;
+  }
+}
+
 #define LEFT 2 /* numbers of a point that a logit is made of: left and right of it */
 #define EACH (V >= 8 ? 1 : V) /* products that add up to a number */
 #undef BOTH
@@ -864,10 +884,6 @@ INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, cons
   }
 }
 
-#define LEFT 1
-#define EACH 1
-#endif
-
 /* In single pixels: what has just been written is read again at once, which only works if it is read as it was written. */
 INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
   for (int64_t m = 0; m < tile->shape->points; m++) {
@@ -881,6 +897,10 @@ INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REA
     }
   }
 }
+
+#define LEFT 1
+#define EACH 1
+#endif
 
 static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t k_step, REAL *y, int64_t y_step,
                      REAL *slope, int64_t slope_step, REAL *out, int64_t out_step, int64_t from, int64_t to) {

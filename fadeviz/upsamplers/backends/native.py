@@ -386,10 +386,12 @@ def sampled_slopes(
     heads: int,
     to_points: Tensor | None,
     to_kernels: Tensor | None,
+    to_x: Tensor | None = None,
 ) -> None:
-    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points and in the kernels."""
-    outs = (to_points, to_kernels)
-    _call_points("fadeviz_sampled_slopes", x, points, kernels, y, groups, heads, None, outs)
+    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points, in the kernels and in x."""
+    outs = [to_points, to_kernels] if to_x is None else [to_points, to_kernels, to_x]
+    function = "fadeviz_sampled_slopes" if to_x is None else "fadeviz_sampled_gradients"
+    _call_points(function, x, points, kernels, y, groups, heads, None, outs)
 
 
 def sampled_spread(y: Tensor, points: Tensor, kernels: Tensor, groups: int, heads: int, to_x: Tensor) -> Tensor:
@@ -407,7 +409,7 @@ def _call_points(
     groups: int,
     heads: int,
     bias: Tensor | None = None,
-    outs: tuple[Tensor | None, Tensor | None] = (None, None),
+    outs: Sequence[Tensor | None] = (None, None),
 ) -> None:
     if not (x.numel() and y.numel()):
         return

@@ -39,7 +39,9 @@ typedef struct {
   int64_t tile;                    /* pixels */
   int64_t row_step, plane;         /* of the planes, in elements */
   REAL *planes, *bias;             /* (segments, h + 4, w + 4, padded), (segments, P, padded) */
-  int64_t twin;                    /* from the planes to their twins, 0 without any; see spread_pixel */
+  int spreads;
+  REAL *sink;                      /* planes that are added up, as large */
+  int64_t twin;                    /* from these to their twins, 0 without any; see spread_pixel */
   REAL *column;                    /* the pixel's number in the tile */
   whole *index;                    /* the pixel of a plane left above the point */
   REAL *down, *across;             /* how far below and right of it */
@@ -57,7 +59,7 @@ INLINE REAL *N(room)(char **at, int64_t count) {
 }
 
 /* Lays the arrays out in one block of memory, which is returned; NULL when there is none. */
-static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int spreads) {
+static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int reads, int spreads) {
   memset(tile, 0, sizeof *tile);
   int64_t of_group = shape->channels / shape->groups, of_head = shape->channels / shape->heads;
   int64_t size = N(common)(of_group, of_head), P = shape->points;
@@ -69,18 +71,22 @@ static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int
   tile->plane = (shape->height + 4) * tile->row_step;
   int64_t each = shape->groups * P; /* of a pixel */
   tile->tile = each < 64 ? 16 : each < 1024 ? 1024 / each : 1;
-  int64_t all = tile->tile * each, planes = tile->segments * tile->plane;
+  int64_t all = tile->tile * each, planes = tile->segments * tile->plane, sink = planes;
   if (spreads && 2 * tile->lanes <= LANES) {
     tile->twin = planes + 3 * tile->lanes - planes % (2 * tile->lanes); /* so that odd pixels begin a pair of vectors */
-    planes += tile->twin;
+    sink += tile->twin;
   }
+  tile->spreads = spreads;
+  if (!reads) planes = 0;
+  if (!spreads) sink = 0;
   int64_t folded = tile->tile * P * 4 * tile->lanes;
   int64_t of_bias = bias ? tile->segments * P * tile->padded : 0;
-  int64_t bytes = (planes + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
+  int64_t bytes = (planes + sink + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
   char *memory = aligned_alloc(64, (bytes / 64 + 1) * 64), *at = memory;
   if (!memory) return NULL;
   tile->planes = N(room)(&at, planes);
   memset(tile->planes, 0, planes * sizeof(REAL));
+  tile->sink = N(room)(&at, sink);
   tile->column = N(room)(&at, all);
   tile->index = (whole *)N(room)(&at, all);
   tile->down = N(room)(&at, all);
@@ -221,12 +227,14 @@ static void N(fill_planes)(Tile *tile, Rows *x, int64_t image) {
   }
 }
 
-/* Segments [FROM, TO) of the planes into an image of x. */
-static void N(empty_planes)(Tile *tile, const Map *x, int64_t image, int64_t from, int64_t to) {
+/* Segments [FROM, TO) of what was added up into an image of x. */
+static void N(empty_sink)(Tile *tile, const Map *x, int64_t image, int64_t from, int64_t to) {
   int64_t size = tile->shape->channels / tile->segments;
+  if (tile->twin)
+    for (int64_t q = from * tile->plane; q < to * tile->plane; q++) tile->sink[q] += tile->sink[tile->twin + q];
   for (int64_t i = 0; i < tile->shape->height; i++)
     for (int64_t s = from; s < to; s++) {
-      const REAL *row = tile->planes + s * tile->plane + (i + 2) * tile->row_step + 2 * tile->padded;
+      const REAL *row = tile->sink + s * tile->plane + (i + 2) * tile->row_step + 2 * tile->padded;
       int64_t base = image * x->batch + s * size * x->channel + i * x->row;
       for (int64_t j = 0; j < tile->shape->width; j++) {
         const REAL *pixel = row + j * tile->padded;
@@ -280,15 +288,16 @@ INLINE void N(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t 
 #undef CALL
 }
 
-/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO). Returns 0 when memory ran out. */
+/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO); whole images where to_x, the gradient of x,
+ * is wanted. Returns 0 when memory ran out. */
 static int N(run_points)(const int what, const Points *shape, const Map *x, const Map *points, const Map *kernels,
-                         const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels, int64_t begin,
-                         int64_t end, int64_t part, int64_t parts) {
+                         const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels,
+                         const Map *to_x, int64_t begin, int64_t end, int64_t part, int64_t parts) {
   Tile tile;
   Rows low, offsets, k, high, slope, out;
   memset(&low, 0, sizeof low), memset(&offsets, 0, sizeof offsets), memset(&k, 0, sizeof k);
   memset(&high, 0, sizeof high), memset(&slope, 0, sizeof slope), memset(&out, 0, sizeof out);
-  char *memory = N(open_tile)(&tile, shape, bias, what == SPREAD);
+  char *memory = N(open_tile)(&tile, shape, bias, what != SPREAD, to_x != NULL);
   if (!memory) return 0;
   int64_t H = shape->high, W = shape->wide, P = shape->points, size = shape->channels / tile.segments;
   int64_t from = tile.segments * part / parts, to = tile.segments * (part + 1) / parts;
@@ -303,6 +312,10 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
   for (int64_t index = begin; done && index < end; index++) {
     int64_t image = index / H, i = index % H;
     if (image != held && what != SPREAD) N(fill_planes)(&tile, &low, image);
+    if (image != held && to_x) {
+      if (held >= 0) N(empty_sink)(&tile, to_x, held, from, to);
+      memset(tile.sink, 0, (tile.twin + tile.segments * tile.plane) * sizeof(REAL));
+    }
     held = image;
     const REAL *offset_row = N(read_row)(&offsets, image, i);
     REAL *k_row = what == LOGITS ? N(place_row)(&k, image, i) : N(read_row)(&k, image, i);
@@ -323,9 +336,7 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     if (slopes) N(write_row)(&slope, image, i);
     if (to_kernels) N(write_row)(&out, image, i);
   }
-  if (done && tile.twin)
-    for (int64_t q = from * tile.plane; q < to * tile.plane; q++) tile.planes[q] += tile.planes[tile.twin + q];
-  if (done && what == SPREAD) N(empty_planes)(&tile, x, begin / H, from, to);
+  if (done && to_x && held >= 0) N(empty_sink)(&tile, to_x, held, from, to);
   N(close_rows)(&low), N(close_rows)(&offsets), N(close_rows)(&k);
   N(close_rows)(&high), N(close_rows)(&slope), N(close_rows)(&out);
   free(memory);
@@ -341,8 +352,8 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                        \
     for (int64_t t = 0; t < threads; t++)                                                                            \
       done = N(run_points)(what, shape, x, points, kernels, bias, y, slopes->data ? slopes : NULL,                   \
-                           to_kernels->data ? to_kernels : NULL, rows * t / threads, rows * (t + 1) / threads, 0, 1) \
-             && done;                                                                                                \
+                           to_kernels->data ? to_kernels : NULL, NULL, rows * t / threads,                \
+                           rows * (t + 1) / threads, 0, 1) && done;                                                                                                \
     return done;                                                                                                     \
   }
 
@@ -360,8 +371,23 @@ int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *poin
   int done = 1;
   _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
   for (int64_t task = 0; task < shape->batch * parts; task++)
-    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, task / parts * shape->high,
+    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, x, task / parts * shape->high,
                          (task / parts + 1) * shape->high, task % parts, parts) && done;
+  return done;
+}
+
+/* The slopes and the gradient of x, in one pass where there is an image for every thread. */
+int N(fadeviz_sampled_gradients)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,
+                                 const Map *y, const Map *slopes, const Map *to_kernels, const Map *to_x) {
+  if (shape->threads > shape->batch)
+    return N(fadeviz_sampled_slopes)(shape, x, points, kernels, bias, y, slopes, to_kernels) &&
+           N(fadeviz_sampled_spread)(shape, to_x, points, kernels, bias, y, slopes, to_kernels);
+  int done = 1;
+  _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t t = 0; t < shape->threads; t++)
+    done = N(run_points)(SLOPES, shape, x, points, kernels, NULL, y, slopes->data ? slopes : NULL,
+                         to_kernels->data ? to_kernels : NULL, to_x, shape->batch * t / shape->threads * shape->high,
+                         shape->batch * (t + 1) / shape->threads * shape->high, 0, 1) && done;
   return done;
 }
 
@@ -908,10 +934,11 @@ static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t
   int64_t P = shape->points, groups = shape->groups, padded = tile->padded;
   int64_t of_group = tile->segments / groups, of_head = tile->segments / shape->heads;
   REAL *sums = tile->sums;
+  int spreads = tile->spreads;
   for (int64_t s = from; s < to; s++) {
     int64_t g = s / of_group, head = s / of_head;
     int first_of_head = s % of_head == 0;
-    REAL *plane = tile->planes + s * tile->plane;
+    REAL *plane = tile->planes + s * tile->plane, *sink = tile->sink + s * tile->plane;
     const REAL *bias = tile->bias ? tile->bias + s * P * padded : NULL;
     for (int64_t t = 0; t < count; t++) {
       int64_t q = (t * groups + g) * P;
@@ -919,7 +946,7 @@ static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t
       if (what == SUMS) NV(sum_pixel)(tile, plane, bias, q, kernel, pixel);
       if (what == LOGITS) NV(logit_pixel)(tile, plane, bias, q, pixel, sums + t * P * LEFT * V);
       if (what == SLOPES) NV(slope_pixel)(tile, plane, q, pixel, sums + t * P * 4 * EACH);
-      if (what == SPREAD) NV(spread_pixel)(tile, plane, q, kernel, pixel);
+      if (what == SPREAD || (what == SLOPES && spreads)) NV(spread_pixel)(tile, sink, q, kernel, pixel);
     }
     if (what == LOGITS) {
       for (int64_t width = V / 2; width; width /= 2) N(fold)(sums, count * P * LEFT * width);

@@ -204,12 +204,16 @@ def sampled_gradients(
         third = _empty(like, like.shape) if need[2] else None
         to_kernels = None if of_logits else third
         to_x = torch.empty_like(x, memory_format=_format_of_gradient(x)) if need[0] else None
-        if to_points is not None or to_kernels is not None:
-            native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels, to_x)
-        elif to_x is not None:
-            native.sampled_spread(y, points, kernels, groups, heads, to_x)
-        if of_logits and third is not None:
-            native.sampled_sums(x, points, kernels, bias, groups, heads, third)
+        to_y = third if of_logits else None
+        if to_x is not None and (to_points is not None or to_kernels is not None):
+            native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels, to_x, to_y, bias)
+        else:
+            if to_points is not None or to_kernels is not None:
+                native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
+            if to_x is not None:
+                native.sampled_spread(y, points, kernels, groups, heads, to_x)
+            if to_y is not None:
+                native.sampled_sums(x, points, kernels, bias, groups, heads, to_y)
         return (
             x.new_empty(0) if to_x is None else to_x,
             points.new_empty(0) if to_points is None else to_points,

@@ -387,11 +387,16 @@ def sampled_slopes(
     to_points: Tensor | None,
     to_kernels: Tensor | None,
     to_x: Tensor | None = None,
+    to_y: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
-    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points, in the kernels and in x."""
-    outs = [to_points, to_kernels] if to_x is None else [to_points, to_kernels, to_x]
+    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points, the kernels, and in x.
+
+    With ``to_x``, ``to_y`` gets the weighted sums of x and bias, which are the gradient in y.
+    """
+    outs = [to_points, to_kernels] if to_x is None else [to_points, to_kernels, to_x, to_y]
     function = "fadeviz_sampled_slopes" if to_x is None else "fadeviz_sampled_gradients"
-    _call_points(function, x, points, kernels, y, groups, heads, None, outs)
+    _call_points(function, x, points, kernels, y, groups, heads, bias, outs)
 
 
 def sampled_spread(y: Tensor, points: Tensor, kernels: Tensor, groups: int, heads: int, to_x: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ typedef struct {
   int64_t row_step, plane;         /* of the planes, in elements */
   REAL *planes, *bias;             /* (segments, h + 4, w + 4, padded), (segments, P, padded) */
   int spreads;
+  REAL *to_y;                      /* where sums go beside slopes, NULL without any */
+  int64_t to_y_step;
   REAL *sink;                      /* planes that are added up, as large */
   int64_t twin;                    /* from these to their twins, 0 without any; see spread_pixel */
   REAL *column;                    /* the pixel's number in the tile */
@@ -292,11 +294,12 @@ INLINE void N(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t 
  * is wanted. Returns 0 when memory ran out. */
 static int N(run_points)(const int what, const Points *shape, const Map *x, const Map *points, const Map *kernels,
                          const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels,
-                         const Map *to_x, int64_t begin, int64_t end, int64_t part, int64_t parts) {
+                         const Map *to_x, const Map *to_y, int64_t begin, int64_t end, int64_t part, int64_t parts) {
   Tile tile;
-  Rows low, offsets, k, high, slope, out;
+  Rows low, offsets, k, high, slope, out, sums;
   memset(&low, 0, sizeof low), memset(&offsets, 0, sizeof offsets), memset(&k, 0, sizeof k);
   memset(&high, 0, sizeof high), memset(&slope, 0, sizeof slope), memset(&out, 0, sizeof out);
+  memset(&sums, 0, sizeof sums);
   char *memory = N(open_tile)(&tile, shape, bias, what != SPREAD, to_x != NULL);
   if (!memory) return 0;
   int64_t H = shape->high, W = shape->wide, P = shape->points, size = shape->channels / tile.segments;
@@ -307,7 +310,8 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
       N(open_rows)(&k, kernels, 1, H, W, 1, shape->heads * P, 1) &&
       N(open_rows)(&high, y, 1, H, W, tile.segments, size, tile.lanes) &&
       (!slopes || N(open_rows)(&slope, slopes, 1, H, W, 1, shape->groups * P * 2, 1)) &&
-      (!to_kernels || N(open_rows)(&out, to_kernels, 1, H, W, 1, shape->heads * P, 1));
+      (!to_kernels || N(open_rows)(&out, to_kernels, 1, H, W, 1, shape->heads * P, 1)) &&
+      (!to_y || N(open_rows)(&sums, to_y, 1, H, W, tile.segments, size, tile.lanes));
   int64_t held = -1;
   for (int64_t index = begin; done && index < end; index++) {
     int64_t image = index / H, i = index % H;
@@ -322,11 +326,14 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     REAL *y_row = what == SUMS ? N(place_row)(&high, image, i) : N(read_row)(&high, image, i);
     REAL *slope_row = slopes ? N(place_row)(&slope, image, i) : NULL;
     REAL *out_row = to_kernels ? N(place_row)(&out, image, i) : NULL;
+    REAL *sums_row = to_y ? N(place_row)(&sums, image, i) : NULL;
+    tile.to_y_step = to_y ? N(pixel_step)(&sums) : 0;
     int64_t offset_step = N(pixel_step)(&offsets), k_step = N(pixel_step)(&k), y_step = N(pixel_step)(&high);
     int64_t slope_step = slopes ? N(pixel_step)(&slope) : 0, out_step = to_kernels ? N(pixel_step)(&out) : 0;
     for (int64_t j = 0; j < W; j += tile.tile) {
       int64_t count = W - j < tile.tile ? W - j : tile.tile;
       N(locate)(&tile, offset_row + j * offset_step, i, j, count);
+      tile.to_y = to_y ? sums_row + j * tile.to_y_step : NULL;
       N(work)(what, &tile, count, k_row + j * k_step, k_step, y_row + j * y_step, y_step,
               slopes ? slope_row + j * slope_step : NULL, slope_step, to_kernels ? out_row + j * out_step : NULL, out_step,
               from, to);
@@ -335,10 +342,12 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     if (what == SUMS) N(write_row)(&high, image, i);
     if (slopes) N(write_row)(&slope, image, i);
     if (to_kernels) N(write_row)(&out, image, i);
+    if (to_y) N(write_row)(&sums, image, i);
   }
   if (done && to_x && held >= 0) N(empty_sink)(&tile, to_x, held, from, to);
   N(close_rows)(&low), N(close_rows)(&offsets), N(close_rows)(&k);
   N(close_rows)(&high), N(close_rows)(&slope), N(close_rows)(&out);
+  N(close_rows)(&sums);
   free(memory);
   return done;
 }
@@ -352,7 +361,7 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                        \
     for (int64_t t = 0; t < threads; t++)                                                                            \
       done = N(run_points)(what, shape, x, points, kernels, bias, y, slopes->data ? slopes : NULL,                   \
-                           to_kernels->data ? to_kernels : NULL, NULL, rows * t / threads,                \
+                           to_kernels->data ? to_kernels : NULL, NULL, NULL, rows * t / threads,          \
                            rows * (t + 1) / threads, 0, 1) && done;                                                                                                \
     return done;                                                                                                     \
   }
@@ -371,22 +380,26 @@ int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *poin
   int done = 1;
   _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
   for (int64_t task = 0; task < shape->batch * parts; task++)
-    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, x, task / parts * shape->high,
+    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, x, NULL, task / parts * shape->high,
                          (task / parts + 1) * shape->high, task % parts, parts) && done;
   return done;
 }
 
-/* The slopes and the gradient of x, in one pass where there is an image for every thread. */
+/* The slopes, the gradient of x and, where it has data, that of y, the sums: in one pass where there is an image for every
+ * thread. */
 int N(fadeviz_sampled_gradients)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,
-                                 const Map *y, const Map *slopes, const Map *to_kernels, const Map *to_x) {
+                                 const Map *y, const Map *slopes, const Map *to_kernels, const Map *to_x, const Map *to_y) {
+  const Map none = {0};
   if (shape->threads > shape->batch)
-    return N(fadeviz_sampled_slopes)(shape, x, points, kernels, bias, y, slopes, to_kernels) &&
-           N(fadeviz_sampled_spread)(shape, to_x, points, kernels, bias, y, slopes, to_kernels);
+    return N(fadeviz_sampled_slopes)(shape, x, points, kernels, NULL, y, slopes, to_kernels) &&
+           N(fadeviz_sampled_spread)(shape, to_x, points, kernels, NULL, y, slopes, to_kernels) &&
+           (!to_y->data || N(fadeviz_sampled_sums)(shape, x, points, kernels, bias, to_y, &none, &none));
   int done = 1;
   _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
   for (int64_t t = 0; t < shape->threads; t++)
-    done = N(run_points)(SLOPES, shape, x, points, kernels, NULL, y, slopes->data ? slopes : NULL,
-                         to_kernels->data ? to_kernels : NULL, to_x, shape->batch * t / shape->threads * shape->high,
+    done = N(run_points)(SLOPES, shape, x, points, kernels, bias, y, slopes->data ? slopes : NULL,
+                         to_kernels->data ? to_kernels : NULL, to_x, to_y->data ? to_y : NULL,
+                         shape->batch * t / shape->threads * shape->high,
                          shape->batch * (t + 1) / shape->threads * shape->high, 0, 1) && done;
   return done;
 }
@@ -946,6 +959,8 @@ static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t
       if (what == SUMS) NV(sum_pixel)(tile, plane, bias, q, kernel, pixel);
       if (what == LOGITS) NV(logit_pixel)(tile, plane, bias, q, pixel, sums + t * P * LEFT * V);
       if (what == SLOPES) NV(slope_pixel)(tile, plane, q, pixel, sums + t * P * 4 * EACH);
+      if (what == SLOPES && tile->to_y)
+        NV(sum_pixel)(tile, plane, bias, q, kernel, tile->to_y + t * tile->to_y_step + s * padded);
       if (what == SPREAD || (what == SLOPES && spreads)) NV(spread_pixel)(tile, sink, q, kernel, pixel);
     }
     if (what == LOGITS) {

@@ -14,7 +14,7 @@ from .backends.tiles import is_autocast
 from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
 from .reassemble import KernelSoftmax, is_plain, is_watched
-from .sampled import convolved_points, neighbour_points, pixel_norm, sampled_logits, sampled_sums
+from .sampled import convolved_points, group_conv, neighbour_points, pixel_norm, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):
@@ -49,8 +49,11 @@ class NeighbourOffsets(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """The offset map of a high-resolution query."""
         b, c, height, width = query.shape
-        folded = query.reshape(b * self.groups, c // self.groups, height, width)
-        hidden, conv = F.gelu(self._normalize(self.depthwise(folded))), self.conv
+        if self._convolves_groups(query):
+            hidden = group_conv(query, self.depthwise.weight, self.groups)
+        else:
+            hidden = self.depthwise(query.reshape(b * self.groups, c // self.groups, height, width))
+        hidden, conv = F.gelu(self._normalize(hidden)), self.conv
         if self._convolves_few(hidden):
             out: Tensor = convolved_points(hidden, conv.weight, conv.bias, self.groups, self.range_factor)
             return out
@@ -59,13 +62,15 @@ class NeighbourOffsets(nn.Module):
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         return neighbour_points(learned, self.groups, self.range_factor)
 
+    def _convolves_groups(self, query: Tensor) -> bool:
+        """Whether the depth-wise convolution has so few channels that torch's own is slow on a CPU."""
+        return query.shape[1] in (2, 4, 8, 16) and _is_own(query, self.depthwise) and self.depthwise.bias is None
+
     def _convolves_few(self, hidden: Tensor) -> bool:
-        """Whether the convolution has so few channels that torch's own is slow on a CPU, and nobody looks at it."""
+        """Whether the last convolution has so few channels."""
         conv = self.conv
-        own = hidden.dtype == conv.weight.dtype and hidden.dtype in (torch.float32, torch.float64)
         few = hidden.shape[1] in (2, 4) and conv.out_channels == 18 and conv.kernel_size == (3, 3)
-        plain = is_plain(conv) and conv.bias is not None
-        return own and few and plain and hidden.device.type == "cpu" and not is_autocast("cpu")
+        return few and _is_own(hidden, conv) and conv.bias is not None
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm, own = self.norm, hidden.dtype in (torch.float32, torch.float64)
@@ -73,6 +78,12 @@ class NeighbourOffsets(nn.Module):
             out: Tensor = pixel_norm(hidden, norm.weight, norm.bias, norm.eps)  # torch's own is slow on few channels
             return out
         return norm(hidden)
+
+
+def _is_own(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether a convolution on a CPU runs in its own precision, and nobody looks at it."""
+    own = x.dtype == conv.weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return own and x.device.type == "cpu" and not is_autocast("cpu") and is_plain(conv)
 
 
 class LDAAQU(Upsampler):

@@ -120,6 +120,34 @@ def convolved_points_backward(
     return laid_out_like(to_hidden, hidden), laid_out_like(to_weight, weight), to_bias
 
 
+@_operator("group_conv")
+def group_conv(query: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A depth-wise 3x3 convolution that the groups share, ``(B, G*C, H, W)`` to ``(B*G, C, H, W)`` in channels-last."""
+    if _convolves_groups_natively(query, weight):
+        return native.group_conv(query, weight, groups)
+    folded = query.reshape(-1, len(weight), *query.shape[2:])
+    out = F.conv2d(folded, weight, padding=1, groups=len(weight))
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@_operator("group_conv_backward")
+def group_conv_backward(grad: Tensor, query: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of query and weight of :func:`group_conv`."""
+    if _convolves_groups_natively(query, weight):
+        to_query, to_weight = native.group_conv_backward(grad, query, weight, groups)
+    else:
+        folded = query.reshape(-1, len(weight), *query.shape[2:])
+        to_folded, to_weight, _ = torch.ops.aten.convolution_backward(
+            grad, folded, weight, [0], [1, 1], [1, 1], [1, 1], False, [0, 0], len(weight), [True, True, False]
+        )
+        to_query = to_folded.reshape(query.shape)
+    return laid_out_like(to_query, query), laid_out_like(to_weight, weight)
+
+
+def _convolves_groups_natively(query: Tensor, weight: Tensor) -> bool:
+    return choose_backend(query, 1, 1) == "native" and native.can_convolve_groups(query, weight)
+
+
 def _convolves_natively(hidden: Tensor, weight: Tensor) -> bool:
     return choose_backend(hidden, 1, 1) == "native" and native.can_convolve(hidden, weight)
 
@@ -359,6 +387,17 @@ def _(grad: Tensor, points: Tensor, groups: int, reach: float) -> Tensor:
     return _empty(points, _shape_of_learned(points, groups))
 
 
+@_shapes_of("group_conv")
+def _(query: Tensor, weight: Tensor, groups: int) -> Tensor:
+    shape = (query.shape[0] * groups, weight.shape[0], *query.shape[2:])
+    return torch.empty(shape, dtype=query.dtype, device=query.device, memory_format=torch.channels_last)
+
+
+@_shapes_of("group_conv_backward")
+def _(grad: Tensor, query: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(weight)
+
+
 @_shapes_of("convolved_points")
 def _(hidden: Tensor, weight: Tensor, bias: Tensor, groups: int, reach: float) -> Tensor:
     return _empty(hidden, (hidden.shape[0] // groups, groups * weight.shape[0], *hidden.shape[2:]))
@@ -425,6 +464,18 @@ def _backward_points(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _gradients_of("neighbour_points", _backward_points, _keep_points)
 
 
+def _keep_group_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, weight, ctx.groups = inputs
+    ctx.save_for_backward(query, weight)
+
+
+def _backward_group_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *group_conv_backward(grad, *ctx.saved_tensors, ctx.groups), None
+
+
+_gradients_of("group_conv", _backward_group_conv, _keep_group_conv)
+
+
 def _keep_convolved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     hidden, weight, _, ctx.groups, ctx.reach = inputs
     ctx.save_for_backward(hidden, weight, output)
@@ -484,5 +535,6 @@ def _no_second_order(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 _gradients_of("pixel_norm_backward", _no_second_order, _keep_nothing)
 _gradients_of("neighbour_points_backward", _no_second_order, _keep_nothing)
+_gradients_of("group_conv_backward", _no_second_order, _keep_nothing)
 _gradients_of("convolved_points_backward", _no_second_order, _keep_nothing)
 _gradients_of("sampled_gradients", _no_second_order, _keep_nothing)

@@ -518,6 +518,58 @@ def _call_points_conv(
         raise MemoryError("native sampling: no memory for a row")
 
 
+def can_convolve_groups(query: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`group_conv` takes these: channels that divide a vector, of one dtype that it adds up in."""
+    if query.device.type != "cpu" or query.dtype != weight.dtype or query.dtype not in (torch.float32, torch.float64):
+        return False
+    loaded, channels = library(_bits(query)), query.shape[1]
+    return (
+        loaded is not None
+        and tuple(weight.shape[1:]) == (1, 3, 3)
+        and channels in (2, 4, 8, 16)
+        and channels <= getattr(loaded, f"fadeviz_norm_channels_f{_bits(query)}")()
+    )
+
+
+def group_conv(query: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """``(B, G*C, H, W)`` convolved depth-wise with ``(C, 1, 3, 3)``, the same for each group: ``(B*G, C, H, W)``."""
+    b, _, height, width = query.shape
+    shape = (b * groups, len(weight), height, width)
+    out = torch.empty(shape, dtype=query.dtype, memory_format=torch.channels_last)
+    _call_group_conv(query, weight, out, None, None, None, groups)
+    return out
+
+
+def group_conv_backward(grad: Tensor, query: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of the query and of the weight."""
+    to_query = torch.empty_like(query, memory_format=torch.channels_last)
+    sums = query.new_zeros(len(query), 9, groups, len(weight))
+    _call_group_conv(query, weight, None, grad.contiguous(memory_format=torch.channels_last), to_query, sums, groups)
+    return to_query, sums.sum((0, 2)).t().reshape(weight.shape)
+
+
+def _call_group_conv(
+    query: Tensor,
+    weight: Tensor,
+    out: Tensor | None,
+    grad: Tensor | None,
+    to_query: Tensor | None,
+    sums: Tensor | None,
+    groups: int,
+) -> None:
+    bits = _bits(query)
+    loaded = library(bits)
+    if loaded is None or not query.numel():
+        return
+    query = query.contiguous(memory_format=torch.channels_last)
+    taps = weight.flatten(1).t().contiguous()
+    b, _, height, width = query.shape
+    shape = _Points(b, len(weight), 0, 0, height, width, groups, 1, 9, _threads(query.numel()))
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in (query, taps, out, grad, to_query, sums)]
+    if not getattr(loaded, f"fadeviz_group_conv_f{bits}")(ctypes.byref(shape), *at):
+        raise MemoryError("native sampling: no memory for a row")
+
+
 _RUN = 1024  # pixels; RUN_OF_PIXELS in sampled.c
 
 

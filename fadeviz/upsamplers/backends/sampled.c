@@ -657,6 +657,78 @@ int N(fadeviz_points_conv)(const Points *shape, const REAL *hidden, const REAL *
 }
 #undef Conv
 
+/* COUNT channels of every pixel of a row, from one step between pixels to another. */
+INLINE void N(regroup)(REAL *to, int64_t to_step, const REAL *from, int64_t step, int64_t pixels, int64_t count) {
+  if (count == 2) for (int64_t j = 0; j < pixels; j++) memcpy(to + j * to_step, from + j * step, 2 * sizeof(REAL));
+  else if (count == 4) for (int64_t j = 0; j < pixels; j++) memcpy(to + j * to_step, from + j * step, 4 * sizeof(REAL));
+  else for (int64_t j = 0; j < pixels; j++) N(move)(to + j * to_step, from + j * step, count);
+}
+
+/* Rows I - 1 to I + 1 of (H, W, D) numbers, with D zeros in front and zeros behind; of groups' maps where GROUPS > 1. */
+INLINE void N(three_rows)(REAL *rows, int64_t pitch, const REAL *from, int64_t i, int64_t H, int64_t W, int64_t D,
+                          int64_t groups) {
+  int64_t C = D / groups;
+  for (int64_t n = 0; n < 3; n++) {
+    REAL *to = rows + n * pitch + D;
+    int64_t row = i + n - 1;
+    if (row < 0 || row >= H) memset(to, 0, W * D * sizeof(REAL));
+    else if (groups == 1) memcpy(to, from + row * W * D, W * D * sizeof(REAL));
+    else
+      for (int64_t g = 0; g < groups; g++) N(regroup)(to + g * C, D, from + (g * H + row) * W * C, C, W, C);
+  }
+}
+
+/* A depth-wise 3x3 convolution, weight (9, C), shared by the groups: query (B, H, W, G*C) to hidden (B*G, H, W, C), all
+ * dense, where the D = G*C channels divide a vector. With `grad`, that of hidden, the gradients of query and of the weight,
+ * (9, D) for each image. */
+int N(fadeviz_group_conv)(const Points *shape, const REAL *query, const REAL *weight, REAL *hidden, const REAL *grad,
+                          REAL *to_query, REAL *sums) {
+  int64_t C = shape->channels, G = shape->groups, D = G * C, W = shape->wide, H = shape->high;
+  int64_t size = W * D, pitch = ((size + 2 * D + LANES) / LANES + 1) * LANES;
+  int64_t tasks = grad ? shape->batch : shape->batch * H, threads = shape->threads < tasks ? shape->threads : tasks;
+  int done = 1;
+  if (D > LANES || LANES % D) return 0;
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t t = 0; t < threads; t++) {
+    REAL *rows = calloc(7 * pitch, sizeof(REAL)), *upper = rows + 3 * pitch, *line = rows + 6 * pitch;
+    done = done && rows;
+    vector share[9], total[9];
+    for (int n = 0; n < 9; n++)
+      for (int lane = 0; lane < LANES; lane++) share[n][lane] = weight[n * C + lane % D % C];
+    for (int64_t task = tasks * t / threads; rows && task < tasks * (t + 1) / threads; task++) {
+      int64_t b = grad ? task : task / H, first = grad ? 0 : task % H, end = grad ? H : first + 1;
+      for (int n = 0; n < 9; n++) total[n] = (vector){0};
+      for (int64_t i = first; i < end; i++) {
+        N(three_rows)(rows, pitch, query + b * H * size, i, H, W, D, 1);
+        if (!grad) {
+          for (int64_t q = 0; q < size; q += LANES) {
+            vector value = {0};
+            for (int n = 0; n < 9; n++) value += share[n] * N(at)(rows + n / 3 * pitch + n % 3 * D + q);
+            N(put)(line + q, value);
+          }
+          for (int64_t g = 0; g < G; g++) N(regroup)(hidden + ((b * G + g) * H + i) * W * C, C, line + g * C, D, W, C);
+          continue;
+        }
+        N(three_rows)(upper, pitch, grad + b * H * size, i, H, W, D, G);
+        for (int64_t q = 0; q < size; q += LANES) {
+          vector value = {0}, up = N(at)(upper + pitch + D + q); /* behind the end it is 0 */
+          for (int n = 0; n < 9; n++) {
+            value += share[8 - n] * N(at)(upper + n / 3 * pitch + n % 3 * D + q);
+            total[n] += up * N(at)(rows + n / 3 * pitch + n % 3 * D + q);
+          }
+          N(put)(line + q, value);
+        }
+        memcpy(to_query + (b * H + i) * size, line, size * sizeof(REAL));
+      }
+      if (grad)
+        for (int n = 0; n < 9; n++)
+          for (int lane = 0; lane < LANES; lane++) sums[(b * 9 + n) * D + lane % D] += total[n][lane];
+    }
+    free(rows);
+  }
+  return done;
+}
+
 /* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which lie side by side: LANES pixels at once, turned
  * round so that a vector holds one channel of each. */
 #define FEW LANES

@@ -1227,10 +1227,8 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
 /* FreqFusion's frame. KERNEL-sized kernels n that sum to 1 leave out, near the border, what reaches beyond it: at a pixel
  * d = 1 - the sum of what stays inside, beyond the border itself d = -1, and else 0. A map of M channels gets the
  * convolution of d with shift (k*k, M), k being SCALE; or the gradients of n and shift are found from the map's own. */
-INLINE REAL N(left_out)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j) {
+static REAL N(left_out)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j) {
   int64_t K = shape->kernel, R = K / 2, h = shape->height, w = shape->width;
-  if (i < 0 || j < 0 || i >= h || j >= w) return -1;
-  if (i >= R && j >= R && i < h - R && j < w - R) return 0;
   const REAL *at = (const REAL *)n->data + b * n->batch + i * n->row + j * n->column;
   REAL inside = 0;
   for (int64_t u = 0; u < K; u++)
@@ -1239,7 +1237,7 @@ INLINE REAL N(left_out)(const Shape *shape, const Map *n, int64_t b, int64_t i, 
   return 1 - inside;
 }
 
-INLINE void N(take_from_kernel)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j, REAL value) {
+static void N(take_from_kernel)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j, REAL value) {
   int64_t K = shape->kernel, R = K / 2, h = shape->height, w = shape->width;
   REAL *at = (REAL *)n->data + b * n->batch + i * n->row + j * n->column;
   for (int64_t u = 0; u < K; u++)
@@ -1255,9 +1253,18 @@ int N(fadeviz_frame)(const Shape *shape, const Map *map, const Map *n, const Map
   _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
   for (int64_t b = 0; b < shape->batch; b++) {
     REAL *weight = aligned_alloc(64, bytes), *sums = weight + k * k * padded, *own = sums + k * k * padded;
-    done = done && weight;
-    if (!weight) continue;
+    REAL *d = calloc(2 * h * w, sizeof(REAL)), *to_d = d + h * w; /* only the outer R rows and columns are touched */
+    done = done && weight && d;
+    if (!weight || !d) {
+      free(weight), free(d);
+      continue;
+    }
     memset(weight, 0, bytes);
+    for (int64_t i = 0; i < h; i++)
+      for (int64_t j = 0; j < w; j++) {
+        if (i >= R && i < h - R && j == R && j < w - R) j = w - R;
+        if (j < w) d[i * w + j] = N(left_out)(shape, n, b, i, j);
+      }
     for (int64_t t = 0; t < k * k; t++) memcpy(weight + t * padded, shift + t * M, M * sizeof(REAL));
     for (int64_t i = 0; i < h; i++)
       for (int64_t j = 0; j < w; j++) {
@@ -1266,30 +1273,33 @@ int N(fadeviz_frame)(const Shape *shape, const Map *map, const Map *n, const Map
         for (int64_t m = 0; m < M; m++) own[m] = pixel[m * map->channel];
         for (int64_t t = 0; t < k * k; t++) {
           int64_t y = i + t / k - r, x = j + t % k - r;
-          REAL d = N(left_out)(shape, n, b, y, x);
-          int on_ring = y >= 0 && x >= 0 && y < h && x < w && !(y >= R && x >= R && y < h - R && x < w - R);
-          if (d == 0 && !on_ring) continue;
+          int inside = y >= 0 && x >= 0 && y < h && x < w;
+          if (y >= R && x >= R && y < h - R && x < w - R) continue;
+          REAL value = inside ? d[y * w + x] : -1;
           const REAL *of_tap = weight + t * padded;
           if (!to_shift) {
-            for (int64_t m = 0; m < padded; m += LANES) *(vector *)(own + m) += d * *(const vector *)(of_tap + m);
+            for (int64_t m = 0; m < padded; m += LANES) *(vector *)(own + m) += value * *(const vector *)(of_tap + m);
             continue;
           }
           vector total = {0};
           for (int64_t m = 0; m < padded; m += LANES) {
-            *(vector *)(sums + t * padded + m) += d * *(const vector *)(own + m);
+            *(vector *)(sums + t * padded + m) += value * *(const vector *)(own + m);
             total += *(const vector *)(of_tap + m) * *(const vector *)(own + m);
           }
-          if (!on_ring) continue;
-          REAL to_d = 0;
-          for (int lane = 0; lane < LANES; lane++) to_d += total[lane];
-          N(take_from_kernel)(shape, to_n, b, y, x, to_d);
+          if (!inside) continue;
+          for (int lane = 0; lane < LANES; lane++) to_d[y * w + x] += total[lane];
         }
         if (!to_shift)
           for (int64_t m = 0; m < M; m++) pixel[m * map->channel] = own[m];
       }
     if (to_shift)
       for (int64_t t = 0; t < k * k; t++) memcpy(to_shift + (b * k * k + t) * M, sums + t * padded, M * sizeof(REAL));
-    free(weight);
+    for (int64_t i = 0; to_shift && i < h; i++)
+      for (int64_t j = 0; j < w; j++) {
+        if (i >= R && i < h - R && j == R && j < w - R) j = w - R;
+        if (j < w) N(take_from_kernel)(shape, to_n, b, i, j, to_d[i * w + j]);
+      }
+    free(weight), free(d);
   }
   return done;
 }

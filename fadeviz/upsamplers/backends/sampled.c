@@ -692,7 +692,7 @@ int N(fadeviz_group_conv)(const Points *shape, const REAL *query, const REAL *we
   for (int64_t t = 0; t < threads; t++) {
     REAL *rows = calloc(7 * pitch, sizeof(REAL)), *upper = rows + 3 * pitch, *line = rows + 6 * pitch;
     done = done && rows;
-    vector share[9], total[9];
+    vector share[9] = {{0}}, total[9];
     for (int n = 0; n < 9; n++)
       for (int lane = 0; lane < LANES; lane++) share[n][lane] = weight[n * C + lane % D % C];
     for (int64_t task = tasks * t / threads; rows && task < tasks * (t + 1) / threads; task++) {

@@ -11,7 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracles
 from fadeviz import FadevizError
 from fadeviz.upsamplers import FreqFusion, Skip, build_upsampler, freqfusion, reassemble, sharpened
+from fadeviz.upsamplers.backends import native
 from fadeviz.upsamplers.freqfusion import SimilarityOffsets, WindowedSoftmax, neighbour_similarity
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
 
 NAMES = {
     "hr_channel_compressor": "compressor_encoder",
@@ -120,6 +123,25 @@ def test_all_derivatives_of_the_sharpened_convolution(size):
 
     assert torch.autograd.gradcheck(run, inputs)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("kernel_size", "size"), [(1, (2, 3)), (3, (4, 5)), (3, (17, 12)), (5, (6, 9))])
+def test_native_frame_against_torch(kernel_size, size, memory_format, monkeypatch):
+    torch.manual_seed(0)
+    e, n, grad = (torch.randn(2, c, *size, dtype=torch.float64) for c in (3, kernel_size**2, 25))
+    e, n, grad = (t.contiguous(memory_format=memory_format) for t in (e, n.softmax(1), grad))
+    weights = [torch.randn(25, c, 3, 3, dtype=torch.float64) for c in (3, 1)]
+    results = []
+    for backend in ("tiles", "native"):
+        monkeypatch.setenv("FADEVIZ_BACKEND", backend)
+        y = sharpened.framed_conv(e, n, *weights, torch.ones(25, dtype=torch.float64), kernel_size)
+        to_e, to_n, *rest = sharpened.framed_conv_backward(grad, e, n, *weights, kernel_size)
+        # Of n's gradient only that part matters which the softmax before it lets through.
+        results.append([y, to_e, n * (to_n - (n * to_n).sum(1, keepdim=True)), *rest])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
 def draw(operator, size, batch=1):

@@ -1,6 +1,7 @@
 """Sampling at points: native code, torch's operators and a loop agree; threads, chunks, launches, derivatives."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -215,6 +216,45 @@ def test_norm_of_few_channels(channels, size, dtype, tolerance, backend, monkeyp
         results.append([y, *torch.autograd.grad(y, given, grad)])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("channels", "groups"), [(2, 2), (4, 1), (3, 2), (4, 2), (1, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 4), (1, 7), (19, 33)])
+def test_convolutions_of_few_channels(channels, groups, size, memory_format, backend, monkeypatch):
+    monkeypatch.setenv("FADEVIZ_BACKEND", backend)
+    torch.manual_seed(0)
+    normal = partial(torch.randn, dtype=torch.float64)
+    query = normal(2, groups * channels, *size).contiguous(memory_format=memory_format).requires_grad_()
+    depthwise, weight, bias = normal(channels, 1, 3, 3), normal(18, channels, 3, 3), normal(18)
+    given = [query, *(t.mul_(0.1).requires_grad_() for t in (depthwise, weight, bias))]
+    up, regular = normal(2, 18 * groups, *size), torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+    regular = torch.stack((regular.repeat_interleave(3), regular.repeat(3)), 1).view(-1, 1, 1)
+
+    def by_torch():
+        hidden = F.conv2d(query.reshape(-1, channels, *size), depthwise, padding=1, groups=channels)
+        points = regular + 5 * F.conv2d(hidden, weight, bias, padding=1).tanh()
+        return points.reshape(2, 18 * groups, *size)
+
+    def by_operators():
+        return sampled.convolved_points(sampled.group_conv(query, depthwise, groups), weight, bias, groups, 5.0)
+
+    results = [[y, *torch.autograd.grad(y, given, up)] for y in (by_operators(), by_torch())]
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])
+def test_convolutions_as_operators(backend, monkeypatch):
+    monkeypatch.setenv("FADEVIZ_BACKEND", backend)
+    torch.manual_seed(0)
+    query = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = [torch.randn(2, 1, 3, 3), torch.randn(18, 2, 3, 3) / 9, torch.randn(18)]
+    depthwise, weight, bias = (w.requires_grad_() for w in weights)
+    hidden = sampled.group_conv(query, depthwise, 2).detach().requires_grad_()
+    torch.library.opcheck(sampled.group_conv, (query, depthwise, 2))
+    torch.library.opcheck(sampled.convolved_points, (hidden, weight, bias, 2, 5.0))
 
 
 @pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])

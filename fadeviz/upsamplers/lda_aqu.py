@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
+from .backends.tiles import is_autocast
 from .base import Skip, Upsampler, check_input
 from .per_pixel import PixelLayerNorm
-from .reassemble import KernelSoftmax, is_watched
-from .sampled import neighbour_points, pixel_norm, sampled_logits, sampled_sums
+from .reassemble import KernelSoftmax, is_plain, is_watched
+from .sampled import convolved_points, group_conv, neighbour_points, pixel_norm, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):
@@ -48,11 +49,28 @@ class NeighbourOffsets(nn.Module):
     def forward(self, query: Tensor) -> Tensor:
         """The offset map of a high-resolution query."""
         b, c, height, width = query.shape
-        folded = query.reshape(b * self.groups, c // self.groups, height, width)
-        learned = self.conv(F.gelu(self._normalize(self.depthwise(folded))))
+        if self._convolves_groups(query):
+            hidden = group_conv(query, self.depthwise.weight, self.groups)
+        else:
+            hidden = self.depthwise(query.reshape(b * self.groups, c // self.groups, height, width))
+        hidden, conv = F.gelu(self._normalize(hidden)), self.conv
+        if self._convolves_few(hidden):
+            out: Tensor = convolved_points(hidden, conv.weight, conv.bias, self.groups, self.range_factor)
+            return out
+        learned = conv(hidden)
         # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         return neighbour_points(learned, self.groups, self.range_factor)
+
+    def _convolves_groups(self, query: Tensor) -> bool:
+        """Whether the depth-wise convolution has so few channels that torch's own is slow on a CPU."""
+        return query.shape[1] in (2, 4, 8, 16) and _is_own(query, self.depthwise) and self.depthwise.bias is None
+
+    def _convolves_few(self, hidden: Tensor) -> bool:
+        """Whether the last convolution has so few channels."""
+        conv = self.conv
+        few = hidden.shape[1] in (2, 4) and conv.out_channels == 18 and conv.kernel_size == (3, 3)
+        return few and _is_own(hidden, conv) and conv.bias is not None
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm, own = self.norm, hidden.dtype in (torch.float32, torch.float64)
@@ -60,6 +78,12 @@ class NeighbourOffsets(nn.Module):
             out: Tensor = pixel_norm(hidden, norm.weight, norm.bias, norm.eps)  # torch's own is slow on few channels
             return out
         return norm(hidden)
+
+
+def _is_own(x: Tensor, conv: nn.Conv2d) -> bool:
+    """Whether a convolution on a CPU runs in its own precision, and nobody looks at it."""
+    own = x.dtype == conv.weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return own and x.device.type == "cpu" and not is_autocast("cpu") and is_plain(conv)
 
 
 class LDAAQU(Upsampler):

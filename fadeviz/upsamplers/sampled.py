@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from .backends import native, tiles
-from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend
+from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend, laid_out_like
 
 _CHUNK_BYTES = {"cpu": 4 << 20, "cuda": 64 << 20}
 """Working memory for sampled values: all points of a small map at once, one at a time of a large one. On a CPU a core's
@@ -94,6 +94,62 @@ def points_of_backward(grad: Tensor, points: Tensor, groups: int, reach: float) 
     bent = points.reshape(out.shape) - _regular(out)
     slope = reach - bent.square_() / reach if reach else torch.zeros_like(bent)
     return out.copy_(grad.reshape(out.shape) * slope)
+
+
+@_operator("convolved_points")
+def convolved_points(hidden: Tensor, weight: Tensor, bias: Tensor, groups: int, reach: float) -> Tensor:
+    """:func:`neighbour_points` of ``conv2d(hidden, weight, bias)``, zero-padded, on a CPU."""
+    if _convolves_natively(hidden, weight):
+        out = _empty(hidden, (len(hidden) // groups, groups * len(weight), *hidden.shape[2:]))
+        return native.points_conv(hidden, weight, bias, groups, reach, out)
+    learned = F.conv2d(hidden, weight, bias, padding=weight.shape[-1] // 2)
+    return _points(learned, groups, reach).contiguous(memory_format=_format(hidden))
+
+
+@_operator("convolved_points_backward")
+def convolved_points_backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, points: Tensor, groups: int, reach: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of hidden, weight and bias of :func:`convolved_points`."""
+    if _convolves_natively(hidden, weight) and points.is_contiguous(memory_format=torch.channels_last):
+        return native.points_conv_backward(grad, hidden, weight, points, groups, reach)
+    to_learned, pad = points_of_backward(grad, points, groups, reach), [weight.shape[-1] // 2] * 2
+    to_hidden, to_weight, to_bias = torch.ops.aten.convolution_backward(
+        to_learned, hidden, weight, [len(weight)], [1, 1], pad, [1, 1], False, [0, 0], 1, [True] * 3
+    )
+    return laid_out_like(to_hidden, hidden), laid_out_like(to_weight, weight), to_bias
+
+
+@_operator("group_conv")
+def group_conv(query: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """A depth-wise 3x3 convolution that the groups share, ``(B, G*C, H, W)`` to ``(B*G, C, H, W)`` in channels-last."""
+    if _convolves_groups_natively(query, weight):
+        return native.group_conv(query, weight, groups)
+    folded = query.reshape(-1, len(weight), *query.shape[2:])
+    out = F.conv2d(folded, weight, padding=1, groups=len(weight))
+    return out.contiguous(memory_format=torch.channels_last)
+
+
+@_operator("group_conv_backward")
+def group_conv_backward(grad: Tensor, query: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of query and weight of :func:`group_conv`."""
+    if _convolves_groups_natively(query, weight):
+        to_query, to_weight = native.group_conv_backward(grad, query, weight, groups)
+    else:
+        folded = query.reshape(-1, len(weight), *query.shape[2:])
+        to_folded, to_weight, _ = torch.ops.aten.convolution_backward(
+            grad, folded, weight, [0], [1, 1], [1, 1], [1, 1], False, [0, 0], len(weight), [True, True, False]
+        )
+        to_query = to_folded.reshape(query.shape)
+    return laid_out_like(to_query, query), laid_out_like(to_weight, weight)
+
+
+def _convolves_groups_natively(query: Tensor, weight: Tensor) -> bool:
+    return choose_backend(query, 1, 1) == "native" and native.can_convolve_groups(query, weight)
+
+
+def _convolves_natively(hidden: Tensor, weight: Tensor) -> bool:
+    return choose_backend(hidden, 1, 1) == "native" and native.can_convolve(hidden, weight)
 
 
 def _format(like: Tensor) -> torch.memory_format:
@@ -175,14 +231,17 @@ def sampled_gradients(
         like = y if of_logits else kernels
         third = _empty(like, like.shape) if need[2] else None
         to_kernels = None if of_logits else third
-        if to_points is not None or to_kernels is not None:
-            native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
-        if of_logits and third is not None:
-            native.sampled_sums(x, points, kernels, bias, groups, heads, third)
-        to_x = None
-        if need[0]:
-            to_x = torch.empty_like(x, memory_format=_format_of_gradient(x))
-            native.sampled_spread(y, points, kernels, groups, heads, to_x)
+        to_x = torch.empty_like(x, memory_format=_format_of_gradient(x)) if need[0] else None
+        to_y = third if of_logits else None
+        if to_x is not None and (to_points is not None or to_kernels is not None):
+            native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels, to_x, to_y, bias)
+        else:
+            if to_points is not None or to_kernels is not None:
+                native.sampled_slopes(y, x, points, kernels, groups, heads, to_points, to_kernels)
+            if to_x is not None:
+                native.sampled_spread(y, points, kernels, groups, heads, to_x)
+            if to_y is not None:
+                native.sampled_sums(x, points, kernels, bias, groups, heads, to_y)
         return (
             x.new_empty(0) if to_x is None else to_x,
             points.new_empty(0) if to_points is None else to_points,
@@ -328,6 +387,29 @@ def _(grad: Tensor, points: Tensor, groups: int, reach: float) -> Tensor:
     return _empty(points, _shape_of_learned(points, groups))
 
 
+@_shapes_of("group_conv")
+def _(query: Tensor, weight: Tensor, groups: int) -> Tensor:
+    shape = (query.shape[0] * groups, weight.shape[0], *query.shape[2:])
+    return torch.empty(shape, dtype=query.dtype, device=query.device, memory_format=torch.channels_last)
+
+
+@_shapes_of("group_conv_backward")
+def _(grad: Tensor, query: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(weight)
+
+
+@_shapes_of("convolved_points")
+def _(hidden: Tensor, weight: Tensor, bias: Tensor, groups: int, reach: float) -> Tensor:
+    return _empty(hidden, (hidden.shape[0] // groups, groups * weight.shape[0], *hidden.shape[2:]))
+
+
+@_shapes_of("convolved_points_backward")
+def _(
+    grad: Tensor, hidden: Tensor, weight: Tensor, points: Tensor, groups: int, reach: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(len(weight))
+
+
 @_shapes_of("sampled_sums")
 def _(x: Tensor, points: Tensor, kernels: Tensor, groups: int, heads: int) -> Tensor:
     return _empty(x, (*x.shape[:2], *points.shape[2:]))
@@ -382,6 +464,30 @@ def _backward_points(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _gradients_of("neighbour_points", _backward_points, _keep_points)
 
 
+def _keep_group_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    query, weight, ctx.groups = inputs
+    ctx.save_for_backward(query, weight)
+
+
+def _backward_group_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *group_conv_backward(grad, *ctx.saved_tensors, ctx.groups), None
+
+
+_gradients_of("group_conv", _backward_group_conv, _keep_group_conv)
+
+
+def _keep_convolved(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    hidden, weight, _, ctx.groups, ctx.reach = inputs
+    ctx.save_for_backward(hidden, weight, output)
+
+
+def _backward_convolved(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    return *convolved_points_backward(grad, *ctx.saved_tensors, ctx.groups, ctx.reach), None, None
+
+
+_gradients_of("convolved_points", _backward_convolved, _keep_convolved)
+
+
 def _keep_sums(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, points, kernels, ctx.groups, ctx.heads = inputs
     ctx.save_for_backward(x, points, kernels)
@@ -429,4 +535,6 @@ def _no_second_order(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 _gradients_of("pixel_norm_backward", _no_second_order, _keep_nothing)
 _gradients_of("neighbour_points_backward", _no_second_order, _keep_nothing)
+_gradients_of("group_conv_backward", _no_second_order, _keep_nothing)
+_gradients_of("convolved_points_backward", _no_second_order, _keep_nothing)
 _gradients_of("sampled_gradients", _no_second_order, _keep_nothing)

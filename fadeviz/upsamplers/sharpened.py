@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .backends import native
 from .reassemble import reassemble, similarity
-from .torch_ops import _gradients_of, _operator, _shapes_of, laid_out_like
+from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend, laid_out_like
 
 
 def sharpened_conv(
@@ -54,6 +55,9 @@ def sharpen(z: Tensor, kernels: Tensor, kernel_size: int, gain: int) -> Tensor:
 def framed_conv(sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
     """``conv(sharp, weight) + conv(s, shift)``, where ``bias`` holds what the second gives for s = 1."""
     out = F.conv2d(sharp, weight, bias, padding=weight.shape[-1] // 2)
+    if _frames_natively(out, n, shift):
+        native.frame(out, n, shift, kernel_size)
+        return out
     for side in _SIDES:
         s, _ = _ones(n, kernel_size, weight.shape[-1] // 2, side)
         strip = F.conv2d(s, shift.to(s.dtype), padding=weight.shape[-1] // 2) - shift.sum((1, 2, 3))[:, None, None]
@@ -68,6 +72,10 @@ def framed_conv_backward(
     """The gradients of all maps and weights of :func:`framed_conv`."""
     radius, size = weight.shape[-1] // 2, weight.shape[-1]
     to_sharp, to_weight, to_bias = _convolution_backward(grad, sharp, weight, True)
+    to_sharp, to_weight = laid_out_like(to_sharp, sharp), laid_out_like(to_weight, weight)
+    if _frames_natively(grad, n, shift):
+        to_n, to_shift = native.frame_backward(grad, n, shift, kernel_size)
+        return to_sharp, to_n, to_weight, to_shift, to_bias
     to_n, to_shift = torch.zeros_like(n), torch.zeros_like(shift)
     for side in _SIDES:
         s, ones = _ones(n, kernel_size, radius, side)
@@ -79,7 +87,11 @@ def framed_conv_backward(
         beyond = torch.zeros_like(ones)
         _end(beyond, s.shape[_axis(side)], side).copy_(to_s)
         _end(to_n, ones.shape[_axis(side)], side).sub_(similarity(beyond, ones, kernel_size, 1))
-    return laid_out_like(to_sharp, sharp), to_n, laid_out_like(to_weight, weight), to_shift, to_bias
+    return to_sharp, to_n, to_weight, to_shift, to_bias
+
+
+def _frames_natively(*maps: Tensor) -> bool:
+    return choose_backend(maps[0], 1, 1) == "native" and native.can_frame(*maps)
 
 
 _SIDES = ("top", "bottom", "left", "right")

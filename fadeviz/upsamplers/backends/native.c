@@ -1031,7 +1031,9 @@ static void softmax_row(const float *in, const float *coarse, int64_t coarse_ste
           memcpy(&value[n * LANES + i], some, sizeof some);
         }
         if (coarse) {
-          const float *more = coarse + item / groups / scale * coarse_step + item % groups * count + from;
+          /* Without groups and scale no division, of which there would be three for every vector. */
+          const float *more = groups * scale == 1 ? coarse + item * coarse_step + from
+                                                  : coarse + item / groups / scale * coarse_step + item % groups * count + from;
           f32_vector low;
           if (count < LANES) for (int64_t c = 0; c < count; c++) some[c] = more[c];
           memcpy(&low, count < LANES ? some : more, sizeof low);
@@ -1220,6 +1222,86 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
     }
   }
   return 1;
+}
+
+/* FreqFusion's frame. KERNEL-sized kernels n that sum to 1 leave out, near the border, what reaches beyond it: at a pixel
+ * d = 1 - the sum of what stays inside, beyond the border itself d = -1, and else 0. A map of M channels gets the
+ * convolution of d with shift (k*k, M), k being SCALE; or the gradients of n and shift are found from the map's own. */
+static REAL N(left_out)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j) {
+  int64_t K = shape->kernel, R = K / 2, h = shape->height, w = shape->width;
+  const REAL *at = (const REAL *)n->data + b * n->batch + i * n->row + j * n->column;
+  REAL inside = 0;
+  for (int64_t u = 0; u < K; u++)
+    for (int64_t v = 0; v < K; v++)
+      if (i + u >= R && i + u - R < h && j + v >= R && j + v - R < w) inside += at[(u * K + v) * n->channel];
+  return 1 - inside;
+}
+
+static void N(take_from_kernel)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j, REAL value) {
+  int64_t K = shape->kernel, R = K / 2, h = shape->height, w = shape->width;
+  REAL *at = (REAL *)n->data + b * n->batch + i * n->row + j * n->column;
+  for (int64_t u = 0; u < K; u++)
+    for (int64_t v = 0; v < K; v++)
+      if (i + u >= R && i + u - R < h && j + v >= R && j + v - R < w) at[(u * K + v) * n->channel] -= value;
+}
+
+/* to_shift: (batch, k*k, M); NULL: forward. */
+int N(fadeviz_frame)(const Shape *shape, const Map *map, const Map *n, const Map *to_n, const REAL *shift, REAL *to_shift) {
+  int64_t M = shape->channels, k = shape->scale, r = k / 2, R = shape->kernel / 2, h = shape->height, w = shape->width;
+  int64_t padded = (M + LANES - 1) / LANES * LANES, bytes = ((2 * k * k + 1) * padded * sizeof(REAL) / 64 + 1) * 64;
+  int done = 1;
+  _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t b = 0; b < shape->batch; b++) {
+    REAL *weight = aligned_alloc(64, bytes), *sums = weight + k * k * padded, *own = sums + k * k * padded;
+    REAL *d = calloc(2 * h * w, sizeof(REAL)), *to_d = d + h * w; /* only the outer R rows and columns are touched */
+    done = done && weight && d;
+    if (!weight || !d) {
+      free(weight), free(d);
+      continue;
+    }
+    memset(weight, 0, bytes);
+    for (int64_t i = 0; i < h; i++)
+      for (int64_t j = 0; j < w; j++) {
+        if (i >= R && i < h - R && j == R && j < w - R) j = w - R;
+        if (j < w) d[i * w + j] = N(left_out)(shape, n, b, i, j);
+      }
+    for (int64_t t = 0; t < k * k; t++) memcpy(weight + t * padded, shift + t * M, M * sizeof(REAL));
+    for (int64_t i = 0; i < h; i++)
+      for (int64_t j = 0; j < w; j++) {
+        if (i >= R + r && i < h - R - r && j == R + r && j < w - R - r) j = w - R - r; /* nothing there */
+        REAL *pixel = (REAL *)map->data + b * map->batch + i * map->row + j * map->column;
+        for (int64_t m = 0; m < M; m++) own[m] = pixel[m * map->channel];
+        for (int64_t t = 0; t < k * k; t++) {
+          int64_t y = i + t / k - r, x = j + t % k - r;
+          int inside = y >= 0 && x >= 0 && y < h && x < w;
+          if (y >= R && x >= R && y < h - R && x < w - R) continue;
+          REAL value = inside ? d[y * w + x] : -1;
+          const REAL *of_tap = weight + t * padded;
+          if (!to_shift) {
+            for (int64_t m = 0; m < padded; m += LANES) *(vector *)(own + m) += value * *(const vector *)(of_tap + m);
+            continue;
+          }
+          vector total = {0};
+          for (int64_t m = 0; m < padded; m += LANES) {
+            *(vector *)(sums + t * padded + m) += value * *(const vector *)(own + m);
+            total += *(const vector *)(of_tap + m) * *(const vector *)(own + m);
+          }
+          if (!inside) continue;
+          for (int lane = 0; lane < LANES; lane++) to_d[y * w + x] += total[lane];
+        }
+        if (!to_shift)
+          for (int64_t m = 0; m < M; m++) pixel[m * map->channel] = own[m];
+      }
+    if (to_shift)
+      for (int64_t t = 0; t < k * k; t++) memcpy(to_shift + (b * k * k + t) * M, sums + t * padded, M * sizeof(REAL));
+    for (int64_t i = 0; to_shift && i < h; i++)
+      for (int64_t j = 0; j < w; j++) {
+        if (i >= R && i < h - R && j == R && j < w - R) j = w - R;
+        if (j < w) N(take_from_kernel)(shape, to_n, b, i, j, to_d[i * w + j]);
+      }
+    free(weight), free(d);
+  }
+  return done;
 }
 
 #include "sampled.c"

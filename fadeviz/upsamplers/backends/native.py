@@ -261,6 +261,48 @@ def _call_blend(function: str, like: Tensor, tensors: list[Tensor]) -> None:
     call(*(ctypes.c_void_p(t.data_ptr()) for t in tensors), *map(ctypes.c_int64, sizes))
 
 
+def can_frame(*maps: Tensor) -> bool:
+    """Whether :func:`frame` takes the maps: on the CPU, all in float32 or all in float64."""
+    first = maps[0]
+    return (
+        first.dtype in (torch.float32, torch.float64)
+        and all(m.device.type == "cpu" and m.dtype == first.dtype for m in maps)
+        and library(_bits(first)) is not None
+    )
+
+
+def frame(y: Tensor, n: Tensor, shift: Tensor, kernel_size: int) -> None:
+    """Add what the convolution with ``shift`` (M, 1, k, k) of a map of ones misses to y ``(B, M, h, w)``.
+
+    It misses what the kernels n ``(B, K*K, h, w)``, which sum to 1, have beyond the border, and what k reaches there.
+    """
+    _call_frame(y, n, None, shift, None, kernel_size)
+
+
+def frame_backward(grad: Tensor, n: Tensor, shift: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
+    """The gradients of n and of shift."""
+    size = shift.shape[-1]
+    to_n, sums = torch.zeros_like(n), shift.new_zeros(len(n), size**2, len(shift))
+    _call_frame(grad, n, to_n, shift, sums, kernel_size)
+    return to_n, sums.sum(0).t().reshape(shift.shape)
+
+
+def _call_frame(
+    y: Tensor, n: Tensor, to_n: Tensor | None, shift: Tensor, sums: Tensor | None, kernel_size: int
+) -> None:
+    bits = _bits(y)
+    loaded = library(bits)
+    if loaded is None or not y.numel():
+        return
+    b, m, h, w = y.shape
+    taps = shift.flatten(1).t().contiguous()
+    shape = _Shape(b, m, h, w, kernel_size, shift.shape[-1], 1, min(b, _threads(y.numel())))
+    maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in (y, n, to_n)]
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in (taps, sums)]
+    if not getattr(loaded, f"fadeviz_frame_f{bits}")(ctypes.byref(shape), *map(ctypes.byref, maps), *at):
+        raise MemoryError("native frame: no memory for its weights")
+
+
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     return torch.empty(
@@ -344,10 +386,17 @@ def sampled_slopes(
     heads: int,
     to_points: Tensor | None,
     to_kernels: Tensor | None,
+    to_x: Tensor | None = None,
+    to_y: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> None:
-    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points and in the kernels."""
-    outs = (to_points, to_kernels)
-    _call_points("fadeviz_sampled_slopes", x, points, kernels, y, groups, heads, None, outs)
+    """Fill the gradients of ``sum(y * sampled_sums(x, points, kernels))`` in the points, the kernels, and in x.
+
+    With ``to_x``, ``to_y`` gets the weighted sums of x and bias, which are the gradient in y.
+    """
+    outs = [to_points, to_kernels] if to_x is None else [to_points, to_kernels, to_x, to_y]
+    function = "fadeviz_sampled_slopes" if to_x is None else "fadeviz_sampled_gradients"
+    _call_points(function, x, points, kernels, y, groups, heads, bias, outs)
 
 
 def sampled_spread(y: Tensor, points: Tensor, kernels: Tensor, groups: int, heads: int, to_x: Tensor) -> Tensor:
@@ -365,7 +414,7 @@ def _call_points(
     groups: int,
     heads: int,
     bias: Tensor | None = None,
-    outs: tuple[Tensor | None, Tensor | None] = (None, None),
+    outs: Sequence[Tensor | None] = (None, None),
 ) -> None:
     if not (x.numel() and y.numel()):
         return
@@ -410,6 +459,114 @@ def _bend(function: str, learned: Tensor, points: Tensor, grad: Tensor | None, g
     maps = [_Map() if t is None else _Map(t.data_ptr(), _TYPES[t.dtype], *t.stride()) for t in (learned, points, grad)]
     call = getattr(loaded, f"{function}_f{bits}")
     if not call(ctypes.byref(shape), *map(ctypes.byref, maps), ctypes.c_double(reach)):
+        raise MemoryError("native sampling: no memory for a row")
+
+
+def can_convolve(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`points_conv` takes these: few channels that lie side by side, and a 3x3 neighbourhood."""
+    return (
+        hidden.device.type == "cpu"
+        and hidden.dtype == weight.dtype
+        and hidden.dtype in (torch.float32, torch.float64)
+        and hidden.shape[1] in (2, 4)
+        and tuple(weight.shape) == (18, hidden.shape[1], 3, 3)
+        and hidden.is_contiguous(memory_format=torch.channels_last)
+        and library(_bits(hidden)) is not None
+    )
+
+
+def points_conv(hidden: Tensor, weight: Tensor, bias: Tensor, groups: int, reach: float, out: Tensor) -> Tensor:
+    """:func:`points` of the convolution of ``(B*G, C, H, W)`` with ``(18, C, 3, 3)``, at once."""
+    _call_points_conv(hidden, weight, bias, out, None, None, None, groups, reach)
+    return out
+
+
+def points_conv_backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, points: Tensor, groups: int, reach: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the map, the weight and the bias."""
+    to_hidden, taps = torch.empty_like(hidden), 9 * hidden.shape[1]
+    sums = hidden.new_zeros(len(points), taps + 1, len(weight))
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    _call_points_conv(hidden, weight, None, points, grad, to_hidden, sums, groups, reach)
+    total = sums.sum(0)
+    to_weight = torch.empty_like(weight).copy_(total[:taps].t().reshape(-1, 3, 3, hidden.shape[1]).permute(0, 3, 1, 2))
+    return to_hidden, to_weight, total[taps]
+
+
+def _call_points_conv(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    points: Tensor,
+    grad: Tensor | None,
+    to_hidden: Tensor | None,
+    sums: Tensor | None,
+    groups: int,
+    reach: float,
+) -> None:
+    bits = _bits(hidden)
+    loaded = library(bits)
+    if loaded is None or not hidden.numel():
+        return
+    b, _, height, width = points.shape
+    taps = weight.permute(2, 3, 1, 0).contiguous()
+    shape = _Points(b, hidden.shape[1], 0, 0, height, width, groups, 1, 9, _threads(points.numel()))
+    tensors = (hidden, taps, None if bias is None else bias.contiguous(), points, grad, to_hidden, sums)
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in tensors]
+    if not getattr(loaded, f"fadeviz_points_conv_f{bits}")(ctypes.byref(shape), *at, ctypes.c_double(reach)):
+        raise MemoryError("native sampling: no memory for a row")
+
+
+def can_convolve_groups(query: Tensor, weight: Tensor) -> bool:
+    """Whether :func:`group_conv` takes these: channels that divide a vector, of one dtype that it adds up in."""
+    if query.device.type != "cpu" or query.dtype != weight.dtype or query.dtype not in (torch.float32, torch.float64):
+        return False
+    loaded, channels = library(_bits(query)), query.shape[1]
+    return (
+        loaded is not None
+        and tuple(weight.shape[1:]) == (1, 3, 3)
+        and channels in (2, 4, 8, 16)
+        and channels <= getattr(loaded, f"fadeviz_norm_channels_f{_bits(query)}")()
+    )
+
+
+def group_conv(query: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """``(B, G*C, H, W)`` convolved depth-wise with ``(C, 1, 3, 3)``, the same for each group: ``(B*G, C, H, W)``."""
+    b, _, height, width = query.shape
+    shape = (b * groups, len(weight), height, width)
+    out = torch.empty(shape, dtype=query.dtype, memory_format=torch.channels_last)
+    _call_group_conv(query, weight, out, None, None, None, groups)
+    return out
+
+
+def group_conv_backward(grad: Tensor, query: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The gradients of the query and of the weight."""
+    to_query = torch.empty_like(query, memory_format=torch.channels_last)
+    sums = query.new_zeros(len(query), 9, groups, len(weight))
+    _call_group_conv(query, weight, None, grad.contiguous(memory_format=torch.channels_last), to_query, sums, groups)
+    return to_query, sums.sum((0, 2)).t().reshape(weight.shape)
+
+
+def _call_group_conv(
+    query: Tensor,
+    weight: Tensor,
+    out: Tensor | None,
+    grad: Tensor | None,
+    to_query: Tensor | None,
+    sums: Tensor | None,
+    groups: int,
+) -> None:
+    bits = _bits(query)
+    loaded = library(bits)
+    if loaded is None or not query.numel():
+        return
+    query = query.contiguous(memory_format=torch.channels_last)
+    taps = weight.flatten(1).t().contiguous()
+    b, _, height, width = query.shape
+    shape = _Points(b, len(weight), 0, 0, height, width, groups, 1, 9, _threads(query.numel()))
+    at = [ctypes.c_void_p(0 if t is None else t.data_ptr()) for t in (query, taps, out, grad, to_query, sums)]
+    if not getattr(loaded, f"fadeviz_group_conv_f{bits}")(ctypes.byref(shape), *at):
         raise MemoryError("native sampling: no memory for a row")
 
 

@@ -39,6 +39,11 @@ typedef struct {
   int64_t tile;                    /* pixels */
   int64_t row_step, plane;         /* of the planes, in elements */
   REAL *planes, *bias;             /* (segments, h + 4, w + 4, padded), (segments, P, padded) */
+  int spreads;
+  REAL *to_y;                      /* where sums go beside slopes, NULL without any */
+  int64_t to_y_step;
+  REAL *sink;                      /* planes that are added up, as large */
+  int64_t twin;                    /* from these to their twins, 0 without any; see spread_pixel */
   REAL *column;                    /* the pixel's number in the tile */
   whole *index;                    /* the pixel of a plane left above the point */
   REAL *down, *across;             /* how far below and right of it */
@@ -56,7 +61,7 @@ INLINE REAL *N(room)(char **at, int64_t count) {
 }
 
 /* Lays the arrays out in one block of memory, which is returned; NULL when there is none. */
-static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias) {
+static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int reads, int spreads) {
   memset(tile, 0, sizeof *tile);
   int64_t of_group = shape->channels / shape->groups, of_head = shape->channels / shape->heads;
   int64_t size = N(common)(of_group, of_head), P = shape->points;
@@ -68,14 +73,22 @@ static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias) {
   tile->plane = (shape->height + 4) * tile->row_step;
   int64_t each = shape->groups * P; /* of a pixel */
   tile->tile = each < 64 ? 16 : each < 1024 ? 1024 / each : 1;
-  int64_t all = tile->tile * each, planes = tile->segments * tile->plane;
+  int64_t all = tile->tile * each, planes = tile->segments * tile->plane, sink = planes;
+  if (spreads && 2 * tile->lanes <= LANES) {
+    tile->twin = planes + 3 * tile->lanes - planes % (2 * tile->lanes); /* so that odd pixels begin a pair of vectors */
+    sink += tile->twin;
+  }
+  tile->spreads = spreads;
+  if (!reads) planes = 0;
+  if (!spreads) sink = 0;
   int64_t folded = tile->tile * P * 4 * tile->lanes;
   int64_t of_bias = bias ? tile->segments * P * tile->padded : 0;
-  int64_t bytes = (planes + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
+  int64_t bytes = (planes + sink + of_bias + 8 * all + folded) * sizeof(REAL) + 32 * 128;
   char *memory = aligned_alloc(64, (bytes / 64 + 1) * 64), *at = memory;
   if (!memory) return NULL;
   tile->planes = N(room)(&at, planes);
   memset(tile->planes, 0, planes * sizeof(REAL));
+  tile->sink = N(room)(&at, sink);
   tile->column = N(room)(&at, all);
   tile->index = (whole *)N(room)(&at, all);
   tile->down = N(room)(&at, all);
@@ -216,12 +229,14 @@ static void N(fill_planes)(Tile *tile, Rows *x, int64_t image) {
   }
 }
 
-/* Segments [FROM, TO) of the planes into an image of x. */
-static void N(empty_planes)(Tile *tile, const Map *x, int64_t image, int64_t from, int64_t to) {
+/* Segments [FROM, TO) of what was added up into an image of x. */
+static void N(empty_sink)(Tile *tile, const Map *x, int64_t image, int64_t from, int64_t to) {
   int64_t size = tile->shape->channels / tile->segments;
+  if (tile->twin)
+    for (int64_t q = from * tile->plane; q < to * tile->plane; q++) tile->sink[q] += tile->sink[tile->twin + q];
   for (int64_t i = 0; i < tile->shape->height; i++)
     for (int64_t s = from; s < to; s++) {
-      const REAL *row = tile->planes + s * tile->plane + (i + 2) * tile->row_step + 2 * tile->padded;
+      const REAL *row = tile->sink + s * tile->plane + (i + 2) * tile->row_step + 2 * tile->padded;
       int64_t base = image * x->batch + s * size * x->channel + i * x->row;
       for (int64_t j = 0; j < tile->shape->width; j++) {
         const REAL *pixel = row + j * tile->padded;
@@ -275,15 +290,17 @@ INLINE void N(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t 
 #undef CALL
 }
 
-/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO). Returns 0 when memory ran out. */
+/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO); whole images where to_x, the gradient of x,
+ * is wanted. Returns 0 when memory ran out. */
 static int N(run_points)(const int what, const Points *shape, const Map *x, const Map *points, const Map *kernels,
-                         const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels, int64_t begin,
-                         int64_t end, int64_t part, int64_t parts) {
+                         const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels,
+                         const Map *to_x, const Map *to_y, int64_t begin, int64_t end, int64_t part, int64_t parts) {
   Tile tile;
-  Rows low, offsets, k, high, slope, out;
+  Rows low, offsets, k, high, slope, out, sums;
   memset(&low, 0, sizeof low), memset(&offsets, 0, sizeof offsets), memset(&k, 0, sizeof k);
   memset(&high, 0, sizeof high), memset(&slope, 0, sizeof slope), memset(&out, 0, sizeof out);
-  char *memory = N(open_tile)(&tile, shape, bias);
+  memset(&sums, 0, sizeof sums);
+  char *memory = N(open_tile)(&tile, shape, bias, what != SPREAD, to_x != NULL);
   if (!memory) return 0;
   int64_t H = shape->high, W = shape->wide, P = shape->points, size = shape->channels / tile.segments;
   int64_t from = tile.segments * part / parts, to = tile.segments * (part + 1) / parts;
@@ -293,22 +310,30 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
       N(open_rows)(&k, kernels, 1, H, W, 1, shape->heads * P, 1) &&
       N(open_rows)(&high, y, 1, H, W, tile.segments, size, tile.lanes) &&
       (!slopes || N(open_rows)(&slope, slopes, 1, H, W, 1, shape->groups * P * 2, 1)) &&
-      (!to_kernels || N(open_rows)(&out, to_kernels, 1, H, W, 1, shape->heads * P, 1));
+      (!to_kernels || N(open_rows)(&out, to_kernels, 1, H, W, 1, shape->heads * P, 1)) &&
+      (!to_y || N(open_rows)(&sums, to_y, 1, H, W, tile.segments, size, tile.lanes));
   int64_t held = -1;
   for (int64_t index = begin; done && index < end; index++) {
     int64_t image = index / H, i = index % H;
     if (image != held && what != SPREAD) N(fill_planes)(&tile, &low, image);
+    if (image != held && to_x) {
+      if (held >= 0) N(empty_sink)(&tile, to_x, held, from, to);
+      memset(tile.sink, 0, (tile.twin + tile.segments * tile.plane) * sizeof(REAL));
+    }
     held = image;
     const REAL *offset_row = N(read_row)(&offsets, image, i);
     REAL *k_row = what == LOGITS ? N(place_row)(&k, image, i) : N(read_row)(&k, image, i);
     REAL *y_row = what == SUMS ? N(place_row)(&high, image, i) : N(read_row)(&high, image, i);
     REAL *slope_row = slopes ? N(place_row)(&slope, image, i) : NULL;
     REAL *out_row = to_kernels ? N(place_row)(&out, image, i) : NULL;
+    REAL *sums_row = to_y ? N(place_row)(&sums, image, i) : NULL;
+    tile.to_y_step = to_y ? N(pixel_step)(&sums) : 0;
     int64_t offset_step = N(pixel_step)(&offsets), k_step = N(pixel_step)(&k), y_step = N(pixel_step)(&high);
     int64_t slope_step = slopes ? N(pixel_step)(&slope) : 0, out_step = to_kernels ? N(pixel_step)(&out) : 0;
     for (int64_t j = 0; j < W; j += tile.tile) {
       int64_t count = W - j < tile.tile ? W - j : tile.tile;
       N(locate)(&tile, offset_row + j * offset_step, i, j, count);
+      tile.to_y = to_y ? sums_row + j * tile.to_y_step : NULL;
       N(work)(what, &tile, count, k_row + j * k_step, k_step, y_row + j * y_step, y_step,
               slopes ? slope_row + j * slope_step : NULL, slope_step, to_kernels ? out_row + j * out_step : NULL, out_step,
               from, to);
@@ -317,10 +342,12 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     if (what == SUMS) N(write_row)(&high, image, i);
     if (slopes) N(write_row)(&slope, image, i);
     if (to_kernels) N(write_row)(&out, image, i);
+    if (to_y) N(write_row)(&sums, image, i);
   }
-  if (done && what == SPREAD) N(empty_planes)(&tile, x, begin / H, from, to);
+  if (done && to_x && held >= 0) N(empty_sink)(&tile, to_x, held, from, to);
   N(close_rows)(&low), N(close_rows)(&offsets), N(close_rows)(&k);
   N(close_rows)(&high), N(close_rows)(&slope), N(close_rows)(&out);
+  N(close_rows)(&sums);
   free(memory);
   return done;
 }
@@ -334,8 +361,8 @@ static int N(run_points)(const int what, const Points *shape, const Map *x, cons
     _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")                        \
     for (int64_t t = 0; t < threads; t++)                                                                            \
       done = N(run_points)(what, shape, x, points, kernels, bias, y, slopes->data ? slopes : NULL,                   \
-                           to_kernels->data ? to_kernels : NULL, rows * t / threads, rows * (t + 1) / threads, 0, 1) \
-             && done;                                                                                                \
+                           to_kernels->data ? to_kernels : NULL, NULL, NULL, rows * t / threads,          \
+                           rows * (t + 1) / threads, 0, 1) && done;                                                                                                \
     return done;                                                                                                     \
   }
 
@@ -353,8 +380,27 @@ int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *poin
   int done = 1;
   _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
   for (int64_t task = 0; task < shape->batch * parts; task++)
-    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, task / parts * shape->high,
+    done = N(run_points)(SPREAD, shape, x, points, kernels, NULL, y, NULL, NULL, x, NULL, task / parts * shape->high,
                          (task / parts + 1) * shape->high, task % parts, parts) && done;
+  return done;
+}
+
+/* The slopes, the gradient of x and, where it has data, that of y, the sums: in one pass where there is an image for every
+ * thread. */
+int N(fadeviz_sampled_gradients)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,
+                                 const Map *y, const Map *slopes, const Map *to_kernels, const Map *to_x, const Map *to_y) {
+  const Map none = {0};
+  if (shape->threads > shape->batch)
+    return N(fadeviz_sampled_slopes)(shape, x, points, kernels, NULL, y, slopes, to_kernels) &&
+           N(fadeviz_sampled_spread)(shape, to_x, points, kernels, NULL, y, slopes, to_kernels) &&
+           (!to_y->data || N(fadeviz_sampled_sums)(shape, x, points, kernels, bias, to_y, &none, &none));
+  int done = 1;
+  _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t t = 0; t < shape->threads; t++)
+    done = N(run_points)(SLOPES, shape, x, points, kernels, bias, y, slopes->data ? slopes : NULL,
+                         to_kernels->data ? to_kernels : NULL, to_x, to_y->data ? to_y : NULL,
+                         shape->batch * t / shape->threads * shape->high,
+                         shape->batch * (t + 1) / shape->threads * shape->high, 0, 1) && done;
   return done;
 }
 
@@ -448,6 +494,240 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
 
 BEND(fadeviz_points, 0)
 BEND(fadeviz_points_backward, 1)
+
+/* The 3x3 convolution of few channels that the learned offsets of a 3x3 neighbourhood come from, at once with the points:
+ * hidden (B*groups, H, W, C) to points (B, H, W, groups*18), all dense. What comes between, nine times as much, stays
+ * within a row. */
+enum { N(LEARNED) = 18, N(VECTORS) = (18 + LANES - 1) / LANES, N(ROOM) = N(VECTORS) * LANES };
+
+typedef struct {
+  REAL *regular, *line, *rows, *weight, *turned, *column, *sums;
+} N(Conv);
+#define Conv N(Conv)
+
+static char *N(open_conv)(Conv *conv, const Points *shape, const REAL *weight, const REAL *bias) {
+  int64_t W = shape->wide, C = shape->channels, G = shape->groups, all = (W + 4) * G * N(LEARNED), taps = 9 * C;
+  int64_t wide = (taps + LANES - 1) / LANES * LANES;
+  int64_t count = 2 * all + 3 * (W + 6) * C + 2 * (taps + 1) * N(ROOM) + (W + 6 + N(LEARNED)) * wide;
+  int64_t bytes = count * sizeof(REAL) + 16 * 192;
+  char *memory = aligned_alloc(64, (bytes / 64 + 1) * 64), *at = memory;
+  if (!memory) return NULL;
+  memset(memory, 0, bytes);
+  conv->regular = N(room)(&at, all);
+  conv->line = N(room)(&at, all);
+  conv->rows = N(room)(&at, 3 * (W + 6) * C);
+  conv->weight = N(room)(&at, (taps + 1) * N(ROOM));
+  conv->sums = N(room)(&at, (taps + 1) * N(ROOM));
+  conv->column = N(room)(&at, (W + 6) * wide);
+  conv->turned = N(room)(&at, N(LEARNED) * wide);
+  for (int64_t q = 0; q < all; q++) {
+    int64_t m = q % N(LEARNED) / 2;
+    conv->regular[q] = (REAL)((q % 2 ? m % 3 : m / 3) - 1);
+  }
+  for (int64_t t = 0; t < taps; t++)
+    for (int64_t o = 0; o < N(LEARNED); o++) {
+      conv->weight[t * N(ROOM) + o] = weight[t * N(LEARNED) + o];
+      conv->turned[o * wide + t] = weight[t * N(LEARNED) + o];
+    }
+  if (bias) memcpy(conv->weight + taps * N(ROOM), bias, N(LEARNED) * sizeof(REAL));
+  return memory;
+}
+
+/* Rows I - 1 to I + 1 of an image, with a pixel of zeros in front and more behind. */
+INLINE void N(take_rows)(const int64_t C, const Conv *conv, const Points *shape, const REAL *image, int64_t i) {
+  int64_t size = shape->wide * C;
+  for (int64_t n = 0; n < 3; n++) {
+    REAL *to = conv->rows + n * (shape->wide + 6) * C + C;
+    int64_t row = i + n - 1;
+    if (row < 0 || row >= shape->high) memset(to, 0, size * sizeof(REAL));
+    else memcpy(to, image + row * size, size * sizeof(REAL));
+  }
+}
+
+INLINE void N(conv_row)(const int64_t C, Conv *conv, const Points *shape, const REAL *hidden, REAL *points, int64_t b,
+                        int64_t i, REAL reach) {
+  int64_t W = shape->wide, H = shape->high, G = shape->groups, pitch = (W + 6) * C;
+  for (int64_t g = 0; g < G; g++) {
+    N(take_rows)(C, conv, shape, hidden + (b * G + g) * H * W * C, i);
+    for (int64_t j = 0; j < W; j += 4) {
+      vector total[4][N(VECTORS)];
+      for (int p = 0; p < 4; p++)
+        for (int n = 0; n < N(VECTORS); n++) total[p][n] = N(at)(conv->weight + 9 * C * N(ROOM) + n * LANES);
+      for (int64_t v = 0; v < 3; v++)
+        for (int64_t u = 0; u < 3 * C; u++) {
+          const REAL *from = conv->rows + v * pitch + j * C + u, *weight = conv->weight + (v * 3 * C + u) * N(ROOM);
+          for (int n = 0; n < N(VECTORS); n++) {
+            vector share = N(at)(weight + n * LANES);
+            for (int p = 0; p < 4; p++) total[p][n] += from[p * C] * share;
+          }
+        }
+      int64_t some = W - j < 4 ? W - j : 4;
+      for (int64_t p = 0; p < some; p++) {
+        REAL value[N(ROOM)];
+        for (int n = 0; n < N(VECTORS); n++) N(put)(value + n * LANES, total[p][n]);
+        memcpy(conv->line + ((j + p) * G + g) * N(LEARNED), value, N(LEARNED) * sizeof(REAL));
+      }
+    }
+  }
+  N(bend)(0, points + (b * H + i) * W * G * N(LEARNED), conv->line, NULL, conv->regular, reach, W * G * N(LEARNED));
+}
+
+INLINE void N(conv_row_backward)(const int64_t C, Conv *conv, const Points *shape, const REAL *hidden, const REAL *points,
+                                 const REAL *grad, REAL *to_hidden, int64_t b, int64_t i, REAL reach) {
+  int64_t W = shape->wide, H = shape->high, G = shape->groups, pitch = (W + 6) * C, step = G * N(LEARNED);
+  const int64_t lanes = (9 * C + LANES - 1) / LANES, wide = lanes * LANES;
+  N(bend)(1, conv->line, grad + (b * H + i) * W * step, points + (b * H + i) * W * step, conv->regular, reach, W * step);
+  for (int64_t g = 0; g < G; g++) {
+    int64_t image = (b * G + g) * H * W * C;
+    const REAL *line = conv->line + g * N(LEARNED);
+    N(take_rows)(C, conv, shape, hidden + image, i);
+    for (int64_t v = 0; v < 3; v++) { /* of the weight; what is in the lanes behind is the next pixel's, and dropped */
+      vector total[3 * C + 1][N(VECTORS)];
+      for (int64_t u = 0; u <= 3 * C; u++)
+        for (int n = 0; n < N(VECTORS); n++) total[u][n] = (vector){0};
+      const REAL *from = conv->rows + v * pitch;
+      for (int64_t j = 0; j < W; j++)
+        for (int n = 0; n < N(VECTORS); n++) {
+          vector up = N(at)(line + j * step + n * LANES);
+          for (int64_t u = 0; u < 3 * C; u++) total[u][n] += from[j * C + u] * up;
+          if (v == 2) total[3 * C][n] += up;
+        }
+      for (int64_t u = 0; u < 3 * C + (v == 2); u++)
+        for (int n = 0; n < N(VECTORS); n++) {
+          REAL *sum = conv->sums + (v * 3 * C + u) * N(ROOM) + n * LANES;
+          N(put)(sum, N(at)(sum) + total[u][n]);
+        }
+    }
+    for (int64_t j = 0; j < W; j += 4) { /* what each pixel gives to the nine around it */
+      vector total[4][lanes];
+      for (int p = 0; p < 4; p++)
+        for (int64_t n = 0; n < lanes; n++) total[p][n] = (vector){0};
+      for (int64_t o = 0; o < N(LEARNED); o++)
+        for (int64_t n = 0; n < lanes; n++) {
+          vector share = N(at)(conv->turned + o * wide + n * LANES);
+          for (int p = 0; p < 4; p++) total[p][n] += line[(j + p) * step + o] * share;
+        }
+      for (int p = 0; p < 4; p++)
+        for (int64_t n = 0; n < lanes; n++) N(put)(conv->column + (j + p + 1) * wide + n * LANES, total[p][n]);
+    }
+    memset(conv->column + (W + 1) * wide, 0, wide * sizeof(REAL));
+    for (int64_t v = 0; v < 3; v++) {
+      int64_t row = i + v - 1;
+      if (row < 0 || row >= H) continue;
+      REAL *to = to_hidden + image + row * W * C;
+      const REAL *from = conv->column + v * 3 * C;
+      for (int64_t j = 0; j < W; j++)
+        for (int64_t c = 0; c < C; c++)
+          to[j * C + c] += from[(j + 2) * wide + c] + from[(j + 1) * wide + C + c] + from[j * wide + 2 * C + c];
+    }
+  }
+}
+
+/* grad NULL: points from hidden. Else its gradient, and for each image those of the weight (9*C, 18), then the bias. */
+int N(fadeviz_points_conv)(const Points *shape, const REAL *hidden, const REAL *weight, const REAL *bias, REAL *points,
+                           const REAL *grad, REAL *to_hidden, REAL *sums, double reach) {
+  int64_t C = shape->channels, tasks = grad ? shape->batch : shape->batch * shape->high;
+  int64_t threads = shape->threads < tasks ? shape->threads : tasks;
+  int done = 1;
+  if ((C != 2 && C != 4) || shape->points != 9) return 0;
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t t = 0; t < threads; t++) {
+    Conv conv;
+    char *memory = N(open_conv)(&conv, shape, weight, bias);
+    done = done && memory;
+    for (int64_t task = tasks * t / threads; memory && task < tasks * (t + 1) / threads; task++) {
+      if (!grad) {
+        int64_t b = task / shape->high, i = task % shape->high;
+        if (C == 2) N(conv_row)(2, &conv, shape, hidden, points, b, i, (REAL)reach);
+        else N(conv_row)(4, &conv, shape, hidden, points, b, i, (REAL)reach);
+        continue;
+      }
+      int64_t size = shape->groups * shape->high * shape->wide * C;
+      memset(to_hidden + task * size, 0, size * sizeof(REAL));
+      memset(conv.sums, 0, (9 * C + 1) * N(ROOM) * sizeof(REAL));
+      for (int64_t i = 0; i < shape->high; i++)
+        if (C == 2) N(conv_row_backward)(2, &conv, shape, hidden, points, grad, to_hidden, task, i, (REAL)reach);
+        else N(conv_row_backward)(4, &conv, shape, hidden, points, grad, to_hidden, task, i, (REAL)reach);
+      for (int64_t u = 0; u <= 9 * C; u++)
+        memcpy(sums + (task * (9 * C + 1) + u) * N(LEARNED), conv.sums + u * N(ROOM), N(LEARNED) * sizeof(REAL));
+    }
+    free(memory);
+  }
+  return done;
+}
+#undef Conv
+
+/* COUNT channels of every pixel of a row, from one step between pixels to another. */
+INLINE void N(regroup)(REAL *to, int64_t to_step, const REAL *from, int64_t step, int64_t pixels, int64_t count) {
+  if (count == 2) for (int64_t j = 0; j < pixels; j++) memcpy(to + j * to_step, from + j * step, 2 * sizeof(REAL));
+  else if (count == 4) for (int64_t j = 0; j < pixels; j++) memcpy(to + j * to_step, from + j * step, 4 * sizeof(REAL));
+  else for (int64_t j = 0; j < pixels; j++) N(move)(to + j * to_step, from + j * step, count);
+}
+
+/* Rows I - 1 to I + 1 of (H, W, D) numbers, with D zeros in front and zeros behind; of groups' maps where GROUPS > 1. */
+INLINE void N(three_rows)(REAL *rows, int64_t pitch, const REAL *from, int64_t i, int64_t H, int64_t W, int64_t D,
+                          int64_t groups) {
+  int64_t C = D / groups;
+  for (int64_t n = 0; n < 3; n++) {
+    REAL *to = rows + n * pitch + D;
+    int64_t row = i + n - 1;
+    if (row < 0 || row >= H) memset(to, 0, W * D * sizeof(REAL));
+    else if (groups == 1) memcpy(to, from + row * W * D, W * D * sizeof(REAL));
+    else
+      for (int64_t g = 0; g < groups; g++) N(regroup)(to + g * C, D, from + (g * H + row) * W * C, C, W, C);
+  }
+}
+
+/* A depth-wise 3x3 convolution, weight (9, C), shared by the groups: query (B, H, W, G*C) to hidden (B*G, H, W, C), all
+ * dense, where the D = G*C channels divide a vector. With `grad`, that of hidden, the gradients of query and of the weight,
+ * (9, D) for each image. */
+int N(fadeviz_group_conv)(const Points *shape, const REAL *query, const REAL *weight, REAL *hidden, const REAL *grad,
+                          REAL *to_query, REAL *sums) {
+  int64_t C = shape->channels, G = shape->groups, D = G * C, W = shape->wide, H = shape->high;
+  int64_t size = W * D, pitch = ((size + 2 * D + LANES) / LANES + 1) * LANES;
+  int64_t tasks = grad ? shape->batch : shape->batch * H, threads = shape->threads < tasks ? shape->threads : tasks;
+  int done = 1;
+  if (D > LANES || LANES % D) return 0;
+  _Pragma("omp parallel for num_threads(threads) schedule(static, 1) reduction(&& : done)")
+  for (int64_t t = 0; t < threads; t++) {
+    REAL *rows = calloc(7 * pitch, sizeof(REAL)), *upper = rows + 3 * pitch, *line = rows + 6 * pitch;
+    done = done && rows;
+    vector share[9] = {{0}}, total[9];
+    for (int n = 0; n < 9; n++)
+      for (int lane = 0; lane < LANES; lane++) share[n][lane] = weight[n * C + lane % D % C];
+    for (int64_t task = tasks * t / threads; rows && task < tasks * (t + 1) / threads; task++) {
+      int64_t b = grad ? task : task / H, first = grad ? 0 : task % H, end = grad ? H : first + 1;
+      for (int n = 0; n < 9; n++) total[n] = (vector){0};
+      for (int64_t i = first; i < end; i++) {
+        N(three_rows)(rows, pitch, query + b * H * size, i, H, W, D, 1);
+        if (!grad) {
+          for (int64_t q = 0; q < size; q += LANES) {
+            vector value = {0};
+            for (int n = 0; n < 9; n++) value += share[n] * N(at)(rows + n / 3 * pitch + n % 3 * D + q);
+            N(put)(line + q, value);
+          }
+          for (int64_t g = 0; g < G; g++) N(regroup)(hidden + ((b * G + g) * H + i) * W * C, C, line + g * C, D, W, C);
+          continue;
+        }
+        N(three_rows)(upper, pitch, grad + b * H * size, i, H, W, D, G);
+        for (int64_t q = 0; q < size; q += LANES) {
+          vector value = {0}, up = N(at)(upper + pitch + D + q); /* behind the end it is 0 */
+          for (int n = 0; n < 9; n++) {
+            value += share[8 - n] * N(at)(upper + n / 3 * pitch + n % 3 * D + q);
+            total[n] += up * N(at)(rows + n / 3 * pitch + n % 3 * D + q);
+          }
+          N(put)(line + q, value);
+        }
+        memcpy(to_query + (b * H + i) * size, line, size * sizeof(REAL));
+      }
+      if (grad)
+        for (int n = 0; n < 9; n++)
+          for (int lane = 0; lane < LANES; lane++) sums[(b * 9 + n) * D + lane % D] += total[n][lane];
+    }
+    free(rows);
+  }
+  return done;
+}
 
 /* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which lie side by side: LANES pixels at once, turned
  * round so that a vector holds one channel of each. */
@@ -643,6 +923,19 @@ INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, cons
   }
 }
 
+/* What has just been written is read again at once, which is only fast if it is read as it was written: pairs of pixels
+ * that begin at an odd one go to the twin of the plane, where no other pair overlaps them. */
+INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
+  pair own = NV(join)(*(const part *)y, *(const part *)y);
+  for (int64_t m = 0; m < tile->shape->points; m++) {
+    int64_t index = tile->index[q + m];
+    int64_t under = index + tile->shape->width + 4;
+    pair value = NV(shares)(tile, q + m, k[m]) * own, below = tile->down[q + m] * value;
+    *(pair *)(plane + index * V + (index & 1) * tile->twin) += value - below;
+    *(pair *)(plane + under * V + (under & 1) * tile->twin) += below;
+  }
+}
+
 #define LEFT 2 /* numbers of a point that a logit is made of: left and right of it */
 #define EACH (V >= 8 ? 1 : V) /* products that add up to a number */
 #undef BOTH
@@ -702,10 +995,6 @@ INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, cons
   }
 }
 
-#define LEFT 1
-#define EACH 1
-#endif
-
 /* In single pixels: what has just been written is read again at once, which only works if it is read as it was written. */
 INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
   for (int64_t m = 0; m < tile->shape->points; m++) {
@@ -720,16 +1009,21 @@ INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REA
   }
 }
 
+#define LEFT 1
+#define EACH 1
+#endif
+
 static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t k_step, REAL *y, int64_t y_step,
                      REAL *slope, int64_t slope_step, REAL *out, int64_t out_step, int64_t from, int64_t to) {
   const Points *shape = tile->shape;
   int64_t P = shape->points, groups = shape->groups, padded = tile->padded;
   int64_t of_group = tile->segments / groups, of_head = tile->segments / shape->heads;
   REAL *sums = tile->sums;
+  int spreads = tile->spreads;
   for (int64_t s = from; s < to; s++) {
     int64_t g = s / of_group, head = s / of_head;
     int first_of_head = s % of_head == 0;
-    REAL *plane = tile->planes + s * tile->plane;
+    REAL *plane = tile->planes + s * tile->plane, *sink = tile->sink + s * tile->plane;
     const REAL *bias = tile->bias ? tile->bias + s * P * padded : NULL;
     for (int64_t t = 0; t < count; t++) {
       int64_t q = (t * groups + g) * P;
@@ -737,7 +1031,9 @@ static void NV(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t
       if (what == SUMS) NV(sum_pixel)(tile, plane, bias, q, kernel, pixel);
       if (what == LOGITS) NV(logit_pixel)(tile, plane, bias, q, pixel, sums + t * P * LEFT * V);
       if (what == SLOPES) NV(slope_pixel)(tile, plane, q, pixel, sums + t * P * 4 * EACH);
-      if (what == SPREAD) NV(spread_pixel)(tile, plane, q, kernel, pixel);
+      if (what == SLOPES && tile->to_y)
+        NV(sum_pixel)(tile, plane, bias, q, kernel, tile->to_y + t * tile->to_y_step + s * padded);
+      if (what == SPREAD || (what == SLOPES && spreads)) NV(spread_pixel)(tile, sink, q, kernel, pixel);
     }
     if (what == LOGITS) {
       for (int64_t width = V / 2; width; width /= 2) N(fold)(sums, count * P * LEFT * width);

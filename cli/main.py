@@ -423,7 +423,7 @@ def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
 def layers(network: str, upsampler: str) -> None:
     """List the layers of NETWORK that can be recorded, e.g. segnet, with the channels and resolution of their maps."""
     from fadeviz.models import build_network, map_shapes
-    from fadeviz.probes import find_layers
+    from fadeviz.recording.layer_names import find_layers
 
     model = build_network(network, upsampler)
     modules = {name: module for name, module in model.named_modules() if name}

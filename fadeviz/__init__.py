@@ -11,8 +11,8 @@ from .schedule import Schedule, parse_schedule
 from .snapshots import Snapshot
 
 if TYPE_CHECKING:
-    from .recorder import Recorder
-    from .views import View
+    from .recording.recorder import Recorder
+    from .recording.views import View
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,11 +32,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # What needs torch is imported when it is asked for: reading a run does without.
     if name == "Recorder":
-        from .recorder import Recorder
+        from .recording.recorder import Recorder
 
         return Recorder
     if name == "View":
-        from .views import View
+        from .recording.views import View
 
         return View
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,8 +27,8 @@ from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
 from .files import only_writer
 from .models import NETWORKS, Network, build_network, parse_network
-from .probes import MODES, Probe
-from .recording.arithmetic import same_algorithms, tf32
+from .ops.arithmetic import same_algorithms, tf32
+from .recording.probe import MODES, Probe
 from .runs import Run, lost_snapshots, open_run
 from .schedule import Schedule, log_spaced, parse_schedule
 from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run

@@ -270,7 +270,7 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
     Launches are those before the optimiser's, whose number does not depend on the operator.
     """
     from fadeviz.models import build_network
-    from fadeviz.probes import Probe
+    from fadeviz.recording.probe import Probe
     from fadeviz.training.loop import fit
     from fadeviz.training.recipes import RECIPES
     from fadeviz.training.tasks import choose_task

@@ -40,7 +40,7 @@ from fadeviz.experiment import (
     usable_cores,
 )
 from fadeviz.models import build_network
-from fadeviz.probes import Probe
+from fadeviz.recording.probe import Probe
 from fadeviz.training import checkpoint, tasks
 from fadeviz.training.checkpoint import CheckpointWriter
 from fadeviz.training.loop import compile_forward, fit

@@ -217,7 +217,7 @@ OBSERVED = [p for p in PAIRS if p[0] != "segnet" or p[1] in ("fade", "max_unpool
 )
 def test_an_observation_is_that_of_the_cpu(network, upsampler, mode):
     pytest.importorskip("PIL")
-    from fadeviz.probes import Probe
+    from fadeviz.recording.probe import Probe
 
     model, [(images, targets), *_], task, _ = training(network, upsampler, "fp32", 1)
     probe = Probe(model, model.layers, "all")

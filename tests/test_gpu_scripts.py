@@ -444,7 +444,7 @@ PathFinder.find_spec = classmethod(find_others)
 
 
 def test_training_and_drawing_need_none_of_these():
-    code = "import fadeviz_cli.main, fadeviz.experiment, fadeviz.sweep, fadeviz.render.grid, fadeviz.recorder"
+    code = "import fadeviz_cli.main, fadeviz.experiment, fadeviz.sweep, fadeviz.render.grid, fadeviz.recording.recorder"
     subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT + code], check=True)
 
 

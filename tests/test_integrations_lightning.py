@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
-from fadeviz.probes import Probe
+from fadeviz.recording.probe import Probe
 
 pytest.importorskip("lightning", reason='needs Lightning: pip install ".[lightning]"')
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
-from fadeviz.probes import Probe
+from fadeviz.recording.probe import Probe
 
 HOW = 'pip install ".[transformers]"'
 pytest.importorskip("transformers", reason=f"needs transformers: {HOW}")

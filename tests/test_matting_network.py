@@ -14,7 +14,7 @@ from fadeviz.upsamplers import UPSAMPLERS, Upsampler, build_upsampler, parse_ups
 transformers = pytest.importorskip("transformers", reason='needs transformers: pip install ".[segformer]"')
 
 from fadeviz.models.matting import MattingNet  # noqa: E402
-from fadeviz.probes import Probe  # noqa: E402
+from fadeviz.recording.probe import Probe  # noqa: E402
 
 CHANNELS = (256, 128, 64, 64)
 """Of the operators, coarsest first; of their guides too."""

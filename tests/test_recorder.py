@@ -28,9 +28,9 @@ import fadeviz
 from fadeviz import FadevizError, Recorder, RecorderWarning, Schedule, View, open_run
 from fadeviz.check import check_run
 from fadeviz.data.observation import find_object
-from fadeviz.probes import Probe
-from fadeviz.recorder import _release
 from fadeviz.recording.masks import arrays_in
+from fadeviz.recording.probe import Probe
+from fadeviz.recording.recorder import _release
 from fadeviz.render.labels import truth_picture, truth_regions
 from fadeviz.snapshots import SnapshotStore
 
@@ -1079,7 +1079,7 @@ class TestGoingOn:
         assert not (tmp_path / "run").exists()
 
     def test_the_errors_listed_are_some(self, tmp_path, recwarn, monkeypatch):
-        monkeypatch.setattr("fadeviz.recorder.MOST_ERRORS", 3)
+        monkeypatch.setattr("fadeviz.recording.recorder.MOST_ERRORS", 3)
         recorder, model = self.make(tmp_path / "run")
         model[0].fault = RuntimeError("no more")
         for step in range(1, 7):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, open_run
 from fadeviz.experiment import RunConfig, build_model, read_config, run
 from fadeviz.models import SegFormer, build_network, parse_network
-from fadeviz.probes import Probe
+from fadeviz.recording.probe import Probe
 from fadeviz.training.recipes import RECIPES, WARM_UP, poly
 from fadeviz.upsamplers import UPSAMPLERS, Upsampler
 from fadeviz.upsamplers.costs import SITES, operator_cost

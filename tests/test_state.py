@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
-from fadeviz.probes import Probe
+from fadeviz.recording.probe import Probe
 from fadeviz.recording.state import modules_of_loss, state_changes, state_of
 
 IMAGES = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.experiment import RunConfig, build_model
 from fadeviz.models import SegNet
-from fadeviz.recording.arithmetic import tf32
+from fadeviz.ops.arithmetic import tf32
 from fadeviz.training import checkpoint, recipes
 from fadeviz.training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from fadeviz.training.graphs import ReplayedGradients

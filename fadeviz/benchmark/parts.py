@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..probes import Probe
+from ..recording.probe import Probe
 from ..render.animation import write_animation
 from ..render.grid import write_grid
 from ..snapshots import SnapshotStore

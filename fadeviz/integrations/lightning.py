@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import MissingExtra
-from ..recorder import Recorder
+from ..recording.recorder import Recorder
 from ..schedule import Schedule
 
 try:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import MissingExtra
-from ..recorder import Recorder
+from ..recording.recorder import Recorder
 from ..schedule import Schedule
 
 try:

@@ -20,7 +20,7 @@ from ..errors import FadevizError
 from ..snapshots import Snapshot
 from ..upsamplers import Skip, Upsampler
 from ..upsamplers.reassemble import KernelSoftmax
-from ..views import View, as_map, choose_tensor
+from .views import View, as_map, choose_tensor
 
 Mode = Literal["eval", "batch"]
 

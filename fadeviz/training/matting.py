@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data import Dataset, Sample
 from ..data.mattes import UNKNOWN
 from ..errors import FadevizError
-from ..recording.arithmetic import tf32
+from ..ops.arithmetic import tf32
 from .batches import Collation, Packed, normalize, stacked
 from .distributed import ALONE, Processes
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..data import Dataset
 from ..errors import FadevizError
-from ..recording.arithmetic import tf32
+from ..ops.arithmetic import tf32
 from .batches import to_tensors
 from .distributed import ALONE, Processes
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import FadevizError, MissingExtra
 from ..models import build_network
-from ..probes import Probe
+from ..recording.probe import Probe
 
 MOST = 10**9
 """Upper limit for numbers of steps, images and the like."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..data import Dataset, Sample
 from ..data.transforms import IGNORED
-from ..recording.arithmetic import tf32
+from ..ops.arithmetic import tf32
 from .batches import Collation, to_tensors
 from .distributed import ALONE, Processes
 from .matting import evaluate_mattes, matting_loss, predict_alpha, to_matting_tensors

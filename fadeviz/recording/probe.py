@@ -16,18 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import FadevizError, printable, unknown_name
-from .recording.arithmetic import tf32
-from .recording.batch import cut, image_size, joined, map_tensors, tensors_in
-from .recording.hooks import INSIDE, Asked, Found, hooked, unchanged_modes
-from .recording.hooks import Mode as Mode
-from .recording.hooks import kernel_entropy as kernel_entropy
-from .recording.layer_names import asked_for, layer_names, name_fits, once, patterns_in
-from .recording.layer_names import find_layers as find_layers
-from .recording.masks import whole_number
-from .recording.state import all_modules, devices_of, modules_of_loss, refuse_uninitialised, same_generators, untouched
-from .snapshots import CHANNEL_KINDS, KINDS, Snapshot
-from .upsamplers import Upsampler
+from ..errors import FadevizError, printable, unknown_name
+from ..ops.arithmetic import tf32
+from ..snapshots import CHANNEL_KINDS, KINDS, Snapshot
+from ..upsamplers import Upsampler
+from .batch import cut, image_size, joined, map_tensors, tensors_in
+from .hooks import INSIDE, Asked, Found, Mode, hooked, unchanged_modes
+from .layer_names import asked_for, find_layers, layer_names, name_fits, once, patterns_in
+from .masks import whole_number
+from .state import all_modules, devices_of, modules_of_loss, refuse_uninitialised, same_generators, untouched
 from .views import View, describe
 
 MODES = ("eval", "batch")

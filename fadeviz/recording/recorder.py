@@ -21,17 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .errors import FadevizError, RecorderWarning, printable, unknown_name
-from .files import only_writer
-from .probes import Mode, Probe
-from .recording.batch import map_tensors
-from .recording.masks import Masks, images_to_show, masks_of, names_of, whole_number
-from .recording.state import state_changes, state_of
-from .recording.wrapped import device_of, float32_forward, is_first_process, refuse_waiting, unwrapped
-from .runs import Run, open_run
-from .schedule import Schedule, at, parse_schedule
-from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from ..errors import FadevizError, RecorderWarning, printable, unknown_name
+from ..files import only_writer
+from ..runs import Run, open_run
+from ..schedule import Schedule, at, parse_schedule
+from ..snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from .batch import map_tensors
+from .hooks import Mode
+from .masks import Masks, images_to_show, masks_of, names_of, whole_number
+from .probe import Probe
+from .state import state_changes, state_of
 from .views import View
+from .wrapped import device_of, float32_forward, is_first_process, refuse_waiting, unwrapped
 
 OnError = Literal["warn", "raise"]
 
@@ -107,7 +108,7 @@ class Recorder:
         Args:
             model: any module, on its device; also compiled, prepared by accelerate, or wrapped in DataParallel or
                 DistributedDataParallel. It may be cast or moved to another device later.
-            layers: as for :class:`~fadeviz.probes.Probe`.
+            layers: as for :class:`~fadeviz.recording.probe.Probe`.
             steps: ``"100:3000:100,320:360:10"``, or the steps; 0 is always one.
             out: the run's folder; it stays the same if the working directory changes later.
             observe: ``(images, targets)``, the same at every step. Images are what the model is called with: a tensor
@@ -116,8 +117,8 @@ class Recorder:
                 moved to the model's device at each observation; float images are cast to the dtype of the weights if
                 they all have the same.
             loss_fn: ``loss_fn(output, targets)``, a scalar; None records no gradients.
-            kinds: as for :class:`~fadeviz.probes.Probe`; None takes the small ones that the layers have.
-            mode: ``eval`` or ``batch``, as for :meth:`~fadeviz.probes.Probe.observe`.
+            kinds: as for :class:`~fadeviz.recording.probe.Probe`; None takes the small ones that the layers have.
+            mode: ``eval`` or ``batch``, as for :meth:`~fadeviz.recording.probe.Probe.observe`.
             views: how to read a map from other outputs.
             reduce: makes the kind ``feature`` of a layer's map; None takes the mean over channels.
             channel_images: number of images for which the large kinds are kept.
@@ -544,7 +545,7 @@ def _warn(text: str) -> None:
     warnings.warn(f"fadeviz: {text}", RecorderWarning, stacklevel=level)
 
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 
 
 def _release(folder: contextlib.ExitStack, process: int) -> None:

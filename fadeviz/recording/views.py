@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import FadevizError
+from ..errors import FadevizError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.models import build_network
-from fadeviz.probes import Probe, find_layers, kernel_entropy
+from fadeviz.recording.hooks import kernel_entropy
+from fadeviz.recording.layer_names import find_layers
+from fadeviz.recording.probe import Probe
 from fadeviz.snapshots import layer_sizes
 from fadeviz.upsamplers import Skip, build_upsampler
 

@@ -1,0 +1,1 @@
+"""The kernels of the operators, and how floating-point arithmetic is set."""

@@ -56,7 +56,7 @@ def export(
     """
     from fadeviz import open_run
     from fadeviz.export import export_run
-    from fadeviz.schedule import parse_steps
+    from fadeviz.storage.schedule import parse_steps
 
     notes = export_run(
         open_run(run),

@@ -17,7 +17,7 @@ import click
 
 from fadeviz import FadevizError, __version__
 from fadeviz.errors import printable
-from fadeviz.quality import FIGURES
+from fadeviz.storage.metrics import FIGURES
 
 from .export import export
 from .measure import analyze, plot
@@ -29,7 +29,7 @@ from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
-    from fadeviz.runs import Run
+    from fadeviz.storage.stored_run import Run
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -279,7 +279,7 @@ def animate(runs: tuple[Path | str, ...], output: Path, duration: int, **options
 
 
 def _drawing(options: dict[str, Any]) -> dict[str, Any]:
-    from fadeviz.schedule import parse_steps
+    from fadeviz.storage.schedule import parse_steps
 
     try:
         low, high = (float(end) for end in options["percentiles"].split(","))
@@ -516,7 +516,7 @@ def _sweep_info(out: Path) -> None:
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
-    from fadeviz.check import check_run, other_maps, repair_run
+    from fadeviz.storage.check import check_run, other_maps, repair_run
 
     for fault in repair_run(run) if repair else ():
         click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))

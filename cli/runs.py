@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fadeviz.remote import is_address
+from fadeviz.storage.remote import is_address
 
 
 class _RunPath(click.Path):
@@ -57,7 +57,7 @@ class Output(click.Path):
 
 def write_text(path: Path, text: str) -> None:
     """Write text to a file, atomically, or to standard output if the name is ``-``."""
-    from fadeviz.files import write_whole
+    from fadeviz.storage.files import write_whole
 
     if is_stdout(path):
         click.echo(text, nl=False)

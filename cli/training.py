@@ -103,7 +103,7 @@ def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 def figures(progress: Progress | SweepProgress) -> dict[str, str]:
     """What a line or a bar shows of a training: its loss, where there is one, and the headline of the latest test."""
-    from fadeviz.quality import FIGURES, headline
+    from fadeviz.storage.metrics import FIGURES, headline
 
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
     name = headline(progress.metrics)

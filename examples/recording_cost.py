@@ -22,7 +22,7 @@ from fadeviz import Recorder, Snapshot
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.data.weizmann_horse import load_weizmann
 from fadeviz.models import build_network
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.training.batches import batches, to_tensors
 from fadeviz.training.loop import fit, keep_freed_memory
 

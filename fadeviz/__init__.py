@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FadevizError, RecorderWarning
 from .notebook import open_run
-from .runs import Run
-from .schedule import Schedule, parse_schedule
-from .snapshots import Snapshot
+from .storage.schedule import Schedule, parse_schedule
+from .storage.snapshots import Snapshot
+from .storage.stored_run import Run
 
 if TYPE_CHECKING:
     from .recording.recorder import Recorder

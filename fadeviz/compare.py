@@ -16,11 +16,11 @@ from .data.transforms import IGNORED
 from .errors import FadevizError, printable
 from .experiment import load_data
 from .prediction import Predictor, find_trimap, read_picture
-from .quality import FIGURES
 from .render.colormap import class_palette, colour_classes
 from .render.labels import data_name
 from .render.panel import Box, Row, choose_zoom, write_panel
-from .runs import Run, run_labels
+from .storage.metrics import FIGURES
+from .storage.stored_run import Run, run_labels
 from .training.matting import measure_matte
 
 SHOWN = 4

@@ -8,11 +8,11 @@ from pathlib import Path
 from .compare import compare_runs
 from .errors import FadevizError
 from .experiment import Progress, RunConfig, differing_settings, run
-from .files import write_whole
 from .render.animation import write_animation
 from .render.grid import write_grid
-from .runs import Run, open_run
-from .snapshots import check_folder
+from .storage.files import write_whole
+from .storage.snapshots import check_folder
+from .storage.stored_run import Run, open_run
 
 UPSAMPLERS = ("fade", "carafe")
 IMAGE = 1

@@ -25,13 +25,13 @@ from .data.observation import choose_observed, find_object
 from .data.sets import DATA, Wanted, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
-from .files import only_writer
 from .models import NETWORKS, Network, build_network, parse_network
 from .ops.arithmetic import same_algorithms, tf32
 from .recording.probe import MODES, Probe
-from .runs import Run, lost_snapshots, open_run
-from .schedule import Schedule, log_spaced, parse_schedule
-from .snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from .storage.files import only_writer
+from .storage.schedule import Schedule, log_spaced, parse_schedule
+from .storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from .storage.stored_run import Run, lost_snapshots, open_run
 from .training.batches import batches, draw_pool
 from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared

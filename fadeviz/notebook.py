@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FadevizError
-from .quality import FIGURES
-from .runs import Run
-from .snapshots import CHANNEL_KINDS, KINDS
+from .storage.metrics import FIGURES
+from .storage.snapshots import CHANNEL_KINDS, KINDS
+from .storage.stored_run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ class NotebookRun(Run):
 
 
 def open_run(path: str | os.PathLike[str]) -> NotebookRun:
-    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`~fadeviz.runs.Run`.
+    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`~fadeviz.storage.stored_run.Run`.
 
     Args:
         path: the run's folder; or ``s3://bucket/run``, ``https://host/run``, ``memory://run`` ...

@@ -18,10 +18,10 @@ from .data.pictures import SUFFIXES, is_hidden, key_of, list_folder, open_pictur
 from .data.sets import find_data
 from .errors import FadevizError
 from .experiment import choose_device, config_from, out_of_memory_in_words
-from .files import make_folder, write_whole
 from .models import build_network
 from .render.colormap import class_palette
-from .runs import Run, open_run
+from .storage.files import make_folder, write_whole
+from .storage.stored_run import Run, open_run
 from .training.checkpoint import read_weights
 from .training.tasks import choose_task
 

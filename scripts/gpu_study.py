@@ -381,7 +381,7 @@ def unpack(options: argparse.Namespace) -> int:
 
 def unpack_run(data: bytes, folder: Path) -> None:
     """Write one run's folder, replacing what an earlier call left."""
-    from fadeviz.snapshots import Snapshot, SnapshotStore
+    from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
     shutil.rmtree(folder, ignore_errors=True)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fadeviz.runs import Run
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.stored_run import Run
 
 LAYER = "decoder.3.upsample"
 STEPS = tuple(range(0, 120, 10))

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fadeviz.runs import Run
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage.snapshots import SnapshotStore
+from fadeviz.storage.stored_run import Run
 from render_runs import LAYER, disc, make_run
 
 ERRORS = {"sad": 12.3456, "mse": 0.0123456, "grad": 7.5, "conn": 11.25}

@@ -12,8 +12,8 @@ from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.similarity import class_similarity
 from fadeviz.analysis.spectrum import radial_centroid
 from fadeviz.analysis.table import course_rows, describe, summary_rows
-from fadeviz.quality import TESTS
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.metrics import TESTS
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
 STEPS = ALL_STEPS[::2]
 LAYER = "decoder.3.upsample"

@@ -16,8 +16,8 @@ from fadeviz.analysis.regions import build_regions, distance_bins
 from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
 from fadeviz.analysis.table import summary_rows
-from fadeviz.runs import Run
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.stored_run import Run
 
 STEPS = ALL_STEPS[::2]
 LAYER = "decoder.3.upsample"

@@ -23,8 +23,8 @@ from fadeviz.analysis.similarity import (
 from fadeviz.errors import FadevizError
 from fadeviz.render.colormap import to_indices
 from fadeviz.render.normalize import find_limits, normalize
-from fadeviz.runs import Run
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.stored_run import Run
 
 
 def noise(*shape, seed=0):

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from fadeviz import FadevizError, open_run
-from fadeviz.check import check_run, repair_run
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.check import check_run, repair_run
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.training.checkpoint import write_checkpoint
 from render_runs import LAYER, STEPS, make_run
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_is_looked_at_without_torch(tmp_path):
     folder = complete(tmp_path / "run")
     flip(folder / CHECKPOINT)
     code = (
-        "import sys; from fadeviz.check import check_run\n"
+        "import sys; from fadeviz.storage.check import check_run\n"
         "print([(one.file, one.what) for one in check_run(sys.argv[1])], 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)

@@ -18,7 +18,7 @@ from fadeviz_cli.main import main
 from fadeviz import open_run
 from fadeviz.data import synthetic
 from fadeviz.experiment import RunConfig, _Work
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.upsamplers import UPSAMPLERS
 from render_runs import make_run
 

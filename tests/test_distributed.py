@@ -15,9 +15,9 @@ from torch import nn
 
 import fadeviz
 from fadeviz import FadevizError
-from fadeviz.check import check_run
 from fadeviz.data.synthetic import SyntheticHorses
 from fadeviz.experiment import read_config, run
+from fadeviz.storage.check import check_run
 from fadeviz.training.batches import batches
 from fadeviz.training.distributed import ALONE, Processes, SharedBatchNorm2d, check_share, joined, shared
 

@@ -19,9 +19,9 @@ from fadeviz_cli.sweep import record_arguments
 
 import fake_slurm
 from fadeviz import FadevizError, open_run
-from fadeviz.check import check_run
 from fadeviz.experiment import RunConfig, run
 from fadeviz.models import build_network
+from fadeviz.storage.check import check_run
 from fadeviz.sweep import MANIFEST, Event, missing, plan_sweep, run_sweep
 from fadeviz.sweep import slurm as slurm_module
 from fadeviz.sweep.member import End, Follower, Task, watch

@@ -24,7 +24,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, open_run
-from fadeviz.check import check_run
 from fadeviz.data import synthetic
 from fadeviz.errors import MissingExtra
 from fadeviz.experiment import (
@@ -41,6 +40,7 @@ from fadeviz.experiment import (
 )
 from fadeviz.models import build_network
 from fadeviz.recording.probe import Probe
+from fadeviz.storage.check import check_run
 from fadeviz.training import checkpoint, tasks
 from fadeviz.training.checkpoint import CheckpointWriter
 from fadeviz.training.loop import compile_forward, fit
@@ -769,7 +769,7 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr("fadeviz.files.os.replace", full)
+    monkeypatch.setattr("fadeviz.storage.files.os.replace", full)
     with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*--resume"):
         run(SMALL, tmp_path / "run")
     assert open_run(tmp_path / "run").steps == (0, 2)
@@ -838,7 +838,7 @@ class TestFolder:
                 removed.append(path)
                 path.unlink()
 
-            patch.setattr("fadeviz.snapshots._remove", remove)
+            patch.setattr("fadeviz.storage.snapshots._remove", remove)
             with pytest.raises(KeyboardInterrupt):
                 run(tiny, tmp_path / "run", overwrite=True)
         assert run(tiny, tmp_path / "run", overwrite=True).info["status"] == "finished"

@@ -15,7 +15,7 @@ from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
 from fadeviz.render.panel import Row, write_panel
-from fadeviz.runs import Run
+from fadeviz.storage.stored_run import Run
 from render_runs import make_run
 
 FOLDER = Path(matplotlib.get_data_path(), "fonts", "ttf")

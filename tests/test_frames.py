@@ -13,8 +13,8 @@ from fadeviz.render.animation import render_frames
 from fadeviz.render.frames import all_notes, select_channels, select_frames
 from fadeviz.render.grid import find_layout, render_grid
 from fadeviz.render.labels import captions
-from fadeviz.runs import run_labels
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.stored_run import run_labels
 from render_runs import LAYER, STEPS, make_run
 
 

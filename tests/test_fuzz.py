@@ -26,12 +26,12 @@ from PIL import Image
 import fadeviz.data.download
 import fadeviz.experiment
 from fadeviz import FadevizError, open_run
-from fadeviz.check import check_run, repair_run
 from fadeviz.data import synthetic
 from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
 from fadeviz.experiment import read_config
-from fadeviz.schedule import parse_schedule, parse_steps
-from fadeviz.snapshots import KINDS, SnapshotStore, read_metrics
+from fadeviz.storage.check import check_run, repair_run
+from fadeviz.storage.schedule import parse_schedule, parse_steps
+from fadeviz.storage.snapshots import KINDS, SnapshotStore, read_metrics
 from fadeviz.sweep import parse_seeds, read_plan
 from render_runs import make_run
 

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main as fadeviz
 
 from fadeviz import FadevizError, open_run
-from fadeviz.check import check_run
 from fadeviz.experiment import RunConfig
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.check import check_run
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.sweep import LocalProcesses, Member, local
 from fadeviz.sweep.member import End, Task
 from fadeviz.upsamplers import UPSAMPLERS

@@ -11,7 +11,7 @@ from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
-from fadeviz.runs import Run
+from fadeviz.storage.stored_run import Run
 from render_runs import make_run
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from fadeviz.data.synthetic import TEST_DRAWINGS, SyntheticHorses
 from fadeviz.demo import IMAGE, UPSAMPLERS, run_demo
-from fadeviz.runs import open_run
+from fadeviz.storage.stored_run import open_run
 
 pytestmark = pytest.mark.slow
 

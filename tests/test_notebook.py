@@ -23,7 +23,7 @@ from fadeviz.notebook import FRAMES, NotebookRun
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ from fadeviz.analysis.table import _steps
 from fadeviz.render import plots
 from fadeviz.render.page import new_figure
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
 
 EDGES = np.linspace(-6, 9, 16)

@@ -19,7 +19,7 @@ from fadeviz.models import build_network
 from fadeviz.recording.hooks import kernel_entropy
 from fadeviz.recording.layer_names import find_layers
 from fadeviz.recording.probe import Probe
-from fadeviz.snapshots import layer_sizes
+from fadeviz.storage.snapshots import layer_sizes
 from fadeviz.upsamplers import Skip, build_upsampler
 
 

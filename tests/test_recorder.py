@@ -26,13 +26,13 @@ from torch.nn import functional as F
 
 import fadeviz
 from fadeviz import FadevizError, Recorder, RecorderWarning, Schedule, View, open_run
-from fadeviz.check import check_run
 from fadeviz.data.observation import find_object
 from fadeviz.recording.masks import arrays_in
 from fadeviz.recording.probe import Probe
 from fadeviz.recording.recorder import _release
 from fadeviz.render.labels import truth_picture, truth_regions
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage.check import check_run
+from fadeviz.storage.snapshots import SnapshotStore
 
 
 class Net(nn.Module):

@@ -29,8 +29,8 @@ import fadeviz
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.errors import MissingExtra
-from fadeviz.remote import RemoteFolder, is_address
 from fadeviz.render.frames import select_frames
+from fadeviz.storage.remote import RemoteFolder, is_address
 from render_runs import LAYER, STEPS, make_run
 
 fsspec = pytest.importorskip("fsspec", reason='needs fsspec: pip install ".[remote]"')
@@ -409,7 +409,9 @@ class TestErrors:
     )
     def test_secrets_are_not_shown(self, monkeypatch, address, shown):
         monkeypatch.setattr("fsspec.core.url_to_fs", lambda address, **options: (fsspec.filesystem("memory"), "/x"))
-        monkeypatch.setattr("fadeviz.remote._impatient", lambda protocol: {})  # which asks for the protocol's library
+        monkeypatch.setattr(
+            "fadeviz.storage.remote._impatient", lambda protocol: {}
+        )  # which asks for the protocol's library
         assert RemoteFolder(address).shown == shown
 
 
@@ -500,7 +502,7 @@ def upload(local):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("fadeviz.remote._SILENT_SECONDS", 1)
+    monkeypatch.setattr("fadeviz.storage.remote._SILENT_SECONDS", 1)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -609,13 +611,13 @@ class TestEndless:
 
     def test_a_file_that_is_too_large_or_too_slow(self, server, monkeypatch):
         assert open_run(f"{server.address}/fade").name == "fade"
-        monkeypatch.setattr("fadeviz.remote.TEXT_LIMIT", 100)
+        monkeypatch.setattr("fadeviz.storage.remote.TEXT_LIMIT", 100)
         with pytest.raises(FadevizError, match="cannot fetch .*run.json: .*more than 100 bytes, the limit") as caught:
             open_run(f"{server.address}/fade")
         one_line(caught)
-        monkeypatch.setattr("fadeviz.remote.TEXT_LIMIT", 2**20)
-        monkeypatch.setattr("fadeviz.remote._SLOW_SECONDS", 0)
-        monkeypatch.setattr("fadeviz.remote._SLOW_RATE", 10**12)
+        monkeypatch.setattr("fadeviz.storage.remote.TEXT_LIMIT", 2**20)
+        monkeypatch.setattr("fadeviz.storage.remote._SLOW_SECONDS", 0)
+        monkeypatch.setattr("fadeviz.storage.remote._SLOW_RATE", 10**12)
         with pytest.raises(FadevizError, match="cannot fetch .*run.json: .*too slow: .* bytes in 0 seconds") as caught:
             open_run(f"{server.address}/fade")
         one_line(caught)

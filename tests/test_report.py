@@ -25,7 +25,7 @@ from fadeviz.report import PALETTES, story, write_report
 from fadeviz.report.contour import contour_path
 from fadeviz.report.movies import select_movies, shortest, text_size
 from fadeviz.report.pack import pack
-from fadeviz.snapshots import Snapshot, SnapshotStore
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\"'&{{data}}"

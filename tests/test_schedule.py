@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fadeviz import FadevizError, Schedule, parse_schedule
-from fadeviz.schedule import at, every, log_spaced
+from fadeviz.storage.schedule import at, every, log_spaced
 
 PAPER = "100:3000:100,320:360:10"
 

@@ -22,10 +22,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, Run, Snapshot, open_run
-from fadeviz.check import Fault, check_run
-from fadeviz.files import replacing, write_whole
-from fadeviz.runs import Maps
-from fadeviz.snapshots import KINDS, SnapshotStore, read_metrics
+from fadeviz.storage.check import Fault, check_run
+from fadeviz.storage.files import replacing, write_whole
+from fadeviz.storage.snapshots import KINDS, SnapshotStore, read_metrics
+from fadeviz.storage.stored_run import Maps
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("encoder.4", "decoder.10.upsample", "decoder.3.upsample", "head")
@@ -570,7 +570,7 @@ def opened_files(monkeypatch):
         opened.append(Path(file).name)
         return safe_open(file, framework)
 
-    monkeypatch.setattr("fadeviz.snapshots.safe_open", spy)
+    monkeypatch.setattr("fadeviz.storage.snapshots.safe_open", spy)
     return opened
 
 
@@ -733,7 +733,7 @@ class TestMaps:
                 return Part()
 
         maps = run.maps(self.LAYER)
-        monkeypatch.setattr("fadeviz.snapshots.safe_open", Handle)
+        monkeypatch.setattr("fadeviz.storage.snapshots.safe_open", Handle)
         assert np.array_equal(maps[index], self.whole()[index])
         assert taken == [asked]
 
@@ -918,7 +918,8 @@ class TestClaims:
 
 def test_reading_and_drawing_leave_torch_out():
     code = (
-        "import importlib, pkgutil, sys, fadeviz, fadeviz.snapshots, fadeviz.schedule, fadeviz.render as r\n"
+        "import importlib, pkgutil, sys, fadeviz, fadeviz.storage.snapshots, fadeviz.storage.schedule\n"
+        "import fadeviz.render as r\n"
         "names = [m.name for m in pkgutil.iter_modules(r.__path__)]\n"
         "for name in names: importlib.import_module('fadeviz.render.' + name)\n"
         "print(len(names), 'torch' in sys.modules)"

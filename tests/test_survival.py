@@ -26,12 +26,12 @@ from fadeviz_cli.main import main
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
-from fadeviz.check import check_run, repair_run
 from fadeviz.data import synthetic
 from fadeviz.data.pictures import open_picture
 from fadeviz.errors import printable
-from fadeviz.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
-from fadeviz.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
+from fadeviz.storage.check import check_run, repair_run
+from fadeviz.storage.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
 from fadeviz.sweep import Member, begun, read_plan
 from fadeviz.training.checkpoint import write_checkpoint
 from render_runs import STEPS, make_run
@@ -392,8 +392,8 @@ def test_a_second_process_is_refused_whoever_comes_first(tmp_path):
 FORKED = """
 import os, sys, time
 from pathlib import Path
-from fadeviz.files import check_regular, has_lock, only_writer
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage.files import check_regular, has_lock, only_writer
+from fadeviz.storage.snapshots import SnapshotStore
 out = Path(sys.argv[1])
 lock = only_writer(out)
 lock.__enter__()
@@ -448,8 +448,8 @@ def test_a_run_that_was_killed_says_so(tmp_path):
     store = SnapshotStore(out, open_run(out).run_id)
     for writer in ("0badcafe", ""):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fadeviz.snapshots.has_lock", lambda folder, writer=writer: bool(writer))
-            patch.setattr("fadeviz.snapshots.machine", lambda writer=writer: writer)
+            patch.setattr("fadeviz.storage.snapshots.has_lock", lambda folder, writer=writer: bool(writer))
+            patch.setattr("fadeviz.storage.snapshots.machine", lambda writer=writer: writer)
             store.write_info({**open_run(out).info, "status": "running"})
         assert open_run(out).info["writer"] == writer
         assert open_run(out).status == "running"
@@ -469,7 +469,7 @@ def test_to_look_is_not_to_be_in_the_way(tmp_path):
     """Somebody who looks all the time keeps no writer from beginning."""
     make_run(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from fadeviz.files import lock_is_free\n"
+        "import sys; from pathlib import Path; from fadeviz.storage.files import lock_is_free\n"
         "print('ready', flush=True)\nwhile True: lock_is_free(Path(sys.argv[1]))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
@@ -505,8 +505,8 @@ def test_a_sweep_and_a_run_in_it(tmp_path):
 HAMMER = """
 import sys
 from pathlib import Path
-from fadeviz.files import write_whole
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage.files import write_whole
+from fadeviz.storage.snapshots import SnapshotStore
 path, letter = Path(sys.argv[1]), sys.argv[2].encode()
 for _ in range(300):
     write_whole(path, letter * 100_000)
@@ -851,8 +851,8 @@ def test_a_pipe_in_the_place_of_a_file_is_not_written_into(tmp_path):
 
 
 def test_limits_on_what_is_read_hold_for_what_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("fadeviz.snapshots.TENSORS_LIMIT", 1000)
-    monkeypatch.setattr("fadeviz.snapshots.TEXT_LIMIT", 100)
+    monkeypatch.setattr("fadeviz.storage.snapshots.TENSORS_LIMIT", 1000)
+    monkeypatch.setattr("fadeviz.storage.snapshots.TEXT_LIMIT", 100)
     store = SnapshotStore(tmp_path, "x")
     store.write(0, [Snapshot(0, "a", 0, "feature", np.ones((1, 15, 15), np.float32))])
     with pytest.raises(FadevizError, match="the maps of step 1 have 1,024 bytes, but at most 900 can be read again"):
@@ -865,7 +865,10 @@ def test_limits_on_what_is_read_hold_for_what_is_written(tmp_path, monkeypatch):
 
 def test_the_standard_output_is_not_replaced(tmp_path):
     """``/dev/stdout`` may lead to a file: who is root would replace the link itself."""
-    code = "from pathlib import Path; from fadeviz.files import write_whole; write_whole(Path('/dev/stdout'), b'x')"
+    code = (
+        "from pathlib import Path; from fadeviz.storage.files import write_whole; "
+        "write_whole(Path('/dev/stdout'), b'x')"
+    )
     before = os.readlink("/dev/stdout")
     with (tmp_path / "out").open("wb") as out:
         subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
@@ -1116,7 +1119,7 @@ def test_claimed_sizes_are_not_believed(tmp_path):
     (run / "snapshots/step_000070.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
     (run / "snapshots/step_000080.safetensors").write_bytes((90_000_000).to_bytes(8, "little") + b"{}")
     code = (
-        "import resource, sys; from fadeviz.check import check_run\n"
+        "import resource, sys; from fadeviz.storage.check import check_run\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "print(*[fault.file for fault in check_run(sys.argv[1])])"
     )

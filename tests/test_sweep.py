@@ -25,7 +25,7 @@ from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample
 from fadeviz.data.shuffled import BLOCK, ShuffledLabels, derangement
 from fadeviz.experiment import RunConfig, build_model, load_data, run
-from fadeviz.files import only_writer
+from fadeviz.storage.files import only_writer
 from fadeviz.sweep import (
     MANIFEST,
     Event,

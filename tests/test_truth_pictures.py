@@ -10,8 +10,8 @@ from fadeviz.render.colormap import IGNORED, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_grid
 from fadeviz.render.labels import outline, truth_name, truth_picture, truth_regions
-from fadeviz.runs import Run
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage.snapshots import SnapshotStore
+from fadeviz.storage.stored_run import Run
 from render_runs import make_run
 from task_runs import make_class_run, make_matting_run
 

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quality import FIGURES as TESTED
-from ..quality import TESTS
-from ..runs import Maps, Run
+from ..storage.metrics import FIGURES as TESTED
+from ..storage.metrics import TESTS
+from ..storage.stored_run import Maps, Run
 from .blocks import in_blocks
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder

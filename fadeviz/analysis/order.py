@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..quality import headline
-from ..runs import Maps, Run, check_layer, common_steps, describe_calls, run_labels
-from ..snapshots import CHANNEL_KINDS, KINDS
+from ..storage.metrics import headline
+from ..storage.snapshots import CHANNEL_KINDS, KINDS
+from ..storage.stored_run import Maps, Run, check_layer, common_steps, describe_calls, run_labels
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..runs import Maps, Run
+from ..storage.stored_run import Maps, Run
 from .blocks import in_blocks
 from .spectrum import FLAT, has_pattern
 

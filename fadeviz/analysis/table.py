@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..quality import FIGURES, TESTS
-from ..runs import distinct_paths
+from ..storage.metrics import FIGURES, TESTS
+from ..storage.stored_run import distinct_paths
 from .courses import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again

@@ -20,8 +20,8 @@ import torch
 
 from .. import __version__
 from ..errors import FadevizError, unknown_name
-from ..files import make_folder, write_whole
 from ..models import build_network
+from ..storage.files import make_folder, write_whole
 from ..training.loop import keep_freed_memory
 from ..upsamplers import build_upsampler, parse_upsampler, split_upsamplers
 from ..upsamplers.reassemble import choose_backend

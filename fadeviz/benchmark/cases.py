@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import build_network
-from ..runs import Run, open_run
-from ..snapshots import Snapshot, SnapshotStore
+from ..storage.snapshots import Snapshot, SnapshotStore
+from ..storage.stored_run import Run, open_run
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
 from ..training.recipes import sgd
 from ..upsamplers import (

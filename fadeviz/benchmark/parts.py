@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..recording.probe import Probe
 from ..render.animation import write_animation
 from ..render.grid import write_grid
-from ..snapshots import SnapshotStore
+from ..storage.snapshots import SnapshotStore
 from ..upsamplers import UPSAMPLERS
 from .cases import (
     KERNEL_SIZE,

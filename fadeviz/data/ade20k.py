@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, printable
-from ..files import read_regular
+from ..storage.files import read_regular
 from . import Sample, Splits
 from .pictures import describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side

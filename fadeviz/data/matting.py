@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import ndimage
 
 from ..errors import FadevizError, printable
-from ..files import check_regular, read_regular
+from ..storage.files import check_regular, read_regular
 from . import Sample, Splits, synthetic
 from .mattes import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
 from .matting_files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import FadevizError
-from ..files import read_regular
+from ..storage.files import read_regular
 from . import Sample
 from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
 from .pictures import check_opaque, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb

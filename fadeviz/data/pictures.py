@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import FadevizError, printable
-from ..files import NoRegularFile, check_regular
+from ..storage.files import NoRegularFile, check_regular
 
 MAX_PIXELS = 50_000_000
 """Images with more pixels are refused before decoding: no data set here has them, and few cameras make them."""

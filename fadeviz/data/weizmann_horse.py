@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError, printable
-from ..files import read_regular
+from ..storage.files import read_regular
 from . import Sample, Splits
 from .pictures import (
     MAX_BYTES,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import FadevizError, unknown_name
-from ..runs import Run
+from ..storage.stored_run import Run
 from .npz import write_npz
 from .rerun_log import write_rerun
 from .selection import Drawing, select

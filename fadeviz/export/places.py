@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import FadevizError, MissingExtra
-from ..files import replacing
+from ..storage.files import replacing
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from ..render.colormap import colorize, palette
 from ..render.frames import FrameSequence, select_frames
 from ..render.labels import truth_picture
 from ..render.normalize import SCOPES
-from ..runs import Maps, Run, common_steps
-from ..snapshots import CHANNEL_KINDS, KINDS
+from ..storage.snapshots import CHANNEL_KINDS, KINDS
+from ..storage.stored_run import Maps, Run, common_steps
 
 CHANNELS_DRAWN = 8
 """Number of representative channels drawn per map."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..snapshots import KINDS
+from ..storage.snapshots import KINDS
 from .places import needs, new_folder
 from .selection import Part, Selection, safe_name
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtra
 from ..recording.recorder import Recorder
-from ..schedule import Schedule
+from ..storage.schedule import Schedule
 
 try:
     from transformers import TrainerCallback

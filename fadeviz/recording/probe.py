@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError, printable, unknown_name
 from ..ops.arithmetic import tf32
-from ..snapshots import CHANNEL_KINDS, KINDS, Snapshot
+from ..storage.snapshots import CHANNEL_KINDS, KINDS, Snapshot
 from ..upsamplers import Upsampler
 from .batch import cut, image_size, joined, map_tensors, tensors_in
 from .hooks import INSIDE, Asked, Found, Mode, hooked, unchanged_modes

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import FadevizError, RecorderWarning, printable, unknown_name
-from ..files import only_writer
-from ..runs import Run, open_run
-from ..schedule import Schedule, at, parse_schedule
-from ..snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from ..storage.files import only_writer
+from ..storage.schedule import Schedule, at, parse_schedule
+from ..storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
+from ..storage.stored_run import Run, open_run
 from .batch import map_tensors
 from .hooks import Mode
 from .masks import Masks, images_to_show, masks_of, names_of, whole_number

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..errors import FadevizError, MissingExtra
-from ..files import replacing
-from ..runs import Run
+from ..storage.files import replacing
+from ..storage.stored_run import Run
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
 from .frames import FrameSequence, all_notes, select_frames

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..runs import Run, check_layer, common_steps, describe_calls, run_labels
-from ..snapshots import CHANNEL_KINDS, SIGNED_KINDS
+from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS
+from ..storage.stored_run import Run, check_layer, common_steps, describe_calls, run_labels
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 

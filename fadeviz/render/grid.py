@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..runs import Run
-from ..snapshots import CHANNEL_KINDS
+from ..storage.snapshots import CHANNEL_KINDS
+from ..storage.stored_run import Run
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
 from .frames import FrameSequence, all_notes, select_frames

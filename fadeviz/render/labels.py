@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runs import Run
-from ..snapshots import CHANNEL_KINDS, KINDS
+from ..storage.snapshots import CHANNEL_KINDS, KINDS
+from ..storage.stored_run import Run
 from .colormap import colour_classes
 from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..files import write_whole
+from ..storage.files import write_whole
 from .fonts import FAMILY, letters, spell
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..files import write_whole
+from ..storage.files import write_whole
 from .fonts import FAMILY, font, letters, spell
 from .labels import shorten, wrap
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from ..analysis.order import LearningOrder, learning_order
 from ..errors import FadevizError, unknown_name
-from ..files import write_whole
 from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
-from ..runs import Run
-from ..snapshots import KINDS
+from ..storage.files import write_whole
+from ..storage.snapshots import KINDS
+from ..storage.stored_run import Run
 from . import story
 from .contour import contour_path, picture_uri
 from .movies import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps

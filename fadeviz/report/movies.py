@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..render.normalize import Limits, limits_by_scope
-from ..runs import Run
+from ..storage.stored_run import Run
 from .pack import Packed, pack
 
 Place = tuple[int, int]

@@ -18,7 +18,7 @@ from ..analysis.table import other_rules, speaks_for
 from ..render.colormap import palette
 from ..render.frames import spread
 from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
-from ..runs import Run
+from ..storage.stored_run import Run
 
 BY_OPERATOR = ("responses", "learning", "gate")
 """Groups of measures that are drawn a chart an operator; of the others, each measure has a chart."""

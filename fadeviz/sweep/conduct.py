@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 
 from ..errors import FadevizError
 from ..experiment import Progress, differing_settings, settings_of
-from ..files import left_over, only_writer
-from ..runs import Run, open_run
+from ..storage.files import left_over, only_writer
+from ..storage.stored_run import Run, open_run
 from ..training.signals import stop_signals
 from .local import LocalProcesses
 from .manifest import MANIFEST, OWN, Manifest, read_manifest

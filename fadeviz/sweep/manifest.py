@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from ..errors import FadevizError
 from ..experiment import RunConfig, config_from, settings_of
-from ..files import lock_is_free, read_regular, write_whole
-from ..runs import open_run
+from ..storage.files import lock_is_free, read_regular, write_whole
+from ..storage.stored_run import open_run
 from .plan import Member, SweepPlan
 
 MANIFEST = "manifest.json"

@@ -17,9 +17,9 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, run
-from ..files import METRICS_LIMIT, left_over, open_regular
-from ..quality import headline
-from ..runs import open_run
+from ..storage.files import METRICS_LIMIT, left_over, open_regular
+from ..storage.metrics import headline
+from ..storage.stored_run import open_run
 from ..training.signals import Interrupted
 from .plan import Member
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
-from ..files import read_regular, write_whole
-from ..runs import open_run
+from ..storage.files import read_regular, write_whole
+from ..storage.stored_run import open_run
 from .member import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
 from .plan import Member
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FadevizError
-from ..files import write_whole
-from ..snapshots import open_checkpoint
+from ..storage.files import write_whole
+from ..storage.snapshots import open_checkpoint
 
 
 def write_checkpoint(

@@ -6,7 +6,7 @@ import bisect
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .errors import FadevizError
+from ..errors import FadevizError
 
 _MAX_STEPS = 1_000_000  # a typo such as 1:10000000000 must not fill the memory before it is reported
 _GRAMMAR = "Write steps as N, FIRST:LAST:STRIDE or log:FIRST:LAST:COUNT, joined by commas"
@@ -32,7 +32,7 @@ class Schedule:
             or any(a >= b for a, b in zip(self.steps, self.steps[1:], strict=False))
         ):
             raise FadevizError(
-                f"schedule: steps must increase from 0, got {self.steps[:8]}. Use fadeviz.schedule.at(...)"
+                f"schedule: steps must increase from 0, got {self.steps[:8]}. Use fadeviz.storage.schedule.at(...)"
             )
 
     def __contains__(self, step: int) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from .errors import FadevizError, MissingExtra, printable, unknown_name
+from ..errors import FadevizError, MissingExtra, printable, unknown_name
 from .files import lock_is_free, machine, read_regular
 from .remote import RemoteFolder, is_address
 from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics, unreadable

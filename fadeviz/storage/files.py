@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import FadevizError
+from ..errors import FadevizError
 
 TEXT_LIMIT = 64 * 2**20
 """Largest size in bytes of run.json and other settings files: far above any that is written."""

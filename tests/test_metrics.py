@@ -14,7 +14,7 @@ from fadeviz_cli.main import main
 from fadeviz_cli.training import figures
 from PIL import Image
 
-from fadeviz import FadevizError, Run, open_run, quality
+from fadeviz import FadevizError, Run, open_run
 from fadeviz.analysis.courses import MEASURES, _regions_for, group_words, operator_courses
 from fadeviz.analysis.order import class_names, describe_inside, learning_order
 from fadeviz.analysis.regions import build_regions
@@ -23,7 +23,8 @@ from fadeviz.notebook import render_html
 from fadeviz.render import plots
 from fadeviz.report import write_report
 from fadeviz.report.contour import contour_path, picture_uri
-from fadeviz.snapshots import SnapshotStore
+from fadeviz.storage import metrics as quality
+from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.sweep.member import Follower, Task
 from fadeviz.training.matting import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES

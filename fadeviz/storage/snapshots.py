@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save as serialize
 
-from .errors import FadevizError
+from ..errors import FadevizError
 from .files import (
     METRICS_LIMIT,
     TENSORS_LIMIT,

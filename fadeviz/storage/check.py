@@ -15,10 +15,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 
-from .errors import FadevizError
+from ..errors import FadevizError
 from .files import METRICS_LIMIT, left_over, only_writer, read_regular, write_whole
 from .remote import is_address
-from .runs import Run, lost_snapshots, open_run
 from .snapshots import (
     files_of,
     info_checksum,
@@ -29,6 +28,7 @@ from .snapshots import (
     run_of_checkpoint,
     unreadable,
 )
+from .stored_run import Run, lost_snapshots, open_run
 
 _Layout = frozenset[tuple[str, str, tuple[int, ...]]]
 """What a snapshot holds: names, number formats and shapes."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
-from .errors import FadevizError, MissingExtra
+from ..errors import FadevizError, MissingExtra
 from .files import METRICS_LIMIT, TENSORS_LIMIT, TEXT_LIMIT, check_regular
 
 

@@ -1,0 +1,1 @@
+"""What a run is on disk, written and read whole, without torch."""

@@ -27,6 +27,7 @@ from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
 from .models import NETWORKS, Network, build_network, parse_network
 from .ops.arithmetic import same_algorithms, tf32
+from .ops.reassemble import choose_backend
 from .recording.probe import MODES, Probe
 from .storage.files import only_writer
 from .storage.schedule import Schedule, log_spaced, parse_schedule
@@ -41,7 +42,6 @@ from .training.settings import check_counts, check_lr_drops, check_model, check_
 from .training.signals import Interrupted, StopSignals, stop_signals
 from .training.tasks import Task, choose_task
 from .upsamplers import UPSAMPLERS, parse_upsampler
-from .upsamplers.reassemble import choose_backend
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""

@@ -678,7 +678,7 @@ def compiled_reassemble() -> Callable[[Tensor, Tensor], Tensor]:
 
 def reassembly_form(form: str) -> Callable[..., Tensor]:
     """A function of x and kernels; of x, logits, skip and gate for ``fused``."""
-    from fadeviz.upsamplers import reassemble
+    from fadeviz.ops.reassemble import reassemble
 
     if form == "mmcv":
         import gpu_peer
@@ -791,7 +791,7 @@ def stage_peer(setting: Setting, rows: Rows) -> None:
         return
     import gpu_peer
 
-    from fadeviz.upsamplers import reassemble
+    from fadeviz.ops.reassemble import reassemble
 
     start = time.perf_counter()
     try:
@@ -1109,7 +1109,7 @@ def stage_memory(setting: Setting, rows: Rows) -> None:
 
 def only_kernels(setting: Setting) -> None:
     """Forward and backward of every kernel, small enough to run under a memory checker."""
-    from fadeviz.upsamplers import reassemble
+    from fadeviz.ops.reassemble import reassemble
 
     backend, count = ("triton" if setting.cuda else "tiles"), 0
     for dtype in (torch.float32, torch.bfloat16):

@@ -28,8 +28,8 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from fadeviz.upsamplers.backends import banded
-from fadeviz.upsamplers.backends import triton as plain
+from fadeviz.ops.backends import banded
+from fadeviz.ops.backends import triton as plain
 
 K, SCALE = 5, 2
 PAPER = (16, 256, 64, 64)

@@ -24,7 +24,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fadeviz.upsamplers.backends import triton as backend
+from fadeviz.ops.backends import triton as backend
 
 K, SCALE = 5, 2
 PAPER = (16, 256, 64, 64)

@@ -18,7 +18,7 @@ if importlib.util.find_spec("triton") is None:
 import test_triton as family
 from test_triton import CONTIGUOUS, DEVICE, LAST, draw, maps
 
-NAME = "fadeviz.upsamplers.backends.banded"
+NAME = "fadeviz.ops.backends.banded"
 HALVES = {torch.float16, torch.bfloat16}
 
 
@@ -150,7 +150,7 @@ def test_x_is_zero_outside():
 
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
 def test_long_offsets(memory_format, monkeypatch):
-    from fadeviz.upsamplers.backends import triton
+    from fadeviz.ops.backends import triton
 
     monkeypatch.setattr(triton, "_WIDE", 0)
     x, kernels, grad = maps(1, 2, 5, 3, 3, 2, memory_format=memory_format)
@@ -207,7 +207,7 @@ def launcher(self, grid):
     return launch
 
 triton.JITFunction.__getitem__ = launcher
-from fadeviz.upsamplers.backends import banded, cuda
+from fadeviz.ops.backends import banded, cuda
 
 for last in (torch.channels_last, torch.contiguous_format):
     for dtype in (torch.float32, torch.float16):

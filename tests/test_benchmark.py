@@ -20,8 +20,9 @@ from fadeviz import FadevizError
 from fadeviz.benchmark import cases, memory, parts, timing
 from fadeviz.benchmark.plan import FULL, FULL_CUDA, QUICK, QUICK_CUDA, Plan, Shape, StepCase
 from fadeviz.benchmark.tables import CAPTIONS_CUDA
-from fadeviz.upsamplers import Skip, build_upsampler, reassemble
-from fadeviz.upsamplers.backends import native
+from fadeviz.ops.backends import native
+from fadeviz.ops.reassemble import reassemble
+from fadeviz.upsamplers import Skip, build_upsampler
 from test_cli import call, fails
 
 TINY = Plan(

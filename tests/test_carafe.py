@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 import oracles
 from fadeviz import FadevizError
-from fadeviz.upsamplers import CARAFE, Skip, build_upsampler, reassemble
+from fadeviz.ops.reassemble import reassemble
+from fadeviz.upsamplers import CARAFE, Skip, build_upsampler
 from fadeviz.upsamplers.deconv import Deconv
 
 

@@ -7,16 +7,8 @@ from torch.nn import functional as F
 
 import oracles
 from fadeviz import FadevizError
-from fadeviz.upsamplers import (
-    FADE,
-    EncoderKernel,
-    FADELite,
-    SemiShift,
-    SemiShiftConv,
-    Skip,
-    build_upsampler,
-    reassemble,
-)
+from fadeviz.ops.reassemble import reassemble
+from fadeviz.upsamplers import FADE, EncoderKernel, FADELite, SemiShift, SemiShiftConv, Skip, build_upsampler
 
 GENERATOR = {
     "ker_generator.compressor_en": "semi_shift.compressor_encoder",

@@ -13,18 +13,11 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.benchmark.memory import MeasuringProcess
-from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler, compressed
-from fadeviz.upsamplers.backends import native
-from fadeviz.upsamplers.compressed import compressed_conv
-from fadeviz.upsamplers.reassemble import (
-    KernelSoftmax,
-    blend,
-    choose_backend,
-    kernel_softmax,
-    reassemble,
-    similarity,
-    spread,
-)
+from fadeviz.ops import compressed
+from fadeviz.ops.backends import native
+from fadeviz.ops.compressed import compressed_conv
+from fadeviz.ops.reassemble import KernelSoftmax, blend, choose_backend, kernel_softmax, reassemble, similarity, spread
+from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler
 
 CPU_BACKENDS = ["tiles", "native"]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -587,7 +580,7 @@ class TestChoice:
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
     def test_builds_in_an_empty_cache_and_leaves_one_file(self, tmp_path):
-        code = "from fadeviz.upsamplers.backends import native; "
+        code = "from fadeviz.ops.backends import native; "
         code += f"native._FLAGS = {UNOPTIMISED!r}; assert native.library() is not None"
         environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         pair = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fadeviz import FadevizError
-from fadeviz.upsamplers import sampled
-from fadeviz.upsamplers.backends import native
+from fadeviz.ops import sampled
+from fadeviz.ops.backends import native
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import oracles
 from fadeviz import FadevizError
-from fadeviz.upsamplers import SAPAB, SAPAG, SAPAI, Skip, build_upsampler, reassemble, sapa
+from fadeviz.ops.reassemble import reassemble
+from fadeviz.upsamplers import SAPAB, SAPAG, SAPAI, Skip, build_upsampler, sapa
 
 NORMS = {"norm_y": "norm_encoder", "norm_x": "norm_decoder"}
 MAPS = {**NORMS, "q": "query", "k": "key"}

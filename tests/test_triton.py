@@ -11,12 +11,13 @@ import torch
 from torch.nn import functional as F
 
 from fadeviz.errors import FadevizError
-from fadeviz.upsamplers import Skip, build_upsampler, torch_ops
+from fadeviz.ops import torch_ops
+from fadeviz.upsamplers import Skip, build_upsampler
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton: pip install triton", allow_module_level=True)
 
-NAME = "fadeviz.upsamplers.backends.triton"
+NAME = "fadeviz.ops.backends.triton"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -427,7 +428,7 @@ kernels = []
 triton.JITFunction.__getitem__ = lambda self, grid: (
     lambda *args, **options: kernels.append(self.run(*args, grid=grid, warmup=True, **options))
 )
-backend = importlib.import_module("fadeviz.upsamplers.backends.triton")
+backend = importlib.import_module("fadeviz.ops.backends.triton")
 dtype = getattr(torch, sys.argv[1])
 for memory_format in (torch.contiguous_format, torch.channels_last):
     def empty(*shape):

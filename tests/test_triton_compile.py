@@ -58,7 +58,7 @@ def compile_all(arch):
             (self.fn.__name__, grid[0], args, options, self.run(*args, grid=grid, warmup=True, **options))
         )
     )
-    from fadeviz.upsamplers.backends import triton as backend
+    from fadeviz.ops.backends import triton as backend
 
     b, c, h, w = PAPER
     high = (h * SCALE, w * SCALE)

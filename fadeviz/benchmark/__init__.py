@@ -21,10 +21,10 @@ import torch
 from .. import __version__
 from ..errors import FadevizError, unknown_name
 from ..models import build_network
+from ..ops.reassemble import choose_backend
 from ..storage.files import make_folder, write_whole
 from ..training.loop import keep_freed_memory
 from ..upsamplers import build_upsampler, parse_upsampler, split_upsamplers
-from ..upsamplers.reassemble import choose_backend
 from .cases import KERNEL_SIZE, SCALE
 from .memory import MeasuringProcess
 from .parts import MEASURES, Result, Row, Setting

@@ -16,23 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import build_network
+from ..ops import torch_ops
+from ..ops.backends import native
+from ..ops.reassemble import blend, kernel_softmax, reassemble
 from ..storage.snapshots import Snapshot, SnapshotStore
 from ..storage.stored_run import Run, open_run
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
 from ..training.recipes import sgd
-from ..upsamplers import (
-    CARAFE,
-    FADE,
-    UPSAMPLERS,
-    Skip,
-    Upsampler,
-    build_upsampler,
-    parse_upsampler,
-    reassemble,
-    torch_ops,
-)
-from ..upsamplers.backends import native
-from ..upsamplers.reassemble import blend, kernel_softmax
+from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler
 from .plan import Shape, StepCase
 from .timing import Call, rotating
 
@@ -44,7 +35,7 @@ LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_
 def plain_reassemble(x: Tensor, kernels: Tensor, kernel_size: int = KERNEL_SIZE, scale_factor: int = SCALE) -> Tensor:
     """Reassembly as it is written in torch's own operators: unfold, repeat every window for its children, einsum.
 
-    Equal to :func:`~fadeviz.upsamplers.reassemble` for odd ``kernel_size``; holds K*K high-resolution copies of x.
+    Equal to :func:`~fadeviz.ops.reassemble` for odd ``kernel_size``; holds K*K high-resolution copies of x.
     """
     b, c, h, w = x.shape
     windows = F.unfold(x, kernel_size, padding=kernel_size // 2).view(b, c, kernel_size**2, h, w)
@@ -123,7 +114,7 @@ def reassembly_forms(device: torch.device) -> list[str]:
     if device.type == "cpu" and native.library() is not None:
         forms.append("native")
     if device.type == "cuda":
-        from ..upsamplers.backends import triton
+        from ..ops.backends import triton
 
         forms += ["triton"] * triton.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
     return forms

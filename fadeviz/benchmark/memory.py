@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from ..upsamplers import reassemble
-from ..upsamplers.reassemble import choose_backend
+from ..ops.reassemble import choose_backend, reassemble
 from .cases import (
     KERNEL_SIZE,
     SCALE,

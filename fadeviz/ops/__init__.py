@@ -1,1 +1,1 @@
-"""The kernels of the operators, and how floating-point arithmetic is set."""
+"""The kernels that the operators are made of, in torch, C and Triton, and how floating-point arithmetic is set."""

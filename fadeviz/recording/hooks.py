@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import FadevizError
+from ..ops.reassemble import KernelSoftmax
 from ..storage.snapshots import Snapshot
 from ..upsamplers import Skip, Upsampler
-from ..upsamplers.reassemble import KernelSoftmax
 from .views import View, as_map, choose_tensor
 
 Mode = Literal["eval", "batch"]

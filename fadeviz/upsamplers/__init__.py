@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
+from ..ops.reassemble import reassemble, similarity
 from .a2u import A2U
 from .base import Skip, Upsampler
 from .carafe import CARAFE
@@ -23,7 +24,6 @@ from .max_unpool import MaxUnpool
 from .one_sided import DecoderKernel, EncoderKernel
 from .pixel_shuffle import PixelShuffle
 from .plain import Bicubic, Bilinear, Nearest
-from .reassemble import reassemble, similarity
 from .sapa import SAPAB, SAPAG, SAPAI
 from .semishift import SemiShift, SemiShiftConv
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
+from ..ops.per_pixel import MapGroupNorm
+from ..ops.reassemble import KernelSoftmax, reassemble
 from .base import Skip, Upsampler, read_guide
-from .per_pixel import MapGroupNorm
-from .reassemble import KernelSoftmax, reassemble
 
 
 class SigmoidSoftmax(KernelSoftmax):

@@ -28,7 +28,7 @@ class Upsampler(nn.Module):
 
     Operators that do not read the encoder are called with or without ``skip``, whose size they check. Parts that can be
     inspected are submodules, so that a probe can name them: ``gate`` (values in [0, 1]) and ``kernels`` (a
-    :class:`~fadeviz.upsamplers.reassemble.KernelSoftmax`).
+    :class:`~fadeviz.ops.reassemble.KernelSoftmax`).
     """
 
     scale_factor: int = 2

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
+from ..ops.reassemble import KernelSoftmax, is_plain, reassemble_logits
 from .base import Skip, Upsampler, read_guide
 from .plain import nearest
-from .reassemble import KernelSoftmax, is_plain, reassemble_logits
 from .semishift import Form, Init, SemiShift, SemiShiftConv, Side
 
 

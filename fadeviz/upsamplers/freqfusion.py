@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from . import torch_ops
-from .backends.tiles import is_autocast, own_precision
+from ..ops import torch_ops
+from ..ops.backends.tiles import is_autocast, own_precision
+from ..ops.compressed import compressed_conv, is_cheaper_as_one
+from ..ops.per_pixel import MapGroupNorm
+from ..ops.reassemble import KernelSoftmax, is_plain, is_watched, kernel_softmax, reassemble
+from ..ops.sharpened import sharpen, sharpened_conv
 from .base import Skip, Upsampler, read_guide
-from .compressed import compressed_conv, is_cheaper_as_one
-from .per_pixel import MapGroupNorm
-from .reassemble import KernelSoftmax, is_plain, is_watched, kernel_softmax, reassemble
-from .sharpened import sharpen, sharpened_conv
 
 
 class WindowedSoftmax(KernelSoftmax):

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from .backends.tiles import is_autocast
+from ..ops.backends.tiles import is_autocast
+from ..ops.per_pixel import PixelLayerNorm
+from ..ops.reassemble import KernelSoftmax, is_plain, is_watched
+from ..ops.sampled import convolved_points, group_conv, neighbour_points, pixel_norm, sampled_logits, sampled_sums
 from .base import Skip, Upsampler, check_input
-from .per_pixel import PixelLayerNorm
-from .reassemble import KernelSoftmax, is_plain, is_watched
-from .sampled import convolved_points, group_conv, neighbour_points, pixel_norm, sampled_logits, sampled_sums
 
 
 class NeighbourOffsets(nn.Module):

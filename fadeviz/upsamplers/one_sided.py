@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..errors import FadevizError
+from ..ops.compressed import compressed_conv
+from ..ops.reassemble import KernelSoftmax, reassemble_logits
 from .base import Skip, Upsampler, check_input, read_guide
-from .compressed import compressed_conv
 from .plain import nearest
-from .reassemble import KernelSoftmax, reassemble_logits
 from .semishift import Init, check_init
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FadevizError
+from ..ops.per_pixel import MapGroupNorm, PixelLayerNorm, PixelLinear
+from ..ops.reassemble import KernelSoftmax, reassemble_logits, similarity
 from .base import Skip, Upsampler, read_guide
-from .per_pixel import MapGroupNorm, PixelLayerNorm, PixelLinear
 from .plain import nearest
-from .reassemble import KernelSoftmax, reassemble_logits, similarity
 
 
 class SAPAI(Upsampler):

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
+from ..ops.compressed import compressed_conv
+from ..ops.reassemble import KernelSoftmax, reassemble_logits
 from .base import Skip, Upsampler, read_guide
-from .compressed import compressed_conv
-from .reassemble import KernelSoftmax, reassemble_logits
 
 Form = Literal["l2h", "h2l"]
 Side = Literal["encoder", "decoder"]

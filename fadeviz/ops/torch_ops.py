@@ -93,7 +93,7 @@ def _gradients_of(name: str, backward: Callable[..., Any], setup: Callable[..., 
 
 @_operator("reassemble")
 def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    """y from x and kernels; see :func:`~fadeviz.upsamplers.reassemble.reassemble`, which checks what comes in."""
+    """y from x and kernels; see :func:`~fadeviz.ops.reassemble.reassemble`, which checks what comes in."""
     out: Tensor = _backend(backend, x, kernel_size, scale).reassemble(x, kernels, kernel_size, scale, groups)
     return out
 

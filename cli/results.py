@@ -55,7 +55,7 @@ def compare(
     Each --picture that cannot be read is left out and listed at the end, with exit code 1.
     """
     from fadeviz import open_run
-    from fadeviz.compare import SHOWN, compare_runs, parse_zoom
+    from fadeviz.prediction.compare import SHOWN, compare_runs, parse_zoom
 
     opened = [open_run(run) for run in runs]
     failed: list[str] = []
@@ -87,7 +87,7 @@ def predict(
     Images that cannot be read are listed at the end, with exit code 1; the others are still written. Orientation tags
     are applied, and transparent images are composited over white.
     """
-    from fadeviz.prediction import Prediction, note_not_predicted, predict_files
+    from fadeviz.prediction.predictor import Prediction, note_not_predicted, predict_files
 
     def say(one: Prediction) -> None:
         if one.output is not None:

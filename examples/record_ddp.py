@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 import fadeviz
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.render.grid import write_grid
 from fadeviz.training.batches import to_tensors
 

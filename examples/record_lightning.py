@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fadeviz
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.lightning import RecorderCallback
 from fadeviz.render.grid import write_grid
 from fadeviz.training.batches import to_tensors

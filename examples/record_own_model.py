@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fadeviz
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.render.grid import write_grid
 from fadeviz.training.batches import to_tensors
 from fadeviz.upsamplers import FADE, Skip

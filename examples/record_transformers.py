@@ -7,7 +7,7 @@ import torch
 from transformers import PrinterCallback, SegformerConfig, SegformerForSemanticSegmentation, Trainer, TrainingArguments
 
 import fadeviz
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.transformers import RecorderCallback
 from fadeviz.render.grid import write_grid
 from fadeviz.training.batches import to_tensors

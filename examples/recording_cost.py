@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from fadeviz import Recorder, Snapshot
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.weizmann_horse import load_weizmann
 from fadeviz.models import build_network
 from fadeviz.storage.snapshots import SnapshotStore

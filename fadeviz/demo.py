@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .compare import compare_runs
 from .errors import FadevizError
 from .experiment import Progress, RunConfig, differing_settings, run
+from .prediction.compare import compare_runs
 from .render.animation import write_animation
 from .render.grid import write_grid
 from .storage.files import write_whole

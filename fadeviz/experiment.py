@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from .data import Dataset, Sample, Splits
-from .data.kept import Pool
 from .data.observation import choose_observed, find_object
+from .data.pool import Pool
 from .data.sets import DATA, Wanted, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name

@@ -480,7 +480,7 @@ def check_training(setting: Setting, what: str, *of: Any) -> Row:
 @contextlib.contextmanager
 def few_synthetic_tests() -> Iterator[None]:
     """Test on eight synthetic horses, not 64."""
-    from fadeviz.data import synthetic
+    from fadeviz.data.synthetic import dataset as synthetic
 
     name = next(
         (name for name in vars(synthetic) if name.startswith("TEST_") and isinstance(vars(synthetic)[name], int)), ""

@@ -28,7 +28,7 @@ from fadeviz.data.ade20k import (
     load_ade20k,
     read_ade20k,
 )
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import (
     PADDING,
     Augmentation,

@@ -16,11 +16,11 @@ import torch
 
 from fadeviz import FadevizError
 from fadeviz.data import Sample
-from fadeviz.data.kept import Kept, Pool
-from fadeviz.data.matting import DrawnMattes
+from fadeviz.data.matting.dataset import DrawnMattes
+from fadeviz.data.pool import Kept, Pool
 from fadeviz.data.sets import Wanted, find_data
 from fadeviz.data.shuffled import ShuffledLabels
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
 from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, run, settings_of
 from fadeviz.training.batches import batches, draw_pool, to_tensors, work_through
@@ -175,7 +175,7 @@ class TestWorkers:
         script.write_text(
             textwrap.dedent("""
             import multiprocessing, os, signal, time
-            from fadeviz.data.synthetic import SyntheticHorses
+            from fadeviz.data.synthetic.dataset import SyntheticHorses
             from fadeviz.training.batches import batches
 
             heard = []
@@ -219,7 +219,7 @@ class TestWorkers:
         script.write_text(
             textwrap.dedent("""
             import multiprocessing, os, signal
-            from fadeviz.data.synthetic import SyntheticHorses
+            from fadeviz.data.synthetic.dataset import SyntheticHorses
             from fadeviz.training.batches import batches
 
             loader = batches(SyntheticHorses(32), range(1, 10**6), 2, 0, workers=2)

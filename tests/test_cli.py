@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 
 from fadeviz import open_run
-from fadeviz.data import synthetic
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, _Work
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.upsamplers import UPSAMPLERS

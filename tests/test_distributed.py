@@ -15,7 +15,7 @@ from torch import nn
 
 import fadeviz
 from fadeviz import FadevizError
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.experiment import read_config, run
 from fadeviz.storage.check import check_run
 from fadeviz.training.batches import batches
@@ -45,7 +45,7 @@ def record(out, *options):
 TRAIN = """
 import json, sys
 import torch
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.models import build_network
 from fadeviz.training.distributed import joined, shared
 from fadeviz.training.batches import batches

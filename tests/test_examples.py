@@ -11,7 +11,7 @@ import pytest
 from fadeviz_cli.main import main
 
 from fadeviz import open_run
-from fadeviz.data import synthetic
+from fadeviz.data.synthetic import dataset as synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
 

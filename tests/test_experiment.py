@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, open_run
-from fadeviz.data import synthetic
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.errors import MissingExtra
 from fadeviz.experiment import (
     PAPER_SCHEDULE,
@@ -716,7 +716,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
     program = (
         "import sys, dataclasses\n"
         "import fadeviz.experiment as e\n"
-        "import fadeviz.data.synthetic as s\n"
+        "import fadeviz.data.synthetic.dataset as s\n"
         "s.TEST_DRAWINGS = 8\n"
         "c = e.RunConfig(upsampler='fade', size=64, width=0.125, steps=14, snapshots='1:14:1', evaluate_every=14,\n"
         "                checkpoint_every=5, kinds='feature,gradient')\n"

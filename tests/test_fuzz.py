@@ -26,7 +26,7 @@ from PIL import Image
 import fadeviz.data.download
 import fadeviz.experiment
 from fadeviz import FadevizError, open_run
-from fadeviz.data import synthetic
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
 from fadeviz.experiment import read_config
 from fadeviz.storage.check import check_run, repair_run

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fadeviz.data import synthetic
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, run
 from fadeviz.upsamplers import Skip
 from test_upsamplers import NAMES, case

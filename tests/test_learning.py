@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fadeviz.data.synthetic import TEST_DRAWINGS, SyntheticHorses
+from fadeviz.data.synthetic.dataset import TEST_DRAWINGS, SyntheticHorses
 from fadeviz.demo import IMAGE, UPSAMPLERS, run_demo
 from fadeviz.storage.stored_run import open_run
 

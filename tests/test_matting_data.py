@@ -10,8 +10,15 @@ from PIL import Image
 from scipy import ndimage
 
 from fadeviz.data import Dataset, Sample, Splits
-from fadeviz.data.mattes import composite, crop_unknown, estimate_layers, far_from, make_trimap, trimap_radii
-from fadeviz.data.matting import (
+from fadeviz.data.matting.compositing import (
+    composite,
+    crop_unknown,
+    estimate_layers,
+    far_from,
+    make_trimap,
+    trimap_radii,
+)
+from fadeviz.data.matting.dataset import (
     DrawnMattes,
     MatteCrops,
     MattePictures,
@@ -19,7 +26,7 @@ from fadeviz.data.matting import (
     load_matting,
     load_synthetic_mattes,
 )
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.errors import FadevizError
 
 HIGH, WIDE = 60, 72

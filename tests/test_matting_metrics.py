@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fadeviz.data import Sample
-from fadeviz.data.matting import load_synthetic_mattes
+from fadeviz.data.matting.dataset import load_synthetic_mattes
 from fadeviz.errors import FadevizError
 from fadeviz.training.distributed import Processes
 from fadeviz.training.loop import fit

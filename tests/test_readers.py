@@ -23,11 +23,11 @@ from PIL import Image, ImageOps
 from fadeviz import FadevizError
 from fadeviz.data import Sample, pictures
 from fadeviz.data.ade20k import class_names, read_ade20k
-from fadeviz.data.matting import MattePictures, load_matting
-from fadeviz.data.matting_files import find_mattes, read_layers
+from fadeviz.data.matting.dataset import MattePictures, load_matting
+from fadeviz.data.matting.files import find_mattes, read_layers
 from fadeviz.data.sets import check_data, describe_data
 from fadeviz.data.weizmann_horse import read_weizmann
-from fadeviz.prediction import find_trimap, list_pictures, read_picture
+from fadeviz.prediction.predictor import find_trimap, list_pictures, read_picture
 
 HIGH, WIDE = 24, 40
 EXIF = 274

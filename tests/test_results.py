@@ -13,12 +13,14 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 from PIL import Image
 
-from fadeviz import FadevizError, compare, open_run
-from fadeviz.compare import compare_runs, mean_iou, parse_zoom
-from fadeviz.data import Sample, synthetic
+from fadeviz import FadevizError, open_run
+from fadeviz.data import Sample
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, build_model, load_data, run
 from fadeviz.models.pretrained import read_pretrained
-from fadeviz.prediction import Prediction, Predictor, predict_files, read_picture
+from fadeviz.prediction import compare
+from fadeviz.prediction.compare import compare_runs, mean_iou, parse_zoom
+from fadeviz.prediction.predictor import Prediction, Predictor, predict_files, read_picture
 from fadeviz.render.panel import Box
 from fadeviz.training.matting import mse, sad
 from fadeviz.training.tasks import choose_task
@@ -68,7 +70,7 @@ def final_network(path):
 
 
 def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fadeviz.compare.SHOWN", 2)
+    monkeypatch.setattr("fadeviz.prediction.compare.SHOWN", 2)
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
     assert (result.exit_code, result.stderr) == (
         0,

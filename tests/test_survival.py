@@ -26,8 +26,8 @@ from fadeviz_cli.main import main
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
-from fadeviz.data import synthetic
-from fadeviz.data.pictures import open_picture
+from fadeviz.data.images import open_picture
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.errors import printable
 from fadeviz.storage.check import check_run, repair_run
 from fadeviz.storage.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
@@ -901,8 +901,8 @@ locale.setlocale(locale.LC_ALL, "")
 
 EVERYTHING = """
 import os, shutil, sys
-from fadeviz.data import synthetic
-from fadeviz.data.pictures import open_picture
+from fadeviz.data.synthetic import dataset as synthetic
+from fadeviz.data.images import open_picture
 from fadeviz_cli.main import main
 synthetic.TEST_DRAWINGS = 8
 out, small = sys.argv[1], sys.argv[2:]

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fadeviz.data import Dataset, Sample
-from fadeviz.data.synthetic import SyntheticHorses
+from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.errors import FadevizError
 
 # The share of horse pixels at 64x64: a change of the drawing shows here, another machine's rounding does not.

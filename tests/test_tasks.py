@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, open_run
-from fadeviz.data import Sample, Splits, synthetic
+from fadeviz.data import Sample, Splits
 from fadeviz.data.observation import choose_observed, find_object
 from fadeviz.data.sets import DATA, Wanted, check_data, find_data
+from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, run
 from fadeviz.storage.check import check_run
 from fadeviz.training.metrics import evaluate

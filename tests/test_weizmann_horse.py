@@ -329,7 +329,7 @@ class TestBadInput:
         # Pillow itself warns above its limit and raises above twice that; ours holds where Pillow's is higher.
         save_png(tmp_path)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        monkeypatch.setattr("fadeviz.data.pictures.MAX_PIXELS", 4000)
+        monkeypatch.setattr("fadeviz.data.images.MAX_PIXELS", 4000)
         with pytest.raises(FadevizError, match="exceed the limit") as caught:
             read_weizmann(tmp_path)
         one_line(caught.value)

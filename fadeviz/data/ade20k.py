@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, printable
 from ..storage.files import read_regular
 from . import Sample, Splits
-from .pictures import describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
+from .images import describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
 
 __all__ = [

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
-from . import Sample, Splits, synthetic
+from . import Sample, Splits
 from .ade20k import check_ade20k, describe_ade20k, load_ade20k
-from .kept import Kept
-from .mattes import crop_unknown
-from .matting import check_matting, describe_matting, load_matting, load_synthetic_mattes
+from .matting.compositing import crop_unknown
+from .matting.dataset import check_matting, describe_matting, load_matting, load_synthetic_mattes
+from .pool import Kept
+from .synthetic import dataset as synthetic
 from .weizmann_horse import check_weizmann, describe_weizmann, load_weizmann
 
 

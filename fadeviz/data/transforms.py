@@ -89,7 +89,7 @@ class AugmentedCrops:
         FadevizError: a size that is not divisible by 32, a negative seed, a data set that is empty or endless.
 
     Example:
-        >>> from fadeviz.data.synthetic import SyntheticHorses
+        >>> from fadeviz.data.synthetic.dataset import SyntheticHorses
         >>> crops = AugmentedCrops(SyntheticHorses(48, count=3), 64)
         >>> crops.count, crops[100].image.shape
         (None, (64, 64, 3))

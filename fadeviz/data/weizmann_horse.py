@@ -21,7 +21,7 @@ from PIL import Image
 from ..errors import FadevizError, printable
 from ..storage.files import read_regular
 from . import Sample, Splits
-from .pictures import (
+from .images import (
     MAX_BYTES,
     Listing,
     check_opaque,

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..data import Dataset, Sample
-from ..data.kept import Pool
+from ..data.pool import Pool
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
 from .loop import keep_freed_memory

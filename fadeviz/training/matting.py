@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from ..data import Dataset, Sample
-from ..data.mattes import UNKNOWN
+from ..data.matting.compositing import UNKNOWN
 from ..errors import FadevizError
 from ..ops.arithmetic import tf32
 from .batches import Collation, Packed, normalize, stacked

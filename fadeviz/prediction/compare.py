@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import Sample
-from .data.mattes import UNKNOWN
-from .data.transforms import IGNORED
-from .errors import FadevizError, printable
-from .experiment import load_data
-from .prediction import Predictor, find_trimap, read_picture
-from .render.colormap import class_palette, colour_classes
-from .render.labels import data_name
-from .render.panel import Box, Row, choose_zoom, write_panel
-from .storage.metrics import FIGURES
-from .storage.stored_run import Run, run_labels
-from .training.matting import measure_matte
+from ..data import Sample
+from ..data.matting.compositing import UNKNOWN
+from ..data.transforms import IGNORED
+from ..errors import FadevizError, printable
+from ..experiment import load_data
+from ..render.colormap import class_palette, colour_classes
+from ..render.labels import data_name
+from ..render.panel import Box, Row, choose_zoom, write_panel
+from ..storage.metrics import FIGURES
+from ..storage.stored_run import Run, run_labels
+from ..training.matting import measure_matte
+from .predictor import Predictor, find_trimap, read_picture
 
 SHOWN = 4
 """So many observed pictures are shown where none are named."""
@@ -79,7 +79,7 @@ def compare_runs(
         data_dir: folder of that data set; None where it was when the first run was recorded.
         zoom: the window to enlarge: ``auto`` takes, picture by picture, where the runs disagree most; ``none``; or a
             window, the same in all pictures.
-        size: see :class:`~fadeviz.prediction.Predictor`.
+        size: see :class:`~fadeviz.prediction.predictor.Predictor`.
         cell: pixels a column is wide.
         device: where to compute.
         on_error: called with a line for each of ``pictures`` that cannot be read, has no trimap or cannot be predicted,

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from .drawn_scene import (
+from .scene import (
     ATLAS,
     LAYER,
     Colour,

@@ -15,7 +15,8 @@ Layouts that :func:`find_mattes` knows by their folder names, in a folder or in 
 ``pictures``
     ``name.png``, ``name_alpha.png``, ``name_trimap.png`` and, where known, ``name_foreground.png``; split by a seed.
 
-The last two have no layers to compose with: :func:`~fadeviz.data.mattes.estimate_layers` stands in for them.
+The last two have no layers to compose with: :func:`~fadeviz.data.matting.compositing.estimate_layers` stands in for
+them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import FadevizError
-from ..storage.files import read_regular
-from . import Sample
-from .mattes import BACKGROUND, FOREGROUND, UNKNOWN, Pixels, composite, estimate_layers, size_of, to_alpha, to_sample
-from .pictures import check_opaque, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
+from ...errors import FadevizError
+from ...storage.files import read_regular
+from .. import Sample
+from ..images import check_opaque, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
+from .compositing import (
+    BACKGROUND,
+    FOREGROUND,
+    UNKNOWN,
+    Pixels,
+    composite,
+    estimate_layers,
+    size_of,
+    to_alpha,
+    to_sample,
+)
 
 TEST_SHARE = 0.22
 """The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .data import Sample
-from .data.matting_files import read_trimap
-from .data.pictures import SUFFIXES, is_hidden, key_of, list_folder, open_picture, shorten, to_rgb
-from .data.sets import find_data
-from .errors import FadevizError
-from .experiment import choose_device, config_from, out_of_memory_in_words
-from .models import build_network
-from .render.colormap import class_palette
-from .storage.files import make_folder, write_whole
-from .storage.stored_run import Run, open_run
-from .training.checkpoint import read_weights
-from .training.tasks import choose_task
+from ..data import Sample
+from ..data.images import SUFFIXES, is_hidden, key_of, list_folder, open_picture, shorten, to_rgb
+from ..data.matting.files import read_trimap
+from ..data.sets import find_data
+from ..errors import FadevizError
+from ..experiment import choose_device, config_from, out_of_memory_in_words
+from ..models import build_network
+from ..render.colormap import class_palette
+from ..storage.files import make_folder, write_whole
+from ..storage.stored_run import Run, open_run
+from ..training.checkpoint import read_weights
+from ..training.tasks import choose_task
 
 MOST_PIXELS = 1 << 23
 """A network is not shown a larger picture than this, of 8 megapixels: some of its maps would take gigabytes."""

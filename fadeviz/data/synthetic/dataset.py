@@ -3,9 +3,9 @@
 A sample is drawn in four steps, each with random numbers of its own, so that a change to one leaves the others as they
 were:
 
-1. the pose: where the joints are (:mod:`fadeviz.data.drawn_pose`);
-2. the horse: the colours of its coat and the body around the joints (:mod:`fadeviz.data.drawn_horse`);
-3. the ground: sky, hills, grass, fences and clutter in the coats' own colours (:mod:`fadeviz.data.drawn_ground`);
+1. the pose: where the joints are (:mod:`fadeviz.data.synthetic.pose`);
+2. the horse: the colours of its coat and the body around the joints (:mod:`fadeviz.data.synthetic.horse`);
+3. the ground: sky, hills, grass, fences and clutter in the coats' own colours (:mod:`fadeviz.data.synthetic.ground`);
 4. the compositing, in this file: place, shading, hair, shadow and the matte.
 
 Inside these files a picture is three planes, ``(3, H, W)`` float32 in [0, 255]: numpy is several times slower when the
@@ -13,7 +13,7 @@ short axis comes last.
 
 Two frames are used. A figure is built in *horse units*: x forward, y up, hooves near 0 and withers at 1. A picture is
 drawn in *picture units*, in which the shorter side is 1; only the last step knows pixels, so one horse at two sizes is
-one picture at two resolutions (:class:`fadeviz.data.drawn_scene.Place` leads from each to the next).
+one picture at two resolutions (:class:`fadeviz.data.synthetic.scene.Place` leads from each to the next).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from ..errors import FadevizError
-from . import Sample
-from .drawn_ground import render_ground
-from .drawn_horse import LOCK_WIDTH, CoatDraw, Figure, build_figure, draw_coat
-from .drawn_pose import Pose, draw_pose
-from .drawn_scene import LAYER, Floats, Light, Place, draw_light, noise, planes, read_layer, shrink_layer, smoothstep
+from ...errors import FadevizError
+from .. import Sample
+from .ground import render_ground
+from .horse import LOCK_WIDTH, CoatDraw, Figure, build_figure, draw_coat
+from .pose import Pose, draw_pose
+from .scene import LAYER, Floats, Light, Place, draw_light, noise, planes, read_layer, shrink_layer, smoothstep
 
 SMALLEST = 32
 """Below this many pixels a leg is thinner than half a pixel and the mask falls apart."""

@@ -26,7 +26,7 @@ class Kept:
         limit: bytes.
 
     Example:
-        >>> from fadeviz.data.synthetic import SyntheticHorses
+        >>> from fadeviz.data.synthetic.dataset import SyntheticHorses
         >>> kept = Kept(SyntheticHorses(64, count=3))
         >>> kept[2].image is kept[2].image
         True

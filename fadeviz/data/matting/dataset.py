@@ -4,7 +4,7 @@ All mattes have 8 bits here, as they are published: ``alpha`` is n / 255. A trai
 ``alpha * foreground + (1 - alpha) * background`` on sRGB values (not on linear light, as every matting set does it) and
 rounded, so that its layers explain it exactly. Test pictures are whole, at their own sizes.
 
-The layouts that :func:`load_matting` knows are in :mod:`fadeviz.data.matting_files`.
+The layouts that :func:`load_matting` knows are in :mod:`fadeviz.data.matting.files`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ..errors import FadevizError, printable
-from ..storage.files import check_regular, read_regular
-from . import Sample, Splits, synthetic
-from .mattes import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
-from .matting_files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
-from .pictures import MAX_BYTES, describe_pictures
-from .synthetic import SMALLEST, SyntheticHorses
+from ...errors import FadevizError, printable
+from ...storage.files import check_regular, read_regular
+from .. import Sample, Splits
+from ..images import MAX_BYTES, describe_pictures
+from ..synthetic import dataset as synthetic
+from ..synthetic.dataset import SMALLEST, SyntheticHorses
+from .compositing import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
+from .files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
 
 SCALES = (1.0, 1.5, 2.0)
 """A training crop has one of these times the wanted side, at random, and is shrunk to it (Lu et al., ICCV 2019)."""
@@ -65,7 +66,7 @@ def _edge(matte: Pixels) -> NDArray[np.bool_]:
 
 
 class DrawnMattes:
-    """Drawn horses (:mod:`fadeviz.data.synthetic`) as a matting set: hair in manes and tails, layers known exactly.
+    """Synthetic horses (:mod:`fadeviz.data.synthetic`) as a matting set: hair in manes and tails, layers known exactly.
 
     Without a ``count``, for training: the horse is drawn at 1 to 1.5 times the side (no picture is resized), cropped
     around a random partial pixel, and mirrored at random. With one, for testing: drawn whole. Either depends on (seed,

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ..errors import FadevizError
-from . import Sample
+from ...errors import FadevizError
+from .. import Sample
 
 BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
 """A trimap's values."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .drawn_scene import Floats
+from .scene import Floats
 
 GAITS = ("stand", "walk", "trot", "gallop", "graze", "rear")
 

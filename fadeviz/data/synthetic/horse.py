@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .drawn_pose import Pose
-from .drawn_scene import Colour, Floats, smoothstep
+from .pose import Pose
+from .scene import Colour, Floats, smoothstep
 
 # --- the coat ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""Matting: images with an alpha matte and a trimap, composited or from files."""

@@ -1,0 +1,1 @@
+"""Synthetic horses: images and masks drawn from a seed."""

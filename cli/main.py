@@ -29,7 +29,7 @@ from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
-    from fadeviz.storage.stored_run import Run
+    from fadeviz.storage.stored_run import StoredRun
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -138,7 +138,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     if requeue and (resume or overwrite):
         raise click.UsageError("--requeue finds out by itself whether to go on: leave --resume and --overwrite out")
     from fadeviz import open_run
-    from fadeviz.experiment import run
+    from fadeviz.experiment import train
     from fadeviz.training.distributed import OtherProcessFailed, started_number
     from fadeviz.training.signals import Interrupted
 
@@ -150,7 +150,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     quiet = started_number() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
-            finished = run(
+            finished = train(
                 config, out, resume=resume, overwrite=overwrite,
                 report=None if quiet else bars.report, note=None if quiet else _note,
             )  # fmt: skip
@@ -490,7 +490,7 @@ def info(run: Path | str) -> None:
         click.echo(printable(f"broken       {file}: {reason}"), err=True)
 
 
-def _status(run: Run) -> str:
+def _status(run: StoredRun) -> str:
     if run.status != "stopped":
         return run.status
     return (

@@ -70,7 +70,7 @@ def analyze(
     csv_file: Path | None,
 ) -> None:
     """Measure what RUNS learn first, outline or interior: one row an operator, with intervals over images and seeds."""
-    from fadeviz.analysis.courses import operator_courses
+    from fadeviz.analysis.curves import operator_courses
     from fadeviz.analysis.table import course_rows, describe, number, other_rules, summary_rows
 
     piped = [file for file in (json_file, csv_file) if is_stdout(file)]
@@ -165,7 +165,7 @@ def plot(
     output: str,
 ) -> None:
     """Draw what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
-    from fadeviz.analysis.courses import operator_courses
+    from fadeviz.analysis.curves import operator_courses
     from fadeviz.render.plots import check_ending
 
     if len(set(figures)) > 1 and "{kind}" not in output:
@@ -184,7 +184,7 @@ def plot(
 
 
 def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output: Path) -> None:
-    from fadeviz.analysis.courses import MEASURES, group_words
+    from fadeviz.analysis.curves import MEASURES, group_words
     from fadeviz.analysis.order import describe_inside
     from fadeviz.render.labels import brief
     from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
@@ -279,7 +279,7 @@ def _subtitle(operator: OperatorOrder) -> str:
 
 def _by_operator(order: LearningOrder, courses: Sequence[Courses], figure: str) -> list[CurvePanel]:
     """A panel for each operator, a line for each measure."""
-    from fadeviz.analysis.courses import MEASURES
+    from fadeviz.analysis.curves import MEASURES
     from fadeviz.analysis.table import speaks_for
     from fadeviz.render.plots import Curve, CurvePanel
 
@@ -314,7 +314,7 @@ def _by_operator(order: LearningOrder, courses: Sequence[Courses], figure: str) 
 
 def _by_measure(order: LearningOrder, courses: Sequence[Courses], figure: str) -> list[CurvePanel]:
     """A panel for each measure, a line for each operator."""
-    from fadeviz.analysis.courses import MEASURES
+    from fadeviz.analysis.curves import MEASURES
     from fadeviz.render.plots import Curve, CurvePanel
 
     titles = [operator.title for operator in order.operators]

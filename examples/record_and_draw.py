@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fadeviz.experiment import RunConfig, run
+from fadeviz.experiment import RunConfig, train
 from fadeviz.render.animation import write_animation
 from fadeviz.render.grid import write_grid
 
@@ -13,7 +13,7 @@ def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128,
     for upsampler in ("fade", "carafe"):
         snapshots = f"1:{steps}:{steps // 3}"
         config = RunConfig(upsampler=upsampler, size=size, width=width, steps=steps, snapshots=snapshots)
-        runs.append(run(config, out / upsampler, overwrite=True))
+        runs.append(train(config, out / upsampler, overwrite=True))
     pictures = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
     write_grid(runs, pictures[0])
     write_grid(runs, pictures[1], kind="gradient", colormap="magma")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import FadevizError, RecorderWarning
-from .notebook import open_run
+from .run import Run, open_run
 from .storage.schedule import Schedule, parse_schedule
 from .storage.snapshots import Snapshot
-from .storage.stored_run import Run
 
 if TYPE_CHECKING:
     from .recording.recorder import Recorder

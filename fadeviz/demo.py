@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .errors import FadevizError
-from .experiment import Progress, RunConfig, differing_settings, run
+from .experiment import Progress, RunConfig, differing_settings, train
 from .prediction.compare import compare_runs
 from .render.animation import write_animation
 from .render.grid import write_grid
+from .run import Run, open_run
 from .storage.files import write_whole
 from .storage.snapshots import check_folder
-from .storage.stored_run import Run, open_run
 
 UPSAMPLERS = ("fade", "carafe")
 IMAGE = 1
@@ -54,7 +54,7 @@ def run_demo(
     Raises:
         FadevizError: a folder in use or with runs of other settings, or too few steps to show anything; then nothing
             was trained.
-        KeyboardInterrupt: a signal, as in :func:`fadeviz.experiment.run`; calling it again resumes the demo.
+        KeyboardInterrupt: a signal, as in :func:`fadeviz.experiment.train`; calling it again resumes the demo.
     """
     out = Path(out)
     if steps < 5:
@@ -64,7 +64,7 @@ def run_demo(
     runs = []
     for name, config in configs.items():
         told = None if report is None else _titled(report, name)
-        runs.append(run(config, out / name, resume=resume[name], overwrite=overwrite, report=told))
+        runs.append(train(config, out / name, resume=resume[name], overwrite=overwrite, report=told))
     summary = draw_demo(runs, out)
     write_whole(out / "summary.md", summary.encode(), named=False)
     return summary

@@ -29,10 +29,11 @@ from .models import NETWORKS, Network, build_network, parse_network
 from .ops.arithmetic import same_algorithms, tf32
 from .ops.reassemble import choose_backend
 from .recording.probe import MODES, Probe
+from .run import Run, open_run
 from .storage.files import only_writer
 from .storage.schedule import Schedule, log_spaced, parse_schedule
 from .storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
-from .storage.stored_run import Run, lost_snapshots, open_run
+from .storage.stored_run import StoredRun, lost_snapshots
 from .training.batches import batches, draw_pool
 from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared
@@ -290,7 +291,7 @@ def build_model(config: RunConfig, classes: int = 2) -> tuple[Network, str]:
     return model, f"{name} ({digest.hexdigest()[:12]})"
 
 
-def run(
+def train(
     config: RunConfig,
     out: str | Path,
     *,
@@ -333,7 +334,7 @@ def run(
             before = _before(config, out, resume, overwrite)
         if before is not None and before.info.get("status") == "finished":
             _tell_lost(before, note if processes.first else None)
-            return before
+            return open_run(out)
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_signals())
             with processes.agreeing():
@@ -362,14 +363,14 @@ def run(
     return finished
 
 
-def _tell_lost(finished: Run, note: Callable[[str], None] | None) -> None:
+def _tell_lost(finished: StoredRun, note: Callable[[str], None] | None) -> None:
     """Say which maps were lost before the checkpoint that the run went on from: going on does not bring them back."""
     lost = lost_snapshots(finished)
     if lost and note is not None:
         note(f"{finished.path}: {lost}")
 
 
-def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Run | None:
+def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> StoredRun | None:
     """The run to go on with, if there is one to go on with; raises where ``out`` does not allow what is asked for."""
     check_folder(out, resume=resume, overwrite=overwrite)
     if not resume:
@@ -799,7 +800,7 @@ def _is_like(value: object, default: object) -> bool:
 
 
 @contextlib.contextmanager
-def _threads_as_before(before: Run | None) -> Iterator[list[str]]:
+def _threads_as_before(before: StoredRun | None) -> Iterator[list[str]]:
     """Use as many threads as the run was started with, up to the number of cores; then restore the caller's number.
 
     The sums of a convolution depend on how many threads share them. Gives notes.

@@ -507,7 +507,7 @@ def run_config(setting: Setting, **values: Any) -> Any:
 
 def synchronisations(setting: Setting, folder: Path, network: str) -> Row:
     """Where the host waits for the GPU in three training steps, by line."""
-    from fadeviz.experiment import run
+    from fadeviz.experiment import train
 
     found: Counter[str] = Counter()
 
@@ -529,7 +529,7 @@ def synchronisations(setting: Setting, folder: Path, network: str) -> Row:
         warnings.simplefilter("always")
         warnings.showwarning = show
         try:
-            run(config, folder / "run", report=report)
+            train(config, folder / "run", report=report)
         finally:
             warnings.showwarning = before
             if setting.cuda:
@@ -549,14 +549,14 @@ def place_in_fadeviz() -> str:
 
 def observing(setting: Setting, folder: Path, network: str, mode: str) -> Row:
     """A run that observes at steps 0, 1 and 2, every kind of map."""
-    from fadeviz.experiment import run
+    from fadeviz.experiment import train
 
     size, width = (32, 0.125) if setting.small else (64, 0.25)
     config = run_config(
         setting, network=network, upsampler="fade", size=size, width=width, steps=2, snapshots="1:2:1", kinds="all",
         observe_mode=mode, evaluate_every=2,
     )  # fmt: skip
-    done = run(config, folder / "run")
+    done = train(config, folder / "run")
     layer = next(iter(done.info["layers"]))
     finite = all(np.isfinite(done.read(2, layer, kind)).all() for kind in ("feature", "gradient"))
     return {"what": "observing", "network": network, "mode": mode, "steps": list(done.steps), "ok": finite}
@@ -564,7 +564,7 @@ def observing(setting: Setting, folder: Path, network: str, mode: str) -> Row:
 
 def same_bits(setting: Setting, folder: Path, name: str, exact: bool) -> Row:
     """Whether four steps, trained twice, and interrupted and resumed, leave the same files."""
-    from fadeviz.experiment import run
+    from fadeviz.experiment import train
 
     values = {"deterministic": True} if exact else {}
     size, width = (32, 0.125) if setting.small else (64, 0.25)
@@ -592,10 +592,10 @@ def same_bits(setting: Setting, folder: Path, name: str, exact: bool) -> Row:
             torch.use_deterministic_algorithms(True, warn_only=True)
         try:
             for label in ("a", "b"):
-                run(config, folder / label)
+                train(config, folder / label)
             with contextlib.suppress(KeyboardInterrupt):
-                run(config, folder / "c", report=stop)
-            run(config, folder / "c", resume=True)
+                train(config, folder / "c", report=stop)
+            train(config, folder / "c", resume=True)
         finally:
             warnings.showwarning = before
             torch.use_deterministic_algorithms(False)
@@ -1022,8 +1022,8 @@ def data_values(setting: Setting) -> Row:
 
 
 def measure_pipeline(setting: Setting, values: Row, steps: int = 140) -> Row:
-    """Seconds a step of ``fadeviz.experiment.run`` between its tests and observations."""
-    from fadeviz.experiment import run
+    """Seconds a step of ``fadeviz.experiment.train`` between its tests and observations."""
+    from fadeviz.experiment import train
 
     steps = 4 if setting.small else steps
     size, width = (32, 0.125) if setting.small else (224, 1.0)
@@ -1034,7 +1034,7 @@ def measure_pipeline(setting: Setting, values: Row, steps: int = 140) -> Row:
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=setting.work or None) as folder, few_synthetic_tests():
         start = time.perf_counter()
-        run(config, Path(folder) / "run", report=lambda progress: at.append(time.perf_counter()))
+        train(config, Path(folder) / "run", report=lambda progress: at.append(time.perf_counter()))
         whole = time.perf_counter() - start
     between = at[len(at) // 4 : -1]  # the last step ends with a test, an observation and a checkpoint
     seconds = (between[-1] - between[0]) / max(1, len(between) - 1)

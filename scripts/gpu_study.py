@@ -171,7 +171,7 @@ def train(options: argparse.Namespace) -> int:
 def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, begun: float) -> None:
     """Train what is not finished, and say every few seconds how far it is."""
     from fadeviz.sweep import LocalProcesses, Member
-    from fadeviz.sweep.member import Task
+    from fadeviz.sweep.trial import Task
 
     runs = [one for one in runs if not is_finished(options.work / one.name)]
     unfit: list[Wanted] = []

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 
 LAYER = "decoder.3.upsample"
 STEPS = tuple(range(0, 120, 10))
@@ -76,4 +76,4 @@ def make_run(
             "parameters": 1234,
         }
     )
-    return Run(path)
+    return StoredRun(path)

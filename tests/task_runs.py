@@ -3,7 +3,7 @@
 import numpy as np
 
 from fadeviz.storage.snapshots import SnapshotStore
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 from render_runs import LAYER, disc, make_run
 
 ERRORS = {"sad": 12.3456, "mse": 0.0123456, "grad": 7.5, "conn": 11.25}
@@ -22,7 +22,7 @@ def _change(run, truth, metrics, **info):
     store.write_info({key: value for key, value in run.info.items() if key not in ("format", "run_id")} | info)
     for line in metrics:
         store.append_metrics(line)
-    return Run(run.path)
+    return StoredRun(run.path)
 
 
 def make_matting_run(path, **options):

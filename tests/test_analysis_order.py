@@ -9,7 +9,7 @@ from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis import blocks
-from fadeviz.analysis.courses import operator_courses
+from fadeviz.analysis.curves import operator_courses
 from fadeviz.analysis.learning import State, lead
 from fadeviz.analysis.order import RESPONSES, VERDICTS, judge_again, learning_order, verdict
 from fadeviz.analysis.regions import build_regions, distance_bins
@@ -17,7 +17,7 @@ from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
 from fadeviz.analysis.table import summary_rows
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 
 STEPS = ALL_STEPS[::2]
 LAYER = "decoder.3.upsample"
@@ -177,7 +177,7 @@ def test_each_snapshot_is_opened_a_few_times(tmp_path, monkeypatch):
     run = make_run(tmp_path / "r", "inward")
     opened = []
     monkeypatch.setattr(
-        Run, "_open", lambda run, step, *what, was=Run._open: opened.append(step) or was(run, step, *what)
+        StoredRun, "_open", lambda run, step, *what, was=StoredRun._open: opened.append(step) or was(run, step, *what)
     )
     order = learning_order([run])
     summary_rows(order)

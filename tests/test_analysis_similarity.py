@@ -24,7 +24,7 @@ from fadeviz.errors import FadevizError
 from fadeviz.render.colormap import to_indices
 from fadeviz.render.normalize import find_limits, normalize
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 
 
 def noise(*shape, seed=0):
@@ -309,16 +309,16 @@ def write_run(path, maps, run_id="aaa"):
 def test_a_run_with_files_and_frames_of_another(tmp_path):
     maps = movie()
     write_run(tmp_path, maps)
-    assert not find_splice(Run(tmp_path)).found
+    assert not find_splice(StoredRun(tmp_path)).found
     # Under this run's id, and under another's.
     SnapshotStore(tmp_path, "aaa").write(500, [Snapshot(500, "decoder.1.upsample", 0, "feature", movie(seed=50)[5])])
     SnapshotStore(tmp_path, "bbb").write(900, [Snapshot(900, "decoder.1.upsample", 0, "feature", maps[9])])
-    found = find_splice(Run(tmp_path))
+    found = find_splice(StoredRun(tmp_path))
     assert found.found
     assert found.files == ("step_000900.safetensors",)
     assert found.spans == ((500, 500),)
     (tmp_path / "snapshots" / "step_000900.safetensors").write_bytes(b"damaged")
-    assert find_splice(Run(tmp_path)).files == ()
+    assert find_splice(StoredRun(tmp_path)).files == ()
 
 
 def cosine(a, b):

@@ -22,7 +22,7 @@ from fadeviz.data.sets import Wanted, find_data
 from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
-from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, run, settings_of
+from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, settings_of, train
 from fadeviz.training.batches import batches, draw_pool, to_tensors, work_through
 from fadeviz.training.matting import to_matting_tensors
 
@@ -327,11 +327,11 @@ class TestPool:
     def test_a_run_reads_it_in_shuffled_epochs(self, tmp_path):
         config = RunConfig(size=32, width=1 / 16, batch_size=2, steps=3, observe=1, pool=5, labels="shuffled")
         told = []
-        done = run(config, tmp_path / "run", note=told.append)
+        done = train(config, tmp_path / "run", note=told.append)
         assert "pool: 5 of 5 pictures drawn" in told
         assert done.info["config"]["pool"] == done.info["data"]["pool"] == 5
-        train = load_data(config).train
-        assert (train.count, isinstance(train.dataset, Pool)) == (5, True)
+        pooled = load_data(config).train
+        assert (pooled.count, isinstance(pooled.dataset, Pool)) == (5, True)
 
 
 class TestSettings:
@@ -361,7 +361,7 @@ class TestSettings:
 
     def test_a_run_with_workers_is_the_same_run(self, tmp_path):
         config = RunConfig(size=32, width=1 / 16, batch_size=2, steps=3, observe=1, flip=True)
-        alone = run(config, tmp_path / "alone")
-        helped = run(dataclasses.replace(config, workers=1), tmp_path / "helped")
+        alone = train(config, tmp_path / "alone")
+        helped = train(dataclasses.replace(config, workers=1), tmp_path / "helped")
         assert alone.run_id == helped.run_id
         assert (alone.path / "metrics.jsonl").read_bytes() == (helped.path / "metrics.jsonl").read_bytes()

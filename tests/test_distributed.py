@@ -16,7 +16,7 @@ from torch import nn
 import fadeviz
 from fadeviz import FadevizError
 from fadeviz.data.synthetic.dataset import SyntheticHorses
-from fadeviz.experiment import read_config, run
+from fadeviz.experiment import read_config, train
 from fadeviz.storage.check import check_run
 from fadeviz.training.batches import batches
 from fadeviz.training.distributed import ALONE, Processes, SharedBatchNorm2d, check_share, joined, shared
@@ -135,14 +135,14 @@ def test_the_first_of_two_processes_records_and_one_alone_can_go_on(tmp_path):
 FAIL = """
 import os, sys
 from fadeviz import FadevizError
-from fadeviz.experiment import RunConfig, run
+from fadeviz.experiment import RunConfig, train
 
 def report(progress):
     if progress.step == 2 and int(os.environ["RANK"]) == int(sys.argv[1]):
         raise FadevizError("the disk burns")
 
 try:
-    run(RunConfig(size=32, width=0.125, steps=3, snapshots="1:3", evaluate_every=3), sys.argv[2], report=report)
+    train(RunConfig(size=32, width=0.125, steps=3, snapshots="1:3", evaluate_every=3), sys.argv[2], report=report)
 except FadevizError as error:
     os.write(1, f"{os.environ['RANK']} says: {error}\\n".encode())  # in one piece: both ranks write to one pipe
 """
@@ -161,7 +161,7 @@ def test_a_process_that_fails_ends_the_others_in_words(tmp_path, failing):
 
 STOP = """
 import os, signal, sys
-from fadeviz.experiment import RunConfig, run
+from fadeviz.experiment import RunConfig, train
 from fadeviz.training.signals import Interrupted
 
 def report(progress):
@@ -169,7 +169,7 @@ def report(progress):
         os.kill(os.getpid(), signal.SIGTERM)  # only one of the two hears it
 
 try:
-    run(RunConfig(size=32, width=0.125, steps=6, snapshots="6", evaluate_every=6), sys.argv[1], report=report)
+    train(RunConfig(size=32, width=0.125, steps=6, snapshots="6", evaluate_every=6), sys.argv[1], report=report)
 except Interrupted as error:
     line = f"{os.environ['RANK']} {error.signal.real} {error.step} {error.saved}\\n"
     os.write(1, line.encode())  # in one piece: both ranks write to one pipe
@@ -186,7 +186,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert saved["step"] == 2
     # One process alone finishes it, and no more is said of two.
-    done = run(read_config(tmp_path / "run"), tmp_path / "run", resume=True)
+    done = train(read_config(tmp_path / "run"), tmp_path / "run", resume=True)
     assert done.info["status"] == "finished"
     assert "processes" not in done.info
 

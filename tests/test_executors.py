@@ -19,13 +19,13 @@ from fadeviz_cli.sweep import record_arguments
 
 import fake_slurm
 from fadeviz import FadevizError, open_run
-from fadeviz.experiment import RunConfig, run
+from fadeviz.experiment import RunConfig, train
 from fadeviz.models import build_network
 from fadeviz.storage.check import check_run
 from fadeviz.sweep import MANIFEST, Event, missing, plan_sweep, run_sweep
 from fadeviz.sweep import slurm as slurm_module
-from fadeviz.sweep.member import End, Follower, Task, watch
 from fadeviz.sweep.slurm import OPTIONS, SlurmArray, batch_script, parse_options
+from fadeviz.sweep.trial import End, Follower, Task, watch
 from fadeviz.training import settings
 
 TINY = RunConfig(
@@ -81,7 +81,7 @@ def alone(tmp_path_factory):
     def of(plan, member):
         config = plan.config(member)
         if config not in made:
-            made[config] = what_was_recorded(run(config, tmp_path_factory.mktemp("alone") / "run").path)
+            made[config] = what_was_recorded(train(config, tmp_path_factory.mktemp("alone") / "run").path)
         return made[config]
 
     return of
@@ -476,7 +476,7 @@ class TestFollowing:
         assert follower.news() is None
 
     def test_finished_but_nowhere_to_be_seen(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("fadeviz.sweep.member.SLOW_DISK", 0.05)
+        monkeypatch.setattr("fadeviz.sweep.trial.SLOW_DISK", 0.05)
         task = Task(plan_sweep(["nearest"], [0], LONG).members[0], LONG, tmp_path / "elsewhere")
         told = [
             event
@@ -674,7 +674,7 @@ class TestRequeue:
 
     def test_another_run_is_not_touched(self, tmp_path):
         out = tmp_path / "run"
-        run(dataclasses.replace(TINY, upsampler="nearest", lr=0.5), out)
+        train(dataclasses.replace(TINY, upsampler="nearest", lr=0.5), out)
         result = self.call("--out", out, "--upsampler", "nearest")  # lr is the default, not what the folder has
         assert result.exit_code == 1
         assert "lr was 0.5, is 0.01" in result.stderr

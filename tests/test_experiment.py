@@ -35,7 +35,7 @@ from fadeviz.experiment import (
     choose_device,
     differing_settings,
     read_config,
-    run,
+    train,
     usable_cores,
 )
 from fadeviz.models import build_network
@@ -92,7 +92,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "TEST_DRAWINGS", 8)
-        run(SMALL, folder)
+        train(SMALL, folder)
     return folder
 
 
@@ -118,14 +118,14 @@ def test_what_a_run_leaves(whole):
 
 
 def test_same_command_same_bytes(whole, tmp_path):
-    run(SMALL, tmp_path / "again")
+    train(SMALL, tmp_path / "again")
     assert files(tmp_path / "again") == files(whole)
 
 
 def test_layers_that_a_glob_leaves_out_are_noted(tmp_path):
     config = dataclasses.replace(SMALL, layers="*", kinds="feature", steps=1, snapshots="1", evaluate_every=1)
     said: list[str] = []
-    finished = run(config, tmp_path / "run", note=said.append)
+    finished = train(config, tmp_path / "run", note=said.append)
     assert list(finished.layers) == ["head"]
     (note,) = finished.info["notes"]
     assert said == [note]
@@ -133,7 +133,7 @@ def test_layers_that_a_glob_leaves_out_are_noted(tmp_path):
 
 
 def test_another_seed_other_maps_same_observation(whole, tmp_path):
-    other = open_run(run(dataclasses.replace(SMALL, seed=1, steps=2, snapshots="2"), tmp_path / "seed1").path)
+    other = open_run(train(dataclasses.replace(SMALL, seed=1, steps=2, snapshots="2"), tmp_path / "seed1").path)
     first = open_run(whole)
     assert other.run_id != first.run_id
     np.testing.assert_array_equal(other.observation[0], first.observation[0])
@@ -149,7 +149,7 @@ def unobserved(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "TEST_DRAWINGS", 8)
         patch.setattr(Probe, "observe", lambda *a, **k: [])
-        run(SMALL, folder)
+        train(SMALL, folder)
     return final_weights(folder)
 
 
@@ -158,7 +158,7 @@ def test_training_is_bit_identical_with_and_without_the_probe(whole, unobserved,
     if mode == "eval":
         with_probe = final_weights(whole)
     else:
-        run(dataclasses.replace(SMALL, observe_mode="batch"), tmp_path / "with")
+        train(dataclasses.replace(SMALL, observe_mode="batch"), tmp_path / "with")
         with_probe = final_weights(tmp_path / "with")
     for part in ("model", "optimizer", "rng"):
         assert_same_state({part: with_probe[part]}, {part: unobserved[part]})
@@ -166,7 +166,7 @@ def test_training_is_bit_identical_with_and_without_the_probe(whole, unobserved,
 
 def test_that_comparison_can_fail(unobserved, tmp_path):
     """A different seed trains differently."""
-    other = run(dataclasses.replace(SMALL, seed=1, snapshots="8"), tmp_path / "other")
+    other = train(dataclasses.replace(SMALL, seed=1, snapshots="8"), tmp_path / "other")
     with pytest.raises(AssertionError):
         assert_same_state(final_weights(other.path)["model"], unobserved["model"])
 
@@ -177,14 +177,14 @@ def test_a_run_from_before_the_labels_setting_is_resumed(whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(SMALL, tmp_path / "run", report=stop)
+        train(SMALL, tmp_path / "run", report=stop)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["config"].pop("labels") == "true"
     (tmp_path / "run" / "run.json").write_text(json.dumps(info))
     assert read_config(tmp_path / "run") == SMALL
     with pytest.raises(FadevizError, match="other settings: labels was 'true', is 'shuffled'. Use --overwrite"):
-        run(dataclasses.replace(SMALL, labels="shuffled"), tmp_path / "run", resume=True)
-    run(SMALL, tmp_path / "run", resume=True)
+        train(dataclasses.replace(SMALL, labels="shuffled"), tmp_path / "run", resume=True)
+    train(SMALL, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(whole)
     assert open_run(whole).run_id == "412cef852835"  # which it had before
 
@@ -196,12 +196,12 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(SMALL, tmp_path / "run", report=stop)
+        train(SMALL, tmp_path / "run", report=stop)
     half = open_run(tmp_path / "run")
     assert half.info["status"] == "interrupted"
     assert half.steps[-1] <= stop_at
     assert half.maps(kind="gradient").shape[0] == len(half.steps)  # readable as it is
-    run(SMALL, tmp_path / "run", resume=True)
+    train(SMALL, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(whole)
     assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
 
@@ -210,19 +210,19 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
 def test_what_resuming_does_not_bring_back_is_said(tmp_path, finished):
     tiny = dataclasses.replace(SMALL, steps=4, snapshots="1:4:1", kinds="feature", upsampler="nearest", width=1 / 16)
     if finished:
-        run(tiny, tmp_path / "run")
+        train(tiny, tmp_path / "run")
     else:
         with pytest.raises(Interrupted):
-            run(tiny, tmp_path / "run", report=send(signal.SIGINT, 3))
+            train(tiny, tmp_path / "run", report=send(signal.SIGINT, 3))
     for step in (0, 2):
         (tmp_path / "run" / "snapshots" / f"step_{step:06d}.safetensors").unlink()
     notes = []
-    assert run(tiny, tmp_path / "run", resume=True, note=notes.append).steps == (1, 3, 4)
+    assert train(tiny, tmp_path / "run", resume=True, note=notes.append).steps == (1, 3, 4)
     lost = "scheduled steps without a whole snapshot: 0, 2. Only recording the run anew brings them back"
     assert notes == [f"{tmp_path / 'run'}: {lost}"]
     assert [fault.what for fault in check_run(tmp_path / "run")] == [lost]
     notes = []
-    run(tiny, tmp_path / "run", overwrite=True, note=notes.append)
+    train(tiny, tmp_path / "run", overwrite=True, note=notes.append)
     assert notes == check_run(tmp_path / "run") == []
 
 
@@ -243,7 +243,7 @@ class TestSignals:
         number = getattr(signal, name)
         before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(Interrupted) as caught:
-            run(SMALL, tmp_path / "run", report=send(number, 5))
+            train(SMALL, tmp_path / "run", report=send(number, 5))
         error = caught.value
         assert (error.signal, error.step, error.steps, error.saved) == (number, 5, 8, 5)
         assert not error.finished
@@ -256,7 +256,7 @@ class TestSignals:
         assert final_weights(tmp_path / "run")["step"] == 5  # though checkpoints are due every third
         assert {one: signal.getsignal(one) for one in before} == before
         steps = []
-        run(SMALL, tmp_path / "run", resume=True, report=lambda progress: steps.append(progress.step))
+        train(SMALL, tmp_path / "run", resume=True, report=lambda progress: steps.append(progress.step))
         assert steps == [6, 7, 8]
         assert files(tmp_path / "run") == files(whole)
         assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
@@ -285,12 +285,12 @@ class TestSignals:
 
         monkeypatch.setattr(_Work, "after", after)
         with pytest.raises(Interrupted) as caught:
-            run(SMALL, tmp_path / "run")
+            train(SMALL, tmp_path / "run")
         assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, 4, 4)
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
         monkeypatch.undo()
         monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
-        run(SMALL, tmp_path / "run", resume=True)
+        train(SMALL, tmp_path / "run", resume=True)
         assert files(tmp_path / "run") == files(whole)
 
     def test_before_the_training_begins_nothing_is_written(self, tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ class TestSignals:
 
         monkeypatch.setattr(Probe, "observe", observe)
         with pytest.raises(Interrupted, match="^interrupted before the training began$") as caught:
-            run(SMALL, tmp_path / "run")
+            train(SMALL, tmp_path / "run")
         assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, None, None)
         assert not (tmp_path / "run").exists()
 
@@ -315,15 +315,15 @@ class TestSignals:
 
         monkeypatch.setattr(_Work, "begin", begin)
         with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True continues at step 1$"):
-            run(SMALL, tmp_path / "run")
+            train(SMALL, tmp_path / "run")
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
         assert open_run(tmp_path / "run").steps == (0,)
-        run(SMALL, tmp_path / "run", resume=True)
+        train(SMALL, tmp_path / "run", resume=True)
         assert files(tmp_path / "run") == files(whole)
 
     def test_after_the_last_step_the_run_is_finished_and_the_caller_is_told(self, whole, tmp_path):
         with pytest.raises(Interrupted, match="after the last of 8 steps; the run is finished") as caught:
-            run(SMALL, tmp_path / "run", report=send(signal.SIGTERM, 8))
+            train(SMALL, tmp_path / "run", report=send(signal.SIGTERM, 8))
         assert caught.value.finished
         assert open_run(tmp_path / "run").info["status"] == "finished"
         assert files(tmp_path / "run") == files(whole)
@@ -349,7 +349,7 @@ class TestSignals:
         with pytest.raises(
             Interrupted, match="^interrupted at step 4 of 8; resume=True continues at step 4$"
         ) as caught:
-            run(SMALL, tmp_path / "run")
+            train(SMALL, tmp_path / "run")
         assert waited
         assert caught.value.signal == signal.SIGINT
         assert open_run(tmp_path / "run").info["status"] == "interrupted"
@@ -360,12 +360,12 @@ class TestSignals:
         real = _Work.begin
         monkeypatch.setattr(_Work, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
         with pytest.raises(Interrupted):
-            run(SMALL, tmp_path / "run")
+            train(SMALL, tmp_path / "run")
         written = (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns
         go_on = _Work.go_on
         monkeypatch.setattr(_Work, "go_on", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), go_on(*args))[1])
         with pytest.raises(Interrupted, match="at step 0 of 8"):
-            run(SMALL, tmp_path / "run", resume=True)
+            train(SMALL, tmp_path / "run", resume=True)
         assert (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns == written
 
     def test_another_process_is_told_the_same(self):
@@ -401,7 +401,7 @@ class TestSignals:
     def test_what_was_ignored_stays_ignored(self, tmp_path):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
         try:
-            run(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", report=send(signal.SIGHUP, 1))
+            train(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", report=send(signal.SIGHUP, 1))
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGHUP, before)
@@ -412,7 +412,7 @@ class TestSignals:
         with ThreadPoolExecutor(1) as pool:
             config = dataclasses.replace(SMALL, steps=1, snapshots="1")
             found = pool.submit(
-                run, config, tmp_path / "run", report=lambda progress: seen.append(signal.getsignal(signal.SIGINT))
+                train, config, tmp_path / "run", report=lambda progress: seen.append(signal.getsignal(signal.SIGINT))
             )
             seen = []
             assert found.result().info["status"] == "finished"
@@ -421,7 +421,7 @@ class TestSignals:
     def test_the_handlers_return_after_an_error(self, tmp_path):
         before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(FadevizError, match="the loss became"):
-            run(dataclasses.replace(SMALL, lr=1e30), tmp_path / "run")
+            train(dataclasses.replace(SMALL, lr=1e30), tmp_path / "run")
         assert signal.getsignal(signal.SIGTERM) is before
 
     def test_a_full_disk_when_it_is_to_be_saved(self, tmp_path, monkeypatch):
@@ -430,7 +430,7 @@ class TestSignals:
 
         monkeypatch.setattr("fadeviz.experiment.write_checkpoint", full)
         with pytest.raises(FadevizError, match="disk full"):
-            run(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", report=send(signal.SIGINT, 2))
+            train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", report=send(signal.SIGINT, 2))
         assert open_run(tmp_path / "run").info["status"] == "failed"
 
     @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -481,7 +481,7 @@ def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypat
     def slow(progress):
         clock[0] += 150.0
 
-    run(SMALL, tmp_path / "run", report=slow)
+    train(SMALL, tmp_path / "run", report=slow)
     assert saved == [3, 5, 6, 8]  # every third, the last, and one that was due after 300 seconds
     assert files(tmp_path / "run") == files(whole)
 
@@ -515,7 +515,7 @@ class TestArithmetic:
         monkeypatch.setattr(tasks, "segmentation_loss", loss)
         monkeypatch.setattr(_Work, "look", look)
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-        finished = run(dataclasses.replace(TINY, tf32=allowed), tmp_path / "run")
+        finished = train(dataclasses.replace(TINY, tf32=allowed), tmp_path / "run")
         off = {(False, False)}
         assert seen == {"training": {(allowed, allowed)}, "observing": off, "testing": off}
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
@@ -533,7 +533,7 @@ class TestArithmetic:
             workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
             seen.append((cudnn.deterministic, cudnn.benchmark, enabled, warns, workspace))
 
-        run(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", report=report)
+        train(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", report=report)
         assert set(seen) == {(True, False, wanted, wanted, ":4096:8" if wanted else None)}
         assert not torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -541,7 +541,7 @@ class TestArithmetic:
 
     def test_a_cuda_graph_needs_a_cuda_device(self, tmp_path):
         with pytest.raises(FadevizError, match="compile=graph is for a CUDA device. Use compile=off on a CPU"):
-            run(dataclasses.replace(TINY, compile="graph", device="cpu"), tmp_path / "run")
+            train(dataclasses.replace(TINY, compile="graph", device="cpu"), tmp_path / "run")
         assert not (tmp_path / "run" / "run.json").exists()
 
     def test_a_compiled_run_is_observed_tested_and_saved_as_any_other(self, tmp_path, monkeypatch):
@@ -551,8 +551,8 @@ class TestArithmetic:
             return lambda *args: (calls.append(len(args)), graph(*args))[1]
 
         monkeypatch.setattr("fadeviz.experiment.compile_forward", partial(compile_forward, backend=backend))
-        compiled = run(dataclasses.replace(TINY, compile="on"), tmp_path / "compiled")
-        plain = run(TINY, tmp_path / "plain")
+        compiled = train(dataclasses.replace(TINY, compile="on"), tmp_path / "compiled")
+        plain = train(TINY, tmp_path / "plain")
         assert len(calls) == 2  # the training steps
         assert compiled.metrics() == plain.metrics()
         assert_same_state(*(final_weights(tmp_path / name)["model"] for name in ("compiled", "plain")))
@@ -561,7 +561,7 @@ class TestArithmetic:
                 np.testing.assert_array_equal(a, b)
 
     def test_settings_that_came_later_leave_old_runs_their_ids(self, tmp_path):
-        old = run(TINY, tmp_path / "old")
+        old = train(TINY, tmp_path / "old")
         newer = ("tf32", "deterministic", "compile")
         stored = {name: value for name, value in old.info["config"].items() if name not in newer}
         (tmp_path / "old" / "run.json").write_text(json.dumps({**old.info, "config": stored}))
@@ -572,7 +572,7 @@ class TestArithmetic:
             changed = dataclasses.replace(TINY, **{name: value})
             assert differing_settings(stored, changed) == f"{name} was {getattr(TINY, name)!r}, is {value!r}"
             with pytest.raises(FadevizError, match=f"other settings: {name} was"):
-                run(changed, tmp_path / "old", resume=True)
+                train(changed, tmp_path / "old", resume=True)
 
 
 class TestCheckpointsFromAThread:
@@ -616,16 +616,16 @@ class TestCheckpointsFromAThread:
 
         monkeypatch.setattr(checkpoint, "_write", slow)
         config = dataclasses.replace(TINY, steps=10, snapshots="10", evaluate_every=10, checkpoint_every=2)
-        run(config, tmp_path / "run", report=self.later(25.0, calls))
+        train(config, tmp_path / "run", report=self.later(25.0, calls))
         assert saved == [2, 5, 8, 10]  # due at 4 and 6, but 60 seconds had passed only at 5 and 8
 
     def test_stopped_and_resumed(self, tmp_path):
         with pytest.raises(Interrupted) as caught:
-            run(THREADED, tmp_path / "run", report=self.later(1.0, send(signal.SIGTERM, 5)))
+            train(THREADED, tmp_path / "run", report=self.later(1.0, send(signal.SIGTERM, 5)))
         assert (caught.value.step, caught.value.saved) == (5, 5)
         assert final_weights(tmp_path / "run")["step"] == 5
-        run(THREADED, tmp_path / "run", resume=True, report=self.later(1.0))
-        run(THREADED, tmp_path / "whole")
+        train(THREADED, tmp_path / "run", resume=True, report=self.later(1.0))
+        train(THREADED, tmp_path / "whole")
         assert files(tmp_path / "run") == files(tmp_path / "whole")
         assert_same_state(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole"))
 
@@ -641,7 +641,7 @@ class TestCheckpointsFromAThread:
         monkeypatch.setattr(checkpoint, "_write", full)
         steps = []
         with pytest.raises(FadevizError, match="disk full"):
-            run(THREADED, tmp_path / "run", report=self.later(60.0, lambda progress: steps.append(progress.step)))
+            train(THREADED, tmp_path / "run", report=self.later(60.0, lambda progress: steps.append(progress.step)))
         failed = open_run(tmp_path / "run")
         assert failed.info["status"] == "failed"
         assert "disk full" in failed.info["message"]
@@ -667,9 +667,9 @@ class TestCheckpointsFromAThread:
         end = _Work.wait_saved
         monkeypatch.setattr(_Work, "wait_saved", lambda work: (slow.set() if work.last_step == 7 else None, end(work)))
         with pytest.raises(SystemExit):
-            run(THREADED, tmp_path / "run", report=report)
+            train(THREADED, tmp_path / "run", report=report)
         assert final_weights(tmp_path / "run")["step"] == 6
-        run(THREADED, tmp_path / "run", resume=True)
+        train(THREADED, tmp_path / "run", resume=True)
         assert open_run(tmp_path / "run").info["status"] == "finished"
 
 
@@ -686,11 +686,11 @@ class TestThreads:
         tiny = dataclasses.replace(SMALL, steps=2, snapshots="2", kinds="feature", upsampler="nearest", width=1 / 16)
         torch.set_num_threads(1)
         with pytest.raises(Interrupted):
-            run(tiny, tmp_path / "run", report=send(signal.SIGINT, 1))
+            train(tiny, tmp_path / "run", report=send(signal.SIGINT, 1))
         info = json.loads((tmp_path / "run" / "run.json").read_text())
         (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "threads": stored, "processes": 2}))
         seen, notes = [], []
-        run(
+        train(
             tiny, tmp_path / "run", resume=True, note=notes.append,
             report=lambda progress: seen.append(torch.get_num_threads()),
         )  # fmt: skip
@@ -747,13 +747,13 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
 
 def test_a_finished_run_resumed_is_left_alone(whole):
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
-    assert run(SMALL, whole, resume=True).steps == (0, 2, 4, 6, 8)
+    assert train(SMALL, whole, resume=True).steps == (0, 2, 4, 6, 8)
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
     with pytest.raises(FadevizError, match=r"the loss became (nan|inf) at step \d+. Use a smaller --lr"):
-        run(dataclasses.replace(SMALL, lr=1e30, steps=30, snapshots="1:30:1"), tmp_path / "run")
+        train(dataclasses.replace(SMALL, lr=1e30, steps=30, snapshots="1:30:1"), tmp_path / "run")
     kept = open_run(tmp_path / "run")
     assert kept.info["status"] == "failed"
     assert "the loss became" in kept.info["message"]
@@ -771,7 +771,7 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fadeviz.storage.files.os.replace", full)
     with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*--resume"):
-        run(SMALL, tmp_path / "run")
+        train(SMALL, tmp_path / "run")
     assert open_run(tmp_path / "run").steps == (0, 2)
     assert not list((tmp_path / "run").rglob(".*partial*"))
 
@@ -783,38 +783,38 @@ def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
 
     monkeypatch.setattr(where, full)
     with pytest.raises(FadevizError, match="^out of memory. Use a smaller --batch-size, --observe, --size or --width$"):
-        run(SMALL, tmp_path / "run")
+        train(SMALL, tmp_path / "run")
 
 
 class TestFolder:
     def test_in_use(self, whole):
         with pytest.raises(FadevizError, match="holds a run already. Go on with --resume, replace with --overwrite"):
-            run(SMALL, whole)
+            train(SMALL, whole)
 
     def test_overwrite_replaces_the_run_and_nothing_else(self, tmp_path):
         tiny = dataclasses.replace(SMALL, steps=1, snapshots="1", kinds="feature")
-        run(tiny, tmp_path / "run")
+        train(tiny, tmp_path / "run")
         (tmp_path / "run" / "notes.txt").write_text("mine")
-        run(dataclasses.replace(tiny, seed=3), tmp_path / "run", overwrite=True)
+        train(dataclasses.replace(tiny, seed=3), tmp_path / "run", overwrite=True)
         assert open_run(tmp_path / "run").info["config"]["seed"] == 3
         assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
     def test_overwrite_refuses_what_is_no_run(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
         with pytest.raises(FadevizError, match="so it is no run: nothing is replaced"):
-            run(SMALL, tmp_path, overwrite=True)
+            train(SMALL, tmp_path, overwrite=True)
         assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
     def test_a_file_in_its_place(self, tmp_path):
         (tmp_path / "out").write_text("x")
         with pytest.raises(FadevizError, match="out is a file"):
-            run(SMALL, tmp_path / "out")
+            train(SMALL, tmp_path / "out")
 
     def test_bad_settings_leave_an_old_run_alone(self, whole):
         before = files(whole)
         for bad in ({"upsampler": "fad"}, {"layers": "nothing.*"}, {"kinds": "fature"}, {"observe": 99}):
             with pytest.raises(FadevizError):
-                run(dataclasses.replace(SMALL, **bad), whole, overwrite=True)
+                train(dataclasses.replace(SMALL, **bad), whole, overwrite=True)
         assert files(whole) == before
 
     @pytest.mark.parametrize(
@@ -823,12 +823,12 @@ class TestFolder:
     def test_what_cannot_be_observed_leaves_an_old_run_alone(self, whole, bad):
         before = files(whole)
         with pytest.raises(FadevizError):
-            run(dataclasses.replace(SMALL, kinds="", **bad), whole, overwrite=True)
+            train(dataclasses.replace(SMALL, kinds="", **bad), whole, overwrite=True)
         assert files(whole) == before
 
     def test_an_interrupted_overwrite_can_be_given_again(self, tmp_path, monkeypatch):
         tiny = dataclasses.replace(SMALL, steps=1, snapshots="1", kinds="feature")
-        run(tiny, tmp_path / "run")
+        train(tiny, tmp_path / "run")
         with monkeypatch.context() as patch:
             removed: list[Path] = []
 
@@ -840,8 +840,8 @@ class TestFolder:
 
             patch.setattr("fadeviz.storage.snapshots._remove", remove)
             with pytest.raises(KeyboardInterrupt):
-                run(tiny, tmp_path / "run", overwrite=True)
-        assert run(tiny, tmp_path / "run", overwrite=True).info["status"] == "finished"
+                train(tiny, tmp_path / "run", overwrite=True)
+        assert train(tiny, tmp_path / "run", overwrite=True).info["status"] == "finished"
 
     def test_a_lost_checkpoint_does_not_cost_the_snapshots(self, tmp_path):
         def stop(progress):
@@ -849,10 +849,10 @@ class TestFolder:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run(SMALL, tmp_path / "run", report=stop)
+            train(SMALL, tmp_path / "run", report=stop)
         (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
         with pytest.raises(FadevizError, match=r"last.pt is missing, though 6 steps were done. Put it back"):
-            run(SMALL, tmp_path / "run", resume=True)
+            train(SMALL, tmp_path / "run", resume=True)
         assert open_run(tmp_path / "run").steps == (0, 2, 4, 6)
 
     def test_a_second_writer_is_refused(self, whole, tmp_path):
@@ -861,23 +861,23 @@ class TestFolder:
 
         def second(progress):
             try:
-                run(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)
+                train(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)
             except FadevizError as error:
                 refused.append(str(error))
 
-        run(tiny, tmp_path / "run", report=second)
+        train(tiny, tmp_path / "run", report=second)
         assert len(refused) == 1
         assert "this process is recording into" in refused[0]
         assert open_run(tmp_path / "run").info["config"]["seed"] == 0
-        run(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
+        train(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
 
     def test_resume_with_other_settings(self, whole):
         with pytest.raises(FadevizError, match=r"other settings: lr was 0.01, is 0.1. Use --overwrite"):
-            run(dataclasses.replace(SMALL, lr=0.1), whole, resume=True)
+            train(dataclasses.replace(SMALL, lr=0.1), whole, resume=True)
 
     def test_resume_of_nothing(self, tmp_path):
         with pytest.raises(FadevizError, match="no run folder"):
-            run(SMALL, tmp_path / "none", resume=True)
+            train(SMALL, tmp_path / "none", resume=True)
 
 
 @pytest.mark.parametrize(
@@ -1035,7 +1035,7 @@ def test_weizmann_split_is_in_run_json(shared, tmp_path):
     config = RunConfig(
         upsampler="nearest", data="weizmann", data_dir=str(folder), size=32, width=0.125, steps=1, kinds="feature"
     )
-    info = run(config, tmp_path / "run").info
+    info = train(config, tmp_path / "run").info
     assert (len(info["data"]["train"]), len(info["data"]["test"])) == (279, 49)
     assert set(info["observation"]["names"]) <= set(info["data"]["test"])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["split_seed"] == 0
@@ -1046,7 +1046,7 @@ def test_the_checkpoint_too_is_the_seeds(tmp_path):
     for folder, before in (("a", 1), ("b", 2)):
         torch.manual_seed(before)
         state = torch.get_rng_state()
-        run(RunConfig(size=32, width=0.125, steps=1, snapshots="1", observe=1), tmp_path / folder)
+        train(RunConfig(size=32, width=0.125, steps=1, snapshots="1", observe=1), tmp_path / folder)
         assert torch.equal(torch.get_rng_state(), state)  # the caller's random numbers are the caller's
         files.append((tmp_path / folder / "checkpoints" / "last.pt").read_bytes())
     assert files[0] == files[1]

@@ -15,7 +15,7 @@ from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
 from fadeviz.render.panel import Row, write_panel
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
 FOLDER = Path(matplotlib.get_data_path(), "fonts", "ttf")
@@ -180,7 +180,7 @@ class TestNamesInFigures:
         make_run(tmp_path / "r")
         runs = []
         for name in HOSTILE:
-            run = Run(tmp_path / "r")
+            run = StoredRun(tmp_path / "r")
             names = {"title": name, "upsampler": "x", "network_title": name, "observation": {"names": [name]}}
             run.info |= names
             runs.append(run)

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 from safetensors.numpy import save_file
 
-from fadeviz import FadevizError, Run, open_run
+from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.export import export_run
 from fadeviz.render.animation import render_frames
@@ -14,7 +14,7 @@ from fadeviz.render.frames import all_notes, select_channels, select_frames
 from fadeviz.render.grid import find_layout, render_grid
 from fadeviz.render.labels import captions
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.storage.stored_run import run_labels
+from fadeviz.storage.stored_run import StoredRun, run_labels
 from render_runs import LAYER, STEPS, make_run
 
 
@@ -248,7 +248,7 @@ def test_cells_of_all_channels_are_one_note(tmp_path):
     bad = np.full((1, 2, 24, 32), np.nan, np.float32)
     bad[0, :, 0, 0] = 1
     SnapshotStore(run.path, run.run_id).write(0, [Snapshot(0, LAYER, 0, "channels", bad)])
-    sequences = select_frames([Run(run.path)], kind="channels", channel=[0, 1], steps=[0])
+    sequences = select_frames([StoredRun(run.path)], kind="channels", channel=[0, 1], steps=[0])
     assert all_notes(sequences) == (f"FADE: {2 * (24 * 32 - 1)} cells are NaN or infinite; they are painted magenta",)
 
 
@@ -258,7 +258,7 @@ def test_runs_of_different_layers(tmp_path):
         for step in STEPS:
             maps = [Snapshot(step, name, 0, "feature", np.ones((2, 4, 4), np.float32)) for name in layers]
             SnapshotStore(run.path, run.run_id).write(step, maps)
-    runs = [Run(one.path), Run(other.path)]
+    runs = [StoredRun(one.path), StoredRun(other.path)]
     with pytest.raises(
         FadevizError, match=r"other has no layer 'a', but .*one does. All have 'feature' maps of: b, c\."
     ):
@@ -269,7 +269,7 @@ def test_runs_of_different_layers(tmp_path):
         learning_order(runs, "d")
     with pytest.raises(FadevizError, match=r"no layer in .*one 'e'"):
         select_frames(runs, layer="e")
-    apart = [make_run(tmp_path / "x"), Run(other.path)]
+    apart = [make_run(tmp_path / "x"), StoredRun(other.path)]
     with pytest.raises(FadevizError, match="No layer has 'feature' maps in all of them: they cannot be compared"):
         select_frames(apart)
 

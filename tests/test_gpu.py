@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fadeviz.data.synthetic import dataset as synthetic
-from fadeviz.experiment import RunConfig, run
+from fadeviz.experiment import RunConfig, train
 from fadeviz.upsamplers import Skip
 from test_upsamplers import NAMES, case
 
@@ -32,7 +32,7 @@ def test_a_run(precision, upsampler, tmp_path, monkeypatch):
     config = RunConfig(
         upsampler=upsampler, size=64, width=0.125, steps=4, snapshots="1:4:1", precision=precision, device="cuda"
     )
-    finished = run(config, tmp_path / "run")
+    finished = train(config, tmp_path / "run")
     assert finished.steps == (0, 1, 2, 3, 4)
     assert finished.info["device"] == torch.cuda.get_device_name()
 
@@ -46,8 +46,8 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, tmp_path / "a", report=stop)
-    run(config, tmp_path / "a", resume=True)
-    run(config, tmp_path / "b")
+        train(config, tmp_path / "a", report=stop)
+    train(config, tmp_path / "a", resume=True)
+    train(config, tmp_path / "b")
     for file in (tmp_path / "b" / "snapshots").iterdir():
         assert (tmp_path / "a" / "snapshots" / file.name).read_bytes() == file.read_bytes(), file.name

@@ -22,7 +22,7 @@ from fadeviz.experiment import RunConfig
 from fadeviz.storage.check import check_run
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.sweep import LocalProcesses, Member, local
-from fadeviz.sweep.member import End, Task
+from fadeviz.sweep.trial import End, Task
 from fadeviz.upsamplers import UPSAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
 
@@ -178,7 +178,9 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     monkeypatch.setattr(grid, "MAX_FRAMES", 12)
     run = make_run(tmp_path / "long", size=(6, 8), steps=range(40))
     opened = set()
-    monkeypatch.setattr(Run, "_open", lambda run, step, *what, was=Run._open: opened.add(step) or was(run, step, *what))
+    monkeypatch.setattr(
+        StoredRun, "_open", lambda run, step, *what, was=StoredRun._open: opened.add(step) or was(run, step, *what)
+    )
     (note,) = write_grid([run], tmp_path / "g.png", scale=1)
     assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")
     assert len(opened) == 12

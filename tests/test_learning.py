@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from fadeviz import open_run
 from fadeviz.data.synthetic.dataset import TEST_DRAWINGS, SyntheticHorses
 from fadeviz.demo import IMAGE, UPSAMPLERS, run_demo
-from fadeviz.storage.stored_run import open_run
 
 pytestmark = pytest.mark.slow
 

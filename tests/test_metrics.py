@@ -14,18 +14,19 @@ from fadeviz_cli.main import main
 from fadeviz_cli.training import figures
 from PIL import Image
 
-from fadeviz import FadevizError, Run, open_run
-from fadeviz.analysis.courses import MEASURES, _regions_for, group_words, operator_courses
+from fadeviz import FadevizError, open_run
+from fadeviz.analysis.curves import MEASURES, _regions_for, group_words, operator_courses
 from fadeviz.analysis.order import class_names, describe_inside, learning_order
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.table import summary_rows
-from fadeviz.notebook import render_html
 from fadeviz.render import plots
 from fadeviz.report import write_report
 from fadeviz.report.contour import contour_path, picture_uri
+from fadeviz.run import render_html
 from fadeviz.storage import metrics as quality
 from fadeviz.storage.snapshots import SnapshotStore
-from fadeviz.sweep.member import Follower, Task
+from fadeviz.storage.stored_run import StoredRun
+from fadeviz.sweep.trial import Follower, Task
 from fadeviz.training.matting import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
 from render_runs import make_run
@@ -292,18 +293,18 @@ class TestTwoClasses:
         assert row.endswith("      -      -")
 
     def test_figures_and_reports_say_nothing_more(self, two, monkeypatch, tmp_path):
-        assert describe_inside(Run(two[0])) == ""
+        assert describe_inside(StoredRun(two[0])) == ""
         drawn = panels(monkeypatch, tmp_path, *two, "--kind", "quality")
         assert drawn["caption"].endswith("Lines: median over runs; bands: its 95 % interval over seeds.")
         assert "masks are" not in panels(monkeypatch, tmp_path, *two, "--kind", "kymograph")["caption"]
-        write_report([Run(two[0])], tmp_path / "r.html")
+        write_report([StoredRun(two[0])], tmp_path / "r.html")
         data = page_data(tmp_path / "r.html")
         assert [set(one) for one in data["images"]] == [{"name", "picture", "contour", "size"}] * 2
         (group,) = (one for one in data["figures"] if one["name"] == "quality")
         assert (group["meaning"], group["note"]) == ("how well the network segments the test pictures", "")
 
     def test_all_but_zero_is_inside(self, two):
-        run = Run(two[0])
+        run = StoredRun(two[0])
         wanted = build_regions(run.observation[1][0], (24, 32))
         assert np.array_equal(learning_order([run]).regions[0].distance, wanted.distance)
 

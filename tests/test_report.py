@@ -22,9 +22,9 @@ from fadeviz.render import plots
 from fadeviz.render.colormap import palette, to_indices
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
 from fadeviz.report import PALETTES, story, write_report
+from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
-from fadeviz.report.movies import select_movies, shortest, text_size
-from fadeviz.report.pack import pack
+from fadeviz.report.sequences import select_movies, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 

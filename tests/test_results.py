@@ -16,7 +16,7 @@ from PIL import Image
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample
 from fadeviz.data.synthetic import dataset as synthetic
-from fadeviz.experiment import RunConfig, build_model, load_data, run
+from fadeviz.experiment import RunConfig, build_model, load_data, train
 from fadeviz.models.pretrained import read_pretrained
 from fadeviz.prediction import compare
 from fadeviz.prediction.compare import compare_runs, mean_iou, parse_zoom
@@ -35,10 +35,10 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synthetic, "TEST_DRAWINGS", 4)
-        run(SEGNET, folder / "bilinear")
-        run(dataclasses.replace(SEGNET, upsampler="carafe"), folder / "carafe")
+        train(SEGNET, folder / "bilinear")
+        train(dataclasses.replace(SEGNET, upsampler="carafe"), folder / "carafe")
         matting = dataclasses.replace(SEGNET, network="matting", lr=None, layers="", lr_drops=(), observe=2)
-        run(matting, folder / "matting")
+        train(matting, folder / "matting")
     return folder
 
 
@@ -345,7 +345,7 @@ def test_mattes_of_test_pictures_have_the_figures_of_the_runs_own_test(runs, tmp
     config = RunConfig(
         "bilinear", network="matting", data="mattes", data_dir=str(folder), size=48, width=0.125, steps=2
     )
-    opened = run(dataclasses.replace(config, snapshots="2", observe=1, evaluate_every=2), tmp_path / "run")
+    opened = train(dataclasses.replace(config, snapshots="2", observe=1, evaluate_every=2), tmp_path / "run")
     predict, test = Predictor(opened), load_data(config).test
     for name, error in (("sad", sad), ("mse", mse)):
         values = [error(predict(s), s.alpha, s.trimap) for s in (test[i] for i in range(test.count))]
@@ -420,7 +420,7 @@ def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_p
 
 
 def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
-    run(dataclasses.replace(SEGNET, split_seed=5), tmp_path / "other")
+    train(dataclasses.replace(SEGNET, split_seed=5), tmp_path / "other")
     both = [open_run(runs / "bilinear"), open_run(tmp_path / "other")]
     with pytest.raises(FadevizError, match=r"observed other pictures.*--test"):
         compare_runs(both, tmp_path / "p.png")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, open_run
-from fadeviz.experiment import RunConfig, build_model, read_config, run
+from fadeviz.experiment import RunConfig, build_model, read_config, train
 from fadeviz.models import SegFormer, build_network, parse_network
 from fadeviz.recording.probe import Probe
 from fadeviz.training.recipes import RECIPES, WARM_UP, poly
@@ -277,7 +277,7 @@ CONFIG = RunConfig(
 
 
 def test_stopped_and_resumed_gives_the_same_bytes_in_spite_of_dropout(tmp_path):
-    whole = run(CONFIG, tmp_path / "whole")
+    whole = train(CONFIG, tmp_path / "whole")
     assert whole.info["network_title"] == "SegFormer-B0"
 
     def stop(progress):
@@ -285,8 +285,8 @@ def test_stopped_and_resumed_gives_the_same_bytes_in_spite_of_dropout(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(CONFIG, tmp_path / "again", report=stop)
-    run(read_config(tmp_path / "again"), tmp_path / "again", resume=True)
+        train(CONFIG, tmp_path / "again", report=stop)
+    train(read_config(tmp_path / "again"), tmp_path / "again", resume=True)
     for file in [*(f"snapshots/step_00000{n}.safetensors" for n in (0, 2, 3, 4)), "metrics.jsonl"]:
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
     states = [torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True) for name in ("again", "whole")]
@@ -297,8 +297,8 @@ def test_stopped_and_resumed_gives_the_same_bytes_in_spite_of_dropout(tmp_path):
 
 def test_observing_leaves_no_trace_in_its_training(tmp_path):
     often = dataclasses.replace(CONFIG, snapshots="1:4")
-    run(CONFIG, tmp_path / "a")
-    run(often, tmp_path / "b")
+    train(CONFIG, tmp_path / "a")
+    train(often, tmp_path / "b")
     states = [torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True) for name in "ab"]
     for key, value in states[0]["model"].items():
         assert torch.equal(value, states[1]["model"][key]), key

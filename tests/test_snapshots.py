@@ -21,11 +21,11 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from fadeviz import FadevizError, Run, Snapshot, open_run
+from fadeviz import FadevizError, Snapshot, open_run
 from fadeviz.storage.check import Fault, check_run
 from fadeviz.storage.files import replacing, write_whole
 from fadeviz.storage.snapshots import KINDS, SnapshotStore, read_metrics
-from fadeviz.storage.stored_run import Maps
+from fadeviz.storage.stored_run import Maps, StoredRun
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("encoder.4", "decoder.10.upsample", "decoder.3.upsample", "head")
@@ -510,7 +510,7 @@ class TestRunJson:
     def test_round_trip(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
         store.write_info({"upsampler": "fade", "note": "Pferd ü 馬", "nested": {"a": [1, 2.5, None]}})
-        assert Run(tmp_path).info == {
+        assert StoredRun(tmp_path).info == {
             "format": 1,
             "run_id": "x",
             "upsampler": "fade",

@@ -20,11 +20,11 @@ from fadeviz_cli.main import main
 
 import fadeviz.sweep as sweep
 import fadeviz.sweep.local as local
-import fadeviz.sweep.member as member
+import fadeviz.sweep.trial as member
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample
 from fadeviz.data.shuffled import BLOCK, ShuffledLabels, derangement
-from fadeviz.experiment import RunConfig, build_model, load_data, run
+from fadeviz.experiment import RunConfig, build_model, load_data, train
 from fadeviz.storage.files import only_writer
 from fadeviz.sweep import (
     MANIFEST,
@@ -39,7 +39,7 @@ from fadeviz.sweep import (
     run_sweep,
 )
 from fadeviz.sweep.manifest import Manifest
-from fadeviz.sweep.member import train_member
+from fadeviz.sweep.trial import train_member
 from fadeviz.training.batches import batches
 
 TINY = RunConfig(
@@ -318,7 +318,7 @@ class TestSweep:
 
     def test_the_same_bytes_as_a_run_of_its_own(self, swept, tmp_path):
         out, plan, _, _ = swept
-        alone = run(plan.config(plan.members[2]), tmp_path / "alone")
+        alone = train(plan.config(plan.members[2]), tmp_path / "alone")
         for name in ("snapshots/step_000000.safetensors", "snapshots/step_000003.safetensors", "metrics.jsonl"):
             assert (alone.path / name).read_bytes() == (out / "fade-shuffled-seed0" / name).read_bytes()
 
@@ -429,7 +429,7 @@ class TestStatus:
         """A sweep as SIGKILL leaves it: the manifest and one run's run.json say that they go on."""
         plan = plan_sweep(["nearest", "bilinear", "bicubic"], [0], TINY)
         with pytest.raises(KeyboardInterrupt):
-            run(plan.config(plan.members[0]), out / plan.members[0].name, report=interrupt)
+            train(plan.config(plan.members[0]), out / plan.members[0].name, report=interrupt)
         manifest = Manifest(out / MANIFEST, plan.base)
         for one, status in zip(plan.members, ("running", "running", "planned"), strict=True):
             manifest.enter(one, plan.config(one))

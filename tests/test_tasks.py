@@ -13,7 +13,7 @@ from fadeviz.data import Sample, Splits
 from fadeviz.data.observation import choose_observed, find_object
 from fadeviz.data.sets import DATA, Wanted, check_data, find_data
 from fadeviz.data.synthetic import dataset as synthetic
-from fadeviz.experiment import RunConfig, run
+from fadeviz.experiment import RunConfig, train
 from fadeviz.storage.check import check_run
 from fadeviz.training.metrics import evaluate
 from fadeviz.training.recipes import RECIPES
@@ -195,7 +195,7 @@ def test_folders_are_known_by_their_layout(tmp_path, shared):
             shutil.copy(
                 shared / "data" / "weizmann_horse_db" / part / f"horse00{number}.jpg", tmp_path / "horses" / part
             )
-    for folder, name, train, test in (
+    for folder, name, trained, tested in (
         (tmp_path / "horses", "weizmann", 3, 1),
         (shared / "data" / "alphamatting", "mattes", 14, 4),
         (shared / "data" / "ade20k_sample", "ade20k", 3, 3),
@@ -203,7 +203,7 @@ def test_folders_are_known_by_their_layout(tmp_path, shared):
         found, problems, splits = check_data(folder)
         assert (found, problems) == (name, [])
         told = splits.info["train"]
-        assert (len(told) if isinstance(told, list) else told, splits.test.count) == (train, test)
+        assert (len(told) if isinstance(told, list) else told, splits.test.count) == (trained, tested)
 
 
 def test_folders_with_faults_tell_them(tmp_path):
@@ -288,13 +288,13 @@ def stopped_and_resumed(config, folder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config, folder, report=stop)
-    return run(config, folder, resume=True)
+        train(config, folder, report=stop)
+    return train(config, folder, resume=True)
 
 
 def test_matting_is_recorded_tested_and_resumed_to_the_bit(tmp_path):
     config = short(network="matting", size=64)
-    whole = run(config, tmp_path / "whole")
+    whole = train(config, tmp_path / "whole")
     assert whole.info["task"] == "matting"
     assert "classes" not in whole.info
     assert set(whole.info["result"]) == {"test_loss", "sad", "mse", "grad", "conn"}
@@ -310,14 +310,14 @@ def test_matting_is_recorded_tested_and_resumed_to_the_bit(tmp_path):
 
 
 def test_gradients_of_a_matting_run_are_of_its_own_loss(tmp_path):
-    finished = run(short(network="matting", size=64), tmp_path / "run")
+    finished = train(short(network="matting", size=64), tmp_path / "run")
     assert finished.read(4, "decoder.2.upsample", "gradient").max() > 0
 
 
 def test_many_classes_are_recorded_tested_and_resumed_to_the_bit(tmp_path):
     root = save_set(tmp_path / "ade", train=6, test=12)
     config = short(network="segformer", data="ade20k", data_dir=str(root), size=64, subset=4)
-    whole = run(config, tmp_path / "whole")
+    whole = train(config, tmp_path / "whole")
     assert whole.info["classes"] == 150
     assert whole.info["data"]["train"] == 4
     assert whole.info["data"]["test"] == 8
@@ -330,7 +330,7 @@ def test_many_classes_are_recorded_tested_and_resumed_to_the_bit(tmp_path):
     assert files(tmp_path / "twice") == files(tmp_path / "whole")
     assert_same_state(final_weights(tmp_path / "twice"), final_weights(tmp_path / "whole"))
     with pytest.raises(FadevizError, match="subset was 4, is 5"):
-        run(dataclasses.replace(config, subset=5), tmp_path / "whole", resume=True)
+        train(dataclasses.replace(config, subset=5), tmp_path / "whole", resume=True)
 
 
 def test_a_test_set_without_labels_is_refused(tmp_path):
@@ -345,12 +345,12 @@ def test_a_test_set_without_labels_is_refused(tmp_path):
     assert (name, len(problems)) == ("ade20k", 2)
     assert all("has no labelled pixel" in problem for problem in problems)
     with pytest.raises(FadevizError, match="the test pictures have no labelled pixel"):
-        run(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
+        train(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
 
 
 def test_what_is_refused_leaves_no_folder(tmp_path):
     with pytest.raises(FadevizError, match="only 3 test pictures"):
-        run(dataclasses.replace(short(size=64), observe=9), tmp_path / "run")
+        train(dataclasses.replace(short(size=64), observe=9), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -362,7 +362,7 @@ def test_class_ids_out_of_range_stop_the_run_in_one_line(tmp_path):
     path = root / "annotations" / "training" / "ADE_train_00000001.png"
     Image.fromarray(wrong).save(path)
     with pytest.raises(FadevizError, match="has class 200: classes are 1 to 150") as error:
-        run(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
+        train(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert open_run(tmp_path / "run").info["status"] == "failed"
 
@@ -370,12 +370,12 @@ def test_class_ids_out_of_range_stop_the_run_in_one_line(tmp_path):
 def test_test_pictures_smaller_than_the_crop_are_one_line(tmp_path, shared):
     folder = shared / "data" / "alphamatting"
     with pytest.raises(FadevizError, match=r"smaller than the wanted 1600\. Use a smaller size"):
-        run(short(network="matting", data="mattes", data_dir=str(folder), size=1600), tmp_path / "run")
+        train(short(network="matting", data="mattes", data_dir=str(folder), size=1600), tmp_path / "run")
 
 
 def test_real_mattes_are_recorded(tmp_path, shared):
     config = short(network="matting", data="mattes", data_dir=str(shared / "data" / "alphamatting"), size=64)
-    finished = run(dataclasses.replace(config, steps=2, snapshots="2", evaluate_every=2), tmp_path / "run")
+    finished = train(dataclasses.replace(config, steps=2, snapshots="2", evaluate_every=2), tmp_path / "run")
     assert finished.info["data"]["name"] == "alphamatting"
     assert finished.mattes is not None
     assert finished.info["result"]["sad"] > 0

@@ -11,7 +11,7 @@ from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_grid
 from fadeviz.render.labels import outline, truth_name, truth_picture, truth_regions
 from fadeviz.storage.snapshots import SnapshotStore
-from fadeviz.storage.stored_run import Run
+from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 from task_runs import make_class_run, make_matting_run
 
@@ -135,7 +135,7 @@ class TestOutline:
         images = np.zeros((*alphas.shape, 3), np.uint8)
         store.write_observation(images, (alphas > 0).astype(np.uint8), (alphas, np.full_like(alphas, 128)))
         store.write_info({"status": "finished"})
-        return Run(path)
+        return StoredRun(path)
 
     def test_what_is_ignored_has_no_border_of_its_own(self, tmp_path):
         run = make_class_run(tmp_path / "r")
@@ -154,12 +154,12 @@ class TestOutline:
         store.write_observation(np.zeros((*values.shape, 3), np.uint8), values)
         info = {key: value for key, value in run.info.items() if key not in ("format", "run_id", "crc32")}
         store.write_info(info | {"classes": 150})
-        border = outline(truth_regions(Run(run.path), 0))
+        border = outline(truth_regions(StoredRun(run.path), 0))
         np.testing.assert_array_equal(border, slow_outline(values[0]))
         assert border.any()
         # The same values in a run that does not say what they are: alpha, and nothing of it is half opaque.
         store.write_info(info)
-        assert not outline(truth_regions(Run(run.path), 0)).any()
+        assert not outline(truth_regions(StoredRun(run.path), 0)).any()
 
     @pytest.mark.parametrize("make", [make_run, make_matting_run, make_class_run])
     def test_an_animation_draws_it(self, tmp_path, make):

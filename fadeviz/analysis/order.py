@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, unknown_name
 from ..storage.metrics import headline
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Maps, Run, check_layer, common_steps, describe_calls, run_labels
+from ..storage.stored_run import Maps, StoredRun, check_layer, common_steps, describe_calls, run_labels
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
@@ -106,7 +106,7 @@ class OperatorOrder:
 
     name: str
     title: str
-    runs: tuple[Run, ...]
+    runs: tuple[StoredRun, ...]
     seeds: tuple[int | None, ...]
     measured: tuple[Responses, ...]
     edge: NDArray[np.float64]
@@ -235,7 +235,7 @@ def verdict(
 
 
 def learning_order(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     layer: str | None = None,
     kind: str = "feature",
     *,
@@ -313,7 +313,7 @@ def learning_order(
     )
 
 
-def describe_inside(run: Run) -> str:
+def describe_inside(run: StoredRun) -> str:
     """What counts as inside in the pictures a run observed, in words; empty where their masks have but two classes."""
     if run.mattes is not None:
         return "the masks are of the true mattes: inside is half opaque or more, outside all else"
@@ -324,7 +324,7 @@ def describe_inside(run: Run) -> str:
     return f"the masks are of one class of each picture ({shown}): inside is that class, outside all else"
 
 
-def class_names(run: Run) -> list[str]:
+def class_names(run: StoredRun) -> list[str]:
     """What is inside in each observed picture of data with many classes, by name; empty where there are but two."""
     chosen = (run.info.get("observation") or {}).get("foreground") or []
     names = (run.info.get("data") or {}).get("classes")
@@ -352,7 +352,7 @@ def _check_rules(which: str, until: str) -> None:
 
 
 def _judge(
-    name: str, runs: Sequence[Run], measured: Sequence[Responses], steps: Sequence[int], rules: Rules
+    name: str, runs: Sequence[StoredRun], measured: Sequence[Responses], steps: Sequence[int], rules: Rules
 ) -> OperatorOrder:
     edge, interior = (np.stack(one) for one in zip(*(_counting(one, rules.which) for one in measured), strict=True))
     edge_times, interior_times = (_times(steps, one, rules.levels, rules.until) for one in (edge, interior))
@@ -462,11 +462,11 @@ def _comparisons(operators: Sequence[OperatorOrder], seed: int) -> list[Comparis
     return found
 
 
-def _setting(run: Run, name: str) -> Any:
+def _setting(run: StoredRun, name: str) -> Any:
     return (run.info.get("config") or {}).get(name)
 
 
-def _by_path(label: str, members: list[Run]) -> dict[str, list[Run]]:
+def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]:
     """Group runs of the same name: together, or by their paths if their seeds do not distinguish them.
 
     The latter are runs without a seed, and runs named after folders of the same name.
@@ -480,12 +480,12 @@ def _by_path(label: str, members: list[Run]) -> dict[str, list[Run]]:
     return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
 
 
-def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]:
+def _groups(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
     """The runs of each operator by seed, those with other settings apart, and what there is to note."""
     settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
     names = sorted({name for one in settings for name in one})
     differing = [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
-    groups: dict[str, list[Run]] = {}
+    groups: dict[str, list[StoredRun]] = {}
     for run, one in zip(runs, settings, strict=True):
         twins = [other for other, twin in zip(settings, runs, strict=True) if twin.name == run.name]
         # A setting that a run does not name is older than the setting: nothing is known to differ.
@@ -522,7 +522,7 @@ def _groups(runs: Sequence[Run]) -> tuple[dict[str, list[Run]], tuple[str, ...]]
     return groups, tuple(notes)
 
 
-def _uneven(groups: Mapping[str, Sequence[Run]], layer: str) -> list[str]:
+def _uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[str]:
     """Notes on what only some runs of an operator have: measures need all runs, so these are left out."""
     notes = []
     for label, members in groups.items():
@@ -535,7 +535,7 @@ def _uneven(groups: Mapping[str, Sequence[Run]], layer: str) -> list[str]:
     return notes
 
 
-def _check_runs(runs: Sequence[Run], layer: str | None, kind: str, call: int) -> str:
+def _check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: int) -> str:
     if not runs:
         raise FadevizError("no run to measure. Give at least one run folder")
     if kind in CHANNEL_KINDS:
@@ -555,7 +555,7 @@ def _check_runs(runs: Sequence[Run], layer: str | None, kind: str, call: int) ->
     return chosen
 
 
-def _check_size(run: Run, maps: Maps, layer: str, first: Run, regions: Sequence[Regions]) -> None:
+def _check_size(run: StoredRun, maps: Maps, layer: str, first: StoredRun, regions: Sequence[Regions]) -> None:
     size = regions[0].band.shape
     if maps.shape[1:] != (len(regions), *size):
         raise FadevizError(
@@ -564,7 +564,7 @@ def _check_size(run: Run, maps: Maps, layer: str, first: Run, regions: Sequence[
         )
 
 
-def _too_few(runs: Sequence[Run], shown: Sequence[int]) -> str:
+def _too_few(runs: Sequence[StoredRun], shown: Sequence[int]) -> str:
     """Why these steps are not enough to tell when something is learned; empty if they are."""
     if 0 not in shown:
         where = next((run.address for run in runs if 0 not in run.steps), "the chosen steps")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..storage.stored_run import Maps, Run
+from ..storage.stored_run import Maps, StoredRun
 from .blocks import in_blocks
 from .spectrum import FLAT, has_pattern
 
@@ -398,7 +398,7 @@ def is_spliced(maps: NDArray[np.floating], margin: float = SPLICE_MARGIN, floor:
 
 
 def find_splice(
-    run: Run,
+    run: StoredRun,
     layer: str | None = None,
     kind: str = "feature",
     call: int = 0,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..storage.metrics import FIGURES, TESTS
 from ..storage.stored_run import distinct_paths
-from .courses import Course, operator_courses
+from .curves import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
 from .similarity import find_splice
@@ -30,7 +30,7 @@ def summary_rows(order: LearningOrder, courses: Sequence[Courses] | None = None)
 
     Args:
         order: what was measured.
-        courses: of each operator, from :func:`~fadeviz.analysis.courses.operator_courses`; None measures them now.
+        courses: of each operator, from :func:`~fadeviz.analysis.curves.operator_courses`; None measures them now.
     """
     if courses is None:
         courses = [operator_courses(order, operator) for operator in order.operators]

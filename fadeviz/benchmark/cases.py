@@ -20,7 +20,7 @@ from ..ops import torch_ops
 from ..ops.backends import native
 from ..ops.reassemble import blend, kernel_softmax, reassemble
 from ..storage.snapshots import Snapshot, SnapshotStore
-from ..storage.stored_run import Run, open_run
+from ..storage.stored_run import StoredRun
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
 from ..training.recipes import sgd
 from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler
@@ -307,7 +307,7 @@ def random_batch(case: StepCase, device: torch.device) -> tuple[Tensor, Tensor]:
     return images, torch.randint(2, (case.batch, case.size, case.size), device=device)
 
 
-def drawn_run(path: Path, name: str, frames: int) -> Run:
+def drawn_run(path: Path, name: str, frames: int) -> StoredRun:
     """A run on disk whose maps are a blob that comes out of noise."""
     layer, side = "decoder.3.upsample", 112
     rng = np.random.default_rng(0)
@@ -321,4 +321,4 @@ def drawn_run(path: Path, name: str, frames: int) -> Run:
     store.write_observation(picture[None, ..., None].repeat(3, 3), (picture[None] > 128).astype(np.uint8))
     info = {"status": "finished", "upsampler": name, "network": "segnet", "config": {"seed": 0}}
     store.write_info({**info, "layers": {layer: [side, side]}, "observation": {"names": ["drawn"]}})
-    return open_run(path)
+    return StoredRun(path)

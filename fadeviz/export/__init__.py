@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import FadevizError, unknown_name
-from ..storage.stored_run import Run
+from ..storage.stored_run import StoredRun
 from .npz import write_npz
 from .rerun_log import write_rerun
 from .selection import Drawing, select
@@ -29,7 +29,7 @@ DRAWN = frozenset({"tensorboard", "wandb", "rerun"})
 
 
 def export_run(
-    run: Run,
+    run: StoredRun,
     target: str,
     out: str | os.PathLike[str],
     *,

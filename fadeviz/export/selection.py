@@ -17,7 +17,7 @@ from ..render.frames import FrameSequence, select_frames
 from ..render.labels import truth_picture
 from ..render.normalize import SCOPES
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Maps, Run, common_steps
+from ..storage.stored_run import Maps, StoredRun, common_steps
 
 CHANNELS_DRAWN = 8
 """Number of representative channels drawn per map."""
@@ -81,7 +81,7 @@ class Selection:
         notes: what was left out, a sentence each.
     """
 
-    run: Run
+    run: StoredRun
     steps: tuple[int, ...]
     images: tuple[int, ...]
     names: tuple[str, ...]
@@ -124,7 +124,7 @@ class Selection:
                     yield name, line["step"], value
 
 
-def _lines(run: Run) -> list[dict[str, Any]]:
+def _lines(run: StoredRun) -> list[dict[str, Any]]:
     """The lines of a run's metrics whose step can be exported."""
     return [line for line in run.metrics() if 0 <= line["step"] < 2**63]
 
@@ -144,7 +144,7 @@ def _number(value: object, otherwise: float | None = None) -> float | None:
         return otherwise
 
 
-def _left_out(run: Run) -> Iterator[str]:
+def _left_out(run: StoredRun) -> Iterator[str]:
     """Notes on what of a run cannot be exported, one sentence each."""
     yield from (f"left out {name} ({reason})" for name, reason in run.broken.items())
     lines, every = _lines(run), run.metrics()
@@ -156,7 +156,7 @@ def _left_out(run: Run) -> Iterator[str]:
 
 
 def select(
-    run: Run,
+    run: StoredRun,
     *,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = (),
@@ -204,7 +204,7 @@ def select(
     return Selection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes))
 
 
-def _observed_images(run: Run, steps: Sequence[int]) -> int:
+def _observed_images(run: StoredRun, steps: Sequence[int]) -> int:
     """The number of observed images, or of images with maps if the run has lost them."""
     if not run.lost:
         return len(run.observation[0])

@@ -19,7 +19,7 @@ from ..render.colormap import class_palette, colour_classes
 from ..render.labels import data_name
 from ..render.panel import Box, Row, choose_zoom, write_panel
 from ..storage.metrics import FIGURES
-from ..storage.stored_run import Run, run_labels
+from ..storage.stored_run import StoredRun, run_labels
 from ..training.matting import measure_matte
 from .predictor import Predictor, find_trimap, read_picture
 
@@ -49,7 +49,7 @@ def parse_zoom(text: str) -> Box | str:
 
 
 def compare_runs(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     output: str | Path,
     *,
     images: Sequence[int] = (),
@@ -164,7 +164,7 @@ def _own_rows(
     return rows
 
 
-def _observed(runs: Sequence[Run], wanted: Sequence[int]) -> list[Sample]:
+def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
     """The pictures that all runs observed."""
     first = runs[0]
     images, masks = first.observation

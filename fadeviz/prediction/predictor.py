@@ -21,7 +21,7 @@ from ..experiment import choose_device, config_from, out_of_memory_in_words
 from ..models import build_network
 from ..render.colormap import class_palette
 from ..storage.files import make_folder, write_whole
-from ..storage.stored_run import Run, open_run
+from ..storage.stored_run import StoredRun
 from ..training.checkpoint import read_weights
 from ..training.tasks import choose_task
 
@@ -64,14 +64,14 @@ class Predictor:
         >>> mask = predict(read_picture("horse.jpg"))  # doctest: +SKIP
     """
 
-    def __init__(self, run: Run | str | Path, device: str = "auto") -> None:
+    def __init__(self, run: StoredRun | str | Path, device: str = "auto") -> None:
         """Build the network and load its weights.
 
         Raises:
             FadevizError: no run, one that was not recorded by ``fadeviz record``, no or damaged weights, no such
                 device.
         """
-        self.run = run if isinstance(run, Run) else open_run(run)
+        self.run = run if isinstance(run, StoredRun) else StoredRun(run)
         settings = self.run.info.get("config", {})
         if "network" not in settings:
             raise FadevizError(
@@ -232,7 +232,7 @@ def find_trimap(picture: Path, folder: Path | None = None) -> Path:
 
 
 def predict_files(
-    run: Run | str | Path,
+    run: StoredRun | str | Path,
     pictures: Sequence[str | Path],
     out: str | Path,
     *,

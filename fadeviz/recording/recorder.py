@@ -25,7 +25,7 @@ from ..errors import FadevizError, RecorderWarning, printable, unknown_name
 from ..storage.files import only_writer
 from ..storage.schedule import Schedule, at, parse_schedule
 from ..storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
-from ..storage.stored_run import Run, open_run
+from ..storage.stored_run import StoredRun
 from .batch import map_tensors
 from .hooks import Mode
 from .masks import Masks, images_to_show, masks_of, names_of, whole_number
@@ -199,7 +199,7 @@ class Recorder:
         try:
             # A run whose disk was full before its first snapshot has nothing to go on with.
             begun = (self.out / "run.json").exists() and any((self.out / "snapshots").glob("step_*"))
-            before = open_run(self.out) if resume and begun else None
+            before = StoredRun(self.out) if resume and begun else None
             if before is None:
                 self._begin(shown, truth, names_of(names, len(shown)), name, seed, overwrite)
             else:
@@ -249,7 +249,7 @@ class Recorder:
         self.store.write_observation(pictures, masks.values)
         self._write(start, untrained)
 
-    def _go_on(self, before: Run, pictures: NDArray[np.uint8], masks: Masks, foreground_given: bool) -> None:
+    def _go_on(self, before: StoredRun, pictures: NDArray[np.uint8], masks: Masks, foreground_given: bool) -> None:
         was_shown, were_masks = before.observation
         notes, layers = before.info.get("notes", []), list(before.info.get("layers", {}))
         # What was left out of a glob then is left out again.

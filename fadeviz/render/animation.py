@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from ..errors import FadevizError, MissingExtra
 from ..storage.files import replacing
-from ..storage.stored_run import Run
+from ..storage.stored_run import StoredRun
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
 from .frames import FrameSequence, all_notes, select_frames
@@ -50,7 +50,7 @@ _ROW = 4
 
 
 def write_animation(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     path: str | Path,
     *,
     duration_ms: int = 130,

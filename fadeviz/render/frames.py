@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS
-from ..storage.stored_run import Run, check_layer, common_steps, describe_calls, run_labels
+from ..storage.stored_run import StoredRun, check_layer, common_steps, describe_calls, run_labels
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 
@@ -46,7 +46,7 @@ class FrameSequence:
         notes: what was left out or painted apart, a sentence each.
     """
 
-    run: Run
+    run: StoredRun
     label: str
     layer: str
     kind: str
@@ -74,7 +74,7 @@ class FrameSequence:
 
 
 def select_frames(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     *,
     layer: str | None = None,
     kind: str = "feature",
@@ -186,12 +186,12 @@ def select_frames(
     ]
 
 
-_Part = tuple[Run, str, int | None, NDArray[np.float32]]
+_Part = tuple[StoredRun, str, int | None, NDArray[np.float32]]
 """A run, its label, the channel's number, and the maps."""
 
 
 def select_channels(
-    run: Run, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels", call: int = 0
+    run: StoredRun, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels", call: int = 0
 ) -> list[int]:
     """Representative channels of a layer, chosen from the last snapshot, so that a channel keeps its cell.
 
@@ -218,7 +218,7 @@ def select_channels(
     return sorted(taken) or [0]
 
 
-def _check_pictures(runs: Sequence[Run], image: int) -> None:
+def _check_pictures(runs: Sequence[StoredRun], image: int) -> None:
     """Raise unless the runs observed the same picture, as far as their pictures are available."""
     shown = [run for run in runs if not run.lost]
     for run in shown:
@@ -233,7 +233,7 @@ def _check_pictures(runs: Sequence[Run], image: int) -> None:
             )
 
 
-def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -> None:
+def _check_sizes(parts: Sequence[tuple[StoredRun, NDArray[np.float32]]], layer: str) -> None:
     (first, maps), *others = parts
     for run, other in others:
         if other.shape != maps.shape:
@@ -244,7 +244,7 @@ def _check_sizes(parts: Sequence[tuple[Run, NDArray[np.float32]]], layer: str) -
 
 
 def _notes(
-    run: Run, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, common: Sequence[int] | None
+    run: StoredRun, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, common: Sequence[int] | None
 ) -> tuple[str, ...]:
     """Notes on what of a run is not drawn, or marked in another colour.
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..errors import FadevizError
 from ..storage.snapshots import CHANNEL_KINDS
-from ..storage.stored_run import Run
+from ..storage.stored_run import StoredRun
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
 from .frames import FrameSequence, all_notes, select_frames
@@ -65,7 +65,7 @@ class Layout:
 
 
 def write_grid(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     path: str | Path,
     *,
     layer: str | None = None,
@@ -119,7 +119,7 @@ def write_grid(
 
 
 def _select(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     colormap: str,
     *,
     kind: str = "feature",
@@ -142,7 +142,7 @@ def _select(
 
 
 def draw_grid(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     *,
     colormap: str = "gray",
     columns: int | None = None,
@@ -170,7 +170,7 @@ def draw_grid(
     return figure
 
 
-def write_channels(run: Run, path: str | Path, **options: Any) -> tuple[str, ...]:
+def write_channels(run: StoredRun, path: str | Path, **options: Any) -> tuple[str, ...]:
     """Draw representative channels of a run, one a row; ``options`` are those of :func:`write_grid`."""
     return write_grid([run], path, kind="channels", **options)
 

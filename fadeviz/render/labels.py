@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Run
+from ..storage.stored_run import StoredRun
 from .colormap import colour_classes
 from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence
@@ -127,7 +127,7 @@ def layer_name(layer: str, call: int, calls: int) -> str:
     return layer if calls == 1 else f"{layer}, call {call} of {calls} (counted from 0)"
 
 
-def data_name(run: Run) -> str:
+def data_name(run: StoredRun) -> str:
     """What a run's data set is called; empty where nothing is said of it."""
     return str((run.info.get("data") or {}).get("name") or (run.info.get("config") or {}).get("data") or "")
 
@@ -172,17 +172,17 @@ def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
     return "min" if low == 0 else f"{low:g} %", "max" if high == 100 else f"{high:g} %"
 
 
-def has_colours(run: Run) -> bool:
+def has_colours(run: StoredRun) -> bool:
     """Whether masks of a run are shown in the colours of their classes: where there are more than two."""
     return run.mattes is None and int(run.info.get("classes") or 2) > 2
 
 
-def truth_name(run: Run) -> str:
+def truth_name(run: StoredRun) -> str:
     """What pictures call the truth of a run: a mask, or an alpha matte."""
     return "mask" if run.mattes is None else "alpha"
 
 
-def truth_picture(run: Run, image: int) -> NDArray[np.uint8]:
+def truth_picture(run: StoredRun, image: int) -> NDArray[np.uint8]:
     """The truth of an observed picture to look at, ``(H, W, 3)`` uint8.
 
     A matting run's alpha in greys; a mask of many classes in their colours, what is ignored in black; a mask of two
@@ -204,7 +204,7 @@ def truth_picture(run: Run, image: int) -> NDArray[np.uint8]:
     return np.repeat(greys[..., None], 3, axis=2)
 
 
-def truth_regions(run: Run, image: int) -> NDArray[np.uint8]:
+def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
     """The regions of an observed picture whose borders :func:`outline` draws, ``(H, W)`` uint8.
 
     The classes of its mask; of alpha, what is at least half. What is ignored is the lowest region, so that a border
@@ -224,7 +224,7 @@ def truth_regions(run: Run, image: int) -> NDArray[np.uint8]:
     return mask if len(np.unique(mask)) <= 32 else (mask >= 128).astype(np.uint8)
 
 
-def _names_object(run: Run) -> bool:
+def _names_object(run: StoredRun) -> bool:
     """Whether a run says which class of its masks is the object; everything else, void included, is not."""
     return run.mattes is None and (run.info.get("observation") or {}).get("foreground") is not None
 

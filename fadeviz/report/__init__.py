@@ -22,10 +22,10 @@ from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
 from ..storage.files import write_whole
 from ..storage.snapshots import KINDS
-from ..storage.stored_run import Run
-from . import story
+from ..storage.stored_run import StoredRun
+from . import text
 from .contour import contour_path, picture_uri
-from .movies import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps
+from .sequences import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps
 
 ENDINGS = (".html", ".htm")
 
@@ -39,7 +39,7 @@ _SLACK = 4000  # bytes kept for what is only known at the end: the names of what
 
 
 def write_report(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     output: str | os.PathLike[str],
     *,
     layers: Sequence[str] = (),
@@ -93,7 +93,7 @@ def write_report(
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
     command = _command(runs, path, layers, kinds, images, max_mb, title, call)
     shown = min(images, len(order.images))
-    steps, thinned = story.shown_steps(order)
+    steps, thinned = text.shown_steps(order)
     content = _content(order, steps, members, shown, command, title)
     besides = tuple(_not_asked_for(order, members, layers, kinds, shown))
     limit = int(max_mb * 1e6)
@@ -118,7 +118,7 @@ def write_report(
 
 
 def _command(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     output: Path,
     layers: Sequence[str],
     kinds: Sequence[str],
@@ -134,11 +134,11 @@ def _command(
     words += ["--max-mb", f"{max_mb:.12g}"] if max_mb != 6 else []
     words += ["--title", title] if title is not None else []
     words += ["--call", str(call)] if call else []
-    return story.plain(shlex.join(words), 4000)
+    return text.plain(shlex.join(words), 4000)
 
 
 def _not_asked_for(
-    order: LearningOrder, runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], images: int
+    order: LearningOrder, runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], images: int
 ) -> list[str]:
     """What the runs hold besides what the page shows, and how to include it."""
     said = []
@@ -168,13 +168,13 @@ def _not_asked_for(
 
 
 def _content(
-    order: LearningOrder, steps: Sequence[int], runs: Sequence[Run], images: int, command: str, title: str | None
+    order: LearningOrder, steps: Sequence[int], runs: Sequence[StoredRun], images: int, command: str, title: str | None
 ) -> dict[str, Any]:
     """Everything but the maps: ``data`` for the script, the rest as text for the page."""
     pictures, _ = runs[0].observation
     mattes = runs[0].mattes
     networks = dict.fromkeys(str(run.info.get("network_title") or run.info.get("network") or "") for run in runs)
-    operators = _listed([story.plain(operator.title, 60) for operator in order.operators])
+    operators = _listed([text.plain(operator.title, 60) for operator in order.operators])
     numbers = {id(run): number for number, run in enumerate(runs)}
     data = {
         "layer": order.layer,
@@ -182,7 +182,7 @@ def _content(
         "steps": list(steps),
         "images": [
             {
-                "name": story.plain(name, 80),
+                "name": text.plain(name, 80),
                 "picture": picture_uri(picture),
                 "contour": contour_path(inside),
                 "size": list(inside.shape),
@@ -194,31 +194,31 @@ def _content(
         ],
         "operators": [
             {
-                "title": story.plain(operator.title, 80),
+                "title": text.plain(operator.title, 80),
                 "runs": [
-                    {"run": numbers[id(run)], "seed": None if seed is None else story.plain(seed, 20)}
+                    {"run": numbers[id(run)], "seed": None if seed is None else text.plain(seed, 20)}
                     for run, seed in zip(operator.runs, operator.seeds, strict=True)
                 ],
             }
             for operator in order.operators
         ],
-        "figures": story.figures(order),
-        "kymographs": story.kymographs(order),
+        "figures": text.figures(order),
+        "kymographs": text.kymographs(order),
         "kinds": {kind: KINDS[kind] for kind in MAP_KINDS},
         "scopes": SCOPES,
         "palettes": {name: _base64(palette(name).tobytes()) for name in PALETTES},
         "nonFinite": list(NON_FINITE),
     }
-    where = _listed([story.plain(name, 60) for name in networks if name])
+    where = _listed([text.plain(name, 60) for name in networks if name])
     return {
-        "title": story.plain(title, 300) if title is not None else f"{operators}{f' in {where}' if where else ''}",
-        "measured": f"{story.plain(order.layer_title)}, {order.kind}: {len(order.images)} images, {len(order.steps)} "
+        "title": text.plain(title, 300) if title is not None else f"{operators}{f' in {where}' if where else ''}",
+        "measured": f"{text.plain(order.layer_title)}, {order.kind}: {len(order.images)} images, {len(order.steps)} "
         f"snapshots, steps {order.steps[0]:,} to {order.steps[-1]:,}",
-        "verdicts": story.verdict_rows(order),
-        "comparisons": story.comparison_sentences(order),
-        "caveats": story.caveats(order),
-        "rules": story.rules(order),
-        "settings": story.settings(runs),
+        "verdicts": text.verdict_rows(order),
+        "comparisons": text.comparison_sentences(order),
+        "caveats": text.caveats(order),
+        "rules": text.rules(order),
+        "settings": text.settings(runs),
         "command": command,
         "data": data,
     }

@@ -28,7 +28,7 @@ from .snapshots import (
     run_of_checkpoint,
     unreadable,
 )
-from .stored_run import Run, lost_snapshots, open_run
+from .stored_run import StoredRun, lost_snapshots
 
 _Layout = frozenset[tuple[str, str, tuple[int, ...]]]
 """What a snapshot holds: names, number formats and shapes."""
@@ -114,13 +114,13 @@ def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
     return repaired
 
 
-def _open(path: str | os.PathLike[str]) -> Run:
+def _open(path: str | os.PathLike[str]) -> StoredRun:
     if is_address(path):
         raise FadevizError(f"{path} is an address: only a folder of this machine is checked. Copy the run here first")
-    return open_run(path)
+    return StoredRun(path)
 
 
-def _faults(run: Run) -> Iterator[Fault]:
+def _faults(run: StoredRun) -> Iterator[Fault]:
     yield from _left_over(run)
     what = _info_fault(run.path / "run.json")
     if what:
@@ -151,7 +151,7 @@ def _faults(run: Run) -> Iterator[Fault]:
         )
 
 
-def _fault(run: Run, name: str, what: str, repair: str) -> Fault:
+def _fault(run: StoredRun, name: str, what: str, repair: str) -> Fault:
     """A fault to repair, unless the file is a folder, or lies elsewhere and may be another run's."""
     file = run.path / name
     if what.startswith("cannot be read"):  # for now, or by this user: not damaged
@@ -161,7 +161,7 @@ def _fault(run: Run, name: str, what: str, repair: str) -> Fault:
     return Fault(name, what, "" if file.is_dir() and not file.is_symlink() else repair)
 
 
-def _left_over(run: Run) -> Iterator[Fault]:
+def _left_over(run: StoredRun) -> Iterator[Fault]:
     for file in files_of(run.path):
         if left_over(file, elsewhere=True) and may_be_removed(file, run.path, run.run_id):
             yield Fault(str(file.relative_to(run.path)), "left over from an unfinished write", "removed")
@@ -177,7 +177,7 @@ def _info_fault(file: Path) -> str:
     return ""
 
 
-def _observation_fault(run: Run) -> str:
+def _observation_fault(run: StoredRun) -> str:
     try:
         images, masks = run.observation
         mattes = dict(zip(("alphas", "trimaps"), run.mattes or (), strict=False))
@@ -224,7 +224,7 @@ def _checkpoint_fault(file: Path, run_id: str) -> str:
     return ""
 
 
-def _layout(run: Run, step: int) -> _Layout:
+def _layout(run: StoredRun, step: int) -> _Layout:
     """What the snapshot holds, from its header alone; empty where it is damaged."""
     with contextlib.suppress(*_DAMAGED), open_tensors(_file(run, step)) as opened:
         slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict
@@ -244,11 +244,11 @@ def _difference(layout: _Layout, usual: _Layout) -> str:
     return ""
 
 
-def _file(run: Run, step: int) -> Path:
+def _file(run: StoredRun, step: int) -> Path:
     return run.path / "snapshots" / f"step_{step:06d}.safetensors"
 
 
-def _snapshot_fault(run: Run, step: int) -> str:
+def _snapshot_fault(run: StoredRun, step: int) -> str:
     """How a snapshot differs from what was written; not detectable in snapshots without checksums."""
     try:
         with open_tensors(_file(run, step)) as opened:

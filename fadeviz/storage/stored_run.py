@@ -23,7 +23,7 @@ from .remote import RemoteFolder, is_address
 from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_tensors, read_metrics, unreadable
 
 
-class Run:
+class StoredRun:
     """The reading half of a run folder: settings, metrics, observed pictures and maps, without torch.
 
     The folder may lie at an address that fsspec knows (``s3://bucket/run``, ``https://...``): each file is then fetched
@@ -60,7 +60,7 @@ class Run:
         # Opened again where it is unpickled: a remote run's temporary folder goes with the run.
         return type(self), (self.path if self._remote is None else self._remote.address,)
 
-    def same_place(self, other: Run) -> bool:
+    def same_place(self, other: StoredRun) -> bool:
         """Whether both runs are read from the same folder."""
         if self._remote is None or other._remote is None:
             return self._remote is other._remote and self.path.resolve() == other.path.resolve()
@@ -471,9 +471,16 @@ class Maps:
     dtype = np.dtype(np.float32)
 
     def __init__(
-        self, run: Run, layer: str, kind: str, steps: tuple[int, ...], image: int | None, channel: int | None, call: int
+        self,
+        run: StoredRun,
+        layer: str,
+        kind: str,
+        steps: tuple[int, ...],
+        image: int | None,
+        channel: int | None,
+        call: int,
     ) -> None:
-        """See :meth:`Run.maps`, which makes them."""
+        """See :meth:`StoredRun.maps`, which makes them."""
         self.run, self.layer, self.kind, self.call, self.steps = run, layer, kind, call, steps
         self._checked: set[int] = set()
         axes = ("image", "channel", "y", "x") if kind in CHANNEL_KINDS else ("image", "y", "x")
@@ -684,7 +691,7 @@ def _xarray() -> Any:
     return xarray
 
 
-def lost_snapshots(run: Run) -> str:
+def lost_snapshots(run: StoredRun) -> str:
     """Which scheduled steps of a finished run have no whole snapshot, in words; empty where there are none."""
     missing = sorted(set(run.info.get("schedule", [])) - set(run.steps))
     if not missing or run.info.get("status") != "finished":
@@ -693,12 +700,7 @@ def lost_snapshots(run: Run) -> str:
     return f"scheduled steps without a whole snapshot: {steps}. Only recording the run anew brings them back"
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run folder, or one at an address that fsspec knows, for reading; see :class:`Run`."""
-    return Run(path)
-
-
-def distinct_paths(runs: Sequence[Run]) -> list[str]:
+def distinct_paths(runs: Sequence[StoredRun]) -> list[str]:
     """The shortest end of each run's path that is unique: ``fade``, or ``a/fade`` and ``b/fade``."""
     places = [run.place for run in runs]
 
@@ -712,7 +714,7 @@ def distinct_paths(runs: Sequence[Run]) -> list[str]:
     return [told(place) for place in places]
 
 
-def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[str]:
+def run_labels(runs: Sequence[StoredRun], names: Sequence[str] | None = None) -> list[str]:
     """Unique labels of the runs for figures and tables: their titles, and what distinguishes runs of the same title.
 
     That is the network, the seed, or as much of the path as needed, whichever is the first to be unique among the runs
@@ -739,12 +741,12 @@ def run_labels(runs: Sequence[Run], names: Sequence[str] | None = None) -> list[
     return labels
 
 
-def _seed(run: Run) -> Any:
+def _seed(run: StoredRun) -> Any:
     return (run.info.get("config") or {}).get("seed")
 
 
 def describe_calls(layer: str, calls: Mapping[int, Sequence[int]], call: int = 0) -> str:
-    """A note on a layer's other calls (see :meth:`Run.calls`) when one is shown; empty if there are none."""
+    """A note on a layer's other calls (see :meth:`StoredRun.calls`) when one is shown; empty if there are none."""
     others = [f"{number} ({'x'.join(map(str, size))})" for number, size in calls.items() if number != call]
     if not others:
         return ""
@@ -753,7 +755,7 @@ def describe_calls(layer: str, calls: Mapping[int, Sequence[int]], call: int = 0
     return f"{layer}: call {call} is shown; also recorded: call{plural} {shown}. Choose with --call"
 
 
-def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> None:
+def check_layer(runs: Sequence[StoredRun], layer: str, kind: str, call: int = 0) -> None:
     """Raise unless all runs have maps of this layer, kind and call.
 
     Raises:
@@ -772,7 +774,7 @@ def check_layer(runs: Sequence[Run], layer: str, kind: str, call: int = 0) -> No
         run.check(layer, kind, call)
 
 
-def common_steps(runs: Sequence[Run], steps: Sequence[int] | None = None) -> tuple[int, ...]:
+def common_steps(runs: Sequence[StoredRun], steps: Sequence[int] | None = None) -> tuple[int, ...]:
     """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
     common = set(runs[0].steps).intersection(*(run.steps for run in runs))
     if steps is not None:

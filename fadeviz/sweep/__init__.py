@@ -4,11 +4,11 @@ What a run is stays the same wherever it is trained: ``plan`` says which there s
 folder, ``manifest`` lists how each stands, and an executor (``local``, ``slurm``, ``dask``) decides where.
 """
 
-from .conduct import Executor, Outcome, SweepProgress, missing, run_sweep
 from .local import LocalProcesses
 from .manifest import MANIFEST, RunStatus, read_plan, read_status
-from .member import Event, Task, begun
 from .plan import CONTROLS, Member, SweepPlan, parse_seeds, plan_sweep
+from .runner import Executor, Outcome, SweepProgress, missing, run_sweep
+from .trial import Event, Task, begun
 
 __all__ = [
     "CONTROLS",

@@ -12,8 +12,8 @@ from pathlib import Path
 from ..errors import FadevizError, MissingExtra
 from ..experiment import Progress, RunConfig
 from ..storage.files import only_writer
-from .member import End, Event, Task, anywhere, as_in_a_fresh_process, train_member, watch
 from .plan import Member
+from .trial import End, Event, Task, anywhere, as_in_a_fresh_process, train_member, watch
 
 
 class DaskCluster:

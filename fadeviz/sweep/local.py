@@ -17,7 +17,7 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, usable_cores
-from .member import End, Event, Task, as_in_a_fresh_process, train_member
+from .trial import End, Event, Task, as_in_a_fresh_process, train_member
 
 _TELL_EVERY = 0.5
 """Seconds between two words of a worker."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import FadevizError
 from ..experiment import RunConfig, config_from, settings_of
 from ..storage.files import lock_is_free, read_regular, write_whole
-from ..storage.stored_run import open_run
+from ..storage.stored_run import StoredRun
 from .plan import Member, SweepPlan
 
 MANIFEST = "manifest.json"
@@ -133,7 +133,7 @@ def read_status(out: str | Path) -> list[RunStatus]:
 def _run_status(out: Path, name: str, entry: Mapping[str, Any], *, only_sweep: bool = False) -> RunStatus:
     status, message = str(entry.get("status", "planned")), str(entry.get("message", ""))
     try:
-        run = open_run(out / name)
+        run = StoredRun(out / name)
     except FadevizError:
         # Its process may be about to start, unless the sweep is no longer active.
         gone = status == "running" and not entry.get("job") and (only_sweep or lock_is_free(out))

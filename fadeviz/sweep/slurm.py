@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
 from ..storage.files import read_regular, write_whole
-from ..storage.stored_run import open_run
-from .member import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
+from ..storage.stored_run import StoredRun
 from .plan import Member
+from .trial import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -366,7 +366,7 @@ def _left(task: Task) -> End | None:
 
 def _without_a_word(task: Task) -> End:
     try:
-        info = open_run(task.folder).info
+        info = StoredRun(task.folder).info
     except FadevizError:
         info = {}
     if info.get("status") == "finished":

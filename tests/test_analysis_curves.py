@@ -6,7 +6,7 @@ import pytest
 from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import open_run
-from fadeviz.analysis.courses import FIGURES, MEASURES, _own_pattern, operator_courses
+from fadeviz.analysis.curves import FIGURES, MEASURES, _own_pattern, operator_courses
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.similarity import class_similarity

@@ -18,11 +18,12 @@ from matplotlib.text import Text
 from PIL import Image
 
 import fadeviz
-from fadeviz import FadevizError, Run, notebook, open_run
-from fadeviz.notebook import FRAMES, NotebookRun
+from fadeviz import FadevizError, Run, open_run
+from fadeviz import run as notebook
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
+from fadeviz.run import FRAMES, NotebookRun
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 

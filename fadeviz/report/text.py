@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.courses import FIGURES, MEASURES, Course, group_words, operator_courses
+from ..analysis.curves import FIGURES, MEASURES, Course, group_words, operator_courses
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
 from ..analysis.statistics import UNITS, Interval
@@ -18,7 +18,7 @@ from ..analysis.table import other_rules, speaks_for
 from ..render.colormap import palette
 from ..render.frames import spread
 from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
-from ..storage.stored_run import Run
+from ..storage.stored_run import StoredRun
 
 BY_OPERATOR = ("responses", "learning", "gate")
 """Groups of measures that are drawn a chart an operator; of the others, each measure has a chart."""
@@ -338,7 +338,7 @@ def short(values: Iterable[float], digits: int = 5) -> list[float | None]:
 # --- the runs ---------------------------------------------------------------------------------------------------------
 
 
-def settings(runs: Sequence[Run]) -> tuple[list[str], dict[str, list[str]], dict[str, str]]:
+def settings(runs: Sequence[StoredRun]) -> tuple[list[str], dict[str, list[str]], dict[str, str]]:
     """What the runs were made with.
 
     Returns:
@@ -356,7 +356,7 @@ _PLACES = ("data_dir", "weights")
 """Settings that say where things lie on one's machine: nobody's business to whom the page is mailed."""
 
 
-def _told(run: Run) -> dict[str, str]:
+def _told(run: StoredRun) -> dict[str, str]:
     info = run.info
     found: dict[str, Any] = {
         "run": run.run_id,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..storage.metrics import FIGURES as TESTED
 from ..storage.metrics import TESTS
-from ..storage.stored_run import Maps, Run
+from ..storage.stored_run import Maps, StoredRun
 from .blocks import in_blocks
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
@@ -152,7 +152,7 @@ def operator_courses(order: LearningOrder, operator: OperatorOrder) -> dict[str,
     return {name: courses[name] for name in MEASURES if name in courses and np.isfinite(courses[name].values).any()}
 
 
-def _of_run(run: Run, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
+def _of_run(run: StoredRun, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
     """The measures of one run's maps, ``(S, N)`` each."""
     kinds = [kind for kind in run.layers[order.layer] if order.call == 0 or order.call in run.calls(order.layer, kind)]
     found = _over_training(run, order, order.kind, _of_map)
@@ -171,7 +171,7 @@ _Measured = dict[str, NDArray[np.float64]]
 
 
 def _over_training(
-    run: Run,
+    run: StoredRun,
     order: LearningOrder,
     kind: str,
     measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
@@ -231,7 +231,7 @@ def _as_row(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     return maps.reshape(*maps.shape[:-3], 1, -1)
 
 
-def _regions_for(maps: Maps, run: Run, order: LearningOrder) -> Sequence[Regions]:
+def _regions_for(maps: Maps, run: StoredRun, order: LearningOrder) -> Sequence[Regions]:
     """The regions at the maps' own size: the parts of an operator may be finer or coarser than its output."""
     size = (maps.shape[-2], maps.shape[-1])
     if size == order.regions[0].band.shape:
@@ -260,7 +260,7 @@ def _classes(channels: NDArray[np.float32], regions: Sequence[Regions]) -> dict[
     }
 
 
-def _tests(runs: Sequence[Run], last: int) -> dict[str, Course]:
+def _tests(runs: Sequence[StoredRun], last: int) -> dict[str, Course]:
     """The figures of the tests that all runs have in common, up to the last step that is measured."""
     metrics = [[line for line in run.metrics() if line["step"] <= last] for run in runs]
     found: dict[str, Course] = {}

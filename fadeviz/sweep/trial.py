@@ -16,10 +16,10 @@ from typing import NamedTuple
 import torch
 
 from ..errors import FadevizError
-from ..experiment import Progress, RunConfig, run
+from ..experiment import Progress, RunConfig, train
+from ..run import open_run
 from ..storage.files import METRICS_LIMIT, left_over, open_regular
 from ..storage.metrics import headline
-from ..storage.stored_run import open_run
 from ..training.signals import Interrupted
 from .plan import Member
 
@@ -64,7 +64,7 @@ def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], N
     ``report`` is called after every step, and stops the run by raising KeyboardInterrupt, as a signal does.
     """
     try:
-        finished = run(config, folder, resume=begun(folder), report=report)
+        finished = train(config, folder, resume=begun(folder), report=report)
     except KeyboardInterrupt as error:
         if not (isinstance(error, Interrupted) and error.finished):
             return End("interrupted", "", {}, "")
@@ -80,7 +80,7 @@ def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], N
 def begun(folder: str | Path) -> bool:
     """Whether a run was begun in ``folder``; what is left of one killed before its first file is removed.
 
-    Anything else stays where it is: :func:`fadeviz.experiment.run` refuses a folder that holds something foreign.
+    Anything else stays where it is: :func:`fadeviz.experiment.train` refuses a folder that holds something foreign.
     """
     folder = Path(folder)
     if os.path.lexists(folder / "run.json"):

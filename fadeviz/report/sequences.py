@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..render.normalize import Limits, limits_by_scope
-from ..storage.stored_run import Run
-from .pack import Packed, pack
+from ..storage.stored_run import StoredRun
+from .codec import Packed, pack
 
 Place = tuple[int, int]
 """A run and an image, by their numbers."""
@@ -77,7 +77,7 @@ def shortest(values: Sequence[float]) -> list[float | None]:
 
 
 def select_movies(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     ranks: Sequence[int],
     steps: Sequence[int],
     images: int,
@@ -153,7 +153,7 @@ def select_movies(
 
 
 def wanted_maps(
-    runs: Sequence[Run], layers: Sequence[str], kinds: Sequence[str], first: str, call: int = 0
+    runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], first: str, call: int = 0
 ) -> list[tuple[str, str]]:
     """Layers and kinds that have this call in some run, most important first."""
     sizes: dict[str, int] = {}
@@ -170,12 +170,12 @@ def wanted_maps(
     return [(layer, kind) for layer, kind in pairs if any(_recorded(run, layer, kind, call) for run in runs)]
 
 
-def _recorded(run: Run, layer: str, kind: str, call: int) -> bool:
+def _recorded(run: StoredRun, layer: str, kind: str, call: int) -> bool:
     return kind in run.layers.get(layer, ()) and (call == 0 or call in run.calls(layer, kind))
 
 
 def _packed(
-    runs: Sequence[Run],
+    runs: Sequence[StoredRun],
     places: Sequence[Place],
     steps: Sequence[int],
     layer: str,
@@ -200,7 +200,7 @@ def _packed(
 
 
 def _each(
-    runs: Sequence[Run], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str, call: int
+    runs: Sequence[StoredRun], places: Sequence[Place], steps: Sequence[int], layer: str, kind: str, call: int
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
     """Each run and image with its maps ``(S, h, w)``; of a run as many images at a time as ``_AT_A_TIME`` values."""
     for run in dict.fromkeys(run for run, _ in places):
@@ -224,7 +224,7 @@ def _reduced(costs: Mapping[Place, int], ranks: Sequence[int], images: int, room
     return [], 0
 
 
-def _set_limits(movies: Movies, runs: Sequence[Run], steps: Sequence[int]) -> None:
+def _set_limits(movies: Movies, runs: Sequence[StoredRun], steps: Sequence[int]) -> None:
     # From the frames' own limits: the ends over several frames are the ends of their ends. NaN does not count.
     for image in sorted({image for _, image in movies.packed}):
         there = [run for run, i in movies.packed if i == image]

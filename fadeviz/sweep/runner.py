@@ -10,12 +10,12 @@ from typing import NamedTuple, Protocol
 from ..errors import FadevizError
 from ..experiment import Progress, differing_settings, settings_of
 from ..storage.files import left_over, only_writer
-from ..storage.stored_run import Run, open_run
+from ..storage.stored_run import StoredRun
 from ..training.signals import stop_signals
 from .local import LocalProcesses
 from .manifest import MANIFEST, OWN, Manifest, read_manifest
-from .member import Event, Task
 from .plan import Member, SweepPlan
+from .trial import Event, Task
 
 
 class Executor(Protocol):
@@ -214,13 +214,13 @@ class _Sweep:
             manifest.enter(member, self.plan.config(member))
         return manifest
 
-    def _finished(self, member: Member) -> Run | None:
+    def _finished(self, member: Member) -> StoredRun | None:
         """The run, if it is done."""
         folder = self.out / member.name
         if not (folder / "run.json").exists():
             return None
         try:
-            before = open_run(folder)
+            before = StoredRun(folder)
         except FadevizError:
             return None  # damaged: its worker says so, and the others go on
         differs = differing_settings(before.info.get("config", {}), self.plan.config(member))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .errors import FadevizError
 from .storage.metrics import FIGURES
 from .storage.snapshots import CHANNEL_KINDS, KINDS
-from .storage.stored_run import Run
+from .storage.stored_run import StoredRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,7 +35,7 @@ _ROOM = 600_000
 """Bytes for the frames, in base64: where they take more, fewer steps are shown."""
 
 
-class NotebookRun(Run):
+class Run(StoredRun):
     """A run that a notebook shows: as the last line of a cell it becomes a page with a slider over its steps.
 
     Example::
@@ -45,7 +45,7 @@ class NotebookRun(Run):
         run.grid(kind="gradient", normalize="run") # what `fadeviz grid` draws, inline
     """
 
-    def grid(self, *others: Run, **options: Any) -> Figure:
+    def grid(self, *others: StoredRun, **options: Any) -> Figure:
         """Draw the frames of this run, and of others to compare with, as ``fadeviz grid`` does.
 
         Args:
@@ -73,8 +73,8 @@ class NotebookRun(Run):
             return f"<pre>Run({escape(repr(self.address))})\n{escape(str(error))}</pre>"
 
 
-def open_run(path: str | os.PathLike[str]) -> NotebookRun:
-    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`~fadeviz.storage.stored_run.Run`.
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`Run`.
 
     Args:
         path: the run's folder; or ``s3://bucket/run``, ``https://host/run``, ``memory://run`` ...
@@ -90,10 +90,10 @@ def open_run(path: str | os.PathLike[str]) -> NotebookRun:
         run = fadeviz.open_run("outputs/fade")
         maps = run.maps(kind="feature", image=0)   # (steps, h, w) float32, read where it is indexed
     """
-    return NotebookRun(path)
+    return Run(path)
 
 
-def render_html(run: Run) -> str:
+def render_html(run: StoredRun) -> str:
     """What a notebook shows of a run: maps of the first image, in the ranges and colours of ``fadeviz grid``.
 
     It is whole by itself and asks for nothing. The slider is built by a script; where scripts do not run there is a
@@ -146,7 +146,7 @@ def render_html(run: Run) -> str:
     )
 
 
-def _sequences(run: Run, steps: Sequence[int]) -> list[FrameSequence]:
+def _sequences(run: StoredRun, steps: Sequence[int]) -> list[FrameSequence]:
     """The kind that figures show first, and the gradient beside it."""
     from .render.frames import select_frames
 
@@ -198,7 +198,7 @@ def _range(sequence: FrameSequence, frame: int) -> str:
     return f"{number(low)} to {number(high)}"
 
 
-def _facts(run: Run) -> str:
+def _facts(run: StoredRun) -> str:
     config = run.info.get("config") or {}
     network = run.info.get("network_title") or run.info.get("network")
     steps = run.steps
@@ -214,7 +214,7 @@ def _facts(run: Run) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def _metrics(run: Run, steps: Sequence[int]) -> list[str]:
+def _metrics(run: StoredRun, steps: Sequence[int]) -> list[str]:
     """What metrics.jsonl says of each step, in words."""
     words = {"loss": "loss", **{name: one.title for name, one in FIGURES.items() if one.brief}}
     found: dict[int, dict[str, str]] = {step: {} for step in steps}
@@ -225,7 +225,7 @@ def _metrics(run: Run, steps: Sequence[int]) -> list[str]:
     return [", ".join(told[name] for name in words if name in told) for told in found.values()]
 
 
-def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
+def _caption(run: StoredRun, sequences: Sequence[FrameSequence], shown: int) -> str:
     from .render.labels import captions
 
     what, *sentences = captions(sequences)
@@ -241,7 +241,7 @@ def _caption(run: Run, sequences: Sequence[FrameSequence], shown: int) -> str:
     return " ".join(sentences)
 
 
-def _not_shown(run: Run, sequences: Sequence[FrameSequence]) -> list[str]:
+def _not_shown(run: StoredRun, sequences: Sequence[FrameSequence]) -> list[str]:
     """A sentence on what else was recorded, and how to draw it."""
     layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
     calls = run.calls(layer, sequences[0].kind)
@@ -334,4 +334,4 @@ _SCRIPT = """(id, data) => {
 }"""
 
 
-__all__ = ["FRAMES", "NotebookRun", "open_run", "render_html"]
+__all__ = ["FRAMES", "Run", "open_run", "render_html"]

@@ -720,7 +720,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
         "s.TEST_DRAWINGS = 8\n"
         "c = e.RunConfig(upsampler='fade', size=64, width=0.125, steps=14, snapshots='1:14:1', evaluate_every=14,\n"
         "                checkpoint_every=5, kinds='feature,gradient')\n"
-        "e.run(c, sys.argv[1], resume=len(sys.argv) > 2)\n"
+        "e.train(c, sys.argv[1], resume=len(sys.argv) > 2)\n"
     )
     out = tmp_path / "run"
     # With several threads, as a user's training has: the promise must hold there. Many would wait for each other.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fadeviz import FadevizError
-from fadeviz.data import Sample, pictures
+from fadeviz.data import Sample, images
 from fadeviz.data.ade20k import class_names, read_ade20k
 from fadeviz.data.matting.dataset import MattePictures, load_matting
 from fadeviz.data.matting.files import find_mattes, read_layers
@@ -374,7 +374,7 @@ def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(FadevizError, match=r"has 1,099,511,627,776 bytes, but at most 536,870,912 are read"):
-        pictures.open_picture(path)
+        images.open_picture(path)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a POSIX system's device")
@@ -658,7 +658,7 @@ def test_nonsense_in_the_tags_of_a_tiff_is_one_line(tmp_path: Path) -> None:
     for tag in tags:
         for kind in range(1, 14):  # a text or a fraction where a number belongs
             path.write_bytes(data[: tag + 2] + kind.to_bytes(2, "little") + data[tag + 4 :])
-            pictures.describe_pictures([path], "images", "by its colours")
+            images.describe_pictures([path], "images", "by its colours")
             try:
                 read += read_picture(path).image.size > 0
             except FadevizError as error:
@@ -675,7 +675,7 @@ def test_a_claimed_size_is_passed_over_by_the_description(tmp_path: Path) -> Non
     (tmp_path / "a.bmp").write_bytes(data)
     with pytest.raises(FadevizError, match="exceed the limit of 50,000,000"):
         read_picture(tmp_path / "a.bmp")
-    assert pictures.describe_pictures([tmp_path / "a.bmp"], "images", "by its colours") == []
+    assert images.describe_pictures([tmp_path / "a.bmp"], "images", "by its colours") == []
 
 
 def test_several_frames_are_refused(tmp_path: Path) -> None:

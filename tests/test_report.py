@@ -21,7 +21,8 @@ from fadeviz.analysis.statistics import bootstrap_interval
 from fadeviz.render import plots
 from fadeviz.render.colormap import palette, to_indices
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
-from fadeviz.report import PALETTES, story, write_report
+from fadeviz.report import PALETTES, write_report
+from fadeviz.report import text as page_text
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
 from fadeviz.report.sequences import select_movies, shortest, text_size
@@ -331,7 +332,7 @@ class TestPage:
         assert "vgg.safetensors (0123abcd)" in text
 
     def test_of_many_snapshots_some_are_shown_and_all_measured(self, runs, page, tmp_path, monkeypatch):
-        monkeypatch.setattr(story, "MAX_STEPS", 5)
+        monkeypatch.setattr(page_text, "MAX_STEPS", 5)
         path = tmp_path / "thin.html"
         said = "7 of 12 snapshots: the maps and curves show 5, evenly spaced; all of them are measured"
         assert write_report(runs, path)[0] == said
@@ -470,7 +471,7 @@ class TestWords:
         [(0, "0"), (0.1234, "0.123"), (-12.345, "−12.3"), (1234.5, "1,234"), (1e-9, "1.00e−9"), (math.nan, "–")],
     )
     def test_numbers(self, value, text):
-        assert story.number(value) == text
+        assert page_text.number(value) == text
 
     @pytest.mark.parametrize(
         ("leads", "word", "said"),
@@ -487,7 +488,7 @@ class TestWords:
         one = order.operators[0]
         verdict = type(one.verdict)(word, "the reason")
         changed = self.operator(runs, lead_interval=bootstrap_interval(np.array(leads)), verdict=verdict, margin=10.0)
-        row = story.verdict_rows(type(order)(**{**order.__dict__, "operators": (changed,)}))[0]
+        row = page_text.verdict_rows(type(order)(**{**order.__dict__, "operators": (changed,)}))[0]
         assert said in row["sentence"]
         assert row["word"] == word
         assert (row["lead"] == "– (of 2 of 4 maps)") == (len(leads[0]) == 2)
@@ -496,9 +497,9 @@ class TestWords:
         times = learning_times(range(0, 110, 10), np.zeros(11))
         assert not math.isfinite(times.t50)
         interval = bootstrap_interval(np.array([[np.inf, np.inf, 5.0]]))
-        assert story._interval(interval, 100) == "after 100 (5.0 to after 100)"
-        assert story._interval(interval, 100, signed=True) == "+∞ (+5.0 to +∞)"
-        assert story._interval(bootstrap_interval(np.array([[np.nan]])), 100) == "–"
+        assert page_text._interval(interval, 100) == "after 100 (5.0 to after 100)"
+        assert page_text._interval(interval, 100, signed=True) == "+∞ (+5.0 to +∞)"
+        assert page_text._interval(bootstrap_interval(np.array([[np.nan]])), 100) == "–"
 
 
 class TestWhatIsNotInIt:
@@ -516,9 +517,9 @@ class TestWhatIsNotInIt:
         few = sum(test.count < 6 for one in order.comparisons for test in one.tests.values())
         assert few > 0
         assert f"<li>Left out: {few} tests of two operators with fewer than 6 pairs.</li>" in page.text
-        assert not [said for said in story.caveats(order) if "distance-time" in said]
-        monkeypatch.setattr(story, "shown_distances", lambda edges: (-1.0, 2.0))
-        assert "The distance-time maps leave out distances of 2 to 11 px outside." in story.caveats(order)
+        assert not [said for said in page_text.caveats(order) if "distance-time" in said]
+        monkeypatch.setattr(page_text, "shown_distances", lambda edges: (-1.0, 2.0))
+        assert "The distance-time maps leave out distances of 2 to 11 px outside." in page_text.caveats(order)
 
     def test_other_calls(self, runs, tmp_path):
         run = make_run(tmp_path / "calls", calls=3)

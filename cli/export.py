@@ -19,7 +19,7 @@ from .runs import NUMBERS, RUN, Output
               help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
                    "may be repeated.  [default: all]")  # fmt: skip
 @click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")
-@click.option("--images", type=NUMBERS, help="Only these observed pictures, from 0, e.g. 0,2.  [default: all]")
+@click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
                    "[default: frame]")  # fmt: skip
@@ -39,14 +39,14 @@ def export(
     colormap: str | None,
     overwrite: bool,
 ) -> None:
-    """Write a stored RUN for another tool: maps, observed pictures, metrics, settings.
+    """Write a stored RUN for another tool: maps, observed images, metrics, settings.
 
     \b
     npz          one file for NumPy: every map as recorded, (steps, images, h, w)
     zarr         a folder for xarray: a group a layer, an array a kind, a chunk a step, as recorded
-    tensorboard  a log folder: maps as pictures, metrics as scalars
+    tensorboard  a log folder: maps as images, metrics as scalars
     wandb        an offline run of Weights & Biases; nothing is sent before `wandb sync`
-    rerun        one .rrd file: maps as pictures on a timeline of steps
+    rerun        one .rrd file: maps as images on a timeline of steps
 
     All but npz need an extra, e.g. pip install ".[zarr]".
 

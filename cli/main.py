@@ -80,7 +80,7 @@ def main() -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("outputs/demo"), show_default=True,
-              help="Folder for the two runs and the pictures.")  # fmt: skip
+              help="Folder for the two runs and the images.")  # fmt: skip
 @click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
@@ -111,7 +111,7 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
                    "List: fadeviz upsamplers.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
 @click.option("--labels", default="true", show_default=True, metavar="true|shuffled",
-              help="Shuffled: every training picture gets another one's mask; a control.")  # fmt: skip
+              help="Shuffled: every training image gets another one's mask; a control.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @training_options
 @click.option(
@@ -139,7 +139,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
         raise click.UsageError("--requeue finds out by itself whether to go on: leave --resume and --overwrite out")
     from fadeviz import open_run
     from fadeviz.experiment import train
-    from fadeviz.training.distributed import OtherProcessFailed, started_number
+    from fadeviz.training.distributed import OtherRankFailed, launched_rank
     from fadeviz.training.signals import Interrupted
 
     config = _config(ctx, out, resume, options)
@@ -147,14 +147,14 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
         from fadeviz.sweep import begun
 
         resume = begun(out)
-    quiet = started_number() > 0  # of the processes that torchrun started, the first one talks
+    quiet = launched_rank() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
             finished = train(
                 config, out, resume=resume, overwrite=overwrite,
                 report=None if quiet else bars.report, note=None if quiet else _note,
             )  # fmt: skip
-        except OtherProcessFailed:
+        except OtherRankFailed:
             if quiet:
                 sys.exit(1)
             raise
@@ -222,7 +222,7 @@ class _Bars:
         self._bar.update(progress.step - self._bar.n)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -233,7 +233,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]"),
             click.option("--kind", default="feature", show_default=True,
                          help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide."),
-            click.option("--image", type=int, default=0, show_default=True, help="Which observed picture, from 0."),
+            click.option("--image", type=int, default=0, show_default=True, help="Which observed image, from 0."),
             click.option("--channel", type=int,
                          help="Which channel, for channels, kernels and guide.  [default: representative ones]"),
             click.option("--channels", "how_many", type=int, default=8, show_default=True,
@@ -561,7 +561,7 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 @click.option("--data", "name", default="", metavar="weizmann|ade20k|mattes",
               help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
-    """Read every picture of a data set's FOLDER and list what is wrong."""
+    """Read every image of a data set's FOLDER and list what is wrong."""
     from fadeviz.data.sets import check_data, describe_data
 
     name, problems, splits = check_data(folder, name)
@@ -577,7 +577,7 @@ def data_check(folder: Path, name: str) -> None:
         click.echo(f"note: {note}")
     train = splits.info["train"]
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    counts = f"pictures: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
+    counts = f"images: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
     click.echo(printable(f"{folder}: {name}, {counts}"))
 
 

@@ -218,7 +218,7 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
             "be reaches too. Upright: median step of half of the way, if enough maps have one."
         )
     elif figure == "quality":
-        caption = f"The whole network on its test pictures. {runs}. "
+        caption = f"The whole network on its test images. {runs}. "
         note = group_words(figure, {name for one in courses for name in one})[1]
         sentence = " ".join(filter(None, ["Lines: median over runs; bands: its 95 % interval over seeds.", note]))
     elif figure in ("learning", "classes"):

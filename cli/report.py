@@ -20,7 +20,7 @@ from .runs import CALL, RUN, Output
               help="Show this kind of map alone; may be repeated, the first is measured.  "
                    "[default: all, measuring feature]")  # fmt: skip
 @click.option("--images", type=int, default=4, show_default=True,
-              help="How many observed pictures to show, from the first; all are measured.")  # fmt: skip
+              help="How many observed images to show, from the first; all are measured.")  # fmt: skip
 @click.option("--max-mb", type=float, default=6.0, show_default=True,
               help="Largest size of the file; maps that do not fit are named.")  # fmt: skip
 @click.option("--call", type=int, default=0, show_default=True, help=CALL)

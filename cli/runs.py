@@ -1,4 +1,4 @@
-"""Kinds of arguments: a run, a folder of this machine or an address; numbers of pictures; files to write."""
+"""Kinds of arguments: a run, a folder of this machine or an address; numbers of images; files to write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUN = _RunPath(path_type=Path)
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers of pictures, from 0, joined by commas."""
+    """Numbers of images, from 0, joined by commas."""
 
     name = "N,..."
 
@@ -31,7 +31,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
             return value
         parts = [part.strip() for part in str(value).split(",")]
         if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
-            self.fail("numbers of pictures are needed, e.g. 0,2", param, ctx)
+            self.fail("numbers of images are needed, e.g. 0,2", param, ctx)
         return tuple(map(int, parts))
 
 

@@ -61,7 +61,7 @@ def sweep(
 ) -> None:
     """Record every one of several operators with every one of several seeds.
 
-    For one seed all operators see the same pictures in the same order and begin with the same encoder and decoder.
+    For one seed all operators see the same images in the same order and begin with the same encoder and decoder.
     A run that fails stops no other. The same command again does only what is missing: it resumes what was stopped,
     tries again what failed, and adds what is new; options that are left out are those of the sweep in --out.
 

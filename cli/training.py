@@ -28,7 +28,7 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--data-dir", default="", metavar="DIR",
                          help="Folder of the data set. Check it with: fadeviz data check DIR.  [default: none]"),
             click.option("--subset", type=int, default=0, metavar="N",
-                         help="Train on N pictures of ade20k, and test on as large a share.  [default: all]"),
+                         help="Train on N images of ade20k, and test on as large a share.  [default: all]"),
             click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps."),
             click.option("--snapshots", default="", metavar="SCHEDULE",
                          help="Steps to record, both ends of a range included; step 0 always is. "
@@ -36,18 +36,18 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--width", type=float, default=1.0, show_default=True,
                          help="Multiplier of the network's channels."),
             click.option("--size", type=int, default=224, show_default=True,
-                         help="Side of the pictures (of ade20k and mattes: of the crops), divisible by 32; by 16 for "
+                         help="Side of the images (of ade20k and mattes: of the crops), divisible by 32; by 16 for "
                               "matting."),
-            click.option("--batch-size", type=int, default=4, show_default=True, help="Pictures a step."),
+            click.option("--batch-size", type=int, default=4, show_default=True, help="Images a step."),
             click.option("--lr", type=float, default=None,
                          help="Learning rate.  [default: 0.01 of SGD for segnet, times 0.1 after 70 % and 90 % of the "
                               "steps; 6e-5 of AdamW for segformer, its head 10 times that, falling to 0; 0.01 of Adam "
                               "for matting, its encoder a hundredth of that, times 0.1 after 67 % and 87 %]"),
             click.option("--weight-decay", type=float, default=None,
                          help="Pull of the weights towards 0.  [default: 0.01 for segformer, 0 for others]"),
-            click.option("--flip", is_flag=True, help="Mirror half of the training pictures."),
+            click.option("--flip", is_flag=True, help="Mirror half of the training images."),
             click.option("--split-seed", type=int, default=0, show_default=True,
-                         help="Seed of the train/test split and of the observed pictures."),
+                         help="Seed of the train/test split and of the observed images."),
             click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
                          help="Where to train."),
             click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
@@ -73,21 +73,21 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--kinds", default="", metavar="KIND,...",
                          help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; "
                               "or all there are. [default: the small ones that the operator has]"),
-            click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test pictures."),
+            click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test images."),
             click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
-                         help="BatchNorm while observing: running statistics, or those of the observed pictures."),
+                         help="BatchNorm while observing: running statistics, or those of the observed images."),
             click.option("--channel-images", type=int, default=1, show_default=True,
-                         help="Observed pictures of which channels, kernels and guide are kept."),
+                         help="Observed images of which channels, kernels and guide are kept."),
             click.option("--evaluate-every", type=int, default=0,
                          help="Steps between tests.  [default: a tenth of the run]"),
             click.option("--checkpoint-every", type=int, default=250, show_default=True,
                          help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
             click.option("--pool", type=int, default=0, metavar="N",
-                         help="Draw N training pictures first, by all cores, keep them in memory, and train on them in "
-                              "shuffled epochs: for sets that never end.  [default: new pictures at every step]"),
+                         help="Draw N training images first, by all cores, keep them in memory, and train on them in "
+                              "shuffled epochs: for sets that never end.  [default: new images at every step]"),
             click.option("--workers", type=int, default=None, metavar="N",
-                         help="Processes that read or draw training pictures; the result is the same for any number.  "
-                              "[default: 0 on a CPU and where pictures are in memory; else one less than there are "
+                         help="Processes that read or draw training images; the result is the same for any number.  "
+                              "[default: 0 on a CPU and where images are in memory; else one less than there are "
                               "cores, at most 8]"),
         ]
     ):  # fmt: skip

@@ -8,17 +8,17 @@ from fadeviz.render.grid import write_grid
 
 
 def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128, width: float = 0.25) -> list[Path]:
-    """Train with two operators and draw both; returns the pictures."""
+    """Train with two operators and draw both; returns the images."""
     runs = []
     for upsampler in ("fade", "carafe"):
         snapshots = f"1:{steps}:{steps // 3}"
         config = RunConfig(upsampler=upsampler, size=size, width=width, steps=steps, snapshots=snapshots)
         runs.append(train(config, out / upsampler, overwrite=True))
-    pictures = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
-    write_grid(runs, pictures[0])
-    write_grid(runs, pictures[1], kind="gradient", colormap="magma")
-    write_animation(runs, pictures[2], normalize="run", percentiles=(1, 99))
-    return pictures
+    images = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
+    write_grid(runs, images[0])
+    write_grid(runs, images[1], kind="gradient", colormap="magma")
+    write_animation(runs, images[2], normalize="run", percentiles=(1, 99))
+    return images
 
 
 if __name__ == "__main__":

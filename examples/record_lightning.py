@@ -67,9 +67,9 @@ def main(steps: int = 300, out: Path = Path("outputs/lightning")) -> Path:
     )  # fmt: skip
     trainer.fit(Segmenter(), DataLoader(TensorDataset(*horses), batch_size=4, shuffle=True))
 
-    picture = out / "decoder.png"
-    write_grid([fadeviz.open_run(out)], picture, layer="decoder.3")
-    return picture
+    image = out / "decoder.png"
+    write_grid([fadeviz.open_run(out)], image, layer="decoder.3")
+    return image
 
 
 if __name__ == "__main__":

@@ -51,9 +51,9 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
         recorder.step(step)
         recorder.log(step, loss=loss.item())
 
-    picture = out / "up.png"
-    write_grid([fadeviz.open_run(out)], picture, layer="up")
-    return picture
+    image = out / "up.png"
+    write_grid([fadeviz.open_run(out)], image, layer="up")
+    return image
 
 
 if __name__ == "__main__":

@@ -55,9 +55,9 @@ def main(steps: int = 400, out: Path = Path("outputs/segformer")) -> Path:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
-    picture = out / "decode_head.png"
-    write_grid([fadeviz.open_run(out)], picture, layer="decode_head.activation")
-    return picture
+    image = out / "decode_head.png"
+    write_grid([fadeviz.open_run(out)], image, layer="decode_head.activation")
+    return image
 
 
 if __name__ == "__main__":

@@ -28,14 +28,14 @@ from fadeviz.training.loop import fit, keep_freed_memory
 
 
 class Pool:
-    """Pictures that are read once, before: the data's cost is not the question."""
+    """Images that are read once, before: the data's cost is not the question."""
 
-    def __init__(self, dataset, pictures=32):
-        self.samples = [dataset[i] for i in range(pictures)]
-        self.count = pictures
+    def __init__(self, dataset, images=32):
+        self.samples = [dataset[i] for i in range(images)]
+        self.count = images
 
     def __getitem__(self, index):
-        """One picture."""
+        """One image."""
         return self.samples[index]
 
 

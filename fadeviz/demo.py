@@ -1,4 +1,4 @@
-"""The demo: FADE and CARAFE trained side by side on drawn horses, with every picture the tool can make of them."""
+"""The demo: FADE and CARAFE trained side by side on drawn horses, with every image the tool can make of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .storage.snapshots import check_folder
 
 UPSAMPLERS = ("fade", "carafe")
 IMAGE = 1
-"""The observed picture that the figures show; the others are drawn with ``fadeviz grid --image``."""
+"""The observed image that the figures show; the others are drawn with ``fadeviz grid --image``."""
 
 
 def demo_schedule(steps: int) -> str:
@@ -85,7 +85,7 @@ def demo_config(name: str, steps: int, seed: int = 0) -> RunConfig:
         # Three times the paper's rate, because the run is a fifteenth of the paper's.
         lr=0.03,
         seed=seed,
-        split_seed=1,  # whose observed pictures show whole horses
+        split_seed=1,  # whose observed images show whole horses
         channel_images=IMAGE + 1,
     )
 
@@ -147,7 +147,7 @@ def draw_demo(runs: list[Run], out: Path) -> str:
         f"- {figures}/channels.png: single channels of FADE's output",
         f"- {figures}/panel.png: the masks that both give of four test drawings, enlarged where they disagree most",
         "",
-        f"Other pictures: fadeviz grid {out / 'fade'} {out / 'carafe'} --image 0 -o FILE; more: fadeviz grid --help",
+        f"Other images: fadeviz grid {out / 'fade'} {out / 'carafe'} --image 0 -o FILE; more: fadeviz grid --help",
         "",
     ]
     return "\n".join(lines)

@@ -36,7 +36,7 @@ from .storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_size
 from .storage.stored_run import StoredRun, lost_snapshots
 from .training.batches import batches, draw_pool
 from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
-from .training.distributed import ALONE, Processes, check_share, joined, local_count, local_number, shared
+from .training.distributed import ALONE, Processes, check_share, local_rank, local_world_size, process_group, wrap_ddp
 from .training.loop import COMPILE, PRECISIONS, StepResult, compile_forward, fit, keep_freed_memory
 from .training.recipes import RECIPES
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
@@ -65,9 +65,9 @@ class RunConfig:
         upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
         network: a name in ``NETWORKS``, with options: ``"segformer:backbone=b1"``. It decides the task.
         data: a name in ``DATA`` of that task; ``data_dir`` is its folder, if it has one.
-        subset: train on so many pictures of a large set, drawn by ``split_seed``, and test on as large a share of its
-            test pictures; 0 takes all.
-        size: side of the square pictures in pixels, divisible by the network's stride.
+        subset: train on so many images of a large set, drawn by ``split_seed``, and test on as large a share of its
+            test images; 0 takes all.
+        size: side of the square images in pixels, divisible by the network's stride.
         steps: optimiser steps.
         snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
             logarithm.
@@ -77,15 +77,15 @@ class RunConfig:
             SegFormer's rises and falls.
         weight_decay: None takes the network's.
         seed: of the initial weights and of the data order.
-        split_seed: of the train/test split and the observed pictures; apart from ``seed`` so that every seed is
-            observed on the same pictures.
-        labels: ``true``; or ``shuffled``, where every training picture gets the mask of another one, for a control that
+        split_seed: of the train/test split and the observed images; apart from ``seed`` so that every seed is
+            observed on the same images.
+        labels: ``true``; or ``shuffled``, where every training image gets the mask of another one, for a control that
             has nothing to learn but where objects usually are. Tests and observations keep the true masks.
         weights: ``none``, ``imagenet``, or a file or folder that the network's ``load_encoder`` takes.
         layers: what to record; empty takes the network's operators.
         kinds: comma-separated, or ``all``; empty takes feature, gradient and what the operator has of gate and
             kernel_entropy.
-        observe: pictures in the observation set.
+        observe: images in the observation set.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
         checkpoint_every: steps between checkpoints. There is one every five minutes too, and one where a run is
             stopped. On a GPU they are written while the training goes on, after the first at most one a minute.
@@ -96,9 +96,9 @@ class RunConfig:
             same kernels without the time to launch them, which is most of a step where batches are small. ``on``
             compiles them by ``torch.compile``; ``reduce-overhead`` also replays what it compiled. Tests and
             observations are computed as they are.
-        pool: train on so many pictures of a set that never ends, drawn before the training by all cores and kept in
+        pool: train on so many images of a set that never ends, drawn before the training by all cores and kept in
             memory, in shuffled epochs; 0 draws new ones at every step.
-        workers: processes that read or draw training pictures. None chooses: none on a CPU, or where the pictures are
+        workers: processes that read or draw training images. None chooses: none on a CPU, or where the images are
             in memory; else up to 8, but one less than there are cores. The result is the same for any number.
     """
 
@@ -187,9 +187,9 @@ class RunConfig:
         task = NETWORKS[network].task
         data = find_data(task, self.data)
         if self.labels == "shuffled" and task == "matting":
-            raise FadevizError("shuffled labels are for masks; mattes belong to their pictures. Use labels true")
+            raise FadevizError("shuffled labels are for masks; mattes belong to their images. Use labels true")
         if self.flip and data.mirrors:
-            raise FadevizError(f"data {self.data} mirrors half of its training pictures already. Leave out --flip")
+            raise FadevizError(f"data {self.data} mirrors half of its training images already. Leave out --flip")
         if data.check is not None and not self.data_dir:
             raise FadevizError(
                 f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
@@ -243,7 +243,7 @@ class Progress(NamedTuple):
 
 
 def load_data(config: RunConfig) -> Splits:
-    """The pictures of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
+    """The images of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
     wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
     task = NETWORKS[parse_network(config.network)[0]].task
     splits = find_data(task, config.data).load(wanted)
@@ -269,11 +269,11 @@ def choose_device(name: str) -> torch.device:
         raise FadevizError("no CUDA device here (torch.cuda.is_available() is False). Use --device cpu")
     if name == "cpu":
         return torch.device(name)
-    if local_number() >= torch.cuda.device_count():
+    if local_rank() >= torch.cuda.device_count():
         raise FadevizError(
-            f"{local_number() + 1} processes, but {torch.cuda.device_count()} GPUs here. Start one process for each GPU"
+            f"{local_rank() + 1} processes, but {torch.cuda.device_count()} GPUs here. Start one process for each GPU"
         )
-    torch.cuda.set_device(local_number())  # what a process does not name goes to its own GPU
+    torch.cuda.set_device(local_rank())  # what a process does not name goes to its own GPU
     return torch.device(name)
 
 
@@ -329,16 +329,16 @@ def train(
     out = Path(out)
     keep_freed_memory()
     device = choose_device(config.device)
-    with joined(device) as processes:
-        with processes.agreeing():  # before the first process changes anything, all have seen that there is work
+    with process_group(device) as processes:
+        with processes.all_or_raise():  # before the first process changes anything, all have seen that there is work
             before = _before(config, out, resume, overwrite)
         if before is not None and before.info.get("status") == "finished":
-            _tell_lost(before, note if processes.first else None)
+            _tell_lost(before, note if processes.is_rank_zero else None)
             return open_run(out)
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_signals())
-            with processes.agreeing():
-                if processes.first:
+            with processes.all_or_raise():
+                if processes.is_rank_zero:
                     stack.enter_context(only_writer(out))
             stack.enter_context(same_algorithms(config.deterministic))
             stack.enter_context(tf32(config.tf32))
@@ -351,15 +351,15 @@ def train(
                 stack.callback(torch.compiler.reset)  # its limit on how often a function is compiled counts all runs
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             notes = stack.enter_context(_threads_as_before(before))
-            work = _prepare(config, out, device, processes, resume, notes, note if processes.first else None)
-            if note is not None and processes.first:
+            work = _prepare(config, out, device, processes, resume, notes, note if processes.is_rank_zero else None)
+            if note is not None and processes.is_rank_zero:
                 for text in work.notes:
                     note(text)
             _train(work, stop, resume, overwrite, report)
         if stop.number:  # after the last step, or while the last files were written
             raise Interrupted(stop.number, config.steps, config.steps, config.steps)
         finished = open_run(out)
-        _tell_lost(finished, note if processes.first else None)
+        _tell_lost(finished, note if processes.is_rank_zero else None)
     return finished
 
 
@@ -392,15 +392,15 @@ def _prepare(
     note: Callable[[str], None] | None,
 ) -> _Work:
     """Build the parts and observe the untrained model, without writing anything."""
-    with processes.agreeing():
+    with processes.all_or_raise():
         splits = load_data(config)
         check_share(splits.train.count, config.batch_size, processes)
         if config.compile == "graph" and device.type != "cuda":
             raise FadevizError("compile=graph is for a CUDA device. Use compile=off on a CPU")
-        if processes.count > 1 and config.compile != "off":
+        if processes.world_size > 1 and config.compile != "off":
             raise FadevizError(f"compile={config.compile} is for one process. Use compile=off with several")
         _draw_ahead(splits.train, config, note)
-        with processes.first_ahead():  # it may download weights
+        with processes.rank_zero_first():  # it may download weights
             model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes, notes)
         if not resume:
@@ -413,8 +413,8 @@ def _draw_ahead(train: Dataset, config: RunConfig, note: Callable[[str], None] |
     pool = train.dataset if isinstance(train, ShuffledLabels) else train
     if not isinstance(pool, Pool):
         return
-    cores = usable_cores() // local_count()
-    # Starting processes takes as long as drawing some hundred pictures.
+    cores = usable_cores() // local_world_size()
+    # Starting processes takes as long as drawing some hundred images.
     workers = config.workers if config.workers is not None else cores if cores > 1 and pool.count > 200 else 0
     said = time.monotonic()
 
@@ -422,7 +422,7 @@ def _draw_ahead(train: Dataset, config: RunConfig, note: Callable[[str], None] |
         nonlocal said
         if note is not None and (drawn == pool.count or time.monotonic() - said >= 5):
             said = time.monotonic()
-            note(f"pool: {drawn} of {pool.count} pictures drawn")
+            note(f"pool: {drawn} of {pool.count} images drawn")
 
     draw_pool(pool, workers, report)
 
@@ -434,7 +434,7 @@ def count_workers(config: RunConfig, device: torch.device) -> int:
     task = NETWORKS[parse_network(config.network)[0]].task
     if device.type == "cpu" or config.pool or find_data(task, config.data).held:
         return 0
-    return min(8, max(1, usable_cores() // local_count() - 1))
+    return min(8, max(1, usable_cores() // local_world_size() - 1))
 
 
 def _train(
@@ -448,8 +448,8 @@ def _train(
     processes = work.processes
     stop.hold()  # from here on there is something to lose
     try:
-        with processes.noticing():
-            with processes.agreeing():
+        with processes.peers_watched():
+            with processes.all_or_raise():
                 first_step = (work.go_on() if resume else work.begin(overwrite)) + 1
             _take_steps(work, first_step, stop, report)
         work.wait_saved()
@@ -469,7 +469,7 @@ def _train(
         raise
     finally:
         work.close()
-    processes.gathered(None)  # from here on, any process that opens the run finds it finished
+    processes.all_gather(None)  # from here on, any process that opens the run finds it finished
 
 
 def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callable[[Progress], None] | None) -> None:
@@ -491,9 +491,9 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         processes=processes,
         tensors=work.task.tensors,
     )
-    if processes.largest(stop.number):
+    if processes.all_reduce_max(stop.number):
         work.interrupt(stop.number)
-    model, forward = shared(work.model, processes), None
+    model, forward = wrap_ddp(work.model, processes), None
     full = min(config.batch_size, work.splits.train.count or config.batch_size)
     if config.compile not in ("off", "graph"):
         forward = compile_forward(model, config.compile, full)
@@ -508,7 +508,7 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
                 report(Progress(result.step, config.steps, result.loss, work.metrics))
             except KeyboardInterrupt:
                 stop.note(signal.SIGINT)
-        number = processes.largest(stop.number)  # all ranks stop after the same step, whichever got the signal
+        number = processes.all_reduce_max(stop.number)  # all ranks stop after the same step, whichever got the signal
         if number and result.step < config.steps:
             work.interrupt(number)
 
@@ -578,7 +578,7 @@ class _Work:
             "device": _device_name(device),
             "optimizer": type(self.optimizer).__name__ + " (fused)" * bool(self.optimizer.defaults.get("fused")),
             "threads": torch.get_num_threads(),
-            **({"processes": processes.count} if processes.count > 1 else {}),
+            **({"processes": processes.world_size} if processes.world_size > 1 else {}),
             "reassembly": choose_backend(self.inputs, kernel_size=5, scale_factor=2),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "data": dict(splits.info),
@@ -596,7 +596,7 @@ class _Work:
     def begin(self, overwrite: bool = False) -> int:
         """Open the folder, in place of a run that is there, and record the untrained model; returns the steps done."""
         self._start_clocks()
-        if not self.processes.first:
+        if not self.processes.is_rank_zero:
             return 0
         if overwrite:
             remove_run(self.out)
@@ -634,7 +634,7 @@ class _Work:
         self.last_step = read_checkpoint(self.checkpoint, self.run_id, self.model, self.optimizer, self.scaler)
         self.saved_step = self._begun_step = self.last_step
         self._start_clocks()
-        if not self.processes.first:
+        if not self.processes.is_rank_zero:
             return self.last_step
         # What does not stand in this process's own settings was so of an earlier one: how many they were, its notes.
         kept = {name: value for name, value in before.info.items() if name not in _OF_A_PROCESS}
@@ -660,7 +660,7 @@ class _Work:
             self.metrics = self.task.evaluate(self.model, self.splits.test, processes=self.processes)
             line.update(self.metrics)
             self._spent_on("testing")
-        if not self.processes.first:
+        if not self.processes.is_rank_zero:
             return
         self.store.append_metrics(line)
         if step in self.schedule:
@@ -709,18 +709,18 @@ class _Work:
 
     def interrupt(self, number: int) -> NoReturn:
         """Write a checkpoint, mark the run as interrupted, and raise, on all ranks together."""
-        if self.processes.first:
+        if self.processes.is_rank_zero:
             self.wait_saved()
             if not (self.saved_step == self.last_step and self.checkpoint.exists()):
                 self.save()
                 self.wait_saved()
         error = Interrupted(number, self.last_step, self.config.steps, self.last_step)
         self.end("interrupted", str(error))
-        self.processes.gathered(None)
+        self.processes.all_gather(None)
         raise error
 
     def look(self, step: int) -> list[Snapshot]:
-        """The maps of the observed pictures now."""
+        """The maps of the observed images now."""
         mode = self.config.observe_mode
         return self.probe.observe(self.inputs, self.targets, self.task.loss, step=step, mode=mode)  # type: ignore[arg-type]
 
@@ -748,7 +748,7 @@ _OF_A_PROCESS = ("processes", "notes")
 
 
 def _mattes(samples: list[Sample]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-    """Alpha from 0 to 255 and trimaps of the pictures, if they have them all."""
+    """Alpha from 0 to 255 and trimaps of the images, if they have them all."""
     alphas = [np.rint(s.alpha * 255).astype(np.uint8) for s in samples if s.alpha is not None]
     trimaps = [s.trimap for s in samples if s.trimap is not None]
     if not len(alphas) == len(trimaps) == len(samples):
@@ -809,7 +809,7 @@ def _threads_as_before(before: StoredRun | None) -> Iterator[list[str]]:
     try:
         stored = None if before is None else before.info.get("threads")
         if type(stored) is int and stored >= 1:
-            cores = max(1, usable_cores() // local_count())
+            cores = max(1, usable_cores() // local_world_size())
             torch.set_num_threads(min(stored, cores))
             if stored > cores:
                 notes.append(

@@ -30,7 +30,7 @@ FRAMES = 40
 _STILL = 6
 """Steps in the table that stands where no script runs."""
 _SIDE = 128
-"""Longest side of a picture, in pixels: what is larger is averaged."""
+"""Longest side of an image, in pixels: what is larger is averaged."""
 _ROOM = 600_000
 """Bytes for the frames, in base64: where they take more, fewer steps are shown."""
 
@@ -49,7 +49,7 @@ class Run(StoredRun):
         """Draw the frames of this run, and of others to compare with, as ``fadeviz grid`` does.
 
         Args:
-            others: runs that observed the same pictures.
+            others: runs that observed the same images.
             options: those of :func:`fadeviz.render.grid.write_grid`: layer, kind, image, channel, how_many, normalize,
                 percentiles, steps, call, colormap, columns, scale.
 
@@ -106,7 +106,7 @@ def render_html(run: StoredRun) -> str:
         FadevizError: a run without a whole snapshot.
     """
     from .render.frames import spread
-    from .render.labels import truth_name, truth_picture
+    from .render.labels import truth_image, truth_name
 
     steps = spread(run.steps, FRAMES)
     sequences = _sequences(run, steps)
@@ -121,7 +121,7 @@ def render_html(run: StoredRun) -> str:
     if picture is not None:
         observed = [
             ("image", _png(_reduced(picture))),
-            (f"true {truth_name(run)}", _png(_reduced(truth_picture(run, sequences[0].image)))),
+            (f"true {truth_name(run)}", _png(_reduced(truth_image(run, sequences[0].image)))),
         ]
     data = {
         "steps": [steps[place] for place in places],

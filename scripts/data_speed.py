@@ -1,7 +1,7 @@
-"""Training pictures a second of each data set, with 0, 1, 2 ... worker processes.
+"""Training images a second of each data set, with 0, 1, 2 ... worker processes.
 
 Measured is what a training waits for: batches of inputs and targets on the CPU, after the workers have started and
-every picture of a set that is kept in memory was read once. The first column is this process's own time for a picture
+every image of a set that is kept in memory was read once. The first column is this process's own time for an image
 without workers, which other programs on the machine hardly change.
 
     python scripts/data_speed.py --workers 0,1,2 --folder weizmann=DIR --folder ade20k=DIR --folder mattes=DIR
@@ -24,7 +24,7 @@ from fadeviz.training.tasks import choose_task
 
 
 def measure(config: RunConfig, workers: int, seconds: float) -> tuple[float, float]:
-    """Pictures a second that arrive for this run, and this process's milliseconds for each."""
+    """Images a second that arrive for this run, and this process's milliseconds for each."""
     splits = load_data(config)
     train = splits.train
     task = choose_task(NETWORKS[parse_network(config.network)[0]].task, splits.classes)
@@ -47,7 +47,7 @@ def measure(config: RunConfig, workers: int, seconds: float) -> tuple[float, flo
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description="training pictures a second, with and without worker processes")
+    parser = argparse.ArgumentParser(description="training images a second, with and without worker processes")
     parser.add_argument("--workers", default="0,1,2", help="numbers of worker processes (default: 0,1,2)")
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=DIR", help="where a data set lies")
     parser.add_argument("--seconds", type=float, default=4.0, help="to measure each for (default: 4)")
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "mattes" in folders:
         configs["mattes 512"] = RunConfig(steps=1, data="mattes", data_dir=folders["mattes"], **matting)  # type: ignore[arg-type]
     numbers = [int(number) for number in given.workers.split(",")]
-    print(f"pictures a second, batches of {drawn.batch_size}, {usable_cores()} cores")
+    print(f"images a second, batches of {drawn.batch_size}, {usable_cores()} cores")
     print(f"{'workers':28}{'ms each':>9}" + "".join(f"{number:>9}" for number in numbers))
     for name, config in configs.items():
         if given.only in name:

@@ -3,7 +3,7 @@
     python scripts/gpu_data.py --weizmann DIR --vgg FILE --mmcv FILE
 
 The folder (``.gpu`` in the checkout, which git ignores) then holds ``weizmann/``, the files of the Weizmann Horse set
-that :func:`~fadeviz.data.weizmann_horse.load_weizmann` reads (the gray pictures are left out where the colour ones
+that :func:`~fadeviz.data.weizmann_horse.load_weizmann` reads (the gray images are left out where the colour ones
 serve: 18 MB of 23), ``vgg16_bn.safetensors``, and ``mmcv/``, the sources of mmcv's CARAFE operator.
 ``scripts/gpu_check.py`` and ``scripts/gpu_study.py`` look there.
 """
@@ -54,7 +54,7 @@ def copy_weizmann(source: Path, out: Path) -> str:
             same = all(np.array_equal(a, b) for a, b in zip(one[index][1:3], other[index][1:3], strict=True))
             if not same:
                 raise SystemExit(f"{out}: {one[index].name} differs from that of {source}")
-    return f"{before.info['count']} pictures, equal samples"
+    return f"{before.info['count']} images, equal samples"
 
 
 def copy_mmcv(source: Path, out: Path) -> str:

@@ -11,7 +11,7 @@ ERRORS = {"sad": 12.3456, "mse": 0.0123456, "grad": 7.5, "conn": 11.25}
 
 NAMES = ["wall", "sky", "bed", "horse"]
 CHOSEN = [3, 2]
-"""The class of the object in each picture."""
+"""The class of the object in each image."""
 
 __all__ = ["CHOSEN", "ERRORS", "LAYER", "NAMES", "make_class_run", "make_matting_run"]
 

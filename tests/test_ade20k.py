@@ -56,12 +56,12 @@ def labels(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def photograph(annotation: np.ndarray) -> Image.Image:
-    """The picture that goes with an annotation: a colour for each class."""
+    """The image that goes with an annotation: a colour for each class."""
     return Image.fromarray(np.stack([annotation, 255 - annotation, annotation // 2 + 60], axis=-1))
 
 
 def save_set(root: Path, train: int = 6, test: int = 3, parts: tuple[str, str] = ("training", "validation")) -> Path:
-    """A set in the layout of ADEChallengeData2016, of pictures from 40x56 to 70x110."""
+    """A set in the layout of ADEChallengeData2016, of images from 40x56 to 70x110."""
     for part, count, name in zip(parts, (train, test), ("train", "val"), strict=True):
         for kind in ("images", "annotations"):
             (root / kind / part).mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def same(first: Sample, second: Sample) -> bool:
 
 
 class Fixed:
-    """A data set of given pictures."""
+    """A data set of given images."""
 
     def __init__(self, *samples: Sample) -> None:
         self.samples = samples
@@ -143,8 +143,8 @@ class TestReading:
     def test_an_incomplete_set_is_noted(self, tmp_path: Path) -> None:
         _, _, notes = read_ade20k(save_set(tmp_path))
         assert notes == [
-            "training/ has 6 pictures; the published set has 20210",
-            "validation/ has 3 pictures; the published set has 2000",
+            "training/ has 6 images; the published set has 20210",
+            "validation/ has 3 images; the published set has 2000",
         ]
 
     def test_annotations_without_image_are_noted(self, tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ class TestLoading:
         assert small < {splits[30].test[i].name for i in range(15)} < set(test.names)
         other = load_ade20k(tmp_path, 32, subset=10, subset_seed=2)
         assert {other.train[i].name for i in range(10)} != names[10]
-        # The crops' seed changes the crops, not the pictures.
+        # The crops' seed changes the crops, not the images.
         again = load_ade20k(tmp_path, 32, subset=10, seed=9, subset_seed=1)
         assert {again.train[i].name for i in range(10)} == names[10]
         assert again.info["fingerprint"] == splits[10].info["fingerprint"] != other.info["fingerprint"]
@@ -246,7 +246,7 @@ class TestLoading:
 
     @pytest.mark.parametrize("subset", [0, -1, 7, True])
     def test_subsets_that_are_none(self, tmp_path: Path, subset: int) -> None:
-        with pytest.raises(FadevizError, match="has 6 training pictures. Give 1 to 6, or none"):
+        with pytest.raises(FadevizError, match="has 6 training images. Give 1 to 6, or none"):
             load_ade20k(save_set(tmp_path), 32, subset=subset)
 
     @pytest.mark.parametrize("size", [0, 31, 100, -32, (64, 64), 64.0, True])
@@ -414,7 +414,7 @@ class TestFiles:
     def test_cut_off_empty_or_no_picture(self, tmp_path: Path, find: Callable[[Path], Path]) -> None:
         path = find(save_set(tmp_path))
         assert "is damaged or cut off" in self.spoil(tmp_path, cut_off, path)
-        assert "is no picture" in self.spoil(tmp_path, lambda p: p.write_bytes(b"not a picture at all"), path)
+        assert "is no image" in self.spoil(tmp_path, lambda p: p.write_bytes(b"not an image at all"), path)
         assert "it is empty (0 bytes)" in self.spoil(tmp_path, lambda p: p.write_bytes(b""), path)
 
     def test_far_too_many_pixels(self, tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ class TestCrops:
     def test_endless_or_empty_sets_and_bad_numbers(self) -> None:
         with pytest.raises(FadevizError, match="need a set that has an end"):
             AugmentedCrops(SyntheticHorses(32), 32)
-        with pytest.raises(FadevizError, match="and a picture"):
+        with pytest.raises(FadevizError, match="and an image"):
             AugmentedCrops(Fixed(), 32)
         with pytest.raises(FadevizError, match="seed is -1"):
             AugmentedCrops(Fixed(drawing(40, 40)), 32, seed=-1)
@@ -556,7 +556,7 @@ class TestCrops:
         crops = [augmented_crop(sample, 64, np.random.default_rng(seed), recipe) for seed in range(200)]
         heights = [int((crop.mask[:, 0] == 0).sum()) for crop in crops]
         assert min(heights) in range(32, 36)
-        # A third of 0.5..2 is below 1, where the picture is padded.
+        # A third of 0.5..2 is below 1, where the image is padded.
         assert 0.23 < np.mean([height < 64 for height in heights]) < 0.43
 
     def test_a_strip_is_scaled_by_its_long_side(self) -> None:
@@ -601,7 +601,7 @@ class TestCrops:
         uniform = drawing(64, 64, np.zeros((64, 64), np.uint8))
         varied = uniform._replace(mask=labels(1, 64, 64))
         for seed in range(10):
-            # Both cover the whole picture, whatever its mask.
+            # Both cover the whole image, whatever its mask.
             recipe = Augmentation(scale=(0.9, 0.9))
             first, second = (augmented_crop(s, 64, np.random.default_rng(seed), recipe) for s in (uniform, varied))
             np.testing.assert_array_equal(first.image, second.image)
@@ -726,12 +726,12 @@ class TestColours:
 
 
 class TestSample:
-    """The three validation pictures of the real set, where they are at hand."""
+    """The three validation images of the real set, where they are at hand."""
 
     def test_the_real_sample(self, shared: Path) -> None:
         folder = shared / "data" / "ade20k_sample"
         if not folder.is_dir():
-            pytest.skip(f"needs three pictures of ADE20K in {folder}")
+            pytest.skip(f"needs three images of ADE20K in {folder}")
         assert check_ade20k(folder) == []
         train, test, notes = read_ade20k(folder)
         assert train.names == test.names == tuple(f"ADE_val_0000000{n}" for n in (1, 2, 3))
@@ -748,7 +748,7 @@ class TestSample:
         splits = load_ade20k(folder, 256)
         crops = [splits.train[i] for i in range(12)]
         assert all(crop.image.shape == (256, 256, 3) for crop in crops)
-        # The picture and its mask stay together: what is called sky is brighter and bluer than what is called tree.
+        # The image and its mask stay together: what is called sky is brighter and bluer than what is called tree.
         sky, tree = names.index("sky"), names.index("tree")
         sky_colour, tree_colour = (
             np.mean([s.image[s.mask == c].mean(axis=0) for s in crops if (s.mask == c).sum() > 500], axis=0)

@@ -280,7 +280,7 @@ def test_what_is_refused(tmp_path, runs):
         learning_order([])
     with pytest.raises(FadevizError, match="are the same run, fade-2"):
         learning_order([one, open_run(one.path)])
-    with pytest.raises(FadevizError, match="observed different pictures"):
+    with pytest.raises(FadevizError, match="observed different images"):
         learning_order([one, make_run(tmp_path / "other", "inward", picture=7)])
     with pytest.raises(FadevizError, match="are both fade with seed 2. Give one of them"):
         learning_order([one, make_run(tmp_path / "again", "inward", seed=2)])
@@ -331,7 +331,7 @@ def test_masks_that_differ_are_different_pictures(tmp_path, runs):
     other = make_run(tmp_path / "mask", "inward", upsampler="sapa")
     store = SnapshotStore(other.path, other.run_id)
     store.write_observation(other.observation[0], 1 - other.observation[1])
-    with pytest.raises(FadevizError, match="observed different pictures"):
+    with pytest.raises(FadevizError, match="observed different images"):
         learning_order([runs[0], open_run(other.path)])
 
 

@@ -32,7 +32,7 @@ def noise(*shape, seed=0):
 
 
 def movie(steps=20, images=2, seed=0, size=(20, 24)):
-    """Maps that learn: from one smooth random picture to another, quickly at first, with a little grain."""
+    """Maps that learn: from one smooth random image to another, quickly at first, with a little grain."""
     start, end, grain = noise(3, images, *size, seed=seed)
     place = 1 - np.exp(-np.arange(steps) / 4)[:, None, None, None]
     shake = np.random.default_rng(seed + 1).normal(size=(steps, images, *size))
@@ -55,7 +55,7 @@ def test_similarity_to_the_final_state():
     assert found.shape == (5, 2, 3)
     assert found[-1] == pytest.approx(np.ones((2, 3)))
     assert found[1, 0, 2] == pytest.approx(np.corrcoef(maps[1, 0, 2].ravel(), maps[-1, 0, 2].ravel())[0, 1])
-    # A mixture of two orthogonal pictures of one strength: the cosine of the angle between them.
+    # A mixture of two orthogonal images of one strength: the cosine of the angle between them.
     waves = np.cos(2 * np.pi * np.outer([1, 2], np.arange(16)) / 16)[:, None, :].repeat(4, axis=1)
     angles = np.array([90.0, 60, 30, 0])
     mixed = np.stack([np.sin(np.radians(a)) * waves[0] + np.cos(np.radians(a)) * waves[1] for a in angles])
@@ -163,7 +163,7 @@ def test_continuity_by_loops():
 
 
 def test_one_range_over_the_run_takes_the_flicker_away():
-    # A still picture with one bright pixel that comes and goes: the paper's frames flicker, a fixed range does not.
+    # A still image with one bright pixel that comes and goes: the paper's frames flicker, a fixed range does not.
     maps = np.tile(np.random.default_rng(0).random((1, 1, 16, 16)), (6, 1, 1, 1))
     maps[1::2, 0, 3, 3] = 3
     frame, run = continuity(maps), continuity(maps, "run")

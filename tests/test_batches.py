@@ -35,13 +35,13 @@ class OwnError(Exception):
 
 
 class Faulty:
-    """Small pictures, but for some that are faults."""
+    """Small images, but for some that are faults."""
 
     count = None
 
     def __getitem__(self, index):
         if index == 5:
-            raise FadevizError("picture 5 is damaged")
+            raise FadevizError("image 5 is damaged")
         if index == 105:
             raise ValueError("no such number")
         if index == 106:
@@ -133,7 +133,7 @@ class TestWorkers:
     def test_a_fault_of_the_data_arrives_as_it_is(self):
         with pytest.raises(FadevizError) as error:
             list(batches(Faulty(), range(1, 5), 2, 0, workers=1))
-        assert str(error.value) == "picture 5 is damaged"
+        assert str(error.value) == "image 5 is damaged"
         with pytest.raises(ValueError, match="no such number") as other:
             list(work_through(Faulty(), [105], 1))
         assert str(other.value) == "no such number"
@@ -264,7 +264,7 @@ class TestOnAGPU:
 
 
 class Counting:
-    """Counts how often a picture is asked for."""
+    """Counts how often an image is asked for."""
 
     def __init__(self, dataset):
         self.dataset, self.count, self.asked = dataset, dataset.count, []
@@ -328,7 +328,7 @@ class TestPool:
         config = RunConfig(size=32, width=1 / 16, batch_size=2, steps=3, observe=1, pool=5, labels="shuffled")
         told = []
         done = train(config, tmp_path / "run", note=told.append)
-        assert "pool: 5 of 5 pictures drawn" in told
+        assert "pool: 5 of 5 images drawn" in told
         assert done.info["config"]["pool"] == done.info["data"]["pool"] == 5
         pooled = load_data(config).train
         assert (pooled.count, isinstance(pooled.dataset, Pool)) == (5, True)

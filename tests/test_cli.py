@@ -151,7 +151,7 @@ class TestRecord:
             (1, "no precision 'fp12'", ["--precision", "fp12"]),
             (1, "no kind of labels 'none'", ["--labels", "none"]),
             (1, "no device 'tpu'", ["--device", "tpu"]),
-            (1, "80 pictures to observe, but only 8", ["--observe", "80"]),
+            (1, "80 images to observe, but only 8", ["--observe", "80"]),
             (2, "not a valid integer", ["--steps", "many"]),
             (2, "No such option", ["--stepz", "3"]),
         ],
@@ -214,7 +214,7 @@ class TestPictures:
     )
     @pytest.mark.parametrize("command", ["grid", "animate"])
     def test_mistakes(self, runs, tmp_path, command, code, message, args):
-        target = tmp_path / "picture.gif" if command == "animate" else tmp_path / "picture.png"
+        target = tmp_path / "image.gif" if command == "animate" else tmp_path / "image.png"
         target.write_bytes(b"old")
         fails(code, message, command, runs / "fade", "-o", target, *args)
         assert target.read_bytes() == b"old"
@@ -264,7 +264,7 @@ class TestPictures:
 
     def test_different_observation(self, runs, tmp_path):
         other = make_run(tmp_path / "other")
-        fails(1, "observed different pictures as image 0", "grid", runs / "fade", other.path, "-o", tmp_path / "a.png")
+        fails(1, "observed different images as image 0", "grid", runs / "fade", other.path, "-o", tmp_path / "a.png")
 
 
 class TestLookingUp:
@@ -365,7 +365,7 @@ class TestData:
         if not folder.is_dir():
             pytest.skip(f"needs {folder}")
         output = call("data", "check", folder).output
-        assert "weizmann, pictures: 328, to train on 279, to test on 49" in output
+        assert "weizmann, images: 328, to train on 279, to test on 49" in output
         assert "horse318" in output
 
 

@@ -19,7 +19,7 @@ from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.experiment import read_config, train
 from fadeviz.storage.check import check_run
 from fadeviz.training.batches import batches
-from fadeviz.training.distributed import ALONE, Processes, SharedBatchNorm2d, check_share, joined, shared
+from fadeviz.training.distributed import ALONE, Processes, SharedBatchNorm2d, check_share, process_group, wrap_ddp
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -47,7 +47,7 @@ import json, sys
 import torch
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.models import build_network
-from fadeviz.training.distributed import joined, shared
+from fadeviz.training.distributed import process_group, wrap_ddp
 from fadeviz.training.batches import batches
 from fadeviz.training.loop import fit
 from fadeviz.training.metrics import evaluate
@@ -61,13 +61,13 @@ class Eleven:
         return sample
 
 def main(upsampler, out):
-    with joined(torch.device("cpu")) as processes:
+    with process_group(torch.device("cpu")) as processes:
         torch.manual_seed(0)
         model = build_network("segnet", upsampler, width=0.125).double()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
         data = ((x.double(), y) for x, y in batches(Eleven(), range(1, 4), 4, 0, flip=True, processes=processes))
         loss_fn = lambda output, targets: segmentation_loss(output.double(), targets)
-        trained = shared(model, processes)
+        trained = wrap_ddp(model, processes)
         steps = fit(trained, data, loss_fn, optimizer, lambda step: 0.01, processes=processes,
                     weigh=choose_task("segmentation").weigh)
         losses = [step.loss for step in steps]
@@ -75,8 +75,8 @@ def main(upsampler, out):
         model.float()
         tested = evaluate(model, Eleven(), segmentation_loss, batch_size=3, processes=processes)
         alone = evaluate(model, Eleven(), segmentation_loss, batch_size=3)
-        told = processes.gathered([losses, tested, alone])
-        if processes.first:
+        told = processes.all_gather([losses, tested, alone])
+        if processes.is_rank_zero:
             torch.save([losses, state, told], out)
 
 main(*sys.argv[1:])
@@ -99,7 +99,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path, upsampler):
     assert len(told) == 2
     for process_losses, tested, alone in told:
         assert process_losses == shared_losses  # reduced: every process tells the whole batch's
-        assert tested == alone  # to the bit, though each process tested half of the pictures
+        assert tested == alone  # to the bit, though each process tested half of the images
 
 
 def test_the_first_of_two_processes_records_and_one_alone_can_go_on(tmp_path):
@@ -115,7 +115,7 @@ def test_the_first_of_two_processes_records_and_one_alone_can_go_on(tmp_path):
     assert b.info["processes"] == 2
     assert b.info["status"] == "finished"
     for name in ("observation.safetensors", "snapshots/step_000000.safetensors"):
-        assert (two / name).read_bytes() == (one / name).read_bytes()  # the same pictures, the same untrained maps
+        assert (two / name).read_bytes() == (one / name).read_bytes()  # the same images, the same untrained maps
     assert [line["step"] for line in b.metrics()] == [1, 2, 3, 4]
     assert b.metrics()[0]["loss"] == pytest.approx(a.metrics()[0]["loss"], rel=1e-6)
     assert b.metrics()[1]["miou"] == pytest.approx(a.metrics()[1]["miou"], rel=1e-3)
@@ -292,29 +292,29 @@ def test_a_batch_too_small_to_share_is_refused():
     check_share(None, 4, Processes(0, 4))
     check_share(11, 4, Processes(0, 3))
     check_share(1, 8, ALONE)
-    with pytest.raises(FadevizError, match="a batch of 2: too few pictures for 3 processes"):
+    with pytest.raises(FadevizError, match="a batch of 2: too few images for 3 processes"):
         check_share(None, 2, Processes(0, 3))
-    with pytest.raises(FadevizError, match=r"an epoch's last batch, of 1: too few pictures for 2 processes"):
+    with pytest.raises(FadevizError, match=r"an epoch's last batch, of 1: too few images for 2 processes"):
         check_share(9, 4, Processes(0, 2))
 
 
 def test_alone_nothing_is_wrapped_or_connected(monkeypatch):
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
-    assert shared(model, ALONE) is model
+    assert wrap_ddp(model, ALONE) is model
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined(torch.device("cpu")) as processes:
+    with process_group(torch.device("cpu")) as processes:
         assert processes is ALONE
         assert not torch.distributed.is_initialized()
-        assert processes.gathered("x") == ["x"]
+        assert processes.all_gather("x") == ["x"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("RANK", "-1")])
 def test_a_broken_environment_is_named(monkeypatch, name, value):
-    from fadeviz.training.distributed import started_number
+    from fadeviz.training.distributed import launched_rank
 
     monkeypatch.setenv(name, value)
-    with pytest.raises(FadevizError, match=f"{name} is '{value}'"), joined(torch.device("cpu")):
-        started_number()
+    with pytest.raises(FadevizError, match=f"{name} is '{value}'"), process_group(torch.device("cpu")):
+        launched_rank()
 
 
 @pytest.fixture
@@ -354,7 +354,7 @@ def test_shared_batch_norm_is_batch_norm(group, options, dtype):
 
 def test_the_trained_twin_shares_what_is_saved(group):
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
-    twin = shared(model, Processes(0, 2)).module
+    twin = wrap_ddp(model, Processes(0, 2)).module
     assert isinstance(twin[1], SharedBatchNorm2d)
     assert type(model[1]) is nn.BatchNorm2d  # what is observed waits for nobody
     kept = {**dict(model.named_parameters()), **dict(model.named_buffers())}

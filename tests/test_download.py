@@ -361,7 +361,7 @@ def zip_link(name: str) -> zipfile.ZipInfo:
     return info
 
 
-GOOD = (("set/rgb/a.jpg", b"picture"), ("set/mask/a.png", b"mask"))
+GOOD = (("set/rgb/a.jpg", b"image"), ("set/mask/a.png", b"mask"))
 
 
 class TestArchive:
@@ -372,7 +372,7 @@ class TestArchive:
         server.data = make(*GOOD)
         folder = tmp_path / "sets" / "horses"
         assert fetch_archive(server.url, sha(server.data), folder) == folder
-        assert (folder / "set" / "rgb" / "a.jpg").read_bytes() == b"picture"
+        assert (folder / "set" / "rgb" / "a.jpg").read_bytes() == b"image"
         assert (folder / "set" / "mask" / "a.png").read_bytes() == b"mask"
         assert left_over(folder.parent) == ["horses"]
         assert folder.stat().st_mode & 0o777 == (tmp_path / "sets").stat().st_mode & 0o777

@@ -456,7 +456,7 @@ class TestRerun:
         for name, value in (("worst", np.nan), ("top", np.inf)):
             [row] = [row for batch in held[f"/metrics/{name}"] for row in batch.to_pylist()]
             np.testing.assert_array_equal((row["step"], row["Scalars:scalars"][0]), (11, value))
-        assert {"/observed/disc_0/picture", "/observed/disc_1/mask", "/run.json"} <= set(held)
+        assert {"/observed/disc_0/image", "/observed/disc_1/mask", "/run.json"} <= set(held)
 
 
 class TestWhatIsThere:
@@ -733,7 +733,7 @@ class TestCommand:
         assert (result.exit_code, result.stderr) == (1, "Error: no target 'npy'. Nearest: 'npz'.\n")
         result = self.call(run.path, "--to", "npz", "-o", tmp_path / "a.npz", "--images", "0:2")
         assert result.exit_code == 2
-        assert "numbers of pictures are needed, e.g. 0,2" in result.stderr
+        assert "numbers of images are needed, e.g. 0,2" in result.stderr
 
     def test_help_names_every_target(self):
         result = self.call("--help")

@@ -1,4 +1,4 @@
-"""Letters of pictures: the one font's own pixels, other fonts for what it lacks, codes for the rest, no markup."""
+"""Letters of images: the one font's own pixels, other fonts for what it lacks, codes for the rest, no markup."""
 
 from pathlib import Path
 

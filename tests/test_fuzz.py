@@ -455,10 +455,10 @@ def test_manifests(count, tmp_path):
     try_all(count, st.tuples(changes, st.just([]) | harms), check)
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 
 
-def picture_bytes(mode, size, form):
+def image_bytes(mode, size, form):
     data = io.BytesIO()
     Image.new(mode, size, 1 if mode in ("1", "L", "P", "I", "I;16") else None).save(data, form)
     return data.getvalue()
@@ -466,7 +466,7 @@ def picture_bytes(mode, size, form):
 
 def claims(width, height):
     """A small PNG that says it is of this size."""
-    data = picture_bytes("L", (4, 4), "PNG")
+    data = image_bytes("L", (4, 4), "PNG")
     ihdr = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
     return data[:12] + ihdr + struct.pack(">I", zlib.crc32(ihdr)) + data[33:]
 
@@ -480,12 +480,12 @@ ODD_PICTURES = [
     claims(1 << 15, 1 << 15),
     claims(7000, 7000),
     claims(0, 4),
-    *(picture_bytes(mode, (8, 6), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
-    *(picture_bytes(mode, (8, 6), "JPEG") for mode in ("L", "RGB", "CMYK")),
-    picture_bytes("F", (8, 6), "TIFF"),
-    picture_bytes("RGB", (1, 900), "PNG"),
-    picture_bytes("L", (1, 1), "BMP"),
-    picture_bytes("P", (3, 3), "GIF"),
+    *(image_bytes(mode, (8, 6), "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    *(image_bytes(mode, (8, 6), "JPEG") for mode in ("L", "RGB", "CMYK")),
+    image_bytes("F", (8, 6), "TIFF"),
+    image_bytes("RGB", (1, 900), "PNG"),
+    image_bytes("L", (1, 1), "BMP"),
+    image_bytes("P", (3, 3), "GIF"),
 ]
 NAMES = [
     ".hidden.jpg",

@@ -1,4 +1,4 @@
-"""That training learns what the pictures claim: minutes, so `pytest -m slow`."""
+"""That training learns what the images claim: minutes, so `pytest -m slow`."""
 
 import numpy as np
 import pytest
@@ -51,5 +51,5 @@ def test_a_horse_is_visible_in_the_late_frames(demo):
         inside, outside = value[share == 1], value[share == 0]
         rank = (inside[:, None] > outside[None]).mean()
         ranks.append(max(rank, 1 - rank))
-    assert ranks[IMAGE] > 0.75  # the picture that the demo's figures show
+    assert ranks[IMAGE] > 0.75  # the image that the demo's figures show
     assert np.mean(ranks) > 0.62

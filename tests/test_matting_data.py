@@ -21,7 +21,7 @@ from fadeviz.data.matting.compositing import (
 from fadeviz.data.matting.dataset import (
     DrawnMattes,
     MatteCrops,
-    MattePictures,
+    MatteImages,
     check_matting,
     load_matting,
     load_synthetic_mattes,
@@ -108,7 +108,7 @@ def save_alphamatting(root: Path, count: int = 9) -> Path:
     return root
 
 
-def save_pictures(root: Path, names: tuple[str, ...] = ("lemur",)) -> Path:
+def save_images(root: Path, names: tuple[str, ...] = ("lemur",)) -> Path:
     for number, name in enumerate(names):
         matte = soft_disc(14)
         save(root / f"{name}.png", colours(number))
@@ -329,7 +329,7 @@ class TestComposition:
         splits = load_matting(save_composition(tmp_path), 32)
         assert isinstance(splits, Splits)
         assert isinstance(splits.train, MatteCrops)
-        assert isinstance(splits.test, MattePictures)
+        assert isinstance(splits.test, MatteImages)
         assert splits.train.count is None
         assert splits.train.names == ("object0", "object1", "object2")
         assert splits.info["name"] == "composition-1k"
@@ -426,7 +426,7 @@ class TestComposition:
         [
             (
                 "Training_set/bg/ground2.jpg",
-                r"bg lacks 1 of the 2 pictures that training_bg_names.txt lists, such as g",
+                r"bg lacks 1 of the 2 images that training_bg_names.txt lists, such as g",
             ),
             ("Training_set/Other/alpha/object2.png", r"object2.png has no matte .*alpha/object2\.\*\. Add the matte"),
             ("Test_set/Adobe-licensed images/trimaps/thing0_1.png", r"thing0_1.png has no trimap .*testing needs one"),
@@ -466,7 +466,7 @@ class TestComposition:
         save_composition(tmp_path)
         empty = tmp_path / "empty"
         empty.mkdir()
-        with pytest.raises(FadevizError, match="empty has no pictures: backgrounds are needed"):
+        with pytest.raises(FadevizError, match="empty has no images: backgrounds are needed"):
             load_matting(tmp_path, 32, backgrounds=empty)
 
 
@@ -489,7 +489,7 @@ class TestAlphamatting:
         assert sample.foreground is None
 
     def test_crops_on_their_own_ground_and_on_others(self, tmp_path: Path) -> None:
-        """Pictures whose ground is one colour: a crop's ground tells whose it is."""
+        """Images whose ground is one colour: a crop's ground tells whose it is."""
         save_alphamatting(tmp_path)
         for number in range(1, 10):
             image = colours(number)
@@ -527,20 +527,20 @@ class TestAlphamatting:
 
 class TestPictures:
     def test_one_picture_is_trained_and_tested_on(self, tmp_path: Path) -> None:
-        splits = load_matting(save_pictures(tmp_path), 32)
-        assert splits.info["notes"] == ["a single picture: it is trained on and tested on"]
+        splits = load_matting(save_images(tmp_path), 32)
+        assert splits.info["notes"] == ["a single image: it is trained on and tested on"]
         sample = splits.test[0]
         np.testing.assert_array_equal(sample.foreground, colours(40))
         np.testing.assert_array_equal(sample.trimap, trimap_of(soft_disc(14)))
         check_sample(splits.train[0], 32)
 
     def test_several_are_split(self, tmp_path: Path) -> None:
-        info = load_matting(save_pictures(tmp_path, ("a", "b", "c")), 32).info
+        info = load_matting(save_images(tmp_path, ("a", "b", "c")), 32).info
         assert sorted([*info["train"], *info["test"]]) == ["a", "b", "c"]  # type: ignore[misc]
         assert len(info["test"]) == 1  # type: ignore[arg-type]
 
     def test_the_trimap_corrects_the_matte_in_training_alone(self, tmp_path: Path) -> None:
-        save_pictures(tmp_path)
+        save_images(tmp_path)
         wavering = soft_disc(14)
         wavering[wavering == 255] = 254
         save(tmp_path / "lemur_alpha.png", wavering)
@@ -574,7 +574,7 @@ class TestBadFiles:
         ],
     )
     def test_one_clear_line(self, tmp_path: Path, name: str, values: np.ndarray, message: str) -> None:
-        save_pictures(tmp_path)
+        save_images(tmp_path)
         save(tmp_path / f"lemur{name}.png", values)
         splits = load_matting(tmp_path, 32)
         with pytest.raises(FadevizError, match=message) as caught:
@@ -583,7 +583,7 @@ class TestBadFiles:
         assert any(str(caught.value) == problem for problem in check_matting(tmp_path))
 
     def test_a_matte_without_trimap(self, tmp_path: Path) -> None:
-        save_pictures(tmp_path)
+        save_images(tmp_path)
         (tmp_path / "lemur_trimap.png").unlink()
         with pytest.raises(FadevizError, match="lemur_alpha.png has no trimap: testing needs one"):
             load_matting(tmp_path, 32)

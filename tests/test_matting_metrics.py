@@ -1,4 +1,4 @@
-"""The matting loss, the four errors against slow definitions, and mattes of whole pictures."""
+"""The matting loss, the four errors against slow definitions, and mattes of whole images."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ class TestLoss:
 
 
 class Red(nn.Module):
-    """Gives the picture's red channel as the matte, and remembers the sizes that it saw."""
+    """Gives the image's red channel as the matte, and remembers the sizes that it saw."""
 
     def __init__(self, drop: bool = False) -> None:
         super().__init__()
@@ -304,7 +304,7 @@ class Red(nn.Module):
 
 
 class Reds:
-    """Pictures whose red channel is their matte."""
+    """Images whose red channel is their matte."""
 
     def __init__(self, sizes: list[tuple[int, int]], off: float = 0) -> None:
         self.sizes, self.off = sizes, off
@@ -383,7 +383,7 @@ class TestWholePictures:
         told: list[object] = []
 
         class Pretended(Processes):
-            def gathered(self, value):  # type: ignore[no-untyped-def]
+            def all_gather(self, value):  # type: ignore[no-untyped-def]
                 told.append(value)
                 return told
 
@@ -396,7 +396,7 @@ class TestWholePictures:
 
     def test_sets_that_cannot_be_tested_on(self) -> None:
         for dataset in (Reds([]), load_synthetic_mattes(32).train):
-            with pytest.raises(FadevizError, match="no test pictures, or they never end"):
+            with pytest.raises(FadevizError, match="no test images, or they never end"):
                 evaluate_mattes(Red(), dataset)
 
 

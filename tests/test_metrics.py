@@ -21,7 +21,7 @@ from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.table import summary_rows
 from fadeviz.render import plots
 from fadeviz.report import write_report
-from fadeviz.report.contour import contour_path, picture_uri
+from fadeviz.report.contour import contour_path, image_uri
 from fadeviz.run import render_html
 from fadeviz.storage import metrics as quality
 from fadeviz.storage.snapshots import SnapshotStore
@@ -113,10 +113,10 @@ class TestTable:
         assert quality.FIGURES[name].text(value) == text
 
     def test_a_group_says_what_its_measures_are_of(self):
-        assert group_words("quality", ["miou"]) == ("how well the network segments the test pictures", "")
+        assert group_words("quality", ["miou"]) == ("how well the network segments the test images", "")
         assert group_words("gate", ["gate_inside"])[0].startswith("gate and kernels")
         meaning, note = group_words("quality", METRICS)
-        assert meaning == "how far the network's mattes of the test pictures are from the true ones"
+        assert meaning == "how far the network's mattes of the test images are from the true ones"
         assert "unknown" in note
 
 
@@ -169,7 +169,7 @@ class TestMattes:
             for curve in panel.curves:
                 assert curve.steps == (50, 110)
                 assert curve.middle == pytest.approx([10 * value, value])
-        assert drawn["caption"].endswith("of the pixels that the trimaps leave unknown, means over the pictures.")
+        assert drawn["caption"].endswith("of the pixels that the trimaps leave unknown, means over the images.")
         drawn = panels(monkeypatch, tmp_path, *mattes, "--kind", "kymograph")
         assert "The masks are of the true mattes: inside is half opaque or more, outside all else. " in drawn["caption"]
 
@@ -183,7 +183,7 @@ class TestMattes:
         data = page_data(tmp_path / "r.html")
         alphas = runs[0].mattes[0]
         for number, image in enumerate(data["images"]):
-            assert image["matte"] == picture_uri(alphas[number])
+            assert image["matte"] == image_uri(alphas[number])
             assert image["contour"] == contour_path(alphas[number] >= 128)
             shown = Image.open(io.BytesIO(base64.b64decode(image["matte"].partition("base64,")[2])))
             assert np.abs(np.asarray(shown).astype(int) - alphas[number]).max() < 40  # of a JPEG
@@ -231,7 +231,7 @@ class TestManyClasses:
 
     def test_runs_with_other_objects_are_not_compared(self, many, tmp_path):
         other = make_class_run(tmp_path / "other", run_id="other", upsampler="carafe", chosen=[3, 3])
-        with pytest.raises(FadevizError, match="observed different pictures"):
+        with pytest.raises(FadevizError, match="observed different images"):
             learning_order([open_run(many[0]), other])
 
     def test_analyze(self, many, tmp_path):
@@ -239,7 +239,7 @@ class TestManyClasses:
         heading, row = table(output)
         assert re.search(r"checker +mIoU$", heading)
         assert row.endswith("  0.250")
-        note = "note: the masks are of one class of each picture (horse; bed): inside is that class, outside all else"
+        note = "note: the masks are of one class of each image (horse; bed): inside is that class, outside all else"
         assert note in output
         (row,) = json.loads((tmp_path / "a.json").read_text())["operators"]
         assert (row["miou"], row["boundary_iou"]) == (0.25, None)
@@ -299,9 +299,9 @@ class TestTwoClasses:
         assert "masks are" not in panels(monkeypatch, tmp_path, *two, "--kind", "kymograph")["caption"]
         write_report([StoredRun(two[0])], tmp_path / "r.html")
         data = page_data(tmp_path / "r.html")
-        assert [set(one) for one in data["images"]] == [{"name", "picture", "contour", "size"}] * 2
+        assert [set(one) for one in data["images"]] == [{"name", "image", "contour", "size"}] * 2
         (group,) = (one for one in data["figures"] if one["name"] == "quality")
-        assert (group["meaning"], group["note"]) == ("how well the network segments the test pictures", "")
+        assert (group["meaning"], group["note"]) == ("how well the network segments the test images", "")
 
     def test_all_but_zero_is_inside(self, two):
         run = StoredRun(two[0])

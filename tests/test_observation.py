@@ -1,4 +1,4 @@
-"""The choice of observed pictures: good ones, unlike one another, the same every time."""
+"""The choice of observed images: good ones, unlike one another, the same every time."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_endless_and_large_sets_are_looked_at_from_the_front() -> None:
 
 
 def test_more_than_there_are() -> None:
-    with pytest.raises(FadevizError, match=r"4 pictures to observe, but only 3 test pictures\. Ask for 3 or fewer"):
+    with pytest.raises(FadevizError, match=r"4 images to observe, but only 3 test images\. Ask for 3 or fewer"):
         choose_observed(Masks(GOOD[:3]), 4)
     with pytest.raises(FadevizError, match="at least 1 is needed"):
         choose_observed(Masks(GOOD), 0)

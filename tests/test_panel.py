@@ -1,4 +1,4 @@
-"""Panels: the window where runs disagree, pictures exact to the pixel, the same bytes, errors in a line."""
+"""Panels: the window where runs disagree, images exact to the pixel, the same bytes, errors in a line."""
 
 import dataclasses
 import subprocess
@@ -56,7 +56,7 @@ def make_row(runs=2, size=(24, 32), *, seed=0, **options):
     truth = masks(1, height, width, seed + 9)[0] * 255
     figures = tuple(f"mIoU 0.{number + 1}00" for number in range(runs))
     filled = {"figures": figures, "best": runs - 1, "box": Box(3, 5, 6)} | options
-    return Row(f"picture {seed}", image, truth, results, **filled)
+    return Row(f"image {seed}", image, truth, results, **filled)
 
 
 def grey(pixels):
@@ -142,7 +142,7 @@ class TestZoom:
             ([np.zeros((4, 4))], np.zeros((4, 4), np.uint8), None, "all classes or all alphas"),
             ([np.zeros((4, 4, 3))], None, None, r"must be \(H, W\)"),
             ([np.zeros((0, 4))], None, None, r"must be \(H, W\)"),
-            ([np.zeros((4, 6))], None, 5, "side 5 is not to be had in a picture of 6x4. Choose a side from 1 to 4"),
+            ([np.zeros((4, 6))], None, 5, "side 5 is not to be had in an image of 6x4. Choose a side from 1 to 4"),
             ([np.zeros((4, 6))], None, 0, "side 0"),
         ],
     )
@@ -174,7 +174,7 @@ class TestFit:
 
 class TestPictures:
     def check(self, pixels, layout, rows, contents):
-        """Every picture and enlargement is where the layout says, but for the frames that are drawn on it."""
+        """Every image and enlargement is where the layout says, but for the frames that are drawn on it."""
         line = layout.points(2) + 2
         for (index, column), (x, y, width, height) in layout.pictures.items():
             row, given = rows[index], contents(rows[index])[column]
@@ -425,9 +425,9 @@ class TestFiles:
         [
             ({}, {"name": "p.jpg"}, "a panel cannot be written as .jpg. Endings: .png .pdf .svg"),
             ({}, {"name": "p"}, "a file without an ending"),
-            ({}, {"rows": []}, "no picture to draw"),
+            ({}, {"rows": []}, "no image to draw"),
             ({"results": ()}, {"columns": []}, "no run to draw"),
-            ({}, {"columns": ["a"]}, "'picture 0' has 2 results for 1 columns"),
+            ({}, {"columns": ["a"]}, "'image 0' has 2 results for 1 columns"),
             ({"figures": ("x",), "best": None}, {}, "1 figures for 2 columns"),
             ({"best": 2}, {}, "figure 2 is said to be the best of 2"),
             ({"best": -1}, {}, "figure -1"),
@@ -437,7 +437,7 @@ class TestFiles:
             ({"trimap": np.zeros((2, 2), np.uint8)}, {}, "its trimap is"),
             ({"image": np.zeros((24, 32), np.uint8)}, {}, r"its image is \(24, 32\) uint8"),
             ({"image": np.zeros(24, np.uint8)}, {}, r"its image is \(24,\) uint8"),
-            ({"box": Box(27, 0, 6)}, {}, "side 6 at x 27, y 0 does not lie in the picture of 32x24"),
+            ({"box": Box(27, 0, 6)}, {}, "side 6 at x 27, y 0 does not lie in the image of 32x24"),
             ({"box": Box(0, 19, 6)}, {}, "does not lie"),
             ({"box": Box(-1, 0, 6)}, {}, "does not lie"),
             ({"box": Box(0, -1, 6)}, {}, "does not lie"),

@@ -1,6 +1,6 @@
 """One rule for all that reads images: what a viewer shows is what is read, or the file is refused, or told.
 
-The table of readers at the top has every data set in every layout, and pictures of one's own; a rule is one test.
+The table of readers at the top has every data set in every layout, and images of one's own; a rule is one test.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from PIL import Image, ImageOps
 from fadeviz import FadevizError
 from fadeviz.data import Sample, images
 from fadeviz.data.ade20k import class_names, read_ade20k
-from fadeviz.data.matting.dataset import MattePictures, load_matting
+from fadeviz.data.matting.dataset import MatteImages, load_matting
 from fadeviz.data.matting.files import find_mattes, read_layers
 from fadeviz.data.sets import check_data, describe_data
 from fadeviz.data.weizmann_horse import read_weizmann
-from fadeviz.prediction.predictor import find_trimap, list_pictures, read_picture
+from fadeviz.prediction.predictor import find_trimap, list_images, read_image
 
 HIGH, WIDE = 24, 40
 EXIF = 274
@@ -65,15 +65,15 @@ def read_first_scene(folder: Path) -> Sample:
 
 
 def read_first_matte(folder: Path) -> Sample:
-    """The first whole picture of a matting set that is large enough to train on."""
+    """The first whole image of a matting set that is large enough to train on."""
     found = find_mattes(folder, 0, "", "")
     if found.problems:
         raise FadevizError(found.problems[0])
-    return MattePictures(sorted([*found.train, *found.test], key=lambda files: files.name))[0]
+    return MatteImages(sorted([*found.train, *found.test], key=lambda files: files.name))[0]
 
 
 def read_first_layers(folder: Path) -> Sample:
-    """Foreground and matte of Composition-1K's first training picture."""
+    """Foreground and matte of Composition-1K's first training image."""
     found = find_mattes(folder, 0, "", "")
     if found.problems:
         raise FadevizError(found.problems[0])
@@ -82,9 +82,9 @@ def read_first_layers(folder: Path) -> Sample:
 
 
 def read_own(folder: Path) -> Sample:
-    """A picture of one's own; its trimap stands for the mask."""
-    (path,) = list_pictures([folder])
-    sample = read_picture(path, find_trimap(path))
+    """An image of one's own; its trimap stands for the mask."""
+    (path,) = list_images([folder])
+    sample = read_image(path, find_trimap(path))
     assert sample.trimap is not None
     return sample._replace(mask=(sample.trimap == 255).astype(np.uint8))
 
@@ -134,7 +134,7 @@ def save_set(
     turned: Callable[[Image.Image], Image.Image] = lambda opened: opened,
     **options: object,
 ) -> tuple[Path, Path]:
-    """One picture in the layout of a reader; ``turned`` and ``options`` are for the files beside image and mask too."""
+    """One image in the layout of a reader; ``turned`` and ``options`` are for the files beside image and mask too."""
     _, inside = scene()
     image_file = folder / reader.image / f"{name}{reader.ending}"
     mask_file = folder / reader.mask / f"{mask_name or name}{reader.suffix}.png"
@@ -238,7 +238,7 @@ def test_orientation_tags_in_every_format(tmp_path: Path, form: str) -> None:
     half = np.zeros((16, 32, 3), np.uint8)
     half[:, :16] = 255
     Image.fromarray(half).save(tmp_path / "a.png", form, exif=exif)
-    read = read_picture(tmp_path / "a.png").image
+    read = read_image(tmp_path / "a.png").image
     assert read.shape == (32, 16, 3)
     assert read[:12].min() > 200
     assert read[-12:].max() < 50
@@ -248,11 +248,11 @@ def test_a_tag_that_cannot_be_read_costs_nothing(tmp_path: Path) -> None:
     image, _ = scene()
     for number, exif in enumerate([b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"]):
         Image.fromarray(image).save(tmp_path / f"{number}.png", exif=exif)
-        np.testing.assert_array_equal(read_picture(tmp_path / f"{number}.png").image, image)
+        np.testing.assert_array_equal(read_image(tmp_path / f"{number}.png").image, image)
     odd = Image.Exif()
     odd[EXIF] = 99
     Image.fromarray(image).save(tmp_path / "odd.png", exif=odd)
-    np.testing.assert_array_equal(read_picture(tmp_path / "odd.png").image, image)
+    np.testing.assert_array_equal(read_image(tmp_path / "odd.png").image, image)
 
 
 # --- names ---
@@ -374,7 +374,7 @@ def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(FadevizError, match=r"has 1,099,511,627,776 bytes, but at most 536,870,912 are read"):
-        images.open_picture(path)
+        images.open_image(path)
 
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a POSIX system's device")
@@ -658,9 +658,9 @@ def test_nonsense_in_the_tags_of_a_tiff_is_one_line(tmp_path: Path) -> None:
     for tag in tags:
         for kind in range(1, 14):  # a text or a fraction where a number belongs
             path.write_bytes(data[: tag + 2] + kind.to_bytes(2, "little") + data[tag + 4 :])
-            images.describe_pictures([path], "images", "by its colours")
+            images.describe_images([path], "images", "by its colours")
             try:
-                read += read_picture(path).image.size > 0
+                read += read_image(path).image.size > 0
             except FadevizError as error:
                 told.append(str(error))
     assert read > 20
@@ -674,8 +674,8 @@ def test_a_claimed_size_is_passed_over_by_the_description(tmp_path: Path) -> Non
     data[18:26] = (200_000).to_bytes(4, "little") * 2
     (tmp_path / "a.bmp").write_bytes(data)
     with pytest.raises(FadevizError, match="exceed the limit of 50,000,000"):
-        read_picture(tmp_path / "a.bmp")
-    assert images.describe_pictures([tmp_path / "a.bmp"], "images", "by its colours") == []
+        read_image(tmp_path / "a.bmp")
+    assert images.describe_images([tmp_path / "a.bmp"], "images", "by its colours") == []
 
 
 def test_several_frames_are_refused(tmp_path: Path) -> None:
@@ -684,14 +684,14 @@ def test_several_frames_are_refused(tmp_path: Path) -> None:
     for name, form in (("a.png", "GIF"), ("b.png", "PNG"), ("c.tif", "TIFF"), ("d.webp", "WEBP")):
         frames[0].save(tmp_path / name, form, save_all=True, append_images=frames[1:])
         with pytest.raises(FadevizError, match="more than one frame"):
-            read_picture(tmp_path / name)
+            read_image(tmp_path / name)
     # A phone's photograph has a second view of the same.
     views = [Image.new("RGB", (16, 16), colour) for colour in ("white", "black")]
     views[0].save(tmp_path / "e.jpg", "MPO", save_all=True, append_images=views[1:])
-    assert read_picture(tmp_path / "e.jpg").image.min() > 250
+    assert read_image(tmp_path / "e.jpg").image.min() > 250
 
 
 def test_formats_that_start_other_programs_are_no_images(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", "EPS")
-    with pytest.raises(FadevizError, match="it is no picture"):
-        read_picture(tmp_path / "a.png")
+    with pytest.raises(FadevizError, match="it is no image"):
+        read_image(tmp_path / "a.png")

@@ -30,7 +30,7 @@ from fadeviz.data.observation import find_object
 from fadeviz.recording.masks import arrays_in
 from fadeviz.recording.probe import Probe
 from fadeviz.recording.recorder import _release
-from fadeviz.render.labels import truth_picture, truth_regions
+from fadeviz.render.labels import truth_image, truth_regions
 from fadeviz.storage.check import check_run
 from fadeviz.storage.snapshots import SnapshotStore
 
@@ -344,9 +344,9 @@ class TestFolder:
         [
             ({"loss_fn": None, "kinds": "gradient"}, "the kind gradient needs loss_fn"),
             ({"names": ["a"]}, "1 names for 2 images"),
-            ({"pictures": np.zeros((2, 4, 4))}, r"pictures are float64 \(2, 4, 4\); uint8"),
+            ({"display_images": np.zeros((2, 4, 4))}, r"display_images are float64 \(2, 4, 4\); uint8"),
             ({"names": "ab"}, "names is 'ab', a str: a list of 2 names"),
-            ({"pictures": np.zeros((3, 16, 16, 3), np.uint8)}, "3 pictures for 2 observed images"),
+            ({"display_images": np.zeros((3, 16, 16, 3), np.uint8)}, "3 display_images for 2 observed images"),
             ({"masks": np.zeros((1, 4, 4))}, r"masks are \(1, 4, 4\); \(N, H, W\) = \(2, 16, 16\) is needed"),
             ({"masks": np.zeros((2, 8, 8))}, r"masks are \(2, 8, 8\); \(N, H, W\) = \(2, 16, 16\) is needed"),
             ({"masks": np.full((2, 16, 16), 0.5)}, "masks are float64 and not whole numbers"),
@@ -668,7 +668,7 @@ class TestMasks:
 
     def test_void_is_drawn_as_no_object(self, tmp_path):
         run = self.run(tmp_path / "run", self.LABELS)
-        assert np.array_equal(truth_picture(run, 1)[..., 0] == 255, self.OBJECT[1])
+        assert np.array_equal(truth_image(run, 1)[..., 0] == 255, self.OBJECT[1])
         assert np.array_equal(truth_regions(run, 1), self.OBJECT[1])
 
     def test_many_classes_are_stored_and_one_object_of_each_image_is_measured(self, tmp_path):
@@ -706,7 +706,7 @@ class TestMasks:
     def test_class_0_can_be_the_object(self, tmp_path):
         run = self.run(tmp_path / "run", 1 - (self.LABELS == 1).long(), foreground=0)
         assert np.array_equal(run.foregrounds, self.OBJECT)
-        assert np.array_equal(truth_picture(run, 0)[..., 0] == 255, self.OBJECT[0])
+        assert np.array_equal(truth_image(run, 0)[..., 0] == 255, self.OBJECT[0])
 
     @pytest.mark.parametrize(
         "masks",
@@ -874,7 +874,9 @@ def test_batches_of_any_container(tmp_path, batch, read):
         return F.cross_entropy(output, targets.image)
 
     observe = (batch, Batch(OBSERVED[1], None))
-    recorder = Recorder(model, "net.up", [1], tmp_path / "run", observe=observe, loss_fn=loss_fn, pictures=pictures)
+    recorder = Recorder(
+        model, "net.up", [1], tmp_path / "run", observe=observe, loss_fn=loss_fn, display_images=pictures
+    )
     assert recorder.step(1)
     run = open_run(tmp_path / "run")
     want = model.net.eval().up(model.net.encoder(OBSERVED[0].half().float())).mean(1).detach().numpy()

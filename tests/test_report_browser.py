@@ -187,7 +187,7 @@ def test_a_pixel_tells_its_value_and_is_marked_in_all_tiles(view, runs):
     marks = page.locator(".pixel-light").evaluate_all(
         "all => all.map(one => [one.getAttribute('visibility'), ...['x', 'y'].map(name => +one.getAttribute(name))])"
     )
-    assert marks == [["visible", 21 * 2, 10 * 2]] * 3  # the picture has twice as many pixels
+    assert marks == [["visible", 21 * 2, 10 * 2]] * 3  # the image has twice as many pixels
     page.mouse.move(5, 5)
     assert page.locator(".pixel-light").first.get_attribute("visibility") == "hidden"
 

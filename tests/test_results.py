@@ -1,4 +1,4 @@
-"""Panels of runs, and predictions for pictures of one's own: what is written, and the one-line errors."""
+"""Panels of runs, and predictions for images of one's own: what is written, and the one-line errors."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ from fadeviz.experiment import RunConfig, build_model, load_data, train
 from fadeviz.models.pretrained import read_pretrained
 from fadeviz.prediction import compare
 from fadeviz.prediction.compare import compare_runs, mean_iou, parse_zoom
-from fadeviz.prediction.predictor import Prediction, Predictor, predict_files, read_picture
+from fadeviz.prediction.predictor import Prediction, Predictor, predict_files, read_image
 from fadeviz.render.panel import Box
 from fadeviz.training.matting import mse, sad
 from fadeviz.training.tasks import choose_task
@@ -74,7 +74,7 @@ def test_pictures_that_a_panel_leaves_out_are_counted(runs, tmp_path, monkeypatc
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png")
     assert (result.exit_code, result.stderr) == (
         0,
-        "note: 2 of 3 observed pictures are shown. Choose others with --images\n",
+        "note: 2 of 3 observed images are shown. Choose others with --images\n",
     )
     result = invoke("compare", runs / "bilinear", "-o", tmp_path / "p.png", "--images", "0")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -89,7 +89,7 @@ def test_classes_without_a_place_in_the_legend_are_counted():
     row = SimpleNamespace(figures=())
     assert [name for name, _ in compare._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
     said = " ".join(compare._caption([predictor], [(row, [maps])], "none"))
-    assert "Colours: the classes listed, and 2 that fill less than 1% of each picture. Black: not labelled." in said
+    assert "Colours: the classes listed, and 2 that fill less than 1% of each image. Black: not labelled." in said
 
 
 # --- predicting ---
@@ -157,7 +157,7 @@ def test_files_are_written_at_the_size_of_their_pictures(runs, tmp_path):
     turned = Image.Exif()
     turned[274] = 6  # a camera held upright
     save(tmp_path / "in" / "c.jpg", photo(40, 60), exif=turned)
-    save(tmp_path / "in" / "a_mask.png", photo(9, 9))  # a result, not a picture
+    save(tmp_path / "in" / "a_mask.png", photo(9, 9))  # a result, not an image
     result = invoke("predict", runs / "bilinear", tmp_path / "in", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_mask.png", "b_mask.png", "c_mask.png"]
@@ -165,7 +165,7 @@ def test_files_are_written_at_the_size_of_their_pictures(runs, tmp_path):
         assert (mask.mode, mask.size) == ("P", (60, 40))
         assert set(np.unique(np.array(mask))) <= {0, 1}
         assert mask.getpalette()[:6] == [0, 0, 0, 255, 255, 255]
-        found = Predictor(runs / "bilinear")(read_picture(tmp_path / "in" / "a.png"))
+        found = Predictor(runs / "bilinear")(read_image(tmp_path / "in" / "a.png"))
         np.testing.assert_array_equal(np.array(mask), found)
     with Image.open(tmp_path / "out" / "c_mask.png") as mask:
         assert mask.size == (40, 60)
@@ -195,14 +195,14 @@ def test_wrong_input_is_one_line(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((40, 60), 30_000, np.uint16)).save(deep)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     out = tmp_path / "out"
     cases = [
         (("predict", runs / "matting", picture, "-o", out), "a.png has no trimap: matting needs one"),
-        (("predict", runs / "bilinear", tmp_path / "none.png", "-o", out), "no picture"),
-        (("predict", runs / "bilinear", tmp_path / "empty", "-o", out), "has no pictures"),
+        (("predict", runs / "bilinear", tmp_path / "none.png", "-o", out), "no image"),
+        (("predict", runs / "bilinear", tmp_path / "empty", "-o", out), "has no images"),
         (("predict", runs / "bilinear", picture, twin, "-o", out), "would both become a_mask.png"),
-        (("predict", runs / "bilinear", tmp_path / "text.png", "-o", out), "it is no picture"),
+        (("predict", runs / "bilinear", tmp_path / "text.png", "-o", out), "it is no image"),
         (("predict", runs / "bilinear", picture, "-o", out, "--trimaps", tmp_path), "trimaps are of no use"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 8), "size is 8"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 100_000), "8,388,608 are the most"),
@@ -212,7 +212,7 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         (("compare", runs / "bilinear", "-o", out / "p.png", "--images", 3), "there are 3, from 0 to 2"),
         (("compare", runs / "bilinear", "-o", out / "p.png", "--test", 4), "from 0 to 3"),
         (("compare", runs / "bilinear", "-o", out / "p.png", "--zoom", "1,2"), "LEFT,TOP,SIDE"),
-        (("compare", runs / "bilinear", "-o", out / "p.png", "--zoom", "60,0,32"), "does not lie in the picture"),
+        (("compare", runs / "bilinear", "-o", out / "p.png", "--zoom", "60,0,32"), "does not lie in the image"),
     ]
     for command, words in cases:
         result = invoke(*command)
@@ -245,7 +245,7 @@ def test_one_damaged_picture_costs_its_own_result_alone(runs, tmp_path):
     assert len(result.stdout.splitlines()) == 3
     *_, b, e, none, last = result.stderr.splitlines()
     assert (str(folder / "b.png") in b, str(folder / "e.png") in e, "none.png" in none) == (True, True, True)
-    assert last == "Error: 3 of 6 pictures have no result: they are listed above"
+    assert last == "Error: 3 of 6 images have no result: they are listed above"
 
 
 def test_predict_files_works_when_it_is_called(runs, tmp_path):
@@ -259,9 +259,9 @@ def test_predict_files_works_when_it_is_called(runs, tmp_path):
     assert done[0] == Prediction(first, tmp_path / "out" / "a_alpha.png")
     assert done[0].output.is_file()
     assert [one.output for one in done[1:]] == [None, None]
-    assert [one.picture for one in done[1:]] == [second, tmp_path / "c.png"]
+    assert [one.image for one in done[1:]] == [second, tmp_path / "c.png"]
     assert "b.png has no trimap" in done[1].error
-    assert "no picture" in done[2].error
+    assert "no image" in done[2].error
 
 
 def test_results_that_would_have_one_name_are_refused_before_anything_is_written(runs, tmp_path):
@@ -287,19 +287,19 @@ def test_one_damaged_picture_is_left_out_of_a_panel(runs, tmp_path):
     bad = tmp_path / "b.png"
     bad.write_bytes(b"")
     panel = tmp_path / "p.png"
-    result = invoke("compare", runs / "bilinear", "--picture", bad, "--picture", good, "-o", panel)
+    result = invoke("compare", runs / "bilinear", "--file", bad, "--file", good, "-o", panel)
     assert result.exit_code == 1
     assert result.stdout == f"wrote {panel}\n"
     assert result.stderr.startswith(f"Error: {bad} cannot be read: it is empty")
     assert result.stderr.count("\n") == 1
     alone = tmp_path / "alone.png"
-    compare_runs([open_run(runs / "bilinear")], alone, pictures=[good])
+    compare_runs([open_run(runs / "bilinear")], alone, files=[good])
     assert alone.read_bytes() == panel.read_bytes()
     with pytest.raises(FadevizError, match="it is empty"):  # a caller who does not ask to go on
-        compare_runs([open_run(runs / "bilinear")], tmp_path / "q.png", pictures=[good, bad])
+        compare_runs([open_run(runs / "bilinear")], tmp_path / "q.png", files=[good, bad])
     for pictures in ([bad], [bad, bad]):
         result = invoke(
-            "compare", runs / "bilinear", *(x for p in pictures for x in ("--picture", p)), "-o", tmp_path / "q.png"
+            "compare", runs / "bilinear", *(x for p in pictures for x in ("--file", p)), "-o", tmp_path / "q.png"
         )
         assert result.exit_code == 1
         assert "it is empty" in result.stderr
@@ -330,7 +330,7 @@ def test_a_picture_is_never_replaced_by_its_result(runs, tmp_path):
 
 
 def test_mattes_of_test_pictures_have_the_figures_of_the_runs_own_test(runs, tmp_path):
-    # Pictures whose sides are no multiples: the padding of testing and of predicting is the same.
+    # Images whose sides are no multiples: the padding of testing and of predicting is the same.
     folder = tmp_path / "set"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -422,7 +422,7 @@ def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_p
 def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
     train(dataclasses.replace(SEGNET, split_seed=5), tmp_path / "other")
     both = [open_run(runs / "bilinear"), open_run(tmp_path / "other")]
-    with pytest.raises(FadevizError, match=r"observed other pictures.*--test"):
+    with pytest.raises(FadevizError, match=r"observed other images.*--test"):
         compare_runs(both, tmp_path / "p.png")
     with pytest.raises(FadevizError, match="--split-seed"):
         compare_runs(both, tmp_path / "p.png", test=(0,))
@@ -432,7 +432,7 @@ def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
     with pytest.raises(FadevizError, match="other files"):
         compare_runs([both[0], open_run(tmp_path / "other")], tmp_path / "p.png", test=(0,))
     picture = save(tmp_path / "a.png", photo(40, 60))
-    assert compare_runs(both, tmp_path / "p.png", pictures=[picture]) == []
+    assert compare_runs(both, tmp_path / "p.png", files=[picture]) == []
     assert (tmp_path / "p.png").exists()
 
 

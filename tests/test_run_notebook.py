@@ -253,7 +253,7 @@ class TestGrid:
             run.grid(run)
 
     def test_can_be_cropped_and_resized(self, run):
-        """As notebooks do: pictures stay in their frames."""
+        """As notebooks do: images stay in their frames."""
         figure = run.grid(steps=[0])
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=2 * figure.dpi, bbox_inches="tight", pad_inches=0)

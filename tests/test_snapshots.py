@@ -213,7 +213,7 @@ class TestStore:
             assert files(store.path) == before
 
     def test_an_error_in_the_block_changes_nothing(self, tmp_path):
-        path = tmp_path / "picture.png"
+        path = tmp_path / "image.png"
         write_whole(path, b"old")
 
         def write():
@@ -223,14 +223,14 @@ class TestStore:
 
         with pytest.raises(ZeroDivisionError):
             write()
-        assert files(tmp_path) == {"picture.png": b"old"}
+        assert files(tmp_path) == {"image.png": b"old"}
 
     def test_the_partial_file_keeps_the_suffix(self, tmp_path):
-        with replacing(tmp_path / "new" / "picture.png") as partial:
+        with replacing(tmp_path / "new" / "image.png") as partial:
             assert partial.suffix == ".png"
             assert partial.parent == tmp_path / "new"
             partial.write_bytes(b"whole")
-        assert files(tmp_path) == {"new/picture.png": b"whole"}
+        assert files(tmp_path) == {"new/image.png": b"whole"}
 
     def test_a_file_where_the_folder_should_be(self, tmp_path):
         (tmp_path / "file").write_bytes(b"")

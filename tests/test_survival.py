@@ -26,7 +26,7 @@ from fadeviz_cli.main import main
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
-from fadeviz.data.images import open_picture
+from fadeviz.data.images import open_image
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.errors import printable
 from fadeviz.storage.check import check_run, repair_run
@@ -560,8 +560,8 @@ def test_whose_left_overs_are_removed(tmp_path):
 
 
 def test_the_temporary_file_is_named_after_its_writer(tmp_path):
-    with replacing(tmp_path / "picture.png") as partial:
-        assert partial.name == f".picture.{machine()}-{os.getpid()}.partial.png"
+    with replacing(tmp_path / "image.png") as partial:
+        assert partial.name == f".image.{machine()}-{os.getpid()}.partial.png"
         partial.write_bytes(b"x")
 
 
@@ -829,7 +829,7 @@ def test_a_picture_that_is_no_file(tmp_path, what):
     for name in ("horse.png", "objectInfo150.txt"):
         SPECIAL[what](tmp_path / name)
     with pytest.raises(FadevizError, match=r"horse.png cannot be read: it (is a|has)"):
-        open_picture(tmp_path / "horse.png")
+        open_image(tmp_path / "horse.png")
     for read in (read_regular, lambda path: check_regular(path, 2**30)):
         with pytest.raises(OSError, match=r"it is a|at most"):
             read(tmp_path / "objectInfo150.txt")
@@ -902,7 +902,7 @@ locale.setlocale(locale.LC_ALL, "")
 EVERYTHING = """
 import os, shutil, sys
 from fadeviz.data.synthetic import dataset as synthetic
-from fadeviz.data.images import open_picture
+from fadeviz.data.images import open_image
 from fadeviz_cli.main import main
 synthetic.TEST_DRAWINGS = 8
 out, small = sys.argv[1], sys.argv[2:]

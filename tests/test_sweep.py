@@ -235,7 +235,7 @@ class TestShuffledLabels:
 
     @pytest.mark.parametrize("count", [0, 1])
     def test_too_few(self, count):
-        with pytest.raises(FadevizError, match=f"need 2 training pictures or more, there are {count}"):
+        with pytest.raises(FadevizError, match=f"need 2 training images or more, there are {count}"):
             derangement(count, 0)
 
     @pytest.mark.parametrize("count", [7, None])

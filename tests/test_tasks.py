@@ -83,7 +83,7 @@ def test_the_loss_as_a_gpu_computes_it():
         torch.testing.assert_close(*found)
 
 
-class _Pictures:
+class _Images:
     def __init__(self, masks):
         self.samples = [Sample(f"p{i}", np.zeros((*mask.shape, 3), np.uint8), mask) for i, mask in enumerate(masks)]
         self.count = len(self.samples)
@@ -93,7 +93,7 @@ class _Pictures:
 
 
 class _Says(torch.nn.Module):
-    """Gives every picture the same classes."""
+    """Gives every image the same classes."""
 
     def __init__(self, found, classes):
         super().__init__()
@@ -107,7 +107,7 @@ class _Says(torch.nn.Module):
 def test_figures_of_many_classes_leave_out_what_is_not_labelled():
     truth = [np.array([[0, 0, 3, 255]], np.uint8), np.array([[3, 2, 255, 255]], np.uint8)]
     model = _Says(np.array([[0, 3, 3, 1]]), 5)
-    result = evaluate(model, _Pictures(truth), segmentation_loss, batch_size=1, classes=5)
+    result = evaluate(model, _Images(truth), segmentation_loss, batch_size=1, classes=5)
     # class 0: 1 of 3 (a hit, a miss, and one said that is 3); 2: 0 of 1; 3: 1 of 4; classes 1 and 4 are nowhere
     assert result["miou"] == pytest.approx((1 / 3 + 0 + 1 / 4) / 3)
     assert result["accuracy"] == pytest.approx(2 / 5)
@@ -117,7 +117,7 @@ def test_figures_of_many_classes_leave_out_what_is_not_labelled():
 
 
 def test_two_classes_have_the_figures_of_their_contours_too():
-    result = evaluate(_Says(np.eye(4), 2), _Pictures([np.eye(4, dtype=np.uint8)]), segmentation_loss)
+    result = evaluate(_Says(np.eye(4), 2), _Images([np.eye(4, dtype=np.uint8)]), segmentation_loss)
     assert result["iou"] == result["miou"] == result["boundary_iou"] == 1
 
 
@@ -145,12 +145,12 @@ def test_classes_are_found_a_few_at_a_time_as_all_at_once():
         assert len(np.unique(found)) > 8
 
 
-# --- which pictures and which object ---
+# --- which images and which object ---
 
 
 def test_the_object_is_the_class_most_like_one_clear_thing():
     mask = np.zeros((40, 40), np.uint8)
-    mask[:20] = 2  # half the picture, at the border
+    mask[:20] = 2  # half the image, at the border
     mask[12:28, 12:28] = 7  # in one piece, in the middle
     mask[30:32, 30:32] = 9  # small
     mask[0, :] = 255
@@ -163,7 +163,7 @@ def test_observed_pictures_of_many_classes_have_a_clear_object():
     clutter = [rng.integers(0, 150, (40, 40), dtype=np.uint8) for _ in range(5)]
     clear = np.full((40, 40), 3, np.uint8)
     clear[12:28, 10:30] = 11
-    pictures = _Pictures([*clutter, clear])
+    pictures = _Images([*clutter, clear])
     assert choose_observed(pictures, 1, classes=150) == [5]
     assert len(choose_observed(pictures, 3, classes=150)) == 3
 
@@ -251,8 +251,8 @@ def test_the_matting_recipe_slows_the_encoder():
         ({"data": "mattes", "data_dir": "x"}, "data mattes is for matting, but the network is for segmentation"),
         ({"network": "matting", "data": "mattes"}, "data mattes needs its folder"),
         ({"network": "matting", "data_dir": "x"}, "Add --data mattes"),
-        ({"network": "matting", "flip": True}, "mirrors half of its training pictures already"),
-        ({"network": "matting", "labels": "shuffled"}, "mattes belong to their pictures"),
+        ({"network": "matting", "flip": True}, "mirrors half of its training images already"),
+        ({"network": "matting", "labels": "shuffled"}, "mattes belong to their images"),
         ({"subset": 5}, "this set is used whole"),
         ({"data": "ade20k", "data_dir": "x", "subset": -1}, "it must be 0"),
         ({"network": "matting", "size": 40}, "divisible by 16"),
@@ -344,12 +344,12 @@ def test_a_test_set_without_labels_is_refused(tmp_path):
     name, problems, _ = check_data(root)
     assert (name, len(problems)) == ("ade20k", 2)
     assert all("has no labelled pixel" in problem for problem in problems)
-    with pytest.raises(FadevizError, match="the test pictures have no labelled pixel"):
+    with pytest.raises(FadevizError, match="the test images have no labelled pixel"):
         train(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
 
 
 def test_what_is_refused_leaves_no_folder(tmp_path):
-    with pytest.raises(FadevizError, match="only 3 test pictures"):
+    with pytest.raises(FadevizError, match="only 3 test images"):
         train(dataclasses.replace(short(size=64), observe=9), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

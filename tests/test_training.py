@@ -1,4 +1,4 @@
-"""Training: the order of the pictures, the learning rate, one step after another, metrics by hand, checkpoints."""
+"""Training: the order of the images, the learning rate, one step after another, metrics by hand, checkpoints."""
 
 import math
 import signal
@@ -31,7 +31,7 @@ def one_thread():
 
 
 class Pictures:
-    """Random pictures; the mask is a function of the image, so that a flip of one alone shows."""
+    """Random images; the mask is a function of the image, so that a flip of one alone shows."""
 
     def __init__(self, count, size=(6, 8)):
         self.count = count
@@ -39,13 +39,13 @@ class Pictures:
 
     def __getitem__(self, index):
         image = np.random.default_rng(index).integers(0, 256, (*self.size, 3), np.uint8)
-        image[0, 0] = index % 251  # which picture this is
+        image[0, 0] = index % 251  # which image this is
         image[..., 1] = np.arange(self.size[1])  # which column
         return Sample(str(index), image, (image[..., 2] > 128).astype(np.uint8))
 
 
 def raw(images):
-    """The uint8 pictures behind ``to_tensors``' images."""
+    """The uint8 images behind ``to_tensors``' images."""
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     return ((images.movedim(1, -1) * std + mean) * 255).round().to(torch.uint8)
 
@@ -125,12 +125,12 @@ class TestBatches:
         class Broken(Pictures):
             def __getitem__(self, index):
                 if index == 5:
-                    raise FadevizError("picture 5 is damaged")
+                    raise FadevizError("image 5 is damaged")
                 return super().__getitem__(index)
 
         loader = batches(Broken(None), range(1, 9), 2, 0, ahead=ahead)
         assert len([next(loader), next(loader)]) == 2
-        with pytest.raises(FadevizError, match="picture 5 is damaged"):
+        with pytest.raises(FadevizError, match="image 5 is damaged"):
             next(loader)
 
     @pytest.mark.parametrize("ahead", [0, 2])
@@ -154,7 +154,7 @@ class TestStepDecay:
 
 
 def eroded(mask):
-    """Erosion by a 3x3 square; outside the picture there is nothing."""
+    """Erosion by a 3x3 square; outside the image there is nothing."""
     h, w = mask.shape
     out = np.zeros_like(mask)
     for i in range(1, h - 1):
@@ -228,7 +228,7 @@ class TestBoundary:
 
 
 class Red(nn.Module):
-    """Says class 1 wherever the picture is red."""
+    """Says class 1 wherever the image is red."""
 
     def __init__(self, fail=False):
         super().__init__()
@@ -247,7 +247,7 @@ class Red(nn.Module):
 
 
 class Drawn:
-    """Pictures that are red where a prediction mask says so."""
+    """Images that are red where a prediction mask says so."""
 
     def __init__(self, predictions, truths):
         self.predictions, self.truths, self.count = predictions, truths, len(truths)
@@ -264,7 +264,7 @@ def share_right(logits, truth):
 
 class TestEvaluate:
     def test_by_hand(self):
-        # Class 1: 12 hits, 4 false, 4 missed in picture 0; 16 hits in picture 1; nothing in picture 2. 192 pixels.
+        # Class 1: 12 hits, 4 false, 4 missed in image 0; 16 hits in image 1; nothing in image 2. 192 pixels.
         empty = torch.zeros(8, 8)
         data = Drawn([square(2, 2), square(1, 1), empty], [square(2, 3), square(1, 1), empty])
         model = Red()
@@ -314,7 +314,7 @@ class TestEvaluate:
         assert torch.is_grad_enabled()
 
     def test_no_pictures(self):
-        with pytest.raises(FadevizError, match="no test pictures"):
+        with pytest.raises(FadevizError, match="no test images"):
             evaluate(Red(), Drawn([], []), share_right)
 
 
@@ -337,7 +337,7 @@ def train(model, optimizer, data, first_step=1, lr=0.1, **options):
 
 @pytest.fixture(scope="module")
 def data():
-    """Six batches of three pictures."""
+    """Six batches of three images."""
     return list(batches(Pictures(6), range(1, 7), 3, 0))
 
 

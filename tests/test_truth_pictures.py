@@ -1,4 +1,4 @@
-"""The truth in figures: colours of classes, alpha in greys, and the borders that are drawn on the picture."""
+"""The truth in figures: colours of classes, alpha in greys, and the borders that are drawn on the image."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from fadeviz.render import animation
 from fadeviz.render.colormap import IGNORED, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import find_layout, render_grid, write_grid
-from fadeviz.render.labels import outline, truth_name, truth_picture, truth_regions
+from fadeviz.render.labels import outline, truth_image, truth_name, truth_regions
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
@@ -71,7 +71,7 @@ def slow_outline(regions):
 class TestTruthPicture:
     def test_two_classes_are_black_and_white(self, tmp_path):
         run = make_run(tmp_path / "r")
-        picture = truth_picture(run, 1)
+        picture = truth_image(run, 1)
         assert truth_name(run) == "mask"
         np.testing.assert_array_equal(picture, np.repeat(run.observation[1][1][..., None] * 255, 3, axis=2))
         assert set(np.unique(picture)) == {0, 255}
@@ -80,12 +80,12 @@ class TestTruthPicture:
         run = make_matting_run(tmp_path / "r")
         assert truth_name(run) == "alpha"
         for image in (0, 1):
-            np.testing.assert_array_equal(truth_picture(run, image), run.mattes[0][image][..., None].repeat(3, axis=2))
-        assert len(np.unique(truth_picture(run, 0))) > 20
+            np.testing.assert_array_equal(truth_image(run, image), run.mattes[0][image][..., None].repeat(3, axis=2))
+        assert len(np.unique(truth_image(run, 0))) > 20
 
     def test_many_classes_have_colours_and_ignored_is_black(self, tmp_path):
         run = make_class_run(tmp_path / "r")
-        mask, picture = run.observation[1][0], truth_picture(run, 0)
+        mask, picture = run.observation[1][0], truth_image(run, 0)
         assert truth_name(run) == "mask"
         np.testing.assert_array_equal(picture[mask == 3], np.tile(class_palette(4)[3], ((mask == 3).sum(), 1)))
         assert (mask == IGNORED).any()
@@ -147,7 +147,7 @@ class TestOutline:
         assert border[above].all()
 
     def test_many_classes_are_no_alpha(self, tmp_path):
-        # More classes in one picture than a mask of grey levels would be taken for.
+        # More classes in one image than a mask of grey levels would be taken for.
         values = np.arange(60, dtype=np.uint8).reshape(1, 6, 10).repeat(4, axis=1).repeat(4, axis=2)
         run = make_run(tmp_path / "r")
         store = SnapshotStore(run.path, run.run_id)

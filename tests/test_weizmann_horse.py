@@ -36,7 +36,7 @@ def picture(seed: int, height: int, width: int) -> Image.Image:
 
 
 def save_original(root: Path, count: int = 6) -> Path:
-    """A set in the original layout: JPEG, masks of half the image's size, gray pictures of the mask's size."""
+    """A set in the original layout: JPEG, masks of half the image's size, gray images of the mask's size."""
     for folder in ("rgb", "figure_ground", "gray"):
         (root / folder).mkdir(parents=True)
     for number in range(1, count + 1):
@@ -78,7 +78,7 @@ class TestReading:
         assert sample.image.dtype == sample.mask.dtype == np.uint8
         assert sample.alpha is None
         assert set(np.unique(sample.mask)) == {0, 1}
-        # The picture's bright ellipse is 0.3 wide, this mask's 0.21: it lies inside.
+        # The image's bright ellipse is 0.3 wide, this mask's 0.21: it lies inside.
         assert sample.image[sample.mask == 1].mean() > 160
 
     def test_size_is_height_then_width(self, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ class TestReading:
 
     @pytest.mark.parametrize("size", [0, -3, (4, 0), (1, 2, 3)])
     def test_sizes_that_are_none(self, tmp_path: Path, size: object) -> None:
-        with pytest.raises(FadevizError, match="is no picture size"):
+        with pytest.raises(FadevizError, match="is no image size"):
             read_weizmann(save_original(tmp_path, 1), size)  # type: ignore[arg-type]
 
     def test_a_parent_folder_is_as_good(self, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ class TestBlackImages:
         dataset = read_weizmann(tmp_path, 32)
         assert dataset.count == 5
         assert "horse004" not in dataset.names
-        assert dataset.notes == ("rgb/horse004.jpg is black and has no gray picture: it is left out",)
+        assert dataset.notes == ("rgb/horse004.jpg is black and has no gray image: it is left out",)
 
     def test_nothing_but_black(self, tmp_path: Path) -> None:
         save_png(tmp_path, 1)
@@ -266,7 +266,7 @@ class TestBadInput:
         [
             (cut_off, "damaged or cut off"),
             (lambda path: path.write_bytes(b""), r"empty \(0 bytes\)"),
-            (lambda path: path.write_bytes(b"<html>404</html>"), "is no picture"),
+            (lambda path: path.write_bytes(b"<html>404</html>"), "is no image"),
         ],
     )
     def test_damaged_images_and_masks(self, tmp_path: Path, layout: object, damage: object, message: str) -> None:
@@ -381,7 +381,7 @@ class TestSplit:
         save_png(tmp_path, 4)
         for number in (1, 2, 3, 4):
             picture(1, 60, 80).save(tmp_path / "horse" / f"horse{number:03d}.png")
-        with pytest.raises(FadevizError, match="4 pictures of 1 different photographs cannot be split"):
+        with pytest.raises(FadevizError, match="4 images of 1 different photographs cannot be split"):
             split_train_test(read_weizmann(tmp_path, 16))
         for number in (3, 4):
             picture(2, 60, 80).save(tmp_path / "horse" / f"horse{number:03d}.png")

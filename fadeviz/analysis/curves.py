@@ -45,7 +45,7 @@ FIGURES = {
     "gate": "gate and kernels inside the object, along its contour and outside",
     "classes": "how well the features of the two classes are apart",
     "continuity": "how much changes from one snapshot to the next",
-    "quality": "how well the network does on its test pictures",
+    "quality": "how well the network does on its test images",
 }
 """Groups of measures that share an axis."""
 

@@ -86,7 +86,7 @@ class OperatorOrder:
 
     Attributes:
         name: the operator with its options, and the settings that set its runs apart from others of that operator.
-        title: how pictures call it.
+        title: how images call it.
         runs: the R runs, by seed.
         seeds: their seeds; None where a run has none.
         measured: for each run, all responses of its maps.
@@ -256,7 +256,7 @@ def learning_order(
     Runs of one operator that differ in more than the seed become operators of their own, named with the difference.
 
     Args:
-        runs: one or more, observed on the same pictures.
+        runs: one or more, observed on the same images.
         layer: dotted name; None takes the first run's ``default_layer(kind)``.
         kind: a name in ``KINDS``, with one map an image.
         steps: which steps, step 0 among them, or None for all that the runs have in common.
@@ -273,7 +273,7 @@ def learning_order(
 
     Raises:
         FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer, kind or response,
-            other pictures or map sizes, no step 0 or too few steps in common.
+            other images or map sizes, no step 0 or too few steps in common.
     """
     _check_rules(which, until)
     chosen = _check_runs(runs, layer, kind, call)
@@ -314,18 +314,18 @@ def learning_order(
 
 
 def describe_inside(run: StoredRun) -> str:
-    """What counts as inside in the pictures a run observed, in words; empty where their masks have but two classes."""
+    """What counts as inside in the images a run observed, in words; empty where their masks have but two classes."""
     if run.mattes is not None:
         return "the masks are of the true mattes: inside is half opaque or more, outside all else"
     names = class_names(run)
     if not names:
         return ""
     shown = "; ".join(names)
-    return f"the masks are of one class of each picture ({shown}): inside is that class, outside all else"
+    return f"the masks are of one class of each image ({shown}): inside is that class, outside all else"
 
 
 def class_names(run: StoredRun) -> list[str]:
-    """What is inside in each observed picture of data with many classes, by name; empty where there are but two."""
+    """What is inside in each observed image of data with many classes, by name; empty where there are but two."""
     chosen = (run.info.get("observation") or {}).get("foreground") or []
     names = (run.info.get("data") or {}).get("classes")
     known = names if isinstance(names, list) else []
@@ -549,7 +549,7 @@ def _check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: i
     for run in runs:
         if not all(map(np.array_equal, wanted, (*run.observation, run.foregrounds))):
             raise FadevizError(
-                f"{runs[0].address} and {run.address} observed different pictures: they cannot be compared. "
+                f"{runs[0].address} and {run.address} observed different images: they cannot be compared. "
                 "Record both with the same --data, --size and observation options"
             )
     return chosen

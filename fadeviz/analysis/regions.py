@@ -39,7 +39,7 @@ class Regions:
 
 
 def cell_means(values: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float64]:
-    """The mean of a picture over each cell of a coarser or finer grid; a pixel counts by the area it shares with it.
+    """The mean of an image over each cell of a coarser or finer grid; a pixel counts by the area it shares with it.
 
     Shape: ``(H, W)`` -> ``size``; neither needs to divide the other.
     """
@@ -58,7 +58,7 @@ def signed_distance(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray
     """The mean over each cell of the Euclidean distance to the contour: negative inside, positive outside.
 
     The contour is the line between unlike pixels of the mask at its own resolution. The distance of a pixel's centre
-    to that line is exact; its mean over a cell keeps what is finer than the cell. The picture's border is no contour.
+    to that line is exact; its mean over a cell keeps what is finer than the cell. The image's border is no contour.
 
     Shape: ``(H, W)`` -> ``size``.
     Units: pixels of ``size``; infinite where the mask has no contour.
@@ -109,7 +109,7 @@ def build_regions(
 def distance_bins(regions: Sequence[Regions], width: float = 1.0) -> NDArray[np.float64]:
     """Edges of bins of signed distance, multiples of ``width``; 0, the contour, is one of them.
 
-    They reach inward and outward as far as at least half of the masks do: farther, single pictures would decide.
+    They reach inward and outward as far as at least half of the masks do: farther, single images would decide.
 
     Returns:
         D + 1 increasing edges, in pixels of the layer; at least one bin on each side of the contour.

@@ -156,7 +156,7 @@ class Responses:
         interior: ``(S, N)``, as of :func:`interior_response`.
         edge_raw: ``(S, N)``, the edge response of the maps as they are, without their ranks.
         edge_elsewhere: ``(S, N)``, the mean edge response of a map for the other images' masks: what its place in the
-            picture alone gives, for contours are where contours often are. NaN with one image.
+            image alone gives, for contours are where contours often are. NaN with one image.
         edge_raw_elsewhere: ``(S, N)``, the same of ``edge_raw``.
         interior_elsewhere: ``(S, N)``, the same of the interior response: a blob in the middle of every map tells the
             inside from the outside where objects are in the middle.

@@ -222,7 +222,7 @@ def cka_to_final(
 
 
 def grey_levels(maps: NDArray[np.floating], scope: str = "frame") -> NDArray[np.float64]:
-    """The grey levels, 0 to 255, that a picture of each map shows: ``round(255 (F - min) / (max - min))``.
+    """The grey levels, 0 to 255, that an image of each map shows: ``round(255 (F - min) / (max - min))``.
 
     Args:
         maps: ``(S, N, h, w)``.
@@ -244,7 +244,7 @@ def grey_levels(maps: NDArray[np.floating], scope: str = "frame") -> NDArray[np.
         low, high = low.min(0, keepdims=True), high.max(0, keepdims=True)
     low, high = (np.where(usable, end, np.nan)[..., None, None] for end in (low, high))
     unit = (maps - low) / (high - low)
-    # In float32 in between, as pictures are made: the same levels to the last one.
+    # In float32 in between, as images are made: the same levels to the last one.
     return np.rint(255.0 * unit.astype(np.float32).astype(np.float64))
 
 

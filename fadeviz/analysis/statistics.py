@@ -18,8 +18,8 @@ STATISTICS = {
 """What an interval can be of."""
 
 UNITS = {
-    "image": "the median over the seeds of an image: speaks of other pictures, for the trainings that were made",
-    "seed": "the median over the images of a seed: speaks of other trainings, for the pictures that were observed",
+    "image": "the median over the seeds of an image: speaks of other images, for the trainings that were made",
+    "seed": "the median over the images of a seed: speaks of other trainings, for the images that were observed",
 }
 """What is exchanged between two operators in the paired test; where both have units enough, both p-values count."""
 

@@ -317,8 +317,8 @@ def drawn_run(path: Path, name: str, frames: int) -> StoredRun:
     for step in range(frames):
         value = blob * step / frames + rng.normal(size=(side, side)) * 0.2
         store.write(step, [Snapshot(step, layer, 0, "feature", value[None].astype(np.float32))])
-    picture = np.repeat(np.repeat(255 * blob, 2, 0), 2, 1).astype(np.uint8)
-    store.write_observation(picture[None, ..., None].repeat(3, 3), (picture[None] > 128).astype(np.uint8))
+    image = np.repeat(np.repeat(255 * blob, 2, 0), 2, 1).astype(np.uint8)
+    store.write_observation(image[None, ..., None].repeat(3, 3), (image[None] > 128).astype(np.uint8))
     info = {"status": "finished", "upsampler": name, "network": "segnet", "config": {"seed": 0}}
     store.write_info({**info, "layers": {layer: [side, side]}, "observation": {"names": ["drawn"]}})
     return StoredRun(path)

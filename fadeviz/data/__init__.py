@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 
 class Sample(NamedTuple):
-    """One picture with its truth.
+    """One image with its truth.
 
     Attributes:
-        name: what the picture is called in ``run.json`` (a file's stem, or the seed of a drawing).
+        name: what the image is called in ``run.json`` (a file's stem, or the seed of a drawing).
         image: ``(H, W, 3)`` uint8, sRGB.
         mask: ``(H, W)`` uint8, the class of each pixel; for horses 0 is ground and 1 is horse.
         alpha: ``(H, W)`` float32 in [0, 1], the exact matte, or None where the data set has none.
@@ -33,14 +33,14 @@ class Sample(NamedTuple):
 
 
 class Dataset(Protocol):
-    """Pictures by index. ``count`` is how many there are; None means endless: every index from 0 is a new picture."""
+    """Images by index. ``count`` is how many there are; None means endless: every index from 0 is a new image."""
 
     @property
     def count(self) -> int | None:
-        """How many pictures there are, or None when they never end."""
+        """How many images there are, or None when they never end."""
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at this index, always the same one for the same index."""
+        """The image at this index, always the same one for the same index."""
 
 
 @dataclass(frozen=True)

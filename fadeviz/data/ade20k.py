@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, printable
 from ..storage.files import read_regular
 from . import Sample, Splits
-from .images import describe_pictures, list_folder, note_left_out, open_picture, shorten, to_rgb
+from .images import describe_images, list_folder, note_left_out, open_image, shorten, to_rgb
 from .transforms import IGNORED, Augmentation, AugmentedCrops, CentreCrops, check_side
 
 __all__ = [
@@ -37,7 +37,7 @@ CLASSES = 150
 """How many classes there are; in ``Sample.mask`` they are 0 to 149, one less than in the files, and ``IGNORED``."""
 
 FEWEST_TO_TEST_ON = 8
-"""A subset keeps this many validation pictures at least, where there are so many."""
+"""A subset keeps this many validation images at least, where there are so many."""
 
 _PUBLISHED = {"training": 20210, "validation": 2000}
 _LAYOUT = "images/ and annotations/, each with training/ and validation/ (or with the files themselves)"
@@ -58,13 +58,13 @@ class _Part(NamedTuple):
 
 
 class ADE20K:
-    """The pictures of ADE20K by index, each at its own size; made by :func:`read_ade20k`.
+    """The images of ADE20K by index, each at its own size; made by :func:`read_ade20k`.
 
     *Shape*: image ``(H, W, 3)`` uint8 and mask ``(H, W)`` uint8 with the classes 0 to 149 and ``IGNORED`` (255) where
     the file has 0, "other". Grey and CMYK photographs become RGB. Orientation tags are applied, those of images and of
     annotations separately. The indices of an annotation are the classes, whatever the colours of its palette.
 
-    *Cost*: nothing is kept, as the whole set would take 20 GB: a picture is decoded whenever it is asked for, about
+    *Cost*: nothing is kept, as the whole set would take 20 GB: an image is decoded whenever it is asked for, about
     4 ms for one of 683x512.
     """
 
@@ -74,31 +74,31 @@ class ADE20K:
         self._what = what
 
     def __repr__(self) -> str:
-        return f"ADE20K({self.count} {self._what} pictures)".replace("  ", " ")
+        return f"ADE20K({self.count} {self._what} images)".replace("  ", " ")
 
     @property
     def count(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
         return len(self._files)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each picture is called: the stem of its file."""
+        """What each image is called: the stem of its file."""
         return tuple(files.name for files in self._files)
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at ``index``.
+        """The image at ``index``.
 
         Raises:
             FadevizError: a file that cannot be read, an annotation that is none or has another size than its image.
             IndexError: no such index; negative ones count as none.
         """
         if not 0 <= index < len(self._files):
-            raise IndexError(f"no picture {index}: there are {len(self._files)}, from 0")
+            raise IndexError(f"no image {index}: there are {len(self._files)}, from 0")
         return _read(self._files[index])
 
     def subset(self, how_many: int, seed: int = 0) -> ADE20K:
-        """The first ``how_many`` pictures of an order drawn by ``seed``, sorted by name: a larger subset has them too.
+        """The first ``how_many`` images of an order drawn by ``seed``, sorted by name: a larger subset has them too.
 
         The order is that of ``sha256("seed/name")``, which does not depend on the version of numpy.
         """
@@ -122,14 +122,14 @@ class ADE20K:
 
 
 def read_ade20k(folder: str | os.PathLike[str]) -> tuple[ADE20K, ADE20K, list[str]]:
-    """Find the pictures of an ADE20K folder; none is decoded.
+    """Find the images of an ADE20K folder; none is decoded.
 
     The layout is that of ``ADEChallengeData2016``: ``images/training/*.jpg`` and ``annotations/training/*.png`` of the
     same names, and ``validation/`` likewise, in ``folder`` itself or in ``folder/ADEChallengeData2016``. A sample
     without the two folders is taken as well (``images/*.jpg``, ``annotations/*.png``): then all of it is both.
 
     Returns:
-        The training pictures, the validation pictures, both sorted by name, and notes, a line each.
+        The training images, the validation images, both sorted by name, and notes, a line each.
 
     Raises:
         FadevizError: no such folder, another layout, no images, an image without annotation.
@@ -158,22 +158,22 @@ def load_ade20k(
     """ADE20K to train and to test on, with what ``run.json`` says about it.
 
     Trained is on an endless set of random crops (:class:`~fadeviz.data.transforms.AugmentedCrops`), tested on the
-    middle square of each validation picture, scaled to ``size`` (:class:`~fadeviz.data.transforms.CentreCrops`). The
-    benchmark's own score is over whole pictures at their own size; one over these squares is not to be compared with
+    middle square of each validation image, scaled to ``size`` (:class:`~fadeviz.data.transforms.CentreCrops`). The
+    benchmark's own score is over whole images at their own size; one over these squares is not to be compared with
     it.
 
     Args:
         folder: where the set lies, see :func:`read_ade20k`.
         size: side of the squares in pixels, divisible by 32.
-        subset: train on this many pictures, drawn by ``subset_seed``; so many validation pictures are kept that the
+        subset: train on this many images, drawn by ``subset_seed``; so many validation images are kept that the
             proportion stays, but at least 8, or all. None keeps everything.
         seed: of the crops and of their order.
-        subset_seed: of which pictures a subset has.
+        subset_seed: of which images a subset has.
         augmentation: what is drawn for a crop; None is the usual recipe.
 
     Raises:
         FadevizError: as :func:`read_ade20k`; a size not divisible by 32; a subset below 1 or larger than the set; a
-            list of classes that cannot be read. Pictures are read when they are used: damaged ones are found then, or
+            list of classes that cannot be read. Images are read when they are used: damaged ones are found then, or
             beforehand by :func:`check_ade20k`.
 
     Example:
@@ -186,7 +186,7 @@ def load_ade20k(
     if subset is not None:
         if isinstance(subset, bool) or not isinstance(subset, int) or not 1 <= subset <= train.count:
             raise FadevizError(
-                f"subset is {subset}: {folder} has {train.count} training pictures. Give 1 to {train.count}, or none"
+                f"subset is {subset}: {folder} has {train.count} training images. Give 1 to {train.count}, or none"
             )
         kept = max(round(test.count * subset / train.count), FEWEST_TO_TEST_ON)
         train, test = train.subset(subset, subset_seed), test.subset(kept, subset_seed)
@@ -244,8 +244,8 @@ def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     """
     files = [files for part in _find(Path(folder)).values() for files in part.files]
     return [
-        *describe_pictures((one.image for one in files), "images", "by its colours"),
-        *describe_pictures((one.annotation for one in files), "annotations", "by its indices, which are the classes"),
+        *describe_images((one.image for one in files), "images", "by its colours"),
+        *describe_images((one.annotation for one in files), "annotations", "by its indices, which are the classes"),
     ]
 
 
@@ -296,7 +296,7 @@ def _find(folder: Path) -> dict[str, _Part]:
     parts = {name: _find_part(root, name) for name in ("training", "validation")}
     for name, part in parts.items():
         if len(part.files) != _PUBLISHED[name]:
-            part.notes.append(f"{name}/ has {len(part.files)} pictures; the published set has {_PUBLISHED[name]}")
+            part.notes.append(f"{name}/ has {len(part.files)} images; the published set has {_PUBLISHED[name]}")
     return parts
 
 
@@ -355,8 +355,8 @@ def _find_part(root: Path, part: str) -> _Part:
 
 
 def _read(files: _Files) -> Sample:
-    """A picture at its own size."""
-    image = np.array(to_rgb(open_picture(files.image), files.image), dtype=np.uint8)
+    """An image at its own size."""
+    image = np.array(to_rgb(open_image(files.image), files.image), dtype=np.uint8)
     mask = _read_annotation(files.annotation)
     if mask.shape != image.shape[:2]:
         raise FadevizError(
@@ -369,14 +369,12 @@ def _read(files: _Files) -> Sample:
 
 def _read_annotation(path: Path) -> NDArray[np.uint8]:
     """The classes ``(H, W)`` of an annotation: one less than in the file, and 255 for its 0."""
-    picture = open_picture(path)
-    if picture.format != "PNG":
-        raise FadevizError(
-            f"{path} is no PNG but {picture.format}, which does not keep classes. Put the set's own there"
-        )
+    image = open_image(path)
+    if image.format != "PNG":
+        raise FadevizError(f"{path} is no PNG but {image.format}, which does not keep classes. Put the set's own there")
     with path.open("rb") as file:
         bits, kind = file.read(26)[24:]  # of the header chunk, which comes first in every PNG
-    # Palette pictures are read by index: the palette is only how viewers colour the classes. Grey of fewer than 8 bits
+    # Palette images are read by index: the palette is only how viewers colour the classes. Grey of fewer than 8 bits
     # is refused, as Pillow stretches it to 0..255.
     if not (kind == 3 or (kind == 0 and bits == 8)):
         what = {0: "grey", 2: "RGB", 4: "grey with transparency", 6: "RGB with transparency"}.get(kind, "odd")
@@ -384,7 +382,7 @@ def _read_annotation(path: Path) -> NDArray[np.uint8]:
             f"{path} is a {bits}-bit {what} PNG: an annotation has one channel of 8 bits, 0 to {CLASSES}. "
             f"Take the annotations of {_FOLDER}"
         )
-    values = np.array(picture, dtype=np.uint8)
+    values = np.array(image, dtype=np.uint8)
     if (largest := int(values.max())) > CLASSES:
         raise FadevizError(
             f"{path} has class {largest}: classes are 1 to {CLASSES}, and 0 is other. "

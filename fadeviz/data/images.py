@@ -142,15 +142,15 @@ def _kind_of(path: Path) -> str:
 # --- files ---
 
 
-def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded picture, in its own mode, turned as its orientation tag says.
+def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
+    """The decoded image, in its own mode, turned as its orientation tag says.
 
     Args:
         path: the file.
         draft: lets a JPEG be decoded smaller, down to that size.
 
     Raises:
-        FadevizError: empty, damaged, cut off, no picture, too large, no regular file, more than one frame.
+        FadevizError: empty, damaged, cut off, no image, too large, no regular file, more than one frame.
     """
     try:
         check_regular(path, MAX_BYTES)
@@ -166,10 +166,10 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
                     opened.draft("L", draft)
                 opened.load()
                 turn = _TURNS.get(orientation(opened))
-                picture = opened.copy() if turn is None else opened.transpose(turn)
+                image = opened.copy() if turn is None else opened.transpose(turn)
                 # A copy forgets the file format, by which masks are told apart.
-                picture.format = opened.format
-                return picture
+                image.format = opened.format
+                return image
     except FadevizError:
         raise
     except NoRegularFile as error:
@@ -177,7 +177,7 @@ def open_picture(path: Path, draft: tuple[int, int] | None = None) -> Image.Imag
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
-        raise cannot_read(path, "it is no picture, or its first bytes are damaged") from error
+        raise cannot_read(path, "it is no image, or its first bytes are damaged") from error
     except _DAMAGED as error:
         raise cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
 
@@ -195,7 +195,7 @@ def _check_header(path: Path, opened: Image.Image) -> None:
 
 
 def orientation(opened: Image.Image) -> int:
-    """The orientation tag of a picture, 1 where there is none or none that can be read."""
+    """The orientation tag of an image, 1 where there is none or none that can be read."""
     try:
         value = opened.getexif().get(_ORIENTATION, 1)
     except _DAMAGED:
@@ -215,50 +215,50 @@ def cannot_read(path: Path, reason: str) -> FadevizError:
     return FadevizError(f"{path} cannot be read: {reason}. Download it again, or remove it and what belongs to it")
 
 
-def is_lossy(picture: Image.Image) -> bool:
-    """Whether the file that a picture was read from is compressed lossily."""
-    return picture.format in ("JPEG", "MPO", "WEBP") or picture.info.get("compression") == "jpeg"
+def is_lossy(image: Image.Image) -> bool:
+    """Whether the file that an image was read from is compressed lossily."""
+    return image.format in ("JPEG", "MPO", "WEBP") or image.info.get("compression") == "jpeg"
 
 
 # --- pixels ---
 
 
-def to_rgb(picture: Image.Image, path: Path, *, hidden: bool = False) -> Image.Image:
-    """The picture in mode RGB; transparent parts are composited over ``GROUND``.
+def to_rgb(image: Image.Image, path: Path, *, hidden: bool = False) -> Image.Image:
+    """The image in mode RGB; transparent parts are composited over ``GROUND``.
 
     Args:
-        picture: in any mode.
+        image: in any mode.
         path: its file, for messages.
         hidden: take the stored colours instead, even where they are transparent.
 
     Raises:
         FadevizError: more than 8 bits per channel, which would be truncated; an unknown colour mode.
     """
-    if picture.mode.startswith(("I", "F")):
-        raise FadevizError(f"{path} has 16 bits or more per channel (mode {picture.mode}). Convert it to 8 bits")
+    if image.mode.startswith(("I", "F")):
+        raise FadevizError(f"{path} has 16 bits or more per channel (mode {image.mode}). Convert it to 8 bits")
     try:
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            if not hidden and not _is_opaque(picture):
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*GROUND, 255)), picture)
-        return picture.convert("RGB")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            if not hidden and not _is_opaque(image):
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (*GROUND, 255)), image)
+        return image.convert("RGB")
     except ValueError as error:
-        raise cannot_read(path, f"colour mode {picture.mode} is not known") from error
+        raise cannot_read(path, f"colour mode {image.mode} is not known") from error
 
 
-def _is_opaque(picture: Image.Image) -> bool:
-    return picture.getchannel("A").getextrema()[0] == 255
+def _is_opaque(image: Image.Image) -> bool:
+    return image.getchannel("A").getextrema()[0] == 255
 
 
-def check_opaque(picture: Image.Image, path: Path, what: str) -> None:
+def check_opaque(image: Image.Image, path: Path, what: str) -> None:
     """Refuse transparency that changes what a mask, a matte or a trimap shows; only black may be transparent.
 
     Raises:
         FadevizError: pixels that are not black are transparent, so that the values are ambiguous.
     """
-    if not picture.has_transparency_data:
+    if not image.has_transparency_data:
         return
-    pixels = np.asarray(picture.convert("RGBA"))
+    pixels = np.asarray(image.convert("RGBA"))
     if ((pixels[..., 3] < 255) & (pixels[..., :3].max(axis=2) > 0)).any():
         raise FadevizError(
             f"{path} is a {what} whose transparent parts are not black, which is ambiguous. "
@@ -266,11 +266,11 @@ def check_opaque(picture: Image.Image, path: Path, what: str) -> None:
         )
 
 
-def palette_of(picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The indices ``(H, W)`` of a picture with a palette, and the colours ``(256, 3)`` that they stand for."""
-    numbers = np.asarray(picture)
+def palette_of(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The indices ``(H, W)`` of an image with a palette, and the colours ``(256, 3)`` that they stand for."""
+    numbers = np.asarray(image)
     table = np.zeros((256, 3), np.uint8)
-    colours = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
     table[: len(colours)] = colours
     return numbers if numbers.ndim == 2 else numbers[..., 0], table
 
@@ -278,7 +278,7 @@ def palette_of(picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint
 # --- what was found ---
 
 
-def describe_pictures(paths: Iterable[Path], what: str, palette: str) -> list[str]:
+def describe_images(paths: Iterable[Path], what: str, palette: str) -> list[str]:
     """Properties of files that other readers may treat differently: a line each, with a count and the first few names.
 
     Only headers are read; unreadable files are skipped.

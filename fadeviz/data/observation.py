@@ -1,4 +1,4 @@
-"""Choosing the few pictures whose maps are recorded: clear single objects, as unlike one another as can be had."""
+"""Choosing the few images whose maps are recorded: clear single objects, as unlike one another as can be had."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from . import Dataset
 from .transforms import IGNORED
 
 LOOK_AT = 64
-"""So many pictures are considered, from the first: enough for a choice, and an endless data set has no more."""
+"""So many images are considered, from the first: enough for a choice, and an endless data set has no more."""
 
 SHARE = (0.12, 0.55)
-"""The foreground of a good picture fills between these shares of it."""
+"""The foreground of a good image fills between these shares of it."""
 
 AT_BORDER = 0.12
 """At most this share of the frame's border pixels is foreground: the object is not cut off."""
@@ -25,18 +25,18 @@ MAIN_PART = 0.9
 
 
 def choose_observed(dataset: Dataset, how_many: int, seed: int = 0, *, classes: int = 2) -> list[int]:
-    """The indices of the pictures to observe during a whole run, the same ones for the same data set and seed.
+    """The indices of the images to observe during a whole run, the same ones for the same data set and seed.
 
-    Among the first ``LOOK_AT`` pictures (more only when more are asked for), a good one has its foreground (any class
+    Among the first ``LOOK_AT`` images (more only when more are asked for), a good one has its foreground (any class
     but 0; of more than two classes, that of :func:`find_object`) in one main component, within ``SHARE``, and hardly at
     the border. Of the good ones, the first is drawn by the seed; each following one is the farthest from those already
     chosen by size, place and outline of its foreground. Where there are fewer good ones than asked for, those that miss
     by least fill up.
 
     Args:
-        dataset: the test pictures.
+        dataset: the test images.
         how_many: how many to choose.
-        seed: another seed starts from another picture.
+        seed: another seed starts from another image.
         classes: of the masks.
 
     Returns:
@@ -46,10 +46,10 @@ def choose_observed(dataset: Dataset, how_many: int, seed: int = 0, *, classes: 
         FadevizError: fewer than one is asked for, or more than there are.
     """
     if how_many < 1:
-        raise FadevizError(f"{how_many} pictures to observe: at least 1 is needed")
+        raise FadevizError(f"{how_many} images to observe: at least 1 is needed")
     count = dataset.count
     if count is not None and how_many > count:
-        raise FadevizError(f"{how_many} pictures to observe, but only {count} test pictures. Ask for {count} or fewer")
+        raise FadevizError(f"{how_many} images to observe, but only {count} test images. Ask for {count} or fewer")
     considered = max(LOOK_AT, how_many) if count is None else min(max(LOOK_AT, how_many), count)
 
     order: list[bytes] = []
@@ -71,9 +71,9 @@ def choose_observed(dataset: Dataset, how_many: int, seed: int = 0, *, classes: 
 
 
 def find_object(mask: NDArray[np.uint8]) -> int:
-    """The class that is most like a single clear object in a picture of many classes; the lowest number among equals.
+    """The class that is most like a single clear object in an image of many classes; the lowest number among equals.
 
-    Its outline and interior are what is measured of such a picture. ``IGNORED`` is no class.
+    Its outline and interior are what is measured of such an image. ``IGNORED`` is no class.
     """
     found = [int(value) for value in np.unique(mask) if value != IGNORED]
     return min(found, key=lambda value: (_fault(mask == value), value), default=0)
@@ -93,7 +93,7 @@ def _fault(inside: NDArray[np.bool_]) -> float:
 
 
 def _features(inside: NDArray[np.bool_]) -> tuple[float, ...]:
-    """Share, centre (rows, columns) and boundary length of the foreground, all free of the picture's size."""
+    """Share, centre (rows, columns) and boundary length of the foreground, all free of the image's size."""
     if not inside.any():
         return 0.0, 0.5, 0.5, 0.0
     height, width = inside.shape

@@ -1,4 +1,4 @@
-"""Pictures that are kept in memory once they were read or drawn: a test set as it is used, a pool drawn ahead."""
+"""Images that are kept in memory once they were read or drawn: a test set as it is used, a pool drawn ahead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import FadevizError
 from . import Dataset, Sample
 
 KEEP_BYTES = 1 << 29
-"""A test set is kept up to this many bytes, half a gigabyte; pictures beyond that are read or drawn each time.
+"""A test set is kept up to this many bytes, half a gigabyte; images beyond that are read or drawn each time.
 
 64 synthetic horses of 224x224 take 26 MB, 64 synthetic mattes of 512x512 take 250 MB, and half a gigabyte is 390 ADE20K
 squares of 512x512.
@@ -39,11 +39,11 @@ class Kept:
 
     @property
     def count(self) -> int | None:
-        """How many pictures there are, or None when they never end."""
+        """How many images there are, or None when they never end."""
         return self.dataset.count
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at this index; faults are those of the data set."""
+        """The image at this index; faults are those of the data set."""
         index = operator.index(index)
         if index not in self._samples:
             sample = _read_only(self.dataset[index])
@@ -59,16 +59,16 @@ class Kept:
 
 
 class Pool:
-    """The first ``count`` pictures of an endless data set, drawn once: an epoch that comes again.
+    """The first ``count`` images of an endless data set, drawn once: an epoch that comes again.
 
-    A picture is drawn when it is first asked for, or before by :func:`fadeviz.training.batches.draw_pool`, and kept as
+    An image is drawn when it is first asked for, or before by :func:`fadeviz.training.batches.draw_pool`, and kept as
     uint8. What it gives cannot be written to.
 
     *Shape*: as of ``dataset``. Without ``mattes``, image and mask alone are kept: 200 KB at 224x224.
 
     Args:
         dataset: an endless set.
-        count: how many pictures, 1 or more.
+        count: how many images, 1 or more.
         mattes: keep all arrays of a sample; alpha in 8 bits, which is exact for this package's sets.
 
     Raises:
@@ -77,7 +77,7 @@ class Pool:
 
     def __init__(self, dataset: Dataset, count: int, *, mattes: bool = False) -> None:
         if dataset.count is not None:
-            raise FadevizError(f"a pool is of a data set that never ends, and {dataset!r} has {dataset.count} pictures")
+            raise FadevizError(f"a pool is of a data set that never ends, and {dataset!r} has {dataset.count} images")
         if count < 1:
             raise FadevizError(f"pool is {count}; it must be 1 or more")
         self.dataset = dataset
@@ -87,7 +87,7 @@ class Pool:
 
     @property
     def drawn(self) -> int:
-        """How many pictures are there already."""
+        """How many images are there already."""
         return len(self._samples)
 
     def missing(self) -> list[int]:
@@ -95,7 +95,7 @@ class Pool:
         return [index for index in range(self.count) if index not in self._samples]
 
     def put(self, index: int, sample: Sample) -> None:
-        """Keep the picture that the data set has at this index."""
+        """Keep the image that the data set has at this index."""
         if not self.mattes:
             sample = Sample(sample.name, sample.image, sample.mask)
         elif sample.alpha is not None:
@@ -103,14 +103,14 @@ class Pool:
         self._samples[index] = _read_only(sample)
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at this index.
+        """The image at this index.
 
         Raises:
             IndexError: no such index; negative ones count as none.
         """
         index = operator.index(index)
         if not 0 <= index < self.count:
-            raise IndexError(f"no picture {index}: the pool has {self.count}, from 0")
+            raise IndexError(f"no image {index}: the pool has {self.count}, from 0")
         if index not in self._samples:
             self.put(index, self.dataset[index])
         sample = self._samples[index]

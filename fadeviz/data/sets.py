@@ -22,10 +22,10 @@ class Wanted(NamedTuple):
 
     Attributes:
         folder: where the files lie.
-        size: side of the training pictures in pixels.
+        size: side of the training images in pixels.
         seed: of what is drawn for training.
-        split_seed: of the split and of the test pictures.
-        subset: train on so many pictures; 0 is all.
+        split_seed: of the split and of the test images.
+        subset: train on so many images; 0 is all.
     """
 
     folder: str
@@ -40,14 +40,14 @@ class DataSet:
     """How to get at one data set.
 
     Attributes:
-        load: gives the pictures.
+        load: gives the images.
         check: reads every file of a folder and gives its problems, a line each; None where there is no folder.
         describe: what its files have that is easily read another way, a line each, such as orientation tags.
-        watched: what of a test picture is observed, for pictures of any size.
-        whole: a network sees whole pictures, squeezed into the square; else crops of them.
-        mirrors: training pictures are mirrored at random already.
+        watched: what of a test image is observed, for images of any size.
+        whole: a network sees whole images, squeezed into the square; else crops of them.
+        mirrors: training images are mirrored at random already.
         subsets: ``Wanted.subset`` is understood.
-        held: training pictures are all in memory once they were read: they need no workers and no pool.
+        held: training images are all in memory once they were read: they need no workers and no pool.
     """
 
     load: Callable[[Wanted], Splits]
@@ -87,7 +87,7 @@ def _mattes(wanted: Wanted) -> Splits:
 
 
 def _kept(splits: Splits) -> Splits:
-    """The same, with test pictures that are read or drawn once."""
+    """The same, with test images that are read or drawn once."""
     return replace(splits, test=Kept(splits.test))
 
 
@@ -121,7 +121,7 @@ def find_data(task: str, name: str) -> DataSet:
 
 
 def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Splits | None]:
-    """Read every file of a folder: which data set it is, its problems, and its pictures where there are none.
+    """Read every file of a folder: which data set it is, its problems, and its images where there are none.
 
     Args:
         folder: where the set lies.

@@ -1,4 +1,4 @@
-"""The control with nothing to learn: every picture with the mask of another one."""
+"""The control with nothing to learn: every image with the mask of another one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import FadevizError
 from . import Dataset, Sample
 
 BLOCK = 256
-"""An endless data set is shuffled in blocks of this many consecutive pictures."""
+"""An endless data set is shuffled in blocks of this many consecutive images."""
 
 
 def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
@@ -26,7 +26,7 @@ def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
         FadevizError: ``count`` is below 2: there is no other place.
     """
     if count < 2:
-        raise FadevizError(f"shuffled labels need 2 training pictures or more, there are {count}. Use --labels true")
+        raise FadevizError(f"shuffled labels need 2 training images or more, there are {count}. Use --labels true")
     # The 2 keeps these numbers apart from those of the order, [seed, epoch], and of the flips, [seed, step, 1].
     random = np.random.Generator(np.random.PCG64([seed, block, 2]))
     places = np.arange(count)
@@ -37,36 +37,36 @@ def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
 
 
 class ShuffledLabels:
-    """A data set whose pictures have each other's masks, by one fixed derangement of a seed.
+    """A data set whose images have each other's masks, by one fixed derangement of a seed.
 
     Every mask is used as often as before, so that the classes keep their shares, and the mean mask stays what it was:
     where objects usually are can still be learned, nothing else. An endless set is shuffled in blocks of ``BLOCK``.
 
-    Shape: as of ``dataset``, whose pictures have one size.
-    Cost: a second picture is read or drawn for each.
-    Raises: FadevizError for a data set of fewer than two pictures.
+    Shape: as of ``dataset``, whose images have one size.
+    Cost: a second image is read or drawn for each.
+    Raises: FadevizError for a data set of fewer than two images.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 0) -> None:
         """``dataset`` stays as it is; ``seed`` is that of the derangement."""
         self.dataset = dataset
         self.seed = seed
-        self._order(0)  # too few pictures are found here
+        self._order(0)  # too few images are found here
 
     @property
     def count(self) -> int | None:
-        """How many pictures there are, or None when they never end."""
+        """How many images there are, or None when they never end."""
         return self.dataset.count
 
     def source(self, index: int) -> int:
-        """The index of the picture whose mask the picture at ``index`` gets."""
+        """The index of the image whose mask the image at ``index`` gets."""
         if self.count is not None:
             return int(self._order(0)[index])
         block, place = divmod(index, BLOCK)
         return block * BLOCK + int(self._order(block)[place])
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at this index under its own name, with another one's mask and matte."""
+        """The image at this index under its own name, with another one's mask and matte."""
         own = self.dataset[index]  # first: an index that there is not is reported by the data set
         other = self.dataset[self.source(index)]
         return own._replace(mask=other.mask, alpha=other.alpha)

@@ -1,4 +1,4 @@
-"""From pictures of any size to squares that stack: random distorted crops to train on, centre crops to test on.
+"""From images of any size to squares that stack: random distorted crops to train on, centre crops to test on.
 
 Colours are changed on planes, ``(3, H, W)`` float32 in [0, 255]: numpy is several times slower when the short axis
 comes last. Hue and saturation are those of HSV, so that a change is the same as going to HSV and back.
@@ -23,13 +23,13 @@ IGNORED = 255
 """The class of pixels that count neither in the loss nor in a score: unlabelled ones and padding."""
 
 PADDING = (124, 116, 104)
-"""The colour of padding: ImageNet's mean, which becomes 0 (to 0.01) once the picture is normalised."""
+"""The colour of padding: ImageNet's mean, which becomes 0 (to 0.01) once the image is normalised."""
 
 STRIDE = 32
 """The side of a square is divisible by this: what the encoders' coarsest map is smaller by."""
 
 ELONGATED = 4.0
-"""A picture's long side is brought to at most this many times its scaled size: only a longer strip is kept smaller."""
+"""An image's long side is brought to at most this many times its scaled size: only a longer strip is kept smaller."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Augmentation:
     """What is drawn at random for a training crop; the defaults are SegFormer's and its kin's on ADE20K.
 
     Attributes:
-        scale: the picture's short side becomes the crop's, times a number between these two.
+        scale: the image's short side becomes the crop's, times a number between these two.
         largest_class: at most this share of a crop's labelled pixels may be of one class; 1 allows any crop.
         tries: so many crops are drawn for that; the last one is taken as it is.
         flip: the chance that a crop is mirrored left to right.
@@ -61,26 +61,26 @@ class Augmentation:
 
 
 class AugmentedCrops:
-    """An endless set: random square crops of a data set's pictures, epoch after epoch.
+    """An endless set: random square crops of a data set's images, epoch after epoch.
 
-    Item ``index`` shows picture ``permutation(index // n)[index % n]`` of the ``n`` pictures, with random numbers drawn
-    from (seed, index). So every run of ``n`` items from a multiple of ``n`` is an epoch that has each picture once, and
+    Item ``index`` shows image ``permutation(index // n)[index % n]`` of the ``n`` images, with random numbers drawn
+    from (seed, index). So every run of ``n`` items from a multiple of ``n`` is an epoch that has each image once, and
     an item depends on its index alone: a resumed run goes on with the same crops.
 
-    A crop is scaled, cut, mirrored, distorted in colour and, where the scaled picture is smaller than the crop, padded
+    A crop is scaled, cut, mirrored, distorted in colour and, where the scaled image is smaller than the crop, padded
     on the right and below with ``PADDING`` and ``IGNORED``.
 
     *Shape*: image ``(size, size, 3)`` uint8, mask ``(size, size)`` uint8. A matte is dropped.
 
     *Units*: ``size`` is in pixels.
 
-    *Cost*: about 20 ms a crop of 512x512 on one core, besides reading the picture.
+    *Cost*: about 20 ms a crop of 512x512 on one core, besides reading the image.
 
     *Differs*: from the usual code in two ways. Colours are rounded once, at the end, instead of after every change.
-    A picture that is shrunk is averaged over area, where OpenCV's linear filter would alias.
+    An image that is shrunk is averaged over area, where OpenCV's linear filter would alias.
 
     Args:
-        dataset: pictures with masks, of any sizes; ``count`` is known.
+        dataset: images with masks, of any sizes; ``count`` is known.
         size: the side of the crops, divisible by 32.
         seed: 0 or more; another seed gives other crops in another order.
         augmentation: what is drawn.
@@ -98,14 +98,14 @@ class AugmentedCrops:
     def __init__(self, dataset: Dataset, size: int, seed: int = 0, augmentation: Augmentation | None = None) -> None:
         count = dataset.count
         if not count:
-            raise FadevizError(f"random crops need a set that has an end and a picture, not {dataset!r}")
+            raise FadevizError(f"random crops need a set that has an end and an image, not {dataset!r}")
         self.dataset = dataset
         self.size = check_side(size)
         self.seed = operator.index(seed)
         if self.seed < 0:
             raise FadevizError(f"seed is {seed}; it must be 0 or more")
         self.augmentation = augmentation or Augmentation()
-        self._pictures = count
+        self._images = count
 
     @property
     def count(self) -> None:
@@ -116,7 +116,7 @@ class AugmentedCrops:
         """The crop at this index, the same one every time.
 
         Raises:
-            FadevizError: the picture cannot be read.
+            FadevizError: the image cannot be read.
             IndexError: for a negative index.
         """
         sample = self.dataset[self.source(index)]
@@ -125,11 +125,11 @@ class AugmentedCrops:
         return augmented_crop(sample, self.size, random, self.augmentation)
 
     def source(self, index: int) -> int:
-        """Which of the data set's pictures the crop at ``index`` shows."""
+        """Which of the data set's images the crop at ``index`` shows."""
         if operator.index(index) < 0:
             raise IndexError(f"no crop {index}: they are counted from 0")
-        epoch, place = divmod(operator.index(index), self._pictures)
-        return int(_epoch_order(self.seed, epoch, self._pictures)[place])
+        epoch, place = divmod(operator.index(index), self._images)
+        return int(_epoch_order(self.seed, epoch, self._images)[place])
 
     def __repr__(self) -> str:
         return f"AugmentedCrops({self.dataset!r}, {self.size}, {self.seed})"
@@ -141,15 +141,15 @@ def _epoch_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
 
 class CentreCrops:
-    """Every picture of a data set as one square: its short side brought to ``size``, the middle of the long one kept.
+    """Every image of a data set as one square: its short side brought to ``size``, the middle of the long one kept.
 
     Images are scaled linearly (averaged over area where they shrink), masks by the nearest pixel. What a score over
-    these squares leaves out is the ends of the long side; it is no score over whole pictures.
+    these squares leaves out is the ends of the long side; it is no score over whole images.
 
     *Shape*: image ``(size, size, 3)`` uint8, mask ``(size, size)`` uint8. A matte is dropped.
 
     Args:
-        dataset: pictures with masks, of any sizes.
+        dataset: images with masks, of any sizes.
         size: the side of the squares, divisible by 32.
 
     Raises:
@@ -162,7 +162,7 @@ class CentreCrops:
 
     @property
     def count(self) -> int | None:
-        """How many pictures there are, or None when they never end."""
+        """How many images there are, or None when they never end."""
         return self.dataset.count
 
     def __getitem__(self, index: int) -> Sample:
@@ -181,10 +181,10 @@ class CentreCrops:
 def augmented_crop(
     sample: Sample, size: int, random: np.random.Generator, augmentation: Augmentation | None = None
 ) -> Sample:
-    """One random square of a picture: what :class:`AugmentedCrops` does with each.
+    """One random square of an image: what :class:`AugmentedCrops` does with each.
 
     Args:
-        sample: a picture ``(H, W, 3)`` with a mask ``(H, W)``; its matte is dropped.
+        sample: an image ``(H, W, 3)`` with a mask ``(H, W)``; its matte is dropped.
         size: the side of the square, in pixels.
         random: where all random numbers come from.
         augmentation: what is drawn.
@@ -193,7 +193,7 @@ def augmented_crop(
         Image ``(size, size, 3)`` uint8 and mask ``(size, size)`` uint8, ``IGNORED`` where it is padded.
     """
     recipe = augmentation or Augmentation()
-    # All that does not depend on the picture is drawn first: how often a crop is tried shifts no other number.
+    # All that does not depend on the image is drawn first: how often a crop is tried shifts no other number.
     scale = random.uniform(*recipe.scale)
     mirrored = random.random() < recipe.flip
     distortion = _draw_distortion(random, recipe)
@@ -225,7 +225,7 @@ def largest_share(mask: NDArray[np.uint8]) -> float:
 
 
 def scaled_shape(shape: tuple[int, ...], short: float, longest: float = float("inf")) -> tuple[int, int]:
-    """Height and width of a picture scaled so that its short side is ``short``, or its long side ``longest`` if less.
+    """Height and width of an image scaled so that its short side is ``short``, or its long side ``longest`` if less.
 
     Example:
         >>> scaled_shape((300, 400), 150)
@@ -348,11 +348,11 @@ def _distorted_strip(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.
 def _scaled_part(
     image: NDArray[np.uint8], shape: tuple[int, int], corner: tuple[int, int], part: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """The part at ``corner`` of a picture scaled to ``shape``."""
+    """The part at ``corner`` of an image scaled to ``shape``."""
     (top, left), (height, width) = corner, part
     down, across = image.shape[0] / shape[0], image.shape[1] / shape[1]
     # Only the part is computed. Pillow's filter still sees what lies around it, so that this is scaling, then cutting.
-    # A rounding error must not put the box outside the picture.
+    # A rounding error must not put the box outside the image.
     right, bottom = min((left + width) * across, image.shape[1]), min((top + height) * down, image.shape[0])
     scaled = Image.fromarray(image).resize(
         (width, height), Image.Resampling.BILINEAR, box=(left * across, top * down, right, bottom)

@@ -25,18 +25,18 @@ from .images import (
     MAX_BYTES,
     Listing,
     check_opaque,
-    describe_pictures,
+    describe_images,
     is_lossy,
     list_folder,
     note_left_out,
-    open_picture,
+    open_image,
     palette_of,
     shorten,
     to_rgb,
 )
 
 BLACK = 16
-"""A picture none of whose values reaches this is taken for a black one."""
+"""An image none of whose values reaches this is taken for a black one."""
 
 MIDDLE_SHARE = 0.2
 """A lossy mask may have this share of values in 64..191; one with more is no mask."""
@@ -74,7 +74,7 @@ class _Files:
 class WeizmannHorses:
     """Horses by index, all warped to one size; made by :func:`read_weizmann`.
 
-    A picture is decoded when it is first asked for and kept as uint8 (200 KB at 224 x 224), so that a second epoch
+    An image is decoded when it is first asked for and kept as uint8 (200 KB at 224 x 224), so that a second epoch
     decodes nothing. Every sample is a copy: writing into it changes no other.
 
     Attributes:
@@ -96,16 +96,16 @@ class WeizmannHorses:
         self.notes = tuple(notes)
 
     def __repr__(self) -> str:
-        return f"WeizmannHorses({self.count} pictures, {self.size[0]}x{self.size[1]})"
+        return f"WeizmannHorses({self.count} images, {self.size[0]}x{self.size[1]})"
 
     @property
     def count(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
         return len(self._files)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each picture is called: the stem of its file."""
+        """What each image is called: the stem of its file."""
         return tuple(files.name for files in self._files)
 
     @cached_property
@@ -121,14 +121,14 @@ class WeizmannHorses:
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at ``index``: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 of 0 (ground) and 1 (horse).
+        """The image at ``index``: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 of 0 (ground) and 1 (horse).
 
         Raises:
             FadevizError: a file that cannot be read, a mask that is none, an image and a mask of different shape.
             IndexError: no such index; negative ones count as none.
         """
         if not 0 <= index < len(self._files):
-            raise IndexError(f"no picture {index}: there are {len(self._files)}, from 0")
+            raise IndexError(f"no image {index}: there are {len(self._files)}, from 0")
         files = self._files[index]
         if files.name not in self._kept:
             image, mask = _read_pair(files)
@@ -137,12 +137,12 @@ class WeizmannHorses:
         return Sample(files.name, pixels.copy(), classes.copy())
 
     def subset(self, indices: Iterable[int]) -> WeizmannHorses:
-        """The pictures at these indices, in this order, sharing what is decoded already."""
+        """The images at these indices, in this order, sharing what is decoded already."""
         return WeizmannHorses([self._files[i] for i in indices], self.size, self.notes, self._kept)
 
 
 def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 224) -> WeizmannHorses:
-    """Find the pictures of a Weizmann Horse folder.
+    """Find the images of a Weizmann Horse folder.
 
     Two layouts are known by their folder names: the original ``rgb/`` + ``figure_ground/`` (+ ``gray/``), whose masks
     are lossy JPEGs of another size than the images; and ``horse/`` + ``mask/`` with PNG masks of 0/1 or 0/255. Either
@@ -151,7 +151,7 @@ def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
 
     Args:
         folder: where the set lies.
-        size: side of the square that every picture is warped to, or ``(height, width)``.
+        size: side of the square that every image is warped to, or ``(height, width)``.
 
     File names match regardless of the case of their suffixes and of Unicode composition; orientation tags are applied;
     transparent parts of images are composited over white. Masks with a palette are read by colour, white is horse.
@@ -161,7 +161,7 @@ def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
     """
     side = (size, size) if isinstance(size, int) else tuple(size)
     if len(side) != 2 or min(side) < 1:
-        raise FadevizError(f"size {size} is no picture size. Give a positive number, or (height, width)")
+        raise FadevizError(f"size {size} is no image size. Give a positive number, or (height, width)")
     files, notes, problems = _find(Path(folder))
     if problems:
         more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
@@ -193,8 +193,8 @@ def describe_weizmann(folder: str | os.PathLike[str]) -> list[str]:
     """
     files, _, _ = _find(Path(folder))
     return [
-        *describe_pictures((pair.image for pair in files), "images", "by its colours"),
-        *describe_pictures((pair.mask for pair in files), "masks", "by its colours"),
+        *describe_images((pair.image for pair in files), "images", "by its colours"),
+        *describe_images((pair.mask for pair in files), "masks", "by its colours"),
     ]
 
 
@@ -204,16 +204,16 @@ def split_train_test(
     """Split at random; copies of the same photograph always land on the same side.
 
     The order is that of ``sha256("seed/name")``, not a random generator's, so that the same names split alike under
-    every version of numpy. Copies are found by their pixels (``SAME_PHOTOGRAPH``), not by their bytes. Every picture is
+    every version of numpy. Copies are found by their pixels (``SAME_PHOTOGRAPH``), not by their bytes. Every image is
     read, so that a damaged file is found here and not during training.
 
     Args:
         dataset: what to split.
-        train_share: the share of pictures to train on, in (0, 1); 0.85 of 328 is 279, which leaves 49.
+        train_share: the share of images to train on, in (0, 1); 0.85 of 328 is 279, which leaves 49.
         seed: another seed gives another split.
 
     Returns:
-        The training pictures and the test pictures, each in the order of ``dataset``.
+        The training images and the test images, each in the order of ``dataset``.
 
     Raises:
         FadevizError: fewer than two different photographs, a share outside (0, 1), a file that cannot be read.
@@ -223,8 +223,8 @@ def split_train_test(
     twins = _twins(dataset)
     if len(twins) < 2:
         raise FadevizError(
-            f"{dataset.count} pictures of {len(twins)} different photographs cannot be split: at least 2 are needed. "
-            "Add pictures"
+            f"{dataset.count} images of {len(twins)} different photographs cannot be split: at least 2 are needed. "
+            "Add images"
         )
     names = dataset.names
     twins.sort(key=lambda group: min(_seeded(seed, names[i]) for i in group))
@@ -232,7 +232,7 @@ def split_train_test(
     train: list[int] = []
     test: list[int] = []
     for group in twins:
-        # A group too large for what is left of the training side is passed over: single pictures then fill it up.
+        # A group too large for what is left of the training side is passed over: single images then fill it up.
         (train if len(train) + len(group) <= wanted else test).extend(group)
     if not train:
         raise FadevizError(f"no group of copies fits into a training side of {wanted}. Raise the train share")
@@ -269,7 +269,7 @@ def _seeded(seed: int, name: str) -> bytes:
 
 
 def _twins(dataset: WeizmannHorses) -> list[list[int]]:
-    """The indices of all pictures, copies of the same photograph together; each group and the groups in order."""
+    """The indices of all images, copies of the same photograph together; each group and the groups in order."""
     small = np.array([_thumbnail(dataset[index].image) for index in range(dataset.count)])
     label = np.arange(len(small))
     for index in range(len(small)):
@@ -285,7 +285,7 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
-    """The pictures of a folder, the notes on them, and the problems; black images are replaced or left out."""
+    """The images of a folder, the notes on them, and the problems; black images are replaced or left out."""
     root, layout = _root_of(folder)
     listed, listed_masks = _by_stem(root / layout.image), _by_stem(root / layout.mask)
     images, masks = listed.files, listed_masks.files
@@ -316,7 +316,7 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
             notes.append(f"{layout.image}/{image.name} is black: {layout.gray}/{grays[key].name} stands in for it")
             found.append(_Files(name, grays[key], masks[key]))
         else:
-            notes.append(f"{layout.image}/{image.name} is black and has no gray picture: it is left out")
+            notes.append(f"{layout.image}/{image.name} is black and has no gray image: it is left out")
     lone = sorted(masks.keys() - images.keys())
     if lone:
         notes.append(f"masks without an image in {layout.mask}/ are ignored: {len(lone)} ({shorten(lone)})")
@@ -355,12 +355,12 @@ def _bytes_of(path: Path) -> bytes:
 
 
 def _is_black(path: Path) -> bool:
-    return bool(np.max(to_rgb(open_picture(path, draft=(32, 32)), path).getextrema()) < BLACK)
+    return bool(np.max(to_rgb(open_image(path, draft=(32, 32)), path).getextrema()) < BLACK)
 
 
 def _read_pair(files: _Files) -> tuple[Image.Image, NDArray[np.bool_]]:
     """Image (mode RGB) and mask (True is horse), each at its own resolution."""
-    image = to_rgb(open_picture(files.image), files.image)
+    image = to_rgb(open_image(files.image), files.image)
     mask = _read_mask(files.mask)
     height, width = mask.shape
     if abs((image.width * height) / (image.height * width) - 1) > ASPECT_TOLERANCE:
@@ -372,22 +372,22 @@ def _read_pair(files: _Files) -> tuple[Image.Image, NDArray[np.bool_]]:
 
 
 def _read_mask(path: Path) -> NDArray[np.bool_]:
-    picture = open_picture(path)
-    check_opaque(picture, path, "mask")
-    if picture.mode in ("P", "PA"):
-        mask = _by_colours(picture, path)
-    elif is_lossy(picture):
-        mask = _by_level(picture, path)
+    image = open_image(path)
+    check_opaque(image, path, "mask")
+    if image.mode in ("P", "PA"):
+        mask = _by_colours(image, path)
+    elif is_lossy(image):
+        mask = _by_level(image, path)
     else:
-        mask = _by_value(picture, path)
+        mask = _by_value(image, path)
     if mask.all() or not mask.any():
         raise FadevizError(f"{path} is all {'horse' if mask.any() else 'ground'}. Put the figure-ground mask there")
     return np.asarray(mask, dtype=np.bool_)
 
 
-def _by_level(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
+def _by_level(image: Image.Image, path: Path) -> NDArray[np.bool_]:
     """Read a mask that is black and white up to compression noise."""
-    values = np.asarray(_to_grey(picture, path))
+    values = np.asarray(_to_grey(image, path))
     middle = float(np.mean((values >= 64) & (values <= 191)))
     if middle > MIDDLE_SHARE:
         raise FadevizError(
@@ -397,10 +397,10 @@ def _by_level(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
     return np.asarray(values > 127)
 
 
-def _by_value(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
+def _by_value(image: Image.Image, path: Path) -> NDArray[np.bool_]:
     """Read a mask that is exactly black and white, or whose values are the two classes."""
-    deep = picture.mode.startswith(("I", "F"))
-    values = np.asarray(picture if picture.mode == "1" or deep else _to_grey(picture, path))
+    deep = image.mode.startswith(("I", "F"))
+    values = np.asarray(image if image.mode == "1" or deep else _to_grey(image, path))
     there = set(np.unique(values).tolist())
     if not any(there <= {0, white} for white in (1, 255, *([65535] if deep else []))):
         first = [f"{value:g}" for value in sorted(there)[:6]]
@@ -409,19 +409,19 @@ def _by_value(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
     return np.asarray(values > 0)
 
 
-def _to_grey(picture: Image.Image, path: Path) -> Image.Image:
-    if picture.mode == "LA":
-        return picture.getchannel("L")
-    return picture if picture.mode == "L" else to_rgb(picture, path, hidden=True).convert("L")
+def _to_grey(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "LA":
+        return image.getchannel("L")
+    return image if image.mode == "L" else to_rgb(image, path, hidden=True).convert("L")
 
 
-def _by_colours(picture: Image.Image, path: Path) -> NDArray[np.bool_]:
+def _by_colours(image: Image.Image, path: Path) -> NDArray[np.bool_]:
     """Read a mask with a palette: the lighter of two colours is horse, since tools order black and white either way.
 
     If the colours are not black and white, the indices are the classes, 0 and 1. A mask whose colours and indices
     contradict each other is refused.
     """
-    numbers, table = palette_of(picture)
+    numbers, table = palette_of(image)
     used = np.unique(numbers)
     colours = np.unique(table[used], axis=0)
     if len(colours) == 1:
@@ -447,7 +447,7 @@ def _colour(colour: NDArray[np.uint8]) -> str:
 
 
 def _resize_image(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    # Pillow widens the filter when it shrinks a picture, so that nothing aliases.
+    # Pillow widens the filter when it shrinks an image, so that nothing aliases.
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 

@@ -25,7 +25,7 @@ TARGETS: dict[str, Callable[..., tuple[str, ...]]] = {
 """What can be written, and by which function."""
 
 DRAWN = frozenset({"tensorboard", "wandb", "rerun"})
-"""Targets that hold the maps as pictures, in 256 colours; the others hold them as recorded, bit for bit."""
+"""Targets that hold the maps as images, in 256 colours; the others hold them as recorded, bit for bit."""
 
 
 def export_run(
@@ -41,7 +41,7 @@ def export_run(
     colormap: str | None = None,
     overwrite: bool = False,
 ) -> tuple[str, ...]:
-    """Write a stored run for another tool: maps, observed pictures, metrics and settings.
+    """Write a stored run for another tool: maps, observed images, metrics and settings.
 
     Written whole or not at all; what no export wrote is never replaced.
 

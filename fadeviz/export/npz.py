@@ -40,8 +40,8 @@ def write_npz(selection: Selection, out: Path, *, overwrite: bool = False) -> tu
         _add(archive, "steps", np.array(selection.steps, np.int64))
         _add(archive, "images", np.array(selection.names, np.str_))
         _add(archive, "image_numbers", np.array(selection.images, np.int64))
-        for name, pictures in selection.observation().items():
-            _add(archive, f"observation/{name}", pictures)
+        for name, images in selection.observation().items():
+            _add(archive, f"observation/{name}", images)
         steps, columns = selection.metrics()
         _add(archive, "metrics/step", steps)
         for name, values in columns.items():

@@ -1,4 +1,4 @@
-"""Export to a Rerun recording: maps as pictures and metrics as scalars on a timeline of steps."""
+"""Export to a Rerun recording: maps as images and metrics as scalars on a timeline of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _APPLICATION = "fadeviz"
 def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an .rrd file, which ``rerun FILE`` opens.
 
-    Entities are ``/maps/LAYER/KIND/IMAGE``, ``/observed/IMAGE/picture`` and ``/mask``, ``/metrics/NAME`` and
+    Entities are ``/maps/LAYER/KIND/IMAGE``, ``/observed/IMAGE/image`` and ``/mask``, ``/metrics/NAME`` and
     ``/run.json``; the timeline is called ``step``. Row numbers that Rerun draws make other bytes each time.
 
     Raises:
@@ -35,7 +35,7 @@ def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
             seen = selection.observation()
             for index, number in enumerate(selection.images if seen else ()):
                 at = ["observed", selection.label(number)]
-                recording.log([*at, "picture"], rerun.Image(seen["images"][index]), static=True)
+                recording.log([*at, "image"], rerun.Image(seen["images"][index]), static=True)
                 recording.log([*at, "mask"], rerun.SegmentationImage(seen["masks"][index]), static=True)
                 for name in ("alpha", "trimap"):
                     if f"{name}s" in seen:

@@ -1,4 +1,4 @@
-"""What an export holds: layers, kinds, images and steps of a run, read a step at a time or drawn as pictures."""
+"""What an export holds: layers, kinds, images and steps of a run, read a step at a time or drawn as images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, unknown_name
 from ..render.colormap import colorize, palette
 from ..render.frames import FrameSequence, select_frames
-from ..render.labels import truth_picture
+from ..render.labels import truth_image
 from ..render.normalize import SCOPES
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import Maps, StoredRun, common_steps
@@ -105,8 +105,8 @@ class Selection:
         return {name: values[list(self.images)] for name, values in arrays.items()}
 
     def truth(self, index: int) -> NDArray[np.uint8]:
-        """The truth of the exported picture at ``index`` to look at, ``(H, W, 3)``: a mask, or an alpha in greys."""
-        return truth_picture(self.run, self.images[index])
+        """The truth of the exported image at ``index`` to look at, ``(H, W, 3)``: a mask, or an alpha in greys."""
+        return truth_image(self.run, self.images[index])
 
     def metrics(self) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
         """The run's numbers: the step of each line, and for each name its values; NaN where a line has none."""
@@ -231,7 +231,7 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How maps become pictures: as for :func:`~fadeviz.render.frames.select_frames`.
+    """How maps become images: as for :func:`~fadeviz.render.frames.select_frames`.
 
     Attributes:
         normalize: ``frame`` or ``run``.
@@ -250,14 +250,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Movie:
-    """A map over the training, as pictures.
+    """A map over the training, as images.
 
     Attributes:
         layer: dotted module name.
         kind: a name in ``KINDS``.
         name: safe to be a path: layer, kind, image and channel with ``/`` between.
         sequence: the maps and their place in the range of values.
-        colormap: of the pictures.
+        colormap: of the images.
     """
 
     layer: str
@@ -267,14 +267,14 @@ class Movie:
     colormap: str
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Each step with its picture ``(H, W, 3)`` uint8: every cell of the map a square of whole pixels."""
+        """Each step with its image ``(H, W, 3)`` uint8: every cell of the map a square of whole pixels."""
         scale = max(1, round(_TILE / self.sequence.unit.shape[-1]))
         for step, unit in zip(self.sequence.steps, self.sequence.unit, strict=True):
             yield step, colorize(unit, self.colormap).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
-    """The maps of a selection as pictures, one movie after the other; of channels the representative ones."""
+    """The maps of a selection as images, one movie after the other; of channels the representative ones."""
     for part in selection.parts:
         for image in part.images:
             for sequence in select_frames(

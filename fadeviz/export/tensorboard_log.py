@@ -1,4 +1,4 @@
-"""Export to TensorBoard: an event file with the maps as pictures and the metrics as scalars."""
+"""Export to TensorBoard: an event file with the maps as images and the metrics as scalars."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .places import needs, new_folder
 from .selection import Drawing, Selection, draw, safe_name, undrawn
 
 SHOWN = 10
-"""Pictures of a tag that TensorBoard keeps unless told otherwise: a random sample."""
+"""Images of a tag that TensorBoard keeps unless told otherwise: a random sample."""
 
 _FILE = "events.out.tfevents.0000000000.fadeviz"
 _OURS = re.compile(re.escape(_FILE))
@@ -25,7 +25,7 @@ _OURS = re.compile(re.escape(_FILE))
 def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as a TensorBoard log folder: the same maps, the same bytes.
 
-    Tags are ``LAYER/KIND/IMAGE`` for pictures, ``observed/IMAGE`` for what was observed, and ``metrics/NAME`` for
+    Tags are ``LAYER/KIND/IMAGE`` for images, ``observed/IMAGE`` for what was observed, and ``metrics/NAME`` for
     scalars, at the training's steps. Wall time is the step in seconds: it is not known of each map, and would make
     other bytes each time.
 
@@ -77,9 +77,9 @@ def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
 
 
 def observed(selection: Selection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Each observed picture beside its truth, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
-    for index, picture in enumerate(selection.observation().get("images", ())):
-        yield selection.label(selection.images[index]), np.concatenate([picture, selection.truth(index)], axis=1)
+    """Each observed image beside its truth, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
+    for index, image in enumerate(selection.observation().get("images", ())):
+        yield selection.label(selection.images[index]), np.concatenate([image, selection.truth(index)], axis=1)
 
 
 def as_png(pixels: NDArray[np.uint8]) -> bytes:

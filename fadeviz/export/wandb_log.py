@@ -24,13 +24,13 @@ _OURS = re.compile(r"wandb/(debug[^/]*\.log|latest-run|offline-run-[0-9_]+-fadev
 _MARK = re.compile(r"wandb/offline-run-[0-9_]+-fadeviz-[^/]+/run-fadeviz-[^/]+\.wandb")
 
 _SECONDS = 120.0
-"""What W&B may take, besides the time for each picture."""
+"""What W&B may take, besides the time for each image."""
 
 
 def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an offline W&B run, in a process of its own: no login, no network, no files at home.
 
-    Keys are ``LAYER/KIND/IMAGE`` for pictures, ``observed/IMAGE`` for what was observed and ``metrics/NAME`` for
+    Keys are ``LAYER/KIND/IMAGE`` for images, ``observed/IMAGE`` for what was observed and ``metrics/NAME`` for
     scalars, at the training's steps; the run's config is run.json. The W&B run is called by the fadeviz run's id, so
     that what is sent twice is one run there. W&B puts the time into names and files: other bytes each time.
 
@@ -54,14 +54,14 @@ def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
         (Path(scratch) / "run.json").write_text(
             json.dumps({"id": run_id, "name": selection.run.title, "config": selection.run.info, "lines": lines})
         )
-        _log(Path(scratch), partial, _SECONDS + 0.1 * sum(len(line["pictures"]) for line in lines))
+        _log(Path(scratch), partial, _SECONDS + 0.1 * sum(len(line["images"]) for line in lines))
         _tidy(partial / "wandb")
     how = f"nothing was sent. Send it: wandb sync {shlex.quote(str(out))}/wandb/offline-run-*"
     return (*selection.notes, *undrawn(selection, cells), how)
 
 
 def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """Write every picture to ``folder``; return one line per step, since W&B requires steps in order.
+    """Write every image to ``folder``; return one line per step, since W&B requires steps in order.
 
     Also returns how many cells of all maps are not finite.
     """
@@ -69,12 +69,12 @@ def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> tuple[lis
     lines: dict[int, dict[str, Any]] = {}
 
     def line(step: int) -> dict[str, Any]:
-        return lines.setdefault(step, {"step": step, "scalars": {}, "pictures": {}})
+        return lines.setdefault(step, {"step": step, "scalars": {}, "images": {}})
 
     def keep(step: int, key: str, png: bytes) -> None:
         file = folder / f"{hashlib.sha256(png).hexdigest()[:32]}.png"
         file.write_bytes(png)
-        line(step)["pictures"][key] = file.name
+        line(step)["images"][key] = file.name
 
     for name, step, value in scalars(selection):
         line(step)["scalars"][f"metrics/{name}"] = value

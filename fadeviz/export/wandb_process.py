@@ -1,4 +1,4 @@
-"""The process that speaks with W&B: logs the pictures and numbers of one file, and ends; needs nothing of fadeviz."""
+"""The process that speaks with W&B: logs the images and numbers of one file, and ends; needs nothing of fadeviz."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import wandb
 
 
 def main(path: Path) -> None:
-    """Log what ``path`` lists: ``id``, ``name``, ``config`` and ``lines``, each a step, scalars and picture files."""
+    """Log what ``path`` lists: ``id``, ``name``, ``config`` and ``lines``, each a step, scalars and image files."""
     told = json.loads(path.read_text())
     settings = wandb.Settings(
         mode="offline",
@@ -23,8 +23,8 @@ def main(path: Path) -> None:
     )
     run = wandb.init(project="fadeviz", id=told["id"], name=told["name"], config=told["config"], settings=settings)
     for line in told["lines"]:
-        pictures = {key: wandb.Image(str(path.with_name(file))) for key, file in line["pictures"].items()}
-        run.log(line["scalars"] | pictures, step=line["step"])
+        images = {key: wandb.Image(str(path.with_name(file))) for key, file in line["images"].items()}
+        run.log(line["scalars"] | images, step=line["step"])
     run.finish()
     wandb.teardown()
 

@@ -50,8 +50,8 @@ def write_zarr(selection: Selection, out: Path, *, overwrite: bool = False) -> t
             group = layers.create_group(safe_name(layer), attributes={"layer": layer})
             _write_layer(group, [part for part in selection.parts if part.layer == layer])
         group = root.create_group("observation")
-        for name, pictures in selection.observation().items():
-            _write(group, name, ("image", "row", "column", "rgb")[: pictures.ndim], pictures)
+        for name, images in selection.observation().items():
+            _write(group, name, ("image", "row", "column", "rgb")[: images.ndim], images)
         _write(group, "image", ("image",), _text(selection.names))
         group = root.create_group("metrics")
         steps, columns = selection.metrics()

@@ -225,7 +225,7 @@ class MattingNet(nn.Module):
     task = "matting"
 
     least_batch = 2
-    """Pictures that training needs: BatchNorm after the mean over an image has one value of each."""
+    """Images that training needs: BatchNorm after the mean over an image has one value of each."""
 
     stride = 16
 

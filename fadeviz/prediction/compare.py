@@ -1,4 +1,4 @@
-"""What runs make of the same pictures, side by side: the panel of results in papers."""
+"""What runs make of the same images, side by side: the panel of results in papers."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..render.panel import Box, Row, choose_zoom, write_panel
 from ..storage.metrics import FIGURES
 from ..storage.stored_run import StoredRun, run_labels
 from ..training.matting import measure_matte
-from .predictor import Predictor, find_trimap, read_picture
+from .predictor import Predictor, find_trimap, read_image
 
 SHOWN = 4
-"""So many observed pictures are shown where none are named."""
+"""So many observed images are shown where none are named."""
 
 LEAST_SHARE = 0.01
-"""A class has a place in the legend from this share of any picture shown on."""
+"""A class has a place in the legend from this share of any image shown on."""
 
 
 def parse_zoom(text: str) -> Box | str:
-    """Read a zoom: ``auto``, ``none``, or a window as ``LEFT,TOP,SIDE`` in pixels of the picture.
+    """Read a zoom: ``auto``, ``none``, or a window as ``LEFT,TOP,SIDE`` in pixels of the image.
 
     Raises:
         FadevizError: something else.
@@ -54,7 +54,7 @@ def compare_runs(
     *,
     images: Sequence[int] = (),
     test: Sequence[int] = (),
-    pictures: Sequence[str | Path] = (),
+    files: Sequence[str | Path] = (),
     trimaps: str | Path | None = None,
     data_dir: str | Path | None = None,
     zoom: Box | str = "auto",
@@ -63,33 +63,33 @@ def compare_runs(
     device: str = "auto",
     on_error: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Predict the same pictures with every run and draw the results as a panel.
+    """Predict the same images with every run and draw the results as a panel.
 
-    Under each result stands how good it is on that picture: the mean IoU of its classes, or a matte's SAD and MSE in
+    Under each result stands how good it is on that image: the mean IoU of its classes, or a matte's SAD and MSE in
     the unknown region. The best of a row is bold.
 
     Args:
         runs: of one task and, for segmentation, of the same classes; each needs its last checkpoint.
-        output: the picture to write: .png, .pdf or .svg.
-        images: indices of observed pictures; where nothing is named, the first ``SHOWN``. Without ``test`` and
-            ``pictures`` the runs need nothing but their folders.
-        test: indices of test pictures, as they were tested on, of the runs' data set.
-        pictures: files of one's own; there is no truth to compare with.
+        output: the image to write: .png, .pdf or .svg.
+        images: indices of observed images; where nothing is named, the first ``SHOWN``. Without ``test`` and
+            ``images`` the runs need nothing but their folders.
+        test: indices of test images, as they were tested on, of the runs' data set.
+        files: image files of one's own; there is no truth to compare with.
         trimaps: folder with their trimaps, for matting; else they lie beside them.
         data_dir: folder of that data set; None where it was when the first run was recorded.
-        zoom: the window to enlarge: ``auto`` takes, picture by picture, where the runs disagree most; ``none``; or a
-            window, the same in all pictures.
+        zoom: the window to enlarge: ``auto`` takes, image by image, where the runs disagree most; ``none``; or a
+            window, the same in all images.
         size: see :class:`~fadeviz.prediction.predictor.Predictor`.
         cell: pixels a column is wide.
         device: where to compute.
-        on_error: called with a line for each of ``pictures`` that cannot be read, has no trimap or cannot be predicted,
+        on_error: called with a line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
             which is then left out of the panel; without it, the first error is raised. At least one must remain.
 
     Returns:
-        A line for each picture: its name and the runs' figures.
+        A line for each image: its name and the runs' figures.
 
     Raises:
-        FadevizError: runs that cannot be compared, pictures that there are not, a window that does not fit.
+        FadevizError: runs that cannot be compared, images that there are not, a window that does not fit.
     """
     if not runs:
         raise FadevizError("compare needs a run or more")
@@ -104,12 +104,12 @@ def compare_runs(
             raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
     first.check_size(size)
     samples: list[tuple[Sample, bool]] = []
-    if images or not (test or pictures):
+    if images or not (test or files):
         samples += [(sample, True) for sample in _observed(runs, images)]
     if test:
-        samples += [(sample, True) for sample in _test_pictures(predictors, test, data_dir)]
+        samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
-    rows += _own_rows(predictors, pictures, trimaps, zoom, size, on_error, alone=not rows)
+    rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
     legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
     write_panel(
         [row for row, _ in rows],
@@ -136,28 +136,28 @@ _Maps = list[NDArray[np.uint8]]
 
 def _own_rows(
     predictors: Sequence[Predictor],
-    pictures: Sequence[str | Path],
+    files: Sequence[str | Path],
     trimaps: str | Path | None,
     zoom: Box | str,
     size: int | None,
     on_error: Callable[[str], None] | None,
     alone: bool,
 ) -> list[tuple[Row, _Maps]]:
-    """The runs' results on the user's own pictures; ``alone`` if there are no other rows."""
+    """The runs' results on the user's own images; ``alone`` if there are no other rows."""
     rows: list[tuple[Row, _Maps]] = []
     errors: list[str] = []
     folder = None if trimaps is None else Path(trimaps)
-    for path in map(Path, pictures):
+    for path in map(Path, files):
         try:
             trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
-            rows.append(_row(predictors, read_picture(path, trimap), False, zoom, size))
+            rows.append(_row(predictors, read_image(path, trimap), False, zoom, size))
         except FadevizError as error:
             # With nothing else to draw, the error itself is the most helpful.
-            if on_error is None or (alone and len(pictures) == 1):
+            if on_error is None or (alone and len(files) == 1):
                 raise
             errors.append(str(error))
     if alone and errors and not rows:
-        raise FadevizError(f"none of the {len(pictures)} pictures can be drawn; the first error: {errors[0]}")
+        raise FadevizError(f"none of the {len(files)} images can be drawn; the first error: {errors[0]}")
     if on_error is not None:
         for line in errors:
             on_error(line)
@@ -165,18 +165,18 @@ def _own_rows(
 
 
 def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
-    """The pictures that all runs observed."""
+    """The images that all runs observed."""
     first = runs[0]
     images, masks = first.observation
     for run in runs[1:]:
         if not np.array_equal(run.observation[0], images) or not np.array_equal(run.observation[1], masks):
             raise FadevizError(
-                f"{run.address} observed other pictures than {first.address}. Name some: --test 0,1 or --picture FILE"
+                f"{run.address} observed other images than {first.address}. Name some: --test 0,1 or --file FILE"
             )
     for index in wanted:
         if not 0 <= index < len(images):
             raise FadevizError(
-                f"no observed picture {index} in {first.address}: there are {len(images)}, from 0 to {len(images) - 1}"
+                f"no observed image {index} in {first.address}: there are {len(images)}, from 0 to {len(images) - 1}"
             )
     names = (first.info.get("observation") or {}).get("names") or []
     alphas, trimaps = first.mattes or (None, None)
@@ -192,8 +192,8 @@ def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
     ]
 
 
-def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int], data_dir: str | Path | None) -> list[Sample]:
-    """Pictures of the set that every run was tested on."""
+def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_dir: str | Path | None) -> list[Sample]:
+    """Images of the set that every run was tested on."""
     first = predictors[0]
     moved = {} if data_dir is None else {"data_dir": str(data_dir)}
     splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]
@@ -201,15 +201,15 @@ def _test_pictures(predictors: Sequence[Predictor], wanted: Sequence[int], data_
         same = (one.config.data, one.config.split_seed) == (first.config.data, first.config.split_seed)
         if not same or _as_told(one.run.info.get("data")) != _as_told(splits.info):
             raise FadevizError(
-                f"{one.run.address} was tested on others than the test pictures of "
+                f"{one.run.address} was tested on others than the test images of "
                 f"{data_dir or first.config.data_dir or 'this set'}: other files, --split-seed or --subset. "
-                "Use --picture FILE"
+                "Use --file FILE"
             )
     dataset = splits.test
     count = dataset.count or 0
     for index in wanted:
         if not 0 <= index < count:
-            raise FadevizError(f"no test picture {index}: {first.config.data} has {count}, from 0 to {count - 1}")
+            raise FadevizError(f"no test image {index}: {first.config.data} has {count}, from 0 to {count - 1}")
     return [dataset[index] for index in wanted]
 
 
@@ -222,7 +222,7 @@ def _as_told(info: object) -> object:
 def _row(
     predictors: Sequence[Predictor], sample: Sample, known: bool, zoom: Box | str, size: int | None
 ) -> tuple[Row, _Maps]:
-    """What all runs make of one picture; ``known`` says whether its truth is."""
+    """What all runs make of one image; ``known`` says whether its truth is."""
     found = [predict(sample, size=size) for predict in predictors]
     matting = predictors[0].task == "matting"
     classes = predictors[0].classes
@@ -261,7 +261,7 @@ def _row(
 
 
 def mean_iou(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:
-    """The mean intersection over union of the classes that a picture has or is said to have; ignored pixels apart.
+    """The mean intersection over union of the classes that an image has or is said to have; ignored pixels apart.
 
     Shape: ``(H, W)`` twice; NaN where everything is ignored.
     """
@@ -288,7 +288,7 @@ def _titles(predictors: Sequence[Predictor]) -> list[str]:
 
 
 def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
-    """For each class the largest fraction of any picture or result that it fills."""
+    """For each class the largest fraction of any image or result that it fills."""
     shares = np.zeros(first.classes)
     for _, maps in rows:
         for values in maps:
@@ -298,7 +298,7 @@ def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.f
 
 
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The classes that occur in any picture or result, largest first."""
+    """The classes that occur in any image or result, largest first."""
     shares = _shares(first, rows)
     told = (first.run.info.get("data") or {}).get("classes")
     names = told if isinstance(told, list) else []
@@ -324,12 +324,12 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
     if first.task == "segmentation" and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
-        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each picture" if small else ""
+        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each image" if small else ""
         shown = [f"Colours: the classes listed{others}. Black: not labelled."]
     if scored and first.task == "matting":
         shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
     elif scored:
-        shown.append("mIoU: of this picture, mean over the classes that are there or found.")
+        shown.append("mIoU: of this image, mean over the classes that are there or found.")
     if zoom == "auto" and len(predictors) > 1:
         shown.append("Boxes: where the runs disagree most.")
     elif zoom == "auto" and scored:

@@ -1,4 +1,4 @@
-"""Masks and mattes of pictures, from the weights that a run ended with."""
+"""Masks and mattes of images, from the weights that a run ended with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..data import Sample
-from ..data.images import SUFFIXES, is_hidden, key_of, list_folder, open_picture, shorten, to_rgb
+from ..data.images import SUFFIXES, is_hidden, key_of, list_folder, open_image, shorten, to_rgb
 from ..data.matting.files import read_trimap
 from ..data.sets import find_data
 from ..errors import FadevizError
@@ -26,25 +26,25 @@ from ..training.checkpoint import read_weights
 from ..training.tasks import choose_task
 
 MOST_PIXELS = 1 << 23
-"""A network is not shown a larger picture than this, of 8 megapixels: some of its maps would take gigabytes."""
+"""A network is not shown a larger image than this, of 8 megapixels: some of its maps would take gigabytes."""
 
 OTHER_PARTS = ("_trimap", "_alpha", "_mask", "_foreground")
-"""Ends of names that a folder's pictures have beside them: not pictures to predict."""
+"""Ends of names that a folder's images have beside them: not images to predict."""
 
 LONGEST_NAME = 200
 """Longest name of a result in bytes; file systems allow 255, and temporary names are a little longer."""
 
 
 class Prediction(NamedTuple):
-    """The result for one picture.
+    """The result for one image.
 
     Attributes:
-        picture: the picture, or the given path if there is none.
+        image: the image, or the given path if there is none.
         output: the file that was written; None after an error.
         error: a one-line message; empty if the file was written.
     """
 
-    picture: Path
+    image: Path
     output: Path | None
     error: str = ""
 
@@ -61,7 +61,7 @@ class Predictor:
 
     Example:
         >>> predict = Predictor("runs/fade")  # doctest: +SKIP
-        >>> mask = predict(read_picture("horse.jpg"))  # doctest: +SKIP
+        >>> mask = predict(read_image("horse.jpg"))  # doctest: +SKIP
     """
 
     def __init__(self, run: StoredRun | str | Path, device: str = "auto") -> None:
@@ -98,16 +98,16 @@ class Predictor:
         """
         stride = self._model.stride
         if size is not None and size < stride:
-            raise FadevizError(f"size is {size}; {self._model.title} needs pictures of {stride} pixels or more")
+            raise FadevizError(f"size is {size}; {self._model.title} needs images of {stride} pixels or more")
 
     def __call__(self, sample: Sample, *, size: int | None = None) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """The class of each pixel, uint8, or its alpha, float32 in [0, 1]; ``(H, W)`` as the picture has.
+        """The class of each pixel, uint8, or its alpha, float32 in [0, 1]; ``(H, W)`` as the image has.
 
-        The network sees the picture as the test pictures of its training were: squeezed into a square where they were,
-        else with its shorter side scaled to theirs. Mattes are made at the picture's own size.
+        The network sees the image as the test images of its training were: squeezed into a square where they were,
+        else with its shorter side scaled to theirs. Mattes are made at the image's own size.
 
         Args:
-            sample: a picture of any size; for matting with a trimap.
+            sample: an image of any size; for matting with a trimap.
             size: the shorter side, or the square's, in pixels, instead.
 
         Raises:
@@ -125,7 +125,7 @@ class Predictor:
         if seen[0] * seen[1] > MOST_PIXELS:
             raise FadevizError(
                 f"{sample.name}: the network would see {seen[1]}x{seen[0]} pixels, and {MOST_PIXELS:,} are the most. "
-                "Use a smaller --size, or crop the picture"
+                "Use a smaller --size, or crop the image"
             )
         with out_of_memory_in_words("Use a smaller --size"):
             result = self._predict(self._model, _resized(sample, seen), stride, (height, width))
@@ -146,8 +146,8 @@ def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
     return Sample(sample.name, image, np.zeros(size, np.uint8), trimap=trimap)
 
 
-def read_picture(path: str | Path, trimap: str | Path | None = None) -> Sample:
-    """A picture of one's own, turned as its camera says, with its trimap if there is one; its mask is all 0.
+def read_image(path: str | Path, trimap: str | Path | None = None) -> Sample:
+    """An image of one's own, turned as its camera says, with its trimap if there is one; its mask is all 0.
 
     Transparent parts are composited over white.
 
@@ -156,21 +156,21 @@ def read_picture(path: str | Path, trimap: str | Path | None = None) -> Sample:
     """
     path = Path(path)
     if not path.is_file():
-        raise FadevizError(f"no picture {path}. Give a file such as photo.jpg, or a folder of them")
-    image = np.array(to_rgb(open_picture(path), path), dtype=np.uint8)
+        raise FadevizError(f"no image {path}. Give a file such as photo.jpg, or a folder of them")
+    image = np.array(to_rgb(open_image(path), path), dtype=np.uint8)
     known = None
     if trimap is not None:
         known = read_trimap(Path(trimap))
         if known.shape != image.shape[:2]:
             raise FadevizError(
                 f"{trimap} is {known.shape[1]}x{known.shape[0]}, but {path} is {image.shape[1]}x{image.shape[0]}. "
-                "Give the trimap that belongs to the picture"
+                "Give the trimap that belongs to the image"
             )
     return Sample(path.stem, image, np.zeros(image.shape[:2], np.uint8), trimap=known)
 
 
-def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
-    """The files to predict: of a folder all pictures, by name, but not the trimaps and mattes beside them.
+def list_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The files to predict: of a folder all images, by name, but not the trimaps and mattes beside them.
 
     Raises:
         FadevizError: nothing there.
@@ -181,17 +181,17 @@ def list_pictures(paths: Iterable[str | Path]) -> list[Path]:
             # What cannot be opened, such as a broken symlink, is reported when it is read.
             inside = [file for file in _inside(path) if not file.is_dir() and not file.stem.endswith(OTHER_PARTS)]
             if not inside:
-                raise FadevizError(f"{path} has no pictures ({', '.join(SUFFIXES)}). Give files, or another folder")
+                raise FadevizError(f"{path} has no images ({', '.join(SUFFIXES)}). Give files, or another folder")
             found += inside
         elif os.path.lexists(path):
             found.append(path)
         else:
-            raise FadevizError(f"no picture {path}. Give a file such as photo.jpg, or a folder of them")
+            raise FadevizError(f"no image {path}. Give a file such as photo.jpg, or a folder of them")
     return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
 
 
 def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
-    """A line for each folder among ``paths`` that holds subfolders, or files that are not pictures."""
+    """A line for each folder among ``paths`` that holds subfolders, or files that are not images."""
     notes = []
     for folder in filter(Path.is_dir, map(Path, paths)):
         names = [name for name in list_folder(folder).left_out if not is_hidden(Path(name))]
@@ -202,38 +202,38 @@ def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The files in a folder whose names are those of pictures, sorted."""
+    """The files in a folder whose names are those of images, sorted."""
     try:
         return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES and not is_hidden(file)]
     except OSError as error:
         raise FadevizError(f"{folder} cannot be listed: {error.strerror or error}. Check its permissions") from error
 
 
-def find_trimap(picture: Path, folder: Path | None = None) -> Path:
-    """The trimap of a picture: ``name_trimap.*`` beside it, or ``name.*`` or ``name_trimap.*`` in ``folder``.
+def find_trimap(image: Path, folder: Path | None = None) -> Path:
+    """The trimap of an image: ``name_trimap.*`` beside it, or ``name.*`` or ``name_trimap.*`` in ``folder``.
 
     Raises:
         FadevizError: there is none, or there are two.
     """
-    names = [f"{picture.stem}_trimap"] if folder is None else [f"{picture.stem}_trimap", picture.stem]
-    place = picture.parent if folder is None else folder
+    names = [f"{image.stem}_trimap"] if folder is None else [f"{image.stem}_trimap", image.stem]
+    place = image.parent if folder is None else folder
     there = _inside(place) if place.is_dir() else []
     for name in names:
         found = [file for file in there if key_of(file.stem) == key_of(name)]
         if len(found) > 1:
-            raise FadevizError(f"{picture} has two trimaps, {found[0].name} and {found[1].name}. Remove one of the two")
+            raise FadevizError(f"{image} has two trimaps, {found[0].name} and {found[1].name}. Remove one of the two")
         if found:
             return found[0]
     where = f"in {folder}" if folder is not None else "beside it, or in --trimaps DIR"
     raise FadevizError(
-        f"{picture} has no trimap: matting needs one, 0 background, 128 unknown, 255 foreground. "
-        f"Put {picture.stem}_trimap.png {where}"
+        f"{image} has no trimap: matting needs one, 0 background, 128 unknown, 255 foreground. "
+        f"Put {image.stem}_trimap.png {where}"
     )
 
 
 def predict_files(
     run: StoredRun | str | Path,
-    pictures: Sequence[str | Path],
+    images: Sequence[str | Path],
     out: str | Path,
     *,
     trimaps: str | Path | None = None,
@@ -241,27 +241,27 @@ def predict_files(
     device: str = "auto",
     report: Callable[[Prediction], None] | None = None,
 ) -> list[Prediction]:
-    """Write the mask or the matte of each picture, at the picture's size and with its orientation tag applied.
+    """Write the mask or the matte of each image, at the image's size and with its orientation tag applied.
 
     A mask is ``NAME_mask.png``: class indices with a palette (black and white for two classes, otherwise the colours of
-    :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8-bit greyscale. A picture that
+    :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8-bit greyscale. An image that
     cannot be read, or has no trimap, does not stop the others.
 
     Args:
         run: a run with a checkpoint, finished or not; the last checkpoint is used.
-        pictures: files, or folders of them.
+        images: files, or folders of them.
         out: folder for the results; files of these names are replaced.
-        trimaps: folder with the trimaps, for matting; by default they are beside the pictures.
+        trimaps: folder with the trimaps, for matting; by default they are beside the images.
         size: see :class:`Predictor`.
         device: where to compute.
-        report: called with each picture's result as soon as it is ready.
+        report: called with each image's result as soon as it is ready.
 
     Returns:
-        The result for each picture, in order; check ``error`` for failures.
+        The result for each image, in order; check ``error`` for failures.
 
     Raises:
-        FadevizError: before anything is written: no weights, two pictures whose results would have the same name,
-            results that would replace a picture, a size that is too small; later: a folder that is not writable, a
+        FadevizError: before anything is written: no weights, two images whose results would have the same name,
+            results that would replace an image, a size that is too small; later: a folder that is not writable, a
             full disk.
 
     Example:
@@ -276,11 +276,11 @@ def predict_files(
         raise FadevizError(f"{predict.run.address} is a segmentation run: trimaps are of no use. Leave them out")
     known = None if trimaps is None else Path(trimaps)
     done: list[Prediction] = []
-    for planned in _plan(pictures, Path(out), "alpha" if matting else "mask"):
+    for planned in _plan(images, Path(out), "alpha" if matting else "mask"):
         result = planned
         if planned.output is not None:
             try:
-                sample = read_picture(planned.picture, find_trimap(planned.picture, known) if matting else None)
+                sample = read_image(planned.image, find_trimap(planned.image, known) if matting else None)
                 found = predict(sample, size=size)
             except FadevizError as error:
                 result = planned._replace(output=None, error=str(error))
@@ -292,18 +292,18 @@ def predict_files(
     return done
 
 
-def _plan(pictures: Sequence[str | Path], folder: Path, ending: str) -> list[Prediction]:
-    """Each picture with the file to write.
+def _plan(images: Sequence[str | Path], folder: Path, ending: str) -> list[Prediction]:
+    """Each image with the file to write.
 
     Raises:
-        FadevizError: two results with the same name, or a result that would replace a picture.
+        FadevizError: two results with the same name, or a result that would replace an image.
     """
     planned: list[Prediction] = []
     seen: dict[str, Path] = {}
     files: set[str] = set()
-    for given in pictures:
+    for given in images:
         try:
-            listed = list_pictures([given])
+            listed = list_images([given])
         except FadevizError as error:
             planned.append(Prediction(Path(given), None, str(error)))
             continue
@@ -328,13 +328,13 @@ def _plan(pictures: Sequence[str | Path], folder: Path, ending: str) -> list[Pre
 def _write_result(found: NDArray[np.uint8] | NDArray[np.float32], classes: int, path: Path) -> None:
     """A mask as indices with a palette, a matte as greyscale."""
     if np.issubdtype(found.dtype, np.floating):
-        picture = Image.fromarray(np.rint(found * 255).astype(np.uint8))
+        image = Image.fromarray(np.rint(found * 255).astype(np.uint8))
     else:
         palette = np.array([[0] * 3, [255] * 3], np.uint8) if classes == 2 else class_palette(classes)
-        picture = Image.fromarray(found.astype(np.uint8))
-        picture.putpalette(palette.tobytes())
+        image = Image.fromarray(found.astype(np.uint8))
+        image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     make_folder(path.parent)
     write_whole(path, buffer.getvalue(), named=False)
 
@@ -343,8 +343,8 @@ __all__ = [
     "Prediction",
     "Predictor",
     "find_trimap",
-    "list_pictures",
+    "list_images",
     "note_not_predicted",
     "predict_files",
-    "read_picture",
+    "read_image",
 ]

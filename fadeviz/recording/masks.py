@@ -82,14 +82,14 @@ def images_to_show(images: Any, given: Any) -> NDArray[np.uint8]:
         if found is None:
             raise FadevizError(
                 "the observed images are not a tensor (N, 1 or 3, H, W) that can be shown. "
-                "Give pictures=, uint8 (N, H, W, 3)"
+                "Give display_images=, uint8 (N, H, W, 3)"
             )
         return _as_bytes(found)
-    shown = _array(given, "pictures")
+    shown = _array(given, "display_images")
     if shown.ndim != 4 or shown.shape[-1] != 3 or shown.dtype != np.uint8 or not shown.size:
-        raise FadevizError(f"pictures are {shown.dtype} {shown.shape}; uint8 (N, H, W, 3) is needed")
+        raise FadevizError(f"display_images are {shown.dtype} {shown.shape}; uint8 (N, H, W, 3) is needed")
     if found is not None and len(found) != len(shown):
-        raise FadevizError(f"{len(shown)} pictures for {len(found)} observed images. Give one for each")
+        raise FadevizError(f"{len(shown)} display_images for {len(found)} observed images. Give one for each")
     return shown
 
 

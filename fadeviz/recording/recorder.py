@@ -89,7 +89,7 @@ class Recorder:
         views: Mapping[str, View] | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
         channel_images: int = 1,
-        pictures: NDArray[np.uint8] | None = None,
+        display_images: NDArray[np.uint8] | None = None,
         masks: NDArray[Any] | Tensor | None = None,
         ignore_index: int | None = None,
         classes: int | None = None,
@@ -122,7 +122,7 @@ class Recorder:
             views: how to read a map from other outputs.
             reduce: makes the kind ``feature`` of a layer's map; None takes the mean over channels.
             channel_images: number of images for which the large kinds are kept.
-            pictures: ``(N, H, W, 3)`` uint8, what to show of the observed images; None makes them of images
+            display_images: ``(N, H, W, 3)`` uint8, how figures show the observed images; None makes them from images
                 ``(N, 1 or 3, H, W)``, from the smallest to the largest value of each.
             masks: ``(N, H, W)``, the classes of the images shown, or their objects as booleans, 0 and 1, or 0 and 255.
                 None takes the first suitable target: integers ``(N, H, W)`` or ``(N, 1, H, W)``, floats that are all 0
@@ -149,7 +149,7 @@ class Recorder:
 
         Raises:
             FadevizError: a folder that is in use or holds something else, unknown layers or kinds, a model that cannot
-                be observed, masks, pictures or names that do not fit. Nothing is written or removed then.
+                be observed, masks, images or names that do not fit. Nothing is written or removed then.
         """
         if on_error not in ("warn", "raise"):
             raise unknown_name("value of on_error", str(on_error), ("warn", "raise"))
@@ -191,7 +191,7 @@ class Recorder:
                 raise FadevizError("the kind gradient needs loss_fn: the scalar it is the gradient of")
             probe.kinds = tuple(kind for kind in probe.kinds if kind != "gradient")
         self.probe = probe
-        shown = images_to_show(self.images, pictures)
+        shown = images_to_show(self.images, display_images)
         size = (shown.shape[0], shown.shape[1], shown.shape[2])
         truth = masks_of(self.targets, masks, size, ignore_index=ignore_index, classes=classes, foreground=foreground,
                          loss_fn=loss_fn)  # fmt: skip
@@ -211,7 +211,7 @@ class Recorder:
 
     def _begin(
         self,
-        pictures: NDArray[np.uint8],
+        display_images: NDArray[np.uint8],
         masks: Masks,
         names: list[str],
         name: str | None,
@@ -224,7 +224,7 @@ class Recorder:
         untrained = self._look(start)  # what cannot be observed is found here, before an old run is removed
         if overwrite:
             remove_run(self.out)
-        self.store = SnapshotStore(self.out, _run_id(untrained, pictures, seed))
+        self.store = SnapshotStore(self.out, _run_id(untrained, display_images, seed))
         self.store.forget_after(-1)
         self.info = {
             "status": "recording",
@@ -246,16 +246,18 @@ class Recorder:
             **self.info,
         }
         self._save_info()
-        self.store.write_observation(pictures, masks.values)
+        self.store.write_observation(display_images, masks.values)
         self._write(start, untrained)
 
-    def _go_on(self, before: StoredRun, pictures: NDArray[np.uint8], masks: Masks, foreground_given: bool) -> None:
+    def _go_on(
+        self, before: StoredRun, display_images: NDArray[np.uint8], masks: Masks, foreground_given: bool
+    ) -> None:
         was_shown, were_masks = before.observation
         notes, layers = before.info.get("notes", []), list(before.info.get("layers", {}))
         # What was left out of a glob then is left out again.
         asked = [one for one in self.probe.layers if one in layers or not any(f"layer {one!r}" in n for n in notes)]
         same = np.array_equal(were_masks, masks.values)
-        if not np.array_equal(was_shown, pictures) or not (same or np.array_equal(were_masks, masks.earlier)):
+        if not np.array_equal(was_shown, display_images) or not (same or np.array_equal(were_masks, masks.earlier)):
             raise FadevizError(f"{self.out} observed other images. Observe the same, or choose another folder")
         object_was = (before.info.get("observation") or {}).get("foreground")
         for what, was, wanted in (
@@ -602,9 +604,9 @@ def _schedule(steps: str | Schedule | Iterable[int]) -> Schedule:
     return at(whole_number(step, "a step of the schedule") for step in steps)
 
 
-def _run_id(untrained: Sequence[Snapshot], pictures: NDArray[np.uint8], seed: int | None) -> str:
+def _run_id(untrained: Sequence[Snapshot], display_images: NDArray[np.uint8], seed: int | None) -> str:
     # Of what the untrained model shows: other weights, another run.
-    digest = hashlib.sha256(pictures.tobytes() + repr(seed).encode())
+    digest = hashlib.sha256(display_images.tobytes() + repr(seed).encode())
     for snapshot in untrained:
         digest.update(snapshot.key.encode() + snapshot.value.tobytes())
     return digest.hexdigest()[:12]

@@ -90,7 +90,7 @@ def _class_palette(classes: int) -> NDArray[np.uint8]:
     levels = np.arange(0, 256, 17, dtype=np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _lab(colours)
-    # Neither too dark to be told from what is ignored, nor nearly white, nor so vivid that it outshines the picture
+    # Neither too dark to be told from what is ignored, nor nearly white, nor so vivid that it outshines the image
     # beside it: at 75 the nearest two of 150 colours are 14.8 apart, without that limit 16.1.
     usable = (lab[:, 0] > 25) & (lab[:, 0] < 93) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
     colours, lab = colours[usable], lab[usable]

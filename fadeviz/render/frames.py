@@ -121,7 +121,7 @@ def select_frames(
                 raise FadevizError(f"{other.address} and {run.address} are the same run, {run.run_id}. Give it once")
     chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
     check_layer(runs, chosen_layer, kind, call)
-    _check_pictures(runs, image)
+    _check_images(runs, image)
     shown = common = common_steps(runs, steps)
     if steps is None and at_most is not None:
         shown = tuple(spread(common, at_most))
@@ -218,7 +218,7 @@ def select_channels(
     return sorted(taken) or [0]
 
 
-def _check_pictures(runs: Sequence[StoredRun], image: int) -> None:
+def _check_images(runs: Sequence[StoredRun], image: int) -> None:
     """Raise unless the runs observed the same picture, as far as their pictures are available."""
     shown = [run for run in runs if not run.lost]
     for run in shown:
@@ -228,7 +228,7 @@ def _check_pictures(runs: Sequence[StoredRun], image: int) -> None:
     for first, run in itertools.pairwise(shown):
         if not np.array_equal(first.observation[0][image], run.observation[0][image]):
             raise FadevizError(
-                f"{first.address} and {run.address} observed different pictures as image {image}: they cannot be "
+                f"{first.address} and {run.address} observed different images as image {image}: they cannot be "
                 "compared. Record both with the same --data, --size and observation options"
             )
 

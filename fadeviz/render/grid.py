@@ -18,7 +18,7 @@ from ..storage.stored_run import StoredRun
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
 from .frames import FrameSequence, all_notes, select_frames
-from .labels import bar_ends, captions, has_colours, heading, shorten, steps_sentence, truth_name, truth_picture, wrap
+from .labels import bar_ends, captions, has_colours, heading, shorten, steps_sentence, truth_image, truth_name, wrap
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ def _draw(
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
         if first.picture is not None:
             page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
-            truth = truth_picture(first.run, first.image)
+            truth = truth_image(first.run, first.image)
             if upscale:
                 truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
             page.cell(mask_box, truth, truth_name(first.run))

@@ -182,7 +182,7 @@ def truth_name(run: StoredRun) -> str:
     return "mask" if run.mattes is None else "alpha"
 
 
-def truth_picture(run: StoredRun, image: int) -> NDArray[np.uint8]:
+def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
     """The truth of an observed picture to look at, ``(H, W, 3)`` uint8.
 
     A matting run's alpha in greys; a mask of many classes in their colours, what is ignored in black; a mask of two

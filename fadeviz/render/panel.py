@@ -122,7 +122,7 @@ def choose_zoom(
     side = max(1, round(min(shape) / 4)) if side is None else side
     if not 1 <= side <= min(shape):
         raise FadevizError(
-            f"a window of side {side} is not to be had in a picture of {width}x{height}. "
+            f"a window of side {side} is not to be had in an image of {width}x{height}. "
             f"Choose a side from 1 to {min(shape)}"
         )
     counted: NDArray[np.bool_] = np.ones(shape, bool)
@@ -276,7 +276,7 @@ def find_layout(
     def points(size: float) -> int:
         return round(size * dpi / 72)
 
-    # At least a pixel of white between the grey edges of two pictures.
+    # At least a pixel of white between the grey edges of two images.
     margin, gutter, inner, between = (max(3, points(p)) for p in (_MARGIN, _GUTTER, _INNER, _BETWEEN))
     first = margin + points(strip)
     lefts = [first + index * (cell + gutter) for index in range(len(titles))]
@@ -341,13 +341,13 @@ def find_layout(
 
 def _check(rows: Sequence[Row], columns: Sequence[str], cell: int | None) -> None:
     if not rows:
-        raise FadevizError("no picture to draw. A panel needs at least one row")
+        raise FadevizError("no image to draw. A panel needs at least one row")
     if not columns:
         raise FadevizError("no run to draw. A panel needs at least one column")
     if cell is not None and cell < _LEAST_PIXELS:
         raise FadevizError(f"cells of {cell} pixels: nothing is seen in fewer than {_LEAST_PIXELS}. Use larger cells")
     for row in rows:
-        name = f"picture {row.name!r}"
+        name = f"image {row.name!r}"
         if len(row.results) != len(columns):
             raise FadevizError(f"{name} has {len(row.results)} results for {len(columns)} columns. Give one for each")
         if row.figures and len(row.figures) != len(columns):
@@ -369,7 +369,7 @@ def _check(rows: Sequence[Row], columns: Sequence[str], cell: int | None) -> Non
             left, top, side = row.box
             if side < 1 or left < 0 or top < 0 or left + side > width or top + side > height:
                 raise FadevizError(
-                    f"{name}: the window of side {side} at x {left}, y {top} does not lie in the picture of "
+                    f"{name}: the window of side {side} at x {left}, y {top} does not lie in the image of "
                     f"{width}x{height}. Choose it inside"
                 )
 

@@ -24,7 +24,7 @@ from ..storage.files import write_whole
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
-from .contour import contour_path, picture_uri
+from .contour import contour_path, image_uri
 from .sequences import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps
 
 ENDINGS = (".html", ".htm")
@@ -54,12 +54,12 @@ def write_report(
     The same runs, given by the same paths, make the same bytes. Maps are stored in 256 levels a frame.
 
     Args:
-        runs: one or more, observed on the same pictures; the runs of one operator are its seeds.
+        runs: one or more, observed on the same images; the runs of one operator are its seeds.
         output: a file that ends in .html.
         layers: dotted names of the layers to show, the first is measured; none takes all, and measures the network's
             intermediate one.
         kinds: names in ``MAP_KINDS``; the first is measured. None takes all, and measures features.
-        images: how many observed pictures to show, from the first; all are measured.
+        images: how many observed images to show, from the first; all are measured.
         max_mb: the file's largest size in millions of bytes; maps that do not fit are named in the page.
         title: of the page.
         call: which call to show, and to measure, of layers that run several times in a forward pass.
@@ -183,10 +183,10 @@ def _content(
         "images": [
             {
                 "name": text.plain(name, 80),
-                "picture": picture_uri(picture),
+                "image": image_uri(picture),
                 "contour": contour_path(inside),
                 "size": list(inside.shape),
-                **({} if mattes is None else {"matte": picture_uri(mattes[0][number])}),
+                **({} if mattes is None else {"matte": image_uri(mattes[0][number])}),
             }
             for number, (name, picture, inside) in enumerate(
                 zip(order.images[:images], pictures, runs[0].foregrounds, strict=False)

@@ -1,4 +1,4 @@
-"""The pictures beside the maps: the observed image, and the contour of its object as a path."""
+"""The images beside the maps: the observed image, and the contour of its object as a path."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_SIDE = 448
-"""Larger pictures are made smaller: beside the maps nobody sees the difference."""
+"""Larger images are made smaller: beside the maps nobody sees the difference."""
 
 
-def picture_uri(image: NDArray[np.uint8]) -> str:
+def image_uri(image: NDArray[np.uint8]) -> str:
     """An observed image ``(H, W, 3)``, or a matte ``(H, W)``, as a data URI of a JPEG."""
     picture = Image.fromarray(image)
     if max(picture.size) > MAX_SIDE:
@@ -24,8 +24,8 @@ def picture_uri(image: NDArray[np.uint8]) -> str:
 
 
 def contour_path(inside: NDArray[np.bool_]) -> str:
-    """The lines between pixels inside and outside, ``(H, W)``, as SVG path data in pixels of the picture."""
-    # As if the picture went on beyond its border: that is no contour.
+    """The lines between pixels inside and outside, ``(H, W)``, as SVG path data in pixels of the image."""
+    # As if the image went on beyond its border: that is no contour.
     framed = np.pad(inside, 1, mode="edge")
     parts = []
     for turned, frame in ((False, framed), (True, framed.T)):

@@ -225,8 +225,8 @@
     const mine = turn;
     const image = data.images[state.image];
     const input = makeTile("Input", null, image);
-    const picture = make("img", { src: image.picture, alt: `Input image ${image.name}`, draggable: "false" });
-    input.frame.append(picture, input.over.svg);
+    const shown = make("img", { src: image.image, alt: `Input image ${image.name}`, draggable: "false" });
+    input.frame.append(shown, input.over.svg);
     input.element.append(make("div", { class: "range" }, image.name), input.reading);
     const made = [input];
     if (image.matte) {
@@ -351,10 +351,10 @@
     const image = data.images[state.image];
     const over = overlay(image);
     over.svg.append(over.lines);
-    const picture = make("div", { class: "frame" }, make("img", { src: image.picture, alt: "" }), over.svg);
+    const shown = make("div", { class: "frame" }, make("img", { src: image.image, alt: "" }), over.svg);
     const truth = image.matte ? [make("div", { class: "frame" }, make("img", { src: image.matte, alt: "" }))] : [];
     const rows = [
-      make("div", { class: "strip-row" }, make("span", {}, image.name), picture, ...truth),
+      make("div", { class: "strip-row" }, make("span", {}, image.name), shown, ...truth),
       make("div", { class: "strip-row" }, make("span"), ...some.map((at) => make("span", {}, `step ${count(steps[at])}`))),
     ];
     for (const tile of tiles.filter((one) => one.maps)) {

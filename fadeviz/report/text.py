@@ -178,7 +178,7 @@ def caveats(order: LearningOrder) -> list[str]:
             for o in order.operators
         ]
         said.append(
-            "Objects stand mostly in the middle of a picture: a map that is brighter there answers to them without "
+            "Objects stand mostly in the middle of an image: a map that is brighter there answers to them without "
             "knowing any. The interior response at the last step, and the same map's to the masks of other images: "
             f"{'; '.join(ends)}. Dotted curves show it over the training."
         )
@@ -367,7 +367,7 @@ def _told(run: StoredRun) -> dict[str, str]:
         "weights": info.get("weights"),
         "observed in mode": _object(info, "observation").get("mode"),
         "data fingerprint": _object(info, "data").get("fingerprint"),
-        "data pictures": _object(info, "data").get("count"),
+        "data images": _object(info, "data").get("count"),
         "device": info.get("device"),
         "threads": info.get("threads"),
         **{f"version of {name}": value for name, value in _object(info, "versions").items()},

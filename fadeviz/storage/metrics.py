@@ -53,7 +53,7 @@ class Test:
 
 TESTS: Mapping[str, Test] = {
     "segmentation": Test(
-        "how well the network segments the test pictures",
+        "how well the network segments the test images",
         "",
         {
             "miou": Figure("mIoU", "share", "mean over classes of intersection over union", "mIoU"),
@@ -62,8 +62,8 @@ TESTS: Mapping[str, Test] = {
         },
     ),
     "matting": Test(
-        "how far the network's mattes of the test pictures are from the true ones",
-        "The errors are of the pixels that the trimaps leave unknown, means over the pictures.",
+        "how far the network's mattes of the test images are from the true ones",
+        "The errors are of the pixels that the trimaps leave unknown, means over the images.",
         {
             "sad": Figure("SAD", "sum / 1000", "absolute errors of alpha; lower is better", "SAD"),
             "mse": Figure("MSE", "mean", "squared errors of alpha; lower is better", "MSE"),

@@ -33,7 +33,7 @@ class RemoteFolder:
 
     Attributes:
         address: as it was given.
-        shown: the address as messages and pictures name it: without a password and without a query.
+        shown: the address as messages and images name it: without a password and without a query.
         path: the local folder of what was fetched. It goes with this object.
     """
 

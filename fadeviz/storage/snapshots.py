@@ -180,7 +180,7 @@ class SnapshotStore:
         masks: NDArray[np.uint8],
         mattes: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
     ) -> None:
-        """Write the observed pictures, once: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8.
+        """Write the observed images, once: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8.
 
         ``mattes`` are alpha, 0 to 255, and trimaps, both ``(N, H, W)`` uint8, where there are any.
         """

@@ -1,4 +1,4 @@
-"""Runs for reading: settings, metrics, observed pictures and maps, without torch."""
+"""Runs for reading: settings, metrics, observed images and maps, without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .snapshots import CHANNEL_KINDS, FORMAT, GOING_ON, KINDS, STEP_FILE, open_t
 
 
 class StoredRun:
-    """The reading half of a run folder: settings, metrics, observed pictures and maps, without torch.
+    """The reading half of a run folder: settings, metrics, observed images and maps, without torch.
 
     The folder may lie at an address that fsspec knows (``s3://bucket/run``, ``https://...``): each file is then fetched
     when it is first needed, into a temporary folder that goes with the run.
@@ -361,7 +361,7 @@ class StoredRun:
 
     @cached_property
     def observation(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The observed pictures: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8.
+        """The observed images: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8.
 
         Raises:
             FadevizError: the file is missing, damaged, or holds arrays of another kind.
@@ -398,7 +398,7 @@ class StoredRun:
 
     @cached_property
     def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """Of a matting run the observed pictures' alpha (0 to 255) and trimaps (0, 128, 255), ``(N, H, W)`` uint8.
+        """Of a matting run the observed images' alpha (0 to 255) and trimaps (0, 128, 255), ``(N, H, W)`` uint8.
 
         None where the run has no mattes.
 
@@ -419,13 +419,13 @@ class StoredRun:
 
     @property
     def foregrounds(self) -> NDArray[np.bool_]:
-        """What is inside in each observed picture, ``(N, H, W)``: the object whose outline and interior are measured.
+        """What is inside in each observed image, ``(N, H, W)``: the object whose outline and interior are measured.
 
-        Where run.json names a class a picture (``observation.foreground``, for data of many classes), that class; else
+        Where run.json names a class per image (``observation.foreground``, for data of many classes), that class; else
         every class but 0.
 
         Raises:
-            FadevizError: as :attr:`observation`; classes that are not one for each picture.
+            FadevizError: as :attr:`observation`; classes that are not one for each image.
         """
         masks = self.observation[1]
         chosen = (self.info.get("observation") or {}).get("foreground")
@@ -434,7 +434,7 @@ class StoredRun:
             return inside
         if len(chosen) != len(masks):
             raise FadevizError(
-                f"{self.address}/run.json names {len(chosen)} foreground classes for {len(masks)} observed pictures. "
+                f"{self.address}/run.json names {len(chosen)} foreground classes for {len(masks)} observed images. "
                 "Record the run again with --overwrite"
             )
         of_class: NDArray[np.bool_] = masks == np.array(chosen, np.int64)[:, None, None]

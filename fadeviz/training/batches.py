@@ -104,14 +104,14 @@ def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
         return _rows[key]
     row = torch.tensor(values).repeat(width).to(device)
     if type(row) is Tensor:  # no stand-in of torch.compile or the like
-        while len(_rows) >= 16:  # pictures of any widths come by in a test
+        while len(_rows) >= 16:  # images of any widths come by in a test
             _rows.pop(next(iter(_rows)))
         _rows[key] = row
     return row
 
 
 def batch_indices(step: int, count: int | None, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """Which pictures optimiser step ``step`` (from 1) trains on: a function of its arguments alone.
+    """Which images optimiser step ``step`` (from 1) trains on: a function of its arguments alone.
 
     Every epoch is a permutation of its own; its last batch may be smaller. An endless data set (``count`` None) is read
     in order. That nothing is remembered between steps is what lets a resumed run go on with the same data.
@@ -144,19 +144,19 @@ def batches(
     To a GPU the bytes go from pinned memory, without waiting; they are mirrored and normalised there.
 
     Args:
-        dataset: pictures of one size. With workers it is pickled.
+        dataset: images of one size. With workers it is pickled.
         steps: which optimiser steps, from 1, in order.
-        batch_size: pictures a step.
+        batch_size: images a step.
         seed: of the order, and of the flips.
-        flip: mirror half of the pictures left to right.
-        workers: processes that read or draw the pictures, two batches in advance each. They are started at the first
+        flip: mirror half of the images left to right.
+        workers: processes that read or draw the images, two batches in advance each. They are started at the first
             batch (some seconds), ignore Ctrl-C, and end with the iterator. Unless the data set's classes or functions
             come from the main script, that script need not be guarded by ``if __name__ == "__main__":``.
         ahead: without workers: how many batches a thread makes ready in advance. On a CPU it takes the cores and the
             interpreter from the training (measured: 0.35 s a step against 0.29 without).
         device: where inputs and targets are wanted.
         processes: who trains. Together their shares are the batch that one process alone would see.
-        tensors: what makes inputs and targets of pictures.
+        tensors: what makes inputs and targets of images.
 
     Raises:
         FadevizError: what the data set raises, also in a worker; a data set that cannot be pickled; a worker that was
@@ -181,7 +181,7 @@ def batches(
 
 
 class _Batches:
-    """Packed batches by step; with ``flip``, their last part says which pictures are to be mirrored."""
+    """Packed batches by step; with ``flip``, their last part says which images are to be mirrored."""
 
     def __init__(
         self, dataset: Dataset, batch_size: int, seed: int, flip: bool, processes: Processes,
@@ -192,7 +192,7 @@ class _Batches:
 
     def __getitem__(self, step: int) -> Packed:
         indices = batch_indices(step, self.dataset.count, self.batch_size, self.seed)
-        share = slice(self.processes.number, None, self.processes.count)
+        share = slice(self.processes.rank, None, self.processes.world_size)
         parts = self.pack([self.dataset[int(i)] for i in indices[share]])
         if not self.flip:
             return parts
@@ -201,7 +201,7 @@ class _Batches:
 
 
 def _mirrored(part: Tensor, coins: Tensor) -> Tensor:
-    """``(B, H, W)`` or ``(B, H, W, 3)`` with those pictures turned left to right whose coin is True."""
+    """``(B, H, W)`` or ``(B, H, W, 3)`` with those images turned left to right whose coin is True."""
     return torch.where(coins.view(-1, *[1] * (part.ndim - 1)), part.flip(2), part)
 
 
@@ -275,7 +275,7 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
         held.clear()
         atexit.unregister(held.clear)
         for process in started:
-            if process.is_alive():  # in the middle of a picture that takes long
+            if process.is_alive():  # in the middle of an image that takes long
                 process.kill()
                 process.join()
 
@@ -389,7 +389,7 @@ def _deaf(needs_main: bool) -> Iterator[None]:
 
 
 def draw_pool(pool: Pool, workers: int, report: Callable[[int], None] | None = None) -> None:
-    """Draw the pictures of a pool that are still missing, by so many processes; ``report`` gets how many there are.
+    """Draw the images of a pool that are still missing, by so many processes; ``report`` gets how many there are.
 
     Raises:
         FadevizError: what the data set raises; a worker that was killed.

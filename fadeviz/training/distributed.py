@@ -23,40 +23,40 @@ _RELEASE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process of a training this is: ``number`` of ``count``. The first, number 0, observes and writes."""
+    """Which process of a training this is: ``rank`` of ``world_size``. Rank 0 observes and writes."""
 
-    number: int = 0
-    count: int = 1
+    rank: int = 0
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that writes."""
-        return self.number == 0
+        return self.rank == 0
 
-    def gathered(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """What every process has, in their order. All must call it."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.world_size
         distributed.all_gather_object(values, value)
         return values
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over all processes, without a gradient. All must call it."""
-        if self.count > 1:
+        if self.world_size > 1:
             distributed.all_reduce(values)
         return values
 
-    def largest(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The largest of the ranks' numbers. All ranks must call it."""
-        if self.count == 1:
+        if self.world_size == 1:
             return number
         told = torch.tensor(number)  # on the CPU, by gloo: no GPU is waited for
         distributed.all_reduce(told, distributed.ReduceOp.MAX)
         return int(told.item())
 
     @contextmanager
-    def agreeing(self) -> Iterator[None]:
+    def all_or_raise(self) -> Iterator[None]:
         """A block that succeeds in all processes or in none: an error in one ends the others too.
 
         Raises:
@@ -67,71 +67,71 @@ class Processes:
             yield
         except BaseException as caught:
             error = caught
-        failed = self.gathered(error is not None)
-        if error is not None and (self.first or not failed[0]):
+        failed = self.all_gather(error is not None)
+        if error is not None and (self.is_rank_zero or not failed[0]):
             raise error
         if any(failed):  # where all fail alike, one says so
-            raise OtherProcessFailed("another process of this training failed: its message says why") from error
+            raise OtherRankFailed("another process of this training failed: its message says why") from error
 
     @contextmanager
-    def noticing(self) -> Iterator[None]:
+    def peers_watched(self) -> Iterator[None]:
         """A block in which the processes wait for each other, and one may go away.
 
         Raises:
-            OtherProcessFailed: it did; its own message, or torchrun's, says why.
+            OtherRankFailed: it did; its own message, or torchrun's, says why.
         """
         try:
             yield
         except RuntimeError as error:
             # NCCL has errors of its own class; gloo's are told by their text alone.
-            if self.count > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
-                raise OtherProcessFailed(
+            if self.world_size > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
+                raise OtherRankFailed(
                     "another process of this training went away: its message says why. Go on with --resume"
                 ) from error
             raise
 
     @contextmanager
-    def first_ahead(self) -> Iterator[None]:
+    def rank_zero_first(self) -> Iterator[None]:
         """A block that the first process passes before the others enter it: what it downloads, they find."""
-        if not self.first:
-            self.gathered(None)
+        if not self.is_rank_zero:
+            self.all_gather(None)
         try:
             yield
         finally:
-            if self.first:
-                self.gathered(None)
+            if self.is_rank_zero:
+                self.all_gather(None)
 
 
 ALONE = Processes()
 
 
-class OtherProcessFailed(FadevizError):
+class OtherRankFailed(FadevizError):
     """This process is well, but cannot go on alone."""
 
 
-def local_number() -> int:
+def local_rank() -> int:
     """Which of the processes on this machine this is, by torchrun's environment: the number of its GPU."""
     return _environment("LOCAL_RANK", 0)
 
 
-def local_count() -> int:
+def local_world_size() -> int:
     """The number of ranks on this machine, from torchrun's environment."""
     return max(1, _environment("LOCAL_WORLD_SIZE", 1))
 
 
-def started_number() -> int:
+def launched_rank() -> int:
     """This process's number among those that torchrun started; 0 without torchrun."""
     return _environment("RANK", 0)
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Processes]:
+def process_group(device: torch.device) -> Iterator[Processes]:
     """The processes that torchrun started, connected (gloo for the CPU, NCCL for GPUs) until the end of the block.
 
     Without torchrun, or in a process group that exists already with one process, it is this process alone.
 
     Raises:
-        FadevizError: the processes do not find each other, or one of them went away (``OtherProcessFailed``).
+        FadevizError: the processes do not find each other, or one of them went away (``OtherRankFailed``).
     """
     count = _environment("WORLD_SIZE", 1)
     if count == 1:
@@ -145,7 +145,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
         ) from error
     processes = Processes(distributed.get_rank(), distributed.get_world_size())
     try:
-        with processes.noticing(), warnings.catch_warnings():
+        with processes.peers_watched(), warnings.catch_warnings():
             # 1x1 kernels have two names for one memory layout, which costs nothing.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield processes
@@ -168,25 +168,25 @@ def _first_line(error: Exception) -> str:
 
 
 def check_share(count: int | None, batch_size: int, processes: Processes) -> None:
-    """Raise unless every batch has a picture for every process.
+    """Raise unless every batch has an image for every process.
 
     Raises:
-        FadevizError: fewer pictures in a batch than processes.
+        FadevizError: fewer images in a batch than processes.
     """
     last = batch_size if count is None else count % batch_size or batch_size
-    if min(batch_size, last) < processes.count:
+    if min(batch_size, last) < processes.world_size:
         what = f"a batch of {batch_size}" if last == batch_size else f"an epoch's last batch, of {last}"
         raise FadevizError(
-            f"{what}: too few pictures for {processes.count} processes. Use another --batch-size, or fewer processes"
+            f"{what}: too few images for {processes.world_size} processes. Use another --batch-size, or fewer processes"
         )
 
 
-def shared(model: nn.Module, processes: Processes) -> nn.Module:
-    """The module to train: its gradients are means over all processes, its BatchNorm sees all of their pictures.
+def wrap_ddp(model: nn.Module, processes: Processes) -> nn.Module:
+    """The module to train: its gradients are means over all processes, its BatchNorm sees all of their images.
 
     It shares parameters and buffers with ``model``, which stays a plain module: to observe, to test and to save.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return model
     kept = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     twin = copy.deepcopy(model, kept)
@@ -203,7 +203,7 @@ def _with_shared_statistics(module: nn.Module) -> nn.Module:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are of the pictures of all processes, on a CPU, where torch's own has none.
+    """BatchNorm whose statistics are of the images of all processes, on a CPU, where torch's own has none.
 
     The variance is of differences from the common mean, summed in a second exchange: the difference of two large sums
     would lose digits.

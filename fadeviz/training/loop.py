@@ -62,7 +62,7 @@ def fit(
     graph: int = 0,
     record: Callable[..., Callable[[], None]] = record_graph,
 ) -> Iterator[StepResult]:
-    """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no picture.
+    """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no image.
 
     Between two results the caller may do with the model what leaves it as it was: evaluate, observe, save.
 
@@ -71,7 +71,7 @@ def fit(
 
     With several ``processes``, ``model`` is what :func:`~fadeviz.training.distributed.shared` gives, ``data`` this
     process's share, and ``loss_fn`` a mean whose weight ``weigh`` gives (of targets; their number, where it is a mean
-    over pictures of one size): the step is that of the whole batch.
+    over images of one size): the step is that of the whole batch.
 
     ``forward`` computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
 
@@ -115,13 +115,13 @@ def fit(
             read = _reading(replayed(images, targets))
         else:
             loss = mean = output_loss(images, targets)
-            if processes.count > 1:
-                # Shares may differ by a picture, or in what is ignored: the mean of their means is not the batch's.
+            if processes.world_size > 1:
+                # Shares may differ by an image, or in what is ignored: the mean of their means is not the batch's.
                 weight = _scalar(weigh(targets), loss)
-                told = processes.summed(torch.stack([loss.detach() * weight, weight]).double())
+                told = processes.all_reduce(torch.stack([loss.detach() * weight, weight]).double())
                 total = told[1].clamp(min=1e-9)
                 mean = told[0] / total
-                loss = loss * (weight.double() * processes.count / total).to(loss.dtype)
+                loss = loss * (weight.double() * processes.world_size / total).to(loss.dtype)
             read = _reading(mean)
             backward(loss)
         value = read()

@@ -1,4 +1,4 @@
-"""Matting: the loss in the unknown region, the four published errors, and mattes of whole pictures."""
+"""Matting: the loss in the unknown region, the four published errors, and mattes of whole images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pack_mattes(samples: Sequence[Sample]) -> Packed:
     """Images, trimaps and alphas of samples of one size; foregrounds and backgrounds too, where all have them.
 
     Raises:
-        FadevizError: a picture without alpha or trimap, without an unknown pixel, or of another size than the first.
+        FadevizError: an image without alpha or trimap, without an unknown pixel, or of another size than the first.
     """
     for sample in samples:
         _check(sample)
@@ -55,7 +55,7 @@ to_matting_tensors = Collation(pack_mattes, unpack_mattes)
 
 Inputs ``(B, 4, H, W)`` float32: RGB normalised by ImageNet's statistics, and the trimap in [0, 1] (0 background,
 128/255 unknown, 1 foreground). Targets ``(B, 11, H, W)`` float32 in [0, 1], in this order: alpha; 1 where unknown;
-foreground, background and image, three channels each. Where a picture has no foreground or background, the targets of
+foreground, background and image, three channels each. Where an image has no foreground or background, the targets of
 the batch are the first two channels alone.
 """
 
@@ -88,9 +88,9 @@ def _check(sample: Sample) -> None:
 def matting_loss(prediction: Tensor, targets: Tensor, share: float = 0.5) -> Tensor:
     """``share`` times the alpha loss plus ``1 - share`` times the composition loss, where the trimap is unknown.
 
-    Alpha loss: the mean of ``|alpha - truth|`` over a picture's unknown pixels. Composition loss: the mean over them of
+    Alpha loss: the mean of ``|alpha - truth|`` over an image's unknown pixels. Composition loss: the mean over them of
     ``|alpha * foreground + (1 - alpha) * background - image|``, summed over the three channels, colours in [0, 1] (that
-    is /255). Both with ``sqrt(d^2 + 1e-12)`` for ``|d|``. The batch's loss is the mean over its pictures, so that the
+    is /255). Both with ``sqrt(d^2 + 1e-12)`` for ``|d|``. The batch's loss is the mean over its images, so that the
     shares of several processes add up. Targets without layers have the alpha loss alone, in full.
 
     Shape: prediction ``(B, 1, H, W)`` or ``(B, H, W)``, not clipped; targets as :func:`to_matting_tensors` gives them.
@@ -124,7 +124,7 @@ def _unpack(prediction: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _mean_where(unknown: Tensor, difference: Tensor) -> Tensor:
-    """A value a picture: ``|difference|`` summed over channels, the mean over its unknown pixels; 0 without any."""
+    """A value per image: ``|difference|`` summed over channels, the mean over its unknown pixels; 0 without any."""
     size = torch.sqrt(difference.square() + EPSILON**2) * unknown
     return size.sum((1, 2, 3)) / unknown.sum((1, 2, 3)).clamp(min=1)
 
@@ -154,7 +154,7 @@ def mse(prediction: Alpha, truth: Alpha, trimap: Trimap) -> float:
     difference, unknown = _difference(prediction, truth, trimap)
     if not unknown.any():
         raise FadevizError(
-            "mse: no pixel of the trimap is 128 (unknown): there is no mean to take. Leave the picture out"
+            "mse: no pixel of the trimap is 128 (unknown): there is no mean to take. Leave the image out"
         )
     return float(np.square(difference[unknown]).mean())
 
@@ -164,7 +164,7 @@ def gradient_error(prediction: Alpha, truth: Alpha, trimap: Trimap, sigma: float
 
     A matte's gradient is its convolution with the first derivative of a Gaussian, along x and along y. The kernel is
     ``-u / sigma^2 * g(u) * g(v)`` for whole ``u`` and ``v`` up to where the Gaussian ``g`` falls to 0.01 (9 x 9 pixels
-    at 1.4), divided by the root of the sum of its squares: published figures have that scale. The picture's border
+    at 1.4), divided by the root of the sum of its squares: published figures have that scale. The image's border
     pixels are repeated outwards.
 
     Source: C. Rhemann et al., CVPR 2009, with the kernel of the Deep Image Matting evaluation.
@@ -234,11 +234,11 @@ def _difference(prediction: Alpha, truth: Alpha, trimap: Trimap) -> tuple[NDArra
     return np.asarray(prediction, np.float64) - np.asarray(truth, np.float64), trimap == UNKNOWN
 
 
-# --- whole pictures ---
+# --- whole images ---
 
 
 def predict_alpha(model: nn.Module, sample: Sample, *, stride: int = 16) -> NDArray[np.float32]:
-    """The matte ``(H, W)`` in [0, 1] that a network gives for one whole picture, with what the trimap knows put in.
+    """The matte ``(H, W)`` in [0, 1] that a network gives for one whole image, with what the trimap knows put in.
 
     The input is padded by reflection, at the bottom and at the right, to multiples of ``stride``, and the output is
     cropped; nothing is padded where the sides are multiples already. The model is used as it is: call ``eval()`` first.
@@ -249,12 +249,12 @@ def predict_alpha(model: nn.Module, sample: Sample, *, stride: int = 16) -> NDAr
         stride: what the network's input sides must be divisible by, in pixels.
 
     Raises:
-        FadevizError: a picture without trimap; an output of another size.
+        FadevizError: an image without trimap; an output of another size.
     """
     inputs = _unpack_inputs(*_pack_inputs([sample]))
     height, width = inputs.shape[2:]
     bottom, right = -height % stride, -width % stride
-    # Not torch's reflection, which refuses a padding as wide as the picture.
+    # Not torch's reflection, which refuses a padding as wide as the image.
     padded = torch.from_numpy(np.pad(inputs.numpy(), ((0, 0), (0, 0), (0, bottom), (0, right)), mode="reflect"))
     with torch.no_grad(), tf32(False):
         output = model(padded.to(next(model.parameters()).device)).float().cpu()
@@ -273,7 +273,7 @@ def measure_matte(prediction: Alpha, sample: Sample) -> dict[str, float]:
     """The four errors of one matte, by the names of ``METRICS``.
 
     Raises:
-        FadevizError: a picture without matte, trimap or unknown pixel; another size.
+        FadevizError: an image without matte, trimap or unknown pixel; another size.
     """
     _check(sample)
     assert sample.alpha is not None
@@ -290,27 +290,25 @@ def measure_matte(prediction: Alpha, sample: Sample) -> dict[str, float]:
 def evaluate_mattes(
     model: nn.Module, dataset: Dataset, *, stride: int = 16, processes: Processes = ALONE
 ) -> dict[str, float]:
-    """Test a matting network in eval mode, in float32, picture by picture at full size; its mode is restored.
+    """Test a matting network in eval mode, in float32, image by image at full size; its mode is restored.
 
-    Known pixels count as the trimap has them. Several ``processes`` share the pictures; all return the same figures.
+    Known pixels count as the trimap has them. Several ``processes`` share the images; all return the same figures.
 
     Returns:
         ``test_loss``, the mean absolute error in the unknown region; ``sad``, ``mse``, ``grad`` and ``conn``: the
-        published tables' scales (SAD, Grad and Conn / 1000, MSE plain), each the mean over pictures.
+        published tables' scales (SAD, Grad and Conn / 1000, MSE plain), each the mean over images.
 
     Raises:
-        FadevizError: a data set without pictures, or without an end; a picture without matte or trimap.
+        FadevizError: a data set without images, or without an end; an image without matte or trimap.
     """
     count = dataset.count
     if not count:
-        raise FadevizError(
-            "evaluate_mattes: there are no test pictures, or they never end. Give a data set with a count"
-        )
+        raise FadevizError("evaluate_mattes: there are no test images, or they never end. Give a data set with a count")
     measured: dict[int, dict[str, float]] = {}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        for index in range(processes.number, count, processes.count):
+        for index in range(processes.rank, count, processes.world_size):
             sample = dataset[index]
             alpha = predict_alpha(model, sample, stride=stride)
             _, targets = to_matting_tensors([sample])
@@ -319,6 +317,6 @@ def evaluate_mattes(
     finally:
         for module, training in modes:
             module.training = training
-    everywhere = {index: one for told in processes.gathered(measured) for index, one in told.items()}
-    pictures = [everywhere[index] for index in range(count)]
-    return {name: math.fsum(one[name] for one in pictures) / count for name in ("test_loss", *METRICS)}
+    everywhere = {index: one for told in processes.all_gather(measured) for index, one in told.items()}
+    images = [everywhere[index] for index in range(count)]
+    return {name: math.fsum(one[name] for one in images) / count for name in ("test_loss", *METRICS)}

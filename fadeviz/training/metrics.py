@@ -1,4 +1,4 @@
-"""How good the masks are: mIoU over the test pictures, and Boundary IoU at two widths."""
+"""How good the masks are: mIoU over the test images, and Boundary IoU at two widths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .batches import to_tensors
 from .distributed import ALONE, Processes
 
 BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
-"""Widths of the boundary band as shares of the picture's diagonal."""
+"""Widths of the boundary band as shares of the image's diagonal."""
 
 
 def boundary_width(height: int, width: int, share: float) -> int:
@@ -28,7 +28,7 @@ def boundary_width(height: int, width: int, share: float) -> int:
 def boundary_band(mask: Tensor, width: int) -> Tensor:
     """The pixels of a mask that lie within ``width`` pixels (chessboard distance) of its contour.
 
-    The picture's border counts as contour where the mask reaches it.
+    The image's border counts as contour where the mask reaches it.
 
     Shape: ``(..., H, W)`` bool -> the same.
     Source: Boundary IoU (Cheng et al., CVPR 2021), section 4.
@@ -40,7 +40,7 @@ def boundary_band(mask: Tensor, width: int) -> Tensor:
 
 
 def boundary_iou(prediction: Tensor, truth: Tensor, width: int) -> Tensor:
-    """Intersection over union of the two masks' boundary bands, a value a picture; NaN where both bands are empty.
+    """Intersection over union of the two masks' boundary bands, a value per image; NaN where both bands are empty.
 
     Shape: ``(B, H, W)`` bool, twice -> ``(B,)`` float64.
     """
@@ -59,22 +59,22 @@ def evaluate(
 ) -> dict[str, float]:
     """Test a model in eval mode, in float32; its training mode is restored.
 
-    Pixels whose mask is ``classes`` or more are left out. Several ``processes`` share the pictures, and all return the
+    Pixels whose mask is ``classes`` or more are left out. Several ``processes`` share the images, and all return the
     figures that one alone would: to the bit, if their weights are the same.
 
     Returns:
-        ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all pictures pooled, of
+        ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all images pooled, of
         the classes that are there or found; ``accuracy`` of the pixels. Of two classes also ``iou``, that of class 1
-        alone, and each name of ``BOUNDARY_SHARES``, the mean over pictures of class 1's Boundary IoU.
+        alone, and each name of ``BOUNDARY_SHARES``, the mean over images of class 1's Boundary IoU.
 
     Raises:
-        FadevizError: a data set without pictures, without an end, or without a labelled pixel.
+        FadevizError: a data set without images, without an end, or without a labelled pixel.
     """
     count = dataset.count
     if not count:
-        raise FadevizError("evaluate: there are no test pictures, or they never end. Give a data set with a count")
+        raise FadevizError("evaluate: there are no test images, or they never end. Give a data set with a count")
     device = next(model.parameters()).device
-    # Of each batch, by its first picture: the loss, its weight in pictures; each picture's Boundary IoU. All stays on
+    # Of each batch, by its first image: the loss, its weight in images; each image's Boundary IoU. All stays on
     # the device until the end, so that a GPU is given the next batch while it computes this one.
     sums: dict[int, Tensor] = {}
     bands: dict[int, Tensor] = {}
@@ -83,7 +83,7 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad(), tf32(False):
-            for first in range(processes.number * batch_size, count, processes.count * batch_size):
+            for first in range(processes.rank * batch_size, count, processes.world_size * batch_size):
                 samples = [dataset[i] for i in range(first, min(first + batch_size, count))]
                 images, truth = to_tensors(samples, device)
                 logits = model(images).float()
@@ -101,10 +101,10 @@ def evaluate(
     finally:
         for module, training in modes:
             module.training = training
-    everywhere = processes.gathered(counted)
+    everywhere = processes.all_gather(counted)
     confusion = torch.stack([one.confusion for one in everywhere]).sum(0)
     if not confusion.any():
-        raise FadevizError("evaluate: the test pictures have no labelled pixel. Put their annotations there")
+        raise FadevizError("evaluate: the test images have no labelled pixel. Put their annotations there")
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
     parts = [part.tolist() for part in _in_order([one.sums for one in everywhere])]
@@ -122,7 +122,7 @@ def evaluate(
 
 
 class _Counted(NamedTuple):
-    """What one process counted; by the first picture of each batch, where it is one of a batch."""
+    """What one process counted; by the first image of each batch, where it is one of a batch."""
 
     sums: dict[int, Tensor]
     bands: dict[int, Tensor]

@@ -1,4 +1,4 @@
-"""What a network is trained to give: how pictures become tensors, the loss, the test, and what a result looks like."""
+"""What a network is trained to give: how images become tensors, the loss, the test, and what a result looks like."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Task:
     """What training, observing, testing and predicting need to know of what the network gives.
 
     Attributes:
-        tensors: inputs and targets of pictures of one size.
+        tensors: inputs and targets of images of one size.
         loss: of outputs and targets, a mean whose weight ``weigh`` gives.
         weigh: of targets, a number or a scalar on their device.
         evaluate: the figures of a test.
-        predict: ``(model, sample, stride, size)`` of one picture, whose sides are padded to multiples of ``stride``:
+        predict: ``(model, sample, stride, size)`` of one image, whose sides are padded to multiples of ``stride``:
             the class of each pixel, uint8, or its alpha, float32 in [0, 1], as a map of ``size``, height and width.
     """
 
@@ -65,7 +65,7 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The class of each pixel, ``size`` uint8, of one picture of any size.
+    """The class of each pixel, ``size`` uint8, of one image of any size.
 
     The input is padded by reflection, at the bottom and at the right, to multiples of ``stride``; the logits are
     cropped, and brought to ``size`` (bilinear) before the largest is taken. The model is used as it is: call ``eval()``
@@ -101,7 +101,7 @@ def predict_matte(model: nn.Module, sample: Sample, stride: int, size: tuple[int
 
 def _test_classes(classes: int) -> Evaluate:
     def test(model: nn.Module, dataset: Dataset, /, *, processes: Processes = ALONE) -> dict[str, float]:
-        # The logits of many classes are large: 150 of them on 512x512 take 157 MB a picture.
+        # The logits of many classes are large: 150 of them on 512x512 take 157 MB per image.
         batch_size = 8 if classes <= 8 else 1
         return evaluate(model, dataset, segmentation_loss, batch_size=batch_size, classes=classes, processes=processes)
 

@@ -34,7 +34,7 @@ def make_trimap(alpha: Matte, random: np.random.Generator, radii: tuple[int, int
     A pixel stays foreground if all pixels within ``r_f`` of it (Euclidean distance between centres) have ``alpha`` 1;
     background if all within ``r_b`` have ``alpha`` 0; the rest is unknown. That is the dilation of ``0 < alpha < 1`` by
     discs, ``r_f`` inwards and ``r_b`` outwards, and holds for mattes without partial pixels as well. What lies beyond
-    the picture's border is not asked. Common recipes draw one radius for both sides.
+    the image's border is not asked. Common recipes draw one radius for both sides.
 
     Args:
         alpha: ``(H, W)`` in [0, 1].
@@ -132,7 +132,7 @@ def estimate_layers(image: Pixels, alpha: Matte) -> tuple[Pixels, Pixels]:
 
 
 LARGEST = 2
-"""A window to observe is so many times larger than wanted where the picture allows it, and shrunk: as training crops
+"""A window to observe is so many times larger than wanted where the image allows it, and shrunk: as training crops
 are at most. Beside hair it then shows something of what the hair belongs to."""
 
 LEAST_KNOWN = 0.1
@@ -140,15 +140,15 @@ LEAST_KNOWN = 0.1
 
 
 def crop_unknown(sample: Sample, size: int) -> Sample:
-    """A square window of a picture with many unknown pixels, at one size: to observe pictures of any size.
+    """A square window of an image with many unknown pixels, at one size: to observe images of any size.
 
-    Of the windows ``LARGEST`` times as large as ``size`` (or as the picture allows) that hold ``LEAST_KNOWN`` of either
+    Of the windows ``LARGEST`` times as large as ``size`` (or as the image allows) that hold ``LEAST_KNOWN`` of either
     known region, the one with most unknown pixels, the first in reading order; where none does, of all. It is shrunk to
     ``size``, where a pixel is known if all that it stands for is; the layers are then left out, as what they compose is
-    not quite what is seen. A picture of ``size`` stays as it is.
+    not quite what is seen. An image of ``size`` stays as it is.
 
     Raises:
-        FadevizError: a picture without trimap, or smaller than ``size``.
+        FadevizError: an image without trimap, or smaller than ``size``.
     """
     if sample.trimap is None:
         raise FadevizError(f"{sample.name} has no trimap: there is nothing unknown to crop to. Use a matting set")

@@ -1,8 +1,8 @@
-"""Mattes: drawn horses, Composition-1K, alphamatting.com and single pictures, composed and cropped for training.
+"""Mattes: drawn horses, Composition-1K, alphamatting.com and single images, composed and cropped for training.
 
-All mattes have 8 bits here, as they are published: ``alpha`` is n / 255. A training picture is composed anew each time,
+All mattes have 8 bits here, as they are published: ``alpha`` is n / 255. A training image is composed anew each time,
 ``alpha * foreground + (1 - alpha) * background`` on sRGB values (not on linear light, as every matting set does it) and
-rounded, so that its layers explain it exactly. Test pictures are whole, at their own sizes.
+rounded, so that its layers explain it exactly. Test images are whole, at their own sizes.
 
 The layouts that :func:`load_matting` knows are in :mod:`fadeviz.data.matting.files`.
 """
@@ -24,7 +24,7 @@ from scipy import ndimage
 from ...errors import FadevizError, printable
 from ...storage.files import check_regular, read_regular
 from .. import Sample, Splits
-from ..images import MAX_BYTES, describe_pictures
+from ..images import MAX_BYTES, describe_images
 from ..synthetic import dataset as synthetic
 from ..synthetic.dataset import SMALLEST, SyntheticHorses
 from .compositing import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
@@ -34,7 +34,7 @@ SCALES = (1.0, 1.5, 2.0)
 """A training crop has one of these times the wanted side, at random, and is shrunk to it (Lu et al., ICCV 2019)."""
 
 KEEP_BYTES = 1 << 29
-"""Decoded pictures are kept up to this many bytes a set; what comes later is decoded each time."""
+"""Decoded images are kept up to this many bytes a set; what comes later is decoded each time."""
 
 
 def _random(seed: int, index: int, use: int) -> np.random.Generator:
@@ -68,7 +68,7 @@ def _edge(matte: Pixels) -> NDArray[np.bool_]:
 class DrawnMattes:
     """Synthetic horses (:mod:`fadeviz.data.synthetic`) as a matting set: hair in manes and tails, layers known exactly.
 
-    Without a ``count``, for training: the horse is drawn at 1 to 1.5 times the side (no picture is resized), cropped
+    Without a ``count``, for training: the horse is drawn at 1 to 1.5 times the side (no image is resized), cropped
     around a random partial pixel, and mirrored at random. With one, for testing: drawn whole. Either depends on (seed,
     stream, index, size) alone.
 
@@ -93,7 +93,7 @@ class DrawnMattes:
         return self._horses.count
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at this index.
+        """The image at this index.
 
         Raises:
             IndexError: no such index.
@@ -163,13 +163,13 @@ def _round_order(seed: int, round_: int, count: int) -> list[int]:
 class MatteCrops:
     """Training crops without end: every foreground once in each round, each time on another background.
 
-    A window with a random one of ``SCALES`` times the side (as large as the picture allows, and enlarged where that is
+    A window with a random one of ``SCALES`` times the side (as large as the image allows, and enlarged where that is
     less than ``size``) is cut around a random pixel of the matte's edge; foreground, matte and a window of a random
     background (from half to all of its shorter side) are resized to ``size``, mirrored at random, and composed; then
     the trimap is made (:func:`make_trimap`, :func:`trimap_radii`). All random numbers come from (seed, index).
 
-    Without backgrounds, half of the crops stay on their picture's own one, which is close to the photograph, and half
-    get a window of any training picture's, where :func:`estimate_layers` has filled up what was not seen. Where the set
+    Without backgrounds, half of the crops stay on their image's own one, which is close to the photograph, and half
+    get a window of any training image's, where :func:`estimate_layers` has filled up what was not seen. Where the set
     has trimaps, the matte is taken for 0 and 1 where they say so.
 
     Shape: as :class:`~fadeviz.data.Sample` says, ``size`` x ``size``; no array is None.
@@ -248,14 +248,14 @@ class MatteCrops:
         cut = values[top : top + side, left : left + side]
         if side == self.size:
             return cut.copy()
-        # Pillow widens the filter when it shrinks a picture, so that nothing aliases.
+        # Pillow widens the filter when it shrinks an image, so that nothing aliases.
         return np.array(Image.fromarray(cut).resize((self.size, self.size), Image.Resampling.BILINEAR))
 
 
-class MattePictures:
-    """Whole test pictures, each at its own size, with image, matte and trimap from files.
+class MatteImages:
+    """Whole test images, each at its own size, with image, matte and trimap from files.
 
-    Where a set has no composed pictures they are composed here: the background is enlarged (bicubic) until it covers
+    Where a set has no composed images they are composed here: the background is enlarged (bicubic) until it covers
     the foreground, and its top left corner is taken, as the set's authors do; other programs' bicubic filters give
     slightly other pixels.
 
@@ -268,23 +268,23 @@ class MattePictures:
 
     @property
     def count(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
         return len(self._mattes)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The pictures' names."""
+        """The images' names."""
         return tuple(files.name for files in self._mattes)
 
     def __getitem__(self, index: int) -> Sample:
-        """The picture at this index.
+        """The image at this index.
 
         Raises:
             FadevizError: a file that cannot be read or is not what it should be; sizes that differ.
             IndexError: no such index; negative ones count as none.
         """
         if not 0 <= index < len(self._mattes):
-            raise IndexError(f"no picture {index}: there are {len(self._mattes)}, from 0")
+            raise IndexError(f"no image {index}: there are {len(self._mattes)}, from 0")
         return read_whole(self._mattes[index])
 
 
@@ -297,16 +297,16 @@ def load_matting(
     backgrounds: str | os.PathLike[str] = "",
     test_backgrounds: str | os.PathLike[str] = "",
 ) -> Splits:
-    """A folder in one of this module's layouts: crops to train on, whole pictures to test on.
+    """A folder in one of this module's layouts: crops to train on, whole images to test on.
 
     Args:
         folder: where the set lies.
-        size: side of the training crops in pixels, at least 32; test pictures keep their own sizes.
+        size: side of the training crops in pixels, at least 32; test images keep their own sizes.
         split_seed: of the split, where the set has none of its own.
         seed: of the training crops.
-        backgrounds: a folder of pictures to compose training pictures with. ``composition-1k`` needs it unless it has
-            ``bg``; in other layouts the training pictures' own backgrounds serve without it.
-        test_backgrounds: the same for test pictures of ``composition-1k`` that are not composed yet.
+        backgrounds: a folder of images to compose training images with. ``composition-1k`` needs it unless it has
+            ``bg``; in other layouts the training images' own backgrounds serve without it.
+        test_backgrounds: the same for test images of ``composition-1k`` that are not composed yet.
 
     Raises:
         FadevizError: no such folder, an unknown layout, missing files. Files are read when they are asked for:
@@ -317,7 +317,7 @@ def load_matting(
     if found.problems:
         more = f" (and {len(found.problems) - 1} more such problems)" if len(found.problems) > 1 else ""
         raise FadevizError(found.problems[0] + more)
-    train, test = MatteCrops(found.train, found.backgrounds, size, seed), MattePictures(found.test)
+    train, test = MatteCrops(found.train, found.backgrounds, size, seed), MatteImages(found.test)
     used = sorted({path for files in (*found.train, *found.test) for path in files.paths})
     info: Mapping[str, object] = {
         "name": found.layout,
@@ -373,7 +373,7 @@ def describe_matting(folder: str | os.PathLike[str]) -> list[str]:
     return [
         line
         for what, paths in named.items()
-        for line in describe_pictures((path for path in paths if path is not None), what, "by its colours")
+        for line in describe_images((path for path in paths if path is not None), what, "by its colours")
     ]
 
 

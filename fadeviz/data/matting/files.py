@@ -1,10 +1,10 @@
-"""The files of matting sets: finding them by their layout, and reading what a matte, a trimap or a picture must be.
+"""The files of matting sets: finding them by their layout, and reading what a matte, a trimap or an image must be.
 
 Layouts that :func:`find_mattes` knows by their folder names, in a folder or in its ``Combined_Dataset``:
 
 ``composition-1k`` (N. Xu et al., "Deep image matting", CVPR 2017; licensed by Adobe, 431 + 50 foregrounds)
     ``Training_set/{fg,alpha}`` or ``Training_set/<part>/{fg,alpha}``, where a part is ``Adobe-licensed images`` or
-    ``Other``. Backgrounds (COCO's training pictures) in ``Training_set/bg`` or any folder given; where
+    ``Other``. Backgrounds (COCO's training images) in ``Training_set/bg`` or any folder given; where
     ``Training_set/training_bg_names.txt`` lies, those of its names alone.
     ``Test_set`` in the same way: ``merged`` + ``trimaps`` + ``alpha`` (or ``alpha_copy``), where ``merged/name_7.png``
     may have the matte ``alpha/name.png``; without ``merged``, ``fg`` + ``alpha`` + ``trimaps`` with ``bg`` (Pascal
@@ -12,7 +12,7 @@ Layouts that :func:`find_mattes` knows by their folder names, in a folder or in 
     ``train`` and ``test`` serve as names too.
 ``alphamatting`` (C. Rhemann et al., "A perceptually motivated online benchmark for image matting", CVPR 2009)
     ``input``, ``gt``, ``trimap1`` (the narrower one, which is tested on) or ``trimap2``; split by a seed.
-``pictures``
+``images``
     ``name.png``, ``name_alpha.png``, ``name_trimap.png`` and, where known, ``name_foreground.png``; split by a seed.
 
 The last two have no layers to compose with: :func:`~fadeviz.data.matting.compositing.estimate_layers` stands in for
@@ -36,7 +36,7 @@ from PIL import Image
 from ...errors import FadevizError
 from ...storage.files import read_regular
 from .. import Sample
-from ..images import check_opaque, key_of, list_folder, note_left_out, open_picture, shorten, to_rgb
+from ..images import check_opaque, key_of, list_folder, note_left_out, open_image, shorten, to_rgb
 from .compositing import (
     BACKGROUND,
     FOREGROUND,
@@ -50,7 +50,7 @@ from .compositing import (
 )
 
 TEST_SHARE = 0.22
-"""The share of a set without a split of its own to test on: 4 of 18 pictures, 6 of 27."""
+"""The share of a set without a split of its own to test on: 4 of 18 images, 6 of 27."""
 
 _LARGEST_LIST = 1 << 26
 
@@ -60,9 +60,9 @@ class MatteFiles:
     """The files of one matte; what a layout does not have is None.
 
     Attributes:
-        name: what the picture is called.
+        name: what the image is called.
         alpha: the matte.
-        image: the picture that the matte belongs to.
+        image: the image that the matte belongs to.
         foreground: its foreground's colours.
         background: what it is to be composed with, where there is no ``image``.
         trimap: its trimap.
@@ -95,7 +95,7 @@ class Found:
 
 
 class Layers(NamedTuple):
-    """What a training picture is composed of; without a background where others serve."""
+    """What a training image is composed of; without a background where others serve."""
 
     foreground: Pixels
     matte: Pixels
@@ -106,7 +106,7 @@ class Layers(NamedTuple):
 
 
 def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
-    """A picture ``(H, W, 3)`` in RGB, with its orientation tag applied.
+    """An image ``(H, W, 3)`` in RGB, with its orientation tag applied.
 
     Args:
         path: the file.
@@ -115,22 +115,22 @@ def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
     Raises:
         FadevizError: a file that cannot be read.
     """
-    return np.array(to_rgb(open_picture(path), path, hidden=hidden), dtype=np.uint8)
+    return np.array(to_rgb(open_image(path), path, hidden=hidden), dtype=np.uint8)
 
 
 def _read_grey(path: Path, what: str) -> Pixels:
     """A matte or a trimap ``(H, W)``: one grey channel, or colours that are all grey."""
-    picture = open_picture(path)
-    if picture.mode.startswith(("I", "F")):
-        raise FadevizError(f"{path} is a {what} of 16 bits or more (mode {picture.mode}). Convert it to 8 bits")
-    check_opaque(picture, path, what)
-    if picture.mode in ("1", "L"):
-        return np.array(picture.convert("L"), dtype=np.uint8)
-    if picture.mode == "LA":
-        return np.array(picture.getchannel("L"), dtype=np.uint8)
-    colours = np.array(to_rgb(picture, path, hidden=True), dtype=np.uint8)
+    image = open_image(path)
+    if image.mode.startswith(("I", "F")):
+        raise FadevizError(f"{path} is a {what} of 16 bits or more (mode {image.mode}). Convert it to 8 bits")
+    check_opaque(image, path, what)
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"), dtype=np.uint8)
+    if image.mode == "LA":
+        return np.array(image.getchannel("L"), dtype=np.uint8)
+    colours = np.array(to_rgb(image, path, hidden=True), dtype=np.uint8)
     if (colours.max(2) - colours.min(2)).max() > 2:
-        raise FadevizError(f"{path} is coloured; a {what} is grey. Put the {what} there that belongs to the picture")
+        raise FadevizError(f"{path} is coloured; a {what} is grey. Put the {what} there that belongs to the image")
     return np.ascontiguousarray(colours[..., 0])
 
 
@@ -139,7 +139,7 @@ def _read_matte(path: Path) -> Pixels:
     if matte.max() == 1:
         raise FadevizError(f"{path} has the values 0 and 1 alone; a matte goes from 0 to 255. Multiply it by 255")
     if matte.max() == matte.min():
-        raise FadevizError(f"{path} is {matte.max()} everywhere: nothing is unknown. Put the picture's matte there")
+        raise FadevizError(f"{path} is {matte.max()} everywhere: nothing is unknown. Put the image's matte there")
     return matte
 
 
@@ -156,7 +156,7 @@ def read_trimap(path: Path) -> Pixels:
         shown = ", ".join(map(str, there[:6])) + (", ..." if len(there) > 6 else "")
         raise FadevizError(f"{path} has the values {shown}. A trimap has 0, one grey and 255; save it without loss")
     if not middle:
-        raise FadevizError(f"{path} has no unknown pixel (a grey between 0 and 255). Put the picture's trimap there")
+        raise FadevizError(f"{path} has no unknown pixel (a grey between 0 and 255). Put the image's trimap there")
     values[values == middle[0]] = UNKNOWN
     return values
 
@@ -178,7 +178,7 @@ def _read_with(matte: Pixels, files: MatteFiles, path: Path | None) -> Pixels | 
 
 
 def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
-    """What a training picture is composed of; without ``foreground_alone`` a background too."""
+    """What a training image is composed of; without ``foreground_alone`` a background too."""
     matte = _read_matte(files.alpha)
     if files.trimap is not None:
         # Mattes made by hand waver by 1 where all is foreground; the set's own trimap knows better.
@@ -194,7 +194,7 @@ def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
 
 
 def read_whole(files: MatteFiles) -> Sample:
-    """A test picture at its own size, composed where it is not yet.
+    """A test image at its own size, composed where it is not yet.
 
     Raises:
         FadevizError: a file that cannot be read or is not what it should be, sizes that differ, no trimap.
@@ -214,13 +214,13 @@ def read_whole(files: MatteFiles) -> Sample:
     return to_sample(files.name, image, matte, trimap, foreground, background)
 
 
-def _covering(picture: Pixels, height: int, width: int) -> Pixels:
-    """The top left of a picture, enlarged where it is smaller than that."""
-    ratio = max(height / picture.shape[0], width / picture.shape[1])
+def _covering(image: Pixels, height: int, width: int) -> Pixels:
+    """The top left of an image, enlarged where it is smaller than that."""
+    ratio = max(height / image.shape[0], width / image.shape[1])
     if ratio > 1:
-        size = math.ceil(picture.shape[1] * ratio), math.ceil(picture.shape[0] * ratio)
-        picture = np.array(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(picture[:height, :width])
+        size = math.ceil(image.shape[1] * ratio), math.ceil(image.shape[0] * ratio)
+        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(image[:height, :width])
 
 
 # --- finding ---
@@ -232,8 +232,8 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
     Args:
         folder: where the set lies.
         split_seed: of the split, where the set has none of its own.
-        backgrounds: folder to compose training pictures with; empty takes the layout's own.
-        test_backgrounds: the same for test pictures of ``composition-1k``.
+        backgrounds: folder to compose training images with; empty takes the layout's own.
+        test_backgrounds: the same for test images of ``composition-1k``.
 
     Raises:
         FadevizError: no such folder, an unknown layout, nothing in it.
@@ -246,11 +246,11 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
             if (root / train).is_dir() and (root / test).is_dir():
                 return _find_composition(root / train, root / test, backgrounds, test_backgrounds)
     if test_backgrounds:
-        raise FadevizError(f"{folder}: its test pictures are whole, test backgrounds are of no use. Leave them out")
+        raise FadevizError(f"{folder}: its test images are whole, test backgrounds are of no use. Leave them out")
     if (folder / "input").is_dir() and (folder / "gt").is_dir():
         found = _find_alphamatting(folder)
     elif any(name.endswith("_alpha") for name in list_folder(folder).files):
-        found = _find_pictures(folder)
+        found = _find_images(folder)
     else:
         inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
         raise FadevizError(
@@ -262,7 +262,7 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
         found.backgrounds = _background_files(Path(backgrounds), None, found)
     everything = sorted(found.train, key=lambda files: _seeded(split_seed, files.name))
     if len(everything) == 1:
-        found.notes.append("a single picture: it is trained on and tested on")
+        found.notes.append("a single image: it is trained on and tested on")
         found.test = everything
     else:
         held_out = {files.name for files in everything[: max(1, round(TEST_SHARE * len(everything)))]}
@@ -275,7 +275,7 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
 
 
 def _trimap_place(files: MatteFiles) -> str:
-    """Where the trimap of a picture would lie, by the layout of its matte."""
+    """Where the trimap of an image would lie, by the layout of its matte."""
     if files.alpha.parent.name == "gt":
         return f"trimap1/{files.name}.png"
     return f"{files.name}_trimap.png"
@@ -285,7 +285,7 @@ def _seeded(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
-def _pictures(folder: Path, found: Found) -> dict[str, Path]:
+def _images(folder: Path, found: Found) -> dict[str, Path]:
     """The images of a folder by the stem of their names; empty if the folder does not exist.
 
     Notes on ignored files and problems are added to ``found``.
@@ -307,8 +307,8 @@ def _note_lone(found: Found, what: str, names: Iterable[str]) -> None:
 
 def _find_alphamatting(folder: Path) -> Found:
     found = Found("alphamatting", [], [])
-    images, mattes = _pictures(folder / "input", found), _pictures(folder / "gt", found)
-    trimaps = _pictures(folder / "trimap1", found) or _pictures(folder / "trimap2", found)
+    images, mattes = _images(folder / "input", found), _images(folder / "gt", found)
+    trimaps = _images(folder / "trimap1", found) or _images(folder / "trimap2", found)
     for key, image in images.items():
         name = image.stem
         if key in mattes:
@@ -321,9 +321,9 @@ def _find_alphamatting(folder: Path) -> Found:
     return found
 
 
-def _find_pictures(folder: Path) -> Found:
-    found = Found("pictures", [], [])
-    there = _pictures(folder, found)
+def _find_images(folder: Path) -> Found:
+    found = Found("images", [], [])
+    there = _images(folder, found)
     lone = set(there)
     for alpha in there.values():
         if not alpha.stem.endswith("_alpha"):
@@ -349,7 +349,7 @@ def _parts(folder: Path, *needed: str) -> list[Path]:
 def _find_composition(train: Path, test: Path, backgrounds: str, test_backgrounds: str) -> Found:
     found = Found("composition-1k", [], [])
     for part in _parts(train, "fg", "alpha"):
-        mattes, foregrounds = _pictures(part / "alpha", found), _pictures(part / "fg", found)
+        mattes, foregrounds = _images(part / "alpha", found), _images(part / "fg", found)
         _note_lone(found, f"mattes without a foreground in {part.name}/alpha/", mattes.keys() - foregrounds.keys())
         for key, foreground in foregrounds.items():
             name = foreground.stem
@@ -379,9 +379,9 @@ def _find_composition(train: Path, test: Path, backgrounds: str, test_background
 
 def _find_merged(test: Path, found: Found) -> None:
     for part in _parts(test, "merged"):
-        mattes = _pictures(part / "alpha_copy", found) or _pictures(part / "alpha", found)
-        trimaps = _pictures(part / "trimaps", found)
-        for key, image in _pictures(part / "merged", found).items():
+        mattes = _images(part / "alpha_copy", found) or _images(part / "alpha", found)
+        trimaps = _images(part / "trimaps", found)
+        for key, image in _images(part / "merged", found).items():
             name = image.stem
             alpha = mattes.get(key) or mattes.get(re.sub(r"_\d+$", "", key))
             if alpha is None:
@@ -393,7 +393,7 @@ def _find_merged(test: Path, found: Found) -> None:
 
 
 def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
-    """Test pictures from the authors' two lists of names: each foreground takes its turn of backgrounds."""
+    """Test images from the authors' two lists of names: each foreground takes its turn of backgrounds."""
     foregrounds, grounds = (_lines(test / name) for name in ("test_fg_names.txt", "test_bg_names.txt"))
     if not foregrounds or len(grounds) % len(foregrounds):
         raise FadevizError(
@@ -404,16 +404,16 @@ def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
     held: dict[str, MatteFiles] = {}
     trimaps: dict[str, Path] = {}
     for part in _parts(test, "fg", "alpha"):
-        mattes = _pictures(part / "alpha", found)
-        trimaps |= _pictures(part / "trimaps", found)
-        for key, path in _pictures(part / "fg", found).items():
+        mattes = _images(part / "alpha", found)
+        trimaps |= _images(part / "trimaps", found)
+        for key, path in _images(part / "fg", found).items():
             if key in held:
                 found.problems.append(f"{path} has the same name as {held[key].foreground}. Remove one of the two")
             elif key in mattes:
                 held[key] = MatteFiles(path.stem, mattes[key], foreground=path)
-    there = _pictures(backgrounds, found)
+    there = _images(backgrounds, found)
     if not there:
-        raise FadevizError(f"{backgrounds} has no pictures: test backgrounds are needed. Put them, or a link, there")
+        raise FadevizError(f"{backgrounds} has no images: test backgrounds are needed. Put them, or a link, there")
     for place, foreground in enumerate(foregrounds):
         files = held.get(key_of(Path(foreground).stem))
         if files is None:
@@ -432,10 +432,10 @@ def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
 
 
 def _background_files(folder: Path, names: Path | None, found: Found) -> list[Path]:
-    there = _pictures(folder, found)
+    there = _images(folder, found)
     if not there:
         raise FadevizError(
-            f"{folder} has no pictures: backgrounds are needed to compose with. Put pictures without the foregrounds' "
+            f"{folder} has no images: backgrounds are needed to compose with. Put images without the foregrounds' "
             "kind of object there, such as COCO's training set, or a link to their folder"
         )
     if names is None:
@@ -444,8 +444,8 @@ def _background_files(folder: Path, names: Path | None, found: Found) -> list[Pa
     missing = [name for name in wanted if name not in there]
     if missing:
         raise FadevizError(
-            f"{folder} lacks {len(missing)} of the {len(wanted)} pictures that {names.name} lists, such as "
-            f"{missing[0]}. Add them, or remove the list to use every picture there"
+            f"{folder} lacks {len(missing)} of the {len(wanted)} images that {names.name} lists, such as "
+            f"{missing[0]}. Add them, or remove the list to use every image there"
         )
     return [there[name] for name in wanted]
 

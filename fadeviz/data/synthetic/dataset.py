@@ -8,12 +8,12 @@ were:
 3. the ground: sky, hills, grass, fences and clutter in the coats' own colours (:mod:`fadeviz.data.synthetic.ground`);
 4. the compositing, in this file: place, shading, hair, shadow and the matte.
 
-Inside these files a picture is three planes, ``(3, H, W)`` float32 in [0, 255]: numpy is several times slower when the
+Inside these files an image is three planes, ``(3, H, W)`` float32 in [0, 255]: numpy is several times slower when the
 short axis comes last.
 
-Two frames are used. A figure is built in *horse units*: x forward, y up, hooves near 0 and withers at 1. A picture is
-drawn in *picture units*, in which the shorter side is 1; only the last step knows pixels, so one horse at two sizes is
-one picture at two resolutions (:class:`fadeviz.data.synthetic.scene.Place` leads from each to the next).
+Two frames are used. A figure is built in *horse units*: x forward, y up, hooves near 0 and withers at 1. An image is
+drawn in *image units*, in which the shorter side is 1; only the last step knows pixels, so one horse at two sizes is
+one image at two resolutions (:class:`fadeviz.data.synthetic.scene.Place` leads from each to the next).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SMALLEST = 32
 """Below this many pixels a leg is thinner than half a pixel and the mask falls apart."""
 
 TEST_DRAWINGS = 64
-"""Pictures of the drawn test sets."""
+"""Images of the drawn test sets."""
 
 SUPERSAMPLING = 4
 """Outlines are filled at this many samples per pixel and axis; the matte is their mean."""
@@ -50,7 +50,7 @@ class SyntheticHorses:
     rocks, so that colour alone does not find the horse.
 
     A sample depends on (seed, stream, index, size) only, never on what was asked for before. The random numbers are
-    drawn before the size matters: the same index at another size is about the same picture.
+    drawn before the size matters: the same index at another size is about the same image.
 
     *Shape*: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 (0 ground, 1 horse), alpha ``(H, W)`` float32 in [0, 1].
 
@@ -61,7 +61,7 @@ class SyntheticHorses:
     Args:
         size: height and width in pixels, at least 32 each.
         seed: 0 or more; another seed is another set of horses.
-        stream: a name such as ``"train"`` or ``"test"``; streams share no picture.
+        stream: a name such as ``"train"`` or ``"test"``; streams share no image.
         count: how many samples there are, or None for an endless set.
 
     Raises:
@@ -105,7 +105,7 @@ class SyntheticHorses:
     def layers(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
         """The horse, the ground and the matte of the sample at this index, before they are put together.
 
-        Both layers have the picture's light and grain, so that ``alpha * horse + (1 - alpha) * ground`` is the
+        Both layers have the image's light and grain, so that ``alpha * horse + (1 - alpha) * ground`` is the
         sample's image, but for rounding, and for the few pixels where a layer by itself is cut off at 0 or 255. Where
         the matte is 0 the horse's colour means nothing.
 
@@ -189,14 +189,14 @@ def _draw_planes(dice: _Dice, height: int, width: int) -> tuple[Floats, Floats, 
     return horse, ground, alpha, light
 
 
-def _finished(picture: Floats, light: Light, dice: _Dice) -> NDArray[np.uint8]:
+def _finished(image: Floats, light: Light, dice: _Dice) -> NDArray[np.uint8]:
     """The planes ``(3, H, W)``, which are changed, as pixels ``(H, W, 3)``, with the camera's balance and grain."""
     # The same balance and grain on both layers are those of the composite: the compositing equation still holds.
-    picture *= planes(light.balance)
-    grain = dice["grain"].integers(0, 256, picture.shape, np.uint8, endpoint=False)
-    picture += (grain - np.float32(127.5)) * (light.grain / 74)
-    np.clip(picture + 0.5, 0, 255, out=picture)
-    return np.ascontiguousarray(picture.astype(np.uint8).transpose(1, 2, 0))
+    image *= planes(light.balance)
+    grain = dice["grain"].integers(0, 256, image.shape, np.uint8, endpoint=False)
+    image += (grain - np.float32(127.5)) * (light.grain / 74)
+    np.clip(image + 0.5, 0, 255, out=image)
+    return np.ascontiguousarray(image.astype(np.uint8).transpose(1, 2, 0))
 
 
 AREA = 0.60

@@ -53,19 +53,19 @@ def render_ground(random: np.random.Generator, light: Light, place: Place) -> Fl
     columns = np.asarray((np.arange(place.width) + 0.5) / place.unit, np.float32)
 
     clouds = noise(random, place, (60, 130), 0.55)
-    picture = _mix(rows / max(place.horizon, 0.1) * 0.8 + 0.22 * clouds, *_pick_pair(random, SKIES))
+    image = _mix(rows / max(place.horizon, 0.1) * 0.8 + 0.22 * clouds, *_pick_pair(random, SKIES))
 
     blades = _lay_out(random, place)
     patches = noise(random, place, (50, 140))
     first = np.count_nonzero(rows <= place.horizon)
-    field, below = picture[:, first:], rows[first:] - place.horizon
+    field, below = image[:, first:], rows[first:] - place.horizon
     soil = _render_soil(random, place, below, columns, blades[first:], patches[first:])
     far = np.clip(1 - below / 0.25, 0, 1)
     field[:] = soil + 0.25 * far * (field - soil)
 
-    _add_hills(picture, random, place, rows, patches + 0.5 * clouds)
-    _add_clutter(picture, random, light, place, 0.6 * blades + 0.4 * clouds)
-    return picture
+    _add_hills(image, random, place, rows, patches + 0.5 * clouds)
+    _add_clutter(image, random, light, place, 0.6 * blades + 0.4 * clouds)
+    return image
 
 
 def _render_soil(
@@ -115,7 +115,7 @@ def _lay_out(random: np.random.Generator, place: Place) -> Floats:
     return np.asarray(sheet, np.float32)
 
 
-def _add_hills(picture: Floats, random: np.random.Generator, place: Place, rows: Floats, texture: Floats) -> None:
+def _add_hills(image: Floats, random: np.random.Generator, place: Place, rows: Floats, texture: Floats) -> None:
     """Ridges and tree lines behind the field, hazier the farther they are."""
     for haze in (0.45, 0.1):
         chance, tall, kind = random.uniform(size=3)
@@ -129,11 +129,11 @@ def _add_hills(picture: Floats, random: np.random.Generator, place: Place, rows:
         last = np.count_nonzero(rows <= place.horizon + 0.5 / place.unit)
         cover = np.clip((rows[first:last] - ridge) * place.unit + 0.5, 0, 1)
         pale = colour + haze * (np.array([170, 178, 184], np.float32) - colour)
-        band = picture[:, first:last]
+        band = image[:, first:last]
         band += cover * (planes(pale) * (1 + 0.16 * texture[first:last]) - band)
 
 
-def _add_clutter(picture: Floats, random: np.random.Generator, light: Light, place: Place, texture: Floats) -> None:
+def _add_clutter(image: Floats, random: np.random.Generator, light: Light, place: Place, texture: Floats) -> None:
     """Barn, trees, fence, bushes and rocks, all behind the horse, so that the matte stays exact."""
     solid, leaves = _Painter(place, 2 * place.unit), _Painter(place, LEAF_GRID)
     if random.uniform() < 0.35:
@@ -149,21 +149,21 @@ def _add_clutter(picture: Floats, random: np.random.Generator, light: Light, pla
         _paint_rock(solid, random, place)
 
     colours, cover = read_layer(shrink_layer(solid.layer, 2))
-    picture += cover * (colours * (1 + 0.13 * texture) - picture)
+    image += cover * (colours * (1 + 0.13 * texture) - image)
     size = (place.width, place.height)
     colours, cover = read_layer(leaves.layer.resize(size, Image.Resampling.BILINEAR))
     # Soft discs, cut where noise says so: a ragged edge, as leaves have.
     ragged = noise(random, place, (240, 240), 0.85)
     cover = smoothstep(cover + 0.22 * ragged, 0.42, 0.66) * (cover > 0.03)
-    picture += cover * (colours * (1 + 0.2 * ragged) - picture)
+    image += cover * (colours * (1 + 0.2 * ragged) - image)
 
 
 LEAF_GRID = 40
-"""Leaves are painted at this many pixels per picture unit, whatever the picture's size, and made ragged afterwards."""
+"""Leaves are painted at this many pixels per image unit, whatever the image's size, and made ragged afterwards."""
 
 
 class _Painter:
-    """Draws in picture units on a layer of its own, with ``scale`` pixels for each."""
+    """Draws in image units on a layer of its own, with ``scale`` pixels for each."""
 
     def __init__(self, place: Place, scale: float) -> None:
         self.layer = Image.new(LAYER, (round(place.wide * scale), round(place.high * scale)))
@@ -236,7 +236,7 @@ def _paint_leaves(
 
 
 def _paint_fence(paint: _Painter, random: np.random.Generator, place: Place) -> None:
-    """Posts and rails across the whole picture, between the horizon and the horse."""
+    """Posts and rails across the whole image, between the horizon and the horse."""
     base = place.horizon + random.uniform(0.1, 0.8) * max(0.0, place.floor - place.horizon)
     tall, slope = random.uniform(0.12, 0.34), random.normal(0, 0.04)
     thick, gap = tall * random.uniform(0.08, 0.16), random.uniform(0.18, 0.4)

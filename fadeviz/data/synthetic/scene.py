@@ -1,4 +1,4 @@
-"""What horse and ground share: where things lie in the picture, the sun, noise, and layers to draw on.
+"""What horse and ground share: where things lie in the image, the sun, noise, and layers to draw on.
 
 Colours are three planes, ``(3, H, W)`` float32 in [0, 255]: numpy is several times slower when the short axis comes
 last.
@@ -20,29 +20,29 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Place:
-    """Where things are, in picture units (the shorter side is 1) from the upper left corner, y down."""
+    """Where things are, in image units (the shorter side is 1) from the upper left corner, y down."""
 
     height: int
     width: int
     origin: Floats
     """Where the horse's (0, 0) lies."""
     scale: float
-    """Picture units per horse unit."""
+    """Image units per horse unit."""
     horizon: float
 
     @property
     def unit(self) -> int:
-        """Pixels per picture unit."""
+        """Pixels per image unit."""
         return min(self.height, self.width)
 
     @property
     def high(self) -> float:
-        """The picture's height in picture units."""
+        """The image's height in image units."""
         return self.height / self.unit
 
     @property
     def wide(self) -> float:
-        """The picture's width in picture units."""
+        """The image's width in image units."""
         return self.width / self.unit
 
     @property
@@ -72,7 +72,7 @@ class Light:
 
 
 def draw_light(random: np.random.Generator) -> Light:
-    """The sun of one picture, its shadows' direction, the hour of the day and the camera's grain."""
+    """The sun of one image, its shadows' direction, the hour of the day and the camera's grain."""
     u = random.uniform(-1, 1, 6)
     direction = np.array([0.8 * u[0], -0.75 - 0.2 * u[1], 0.5 + 0.3 * u[2]], np.float32)
     direction /= np.float32(np.linalg.norm(direction))
@@ -150,8 +150,8 @@ def noise(random: np.random.Generator, place: Place, scale: tuple[float, float],
 
     Args:
         random: decides the window.
-        place: the picture to cover.
-        scale: texels of the atlas per picture unit, along x and y: more is finer.
+        place: the image to cover.
+        scale: texels of the atlas per image unit, along x and y: more is finer.
         roughness: amplitude of an octave as a share of the one before.
     """
     x, y = random.uniform(0, ATLAS, 2)

@@ -1,6 +1,6 @@
-"""Rewrite PNG files with a palette of 256 colours, for pictures that are kept in the repository.
+"""Rewrite PNG files with a palette of 256 colours, for images that are kept in the repository.
 
-    python scripts/shrink_pictures.py outputs/gallery
+    python scripts/shrink_images.py outputs/gallery
 
 Maps in one colour map and captions need few colours: the mean error is below one grey level, and a file is a third to
 two thirds as large. Photographs lose a little more. Files that have a palette already are left as they are.
@@ -38,7 +38,7 @@ def main() -> None:
     """Shrink every PNG file below the folders named."""
     sizes = [shrink(path) for folder in sys.argv[1:] for path in sorted(Path(folder).rglob("*.png"))]
     before, after = (sum(each) / 1e6 for each in zip(*sizes, strict=True)) if sizes else (0.0, 0.0)
-    print(f"{len(sizes)} pictures, {before:.1f} MB before, {after:.1f} MB after")
+    print(f"{len(sizes)} images, {before:.1f} MB before, {after:.1f} MB after")
 
 
 if __name__ == "__main__":

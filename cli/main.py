@@ -9,7 +9,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import click
 
 from fadeviz import FadevizError, __version__
 from fadeviz.errors import printable
-from fadeviz.storage.metrics import FIGURES
+from fadeviz.storage.metrics import METRICS
 
 from .export import export
 from .measure import analyze, plot
@@ -166,11 +166,11 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
             finished = open_run(out)  # the signal came after the last step
     if quiet:
         return
-    for note in finished.info["data"].get("notes", []):
+    for note in finished.info.data.notes:
         click.echo(f"note: {note}", err=True)
-    result = finished.info.get("result", {})
-    figures = ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())
-    click.echo(f"{out}: {len(finished.steps)} snapshots; {figures}")
+    result = finished.info.result.items()
+    metrics = ", ".join(f"{n} {METRICS[n].text(v) if n in METRICS else f'{v:.3f}'}" for n, v in result)
+    click.echo(f"{out}: {len(finished.steps)} snapshots; {metrics}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
 
 
@@ -449,31 +449,29 @@ def info(run: Path | str) -> None:
         _sweep_info(run)
         return
     opened = open_run(run)
-    told = opened.info
-    config, result = told.get("config", {}), told.get("result", {})
+    stored = opened.info
+    config = stored.config
     # A run of a user's own loop has fewer settings than one of `record`: print those there are.
-    lines = {
-        "status": [_status(opened), told.get("message")],
+    lines: dict[str, Sequence[object]] = {
+        "status": [_status(opened), stored.message],
         "data": [
-            told.get("data", {}).get("name"),
+            stored.data.name,
             *(f"{k} {config[k]}" for k in ("size", "width", "seed") if k in config),
-            "shuffled labels" if config.get("labels") == "shuffled" else None,
+            "shuffled labels" if config.labels == "shuffled" else None,
         ],
-        "parameters": [told.get("parameters"), f"weights {told['weights']}" if "weights" in told else None],
+        "parameters": [stored.parameters, f"weights {stored.weights}" if stored.weights is not None else None],
         "device": [
-            told.get("device"),
-            f"{told['threads']} threads" if "threads" in told else None,
-            f"{told['processes']} processes" if "processes" in told else None,
+            stored.device,
+            f"{stored.threads} threads" if stored.threads is not None else None,
+            f"{stored.processes} processes" if stored.processes is not None else None,
         ],
-        "time": [f"{what} {value:.1f} s" for what, value in told.get("seconds", {}).items()],
-        "observed": [*told.get("observation", {}).get("names", []), told.get("observation", {}).get("mode")],
-        "result": [f"{name} {value:.4f}" for name, value in result.items()],
-        "errors": [
-            f"{len(failed)}, the first: {failed[0].get('message')}" for failed in [told.get("errors")] if failed
-        ],
-        "notes": told.get("notes", []),
+        "time": [f"{what} {value:.1f} s" for what, value in stored.seconds.items()],
+        "observed": [*stored.observation.names, stored.observation.mode],
+        "result": [f"{name} {value:.4f}" for name, value in stored.result.items()],
+        "errors": [f"{len(stored.errors)}, the first: {stored.errors[0].get('message')}"] if stored.errors else [],
+        "notes": stored.notes,
     }
-    network = f" in {told['network']}" if told.get("network") else ""
+    network = f" in {stored.network}" if stored.network else ""
     click.echo(printable(f"{opened.address}: {opened.name}{network}, run {opened.run_id}"))
     for name, parts in lines.items():
         if any(parts):
@@ -493,9 +491,7 @@ def info(run: Path | str) -> None:
 def _status(run: StoredRun) -> str:
     if run.status != "stopped":
         return run.status
-    return (
-        f"stopped without reporting a result: run.json says {run.info['status']}, but no process writes into the folder"
-    )
+    return f"stopped without reporting a result: run.json says {run.info.status}, but no process writes into the folder"
 
 
 def _sweep_info(out: Path) -> None:

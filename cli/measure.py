@@ -245,7 +245,7 @@ def _cut_off(kymographs: Sequence[Kymograph]) -> str:
 def _remedy(order: LearningOrder, figure: str) -> str:
     """What to do if no run has what a figure shows; runs of a user's own loop are recorded differently."""
     run = order.operators[0].runs[0]
-    by_command = "upsampler" in (run.info.get("config") or {})
+    by_command = "upsampler" in run.info.config
     if figure == "quality" and by_command:
         return (
             f"{run.address}/metrics.jsonl has no test up to step {order.steps[-1]}: "

@@ -94,7 +94,7 @@ def _begun(folder: Path, config: RunConfig, overwrite: bool) -> bool:
     """Whether the folder already holds this run, complete or not; raises if it holds something else."""
     begun = not overwrite and (folder / "run.json").exists()
     check_folder(folder, resume=begun, overwrite=overwrite)
-    differs = differing_settings(open_run(folder).info.get("config", {}), config) if begun else ""
+    differs = differing_settings(open_run(folder).info.config, config) if begun else ""
     if differs:
         raise FadevizError(
             f"{folder} holds a run with other settings: {differs}. Replace the demo with --overwrite, or choose "
@@ -128,16 +128,16 @@ def draw_demo(runs: list[Run], out: Path) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for one in runs:
-        result = one.info["result"]
+        result = one.info.result
         lines.append(
-            f"| {one.name} | {one.info['parameters']:,} | {result['miou']:.3f} | {result['boundary_iou']:.3f} "
+            f"| {one.name} | {one.info.parameters:,} | {result['miou']:.3f} | {result['boundary_iou']:.3f} "
             f"| {len(one.steps)} |"
         )
-    config = fade.info["config"]
+    config = fade.info.config
     lines += [
         "",
         f"SegNet at width {config['width']}, {config['size']}x{config['size']}, {config['steps']} steps, drawn horses, "
-        f"seed {config['seed']}, {fade.info['device']}. Tested on 64 other drawings.",
+        f"seed {config['seed']}, {fade.info.device}. Tested on 64 other drawings.",
         "",
         f"- {figures}/features.gif: channel-averaged upsampled features over the training; open this first",
         f"- {figures}/features_viridis.gif: the same in one range a run: brightness compares over time",

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import FadevizError
-from .storage.metrics import FIGURES
+from .storage.metrics import METRICS
 from .storage.snapshots import CHANNEL_KINDS, KINDS
 from .storage.stored_run import StoredRun
 
@@ -199,14 +199,13 @@ def _range(sequence: FrameSequence, frame: int) -> str:
 
 
 def _facts(run: StoredRun) -> str:
-    config = run.info.get("config") or {}
-    network = run.info.get("network_title") or run.info.get("network")
+    seed, network = run.info.config.seed, run.info.network_title or run.info.network
     steps = run.steps
     facts = [
-        str(network) if network else "",
-        f"seed {config['seed']}" if config.get("seed") is not None else "",
+        network or "",
+        f"seed {seed}" if seed is not None else "",
         f"run {run.run_id}",
-        str(run.info.get("status") or ""),
+        run.info.status or "",
         f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}",
         f"{len(run.broken)} files damaged" if run.broken else "",
         run.address,
@@ -216,7 +215,7 @@ def _facts(run: StoredRun) -> str:
 
 def _metrics(run: StoredRun, steps: Sequence[int]) -> list[str]:
     """What metrics.jsonl says of each step, in words."""
-    words = {"loss": "loss", **{name: one.title for name, one in FIGURES.items() if one.brief}}
+    words = {"loss": "loss", **{name: one.title for name, one in METRICS.items() if one.brief}}
     found: dict[int, dict[str, str]] = {step: {} for step in steps}
     for line in run.metrics():
         for name, word in words.items():

@@ -1,5 +1,6 @@
 """Letters of images: the one font's own pixels, other fonts for what it lacks, codes for the rest, no markup."""
 
+import dataclasses
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,7 @@ from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
 from fadeviz.render.panel import Row, write_panel
+from fadeviz.storage.info import ObservationInfo
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
@@ -181,8 +183,10 @@ class TestNamesInFigures:
         runs = []
         for name in HOSTILE:
             run = StoredRun(tmp_path / "r")
-            names = {"title": name, "upsampler": "x", "network_title": name, "observation": {"names": [name]}}
-            run.info |= names
+            observation = ObservationInfo(names=(name,))
+            run.info = dataclasses.replace(
+                run.info, title=name, upsampler="x", network_title=name, observation=observation
+            )
             runs.append(run)
         for run in runs:
             texts = [text for text in draw_grid([run]).findobj(Text) if text.get_text()]

@@ -20,6 +20,7 @@ from fadeviz.analysis.table import _steps
 from fadeviz.render import plots
 from fadeviz.render.page import new_figure
 from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
 
@@ -218,7 +219,7 @@ class TestCalls:
         assert (first["call"], other["call"]) == (0, 1)
         assert other["operators"] == alone["operators"]
         assert other["operators"] != first["operators"]
-        assert other["notes"][0] == f"{LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call"
+        assert other["notes"][0] == f"{LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with call=..."
         assert alone["notes"] == other["notes"][1:]
 
     def test_its_table_and_its_figures(self, several, tmp_path):
@@ -226,7 +227,7 @@ class TestCalls:
         assert result.stdout.startswith(f"{LAYER}, call 1, feature: 2 images")
         result = call("plot", several / "shared", "--call", 1, "-o", tmp_path / "k.png")
         assert (result.exit_code, result.stdout) == (0, f"wrote {tmp_path / 'k.png'}\n")
-        assert f"note: {LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n" in result.stderr
+        assert f"note: {LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with call=...\n" in result.stderr
         for command in (("analyze",), ("plot", "-o", tmp_path / "no.png")):
             result = call(*command, several / "shared", "--call", 2)
             assert (result.exit_code, result.stdout) == (1, "")
@@ -271,7 +272,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
         only = Snapshot(step, LAYER, 0, "feature", run.read(step, LAYER, "feature"))
         SnapshotStore(run.path, run.run_id).write(step, [only])
     info = json.loads((run.path / "run.json").read_text())
-    SnapshotStore(run.path, run.run_id).write_info({**info, "config": config})
+    SnapshotStore(run.path, run.run_id).write_info(RunInfo.from_dict({**info, "config": config}))
     result = call("plot", run.path, "--kind", figure, "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert re.search(remedy, result.stderr)

@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.metrics import FIGURES as TESTED
-from ..storage.metrics import TESTS
-from ..storage.stored_run import Maps, StoredRun
+from ..storage.maps import Maps
+from ..storage.metrics import METRICS, TASK_METRICS
+from ..storage.stored_run import StoredRun
 from .blocks import in_blocks
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
@@ -86,7 +86,7 @@ MEASURES = {
     "frame_correlation": Measure("to the snapshot before", "correlation", "continuity", "of the map"),
     "pixel_change": Measure("change of a pixel", "grey levels of 255", "continuity", "mean, each frame normalised"),
     "luminance_change": Measure("change of the mean", "grey levels of 255", "continuity", "each frame normalised"),
-    **{name: Measure(one.title, one.unit, "quality", one.meaning) for name, one in TESTED.items()},
+    **{name: Measure(one.title, one.unit, "quality", one.meaning) for name, one in METRICS.items()},
 }
 """All measures, in the order in which they are told."""
 
@@ -98,10 +98,10 @@ def group_words(figure: str, measures: Collection[str]) -> tuple[str, str]:
         figure: a name in ``FIGURES``.
         measures: those of the group that there are: tests of other tasks measure other things.
     """
-    tests = [test for test in TESTS.values() if not test.figures.keys().isdisjoint(measures)]
-    if figure != "quality" or not tests:
+    tasks = [task for task in TASK_METRICS.values() if not task.metrics.keys().isdisjoint(measures)]
+    if figure != "quality" or not tasks:
         return FIGURES[figure], ""
-    return "; ".join(test.meaning for test in tests), " ".join(test.note for test in tests if test.note)
+    return "; ".join(task.meaning for task in tasks), " ".join(task.note for task in tasks if task.note)
 
 
 @dataclass(frozen=True)
@@ -264,12 +264,12 @@ def _tests(runs: Sequence[StoredRun], last: int) -> dict[str, Course]:
     """The figures of the tests that all runs have in common, up to the last step that is measured."""
     metrics = [[line for line in run.metrics() if line["step"] <= last] for run in runs]
     found: dict[str, Course] = {}
-    for test in TESTS.values():
-        lines = [{line["step"]: line for line in one if test.headline in line} for one in metrics]
+    for task in TASK_METRICS.values():
+        lines = [{line["step"]: line for line in one if task.headline in line} for one in metrics]
         steps = tuple(sorted(set(lines[0]).intersection(*lines)))
         if steps:
             told = {
-                name: [[[_number(run[step].get(name))] for step in steps] for run in lines] for name in test.figures
+                name: [[[_number(run[step].get(name))] for step in steps] for run in lines] for name in task.metrics
             }
             found |= {name: _course(name, steps, np.array(values)) for name, values in told.items()}
     return found

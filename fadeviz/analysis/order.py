@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
+from ..storage.maps import Maps
 from ..storage.metrics import headline
+from ..storage.several_runs import check_layer, common_steps, describe_calls, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Maps, StoredRun, check_layer, common_steps, describe_calls, run_labels
+from ..storage.stored_run import StoredRun
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
 from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
@@ -297,12 +299,12 @@ def learning_order(
     rules = Rules(which, until, tuple(levels), level, resamples, seed)
     operators = [_judge(name, members, measured, shown, rules) for name, members, measured in found]
     others = dict.fromkeys(describe_calls(chosen, run.calls(chosen, kind), call) for run in runs)
-    names = (runs[0].info.get("observation") or {}).get("names") or []
+    names = runs[0].info.observation.names
     return LearningOrder(
         layer=chosen,
         kind=kind,
         steps=shown,
-        images=tuple(map(str, names)) if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
+        images=names if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
         regions=regions,
         half_width=(pixels, share),
         rules=rules,
@@ -326,10 +328,9 @@ def describe_inside(run: StoredRun) -> str:
 
 def class_names(run: StoredRun) -> list[str]:
     """What is inside in each observed image of data with many classes, by name; empty where there are but two."""
-    chosen = (run.info.get("observation") or {}).get("foreground") or []
-    names = (run.info.get("data") or {}).get("classes")
-    known = names if isinstance(names, list) else []
-    return [str(known[one]) if 0 <= one < len(known) else f"class {one}" for one in chosen]
+    names = run.info.data.classes
+    chosen = run.info.observation.foreground or ()
+    return [names[label] if 0 <= label < len(names) else f"class {label}" for label in chosen]
 
 
 def judge_again(order: LearningOrder, which: str = "plain", until: str = "end") -> LearningOrder:
@@ -463,7 +464,7 @@ def _comparisons(operators: Sequence[OperatorOrder], seed: int) -> list[Comparis
 
 
 def _setting(run: StoredRun, name: str) -> Any:
-    return (run.info.get("config") or {}).get(name)
+    return run.info.config.get(name)
 
 
 def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]:
@@ -473,8 +474,8 @@ def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]
     """
     seeds = [_setting(run, "seed") for run in members]
     doubled = {seed for seed in seeds if seeds.count(seed) > 1}
-    named = all(run.info.get("upsampler") for run in members)
-    places = {run.place for run in members}
+    named = all(run.info.upsampler for run in members)
+    places = {run.path_parts for run in members}
     if len(places) < len(members) or not doubled or (named and doubled != {None}):
         return {label: members}
     return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
@@ -482,7 +483,7 @@ def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]
 
 def _groups(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
     """The runs of each operator by seed, those with other settings apart, and what there is to note."""
-    settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
+    settings = [{k: v for k, v in run.info.config.items() if k not in _NOT_COMPARED} for run in runs]
     names = sorted({name for one in settings for name in one})
     differing = [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
     groups: dict[str, list[StoredRun]] = {}
@@ -541,7 +542,7 @@ def _check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: i
     if kind in CHANNEL_KINDS:
         raise FadevizError(f"kind {kind!r} has many maps an image. Measure one of feature, gradient, gate")
     for one, other in itertools.combinations(runs, 2):
-        if one.same_place(other):
+        if one.same_folder(other):
             raise FadevizError(f"{one.address} and {other.address} are the same run, {one.run_id}. Give it once")
     chosen = layer if layer is not None else runs[0].default_layer(kind)
     wanted = (*runs[0].observation, runs[0].foregrounds)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..storage.stored_run import Maps
+from ..storage.maps import Maps
 from .blocks import in_blocks
 from .regions import Regions
 from .spectrum import FLAT, has_pattern

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..storage.stored_run import Maps, StoredRun
+from ..storage.maps import Maps
+from ..storage.stored_run import StoredRun
 from .blocks import in_blocks
 from .spectrum import FLAT, has_pattern
 

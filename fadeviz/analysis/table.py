@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.metrics import FIGURES, TESTS
-from ..storage.stored_run import distinct_paths
+from ..storage.metrics import METRICS, TASK_METRICS
+from ..storage.several_runs import distinct_paths
 from .curves import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
 from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
@@ -40,8 +40,9 @@ def summary_rows(order: LearningOrder, courses: Sequence[Courses] | None = None)
 
 def _tested(courses: Sequence[Courses]) -> list[str]:
     """The figures of tests that a row has: all short ones of the tasks that the networks were tested for."""
-    tests = [test for test in TESTS.values() if any(test.headline in one for one in courses)]
-    return [name for test in tests or [TESTS["segmentation"]] for name, one in test.figures.items() if one.brief]
+    tasks = [task for task in TASK_METRICS.values() if any(task.headline in one for one in courses)]
+    tasks = tasks or [TASK_METRICS["segmentation"]]
+    return [name for task in tasks for name, metric in task.metrics.items() if metric.brief]
 
 
 def _row(operator: OperatorOrder, order: LearningOrder, courses: Courses, tested: Sequence[str]) -> Row:
@@ -197,14 +198,14 @@ def describe(order: LearningOrder, rows: Sequence[Row], others: Sequence[Row] = 
 
 def _test_columns(rows: Sequence[Row]) -> list[str]:
     """The right end of the table, heading first: the tests' figures that some row has, or empty places for them."""
-    titles = {name: one.column for name, one in FIGURES.items() if one.column and name in rows[0]}
+    titles = {name: one.column for name, one in METRICS.items() if one.column and name in rows[0]}
     names = [name for name in titles if any(row[name] is not None for row in rows)] or list(titles)
     lines = [""] * (1 + len(rows))
     for name in names:
         values = [row[name] for row in rows]
         cells = [
             titles[name],
-            *("-" if v is None else v if isinstance(v, str) else FIGURES[name].text(v) for v in values),
+            *("-" if v is None else v if isinstance(v, str) else METRICS[name].text(v) for v in values),
         ]
         width = max(7, 2 + max(map(len, cells)))
         lines = [f"{line}{cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]

@@ -18,8 +18,9 @@ from ..experiment import load_data
 from ..render.colormap import class_palette, colour_classes
 from ..render.labels import data_name
 from ..render.panel import Box, Row, choose_zoom, write_panel
-from ..storage.metrics import FIGURES
-from ..storage.stored_run import StoredRun, run_labels
+from ..storage.metrics import METRICS
+from ..storage.several_runs import run_labels
+from ..storage.stored_run import StoredRun
 from ..training.matting import measure_matte
 from .predictor import Predictor, find_trimap, read_image
 
@@ -178,11 +179,10 @@ def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
             raise FadevizError(
                 f"no observed image {index} in {first.address}: there are {len(images)}, from 0 to {len(images) - 1}"
             )
-    names = (first.info.get("observation") or {}).get("names") or []
     alphas, trimaps = first.mattes or (None, None)
     return [
         Sample(
-            str(names[i]) if i < len(names) else f"image {i}",
+            first.info.observation.name_of(i),
             images[i],
             masks[i],
             None if alphas is None else alphas[i].astype(np.float32) / np.float32(255),
@@ -199,7 +199,7 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
     splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]
     for one in predictors:
         same = (one.config.data, one.config.split_seed) == (first.config.data, first.config.split_seed)
-        if not same or _as_told(one.run.info.get("data")) != _as_told(splits.info):
+        if not same or _as_told(dict(one.run.info.data)) != _as_told(splits.info):
             raise FadevizError(
                 f"{one.run.address} was tested on others than the test images of "
                 f"{data_dir or first.config.data_dir or 'this set'}: other files, --split-seed or --subset. "
@@ -242,7 +242,7 @@ def _row(
         if matting:
             errors = measure_matte(result, sample)  # type: ignore[arg-type]
             scores.append(-errors["sad"])
-            figures.append(f"SAD {FIGURES['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
+            figures.append(f"SAD {METRICS['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
         else:
             scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
             figures.append(f"mIoU {scores[-1]:.3f}")
@@ -300,11 +300,10 @@ def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.f
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
     """The classes that occur in any image or result, largest first."""
     shares = _shares(first, rows)
-    told = (first.run.info.get("data") or {}).get("classes")
-    names = told if isinstance(told, list) else []
+    names = first.run.info.data.classes
     colours = class_palette(first.classes)
     return [
-        (str(names[i]) if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
+        (names[i] if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
         for i in np.argsort(-shares, kind="stable").tolist()
         if shares[i] >= LEAST_SHARE
     ]
@@ -313,7 +312,7 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
 def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
     """What the panel shows, from which runs."""
     first = predictors[0]
-    networks = dict.fromkeys(str(one.run.info.get("network_title") or one.config.network) for one in predictors)
+    networks = dict.fromkeys(one.run.info.network_title or one.config.network for one in predictors)
     data = dict.fromkeys(data_name(one.run) for one in predictors)
     steps = dict.fromkeys(one.step for one in predictors)
     lines = [

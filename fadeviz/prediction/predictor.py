@@ -72,14 +72,14 @@ class Predictor:
                 device.
         """
         self.run = run if isinstance(run, StoredRun) else StoredRun(run)
-        settings = self.run.info.get("config", {})
+        settings = self.run.info.config
         if "network" not in settings:
             raise FadevizError(
                 f"{self.run.address} was recorded in a training of its own: what its network was is not known here. "
                 "Predict with that program, or give a run of: fadeviz record"
             )
         self.config = config_from(settings, f"{self.run.address}/run.json", "Record again with --overwrite")
-        self.classes = int(self.run.info.get("classes", 2))
+        self.classes = self.run.info.classes or 2
         self._model = build_network(
             self.config.network, self.config.upsampler, classes=self.classes, width=self.config.width
         )

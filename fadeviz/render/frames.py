@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
+from ..storage.several_runs import check_layer, common_steps, describe_calls, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS
-from ..storage.stored_run import StoredRun, check_layer, common_steps, describe_calls, run_labels
+from ..storage.stored_run import StoredRun
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 
@@ -117,7 +118,7 @@ def select_frames(
         raise FadevizError(f"{how_many} channels: at least 1 is needed")
     for index, run in enumerate(runs):
         for other in runs[:index]:
-            if run.same_place(other):
+            if run.same_folder(other):
                 raise FadevizError(f"{other.address} and {run.address} are the same run, {run.run_id}. Give it once")
     chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
     check_layer(runs, chosen_layer, kind, call)

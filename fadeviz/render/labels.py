@@ -72,17 +72,14 @@ def heading(sequence: FrameSequence) -> str:
 
 def image_name(sequence: FrameSequence) -> str:
     """The name of the observed image."""
-    names = (sequence.run.info.get("observation") or {}).get("names") or []
-    return str(names[sequence.image]) if sequence.image < len(names) else f"image {sequence.image}"
+    return sequence.run.info.observation.name_of(sequence.image)
 
 
 def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     """The sentences below a picture: what is drawn, in which range, and from which runs."""
     first = sequences[0]
     runs = {sequence.run.path: sequence for sequence in sequences}
-    networks = dict.fromkeys(
-        brief(s.run.info.get("network_title") or s.run.info.get("network", "network")) for s in runs.values()
-    )
+    networks = dict.fromkeys(brief(s.run.info.network_title or s.run.info.network or "network") for s in runs.values())
     what = KINDS[first.kind]
     if first.kind in CHANNEL_KINDS:
         what = {
@@ -129,11 +126,11 @@ def layer_name(layer: str, call: int, calls: int) -> str:
 
 def data_name(run: StoredRun) -> str:
     """What a run's data set is called; empty where nothing is said of it."""
-    return str((run.info.get("data") or {}).get("name") or (run.info.get("config") or {}).get("data") or "")
+    return run.info.data.name or run.info.config.data
 
 
 def _statistics(sequences: Iterable[FrameSequence]) -> str:
-    modes = dict.fromkeys(str((s.run.info.get("observation") or {}).get("mode", "")) for s in sequences)
+    modes = dict.fromkeys(s.run.info.observation.mode or "" for s in sequences)
     words = {"eval": "running statistics", "batch": "statistics of the observed images"}
     said = [words[mode] for mode in modes if mode in words]
     return f" BatchNorm: {' and '.join(said)}." if said else ""
@@ -174,7 +171,7 @@ def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
 
 def has_colours(run: StoredRun) -> bool:
     """Whether masks of a run are shown in the colours of their classes: where there are more than two."""
-    return run.mattes is None and int(run.info.get("classes") or 2) > 2
+    return run.mattes is None and (run.info.classes or 2) > 2
 
 
 def truth_name(run: StoredRun) -> str:
@@ -196,8 +193,8 @@ def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
         FadevizError: as ``Run.observation``.
     """
     mask = run.observation[1][image]
-    if has_colours(run):
-        return colour_classes(mask, int(run.info["classes"]))
+    if run.info.classes is not None and has_colours(run):
+        return colour_classes(mask, run.info.classes)
     if _names_object(run):
         mask = run.foregrounds[image].astype(np.uint8)
     greys = _greys(mask) if run.mattes is None else run.mattes[0][image]
@@ -226,7 +223,7 @@ def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
 
 def _names_object(run: StoredRun) -> bool:
     """Whether a run says which class of its masks is the object; everything else, void included, is not."""
-    return run.mattes is None and (run.info.get("observation") or {}).get("foreground") is not None
+    return run.mattes is None and run.info.observation.foreground is not None
 
 
 def outline(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -245,7 +242,7 @@ def _greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _seed(sequence: FrameSequence) -> str:
-    seed = (sequence.run.info.get("config") or {}).get("seed")
+    seed = sequence.run.info.config.seed
     return "" if seed is None or "seed" in sequence.label else f", seed {seed}"
 
 

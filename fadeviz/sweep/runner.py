@@ -148,7 +148,7 @@ class _Sweep:
         _refuse_queued_elsewhere(self.out, tasks, executor)
         for member, before in self.found.items():
             if before is not None:
-                result = before.info.get("result", {})
+                result = before.info.result
                 self.manifest.set(member, "finished", result=dict(result))
                 self._ended(member, "found", result, "")
         self.manifest.note_stopped()
@@ -174,7 +174,7 @@ class _Sweep:
             for event in stopped:
                 member = event.task.member
                 done = self._finished(member)  # the signal came after its last step
-                result = {} if done is None else dict(done.info.get("result", {}))
+                result = {} if done is None else dict(done.info.result)
                 self.manifest.set(member, "interrupted" if done is None else "finished", result=result)
             if stopped:
                 self.manifest.write()
@@ -223,13 +223,13 @@ class _Sweep:
             before = StoredRun(folder)
         except FadevizError:
             return None  # damaged: its worker says so, and the others go on
-        differs = differing_settings(before.info.get("config", {}), self.plan.config(member))
+        differs = differing_settings(before.info.config, self.plan.config(member))
         if differs:
             raise FadevizError(
                 f"{folder} was recorded with other settings: {differs}. "
                 "Use the same settings, move that folder away, or choose another --out"
             )
-        return before if before.info.get("status") == "finished" else None
+        return before if before.info.status == "finished" else None
 
     def _ended(
         self,

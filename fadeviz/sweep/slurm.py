@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
 from ..storage.files import read_regular, write_whole
+from ..storage.info import RunInfo
 from ..storage.stored_run import StoredRun
 from .plan import Member
 from .trial import SLOW_DISK, End, Event, Task, anywhere, train_member, watch
@@ -368,9 +369,9 @@ def _without_a_word(task: Task) -> End:
     try:
         info = StoredRun(task.folder).info
     except FadevizError:
-        info = {}
-    if info.get("status") == "finished":
-        return End("finished", "", dict(info.get("result", {})), "")
+        info = RunInfo()
+    if info.status == "finished":
+        return End("finished", "", dict(info.result), "")
     message = f"its job {task.job} exited without reporting a result: cancelled, out of memory? See {_log(task)}"
     return End("failed", message, {}, "")
 

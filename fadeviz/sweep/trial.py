@@ -74,7 +74,7 @@ def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], N
     except Exception as error:  # a mistake of ours, or of torch: the other runs go on
         first = (str(error).splitlines() or [""])[0]
         return End("failed", f"{type(error).__name__}: {first}", {}, traceback.format_exc())
-    return End("finished", "", dict(finished.info.get("result", {})), "")
+    return End("finished", "", dict(finished.info.result), "")
 
 
 def begun(folder: str | Path) -> bool:

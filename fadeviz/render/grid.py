@@ -95,8 +95,7 @@ def write_grid(
     """
     from matplotlib import rc_context
 
-    path = Path(output)
-    check_ending(path, "grid")
+    path = check_ending(output, "grid")
     sequences = _select(runs, selection, colormap)
     layout = find_layout(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):

@@ -50,7 +50,7 @@ def test_a_name_that_is_not_there():
 
 
 def test_no_name_hides_a_module():
-    """``fadeviz.report`` is a package: a function of that name would be one or the other, by what was imported first."""
+    """``fadeviz.report`` is a package: a function of that name would be either, by what came first."""
     modules = {path.stem for path in Path(fadeviz.__file__).parent.iterdir()}
     assert not modules & {name for name in fadeviz.__all__ if name != "__version__"}
 

@@ -17,7 +17,7 @@ from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.table import _steps
-from fadeviz.render import plots
+from fadeviz.render import panels, plots
 from fadeviz.render.page import new_figure
 from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
 from fadeviz.render.plots import write_curves, write_kymographs
@@ -297,7 +297,7 @@ def test_distances_that_are_not_drawn_are_said(runs, tmp_path, monkeypatch):
     assert _cut_off(far) == "Not drawn: distances of 12 to 39 px outside. "
     said = []
     monkeypatch.setattr(plots, "write_kymographs", lambda *a, caption, **k: said.append(caption))
-    monkeypatch.setattr(plots, "shown_distances", lambda edges: (-1.0, 2.0))
+    monkeypatch.setattr(panels, "shown_distances", lambda edges: (-1.0, 2.0))
     assert call("plot", runs / "fade0", "-o", tmp_path / "k.png").exit_code == 0
     assert "Not drawn: distances of 2 to 11 px outside." in said[0]
 

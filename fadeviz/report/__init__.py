@@ -24,6 +24,7 @@ from ..storage.files import write_whole
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
+from .charts import chart_groups, kymograph_data
 from .contour import contour_path, image_uri
 from .sequences import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps
 
@@ -202,8 +203,8 @@ def _content(
             }
             for operator in order.operators
         ],
-        "figures": text.figures(order),
-        "kymographs": text.kymographs(order),
+        "groups": chart_groups(order),
+        "kymographs": kymograph_data(order),
         "kinds": {kind: KINDS[kind] for kind in MAP_KINDS},
         "scopes": SCOPES,
         "palettes": {name: _base64(palette(name).tobytes()) for name in PALETTES},

@@ -18,8 +18,8 @@ from .runs import CALL, RUN, Output, is_stdout, write_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fadeviz.analysis.kymograph import Kymograph
     from fadeviz.analysis.order import LearningOrder, OperatorOrder
-    from fadeviz.analysis.responses import Kymograph
     from fadeviz.analysis.table import Courses
     from fadeviz.render.panels import CurvePanel
 
@@ -185,7 +185,7 @@ def plot(
 
 def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output: Path) -> None:
     from fadeviz.analysis.curves import MEASURES, group_words
-    from fadeviz.analysis.order import describe_inside
+    from fadeviz.analysis.grouping import describe_inside
     from fadeviz.render.labels import brief
     from fadeviz.render.panels import KymographPanel
     from fadeviz.render.plots import write_curves, write_kymographs

@@ -89,7 +89,9 @@ def write_report(
         if runs and not any(layer in run.layers for run in runs):
             known = {name for run in runs for name in run.layers}
             raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
-    order = learning_order(runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, few=True)
+    order = learning_order(
+        runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
+    )
     members = [run for operator in order.operators for run in operator.runs]
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
     command = _command(runs, path, layers, kinds, images, max_mb, title, call)

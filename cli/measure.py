@@ -18,10 +18,10 @@ from .runs import CALL, RUN, Output, is_stdout, write_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fadeviz.analysis.kymograph import Kymograph
     from fadeviz.analysis.order import LearningOrder, OperatorOrder
-    from fadeviz.analysis.responses import Kymograph
     from fadeviz.analysis.table import Courses
-    from fadeviz.render.plots import CurvePanel
+    from fadeviz.render.panels import CurvePanel
 
 _RUNS = click.argument("runs", nargs=-1, required=True, type=RUN)
 _LAYER = click.option("--layer", default=None, help="Layer to measure.  [default: the network's intermediate one]")
@@ -166,13 +166,13 @@ def plot(
 ) -> None:
     """Draw what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
     from fadeviz.analysis.curves import operator_courses
-    from fadeviz.render.plots import check_ending
+    from fadeviz.render.page import check_ending
 
     if len(set(figures)) > 1 and "{kind}" not in output:
         raise FadevizError(
             f"several kinds of figure, but one file {output}. Put {{kind}} into its name: fig_{{kind}}.png"
         )
-    check_ending(output)  # before minutes of measuring
+    check_ending(output, "plot")  # before minutes of measuring
     order = _order(runs, layer, map_kind, responses, until, call)
     courses = [] if _KYMOGRAPHS.keys() >= set(figures) else [operator_courses(order, one) for one in order.operators]
     for figure in dict.fromkeys(figures):
@@ -185,9 +185,10 @@ def plot(
 
 def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output: Path) -> None:
     from fadeviz.analysis.curves import MEASURES, group_words
-    from fadeviz.analysis.order import describe_inside
+    from fadeviz.analysis.grouping import describe_inside
     from fadeviz.render.labels import brief
-    from fadeviz.render.plots import KymographPanel, write_curves, write_kymographs
+    from fadeviz.render.panels import KymographPanel
+    from fadeviz.render.plots import write_curves, write_kymographs
 
     runs = f"Runs: {', '.join(brief(run.run_id) for operator in order.operators for run in operator.runs)}"
     images = f"{len(order.images)} images: {', '.join(map(brief, order.images))}"
@@ -235,7 +236,7 @@ def _draw(order: LearningOrder, courses: Sequence[Courses], figure: str, output:
 
 def _cut_off(kymographs: Sequence[Kymograph]) -> str:
     """A sentence on the distances that are not drawn; empty if all are."""
-    from fadeviz.render.plots import shown_distances
+    from fadeviz.render.panels import shown_distances
 
     edges = [one.edges for one in kymographs]
     last, farthest = shown_distances(edges)[1], max(float(one[-1]) for one in edges)
@@ -281,7 +282,7 @@ def _by_operator(order: LearningOrder, courses: Sequence[Courses], figure: str) 
     """A panel for each operator, a line for each measure."""
     from fadeviz.analysis.curves import MEASURES
     from fadeviz.analysis.table import speaks_for
-    from fadeviz.render.plots import Curve, CurvePanel
+    from fadeviz.render.panels import Curve, CurvePanel
 
     panels = []
     for operator, having in zip(order.operators, courses, strict=True):
@@ -315,7 +316,7 @@ def _by_operator(order: LearningOrder, courses: Sequence[Courses], figure: str) 
 def _by_measure(order: LearningOrder, courses: Sequence[Courses], figure: str) -> list[CurvePanel]:
     """A panel for each measure, a line for each operator."""
     from fadeviz.analysis.curves import MEASURES
-    from fadeviz.render.plots import Curve, CurvePanel
+    from fadeviz.render.panels import Curve, CurvePanel
 
     titles = [operator.title for operator in order.operators]
     labels = titles if len(set(titles)) == len(titles) else [operator.name for operator in order.operators]

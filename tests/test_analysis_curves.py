@@ -6,10 +6,10 @@ import pytest
 from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import open_run
+from fadeviz.analysis.classes import class_similarity
 from fadeviz.analysis.curves import FIGURES, MEASURES, _own_pattern, operator_courses
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
-from fadeviz.analysis.similarity import class_similarity
 from fadeviz.analysis.spectrum import radial_centroid
 from fadeviz.analysis.table import course_rows, describe, summary_rows
 from fadeviz.storage.metrics import TESTS

@@ -11,11 +11,12 @@ from fadeviz import FadevizError, open_run
 from fadeviz.analysis import blocks
 from fadeviz.analysis.curves import operator_courses
 from fadeviz.analysis.learning import State, lead
-from fadeviz.analysis.order import RESPONSES, VERDICTS, judge_again, learning_order, verdict
+from fadeviz.analysis.order import RESPONSES, judge_again, learning_order
 from fadeviz.analysis.regions import build_regions, distance_bins
 from fadeviz.analysis.responses import edge_response, responses
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
 from fadeviz.analysis.table import summary_rows
+from fadeviz.analysis.verdicts import VERDICTS, verdict
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 

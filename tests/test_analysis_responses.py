@@ -6,16 +6,10 @@ from scipy import stats
 
 from analysis_movies import RADIUS, STEPS, mask, movie
 from fadeviz import FadevizError
+from fadeviz.analysis.kymograph import merge_kymographs
+from fadeviz.analysis.ranks import ranks
 from fadeviz.analysis.regions import build_regions, distance_bins
-from fadeviz.analysis.responses import (
-    edge_response,
-    interior_response,
-    merge_kymographs,
-    polarity,
-    ranks,
-    responses,
-    squared_gradient,
-)
+from fadeviz.analysis.responses import edge_response, interior_response, polarity, responses, squared_gradient
 
 REGIONS = build_regions(mask(), (48, 48))
 BINS = distance_bins([REGIONS])

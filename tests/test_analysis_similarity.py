@@ -5,21 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from fadeviz.analysis import similarity
+from fadeviz.analysis import splices
+from fadeviz.analysis.classes import class_similarity
 from fadeviz.analysis.similarity import (
     cka_to_final,
-    class_similarity,
     continuity,
     correlation,
-    find_splice,
-    foreign_spans,
     frame_correlations,
     grey_levels,
-    is_spliced,
     linear_cka,
     settled_at,
     to_final,
 )
+from fadeviz.analysis.splices import find_splice, foreign_spans, is_spliced
 from fadeviz.errors import FadevizError
 from fadeviz.render.colormap import to_indices
 from fadeviz.render.normalize import find_limits, normalize
@@ -220,7 +218,7 @@ def test_looking_at_breaks_alone_finds_what_looking_at_every_span_does(seed, mon
     cuts = np.sort(rng.integers(0, 40, 6))
     maps = scenes[np.searchsorted(cuts, np.arange(40)) % 3, np.arange(40)]
     maps[rng.random((40, images)) < 0.1] = 1.0  # constant: no correlation
-    monkeypatch.setattr(similarity, "_AT_A_TIME", 3 * images * 42)  # in several stretches
+    monkeypatch.setattr(splices, "_AT_A_TIME", 3 * images * 42)  # in several stretches
     for margin, floor in ((0.5, 0.8), (0.2, 0.5), (-0.1, -1.0)):
         assert foreign_spans(maps, margin, floor) == every_span(maps, margin, floor)
 
@@ -230,9 +228,9 @@ def test_no_more_correlations_than_a_few_of_two_thousand_frames(monkeypatch):
     maps[700:704] = movie(2000, images=1, size=(4, 5), seed=9)[700:704]
     read = []
     monkeypatch.setattr(
-        similarity,
+        splices,
         "_units",
-        lambda maps, numbers, was=similarity._units: read.append(len(numbers)) or was(maps, numbers),
+        lambda maps, numbers, was=splices._units: read.append(len(numbers)) or was(maps, numbers),
     )
     assert foreign_spans(maps) == ((700, 703),)
     assert sum(read) < 20  # every frame with every other: 4 million

@@ -16,7 +16,8 @@ from PIL import Image
 
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis.curves import MEASURES, _regions_for, group_words, operator_courses
-from fadeviz.analysis.order import class_names, describe_inside, learning_order
+from fadeviz.analysis.grouping import class_names, describe_inside
+from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.table import summary_rows
 from fadeviz.render import plots

@@ -19,7 +19,8 @@ from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.table import _steps
 from fadeviz.render import plots
 from fadeviz.render.page import new_figure
-from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
+from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
+from fadeviz.render.plots import write_curves, write_kymographs
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
 
@@ -89,7 +90,7 @@ class TestFiles:
     def test_bad_arguments(self, tmp_path):
         with pytest.raises(FadevizError, match="nothing to plot"):
             write_kymographs([], tmp_path / "a.png", quantity="rank")
-        with pytest.raises(FadevizError, match=r"cannot write a.gif: the ending must be one of .png, .pdf, .svg"):
+        with pytest.raises(FadevizError, match=r"a.gif: a plot cannot be written as .gif. Endings: .png .pdf .svg"):
             write_curves([curves()], tmp_path / "a.gif")
 
     def test_lines_like_another_take_its_colour(self, tmp_path):
@@ -186,7 +187,7 @@ class TestCommands:
             (("analyze", runs / "fade0", "--kind", "gates"), 1, "gates"),
             (("analyze", runs / "fade0", "--responses", "raw"), 1, "raw-edge"),
             (("plot", runs / "fade0", "--kind", "quality", "-o", tmp_path / "a.png"), 1, "none of the runs has what"),
-            (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "the ending must be one of"),
+            (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "a plot cannot be written as .gif"),
             (("plot", runs / "fade0", "--kind", "pie", "-o", tmp_path / "a.png"), 2, "'pie' is not one of"),
         ):
             result = call(*arguments)

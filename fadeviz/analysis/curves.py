@@ -13,10 +13,11 @@ from ..storage.metrics import FIGURES as TESTED
 from ..storage.metrics import TESTS
 from ..storage.stored_run import Maps, StoredRun
 from .blocks import in_blocks
+from .classes import class_similarity
 from .gates import mean_by_region
 from .order import LearningOrder, OperatorOrder
 from .regions import Regions, build_regions
-from .similarity import cka_to_final, class_similarity, continuity, correlation, to_final
+from .similarity import cka_to_final, continuity, correlation, to_final
 from .spectrum import measure_spectrum, phase_pattern
 from .statistics import bootstrap_band
 

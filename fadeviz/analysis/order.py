@@ -5,31 +5,22 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..storage.metrics import headline
-from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Maps, StoredRun, check_layer, common_steps, describe_calls, run_labels
+from ..storage.stored_run import StoredRun, common_steps, describe_calls
+from .grouping import check_runs, check_size, describe_inside, group_runs, note_uneven, setting
+from .kymograph import Kymograph, merge_kymographs
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
-from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
+from .responses import LAST, Responses, responses
 from .statistics import UNITS, Interval, PairedTest, bootstrap_interval, paired_test
-
-VERDICTS = {
-    "outline first": "the interval of the lead lies above 0, and the lead is longer than what the snapshots resolve",
-    "interior first": "the interval of the lead lies below 0, and the lead is longer than what the snapshots resolve",
-    "together": "the interval of the lead lies within what the snapshots resolve",
-    "already there at step 0": "most maps show the outline, or the interior, before any training",
-    "undecided": "the interval of the lead holds 0, too few maps have a lead, one of the two never comes, or is no "
-    "better than for the masks of other images",
-}
-"""What can be said of an operator, and when."""
+from .verdicts import Verdict, verdict
 
 RESPONSES = {
     "plain": "the edge and the interior response as they are",
@@ -41,19 +32,9 @@ RESPONSES = {
 }
 """Which responses the learning times are of."""
 
-MIN_LEADS = 6
-"""Leads needed for a verdict: of fewer, all have the same sign by chance more than once in twenty times."""
 
 MIN_ROOM = 0.1
 """Where a perfect map is no more than this better for its own mask than for others, place cannot be told from it."""
-
-FEW_SEEDS = 5
-"""Of fewer seeds a percentile interval is too narrow."""
-
-_EVERY_STUDY_DIFFERS = ("upsampler", "seed")
-_ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
-_ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
-_NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
 
 
 class Rules(NamedTuple):
@@ -65,19 +46,6 @@ class Rules(NamedTuple):
     level: float = 0.95
     resamples: int = 2000
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the measures say of an operator.
-
-    Attributes:
-        word: a name in ``VERDICTS``.
-        reason: the numbers behind it, in a sentence.
-    """
-
-    word: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -176,64 +144,6 @@ class LearningOrder:
         return f"{self.layer}, call {self.call}" if self.call else self.layer
 
 
-def verdict(
-    edge: Sequence[State],
-    interior: Sequence[State],
-    leads: Interval,
-    margin: float,
-    by_place: Sequence[Collection[str]] = (),
-) -> Verdict:
-    """What the states and leads of an operator's maps say, in words.
-
-    The rules, the first that holds decides; a map is known when neither of its two responses is missing:
-
-    1. fewer than half of the maps are known: undecided;
-    2. in more than half of the known maps the outline or the interior is told by its place alone: undecided;
-    3. in more than half of them the outline or the interior is there at step 0: already there at step 0;
-    4. in more than half of them the outline or the interior never comes: undecided, as what a map does not show may
-       still be in the network;
-    5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
-    6. the lead's interval lies within -margin ... margin: together;
-    7. it lies above 0 and the lead is longer than the margin: outline first; the same below 0: interior first; else
-       undecided.
-
-    Args:
-        edge: state of the edge response of each map.
-        interior: state of the interior response of each map.
-        leads: the interval of the leads, positive = outline first.
-        margin: in steps; leads as short as that are not resolved. NaN counts as 0.
-        by_place: for each map, which of the two responses, ``outline`` and ``interior``, is hardly above that for the
-            other images' masks.
-    """
-    pairs = list(zip(edge, interior, strict=True))
-    known = [pair for pair in pairs if State.MISSING not in pair]
-    if not known or 2 * len(known) < len(pairs):
-        return Verdict("undecided", f"a response is undefined in {len(pairs) - len(known)} of {len(pairs)} maps")
-    counts = _counts(known)
-    for name in ("outline", "interior"):
-        told = sum(name in one for one in by_place)
-        if 2 * told > len(known):
-            reason = f"the {name} is hardly better than for other images' masks in {told} of {len(pairs)} maps"
-            return Verdict("undecided", f"{reason}; {counts}")
-    if 2 * sum(State.AT_START in pair for pair in known) > len(known):
-        return Verdict("already there at step 0", counts)
-    if 2 * sum(State.NEVER in pair for pair in known) > len(known):
-        return Verdict("undecided", counts)
-    if leads.count < MIN_LEADS or 2 * leads.count < len(known):
-        few = f", {MIN_LEADS} are needed" if leads.count < MIN_LEADS else ""
-        return Verdict("undecided", f"a lead in {leads.count} of {len(pairs)} maps{few}; {counts}")
-    seeds = f"{leads.count} maps, {leads.seeds} seed{'s' * (leads.seeds != 1)}"
-    numbers = f"lead {_signed(leads.estimate)} steps ({_signed(leads.low)} to {_signed(leads.high)}; {seeds})"
-    resolved = 0.0 if math.isnan(margin) else margin
-    if -resolved <= leads.low and leads.high <= resolved:
-        return Verdict("together", f"{numbers}, within the {resolved:.0f} steps that the snapshots resolve")
-    if leads.low > 0 or leads.high < 0:
-        if abs(leads.estimate) <= resolved:
-            return Verdict("undecided", f"{numbers}; the snapshots resolve {resolved:.0f} steps")
-        return Verdict("outline first" if leads.low > 0 else "interior first", numbers)
-    return Verdict("undecided", numbers)
-
-
 def learning_order(
     runs: Sequence[StoredRun],
     layer: str | None = None,
@@ -276,7 +186,7 @@ def learning_order(
             other images or map sizes, no step 0 or too few steps in common.
     """
     _check_rules(which, until)
-    chosen = _check_runs(runs, layer, kind, call)
+    chosen = check_runs(runs, layer, kind, call)
     shown = common_steps(runs, steps)
     too_few = _too_few(runs, shown)
     if too_few and not few:
@@ -285,13 +195,13 @@ def learning_order(
     height, width = runs[0].read(shown[0], chosen, kind, call).shape[-2:]
     regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
     bins = distance_bins(regions)
-    groups, notes = _groups(runs)
+    groups, notes = group_runs(runs)
     found = []
     for name, members in groups.items():
         measured = []
         for run in members:
             maps = run.maps(chosen, kind, steps=shown, call=call)
-            _check_size(run, maps, chosen, runs[0], regions)
+            check_size(run, maps, chosen, runs[0], regions)
             measured.append(responses(maps, regions, bins))
         found.append((name, members, measured))
     rules = Rules(which, until, tuple(levels), level, resamples, seed)
@@ -308,28 +218,9 @@ def learning_order(
         rules=rules,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
-        notes=(*filter(None, [describe_inside(runs[0]), *others]), *notes, *_uneven(groups, chosen)),
+        notes=(*filter(None, [describe_inside(runs[0]), *others]), *notes, *note_uneven(groups, chosen)),
         call=call,
     )
-
-
-def describe_inside(run: StoredRun) -> str:
-    """What counts as inside in the images a run observed, in words; empty where their masks have but two classes."""
-    if run.mattes is not None:
-        return "the masks are of the true mattes: inside is half opaque or more, outside all else"
-    names = class_names(run)
-    if not names:
-        return ""
-    shown = "; ".join(names)
-    return f"the masks are of one class of each image ({shown}): inside is that class, outside all else"
-
-
-def class_names(run: StoredRun) -> list[str]:
-    """What is inside in each observed image of data with many classes, by name; empty where there are but two."""
-    chosen = (run.info.get("observation") or {}).get("foreground") or []
-    names = (run.info.get("data") or {}).get("classes")
-    known = names if isinstance(names, list) else []
-    return [str(known[one]) if 0 <= one < len(known) else f"class {one}" for one in chosen]
 
 
 def judge_again(order: LearningOrder, which: str = "plain", until: str = "end") -> LearningOrder:
@@ -372,7 +263,7 @@ def _judge(
         # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
         title=runs[0].title + name.removeprefix(runs[0].name) if name.startswith(runs[0].name) else name,
         runs=tuple(runs),
-        seeds=tuple(_setting(run, "seed") for run in runs),
+        seeds=tuple(setting(run, "seed") for run in runs),
         measured=tuple(measured),
         edge=edge,
         interior=interior,
@@ -462,108 +353,6 @@ def _comparisons(operators: Sequence[OperatorOrder], seed: int) -> list[Comparis
     return found
 
 
-def _setting(run: StoredRun, name: str) -> Any:
-    return (run.info.get("config") or {}).get(name)
-
-
-def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]:
-    """Group runs of the same name: together, or by their paths if their seeds do not distinguish them.
-
-    The latter are runs without a seed, and runs named after folders of the same name.
-    """
-    seeds = [_setting(run, "seed") for run in members]
-    doubled = {seed for seed in seeds if seeds.count(seed) > 1}
-    named = all(run.info.get("upsampler") for run in members)
-    places = {run.place for run in members}
-    if len(places) < len(members) or not doubled or (named and doubled != {None}):
-        return {label: members}
-    return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
-
-
-def _groups(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
-    """The runs of each operator by seed, those with other settings apart, and what there is to note."""
-    settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
-    names = sorted({name for one in settings for name in one})
-    differing = [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
-    groups: dict[str, list[StoredRun]] = {}
-    for run, one in zip(runs, settings, strict=True):
-        twins = [other for other, twin in zip(settings, runs, strict=True) if twin.name == run.name]
-        # A setting that a run does not name is older than the setting: nothing is known to differ.
-        apart = [
-            name
-            for name in differing
-            if name in one and any(name in other and other[name] != one[name] for other in twins)
-        ]
-        label = run.name + (f" ({', '.join(f'{name}={one[name]}' for name in apart)})" if apart else "")
-        groups.setdefault(label, []).append(run)
-    groups = {name: apart for label, members in groups.items() for name, apart in _by_path(label, members).items()}
-    for label, members in groups.items():
-        members.sort(key=lambda run: (_setting(run, "seed") is None, _setting(run, "seed")))
-        for one_run, other_run in itertools.pairwise(members):
-            if _setting(one_run, "seed") == _setting(other_run, "seed"):
-                raise FadevizError(
-                    f"{one_run.address} and {other_run.address} are both {label} with seed "
-                    f"{_setting(one_run, 'seed')}. Give one of them"
-                )
-    notes = [f"the runs differ in {name}" for name in differing]
-    notes += [f"{run.address}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
-    last = min(run.steps[-1] for run in runs)
-    longer = sum(run.steps[-1] > last for run in runs)
-    if longer:
-        notes.append(f"all is measured to step {last}, where the shortest run ends; {longer} went on longer")
-    single = [label for label, members in groups.items() if len(members) == 1]
-    if single:
-        which = "one seed an operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
-        notes.append(f"{which}: the intervals speak of images alone, not of other trainings")
-    few = [label for label, members in groups.items() if 1 < len(members) < FEW_SEEDS]
-    if few:
-        which = "fewer" if len(few) == len(groups) else f"{', '.join(few)}: fewer"
-        notes.append(f"{which} than {FEW_SEEDS} seeds: intervals over so few are too narrow")
-    return groups, tuple(notes)
-
-
-def _uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[str]:
-    """Notes on what only some runs of an operator have: measures need all runs, so these are left out."""
-    notes = []
-    for label, members in groups.items():
-        kinds = [run.layers[layer] for run in members]
-        some = [kind for kind in KINDS if 0 < sum(kind in having for having in kinds) < len(members)]
-        tested = [any(headline(line) for line in run.metrics()) for run in members]
-        some += ["tests"] if any(tested) and not all(tested) else []
-        if some:
-            notes.append(f"{label}: not all of its runs have {', '.join(some)}, so these are not measured")
-    return notes
-
-
-def _check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: int) -> str:
-    if not runs:
-        raise FadevizError("no run to measure. Give at least one run folder")
-    if kind in CHANNEL_KINDS:
-        raise FadevizError(f"kind {kind!r} has many maps an image. Measure one of feature, gradient, gate")
-    for one, other in itertools.combinations(runs, 2):
-        if one.same_place(other):
-            raise FadevizError(f"{one.address} and {other.address} are the same run, {one.run_id}. Give it once")
-    chosen = layer if layer is not None else runs[0].default_layer(kind)
-    wanted = (*runs[0].observation, runs[0].foregrounds)
-    check_layer(runs, chosen, kind, call)
-    for run in runs:
-        if not all(map(np.array_equal, wanted, (*run.observation, run.foregrounds))):
-            raise FadevizError(
-                f"{runs[0].address} and {run.address} observed different images: they cannot be compared. "
-                "Record both with the same --data, --size and observation options"
-            )
-    return chosen
-
-
-def _check_size(run: StoredRun, maps: Maps, layer: str, first: StoredRun, regions: Sequence[Regions]) -> None:
-    size = regions[0].band.shape
-    if maps.shape[1:] != (len(regions), *size):
-        raise FadevizError(
-            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.address}, but {len(regions)} of "
-            f"{size[0]}x{size[1]} in {first.address}: they cannot be compared. Choose a layer of one size with --layer"
-        )
-
-
 def _too_few(runs: Sequence[StoredRun], shown: Sequence[int]) -> str:
     """Why these steps are not enough to tell when something is learned; empty if they are."""
     if 0 not in shown:
@@ -573,16 +362,3 @@ def _too_few(runs: Sequence[StoredRun], shown: Sequence[int]) -> str:
         steps = f"{len(shown)} step{'s' * (len(shown) > 1)}"
         return f"{steps} in common are too few to measure when something is learned; {LAST + 2} are needed"
     return ""
-
-
-def _counts(pairs: Sequence[tuple[State, State]]) -> str:
-    """How often each state occurs: ``outline 3 reached, 1 never; interior 4 reached``."""
-    parts = []
-    for name, states in zip(("outline", "interior"), zip(*pairs, strict=True), strict=True):
-        counts = [f"{states.count(state)} {state}" for state in State if state in states]
-        parts.append(f"{name} {', '.join(counts)}")
-    return "; ".join(parts)
-
-
-def _signed(steps: float) -> str:
-    return f"{steps:+.0f}"  # censored ones read +inf and -inf

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,38 +11,16 @@ from numpy.typing import NDArray
 from ..errors import FadevizError
 from ..storage.stored_run import Maps
 from .blocks import in_blocks
+from .kymograph import BinnedMeans, Kymograph
+from .ranks import Ranked, Ties, defined_maps, rank_cells
 from .regions import Regions
-from .spectrum import FLAT, has_pattern
 
 MIN_CELLS = 8
 """A region of fewer cells counts as empty: of so few, a polarity-free area is far from chance by chance."""
 
-QUANTITIES = {
-    "value": "the maps themselves, all turned over if the inside is below the outside at the end",
-    "gradient": "how steep the map is: the squared gradient of its ranks, without the outermost cells",
-}
-"""What a distance-time map shows the ranks of."""
-
-_BATCH = 2**15
-"""So many values are ranked at a time: their places take twice their room."""
 
 LAST = 3
 """So many snapshots at the end of a run stand for its end."""
-
-
-def ranks(maps: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The place of each cell's value among its map's: (rank - 1/2) / (h w), in (0, 1), ties averaged, mean 1/2.
-
-    No increasing rescaling of a map changes it.
-
-    Shape: ``(..., h, w)`` -> the same; all NaN where a map is constant or not finite.
-    """
-    place = np.full(maps.shape, np.nan)
-    flat = place.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])
-    for rows, batch in _defined_maps(maps):
-        ranked = _rank(batch)
-        flat[rows] = (ranked.twice / (2 * ranked.twice.shape[1])).reshape(batch.shape)
-    return place
 
 
 def squared_gradient(maps: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -90,8 +66,8 @@ def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool 
     masks = _Masks([regions])
     found = np.full(_checked(maps, regions).shape[:-2], np.nan)
     flat = found.reshape(-1)
-    for rows, batch in _defined_maps(maps):
-        steepness = _steepness(_rank(batch), batch.shape) if ranked else _rank(squared_gradient(batch))
+    for rows, batch in defined_maps(maps):
+        steepness = _steepness(rank_cells(batch), batch.shape) if ranked else rank_cells(squared_gradient(batch))
         flat[rows] = masks.edge(steepness)[:, 0]
     return found
 
@@ -117,34 +93,9 @@ def polarity(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64
     masks = _Masks([regions])
     found = np.full(_checked(maps, regions).shape[:-2], np.nan)
     flat = found.reshape(-1)
-    for rows, batch in _defined_maps(maps):
-        flat[rows] = masks.polarity(_rank(batch))[:, 0]
+    for rows, batch in defined_maps(maps):
+        flat[rows] = masks.polarity(rank_cells(batch))[:, 0]
     return found
-
-
-@dataclass(frozen=True)
-class Kymograph:
-    """A distance-time map: the mean response by signed distance to the contour and by step.
-
-    Attributes:
-        edges: ``(D + 1,)``, of the bins of signed distance, in pixels of the layer, negative inside.
-        value: ``(S, D)``, the mean over images of their mean in a bin, in (0, 1); 1/2 is the middle of a map's values.
-            NaN where no image has a cell or a defined map.
-        images: ``(S, D)``, how many images (of all runs) each value is the mean of.
-        cells: ``(S, D)``, how many cells those have in the bin.
-        quantity: a name in ``QUANTITIES``.
-    """
-
-    edges: NDArray[np.float64]
-    value: NDArray[np.float64]
-    images: NDArray[np.int64]
-    cells: NDArray[np.int64]
-    quantity: str
-
-    @property
-    def distance(self) -> NDArray[np.float64]:
-        """``(D,)``, the middles of the bins, in pixels of the layer."""
-        return (self.edges[1:] + self.edges[:-1]) / 2
 
 
 @dataclass(frozen=True)
@@ -202,17 +153,17 @@ def responses(maps: Maps | NDArray[np.floating], regions: Sequence[Regions], edg
         )
     masks = _Masks(regions)
     edge, edge_raw, interior = np.full((3, *maps.shape[:2], len(regions)), np.nan)
-    value = _Binned(len(maps), edges, [where.distance for where in regions])
-    gradient = _Binned(len(maps), edges, [where.distance[1:-1, 1:-1] for where in regions])
+    value = BinnedMeans(len(maps), edges, [where.distance for where in regions])
+    gradient = BinnedMeans(len(maps), edges, [where.distance[1:-1, 1:-1] for where in regions])
     turn = _turn(maps[-LAST:], regions)
     for start, block in in_blocks(maps):
         for image in range(block.shape[1]):
-            for rows, batch in _defined_maps(_checked(block[:, image], regions[image])):
+            for rows, batch in defined_maps(_checked(block[:, image], regions[image])):
                 steps = start + rows
-                ranked = _rank(batch)
+                ranked = rank_cells(batch)
                 steepness = _steepness(ranked, batch.shape)
                 edge[steps, image] = masks.edge(steepness)
-                edge_raw[steps, image] = masks.edge(_rank(squared_gradient(batch)))
+                edge_raw[steps, image] = masks.edge(rank_cells(squared_gradient(batch)))
                 interior[steps, image] = np.abs(masks.polarity(ranked))
                 value.add(steps, image, ranked, turn=turn)
                 gradient.add(steps, image, steepness)
@@ -239,8 +190,8 @@ def _room(masks: _Masks, regions: Sequence[Regions]) -> list[NDArray[np.float64]
     """How much better perfect maps, 1 inside and 0 outside, are for their own masks than for the others'."""
     edge, interior = np.full((2, 1, len(regions), len(regions)), np.nan)
     for image, where in enumerate(regions):
-        for _, batch in _defined_maps((where.distance < 0).astype(np.float64)):
-            ranked = _rank(batch)
+        for _, batch in defined_maps((where.distance < 0).astype(np.float64)):
+            ranked = rank_cells(batch)
             edge[0, image] = masks.edge(_steepness(ranked, batch.shape))[0]
             interior[0, image] = np.abs(masks.polarity(ranked))[0]
     return [own[0] - elsewhere[0] for own, elsewhere in map(_own_and_elsewhere, (edge, interior))]
@@ -260,169 +211,12 @@ def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
-class _Binned:
-    """Sums over images of their means in bins of distance."""
-
-    def __init__(self, steps: int, edges: NDArray[np.float64], distances: Sequence[NDArray[np.float64]]) -> None:
-        self.edges = np.asarray(edges, np.float64)
-        self.total = np.zeros((steps, len(edges) - 1))
-        self.images, self.cells = np.zeros(self.total.shape, np.int64), np.zeros(self.total.shape, np.int64)
-        self._bins: list[tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]] = []
-        for distance in distances:
-            number = np.digitize(distance, self.edges).ravel() - 1
-            counts = np.array([(number == index).sum() for index in range(len(edges) - 1)], np.intp)
-            filled = np.flatnonzero(counts)
-            sorted_cells = np.argsort(number, kind="stable")[(number < 0).sum() :][: counts.sum()]
-            self._bins.append((filled, counts[filled], sorted_cells))
-
-    def add(self, steps: NDArray[np.intp], image: int, ranked: _Ranked, *, turn: bool = False) -> None:
-        """Add an image's maps of some steps; ``turn`` takes 1 less each place."""
-        filled, counts, cells = self._bins[image]
-        steps = steps[ranked.defined]
-        if not len(steps) or not len(filled):
-            return
-        # Sums of whole numbers, exact in any order.
-        places = ranked.twice[ranked.defined].take(cells, axis=1)
-        sums = np.add.reduceat(places, np.cumsum(counts) - counts, axis=1)
-        means = sums / (2 * ranked.twice.shape[1] * counts)
-        at = np.ix_(steps, filled)
-        self.total[at] += 1 - means if turn else means
-        self.images[at] += 1
-        self.cells[at] += counts
-
-    def mean(self, quantity: str) -> Kymograph:
-        value = np.divide(self.total, self.images, out=np.full(self.total.shape, np.nan), where=self.images > 0)
-        return Kymograph(self.edges, value, self.images, self.cells, quantity)
-
-
-def merge_kymographs(parts: Sequence[Kymograph]) -> Kymograph:
-    """The mean over several runs, every image of every run counted the same; they must share bins and steps."""
-    first = parts[0]
-    images = np.sum([part.images for part in parts], axis=0)
-    total = np.sum([np.where(part.images > 0, part.value, 0) * part.images for part in parts], axis=0)
-    value = np.divide(total, images, out=np.full(total.shape, np.nan), where=images > 0)
-    cells = np.sum([part.cells for part in parts], axis=0)
-    return Kymograph(first.edges, value, images, cells, first.quantity)
-
-
-def _defined_maps(maps: NDArray[np.floating]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.floating]]]:
-    """Maps ``(..., h, w)`` that are finite and more than constant, as many at a time as a processor's cache holds.
-
-    Yields:
-        Their numbers, all leading axes counted as one, and the maps, ``(M, h, w)``.
-    """
-    usable = np.flatnonzero(has_pattern(maps))
-    flat = maps.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])
-    length = max(1, _BATCH // max(1, math.prod(maps.shape[-2:])))
-    for start in range(0, len(usable), length):
-        rows = usable[start : start + length]
-        yield rows, flat[rows]
-
-
-class _Ties(NamedTuple):
-    """Runs of equal cells of maps ``(M, n)`` in order; G groups, T cells in them. Empty where no cells are equal.
-
-    Attributes:
-        row: ``(G,)``, the map of each group.
-        size: ``(G,)``, cells in it.
-        start: ``(G,)``, where its cells begin in ``places``.
-        places: ``(T,)``, where the cells lie in the maps' order, all maps counted in a row.
-        twice: ``(G,)``, what each of its cells has for a rank, as in ``_Ranked``.
-    """
-
-    row: NDArray[np.intp]
-    size: NDArray[np.intp]
-    start: NDArray[np.intp]
-    places: NDArray[np.intp]
-    twice: NDArray[np.intp]
-
-
-class _Ranked(NamedTuple):
-    """The n cells of M maps by rank, counted so that all are whole numbers.
-
-    Attributes:
-        twice: ``(M, n)``, twice a cell's rank from 1, less 1; ties averaged. Meaningless where a map is not defined.
-        order: ``(M, n)``, the cells from the lowest to the highest.
-        ties: the cells that are equal.
-        defined: ``(M,)``, whether the map is finite and more than constant.
-    """
-
-    twice: NDArray[np.float64]
-    order: NDArray[np.intp]
-    ties: _Ties
-    defined: NDArray[np.bool_]
-
-
-def _rank(maps: NDArray[np.floating], *, whole: bool = False) -> _Ranked:
-    """The ranks of maps ``(M, h, w)``; ``whole`` where their values are known to be whole numbers from 0."""
-    flat = maps.reshape(len(maps), -1)
-    if not flat.shape[1]:
-        nothing = np.empty(flat.shape, np.intp)
-        none = np.empty(0, np.intp)
-        return _Ranked(np.empty(flat.shape), nothing, _Ties(none, none, none, none, none), np.zeros(len(flat), bool))
-    order = _by_digits(flat.astype(np.uint64)) if whole else _ascending(flat)
-    at = _in_a_row(order)
-    ordered = flat.ravel()[at]
-    ties = _find_ties(ordered)
-    places = np.tile(2.0 * np.arange(flat.shape[1]) + 1, (len(flat), 1))
-    places.ravel()[ties.places] = ties.twice.repeat(ties.size)
-    twice = np.empty(flat.shape)
-    twice.ravel()[at] = places
-    # The ends in order say what has_pattern asks of a map: what is not finite is at one of them.
-    low, high = ordered[:, 0].astype(np.float64), ordered[:, -1].astype(np.float64)
-    finite = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
-    return _Ranked(twice, order, ties, high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))
-
-
-def _in_a_row(order: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Places in each of several rows as places in all of them, one after the other."""
-    rows, length = order.shape
-    return order + np.arange(0, rows * length, length)[:, None]
-
-
-def _find_ties(ordered: NDArray[np.floating]) -> _Ties:
-    """The runs of equal values in rows that increase."""
-    rows, length = ordered.shape
-    same = np.zeros((rows, length + 1), bool)
-    same[:, 1:-1] = ordered[:, 1:] == ordered[:, :-1]
-    # A run begins where a cell is first equal to the one after it, and ends where it no longer is.
-    first, last = np.flatnonzero(same[:, 1:] != same[:, :-1]).reshape(-1, 2).T
-    size, row = last - first + 1, first // length
-    start = np.cumsum(size) - size
-    places = np.arange(size.sum()) + (first - start).repeat(size)
-    return _Ties(row, size, start, places, first + last - 2 * length * row + 1)
-
-
-def _ascending(values: NDArray[np.floating]) -> NDArray[np.intp]:
-    """The places of values ``(M, n)`` from the lowest to the highest of each row; what is NaN comes first or last.
-
-    Of float32 by a radix sort of the bits that these numbers are ordered by, which takes half the time of comparisons.
-    """
-    if values.dtype != np.float32:
-        return values.argsort(axis=1)
-    bits = (values + np.float32(0)).view(np.uint32)  # -0 is 0
-    top = np.uint32(2**31)
-    keys = np.where(bits >= top, ~bits, bits | top)  # of negative numbers the larger is the lower one
-    return _by_digits(keys)
-
-
-def _by_digits(keys: NDArray[np.unsignedinteger]) -> NDArray[np.intp]:
-    """The places of whole numbers ``(M, n)`` in order, row by row: sorted by digits of 16 bits, the lowest first."""
-    order = keys.astype(np.uint16).argsort(axis=1, kind="stable")
-    for shift in range(16, int(keys.max()).bit_length(), 16):
-        digit = (keys >> keys.dtype.type(shift)).astype(np.uint16)
-        at = _in_a_row(order)
-        order = order.ravel()[_in_a_row(digit.ravel()[at].argsort(axis=1, kind="stable"))]
-    return order
-
-
-def _steepness(value: _Ranked, shape: tuple[int, ...]) -> _Ranked:
+def _steepness(value: Ranked, shape: tuple[int, ...]) -> Ranked:
     """The ranks of the squared gradient of maps ``(M, h, w)`` given by their ranks; without the outermost cells."""
     # Of whole numbers, times the 32 that Scharr's weights are parts of: slopes that are equal are then equal to the
     # last bit, and tie.
     right, down = _scharr(value.twice.reshape(shape))
-    return _rank(right**2 + down**2, whole=True)
+    return rank_cells(right**2 + down**2, whole=True)
 
 
 class _Masks:
@@ -435,7 +229,7 @@ class _Masks:
         self._labels = [(where.inside + 2 * where.outside.astype(np.uint8)).ravel() for where in regions]
         self._counts = [(int(where.inside.sum()), int(where.outside.sum())) for where in regions]
 
-    def edge(self, ranked: _Ranked) -> NDArray[np.float64]:
+    def edge(self, ranked: Ranked) -> NDArray[np.float64]:
         """2 AUC - 1 of the cells of each band against all others: P(one in it is higher) - P(one outside is higher).
 
         From the sum of their ranks (Mann and Whitney), exactly.
@@ -448,7 +242,7 @@ class _Masks:
         gained = ranked.twice @ self._bands - inside**2
         return np.divide(gained, inside * outside, out=np.full(gained.shape, np.nan), where=usable) - 1
 
-    def polarity(self, ranked: _Ranked) -> NDArray[np.float64]:
+    def polarity(self, ranked: Ranked) -> NDArray[np.float64]:
         """2 AUC - 1 of the inside against the outside: P(one inside is higher) - P(one outside is higher), exactly.
 
         Returns:
@@ -473,7 +267,7 @@ def _won(ordered: NDArray[np.uint8], ups: int, downs: int) -> NDArray[np.float64
     return (sums - ups * (ups - 1) // 2).astype(np.float64)
 
 
-def _won_by_ties(ordered: NDArray[np.uint8], ties: _Ties) -> NDArray[np.float64]:
+def _won_by_ties(ordered: NDArray[np.uint8], ties: Ties) -> NDArray[np.float64]:
     """What to add to :func:`_won`, which takes equal cells as they come, so that each pair of them counts half."""
     if not len(ties.start):
         return np.zeros(len(ordered))

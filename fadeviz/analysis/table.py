@@ -14,9 +14,10 @@ from ..storage.metrics import FIGURES, TESTS
 from ..storage.stored_run import distinct_paths
 from .curves import Course, operator_courses
 from .learning import UNTIL, LearningTimes, State
-from .order import MIN_LEADS, RESPONSES, LearningOrder, OperatorOrder, judge_again
-from .similarity import find_splice
+from .order import RESPONSES, LearningOrder, OperatorOrder, judge_again
+from .splices import find_splice
 from .statistics import Interval, bootstrap_interval
+from .verdicts import MIN_LEADS
 
 Row = dict[str, Any]
 Courses = Mapping[str, Course]

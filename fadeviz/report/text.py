@@ -17,7 +17,7 @@ from ..analysis.statistics import UNITS, Interval
 from ..analysis.table import other_rules, speaks_for
 from ..render.colormap import palette
 from ..render.frames import spread
-from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
+from ..render.panels import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
 from ..storage.stored_run import StoredRun
 
 BY_OPERATOR = ("responses", "learning", "gate")

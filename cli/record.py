@@ -77,7 +77,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     if requeue and (resume or overwrite):
         raise click.UsageError("--requeue decides by itself whether to continue: leave --resume and --overwrite out")
     import fadeviz
-    from fadeviz.sweep import begun
+    from fadeviz.sweep import has_begun
     from fadeviz.training.distributed import OtherRankFailed, launched_rank
     from fadeviz.training.signals import Interrupted
 
@@ -86,7 +86,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
     with Bars() as bars:
         try:
             run = fadeviz.train(
-                config, out, resume=begun(out) if requeue else resume, overwrite=overwrite,
+                config, out, resume=has_begun(out) if requeue else resume, overwrite=overwrite,
                 report=None if quiet else bars.show, note=None if quiet else _print_note,
             )  # fmt: skip
         except OtherRankFailed:

@@ -44,7 +44,7 @@ def report(
     import fadeviz
 
     notes = fadeviz.write_report(
-        [fadeviz.open_run(run) for run in runs], output, layers=layers, kinds=kinds, images=images, max_mb=max_mb,
+        runs, output, layers=layers, kinds=kinds, images=images, max_mb=max_mb,
         call=call, title=title,
     )  # fmt: skip
     print_notes(f"left out {note}" for note in notes)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "FadevizError",
     "Interrupted",
     "MissingExtra",
@@ -31,6 +32,7 @@ __all__ = [
     "Snapshot",
     "View",
     "__version__",
+    "analyze",
     "animate",
     "build_upsampler",
     "compare",
@@ -42,6 +44,7 @@ __all__ = [
     "open_run",
     "parse_schedule",
     "plan_sweep",
+    "plot",
     "predict",
     "run_bench",
     "run_demo",
@@ -52,12 +55,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two lists
+    from .analysis.result import Analysis, analyze
     from .benchmark.bench import run_bench
     from .catalog import list_layers, list_upsamplers
     from .demo import run_demo
     from .errors import FadevizError, MissingExtra, RecorderWarning
     from .experiment import RunConfig, train
     from .export import export_run
+    from .plotting import plot
     from .prediction.compare import compare
     from .prediction.predictor import Predictor, predict
     from .recording.recorder import Recorder
@@ -72,12 +77,14 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .upsamplers import build_upsampler
 else:
     _NAMES = {
+        "analysis.result": ("Analysis", "analyze"),
         "benchmark.bench": ("run_bench",),
         "catalog": ("list_layers", "list_upsamplers"),
         "demo": ("run_demo",),
         "errors": ("FadevizError", "MissingExtra", "RecorderWarning"),
         "experiment": ("RunConfig", "train"),
         "export": ("export_run",),
+        "plotting": ("plot",),
         "prediction.compare": ("compare",),
         "prediction.predictor": ("Predictor", "predict"),
         "recording.recorder": ("Recorder",),

@@ -20,6 +20,7 @@ from .storage.summary import RunSummary, summarize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from .analysis.result import Analysis
     from .render.selection import MapOptions
 
 
@@ -97,6 +98,32 @@ class Run(StoredRun):
             file = Path(folder) / "animation.png"
             notes = animate([self, *others], file, duration_ms=duration_ms, colormap=colormap, scale=scale, **options)
             return Animation(file.read_bytes(), notes)
+
+    def analyze(
+        self,
+        *others: StoredRun,
+        layer: str | None = None,
+        kind: str = "feature",
+        call: int = 0,
+        responses: str = "plain",
+        until: str = "end",
+    ) -> Analysis:
+        """Measure what this run, and others to compare with, learned first: outline or interior.
+
+        Args:
+            others: runs that observed the same images; those of one operator are measured together.
+            layer, kind, call, responses, until: see :func:`fadeviz.analyze`.
+
+        Returns:
+            The analysis: print it, or take its rows, verdicts and curves.
+
+        Raises:
+            FadevizError: as :func:`fadeviz.analyze`.
+        """
+        from .analysis.result import analyze
+
+        runs = [self, *others]
+        return analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
 
     def summary(self) -> RunSummary:
         """Settings, snapshots, result and damage, as ``fadeviz info`` prints them: ``print(run.summary())``."""

@@ -23,7 +23,7 @@ from ..render.colormap import class_palette
 from ..storage.files import make_folder, write_whole
 from ..storage.stored_run import StoredRun
 from ..training.checkpoint import read_weights
-from ..training.tasks import choose_task
+from ..training.tasks import TASKS
 
 MOST_PIXELS = 1 << 23
 """A network is not shown a larger image than this, of 8 megapixels: some of its maps would take gigabytes."""
@@ -88,7 +88,8 @@ class Predictor:
         self.step = read_weights(path, self.run.run_id, self._model)
         self._model.to(choose_device(device))
         self._model.eval()
-        self._predict = choose_task(self.task, self.classes).predict
+        rules = TASKS[self.task]
+        self._predict, self._has_classes = rules.predict, rules.has_classes
 
     def check_size(self, size: int | None) -> None:
         """Raise for a size that is too small for the network.
@@ -117,9 +118,9 @@ class Predictor:
         stride = self._model.stride
         self.check_size(size)
         seen = height, width
-        if self.task == "segmentation" and find_data(self.task, self.config.data).whole:
+        if self._has_classes and find_data(self.task, self.config.data).whole_images:
             seen = (size or self.config.size,) * 2
-        elif size or self.task == "segmentation":
+        elif size or self._has_classes:
             scale = (size or self.config.size) / min(height, width)
             seen = max(stride, round(height * scale)), max(stride, round(width * scale))
         if seen[0] * seen[1] > MOST_PIXELS:
@@ -129,7 +130,7 @@ class Predictor:
             )
         with out_of_memory_in_words("Use a smaller --size"):
             result = self._predict(self._model, _resized(sample, seen), stride, (height, width))
-        if sample.trimap is not None and self.task == "matting":
+        if sample.trimap is not None and not self._has_classes:
             result[sample.trimap == 0], result[sample.trimap == 255] = 0, 1
         return result
 
@@ -271,16 +272,16 @@ def predict_files(
     """
     predict = Predictor(run, device)
     predict.check_size(size)
-    matting = predict.task == "matting"
-    if trimaps is not None and not matting:
+    needs_trimap = not TASKS[predict.task].has_classes
+    if trimaps is not None and not needs_trimap:
         raise FadevizError(f"{predict.run.address} is a segmentation run: trimaps are of no use. Leave them out")
     known = None if trimaps is None else Path(trimaps)
     done: list[Prediction] = []
-    for planned in _plan(images, Path(out), "alpha" if matting else "mask"):
+    for planned in _plan(images, Path(out), TASKS[predict.task].result):
         result = planned
         if planned.output is not None:
             try:
-                sample = read_image(planned.image, find_trimap(planned.image, known) if matting else None)
+                sample = read_image(planned.image, find_trimap(planned.image, known) if needs_trimap else None)
                 found = predict(sample, size=size)
             except FadevizError as error:
                 result = planned._replace(output=None, error=str(error))

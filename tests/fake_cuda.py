@@ -269,10 +269,9 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
 
     Launches are those before the optimiser's, whose number does not depend on the operator.
     """
-    from fadeviz.models import build_network
+    from fadeviz.models import NETWORKS, build_network
     from fadeviz.recording.probe import Probe
     from fadeviz.training.loop import fit
-    from fadeviz.models import NETWORKS
     from fadeviz.training.tasks import TASKS
 
     recipe, task = NETWORKS[network].recipe, TASKS[NETWORKS[network].task]

@@ -145,8 +145,8 @@ def training(network, upsampler, precision, steps):
     """A network and batches on the device, the task, and what else :func:`fadeviz.training.loop.fit` takes."""
     if network != "segnet":
         pytest.importorskip("transformers")
-    from fadeviz.models import build_network
     from fadeviz.models import NETWORKS as TABLE
+    from fadeviz.models import build_network
     from fadeviz.training.tasks import TASKS
 
     torch.manual_seed(0)

@@ -77,7 +77,7 @@ class SyntheticMattes:
         FadevizError: a size or seed out of range.
 
     Example:
-        >>> sample = DrawnMattes(64)[3]
+        >>> sample = SyntheticMattes(64)[3]
         >>> sample.name, sample.trimap.shape
         ('synthetic-train-0-3', (64, 64))
     """

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .messages import print_written
+from .options import STEPS
 from .runs import NUMBERS, RUN, Output
 
 
@@ -18,7 +20,7 @@ from .runs import NUMBERS, RUN, Output
 @click.option("--kind", "kinds", multiple=True,
               help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
                    "may be repeated.  [default: all]")  # fmt: skip
-@click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")
+@STEPS
 @click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
@@ -54,12 +56,11 @@ def export(
     fadeviz export runs/fade --to zarr -o fade.zarr
     fadeviz export runs/fade --to tensorboard -o logs/fade --kind feature --normalize run
     """
-    from fadeviz import open_run
-    from fadeviz.export import export_run
+    import fadeviz
     from fadeviz.storage.schedule import parse_steps
 
-    notes = export_run(
-        open_run(run),
+    notes = fadeviz.export_run(
+        run,
         target,
         output,
         layers=layers,
@@ -70,9 +71,7 @@ def export(
         colormap=colormap,
         overwrite=overwrite,
     )
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"wrote {output}")
+    print_written(output, notes)
 
 
 __all__ = ["export"]

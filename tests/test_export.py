@@ -666,8 +666,8 @@ class TestHostileNames:
         ({"images": [2]}, "no image 2 in .*: there are 2, from 0 to 1"),
         ({"images": []}, "no images of .* were asked for"),
         ({"kinds": ["channels"], "images": [1]}, "nothing to export. no channels of"),
-        ({"normalize": "frame"}, "npz holds maps as recorded, nothing is drawn. Leave out --normalize"),
-        ({"colormap": "gray"}, "Leave out --colormap"),
+        ({"normalize": "frame"}, "npz holds maps as recorded, nothing is drawn. Leave out normalize=..."),
+        ({"colormap": "gray"}, "Leave out colormap=..."),
         ({"target": "zip"}, "no target 'zip'"),
         ({"target": "tensorboard", "normalize": "frames"}, "no normalisation scope 'frames'. Nearest: 'frame'"),
         ({"target": "tensorboard", "colormap": "grey2"}, "no colour map 'grey2'"),
@@ -678,7 +678,7 @@ def test_bad_choices_write_nothing(run, tmp_path, options, message):
     if options["target"] in EXTRAS:
         need(EXTRAS[options["target"]])
     with pytest.raises(FadevizError, match=message):
-        export_run(run, out=tmp_path / "a.npz", **options)
+        export_run(run, output=tmp_path / "a.npz", **options)
     assert not list(tmp_path.iterdir())
 
 

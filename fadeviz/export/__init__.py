@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import FadevizError, unknown_name
-from ..storage.stored_run import StoredRun
+from ..storage.opening import RunLike, stored_runs
 from .npz import write_npz
 from .rerun_log import write_rerun
 from .selection import Drawing, select
@@ -29,9 +29,9 @@ DRAWN = frozenset({"tensorboard", "wandb", "rerun"})
 
 
 def export_run(
-    run: StoredRun,
+    run: RunLike,
     target: str,
-    out: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = (),
@@ -46,9 +46,9 @@ def export_run(
     Written whole or not at all; what no export wrote is never replaced.
 
     Args:
-        run: the run.
+        run: the run, opened or by the path of its folder.
         target: a name in ``TARGETS``.
-        out: the file (``npz``, ``rerun``) or the folder to be made.
+        output: the file (``npz``, ``rerun``) or the folder to be made.
         layers: dotted names; none takes all.
         kinds: names in ``KINDS``; none takes all.
         steps: recorded steps; None takes all.
@@ -62,7 +62,7 @@ def export_run(
 
     Raises:
         FadevizError: a target, layer, kind, step or image there is not, a library that is not installed, or
-            something at ``out`` that may not be replaced. Nothing was written or removed then.
+            something at ``output`` that may not be replaced. Nothing was written or removed then.
 
     Example::
 
@@ -70,10 +70,11 @@ def export_run(
     """
     if target not in TARGETS:
         raise unknown_name("target", target, TARGETS)
-    told = {"normalize": normalize, "colormap": colormap}
-    given = {name: value for name, value in told.items() if value is not None}
+    drawing = {"normalize": normalize, "colormap": colormap}
+    given = {name: value for name, value in drawing.items() if value is not None}
     if given and target not in DRAWN:
-        raise FadevizError(f"{target} holds maps as recorded, nothing is drawn. Leave out --{next(iter(given))}")
-    selection = select(run, layers=layers, kinds=kinds, steps=steps, images=images)
+        raise FadevizError(f"{target} holds maps as recorded, nothing is drawn. Leave out {next(iter(given))}=...")
+    (opened,) = stored_runs(run)
+    selection = select(opened, layers=layers, kinds=kinds, steps=steps, images=images)
     how = {"drawing": Drawing(**given)} if target in DRAWN else {}
-    return TARGETS[target](selection, Path(out), overwrite=overwrite, **how)
+    return TARGETS[target](selection, Path(output), overwrite=overwrite, **how)

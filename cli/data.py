@@ -54,9 +54,10 @@ def data_check(folder: Path, name: str) -> None:
     notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
     for note in [*notes, *describe_data(folder, name)]:
         click.echo(f"note: {note}")
-    train = splits.info["train"]
+    train = splits.info.get("train", splits.train.count or "endless")
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    counts = f"images: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
+    total = f"images: {splits.info['count']}, " if "count" in splits.info else ""
+    counts = f"{total}to train on {count}, to test on {splits.test.count}"
     click.echo(printable(f"{folder}: {name}, {counts}"))
 
 

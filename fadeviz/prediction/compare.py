@@ -23,6 +23,7 @@ from ..storage.metrics import FIGURES
 from ..storage.opening import RunLike, stored_runs
 from ..storage.stored_run import StoredRun, run_labels
 from ..training.matting import measure_matte
+from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
 
 SHOWN = 4
@@ -107,7 +108,7 @@ def compare(
     for one in predictors[1:]:
         if (one.task, one.classes) != (first.task, first.classes):
             kinds = [
-                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * (p.task == "segmentation")
+                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * TASKS[p.task].has_classes
                 for p in (one, first)
             ]
             raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
@@ -119,7 +120,7 @@ def compare(
         samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
-    legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
+    legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
     write_panel(
         [row for row, _ in rows],
         _titles(predictors),
@@ -158,7 +159,7 @@ def _own_rows(
     folder = None if trimaps is None else Path(trimaps)
     for path in map(Path, files):
         try:
-            trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
+            trimap = find_trimap(path, folder) if not TASKS[predictors[0].task].has_classes else None
             rows.append(_row(predictors, read_image(path, trimap), False, zoom, size))
         except FadevizError as error:
             # With nothing else to draw, the error itself is the most helpful.
@@ -233,7 +234,7 @@ def _row(
 ) -> tuple[Row, _Maps]:
     """What all runs make of one image; ``known`` says whether its truth is."""
     found = [predict(sample, size=size) for predict in predictors]
-    matting = predictors[0].task == "matting"
+    matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
         (sample.alpha if matting else sample.mask) if known else None
@@ -330,12 +331,12 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
         f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
     ]
     scored = any(row.figures for row, _ in rows)
-    shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
-    if first.task == "segmentation" and first.classes > 2:
+    shown = ["Alpha from 0 (black) to 1." if not TASKS[first.task].has_classes else "White: class 1."]
+    if TASKS[first.task].has_classes and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
         others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each image" if small else ""
         shown = [f"Colours: the classes listed{others}. Black: not labelled."]
-    if scored and first.task == "matting":
+    if scored and not TASKS[first.task].has_classes:
         shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
     elif scored:
         shown.append("mIoU: of this image, mean over the classes that are there or found.")

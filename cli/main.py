@@ -29,6 +29,7 @@ from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
+    from fadeviz.render.selection import MapSelection
     from fadeviz.storage.stored_run import StoredRun
 
 
@@ -144,9 +145,9 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
 
     config = _config(ctx, out, resume, options)
     if requeue:
-        from fadeviz.sweep import begun
+        from fadeviz.sweep import has_begun
 
-        resume = begun(out)
+        resume = has_begun(out)
     quiet = launched_rank() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:
@@ -236,7 +237,7 @@ def _picture_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--image", type=int, default=0, show_default=True, help="Which observed image, from 0."),
             click.option("--channel", type=int,
                          help="Which channel, for channels, kernels and guide.  [default: representative ones]"),
-            click.option("--channels", "how_many", type=int, default=8, show_default=True,
+            click.option("--channels", type=int, default=8, show_default=True,
                          help="How many representative channels, for --kind channels."),
             click.option("--normalize", default="frame", show_default=True, metavar="frame|run|shared",
                          help="What spans black to white: each frame (as in the paper), a run, or all runs."),
@@ -261,7 +262,8 @@ def grid(runs: tuple[Path | str, ...], output: Path, columns: int | None, **opti
     from fadeviz import open_run
     from fadeviz.render.grid import write_grid
 
-    notes = write_grid([open_run(run) for run in runs], output, columns=columns, **_drawing(options))
+    selection, style = _map_selection(options)
+    notes = write_grid([open_run(run) for run in runs], output, selection, columns=columns, **style)
     _say(output, notes)
 
 
@@ -274,11 +276,14 @@ def animate(runs: tuple[Path | str, ...], output: Path, duration: int, **options
     from fadeviz import open_run
     from fadeviz.render.animation import write_animation
 
-    notes = write_animation([open_run(run) for run in runs], output, duration_ms=duration, **_drawing(options))
+    selection, style = _map_selection(options)
+    notes = write_animation([open_run(run) for run in runs], output, selection, duration_ms=duration, **style)
     _say(output, notes)
 
 
-def _drawing(options: dict[str, Any]) -> dict[str, Any]:
+def _map_selection(options: dict[str, Any]) -> tuple[MapSelection, dict[str, Any]]:
+    """The maps to draw, and the remaining options."""
+    from fadeviz.render.selection import MapSelection
     from fadeviz.storage.schedule import parse_steps
 
     try:
@@ -286,7 +291,9 @@ def _drawing(options: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         raise click.BadParameter("two numbers LOW,HIGH are needed, e.g. 1,99", param_hint="--percentiles") from None
     steps = None if options["steps"] is None else parse_steps(options["steps"])
-    return {**options, "percentiles": (low, high), "steps": steps}
+    options = {**options, "percentiles": (low, high), "steps": steps}
+    style = {name: options.pop(name) for name in ("colormap", "scale")}
+    return MapSelection(**options), style
 
 
 def _say(output: Path, notes: tuple[str, ...]) -> None:
@@ -371,18 +378,18 @@ def bench(
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
 def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
     """List the upsampling operators and what they cost: all, or NAMES with options, e.g. indexnet:kind=m2o."""
-    from fadeviz.errors import unknown_name
-    from fadeviz.upsamplers import UPSAMPLERS, parse_upsampler
-    from fadeviz.upsamplers.costs import SITES, operator_cost
+    from fadeviz.models import find_network, list_networks
+    from fadeviz.models.costs import operator_cost
+    from fadeviz.upsamplers import find_upsampler, list_upsamplers, parse_upsampler
 
     chosen = [name.strip() for name in network.split(",")]
-    for name in chosen:
-        if name not in SITES:
-            raise unknown_name("network", name, SITES)
+    networks = {name: find_network(name) for name in chosen}
+    if as_json:
+        networks |= {name: one for name, one in list_networks().items() if one.sites}
     rows: list[dict[str, Any]] = []
-    for name in names or UPSAMPLERS:
-        entry = UPSAMPLERS[parse_upsampler(name)[0]]
-        costs = {network: operator_cost(name, network)._asdict() for network in SITES}
+    for name in names or list_upsamplers():
+        entry = find_upsampler(parse_upsampler(name)[0])
+        costs = {network: operator_cost(name, network)._asdict() for network in networks}
         what = (entry.build.__doc__ or "").partition("\n")[0]  # none under python -OO
         rows.append(
             {
@@ -398,8 +405,8 @@ def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     wide = max(len("name"), *(len(row["name"]) for row in rows)) + 2
-    heads = {"segnet": "SegNet 224x224", "segformer": "SegFormer 512x512", "matting": "matting 512x512"}
-    click.echo(f"{'':{wide}}{'':9}" + "".join(f"{heads[name]:>21}" for name in chosen))
+    heads = [f"{network.title} {network.reference_size}x{network.reference_size}" for network in networks.values()]
+    click.echo(f"{'':{wide}}{'':9}" + "".join(f"{head:>21}" for head in heads))
     columns = f"{'parameters':>11}{'M mul-add':>10}"
     click.echo(f"{'name':{wide}}{'reads':9}{columns * len(chosen)}  source")
     for row in rows:

@@ -10,6 +10,7 @@ from .experiment import Progress, RunConfig, differing_settings, train
 from .prediction.compare import compare_runs
 from .render.animation import write_animation
 from .render.grid import write_grid
+from .render.selection import MapSelection
 from .run import Run, open_run
 from .storage.files import write_whole
 from .storage.snapshots import check_folder
@@ -107,20 +108,14 @@ def draw_demo(runs: list[Run], out: Path) -> str:
     """Draw every figure of the demo into ``out/figures`` and return the summary."""
     figures = out / "figures"
     fade = runs[0]
-    write_grid(runs, figures / "features.png", image=IMAGE)
-    write_grid(runs, figures / "gradients.png", kind="gradient", image=IMAGE)
-    write_grid([fade], figures / "gate.png", kind="gate", normalize="run", image=IMAGE)
-    write_grid([fade], figures / "channels.png", kind="channels", image=IMAGE)
+    write_grid(runs, figures / "features.png", MapSelection(image=IMAGE))
+    write_grid(runs, figures / "gradients.png", MapSelection(kind="gradient", image=IMAGE))
+    write_grid([fade], figures / "gate.png", MapSelection(kind="gate", normalize="run", image=IMAGE))
+    write_grid([fade], figures / "channels.png", MapSelection(kind="channels", image=IMAGE))
     compare_runs(runs, figures / "panel.png")
-    write_animation(runs, figures / "features.gif", image=IMAGE)
-    write_animation(
-        runs,
-        figures / "features_viridis.gif",
-        image=IMAGE,
-        colormap="viridis",
-        normalize="run",
-        percentiles=(1, 99),
-    )
+    write_animation(runs, figures / "features.gif", MapSelection(image=IMAGE))
+    one_range = MapSelection(image=IMAGE, normalize="run", percentiles=(1, 99))
+    write_animation(runs, figures / "features_viridis.gif", one_range, colormap="viridis")
     lines = [
         "# What FADE and CARAFE learned",
         "",

@@ -9,7 +9,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .render.frames import FrameSequence
+    from .render.selection import MapOptions
 
 FRAMES = 40
 """At most so many steps are shown: evenly spaced over those recorded."""
@@ -45,13 +46,21 @@ class Run(StoredRun):
         run.grid(kind="gradient", normalize="run") # what `fadeviz grid` draws, inline
     """
 
-    def grid(self, *others: StoredRun, **options: Any) -> Figure:
+    def grid(
+        self,
+        *others: StoredRun,
+        colormap: str = "gray",
+        columns: int | None = None,
+        scale: int | None = None,
+        **options: Unpack[MapOptions],
+    ) -> Figure:
         """Draw the frames of this run, and of others to compare with, as ``fadeviz grid`` does.
 
         Args:
             others: runs that observed the same images.
-            options: those of :func:`fadeviz.render.grid.write_grid`: layer, kind, image, channel, how_many, normalize,
-                percentiles, steps, call, colormap, columns, scale.
+            colormap, columns, scale: see :func:`fadeviz.render.grid.write_grid`.
+            options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel,
+                channels, normalize, percentiles, steps, call.
 
         Returns:
             A figure that shows itself in a notebook, and that pyplot does not know of: there is nothing to close.
@@ -60,8 +69,10 @@ class Run(StoredRun):
             FadevizError: as :func:`~fadeviz.render.grid.write_grid`.
         """
         from .render.grid import draw_grid
+        from .render.selection import MapSelection
 
-        figure = draw_grid([self, *others], **options)
+        selection = MapSelection(**options)
+        figure = draw_grid([self, *others], selection, colormap=colormap, columns=columns, scale=scale)
         # Where no notebook backend of matplotlib was loaded, nobody else shows a figure.
         figure._repr_png_ = lambda: _figure_png(figure)  # type: ignore[attr-defined]
         return figure
@@ -117,10 +128,10 @@ def render_html(run: StoredRun) -> str:
     ranges = [[_range(sequence, place) for place in places] for sequence in sequences]
     frames = [[row[place] for place in places] for row in frames]
     kinds = [_label(sequence) for sequence in sequences]
-    picture, observed = sequences[0].picture, []
-    if picture is not None:
+    observed_image, observed = sequences[0].observed_image, []
+    if observed_image is not None:
         observed = [
-            ("image", _png(_reduced(picture))),
+            ("image", _png(_reduced(observed_image))),
             (f"true {truth_name(run)}", _png(_reduced(truth_image(run, sequences[0].image)))),
         ]
     data = {
@@ -149,12 +160,13 @@ def render_html(run: StoredRun) -> str:
 def _sequences(run: StoredRun, steps: Sequence[int]) -> list[FrameSequence]:
     """The kind that figures show first, and the gradient beside it."""
     from .render.frames import select_frames
+    from .render.selection import MapSelection
 
     recorded = [kind for kind in KINDS if any(kind in kinds for kinds in run.layers.values())]
     first = next((kind for kind in recorded if kind not in CHANNEL_KINDS), next(iter(recorded), "feature"))
     layer = run.default_layer(first)
     kinds = dict.fromkeys([first, *(kind for kind in ("gradient",) if kind in run.layers[layer])])
-    return [select_frames([run], layer=layer, kind=kind, steps=steps, how_many=1)[0] for kind in kinds]
+    return [select_frames([run], MapSelection(layer=layer, kind=kind, steps=steps, channels=1))[0] for kind in kinds]
 
 
 def _colors(sequence: FrameSequence) -> NDArray[np.uint8]:

@@ -5,14 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from fadeviz.analysis.spectrum import (
-    checkerboard,
-    has_pattern,
-    high_share,
-    phase_pattern,
-    radial_centroid,
-    radial_spectrum,
-)
+from fadeviz.analysis.blocks import has_pattern
+from fadeviz.analysis.spectrum import checkerboard, high_share, phase_pattern, radial_centroid, radial_spectrum
 from fadeviz.errors import FadevizError
 
 CHECKER = np.array([[1.0, -1.0], [-1.0, 1.0]])

@@ -11,6 +11,7 @@ from fadeviz.render import animation
 from fadeviz.render.animation import find_layout, render_frames, write_animation
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
+from fadeviz.render.selection import MapSelection
 from render_runs import STEPS, make_run
 
 ALL_LEVELS = np.stack([np.roll(np.arange(768) % 256, 37 * t).reshape(24, 32) for t in range(12)]).astype(np.float32)
@@ -51,10 +52,10 @@ def upscaled(unit, colormap, scale):
 @pytest.mark.parametrize("colormap", ["gray", "viridis", "coolwarm"])
 def test_tiles_decode_exactly(tmp_path, pair, ending, colormap):
     path = tmp_path / f"a.{ending}"
-    assert write_animation(pair, path, colormap=colormap, scale=3, duration_ms=70, normalize="run") == ()
+    assert write_animation(pair, path, MapSelection(normalize="run"), colormap=colormap, scale=3, duration_ms=70) == ()
     frames, times = decode(path)
     assert times == [70] * len(STEPS)
-    sequences = select_frames(pair, normalize="run", centered=colormap == "coolwarm")
+    sequences = select_frames(pair, MapSelection(normalize="run"), centered=colormap == "coolwarm")
     layout = find_layout(sequences, scale=3)
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), upscaled(sequence.unit, colormap, 3))
@@ -70,7 +71,7 @@ def test_a_gray_gif_holds_all_256_levels(tmp_path, run):
     assert len(np.unique(tiles(frames, layout, 0))) == 256
     # Gray words and a gray map: but for the image, which loses its colours, the whole frame is exact.
     exact = np.stack(list(render_frames(sequences)))
-    (x, y), (width, height) = layout.picture, layout.tile
+    (x, y), (width, height) = layout.image, layout.tile
     exact[:, y : y + height, x : x + width] = frames[:, y : y + height, x : x + width]
     assert np.array_equal(frames, exact)
 
@@ -87,7 +88,7 @@ def test_identical_maps_are_frames_of_their_own(tmp_path, ending):
 
 
 def test_each_frame_shows_its_step(tmp_path, run):
-    sequences = select_frames([run], normalize="run")
+    sequences = select_frames([run], MapSelection(normalize="run"))
     layout = find_layout(sequences)
     lines = np.stack(list(render_frames(sequences)))[:, layout.progress : layout.progress + layout.px(22)]
     assert len({line.tobytes() for line in lines}) == len(STEPS)
@@ -116,9 +117,9 @@ def test_non_finite_cells_in_a_gif(tmp_path):
 
 def test_one_step_many_channels_and_tiny_tiles(tmp_path):
     one = make_run(tmp_path / "r", steps=(0,))
-    write_animation([one], tmp_path / "a.gif", kind="channels", scale=1)
+    write_animation([one], tmp_path / "a.gif", MapSelection(kind="channels"), scale=1)
     frames, _ = decode(tmp_path / "a.gif")
-    sequences = select_frames([one], kind="channels")
+    sequences = select_frames([one], MapSelection(kind="channels"))
     layout = find_layout(sequences, scale=1)
     assert len({y for _, y in layout.tiles}) == 2
     for index, sequence in enumerate(sequences):
@@ -131,7 +132,7 @@ def test_an_animation_of_a_long_run_says_what_it_leaves_out(tmp_path, monkeypatc
     (note,) = write_animation([run], tmp_path / "a.gif", scale=1)
     assert note.startswith("5 of 12 snapshots are shown, evenly spaced from step 0 to 110.")
     assert len(decode(tmp_path / "a.gif")[0]) == 5
-    assert write_animation([run], tmp_path / "a.gif", scale=1, steps=run.steps) == ()
+    assert write_animation([run], tmp_path / "a.gif", MapSelection(steps=run.steps), scale=1) == ()
     assert len(decode(tmp_path / "a.gif")[0]) == 12
 
 
@@ -178,7 +179,7 @@ def test_mp4_without_its_extra(tmp_path, run, monkeypatch):
         ("a.avi", {}, r"cannot be written as .avi. Endings: .gif .png .apng .webp .mp4"),
         ("a.gif", {"colormap": "viridi"}, "Nearest: 'viridis'"),
         ("a.gif", {"scale": 0}, "scale 0"),
-        ("a.gif", {"layer": "decoder"}, "no layer in"),
+        ("a.gif", {"selection": MapSelection(layer="decoder")}, "no layer in"),
     ],
 )
 def test_errors_leave_the_old_file(tmp_path, run, name, options, message):

@@ -26,6 +26,7 @@ from fadeviz.export.selection import safe_name
 from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
+from fadeviz.render.selection import MapSelection
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
@@ -93,7 +94,7 @@ def contents(path):
 
 def pictures(run, kind, image=0, scope="frame", colormap="gray"):
     """What the renderer gives for a map of 32 cells: each cell 4 pixels wide."""
-    [sequence] = select_frames([run], kind=kind, image=image, normalize=scope)
+    [sequence] = select_frames([run], MapSelection(kind=kind, image=image, normalize=scope))
     return [colorize(unit, colormap).repeat(4, 0).repeat(4, 1) for unit in sequence.unit]
 
 
@@ -169,7 +170,7 @@ class TestNpz:
         notes = export_run(run, "tensorboard", tmp_path / "logs")
         found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
         for call, prefix in ((0, f"up/{kind}/call 1"), (1, f"up/{kind}/call 1/call 1")):
-            for sequence in select_frames([run], layer="up", kind=kind, call=call):
+            for sequence in select_frames([run], MapSelection(layer="up", kind=kind, call=call)):
                 tag = prefix if sequence.channel is None else f"{prefix}/channel {sequence.channel}"
                 [event] = found.Images(tag)
                 pixels = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
@@ -563,7 +564,7 @@ class TestWhatIsThere:
         def fail(*args):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("fadeviz.export.selection.Selection.observation", fail)
+        monkeypatch.setattr("fadeviz.export.selection.ExportSelection.observation", fail)
         with pytest.raises(FadevizError, match="disk full|No space left"):
             self.write(run, target, out, overwrite=True)
         assert contents(out) == before

@@ -15,6 +15,7 @@ from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
 from fadeviz.render.panel import Row, write_panel
+from fadeviz.render.selection import MapSelection
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
@@ -190,15 +191,15 @@ class TestNamesInFigures:
             heading = next(text.get_text() for text in texts if text.get_weight() == "bold")
             assert heading == spell(run.title) or heading.endswith("…")
         for run in (runs[6], runs[7], runs[8]):
-            write_grid([run], tmp_path / "g.png", steps=[0])
-            write_animation([run], tmp_path / "a.gif", steps=[0, 10])
+            write_grid([run], tmp_path / "g.png", MapSelection(steps=[0]))
+            write_animation([run], tmp_path / "a.gif", MapSelection(steps=[0, 10]))
 
     def test_settings_of_ones_own_change_nothing(self, tmp_path):
         """LaTeX reads markup whatever else is said, and another font has other letters."""
         run = make_run(tmp_path / "r")
-        write_grid([run], tmp_path / "a.png", steps=[0])
+        write_grid([run], tmp_path / "a.png", MapSelection(steps=[0]))
         with matplotlib.rc_context({"text.usetex": True, "font.family": "STIXGeneral"}):
-            write_grid([run], tmp_path / "b.png", steps=[0])
+            write_grid([run], tmp_path / "b.png", MapSelection(steps=[0]))
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
     def test_of_a_panel(self, tmp_path):

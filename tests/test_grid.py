@@ -10,7 +10,8 @@ from fadeviz.errors import FadevizError
 from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
-from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
+from fadeviz.render.grid import find_layout, render_grid, write_grid
+from fadeviz.render.selection import MapSelection
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
@@ -103,31 +104,30 @@ def test_words_change_pixels(tmp_path, run):
 
 
 def test_channels_draw_a_row_each(tmp_path, run):
-    sequences = select_frames([run], kind="channels")
+    sequences = select_frames([run], MapSelection(kind="channels"))
     layout = find_layout(sequences)
     assert len({y for _, y in layout.cells.values()}) == len(sequences) > 1
-    write_grid([run], tmp_path / "a.png", kind="channels")
-    write_channels(run, tmp_path / "b.png")
-    write_channels(run, tmp_path / "c.png", how_many=2)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "b.png") as many, Image.open(tmp_path / "c.png") as few:
+    write_grid([run], tmp_path / "a.png", MapSelection(kind="channels"))
+    write_grid([run], tmp_path / "b.png", MapSelection(kind="channels", channels=2))
+    with Image.open(tmp_path / "a.png") as many, Image.open(tmp_path / "b.png") as few:
         assert few.height < many.height
 
 
 def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
-    notes = write_channels(run, tmp_path / "a.png")
-    assert "8 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with --steps" in notes
-    assert not [note for note in write_channels(run, tmp_path / "b.png", steps=run.steps) if "steps" in note]
-    few = select_frames([run], steps=[0, 50])
+    notes = write_grid([run], tmp_path / "a.png", MapSelection(kind="channels"))
+    assert "8 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with steps=..." in notes
+    notes = write_grid([run], tmp_path / "b.png", MapSelection(kind="channels", steps=run.steps))
+    assert not [note for note in notes if "steps" in note]
+    few = select_frames([run], MapSelection(steps=[0, 50]))
     assert " 2 of 12 recorded steps are shown." in " ".join(find_layout(few).caption[0])
     assert "recorded steps" not in " ".join(find_layout(select_frames([run])).caption[0])
 
 
 def test_another_call(tmp_path):
     run = make_run(tmp_path / "r", calls=2)
-    notes = write_grid([run], tmp_path / "g.png", call=1)
+    notes = write_grid([run], tmp_path / "g.png", MapSelection(call=1))
     assert notes == ("decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call",)
-    sequences = select_frames([run], call=1)
+    sequences = select_frames([run], MapSelection(call=1))
     layout = find_layout(sequences)
     with Image.open(tmp_path / "g.png") as written:
         check_cells(np.asarray(written.convert("RGB")), sequences, layout, "gray")
@@ -137,7 +137,7 @@ def test_another_call(tmp_path):
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_same_run_gives_the_same_bytes(tmp_path, pair, ending):
     for name in ("one", "two"):
-        write_grid(pair, tmp_path / f"{name}.{ending}", colormap="viridis", normalize="shared")
+        write_grid(pair, tmp_path / f"{name}.{ending}", MapSelection(normalize="shared"), colormap="viridis")
     one, two = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
     assert one == two
     assert len(one) > 1000
@@ -161,7 +161,7 @@ def test_vector_files_hold_the_values_themselves(tmp_path, run):
         ("g.png", {"colormap": "grey2"}, "no colour map 'grey2'"),
         ("g.png", {"columns": 0}, "columns 0: at least 1"),
         ("g.png", {"scale": 0}, "scale 0: at least 1"),
-        ("g.png", {"kind": "gates"}, "gate"),
+        ("g.png", {"selection": MapSelection(kind="gates")}, "gate"),
     ],
 )
 def test_errors_leave_the_old_file(tmp_path, run, name, options, message):
@@ -184,4 +184,4 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     (note,) = write_grid([run], tmp_path / "g.png", scale=1)
     assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")
     assert len(opened) == 12
-    assert write_grid([run], tmp_path / "g.png", scale=1, steps=range(20)) == ()
+    assert write_grid([run], tmp_path / "g.png", MapSelection(steps=range(20)), scale=1) == ()

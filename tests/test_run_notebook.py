@@ -23,6 +23,7 @@ from fadeviz import run as notebook
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
+from fadeviz.render.selection import MapSelection
 from fadeviz.run import FRAMES
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
@@ -105,7 +106,7 @@ class TestPage:
         assert page.data["steps"] == list(STEPS)
         assert [kind["name"] for kind in page.data["kinds"]] == ["feature", "gradient"]
         for kind in page.data["kinds"]:
-            (sequence,) = select_frames([run], kind=kind["name"])
+            (sequence,) = select_frames([run], MapSelection(kind=kind["name"]))
             assert len(kind["frames"]) == len(STEPS)
             for frame, unit in zip(kind["frames"], sequence.unit, strict=True):
                 assert np.array_equal(pixels(frame), colorize(unit, "gray"))
@@ -233,10 +234,10 @@ class TestPage:
 
 class TestGrid:
     def test_is_what_the_command_draws(self, run, tmp_path):
-        options = {"kind": "gradient", "normalize": "run", "steps": [0, 50, 110], "colormap": "magma", "columns": 2}
-        figure = run.grid(**options)
+        maps = {"kind": "gradient", "normalize": "run", "steps": [0, 50, 110]}
+        figure = run.grid(colormap="magma", columns=2, **maps)
         assert isinstance(figure, matplotlib.figure.Figure)
-        write_grid([run], tmp_path / "grid.png", **options)
+        write_grid([run], tmp_path / "grid.png", MapSelection(**maps), colormap="magma", columns=2)
         shown = np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB")).astype(int)
         with Image.open(tmp_path / "grid.png") as file:
             written = np.asarray(file.convert("RGB")).astype(int)
@@ -345,7 +346,7 @@ def shown(page, view, tile):
 
 def test_the_slider_moves(run, show):
     page = show(run._repr_html_())
-    (feature,), (gradient,) = select_frames([run]), select_frames([run], kind="gradient")
+    (feature,), (gradient,) = select_frames([run]), select_frames([run], MapSelection(kind="gradient"))
     slider = page.locator("input[type=range]")
     assert slider.count() == 1
     assert page.locator(".fadeviz-view span").text_content() == "step 110: loss 0.00901, mIoU 0.625"

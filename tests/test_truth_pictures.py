@@ -167,7 +167,7 @@ class TestOutline:
         sequences = select_frames([run])
         layout = animation.find_layout(sequences)
         frame = next(animation.render_frames(sequences))
-        (x, y), (width, height) = layout.picture, layout.tile
+        (x, y), (width, height) = layout.image, layout.tile
         tile = frame[y : y + height, x : x + width]
         regions = Image.fromarray(truth_regions(run, 0)).resize(layout.tile, Image.Resampling.NEAREST)
         white = (tile == 255).all(axis=2)

@@ -1,4 +1,4 @@
-"""Maps in blocks of a few steps, so that a long run is read once and is never in memory as a whole."""
+"""Maps in blocks of a few steps, so that a long run is read once, and the maps that can be measured at all."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from ..storage.stored_run import Maps
 
 BLOCK = 2**16
 """Values per block: few enough for float64 intermediates to stay in the processor's cache."""
+
+
+FLAT = 4 * float(np.finfo(np.float32).eps)
+"""A map whose range is below this share of its largest magnitude is constant: what is left is float32 rounding."""
 
 
 def in_blocks(maps: Maps | NDArray[Any], before: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -32,3 +36,18 @@ def in_blocks(maps: Maps | NDArray[Any], before: int = 0) -> Iterator[tuple[int,
         given = np.concatenate([kept, block]) if len(kept) else block
         yield start, given
         kept = given[max(0, len(given) - before) :] if before else kept
+
+
+def has_pattern(maps: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Whether a map is finite and more than constant: what every measure here asks of it.
+
+    Shape: ``(..., h, w)`` -> ``(...)``.
+    """
+    axes = (-2, -1)
+    if 0 in maps.shape[-2:]:
+        return np.zeros(maps.shape[:-2], bool)
+    # The ends tell it all: what is not finite is one of them.
+    low, high = (np.asarray(end, np.float64) for end in (maps.min(axes), maps.max(axes)))
+    finite = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
+    return np.asarray(high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))

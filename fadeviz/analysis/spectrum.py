@@ -12,23 +12,26 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ..errors import FadevizError
-from .blocks import BLOCK
+from .blocks import BLOCK, has_pattern
 
 BORDER = 4
 """Pixels cropped on each side: a 5 x 5 kernel at half the resolution sees the zero padding up to here."""
 
+
 MIN_SIDE = 8
 """A cropped map with fewer pixels a side has too few frequencies to be measured: its measures are missing."""
+
 
 HIGH = 0.25
 """Cycles per pixel above which a frequency counts as high."""
 
+
 NYQUIST_WIDTH = 0.03
+
+
 NYQUIST_BAND = 0.10
 """Cycles per pixel from a line of the grid: up to the first is on the line, from there up to the second beside it."""
 
-FLAT = 4 * float(np.finfo(np.float32).eps)
-"""A map whose range is below this share of its largest magnitude is constant: what is left is float32 rounding."""
 
 _APART = 2
 """Distance in periods between compared patterns: those of neighbouring periods share pixels."""
@@ -47,21 +50,6 @@ class Checkerboard(NamedTuple):
     share: NDArray[np.float64]
     amplitude: NDArray[np.float64]
     nyquist: NDArray[np.float64]
-
-
-def has_pattern(maps: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Whether a map is finite and more than constant: what every measure here asks of it.
-
-    Shape: ``(..., h, w)`` -> ``(...)``.
-    """
-    axes = (-2, -1)
-    if 0 in maps.shape[-2:]:
-        return np.zeros(maps.shape[:-2], bool)
-    # The ends tell it all: what is not finite is one of them.
-    low, high = (np.asarray(end, np.float64) for end in (maps.min(axes), maps.max(axes)))
-    finite = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
-    return np.asarray(high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))
 
 
 def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray[np.float64]:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from .places import needs, new_file
-from .selection import Drawing, Selection, draw, undrawn
+from .selection import Drawing, ExportSelection, draw, undrawn
 from .tensorboard_log import scalars
 
 _APPLICATION = "fadeviz"
 
 
-def write_rerun(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+def write_rerun(selection: ExportSelection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an .rrd file, which ``rerun FILE`` opens.
 
     Entities are ``/maps/LAYER/KIND/IMAGE``, ``/observed/IMAGE/image`` and ``/mask``, ``/metrics/NAME`` and

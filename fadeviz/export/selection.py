@@ -16,6 +16,7 @@ from ..render.colormap import colorize, palette
 from ..render.frames import FrameSequence, select_frames
 from ..render.labels import truth_image
 from ..render.normalize import SCOPES
+from ..render.selection import MapSelection
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import Maps, StoredRun, common_steps
 
@@ -69,7 +70,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ExportSelection:
     """What is exported of a run.
 
     Attributes:
@@ -162,7 +163,7 @@ def select(
     kinds: Sequence[str] = (),
     steps: Sequence[int] | None = None,
     images: Sequence[int] | None = None,
-) -> Selection:
+) -> ExportSelection:
     """Choose layers, kinds, steps and images of a run; none of a sort takes all there are.
 
     Raises:
@@ -201,7 +202,7 @@ def select(
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other --images")
     told = run.info.get("observation", {}).get("names") or []
     names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
-    return Selection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes))
+    return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes))
 
 
 def _observed_images(run: StoredRun, steps: Sequence[int]) -> int:
@@ -231,7 +232,7 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How maps become images: as for :func:`~fadeviz.render.frames.select_frames`.
+    """How maps become images; the words are those of :class:`~fadeviz.render.selection.MapSelection`.
 
     Attributes:
         normalize: ``frame`` or ``run``.
@@ -273,20 +274,20 @@ class Movie:
             yield step, colorize(unit, self.colormap).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
+def draw(selection: ExportSelection, drawing: Drawing) -> Iterator[Movie]:
     """The maps of a selection as images, one movie after the other; of channels the representative ones."""
     for part in selection.parts:
         for image in part.images:
-            for sequence in select_frames(
-                [selection.run],
+            maps = MapSelection(
                 layer=part.layer,
                 kind=part.kind,
                 image=image,
-                steps=selection.steps,
+                channels=CHANNELS_DRAWN,
                 normalize=drawing.normalize,
-                how_many=CHANNELS_DRAWN,
+                steps=selection.steps,
                 call=part.maps.call,
-            ):
+            )
+            for sequence in select_frames([selection.run], maps):
                 name = f"{safe_name(part.layer)}/{part.kind}"
                 if part.maps.call:
                     name += f"/call {part.maps.call}"
@@ -297,7 +298,7 @@ def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
                 yield Movie(part.layer, part.kind, name, sequence, drawing.colormap)
 
 
-def undrawn(selection: Selection, cells: int) -> tuple[str, ...]:
+def undrawn(selection: ExportSelection, cells: int) -> tuple[str, ...]:
     """Notes on what :func:`draw` leaves out or marks, one sentence each; ``cells`` of all maps are not finite."""
     many = {
         part.kind: part.shape[2]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .places import needs, new_folder
-from .selection import Drawing, Selection, draw, safe_name, undrawn
+from .selection import Drawing, ExportSelection, draw, safe_name, undrawn
 
 SHOWN = 10
 """Images of a tag that TensorBoard keeps unless told otherwise: a random sample."""
@@ -22,7 +22,9 @@ _FILE = "events.out.tfevents.0000000000.fadeviz"
 _OURS = re.compile(re.escape(_FILE))
 
 
-def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+def write_tensorboard(
+    selection: ExportSelection, out: Path, *, drawing: Drawing, overwrite: bool = False
+) -> tuple[str, ...]:
     """Write a selection as a TensorBoard log folder: the same maps, the same bytes.
 
     Tags are ``LAYER/KIND/IMAGE`` for images, ``observed/IMAGE`` for what was observed, and ``metrics/NAME`` for
@@ -71,12 +73,12 @@ def write_tensorboard(selection: Selection, out: Path, *, drawing: Drawing, over
     return notes
 
 
-def scalars(selection: Selection) -> Iterator[tuple[str, int, float]]:
+def scalars(selection: ExportSelection) -> Iterator[tuple[str, int, float]]:
     """Every number of the run's metrics, including NaN and infinities: a name that is safe in a path, step, value."""
     return ((safe_name(name), step, value) for name, step, value in selection.scalars())
 
 
-def observed(selection: Selection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def observed(selection: ExportSelection) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Each observed image beside its truth, ``(H, 2 W, 3)`` uint8, with a name that is safe to be a path."""
     for index, image in enumerate(selection.observation().get("images", ())):
         yield selection.label(selection.images[index]), np.concatenate([image, selection.truth(index)], axis=1)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import FadevizError, MissingExtra
 from .places import new_folder
-from .selection import Drawing, Selection, draw, undrawn
+from .selection import Drawing, ExportSelection, draw, undrawn
 from .tensorboard_log import as_png, observed, scalars
 
 _OURS = re.compile(r"wandb/(debug[^/]*\.log|latest-run|offline-run-[0-9_]+-fadeviz-[^/]+/.+)")
@@ -27,7 +27,7 @@ _SECONDS = 120.0
 """What W&B may take, besides the time for each image."""
 
 
-def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+def write_wandb(selection: ExportSelection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an offline W&B run, in a process of its own: no login, no network, no files at home.
 
     Keys are ``LAYER/KIND/IMAGE`` for images, ``observed/IMAGE`` for what was observed and ``metrics/NAME`` for
@@ -60,7 +60,7 @@ def write_wandb(selection: Selection, out: Path, *, drawing: Drawing, overwrite:
     return (*selection.notes, *undrawn(selection, cells), how)
 
 
-def _draw_all(selection: Selection, drawing: Drawing, folder: Path) -> tuple[list[dict[str, Any]], int]:
+def _draw_all(selection: ExportSelection, drawing: Drawing, folder: Path) -> tuple[list[dict[str, Any]], int]:
     """Write every image to ``folder``; return one line per step, since W&B requires steps in order.
 
     Also returns how many cells of all maps are not finite.

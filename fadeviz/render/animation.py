@@ -18,7 +18,7 @@ from ..storage.files import replacing
 from ..storage.stored_run import StoredRun
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
-from .frames import FrameSequence, all_notes, select_frames
+from .frames import FrameSequence, collect_notes, select_frames
 from .labels import (
     captions,
     heading,
@@ -31,6 +31,7 @@ from .labels import (
     truth_regions,
     wrap,
 )
+from .selection import MapSelection
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -51,41 +52,36 @@ _ROW = 4
 
 def write_animation(
     runs: Sequence[StoredRun],
-    path: str | Path,
+    output: str | Path,
+    selection: MapSelection = MapSelection(),
     *,
     duration_ms: int = 130,
-    layer: str | None = None,
-    kind: str = "feature",
-    image: int = 0,
-    channel: int | Sequence[int] | None = None,
-    how_many: int = 8,
-    normalize: str = "frame",
-    percentiles: tuple[float, float] = (0.0, 100.0),
-    steps: Sequence[int] | None = None,
-    call: int = 0,
     colormap: str = "gray",
     scale: int | None = None,
 ) -> tuple[str, ...]:
     """Write the training as an animation that loops: GIF, APNG, WebP or MP4, by the file's ending.
 
     The tiles of a GIF, an APNG (``.png`` or ``.apng``) and a WebP decode to exactly the colours of the map. A GIF has
-    256 colours, all of them the colour map's: the image and the words are drawn in these too. MP4 loses colour detail.
+    256 colours, all of them the colour map's: the observed image and the text are drawn in these too. MP4 loses colour
+    detail.
 
     Args:
         runs: one run, or several to be compared, side by side.
-        path: the file to write; it is replaced only by a whole one.
-        duration_ms: how long a frame stays, in milliseconds: a multiple of 10, at least 20.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
+        output: the file to write, replaced only once the new one is complete.
+        selection: which maps, and the range of values that the colours span.
+        duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
         colormap: ``gray`` or a name that matplotlib knows.
-        scale: pixels a map value is wide and high; None makes tiles of about 256 pixels.
+        scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
 
     Returns:
-        Notes: what was left out or is painted apart.
+        Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: another file ending, a duration that GIF cannot hold, no ffmpeg, or what ``select_frames`` raises.
+        FadevizError: if the file ending, ``duration_ms``, ``colormap`` or ``scale`` is invalid, or as
+            :func:`~fadeviz.render.frames.select_frames`.
+        MissingExtra: if ffmpeg is needed and not installed.
     """
-    path = Path(path)
+    path = Path(output)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise FadevizError(
@@ -95,33 +91,20 @@ def write_animation(
     _check_duration(duration_ms)
     colors = palette(colormap)
     ffmpeg = _ffmpeg() if ending == ".mp4" else None
-    sequences = select_frames(
-        runs,
-        layer=layer,
-        kind=kind,
-        image=image,
-        channel=channel,
-        how_many=how_many,
-        normalize=normalize,
-        percentiles=percentiles,
-        steps=steps,
-        call=call,
-        centered=is_diverging(colormap),
-        at_most=MAX_FRAMES,
-    )
+    sequences = select_frames(runs, selection, centered=is_diverging(colormap), max_frames=MAX_FRAMES)
     layout = find_layout(sequences, scale=scale)
-    notes = all_notes(sequences)
+    notes = collect_notes(sequences)
     with replacing(path) as partial:
         if ending == ".gif":
             notes += _write_gif(partial, sequences, layout, colors, duration_ms)
         elif ffmpeg is not None:
             _write_mp4(partial, _rgb_frames(sequences, layout, colors), duration_ms, ffmpeg)
         else:
-            pictures = [Image.fromarray(frame) for frame in _rgb_frames(sequences, layout, colors)]
+            frames = [Image.fromarray(frame) for frame in _rgb_frames(sequences, layout, colors)]
             if ending == ".webp":
-                _save(partial, pictures, "WEBP", duration=duration_ms, lossless=True, method=4)
+                _save(partial, frames, "WEBP", duration=duration_ms, lossless=True, method=4)
             else:
-                _save(partial, pictures, "PNG", duration=duration_ms)
+                _save(partial, frames, "PNG", duration=duration_ms)
     return notes
 
 
@@ -141,7 +124,7 @@ class Layout:
         unit: how much larger than for a tile of 256 pixels words and gaps are.
         tile: width and height of a tile.
         scale: pixels a map value is wide and high.
-        picture: the upper left corner of the observed image; where there is none, of the first tile.
+        image: the upper left corner of the observed image; where there is none, of the first tile.
         tiles: for each sequence the upper left corner of its tile.
         pitch: how much room a tile has from side to side.
         progress: top of the line with the step.
@@ -153,7 +136,7 @@ class Layout:
     unit: float
     tile: tuple[int, int]
     scale: int
-    picture: tuple[int, int]
+    image: tuple[int, int]
     tiles: list[tuple[int, int]]
     pitch: int
     progress: int
@@ -208,7 +191,7 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
         unit=unit,
         tile=tile,
         scale=scale,
-        picture=(margin, top),
+        image=(margin, top),
         tiles=tiles,
         pitch=room,
         progress=progress,
@@ -235,13 +218,13 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
     px, (width, height) = layout.px, layout.tile
     first = sequences[0]
     shown = _shown(sequences)
-    corners = [layout.picture, *layout.tiles] if shown else layout.tiles
+    corners = [layout.image, *layout.tiles] if shown else layout.tiles
     for (x, y), name in zip(corners, [*(["Image"] if shown else []), *map(heading, sequences)], strict=True):
         text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     if shown:
-        x, y = layout.picture
+        x, y = layout.image
         below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
         draw.text((x, y + height + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
@@ -251,7 +234,7 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
         draw.rectangle((place, middle - px(4), place, middle + px(4)), fill=_TICK)
     lines, top = layout.caption
     for index, line in enumerate(lines):
-        draw.text((layout.picture[0], top + index * px(15) + px(11)), line, _FAINT, font(px(11)), anchor="ls")
+        draw.text((layout.image[0], top + index * px(15) + px(11)), line, _FAINT, font(px(11)), anchor="ls")
     return canvas
 
 
@@ -259,8 +242,8 @@ def _track(sequences: Sequence[FrameSequence], layout: Layout) -> tuple[int, int
     """Left and right end and the middle line of the bar that shows how far the training is."""
     px, steps = layout.px, sequences[0].steps
     widest = max(font(px(17), True).getlength(f"step {step}") for step in (steps[-1], steps[0]))
-    left = layout.picture[0] + round(widest) + px(16)
-    return left, layout.width - layout.picture[0] - px(4), layout.progress + px(11)
+    left = layout.image[0] + round(widest) + px(16)
+    return left, layout.width - layout.image[0] - px(4), layout.progress + px(11)
 
 
 def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
@@ -277,7 +260,7 @@ def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArr
         canvas = still.copy()
         draw = ImageDraw.Draw(canvas)
         baseline = middle + px(6)
-        draw.text((layout.picture[0], baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
+        draw.text((layout.image[0], baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
         place = _place(step, steps, left, right)
         draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
         draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
@@ -306,7 +289,7 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
 
 def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
     """The first sequence whose run has the image."""
-    return next((sequence for sequence in sequences if sequence.picture is not None), None)
+    return next((sequence for sequence in sequences if sequence.observed_image is not None), None)
 
 
 def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.uint8]:
@@ -315,9 +298,9 @@ def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.
     Empty if no run has the image.
     """
     sequence = _shown(sequences)
-    if sequence is None or sequence.picture is None:
+    if sequence is None or sequence.observed_image is None:
         return np.zeros((0, 0, 3), np.uint8)
-    picture = np.array(Image.fromarray(sequence.picture).resize(layout.tile, Image.Resampling.LANCZOS))
+    picture = np.array(Image.fromarray(sequence.observed_image).resize(layout.tile, Image.Resampling.LANCZOS))
     regions = Image.fromarray(truth_regions(sequence.run, sequence.image))
     line = outline(np.asarray(regions.resize(layout.tile, Image.Resampling.NEAREST)))
     rim = np.pad(line, 1)
@@ -333,7 +316,7 @@ def _rgb_frames(
     observed, bar = _observed(sequences, layout), colors[_bar(layout)]
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = gray[..., None].repeat(3, axis=2)
-        _paste(canvas, layout.picture, observed)
+        _paste(canvas, layout.image, observed)
         for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
             pixels = colors[to_indices(sequence.unit[frame])]
             pixels[np.isnan(sequence.unit[frame])] = NON_FINITE
@@ -371,7 +354,7 @@ def _write_gif(
     frames = []
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = words[gray]
-        _paste(canvas, layout.picture, observed)
+        _paste(canvas, layout.image, observed)
         for (x, y), values in zip(layout.tiles, indices, strict=True):
             _paste(canvas, (x, y), _upscale(values[frame], layout.scale))
             _paste(canvas, (x, y + layout.tile[1] + layout.px(5)), bar)

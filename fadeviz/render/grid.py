@@ -17,9 +17,10 @@ from ..storage.snapshots import CHANNEL_KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
-from .frames import FrameSequence, all_notes, select_frames
+from .frames import FrameSequence, collect_notes, select_frames
 from .labels import bar_ends, captions, has_colours, heading, shorten, steps_sentence, truth_image, truth_name, wrap
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
+from .selection import MapSelection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -66,95 +67,56 @@ class Layout:
 
 def write_grid(
     runs: Sequence[StoredRun],
-    path: str | Path,
+    output: str | Path,
+    selection: MapSelection = MapSelection(),
     *,
-    layer: str | None = None,
-    kind: str = "feature",
-    image: int = 0,
-    channel: int | Sequence[int] | None = None,
-    how_many: int = 8,
-    normalize: str = "frame",
-    percentiles: tuple[float, float] = (0.0, 100.0),
-    steps: Sequence[int] | None = None,
-    call: int = 0,
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
 ) -> tuple[str, ...]:
     """Draw the frames of runs into a PNG, PDF or SVG file, by its ending.
 
-    For ``CHANNEL_KINDS`` without ``channel``: representative channels, one a row, at a handful of steps.
+    For ``CHANNEL_KINDS`` without ``selection.channel``: representative channels, one per row, at a handful of steps.
 
     Args:
         runs: one run, or several to be compared.
-        path: the file to write; it is replaced only by a whole one. The same runs give the same bytes.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
+        output: the file to write, replaced only once the new one is complete. The same runs give the same bytes.
+        selection: which maps, and the range of values that the colours span.
         colormap: ``gray`` or a name that matplotlib knows.
-        columns: frames in a row; None chooses a page about 1.7 times as wide as high.
-        scale: pixels a map value is wide and high; None makes cells of about 120 pixels.
+        columns: frames per row; None chooses a figure about 1.7 times as wide as high.
+        scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
 
     Returns:
-        Notes: what was left out or is painted apart.
+        Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: another file ending, a bad option, or what ``select_frames`` raises.
+        FadevizError: if the file ending, ``colormap``, ``columns`` or ``scale`` is invalid, or as
+            :func:`~fadeviz.render.frames.select_frames`.
     """
-    path = Path(path)
-    check_ending(path, "grid")
-    sequences = _select(
-        runs,
-        colormap,
-        layer=layer,
-        kind=kind,
-        image=image,
-        channel=channel,
-        how_many=how_many,
-        normalize=normalize,
-        percentiles=percentiles,
-        steps=steps,
-        call=call,
-    )
-    _save(sequences, path, colormap, columns, scale)
-    return all_notes(sequences)
+    from matplotlib import rc_context
 
-
-def _select(
-    runs: Sequence[StoredRun],
-    colormap: str,
-    *,
-    kind: str = "feature",
-    channel: int | Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
-    **options: Any,
-) -> list[FrameSequence]:
-    """What a grid draws; of channels at a handful of steps, if none are named."""
-    palette(colormap)
-    rows = kind in CHANNEL_KINDS and channel is None
-    return select_frames(
-        runs,
-        kind=kind,
-        channel=channel,
-        steps=steps,
-        centered=is_diverging(colormap),
-        at_most=_CHANNEL_COLUMNS if rows else MAX_FRAMES,
-        **options,
-    )
+    path = check_ending(output, "grid")
+    sequences = _select(runs, selection, colormap)
+    layout = find_layout(sequences, columns=columns, scale=scale)
+    with rc_context(STYLE):
+        figure = _draw(sequences, layout, colormap, upscale=path.suffix.lower() == ".png")
+    save_figure(figure, path, layout.dpi)
+    return collect_notes(sequences)
 
 
 def draw_grid(
     runs: Sequence[StoredRun],
+    selection: MapSelection = MapSelection(),
     *,
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
-    **options: Any,
 ) -> Figure:
-    """The figure that :func:`write_grid` writes, as a ``matplotlib.figure.Figure``; pyplot does not know of it.
+    """The figure that :func:`write_grid` writes, as a ``matplotlib.figure.Figure`` that pyplot does not manage.
 
     Args:
         runs: one run, or several to be compared.
-        colormap, columns, scale: see :func:`write_grid`.
-        options: those of ``select_frames``.
+        selection, colormap, columns, scale: see :func:`write_grid`.
 
     Raises:
         FadevizError: as :func:`write_grid`.
@@ -162,7 +124,7 @@ def draw_grid(
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    sequences = _select(runs, colormap, **options)
+    sequences = _select(runs, selection, colormap)
     layout = find_layout(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):
         figure = _draw(sequences, layout, colormap, upscale=True, placed=False)
@@ -170,9 +132,16 @@ def draw_grid(
     return figure
 
 
-def write_channels(run: StoredRun, path: str | Path, **options: Any) -> tuple[str, ...]:
-    """Draw representative channels of a run, one a row; ``options`` are those of :func:`write_grid`."""
-    return write_grid([run], path, kind="channels", **options)
+def _select(runs: Sequence[StoredRun], selection: MapSelection, colormap: str) -> list[FrameSequence]:
+    """The sequences of a grid; of representative channels only a handful of steps, unless steps are named."""
+    palette(colormap)
+    representative = selection.kind in CHANNEL_KINDS and selection.channel is None
+    return select_frames(
+        runs,
+        selection,
+        centered=is_diverging(colormap),
+        max_frames=_CHANNEL_COLUMNS if representative else MAX_FRAMES,
+    )
 
 
 def render_grid(
@@ -223,7 +192,7 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
     columns = min(columns, frames)
     rows = math.ceil(frames / columns)
     one_row = max(len(m) for m in by_run.values()) * rows == 1
-    pictures = any(sequence.picture is not None for sequence in sequences)
+    pictures = any(sequence.observed_image is not None for sequence in sequences)
     references = 0 if not pictures else 2 if one_row else 1
     left = margin + references * pitch[0] + points(3) + row_label
     total_width = max(left + columns * pitch[0] - gap + margin, points(230))
@@ -277,17 +246,6 @@ def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) 
     return min(range(min(frames, least), min(frames, max(least, 16)) + 1), key=badness)
 
 
-def _save(
-    sequences: Sequence[FrameSequence], path: Path, colormap: str, columns: int | None, scale: int | None
-) -> None:
-    from matplotlib import rc_context
-
-    layout = find_layout(sequences, columns=columns, scale=scale)
-    with rc_context(STYLE):
-        figure = _draw(sequences, layout, colormap, upscale=path.suffix.lower() == ".png")
-    save_figure(figure, path, layout.dpi)
-
-
 def _draw(
     sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, upscale: bool, placed: bool = True
 ) -> Figure:
@@ -300,8 +258,8 @@ def _draw(
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
-        if first.picture is not None:
-            page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
+        if first.observed_image is not None:
+            page.cell(image_box, _fit(first.observed_image, layout.cell) if upscale else first.observed_image, "image")
             truth = truth_image(first.run, first.image)
             if upscale:
                 truth = _fit(truth, layout.cell, blended=not has_colours(first.run))

@@ -90,10 +90,10 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             "kernels": "single weights of the reassembly kernels",
             "guide": "single channels of the encoder feature that the operator is given",
         }[first.kind]
-    if first.among is not None:
+    if first.channel_count is not None:
         shown = [s for s in sequences if s.run is first.run]
-        what += f" ({len(shown)} of {first.among})"
-    if first.chosen:
+        what += f" ({len(shown)} of {first.channel_count})"
+    if first.representative:
         what += (
             ", by variance over the image at the last step, largest first, without those that correlate above "
             f"{MAX_CORRELATION:g} with one already taken"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,13 +39,19 @@ STYLE: Any = {
 """What matplotlib draws with: letters as paths or whole fonts, nothing that changes from one time to the next."""
 
 
-def check_ending(path: Path, what: str) -> None:
-    """Raise unless a page can be written as this file; ``what`` is what the message calls it."""
+def check_ending(output: str | os.PathLike[str], what: str) -> Path:
+    """The path of a figure that can be written; ``what`` is its name in the message.
+
+    Raises:
+        FadevizError: if the file ending is not one of ``ENDINGS``.
+    """
+    path = Path(output)
     if path.suffix.lower() not in ENDINGS:
         raise FadevizError(
             f"{path}: a {what} cannot be written as {path.suffix or 'a file without an ending'}. "
             f"Endings: {' '.join(ENDINGS)}"
         )
+    return path
 
 
 def new_figure(width: int, height: int, dpi: int) -> Figure:

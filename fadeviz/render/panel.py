@@ -181,8 +181,7 @@ def write_panel(
     """
     from matplotlib import rc_context
 
-    path = Path(output)
-    check_ending(path, "panel")
+    path = check_ending(output, "panel")
     layout = find_layout(rows, columns, cell=cell, caption=caption, legend=legend)
     with rc_context(STYLE):
         figure = _draw(rows, layout, exact=path.suffix.lower() == ".png")

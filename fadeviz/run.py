@@ -204,10 +204,10 @@ def _label(sequence: FrameSequence) -> str:
 
 
 def _range(sequence: FrameSequence, frame: int) -> str:
-    from .render.labels import number
+    from .render.labels import format_number
 
     low, high = sequence.limits[frame]
-    return f"{number(low)} to {number(high)}"
+    return f"{format_number(low)} to {format_number(high)}"
 
 
 def _facts(run: StoredRun) -> str:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.render import animation
-from fadeviz.render.animation import find_layout, render_frames, write_animation
+from fadeviz.render.animation import layout_animation, render_frames, write_animation
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.selection import MapSelection
@@ -56,7 +56,7 @@ def test_tiles_decode_exactly(tmp_path, pair, ending, colormap):
     frames, times = decode(path)
     assert times == [70] * len(STEPS)
     sequences = select_frames(pair, MapSelection(normalize="run"), centered=colormap == "coolwarm")
-    layout = find_layout(sequences, scale=3)
+    layout = layout_animation(sequences, scale=3)
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), upscaled(sequence.unit, colormap, 3))
     if ending != "gif":
@@ -67,7 +67,7 @@ def test_a_gray_gif_holds_all_256_levels(tmp_path, run):
     write_animation([run], tmp_path / "a.gif")
     frames, _ = decode(tmp_path / "a.gif")
     sequences = select_frames([run])
-    layout = find_layout(sequences)
+    layout = layout_animation(sequences)
     assert len(np.unique(tiles(frames, layout, 0))) == 256
     # Gray words and a gray map: but for the image, which loses its colours, the whole frame is exact.
     exact = np.stack(list(render_frames(sequences)))
@@ -89,7 +89,7 @@ def test_identical_maps_are_frames_of_their_own(tmp_path, ending):
 
 def test_each_frame_shows_its_step(tmp_path, run):
     sequences = select_frames([run], MapSelection(normalize="run"))
-    layout = find_layout(sequences)
+    layout = layout_animation(sequences)
     lines = np.stack(list(render_frames(sequences)))[:, layout.progress : layout.progress + layout.px(22)]
     assert len({line.tobytes() for line in lines}) == len(STEPS)
 
@@ -102,7 +102,7 @@ def test_non_finite_cells_in_a_gif(tmp_path):
     assert any("painted magenta" in note for note in notes)
     assert any("one level lower" in note for note in notes)
     (sequence,) = select_frames([run])
-    layout = find_layout([sequence], scale=2)
+    layout = layout_animation([sequence], scale=2)
     decoded = tiles(decode(tmp_path / "a.gif")[0], layout, 0).astype(int)
     expected = upscaled(sequence.unit, "gray", 2).astype(int)
     assert (decoded[:, 10, 12] == (255, 0, 255)).all()
@@ -120,7 +120,7 @@ def test_one_step_many_channels_and_tiny_tiles(tmp_path):
     write_animation([one], tmp_path / "a.gif", MapSelection(kind="channels"), scale=1)
     frames, _ = decode(tmp_path / "a.gif")
     sequences = select_frames([one], MapSelection(kind="channels"))
-    layout = find_layout(sequences, scale=1)
+    layout = layout_animation(sequences, scale=1)
     assert len({y for _, y in layout.tiles}) == 2
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), colorize(sequence.unit, "gray"))

@@ -11,7 +11,7 @@ from fadeviz.analysis.order import learning_order
 from fadeviz.export import export_run
 from fadeviz.render.animation import render_frames
 from fadeviz.render.frames import collect_notes, select_channels, select_frames
-from fadeviz.render.grid import find_layout, render_grid
+from fadeviz.render.grid import layout_grid, render_grid
 from fadeviz.render.labels import captions
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -80,7 +80,7 @@ def test_maps_are_drawn_where_the_observed_images_are_lost(tmp_path, harm):
     for sequences in ([first], [first, second]):
         assert render_grid(sequences).shape[2] == 3
         assert next(render_frames(sequences)).shape[2] == 3
-    alone = find_layout([first])
+    alone = layout_grid([first])
     assert min(x for x, _ in alone.cells.values()) < alone.cell[0]  # no room is left for what is not there
     for command in (["grid", "-o", "a.png"], ["animate", "-o", "a.gif"], ["animate", "-o", "a.webp"]):
         words = [command[0], str(runs[0].path), str(runs[1].path), "-o", str(tmp_path / command[2])]

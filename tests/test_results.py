@@ -21,7 +21,7 @@ from fadeviz.models.pretrained import read_pretrained
 from fadeviz.prediction import compare
 from fadeviz.prediction.compare import compare_runs, mean_iou, parse_zoom
 from fadeviz.prediction.predictor import Prediction, Predictor, predict_files, read_image
-from fadeviz.render.panel import Box
+from fadeviz.render.zoom import Box
 from fadeviz.training.matting import mse, sad
 from fadeviz.training.tasks import choose_task
 
@@ -86,7 +86,7 @@ def test_classes_without_a_place_in_the_legend_are_counted():
     config = SimpleNamespace(network="segnet", seed=0)
     run = SimpleNamespace(info={"data": {"name": "things"}}, run_id="r", name="fade")
     predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
-    row = SimpleNamespace(figures=())
+    row = SimpleNamespace(scores=())
     assert [name for name, _ in compare._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
     said = " ".join(compare._caption([predictor], [(row, [maps])], "none"))
     assert "Colours: the classes listed, and 2 that fill less than 1% of each image. Black: not labelled." in said

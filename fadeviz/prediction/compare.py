@@ -17,7 +17,9 @@ from ..errors import FadevizError, printable
 from ..experiment import load_data
 from ..render.colormap import class_palette, colour_classes
 from ..render.labels import data_name
-from ..render.panel import Box, Row, choose_zoom, write_panel
+from ..render.comparison import write_comparison
+from ..render.comparison_layout import Row
+from ..render.zoom import Box, choose_zoom
 from ..storage.metrics import FIGURES
 from ..storage.stored_run import StoredRun, run_labels
 from ..training.matting import measure_matte
@@ -111,7 +113,7 @@ def compare_runs(
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
     legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
-    write_panel(
+    write_comparison(
         [row for row, _ in rows],
         _titles(predictors),
         output,
@@ -123,10 +125,10 @@ def compare_runs(
     return [
         printable(
             f"{row.name}: "
-            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.figures, strict=True))
+            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.scores, strict=True))
         )
         for row, _ in rows
-        if row.figures
+        if row.scores
     ]
 
 
@@ -320,7 +322,7 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
         f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps."
         f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
     ]
-    scored = any(row.figures for row, _ in rows)
+    scored = any(row.scores for row, _ in rows)
     shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
     if first.task == "segmentation" and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())

@@ -21,9 +21,9 @@ from .fonts import font, spell
 from .frames import FrameSequence, collect_notes, select_frames
 from .labels import (
     captions,
+    format_number,
     heading,
     image_name,
-    number,
     outline,
     shorten,
     steps_sentence,
@@ -92,7 +92,7 @@ def write_animation(
     colors = palette(colormap)
     ffmpeg = _ffmpeg() if ending == ".mp4" else None
     sequences = select_frames(runs, selection, centered=is_diverging(colormap), max_frames=MAX_FRAMES)
-    layout = find_layout(sequences, scale=scale)
+    layout = layout_animation(sequences, scale=scale)
     notes = collect_notes(sequences)
     with replacing(path) as partial:
         if ending == ".gif":
@@ -112,11 +112,11 @@ def render_frames(
     sequences: Sequence[FrameSequence], *, colormap: str = "gray", scale: int | None = None
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames of the animation, each ``(H, W, 3)`` uint8: what every format but GIF is written from."""
-    return _rgb_frames(sequences, find_layout(sequences, scale=scale), palette(colormap))
+    return _rgb_frames(sequences, layout_animation(sequences, scale=scale), palette(colormap))
 
 
 @dataclass(frozen=True)
-class Layout:
+class AnimationLayout:
     """Where everything of a frame is, in pixels from the upper left corner.
 
     Attributes:
@@ -147,7 +147,7 @@ class Layout:
         return round(size * self.unit)
 
 
-def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None) -> Layout:
+def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = None) -> AnimationLayout:
     """Where an animation puts its tiles.
 
     Raises:
@@ -185,7 +185,7 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
         raise FadevizError(
             f"a frame would be {total}x{bottom} pixels, more than {MAX_SIDE} a side. Use a smaller --scale"
         )
-    return Layout(
+    return AnimationLayout(
         width=total,
         height=bottom + bottom % 2,
         unit=unit,
@@ -211,7 +211,7 @@ def _check_duration(duration_ms: int) -> None:
         )
 
 
-def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
+def _words(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Image.Image:
     """All that is the same in every frame, in grays: names, the track of the steps, the sentences below."""
     canvas = Image.new("L", (layout.width, layout.height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -238,7 +238,7 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
     return canvas
 
 
-def _track(sequences: Sequence[FrameSequence], layout: Layout) -> tuple[int, int, int]:
+def _track(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> tuple[int, int, int]:
     """Left and right end and the middle line of the bar that shows how far the training is."""
     px, steps = layout.px, sequences[0].steps
     widest = max(font(px(17), True).getlength(f"step {step}") for step in (steps[-1], steps[0]))
@@ -251,7 +251,7 @@ def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
     return right if span == 0 else left + round((step - steps[0]) / span * (right - left))
 
 
-def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArray[np.uint8]]:
+def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Iterator[NDArray[np.uint8]]:
     """The words of every frame, ``(H, W)`` uint8."""
     still = _words(sequences, layout)
     px, steps, (width, height) = layout.px, sequences[0].steps, layout.tile
@@ -265,7 +265,7 @@ def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArr
         draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
         draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
         for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
-            low, high = map(number, sequence.limits[frame])
+            low, high = map(format_number, sequence.limits[frame])
             under = y + height + px(26)
             draw.text((x, under), low, _DIM, font(px(11)), anchor="ls")
             right_end = x + (width if width >= px(104) else layout.pitch)
@@ -273,7 +273,7 @@ def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArr
         yield np.asarray(canvas)
 
 
-def _bar(layout: Layout) -> NDArray[np.uint8]:
+def _bar(layout: AnimationLayout) -> NDArray[np.uint8]:
     """A colour bar as wide as a tile, in indices of the palette."""
     return np.tile(to_indices(np.linspace(0.0, 1.0, layout.tile[0])), (layout.px(6), 1))
 
@@ -292,7 +292,7 @@ def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
     return next((sequence for sequence in sequences if sequence.observed_image is not None), None)
 
 
-def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.uint8]:
+def _observed(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> NDArray[np.uint8]:
     """The observed image at the size of a tile, with the ground truth's outline in white with a black rim.
 
     Empty if no run has the image.
@@ -311,7 +311,7 @@ def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.
 
 
 def _rgb_frames(
-    sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8]
+    sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
     observed, bar = _observed(sequences, layout), colors[_bar(layout)]
     for frame, gray in enumerate(_grays(sequences, layout)):
@@ -326,7 +326,7 @@ def _rgb_frames(
 
 
 def _write_gif(
-    path: Path, sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8], duration_ms: int
+    path: Path, sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8], duration_ms: int
 ) -> tuple[str, ...]:
     """Frames of one fixed palette, the colour map's, so that every tile decodes to its exact colours."""
     indices = [to_indices(sequence.unit) for sequence in sequences]

@@ -36,7 +36,7 @@ _TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
 
 
 @dataclass(frozen=True)
-class Layout:
+class GridLayout:
     """Where everything of a grid is, in pixels from the upper left corner.
 
     Attributes:
@@ -97,7 +97,7 @@ def write_grid(
 
     path = check_ending(output, "grid")
     sequences = _select(runs, selection, colormap)
-    layout = find_layout(sequences, columns=columns, scale=scale)
+    layout = layout_grid(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):
         figure = _draw(sequences, layout, colormap, upscale=path.suffix.lower() == ".png")
     save_figure(figure, path, layout.dpi)
@@ -125,7 +125,7 @@ def draw_grid(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     sequences = _select(runs, selection, colormap)
-    layout = find_layout(sequences, columns=columns, scale=scale)
+    layout = layout_grid(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):
         figure = _draw(sequences, layout, colormap, upscale=True, placed=False)
     FigureCanvasAgg(figure)
@@ -155,14 +155,16 @@ def render_grid(
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    layout = find_layout(sequences, columns=columns, scale=scale)
+    layout = layout_grid(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):
         canvas: Any = FigureCanvasAgg(_draw(sequences, layout, colormap, upscale=True))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = None, scale: int | None = None) -> Layout:
+def layout_grid(
+    sequences: Sequence[FrameSequence], *, columns: int | None = None, scale: int | None = None
+) -> GridLayout:
     """Where a grid puts its cells.
 
     Raises:
@@ -222,7 +224,7 @@ def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = Non
     sentences[1] += f" The number {'in' if chips else 'above'} a cell is the training step."
     lines = [line for text in sentences for line in wrap(text, points(_TEXT), total_width - 2 * margin)]
     top += points(1)
-    return Layout(
+    return GridLayout(
         width=total_width,
         height=top + len(lines) * points(8) + margin,
         dpi=dpi,
@@ -247,7 +249,7 @@ def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) 
 
 
 def _draw(
-    sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, upscale: bool, placed: bool = True
+    sequences: Sequence[FrameSequence], layout: GridLayout, colormap: str, *, upscale: bool, placed: bool = True
 ) -> Figure:
     """The figure; ``upscale`` repeats the values of a map itself, so that no renderer resamples them.
 
@@ -284,7 +286,7 @@ def _draw(
 class _GridPage(Page):
     """A page with the cells and headings of a grid."""
 
-    def __init__(self, figure: Any, layout: Layout, *, exact: bool) -> None:
+    def __init__(self, figure: Any, layout: GridLayout, *, exact: bool) -> None:
         super().__init__(figure, layout.width, layout.height, exact=exact)
         self.layout = layout
 
@@ -293,7 +295,7 @@ class _GridPage(Page):
 
         (x, y), (width, height), points = corner, self.layout.cell, self.layout.points
         self.edge((x, y, width, height))
-        self.picture((x, y, width, height), pixels)
+        self.image((x, y, width, height), pixels)
         if not self.layout.chips:
             self.text(x, y - points(0.8), label, _STEP, color="0.25", va="bottom")
             return
@@ -313,7 +315,7 @@ class _GridPage(Page):
         bar = palette(colormap)[None]
         if self.exact:
             bar = bar[:, np.linspace(0, 255, width).round().astype(int)].repeat(height, axis=0)
-        self.picture((right - width, middle - height // 2, width, height), bar)
+        self.image((right - width, middle - height // 2, width, height), bar)
         right -= width + points(3)
         self.text(right, middle, low, _TEXT, ha="right", va="center_baseline")
         right -= round(font(size).getlength(low)) + points(6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,8 @@ from .colormap import colour_classes
 from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence
 from .normalize import FIXED_RANGES, Limits
+
+_MINUS = "\N{MINUS SIGN}"
 
 
 def wrap(text: str, size: int, width: int) -> list[str]:
@@ -60,9 +63,24 @@ def brief(name: object, longest: int = 80) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def number(value: float) -> str:
-    """A value in three digits, with a true minus sign."""
-    return f"{value:.3g}".replace("-", "−")
+def format_number(value: float, digits: int = 3) -> str:
+    """A value with ``digits`` significant digits and a true minus sign; shorter whole numbers as they are.
+
+    Digits are grouped by commas; an exponent stands only where more than 6 decimal places were needed.
+
+    Example:
+        >>> format_number(12), format_number(0.5), format_number(12345.6), format_number(float("nan"))
+        ('12', '0.500', '12,346', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    if value == int(value) and abs(value) < 10**digits:
+        return str(int(value)).replace("-", _MINUS)
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if places <= 6:
+        return f"{value:,.{places}f}".replace("-", _MINUS)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
 
 
 def heading(sequence: FrameSequence) -> str:
@@ -165,7 +183,7 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
 def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
     """What stands at the ends of the colour bar: numbers, or words where every frame has its own."""
     if sequence.scope != "frame":
-        return number(sequence.limits[0].low), number(sequence.limits[0].high)
+        return format_number(sequence.limits[0].low), format_number(sequence.limits[0].high)
     low, high = sequence.percentiles
     if sequence.centered:
         return "\N{MINUS SIGN}max", "max"
@@ -254,4 +272,4 @@ def _title(kind: str) -> str:
 
 
 def _range(limits: Limits) -> str:
-    return f"{number(limits.low)} to {number(limits.high)}"
+    return f"{format_number(limits.low)} to {format_number(limits.high)}"

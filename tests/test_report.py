@@ -361,7 +361,7 @@ class TestPage:
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])
         assert len(rows) == 10
         first = re.findall("<td>(.*?)</td>", rows[0][1])
-        assert first == [operator.verdict.word for operator in learning_order(runs).operators]
+        assert first == [operator.verdict.label for operator in learning_order(runs).operators]
 
     def test_many_runs_are_rows(self, tmp_path):
         many = [make_run(tmp_path / str(seed), run_id=f"r{seed}", seed=seed) for seed in range(5)]
@@ -557,8 +557,8 @@ class TestWhatIsNotInIt:
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ((0,), "1 step in common are too few to measure when something is learned; 5 are needed."),
-        ((0, 1, 2), "3 steps in common are too few to measure when something is learned; 5 are needed."),
+        ((0,), "1 step in common are too few to measure learning times; 5 are needed."),
+        ((0, 1, 2), "3 steps in common are too few to measure learning times; 5 are needed."),
         (STEPS[1:], "Step 0, the untrained model, is missing in"),
     ],
 )

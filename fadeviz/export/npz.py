@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .places import new_file
-from .selection import Part, ExportSelection, safe_name
+from .selection import ExportSelection, Part, safe_name
 
 _COMMENT = b"fadeviz export 1"
 

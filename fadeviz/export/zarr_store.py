@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..storage.snapshots import KINDS
 from .places import needs, new_folder
-from .selection import Part, ExportSelection, safe_name
+from .selection import ExportSelection, Part, safe_name
 
 _OURS = re.compile(r"([^/]+/)*(zarr\.json|c(/\d+)*)")
 _MARK = re.compile(r"fadeviz/zarr\.json")

@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..analysis.curves import FIGURES, MEASURES, Course, group_words, operator_courses
+from ..analysis.curves import MeasureCurve, operator_curves
+from ..analysis.measures import GROUPS, MEASURES, describe_group
 from ..analysis.order import LearningOrder, OperatorOrder
-from ..analysis.table import speaks_for
+from ..analysis.verdicts import is_representative
 from ..render.colormap import palette
 from ..render.panels import (
     KYMOGRAPH_COLORS,
@@ -25,7 +26,7 @@ from .text import plain, shown_indices
 BY_OPERATOR = ("responses", "learning", "gate")
 """Groups of measures with one panel per operator; the other groups have one panel per measure."""
 
-_COMPARED_WITH = {"edge_elsewhere": "edge", "interior_elsewhere": "interior", "edge_raw": "edge"}
+_COMPARED_WITH = {"edge_mismatched": "edge", "interior_mismatched": "interior", "edge_raw": "edge"}
 """Measures that share the colour of another one."""
 
 _ROLES = {MEASURES[name].title: name for name in ("edge", "interior")}
@@ -36,13 +37,13 @@ _MARKS = "Dotted vertical lines: onset, where half of the way is done. The dista
 
 def chart_groups(order: LearningOrder) -> list[dict[str, Any]]:
     """The panels of each group of measures that the runs have, with what they mean, ready for JSON."""
-    courses = [operator_courses(order, operator) for operator in order.operators]
+    measured = [operator_curves(order, operator) for operator in order.operators]
     groups = []
-    for name in FIGURES:
-        members = [key for key in MEASURES if MEASURES[key].figure == name and any(key in one for one in courses)]
+    for name in GROUPS:
+        members = [key for key in MEASURES if MEASURES[key].group == name and any(key in own for own in measured)]
         if members:
-            panels = (_by_operator if name in BY_OPERATOR else _by_measure)(order, courses, members)
-            meaning, note = group_words(name, members)
+            panels = (_by_operator if name in BY_OPERATOR else _by_measure)(order, measured, members)
+            meaning, note = describe_group(name, members)
             groups.append(
                 {
                     "name": name,
@@ -56,14 +57,14 @@ def chart_groups(order: LearningOrder) -> list[dict[str, Any]]:
 
 
 def _by_operator(
-    order: LearningOrder, courses: Sequence[Mapping[str, Course]], members: Sequence[str]
+    order: LearningOrder, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One panel per unit and operator, one curve per measure."""
     found = []
     for unit in dict.fromkeys(MEASURES[key].unit for key in members):
         keys = [key for key in members if MEASURES[key].unit == unit]
         panels = []
-        for operator, own in zip(order.operators, courses, strict=True):
+        for operator, own in zip(order.operators, measured, strict=True):
             marks = _onsets(operator)
             curves = [_curve(MEASURES[key].title, own[key], key, marks) for key in keys if key in own]
             if curves:
@@ -74,7 +75,7 @@ def _by_operator(
 
 
 def _by_measure(
-    order: LearningOrder, courses: Sequence[Mapping[str, Course]], members: Sequence[str]
+    order: LearningOrder, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One panel per measure, one curve per operator; an operator has the same colour in all of them."""
     titles = [plain(operator.title) for operator in order.operators]
@@ -82,7 +83,7 @@ def _by_measure(
     series = {label: index for index, label in enumerate(labels)}
     found = []
     for key in members:
-        curves = [_curve(label, own[key]) for label, own in zip(labels, courses, strict=True) if key in own]
+        curves = [_curve(label, own[key]) for label, own in zip(labels, measured, strict=True) if key in own]
         panel = CurvePanel(MEASURES[key].title, MEASURES[key].meaning, MEASURES[key].unit, curves)
         found.append(panel_data(panel, series, scale=key))
     return found
@@ -91,21 +92,21 @@ def _by_measure(
 def _onsets(operator: OperatorOrder) -> dict[str, float]:
     """The median onset of each response, where enough maps have one."""
     onsets = {"edge": operator.edge_t50, "interior": operator.interior_t50}
-    return {name: t50.estimate for name, t50 in onsets.items() if speaks_for(t50, operator.lead.size)}
+    return {name: t50.estimate for name, t50 in onsets.items() if is_representative(t50, operator.lead.size)}
 
 
-def _curve(label: str, course: Course, key: str = "", marks: Mapping[str, float] | None = None) -> Curve:
-    indices = shown_indices(len(course.steps))
+def _curve(label: str, curve: MeasureCurve, key: str = "", marks: Mapping[str, float] | None = None) -> Curve:
+    indices = shown_indices(len(curve.steps))
     like = _COMPARED_WITH.get(key)
     return Curve(
         label,
-        [course.steps[index] for index in indices],
-        course.middle[indices],
-        course.low[indices],
-        course.high[indices],
+        [curve.steps[index] for index in indices],
+        curve.middle[indices],
+        curve.low[indices],
+        curve.high[indices],
         mark=(marks or {}).get(key, math.nan),
         like=None if like is None else MEASURES[like].title,
-        faint=key.endswith("_elsewhere"),
+        faint=key.endswith("_mismatched"),
     )
 
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
 from ..analysis.statistics import UNITS, Interval
-from ..analysis.table import other_rules, speaks_for
+from ..analysis.table import verdicts_by_rule
+from ..analysis.verdicts import is_representative
 from ..render.frames import spread
 from ..render.labels import format_number
 from ..render.panels import shown_distances
@@ -59,11 +60,11 @@ def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
     return [
         {
             "title": plain(operator.title),
-            "word": operator.verdict.word,
+            "word": operator.verdict.label,
             "sentence": _sentence(operator, last),
             **{
                 name: _interval(interval, last, signed=name == "lead")
-                if speaks_for(interval, operator.lead.size)
+                if is_representative(interval, operator.lead.size)
                 else f"– (of {interval.count} of {operator.lead.size} maps)"
                 for name, interval in (
                     ("lead", operator.lead_interval),
@@ -78,7 +79,7 @@ def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
 
 
 def _sentence(operator: OperatorOrder, last: int) -> str:
-    lead, word = operator.lead_interval, operator.verdict.word
+    lead, word = operator.lead_interval, operator.verdict.label
     maps = f"{lead.count} maps of {_count(lead.seeds, 'seed')}"
     if word in ("outline first", "interior first"):
         early, late = ("outline", "interior") if word == "outline first" else ("interior", "outline")
@@ -137,7 +138,7 @@ def _level(interval: Interval) -> str:
 def rules(order: LearningOrder) -> tuple[list[str], dict[str, list[str]]]:
     """The verdict of each operator by every rule: the rules in words, and for each the words by operator."""
     found: dict[str, list[str]] = {}
-    for row in other_rules(order):
+    for row in verdicts_by_rule(order):
         rule = f"{RESPONSES[row['responses']]}; until {UNTIL[row['until']]}"
         found.setdefault(rule[:1].upper() + rule[1:], []).append(row["verdict"])
     return [plain(operator.title) for operator in order.operators], found
@@ -163,7 +164,7 @@ def caveats(order: LearningOrder) -> list[str]:
     if len(order.images) > 1:
         ends = [
             f"{plain(o.title)} {format_number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
-            f"{format_number(_median(np.stack([m.interior_elsewhere[-1] for m in o.measured])), 2)}"
+            f"{format_number(_median(np.stack([m.interior_mismatched[-1] for m in o.measured])), 2)}"
             for o in order.operators
         ]
         said.append(

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.render import animation
@@ -143,6 +143,18 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, pair):
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 
+def test_the_ids_of_the_runs_are_in_the_file(tmp_path, pair):
+    runs = "fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)"
+    for ending in ("gif", "apng", "webp"):
+        write_animation(pair, tmp_path / f"a.{ending}", MapSelection(steps=[0, 10]), scale=1)
+    with Image.open(tmp_path / "a.gif") as file:
+        assert file.info["comment"].decode() == runs
+    with Image.open(tmp_path / "a.apng") as file:
+        assert file.text["Description"] == runs
+    with Image.open(tmp_path / "a.webp") as file:
+        assert file.getexif()[ExifTags.Base.ImageDescription] == runs
+
+
 def test_mp4_has_every_frame(tmp_path, pair):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     try:
@@ -150,6 +162,7 @@ def test_mp4_has_every_frame(tmp_path, pair):
     except RuntimeError as error:
         pytest.skip(f"no ffmpeg: {error}")
     write_animation(pair, tmp_path / "a.mp4", duration_ms=100, scale=4)
+    assert b"fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)" in (tmp_path / "a.mp4").read_bytes()
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     assert frames == len(STEPS)
     assert seconds == pytest.approx(1.2, abs=0.06)
@@ -178,7 +191,7 @@ def test_mp4_without_its_extra(tmp_path, run, monkeypatch):
         ("a.gif", {"duration_ms": -130}, "Use 20 or more"),
         ("a.avi", {}, r"cannot be written as .avi. Endings: .gif .png .apng .webp .mp4"),
         ("a.gif", {"colormap": "viridi"}, "Nearest: 'viridis'"),
-        ("a.gif", {"scale": 0}, "scale 0"),
+        ("a.gif", {"scale": 0}, "scale=0: must be at least 1"),
         ("a.gif", {"selection": MapSelection(layer="decoder")}, "no layer in"),
     ],
 )

@@ -159,8 +159,8 @@ def test_vector_files_hold_the_values_themselves(tmp_path, run):
         ("g.jpg", {}, r"cannot be written as .jpg. Endings: .png .pdf .svg"),
         ("g", {}, "a file without an ending"),
         ("g.png", {"colormap": "grey2"}, "no colour map 'grey2'"),
-        ("g.png", {"columns": 0}, "columns 0: at least 1"),
-        ("g.png", {"scale": 0}, "scale 0: at least 1"),
+        ("g.png", {"columns": 0}, "columns=0: must be at least 1"),
+        ("g.png", {"scale": 0}, "scale=0: must be at least 1"),
         ("g.png", {"selection": MapSelection(kind="gates")}, "gate"),
     ],
 )
@@ -185,3 +185,18 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")
     assert len(opened) == 12
     assert write_grid([run], tmp_path / "g.png", MapSelection(steps=range(20)), scale=1) == ()
+
+
+RUNS = "fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)"
+
+
+def test_the_ids_of_the_runs_are_in_the_file_and_not_under_the_figure(tmp_path, pair):
+    for ending in ("png", "pdf", "svg"):
+        write_grid(pair, tmp_path / f"g.{ending}", MapSelection(steps=[0]), scale=1)
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.text["Description"] == RUNS
+    assert RUNS.replace("(", r"\(").replace(")", r"\)").encode() in (tmp_path / "g.pdf").read_bytes()
+    assert RUNS in (tmp_path / "g.svg").read_text()
+    caption = " ".join(layout_grid(select_frames(pair)).caption[0])
+    assert "FADE, CARAFE; seed 0 each." in caption
+    assert "a1b2c3" not in caption

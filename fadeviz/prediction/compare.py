@@ -16,7 +16,7 @@ from ..data.transforms import IGNORED
 from ..errors import FadevizError, printable
 from ..experiment import load_data
 from ..render.colormap import class_palette, colour_classes
-from ..render.labels import data_name
+from ..render.labels import data_name, describe_runs, provenance
 from ..render.comparison import write_comparison
 from ..render.comparison_layout import Row
 from ..render.zoom import Box, choose_zoom
@@ -120,6 +120,7 @@ def compare_runs(
         cell=cell,
         legend=legend,
         caption=_caption(predictors, rows, zoom),
+        provenance=provenance(runs),
     )
     names = run_labels(runs, [run.name for run in runs])
     return [
@@ -319,23 +320,23 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     data = dict.fromkeys(data_name(one.run) for one in predictors)
     steps = dict.fromkeys(one.step for one in predictors)
     lines = [
-        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps."
-        f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
+        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps. "
+        f"{describe_runs([predictor.run for predictor in predictors])}."
     ]
     scored = any(row.scores for row, _ in rows)
-    shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
+    shown = ["Alpha from 0 (black) to 1 (white)." if first.task == "matting" else "White: class 1."]
     if first.task == "segmentation" and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
-        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each image" if small else ""
-        shown = [f"Colours: the classes listed{others}. Black: not labelled."]
+        others = f"; {small} more fill less than {LEAST_SHARE:.0%} of any image" if small else ""
+        shown = [f"Colours: classes as listed{others}. Black: unlabelled."]
     if scored and first.task == "matting":
-        shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
+        shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:
-        shown.append("mIoU: of this image, mean over the classes that are there or found.")
+        shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")
     if zoom == "auto" and len(predictors) > 1:
-        shown.append("Boxes: where the runs disagree most.")
+        shown.append("Boxes: windows in which the runs disagree most.")
     elif zoom == "auto" and scored:
-        shown.append("Boxes: where the run is most unlike the truth, if it is known.")
+        shown.append("Boxes: windows of the largest error, where the ground truth is known.")
     return [*lines, " ".join(shown)]
 
 

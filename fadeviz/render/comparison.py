@@ -43,6 +43,7 @@ def write_comparison(
     cell: int | None = None,
     caption: Sequence[str] = (),
     legend: Legend = (),
+    provenance: str = "",
 ) -> None:
     """Draw a comparison into a PNG, PDF or SVG file, by its ending: image, trimap, truth, then one column per run.
 
@@ -56,6 +57,7 @@ def write_comparison(
         cell: width of a column in pixels; None for 300 pixels per inch.
         caption: sentences to stand below, each on a line of its own.
         legend: classes and their colours, ``(R, G, B)`` from 0 to 255, shown below the rows.
+        provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
         FadevizError: if the file ending is invalid, there is nothing to draw, or rows do not match the columns.
@@ -66,7 +68,7 @@ def write_comparison(
     layout = layout_comparison(rows, columns, cell=cell, caption=caption, legend=legend)
     with rc_context(STYLE):
         figure = _draw(rows, layout, exact=path.suffix.lower() == ".png")
-    save_figure(figure, path, layout.dpi)
+    save_figure(figure, path, layout.dpi, provenance=provenance)
 
 
 def render_comparison(

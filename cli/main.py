@@ -378,18 +378,18 @@ def bench(
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
 def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
     """List the upsampling operators and what they cost: all, or NAMES with options, e.g. indexnet:kind=m2o."""
-    from fadeviz.errors import unknown_name
-    from fadeviz.upsamplers import UPSAMPLERS, parse_upsampler
-    from fadeviz.upsamplers.costs import SITES, operator_cost
+    from fadeviz.models import find_network, list_networks
+    from fadeviz.models.costs import operator_cost
+    from fadeviz.upsamplers import find_upsampler, list_upsamplers, parse_upsampler
 
     chosen = [name.strip() for name in network.split(",")]
-    for name in chosen:
-        if name not in SITES:
-            raise unknown_name("network", name, SITES)
+    networks = {name: find_network(name) for name in chosen}
+    if as_json:
+        networks |= {name: one for name, one in list_networks().items() if one.sites}
     rows: list[dict[str, Any]] = []
-    for name in names or UPSAMPLERS:
-        entry = UPSAMPLERS[parse_upsampler(name)[0]]
-        costs = {network: operator_cost(name, network)._asdict() for network in SITES}
+    for name in names or list_upsamplers():
+        entry = find_upsampler(parse_upsampler(name)[0])
+        costs = {network: operator_cost(name, network)._asdict() for network in networks}
         what = (entry.build.__doc__ or "").partition("\n")[0]  # none under python -OO
         rows.append(
             {
@@ -405,8 +405,8 @@ def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     wide = max(len("name"), *(len(row["name"]) for row in rows)) + 2
-    heads = {"segnet": "SegNet 224x224", "segformer": "SegFormer 512x512", "matting": "matting 512x512"}
-    click.echo(f"{'':{wide}}{'':9}" + "".join(f"{heads[name]:>21}" for name in chosen))
+    heads = [f"{network.title} {network.reference_size}x{network.reference_size}" for network in networks.values()]
+    click.echo(f"{'':{wide}}{'':9}" + "".join(f"{head:>21}" for head in heads))
     columns = f"{'parameters':>11}{'M mul-add':>10}"
     click.echo(f"{'name':{wide}}{'reads':9}{columns * len(chosen)}  source")
     for row in rows:

@@ -25,7 +25,7 @@ from .data.pool import Pool
 from .data.sets import DATA, Wanted, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
-from .models import NETWORKS, Network, build_network, parse_network
+from .models import Network, build_network, find_network, parse_network
 from .ops.arithmetic import same_algorithms, tf32
 from .ops.reassemble import choose_backend
 from .recording.probe import MODES, Probe
@@ -38,11 +38,10 @@ from .training.batches import batches, draw_pool
 from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, local_rank, local_world_size, process_group, wrap_ddp
 from .training.loop import COMPILE, PRECISIONS, StepResult, compile_forward, fit, keep_freed_memory
-from .training.recipes import RECIPES
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
 from .training.signals import Interrupted, StopSignals, stop_signals
 from .training.tasks import Task, choose_task
-from .upsamplers import UPSAMPLERS, parse_upsampler
+from .upsamplers import find_upsampler, parse_upsampler
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
@@ -72,7 +71,7 @@ class RunConfig:
         snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
             logarithm.
         width: multiplier of the network's channels.
-        lr: learning rate; None takes the network's, as in ``RECIPES``. It is multiplied by 0.1 at each share of the run
+        lr: learning rate; None takes that of the network's recipe. It is multiplied by 0.1 at each share of the run
             in ``lr_drops`` (empty takes the network's: SegNet's are epochs 35 and 45 of 50; ``(1.0,)`` is never), but
             SegFormer's rises and falls.
         weight_decay: None takes the network's.
@@ -147,12 +146,13 @@ class RunConfig:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name), field.default))
         network = parse_network(self.network)[0]
-        recipe = RECIPES[network]
+        found = find_network(network)
+        recipe = found.recipe
         for name, value in (
             ("lr", recipe.lr),
             ("weight_decay", recipe.weight_decay),
             ("lr_drops", recipe.lr_drops),
-            ("layers", NETWORKS[network].layers),
+            ("layers", found.layers),
         ):
             if getattr(self, name) in (None, "", ()):
                 object.__setattr__(self, name, value)
@@ -184,7 +184,7 @@ class RunConfig:
                 raise unknown_name(what, name, known)
 
     def _check_data(self, network: str) -> None:
-        task = NETWORKS[network].task
+        task = find_network(network).task
         data = find_data(task, self.data)
         if self.labels == "shuffled" and task == "matting":
             raise FadevizError("shuffled labels are for masks; mattes belong to their images. Use labels true")
@@ -205,7 +205,7 @@ class RunConfig:
             )
 
     def _check_training(self, network: str) -> None:
-        least = NETWORKS[network].least_batch
+        least = find_network(network).least_batch
         if self.batch_size < least:
             raise FadevizError(f"batch_size is {self.batch_size}; {network} needs {least} or more for BatchNorm")
         if self.observe < least and self.observe_mode == "batch":
@@ -218,7 +218,7 @@ class RunConfig:
         check_range("weight_decay", self.weight_decay, 0)
         check_range("momentum", self.momentum, 0, 1, open_end="high")
         check_lr_drops(self.lr_drops)
-        stride = NETWORKS[network].stride
+        stride = find_network(network).stride
         if self.size % stride:
             near = max(stride, round(self.size / stride) * stride)
             raise FadevizError(f"size is {self.size}; it must be divisible by {stride}. Nearest: {near}")
@@ -245,7 +245,7 @@ class Progress(NamedTuple):
 def load_data(config: RunConfig) -> Splits:
     """The images of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
     wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
-    task = NETWORKS[parse_network(config.network)[0]].task
+    task = find_network(parse_network(config.network)[0]).task
     splits = find_data(task, config.data).load(wanted)
     if config.pool:
         pool = Pool(splits.train, config.pool, mattes=task == "matting")
@@ -431,7 +431,7 @@ def count_workers(config: RunConfig, device: torch.device) -> int:
     """The worker processes of a run: those asked for, or what suits its device and its data."""
     if config.workers is not None:
         return config.workers
-    task = NETWORKS[parse_network(config.network)[0]].task
+    task = find_network(parse_network(config.network)[0]).task
     if device.type == "cpu" or config.pool or find_data(task, config.data).held:
         return 0
     return min(8, max(1, usable_cores() // local_world_size() - 1))
@@ -544,7 +544,7 @@ class _Work:
         model.to(device)
         assert config.lr is not None
         assert config.weight_decay is not None
-        recipe = RECIPES[parse_network(config.network)[0]]
+        recipe = model.recipe
         self.optimizer = recipe.optimizer(model, config.lr, config.weight_decay, config.momentum)
         self.lr_at = recipe.lr_at(config.lr, config.steps, config.lr_drops)
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
@@ -558,7 +558,7 @@ class _Work:
         self._start_clocks()
         self.info: dict[str, Any] = {
             "upsampler": config.upsampler,
-            "title": UPSAMPLERS[parse_upsampler(config.upsampler)[0]].title,
+            "title": find_upsampler(parse_upsampler(config.upsampler)[0]).title,
             "network": config.network,
             "network_title": model.title,
             "task": model.task,

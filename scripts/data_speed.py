@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from fadeviz.experiment import RunConfig, load_data, usable_cores
-from fadeviz.models import NETWORKS, parse_network
+from fadeviz.models import find_network, parse_network
 from fadeviz.training.batches import batches, draw_pool
 from fadeviz.training.loop import keep_freed_memory
 from fadeviz.training.tasks import choose_task
@@ -27,7 +27,7 @@ def measure(config: RunConfig, workers: int, seconds: float) -> tuple[float, flo
     """Images a second that arrive for this run, and this process's milliseconds for each."""
     splits = load_data(config)
     train = splits.train
-    task = choose_task(NETWORKS[parse_network(config.network)[0]].task, splits.classes)
+    task = choose_task(find_network(parse_network(config.network)[0]).task, splits.classes)
     if config.pool:
         draw_pool(train, 0)  # type: ignore[arg-type]
     for index in range(train.count or 1):  # sets that are kept in memory are read once

@@ -117,11 +117,11 @@ def _segformer(small: bool) -> dict[str, Any]:
 
 
 def _wanted(values: Mapping[str, Any], operator: str, seed: int, prefix: str = "") -> Wanted:
-    from fadeviz.models import NETWORKS, parse_network
+    from fadeviz.models import find_network, parse_network
     from fadeviz.sweep import Member
 
     upsampler, _, labels = operator.partition("@")
-    layer = NETWORKS[parse_network(str(values["network"]))[0]].figure_layer
+    layer = find_network(parse_network(str(values["network"]))[0]).figure_layer
     own = {"upsampler": upsampler, "labels": labels or "true", "seed": seed, "layers": layer}
     return Wanted(prefix + Member(operator, seed).name, {**values, **own})
 

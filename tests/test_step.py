@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.experiment import RunConfig, build_model
-from fadeviz.models import SegNet
+from fadeviz.models import NETWORKS, SegNet, recipes
 from fadeviz.ops.arithmetic import tf32
-from fadeviz.training import checkpoint, recipes
+from fadeviz.training import checkpoint
 from fadeviz.training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from fadeviz.training.graphs import ReplayedGradients
 from fadeviz.training.loop import compile_forward, fit
@@ -295,9 +295,9 @@ class TestFusedOptimizers:
     def _fused(self, monkeypatch):
         monkeypatch.setattr(recipes, "_fused", lambda model: True)
 
-    @pytest.mark.parametrize("name", recipes.RECIPES)
+    @pytest.mark.parametrize("name", NETWORKS)
     def test_they_take_the_steps_of_the_plain_ones(self, data, name, monkeypatch):
-        recipe, weights = recipes.RECIPES[name], []
+        recipe, weights = NETWORKS[name].recipe, []
         for fused in (True, None):
             monkeypatch.setattr(recipes, "_fused", lambda model, fused=fused: fused)
             # No norm: biases before it have gradients of rounding alone, which Adam divides by their size.
@@ -427,7 +427,7 @@ class TestOnCuda:
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
     def test_a_step_waits_for_nothing_but_its_loss(self, precision):
-        task, recipe = choose_task("segmentation"), recipes.RECIPES["segnet"]
+        task, recipe = choose_task("segmentation"), NETWORKS["segnet"].recipe
         model = SegNet("fade", width=0.125).cuda().to(memory_format=torch.channels_last)
         scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
         steps = fit(model, [batch(2, 64)] * 4, task.loss, recipe.optimizer(model, 0.01, 0.0, 0.9), lambda step: 0.01,

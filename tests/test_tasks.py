@@ -14,9 +14,9 @@ from fadeviz.data.observation import choose_observed, find_object
 from fadeviz.data.sets import DATA, Wanted, check_data, find_data
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, train
+from fadeviz.models import NETWORKS
 from fadeviz.storage.check import check_run
 from fadeviz.training.metrics import evaluate
-from fadeviz.training.recipes import RECIPES
 from fadeviz.training.tasks import choose_task, segmentation_loss
 from test_ade20k import save_set
 from test_experiment import assert_same_state, files, final_weights
@@ -236,11 +236,11 @@ def test_a_network_decides_task_recipe_and_layers():
 
 def test_the_matting_recipe_slows_the_encoder():
     model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
-    optimizer = RECIPES["matting"].optimizer(model, 0.01, 0.0, 0.9)
+    optimizer = NETWORKS["matting"].recipe.optimizer(model, 0.01, 0.0, 0.9)
     factors = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
     assert {factors[id(p)] for p in model["encoder"].parameters()} == {0.01}
     assert {factors[id(p)] for p in model["head"].parameters()} == {1.0}
-    lr_at = RECIPES["matting"].lr_at(0.01, 30, RECIPES["matting"].lr_drops)
+    lr_at = NETWORKS["matting"].recipe.lr_at(0.01, 30, NETWORKS["matting"].recipe.lr_drops)
     np.testing.assert_allclose([lr_at(step) for step in (1, 20, 21, 26, 27, 30)], [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import build_network
+from ..models.recipes import sgd
 from ..ops import torch_ops
 from ..ops.backends import native
 from ..ops.reassemble import blend, kernel_softmax, reassemble
 from ..storage.snapshots import Snapshot, SnapshotStore
 from ..storage.stored_run import StoredRun
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
-from ..training.recipes import sgd
-from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler
+from ..upsamplers import CARAFE, FADE, Skip, Upsampler, build_upsampler, find_upsampler, parse_upsampler
 from .plan import Shape, StepCase
 from .timing import Call, rotating
 
@@ -245,7 +245,7 @@ def operator_calls(
     calls = []
     for maps in (inputs, *others):
         indices = None
-        if UPSAMPLERS[name].needs == "indices":  # those that need none would not make what they read of the encoder
+        if find_upsampler(name).needs == "indices":  # those that need none would not make what they read of the encoder
             with torch.no_grad():
                 _, indices = operator.pool(maps[1])
         function = partial(_upsample, operator, plain, indices)

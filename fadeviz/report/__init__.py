@@ -9,13 +9,13 @@ import json
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..analysis.order import LearningOrder, learning_order
 from ..errors import FadevizError, unknown_name
 from ..render.colormap import NON_FINITE, palette
@@ -32,9 +32,6 @@ ENDINGS = (".html", ".htm")
 
 PALETTES = ("gray", "viridis", "cividis", "magma", "inferno")
 """The colour maps that a reader can choose from."""
-
-# Not imported: the package above also offers, to those who ask, what needs torch.
-_VERSION = str(sys.modules[__name__.partition(".")[0]].__version__)
 
 _SLACK = 4000  # bytes kept for what is only known at the end: the names of what was left out
 
@@ -283,7 +280,7 @@ def _page(content: dict[str, Any], selection: Selection, order: LearningOrder) -
         "left_out": _left_out(selection.left_out),
         "settings": _settings(*content["settings"]),
         "command": _escape(content["command"]),
-        "version": _escape(_VERSION),
+        "version": _escape(__version__),
         "data": _json(data),
         "movies": "\n".join(elements),
     }

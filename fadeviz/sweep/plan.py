@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
 from ..experiment import LABELS, RunConfig
-from ..models import NETWORKS, parse_network
+from ..models import find_network, parse_network
 from ..training.settings import check_model
 from ..upsamplers import parse_upsampler
 
@@ -110,7 +110,7 @@ def _canonical(text: str, base: RunConfig) -> str:
     if at and control not in CONTROLS:
         raise unknown_name(f"control (after the @ of {text!r})", control, CONTROLS)
     name, options = parse_upsampler(upsampler)
-    check_model(base.network, upsampler, base.width, NETWORKS[parse_network(base.network)[0]].layers, "")
+    check_model(base.network, upsampler, base.width, find_network(parse_network(base.network)[0]).layers, "")
     pairs = [part.partition("=") for part in upsampler.partition(":")[2].split(",")] if options else []
     spelled = {key.strip(): value.strip() for key, _, value in pairs}  # the last counts, as in parse_upsampler
     return name + ":" * bool(spelled) + ",".join(f"{key}={spelled[key]}" for key in sorted(spelled)) + at + control

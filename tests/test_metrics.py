@@ -27,7 +27,7 @@ from fadeviz.run import render_html
 from fadeviz.storage import metrics as quality
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
-from fadeviz.sweep.trial import Follower, Task
+from fadeviz.sweep.trial import ProgressReader, Task
 from fadeviz.training.matting import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
 from render_runs import make_run
@@ -136,10 +136,10 @@ class TestWhileTraining:
 
     def test_a_sweep_follows_the_tests_of_a_matting_run(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        follower = Follower(Task("member", SimpleNamespace(steps=9), tmp_path))
+        reader = ProgressReader(Task("trial", SimpleNamespace(steps=9), tmp_path))
         store.append_metrics({"step": 1, "loss": 0.5, "lr": 0.1, "test_loss": 0.25, **ERRORS})
         store.append_metrics({"step": 2, "loss": 0.25, "lr": 0.1})
-        assert follower.news() == (2, 9, 0.25, {"test_loss": 0.25, **ERRORS})
+        assert reader.read() == (2, 9, 0.25, {"test_loss": 0.25, **ERRORS})
 
 
 class TestMattes:

@@ -91,12 +91,12 @@ def class_similarity(
         raise FadevizError(f"classes and band must be boolean; got {classes.dtype} and {band.dtype}")
     if (classes.sum(1) > 1).any():
         raise FadevizError("classes overlap: each pixel may be of only one class")
-    found = np.full((7, *maps.shape[:2]), np.nan)
+    measures = np.full((7, *maps.shape[:2]), np.nan)
     for step, image in np.ndindex(*maps.shape[:2]):
         features = maps[step, image].reshape(maps.shape[2], -1).astype(np.float64)
         members = classes[image].reshape(classes.shape[1], -1)
-        found[:, step, image] = _class_similarity(features, members, band[image].ravel())
-    return ClassSimilarity(RegionSimilarity(*found[0:3]), RegionSimilarity(*found[3:6]), found[6])
+        measures[:, step, image] = _class_similarity(features, members, band[image].ravel())
+    return ClassSimilarity(RegionSimilarity(*measures[0:3]), RegionSimilarity(*measures[3:6]), measures[6])
 
 
 def _class_similarity(

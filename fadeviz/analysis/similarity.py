@@ -181,11 +181,11 @@ def cka_to_final(
     """
     maps = check_axes(maps, 5, "(S, n, C, h, w)", exactly=True)
     last = maps[-1] if final is None else final
-    found = np.full(maps.shape[:2], np.nan)
-    for step, image in np.ndindex(*found.shape):
+    similarities = np.full(maps.shape[:2], np.nan)
+    for step, image in np.ndindex(*similarities.shape):
         a, b = (frame[image].reshape(maps.shape[2], -1) for frame in (maps[step], last))
-        found[step, image] = linear_cka(a, b, debiased=debiased)
-    return found
+        similarities[step, image] = linear_cka(a, b, debiased=debiased)
+    return similarities
 
 
 def grey_levels(maps: NDArray[np.floating], scope: str = "frame") -> NDArray[np.float64]:
@@ -282,8 +282,8 @@ def standardize(maps: NDArray[np.floating]) -> NDArray[np.float64]:
 
 def dot_products(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Correlations of maps from :func:`standardize`; NaN where either is."""
-    found: NDArray[np.float64] = np.clip(np.einsum("...yx,...yx->...", a, b), -1.0, 1.0)
-    return found
+    products: NDArray[np.float64] = np.clip(np.einsum("...yx,...yx->...", a, b), -1.0, 1.0)
+    return products
 
 
 def _centred_features(features: NDArray[np.floating]) -> NDArray[np.float64] | None:

@@ -57,7 +57,7 @@ def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray
     .. math::
 
         c = \frac{\sum_f P(f)\,|f|}{\sum_f P(f)}, \qquad
-        P = \left|\operatorname{DFT}\big(w\,(F - m)\big)\right|^2, \qquad |f| = \sqrt{f_x^2 + f_y^2}
+        P = |\operatorname{DFT}(w\,(F - m))|^2, \qquad |f| = \sqrt{f_x^2 + f_y^2}
 
     with :math:`F` the map, :math:`w` the two-dimensional Hann window and :math:`m` the mean of the map under that
     window, so that :math:`P(0) = 0`. White noise has about 0.38; a smooth blob as large as the map has about 1.5
@@ -255,17 +255,17 @@ def _each_map(
 ) -> NDArray[np.float64]:
     """Apply ``measure`` to the cropped maps ``(M, h, w)`` that are defined, as many at a time as the cache holds."""
     cropped = _cropped(_checked(maps, border), border)
-    found = np.full((*cropped.shape[:-2], *shape), np.nan)
+    results = np.full((*cropped.shape[:-2], *shape), np.nan)
     if min(cropped.shape[-2:]) < MIN_SIDE:
-        return found
-    row_of = found.reshape(-1, *shape)
+        return results
+    row_of = results.reshape(-1, *shape)
     flat = cropped.reshape(-1, *cropped.shape[-2:])
     usable = np.flatnonzero(has_pattern(flat))
     length = max(1, BLOCK // math.prod(flat.shape[1:]))
     for start in range(0, len(usable), length):
         rows = usable[start : start + length]
         row_of[rows] = measure(flat[rows].astype(np.float64))
-    return found
+    return results
 
 
 def _checked(maps: NDArray[np.floating], border: int, scale: int = 2) -> NDArray[np.floating]:
@@ -298,8 +298,8 @@ def _window(shape: tuple[int, ...]) -> NDArray[np.float64]:
 def _summed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted sums of the values of each map, ``(M, n)`` and ``(n, K)`` -> ``(M, K)``."""
     # One product per map: with a single one for all, the last bit would depend on their number.
-    found: NDArray[np.float64] = (values[:, None] @ weights)[:, 0]
-    return found
+    sums: NDArray[np.float64] = (values[:, None] @ weights)[:, 0]
+    return sums
 
 
 def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -392,8 +392,8 @@ def _variance_within(values: NDArray[np.float64], scale: int) -> NDArray[np.floa
     height, width = (side - scale + 1 for side in centred.shape[1:])
     places = [centred[:, y : y + height, x : x + width] for y in range(scale) for x in range(scale)]
     mean = sum(places[1:], places[0]) / len(places)
-    found: NDArray[np.float64] = np.mean([_mean_product(place, place) for place in places], axis=0)
-    return found - _mean_product(mean, mean)
+    squares: NDArray[np.float64] = np.mean([_mean_product(place, place) for place in places], axis=0)
+    return squares - _mean_product(mean, mean)
 
 
 def _moving_average(values: NDArray[np.float64], scale: int, axis: int) -> NDArray[np.float64]:

@@ -79,7 +79,7 @@ def bootstrap_interval(
 ) -> Interval:
     r"""Percentile interval of a crossed bootstrap: seeds and images are drawn with replacement, independently.
 
-    .. math:: \theta^* = T\big(\{v_{s^*_i,\,n^*_j}\}\big), \qquad
+    .. math:: \theta^* = T(\{v_{s^*_i,\,n^*_j}\}), \qquad
               [\theta^*_{(\alpha/2)},\; \theta^*_{(1-\alpha/2)}], \quad \alpha = 1 - \text{level}
 
     with :math:`v_{sn}` the value of seed :math:`s` and image :math:`n`, :math:`s^*_i` and :math:`n^*_j` the drawn seeds
@@ -117,9 +117,9 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(table), size=(resamples, len(table), 1))
     images = rng.integers(table.shape[1], size=(resamples, 1, table.shape[1]))
-    found = take(table[drawn, images].reshape(resamples, -1))
-    found = found[~np.isnan(found)]  # without those of missing values alone
-    low, high = (float(_quantile(found[None], share)[0]) for share in ((1 - level) / 2, (1 + level) / 2))
+    estimates = take(table[drawn, images].reshape(resamples, -1))
+    estimates = estimates[~np.isnan(estimates)]  # without those of missing values alone
+    low, high = (float(_quantile(estimates[None], share)[0]) for share in ((1 - level) / 2, (1 + level) / 2))
     estimate = float(take(table.reshape(1, -1))[0])
     return Interval(estimate, low, high, int(known.sum()), len(table), level)
 
@@ -161,9 +161,11 @@ def bootstrap_band(
     for start in range(0, steps, length):
         block = slice(start, start + length)
         table = by_step[block][:, rows, across].reshape(-1, seeds * images)
-        found = _medians(table).reshape(-1, len(different))
-        order = found.argsort(axis=1)  # NaN comes last
-        ordered = np.take_along_axis(found, order, axis=1).ravel().repeat(times[order].ravel()).reshape(-1, resamples)
+        estimates = _medians(table).reshape(-1, len(different))
+        order = estimates.argsort(axis=1)  # NaN comes last
+        ordered = (
+            np.take_along_axis(estimates, order, axis=1).ravel().repeat(times[order].ravel()).reshape(-1, resamples)
+        )
         low[block], high[block] = (_quantile_in_order(ordered, share) for share in ((1 - level) / 2, (1 + level) / 2))
     return _medians(by_step.reshape(steps, -1)), low, high
 
@@ -205,8 +207,8 @@ def _quantile_in_order(ordered: NDArray[np.float64], share: float) -> NDArray[np
     low, high = ordered[rows, below], ordered[rows, above]
     with np.errstate(invalid="ignore"):
         between = np.where(np.isinf(low) & np.isfinite(high), low, low + part * (high - low))
-    found: NDArray[np.float64] = np.where((part == 0) | (low == high), low, between)
-    return found
+    quantiles: NDArray[np.float64] = np.where((part == 0) | (low == high), low, between)
+    return quantiles
 
 
 def paired_test(
@@ -220,7 +222,7 @@ def paired_test(
     r"""Two-sided sign-flip permutation test of a - b on the same seeds and images.
 
     .. math:: W = \sum_u \operatorname{sign}(d_u)\,R(|d_u|), \qquad
-              p = \Pr\big(|\textstyle\sum_u \varepsilon_u R(|d_u|)| \ge |W|\big)
+              p = \Pr(|\sum_u \varepsilon_u R(|d_u|)| \ge |W|)
 
     with :math:`d_u` the difference of unit :math:`u`, :math:`R` its rank by size (ties averaged), and
     :math:`\varepsilon_u = \pm 1` independent random signs: if the operators did not differ, each difference could as

@@ -13,7 +13,8 @@ from ..errors import FadevizError
 from ..ops.backends.tiles import is_autocast
 from ..ops.per_pixel import PixelLayerNorm
 from ..ops.reassemble import KernelSoftmax, is_plain, is_watched
-from ..ops.sampled import convolved_points, group_conv, neighbour_points, pixel_norm, sampled_logits, sampled_sums
+from ..ops.query_points import convolved_points, group_conv, neighbour_points, pixel_norm
+from ..ops.sampled import sampled_logits, sampled_sums
 from .base import Skip, Upsampler, check_input
 
 

@@ -36,7 +36,6 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"NDArray": "NDArray"}  # in place of what it stands for
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

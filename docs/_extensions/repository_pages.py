@@ -21,8 +21,9 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 import fadeviz
+from fadeviz.models import NETWORKS
+from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz.upsamplers.costs import SITES, operator_cost
 
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent
@@ -36,12 +37,11 @@ SECTIONS = ("Limit cases", "Limit case", "Shape", "Units", "Cost", "Raises", "So
 """What an operator's docstring has after its formula, each beginning a line, in this order."""
 
 NEEDS = {"": "nothing", "indices": "pooling indices", "feature": "the encoder feature"}
-NETWORK_TITLES = {"segnet": "SegNet, 224x224", "segformer": "SegFormer's head, 512x512", "matting": "Matting, 512x512"}
 
 LIBRARY = {
     "Recording": ("fadeviz.recording.probe", "fadeviz.recording.views", "fadeviz.storage.schedule"),
     "Training": ("fadeviz.experiment", "fadeviz.sweep"),
-    "Operators": ("fadeviz.upsamplers.base", "fadeviz.upsamplers.costs", "fadeviz.ops.reassemble"),
+    "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
     "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize"),
     "Analysis": (
         "fadeviz.analysis.regions",
@@ -165,9 +165,10 @@ def signature(build: type) -> str:
 def costs(name: str) -> list[tuple[str, str, str]]:
     """Parameters and multiply-adds in each network."""
     rows = []
-    for network in SITES:
-        cost = operator_cost(name, network)
-        rows.append((NETWORK_TITLES.get(network, network), f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
+    for key, network in NETWORKS.items():
+        cost = operator_cost(name, key)
+        title = f"{network.title}, image of {network.reference_size}x{network.reference_size}"
+        rows.append((title, f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
     return rows
 
 

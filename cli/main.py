@@ -145,9 +145,9 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
 
     config = _config(ctx, out, resume, options)
     if requeue:
-        from fadeviz.sweep import begun
+        from fadeviz.sweep import has_begun
 
-        resume = begun(out)
+        resume = has_begun(out)
     quiet = launched_rank() > 0  # of the processes that torchrun started, the first one talks
     with _Bars() as bars:
         try:

@@ -142,17 +142,17 @@ def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -
 
 def _print_missing(plan: SweepPlan, out: Path, executor: str, slurm_options: tuple[str, ...], jobs: int | None) -> None:
     """What there is to do, for a shell or a scheduler to do it; on standard error, how much that is."""
-    from fadeviz.sweep import missing
+    from fadeviz.sweep import unfinished_trials
     from fadeviz.sweep.slurm import batch_script, parse_options
 
     given_to_sbatch = parse_options(slurm_options)
-    tasks = missing(plan, out)
-    click.echo(f"{len(tasks)} of {len(plan.members)} runs are missing in {out}; nothing was written", err=True)
+    tasks = unfinished_trials(plan, out)
+    click.echo(f"{len(tasks)} of {len(plan.trials)} runs are missing in {out}; nothing was written", err=True)
     if not tasks:
         return
     if executor == "dask":
         for task in tasks:
-            click.echo(task.member.name)
+            click.echo(task.trial.name)
         return
     commands = [shlex.join(["fadeviz", *record_arguments(task.config, task.folder)]) for task in tasks]
     if executor == "slurm":
@@ -208,8 +208,8 @@ def _sweep_plan(
     if not upsamplers and not seeds_given:
         return replace(before, base=base)
     return plan_sweep(
-        _operators(upsamplers) if upsamplers else [member.operator for member in before.members],
-        parse_seeds(seeds) if seeds_given else [member.seed for member in before.members],
+        _operators(upsamplers) if upsamplers else [trial.operator for trial in before.trials],
+        parse_seeds(seeds) if seeds_given else [trial.seed for trial in before.trials],
         base,
     )
 
@@ -225,7 +225,7 @@ class _SweepLines:
     """One line a run on standard error: on a terminal a living bar, in a log a line a minute; then how it ended."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        self._width = max(len(member.name) for member in plan.members)
+        self._width = max(len(trial.name) for trial in plan.trials)
         self._bars: dict[str, Any] = {}
         self._said: dict[str, float] = {}
         self.jobs: list[str] = []

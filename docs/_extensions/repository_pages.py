@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 from docutils import nodes
+from fadeviz.upsamplers.costs import SITES, operator_cost
 from fadeviz_cli.main import main
 from PIL import Image
 from sphinx.addnodes import pending_xref
@@ -138,7 +139,10 @@ def operator_page(name: str, formula: str) -> str:
     for section, body in sections.items():
         lines += [section, *(f"   {line}".rstrip() for line in body.splitlines()), ""]
     lines += title("Options", "-")
-    lines += [f"On the command line ``--upsampler {name}:option=value,option=value``; in Python keyword arguments of", ""]
+    lines += [
+        f"On the command line ``--upsampler {name}:option=value,option=value``; in Python keyword arguments of",
+        "",
+    ]
     lines += [f".. py:class:: {build.__module__}.{build.__qualname__}{signature(build)}", "   :no-index:", ""]
     lines += [f"   {line}".rstrip() for line in (inspect.getdoc(build.__init__) or "").splitlines()]
     lines += ["", *table([("Option", "Default"), *((f"``{p.name}``", f"``{p.default}``") for p in options)])]
@@ -225,7 +229,11 @@ def api_pages() -> dict[str, str]:
 def api_entry(name: str, value: object) -> list[str]:
     """The directive that documents a public name."""
     if inspect.isclass(value):
-        return [f".. autoclass:: fadeviz.{name}", "   :members:", "   :inherited-members: Exception, tuple, dict, Module"]
+        return [
+            f".. autoclass:: fadeviz.{name}",
+            "   :members:",
+            "   :inherited-members: Exception, tuple, dict, Module",
+        ]
     return [f".. {'autofunction' if callable(value) else 'autodata'}:: fadeviz.{name}"]
 
 
@@ -247,7 +255,9 @@ def find_at_front_door(
     if node.get("refdomain") != "py" or name not in fadeviz.__all__:
         return None
     domain = environment.domains["py"]
-    return domain.resolve_xref(environment, node["refdoc"], app.builder, node["reftype"], f"fadeviz.{name}", node, content)
+    return domain.resolve_xref(
+        environment, node["refdoc"], app.builder, node["reftype"], f"fadeviz.{name}", node, content
+    )
 
 
 # The gallery

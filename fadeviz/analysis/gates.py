@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from .similarity import to_final
+from .similarity import correlation_to_final
 
 
 class RegionMeans(NamedTuple):
@@ -112,4 +112,4 @@ def summarize_regions(
     Raises:
         FadevizError: as :func:`mean_by_region`.
     """
-    return RegionSummary(mean_by_region(maps, inside, band, outside), to_final(maps))
+    return RegionSummary(mean_by_region(maps, inside, band, outside), correlation_to_final(maps))

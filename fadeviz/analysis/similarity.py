@@ -47,7 +47,7 @@ def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.
     return dot_products(standardize(a), standardize(b))
 
 
-def to_final(maps: NDArray[np.floating], final: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
+def correlation_to_final(maps: NDArray[np.floating], final: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
     """Correlation of each step's map with that of the last step.
 
     Args:
@@ -64,7 +64,7 @@ def to_final(maps: NDArray[np.floating], final: NDArray[np.floating] | None = No
     return correlation(maps, maps[-1] if final is None else final)
 
 
-def settled_at(similarity: NDArray[np.floating], steps: Sequence[int], level: float = 0.9) -> NDArray[np.float64]:
+def settling_step(similarity: NDArray[np.floating], steps: Sequence[int], level: float = 0.9) -> NDArray[np.float64]:
     """The first recorded step from which the similarity to the final state never falls below ``level`` again.
 
     Args:

@@ -65,23 +65,23 @@ def foreign_spans(
     """
     if maps.ndim != 4 or not len(maps):
         check_axes(np.asarray(maps), 4, "(S, N, h, w)", exactly=True)
-    return _foreign_spans(maps, _to_next(maps), margin, floor)
+    return _foreign_spans(maps, _next_correlation(maps), margin, floor)
 
 
-def _to_next(maps: Maps | NDArray[np.floating]) -> NDArray[np.float64]:
+def _next_correlation(maps: Maps | NDArray[np.floating]) -> NDArray[np.float64]:
     """``(S - 1, N)``: the correlation of each step's map with the next one's."""
     parts = [correlation(block[:-1], block[1:]) for _, block in in_blocks(maps, before=1)]
     return np.concatenate(parts)
 
 
 def _foreign_spans(
-    maps: Maps | NDArray[np.floating], to_next: NDArray[np.float64], margin: float, floor: float
+    maps: Maps | NDArray[np.floating], next_correlation: NDArray[np.float64], margin: float, floor: float
 ) -> tuple[tuple[int, int], ...]:
     # No correlation is above 1, so that where a span begins and where it ends the frame before is unlike the one after:
     # only pairs of such breaks are looked at, of which a training has few.
-    unlike = to_next <= 1 - margin + 1e-9
+    unlike = next_correlation <= 1 - margin + 1e-9
     breaks = np.flatnonzero(unlike.any(1))
-    known = np.isfinite(to_next).astype(np.int64)
+    known = np.isfinite(next_correlation).astype(np.int64)
     unlike = unlike.astype(np.int64)
     fitting: list[tuple[int, int]] = []
     for rows in _stretches(breaks, maps):
@@ -90,15 +90,15 @@ def _foreign_spans(
             length = columns - rows[:, None]
             # The median over the known images is above the margin: at least half of them are unlike at both ends.
             few = 2 * (unlike[rows] @ unlike[columns].T) < known[rows] @ known[columns].T
-            if not ((length > 0) & (length <= len(to_next) // 2) & ~few).any():
+            if not ((length > 0) & (length <= len(next_correlation) // 2) & ~few).any():
                 continue
             before = _units(maps, rows) if before is None else before
             around = np.clip(before @ _units(maps, columns + 1).swapaxes(1, 2), -1.0, 1.0)
-            ends = np.maximum(to_next[rows].T[:, :, None], to_next[columns].T[:, None, :])
+            ends = np.maximum(next_correlation[rows].T[:, :, None], next_correlation[columns].T[:, None, :])
             fits = (_median_of_known(around, ends) >= floor) & (_median_of_known(around - ends, ends) > margin)
-            fits &= (length > 0) & (length <= len(to_next) // 2)
+            fits &= (length > 0) & (length <= len(next_correlation) // 2)
             fitting += [(int(rows[row]) + 1, int(columns[column])) for row, column in np.argwhere(fits)]
-    foreign = np.zeros(len(to_next) + 1, dtype=bool)
+    foreign = np.zeros(len(next_correlation) + 1, dtype=bool)
     spans = []
     for first, last in sorted(fitting, key=lambda span: (span[1] - span[0], span[0])):
         if not foreign[first - 1 : last + 2].any():
@@ -147,7 +147,7 @@ def find_splice(
     kind: str = "feature",
     call: int = 0,
     *,
-    to_next: NDArray[np.float64] | None = None,
+    next_correlation: NDArray[np.float64] | None = None,
 ) -> Splice:
     """What of a run does not come from its own training: by the run id of its files, and by its frames.
 
@@ -166,10 +166,10 @@ def find_splice(
         FadevizError: the run has no such maps.
     """
     maps = run.maps(layer, kind, call=call)
-    if to_next is None:
+    if next_correlation is None:
         spans = foreign_spans(maps)
     else:
-        spans = _foreign_spans(maps, to_next, SPLICE_MARGIN, SPLICE_FLOOR)
+        spans = _foreign_spans(maps, next_correlation, SPLICE_MARGIN, SPLICE_FLOOR)
     return Splice(
         files=tuple(name for name, reason in run.broken.items() if reason.startswith("belongs to another run")),
         spans=tuple((run.steps[first], run.steps[last]) for first, last in spans),

@@ -114,9 +114,9 @@ def reassembly_forms(device: torch.device) -> list[str]:
     if device.type == "cpu" and native.library() is not None:
         forms.append("native")
     if device.type == "cuda":
-        from ..ops.backends import triton
+        from ..ops.backends import cuda
 
-        forms += ["triton"] * triton.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
+        forms += ["triton"] * cuda.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
     return forms
 
 

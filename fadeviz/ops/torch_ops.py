@@ -41,7 +41,7 @@ def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
         if asked not in BACKENDS:
             raise unknown_name("backend", asked, BACKENDS, "unset FADEVIZ_BACKEND")
         return asked
-    if x.device.type == "cuda" and _triton().available(x.device):
+    if x.device.type == "cuda" and _cuda().available(x.device):
         return "triton"
     return "native" if native.available(x, kernel_size, scale_factor) else "tiles"
 
@@ -50,18 +50,18 @@ def is_fused(device: torch.device) -> bool:
     """Whether softmax, reassembly and gate run as one kernel there: where Triton computes."""
     # Apart from `choose_backend` so that torch.compile, which follows this, meets no C library on a CPU.
     asked = os.environ.get("FADEVIZ_BACKEND", "")
-    return asked == "triton" if asked else device.type == "cuda" and bool(_triton().available(device))
+    return asked == "triton" if asked else device.type == "cuda" and bool(_cuda().available(device))
 
 
-def _triton() -> ModuleType:
-    from .backends import cuda  # seconds to import, and only of use where a GPU is
+def _cuda() -> ModuleType:
+    from .backends import cuda  # takes seconds, and is of use only on a GPU
 
     return cuda
 
 
 def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
     name = name or choose_backend(x, kernel_size, scale_factor)
-    return {"tiles": tiles, "native": native}.get(name) or _triton()
+    return {"tiles": tiles, "native": native}.get(name) or _cuda()
 
 
 _LIBRARY = torch.library.Library("fadeviz", "DEF")
@@ -168,7 +168,7 @@ def fused(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
     """Softmax of the logits, reassembly of x and the gate's mix at once, on a GPU; and the softmax."""
-    out: tuple[Tensor, Tensor] = _triton().fused_forward(x, logits, kernel_size, scale, skip, gate)
+    out: tuple[Tensor, Tensor] = _cuda().fused_forward(x, logits, kernel_size, scale, skip, gate)
     return out
 
 
@@ -183,7 +183,7 @@ def fused_backward(
     scale: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, the logits, skip and gate; the last two are empty where there are none."""
-    to_x, to_logits, to_skip, to_gate = _triton().fused_backward(grad, x, kernels, kernel_size, scale, skip, gate)
+    to_x, to_logits, to_skip, to_gate = _cuda().fused_backward(grad, x, kernels, kernel_size, scale, skip, gate)
     none = grad.new_empty(0)
     return to_x, to_logits, none if to_skip is None else to_skip, none.clone() if to_gate is None else to_gate
 

@@ -24,6 +24,7 @@ from ..storage.files import write_whole
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
+from .charts import chart_groups, kymograph_data
 from .contour import contour_path, image_uri
 from .sequences import MAP_KINDS, Movies, Selection, select_movies, shortest, wanted_maps
 
@@ -85,7 +86,9 @@ def write_report(
         if runs and not any(layer in run.layers for run in runs):
             known = {name for run in runs for name in run.layers}
             raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
-    order = learning_order(runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, few=True)
+    order = learning_order(
+        runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
+    )
     members = [run for operator in order.operators for run in operator.runs]
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
     command = _command(runs, path, layers, kinds, images, max_mb, title, call)
@@ -199,8 +202,8 @@ def _content(
             }
             for operator in order.operators
         ],
-        "figures": text.figures(order),
-        "kymographs": text.kymographs(order),
+        "groups": chart_groups(order),
+        "kymographs": kymograph_data(order),
         "kinds": {kind: KINDS[kind] for kind in MAP_KINDS},
         "scopes": SCOPES,
         "palettes": {name: _base64(palette(name).tobytes()) for name in PALETTES},

@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def convert(node: nodes.Element, *, as_block: bool) -> str:
     """A formula as MathML; one that cannot be converted is a warning, and stays as it was written."""
-    text = node.astext()
+    text = node.astext().replace(r"\dots", r"\ldots")  # docutils does not know the first
     try:
         mathml = tex2mathml(text, as_block=as_block)
     except (MathError, IndexError) as error:  # IndexError: docutils, for an argument that is missing

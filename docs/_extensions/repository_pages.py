@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 from docutils import nodes
-from fadeviz.upsamplers.costs import SITES, operator_cost
 from fadeviz_cli.main import main
 from PIL import Image
 from sphinx.addnodes import pending_xref
@@ -43,11 +42,16 @@ LIBRARY = {
     "Recording": ("fadeviz.recording.probe", "fadeviz.recording.views", "fadeviz.storage.schedule"),
     "Training": ("fadeviz.experiment", "fadeviz.sweep"),
     "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
-    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize"),
+    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize", "fadeviz.plotting"),
     "Analysis": (
+        "fadeviz.analysis.result",
+        "fadeviz.analysis.measures",
         "fadeviz.analysis.regions",
         "fadeviz.analysis.responses",
+        "fadeviz.analysis.kymograph",
         "fadeviz.analysis.learning",
+        "fadeviz.analysis.order",
+        "fadeviz.analysis.verdicts",
         "fadeviz.analysis.statistics",
         "fadeviz.analysis.spectrum",
         "fadeviz.analysis.similarity",
@@ -278,7 +282,7 @@ def gallery_page(path: Path) -> str:
 
     def image(match: re.Match[str]) -> str:
         file = folder / match[2]
-        return f'<img class="figure" loading="lazy" alt="{match[1]}" src="{reduced(file)}">'
+        return f'<img class="figure" alt="{match[1]}" src="{reduced(file)}">'
 
     def linked_image(match: re.Match[str]) -> str:
         return f'<a href="{target(folder / match[3])}">{image(match)}</a>'

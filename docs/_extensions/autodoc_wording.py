@@ -12,7 +12,7 @@ _OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*")
 def keep_colons(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
     """Stop napoleon from reading "text: more text", the first line of an attribute, as a type and a description."""
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "")
+        lines.insert(0, "\\ ")  # nothing, in reStructuredText
 
 
 def shorten_arrays(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:

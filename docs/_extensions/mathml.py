@@ -22,7 +22,8 @@ def convert(node: nodes.Element, *, as_block: bool) -> str:
         logger.warning("formula %r: %s", text, error, location=node)
         return f"<code>{escape(text)}</code>"
     # Braces, bars and brackets without \\left and \\right keep their size, as parentheses do.
-    return re.sub(r"<mo(?: class=\"\w+\")?>([{}|\[\]])</mo>", r'<mo stretchy="false">\1</mo>', mathml)
+    mathml = re.sub(r'<mo(?: class="\w+")?>([{}\[\]])</mo>', r'<mo stretchy="false">\1</mo>', mathml)
+    return re.sub(r'<mo(?: class="\w+")?>\|</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>', mathml)
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:

@@ -14,13 +14,14 @@ from .analysis.grouping import describe_inside
 from .analysis.kymograph import Kymograph
 from .analysis.measures import MEASURES, PLOTS, describe_group
 from .analysis.order import OperatorOrder
-from .analysis.result import Analysis, RunLike, analyze
+from .analysis.result import Analysis, analyze
 from .analysis.verdicts import is_representative
 from .errors import FadevizError, unknown_name
 from .render.labels import brief
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel, shown_distances
 from .render.plots import write_curves, write_kymographs
+from .storage.opening import RunLike
 
 
 @dataclass(frozen=True)

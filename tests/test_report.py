@@ -20,6 +20,7 @@ from fadeviz.analysis.order import OperatorOrder, learning_order
 from fadeviz.analysis.statistics import bootstrap_interval
 from fadeviz.render import plots
 from fadeviz.render.colormap import palette, to_indices
+from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
 from fadeviz.report import PALETTES, write_report
 from fadeviz.report import text as page_text
@@ -257,7 +258,7 @@ class TestPage:
         assert page.data["steps"] == list(STEPS)
         assert [one["title"] for one in page.data["operators"]] == ["FADE", "CARAFE"]
         assert [run["seed"] for run in page.data["operators"][0]["runs"]] == ["0", "1"]
-        assert {figure["name"] for figure in page.data["figures"]} >= {"responses", "spectrum", "continuity", "gate"}
+        assert {figure["name"] for figure in page.data["groups"]} >= {"responses", "spectrum", "continuity", "gate"}
 
     def test_its_frames_are_the_librarys(self, page, runs):
         checked = 0
@@ -307,10 +308,10 @@ class TestPage:
         assert asked <= there
 
     def test_responses_have_a_chart_an_operator_and_spectrum_one_a_measure(self, page):
-        figures = {figure["name"]: figure["charts"] for figure in page.data["figures"]}
+        figures = {figure["name"]: figure["panels"] for figure in page.data["groups"]}
         assert [chart["title"] for chart in figures["responses"]] == ["FADE", "CARAFE"]
-        assert {"edge", "interior"} <= {line["role"] for line in figures["responses"][0]["lines"]}
-        assert all([line["label"] for line in chart["lines"]] == ["FADE", "CARAFE"] for chart in figures["spectrum"])
+        assert {"edge", "interior"} <= {line["role"] for line in figures["responses"][0]["curves"]}
+        assert all([line["label"] for line in panel["curves"]] == ["FADE", "CARAFE"] for panel in figures["spectrum"])
 
     def test_differences_and_common_settings_are_apart(self, page):
         table = page.text[page.text.index('<table class="marked">') :]
@@ -345,7 +346,7 @@ class TestPage:
         ):
             assert ours["value"] == [all_of_it["value"][place] for place in places]
         lines = (
-            [line for figure in one.data["figures"] for chart in figure["charts"] for line in chart["lines"]]
+            [line for group in one.data["groups"] for panel in group["panels"] for line in panel["curves"]]
             for one in (thin, page)
         )
         for ours, all_of_it in zip(*lines, strict=True):
@@ -360,7 +361,7 @@ class TestPage:
         rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])
         assert len(rows) == 10
         first = re.findall("<td>(.*?)</td>", rows[0][1])
-        assert first == [operator.verdict.word for operator in learning_order(runs).operators]
+        assert first == [operator.verdict.label for operator in learning_order(runs).operators]
 
     def test_many_runs_are_rows(self, tmp_path):
         many = [make_run(tmp_path / str(seed), run_id=f"r{seed}", seed=seed) for seed in range(5)]
@@ -468,16 +469,27 @@ class TestWords:
 
     @pytest.mark.parametrize(
         ("value", "text"),
-        [(0, "0"), (0.1234, "0.123"), (-12.345, "−12.3"), (1234.5, "1,234"), (1e-9, "1.00e−9"), (math.nan, "–")],
+        [
+            (0, "0"),
+            (-0.0, "0"),
+            (1.0, "1"),
+            (-12.0, "−12"),
+            (0.5, "0.500"),
+            (0.1234, "0.123"),
+            (-12.345, "−12.3"),
+            (1234.5, "1,234"),
+            (1e-9, "1.00e−9"),
+            (math.nan, "–"),
+        ],
     )
     def test_numbers(self, value, text):
-        assert page_text.number(value) == text
+        assert format_number(value) == text
 
     @pytest.mark.parametrize(
         ("leads", "word", "said"),
         [
-            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior comes half of its way 4.00 steps after"),
-            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "comes half of its way 4.00 steps after"),
+            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior comes half of its way 4 steps after"),
+            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "comes half of its way 4 steps after"),
             ([[np.inf] * 6], "outline first", "By step 110 the interior has not come half of its way; the outline has"),
             ([[1.0, 2.0]], "undecided", "The reason."),
             ([[1.0, -2.0] * 4], "together", "within the 10 steps that the snapshots resolve"),
@@ -545,8 +557,8 @@ class TestWhatIsNotInIt:
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
-        ((0,), "1 step in common are too few to measure when something is learned; 5 are needed."),
-        ((0, 1, 2), "3 steps in common are too few to measure when something is learned; 5 are needed."),
+        ((0,), "1 step in common are too few to measure learning times; 5 are needed."),
+        ((0, 1, 2), "3 steps in common are too few to measure learning times; 5 are needed."),
         (STEPS[1:], "Step 0, the untrained model, is missing in"),
     ],
 )

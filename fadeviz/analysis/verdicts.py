@@ -1,4 +1,4 @@
-"""What the measures of an operator's maps say in words: outline first, interior first, or neither."""
+"""Verdicts: what the learning times of an operator's maps amount to, in words."""
 
 from __future__ import annotations
 
@@ -10,30 +10,29 @@ from .learning import State
 from .statistics import Interval
 
 VERDICTS = {
-    "outline first": "the interval of the lead lies above 0, and the lead is longer than what the snapshots resolve",
-    "interior first": "the interval of the lead lies below 0, and the lead is longer than what the snapshots resolve",
+    "outline first": "the interval of the lead lies above 0, and the lead is longer than the snapshots resolve",
+    "interior first": "the interval of the lead lies below 0, and the lead is longer than the snapshots resolve",
     "together": "the interval of the lead lies within what the snapshots resolve",
     "already there at step 0": "most maps show the outline, or the interior, before any training",
-    "undecided": "the interval of the lead holds 0, too few maps have a lead, one of the two never comes, or is no "
-    "better than for the masks of other images",
+    "undecided": "the interval of the lead contains 0, too few maps have a lead, one of the two is never learned, or "
+    "is no better than for the masks of other images",
 }
-"""What can be said of an operator, and when."""
-
+"""The verdicts, each with its condition; the exact rules are those of :func:`verdict`."""
 
 MIN_LEADS = 6
-"""Leads needed for a verdict: of fewer, all have the same sign by chance more than once in twenty times."""
+"""Leads needed for a verdict: fewer have all the same sign by chance in more than one of twenty cases."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the measures say of an operator.
+    """The verdict on one operator.
 
     Attributes:
-        word: a name in ``VERDICTS``.
-        reason: the numbers behind it, in a sentence.
+        label: a name in ``VERDICTS``.
+        reason: the numbers behind it, as a sentence without a full stop.
     """
 
-    word: str
+    label: str
     reason: str
 
 
@@ -42,29 +41,29 @@ def verdict(
     interior: Sequence[State],
     leads: Interval,
     margin: float,
-    by_place: Sequence[Collection[str]] = (),
+    explained_by_position: Sequence[Collection[str]] = (),
 ) -> Verdict:
-    """What the states and leads of an operator's maps say, in words.
+    """The verdict on one operator, from the states and leads of its maps.
 
-    The rules, the first that holds decides; a map is known when neither of its two responses is missing:
+    The first rule that applies decides; a map is *known* if neither of its two responses is missing:
 
     1. fewer than half of the maps are known: undecided;
-    2. in more than half of the known maps the outline or the interior is told by its place alone: undecided;
+    2. in more than half of the known maps position alone explains the outline or the interior: undecided;
     3. in more than half of them the outline or the interior is there at step 0: already there at step 0;
-    4. in more than half of them the outline or the interior never comes: undecided, as what a map does not show may
-       still be in the network;
+    4. in more than half of them the outline or the interior is never learned: undecided, because the network may hold
+       what its maps do not show;
     5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
-    6. the lead's interval lies within -margin ... margin: together;
-    7. it lies above 0 and the lead is longer than the margin: outline first; the same below 0: interior first; else
-       undecided.
+    6. the interval of the lead lies within [-margin, margin]: together;
+    7. the interval lies above 0 and the lead is longer than the margin: outline first; likewise below 0: interior
+       first; otherwise undecided.
 
     Args:
         edge: state of the edge response of each map.
         interior: state of the interior response of each map.
-        leads: the interval of the leads, positive = outline first.
-        margin: in steps; leads as short as that are not resolved. NaN counts as 0.
-        by_place: for each map, which of the two responses, ``outline`` and ``interior``, is hardly above that for the
-            other images' masks.
+        leads: median lead with its interval, in steps; positive: the outline is learned first.
+        margin: shortest lead that the snapshots resolve, in steps; NaN counts as 0.
+        explained_by_position: for each map, which of ``"outline"`` and ``"interior"`` its position alone explains: the
+            response is hardly above that for mismatched masks. Empty: not examined.
     """
     pairs = list(zip(edge, interior, strict=True))
     known = [pair for pair in pairs if State.MISSING not in pair]
@@ -72,9 +71,9 @@ def verdict(
         return Verdict("undecided", f"a response is undefined in {len(pairs) - len(known)} of {len(pairs)} maps")
     counts = _counts(known)
     for name in ("outline", "interior"):
-        told = sum(name in one for one in by_place)
-        if 2 * told > len(known):
-            reason = f"the {name} is hardly better than for other images' masks in {told} of {len(pairs)} maps"
+        explained = sum(name in names for names in explained_by_position)
+        if 2 * explained > len(known):
+            reason = f"the {name} is hardly better than for other images' masks in {explained} of {len(pairs)} maps"
             return Verdict("undecided", f"{reason}; {counts}")
     if 2 * sum(State.AT_START in pair for pair in known) > len(known):
         return Verdict("already there at step 0", counts)
@@ -83,16 +82,30 @@ def verdict(
     if leads.count < MIN_LEADS or 2 * leads.count < len(known):
         few = f", {MIN_LEADS} are needed" if leads.count < MIN_LEADS else ""
         return Verdict("undecided", f"a lead in {leads.count} of {len(pairs)} maps{few}; {counts}")
+    return _verdict_of_leads(leads, 0.0 if math.isnan(margin) else margin)
+
+
+def _verdict_of_leads(leads: Interval, margin: float) -> Verdict:
+    """Rules 6 and 7 of :func:`verdict`."""
     seeds = f"{leads.count} maps, {leads.seeds} seed{'s' * (leads.seeds != 1)}"
     numbers = f"lead {_signed(leads.estimate)} steps ({_signed(leads.low)} to {_signed(leads.high)}; {seeds})"
-    resolved = 0.0 if math.isnan(margin) else margin
-    if -resolved <= leads.low and leads.high <= resolved:
-        return Verdict("together", f"{numbers}, within the {resolved:.0f} steps that the snapshots resolve")
+    if -margin <= leads.low and leads.high <= margin:
+        return Verdict("together", f"{numbers}, within the {margin:.0f} steps that the snapshots resolve")
     if leads.low > 0 or leads.high < 0:
-        if abs(leads.estimate) <= resolved:
-            return Verdict("undecided", f"{numbers}; the snapshots resolve {resolved:.0f} steps")
+        if abs(leads.estimate) <= margin:
+            return Verdict("undecided", f"{numbers}; the snapshots resolve {margin:.0f} steps")
         return Verdict("outline first" if leads.low > 0 else "interior first", numbers)
     return Verdict("undecided", numbers)
+
+
+def is_representative(interval: Interval, maps: int) -> bool:
+    """Whether the median of an interval comes from enough of an operator's maps to stand for all of them.
+
+    Args:
+        interval: of the maps that have a value.
+        maps: number of all maps, runs times images.
+    """
+    return interval.count >= MIN_LEADS and 2 * interval.count >= maps
 
 
 def _counts(pairs: Sequence[tuple[State, State]]) -> str:
@@ -105,4 +118,4 @@ def _counts(pairs: Sequence[tuple[State, State]]) -> str:
 
 
 def _signed(steps: float) -> str:
-    return f"{steps:+.0f}"  # censored ones read +inf and -inf
+    return f"{steps:+.0f}"  # censored leads read +inf and -inf

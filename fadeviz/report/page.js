@@ -37,10 +37,10 @@
     return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   }
 
-  /** A value in three digits with a true minus sign; the same as the text of the page has. */
+  /** A value with three significant digits and a true minus sign: format_number of the library. */
   function number(value) {
     if (value === null || !Number.isFinite(value)) return "–";
-    if (value === 0) return "0";
+    if (Number.isInteger(value) && Math.abs(value) < 1000) return String(value).replace("-", MINUS);
     const places = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
     const text = places <= 6
       ? value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places })
@@ -554,29 +554,29 @@
 
   function showCharts() {
     followers.length = 0;
-    byId("figures").replaceChildren(...data.figures.map(makeGroup));
+    byId("figures").replaceChildren(...data.groups.map(makeGroup));
     showKymographs();
     showStep();
   }
 
-  function makeGroup(figure) {
+  function makeGroup(group) {
     const ranges = {};
-    for (const chart of figure.charts) {
-      const values = chart.lines.flatMap((line) => [...line.middle, ...line.low, ...line.high]).filter((v) => v !== null);
-      const old = ranges[chart.scale] || [Infinity, -Infinity];
-      ranges[chart.scale] = [Math.min(old[0], ...values), Math.max(old[1], ...values)];
+    for (const panel of group.panels) {
+      const values = panel.curves.flatMap((curve) => [...curve.middle, ...curve.low, ...curve.high]).filter((v) => v !== null);
+      const old = ranges[panel.scale] || [Infinity, -Infinity];
+      ranges[panel.scale] = [Math.min(old[0], ...values), Math.max(old[1], ...values)];
     }
-    const charts = make("div", { class: "charts curves" }, ...figure.charts.map((chart) => makeChart(chart, ranges[chart.scale])));
-    const meanings = make("dl", {}, ...figure.measures.map(([name, meaning]) =>
+    const charts = make("div", { class: "charts curves" }, ...group.panels.map((panel) => makeChart(panel, ranges[panel.scale])));
+    const meanings = make("dl", {}, ...group.measures.map(([name, meaning]) =>
       make("div", {}, make("dt", {}, name), ": ", make("dd", {}, meaning))));
-    const name = figure.name[0].toUpperCase() + figure.name.slice(1);
+    const name = group.name[0].toUpperCase() + group.name.slice(1);
     return make("section", { class: "group", "aria-label": name },
-      make("h3", {}, name, make("span", {}, `: ${figure.meaning}`)),
-      ...(figure.note ? [make("p", { class: "quiet note" }, figure.note)] : []), charts,
+      make("h3", {}, name, make("span", {}, `: ${group.meaning}`)),
+      ...(group.note ? [make("p", { class: "quiet note" }, group.note)] : []), charts,
       make("details", { class: "meanings" }, make("summary", {}, "What these are"), meanings));
   }
 
-  const LINES = { elsewhere: "2 3", raw: "7 2 1 2" };
+  const VARIANTS = { faint: "2 3", like: "7 2 1 2" };
   const DASHES = ["", "6 3", "2 2", "9 3 2 3", "", "6 3", "2 2", "9 3 2 3"];
 
   /** Colour and dashes of a line, so that it is told from the others without its colour as well. */
@@ -584,7 +584,7 @@
     const [main, variant] = role.split(" ");
     const series = /^series-(\d+)$/.exec(main);
     const place = series ? Number(series[1]) % 8 : 0;
-    const dash = series ? DASHES[place] : variant ? LINES[variant] || "4 2" : main === "interior" ? "6 3" : "";
+    const dash = series ? DASHES[place] : variant ? VARIANTS[variant] : main === "interior" ? "6 3" : "";
     return { colour: `var(--${series ? `series-${place}` : main})`, dash, thin: Boolean(variant) };
   }
 
@@ -595,10 +595,10 @@
     return element;
   }
 
-  function makeChart(chart, [lowest, highest]) {
+  function makeChart(panel, [lowest, highest]) {
     const [width, height, right, top, bottom] = [360, 210, 346, 10, 172];
-    const first = Math.min(steps[0], ...chart.lines.map((line) => line.steps[0]));
-    const last = Math.max(steps.at(-1), ...chart.lines.map((line) => line.steps.at(-1)));
+    const first = Math.min(steps[0], ...panel.curves.map((line) => line.steps[0]));
+    const last = Math.max(steps.at(-1), ...panel.curves.map((line) => line.steps.at(-1)));
     let [low, high] = Number.isFinite(lowest) ? [lowest, highest] : [0, 1];
     if (low > 0 && low < 0.4 * high) low = 0;
     if (low === high) [low, high] = [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
@@ -609,7 +609,7 @@
     const marks = ticks(bottomValue, high + margin, 4);
     const left = 12 + 6.4 * Math.max(3, ...marks.map((mark) => String(mark).length));
     const axis = timeAxis(first, last, left, right);
-    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": summary(chart) });
+    const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": summary(panel) });
     for (const mark of marks) {
       const y = scale(mark);
       svg.append(draw("line", { class: "grid-line", x1: left, x2: right, y1: y, y2: y }));
@@ -619,7 +619,7 @@
     drawTimeAxis(svg, axis, top, bottom, axisLabel(), right);
     const cursor = draw("line", { class: "cursor", y1: top, y2: bottom });
     svg.append(cursor);
-    for (const { step, role } of chart.halfWay) {
+    for (const { step, role } of panel.marks) {
       const x = axis.place(step);
       const mark = draw("line", { class: "half-way", x1: x, x2: x, y1: top, y2: bottom });
       mark.style.stroke = look(role).colour;
@@ -627,7 +627,7 @@
     }
 
     const dots = [];
-    for (const line of chart.lines) {
+    for (const line of panel.curves) {
       const style = look(line.role);
       for (const part of parts(line.steps.length, (i) => line.low[i] !== null && line.high[i] !== null)) {
         const forth = part.map((i) => `${axis.place(line.steps[i]).toFixed(1)},${scale(line.high[i]).toFixed(1)}`);
@@ -637,7 +637,7 @@
         svg.append(band);
       }
     }
-    for (const line of chart.lines) {
+    for (const line of panel.curves) {
       const style = look(line.role);
       for (const part of parts(line.steps.length, (i) => line.middle[i] !== null)) {
         const places = part.map((i) => `${axis.place(line.steps[i]).toFixed(1)},${scale(line.middle[i]).toFixed(1)}`);
@@ -672,7 +672,7 @@
     });
     onClick(svg, width, axis);
     return make("figure", { class: "chart" },
-      make("figcaption", {}, chart.title, make("span", {}, `, ${chart.unit}`)),
+      make("figcaption", {}, panel.title, make("span", {}, `, ${panel.unit}`)),
       make("div", { class: "plot" }, svg),
       make("ul", { class: "legend" }, ...dots.map(({ entry }) => entry)));
   }
@@ -694,14 +694,14 @@
     return found;
   }
 
-  function summary(chart) {
-    const lines = chart.lines.map((line) => {
+  function summary(panel) {
+    const lines = panel.curves.map((line) => {
       const known = line.middle.map((value, i) => [line.steps[i], value]).filter(([, value]) => value !== null);
       if (!known.length) return `${line.label}: nothing`;
       const [[start, from], [end, to]] = [known[0], known.at(-1)];
       return `${line.label}: ${number(from)} at step ${start}, ${number(to)} at step ${end}`;
     });
-    return `${chart.title}, ${chart.unit}. ${lines.join("; ")}`;
+    return `${panel.title}, ${panel.unit}. ${lines.join("; ")}`;
   }
 
   // --- distance-time maps --------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ..errors import FadevizError, MissingExtra
 from ..experiment import Progress, RunConfig
 from ..storage.files import only_writer
 from .plan import Trial
-from .trial import TrialEnd, Event, Task, with_absolute_paths, isolated_torch_state, train_trial, follow_trials
+from .trial import Event, Task, TrialEnd, follow_trials, isolated_torch_state, train_trial, with_absolute_paths
 
 
 class DaskCluster:

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, usable_cores
-from .trial import TrialEnd, Event, Task, isolated_torch_state, train_trial
+from .trial import Event, Task, TrialEnd, isolated_torch_state, train_trial
 
 _REPORT_EVERY = 0.5
 """Seconds between two progress reports of a worker."""

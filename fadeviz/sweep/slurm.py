@@ -20,7 +20,7 @@ from ..experiment import Progress, RunConfig
 from ..storage.files import read_regular, write_whole
 from ..storage.stored_run import StoredRun
 from .plan import Trial
-from .trial import SLOW_DISK, TrialEnd, Event, Task, with_absolute_paths, train_trial, follow_trials
+from .trial import SLOW_DISK, Event, Task, TrialEnd, follow_trials, train_trial, with_absolute_paths
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

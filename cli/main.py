@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fadeviz import FadevizError, __version__
+from fadeviz import FadevizError, __version__, plugins
 from fadeviz.errors import printable
 from fadeviz.storage.metrics import FIGURES
 
 from .export import export
+from .installed import InstalledOption
 from .measure import analyze, plot
 from .report import report
 from .results import compare, predict
@@ -108,6 +109,7 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 
 @main.command()
 @click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
+              cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
                    "List: fadeviz upsamplers.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and data order.")
@@ -311,7 +313,7 @@ def _say(output: Path, notes: tuple[str, ...]) -> None:
 @click.option("--part", "parts", multiple=True, metavar="NAME",
               help="machine, reassembly, operators, step, recording or rendering; "
                    "may be repeated.  [default: all]")  # fmt: skip
-@click.option("--upsamplers", default="", metavar="NAME,...",
+@click.option("--upsamplers", default="", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operators to measure, with options if need be: fade,fade:form=h2l.  [default: all]")  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's own]")
 @click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda", help="Where to measure.")
@@ -374,6 +376,7 @@ def bench(
 @main.command()
 @click.argument("names", nargs=-1)
 @click.option("--network", default="segnet,segformer", show_default=True, metavar="NAME,...",
+              cls=InstalledOption, group=plugins.NETWORKS,
               help="Where they cost so much: segnet, segformer, matting.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
 def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
@@ -426,7 +429,8 @@ def upsamplers(names: tuple[str, ...], network: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("network")
-@click.option("--upsampler", default="fade", show_default=True, help="Operator at every stage.")
+@click.option("--upsampler", default="fade", show_default=True, cls=InstalledOption, group=plugins.UPSAMPLERS,
+              help="Operator at every stage.")  # fmt: skip
 def layers(network: str, upsampler: str) -> None:
     """List the layers of NETWORK that can be recorded, e.g. segnet, with the channels and resolution of their maps."""
     from fadeviz.models import build_network, map_shapes
@@ -565,8 +569,8 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--data", "name", default="", metavar="weizmann|ade20k|mattes",
-              help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
+@click.option("--data", "name", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
+              help="Which data set it is: weizmann, ade20k, mattes.  [default: the one with its layout]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
     """Read every image of a data set's FOLDER and list what is wrong."""
     from fadeviz.data.sets import check_data, describe_data

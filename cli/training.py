@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from fadeviz import plugins
+
+from .installed import InstalledOption
+
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress
     from fadeviz.sweep import SweepProgress
@@ -20,9 +24,11 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--network", default="segnet", show_default=True, metavar="NAME",
+                         cls=InstalledOption, group=plugins.NETWORKS,
                          help="Network to train: segnet, segformer or matting, with options if need be: "
                               "segformer:backbone=b1."),
             click.option("--data", default="synthetic", show_default=True, metavar="NAME",
+                         cls=InstalledOption, group=plugins.DATASETS,
                          help="synthetic: drawn horses, nothing to download. From --data-dir: weizmann and ade20k to "
                               "segment; mattes for the matting network."),
             click.option("--data-dir", default="", metavar="DIR",

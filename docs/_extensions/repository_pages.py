@@ -170,7 +170,13 @@ def costs(name: str) -> list[tuple[str, str, str]]:
     rows = []
     for network, entry in NETWORKS.items():
         cost = operator_cost(name, network)
-        rows.append((f"{entry.title}, {entry.reference_size}x{entry.reference_size}", f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
+        rows.append(
+            (
+                f"{entry.title}, {entry.reference_size}x{entry.reference_size}",
+                f"{cost.parameters:,}",
+                f"{cost.multiply_adds:,}",
+            )
+        )
     return rows
 
 

@@ -9,6 +9,7 @@ import click
 from fadeviz import plugins
 
 from .installed import InstalledOption
+from .messages import print_written
 from .runs import NUMBERS, RUN, Output
 
 
@@ -16,10 +17,10 @@ class _ExportCommand(click.Command):
     """A command whose help ends with the export targets; they are only imported for that."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        from fadeviz.export import list_targets
+        from fadeviz.export import all_targets
 
         with formatter.section("Targets"):
-            formatter.write_dl([(name, target.help) for name, target in list_targets().items()])
+            formatter.write_dl([(name, target.help) for name, target in all_targets().items()])
         formatter.write_paragraph()
         formatter.write_text('All of fadeviz\'s own but npz need an extra, e.g. pip install ".[zarr]".')
 
@@ -76,9 +77,7 @@ def export(
         colormap=colormap,
         overwrite=overwrite,
     )
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"wrote {output}")
+    print_written(output, notes)
 
 
 __all__ = ["export"]

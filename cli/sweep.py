@@ -218,9 +218,9 @@ def _sweep_plan(
 
 def _operators(text: str) -> list[str]:
     """The operators that ``--upsamplers`` names; ``all`` stands for every one."""
-    from fadeviz.upsamplers import list_upsamplers, split_upsamplers
+    from fadeviz.upsamplers import all_upsamplers, split_upsamplers
 
-    return [name for part in split_upsamplers(text) for name in (list_upsamplers() if part == "all" else [part])]
+    return [name for part in split_upsamplers(text) for name in (all_upsamplers() if part == "all" else [part])]
 
 
 class _SweepLines:

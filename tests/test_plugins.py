@@ -17,11 +17,11 @@ from PIL import Image
 from fadeviz import FadevizError, RunConfig, export_run, open_run, plan_sweep, plugins
 from fadeviz.benchmark import parts
 from fadeviz.benchmark.plan import StepCase
-from fadeviz.data.sets import DATA, check_data, find_data, list_data
-from fadeviz.export import TARGETS, find_target, list_targets
-from fadeviz.models import NETWORKS, build_network, find_network, list_networks, parse_network
+from fadeviz.data.sets import DATA, check_data, find_data, all_data
+from fadeviz.export import TARGETS, find_target, all_targets
+from fadeviz.models import NETWORKS, build_network, find_network, all_networks, parse_network
 from fadeviz.models.costs import operator_cost
-from fadeviz.upsamplers import UPSAMPLERS, build_upsampler, find_upsampler, list_upsamplers, parse_upsampler
+from fadeviz.upsamplers import UPSAMPLERS, build_upsampler, find_upsampler, all_upsamplers, parse_upsampler
 
 OPERATOR = """
 from torch import nn
@@ -272,12 +272,12 @@ class TestWholeRuns:
 @pytest.mark.usefixtures("installed")
 class TestTables:
     def test_names_are_found_and_listed(self):
-        assert list(list_upsamplers()) == [*UPSAMPLERS, "smooth"]
-        assert list(list_networks()) == [*NETWORKS, "tinynet"]
-        assert list(list_data("segmentation")) == [*DATA["segmentation"], "boxes", "squares"]
-        assert list(list_data("matting")) == list(DATA["matting"])
-        assert list(list_targets()) == [*TARGETS, "means"]
-        assert find_upsampler("smooth") is list_upsamplers()["smooth"]
+        assert list(all_upsamplers()) == [*UPSAMPLERS, "smooth"]
+        assert list(all_networks()) == [*NETWORKS, "tinynet"]
+        assert list(all_data("segmentation")) == [*DATA["segmentation"], "boxes", "squares"]
+        assert list(all_data("matting")) == list(DATA["matting"])
+        assert list(all_targets()) == [*TARGETS, "means"]
+        assert find_upsampler("smooth") is all_upsamplers()["smooth"]
         assert find_network("tinynet").title == "TinyNet"
         assert find_target("means").draws is False
         assert find_data("segmentation", "squares").task == "segmentation"
@@ -347,7 +347,7 @@ class TestFaults:
         )
         assert isinstance(error.value.__cause__, ModuleNotFoundError)
         with pytest.raises(FadevizError, match="broken 1.0: entry point 'bad"):  # a list does not leave it out
-            list_upsamplers()
+            all_upsamplers()
         RunConfig(upsampler="fade")
         result = CliRunner().invoke(main, ["upsamplers", "bad"])
         assert result.exit_code == 1
@@ -394,7 +394,7 @@ class TestFaults:
         with pytest.raises(FadevizError, match=r"'smooth' is offered by first 1.0 and second 1.0. Uninstall all but"):
             find_upsampler("smooth")
         with pytest.raises(FadevizError, match="first 1.0 and second 1.0"):
-            list_upsamplers()
+            all_upsamplers()
 
     def test_a_package_with_a_name_of_our_own(self, install):
         install("clash", {"fadeviz.upsamplers": {"fade": "clash.operator:ENTRY"}}, operator=OPERATOR)
@@ -402,12 +402,12 @@ class TestFaults:
         with pytest.raises(
             FadevizError, match=r"clash 1.0: .*: fadeviz has its own upsampler 'fade'. Rename the entry"
         ):
-            list_upsamplers()
+            all_upsamplers()
 
     def test_a_name_that_cannot_be_written(self, install):
         install("odd", {"fadeviz.exporters": {"a,b": "odd.target:ENTRY"}}, target=TARGET)
         with pytest.raises(FadevizError, match="a name has letters, digits"):
-            list_targets()
+            all_targets()
 
     def test_without_its_package_a_run_says_what_is_missing(self, recorded, tmp_path):
         result = CliRunner().invoke(main, ["predict", str(recorded), str(tmp_path), "-o", str(tmp_path / "out")])

@@ -53,7 +53,7 @@ def find_target(name: str) -> ExportTarget:
     return _TABLE.find(name)
 
 
-def list_targets() -> dict[str, ExportTarget]:
+def all_targets() -> dict[str, ExportTarget]:
     """Every export target by name: fadeviz's own, then those of other packages.
 
     Raises:
@@ -114,4 +114,4 @@ def export_run(
     return entry.write(selection, Path(out), overwrite=overwrite)
 
 
-__all__ = ["TARGETS", "Drawing", "ExportSelection", "ExportTarget", "export_run", "find_target", "list_targets"]
+__all__ = ["TARGETS", "Drawing", "ExportSelection", "ExportTarget", "all_targets", "export_run", "find_target"]

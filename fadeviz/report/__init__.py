@@ -21,6 +21,7 @@ from ..errors import FadevizError, unknown_name
 from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
 from ..storage.files import write_whole
+from ..storage.opening import RunLike, stored_runs
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
@@ -37,7 +38,7 @@ _SLACK = 4000  # bytes kept for what is only known at the end: the names of what
 
 
 def write_report(
-    runs: Sequence[StoredRun],
+    runs: RunLike | Sequence[RunLike],
     output: str | os.PathLike[str],
     *,
     layers: Sequence[str] = (),
@@ -47,12 +48,14 @@ def write_report(
     title: str | None = None,
     call: int = 0,
 ) -> tuple[str, ...]:
-    """Write runs as one HTML file that loads nothing: what was learned first, and the maps that show it.
+    """Write runs as one self-contained HTML page: what was learned first, and the maps that show it.
 
-    The same runs, given by the same paths, make the same bytes. Maps are stored in 256 levels a frame.
+    The page makes no network access. The same runs, given by the same paths, make the same bytes. Maps are stored in
+    256 levels per frame.
 
     Args:
-        runs: one or more, observed on the same images; the runs of one operator are its seeds.
+        runs: one or several that observed the same images, opened or by the paths of their folders; the runs of one
+            operator are its seeds.
         output: a file that ends in .html.
         layers: dotted names of the layers to show, the first is measured; none takes all, and measures the network's
             intermediate one.
@@ -68,6 +71,7 @@ def write_report(
     Raises:
         FadevizError: runs that cannot be compared or measured, unknown layers or kinds, or too little room.
     """
+    opened = stored_runs(runs)
     path = Path(output)
     if path.suffix.lower() not in ENDINGS:
         raise FadevizError(f"cannot write {path.name}: a report is a page. Give a name that ends in .html")
@@ -83,15 +87,15 @@ def write_report(
                 f"kind {kind!r} is not one map of each image, as a page shows. Choose from {', '.join(MAP_KINDS)}"
             )
     for layer in layers:
-        if runs and not any(layer in run.layers for run in runs):
-            known = {name for run in runs for name in run.layers}
-            raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
+        if opened and not any(layer in run.layers for run in opened):
+            known = {name for run in opened for name in run.layers}
+            raise unknown_name("layer in these runs", layer, known, f"fadeviz info {opened[0].address}")
     order = learning_order(
-        runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
+        opened, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
     )
     members = [run for operator in order.operators for run in operator.runs]
     ranks = [rank for operator in order.operators for rank in range(len(operator.runs))]
-    command = _command(runs, path, layers, kinds, images, max_mb, title, call)
+    command = _command(opened, path, layers, kinds, images, max_mb, title, call)
     shown = min(images, len(order.images))
     steps, thinned = text.shown_steps(order)
     content = _content(order, steps, members, shown, command, title)

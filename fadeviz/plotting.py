@@ -170,14 +170,14 @@ def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
 _KYMOGRAPHS = {
     "kymograph": (
         "values",
-        "A front that moves from the contour into the inside: the interior fills from its outline; one that moves "
+        "A front that moves from the contour inwards: the interior fills from its outline; a front that moves "
         "outwards to the contour: it grows from its centre.",
     ),
     "edge-kymograph": ("steepness", "An orange line along the contour: an outline."),
 }
 _OF_THE_INSIDE = ("kymograph", "edge-kymograph", "responses", "gate", "classes")
 _MANY = 4
-"""Images and runs beyond which a caption counts them instead of naming them."""
+"""Number of images above which a caption counts them instead of naming them."""
 
 
 def _subject(analysis: Analysis, what: str) -> str:

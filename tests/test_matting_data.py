@@ -19,9 +19,9 @@ from fadeviz.data.matting.compositing import (
     trimap_radii,
 )
 from fadeviz.data.matting.dataset import (
-    SyntheticMattes,
     MatteCrops,
     MatteImages,
+    SyntheticMattes,
     check_matting,
     load_matting,
     load_synthetic_mattes,

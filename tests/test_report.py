@@ -20,6 +20,7 @@ from fadeviz.analysis.order import OperatorOrder, learning_order
 from fadeviz.analysis.statistics import bootstrap_interval
 from fadeviz.render import plots
 from fadeviz.render.colormap import palette, to_indices
+from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
 from fadeviz.report import PALETTES, write_report
 from fadeviz.report import text as page_text
@@ -468,16 +469,27 @@ class TestWords:
 
     @pytest.mark.parametrize(
         ("value", "text"),
-        [(0, "0"), (0.1234, "0.123"), (-12.345, "−12.3"), (1234.5, "1,234"), (1e-9, "1.00e−9"), (math.nan, "–")],
+        [
+            (0, "0"),
+            (-0.0, "0"),
+            (1.0, "1"),
+            (-12.0, "−12"),
+            (0.5, "0.500"),
+            (0.1234, "0.123"),
+            (-12.345, "−12.3"),
+            (1234.5, "1,234"),
+            (1e-9, "1.00e−9"),
+            (math.nan, "–"),
+        ],
     )
     def test_numbers(self, value, text):
-        assert page_text.number(value) == text
+        assert format_number(value) == text
 
     @pytest.mark.parametrize(
         ("leads", "word", "said"),
         [
-            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior comes half of its way 4.00 steps after"),
-            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "comes half of its way 4.00 steps after"),
+            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior comes half of its way 4 steps after"),
+            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "comes half of its way 4 steps after"),
             ([[np.inf] * 6], "outline first", "By step 110 the interior has not come half of its way; the outline has"),
             ([[1.0, 2.0]], "undecided", "The reason."),
             ([[1.0, -2.0] * 4], "together", "within the 10 steps that the snapshots resolve"),

@@ -37,10 +37,10 @@
     return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
   }
 
-  /** A value in three digits with a true minus sign; the same as the text of the page has. */
+  /** A value with three significant digits and a true minus sign: format_number of the library. */
   function number(value) {
     if (value === null || !Number.isFinite(value)) return "–";
-    if (value === 0) return "0";
+    if (Number.isInteger(value) && Math.abs(value) < 1000) return String(value).replace("-", MINUS);
     const places = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
     const text = places <= 6
       ? value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places })

@@ -14,7 +14,7 @@ from ..ops import torch_ops
 from ..ops.backends.tiles import is_autocast, own_precision
 from ..ops.compressed import compressed_conv, is_cheaper_as_one
 from ..ops.per_pixel import MapGroupNorm
-from ..ops.reassemble import KernelSoftmax, is_plain, has_hooks, kernel_softmax, reassemble
+from ..ops.reassemble import KernelSoftmax, has_hooks, is_plain, kernel_softmax, reassemble
 from ..ops.sharpened import sharpen, sharpened_conv
 from .base import Skip, Upsampler, read_guide
 

@@ -96,7 +96,7 @@ class LDAAQU(Upsampler):
 
     .. math::
 
-        o = r \tanh(\mathrm{conv}(\mathrm{GELU}(\mathrm{LN}(\mathrm{dw}(q))))) + \rho
+        o = r\, \tanh(\mathrm{conv}(\mathrm{GELU}(\mathrm{LN}(\mathrm{dw}(q))))) + \rho
 
     .. math::
 

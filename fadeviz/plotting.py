@@ -159,10 +159,11 @@ def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
     Raises:
         FadevizError: if the file ending is not supported, or the file cannot be written.
     """
+    runs = f"Runs: {', '.join(made.runs)}"
     if made.curves:
-        write_curves(made.curves, output, caption=made.caption)
+        write_curves(made.curves, output, caption=made.caption, provenance=runs)
     else:
-        write_kymographs(made.kymographs, output, quantity=made.quantity, caption=made.caption)
+        write_kymographs(made.kymographs, output, quantity=made.quantity, caption=made.caption, provenance=runs)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

@@ -64,17 +64,24 @@ def new_figure(width: int, height: int, dpi: int) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure as PNG, PDF or SVG, by the file's ending, whole or not at all."""
+def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "") -> None:
+    """Write a figure as PNG, PDF or SVG, by the file's ending, completely or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file to write.
+        dpi: pixels per inch.
+        provenance: what the figure is made of, for the metadata of the file.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     ending = path.suffix.lower()
     # No dates and no versions: the same run gives the same bytes.
     metadata: dict[str, dict[str, str | None]] = {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
-        ".svg": {"Date": None, "Creator": "fadeviz"},
+        ".png": {"Software": None, "Description": provenance or None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz", "Subject": provenance or None},
+        ".svg": {"Date": None, "Creator": "fadeviz", "Description": provenance or None},
     }
     data = io.BytesIO()  # through memory: on a full disk matplotlib's PDF has an error of its own
     with rc_context(STYLE):

@@ -41,14 +41,18 @@ NEEDS = {"": "nothing", "indices": "pooling indices", "feature": "the encoder fe
 LIBRARY = {
     "Recording": ("fadeviz.recording.probe", "fadeviz.recording.views", "fadeviz.storage.schedule"),
     "Training": ("fadeviz.experiment", "fadeviz.sweep"),
-    "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
-    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize"),
+    "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
+    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize", "fadeviz.plotting"),
     "Analysis": (
+        "fadeviz.analysis.result",
+        "fadeviz.analysis.measures",
         "fadeviz.analysis.regions",
         "fadeviz.analysis.ranks",
         "fadeviz.analysis.responses",
         "fadeviz.analysis.kymograph",
         "fadeviz.analysis.learning",
+        "fadeviz.analysis.order",
+        "fadeviz.analysis.verdicts",
         "fadeviz.analysis.statistics",
         "fadeviz.analysis.verdicts",
         "fadeviz.analysis.order",
@@ -177,15 +181,10 @@ def signature(build: type) -> str:
 def costs(name: str) -> list[tuple[str, str, str]]:
     """Parameters and multiply-adds in each network."""
     rows = []
-    for network, entry in NETWORKS.items():
-        cost = operator_cost(name, network)
-        rows.append(
-            (
-                f"{entry.title}, {entry.reference_size}x{entry.reference_size}",
-                f"{cost.parameters:,}",
-                f"{cost.multiply_adds:,}",
-            )
-        )
+    for key, network in NETWORKS.items():
+        cost = operator_cost(name, key)
+        title = f"{network.title}, image of {network.reference_size}x{network.reference_size}"
+        rows.append((title, f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
     return rows
 
 
@@ -291,7 +290,7 @@ def gallery_page(path: Path) -> str:
 
     def image(match: re.Match[str]) -> str:
         file = folder / match[2]
-        return f'<img class="figure" loading="lazy" alt="{match[1]}" src="{reduced(file)}">'
+        return f'<img class="figure" alt="{match[1]}" src="{reduced(file)}">'
 
     def linked_image(match: re.Match[str]) -> str:
         return f'<a href="{target(folder / match[3])}">{image(match)}</a>'

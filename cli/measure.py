@@ -9,12 +9,9 @@ import click
 
 from fadeviz.analysis.measures import PLOTS
 
-from .runs import CALL, RUN, Output, is_stdout, write_text
-
-_RUNS = click.argument("runs", nargs=-1, required=True, type=RUN)
-_LAYER = click.option("--layer", default=None, help="Layer to measure.  [default: the network's intermediate one]")
-_KIND = click.option("--kind", default="feature", show_default=True, help="Kind of map to measure.")
-_CALL = click.option("--call", type=int, default=0, show_default=True, help=CALL)
+from .messages import print_notes, print_written
+from .options import CALL, KIND, LAYER, RUNS
+from .runs import Output, is_stdout, write_text
 
 _RESPONSES = click.option(
     "--responses", default="plain", show_default=True,
@@ -32,10 +29,10 @@ _UNTIL = click.option(
 
 
 @click.command()
-@_RUNS
-@_LAYER
-@_KIND
-@_CALL
+@RUNS
+@LAYER
+@KIND
+@CALL
 @_RESPONSES
 @_UNTIL
 @click.option("--json", "json_file", type=Output(text=True, dir_okay=False), metavar="FILE",
@@ -53,12 +50,12 @@ def analyze(
     csv_file: Path | None,
 ) -> None:
     """Measure what RUNS learn first, outline or interior: a row per operator, with intervals over images and seeds."""
-    from fadeviz.analysis.result import analyze as analyze_runs
+    import fadeviz
 
     piped = [file for file in (json_file, csv_file) if is_stdout(file)]
     if len(piped) > 1:
         raise click.UsageError("--json - and --csv - both write to standard output: choose one")
-    analysis = analyze_runs(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
+    analysis = fadeviz.analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
     if json_file is not None:
         write_text(json_file, json.dumps(analysis.to_dict(), allow_nan=False) + "\n")
     if csv_file is not None:
@@ -70,13 +67,13 @@ def analyze(
 
 
 @click.command()
-@_RUNS
+@RUNS
 @click.option("--what", type=click.Choice(list(PLOTS)), multiple=True, default=["kymograph"], show_default=True,
               help="May be repeated. " + "; ".join(f"{name}: {meaning}" for name, meaning in PLOTS.items()) + ".",
               )  # fmt: skip
-@_LAYER
-@_KIND
-@_CALL
+@LAYER
+@KIND
+@CALL
 @_RESPONSES
 @_UNTIL
 @click.option("-o", "--output", type=Output(path_type=str), required=True, metavar="FILE",
@@ -92,13 +89,12 @@ def plot(
     output: str,
 ) -> None:
     """Plot what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
-    from fadeviz.plotting import plot as plot_runs
+    import fadeviz
 
-    written = plot_runs(runs, output, what=what, layer=layer, kind=kind, call=call, responses=responses, until=until)
+    written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call, responses=responses, until=until)
     for file in written.files:
-        click.echo(f"wrote {file}")
-    for note in written.notes:
-        click.echo(f"note: {note}", err=True)
+        print_written(file)
+    print_notes(written.notes)
 
 
 __all__ = ["analyze", "plot"]

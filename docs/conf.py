@@ -21,6 +21,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx_click",
     "sphinx_copybutton",
+    "autodoc_wording",
     "mathml",
     "repository_pages",
 ]
@@ -29,14 +30,12 @@ exclude_patterns = ["_build", "_extensions", "formulas.rst"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
-smartquotes = False  # two hyphens begin an option
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
-autodoc_type_aliases = {"NDArray": "NDArray"}  # in place of what it stands for
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

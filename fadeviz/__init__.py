@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "Analysis",
     "FadevizError",
     "Interrupted",
     "MissingExtra",
@@ -31,46 +32,69 @@ __all__ = [
     "Snapshot",
     "View",
     "__version__",
+    "analyze",
+    "animate",
     "build_upsampler",
+    "compare",
     "export_run",
+    "grid",
+    "list_layers",
+    "list_runs",
+    "list_upsamplers",
     "open_run",
     "parse_schedule",
     "plan_sweep",
+    "plot",
+    "predict",
+    "run_bench",
     "run_demo",
     "run_sweep",
+    "sweep_status",
     "train",
     "write_report",
 ]
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; a test compares the two lists
+    from .analysis.result import Analysis, analyze
+    from .benchmark.bench import run_bench
+    from .catalog import list_layers, list_upsamplers
     from .demo import run_demo
     from .errors import FadevizError, MissingExtra, RecorderWarning
     from .experiment import RunConfig, train
     from .export import export_run
-    from .prediction.predictor import Predictor
+    from .plotting import plot
+    from .prediction.compare import compare
+    from .prediction.predictor import Predictor, predict
     from .recording.recorder import Recorder
     from .recording.views import View
     from .report import write_report
-    from .run import Run, open_run
+    from .run import Run, animate, grid, list_runs, open_run
     from .storage.schedule import Schedule, parse_schedule
     from .storage.snapshots import Snapshot
     from .sweep import plan_sweep, run_sweep
+    from .sweep.summary import sweep_status
     from .training.signals import Interrupted
     from .upsamplers import build_upsampler
 else:
     _NAMES = {
+        "analysis.result": ("Analysis", "analyze"),
+        "benchmark.bench": ("run_bench",),
+        "catalog": ("list_layers", "list_upsamplers"),
         "demo": ("run_demo",),
         "errors": ("FadevizError", "MissingExtra", "RecorderWarning"),
         "experiment": ("RunConfig", "train"),
         "export": ("export_run",),
-        "prediction.predictor": ("Predictor",),
+        "plotting": ("plot",),
+        "prediction.compare": ("compare",),
+        "prediction.predictor": ("Predictor", "predict"),
         "recording.recorder": ("Recorder",),
         "recording.views": ("View",),
         "report": ("write_report",),
-        "run": ("Run", "open_run"),
+        "run": ("Run", "animate", "grid", "list_runs", "open_run"),
         "storage.schedule": ("Schedule", "parse_schedule"),
         "storage.snapshots": ("Snapshot",),
         "sweep": ("plan_sweep", "run_sweep"),
+        "sweep.summary": ("sweep_status",),
         "training.signals": ("Interrupted",),
         "upsamplers": ("build_upsampler",),
     }

@@ -14,13 +14,14 @@ from .analysis.grouping import describe_inside
 from .analysis.kymograph import Kymograph
 from .analysis.measures import MEASURES, PLOTS, describe_group
 from .analysis.order import OperatorOrder
-from .analysis.result import Analysis, RunLike, analyze
+from .analysis.result import Analysis, analyze
 from .analysis.verdicts import is_representative
 from .errors import FadevizError, unknown_name
 from .render.labels import brief, provenance
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel, shown_distances
 from .render.plots import write_curves, write_kymographs
+from .storage.opening import RunLike
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,14 @@ def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
 _KYMOGRAPHS = {
     "kymograph": (
         "values",
-        "A front that moves from the contour into the inside: the interior fills from its outline; one that moves "
+        "A front that moves from the contour inwards: the interior fills from its outline; a front that moves "
         "outwards to the contour: it grows from its centre.",
     ),
     "edge-kymograph": ("steepness", "An orange line along the contour: an outline."),
 }
 _OF_THE_INSIDE = ("kymograph", "edge-kymograph", "responses", "gate", "classes")
 _MANY = 4
-"""Images and runs beyond which a caption counts them instead of naming them."""
+"""Number of images above which a caption counts them instead of naming them."""
 
 
 def _subject(analysis: Analysis, what: str) -> str:

@@ -122,7 +122,7 @@ class TestRecord:
         def stop(self, progress, title=""):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fadeviz_cli.main._Bars.report", stop)
+        monkeypatch.setattr("fadeviz_cli.record.Bars.show", stop)
         result = call(*RECORD, "--out", tmp_path / "run")
         assert result.exit_code == 130
         resume = f"fadeviz record --resume --out {tmp_path / 'run'}"

@@ -1,5 +1,6 @@
 """The documentation: what its pages show runs, its links lead somewhere, and nothing is left out."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -37,9 +38,9 @@ def blocks(text):
 def command_lines(text):
     """The words of each ``fadeviz`` command in a block."""
     for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        words = shlex.split(line.removeprefix("$ "))
+        words = shlex.split(line.removeprefix("$ "), comments=True)
         if words and words[0] == "fadeviz":
-            yield words[1:]
+            yield list(itertools.takewhile(lambda word: word not in (">", "|", ";"), words[1:]))
 
 
 @pytest.mark.parametrize("page", EXECUTED)
@@ -87,6 +88,13 @@ def test_every_page_is_in_the_table_of_contents():
 def test_every_operator_has_a_formula():
     formulas = re.findall(r"^\.\. operator: (\w+)$", (DOCS / "formulas.rst").read_text(), re.MULTILINE)
     assert sorted(formulas) == sorted(UPSAMPLERS)
+
+
+def test_every_test_that_the_page_of_faults_names_exists():
+    names = set(re.findall(r"`([Tt]est_?\w+)(?:\.\.\.)?`", (DOCS / "faults.md").read_text()))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(names) > 60
+    assert not [name for name in sorted(names) if not re.search(rf"^\s*(def|class) {name}", tests, re.MULTILINE)]
 
 
 def test_the_first_page_is_short():

@@ -660,7 +660,7 @@ class TestRequeue:
         out = tmp_path / "run"
         (out / "snapshots").mkdir(parents=True)
         (out / ".run.partial.json").write_text("{")  # killed at birth
-        monkeypatch.setattr("fadeviz_cli.main._Bars.report", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr("fadeviz_cli.record.Bars.show", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         arguments = ["--out", out, "--upsampler", "nearest"]
         stopped = self.call(*arguments)
         assert stopped.exit_code == 130

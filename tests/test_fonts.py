@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fadeviz.render import fonts, plots
 from fadeviz.render.animation import write_animation
+from fadeviz.render.comparison import write_comparison
+from fadeviz.render.comparison_layout import Row
 from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
-from fadeviz.render.comparison import write_comparison
-from fadeviz.render.comparison_layout import Row
 from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.stored_run import StoredRun

@@ -19,12 +19,12 @@ from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError, Run, open_run
-from fadeviz import run as notebook
+from fadeviz.render import notebook
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
+from fadeviz.render.notebook import FRAMES
 from fadeviz.render.selection import MapSelection
-from fadeviz.run import FRAMES
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 

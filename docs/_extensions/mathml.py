@@ -15,14 +15,15 @@ logger = logging.getLogger(__name__)
 
 def convert(node: nodes.Element, *, as_block: bool) -> str:
     """A formula as MathML; one that cannot be converted is a warning, and stays as it was written."""
-    text = node.astext()
+    text = node.astext().replace(r"\dots", r"\ldots")  # docutils does not know the first
     try:
         mathml = tex2mathml(text, as_block=as_block)
     except (MathError, IndexError) as error:  # IndexError: docutils, for an argument that is missing
         logger.warning("formula %r: %s", text, error, location=node)
         return f"<code>{escape(text)}</code>"
     # Braces, bars and brackets without \\left and \\right keep their size, as parentheses do.
-    return re.sub(r"<mo(?: class=\"\w+\")?>([{}|\[\]])</mo>", r'<mo stretchy="false">\1</mo>', mathml)
+    mathml = re.sub(r'<mo(?: class="\w+")?>([{}\[\]])</mo>', r'<mo stretchy="false">\1</mo>', mathml)
+    return re.sub(r'<mo(?: class="\w+")?>\|</mo>', '<mo stretchy="false" lspace="0" rspace="0">|</mo>', mathml)
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import click
 from docutils import nodes
-from fadeviz.upsamplers.costs import SITES, operator_cost
 from fadeviz_cli.main import main
 from PIL import Image
 from sphinx.addnodes import pending_xref
@@ -22,6 +21,8 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 import fadeviz
+from fadeviz.models import NETWORKS
+from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS
 
 DOCS = Path(__file__).resolve().parents[1]
@@ -36,17 +37,21 @@ SECTIONS = ("Limit cases", "Limit case", "Shape", "Units", "Cost", "Raises", "So
 """What an operator's docstring has after its formula, each beginning a line, in this order."""
 
 NEEDS = {"": "nothing", "indices": "pooling indices", "feature": "the encoder feature"}
-NETWORK_TITLES = {"segnet": "SegNet, 224x224", "segformer": "SegFormer's head, 512x512", "matting": "Matting, 512x512"}
 
 LIBRARY = {
     "Recording": ("fadeviz.recording.probe", "fadeviz.recording.views", "fadeviz.storage.schedule"),
     "Training": ("fadeviz.experiment", "fadeviz.sweep"),
-    "Operators": ("fadeviz.upsamplers.base", "fadeviz.upsamplers.costs", "fadeviz.ops.reassemble"),
-    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize"),
+    "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
+    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize", "fadeviz.plotting"),
     "Analysis": (
+        "fadeviz.analysis.result",
+        "fadeviz.analysis.measures",
         "fadeviz.analysis.regions",
         "fadeviz.analysis.responses",
+        "fadeviz.analysis.kymograph",
         "fadeviz.analysis.learning",
+        "fadeviz.analysis.order",
+        "fadeviz.analysis.verdicts",
         "fadeviz.analysis.statistics",
         "fadeviz.analysis.spectrum",
         "fadeviz.analysis.similarity",
@@ -168,9 +173,10 @@ def signature(build: type) -> str:
 def costs(name: str) -> list[tuple[str, str, str]]:
     """Parameters and multiply-adds in each network."""
     rows = []
-    for network in SITES:
-        cost = operator_cost(name, network)
-        rows.append((NETWORK_TITLES.get(network, network), f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
+    for key, network in NETWORKS.items():
+        cost = operator_cost(name, key)
+        title = f"{network.title}, image of {network.reference_size}x{network.reference_size}"
+        rows.append((title, f"{cost.parameters:,}", f"{cost.multiply_adds:,}"))
     return rows
 
 
@@ -276,7 +282,7 @@ def gallery_page(path: Path) -> str:
 
     def image(match: re.Match[str]) -> str:
         file = folder / match[2]
-        return f'<img class="figure" loading="lazy" alt="{match[1]}" src="{reduced(file)}">'
+        return f'<img class="figure" alt="{match[1]}" src="{reduced(file)}">'
 
     def linked_image(match: re.Match[str]) -> str:
         return f'<a href="{target(folder / match[3])}">{image(match)}</a>'

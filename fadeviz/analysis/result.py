@@ -5,21 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..storage.stored_run import StoredRun
+from ..storage.opening import RunLike, stored_runs
 from .curves import MeasureCurve, operator_curves
 from .order import LearningOrder, learning_order
 from .table import Row, comparison_row, curve_rows, summary_rows, verdicts_by_rule
 from .text import describe
 from .verdicts import Verdict
-
-RunLike = StoredRun | str | os.PathLike[str]
-"""An open run, its folder or its address."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +127,4 @@ def analyze(
     Raises:
         FadevizError: if a run cannot be opened or read; and see :func:`~fadeviz.analysis.order.learning_order`.
     """
-    opened = [run if isinstance(run, StoredRun) else StoredRun(run) for run in as_sequence(runs)]
-    return Analysis(learning_order(opened, layer, kind, responses=responses, until=until, call=call))
-
-
-def as_sequence(runs: RunLike | Sequence[RunLike]) -> Sequence[RunLike]:
-    """Several runs, or a list of the single one."""
-    return [runs] if isinstance(runs, StoredRun | str | os.PathLike) else runs
+    return Analysis(learning_order(stored_runs(runs), layer, kind, responses=responses, until=until, call=call))

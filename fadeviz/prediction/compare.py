@@ -1,9 +1,10 @@
-"""What runs make of the same images, side by side: the panel of results in papers."""
+"""The predictions of several runs for the same images side by side: the panel of results in papers."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,20 +17,22 @@ from ..data.transforms import IGNORED
 from ..errors import FadevizError, printable
 from ..experiment import load_data
 from ..render.colormap import class_palette, colour_classes
-from ..render.labels import data_name, describe_runs, provenance
 from ..render.comparison import write_comparison
 from ..render.comparison_layout import Row
+from ..render.labels import data_name, describe_runs, provenance
 from ..render.zoom import Box, choose_zoom
 from ..storage.metrics import FIGURES
+from ..storage.opening import RunLike, stored_runs
 from ..storage.stored_run import StoredRun, run_labels
 from ..training.matting import measure_matte
+from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
 
 SHOWN = 4
-"""So many observed images are shown where none are named."""
+"""Number of observed images shown if none are named."""
 
 LEAST_SHARE = 0.01
-"""A class has a place in the legend from this share of any image shown on."""
+"""Share of an image from which on a class is in the legend."""
 
 
 def parse_zoom(text: str) -> Box | str:
@@ -50,9 +53,9 @@ def parse_zoom(text: str) -> Box | str:
     return Box(*map(int, parts))
 
 
-def compare_runs(
-    runs: Sequence[StoredRun],
-    output: str | Path,
+def compare(
+    runs: RunLike | Sequence[RunLike],
+    output: str | os.PathLike[str],
     *,
     images: Sequence[int] = (),
     test: Sequence[int] = (),
@@ -67,62 +70,69 @@ def compare_runs(
 ) -> list[str]:
     """Predict the same images with every run and draw the results as a panel.
 
-    Under each result stands how good it is on that image: the mean IoU of its classes, or a matte's SAD and MSE in
-    the unknown region. The best of a row is bold.
+    Each result has its score on that image below it: the mean IoU of its classes, or a matte's SAD and MSE in the
+    unknown region. The best of a row is bold.
 
     Args:
-        runs: of one task and, for segmentation, of the same classes; each needs its last checkpoint.
+        runs: one or several, opened or by the paths of their folders: of one task and, for segmentation, of the same
+            classes. Each needs its last checkpoint.
         output: the image to write: .png, .pdf or .svg.
-        images: indices of observed images; where nothing is named, the first ``SHOWN``. Without ``test`` and
-            ``images`` the runs need nothing but their folders.
-        test: indices of test images, as they were tested on, of the runs' data set.
-        files: image files of one's own; there is no truth to compare with.
-        trimaps: folder with their trimaps, for matting; else they lie beside them.
-        data_dir: folder of that data set; None where it was when the first run was recorded.
-        zoom: the window to enlarge: ``auto`` takes, image by image, where the runs disagree most; ``none``; or a
-            window, the same in all images.
-        size: see :class:`~fadeviz.prediction.predictor.Predictor`.
-        cell: pixels a column is wide.
-        device: where to compute.
-        on_error: called with a line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
-            which is then left out of the panel; without it, the first error is raised. At least one must remain.
+        images: indices of observed images; the first ``SHOWN`` if there is no ``images``, ``test`` or ``files``.
+            Observed images need nothing but the runs' folders.
+        test: indices of test images of the runs' data set, as the runs were tested on them.
+        files: image files of your own; they have no true mask to compare with.
+        trimaps: folder of their trimaps, for matting; by default they are beside the images.
+        data_dir: folder of the data set; None for where it was when the first run was recorded.
+        zoom: the window to enlarge: ``auto`` for where the runs disagree most in each image; ``none``; or a window,
+            the same in all images.
+        size: shorter side at which the network sees an image, in pixels; see
+            :class:`~fadeviz.prediction.predictor.Predictor`.
+        cell: width of a column in pixels; None for 300 pixels per inch.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        on_error: called with one line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
+            which is then left out of the panel; None raises the first error. At least one image must remain.
 
     Returns:
-        A line for each image: its name and the runs' figures.
+        A line for each image: its name and the scores of the runs.
 
     Raises:
-        FadevizError: runs that cannot be compared, images that there are not, a window that does not fit.
+        FadevizError: if the runs cannot be compared, an image does not exist, or the window does not fit into one.
+
+    Example::
+
+        fadeviz.compare(["outputs/fade", "outputs/carafe"], "panel.pdf", images=[0, 2])
     """
-    if not runs:
-        raise FadevizError("compare needs a run or more")
-    predictors = [Predictor(run, device) for run in runs]
+    opened = stored_runs(runs)
+    if not opened:
+        raise FadevizError("compare needs at least one run")
+    predictors = [Predictor(run, device) for run in opened]
     first = predictors[0]
     for one in predictors[1:]:
         if (one.task, one.classes) != (first.task, first.classes):
             kinds = [
-                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * (p.task == "segmentation")
+                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * TASKS[p.task].has_classes
                 for p in (one, first)
             ]
             raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
     first.check_size(size)
     samples: list[tuple[Sample, bool]] = []
     if images or not (test or files):
-        samples += [(sample, True) for sample in _observed(runs, images)]
+        samples += [(sample, True) for sample in _observed(opened, images)]
     if test:
         samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
-    legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
+    legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
     write_comparison(
         [row for row, _ in rows],
         _titles(predictors),
-        output,
+        Path(output),
         cell=cell,
         legend=legend,
         caption=_caption(predictors, rows, zoom),
-        provenance=provenance(runs),
+        provenance=provenance(opened),
     )
-    names = run_labels(runs, [run.name for run in runs])
+    names = run_labels(opened, [run.name for run in opened])
     return [
         printable(
             f"{row.name}: "
@@ -152,7 +162,7 @@ def _own_rows(
     folder = None if trimaps is None else Path(trimaps)
     for path in map(Path, files):
         try:
-            trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
+            trimap = find_trimap(path, folder) if not TASKS[predictors[0].task].has_classes else None
             rows.append(_row(predictors, read_image(path, trimap), False, zoom, size))
         except FadevizError as error:
             # With nothing else to draw, the error itself is the most helpful.
@@ -174,7 +184,7 @@ def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
     for run in runs[1:]:
         if not np.array_equal(run.observation[0], images) or not np.array_equal(run.observation[1], masks):
             raise FadevizError(
-                f"{run.address} observed other images than {first.address}. Name some: --test 0,1 or --file FILE"
+                f"{run.address} observed other images than {first.address}. Name some: test=[0, 1] or files=[FILE]"
             )
     for index in wanted:
         if not 0 <= index < len(images):
@@ -205,8 +215,8 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
         if not same or _as_told(one.run.info.get("data")) != _as_told(splits.info):
             raise FadevizError(
                 f"{one.run.address} was tested on others than the test images of "
-                f"{data_dir or first.config.data_dir or 'this set'}: other files, --split-seed or --subset. "
-                "Use --file FILE"
+                f"{data_dir or first.config.data_dir or 'this set'}: other files, split_seed or subset. "
+                "Use files=[FILE]"
             )
     dataset = splits.test
     count = dataset.count or 0
@@ -227,7 +237,7 @@ def _row(
 ) -> tuple[Row, _Maps]:
     """What all runs make of one image; ``known`` says whether its truth is."""
     found = [predict(sample, size=size) for predict in predictors]
-    matting = predictors[0].task == "matting"
+    matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
         (sample.alpha if matting else sample.mask) if known else None
@@ -324,12 +334,13 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
         f"{describe_runs([predictor.run for predictor in predictors])}."
     ]
     scored = any(row.scores for row, _ in rows)
-    shown = ["Alpha from 0 (black) to 1 (white)." if first.task == "matting" else "White: class 1."]
-    if first.task == "segmentation" and first.classes > 2:
+    has_classes = TASKS[first.task].has_classes
+    shown = ["White: class 1." if has_classes else "Alpha from 0 (black) to 1 (white)."]
+    if has_classes and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
         others = f"; {small} more fill less than {LEAST_SHARE:.0%} of any image" if small else ""
         shown = [f"Colours: classes as listed{others}. Black: unlabelled."]
-    if scored and first.task == "matting":
+    if scored and not has_classes:
         shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:
         shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")
@@ -340,4 +351,4 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     return [*lines, " ".join(shown)]
 
 
-__all__ = ["compare_runs", "mean_iou", "parse_zoom"]
+__all__ = ["compare", "mean_iou", "parse_zoom"]

@@ -15,6 +15,7 @@ from ..errors import FadevizError, unknown_name
 from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
 from ..storage.files import write_whole
+from ..storage.opening import RunLike, stored_runs
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
@@ -33,7 +34,7 @@ _RESERVE = 4000
 
 
 def write_report(
-    runs: Sequence[StoredRun],
+    runs: RunLike | Sequence[RunLike],
     output: str | os.PathLike[str],
     *,
     layers: Sequence[str] = (),
@@ -48,7 +49,8 @@ def write_report(
     The same runs, given by the same paths, give the same bytes. Maps are stored in 256 levels per frame.
 
     Args:
-        runs: one or more, observed on the same images; the runs of one operator are its seeds.
+        runs: one or several that observed the same images, opened or by the paths of their folders; the runs of one
+            operator are its seeds.
         output: the file to write; its name ends in .html.
         layers: dotted names of the layers to show, the first of which is measured; none shows all, and measures the
             network's intermediate layer.
@@ -65,15 +67,16 @@ def write_report(
         FadevizError: if the runs cannot be compared or measured, a layer or kind is unknown, an option is invalid, or
             ``max_mb`` is too small.
     """
+    opened = stored_runs(runs)
     path = Path(output)
-    _check(runs, path, layers, kinds, images, max_mb)
+    _check(opened, path, layers, kinds, images, max_mb)
     order = learning_order(
-        runs, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
+        opened, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
     )
     ordered = [run for operator in order.operators for run in operator.runs]
     images_shown = min(images, len(order.images))
     steps, thinned = text.shown_steps(order)
-    command = _command(runs, path, layers, kinds, images, max_mb, title, call)
+    command = _command(opened, path, layers, kinds, images, max_mb, title, call)
     content = _content(order, steps, ordered, images_shown, command, title)
     not_requested = tuple(_not_requested(order, ordered, layers, kinds, images_shown))
     limit = int(max_mb * 1e6)

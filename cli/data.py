@@ -1,0 +1,64 @@
+"""The commands for data sets: data get and data check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fadeviz.errors import FadevizError, printable
+
+from .groups import Commands
+
+
+@click.group(cls=Commands)
+def data() -> None:
+    """Get and check data sets."""
+
+
+@data.command("get")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--url", required=True, help="Address of a .zip, .tar or .tar.gz archive.")
+@click.option("--sha256", required=True, help="The archive's checksum.")
+@click.option("--max-gb", type=float, default=8.0, show_default=True, metavar="GB",
+              help="Refuse archives larger than this, packed or unpacked.")  # fmt: skip
+@click.option("--min-speed", type=float, default=1.0, show_default=True, metavar="KB",
+              help="Give up below this many kB/s, averaged over a minute; 0: no limit.")  # fmt: skip
+def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: float) -> None:
+    """Download an archive into FOLDER: resume partial downloads, verify the checksum, unpack safely."""
+    import pooch
+
+    from fadeviz.data.download import fetch_archive
+
+    pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
+    done = fetch_archive(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
+    click.echo(printable(f"unpacked {done}"))
+
+
+@data.command("check")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--data", "name", default="", metavar="weizmann|ade20k|mattes",
+              help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
+def data_check(folder: Path, name: str) -> None:
+    """Read every image of a data set's FOLDER and list what is wrong."""
+    from fadeviz.data.sets import check_data, describe_data
+
+    name, problems, splits = check_data(folder, name)
+    if len(problems) == 1:
+        raise FadevizError(problems[0])
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        raise FadevizError(f"{folder}: {len(problems)} problems")
+    assert splits is not None
+    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
+    for note in [*notes, *describe_data(folder, name)]:
+        click.echo(f"note: {note}")
+    train = splits.info.get("train", splits.train.count or "endless")
+    count = len(train) if isinstance(train, list) else train  # crops of them may never end
+    total = f"images: {splits.info['count']}, " if "count" in splits.info else ""
+    counts = f"{total}to train on {count}, to test on {splits.test.count}"
+    click.echo(printable(f"{folder}: {name}, {counts}"))
+
+
+__all__ = ["data"]

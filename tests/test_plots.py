@@ -280,7 +280,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
 
 def test_no_line_is_cut_off(tmp_path, monkeypatch):
     spans = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: spans.update({path.stem: figure.axes[0].get_ylim()}))
+    monkeypatch.setattr(plots, "_save", lambda figure, path, _: spans.update({path.stem: figure.axes[0].get_ylim()}))
     values = np.array([-0.9, 0.2, np.nan, 0.8])
     for name, shift in (("low", 0.0), ("high", 0.9), ("within", 0.7)):
         curve = Curve("x", (0, 1, 10, 100), values + shift, values + shift, values + shift)

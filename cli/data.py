@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from fadeviz import plugins
 from fadeviz.errors import FadevizError, printable
 
 from .groups import Commands
+from .installed import InstalledOption
 
 
 @click.group(cls=Commands)
@@ -37,8 +39,8 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--data", "name", default="", metavar="weizmann|ade20k|mattes",
-              help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
+@click.option("--data", "name", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
+              help="Which data set it is: weizmann, ade20k, mattes.  [default: the one with its layout]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
     """Read every image of a data set's FOLDER and list what is wrong."""
     from fadeviz.data.sets import check_data, describe_data

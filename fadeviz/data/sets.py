@@ -171,12 +171,12 @@ def find_data(task: str, name: str) -> DatasetEntry:
         return DATA[task][name]
     entry = _TABLE.find(name)
     if entry.task != task:
-        names = ", ".join(list_data(task))
+        names = ", ".join(all_data(task))
         raise FadevizError(f"data {name} is for {entry.task}, but the network is for {task}. Choose from: {names}")
     return entry
 
 
-def list_data(task: str) -> dict[str, DatasetEntry]:
+def all_data(task: str) -> dict[str, DatasetEntry]:
     """Every data set for a task by name: fadeviz's own, then those of other packages.
 
     Raises:
@@ -199,7 +199,7 @@ def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Spli
     """
     folder = Path(folder)
     # Other packages are only imported where the folder may be theirs.
-    candidates = {name: _TABLE.find(name)} if name else {n: e for task in DATA for n, e in list_data(task).items()}
+    candidates = {name: _TABLE.find(name)} if name else {n: e for task in DATA for n, e in all_data(task).items()}
     with_folder = {n: entry for n, entry in candidates.items() if entry.needs_folder}
     if not with_folder:
         raise unknown_name("data set with a folder", name, [n for n, entry in _TABLE.own.items() if entry.needs_folder])
@@ -238,4 +238,4 @@ def _recognise(folder: Path, data: Mapping[str, DatasetEntry]) -> str:
     )
 
 
-__all__ = ["DATA", "DataOptions", "DatasetEntry", "check_data", "describe_data", "find_data", "list_data"]
+__all__ = ["DATA", "DataOptions", "DatasetEntry", "all_data", "check_data", "describe_data", "find_data"]

@@ -49,8 +49,8 @@ def write_report(
     The same runs, given by the same paths, give the same bytes. Maps are stored in 256 levels per frame.
 
     Args:
-        runs: one or several that observed the same images, opened or by the paths of their folders; the runs of one
-            operator are its seeds.
+        runs: one or more that observed the same images, opened or by the paths of their folders; the
+            runs of one operator are its seeds.
         output: the file to write; its name ends in .html.
         layers: dotted names of the layers to show, the first of which is measured; none shows all, and measures the
             network's intermediate layer.
@@ -67,8 +67,7 @@ def write_report(
         FadevizError: if the runs cannot be compared or measured, a layer or kind is unknown, an option is invalid, or
             ``max_mb`` is too small.
     """
-    opened = stored_runs(runs)
-    path = Path(output)
+    opened, path = stored_runs(runs), Path(output)
     _check(opened, path, layers, kinds, images, max_mb)
     order = learning_order(
         opened, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True

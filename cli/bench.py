@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fadeviz import plugins
+
+from .installed import InstalledOption
 from .messages import print_notes, print_written
 from .options import DEVICE
 from .runs import NAMES, Output
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--part", "parts", multiple=True, metavar="NAME",
               help="machine, reassembly, operators, step, recording or rendering; "
                    "may be repeated.  [default: all]")  # fmt: skip
-@click.option("--upsamplers", default="", metavar="NAME,...",
+@click.option("--upsamplers", default="", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operators to measure, with options if need be: fade,fade:form=h2l.  [default: all]")  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's own]")
 @DEVICE

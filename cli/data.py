@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from fadeviz import plugins
 from fadeviz.errors import FadevizError, printable
 
 from .groups import Commands
+from .installed import InstalledOption
 
 
 @click.group(cls=Commands)
@@ -37,8 +39,8 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--data", "name", default="", metavar="weizmann|ade20k|mattes",
-              help="Which data set it is.  [default: the one whose layout it has]")  # fmt: skip
+@click.option("--data", "name", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
+              help="Which data set it is: weizmann, ade20k, mattes.  [default: the one with its layout]")  # fmt: skip
 def data_check(folder: Path, name: str) -> None:
     """Read every image of a data set's FOLDER and list what is wrong."""
     from fadeviz.data.sets import check_data, describe_data
@@ -54,9 +56,10 @@ def data_check(folder: Path, name: str) -> None:
     notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
     for note in [*notes, *describe_data(folder, name)]:
         click.echo(f"note: {note}")
-    train = splits.info["train"]
+    train = splits.info.get("train", splits.train.count or "endless")
     count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    counts = f"images: {splits.info['count']}, to train on {count}, to test on {splits.test.count}"
+    total = f"images: {splits.info['count']}, " if "count" in splits.info else ""
+    counts = f"{total}to train on {count}, to test on {splits.test.count}"
     click.echo(printable(f"{folder}: {name}, {counts}"))
 
 

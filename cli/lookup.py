@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from fadeviz import plugins
 from fadeviz.errors import FadevizError, printable
 
 from .draw import grid
+from .installed import InstalledOption
 from .messages import in_options, print_notes
 from .runs import NAMES, RUN
 
@@ -17,6 +19,7 @@ from .runs import NAMES, RUN
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--network", "networks", type=NAMES, default="segnet,segformer", show_default=True, metavar="NAME,...",
+              cls=InstalledOption, group=plugins.NETWORKS,
               help="Networks whose costs are listed: segnet, segformer, matting.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
 def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool) -> None:
@@ -30,6 +33,7 @@ def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool)
 @click.command()
 @click.argument("network")
 @click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
+              cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
                    "List: fadeviz upsamplers.")  # fmt: skip
 def layers(network: str, upsampler: str) -> None:

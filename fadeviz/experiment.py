@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .data import Dataset, Sample, Splits
 from .data.observation import choose_observed, find_object
 from .data.pool import Pool
-from .data.sets import DATA, Wanted, find_data
+from .data.sets import DataOptions, all_data, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
 from .models import Network, build_network, find_network, parse_network
@@ -40,7 +40,7 @@ from .training.distributed import ALONE, Processes, check_share, local_rank, loc
 from .training.loop import COMPILE, PRECISIONS, StepResult, compile_forward, fit, keep_freed_memory
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
 from .training.signals import Interrupted, StopSignals, stop_signals
-from .training.tasks import Task, choose_task
+from .training.tasks import TASKS
 from .upsamplers import find_upsampler, parse_upsampler
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
@@ -186,18 +186,18 @@ class RunConfig:
     def _check_data(self, network: str) -> None:
         task = find_network(network).task
         data = find_data(task, self.data)
-        if self.labels == "shuffled" and task == "matting":
+        if self.labels == "shuffled" and not TASKS[task].has_classes:
             raise FadevizError("shuffled labels are for masks; mattes belong to their images. Use labels true")
         if self.flip and data.mirrors:
             raise FadevizError(f"data {self.data} mirrors half of its training images already. Leave out --flip")
-        if data.check is not None and not self.data_dir:
+        if data.needs_folder and not self.data_dir:
             raise FadevizError(
                 f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
             )
-        if data.check is None and self.data_dir:
-            fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
+        if self.data_dir and not data.needs_folder:
+            fitting = " or ".join(f"--data {name}" for name, one in all_data(task).items() if one.needs_folder)
             raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
-        if self.pool and data.held:
+        if self.pool and data.in_memory:
             raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory as it is. Leave out --pool")
         if self.subset and not data.subsets:
             raise FadevizError(
@@ -244,11 +244,11 @@ class Progress(NamedTuple):
 
 def load_data(config: RunConfig) -> Splits:
     """The images of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
-    wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
+    options = DataOptions(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
     task = find_network(parse_network(config.network)[0]).task
-    splits = find_data(task, config.data).load(wanted)
+    splits = find_data(task, config.data).load(options)
     if config.pool:
-        pool = Pool(splits.train, config.pool, mattes=task == "matting")
+        pool = Pool(splits.train, config.pool, mattes=not TASKS[task].has_classes)
         splits = dataclasses.replace(splits, train=pool, info={**splits.info, "pool": config.pool})
     if config.labels == "shuffled":
         return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
@@ -432,7 +432,7 @@ def count_workers(config: RunConfig, device: torch.device) -> int:
     if config.workers is not None:
         return config.workers
     task = find_network(parse_network(config.network)[0]).task
-    if device.type == "cpu" or config.pool or find_data(task, config.data).held:
+    if device.type == "cpu" or config.pool or find_data(task, config.data).in_memory:
         return 0
     return min(8, max(1, usable_cores() // local_world_size() - 1))
 
@@ -489,7 +489,7 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         ahead=2 if work.device.type == "cuda" else 0,
         device=work.device,
         processes=processes,
-        tensors=work.task.tensors,
+        tensors=work.task.collate,
     )
     if processes.all_reduce_max(stop.number):
         work.interrupt(stop.number)
@@ -500,7 +500,8 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
     for result in fit(
         model, data, work.task.loss, work.optimizer, work.lr_at,
         first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        processes=processes, weigh=work.task.weigh, forward=forward, graph=full if config.compile == "graph" else 0,
+        processes=processes, weigh=work.task.loss_weight, forward=forward,
+        graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         work.after(result)
         if report is not None and not stop.number:
@@ -531,14 +532,14 @@ class _Work:
         self.config, self.out, self.splits, self.device, self.processes = config, out, splits, device, processes
         self.run_id = _run_id(config, splits, weights, device)
         self.model = model
-        self.task: Task = choose_task(model.task, splits.classes)
+        self.task = TASKS[model.task]
         self.probe = Probe(model, config.layers, config.kinds or None, config.channel_images)
         self.schedule = config.schedule()
         self.evaluate_every = config.evaluate_every or max(1, config.steps // 10)
         observed = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes)
-        watched = find_data(model.task, config.data).watched
-        self.samples = [watched(splits.test[i], config.size) for i in observed]
-        self.inputs, self.targets = (tensor.to(device) for tensor in self.task.tensors(self.samples))
+        crop = find_data(model.task, config.data).observation_crop
+        self.samples = [crop(splits.test[i], config.size) for i in observed]
+        self.inputs, self.targets = (tensor.to(device) for tensor in self.task.collate(self.samples))
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(device)
@@ -562,7 +563,7 @@ class _Work:
             "network": config.network,
             "network_title": model.title,
             "task": model.task,
-            **({"classes": splits.classes} if model.task == "segmentation" else {}),
+            **({"classes": splits.classes} if self.task.has_classes else {}),
             "parameters": sum(p.numel() for p in model.parameters()),
             "weights": weights,
             "config": dataclasses.asdict(config),
@@ -657,7 +658,9 @@ class _Work:
         step = self.last_step = result.step
         line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
         if step % self.evaluate_every == 0 or step == self.config.steps:
-            self.metrics = self.task.evaluate(self.model, self.splits.test, processes=self.processes)
+            self.metrics = self.task.evaluate(
+                self.model, self.splits.test, classes=self.splits.classes, processes=self.processes
+            )
             line.update(self.metrics)
             self._spent_on("testing")
         if not self.processes.is_rank_zero:

@@ -66,7 +66,7 @@ def test_settled_at():
     found = settling_step(similarity, [0, 100, 200, 400, 800])
     assert found[:3].tolist() == [400, 0, 400]
     assert np.isnan(found[3])
-    with pytest.raises(FadevizError, match="5 similarities but 2 steps"):
+    with pytest.raises(FadevizError, match="5 similarities, but 2 steps"):
         settling_step(similarity, [0, 1])
 
 

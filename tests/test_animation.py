@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.render import animation
-from fadeviz.render.animation import find_layout, render_frames, write_animation
+from fadeviz.render.animation import layout_animation, render_frames, write_animation
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.selection import MapSelection
@@ -56,7 +56,7 @@ def test_tiles_decode_exactly(tmp_path, pair, ending, colormap):
     frames, times = decode(path)
     assert times == [70] * len(STEPS)
     sequences = select_frames(pair, MapSelection(normalize="run"), centered=colormap == "coolwarm")
-    layout = find_layout(sequences, scale=3)
+    layout = layout_animation(sequences, scale=3)
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), upscaled(sequence.unit, colormap, 3))
     if ending != "gif":
@@ -67,7 +67,7 @@ def test_a_gray_gif_holds_all_256_levels(tmp_path, run):
     write_animation([run], tmp_path / "a.gif")
     frames, _ = decode(tmp_path / "a.gif")
     sequences = select_frames([run])
-    layout = find_layout(sequences)
+    layout = layout_animation(sequences)
     assert len(np.unique(tiles(frames, layout, 0))) == 256
     # Gray words and a gray map: but for the image, which loses its colours, the whole frame is exact.
     exact = np.stack(list(render_frames(sequences)))
@@ -89,7 +89,7 @@ def test_identical_maps_are_frames_of_their_own(tmp_path, ending):
 
 def test_each_frame_shows_its_step(tmp_path, run):
     sequences = select_frames([run], MapSelection(normalize="run"))
-    layout = find_layout(sequences)
+    layout = layout_animation(sequences)
     lines = np.stack(list(render_frames(sequences)))[:, layout.progress : layout.progress + layout.px(22)]
     assert len({line.tobytes() for line in lines}) == len(STEPS)
 
@@ -102,7 +102,7 @@ def test_non_finite_cells_in_a_gif(tmp_path):
     assert any("painted magenta" in note for note in notes)
     assert any("one level lower" in note for note in notes)
     (sequence,) = select_frames([run])
-    layout = find_layout([sequence], scale=2)
+    layout = layout_animation([sequence], scale=2)
     decoded = tiles(decode(tmp_path / "a.gif")[0], layout, 0).astype(int)
     expected = upscaled(sequence.unit, "gray", 2).astype(int)
     assert (decoded[:, 10, 12] == (255, 0, 255)).all()
@@ -120,7 +120,7 @@ def test_one_step_many_channels_and_tiny_tiles(tmp_path):
     write_animation([one], tmp_path / "a.gif", MapSelection(kind="channels"), scale=1)
     frames, _ = decode(tmp_path / "a.gif")
     sequences = select_frames([one], MapSelection(kind="channels"))
-    layout = find_layout(sequences, scale=1)
+    layout = layout_animation(sequences, scale=1)
     assert len({y for _, y in layout.tiles}) == 2
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), colorize(sequence.unit, "gray"))
@@ -143,6 +143,18 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, pair):
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 
+def test_the_ids_of_the_runs_are_in_the_file(tmp_path, pair):
+    runs = "fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)"
+    for ending in ("gif", "apng", "webp"):
+        write_animation(pair, tmp_path / f"a.{ending}", MapSelection(steps=[0, 10]), scale=1)
+    with Image.open(tmp_path / "a.gif") as file:
+        assert file.info["comment"].decode() == runs
+    with Image.open(tmp_path / "a.apng") as file:
+        assert file.text["Description"] == runs
+    with Image.open(tmp_path / "a.webp") as file:
+        assert file.getexif()[ExifTags.Base.ImageDescription] == runs
+
+
 def test_mp4_has_every_frame(tmp_path, pair):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     try:
@@ -150,6 +162,7 @@ def test_mp4_has_every_frame(tmp_path, pair):
     except RuntimeError as error:
         pytest.skip(f"no ffmpeg: {error}")
     write_animation(pair, tmp_path / "a.mp4", duration_ms=100, scale=4)
+    assert b"fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)" in (tmp_path / "a.mp4").read_bytes()
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     assert frames == len(STEPS)
     assert seconds == pytest.approx(1.2, abs=0.06)
@@ -178,7 +191,7 @@ def test_mp4_without_its_extra(tmp_path, run, monkeypatch):
         ("a.gif", {"duration_ms": -130}, "Use 20 or more"),
         ("a.avi", {}, r"cannot be written as .avi. Endings: .gif .png .apng .webp .mp4"),
         ("a.gif", {"colormap": "viridi"}, "Nearest: 'viridis'"),
-        ("a.gif", {"scale": 0}, "scale 0"),
+        ("a.gif", {"scale": 0}, "scale=0: must be at least 1"),
         ("a.gif", {"selection": MapSelection(layer="decoder")}, "no layer in"),
     ],
 )

@@ -11,10 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fadeviz.render import fonts, plots
 from fadeviz.render.animation import write_animation
+from fadeviz.render.comparison import write_comparison
+from fadeviz.render.comparison_layout import Row
 from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
-from fadeviz.render.panel import Row, write_panel
+from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
@@ -159,8 +161,8 @@ class TestNamesInFigures:
     @pytest.mark.parametrize("ending", ["png", "pdf"])
     def test_curves(self, tmp_path, drawn, ending):
         n = np.linspace(0, 1, 3)
-        curves = [plots.Curve(name, range(3), n, n, n) for name in HOSTILE]
-        panels = [plots.CurvePanel(name, f"of {name}", "share", curves) for name in HOSTILE]
+        curves = [Curve(name, range(3), n, n, n) for name in HOSTILE]
+        panels = [CurvePanel(name, f"of {name}", "share", curves) for name in HOSTILE]
         plots.write_curves(panels, tmp_path / f"c.{ending}", caption=" ".join(HOSTILE))
         legend = [text.get_text() for text in drawn]
         for name in HOSTILE[:-1]:
@@ -169,7 +171,7 @@ class TestNamesInFigures:
 
     def test_kymographs_stay_within_their_panel(self, tmp_path, drawn):
         edges, value = np.linspace(-3, 3, 7), np.full((3, 6), 0.4)
-        panels = [plots.KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
+        panels = [KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
         plots.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
         with Image.open(tmp_path / "k.png") as picture:
             width = picture.width
@@ -206,5 +208,5 @@ class TestNamesInFigures:
         picture = np.zeros((8, 8, 3), np.uint8)
         rows = [Row(name, picture, None, (picture,) * len(HOSTILE)) for name in HOSTILE]
         legend = [(name, (9, 9, 9)) for name in HOSTILE]
-        write_panel(rows, HOSTILE, tmp_path / "p.png", caption=HOSTILE, legend=legend, cell=64)
+        write_comparison(rows, HOSTILE, tmp_path / "p.png", caption=HOSTILE, legend=legend, cell=64)
         assert (tmp_path / "p.png").stat().st_size > 1000

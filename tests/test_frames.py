@@ -1,5 +1,7 @@
 """Selection: what is shown of which runs, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -11,8 +13,8 @@ from fadeviz.analysis.order import learning_order
 from fadeviz.export import export_run
 from fadeviz.render.animation import render_frames
 from fadeviz.render.frames import collect_notes, select_channels, select_frames
-from fadeviz.render.grid import find_layout, render_grid
-from fadeviz.render.labels import captions
+from fadeviz.render.grid import layout_grid, render_grid
+from fadeviz.render.labels import captions, describe_runs
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun, run_labels
@@ -80,7 +82,7 @@ def test_maps_are_drawn_where_the_observed_images_are_lost(tmp_path, harm):
     for sequences in ([first], [first, second]):
         assert render_grid(sequences).shape[2] == 3
         assert next(render_frames(sequences)).shape[2] == 3
-    alone = find_layout([first])
+    alone = layout_grid([first])
     assert min(x for x, _ in alone.cells.values()) < alone.cell[0]  # no room is left for what is not there
     for command in (["grid", "-o", "a.png"], ["animate", "-o", "a.gif"], ["animate", "-o", "a.webp"]):
         words = [command[0], str(runs[0].path), str(runs[1].path), "-o", str(tmp_path / command[2])]
@@ -181,7 +183,7 @@ def test_representative_channels(tmp_path):
     [
         ({}, "each frame spans its own minimum to maximum"),
         ({"percentiles": (1, 99)}, "each frame spans its own 1 % to 99 %"),
-        ({"normalize": "run"}, "one range a run, FADE "),
+        ({"normalize": "run"}, "one range per run: FADE ("),
         ({"normalize": "shared"}, "one range over all runs shown, "),
         ({"normalize": "shared", "kind": "gate"}, "one range over all runs shown, 0 to 1."),
     ],
@@ -190,8 +192,9 @@ def test_the_caption_tells_the_range(tmp_path, options, sentence):
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", upsampler="carafe", run_id="b")]
     text = " ".join(captions(select_frames(runs, MapSelection(**options))))
     assert sentence in text
-    for part in ("SegNet", LAYER, "disc_0", "drawn", "a1b2c3 (FADE, seed 0)", "b (CARAFE, seed 0)"):
+    for part in ("SegNet", LAYER, "disc_0", "drawn", "FADE, CARAFE; seed 0 each."):
         assert part in text
+    assert "a1b2c3" not in text
 
 
 class TestCalls:
@@ -288,3 +291,34 @@ def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
         (whole,) = select_frames([run], MapSelection(steps=steps), max_frames=count)
         assert whole.steps == run.steps
         assert whole.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ({"fade": [0]}, "FADE; seed 0"),
+        ({"fade": [None]}, "FADE"),
+        ({"fade": [0, 1, 2]}, "FADE; 3 seeds"),
+        ({"fade": [0, 0]}, "FADE; 2 runs"),
+        ({"fade": [7], "carafe": [7]}, "FADE, CARAFE; seed 7 each"),
+        ({"fade": [0], "carafe": [1]}, "FADE, CARAFE; 1 seed each"),
+        ({"fade": [0, 1], "carafe": [0, 1]}, "FADE, CARAFE; 2 seeds each"),
+        ({"fade": [0, 1], "carafe": [0]}, "FADE (2 seeds), CARAFE (1 seed)"),
+        ({"fade": [None], "carafe": [None]}, "FADE, CARAFE"),
+        ({str(n): [0, 1] for n in range(14)}, ", ".join(map(str, range(12))) + ", 2 more; 2 seeds each"),
+    ],
+)
+def test_captions_name_operators_and_seeds_not_runs(runs, text):
+    stored = [
+        SimpleNamespace(title=name.upper(), info={"config": {"seed": seed}})
+        for name, seeds in runs.items()
+        for seed in seeds
+    ]
+    assert describe_runs(stored) == text
+
+
+def test_many_ranges_are_summed_up(tmp_path):
+    runs = [make_run(tmp_path / f"r{n}", run_id=f"r{n}", seed=n) for n in range(8)]
+    (sentence,) = (s for s in captions(select_frames(runs, MapSelection(normalize="run"))) if "Normal" in s)
+    assert sentence.startswith("Normalisation: one range per run, all within ")
+    assert "seed 3" not in sentence

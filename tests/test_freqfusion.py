@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracles
 from fadeviz import FadevizError
 from fadeviz.ops import sharpened
-from fadeviz.ops.backends import native
+from fadeviz.ops.backends import native_library
 from fadeviz.ops.reassemble import reassemble
 from fadeviz.upsamplers import FreqFusion, Skip, build_upsampler, freqfusion
 from fadeviz.upsamplers.freqfusion import SimilarityOffsets, WindowedSoftmax, neighbour_similarity
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(native_library.library() is None, reason="no C compiler")
 
 NAMES = {
     "hr_channel_compressor": "compressor_encoder",

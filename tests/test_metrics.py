@@ -21,9 +21,9 @@ from fadeviz.analysis.measures import MEASURES, describe_group
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
+from fadeviz.render.notebook import render_html
 from fadeviz.report import write_report
 from fadeviz.report.contour import contour_path, image_uri
-from fadeviz.render.notebook import render_html
 from fadeviz.storage import metrics as quality
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun

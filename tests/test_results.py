@@ -21,9 +21,9 @@ from fadeviz.models.pretrained import read_pretrained
 from fadeviz.prediction import compare as compare_module
 from fadeviz.prediction.compare import compare, mean_iou, parse_zoom
 from fadeviz.prediction.predictor import Prediction, Predictor, predict, read_image
-from fadeviz.render.panel import Box
+from fadeviz.render.zoom import Box
 from fadeviz.training.matting import mse, sad
-from fadeviz.training.tasks import choose_task
+from fadeviz.training.tasks import TASKS
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
 
@@ -84,12 +84,12 @@ def test_classes_without_a_place_in_the_legend_are_counted():
     maps = np.zeros((10, 100), np.uint8)
     maps[0, :5], maps[1, :50], maps[2, :3] = 1, 2, 3
     config = SimpleNamespace(network="segnet", seed=0)
-    run = SimpleNamespace(info={"data": {"name": "things"}}, run_id="r", name="fade")
+    run = SimpleNamespace(info={"data": {"name": "things"}}, run_id="r", name="fade", title="FADE")
     predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
-    row = SimpleNamespace(figures=())
+    row = SimpleNamespace(scores=())
     assert [name for name, _ in compare_module._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
     said = " ".join(compare_module._caption([predictor], [(row, [maps])], "none"))
-    assert "Colours: the classes listed, and 2 that fill less than 1% of each image. Black: not labelled." in said
+    assert "Colours: classes as listed; 2 more fill less than 1% of any image. Black: unlabelled." in said
 
 
 # --- predicting ---
@@ -98,7 +98,7 @@ def test_classes_without_a_place_in_the_legend_are_counted():
 def test_predicts_what_the_last_weights_give(runs):
     config, model = final_network(runs / "bilinear")
     sample = load_data(config).test[1]
-    images, _ = choose_task("segmentation").tensors([sample])
+    images, _ = TASKS["segmentation"].collate([sample])
     with torch.no_grad():
         expected = model(images)[0].argmax(0).numpy()
     predict = Predictor(runs / "bilinear")
@@ -124,7 +124,7 @@ def test_pictures_of_any_size_are_squeezed_as_in_training_and_give_masks_of_thei
     found = Predictor(runs / "carafe")(Sample("x", picture, np.zeros((50, 83), np.uint8)))
     assert found.shape == (50, 83)
     squeezed = np.array(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR))
-    images, _ = choose_task("segmentation").tensors([Sample("x", squeezed, np.zeros((64, 64), np.uint8))])
+    images, _ = TASKS["segmentation"].collate([Sample("x", squeezed, np.zeros((64, 64), np.uint8))])
     with torch.no_grad():
         logits = torch.nn.functional.interpolate(model(images), (50, 83), mode="bilinear")
     np.testing.assert_array_equal(found, logits[0].argmax(0).numpy())
@@ -145,7 +145,7 @@ def test_mattes_keep_what_the_trimap_knows_and_are_made_at_the_pictures_size(run
         assert np.unique(alpha[10:-10]).size > 0
     _, model = final_network(runs / "matting")
     padded = [np.pad(a, ((0, 3), (0, 10), (0, 0))[: a.ndim], mode="reflect") for a in (sample.image, trimap)]
-    inputs, _ = choose_task("segmentation").tensors([Sample("x", padded[0], padded[1])])
+    inputs, _ = TASKS["segmentation"].collate([Sample("x", padded[0], padded[1])])
     inputs = torch.cat([inputs, torch.from_numpy(padded[1])[None, None] / 255], 1)
     np.testing.assert_allclose(predict(sample), model.alpha(inputs)[0, 0, :45, :70].numpy(), atol=1e-6)
 

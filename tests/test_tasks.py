@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample, Splits
 from fadeviz.data.observation import choose_observed, find_object
-from fadeviz.data.sets import DATA, Wanted, check_data, find_data
+from fadeviz.data.sets import DATA, DataOptions, check_data, find_data
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, train
 from fadeviz.models import NETWORKS
 from fadeviz.storage.check import check_run
 from fadeviz.training.metrics import evaluate
-from fadeviz.training.tasks import choose_task, segmentation_loss
+from fadeviz.training.tasks import TASKS, segmentation_loss
 from test_ade20k import save_set
 from test_experiment import assert_same_state, files, final_weights
 
@@ -42,7 +42,7 @@ def test_segmentation_loss_is_the_mean_over_labelled_pixels():
         for b in range(2) for y in range(4) for x in range(6) if masks[b, y, x] != 255
     ]  # fmt: skip
     torch.testing.assert_close(segmentation_loss(logits, masks), torch.stack(picked).mean())
-    assert choose_task("segmentation").weigh(masks) == len(picked) == 36
+    assert TASKS["segmentation"].loss_weight(masks) == len(picked) == 36
 
 
 def test_without_ignored_pixels_it_is_plain_cross_entropy_to_the_bit():
@@ -135,12 +135,12 @@ def test_classes_are_found_a_few_at_a_time_as_all_at_once():
     sample = Sample(
         "a", np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8), np.zeros((12, 20), np.uint8)
     )
-    images, _ = choose_task("segmentation").tensors([sample])
+    images, _ = TASKS["segmentation"].collate([sample])
     with torch.no_grad():
         logits = model(F.pad(images, (0, 4, 0, 4), mode="reflect"))[:, :, :12, :20]
     for size in ((12, 20), (31, 47)):
         larger = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
-        found = choose_task("segmentation", 21).predict(model, sample, 8, size)
+        found = TASKS["segmentation"].predict(model, sample, 8, size)
         np.testing.assert_array_equal(found, larger.argmax(0).numpy())
         assert len(np.unique(found)) > 8
 
@@ -174,8 +174,9 @@ def test_observed_pictures_of_many_classes_have_a_clear_object():
 def test_every_data_set_is_of_one_kind(tmp_path):
     for task, sets in DATA.items():
         assert "synthetic" in sets
-        assert choose_task(task).evaluate
-        splits = sets["synthetic"].load(Wanted("", 64, 0, 0))
+        assert {entry.task for entry in sets.values()} == {task}
+        assert TASKS[task].evaluate
+        splits = sets["synthetic"].load(DataOptions("", 64, 0, 0))
         assert isinstance(splits, Splits)
         assert splits.test.count == 3
 
@@ -215,7 +216,7 @@ def test_folders_with_faults_tell_them(tmp_path):
     with pytest.raises(FadevizError, match="does not exist"):
         check_data(tmp_path / "none")
     (tmp_path / "other" / "music").mkdir(parents=True)
-    with pytest.raises(FadevizError, match="has the folders of no data set"):
+    with pytest.raises(FadevizError, match="looks like no data set"):
         check_data(tmp_path / "other")
     (tmp_path / "cut" / "input").mkdir(parents=True)
     assert check_data(tmp_path / "cut")[:2][0] == "mattes"

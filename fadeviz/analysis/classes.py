@@ -1,4 +1,4 @@
-"""How alike the pixels of a class are, and how unlike those of other classes, at the edges and in the interior."""
+"""Separation of classes: the similarity of pixels to their own class and to others, at the edges and inside."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .similarity import check_axes
 
 
 class RegionSimilarity(NamedTuple):
-    """Pixels of one region against the centres of the classes; each of the shape of the leading axes.
+    """Similarity of one region's pixels to the class centres; each of the shape of the leading axes.
 
     Attributes:
-        intra: cosine similarity of a pixel with the centre of its own class; mean over pixels, then over classes.
-        inter: the same with the nearest centre of another class.
-        accuracy: share of the pixels of all classes that are no nearer to another centre than to their own.
+        intra: cosine similarity of a pixel to the centre of its own class; mean over pixels, then over classes.
+        inter: cosine similarity of a pixel to the nearest centre of another class; mean over pixels, then over classes.
+        accuracy: share of all pixels that are at least as similar to their own centre as to any other.
     """
 
     intra: NDArray[np.float64]
@@ -27,7 +27,7 @@ class RegionSimilarity(NamedTuple):
 
     @property
     def margin(self) -> NDArray[np.float64]:
-        """How much nearer a pixel is to its own centre: ``intra - inter``."""
+        """``intra - inter``: how much more similar pixels are to their own centre."""
         return self.intra - self.inter
 
 
@@ -35,9 +35,9 @@ class ClassSimilarity(NamedTuple):
     """FreqFusion's measures of a feature map, at the classes' edges and in their interior.
 
     Attributes:
-        edge: pixels in the band along the contours.
-        interior: all other pixels.
-        centres: mean cosine similarity of two classes' centres.
+        edge: similarity of the pixels in the band along the contours.
+        interior: similarity of all other pixels.
+        centres: mean cosine similarity of two class centres.
     """
 
     edge: RegionSimilarity
@@ -48,29 +48,36 @@ class ClassSimilarity(NamedTuple):
 def class_similarity(
     maps: NDArray[np.floating], classes: NDArray[np.bool_], band: NDArray[np.bool_]
 ) -> ClassSimilarity:
-    """How alike the pixels of a class are, and how unlike those of the others, at the edges and in the interior.
+    r"""Similarity of pixels to their own class and to the others, at the edges and in the interior.
 
-    The centre of class k is the mean of its pixels' features over the interior, so that what happens at the edges moves
-    no centre. A pixel counts by the cosine of the angle between its feature and a centre.
+    .. math::
+
+        \mu_k = \operatorname{mean}_{i \in C_k \setminus B} f_i, \qquad
+        \text{intra} = \cos(f_i, \mu_{k(i)}), \qquad
+        \text{inter} = \max_{k \ne k(i)} \cos(f_i, \mu_k)
+
+    with :math:`f_i` the feature of pixel :math:`i`, :math:`k(i)` its class, :math:`C_k` the pixels of class :math:`k`
+    and :math:`B` the band along the contours: centres are means over the interior, so that edges do not move them. Both
+    are averaged over the pixels of a region and class, then over classes.
 
     Args:
-        maps: ``(S, n, C, h, w)``, the kind ``channels`` over the training.
-        classes: boolean ``(n, K, h, w)``, the pixels of each class, disjoint; pixels of none are ignored.
-        band: boolean ``(n, h, w)``, the pixels along the contours; all others are interior.
+        maps: ``(S, n, C, h, w)``, of kind ``channels``, over the training.
+        classes: boolean ``(n, K, h, w)``, pixels of each class, disjoint; pixels of none are ignored.
+        band: boolean ``(n, h, w)``, pixels along the contours; all others are interior.
 
     Returns:
-        Arrays ``(S, n)``. Pixels whose feature is zero have no angle and do not count; a class without interior pixels
-        has no centre and does not count. NaN where nothing is left, for inter and accuracy with fewer than two classes,
-        and for a map that is not finite.
+        Arrays ``(S, n)``; similarities in [-1, 1], accuracy in [0, 1] with the chance level 1 / K. Pixels whose feature
+        is zero have no direction and do not count; a class without interior pixels has no centre and does not count.
+        NaN where nothing is left, for inter and accuracy with fewer than two classes, and for a map that is not finite.
 
     Raises:
-        FadevizError: arrays that do not fit together, or are not boolean, or classes that overlap.
+        FadevizError: if the arrays do not fit together or are not boolean, or classes overlap.
 
     Source: Chen et al. 2024, Frequency-aware Feature Fusion for Dense Image Prediction, figure 2; the authors'
     feat_tool at commit 390d416.
 
-    Differs: the authors compare two centres for the similarity between classes, here ``centres``; ``inter`` is of
-    pixels, so that edges have one of their own. Their means are over a data set, these are for each image.
+    Differs: the authors compare two centres for the similarity between classes, here ``centres``; ``inter`` compares
+    pixels with centres, so that edges have a value of their own. Their means cover a data set, these one image.
     """
     maps = check_axes(maps, 5, "(S, n, C, h, w)", exactly=True)
     images, shape = maps.shape[1], maps.shape[-2:]
@@ -83,13 +90,13 @@ def class_similarity(
     if classes.dtype != np.bool_ or band.dtype != np.bool_:
         raise FadevizError(f"classes and band must be boolean; got {classes.dtype} and {band.dtype}")
     if (classes.sum(1) > 1).any():
-        raise FadevizError("classes overlap: each pixel can be of one class only")
-    found = np.full((7, *maps.shape[:2]), np.nan)
+        raise FadevizError("classes overlap: each pixel may be of only one class")
+    measures = np.full((7, *maps.shape[:2]), np.nan)
     for step, image in np.ndindex(*maps.shape[:2]):
         features = maps[step, image].reshape(maps.shape[2], -1).astype(np.float64)
         members = classes[image].reshape(classes.shape[1], -1)
-        found[:, step, image] = _class_similarity(features, members, band[image].ravel())
-    return ClassSimilarity(RegionSimilarity(*found[0:3]), RegionSimilarity(*found[3:6]), found[6])
+        measures[:, step, image] = _class_similarity(features, members, band[image].ravel())
+    return ClassSimilarity(RegionSimilarity(*measures[0:3]), RegionSimilarity(*measures[3:6]), measures[6])
 
 
 def _class_similarity(

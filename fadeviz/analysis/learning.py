@@ -83,7 +83,7 @@ class LearningTimes:
 def monotone_fit(response: NDArray[np.float64]) -> NDArray[np.float64]:
     r"""Isotonic regression: the non-decreasing sequence that is nearest in least squares.
 
-    .. math:: \hat y = \arg\min_{z_1 \le \dots \le z_S} \sum_{i=1}^{S} (y_i - z_i)^2
+    .. math:: \hat y = \arg\min_{z_1 \le \ldots \le z_S} \sum_{i=1}^{S} (y_i - z_i)^2
 
     with :math:`y_i` the response at snapshot :math:`i` of :math:`S`; all snapshots have the same weight, whatever the
     steps between them.
@@ -128,8 +128,8 @@ def learning_times(
         Times in optimiser steps, between 0 and the last step.
 
     Raises:
-        FadevizError: if the steps do not increase from 0 or are too few, if there is not one response a step, if the
-            levels are unsuitable, or if ``until`` is unknown.
+        FadevizError: if the steps do not increase from 0 or are too few, if their number is not that of the responses,
+            if the levels are unsuitable, or if ``until`` is unknown.
     """
     if until not in UNTIL:
         raise unknown_name("final level", until, UNTIL)

@@ -265,7 +265,7 @@ def _check_rules(responses: str, until: str) -> None:
 def _classify(
     name: str, runs: Sequence[StoredRun], measured: Sequence[Responses], steps: Sequence[int], rules: Rules
 ) -> OperatorOrder:
-    pairs = [_selected(one, rules.responses) for one in measured]
+    pairs = [_selected(run_responses, rules.responses) for run_responses in measured]
     edge, interior = (np.stack(tables) for tables in zip(*pairs, strict=True))
     edge_times, interior_times = (_times(steps, table, rules.levels, rules.until) for table in (edge, interior))
     leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
@@ -298,8 +298,8 @@ def _classify(
         verdict=Verdict("undecided", too_few)
         if too_few
         else verdict(edge_states, interior_states, lead_interval, margin, explained),
-        value_kymograph=merge_kymographs([one.value for one in measured]),
-        gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
+        value_kymograph=merge_kymographs([run_responses.value for run_responses in measured]),
+        gradient_kymograph=merge_kymographs([run_responses.gradient for run_responses in measured]),
     )
 
 

@@ -59,12 +59,12 @@ def ranks(maps: NDArray[np.floating]) -> NDArray[np.float64]:
 
     Shape: ``(..., h, w)`` -> ``(..., h, w)``; NaN everywhere if a map is constant or not finite.
     """
-    found = np.full(maps.shape, np.nan)
-    flat = found.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])
+    relative = np.full(maps.shape, np.nan)
+    flat = relative.reshape(math.prod(maps.shape[:-2]), *maps.shape[-2:])
     for rows, batch in defined_maps(maps):
         ranked = rank_cells(batch)
         flat[rows] = (ranked.twice / (2 * ranked.twice.shape[1])).reshape(batch.shape)
-    return found
+    return relative
 
 
 def defined_maps(maps: NDArray[np.floating]) -> Iterator[tuple[NDArray[np.intp], NDArray[np.floating]]]:

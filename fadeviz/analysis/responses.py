@@ -85,12 +85,12 @@ def edge_response(maps: NDArray[np.floating], regions: Regions, *, ranked: bool 
     Source: Mann and Whitney 1947, for the area from the sum of ranks.
     """
     masks = _Masks([regions])
-    found = np.full(_checked(maps, regions).shape[:-2], np.nan)
-    flat = found.reshape(-1)
+    responses = np.full(_checked(maps, regions).shape[:-2], np.nan)
+    flat = responses.reshape(-1)
     for rows, batch in defined_maps(maps):
         steepness = _steepness(rank_cells(batch), batch.shape) if ranked else rank_cells(squared_gradient(batch))
         flat[rows] = masks.edge(steepness)[:, 0]
-    return found
+    return responses
 
 
 def interior_response(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64]:
@@ -138,11 +138,11 @@ def polarity(maps: NDArray[np.floating], regions: Regions) -> NDArray[np.float64
         FadevizError: if the maps and the regions differ in size.
     """
     masks = _Masks([regions])
-    found = np.full(_checked(maps, regions).shape[:-2], np.nan)
-    flat = found.reshape(-1)
+    responses = np.full(_checked(maps, regions).shape[:-2], np.nan)
+    flat = responses.reshape(-1)
     for rows, batch in defined_maps(maps):
         flat[rows] = masks.polarity(rank_cells(batch))[:, 0]
-    return found
+    return responses
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,8 @@ def measure_responses(
                 value.add(steps, image, ranked, invert=invert)
                 gradient.add(steps, image, steepness)
     tables: dict[str, NDArray[np.float64]] = {}
-    for name, found in (("edge", edge), ("edge_raw", edge_raw), ("interior", interior)):
-        tables[name], tables[f"{name}_mismatched"] = _own_and_mismatched(found)
+    for name, responses in (("edge", edge), ("edge_raw", edge_raw), ("interior", interior)):
+        tables[name], tables[f"{name}_mismatched"] = _own_and_mismatched(responses)
     edge_headroom, interior_headroom = _headroom(masks, regions)
     return Responses(
         **tables,
@@ -233,10 +233,10 @@ def measure_responses(
     )
 
 
-def _own_and_mismatched(found: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _own_and_mismatched(responses: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """From responses ``(S, N, N)`` of each map for each mask: that for its own mask, and the mean of the others."""
-    others = np.where(np.eye(found.shape[1], dtype=bool), np.nan, found)
-    return found.diagonal(axis1=1, axis2=2).copy(), _mean_of_defined(others)
+    others = np.where(np.eye(responses.shape[1], dtype=bool), np.nan, responses)
+    return responses.diagonal(axis1=1, axis2=2).copy(), _mean_of_defined(others)
 
 
 def _headroom(masks: _Masks, regions: Sequence[Regions]) -> list[NDArray[np.float64]]:
@@ -252,8 +252,8 @@ def _headroom(masks: _Masks, regions: Sequence[Regions]) -> list[NDArray[np.floa
 
 def _is_inverted(late: NDArray[np.floating], regions: Sequence[Regions]) -> bool:
     """Whether the inside is below the outside in the last maps, summed over images."""
-    found = np.array([polarity(late[:, image], region) for image, region in enumerate(regions)])
-    return bool(np.nansum(found) < 0)
+    responses = np.array([polarity(late[:, image], region) for image, region in enumerate(regions)])
+    return bool(np.nansum(responses) < 0)
 
 
 def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -298,14 +298,14 @@ class _Masks:
         Returns:
             ``(M, K)``; NaN for an undefined map, and where either has fewer than ``MIN_CELLS`` cells.
         """
-        found = np.full((len(ranked.order), len(self._labels)), np.nan)
+        responses = np.full((len(ranked.order), len(self._labels)), np.nan)
         for number, (label, (ups, downs)) in enumerate(zip(self._labels, self._counts, strict=True)):
             if min(ups, downs) >= MIN_CELLS:
                 ordered = label.take(ranked.order)
                 won = _won(ordered, ups, downs) + _won_by_ties(ordered, ranked.ties)
-                found[:, number] = 2 * won / (ups * downs) - 1
-        found[~ranked.defined] = np.nan
-        return found
+                responses[:, number] = 2 * won / (ups * downs) - 1
+        responses[~ranked.defined] = np.nan
+        return responses
 
 
 def _won(ordered: NDArray[np.uint8], ups: int, downs: int) -> NDArray[np.float64]:

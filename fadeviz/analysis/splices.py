@@ -1,4 +1,4 @@
-"""Frames that do not come from the training that the others show: found by their neighbours, and by run ids."""
+"""Splices: frames of another training within a run, found by comparison with their neighbours and by run ids."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ SPLICE_MARGIN = 0.5
 
 
 SPLICE_FLOOR = 0.8
-"""A span of frames is foreign where the frames around it correlate at least the second with each other, and by more
-than the first better than with the span's own ends. Trainings whose every file is theirs reach 0.41 (a gradient map in
-the first steps); the two published strips that look spliced have 0.74 and 1.1."""
+"""A span of frames is foreign if the frames around it have a correlation of at least ``SPLICE_FLOOR``, higher by more
+than ``SPLICE_MARGIN`` than their correlations with the span's ends. In trainings known to be intact this difference
+reaches 0.41 (a gradient map in the first steps); in two published strips that look spliced it is 0.74 and 1.1."""
 
 
 class Splice(NamedTuple):
-    """What of a run does not come from its own training.
+    """Parts of a run that do not come from its own training.
 
     Attributes:
-        files: snapshot files that carry the id of another run; ``Run`` leaves them out of its maps.
-        spans: first and last step of each stretch of frames that does not fit in between its neighbours.
+        files: snapshot files that carry the id of another run; ``StoredRun`` leaves them out of its maps.
+        spans: first and last step of each stretch of frames that does not fit its neighbours.
     """
 
     files: tuple[str, ...]
@@ -34,34 +34,39 @@ class Splice(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether there is anything to flag."""
+        """Whether there is any such part."""
         return bool(self.files or self.spans)
 
 
 def foreign_spans(
     maps: Maps | NDArray[np.floating], margin: float = SPLICE_MARGIN, floor: float = SPLICE_FLOOR
 ) -> tuple[tuple[int, int], ...]:
-    """Stretches of frames that do not fit between their neighbours: frame k is far nearer to k + 2 than to k + 1.
+    r"""Stretches of frames that do not fit between their neighbours: frame k resembles k + 2 far more than k + 1.
 
-    Frames i to j, at most half of all, are foreign if, with c the correlation of two frames, in the median over images,
-    ``c(i - 1, j + 1) >= floor`` and ``c(i - 1, j + 1) - max(c(i - 1, i), c(j, j + 1)) > margin``. Short stretches are
-    looked for first, and a longer one never holds or touches a shorter one that was found.
+    Frames :math:`i` to :math:`j`, at most half of all, are foreign if, in the median over images,
 
-    A map that learns fast leaves its old state for good, and is not flagged. Not seen either: a movie that changes to
-    another training and stays there, and foreign frames at the very start or end; what sees those is the run id in
-    every snapshot. A training that jumps for a few recorded steps and comes back, as after a spike of the loss, looks
-    the same as a splice.
+    .. math::
+
+        c(i-1, j+1) \ge f \quad\text{and}\quad c(i-1, j+1) - \max\{c(i-1, i),\, c(j, j+1)\} > m
+
+    with :math:`c` the correlation of two frames, :math:`f` the floor and :math:`m` the margin. Short stretches are
+    searched first; a longer one neither contains nor touches a shorter one that was found.
+
+    A map that learns fast leaves its old state for good and is not flagged. Not detected: a sequence that changes to
+    another training and stays there, and foreign frames at the very start or end; the run id in every snapshot reveals
+    those. A training that jumps for a few recorded steps and returns, as after a spike of the loss, looks like a
+    splice.
 
     Args:
         maps: ``(S, N, h, w)``, over the training.
-        margin: by how much the frames around must correlate better.
-        floor: how well the frames around must correlate.
+        margin: difference by which the frames around must correlate better.
+        floor: correlation that the frames around must reach.
 
     Returns:
-        The first and last frame of each stretch, as indices, in order.
+        First and last frame of each stretch, as indices, in order.
 
     Raises:
-        FadevizError: not four axes.
+        FadevizError: if there are not four axes.
     """
     if maps.ndim != 4 or not len(maps):
         check_axes(np.asarray(maps), 4, "(S, N, h, w)", exactly=True)
@@ -69,7 +74,7 @@ def foreign_spans(
 
 
 def _next_correlation(maps: Maps | NDArray[np.floating]) -> NDArray[np.float64]:
-    """``(S - 1, N)``: the correlation of each step's map with the next one's."""
+    """Correlation of each step's map with the next one's, ``(S - 1, N)``."""
     parts = [correlation(block[:-1], block[1:]) for _, block in in_blocks(maps, before=1)]
     return np.concatenate(parts)
 
@@ -77,19 +82,19 @@ def _next_correlation(maps: Maps | NDArray[np.floating]) -> NDArray[np.float64]:
 def _foreign_spans(
     maps: Maps | NDArray[np.floating], next_correlation: NDArray[np.float64], margin: float, floor: float
 ) -> tuple[tuple[int, int], ...]:
-    # No correlation is above 1, so that where a span begins and where it ends the frame before is unlike the one after:
-    # only pairs of such breaks are looked at, of which a training has few.
-    unlike = next_correlation <= 1 - margin + 1e-9
-    breaks = np.flatnonzero(unlike.any(1))
+    # No correlation exceeds 1, so that consecutive frames differ at both ends of a span: only pairs of such breaks are
+    # examined, of which a training has few.
+    differs = next_correlation <= 1 - margin + 1e-9
+    breaks = np.flatnonzero(differs.any(1))
     known = np.isfinite(next_correlation).astype(np.int64)
-    unlike = unlike.astype(np.int64)
+    differs = differs.astype(np.int64)
     fitting: list[tuple[int, int]] = []
     for rows in _stretches(breaks, maps):
         before: NDArray[np.float64] | None = None
         for columns in _stretches(breaks[breaks > rows[0]], maps):
             length = columns - rows[:, None]
-            # The median over the known images is above the margin: at least half of them are unlike at both ends.
-            few = 2 * (unlike[rows] @ unlike[columns].T) < known[rows] @ known[columns].T
+            # If the median over the known images exceeds the margin, at least half of them differ at both ends.
+            few = 2 * (differs[rows] @ differs[columns].T) < known[rows] @ known[columns].T
             if not ((length > 0) & (length <= len(next_correlation) // 2) & ~few).any():
                 continue
             before = _units(maps, rows) if before is None else before
@@ -108,7 +113,7 @@ def _foreign_spans(
 
 
 _AT_A_TIME = 2**23
-"""Values of frames in memory while searching for spans: 64 MB, twice."""
+"""Values of frames in memory while searching for spans: twice 64 MB."""
 
 
 def _stretches(numbers: NDArray[np.intp], maps: Maps | NDArray[np.floating]) -> list[NDArray[np.intp]]:
@@ -118,14 +123,14 @@ def _stretches(numbers: NDArray[np.intp], maps: Maps | NDArray[np.floating]) -> 
 
 
 def _units(maps: Maps | NDArray[np.floating], numbers: NDArray[np.intp]) -> NDArray[np.float64]:
-    """``(N, frames, h w)``: the frames of each image, so that a correlation is a product."""
+    """The standardized frames of each image, ``(N, frames, h w)``: correlations are dot products."""
     units = standardize(maps[numbers])
-    units[np.isnan(units)] = 0.0  # there are BLAS libraries that warn of NaN
+    units[np.isnan(units)] = 0.0  # some BLAS libraries warn about NaN
     return units.reshape(*units.shape[:2], -1).swapaxes(0, 1)
 
 
 def _median_of_known(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median over the first axis, ignoring unknown values; minus infinity if all are unknown."""
+    """Median over the first axis, ignoring unknown values; minus infinity if all are unknown."""
     missing = ~(np.isfinite(values) & np.isfinite(known))
     count = len(values) - missing.sum(0)
     ordered = np.sort(np.where(missing, np.inf, values), axis=0)
@@ -137,7 +142,7 @@ def _median_of_known(values: NDArray[np.float64], known: NDArray[np.float64]) ->
 
 
 def is_spliced(maps: NDArray[np.floating], margin: float = SPLICE_MARGIN, floor: float = SPLICE_FLOOR) -> bool:
-    """Whether some frames do not come from the training that the others show; the rule is :func:`foreign_spans`."""
+    """Whether some frames come from another training than the rest; see :func:`foreign_spans` for the rule."""
     return bool(foreign_spans(maps, margin, floor))
 
 
@@ -149,21 +154,21 @@ def find_splice(
     *,
     next_correlation: NDArray[np.float64] | None = None,
 ) -> Splice:
-    """What of a run does not come from its own training: by the run id of its files, and by its frames.
+    """Parts of a run that do not come from its own training, by the run ids of its files and by its frames.
 
     Args:
         run: an open run.
         layer: dotted name; None takes the run's figure layer.
-        kind: any kind with one map an image (not ``channels``).
-        call: which call of a layer that runs several times in a forward pass.
-        to_next: ``(S - 1, N)``, the correlation of each step with the next as of :func:`continuity`, where it is known:
-            then hardly a map is read.
+        kind: a kind with one map per image (not ``channels``).
+        call: call of a layer that runs several times in a forward pass, from 0.
+        next_correlation: ``(S - 1, N)``, correlation of each step with the next, see
+            :func:`~fadeviz.analysis.similarity.continuity`; if it is known, hardly any map is read.
 
     Returns:
         The files of another run, and the first and last step of every foreign stretch of frames.
 
     Raises:
-        FadevizError: the run has no such maps.
+        FadevizError: if the run has no such maps.
     """
     maps = run.maps(layer, kind, call=call)
     if next_correlation is None:

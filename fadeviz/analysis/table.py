@@ -32,13 +32,13 @@ def summary_rows(order: LearningOrder, curves: Sequence[Curves]) -> list[Row]:
         curves: the curves of each operator, from :func:`~fadeviz.analysis.curves.operator_curves`.
     """
     tested = _tested(curves)
-    return [_row(operator, order, one, tested) for operator, one in zip(order.operators, curves, strict=True)]
+    return [_row(operator, order, own, tested) for operator, own in zip(order.operators, curves, strict=True)]
 
 
 def _tested(curves: Sequence[Curves]) -> list[str]:
     """The test metrics in a row: the brief ones of all tasks that the networks were tested for."""
-    tests = [test for test in TESTS.values() if any(test.headline in one for one in curves)]
-    return [name for test in tests or [TESTS["segmentation"]] for name, one in test.figures.items() if one.brief]
+    tests = [test for test in TESTS.values() if any(test.headline in own for own in curves)]
+    return [name for test in tests or [TESTS["segmentation"]] for name, metric in test.figures.items() if metric.brief]
 
 
 def _row(operator: OperatorOrder, order: LearningOrder, curves: Curves, tested: Sequence[str]) -> Row:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..models import build_network
 from ..models.recipes import sgd
 from ..ops import torch_ops
-from ..ops.backends import native
+from ..ops.backends import native_library
 from ..ops.reassemble import blend, kernel_softmax, reassemble
 from ..storage.snapshots import Snapshot, SnapshotStore
 from ..storage.stored_run import StoredRun
@@ -111,7 +111,7 @@ def adding_one(times: int, device: torch.device) -> Call:
 def reassembly_forms(device: torch.device) -> list[str]:
     """What can reassemble on this device: the plain form, every backend, and mmcv's operator where it is installed."""
     forms = ["plain", "tiles"]
-    if device.type == "cpu" and native.library() is not None:
+    if device.type == "cpu" and native_library.library() is not None:
         forms.append("native")
     if device.type == "cuda":
         from ..ops.backends import cuda

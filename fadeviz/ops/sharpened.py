@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backends import native
+from .library import gradients_of, operator, shapes_of
+from .memory_format import with_strides_of
 from .reassemble import reassemble, similarity
-from .torch_ops import _gradients_of, _operator, _shapes_of, choose_backend, laid_out_like
+from .torch_ops import choose_backend
 
 
 def sharpened_conv(
@@ -51,7 +53,7 @@ def sharpen(z: Tensor, kernels: Tensor, kernel_size: int, gain: int) -> Tensor:
     return reassemble(z, centre - kernels, kernel_size, 1)
 
 
-@_operator("framed_conv")
+@operator("framed_conv")
 def framed_conv(sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
     """``conv(sharp, weight) + conv(s, shift)``, where ``bias`` holds what the second gives for s = 1."""
     out = F.conv2d(sharp, weight, bias, padding=weight.shape[-1] // 2)
@@ -65,14 +67,14 @@ def framed_conv(sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, bias: T
     return out
 
 
-@_operator("framed_conv_backward")
+@operator("framed_conv_backward")
 def framed_conv_backward(
     grad: Tensor, sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, kernel_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of all maps and weights of :func:`framed_conv`."""
     radius, size = weight.shape[-1] // 2, weight.shape[-1]
     to_sharp, to_weight, to_bias = _convolution_backward(grad, sharp, weight, True)
-    to_sharp, to_weight = laid_out_like(to_sharp, sharp), laid_out_like(to_weight, weight)
+    to_sharp, to_weight = with_strides_of(sharp, to_sharp), with_strides_of(weight, to_weight)
     if _frames_natively(grad, n, shift):
         to_n, to_shift = native.frame_backward(grad, n, shift, kernel_size)
         return to_sharp, to_n, to_weight, to_shift, to_bias
@@ -130,12 +132,12 @@ def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -
     return tuple(g if g is None else g.to(t.dtype) for g, t in zip(gradients, (x, weight, weight), strict=True))
 
 
-@_shapes_of("framed_conv")
+@shapes_of("framed_conv")
 def _(sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
     return F.conv2d(sharp, weight, bias, padding=weight.shape[-1] // 2)
 
 
-@_shapes_of("framed_conv_backward")
+@shapes_of("framed_conv_backward")
 def _(
     grad: Tensor, sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, kernel_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -167,4 +169,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *(found.get(id(t)) for t in given), None
 
 
-_gradients_of("framed_conv", _backward, _keep)
+gradients_of("framed_conv", _backward, _keep)

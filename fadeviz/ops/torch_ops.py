@@ -1,14 +1,13 @@
-"""The reassembly family as ``torch.library`` operators: who computes them, their shapes, their gradients.
+"""The reassembly family as ``torch.library`` operators: choice of the backend, shapes, gradients.
 
 As operators (``torch.ops.fadeviz.reassemble`` ...) they are opaque to torch.compile, which takes their shapes and
-gradients from here; written with ``torch.library``'s parts, because the ``custom_op`` decorator loads the compiler, two
-seconds, on the first call.
+gradients from here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,8 @@ from torch.nn import functional as F
 
 from ..errors import unknown_name
 from .backends import native, tiles
+from .library import gradients_of, operator, shapes_of
+from .memory_format import empty, with_strides_of
 
 BACKENDS = ("tiles", "native", "triton")
 """Matrix products over tiles, on any device: the reference; C on a CPU, compiled on first use; Triton on a GPU."""
@@ -64,55 +65,32 @@ def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
     return {"tiles": tiles, "native": native}.get(name) or _cuda()
 
 
-_LIBRARY = torch.library.Library("fadeviz", "DEF")
-
-
-def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Make a function the operator ``fadeviz::name``, on every device."""
-
-    def define(function: Callable[..., Any]) -> Any:
-        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        return getattr(torch.ops.fadeviz, name).default
-
-    return define
-
-
-def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register what ``fadeviz::name`` returns for tensors without data."""
-    return torch.library.register_fake(f"fadeviz::{name}", lib=_LIBRARY)
-
-
-def _gradients_of(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-    torch.library.register_autograd(f"fadeviz::{name}", backward, setup_context=setup, lib=_LIBRARY)
-
-
 # Each returns new memory in the format of its first argument. The gradients are written in terms of the others, so that
 # they can be differentiated again.
 
 
-@_operator("reassemble")
+@operator("reassemble")
 def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     """y from x and kernels; see :func:`~fadeviz.ops.reassemble.reassemble`, which checks what comes in."""
     out: Tensor = _backend(backend, x, kernel_size, scale).reassemble(x, kernels, kernel_size, scale, groups)
     return out
 
 
-@_operator("similarity")
+@operator("similarity")
 def similarity(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     """Kernels' logits from queries and keys; in float32 or better."""
     out: Tensor = _backend(backend, query, kernel_size, scale).similarity(query, key, kernel_size, scale, groups)
     return out
 
 
-@_operator("spread")
+@operator("spread")
 def spread(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     """x from y and kernels, the adjoint of reassemble."""
     out: Tensor = _backend(backend, y, kernel_size, scale).spread(y, kernels, kernel_size, scale, groups)
     return out
 
 
-@_operator("kernel_softmax")
+@operator("kernel_softmax")
 def softmax(
     logits: Tensor,
     coarse: Tensor | None,
@@ -128,7 +106,7 @@ def softmax(
     return out
 
 
-@_operator("kernel_softmax_backward")
+@operator("kernel_softmax_backward")
 def softmax_backward(
     grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -144,7 +122,7 @@ def _softmax_backend(name: str, x: Tensor, kernel_size: int, scale: int) -> Any:
     return module if module is native else tiles
 
 
-@_operator("blend")
+@operator("blend")
 def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
     """The gate's mix of two maps."""
     if _blends_natively(reassembled, feature, gate):
@@ -152,18 +130,18 @@ def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
     return torch.lerp(reassembled, feature, gate)
 
 
-@_operator("blend_backward")
+@operator("blend_backward")
 def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of both maps and of the gate."""
     if _blends_natively(grad, reassembled, feature, gate):
         return native.blend_backward(grad, reassembled, feature, gate)
     # Maps of 1x1 are of both formats, so that maps of different ones may meet.
     gradients = zip(_blend_gradients(grad, reassembled, feature, gate), (reassembled, feature, gate), strict=True)
-    to_reassembled, to_feature, to_gate = (laid_out_like(gradient, of) for gradient, of in gradients)
+    to_reassembled, to_feature, to_gate = (with_strides_of(of, gradient) for gradient, of in gradients)
     return to_reassembled, to_feature, to_gate
 
 
-@_operator("fused")
+@operator("fused")
 def fused(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
@@ -172,7 +150,7 @@ def fused(
     return out
 
 
-@_operator("fused_backward")
+@operator("fused_backward")
 def fused_backward(
     grad: Tensor,
     x: Tensor,
@@ -188,7 +166,7 @@ def fused_backward(
     return to_x, to_logits, none if to_skip is None else to_skip, none.clone() if to_gate is None else to_gate
 
 
-@_operator("rimmed_conv")
+@operator("rimmed_conv")
 def rimmed_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, rim: Tensor | None, padding: int, dilation: int
 ) -> Tensor:
@@ -220,11 +198,6 @@ def _rim_gradient(grad: Tensor, r: int) -> Tensor:
     return torch.cat([rows[0], middle, rows[1]], dim=1)
 
 
-def laid_out_like(value: Tensor, of: Tensor) -> Tensor:
-    """The same values in the memory format of another map, which the compiler takes for granted."""
-    return value if value.stride() == of.stride() else torch.empty_like(of).copy_(value)
-
-
 def _blends_natively(*maps: Tensor) -> bool:
     return choose_backend(maps[0], 1, 1) == "native" and native.can_blend(*maps)
 
@@ -234,29 +207,23 @@ def _blend_gradients(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: T
     return grad - to_feature, to_feature, (grad * (feature - reassembled)).sum(dim=1, keepdim=True)
 
 
-def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return like.new_empty(like.shape[0], channels, height, width).contiguous(memory_format=memory_format)
-
-
-@_shapes_of("reassemble")
+@shapes_of("reassemble")
 def _(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    return _empty(x, x.shape[1], x.shape[2] * scale, x.shape[3] * scale)
+    return empty(x, (x.shape[0], x.shape[1], x.shape[2] * scale, x.shape[3] * scale))
 
 
-@_shapes_of("similarity")
+@shapes_of("similarity")
 def _(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     dtype = torch.promote_types(query.dtype, torch.float32)
-    return _empty(query, groups * kernel_size**2, query.shape[2], query.shape[3]).to(dtype)
+    return empty(query, (query.shape[0], groups * kernel_size**2, query.shape[2], query.shape[3]), dtype)
 
 
-@_shapes_of("spread")
+@shapes_of("spread")
 def _(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    return _empty(y, y.shape[1], y.shape[2] // scale, y.shape[3] // scale)
+    return empty(y, (y.shape[0], y.shape[1], y.shape[2] // scale, y.shape[3] // scale))
 
 
-@_shapes_of("kernel_softmax")
+@shapes_of("kernel_softmax")
 def _(
     logits: Tensor,
     coarse: Tensor | None,
@@ -266,38 +233,38 @@ def _(
     backend: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    return _empty(logits, *logits.shape[1:]).to(dtype)
+    return empty(logits, logits.shape, dtype)
 
 
-@_shapes_of("kernel_softmax_backward")
+@shapes_of("kernel_softmax_backward")
 def _(
     grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
 ) -> tuple[Tensor, Tensor]:
-    _, channels, h, w = grad.shape
-    coarse = _empty(grad, channels, h // scale, w // scale) if has_coarse else grad.new_empty(0)
-    return _empty(grad, channels, h, w), coarse
+    b, channels, h, w = grad.shape
+    coarse = empty(grad, (b, channels, h // scale, w // scale)) if has_coarse else grad.new_empty(0)
+    return empty(grad, grad.shape), coarse
 
 
-@_shapes_of("blend")
+@shapes_of("blend")
 def _(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
     return torch.empty_like(reassembled)
 
 
-@_shapes_of("blend_backward")
+@shapes_of("blend_backward")
 def _(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(reassembled), torch.empty_like(feature), torch.empty_like(gate)
 
 
-@_shapes_of("fused")
+@shapes_of("fused")
 def _(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
-    _, c, h, w = x.shape
-    y = _empty(x, c, h * scale, w * scale).to(x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype))
-    return y, _empty(logits, *logits.shape[1:])
+    b, c, h, w = x.shape
+    dtype = x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype)
+    return empty(x, (b, c, h * scale, w * scale), dtype), empty(logits, logits.shape)
 
 
-@_shapes_of("fused_backward")
+@shapes_of("fused_backward")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -311,7 +278,7 @@ def _(
     return torch.empty_like(x), torch.empty_like(kernels), to_skip, to_gate
 
 
-@_shapes_of("rimmed_conv")
+@shapes_of("rimmed_conv")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, rim: Tensor | None, padding: int, dilation: int) -> Tensor:
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation)
 
@@ -351,9 +318,9 @@ def _backward_spread(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )  # fmt: skip
 
 
-_gradients_of("reassemble", _backward_reassemble, _keep)
-_gradients_of("similarity", _backward_similarity, _keep)
-_gradients_of("spread", _backward_spread, _keep)
+gradients_of("reassemble", _backward_reassemble, _keep)
+gradients_of("similarity", _backward_similarity, _keep)
+gradients_of("spread", _backward_spread, _keep)
 
 
 def _keep_kernels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -379,7 +346,7 @@ def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return fine.to(given), low, None, None, None, None, None
 
 
-_gradients_of("kernel_softmax", _backward_softmax, _keep_kernels)
+gradients_of("kernel_softmax", _backward_softmax, _keep_kernels)
 
 
 def _keep_blend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -392,7 +359,7 @@ def _backward_blend(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return gradients
 
 
-_gradients_of("blend", _backward_blend, _keep_blend)
+gradients_of("blend", _backward_blend, _keep_blend)
 
 
 def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -414,7 +381,7 @@ def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, rim, None, None
 
 
-_gradients_of("rimmed_conv", _backward_conv, _keep_conv)
+gradients_of("rimmed_conv", _backward_conv, _keep_conv)
 
 
 def _keep_fused(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -444,4 +411,4 @@ def _backward_fused(ctx: Any, grad: Tensor | None, grad_kernels: Tensor | None) 
     return to_x, to_logits, to_skip, to_gate, None, None
 
 
-_gradients_of("fused", _backward_fused, _keep_fused)
+gradients_of("fused", _backward_fused, _keep_fused)

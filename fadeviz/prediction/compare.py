@@ -17,12 +17,15 @@ from ..data.transforms import IGNORED
 from ..errors import FadevizError, printable
 from ..experiment import load_data
 from ..render.colormap import class_palette, colour_classes
-from ..render.labels import data_name
-from ..render.panel import Box, Row, choose_zoom, write_panel
+from ..render.comparison import write_comparison
+from ..render.comparison_layout import Row
+from ..render.labels import data_name, describe_runs, provenance
+from ..render.zoom import Box, choose_zoom
 from ..storage.metrics import FIGURES
 from ..storage.opening import RunLike, stored_runs
 from ..storage.stored_run import StoredRun, run_labels
 from ..training.matting import measure_matte
+from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
 
 SHOWN = 4
@@ -107,7 +110,7 @@ def compare(
     for one in predictors[1:]:
         if (one.task, one.classes) != (first.task, first.classes):
             kinds = [
-                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * (p.task == "segmentation")
+                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * TASKS[p.task].has_classes
                 for p in (one, first)
             ]
             raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
@@ -119,23 +122,24 @@ def compare(
         samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
-    legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
-    write_panel(
+    legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
+    write_comparison(
         [row for row, _ in rows],
         _titles(predictors),
         Path(output),
         cell=cell,
         legend=legend,
         caption=_caption(predictors, rows, zoom),
+        provenance=provenance(opened),
     )
     names = run_labels(opened, [run.name for run in opened])
     return [
         printable(
             f"{row.name}: "
-            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.figures, strict=True))
+            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.scores, strict=True))
         )
         for row, _ in rows
-        if row.figures
+        if row.scores
     ]
 
 
@@ -158,7 +162,7 @@ def _own_rows(
     folder = None if trimaps is None else Path(trimaps)
     for path in map(Path, files):
         try:
-            trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
+            trimap = find_trimap(path, folder) if not TASKS[predictors[0].task].has_classes else None
             rows.append(_row(predictors, read_image(path, trimap), False, zoom, size))
         except FadevizError as error:
             # With nothing else to draw, the error itself is the most helpful.
@@ -233,7 +237,7 @@ def _row(
 ) -> tuple[Row, _Maps]:
     """What all runs make of one image; ``known`` says whether its truth is."""
     found = [predict(sample, size=size) for predict in predictors]
-    matting = predictors[0].task == "matting"
+    matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
         (sample.alpha if matting else sample.mask) if known else None
@@ -326,23 +330,24 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     data = dict.fromkeys(data_name(one.run) for one in predictors)
     steps = dict.fromkeys(one.step for one in predictors)
     lines = [
-        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps."
-        f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
+        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps. "
+        f"{describe_runs([predictor.run for predictor in predictors])}."
     ]
-    scored = any(row.figures for row, _ in rows)
-    shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
-    if first.task == "segmentation" and first.classes > 2:
+    scored = any(row.scores for row, _ in rows)
+    has_classes = TASKS[first.task].has_classes
+    shown = ["White: class 1." if has_classes else "Alpha from 0 (black) to 1 (white)."]
+    if has_classes and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
-        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each image" if small else ""
-        shown = [f"Colours: the classes listed{others}. Black: not labelled."]
-    if scored and first.task == "matting":
-        shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
+        others = f"; {small} more fill less than {LEAST_SHARE:.0%} of any image" if small else ""
+        shown = [f"Colours: classes as listed{others}. Black: unlabelled."]
+    if scored and not has_classes:
+        shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:
-        shown.append("mIoU: of this image, mean over the classes that are there or found.")
+        shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")
     if zoom == "auto" and len(predictors) > 1:
-        shown.append("Boxes: where the runs disagree most.")
+        shown.append("Boxes: windows in which the runs disagree most.")
     elif zoom == "auto" and scored:
-        shown.append("Boxes: where the run is most unlike the truth, if it is known.")
+        shown.append("Boxes: windows of the largest error, where the ground truth is known.")
     return [*lines, " ".join(shown)]
 
 

@@ -23,7 +23,7 @@ from ..render.colormap import class_palette
 from ..storage.files import make_folder, write_whole
 from ..storage.opening import RunLike, stored_runs
 from ..training.checkpoint import read_weights
-from ..training.tasks import choose_task
+from ..training.tasks import TASKS
 
 MOST_PIXELS = 1 << 23
 """Maximum number of pixels that a network is given, 8 megapixels: some maps of larger images would take gigabytes."""
@@ -92,7 +92,8 @@ class Predictor:
         self.step = read_weights(path, self.run.run_id, self._model)
         self._model.to(choose_device(device))
         self._model.eval()
-        self._predict = choose_task(self.task, self.classes).predict
+        rules = TASKS[self.task]
+        self._predict, self._has_classes = rules.predict, rules.has_classes
 
     def check_size(self, size: int | None) -> None:
         """Check that a size is not too small for the network.
@@ -126,9 +127,9 @@ class Predictor:
         stride = self._model.stride
         self.check_size(size)
         seen = height, width
-        if self.task == "segmentation" and find_data(self.task, self.config.data).whole:
+        if self._has_classes and find_data(self.task, self.config.data).whole_images:
             seen = (size or self.config.size,) * 2
-        elif size or self.task == "segmentation":
+        elif size or self._has_classes:
             scale = (size or self.config.size) / min(height, width)
             seen = max(stride, round(height * scale)), max(stride, round(width * scale))
         if seen[0] * seen[1] > MOST_PIXELS:
@@ -138,7 +139,7 @@ class Predictor:
             )
         with out_of_memory_in_words("Use a smaller size=..."):
             result = self._predict(self._model, _resized(sample, seen), stride, (height, width))
-        if sample.trimap is not None and self.task == "matting":
+        if sample.trimap is not None and not self._has_classes:
             result[sample.trimap == 0], result[sample.trimap == 255] = 0, 1
         return result
 
@@ -280,17 +281,17 @@ def predict(
     """
     predictor = Predictor(run, device)
     predictor.check_size(size)
-    matting = predictor.task == "matting"
-    if trimaps is not None and not matting:
+    needs_trimap = not TASKS[predictor.task].has_classes
+    if trimaps is not None and not needs_trimap:
         raise FadevizError(f"{predictor.run.address} is a segmentation run: trimaps are of no use. Leave them out")
     folder = None if trimaps is None else Path(trimaps)
     paths = [images] if isinstance(images, str | os.PathLike) else images
     done: list[Prediction] = []
-    for planned in _plan(paths, Path(output), "alpha" if matting else "mask"):
+    for planned in _plan(paths, Path(output), TASKS[predictor.task].result):
         result = planned
         if planned.output is not None:
             try:
-                sample = read_image(planned.image, find_trimap(planned.image, folder) if matting else None)
+                sample = read_image(planned.image, find_trimap(planned.image, folder) if needs_trimap else None)
                 values = predictor(sample, size=size)
             except FadevizError as error:
                 result = planned._replace(output=None, error=str(error))

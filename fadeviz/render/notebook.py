@@ -19,7 +19,7 @@ from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colorize
 from .frames import FrameSequence, select_frames, spread
-from .labels import captions, number, truth_image, truth_name
+from .labels import captions, format_number, truth_image, truth_name
 from .selection import MapSelection
 
 FRAMES = 40
@@ -116,7 +116,7 @@ def _label(sequence: FrameSequence) -> str:
 
 def _range(sequence: FrameSequence, frame: int) -> str:
     low, high = sequence.limits[frame]
-    return f"{number(low)} to {number(high)}"
+    return f"{format_number(low)} to {format_number(high)}"
 
 
 def _facts(run: StoredRun) -> str:

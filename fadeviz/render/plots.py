@@ -38,7 +38,12 @@ _STYLE: Any = STYLE | {
 
 
 def write_kymographs(
-    panels: Sequence[KymographPanel], output: str | os.PathLike[str], *, quantity: str, caption: str = ""
+    panels: Sequence[KymographPanel],
+    output: str | os.PathLike[str],
+    *,
+    quantity: str,
+    caption: str = "",
+    provenance: str = "",
 ) -> None:
     """Draw distance-time maps side by side: distance to the contour upwards, training step to the right.
 
@@ -50,6 +55,7 @@ def write_kymographs(
         output: a file; the ending decides: .png, .pdf or .svg.
         quantity: what the colours are, for the bar's label.
         caption: sentences below.
+        provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
         FadevizError: no panels, or another ending.
@@ -86,10 +92,12 @@ def write_kymographs(
                 axes.set_xlabel("training step (log scale)")
         bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30, extend="both")
         bar.set_label(quantity)
-        _save(figure, path)
+        _save(figure, path, provenance)
 
 
-def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "") -> None:
+def write_curves(
+    panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "", provenance: str = ""
+) -> None:
     """Draw measures over the training, with their bands.
 
     Time is drawn as log(1 + step), because most changes early. Colours are told apart with any kind of colour vision;
@@ -99,6 +107,7 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
         panels: as many as there are operators, or measures.
         output: a file; the ending decides: .png, .pdf or .svg.
         caption: sentences below.
+        provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
         FadevizError: no panels, or another ending.
@@ -142,7 +151,7 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         _legend(figure, handles)
-        _save(figure, path)
+        _save(figure, path, provenance)
 
 
 def _span(panel: CurvePanel) -> tuple[float, float]:
@@ -191,12 +200,12 @@ def _pixels(points: float) -> int:
     return round(points * _DPI / 72)
 
 
-def _save(figure: Any, path: Path) -> None:
+def _save(figure: Any, path: Path, provenance: str) -> None:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.update(letters(text.get_text().replace("\n", " ")))
-    save_figure(figure, path, _DPI)
+    save_figure(figure, path, _DPI, provenance=provenance)
 
 
 def _title(axes: Any, title: str, subtitle: str) -> None:

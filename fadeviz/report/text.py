@@ -15,6 +15,7 @@ from ..analysis.statistics import UNITS, Interval
 from ..analysis.table import verdicts_by_rule
 from ..analysis.verdicts import is_representative
 from ..render.frames import spread
+from ..render.labels import format_number
 from ..render.panels import shown_distances
 from ..storage.stored_run import StoredRun
 
@@ -32,17 +33,6 @@ def plain(value: object, longest: int = _LONGEST) -> str:
     """What a run says of itself as text: without control characters, and no longer than a reader would read."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
     return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A value in so many digits, with a true minus sign and without an exponent where it can be."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "–"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if places <= 6:
-        return f"{value:,.{places}f}".replace("-", _MINUS)
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
 
 
 def shown_indices(count: int) -> list[int]:
@@ -96,7 +86,7 @@ def _sentence(operator: OperatorOrder, last: int) -> str:
         if math.isinf(lead.estimate):
             return f"By step {last} the {late} has not come half of its way; the {early} has ({maps})."
         return (
-            f"The {late} comes half of its way {number(abs(lead.estimate))} steps after the {early} "
+            f"The {late} comes half of its way {format_number(abs(lead.estimate))} steps after the {early} "
             f"({_level(lead)} interval {_ends(lead, last)} steps; {maps})."
         )
     states = f"Outline: {_states(operator.edge_times)}. Interior: {_states(operator.interior_times)}."
@@ -173,8 +163,8 @@ def caveats(order: LearningOrder) -> list[str]:
     said = [f"{note[:1].upper()}{note[1:]}." for note in said]
     if len(order.images) > 1:
         ends = [
-            f"{plain(o.title)} {number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
-            f"{number(_median(np.stack([m.interior_mismatched[-1] for m in o.measured])), 2)}"
+            f"{plain(o.title)} {format_number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
+            f"{format_number(_median(np.stack([m.interior_mismatched[-1] for m in o.measured])), 2)}"
             for o in order.operators
         ]
         said.append(

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from ..errors import FadevizError
 from ..ops.backends.tiles import is_autocast
 from ..ops.per_pixel import PixelLayerNorm
+from ..ops.query_points import convolved_points, group_conv, neighbour_points, pixel_norm
 from ..ops.reassemble import KernelSoftmax, is_plain, is_watched
-from ..ops.sampled import convolved_points, group_conv, neighbour_points, pixel_norm, sampled_logits, sampled_sums
+from ..ops.sampled import sampled_logits, sampled_sums
 from .base import Skip, Upsampler, check_input
 
 

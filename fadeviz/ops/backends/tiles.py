@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..memory_format import empty, memory_format_of
+
 _TILE = 4
 """Low-resolution pixels along each side of a tile. With K = 5 a 4x4 tile shares one 8x8 patch of x: 2.56 times the
 arithmetic of the plain sum, but 4 copies of x in place of 25."""
@@ -50,7 +52,7 @@ def _in_own_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
     """``(B, C, h, w)`` and ``(B, G*K*K, s*h, s*w)`` -> ``(B, C, s*h, s*w)``, in x's dtype and memory format."""
     b, c, h, w = x.shape
-    out = _empty_like(x, (b, c, h * scale_factor, w * scale_factor), x.dtype)
+    out = empty(x, (b, c, h * scale_factor, w * scale_factor), x.dtype)
     for xg, wg, yg in _groups(groups, x, kernels.to(x.dtype), out):
         _reassemble(xg, wg, yg, kernel_size, scale_factor)
     return out
@@ -60,7 +62,7 @@ def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, 
 def similarity(query: Tensor, key: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
     """``(B, C, s*h, s*w)`` and ``(B, C, h, w)`` -> ``(B, G*K*K, s*h, s*w)``, in float32 or better."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    out = _empty_like(query, (len(query), groups * kernel_size**2, *query.shape[2:]), dtype)
+    out = empty(query, (len(query), groups * kernel_size**2, *query.shape[2:]), dtype)
     for qg, kg, wg in _groups(groups, query, key.to(query.dtype), out):
         _similarity(qg, kg, wg, kernel_size, scale_factor)
     return out
@@ -70,7 +72,7 @@ def similarity(query: Tensor, key: Tensor, kernel_size: int, scale_factor: int, 
 def spread(y: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int) -> Tensor:
     """``(B, C, s*h, s*w)`` and ``(B, G*K*K, s*h, s*w)`` -> ``(B, C, h, w)``, in y's dtype and memory format."""
     b, c, height, width = y.shape
-    out = _empty_like(y, (b, c, height // scale_factor, width // scale_factor), y.dtype)
+    out = empty(y, (b, c, height // scale_factor, width // scale_factor), y.dtype)
     for yg, wg, xg in _groups(groups, y, kernels.to(y.dtype), out):
         _spread(yg, wg, xg, kernel_size, scale_factor)
     return out
@@ -100,18 +102,8 @@ def softmax_backward(
     return _in_format_of(grad, out), None if low is None else _in_format_of(grad, low)
 
 
-def _is_last(like: Tensor) -> bool:
-    # A one-channel or 1x1 map is both; contiguous is then the cheaper claim.
-    return not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-
-
-def _empty_like(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    memory_format = torch.channels_last if _is_last(like) else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format)
-
-
 def _in_format_of(like: Tensor, values: Tensor) -> Tensor:
-    return values.contiguous(memory_format=torch.channels_last if _is_last(like) else torch.contiguous_format)
+    return values.contiguous(memory_format=memory_format_of(like))
 
 
 def _groups(groups: int, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:

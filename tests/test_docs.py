@@ -79,7 +79,7 @@ def test_every_command_line_on_the_page_parses(page):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_in_the_text_exists_and_has_the_options(page):
-    for line in re.findall(r"`fadeviz ((?!needs)[a-z][^`]*)`", (ROOT / page).read_text()):
+    for line in re.findall(r"`fadeviz ([a-z][^`]*)`", (ROOT / page).read_text()):
         command, words = find_command(shlex.split(line))
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("-")} <= known | {"--help"}, line

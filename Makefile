@@ -5,7 +5,9 @@ EXTRAS ?= dev,browser
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint slow gpu clean
+DOCS_INSTALLED := .venv/docs-installed
+
+.PHONY: demo test lint slow docs coverage gpu clean
 
 # Resumes an interrupted demo; for a finished one, only the figures are drawn again.
 # To start over: .venv/bin/fadeviz demo --overwrite
@@ -29,6 +31,16 @@ lint: $(INSTALLED)
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder
 
+# The documentation site, from what is in the repository and without a network: docs/_build/html/index.html. Warnings are errors.
+# INTERSPHINX=1 make docs also links to the documentation of Python, numpy and torch, whose inventories it downloads.
+docs: $(DOCS_INSTALLED)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# Which lines and branches the tests reach; takes longer than `make test`.
+coverage: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[coverage]"
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing
+
 # On a machine with a CUDA device, nine minutes at most: checks and measures everything, with the Python that is there and no
 # network. Nothing is installed. The tests alone: python3 -m pytest -m gpu
 gpu:
@@ -39,5 +51,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt torch -e ".[$(EXTRAS)]"
 	touch $(INSTALLED)
 
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[docs]"
+	touch $(DOCS_INSTALLED)
+
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build docs/_build docs/generated .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

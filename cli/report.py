@@ -1,4 +1,4 @@
-"""The command that writes one page of everything that was measured: report."""
+"""The command that writes everything that was measured as one page: report."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from pathlib import Path
 
 import click
 
-from .runs import CALL, RUN, Output
+from .messages import print_notes
+from .options import CALL, RUNS
+from .runs import Output
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
+@RUNS
 @click.option("-o", "--output", type=Output(dir_okay=False), required=True,
               help="The page: .html.")  # fmt: skip
 @click.option("--layer", "layers", multiple=True,
-              help="Show this layer alone; may be repeated, the first is measured.  "
+              help="Show only this layer; may be repeated, the first is measured.  "
                    "[default: all, measuring the network's intermediate one]")  # fmt: skip
 @click.option("--kind", "kinds", multiple=True,
-              help="Show this kind of map alone; may be repeated, the first is measured.  "
+              help="Show only this kind of map; may be repeated, the first is measured.  "
                    "[default: all, measuring feature]")  # fmt: skip
 @click.option("--images", type=int, default=4, show_default=True,
-              help="How many observed images to show, from the first; all are measured.")  # fmt: skip
+              help="Number of observed images to show, from the first; all are measured.")  # fmt: skip
 @click.option("--max-mb", type=float, default=6.0, show_default=True,
-              help="Largest size of the file; maps that do not fit are named.")  # fmt: skip
-@click.option("--call", type=int, default=0, show_default=True, help=CALL)
+              help="Maximum size of the file in MB; maps that do not fit are named.")  # fmt: skip
+@CALL
 @click.option("--title", help="Heading of the page.  [default: the operators and the network]")
 def report(
     runs: tuple[Path | str, ...],
@@ -35,16 +37,17 @@ def report(
     call: int,
     title: str | None,
 ) -> None:
-    """Write RUNS as one page to mail: verdict, maps to step through, curves, distance-time maps. It loads nothing."""
-    from fadeviz import open_run
-    from fadeviz.report import write_report
+    """Write RUNS as one self-contained HTML page: verdict, maps to step through, curves, distance-time maps.
 
-    notes = write_report(
-        [open_run(run) for run in runs], output, layers=layers, kinds=kinds, images=images, max_mb=max_mb, title=title,
-        call=call,
+    The page makes no network access: it can be sent by mail.
+    """
+    import fadeviz
+
+    notes = fadeviz.write_report(
+        runs, output, layers=layers, kinds=kinds, images=images, max_mb=max_mb,
+        call=call, title=title,
     )  # fmt: skip
-    for note in notes:
-        click.echo(f"note: left out {note}", err=True)
+    print_notes(f"left out {note}" for note in notes)
     click.echo(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 

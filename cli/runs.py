@@ -39,6 +39,21 @@ NUMBERS = _Numbers()
 """The type of such an option: gives a tuple."""
 
 
+class _Names(click.ParamType):  # type: ignore[type-arg]
+    """Names, joined by commas."""
+
+    name = "NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):  # a default
+            return value
+        return tuple(part.strip() for part in str(value).split(","))
+
+
+NAMES = _Names()
+"""The type of such an option: gives a tuple."""
+
+
 class Output(click.Path):
     """The name of a file or a folder to write, as a ``Path``; with ``text``, ``-`` stands for standard output.
 
@@ -73,4 +88,4 @@ def is_stdout(path: Path | None) -> bool:
 CALL = "Which call of a layer that runs several times in a forward pass, from 0."
 """The help text of the option --call."""
 
-__all__ = ["CALL", "NUMBERS", "RUN", "Output", "is_stdout", "write_text"]
+__all__ = ["CALL", "NAMES", "NUMBERS", "RUN", "Output", "is_stdout", "write_text"]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fadeviz import plugins
 from fadeviz.errors import FadevizError
 
+from .installed import InstalledOption
 from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ EXECUTORS = ("local", "slurm", "dask")
 
 
 @click.command()
-@click.option("--upsamplers", metavar="NAME,...",
+@click.option("--upsamplers", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operators, with options if need be, and @shuffled for the control with shuffled labels: "
                    "fade,fade:gate=off,carafe:init=xavier,fade@shuffled; all names every operator. "
                    "List: fadeviz upsamplers.")  # fmt: skip
@@ -142,17 +144,17 @@ def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -
 
 def _print_missing(plan: SweepPlan, out: Path, executor: str, slurm_options: tuple[str, ...], jobs: int | None) -> None:
     """What there is to do, for a shell or a scheduler to do it; on standard error, how much that is."""
-    from fadeviz.sweep import missing
+    from fadeviz.sweep import unfinished_trials
     from fadeviz.sweep.slurm import batch_script, parse_options
 
     given_to_sbatch = parse_options(slurm_options)
-    tasks = missing(plan, out)
-    click.echo(f"{len(tasks)} of {len(plan.members)} runs are missing in {out}; nothing was written", err=True)
+    tasks = unfinished_trials(plan, out)
+    click.echo(f"{len(tasks)} of {len(plan.trials)} runs are missing in {out}; nothing was written", err=True)
     if not tasks:
         return
     if executor == "dask":
         for task in tasks:
-            click.echo(task.member.name)
+            click.echo(task.trial.name)
         return
     commands = [shlex.join(["fadeviz", *record_arguments(task.config, task.folder)]) for task in tasks]
     if executor == "slurm":
@@ -208,24 +210,24 @@ def _sweep_plan(
     if not upsamplers and not seeds_given:
         return replace(before, base=base)
     return plan_sweep(
-        _operators(upsamplers) if upsamplers else [member.operator for member in before.members],
-        parse_seeds(seeds) if seeds_given else [member.seed for member in before.members],
+        _operators(upsamplers) if upsamplers else [trial.operator for trial in before.trials],
+        parse_seeds(seeds) if seeds_given else [trial.seed for trial in before.trials],
         base,
     )
 
 
 def _operators(text: str) -> list[str]:
     """The operators that ``--upsamplers`` names; ``all`` stands for every one."""
-    from fadeviz.upsamplers import UPSAMPLERS, split_upsamplers
+    from fadeviz.upsamplers import all_upsamplers, split_upsamplers
 
-    return [name for part in split_upsamplers(text) for name in (UPSAMPLERS if part == "all" else [part])]
+    return [name for part in split_upsamplers(text) for name in (all_upsamplers() if part == "all" else [part])]
 
 
 class _SweepLines:
     """One line a run on standard error: on a terminal a living bar, in a log a line a minute; then how it ended."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        self._width = max(len(member.name) for member in plan.members)
+        self._width = max(len(trial.name) for trial in plan.trials)
         self._bars: dict[str, Any] = {}
         self._said: dict[str, float] = {}
         self.jobs: list[str] = []

@@ -1,96 +1,120 @@
-"""What the commands that train share: their options, and the figures they show while they work."""
+"""What the commands that train share: their options, and the metrics they show while they work."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from fadeviz import plugins
+
+from .installed import InstalledOption
+from .options import DEVICE
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress
     from fadeviz.sweep import SweepProgress
 
+UPSAMPLER = click.option(
+    "--upsampler", default="fade", show_default=True, metavar="NAME",
+    cls=InstalledOption, group=plugins.UPSAMPLERS,
+    help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
+         "List: fadeviz upsamplers.",
+)  # fmt: skip
+
+_DATA = (
+    click.option("--network", default="segnet", show_default=True, metavar="NAME",
+                 cls=InstalledOption, group=plugins.NETWORKS,
+                 help="Network to train: segnet, segformer or matting, with options if need be: "
+                      "segformer:backbone=b1."),
+    click.option("--data", default="synthetic", show_default=True, metavar="NAME",
+                 cls=InstalledOption, group=plugins.DATASETS,
+                 help="synthetic: synthetic horses, nothing to download. From --data-dir: weizmann and ade20k to "
+                      "segment; mattes for the matting network."),
+    click.option("--data-dir", default="", metavar="DIR",
+                 help="Folder of the data set. Check it with: fadeviz data check DIR.  [default: none]"),
+    click.option("--subset", type=int, default=0, metavar="N",
+                 help="Train on N images of ade20k, and test on the same share of its test images.  [default: all]"),
+    click.option("--size", type=int, default=224, show_default=True,
+                 help="Side of the images in pixels (of ade20k and mattes: of the crops), divisible by 32; by 16 for "
+                      "matting."),
+    click.option("--flip", is_flag=True, help="Mirror half of the training images."),
+    click.option("--split-seed", type=int, default=0, show_default=True,
+                 help="Seed of the train/test split and of the observed images."),
+    click.option("--pool", type=int, default=0, metavar="N",
+                 help="Draw N training images first, on all cores, keep them in memory, and train on them in shuffled "
+                      "epochs: for endless data sets.  [default: new images at every step]"),
+    click.option("--workers", type=int, default=None, metavar="N",
+                 help="Processes that read or draw training images; the result is the same for any number.  "
+                      "[default: 0 on a CPU and where images are in memory; else one less than there are cores, at "
+                      "most 8]"),
+)  # fmt: skip
+"""What is trained, on which images."""
+
+_RECIPE = (
+    click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps of each training."),
+    click.option("--width", type=float, default=1.0, show_default=True,
+                 help="Multiplier of the network's channels."),
+    click.option("--batch-size", type=int, default=4, show_default=True, help="Images per step."),
+    click.option("--lr", type=float, default=None,
+                 help="Learning rate.  [default: 0.01 of SGD for segnet, times 0.1 after 70 % and 90 % of the steps; "
+                      "6e-5 of AdamW for segformer, its head 10 times that, falling to 0; 0.01 of Adam for matting, "
+                      "its encoder a hundredth of that, times 0.1 after 67 % and 87 %]"),
+    click.option("--weight-decay", type=float, default=None,
+                 help="Weight decay.  [default: 0.01 for segformer, 0 for others]"),
+    click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
+                 help="Encoder weights: a file with torchvision's VGG16-BN names (segnet), a folder that transformers "
+                      "saved (MiT for segformer, ResNet-34 for matting), a download, or random."),
+)  # fmt: skip
+"""How it is trained."""
+
+_MACHINE = (
+    DEVICE,
+    click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
+                 help="Precision of the training; observations are always fp32."),
+    click.option("--tf32/--no-tf32", default=False, show_default=True,
+                 help="On a GPU: let convolutions and matrix products of a fp32 training round factors to 10 bits, "
+                      "which is faster. Observations and tests never do."),
+    click.option("--deterministic/--no-deterministic", default=False, show_default=True,
+                 help="Use deterministic algorithms wherever torch has them, so that --resume gives the same bytes on "
+                      "a GPU with more operators; slower."),
+    click.option("--compile", default="off", show_default=True, metavar="off|graph|on|reduce-overhead",
+                 help="graph: replay the training step as one CUDA graph, for a GPU that waits for its launches. on: "
+                      "compile it by torch.compile; reduce-overhead: both. Compiling takes a minute or more."),
+    click.option("--channels-last/--contiguous", default=True, show_default=True, help="Memory layout of the maps."),
+    click.option("--checkpoint-every", type=int, default=250, show_default=True,
+                 help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
+)  # fmt: skip
+"""Where it is trained, and with which arithmetic."""
+
+_OBSERVATION = (
+    click.option("--snapshots", default="", metavar="SCHEDULE",
+                 help="Steps to record, both ends of a range included; step 0 always is. "
+                      "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]"),
+    click.option("--layers", default="", metavar="GLOB",
+                 help="Layers to record, comma-separated. List: fadeviz layers segnet.  "
+                      "[default: the upsampling operators]"),
+    click.option("--kinds", default="", metavar="KIND,...",
+                 help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; or all.  "
+                      "[default: the small ones that the operator has]"),
+    click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test images."),
+    click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
+                 help="BatchNorm while observing: running statistics, or those of the observed images."),
+    click.option("--channel-images", type=int, default=1, show_default=True,
+                 help="Number of observed images whose channels, kernels and guide are kept."),
+    click.option("--evaluate-every", type=int, default=0, metavar="N",
+                 help="Steps between tests.  [default: a tenth of the run]"),
+)  # fmt: skip
+"""What is recorded and tested."""
+
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """What decides how a network is trained and observed, the same for one run and for many."""
-    for option in reversed(
-        [
-            click.option("--network", default="segnet", show_default=True, metavar="NAME",
-                         help="Network to train: segnet, segformer or matting, with options if need be: "
-                              "segformer:backbone=b1."),
-            click.option("--data", default="synthetic", show_default=True, metavar="NAME",
-                         help="synthetic: drawn horses, nothing to download. From --data-dir: weizmann and ade20k to "
-                              "segment; mattes for the matting network."),
-            click.option("--data-dir", default="", metavar="DIR",
-                         help="Folder of the data set. Check it with: fadeviz data check DIR.  [default: none]"),
-            click.option("--subset", type=int, default=0, metavar="N",
-                         help="Train on N images of ade20k, and test on as large a share.  [default: all]"),
-            click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps."),
-            click.option("--snapshots", default="", metavar="SCHEDULE",
-                         help="Steps to record, both ends of a range included; step 0 always is. "
-                              "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]"),
-            click.option("--width", type=float, default=1.0, show_default=True,
-                         help="Multiplier of the network's channels."),
-            click.option("--size", type=int, default=224, show_default=True,
-                         help="Side of the images (of ade20k and mattes: of the crops), divisible by 32; by 16 for "
-                              "matting."),
-            click.option("--batch-size", type=int, default=4, show_default=True, help="Images a step."),
-            click.option("--lr", type=float, default=None,
-                         help="Learning rate.  [default: 0.01 of SGD for segnet, times 0.1 after 70 % and 90 % of the "
-                              "steps; 6e-5 of AdamW for segformer, its head 10 times that, falling to 0; 0.01 of Adam "
-                              "for matting, its encoder a hundredth of that, times 0.1 after 67 % and 87 %]"),
-            click.option("--weight-decay", type=float, default=None,
-                         help="Pull of the weights towards 0.  [default: 0.01 for segformer, 0 for others]"),
-            click.option("--flip", is_flag=True, help="Mirror half of the training images."),
-            click.option("--split-seed", type=int, default=0, show_default=True,
-                         help="Seed of the train/test split and of the observed images."),
-            click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
-                         help="Where to train."),
-            click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
-                         help="Arithmetic of the training; observations are always fp32."),
-            click.option("--tf32/--no-tf32", default=False, show_default=True,
-                         help="On a GPU: let convolutions and matrix products of a fp32 training round factors to 10 "
-                              "bits, which is faster. Observations and tests never do."),
-            click.option("--deterministic/--no-deterministic", default=False, show_default=True,
-                         help="Use deterministic algorithms wherever torch has them, so that --resume gives the same "
-                              "bytes on a GPU with more operators; slower."),
-            click.option("--compile", default="off", show_default=True, metavar="off|graph|on|reduce-overhead",
-                         help="graph: replay the training step as one CUDA graph, for a GPU that waits for its "
-                              "launches. on: compile it by torch.compile; reduce-overhead: both. Compiling takes a "
-                              "minute or more."),
-            click.option("--channels-last/--contiguous", default=True, show_default=True,
-                         help="Memory layout of the maps."),
-            click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
-                         help="Encoder weights: a file with torchvision's VGG16-BN names (segnet), a folder that "
-                              "transformers saved (MiT for segformer, ResNet-34 for matting), a download, or random."),
-            click.option("--layers", default="", metavar="GLOB",
-                         help="Layers to record, comma-separated. List: fadeviz layers segnet.  "
-                              "[default: the upsampling operators]"),
-            click.option("--kinds", default="", metavar="KIND,...",
-                         help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; "
-                              "or all there are. [default: the small ones that the operator has]"),
-            click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test images."),
-            click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
-                         help="BatchNorm while observing: running statistics, or those of the observed images."),
-            click.option("--channel-images", type=int, default=1, show_default=True,
-                         help="Observed images of which channels, kernels and guide are kept."),
-            click.option("--evaluate-every", type=int, default=0,
-                         help="Steps between tests.  [default: a tenth of the run]"),
-            click.option("--checkpoint-every", type=int, default=250, show_default=True,
-                         help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
-            click.option("--pool", type=int, default=0, metavar="N",
-                         help="Draw N training images first, by all cores, keep them in memory, and train on them in "
-                              "shuffled epochs: for sets that never end.  [default: new images at every step]"),
-            click.option("--workers", type=int, default=None, metavar="N",
-                         help="Processes that read or draw training images; the result is the same for any number.  "
-                              "[default: 0 on a CPU and where images are in memory; else one less than there are "
-                              "cores, at most 8]"),
-        ]
-    ):  # fmt: skip
+    """The settings of a training and its observation, the same for one run and for many."""
+    for option in reversed((*_DATA, *_RECIPE, *_OBSERVATION, *_MACHINE)):
         command = option(command)
     return command
 
@@ -102,12 +126,19 @@ def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(progress: Progress | SweepProgress) -> dict[str, str]:
-    """What a line or a bar shows of a training: its loss, where there is one, and the headline of the latest test."""
+    """What a line or a bar shows of a training: its loss, if there is one, and the headline of the latest test."""
     from fadeviz.storage.metrics import METRICS, headline
 
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
     name = headline(progress.metrics)
     return loss | ({METRICS[name].title: METRICS[name].text(progress.metrics[name])} if name is not None else {})
+
+
+def describe_metrics(result: Mapping[str, float]) -> str:
+    """The metrics of a finished run, in one line."""
+    from fadeviz.storage.metrics import METRICS
+
+    return ", ".join(f"{n} {METRICS[n].text(v) if n in METRICS else f'{v:.3f}'}" for n, v in result.items())
 
 
 def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = False, nothing: str = "") -> NoReturn:
@@ -131,4 +162,4 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
     sys.exit(128 + number)
 
 
-__all__ = ["figures", "given", "leave_interrupted", "training_options"]
+__all__ = ["UPSAMPLER", "describe_metrics", "figures", "given", "leave_interrupted", "training_options"]

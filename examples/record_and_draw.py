@@ -5,6 +5,7 @@ from pathlib import Path
 from fadeviz.experiment import RunConfig, train
 from fadeviz.render.animation import write_animation
 from fadeviz.render.grid import write_grid
+from fadeviz.render.selection import MapSelection
 
 
 def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128, width: float = 0.25) -> list[Path]:
@@ -16,8 +17,8 @@ def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128,
         runs.append(train(config, out / upsampler, overwrite=True))
     images = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
     write_grid(runs, images[0])
-    write_grid(runs, images[1], kind="gradient", colormap="magma")
-    write_animation(runs, images[2], normalize="run", percentiles=(1, 99))
+    write_grid(runs, images[1], MapSelection(kind="gradient"), colormap="magma")
+    write_animation(runs, images[2], MapSelection(normalize="run", percentiles=(1, 99)))
     return images
 
 

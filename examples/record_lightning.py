@@ -14,6 +14,7 @@ import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.lightning import RecorderCallback
 from fadeviz.render.grid import write_grid
+from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import to_tensors
 
 
@@ -68,7 +69,7 @@ def main(steps: int = 300, out: Path = Path("outputs/lightning")) -> Path:
     trainer.fit(Segmenter(), DataLoader(TensorDataset(*horses), batch_size=4, shuffle=True))
 
     image = out / "decoder.png"
-    write_grid([fadeviz.open_run(out)], image, layer="decoder.3")
+    write_grid([fadeviz.open_run(out)], image, MapSelection(layer="decoder.3"))
     return image
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.render.grid import write_grid
+from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import to_tensors
 from fadeviz.upsamplers import FADE, Skip
 
@@ -52,7 +53,7 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
         recorder.log(step, loss=loss.item())
 
     image = out / "up.png"
-    write_grid([fadeviz.open_run(out)], image, layer="up")
+    write_grid([fadeviz.open_run(out)], image, MapSelection(layer="up"))
     return image
 
 

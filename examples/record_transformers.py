@@ -10,6 +10,7 @@ import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.transformers import RecorderCallback
 from fadeviz.render.grid import write_grid
+from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import to_tensors
 
 
@@ -56,7 +57,7 @@ def main(steps: int = 400, out: Path = Path("outputs/segformer")) -> Path:
         trainer.train()
 
     image = out / "decode_head.png"
-    write_grid([fadeviz.open_run(out)], image, layer="decode_head.activation")
+    write_grid([fadeviz.open_run(out)], image, MapSelection(layer="decode_head.activation"))
     return image
 
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from .data import Dataset, Sample, Splits
 from .data.observation import choose_observed, find_object
 from .data.pool import Pool
-from .data.sets import DATA, Wanted, find_data
+from .data.sets import DataOptions, all_data, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
-from .models import NETWORKS, Network, build_network, parse_network
+from .models import Network, build_network, find_network, parse_network
 from .ops.arithmetic import same_algorithms, tf32
 from .ops.reassemble import choose_backend
 from .recording.probe import MODES, Probe
@@ -39,11 +39,10 @@ from .training.batches import batches, draw_pool
 from .training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from .training.distributed import ALONE, Processes, check_share, local_rank, local_world_size, process_group, wrap_ddp
 from .training.loop import COMPILE, PRECISIONS, StepResult, compile_forward, fit, keep_freed_memory
-from .training.recipes import RECIPES
 from .training.settings import check_counts, check_lr_drops, check_model, check_range, plain
 from .training.signals import Interrupted, StopSignals, stop_signals
-from .training.tasks import Task, choose_task
-from .upsamplers import UPSAMPLERS, parse_upsampler
+from .training.tasks import TASKS
+from .upsamplers import find_upsampler, parse_upsampler
 
 PAPER_SCHEDULE = "100:3000:100,320:360:10"
 """The 35 iterations of the FADE supplement's figures."""
@@ -73,7 +72,7 @@ class RunConfig:
         snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
             logarithm.
         width: multiplier of the network's channels.
-        lr: learning rate; None takes the network's, as in ``RECIPES``. It is multiplied by 0.1 at each share of the run
+        lr: learning rate; None takes that of the network's recipe. It is multiplied by 0.1 at each share of the run
             in ``lr_drops`` (empty takes the network's: SegNet's are epochs 35 and 45 of 50; ``(1.0,)`` is never), but
             SegFormer's rises and falls.
         weight_decay: None takes the network's.
@@ -148,12 +147,13 @@ class RunConfig:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name), field.default))
         network = parse_network(self.network)[0]
-        recipe = RECIPES[network]
+        found = find_network(network)
+        recipe = found.recipe
         for name, value in (
             ("lr", recipe.lr),
             ("weight_decay", recipe.weight_decay),
             ("lr_drops", recipe.lr_drops),
-            ("layers", NETWORKS[network].layers),
+            ("layers", found.layers),
         ):
             if getattr(self, name) in (None, "", ()):
                 object.__setattr__(self, name, value)
@@ -185,20 +185,20 @@ class RunConfig:
                 raise unknown_name(what, name, known)
 
     def _check_data(self, network: str) -> None:
-        task = NETWORKS[network].task
+        task = find_network(network).task
         data = find_data(task, self.data)
-        if self.labels == "shuffled" and task == "matting":
+        if self.labels == "shuffled" and not TASKS[task].has_classes:
             raise FadevizError("shuffled labels are for masks; mattes belong to their images. Use labels true")
         if self.flip and data.mirrors:
             raise FadevizError(f"data {self.data} mirrors half of its training images already. Leave out --flip")
-        if data.check is not None and not self.data_dir:
+        if data.needs_folder and not self.data_dir:
             raise FadevizError(
                 f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
             )
-        if data.check is None and self.data_dir:
-            fitting = " or ".join(f"--data {name}" for name, one in DATA[task].items() if one.check is not None)
+        if self.data_dir and not data.needs_folder:
+            fitting = " or ".join(f"--data {name}" for name, one in all_data(task).items() if one.needs_folder)
             raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
-        if self.pool and data.held:
+        if self.pool and data.in_memory:
             raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory as it is. Leave out --pool")
         if self.subset and not data.subsets:
             raise FadevizError(
@@ -206,7 +206,7 @@ class RunConfig:
             )
 
     def _check_training(self, network: str) -> None:
-        least = NETWORKS[network].least_batch
+        least = find_network(network).least_batch
         if self.batch_size < least:
             raise FadevizError(f"batch_size is {self.batch_size}; {network} needs {least} or more for BatchNorm")
         if self.observe < least and self.observe_mode == "batch":
@@ -219,7 +219,7 @@ class RunConfig:
         check_range("weight_decay", self.weight_decay, 0)
         check_range("momentum", self.momentum, 0, 1, open_end="high")
         check_lr_drops(self.lr_drops)
-        stride = NETWORKS[network].stride
+        stride = find_network(network).stride
         if self.size % stride:
             near = max(stride, round(self.size / stride) * stride)
             raise FadevizError(f"size is {self.size}; it must be divisible by {stride}. Nearest: {near}")
@@ -245,11 +245,11 @@ class Progress(NamedTuple):
 
 def load_data(config: RunConfig) -> Splits:
     """The images of a run, split into train and test. A pool is drawn when it is used, or by ``draw_pool``."""
-    wanted = Wanted(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
-    task = NETWORKS[parse_network(config.network)[0]].task
-    splits = find_data(task, config.data).load(wanted)
+    options = DataOptions(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
+    task = find_network(parse_network(config.network)[0]).task
+    splits = find_data(task, config.data).load(options)
     if config.pool:
-        pool = Pool(splits.train, config.pool, mattes=task == "matting")
+        pool = Pool(splits.train, config.pool, mattes=not TASKS[task].has_classes)
         splits = dataclasses.replace(splits, train=pool, info={**splits.info, "pool": config.pool})
     if config.labels == "shuffled":
         return dataclasses.replace(splits, train=ShuffledLabels(splits.train, config.seed))
@@ -432,8 +432,8 @@ def count_workers(config: RunConfig, device: torch.device) -> int:
     """The worker processes of a run: those asked for, or what suits its device and its data."""
     if config.workers is not None:
         return config.workers
-    task = NETWORKS[parse_network(config.network)[0]].task
-    if device.type == "cpu" or config.pool or find_data(task, config.data).held:
+    task = find_network(parse_network(config.network)[0]).task
+    if device.type == "cpu" or config.pool or find_data(task, config.data).in_memory:
         return 0
     return min(8, max(1, usable_cores() // local_world_size() - 1))
 
@@ -490,7 +490,7 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         ahead=2 if work.device.type == "cuda" else 0,
         device=work.device,
         processes=processes,
-        tensors=work.task.tensors,
+        tensors=work.task.collate,
     )
     if processes.all_reduce_max(stop.number):
         work.interrupt(stop.number)
@@ -501,7 +501,8 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
     for result in fit(
         model, data, work.task.loss, work.optimizer, work.lr_at,
         first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        processes=processes, weigh=work.task.weigh, forward=forward, graph=full if config.compile == "graph" else 0,
+        processes=processes, weigh=work.task.loss_weight, forward=forward,
+        graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         work.after(result)
         if report is not None and not stop.number:
@@ -532,20 +533,20 @@ class _Work:
         self.config, self.out, self.splits, self.device, self.processes = config, out, splits, device, processes
         self.run_id = _run_id(config, splits, weights, device)
         self.model = model
-        self.task: Task = choose_task(model.task, splits.classes)
+        self.task = TASKS[model.task]
         self.probe = Probe(model, config.layers, config.kinds or None, config.channel_images)
         self.schedule = config.schedule()
         self.evaluate_every = config.evaluate_every or max(1, config.steps // 10)
         observed = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes)
-        watched = find_data(model.task, config.data).watched
-        self.samples = [watched(splits.test[i], config.size) for i in observed]
-        self.inputs, self.targets = (tensor.to(device) for tensor in self.task.tensors(self.samples))
+        crop = find_data(model.task, config.data).observation_crop
+        self.samples = [crop(splits.test[i], config.size) for i in observed]
+        self.inputs, self.targets = (tensor.to(device) for tensor in self.task.collate(self.samples))
         if config.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         model.to(device)
         assert config.lr is not None
         assert config.weight_decay is not None
-        recipe = RECIPES[parse_network(config.network)[0]]
+        recipe = model.recipe
         self.optimizer = recipe.optimizer(model, config.lr, config.weight_decay, config.momentum)
         self.lr_at = recipe.lr_at(config.lr, config.steps, config.lr_drops)
         self.scaler = torch.amp.GradScaler(device.type) if config.precision == "fp16" else None
@@ -559,11 +560,11 @@ class _Work:
         self._start_clocks()
         self.info = RunInfo(
             upsampler=config.upsampler,
-            title=UPSAMPLERS[parse_upsampler(config.upsampler)[0]].title,
+            title=find_upsampler(parse_upsampler(config.upsampler)[0]).title,
             network=config.network,
             network_title=model.title,
             task=model.task,
-            classes=splits.classes if model.task == "segmentation" else None,
+            classes=splits.classes if self.task.has_classes else None,
             parameters=sum(p.numel() for p in model.parameters()),
             weights=weights,
             config=StoredConfig(dataclasses.asdict(config)),
@@ -657,7 +658,9 @@ class _Work:
         step = self.last_step = result.step
         line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
         if step % self.evaluate_every == 0 or step == self.config.steps:
-            self.metrics = self.task.evaluate(self.model, self.splits.test, processes=self.processes)
+            self.metrics = self.task.evaluate(
+                self.model, self.splits.test, classes=self.splits.classes, processes=self.processes
+            )
             line.update(self.metrics)
             self._spent_on("testing")
         if not self.processes.is_rank_zero:

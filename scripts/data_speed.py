@@ -17,23 +17,23 @@ from collections.abc import Sequence
 import torch
 
 from fadeviz.experiment import RunConfig, load_data, usable_cores
-from fadeviz.models import NETWORKS, parse_network
+from fadeviz.models import find_network, parse_network
 from fadeviz.training.batches import batches, draw_pool
 from fadeviz.training.loop import keep_freed_memory
-from fadeviz.training.tasks import choose_task
+from fadeviz.training.tasks import TASKS
 
 
 def measure(config: RunConfig, workers: int, seconds: float) -> tuple[float, float]:
     """Images a second that arrive for this run, and this process's milliseconds for each."""
     splits = load_data(config)
     train = splits.train
-    task = choose_task(NETWORKS[parse_network(config.network)[0]].task, splits.classes)
+    task = TASKS[find_network(parse_network(config.network)[0]).task]
     if config.pool:
         draw_pool(train, 0)  # type: ignore[arg-type]
     for index in range(train.count or 1):  # sets that are kept in memory are read once
         train[index]
     loader = batches(
-        train, itertools.count(1), config.batch_size, 0, flip=config.flip, workers=workers, tensors=task.tensors
+        train, itertools.count(1), config.batch_size, 0, flip=config.flip, workers=workers, tensors=task.collate
     )
     for _ in range(3 * max(1, workers)):  # what was made ready while the workers started is no measure
         next(loader)

@@ -117,13 +117,13 @@ def _segformer(small: bool) -> dict[str, Any]:
 
 
 def _wanted(values: Mapping[str, Any], operator: str, seed: int, prefix: str = "") -> Wanted:
-    from fadeviz.models import NETWORKS, parse_network
-    from fadeviz.sweep import Member
+    from fadeviz.models import find_network, parse_network
+    from fadeviz.sweep import Trial
 
     upsampler, _, labels = operator.partition("@")
-    layer = NETWORKS[parse_network(str(values["network"]))[0]].figure_layer
+    layer = find_network(parse_network(str(values["network"]))[0]).figure_layer
     own = {"upsampler": upsampler, "labels": labels or "true", "seed": seed, "layers": layer}
-    return Wanted(prefix + Member(operator, seed).name, {**values, **own})
+    return Wanted(prefix + Trial(operator, seed).name, {**values, **own})
 
 
 def run_config(values: Mapping[str, Any]) -> Any:
@@ -170,7 +170,7 @@ def train(options: argparse.Namespace) -> int:
 
 def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, begun: float) -> None:
     """Train what is not finished, and say every few seconds how far it is."""
-    from fadeviz.sweep import LocalProcesses, Member
+    from fadeviz.sweep import LocalProcesses, Trial
     from fadeviz.sweep.trial import Task
 
     runs = [one for one in runs if not is_finished(options.work / one.name)]
@@ -180,14 +180,14 @@ def train_until_stopped(runs: Sequence[Wanted], options: argparse.Namespace, beg
     with compiled_ahead(runs, options) as wait:
         configs = [run_config(one.values) for one in runs]  # a setting that does not fit shows before anything trains
         tasks = [
-            Task(Member(one.name, config.seed), config, options.work / one.name)
+            Task(Trial(one.name, config.seed), config, options.work / one.name)
             for one, config in zip(runs, configs, strict=True)
         ]
         wait()
         with contextlib.closing(LocalProcesses(options.jobs, grace=20).train(tasks)) as words:
             for events in words:
                 for event in events:
-                    name = event.task.member.operator
+                    name = event.task.trial.operator
                     if event.progress is not None:
                         at[name] = f"{event.progress.step}"
                     if event.status in ("finished", "failed"):

@@ -1,4 +1,4 @@
-"""Times each kernel of backends/triton.py and backends/banded.py alone, with several tiles, and checks its numbers.
+"""Time each kernel of backends/direct.py and backends/banded.py alone, with several tiles, and check its numbers.
 
     python scripts/time_kernels.py --out timings
 
@@ -28,15 +28,14 @@ import triton
 from torch import Tensor
 from torch.nn import functional as F
 
-from fadeviz.ops.backends import banded
-from fadeviz.ops.backends import triton as plain
+from fadeviz.ops.backends import banded, direct
+from fadeviz.ops.backends.launch import Size, SoftmaxBackward
 
 K, SCALE = 5, 2
 PAPER = (16, 256, 64, 64)
 SEGNET = [(4, 64, 112, 112), (4, 128, 56, 56), (4, 256, 28, 28), (4, 512, 14, 14)]
 KERNELS = ("forward", "similarity", "spread", "fused forward", "fused similarity")
 TABLE = ("reassemble", "similarity", "spread", "fused reassemble", "fused similarity")  # rows of banded._TUNED
-Tile = banded._Tile
 
 TILES = {
     # kernel, channels contiguous, half precision: beside the ones of banded._TUNED
@@ -90,7 +89,7 @@ TILES = {
 
 
 class Task(NamedTuple):
-    """One kernel on one shape; without a tile that of backends/triton.py."""
+    """One kernel on one shape; without a tile that of backends/direct.py."""
 
     kernel: str
     shape: tuple[int, int, int, int]
@@ -146,7 +145,7 @@ def draw(shape: tuple[int, int, int, int], dtype: torch.dtype, last: bool, devic
     """Inputs, random where there is a device, and room for the results."""
     b, c, h, w = shape
     memory_format = torch.channels_last if last else torch.contiguous_format
-    size = plain._Size(b, 1, c, h, w, K, SCALE)
+    size = Size(b, 1, c, h, w, K, SCALE)
 
     def of(shape: tuple[int, ...], dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
@@ -168,19 +167,19 @@ def draw(shape: tuple[int, int, int, int], dtype: torch.dtype, last: bool, devic
 
 def launch(task: Task, d: Data) -> None:
     """The kernel, alone."""
-    module: Any = plain if task.tile is None else banded
-    how = {} if task.tile is None else {"tile": Tile(*task.tile), "precision": task.precision}
+    module: Any = direct if task.tile is None else banded
+    how = {} if task.tile is None else {"tuning": banded.Tuning(banded.Tile(*task.tile), task.precision)}
     if task.kernel == "forward":
-        module._reassemble(d.size, d.x, d.softmax, d.y, **how)
+        module.reassemble(d.size, d.x, d.softmax, d.y, **how)
     elif task.kernel == "similarity":
-        module._similarity(d.size, d.grad, d.x, d.similarity, **how)
+        module.similarity(d.size, d.grad, d.x, d.similarity, **how)
     elif task.kernel == "spread":
-        module._spread(d.size, d.grad, d.softmax, d.grad_x, **how)
+        module.spread(d.size, d.grad, d.softmax, d.grad_x, **how)
     elif task.kernel == "fused forward":
-        module._reassemble(d.size, d.x, d.kernels, d.y, d.logits, d.skip, d.gate, **how)
+        module.reassemble(d.size, d.x, d.kernels, d.y, d.logits, d.skip, d.gate, **how)
     else:
-        written = (d.grad_skip, d.grad_gate, d.mixed)
-        module._similarity(d.size, d.grad, d.x, d.grad_logits, d.softmax, d.skip, d.gate, *written, **how)
+        softmax = SoftmaxBackward(d.softmax, d.skip, d.gate, d.grad_skip, d.grad_gate, d.mixed)
+        module.similarity(d.size, d.grad, d.x, d.grad_logits, softmax, **how)
 
 
 def truth(kernel: str, d: Data) -> list[tuple[Tensor, Tensor]]:
@@ -374,7 +373,7 @@ def short(row: dict[str, Any]) -> str:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """One line for each kernel, dtype and layout: the kernel of backends/triton.py, then tiles, the fastest first."""
+    """One line for each kernel, dtype and layout: the kernel of backends/direct.py, then tiles, the fastest first."""
     found: dict[str, list[dict[str, Any]]] = {}
     small: dict[str, list[str]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Times the Triton kernels with several divisions of their work, and prints the best: the table in backends/triton.py.
+"""Time the Triton kernels with several divisions of their work, and print the best: the table in backends/direct.py.
 
     python scripts/tune_triton.py --out tuned.json
 
@@ -24,7 +24,9 @@ import torch
 import triton
 from torch import Tensor
 
-from fadeviz.ops.backends import triton as backend
+from fadeviz.ops.backends import direct
+from fadeviz.ops.backends.direct import Blocks
+from fadeviz.ops.backends.launch import Size, SoftmaxBackward
 
 K, SCALE = 5, 2
 PAPER = (16, 256, 64, 64)
@@ -32,7 +34,6 @@ SEGNET = [(512, 7), (512, 14), (256, 28), (128, 56), (64, 112)]
 SHAPES = [PAPER, *((batch, c, n, n) for batch in (16, 4) for c, n in SEGNET)]
 TUNED_AT = [PAPER, *((batch, c, n, n) for batch in (16, 4) for c, n in ((512, 14), (128, 56)))]
 KERNELS = ("reassemble", "similarity", "spread")
-Blocks = backend._Blocks
 
 CANDIDATES = {
     ("reassemble", True): [Blocks(32, 4, 8, 2), Blocks(16, 4, 8, 2), Blocks(32, 2, 8, 2)],
@@ -79,7 +80,7 @@ def tasks() -> list[Task]:
             continue  # they take as long as float16, and as channels-last, would let one guess
         task = Task(kernel, shape, dtype, channels_last, fused, None)
         candidates = CANDIDATES[task.key] if shape in TUNED_AT and dtype != "bfloat16" else []
-        wanted += [task._replace(blocks=blocks) for blocks in (backend._TUNED[task.key], *candidates)]
+        wanted += [task._replace(blocks=blocks) for blocks in (direct._TUNED[task.key], *candidates)]
     return wanted
 
 
@@ -93,20 +94,21 @@ def launch(task: Task, device: str) -> Any:
         made = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
         return made if device == "meta" else made.normal_()
 
-    size = backend._Size(b, 1, c, h, w, K, SCALE)
+    size = Size(b, 1, c, h, w, K, SCALE)
     x, y, kernels = empty(*size.low), empty(*size.high), empty(*size.kernels)
     if task.kernel == "spread":
-        return lambda: backend._spread(size, y, kernels, x)
+        return lambda: direct.spread(size, y, kernels, x)
     skip, gate = empty(*size.high), empty(*size.pixels)
     logits = empty(*size.kernels)
     if task.kernel == "reassemble":
         given = (logits, skip, gate) if task.fused else ()
-        return lambda: backend._reassemble(size, x, kernels, y, *given)
+        return lambda: direct.reassemble(size, x, kernels, y, *given)
     if not task.fused:
         out = torch.empty_like(kernels, dtype=torch.float32)
-        return lambda: backend._similarity(size, y, x, out)
-    given = (kernels, skip, gate, empty(*size.high), empty(*size.pixels), empty(*size.kernels))
-    return lambda: backend._similarity(size, y, x, logits, *given)
+        return lambda: direct.similarity(size, y, x, out)
+    written = (empty(*size.high), empty(*size.pixels), empty(*size.kernels))
+    softmax = SoftmaxBackward(kernels, skip, gate, *written)
+    return lambda: direct.similarity(size, y, x, logits, softmax)
 
 
 def compile_ahead(given: list[Task], arch: int) -> list[str]:
@@ -124,7 +126,7 @@ def compile_ahead(given: list[Task], arch: int) -> list[str]:
     )
     failed = []
     for task in given:
-        backend._TUNED[task.key] = task.blocks
+        direct._TUNED[task.key] = task.blocks
         try:
             launch(task, "meta")()
         except Exception as error:  # one block size that cannot be must not end the rest
@@ -165,8 +167,8 @@ def main() -> None:
             if time.monotonic() - begin > options.seconds:
                 print(f"out of time, {len(wanted) - len(results)} tasks left", flush=True)
                 break
-            table = dict(backend._TUNED)
-            backend._TUNED[task.key] = task.blocks
+            table = dict(direct._TUNED)
+            direct._TUNED[task.key] = task.blocks
             try:
                 run = launch(task, "cuda")
                 run()
@@ -174,8 +176,8 @@ def main() -> None:
                 results.append({**task._asdict(), "blocks": list(task.blocks), "us": 1000 * ms})
             except Exception as error:
                 print(f"failed {task}: {type(error).__name__}: {str(error)[-300:]}", flush=True)
-            backend._TUNED.clear()
-            backend._TUNED.update(table)
+            direct._TUNED.clear()
+            direct._TUNED.update(table)
     if options.out:
         options.out.write_text(
             json.dumps({"device": device, "triton": triton.__version__, "timings": results}, indent=1)
@@ -192,7 +194,7 @@ def report(results: list[dict[str, Any]]) -> None:
         found.setdefault(task, {})[tuple(result["blocks"])] = result["us"]
     for task, times in found.items():
         print(f"{task!s:56}", "  ".join(f"{blocks}: {us:.1f}" for blocks, us in times.items()), flush=True)
-    for key, now in backend._TUNED.items():
+    for key, now in direct._TUNED.items():
         lost: dict[tuple[int, ...], list[float]] = {}
         for task, times in found.items():
             if task.key == key and len(times) > 1:
@@ -202,7 +204,7 @@ def report(results: list[dict[str, Any]]) -> None:
         if means:
             best = min(means, key=lambda blocks: means[blocks])
             ranked = ", ".join(f"{blocks} {mean:.3f}" for blocks, mean in sorted(means.items(), key=lambda m: m[1]))
-            print(f"    {key}: _Blocks{best},  # times the best at each shape: {ranked}; now {tuple(now)}")
+            print(f"    {key}: Blocks{best},  # times the best at each shape: {ranked}; now {tuple(now)}")
 
 
 if __name__ == "__main__":

@@ -269,13 +269,12 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
 
     Launches are those before the optimiser's, whose number does not depend on the operator.
     """
-    from fadeviz.models import build_network
+    from fadeviz.models import NETWORKS, build_network
     from fadeviz.recording.probe import Probe
     from fadeviz.training.loop import fit
-    from fadeviz.training.recipes import RECIPES
-    from fadeviz.training.tasks import choose_task
+    from fadeviz.training.tasks import TASKS
 
-    recipe, task = RECIPES[network], choose_task("matting" if network == "matting" else "segmentation", 2)
+    recipe, task = NETWORKS[network].recipe, TASKS[NETWORKS[network].task]
     with torch.device("cuda"):
         model = build_network(network, upsampler, width=0.25)
     images = torch.rand(2, 4 if network == "matting" else 3, 96, 96)
@@ -287,7 +286,7 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
     found = {"observations": {}}
     optimizer.register_step_pre_hook(lambda *_: found.update(launches=sum(watch.launches.values())))
     watch.clear()
-    for _ in fit(model, data, task.loss, optimizer, lr_at, precision=precision, scaler=scaler, weigh=task.weigh):
+    for _ in fit(model, data, task.loss, optimizer, lr_at, precision=precision, scaler=scaler, weigh=task.loss_weight):
         found["waits"] = waits_of(watch)
         watch.clear()
     images, targets = images.to("cuda"), targets.to("cuda")

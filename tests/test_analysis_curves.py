@@ -1,4 +1,4 @@
-"""Courses: every measure over the training, on a run whose parts are known."""
+"""Curves: every measure over the training, on a run whose parts are known."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,15 @@ import pytest
 from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import open_run
-from fadeviz.analysis.curves import FIGURES, MEASURES, _own_pattern, operator_courses
+from fadeviz.analysis.classes import class_similarity
+from fadeviz.analysis.curves import _own_pattern, operator_curves
+from fadeviz.analysis.measures import GROUPS, MEASURES
 from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
-from fadeviz.analysis.similarity import class_similarity
+from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.spectrum import radial_centroid
-from fadeviz.analysis.table import course_rows, describe, summary_rows
+from fadeviz.analysis.table import curve_rows, summary_rows
+from fadeviz.analysis.text import describe
 from fadeviz.storage.info import RunInfo, StoredConfig
 from fadeviz.storage.metrics import TASK_METRICS
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -66,114 +69,113 @@ def order(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def courses(order):
-    return operator_courses(order, order.operators[0])
+def curves(order):
+    return operator_curves(order, order.operators[0])
 
 
-def test_all_measures_in_their_order_with_what_they_are(courses):
-    assert list(courses) == [
-        name for name in MEASURES if name not in ("boundary_iou_fine", *TASK_METRICS["matting"].metrics)
-    ]
-    assert {measure.figure for measure in MEASURES.values()} == set(FIGURES)
-    for name, course in courses.items():
-        assert course.measure == name
-        assert course.values.shape[:2] == (2, len(course.steps))
-        known = np.isfinite(course.middle)
-        assert (course.low[known] <= course.middle[known]).all()
-        assert (course.middle[known] <= course.high[known]).all()
+def test_all_measures_in_their_order_with_what_they_are(curves):
+    others = ("boundary_iou_fine", *TASK_METRICS["matting"].metrics)
+    assert list(curves) == [name for name in MEASURES if name not in others]
+    assert {measure.group for measure in MEASURES.values()} == set(GROUPS)
+    for name, curve in curves.items():
+        assert curve.measure == name
+        assert curve.values.shape[:2] == (2, len(curve.steps))
+        known = np.isfinite(curve.middle)
+        assert (curve.low[known] <= curve.middle[known]).all()
+        assert (curve.middle[known] <= curve.high[known]).all()
 
 
-def test_responses_are_those_of_the_order(order, courses):
-    assert np.array_equal(courses["edge"].values, order.operators[0].edge)
-    assert np.array_equal(courses["interior"].values, order.operators[0].interior)
-    assert np.array_equal(courses["edge_raw"].values[1], order.operators[0].measured[1].edge_raw)
+def test_responses_are_those_of_the_order(order, curves):
+    assert np.array_equal(curves["edge"].values, order.operators[0].edge)
+    assert np.array_equal(curves["interior"].values, order.operators[0].interior)
+    assert np.array_equal(curves["edge_raw"].values[1], order.operators[0].measured[1].edge_raw)
     # All maps show the first image's object.
-    assert (courses["interior_elsewhere"].values[:, -1, 0] < courses["interior"].values[:, -1, 0] - 0.1).all()
-    assert (courses["interior_elsewhere"].values[:, -1, 1] > courses["interior"].values[:, -1, 1]).all()
+    assert (curves["interior_mismatched"].values[:, -1, 0] < curves["interior"].values[:, -1, 0] - 0.1).all()
+    assert (curves["interior_mismatched"].values[:, -1, 1] > curves["interior"].values[:, -1, 1]).all()
 
 
-def test_gate_and_entropy_by_region_each_at_its_own_size(courses):
+def test_gate_and_entropy_by_region_each_at_its_own_size(curves):
     for part, value in (("inside", 0.2), ("band", 0.5), ("outside", 0.8)):
-        assert np.allclose(courses[f"gate_{part}"].values, value)
+        assert np.allclose(curves[f"gate_{part}"].values, value)
     for part, value in (("inside", 0.3), ("band", 0.6), ("outside", 0.9)):
-        assert np.allclose(courses[f"entropy_{part}"].values, value)
-        assert courses[f"entropy_{part}"].values.shape == (2, len(STEPS), 3)
+        assert np.allclose(curves[f"entropy_{part}"].values, value)
+        assert curves[f"entropy_{part}"].values.shape == (2, len(STEPS), 3)
 
 
-def test_what_only_turns_keeps_its_cka_and_loses_its_correlation(courses):
+def test_what_only_turns_keeps_its_cka_and_loses_its_correlation(curves):
     for kind in ("channels", "guide"):
-        assert np.allclose(courses[f"{kind}_cka"].values, 1, atol=1e-5)
-        assert (np.diff(courses[f"{kind}_correlation"].middle) > 0).all()
-        assert courses[f"{kind}_correlation"].middle[-1] == pytest.approx(1)
-        assert courses[f"{kind}_correlation"].middle[0] < 0.6
-        assert courses[f"{kind}_cka"].values.shape == (2, len(STEPS), 2)
-    assert np.allclose(courses["kernels_correlation"].values, 1)
-    assert np.allclose(courses["kernels_cka"].values, 1)
-    assert np.allclose(courses["gate_correlation"].values, 1)
+        assert np.allclose(curves[f"{kind}_cka"].values, 1, atol=1e-5)
+        assert (np.diff(curves[f"{kind}_correlation"].middle) > 0).all()
+        assert curves[f"{kind}_correlation"].middle[-1] == pytest.approx(1)
+        assert curves[f"{kind}_correlation"].middle[0] < 0.6
+        assert curves[f"{kind}_cka"].values.shape == (2, len(STEPS), 2)
+    assert np.allclose(curves["kernels_correlation"].values, 1)
+    assert np.allclose(curves["kernels_cka"].values, 1)
+    assert np.allclose(curves["gate_correlation"].values, 1)
 
 
-def test_classes_are_apart_in_the_interior_more_than_at_the_edge(order, courses):
+def test_classes_are_apart_in_the_interior_more_than_at_the_edge(order, curves):
     horses = np.stack([one.distance < 0 for one in REGIONS[:2]])
     for number, run in enumerate(order.operators[0].runs):
         wanted = class_similarity(
             run.maps(LAYER, "channels"), np.stack([horses, ~horses], 1), np.stack([one.band for one in REGIONS[:2]])
         )
-        assert np.array_equal(courses["intra_interior"].values[number], wanted.interior.intra)
-        assert np.array_equal(courses["inter_edge"].values[number], wanted.edge.inter)
-    own, other = (courses[f"{part}_interior"].values for part in ("intra", "inter"))
+        assert np.array_equal(curves["intra_interior"].values[number], wanted.interior.intra)
+        assert np.array_equal(curves["inter_edge"].values[number], wanted.edge.inter)
+    own, other = (curves[f"{part}_interior"].values for part in ("intra", "inter"))
     assert (own > other + 0.1).all()
-    assert (courses["intra_edge"].values < own).all()
+    assert (curves["intra_edge"].values < own).all()
     assert own.shape == (2, len(STEPS), 2)
 
 
-def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(order, courses):
+def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(order, curves):
     maps = order.operators[0].runs[1].maps(LAYER)
-    assert np.array_equal(courses["centroid"].values[1], radial_centroid(maps))
+    assert np.array_equal(curves["centroid"].values[1], radial_centroid(maps))
     for name in ("frame_correlation", "pixel_change", "luminance_change"):
-        assert np.isnan(courses[name].values[:, 0]).all()
-        assert np.isfinite(courses[name].values[:, 1:]).all()
+        assert np.isnan(curves[name].values[:, 0]).all()
+        assert np.isfinite(curves[name].values[:, 1:]).all()
 
 
-def test_the_operators_own_pattern_over_its_rms(courses):
-    assert np.allclose(courses["constant"].values, 0.5 / (2**2 + 0.5**2) ** 0.5, atol=1e-6)
-    assert courses["constant"].values.shape == (2, len(STEPS), 1)
+def test_the_operators_own_pattern_over_its_rms(curves):
+    assert np.allclose(curves["constant"].values, 0.5 / (2**2 + 0.5**2) ** 0.5, atol=1e-6)
+    assert curves["constant"].values.shape == (2, len(STEPS), 1)
 
 
-def test_tests_are_told_at_their_own_steps(courses):
-    assert courses["miou"].steps == (50, 100, 150, 200)
-    assert courses["miou"].values[:, :, 0].tolist() == [[0.05, 0.1, 0.15, 0.2], [1.05, 1.1, 1.15, 1.2]]
-    assert courses["miou"].middle.tolist() == pytest.approx([0.55, 0.6, 0.65, 0.7])
+def test_tests_are_told_at_their_own_steps(curves):
+    assert curves["miou"].steps == (50, 100, 150, 200)
+    assert curves["miou"].values[:, :, 0].tolist() == [[0.05, 0.1, 0.15, 0.2], [1.05, 1.1, 1.15, 1.2]]
+    assert curves["miou"].middle.tolist() == pytest.approx([0.55, 0.6, 0.65, 0.7])
 
 
 def test_what_a_run_lacks_is_absent(tmp_path):
     runs = [write_run(tmp_path / "0", 0), write_run(tmp_path / "1", 1, parts=False, tests=False)]
     order = learning_order(runs)
-    found = operator_courses(order, order.operators[0])
-    assert {MEASURES[name].figure for name in found} == {"responses", "spectrum", "learning", "continuity"}
-    assert [name for name in found if MEASURES[name].figure == "learning"] == ["map_correlation"]
+    found = operator_curves(order, order.operators[0])
+    assert {MEASURES[name].group for name in found} == {"responses", "spectrum", "learning", "continuity"}
+    assert [name for name in found if MEASURES[name].group == "learning"] == ["map_correlation"]
 
 
-def test_rows(order, courses):
-    (row,) = summary_rows(order, [courses])
-    assert row == summary_rows(order)[0]
-    assert row["centroid_at_end"] == courses["centroid"].middle[-1]
+def test_rows(order, curves):
+    (row,) = summary_rows(order, [curves])
+    assert row == Analysis(order).table[0]
+    assert row["centroid_at_end"] == curves["centroid"].middle[-1]
     assert row["miou"] == pytest.approx(0.7)
-    told = course_rows(courses)
+    told = curve_rows(curves)
     assert told["miou"]["steps"] == [50, 100, 150, 200]
     assert told["pixel_change"]["middle"][0] is None
-    assert told["edge"]["low"] == courses["edge"].low.tolist()
+    assert told["edge"]["low"] == curves["edge"].low.tolist()
 
 
 def test_runs_that_kept_unlike_numbers_of_images_have_the_first_in_common(tmp_path):
     order = learning_order([write_run(tmp_path / "0", 0), write_run(tmp_path / "1", 1, kept=1)])
-    found = operator_courses(order, order.operators[0])
+    found = operator_curves(order, order.operators[0])
     assert found["channels_cka"].values.shape == (2, len(STEPS), 1)
     assert found["guide_cka"].values.shape == (2, len(STEPS), 2)
 
 
 def test_regions_of_another_size_have_the_band_that_was_asked_for(tmp_path):
     order = learning_order([write_run(tmp_path / "0", 0)], pixels=3)
-    found = operator_courses(order, order.operators[0])
+    found = operator_curves(order, order.operators[0])
     wide = [build_regions(one, (24, 24), pixels=3) for one in MASKS]
     narrow = np.select([COARSE[0].inside, COARSE[0].band], [0.3, 0.6], 0.9)
     assert found["entropy_band"].values[0, 0, 0] == pytest.approx(narrow[wide[0].band].mean(), abs=1e-6)
@@ -185,7 +187,7 @@ def test_figures_of_tests_that_are_no_numbers_or_come_later_do_not_count(tmp_pat
     store.append_metrics({"step": 120, "miou": 0.5, "boundary_iou": None})
     store.append_metrics({"step": 999, "miou": 0.9})
     order = learning_order([run])
-    found = operator_courses(order, order.operators[0])
+    found = operator_curves(order, order.operators[0])
     assert found["miou"].steps == (50, 100, 120, 150, 200)
     assert np.isnan(found["boundary_iou"].values[0, 2, 0])
 
@@ -212,7 +214,7 @@ def test_the_table_shows_a_lattice_that_drifts(tmp_path, height, low, high):
     store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack(MASKS))
     store.write_info(RunInfo(upsampler="carafe", title="CARAFE", config=StoredConfig({"seed": 0}), figure_layer=LAYER))
     order = learning_order([open_run(tmp_path)])
-    (row,) = rows = summary_rows(order)
+    (row,) = rows = Analysis(order).table
     assert low < row["checkerboard_at_end"] <= high
     assert (row["nyquist_at_end"] > 3) == (height > 0)
     (line,) = [line for line in describe(order, rows).splitlines() if line.startswith("carafe ")]

@@ -1,4 +1,4 @@
-"""Gates and kernel entropy: means by region against plain loops, on gates whose course is known."""
+"""Gates and kernel entropy: means by region against plain loops, on gates whose values are known."""
 
 import numpy as np
 import pytest

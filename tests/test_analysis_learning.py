@@ -130,12 +130,12 @@ def test_a_lead_is_censored_where_one_never_comes():
 @pytest.mark.parametrize(
     ("steps", "count", "levels", "message"),
     [
-        ([0, 1, 2, 3, 4], 4, (0.5,), "5,.*4,.*one a step"),
+        ([0, 1, 2, 3, 4], 4, (0.5,), "5,.*4,.*one response per step"),
         ([0, 1, 2, 3], 4, (0.5,), "4 snapshots are too few; 5 are needed"),
         ([1, 2, 3, 4, 5], 5, (0.5,), "must increase from 0"),
         ([0, 2, 2, 4, 5], 5, (0.5,), "must increase from 0"),
-        ([0, 1, 2, 3, 4], 5, (0.1, 0.9), r"levels \[0.1, 0.9\]"),
-        ([0, 1, 2, 3, 4], 5, (0, 0.5), "from above 0 to 1"),
+        ([0, 1, 2, 3, 4], 5, (0.1, 0.9), r"levels=\[0.1, 0.9\]; .* include 0.5"),
+        ([0, 1, 2, 3, 4], 5, (0, 0.5), r"lie in \(0, 1\]"),
         ([0, 1, 2, 3, 4], 5, (0.9, 0.5), "must increase"),
     ],
 )

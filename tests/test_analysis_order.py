@@ -9,13 +9,14 @@ from analysis_movies import STEPS as ALL_STEPS
 from analysis_movies import mask, movie
 from fadeviz import FadevizError, open_run
 from fadeviz.analysis import blocks
-from fadeviz.analysis.curves import operator_courses
+from fadeviz.analysis.curves import operator_curves
 from fadeviz.analysis.learning import State, lead
-from fadeviz.analysis.order import RESPONSES, VERDICTS, judge_again, learning_order, verdict
+from fadeviz.analysis.order import RESPONSES, learning_order, reclassify
 from fadeviz.analysis.regions import build_regions, distance_bins
-from fadeviz.analysis.responses import edge_response, responses
+from fadeviz.analysis.responses import edge_response, measure_responses
+from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
-from fadeviz.analysis.table import summary_rows
+from fadeviz.analysis.verdicts import VERDICTS, verdict
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshot_files import SnapshotFiles
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -74,15 +75,15 @@ def test_the_disc_that_is_filled_inward_and_the_one_that_grows(found):
     fade, carafe = found.operators
     assert (fade.name, fade.title, fade.seeds) == ("fade", "FADE", (0, 1, 2))
     assert (carafe.name, carafe.seeds) == ("carafe", (0, 1, 2))
-    assert fade.verdict.word == "outline first"
-    assert carafe.verdict.word == "interior first"
+    assert fade.verdict.label == "outline first"
+    assert carafe.verdict.label == "interior first"
     assert 20 < fade.lead_interval.low <= fade.lead_interval.estimate <= fade.lead_interval.high < 90
     assert "6 maps, 3 seeds" in fade.verdict.reason
     assert -90 < carafe.lead_interval.high < -20
     assert carafe.margin == 20
     assert (found.layer, found.kind, found.steps) == (LAYER, "feature", STEPS)
     assert found.images == ("disc_a", "disc_b")
-    assert found.notes == ("fewer than 5 seeds: intervals over so few are too narrow",)
+    assert found.notes == ("fewer than 5 seeds: intervals over so few seeds are too narrow",)
 
 
 def test_everything_is_what_the_parts_say(runs, found):
@@ -91,7 +92,7 @@ def test_everything_is_what_the_parts_say(runs, found):
     run = fade.runs[1]
     assert run.info.config["seed"] == 1
     maps = run.maps(LAYER)
-    alone_found = responses(maps, regions, distance_bins(regions))
+    alone_found = measure_responses(maps, regions, distance_bins(regions))
     assert np.array_equal(fade.edge[1], alone_found.edge)
     assert np.array_equal(fade.interior[1], alone_found.interior)
     assert fade.lead[1, 1] == lead(fade.edge_times[1][1], fade.interior_times[1][1])
@@ -102,7 +103,7 @@ def test_everything_is_what_the_parts_say(runs, found):
     assert fade.value_kymograph.images.max() == 6
     assert alone.operators[0].gradient_kymograph.quantity == "gradient"
     assert alone.comparisons == ()
-    assert "one seed an operator" in alone.notes[0]
+    assert "one seed per operator" in alone.notes[0]
     assert alone.operators[0].verdict.reason.startswith("a lead in 2 of 2 maps, 6 are needed; outline 2 reached")
 
 
@@ -131,7 +132,7 @@ def test_the_paired_test_is_of_the_same_seeds_and_images(runs, found):
 def test_movies_without_an_order(tmp_path, kind, word, state):
     made = [make_run(tmp_path / str(seed), kind, seed=seed) for seed in range(3)]
     (operator,) = learning_order(made).operators
-    assert operator.verdict.word == word
+    assert operator.verdict.label == word
     assert {times.state for row in operator.edge_times for times in row} == {state}
     assert np.isnan(operator.lead).all()
     assert operator.lead_interval.count == 0
@@ -141,7 +142,7 @@ def test_movies_without_an_order(tmp_path, kind, word, state):
 def test_options(runs):
     one = runs[0]
     wide = learning_order(
-        [one], pixels=4, levels=(0.25, 0.5), steps=STEPS[::2], which="raw-edge", kind="feature", layer=LAYER
+        [one], pixels=4, levels=(0.25, 0.5), steps=STEPS[::2], responses="raw-edge", kind="feature", layer=LAYER
     )
     assert wide.regions[0].half_width == 4
     assert wide.steps == STEPS[::2]
@@ -163,16 +164,16 @@ def test_stretches_of_any_length_give_the_same_numbers(tmp_path, monkeypatch, va
     """A long run is measured a few steps at a time: what is found does not depend on how many."""
     run = make_run(tmp_path / "r", "inward")
     whole = learning_order([run])
-    courses = operator_courses(whole, whole.operators[0])
+    curves = operator_curves(whole, whole.operators[0])
     monkeypatch.setattr(blocks, "BLOCK", values)
     parts = learning_order([run])
     one, other = whole.operators[0], parts.operators[0]
     assert np.array_equal(one.edge, other.edge, equal_nan=True)
     assert np.array_equal(one.value_kymograph.value, other.value_kymograph.value, equal_nan=True)
-    again = operator_courses(parts, other)
-    assert again.keys() == courses.keys()
-    for name, course in courses.items():
-        assert np.array_equal(course.values, again[name].values, equal_nan=True), name
+    again = operator_curves(parts, other)
+    assert again.keys() == curves.keys()
+    for name, curve in curves.items():
+        assert np.array_equal(curve.values, again[name].values, equal_nan=True), name
 
 
 def test_each_snapshot_is_opened_a_few_times(tmp_path, monkeypatch):
@@ -182,10 +183,10 @@ def test_each_snapshot_is_opened_a_few_times(tmp_path, monkeypatch):
     monkeypatch.setattr(
         SnapshotFiles,
         "open_map",
-        lambda run, step, *what, was=SnapshotFiles.open_map: opened.append(step) or was(run, step, *what),
+        lambda files, step, *what, was=SnapshotFiles.open_map: opened.append(step) or was(files, step, *what),
     )
     order = learning_order([run])
-    summary_rows(order)
+    _ = Analysis(order).table
     assert max(map(opened.count, STEPS[1:-3])) <= 5  # of feature twice, of channels once, and what names the shapes
 
 
@@ -202,7 +203,7 @@ def test_a_snapshot_that_changes_while_it_is_measured_is_named(tmp_path, damage)
         small = Snapshot(STEPS[4], LAYER, 0, "feature", np.ones((IMAGES, 8, 8), np.float32))
         SnapshotStore(tmp_path / "r", "fade-0").write(STEPS[4], [small])
     with pytest.raises(FadevizError, match=rf"{file.name}.*(Open the run again|Choose other steps)") as raised:
-        summary_rows(learning_order([run]))
+        _ = Analysis(learning_order([run])).table
     assert "\n" not in str(raised.value)
     again = open_run(tmp_path / "r")
     assert (STEPS[4] in again.steps) == (damage == "other shape")
@@ -258,14 +259,14 @@ def interval(low, high, count=12):
 )
 def test_the_rules_of_the_verdict(edge, interior, leads, word):
     assert word in VERDICTS
-    assert verdict(edge, interior, leads, 10.0).word == word
+    assert verdict(edge, interior, leads, 10.0).label == word
 
 
 @pytest.mark.parametrize("state", [REACHED, START])
 def test_what_place_alone_tells_is_no_verdict(state):
     for told, word in (([{"interior"}] * 7 + [set()] * 5, "undecided"), ([{"outline"}, {"interior"}] * 6, None)):
         got = verdict([REACHED] * 12, [state] * 12, interval(-90, -15), 10.0, told)
-        assert got.word == (word or ("interior first" if state is REACHED else "already there at step 0"))
+        assert got.label == (word or ("interior first" if state is REACHED else "already there at step 0"))
         if word:
             start = "the interior is hardly better than for other images' masks in 7 of 12 maps; outline 12 reached"
             assert got.reason.startswith(start)
@@ -299,7 +300,7 @@ def test_what_is_refused(tmp_path, runs):
         learning_order([one], steps=STEPS[:3])
     with pytest.raises(FadevizError, match="fade2 has no snapshot of step 5"):
         learning_order([one], steps=[0, 5, 20, 40, 60])
-    with pytest.raises(FadevizError, match="'channels' has many maps"):
+    with pytest.raises(FadevizError, match="kind='channels' has many maps"):
         learning_order([one], kind="channels")
     with pytest.raises(FadevizError, match=f"Nearest: '{LAYER}'"):
         learning_order([one], layer="decoder.3.upsampel")
@@ -352,38 +353,38 @@ def test_a_blob_in_the_middle_of_every_map_is_no_knowledge_of_the_object(tmp_pat
             store.write(step, [Snapshot(step, LAYER, 0, "feature", maps[index])])
         store.write_observation(np.zeros((4, 48, 48, 3), np.uint8), masks)
         store.write_info(RunInfo.from_dict({"upsampler": name, "config": {"seed": 0}}))
-        for which in RESPONSES:
-            found[name, which] = learning_order([open_run(tmp_path / name)], which=which).operators[0]
+        for kind in RESPONSES:
+            found[name, kind] = learning_order([open_run(tmp_path / name)], responses=kind).operators[0]
     states = {key: {times.state for times in one.interior_times[0]} for key, one in found.items()}
-    assert states["blob", "plain"] == states["own", "plain"] == states["own", "beyond-position"] == {REACHED}
-    assert states["blob", "beyond-position"] == {NEVER}
-    one = found["own", "beyond-position"]
+    assert states["blob", "plain"] == states["own", "plain"] == states["own", "position-corrected"] == {REACHED}
+    assert states["blob", "position-corrected"] == {NEVER}
+    one = found["own", "position-corrected"]
     measured = one.measured[0]
-    assert np.allclose(one.interior, (measured.interior - measured.interior_elsewhere) / measured.interior_room)
-    assert np.allclose(one.edge, (measured.edge - measured.edge_elsewhere) / measured.edge_room)
-    # A map that shows all of its own object has 1 beyond position, as it has in itself.
+    assert np.allclose(one.interior, (measured.interior - measured.interior_mismatched) / measured.interior_headroom)
+    assert np.allclose(one.edge, (measured.edge - measured.edge_mismatched) / measured.edge_headroom)
+    # A map that shows all of its own object has 1 after the correction for position too.
     assert np.allclose(one.interior[0, -1], 1, atol=0.05)
     assert (one.edge[0, -1] > 0.6).all()  # some noise is as steep as its contour
-    raw = found["own", "raw-beyond-position"]
-    assert np.allclose(raw.edge, (measured.edge_raw - measured.edge_raw_elsewhere) / measured.edge_room)
-    others = found["blob", "other-masks"]
-    assert np.array_equal(others.interior[0], others.measured[0].interior_elsewhere)
+    raw = found["own", "raw-position-corrected"]
+    assert np.allclose(raw.edge, (measured.edge_raw - measured.edge_raw_mismatched) / measured.edge_headroom)
+    others = found["blob", "mismatched-masks"]
+    assert np.array_equal(others.interior[0], others.measured[0].interior_mismatched)
     # By plain responses the blob's interior is learned, but no better than for the other masks: no verdict rests on it.
     blob = found["blob", "plain"].verdict
-    assert blob.word == "undecided"
+    assert blob.label == "undecided"
     assert blob.reason.startswith("the interior is hardly better than for other images' masks in 4 of 4 maps")
     assert "hardly better" not in found["own", "plain"].verdict.reason
     with pytest.raises(FadevizError, match="raw-edge"):
-        learning_order([open_run(tmp_path / "own")], which="raw_edge")
+        learning_order([open_run(tmp_path / "own")], responses="raw_edge")
 
 
 def test_notes_on_seeds_and_on_runs_that_end_early(tmp_path):
     made = [make_run(tmp_path / f"a{seed}", "inward", seed=seed) for seed in range(2)]
     short = make_run(tmp_path / "b", "inward", upsampler="carafe", steps=STEPS[:-2])
     notes = learning_order([*made, short]).notes
-    assert f"all is measured to step {STEPS[-3]}, where the shortest run ends; 2 went on longer" in notes
-    assert "one seed of carafe: the intervals speak of images alone, not of other trainings" in notes
-    assert "fade: fewer than 5 seeds: intervals over so few are too narrow" in notes
+    assert f"measured up to step {STEPS[-3]}, where the shortest run ends; 2 runs are longer" in notes
+    assert "one seed of carafe: the intervals cover the variation between images, not between trainings" in notes
+    assert "fade: fewer than 5 seeds: intervals over so few seeds are too narrow" in notes
 
 
 def test_a_setting_that_older_runs_do_not_name_makes_no_other_operator(tmp_path):
@@ -395,9 +396,9 @@ def test_a_setting_that_older_runs_do_not_name_makes_no_other_operator(tmp_path)
     assert [one.name for one in learning_order(made).operators] == ["fade", "carafe"]
 
 
-def test_judging_again_keeps_the_other_rules(runs):
+def test_reclassifying_keeps_the_other_rules(runs):
     first = learning_order(runs, level=0.5, resamples=200, seed=3, levels=(0.5, 0.8), until="peak")
-    again = judge_again(learning_order(runs, level=0.5, resamples=200, seed=3, levels=(0.5, 0.8)), "plain", "peak")
+    again = reclassify(learning_order(runs, level=0.5, resamples=200, seed=3, levels=(0.5, 0.8)), until="peak")
     assert again.rules == first.rules
     for one, other in zip(first.operators, again.operators, strict=True):
         assert one.lead_interval == other.lead_interval

@@ -6,16 +6,10 @@ from scipy import stats
 
 from analysis_movies import RADIUS, STEPS, mask, movie
 from fadeviz import FadevizError
+from fadeviz.analysis.kymograph import merge_kymographs
+from fadeviz.analysis.ranks import ranks
 from fadeviz.analysis.regions import build_regions, distance_bins
-from fadeviz.analysis.responses import (
-    edge_response,
-    interior_response,
-    merge_kymographs,
-    polarity,
-    ranks,
-    responses,
-    squared_gradient,
-)
+from fadeviz.analysis.responses import edge_response, interior_response, measure_responses, polarity, squared_gradient
 
 REGIONS = build_regions(mask(), (48, 48))
 BINS = distance_bins([REGIONS])
@@ -136,34 +130,34 @@ def test_undefined_is_missing():
 def test_responses_of_a_run():
     maps = np.stack([movie("inward", noise=0.1), movie("outward", noise=0.1)], axis=1)
     other = build_regions(np.roll(mask(), 3, axis=0), (48, 48))
-    found = responses(maps, [REGIONS, other], BINS)
+    found = measure_responses(maps, [REGIONS, other], BINS)
     assert found.edge.shape == found.interior.shape == (len(STEPS), 2)
     assert np.array_equal(found.edge[:, 1], edge_response(maps[:, 1], other))
     assert np.array_equal(found.interior[:, 0], interior_response(maps[:, 0], REGIONS))
     assert np.array_equal(found.edge_raw[:, 0], edge_response(maps[:, 0], REGIONS, ranked=False))
     assert not np.array_equal(found.edge_raw, found.edge)
-    assert np.array_equal(found.edge_elsewhere[:, 0], edge_response(maps[:, 0], other))
-    assert np.array_equal(found.interior_elsewhere[:, 1], interior_response(maps[:, 1], REGIONS))
+    assert np.array_equal(found.edge_mismatched[:, 0], edge_response(maps[:, 0], other))
+    assert np.array_equal(found.interior_mismatched[:, 1], interior_response(maps[:, 1], REGIONS))
 
 
-def test_elsewhere_is_the_mean_over_the_other_masks_that_have_a_response():
+def test_mismatched_is_the_mean_over_the_other_masks_that_have_a_response():
     masks = [np.roll(mask(), shift, axis=0) for shift in (0, 4, 9)] + [np.zeros((48, 48))]
     regions = [build_regions(one, (48, 48)) for one in masks]
     maps = np.stack([movie("outward", noise=0.1)] * 4, axis=1)
-    found = responses(maps, regions, BINS)
+    found = measure_responses(maps, regions, BINS)
     edges = [edge_response(maps[:, 0], one) for one in regions[1:3]]
     interiors = [interior_response(maps[:, 0], one) for one in regions[1:3]]
-    assert np.allclose(found.edge_elsewhere[:, 0], np.mean(edges, axis=0), atol=1e-12)
-    assert np.allclose(found.interior_elsewhere[:, 0], np.mean(interiors, axis=0), atol=1e-12)
-    assert np.isfinite(found.interior_elsewhere[:, 3]).all()  # the image without an object has the others' masks
-    alone = responses(maps[:, :1], regions[:1], BINS)
-    assert np.isnan(alone.edge_elsewhere).all()
-    assert np.isnan(alone.interior_elsewhere).all()
+    assert np.allclose(found.edge_mismatched[:, 0], np.mean(edges, axis=0), atol=1e-12)
+    assert np.allclose(found.interior_mismatched[:, 0], np.mean(interiors, axis=0), atol=1e-12)
+    assert np.isfinite(found.interior_mismatched[:, 3]).all()  # the image without an object has the others' masks
+    alone = measure_responses(maps[:, :1], regions[:1], BINS)
+    assert np.isnan(alone.edge_mismatched).all()
+    assert np.isnan(alone.interior_mismatched).all()
 
 
 def test_maps_too_small_for_anything():
     maps = np.random.default_rng(0).normal(size=(5, 1, 2, 2))
-    found = responses(maps, [build_regions(mask(), (2, 2))], BINS)
+    found = measure_responses(maps, [build_regions(mask(), (2, 2))], BINS)
     assert np.isnan(found.edge).all()
     assert np.isnan(found.interior).all()
     assert np.isnan(found.gradient.value).all()
@@ -175,7 +169,7 @@ def test_maps_too_small_for_anything():
 @pytest.mark.parametrize(("kind", "sign"), [("inward", 1), ("outward", 1), ("inward", -1)])
 def test_kymograph_shows_the_front(kind, sign):
     maps = sign * movie(kind)[:, None]
-    seen = responses(maps, [REGIONS], BINS).value
+    seen = measure_responses(maps, [REGIONS], BINS).value
     assert seen.value.shape == (len(STEPS), len(BINS) - 1)
     for step, row in list(zip(STEPS, seen.value, strict=True))[1:]:
         front = -RADIUS * step / STEPS[-1] if kind == "inward" else -RADIUS * (1 - step / STEPS[-1])
@@ -188,7 +182,9 @@ def test_kymograph_shows_the_front(kind, sign):
 
 
 def test_kymograph_of_the_gradient_shows_when_the_contour_gets_steep():
-    inward, outward = (responses(movie(kind)[:, None], [REGIONS], BINS).gradient for kind in ("inward", "outward"))
+    inward, outward = (
+        measure_responses(movie(kind)[:, None], [REGIONS], BINS).gradient for kind in ("inward", "outward")
+    )
     at_contour = np.abs(inward.distance) < 1
     assert inward.value[1:, at_contour].min() > 0.7
     assert outward.value[3:-4, at_contour].max() < 0.5
@@ -200,13 +196,13 @@ def test_kymograph_of_the_gradient_shows_when_the_contour_gets_steep():
 def test_kymograph_is_the_mean_of_images_and_leaves_out_what_is_undefined():
     maps = np.stack([movie("inward"), movie("constant"), movie("outward")], axis=1)
     empty = build_regions(np.zeros((48, 48)), (48, 48))
-    seen = responses(maps, [REGIONS, REGIONS, empty], BINS).value
-    alone = responses(maps[:, :1], [REGIONS], BINS).value
+    seen = measure_responses(maps, [REGIONS, REGIONS, empty], BINS).value
+    alone = measure_responses(maps[:, :1], [REGIONS], BINS).value
     assert np.array_equal(seen.value, alone.value)
     assert seen.images.max() == 1
-    assert np.isnan(responses(maps[:, 1:2], [REGIONS], BINS).value.value).all()
-    both = responses(maps[:, [0, 2]], [REGIONS, REGIONS], BINS).value
-    parts = [responses(maps[:, i : i + 1], [REGIONS], BINS).value for i in (0, 2, 1)]
+    assert np.isnan(measure_responses(maps[:, 1:2], [REGIONS], BINS).value.value).all()
+    both = measure_responses(maps[:, [0, 2]], [REGIONS, REGIONS], BINS).value
+    parts = [measure_responses(maps[:, i : i + 1], [REGIONS], BINS).value for i in (0, 2, 1)]
     assert np.allclose(both.value[2:], (parts[0].value + parts[1].value)[2:] / 2)
     assert np.array_equal(both.value[1], parts[0].value[1])  # where the outward movie is still constant
     merged = merge_kymographs(parts)
@@ -220,8 +216,8 @@ def test_kymograph_is_the_mean_of_images_and_leaves_out_what_is_undefined():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: edge_response(np.zeros((4, 4)), REGIONS), "build them for the maps' size"),
-        (lambda: responses(np.zeros((3, 2, 48, 48)), [REGIONS], BINS), "with 1 masks"),
+        (lambda: edge_response(np.zeros((4, 4)), REGIONS), "Build the regions for the maps' size"),
+        (lambda: measure_responses(np.zeros((3, 2, 48, 48)), [REGIONS], BINS), "with 1 masks"),
     ],
 )
 def test_what_does_not_fit(call, message):

@@ -5,21 +5,19 @@ import itertools
 import numpy as np
 import pytest
 
-from fadeviz.analysis import similarity
+from fadeviz.analysis import splices
+from fadeviz.analysis.classes import class_similarity
 from fadeviz.analysis.similarity import (
     cka_to_final,
-    class_similarity,
     continuity,
     correlation,
-    find_splice,
-    foreign_spans,
+    correlation_to_final,
     frame_correlations,
     grey_levels,
-    is_spliced,
     linear_cka,
-    settled_at,
-    to_final,
+    settling_step,
 )
+from fadeviz.analysis.splices import find_splice, foreign_spans, is_spliced
 from fadeviz.errors import FadevizError
 from fadeviz.render.colormap import to_indices
 from fadeviz.render.normalize import find_limits, normalize
@@ -52,7 +50,7 @@ def test_correlation_against_numpys():
 
 def test_similarity_to_the_final_state():
     maps = noise(5, 2, 3, 6, 6)
-    found = to_final(maps)
+    found = correlation_to_final(maps)
     assert found.shape == (5, 2, 3)
     assert found[-1] == pytest.approx(np.ones((2, 3)))
     assert found[1, 0, 2] == pytest.approx(np.corrcoef(maps[1, 0, 2].ravel(), maps[-1, 0, 2].ravel())[0, 1])
@@ -60,17 +58,17 @@ def test_similarity_to_the_final_state():
     waves = np.cos(2 * np.pi * np.outer([1, 2], np.arange(16)) / 16)[:, None, :].repeat(4, axis=1)
     angles = np.array([90.0, 60, 30, 0])
     mixed = np.stack([np.sin(np.radians(a)) * waves[0] + np.cos(np.radians(a)) * waves[1] for a in angles])
-    assert to_final(mixed) == pytest.approx(np.cos(np.radians(angles)), abs=1e-12)
+    assert correlation_to_final(mixed) == pytest.approx(np.cos(np.radians(angles)), abs=1e-12)
 
 
 def test_settled_at():
     similarity = np.array([[0.1, 0.95, np.nan, 0.0], [0.95, 0.95, 0.95, 0.0], [0.5, 0.95, np.nan, 0.0],
                            [0.9, 0.95, 0.95, 0.0], [1.0, 1.0, 1.0, np.nan]])  # fmt: skip
-    found = settled_at(similarity, [0, 100, 200, 400, 800])
+    found = settling_step(similarity, [0, 100, 200, 400, 800])
     assert found[:3].tolist() == [400, 0, 400]
     assert np.isnan(found[3])
-    with pytest.raises(FadevizError, match="5 similarities but 2 steps"):
-        settled_at(similarity, [0, 1])
+    with pytest.raises(FadevizError, match="5 similarities, but 2 steps"):
+        settling_step(similarity, [0, 1])
 
 
 def centred_gram(features):
@@ -221,7 +219,7 @@ def test_looking_at_breaks_alone_finds_what_looking_at_every_span_does(seed, mon
     cuts = np.sort(rng.integers(0, 40, 6))
     maps = scenes[np.searchsorted(cuts, np.arange(40)) % 3, np.arange(40)]
     maps[rng.random((40, images)) < 0.1] = 1.0  # constant: no correlation
-    monkeypatch.setattr(similarity, "_AT_A_TIME", 3 * images * 42)  # in several stretches
+    monkeypatch.setattr(splices, "_AT_A_TIME", 3 * images * 42)  # in several stretches
     for margin, floor in ((0.5, 0.8), (0.2, 0.5), (-0.1, -1.0)):
         assert foreign_spans(maps, margin, floor) == every_span(maps, margin, floor)
 
@@ -231,9 +229,9 @@ def test_no_more_correlations_than_a_few_of_two_thousand_frames(monkeypatch):
     maps[700:704] = movie(2000, images=1, size=(4, 5), seed=9)[700:704]
     read = []
     monkeypatch.setattr(
-        similarity,
+        splices,
         "_units",
-        lambda maps, numbers, was=similarity._units: read.append(len(numbers)) or was(maps, numbers),
+        lambda maps, numbers, was=splices._units: read.append(len(numbers)) or was(maps, numbers),
     )
     assert foreign_spans(maps) == ((700, 703),)
     assert sum(read) < 20  # every frame with every other: 4 million
@@ -379,7 +377,7 @@ def test_undefined_correlations_are_missing():
     maps[1, 0] = 2.5
     maps[2, 1, 0, 0] = np.nan
     maps[3, 1] = np.inf
-    found = to_final(maps)
+    found = correlation_to_final(maps)
     assert np.isnan(found).tolist() == [[False, True], [True, True], [False, True], [False, True]]
     for scope in ("frame", "run"):
         for values in continuity(maps, scope):
@@ -448,8 +446,8 @@ def test_undefined_class_similarities_are_missing():
     ("call", "message"),
     [
         (lambda: correlation(np.zeros((3, 3)), np.zeros((3, 4))), "one resolution"),
-        (lambda: to_final(np.zeros((3, 3))), r"\(S, \.\.\., h, w\)"),
-        (lambda: to_final(np.zeros((0, 3, 3))), r"got the shape \(0, 3, 3\)"),
+        (lambda: correlation_to_final(np.zeros((3, 3))), r"\(S, \.\.\., h, w\)"),
+        (lambda: correlation_to_final(np.zeros((0, 3, 3))), r"got the shape \(0, 3, 3\)"),
         (lambda: linear_cka(np.zeros((2, 5)), np.zeros((2, 6))), "features by samples"),
         (lambda: cka_to_final(np.zeros((2, 2, 3, 3))), r"\(S, n, C, h, w\)"),
         (lambda: continuity(np.zeros((2, 3, 3))), r"\(S, N, h, w\)"),

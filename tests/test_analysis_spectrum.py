@@ -5,14 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from fadeviz.analysis.spectrum import (
-    checkerboard,
-    has_pattern,
-    high_share,
-    phase_pattern,
-    radial_centroid,
-    radial_spectrum,
-)
+from fadeviz.analysis.blocks import has_pattern
+from fadeviz.analysis.spectrum import checkerboard, high_share, phase_pattern, radial_centroid, radial_spectrum
 from fadeviz.errors import FadevizError
 
 CHECKER = np.array([[1.0, -1.0], [-1.0, 1.0]])
@@ -385,12 +379,12 @@ def test_undefined_maps_are_missing():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: radial_centroid(np.zeros(5)), "two axes"),
-        (lambda: radial_centroid(np.zeros((9, 9)), -1), "border is -1"),
-        (lambda: high_share(np.zeros((9, 9)), 0.8), "above is 0.8"),
-        (lambda: radial_spectrum(np.zeros((9, 9)), 0), "0 bins"),
-        (lambda: checkerboard(np.zeros((9, 9)), 1), "scale is 1"),
-        (lambda: phase_pattern(np.zeros((9, 9)), 2, -2), "border is -2"),
+        (lambda: radial_centroid(np.zeros(5)), r"\(..., h, w\) are needed"),
+        (lambda: radial_centroid(np.zeros((9, 9)), -1), "border=-1"),
+        (lambda: high_share(np.zeros((9, 9)), 0.8), "above=0.8"),
+        (lambda: radial_spectrum(np.zeros((9, 9)), 0), "bins=0"),
+        (lambda: checkerboard(np.zeros((9, 9)), 1), "scale=1"),
+        (lambda: phase_pattern(np.zeros((9, 9)), 2, -2), "border=-2"),
     ],
 )
 def test_messages(call, message):

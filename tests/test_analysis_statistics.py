@@ -162,10 +162,10 @@ def test_censored_and_missing_pairs():
     ("call", "message"),
     [
         (lambda: bootstrap_interval(np.zeros((1, 2)), statistic="mode"), "no statistic 'mode'"),
-        (lambda: bootstrap_interval(np.zeros((1, 2)), level=1), "level 1"),
-        (lambda: paired_test(np.zeros((1, 2)), np.zeros((2, 1))), r"\(1, 2\) against \(2, 1\)"),
+        (lambda: bootstrap_interval(np.zeros((1, 2)), level=1), "level=1"),
+        (lambda: paired_test(np.zeros((1, 2)), np.zeros((2, 1))), r"\(1, 2\) and \(2, 1\)"),
         (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), unit="map"), "no unit 'map'"),
-        (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), flips=0), "0 flips"),
+        (lambda: paired_test(np.zeros((1, 2)), np.zeros((1, 2)), flips=0), "flips=0"),
     ],
 )
 def test_what_cannot_be(call, message):

@@ -4,13 +4,14 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.render import animation
-from fadeviz.render.animation import find_layout, render_frames, write_animation
+from fadeviz.render.animation import layout_animation, render_frames, write_animation
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
+from fadeviz.render.selection import MapSelection
 from render_runs import STEPS, make_run
 
 ALL_LEVELS = np.stack([np.roll(np.arange(768) % 256, 37 * t).reshape(24, 32) for t in range(12)]).astype(np.float32)
@@ -51,11 +52,11 @@ def upscaled(unit, colormap, scale):
 @pytest.mark.parametrize("colormap", ["gray", "viridis", "coolwarm"])
 def test_tiles_decode_exactly(tmp_path, pair, ending, colormap):
     path = tmp_path / f"a.{ending}"
-    assert write_animation(pair, path, colormap=colormap, scale=3, duration_ms=70, normalize="run") == ()
+    assert write_animation(pair, path, MapSelection(normalize="run"), colormap=colormap, scale=3, duration_ms=70) == ()
     frames, times = decode(path)
     assert times == [70] * len(STEPS)
-    sequences = select_frames(pair, normalize="run", centered=colormap == "coolwarm")
-    layout = find_layout(sequences, scale=3)
+    sequences = select_frames(pair, MapSelection(normalize="run"), centered=colormap == "coolwarm")
+    layout = layout_animation(sequences, scale=3)
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), upscaled(sequence.unit, colormap, 3))
     if ending != "gif":
@@ -66,11 +67,11 @@ def test_a_gray_gif_holds_all_256_levels(tmp_path, run):
     write_animation([run], tmp_path / "a.gif")
     frames, _ = decode(tmp_path / "a.gif")
     sequences = select_frames([run])
-    layout = find_layout(sequences)
+    layout = layout_animation(sequences)
     assert len(np.unique(tiles(frames, layout, 0))) == 256
     # Gray words and a gray map: but for the image, which loses its colours, the whole frame is exact.
     exact = np.stack(list(render_frames(sequences)))
-    (x, y), (width, height) = layout.picture, layout.tile
+    (x, y), (width, height) = layout.image, layout.tile
     exact[:, y : y + height, x : x + width] = frames[:, y : y + height, x : x + width]
     assert np.array_equal(frames, exact)
 
@@ -87,8 +88,8 @@ def test_identical_maps_are_frames_of_their_own(tmp_path, ending):
 
 
 def test_each_frame_shows_its_step(tmp_path, run):
-    sequences = select_frames([run], normalize="run")
-    layout = find_layout(sequences)
+    sequences = select_frames([run], MapSelection(normalize="run"))
+    layout = layout_animation(sequences)
     lines = np.stack(list(render_frames(sequences)))[:, layout.progress : layout.progress + layout.px(22)]
     assert len({line.tobytes() for line in lines}) == len(STEPS)
 
@@ -101,7 +102,7 @@ def test_non_finite_cells_in_a_gif(tmp_path):
     assert any("painted magenta" in note for note in notes)
     assert any("one level lower" in note for note in notes)
     (sequence,) = select_frames([run])
-    layout = find_layout([sequence], scale=2)
+    layout = layout_animation([sequence], scale=2)
     decoded = tiles(decode(tmp_path / "a.gif")[0], layout, 0).astype(int)
     expected = upscaled(sequence.unit, "gray", 2).astype(int)
     assert (decoded[:, 10, 12] == (255, 0, 255)).all()
@@ -116,10 +117,10 @@ def test_non_finite_cells_in_a_gif(tmp_path):
 
 def test_one_step_many_channels_and_tiny_tiles(tmp_path):
     one = make_run(tmp_path / "r", steps=(0,))
-    write_animation([one], tmp_path / "a.gif", kind="channels", scale=1)
+    write_animation([one], tmp_path / "a.gif", MapSelection(kind="channels"), scale=1)
     frames, _ = decode(tmp_path / "a.gif")
-    sequences = select_frames([one], kind="channels")
-    layout = find_layout(sequences, scale=1)
+    sequences = select_frames([one], MapSelection(kind="channels"))
+    layout = layout_animation(sequences, scale=1)
     assert len({y for _, y in layout.tiles}) == 2
     for index, sequence in enumerate(sequences):
         assert np.array_equal(tiles(frames, layout, index), colorize(sequence.unit, "gray"))
@@ -131,7 +132,7 @@ def test_an_animation_of_a_long_run_says_what_it_leaves_out(tmp_path, monkeypatc
     (note,) = write_animation([run], tmp_path / "a.gif", scale=1)
     assert note.startswith("5 of 12 snapshots are shown, evenly spaced from step 0 to 110.")
     assert len(decode(tmp_path / "a.gif")[0]) == 5
-    assert write_animation([run], tmp_path / "a.gif", scale=1, steps=run.steps) == ()
+    assert write_animation([run], tmp_path / "a.gif", MapSelection(steps=run.steps), scale=1) == ()
     assert len(decode(tmp_path / "a.gif")[0]) == 12
 
 
@@ -142,6 +143,18 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, pair):
         assert (tmp_path / f"one.{ending}").read_bytes() == (tmp_path / f"two.{ending}").read_bytes()
 
 
+def test_the_ids_of_the_runs_are_in_the_file(tmp_path, pair):
+    runs = "fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)"
+    for ending in ("gif", "apng", "webp"):
+        write_animation(pair, tmp_path / f"a.{ending}", MapSelection(steps=[0, 10]), scale=1)
+    with Image.open(tmp_path / "a.gif") as file:
+        assert file.info["comment"].decode() == runs
+    with Image.open(tmp_path / "a.apng") as file:
+        assert file.text["Description"] == runs
+    with Image.open(tmp_path / "a.webp") as file:
+        assert file.getexif()[ExifTags.Base.ImageDescription] == runs
+
+
 def test_mp4_has_every_frame(tmp_path, pair):
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
     try:
@@ -149,6 +162,7 @@ def test_mp4_has_every_frame(tmp_path, pair):
     except RuntimeError as error:
         pytest.skip(f"no ffmpeg: {error}")
     write_animation(pair, tmp_path / "a.mp4", duration_ms=100, scale=4)
+    assert b"fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)" in (tmp_path / "a.mp4").read_bytes()
     frames, seconds = imageio_ffmpeg.count_frames_and_secs(str(tmp_path / "a.mp4"))
     assert frames == len(STEPS)
     assert seconds == pytest.approx(1.2, abs=0.06)
@@ -177,8 +191,8 @@ def test_mp4_without_its_extra(tmp_path, run, monkeypatch):
         ("a.gif", {"duration_ms": -130}, "Use 20 or more"),
         ("a.avi", {}, r"cannot be written as .avi. Endings: .gif .png .apng .webp .mp4"),
         ("a.gif", {"colormap": "viridi"}, "Nearest: 'viridis'"),
-        ("a.gif", {"scale": 0}, "scale 0"),
-        ("a.gif", {"layer": "decoder"}, "no layer in"),
+        ("a.gif", {"scale": 0}, "scale=0: must be at least 1"),
+        ("a.gif", {"selection": MapSelection(layer="decoder")}, "no layer in"),
     ],
 )
 def test_errors_leave_the_old_file(tmp_path, run, name, options, message):

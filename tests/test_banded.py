@@ -1,6 +1,5 @@
-"""The kernels for tensor cores against plain torch in float64: on a CUDA device, else in Triton's interpreter."""
+"""The kernels for tensor cores against plain torch in float64: on a CUDA device, or in Triton's interpreter."""
 
-import importlib
 import importlib.util
 import json
 import os
@@ -16,46 +15,18 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton: pip install triton", allow_module_level=True)
 
 import test_triton as family
-from test_triton import CONTIGUOUS, DEVICE, LAST, draw, maps
+from cuda_backend import DEVICE, interpreting, load
+from test_triton import CONTIGUOUS, LAST, draw, maps
 
-NAME = "fadeviz.ops.backends.banded"
 HALVES = {torch.float16, torch.bfloat16}
 
-
-def load():
-    """The backend, interpreted where there is no GPU."""
-    if DEVICE == "cuda":
-        return importlib.import_module(NAME)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        spec = importlib.util.spec_from_file_location(NAME + "_interpreted", importlib.util.find_spec(NAME).origin)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-
-backend = load()
+modules = load("banded")
+backend = modules.cuda
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreter():
-    """The environment of the interpreter, made faster, as for the other kernels."""
-    if DEVICE == "cuda":
-        yield
-        return
-    from triton.runtime.interpreter import InterpretedFunction
-
-    original = InterpretedFunction.__call__
-
-    def call(self, *args, **kwargs):
-        # For each call of a helper the interpreter replaces all of triton.language again, which takes most of the time.
-        if self.fn.__module__ == backend.__name__:
-            return self.rewrite()(*args, **kwargs)
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(InterpretedFunction, "__call__", call)
+    with interpreting():
         yield
 
 
@@ -150,9 +121,7 @@ def test_x_is_zero_outside():
 
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
 def test_long_offsets(memory_format, monkeypatch):
-    from fadeviz.ops.backends import triton
-
-    monkeypatch.setattr(triton, "_WIDE", 0)
+    monkeypatch.setattr(modules.launch, "_INT32_ELEMENTS", 0)
     x, kernels, grad = maps(1, 2, 5, 3, 3, 2, memory_format=memory_format)
     family.check(x, kernels, grad, 3, 2)
     gate = draw((1, 1, 10, 6), seed=5).sigmoid()
@@ -166,7 +135,7 @@ def tf32(x):
 
 
 def test_three_products_of_tf32_are_a_product_of_float32():
-    """What PRECISION names, on the numbers of a whole window: as near the truth as float32 is."""
+    """What ``Tuning.precision`` names, on the numbers of a whole window: as near the truth as float32 is."""
     a, b = draw((64, 64)), draw((64, 256), seed=1)
     big_a, big_b = tf32(a), tf32(b)
     small_a, small_b = tf32(a - big_a), tf32(b - big_b)
@@ -180,8 +149,8 @@ def test_three_products_of_tf32_are_a_product_of_float32():
 
 
 def test_float64_is_left_to_the_other_kernels():
-    assert backend.takes(*(torch.zeros(1, dtype=dtype) for dtype in (torch.float32, *HALVES)), None)
-    assert not backend.takes(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
+    assert modules.banded.is_supported(*(torch.zeros(1, dtype=dtype) for dtype in (torch.float32, *HALVES)), None)
+    assert not modules.banded.is_supported(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
 
 
 AHEAD = """
@@ -200,14 +169,14 @@ found = []
 def launcher(self, grid):
     def launch(*args, **options):
         compiled = self.run(*args, grid=grid, warmup=True, **options)
-        if self.fn.__module__ == banded.__name__:
+        if self.fn.__module__ == banded_kernels.__name__:
             code = compiled.asm
             gradient = "similarity" in self.fn.__name__ and args[3] is not None
             found.append((self.fn.__name__, gradient, code["ptx"], compiled.metadata.shared, code["cubin"].hex()))
     return launch
 
 triton.JITFunction.__getitem__ = launcher
-from fadeviz.ops.backends import banded, cuda
+from fadeviz.ops.backends import banded_kernels, cuda
 
 for last in (torch.channels_last, torch.contiguous_format):
     for dtype in (torch.float32, torch.float16):

@@ -16,9 +16,9 @@ import torch
 
 from fadeviz import FadevizError
 from fadeviz.data import Sample
-from fadeviz.data.matting.dataset import DrawnMattes
+from fadeviz.data.matting.dataset import SyntheticMattes
 from fadeviz.data.pool import Kept, Pool
-from fadeviz.data.sets import Wanted, find_data
+from fadeviz.data.sets import DataOptions, find_data
 from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
@@ -121,7 +121,7 @@ class TestWorkers:
     @pytest.mark.parametrize("workers", [1, 2])
     def test_change_no_byte_and_no_random_number(self, workers):
         crops = AugmentedCrops(SyntheticHorses(64, count=3), 32)
-        for data, tensors in ((ShuffledLabels(crops), to_tensors), (DrawnMattes(32), to_matting_tensors)):
+        for data, tensors in ((ShuffledLabels(crops), to_tensors), (SyntheticMattes(32), to_matting_tensors)):
             torch.manual_seed(3)
             before = torch.get_rng_state()
             wanted = list(batches(data, range(3, 8), 3, 1, flip=True, tensors=tensors))
@@ -245,7 +245,7 @@ class TestOnAGPU:
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("flip", [False, True])
     def test_batches_get_there_without_waiting(self, workers, flip):
-        for data, tensors in ((SyntheticHorses(64), to_tensors), (DrawnMattes(64), to_matting_tensors)):
+        for data, tensors in ((SyntheticHorses(64), to_tensors), (SyntheticMattes(64), to_matting_tensors)):
             wanted = list(batches(data, range(1, 6), 3, 1, flip=flip, tensors=tensors))
             loader = batches(
                 data, range(1, 6), 3, 1, flip=flip, tensors=tensors, device="cuda", workers=workers, ahead=2
@@ -299,14 +299,14 @@ class TestKept:
 
     def test_the_test_sets_of_a_run_are_kept(self):
         for task in ("segmentation", "matting"):
-            test = find_data(task, "synthetic").load(Wanted("", 32, 0, 0)).test
+            test = find_data(task, "synthetic").load(DataOptions("", 32, 0, 0)).test
             assert test[0].image is test[0].image
 
 
 class TestPool:
     @pytest.mark.parametrize("workers", [0, 2])
     def test_holds_the_first_pictures(self, workers):
-        for data, mattes in ((SyntheticHorses(32), False), (DrawnMattes(32), True)):
+        for data, mattes in ((SyntheticHorses(32), False), (SyntheticMattes(32), True)):
             pool, told = Pool(data, 5, mattes=mattes), []
             draw_pool(pool, workers, told.append)
             assert told == [1, 2, 3, 4, 5]

@@ -20,7 +20,7 @@ from fadeviz import FadevizError
 from fadeviz.benchmark import cases, memory, parts, timing
 from fadeviz.benchmark.plan import FULL, FULL_CUDA, QUICK, QUICK_CUDA, Plan, Shape, StepCase
 from fadeviz.benchmark.tables import CAPTIONS_CUDA
-from fadeviz.ops.backends import native
+from fadeviz.ops.backends import native_library
 from fadeviz.ops.reassemble import reassemble
 from fadeviz.upsamplers import Skip, build_upsampler
 from test_cli import call, fails
@@ -53,7 +53,7 @@ def tiny(tmp_path_factory, process):
     path = tmp_path_factory.mktemp("bench") / "new" / "report.json"
     tables = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda bits=32: None)
+        patch.setattr(native_library, "library", lambda bits=32: None)
         patch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext(process))
         patch.setattr("torch.compiler.reset", lambda: None)
         patch.setattr("torch.compile", lambda function, **options: _cannot_compile)
@@ -405,7 +405,7 @@ class TestCommand:
             (1, "0 threads: at least 1", ["--threads", "0"]),
             (1, "no device 'tpu'", ["--device", "tpu"]),
             (1, "cannot write .*Give a file", ["-o", "."]),
-            (2, "choose one", ["--quick", "--compile", "--device", "cpu"]),
+            (2, "choose one", ["--quick", "--compiled", "--device", "cpu"]),
             (2, "not a valid integer", ["--threads", "many"]),
         ],
     )
@@ -445,7 +445,7 @@ def on_cuda():
         patch.setattr(parts.Setting, "cuda", True)
         patch.setattr(parts, "peak_extra_bytes", lambda call, device: 3 * MIB)
         patch.setattr(parts, "launches", lambda call, device: (189, 0.5e-3))
-        patch.setattr(native, "library", lambda bits=32: None)
+        patch.setattr(native_library, "library", lambda bits=32: None)
         patch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext())
         found = []
         report = benchmark.measure(
@@ -592,7 +592,7 @@ class TestPrecisions:
 
 def test_the_limit_ends_before_the_next_table(monkeypatch, process, tmp_path):
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(native, "library", lambda bits=32: None)
+    monkeypatch.setattr(native_library, "library", lambda bits=32: None)
     monkeypatch.setattr(benchmark.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext(process))
     path = tmp_path / "report.json"

@@ -123,7 +123,7 @@ class TestRecord:
         def stop(self, progress, title=""):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fadeviz_cli.main._Bars.report", stop)
+        monkeypatch.setattr("fadeviz_cli.record.Bars.show", stop)
         result = call(*RECORD, "--out", tmp_path / "run")
         assert result.exit_code == 130
         resume = f"fadeviz record --resume --out {tmp_path / 'run'}"
@@ -204,8 +204,8 @@ class TestPictures:
             (1, "no image 9", ["--image", "9"]),
             (1, "virdis.*Nearest: 'viridis'", ["--colormap", "virdis"]),
             (1, "no normalisation scope 'frames'. Nearest: 'frame'", ["--normalize", "frames"]),
-            (1, "'feature' has none. Use --kind channels", ["--channel", "3"]),
-            (1, "0 channels: at least 1", ["--channels", "0"]),
+            (1, "'feature' maps have no channels", ["--channel", "3"]),
+            (1, "must be at least 1", ["--channels", "0"]),
             (1, "scale 0", ["--scale", "0"]),
             (1, "pixels, more than .* Use a smaller --scale", ["--scale", "3000"]),
             (1, "percentiles 99 and 1", ["--percentiles", "99,1"]),
@@ -232,7 +232,7 @@ class TestPictures:
     def test_another_call(self, tmp_path, command):
         run, out = make_run(tmp_path / "run", calls=2), tmp_path / {"grid": "a.png", "animate": "a.gif"}[command]
         result = call(command, run.path, "-o", out, "--call", 1)
-        note = "note: decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with call=...\n"
+        note = "note: decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n"
         assert (result.exit_code, result.stderr) == (0, note)
         fails(1, "no call 2 of 'decoder.3.upsample' .* Recorded: 0, 1", command, run.path, "-o", out, "--call", 2)
 

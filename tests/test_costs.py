@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from fadeviz.models import NETWORKS
+from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz.upsamplers.costs import SITES, operator_cost
 
 # Millions of parameters and thousands of millions of multiply-adds, as strings: their digits say how exact they are.
 SEGNET = {
@@ -60,7 +61,7 @@ def test_published_rows(network, rows):
 
 
 def test_formulas():
-    assert sum(side**2 for _, side in SITES["segformer"]) == 14_592
+    assert sum(side**2 for _, side in NETWORKS["segformer"].sites) == 14_592
     for (name, network), (parameters, multiply_adds) in EXACT.items():
         cost = operator_cost(name, network)
         assert cost.parameters == parameters, name

@@ -51,7 +51,7 @@ from fadeviz.training.distributed import process_group, wrap_ddp
 from fadeviz.training.batches import batches
 from fadeviz.training.loop import fit
 from fadeviz.training.metrics import evaluate
-from fadeviz.training.tasks import choose_task, segmentation_loss
+from fadeviz.training.tasks import TASKS, segmentation_loss
 
 class Eleven:
     count = 11  # the third batch of four has three: shares of two and one
@@ -69,7 +69,7 @@ def main(upsampler, out):
         loss_fn = lambda output, targets: segmentation_loss(output.double(), targets)
         trained = wrap_ddp(model, processes)
         steps = fit(trained, data, loss_fn, optimizer, lambda step: 0.01, processes=processes,
-                    weigh=choose_task("segmentation").weigh)
+                    weigh=TASKS["segmentation"].loss_weight)
         losses = [step.loss for step in steps]
         state = {k: v.clone() for k, v in model.state_dict().items()}
         model.float()

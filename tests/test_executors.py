@@ -22,10 +22,10 @@ from fadeviz import FadevizError, open_run
 from fadeviz.experiment import RunConfig, train
 from fadeviz.models import build_network
 from fadeviz.storage.check import check_run
-from fadeviz.sweep import MANIFEST, Event, missing, plan_sweep, run_sweep
+from fadeviz.sweep import MANIFEST, Event, plan_sweep, run_sweep, unfinished_trials
 from fadeviz.sweep import slurm as slurm_module
 from fadeviz.sweep.slurm import OPTIONS, SlurmArray, batch_script, parse_options
-from fadeviz.sweep.trial import End, Follower, Task, watch
+from fadeviz.sweep.trial import ProgressReader, Task, TrialEnd, follow_trials
 from fadeviz.training import settings
 
 TINY = RunConfig(
@@ -78,8 +78,8 @@ def alone(tmp_path_factory):
     """What a run of its own records, made once."""
     made = {}
 
-    def of(plan, member):
-        config = plan.config(member)
+    def of(plan, trial):
+        config = plan.config(trial)
         if config not in made:
             made[config] = what_was_recorded(train(config, tmp_path_factory.mktemp("alone") / "run").path)
         return made[config]
@@ -94,14 +94,14 @@ class TestKilled:
         arguments = ["sweep", "--out", str(out), "--upsamplers", ",".join(operators), "--seeds", f"0:{seeds}",
                      *options(TINY)]  # fmt: skip
         plan = plan_sweep(operators, range(seeds), TINY)
-        folders = {member: out / member.name for member in plan.members}
+        folders = {trial: out / trial.name for trial in plan.trials}
 
         def finished():
             found = []
-            for member, folder in folders.items():
+            for trial, folder in folders.items():
                 file = folder / "run.json"
                 if file.exists() and json.loads(file.read_text())["status"] == "finished":
-                    found.append(member)
+                    found.append(trial)
             return found
 
         command = [sys.executable, "-m", "fadeviz_cli.main", *arguments]
@@ -123,9 +123,9 @@ class TestKilled:
             assert open_run(folder).steps == (0, 2)
             assert not open_run(folder).broken
             assert not check_run(folder)
-        sample = {kept[0], *[member for member in folders if member not in kept][:1], plan.members[-1]}
-        for member in sample:
-            assert what_was_recorded(folders[member]) == alone(plan, member), member
+        sample = {kept[0], *[trial for trial in folders if trial not in kept][:1], plan.trials[-1]}
+        for trial in sample:
+            assert what_was_recorded(folders[trial]) == alone(plan, trial), trial
         assert not list(out.rglob(".*"))
 
     def test_of_four_runs(self, tmp_path, alone):
@@ -191,9 +191,9 @@ class TestRealSlurm:
         outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
         assert [outcome.status for outcome in outcomes] == ["finished"] * 3
         assert steps["bilinear-seed0"] == sorted(steps["bilinear-seed0"])
-        for member in plan.members:
-            assert what_was_recorded(out / member.name) == alone(plan, member)
-            assert not check_run(out / member.name)
+        for trial in plan.trials:
+            assert what_was_recorded(out / trial.name) == alone(plan, trial)
+            assert not check_run(out / trial.name)
 
     def test_a_script_that_is_cancelled_saves_and_goes_on_when_sent_again(self, real_slurm, tmp_path, alone):
         out, plan = tmp_path / "out", plan_sweep(["nearest"], [0], self.config)
@@ -208,14 +208,14 @@ class TestRealSlurm:
         number = subprocess.run(send, check=True, capture_output=True, text=True).stdout.strip()
         until(metrics.exists)
         subprocess.run(["scancel", number], check=True)
-        until(lambda: slurm_module.queued() == set())
+        until(lambda: slurm_module.queued_jobs() == set())
         stopped = open_run(out / "nearest-seed0").info
         assert stopped["status"] == "interrupted"
         assert f"continues at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
         subprocess.run(send, check=True, capture_output=True)
         until(lambda: open_run(out / "nearest-seed0").info.status == "finished", 180)
-        until(lambda: slurm_module.queued() == set())
-        assert what_was_recorded(out / "nearest-seed0") == alone(plan, plan.members[0])
+        until(lambda: slurm_module.queued_jobs() == set())
+        assert what_was_recorded(out / "nearest-seed0") == alone(plan, plan.trials[0])
 
 
 @pytest.fixture
@@ -252,8 +252,8 @@ class TestSlurm:
         subprocess.run(["scancel", "1000_2"], check=True)
         with pytest.raises(FadevizError, match=r"2 runs of .* are in Slurm's queue \(job 1000\).*scancel 1000"):
             run_sweep(plan, out)
-        assert [task.member for task in missing(plan, out)] == [plan.members[2]]
-        before = {member.name: f"1000_{number}" for number, member in enumerate(plan.members)}
+        assert [task.trial for task in unfinished_trials(plan, out)] == [plan.trials[2]]
+        before = {trial.name: f"1000_{number}" for number, trial in enumerate(plan.trials)}
         (slurm / "hold").unlink()
         preempted = []
 
@@ -275,8 +275,8 @@ class TestSlurm:
         assert "--array" not in (slurm / "1001.sh").read_text()
         queued = {progress.name: progress.job for progress in told if progress.status == "queued"}
         assert queued == {**before, "fade-shuffled-seed0": "1001"}
-        for member in (plan.members[0], plan.members[2]):
-            assert what_was_recorded(out / member.name) == alone(plan, member)
+        for trial in (plan.trials[0], plan.trials[2]):
+            assert what_was_recorded(out / trial.name) == alone(plan, trial)
         assert statuses(out) == ["finished", "failed", "finished"]
         assert all("job" not in entry for entry in entries(out).values())
 
@@ -287,9 +287,9 @@ class TestSlurm:
         plan = plan_sweep(["nearest"], [0], TINY)
         array = SlurmArray(pause=0.1, patience=0.5, cluster="local")
         (outcome,) = run_sweep(plan, tmp_path, executor=array)
-        assert [job._process.wait(60) for job in array._sent] == [0]
+        assert [job._process.wait(60) for job in array._submitted] == [0]
         assert outcome.status == "finished", outcome.message
-        assert what_was_recorded(outcome.folder) == alone(plan, plan.members[0])
+        assert what_was_recorded(outcome.folder) == alone(plan, plan.trials[0])
 
     def test_a_job_that_vanishes(self, slurm, tmp_path):
         pytest.importorskip("submitit", reason='pip install ".[slurm]"')
@@ -309,14 +309,14 @@ class TestSlurm:
         """What lies in a sweep's folder under a job's name: no code is run for it, and no path is followed."""
         from fadeviz.sweep.manifest import Manifest
 
-        (member,) = plan_sweep(["nearest"], [0], TINY).members
-        task, array = Task(member, TINY, tmp_path / member.name, "7_0"), SlurmArray(pause=0, patience=60)
+        (trial,) = plan_sweep(["nearest"], [0], TINY).trials
+        task, array = Task(trial, TINY, tmp_path / trial.name, "7_0"), SlurmArray(pause=0, patience=60)
         logs = tmp_path / "slurm"
         logs.mkdir()
-        assert array._ends([task]) == {}
+        assert array._ended([task]) == {}
         evil = f"cos\nsystem\n(S'touch {tmp_path}/run'\ntR."
         (logs / "7_0_0_result.pkl").write_text(evil)
-        assert "its job failed before the training" in array._ends([task])[member].message
+        assert "its job failed before the training" in array._ended([task])[trial].message
         for word in (
             "{",
             "[]",
@@ -325,24 +325,22 @@ class TestSlurm:
             evil,
         ):
             (logs / "7_0_end.json").write_text(word)
-            end = array._ends([task])[member]
+            end = array._ended([task])[trial]
             assert end.status == "failed"
-            assert "the last word of job 7_0 is damaged" in end.message
+            assert "the report of job 7_0 is damaged" in end.message
         assert not (tmp_path / "run").exists()
         manifest = Manifest(tmp_path / MANIFEST, TINY)
         for job, kept in (("1000_3", "1000_3"), ("../../etc/7", "")):
-            manifest.runs[member.name] = {"status": "queued", "job": job}
-            assert manifest.job(member) == kept
+            manifest.runs[trial.name] = {"status": "queued", "job": job}
+            assert manifest.job(trial) == kept
 
     def test_a_queue_that_does_not_answer_gives_up_no_job(self, slurm, tmp_path):
-        tasks = [
-            Task(member, TINY, tmp_path / member.name, "7_0") for member in plan_sweep(["nearest"], [0], TINY).members
-        ]
+        tasks = [Task(trial, TINY, tmp_path / trial.name, "7_0") for trial in plan_sweep(["nearest"], [0], TINY).trials]
         array = SlurmArray(pause=0, patience=0)
         (slurm / "bin" / "squeue").write_text("#!/bin/sh\nexit 1\n")
-        assert array._ends(tasks) == {}
+        assert array._ended(tasks) == {}
         (slurm / "bin" / "squeue").write_text("#!/bin/sh\necho 7_0\n")
-        assert array._ends(tasks) == {}
+        assert array._ended(tasks) == {}
 
     def test_refused(self, slurm, tmp_path):
         pytest.importorskip("submitit", reason='pip install ".[slurm]"')
@@ -360,20 +358,23 @@ class TestSlurm:
 
     def test_without_submitit(self, slurm, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(FadevizError, match=r'--dry-run writes a script instead\. .*pip install "\.\[slurm\]"'):
+        with pytest.raises(
+            FadevizError,
+            match=r'--executor slurm --dry-run \.\.\. writes a script instead\. .*pip install "\.\[slurm\]"',
+        ):
             run_sweep(plan_sweep(["nearest"], [0], TINY), tmp_path / "out", executor=SlurmArray())
 
     def test_a_job_that_gets_nowhere(self, tmp_path, monkeypatch):
         """Stopped again and again before a checkpoint: it says so, instead of being requeued for ever."""
         handed_on = []
-        monkeypatch.setattr(slurm_module, "train_member", lambda config, folder, report: stopped(report))
+        monkeypatch.setattr(slurm_module, "train_trial", lambda config, folder, report: stopped(report))
         before = signal.signal(signal.SIGUSR2, lambda *what: handed_on.append(what))
 
         def stopped(report):
             os.kill(os.getpid(), signal.SIGUSR2)
             with pytest.raises(KeyboardInterrupt):
                 report(None)
-            return End("interrupted", "", {}, "")
+            return TrialEnd("interrupted", "", {}, "")
 
         try:
             job = slurm_module._Job(TINY, tmp_path)
@@ -405,13 +406,13 @@ class TestSlurm:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("partion=gpu", "no option of sbatch for --slurm 'partion'. Nearest: 'partition'"),
-            ("partition", "--slurm partition needs a value"),
-            ("time=soon", "--slurm time is 'soon'; write minutes"),
-            ("time=0", "a job needs a minute or more"),
-            ("time=1:2:3:4", "--slurm time"),
-            ("", "no option of sbatch"),
-            ("mem=1\n#SBATCH --x", "a value is one line of text"),
+            ("partion=gpu", "no Slurm option 'partion'. Nearest: 'partition'"),
+            ("partition", "the Slurm option partition needs a value"),
+            ("time=soon", "the Slurm option time is 'soon'; write minutes"),
+            ("time=0", "it must be at least a minute"),
+            ("time=1:2:3:4", "the Slurm option time is"),
+            ("", "no Slurm option"),
+            ("mem=1\n#SBATCH --x", "it must be a single line of text"),
         ],
     )
     def test_bad_options(self, text, message):
@@ -447,11 +448,11 @@ class TestSlurm:
         sent = []
         array = SlurmArray(pause=0, patience=0)
         monkeypatch.setattr(
-            array, "_send", lambda tasks: sent.append(len(tasks)) or [t._replace(job="1") for t in tasks]
+            array, "_submit", lambda tasks: sent.append(len(tasks)) or [t._replace(job="1") for t in tasks]
         )
-        monkeypatch.setattr(slurm_module, "watch", lambda tasks, ends, pause: iter(()))
+        monkeypatch.setattr(slurm_module, "follow_trials", lambda tasks, ends, pause: iter(()))
         plan = plan_sweep(["nearest"], range(5), TINY)
-        list(array.train([Task(member, TINY, tmp_path / member.name) for member in plan.members]))
+        list(array.train([Task(trial, TINY, tmp_path / trial.name) for trial in plan.trials]))
         assert sent == [2, 2, 1]
 
 
@@ -459,32 +460,32 @@ class TestFollowing:
     """What is seen of a run that another machine trains."""
 
     def test_the_latest_line_counts(self, tmp_path):
-        task = Task(plan_sweep(["nearest"], [0], LONG).members[0], LONG, tmp_path)
-        follower = Follower(task)
-        assert follower.news() is None
+        task = Task(plan_sweep(["nearest"], [0], LONG).trials[0], LONG, tmp_path)
+        reader = ProgressReader(task)
+        assert reader.read() is None
         lines = [{"step": step, "loss": 1 / step, "lr": 0.1} for step in range(1, 400)]
         lines[380] |= {"miou": 0.5, "accuracy": 0.75}
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / "metrics.jsonl").write_text(text + '{"step": 400, "lo')
-        progress = follower.news()
+        progress = reader.read()
         assert (progress.step, progress.steps, progress.loss) == (399, 80, 1 / 399)
         assert progress.metrics == {"miou": 0.5, "accuracy": 0.75}
-        assert follower.news() is None
+        assert reader.read() is None
         (tmp_path / "metrics.jsonl").write_text(text + '{"step": 400, "loss": 2.0}\n')
-        assert follower.news()[::2] == (400, 2.0)
+        assert reader.read()[::2] == (400, 2.0)
         (tmp_path / "metrics.jsonl").unlink()
-        assert follower.news() is None
+        assert reader.read() is None
 
     def test_finished_but_nowhere_to_be_seen(self, tmp_path, monkeypatch):
         monkeypatch.setattr("fadeviz.sweep.trial.SLOW_DISK", 0.05)
-        task = Task(plan_sweep(["nearest"], [0], LONG).members[0], LONG, tmp_path / "elsewhere")
+        task = Task(plan_sweep(["nearest"], [0], LONG).trials[0], LONG, tmp_path / "elsewhere")
         told = [
             event
-            for batch in watch([task], lambda tasks: {task.member: End("finished", "", {}, "")}, 0.01)
+            for batch in follow_trials([task], lambda tasks: {task.trial: TrialEnd("finished", "", {}, "")}, 0.01)
             for event in batch
         ]
         assert [event.status for event in told] == ["failed"]
-        assert "Choose an --out that all machines see" in told[0].message
+        assert "Choose a folder that all machines see under the same path: out=..." in told[0].message
 
 
 class TestDask:
@@ -520,8 +521,8 @@ class TestDask:
         assert killed
         assert killed[0] < LONG.steps
         assert statuses(tmp_path / "out") == ["finished", "failed", "finished"]
-        for member in (plan.members[0], plan.members[2]):
-            assert what_was_recorded(tmp_path / "out" / member.name) == alone(plan, member)
+        for trial in (plan.trials[0], plan.trials[2]):
+            assert what_was_recorded(tmp_path / "out" / trial.name) == alone(plan, trial)
 
     def test_ctrl_c_takes_the_runs_back(self, cluster, tmp_path):
         from fadeviz.sweep.dask import DaskCluster
@@ -571,8 +572,8 @@ class TestDryRun:
         assert not out.exists()
         monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         subprocess.run(["bash", "-ec", "\n".join(lines)], check=True, capture_output=True)
-        for member in plan.members:
-            assert what_was_recorded(out / member.name) == alone(plan, member)
+        for trial in plan.trials:
+            assert what_was_recorded(out / trial.name) == alone(plan, trial)
         assert self.lines("--out", out, "--upsamplers", "fade:gate=off@shuffled", "--seeds", "0", *options(TINY)) == []
         assert not (out / MANIFEST).exists()
 
@@ -592,14 +593,14 @@ class TestDryRun:
         script.write_text(result.stdout)
         env = {**os.environ, "SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77"}
         process = subprocess.Popen(["bash", script], env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        folder = out / plan.members[1].name
+        folder = out / plan.trials[1].name
         until((folder / "checkpoints" / "last.pt").exists)
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 0
         assert (slurm / "77.requeue").exists()
         assert open_run(folder).info.status == "running"  # it had no time to say otherwise
         subprocess.run(["bash", script], env=env, check=True, capture_output=True)
-        assert what_was_recorded(folder) == alone(plan, plan.members[1])
+        assert what_was_recorded(folder) == alone(plan, plan.trials[1])
         assert [path.name for path in out.iterdir()] == [folder.name]
 
     def test_the_script_gives_back_how_a_run_ended(self, tmp_path):
@@ -659,7 +660,7 @@ class TestRequeue:
         out = tmp_path / "run"
         (out / "snapshots").mkdir(parents=True)
         (out / ".run.partial.json").write_text("{")  # killed at birth
-        monkeypatch.setattr("fadeviz_cli.main._Bars.report", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr("fadeviz_cli.record.Bars.show", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         arguments = ["--out", out, "--upsampler", "nearest"]
         stopped = self.call(*arguments)
         assert stopped.exit_code == 130
@@ -667,7 +668,7 @@ class TestRequeue:
         monkeypatch.undo()
         assert self.call(*arguments).exit_code == 0
         plan = plan_sweep(["nearest"], [0], TINY)
-        assert what_was_recorded(out) == alone(plan, plan.members[0])
+        assert what_was_recorded(out) == alone(plan, plan.trials[0])
         before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
         assert self.call(*arguments).exit_code == 0
         assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
@@ -699,8 +700,8 @@ class TestCommand:
         self.fails(2, "--scheduler is for --executor dask", *out, "--scheduler", "tcp://x:1")
         self.fails(2, "--jobs is not for --executor dask", *out, "--executor", "dask", "--jobs", "2")
         self.fails(2, "needs the address of a cluster: --scheduler", *out, "--executor", "dask")
-        self.fails(1, "no option of sbatch for --slurm 'tim'", *out, "--executor", "slurm", "--slurm", "tim=3")
-        self.fails(1, "no option of sbatch", *out, "--executor", "slurm", "--slurm", "tim=3", "--dry-run")
+        self.fails(1, "no Slurm option 'tim'", *out, "--executor", "slurm", "--slurm", "tim=3")
+        self.fails(1, "no Slurm option", *out, "--executor", "slurm", "--slurm", "tim=3", "--dry-run")
         self.fails(1, "jobs is 0", *out, "--executor", "slurm", "--jobs", "0")
         assert not (tmp_path / "out").exists()
 
@@ -761,7 +762,7 @@ class TestManifest:
         settings.check_model.cache_clear()
         try:
             plan = plan_sweep(["fade", "carafe"] * 500, range(500), TINY)
-            configs = [plan.config(member) for member in plan.members]
+            configs = [plan.config(trial) for trial in plan.trials]
         finally:
             settings.check_model.cache_clear()
         assert len(configs) == 1000
@@ -770,5 +771,5 @@ class TestManifest:
 
     def test_what_is_missing_is_found_without_writing(self, tmp_path):
         plan = plan_sweep(["nearest"], [0], TINY)
-        assert [task.member for task in missing(plan, tmp_path / "out")] == list(plan.members)
+        assert [task.trial for task in unfinished_trials(plan, tmp_path / "out")] == list(plan.trials)
         assert not (tmp_path / "out").exists()

@@ -513,7 +513,9 @@ class TestArithmetic:
             now[0] = "training"
             return found
 
-        monkeypatch.setattr(tasks, "segmentation_loss", loss)
+        monkeypatch.setattr(tasks, "segmentation_loss", loss)  # of tests
+        segmentation = dataclasses.replace(tasks.TASKS["segmentation"], loss=loss)
+        monkeypatch.setitem(tasks.TASKS, "segmentation", segmentation)
         monkeypatch.setattr(_Work, "look", look)
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         finished = train(dataclasses.replace(TINY, tf32=allowed), tmp_path / "run")

@@ -21,12 +21,13 @@ from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError
-from fadeviz.export import DRAWN, TARGETS, export_run, places
+from fadeviz.export import TARGETS, export_run, places
 from fadeviz.export.selection import safe_name
 from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
-from fadeviz.storage.info import ObservationInfo, RunInfo
+from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
@@ -79,7 +80,9 @@ def hostile(tmp_path):
         store.write(step, [Snapshot(step, name, 0, "feature", maps) for name in (HOSTILE, "..", "zarr.json")])
     store.write_observation(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.uint8))
     store.append_metrics({"step": 1, HOSTILE: 1.0, "__x": 2.0})
-    store.write_info(RunInfo(title=HOSTILE, upsampler=HOSTILE, observation=ObservationInfo(names=(HOSTILE, HOSTILE))))
+    store.write_info(
+        RunInfo.from_dict({"title": HOSTILE, "upsampler": HOSTILE, "observation": {"names": [HOSTILE, HOSTILE]}})
+    )
     return fadeviz.open_run(folder)
 
 
@@ -94,7 +97,7 @@ def contents(path):
 
 def pictures(run, kind, image=0, scope="frame", colormap="gray"):
     """What the renderer gives for a map of 32 cells: each cell 4 pixels wide."""
-    [sequence] = select_frames([run], kind=kind, image=image, normalize=scope)
+    [sequence] = select_frames([run], MapSelection(kind=kind, image=image, normalize=scope))
     return [colorize(unit, colormap).repeat(4, 0).repeat(4, 1) for unit in sequence.unit]
 
 
@@ -170,7 +173,7 @@ class TestNpz:
         notes = export_run(run, "tensorboard", tmp_path / "logs")
         found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
         for call, prefix in ((0, f"up/{kind}/call 1"), (1, f"up/{kind}/call 1/call 1")):
-            for sequence in select_frames([run], layer="up", kind=kind, call=call):
+            for sequence in select_frames([run], MapSelection(layer="up", kind=kind, call=call)):
                 tag = prefix if sequence.channel is None else f"{prefix}/channel {sequence.channel}"
                 [event] = found.Images(tag)
                 pixels = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
@@ -483,7 +486,7 @@ class TestWhatIsThere:
         out = tmp_path / NAMES[target]
         self.earlier(run, target, out)
         before = contents(out)
-        with pytest.raises(FadevizError, match="exists. Replace it with --overwrite, or choose another -o"):
+        with pytest.raises(FadevizError, match="exists. Replace it with overwrite=True, or choose another output"):
             self.write(run, target, out)
         assert contents(out) == before
         self.write(run, target, out, overwrite=True)
@@ -550,7 +553,7 @@ class TestWhatIsThere:
                 os.mkfifo(tmp_path / name)
             else:
                 (tmp_path / name).symlink_to("nothing")
-            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with --overwrite"):
+            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with overwrite=True"):
                 self.write(run, "npz", tmp_path / name)
             with pytest.raises(FadevizError, match=f"{name} was not written by this export"):
                 self.write(run, "npz", tmp_path / name, overwrite=True)
@@ -564,7 +567,7 @@ class TestWhatIsThere:
         def fail(*args):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("fadeviz.export.selection.Selection.observation", fail)
+        monkeypatch.setattr("fadeviz.export.selection.ExportSelection.observation", fail)
         with pytest.raises(FadevizError, match="disk full|No space left"):
             self.write(run, target, out, overwrite=True)
         assert contents(out) == before
@@ -666,8 +669,8 @@ class TestHostileNames:
         ({"images": [2]}, "no image 2 in .*: there are 2, from 0 to 1"),
         ({"images": []}, "no images of .* were asked for"),
         ({"kinds": ["channels"], "images": [1]}, "nothing to export. no channels of"),
-        ({"normalize": "frame"}, "npz holds maps as recorded, nothing is drawn. Leave out --normalize"),
-        ({"colormap": "gray"}, "Leave out --colormap"),
+        ({"normalize": "frame"}, "npz writes maps as recorded and draws nothing. Leave out normalize='frame'"),
+        ({"colormap": "gray"}, "Leave out colormap='gray'"),
         ({"target": "zip"}, "no target 'zip'"),
         ({"target": "tensorboard", "normalize": "frames"}, "no normalisation scope 'frames'. Nearest: 'frame'"),
         ({"target": "tensorboard", "colormap": "grey2"}, "no colour map 'grey2'"),
@@ -678,7 +681,7 @@ def test_bad_choices_write_nothing(run, tmp_path, options, message):
     if options["target"] in EXTRAS:
         need(EXTRAS[options["target"]])
     with pytest.raises(FadevizError, match=message):
-        export_run(run, out=tmp_path / "a.npz", **options)
+        export_run(run, output=tmp_path / "a.npz", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -741,4 +744,4 @@ class TestCommand:
         assert result.exit_code == 0
         for target in TARGETS:
             assert f"\n  {target} " in result.output
-        assert set(TARGETS) > DRAWN
+        assert {name for name, target in TARGETS.items() if target.draws} == {"tensorboard", "wandb", "rerun"}

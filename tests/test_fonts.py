@@ -1,6 +1,5 @@
 """Letters of images: the one font's own pixels, other fonts for what it lacks, codes for the rest, no markup."""
 
-import dataclasses
 from pathlib import Path
 
 import matplotlib
@@ -12,11 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fadeviz.render import fonts, plots
 from fadeviz.render.animation import write_animation
+from fadeviz.render.comparison import write_comparison
+from fadeviz.render.comparison_layout import Row
 from fadeviz.render.fonts import Face, font, letters, spell
 from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
-from fadeviz.render.panel import Row, write_panel
-from fadeviz.storage.info import ObservationInfo
+from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
+from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
@@ -33,7 +35,7 @@ def machine(monkeypatch):
 
     def install(*faces):
         monkeypatch.setattr(fonts, "_others", lambda: iter(faces))
-        monkeypatch.setattr(fonts, "_found", {})
+        monkeypatch.setattr(fonts, "_faces", {})
 
     install()
     return install
@@ -150,8 +152,8 @@ class TestNamesInFigures:
         seen = []
         real = plots._save
 
-        def save(figure, path):
-            real(figure, path)
+        def save(figure, path, provenance):
+            real(figure, path, provenance)
             seen.extend(figure.findobj(Text))
 
         monkeypatch.setattr(plots, "_save", save)
@@ -160,8 +162,8 @@ class TestNamesInFigures:
     @pytest.mark.parametrize("ending", ["png", "pdf"])
     def test_curves(self, tmp_path, drawn, ending):
         n = np.linspace(0, 1, 3)
-        curves = [plots.Curve(name, range(3), n, n, n) for name in HOSTILE]
-        panels = [plots.CurvePanel(name, f"of {name}", "share", curves) for name in HOSTILE]
+        curves = [Curve(name, range(3), n, n, n) for name in HOSTILE]
+        panels = [CurvePanel(name, f"of {name}", "share", curves) for name in HOSTILE]
         plots.write_curves(panels, tmp_path / f"c.{ending}", caption=" ".join(HOSTILE))
         legend = [text.get_text() for text in drawn]
         for name in HOSTILE[:-1]:
@@ -170,7 +172,7 @@ class TestNamesInFigures:
 
     def test_kymographs_stay_within_their_panel(self, tmp_path, drawn):
         edges, value = np.linspace(-3, 3, 7), np.full((3, 6), 0.4)
-        panels = [plots.KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
+        panels = [KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
         plots.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
         with Image.open(tmp_path / "k.png") as picture:
             width = picture.width
@@ -183,10 +185,8 @@ class TestNamesInFigures:
         runs = []
         for name in HOSTILE:
             run = StoredRun(tmp_path / "r")
-            observation = ObservationInfo(names=(name,))
-            run.info = dataclasses.replace(
-                run.info, title=name, upsampler="x", network_title=name, observation=observation
-            )
+            names = {"title": name, "upsampler": "x", "network_title": name, "observation": {"names": [name]}}
+            run.info = RunInfo.from_dict(run.info.to_dict() | names)
             runs.append(run)
         for run in runs:
             texts = [text for text in draw_grid([run]).findobj(Text) if text.get_text()]
@@ -194,20 +194,20 @@ class TestNamesInFigures:
             heading = next(text.get_text() for text in texts if text.get_weight() == "bold")
             assert heading == spell(run.title) or heading.endswith("…")
         for run in (runs[6], runs[7], runs[8]):
-            write_grid([run], tmp_path / "g.png", steps=[0])
-            write_animation([run], tmp_path / "a.gif", steps=[0, 10])
+            write_grid([run], tmp_path / "g.png", MapSelection(steps=[0]))
+            write_animation([run], tmp_path / "a.gif", MapSelection(steps=[0, 10]))
 
     def test_settings_of_ones_own_change_nothing(self, tmp_path):
         """LaTeX reads markup whatever else is said, and another font has other letters."""
         run = make_run(tmp_path / "r")
-        write_grid([run], tmp_path / "a.png", steps=[0])
+        write_grid([run], tmp_path / "a.png", MapSelection(steps=[0]))
         with matplotlib.rc_context({"text.usetex": True, "font.family": "STIXGeneral"}):
-            write_grid([run], tmp_path / "b.png", steps=[0])
+            write_grid([run], tmp_path / "b.png", MapSelection(steps=[0]))
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
     def test_of_a_panel(self, tmp_path):
         picture = np.zeros((8, 8, 3), np.uint8)
         rows = [Row(name, picture, None, (picture,) * len(HOSTILE)) for name in HOSTILE]
         legend = [(name, (9, 9, 9)) for name in HOSTILE]
-        write_panel(rows, HOSTILE, tmp_path / "p.png", caption=HOSTILE, legend=legend, cell=64)
+        write_comparison(rows, HOSTILE, tmp_path / "p.png", caption=HOSTILE, legend=legend, cell=64)
         assert (tmp_path / "p.png").stat().st_size > 1000

@@ -1,5 +1,7 @@
 """Selection: what is shown of which runs, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -10,10 +12,11 @@ from fadeviz import FadevizError, open_run
 from fadeviz.analysis.order import learning_order
 from fadeviz.export import export_run
 from fadeviz.render.animation import render_frames
-from fadeviz.render.frames import all_notes, select_channels, select_frames
-from fadeviz.render.grid import find_layout, render_grid
-from fadeviz.render.labels import captions
-from fadeviz.storage.info import RunInfo
+from fadeviz.render.frames import collect_notes, select_channels, select_frames
+from fadeviz.render.grid import layout_grid, render_grid
+from fadeviz.render.labels import captions, describe_runs
+from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo, StoredConfig
 from fadeviz.storage.several_runs import run_labels
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
@@ -22,14 +25,14 @@ from render_runs import LAYER, STEPS, make_run
 
 def test_one_run(tmp_path):
     run = make_run(tmp_path / "fade")
-    (sequence,) = select_frames([run], image=1)
+    (sequence,) = select_frames([run], MapSelection(image=1))
     assert sequence.steps == STEPS
     assert np.array_equal(sequence.maps, run.maps(LAYER, "feature", image=1))
     assert sequence.unit.min(axis=(1, 2)).max() == 0
     assert sequence.unit.max(axis=(1, 2)).min() == 1
     assert (sequence.label, sequence.layer, sequence.channel, sequence.notes) == ("FADE", LAYER, None, ())
-    assert sequence.picture.shape == (48, 64, 3)
-    assert select_frames([run], steps=[50, 10])[0].steps == (10, 50)
+    assert sequence.observed_image.shape == (48, 64, 3)
+    assert select_frames([run], MapSelection(steps=[50, 10]))[0].steps == (10, 50)
 
 
 def test_runs_that_are_called_the_same_are_told_apart(tmp_path):
@@ -74,16 +77,16 @@ def test_maps_are_drawn_where_the_observed_images_are_lost(tmp_path, harm):
         save_file({"images": np.zeros((2, 3), np.uint8), "masks": np.zeros(1, np.uint8)}, file)
     opened = [open_run(run.path) for run in runs]
     first, second = select_frames(opened)
-    assert (first.picture, first.mask, second.picture.shape) == (None, None, (48, 64, 3))
+    assert (first.observed_image, first.mask, second.observed_image.shape) == (None, None, (48, 64, 3))
     assert np.array_equal(first.maps, second.maps)
     (note,) = first.notes
     assert note.startswith(f"the observed images are left out: {runs[0].path}: observation.safetensors ")
     with pytest.raises(FadevizError, match="no image 2"):
-        select_frames(opened[:1], image=2)
+        select_frames(opened[:1], MapSelection(image=2))
     for sequences in ([first], [first, second]):
         assert render_grid(sequences).shape[2] == 3
         assert next(render_frames(sequences)).shape[2] == 3
-    alone = find_layout([first])
+    alone = layout_grid([first])
     assert min(x for x, _ in alone.cells.values()) < alone.cell[0]  # no room is left for what is not there
     for command in (["grid", "-o", "a.png"], ["animate", "-o", "a.gif"], ["animate", "-o", "a.webp"]):
         words = [command[0], str(runs[0].path), str(runs[1].path), "-o", str(tmp_path / command[2])]
@@ -104,14 +107,14 @@ def test_steps_in_common_and_the_note(tmp_path):
     assert [s.steps for s in sequences] == [(0, 20)] * 2
     assert "1 step is left out" in sequences[0].notes[0]
     with pytest.raises(FadevizError, match="two has no snapshot of step 10"):
-        select_frames([one, two], steps=[10])
+        select_frames([one, two], MapSelection(steps=[10]))
     with pytest.raises(FadevizError, match="no recorded step in common"):
         select_frames([one, make_run(tmp_path / "three", run_id="c", steps=(5,))])
 
 
 def test_runs_that_do_not_belong_together(tmp_path):
     one = make_run(tmp_path / "one")
-    with pytest.raises(FadevizError, match=r"one and .*two observed different images as image 0.* same --data"):
+    with pytest.raises(FadevizError, match=r"one and .*two observed different images as image 0.* same data="):
         select_frames([one, make_run(tmp_path / "two", run_id="b", picture=7)])
     with pytest.raises(FadevizError, match="are the same run, a1b2c3"):
         select_frames([one, open_run(tmp_path / "one" / ".." / "one")])
@@ -133,7 +136,7 @@ def test_runs_that_do_not_belong_together(tmp_path):
 )
 def test_unknown_names(tmp_path, options, message):
     with pytest.raises(FadevizError, match=message):
-        select_frames([make_run(tmp_path / "fade")], **options)
+        select_frames([make_run(tmp_path / "fade")], MapSelection(**options))
 
 
 def test_a_damaged_snapshot_is_left_out_and_named(tmp_path):
@@ -148,7 +151,7 @@ def test_a_damaged_snapshot_is_left_out_and_named(tmp_path):
 def test_non_finite_cells_are_counted(tmp_path):
     maps = np.random.default_rng(0).normal(size=(2, 24, 32)).astype(np.float32)
     maps[1, 3, 4:6] = np.nan, np.inf
-    (sequence,) = select_frames([make_run(tmp_path / "fade", steps=(0, 1), maps=maps)], normalize="run")
+    (sequence,) = select_frames([make_run(tmp_path / "fade", steps=(0, 1), maps=maps)], MapSelection(normalize="run"))
     assert sequence.non_finite == 2
     assert "FADE: 2 cells are NaN or infinite" in sequence.notes[0]
     assert "Magenta: 2 cells" in " ".join(captions([sequence]))
@@ -156,9 +159,9 @@ def test_non_finite_cells_are_counted(tmp_path):
 
 def test_centered_only_where_both_signs_occur(tmp_path):
     run = make_run(tmp_path / "fade")
-    (sequence,) = select_frames([run], normalize="run", centered=True)
+    (sequence,) = select_frames([run], MapSelection(normalize="run"), centered=True)
     assert sequence.limits[0].low == -sequence.limits[0].high < 0
-    (sequence,) = select_frames([run], kind="gradient", normalize="run", centered=True)
+    (sequence,) = select_frames([run], MapSelection(kind="gradient", normalize="run"), centered=True)
     assert sequence.limits[0].low == 0
     assert not sequence.centered
 
@@ -170,11 +173,11 @@ def test_representative_channels(tmp_path):
     assert 1 in chosen
     assert 0 not in chosen
     assert chosen == sorted(chosen) == select_channels(run, LAYER)
-    assert select_channels(run, LAYER, how_many=1) == [1]
-    sequences = select_frames([run], kind="channels")
+    assert select_channels(run, LAYER, count=1) == [1]
+    sequences = select_frames([run], MapSelection(kind="channels"))
     assert [s.channel for s in sequences] == chosen
     assert "variance" in captions(sequences)[0]
-    (sequence,) = select_frames([run], kind="channels", channel=2)
+    (sequence,) = select_frames([run], MapSelection(kind="channels", channel=2))
     assert np.array_equal(sequence.maps, run.maps(LAYER, "channels", image=0, channel=2))
     assert "variance" not in captions([sequence])[0]
 
@@ -184,17 +187,18 @@ def test_representative_channels(tmp_path):
     [
         ({}, "each frame spans its own minimum to maximum"),
         ({"percentiles": (1, 99)}, "each frame spans its own 1 % to 99 %"),
-        ({"normalize": "run"}, "one range a run, FADE "),
+        ({"normalize": "run"}, "one range per run: FADE ("),
         ({"normalize": "shared"}, "one range over all runs shown, "),
         ({"normalize": "shared", "kind": "gate"}, "one range over all runs shown, 0 to 1."),
     ],
 )
 def test_the_caption_tells_the_range(tmp_path, options, sentence):
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", upsampler="carafe", run_id="b")]
-    text = " ".join(captions(select_frames(runs, **options)))
+    text = " ".join(captions(select_frames(runs, MapSelection(**options))))
     assert sentence in text
-    for part in ("SegNet", LAYER, "disc_0", "drawn", "a1b2c3 (FADE, seed 0)", "b (CARAFE, seed 0)"):
+    for part in ("SegNet", LAYER, "disc_0", "drawn", "FADE, CARAFE; seed 0 each."):
         assert part in text
+    assert "a1b2c3" not in text
 
 
 class TestCalls:
@@ -214,37 +218,38 @@ class TestCalls:
     @pytest.mark.parametrize("call", [0, 1, 2])
     @pytest.mark.parametrize("kind", ["feature", "channels"])
     def test_each_can_be_chosen(self, run, kind, call):
-        sequences = select_frames([run], kind=kind, call=call)
+        sequences = select_frames([run], MapSelection(kind=kind, call=call))
         for sequence in sequences:
             expected = run.maps(LAYER, kind, image=0, channel=sequence.channel, call=call)
             np.testing.assert_array_equal(sequence.maps, np.asarray(expected))
         others = {0: "1 (12x16), 2 (6x8)", 1: "0 (24x32), 2 (6x8)", 2: "0 (24x32), 1 (12x16)"}[call]
-        said = [note for note in all_notes(sequences) if "call" in note]
+        said = [note for note in collect_notes(sequences) if "call" in note]
         assert said == [f"{LAYER}: call {call} is shown; also recorded: calls {others}. Choose with call=..."]
         assert f"{LAYER}, call {call} of 3 (counted from 0)." in captions(sequences)[0]
 
     def test_one_that_there_is_not(self, run, tmp_path):
         with pytest.raises(FadevizError, match=r"fade has no call 3 of .* \(feature\). Recorded: 0, 1, 2. .* call="):
-            select_frames([run], call=3)
+            select_frames([run], MapSelection(call=3))
         with pytest.raises(FadevizError, match="no call -1"):
-            select_frames([run], call=-1)
+            select_frames([run], MapSelection(call=-1))
         other = make_run(tmp_path / "carafe", upsampler="carafe", run_id="b")
         with pytest.raises(FadevizError, match=r"carafe has no call 1 of .* Recorded: 0\."):
-            select_frames([run, other], call=1)
+            select_frames([run, other], MapSelection(call=1))
 
     def test_a_layer_that_ran_once_has_nothing_to_say(self, tmp_path):
         sequences = select_frames([make_run(tmp_path / "once")])
-        assert all_notes(sequences) == ()
+        assert collect_notes(sequences) == ()
         assert f"{LAYER}. Feature" in captions(sequences)[0]
 
 
 def test_channels_that_are_not_drawn_are_counted(tmp_path):
     run = make_run(tmp_path / "r", channels=12)
-    sequences = select_frames([run], kind="channels", how_many=3)
+    sequences = select_frames([run], MapSelection(kind="channels", channels=3))
     numbers = ", ".join(str(sequence.channel) for sequence in sequences)
-    assert all_notes(sequences) == (f"FADE: 3 of 12 channels are drawn: {numbers}. Choose with --channel, --channels",)
+    (note,) = collect_notes(sequences)
+    assert note == f"FADE: 3 of 12 channels are drawn: {numbers}. Choose with channel=... or channels=..."
     assert "(3 of 12)" in captions(sequences)[0]
-    assert all_notes(select_frames([run], kind="channels", channel=range(12))) == ()
+    assert collect_notes(select_frames([run], MapSelection(kind="channels", channel=range(12)))) == ()
 
 
 def test_cells_of_all_channels_are_one_note(tmp_path):
@@ -252,8 +257,9 @@ def test_cells_of_all_channels_are_one_note(tmp_path):
     bad = np.full((1, 2, 24, 32), np.nan, np.float32)
     bad[0, :, 0, 0] = 1
     SnapshotStore(run.path, run.run_id).write(0, [Snapshot(0, LAYER, 0, "channels", bad)])
-    sequences = select_frames([StoredRun(run.path)], kind="channels", channel=[0, 1], steps=[0])
-    assert all_notes(sequences) == (f"FADE: {2 * (24 * 32 - 1)} cells are NaN or infinite; they are painted magenta",)
+    sequences = select_frames([StoredRun(run.path)], MapSelection(kind="channels", channel=[0, 1], steps=[0]))
+    (note,) = collect_notes(sequences)
+    assert note == f"FADE: {2 * (24 * 32 - 1)} cells are NaN or infinite; they are painted magenta"
 
 
 def test_runs_of_different_layers(tmp_path):
@@ -266,13 +272,13 @@ def test_runs_of_different_layers(tmp_path):
     with pytest.raises(
         FadevizError, match=r"other has no layer 'a', but .*one does. All have 'feature' maps of: b, c\."
     ):
-        select_frames(runs, layer="a")
+        select_frames(runs, MapSelection(layer="a"))
     with pytest.raises(
         FadevizError, match=r"one has no layer 'd', but .*other does. .*: b, c\. Choose one with layer="
     ):
         learning_order(runs, "d")
     with pytest.raises(FadevizError, match=r"no layer in .*one 'e'"):
-        select_frames(runs, layer="e")
+        select_frames(runs, MapSelection(layer="e"))
     apart = [make_run(tmp_path / "x"), StoredRun(other.path)]
     with pytest.raises(FadevizError, match="No layer has 'feature' maps in all of them: they cannot be compared"):
         select_frames(apart)
@@ -280,11 +286,43 @@ def test_runs_of_different_layers(tmp_path):
 
 def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
     run = make_run(tmp_path / "fade")
-    (thin,) = select_frames([run], at_most=4)
+    (thin,) = select_frames([run], max_frames=4)
     assert thin.steps == (0, 40, 70, 110)  # both ends are among them
     assert np.array_equal(thin.maps[1], run.read(40, LAYER, "feature")[0])
-    assert thin.notes == ("4 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with --steps",)
-    for options in ({"at_most": 12}, {"at_most": 4, "steps": run.steps}):
-        (whole,) = select_frames([run], **options)
+    (note,) = thin.notes
+    assert note == "4 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with steps=..."
+    for count, steps in ((12, None), (4, run.steps)):
+        (whole,) = select_frames([run], MapSelection(steps=steps), max_frames=count)
         assert whole.steps == run.steps
         assert whole.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("runs", "text"),
+    [
+        ({"fade": [0]}, "FADE; seed 0"),
+        ({"fade": [None]}, "FADE"),
+        ({"fade": [0, 1, 2]}, "FADE; 3 seeds"),
+        ({"fade": [0, 0]}, "FADE; 2 runs"),
+        ({"fade": [7], "carafe": [7]}, "FADE, CARAFE; seed 7 each"),
+        ({"fade": [0], "carafe": [1]}, "FADE, CARAFE; 1 seed each"),
+        ({"fade": [0, 1], "carafe": [0, 1]}, "FADE, CARAFE; 2 seeds each"),
+        ({"fade": [0, 1], "carafe": [0]}, "FADE (2 seeds), CARAFE (1 seed)"),
+        ({"fade": [None], "carafe": [None]}, "FADE, CARAFE"),
+        ({str(n): [0, 1] for n in range(14)}, ", ".join(map(str, range(12))) + ", 2 more; 2 seeds each"),
+    ],
+)
+def test_captions_name_operators_and_seeds_not_runs(runs, text):
+    stored = [
+        SimpleNamespace(title=name.upper(), info=RunInfo(config=StoredConfig({"seed": seed})))
+        for name, seeds in runs.items()
+        for seed in seeds
+    ]
+    assert describe_runs(stored) == text
+
+
+def test_many_ranges_are_summed_up(tmp_path):
+    runs = [make_run(tmp_path / f"r{n}", run_id=f"r{n}", seed=n) for n in range(8)]
+    (sentence,) = (s for s in captions(select_frames(runs, MapSelection(normalize="run"))) if "Normal" in s)
+    assert sentence.startswith("Normalisation: one range per run, all within ")
+    assert "seed 3" not in sentence

@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import oracles
 from fadeviz import FadevizError
 from fadeviz.ops import sharpened
-from fadeviz.ops.backends import native
+from fadeviz.ops.backends import native_library
 from fadeviz.ops.reassemble import reassemble
 from fadeviz.upsamplers import FreqFusion, Skip, build_upsampler, freqfusion
 from fadeviz.upsamplers.freqfusion import SimilarityOffsets, WindowedSoftmax, neighbour_similarity
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(native_library.library() is None, reason="no C compiler")
 
 NAMES = {
     "hr_channel_compressor": "compressor_encoder",
@@ -570,7 +570,7 @@ class TestMessages:
 
         operator = FreqFusion(8, compressed_channels=8)
         operator.load_official_state_dict({**official(), "hamming_lowpass": torch.ones(1, 1, 5, 5)})
-        with pytest.raises(FadevizError, match=r"the state dict has 'dysampler\S*', which this operator has not"):
+        with pytest.raises(FadevizError, match=r"the state dict has 'dysampler\S*', which this operator does not have"):
             operator.load_official_state_dict(official(resample=True))
         sampling = FreqFusion(8, compressed_channels=8, resample=True)
         with pytest.raises(FadevizError, match=r"the state dict has nothing for 'offsets\S*' \(12 of 20"):

@@ -454,10 +454,10 @@ def test_manifests(count, tmp_path):
         data = as_json(changed(told, steps))
         (tmp_path / "manifest.json").write_bytes(harmed(data, damage) if damage else data)
         plan = tried(read_plan, tmp_path)
-        for member in plan.members if plan else ():
-            tried(plan.config, member)
-            assert "/" not in member.name
-            assert (tmp_path / member.name).parent == tmp_path
+        for trial in plan.trials if plan else ():
+            tried(plan.config, trial)
+            assert "/" not in trial.name
+            assert (tmp_path / trial.name).parent == tmp_path
 
     try_all(count, st.tuples(changes, st.just([]) | harms), check)
 

@@ -145,12 +145,12 @@ def training(network, upsampler, precision, steps):
     """A network and batches on the device, the task, and what else :func:`fadeviz.training.loop.fit` takes."""
     if network != "segnet":
         pytest.importorskip("transformers")
+    from fadeviz.models import NETWORKS as TABLE
     from fadeviz.models import build_network
-    from fadeviz.training.recipes import RECIPES
-    from fadeviz.training.tasks import choose_task
+    from fadeviz.training.tasks import TASKS
 
     torch.manual_seed(0)
-    recipe, task = RECIPES[network], choose_task("matting" if network == "matting" else "segmentation", 2)
+    recipe, task = TABLE[network].recipe, TASKS[TABLE[network].task]
     model = build_network(network, upsampler, width=0.25).to(DEVICE, memory_format=torch.channels_last)
     images = torch.randn(2, 4 if network == "matting" else 3, 64, 64)
     targets = torch.rand(2, 11, 64, 64) if network == "matting" else torch.randint(0, 2, (2, 64, 64))
@@ -158,7 +158,7 @@ def training(network, upsampler, precision, steps):
     scaler = torch.amp.GradScaler(DEVICE) if precision == "fp16" else None
     rest = {"lr_at": recipe.lr_at(recipe.lr, 10, recipe.lr_drops), "precision": precision, "scaler": scaler}
     data = [(images.to(DEVICE), targets.to(DEVICE))] * steps
-    return model, data, task, {"optimizer": optimizer, "weigh": task.weigh, **rest}
+    return model, data, task, {"optimizer": optimizer, "weigh": task.loss_weight, **rest}
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from fadeviz.experiment import RunConfig
 from fadeviz.storage.check import check_run
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.sweep import LocalProcesses, Member, local
+from fadeviz.sweep import LocalProcesses, Trial, local
 from fadeviz.sweep.trial import End, Task
 from fadeviz.upsamplers import UPSAMPLERS
 
@@ -369,7 +369,7 @@ class TestSeveralGPUs:
 
     def tasks(self, count):
         config = RunConfig(size=32, width=0.125, steps=1)
-        return [Task(Member("fade", seed), config, Path("none")) for seed in range(count)]
+        return [Task(Trial("fade", seed), config, Path("none")) for seed in range(count)]
 
     @pytest.mark.parametrize(
         ("count", "visible", "jobs", "wanted"),

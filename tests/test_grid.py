@@ -10,7 +10,8 @@ from fadeviz.errors import FadevizError
 from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
-from fadeviz.render.grid import find_layout, render_grid, write_channels, write_grid
+from fadeviz.render.grid import layout_grid, render_grid, write_grid
+from fadeviz.render.selection import MapSelection
 from fadeviz.storage.snapshot_files import SnapshotFiles
 from render_runs import make_run
 
@@ -49,7 +50,7 @@ def check_cells(pixels, sequences, layout, colormap):
 )
 def test_cells_are_exact(tmp_path, pair, options, colormap):
     sequences = select_frames(pair)
-    layout = find_layout(sequences, **options)
+    layout = layout_grid(sequences, **options)
     pixels = render_grid(sequences, colormap=colormap, **options)
     assert pixels.shape == (layout.height, layout.width, 3)
     check_cells(pixels, sequences, layout, colormap)
@@ -60,12 +61,12 @@ def test_cells_are_exact(tmp_path, pair, options, colormap):
 
 def test_a_tall_map_of_a_single_value(tmp_path):
     sequences = select_frames([make_run(tmp_path / "r", size=(6, 2), maps=np.zeros((12, 6, 2), np.float32))])
-    layout = find_layout(sequences)
+    layout = layout_grid(sequences)
     check_cells(render_grid(sequences), sequences, layout, "gray")
 
 
 def test_cells_do_not_overlap_and_read_from_left_to_right(pair):
-    layout = find_layout(select_frames(pair), columns=5)
+    layout = layout_grid(select_frames(pair), columns=5)
     (width, height), corners = layout.cell, list(layout.cells.values())
     boxes = corners + [box for *_, boxes in layout.blocks for box in boxes]
     for (x, y), (other_x, other_y) in itertools.combinations(boxes, 2):
@@ -77,7 +78,7 @@ def test_cells_do_not_overlap_and_read_from_left_to_right(pair):
 def test_the_default_page_is_wider_than_high(tmp_path):
     steps = tuple(range(35))
     sequences = select_frames([make_run(tmp_path / "r", steps=steps, size=(28, 28))])
-    layout = find_layout(sequences)
+    layout = layout_grid(sequences)
     assert 1.2 < layout.width / layout.height < 2
     assert len({x for x, _ in layout.cells.values()}) * len({y for _, y in layout.cells.values()}) == 35
     assert 100 <= layout.cell[0] <= 130
@@ -89,7 +90,7 @@ def test_non_finite_cells_are_magenta(tmp_path):
     run = make_run(tmp_path / "r", maps=maps)
     assert any("magenta" in note for note in write_grid([run], tmp_path / "g.png"))
     sequences = select_frames([run])
-    layout = find_layout(sequences)
+    layout = layout_grid(sequences)
     x, y = layout.cells[0, 2]
     corner = render_grid(sequences)[y + 20 * layout.scale, x + 30 * layout.scale]
     assert corner.tolist() == [255, 0, 255]
@@ -103,32 +104,31 @@ def test_words_change_pixels(tmp_path, run):
 
 
 def test_channels_draw_a_row_each(tmp_path, run):
-    sequences = select_frames([run], kind="channels")
-    layout = find_layout(sequences)
+    sequences = select_frames([run], MapSelection(kind="channels"))
+    layout = layout_grid(sequences)
     assert len({y for _, y in layout.cells.values()}) == len(sequences) > 1
-    write_grid([run], tmp_path / "a.png", kind="channels")
-    write_channels(run, tmp_path / "b.png")
-    write_channels(run, tmp_path / "c.png", how_many=2)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    with Image.open(tmp_path / "b.png") as many, Image.open(tmp_path / "c.png") as few:
+    write_grid([run], tmp_path / "a.png", MapSelection(kind="channels"))
+    write_grid([run], tmp_path / "b.png", MapSelection(kind="channels", channels=2))
+    with Image.open(tmp_path / "a.png") as many, Image.open(tmp_path / "b.png") as few:
         assert few.height < many.height
 
 
 def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
-    notes = write_channels(run, tmp_path / "a.png")
-    assert "8 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with --steps" in notes
-    assert not [note for note in write_channels(run, tmp_path / "b.png", steps=run.steps) if "steps" in note]
-    few = select_frames([run], steps=[0, 50])
-    assert " 2 of 12 recorded steps are shown." in " ".join(find_layout(few).caption[0])
-    assert "recorded steps" not in " ".join(find_layout(select_frames([run])).caption[0])
+    notes = write_grid([run], tmp_path / "a.png", MapSelection(kind="channels"))
+    assert "8 of 12 snapshots are shown, evenly spaced from step 0 to 110. Choose others with steps=..." in notes
+    notes = write_grid([run], tmp_path / "b.png", MapSelection(kind="channels", steps=run.steps))
+    assert not [note for note in notes if "steps" in note]
+    few = select_frames([run], MapSelection(steps=[0, 50]))
+    assert " 2 of 12 recorded steps are shown." in " ".join(layout_grid(few).caption[0])
+    assert "recorded steps" not in " ".join(layout_grid(select_frames([run])).caption[0])
 
 
 def test_another_call(tmp_path):
     run = make_run(tmp_path / "r", calls=2)
-    notes = write_grid([run], tmp_path / "g.png", call=1)
+    notes = write_grid([run], tmp_path / "g.png", MapSelection(call=1))
     assert notes == ("decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with call=...",)
-    sequences = select_frames([run], call=1)
-    layout = find_layout(sequences)
+    sequences = select_frames([run], MapSelection(call=1))
+    layout = layout_grid(sequences)
     with Image.open(tmp_path / "g.png") as written:
         check_cells(np.asarray(written.convert("RGB")), sequences, layout, "gray")
     assert layout.scale == 8  # its maps are 16 cells wide
@@ -137,7 +137,7 @@ def test_another_call(tmp_path):
 @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
 def test_the_same_run_gives_the_same_bytes(tmp_path, pair, ending):
     for name in ("one", "two"):
-        write_grid(pair, tmp_path / f"{name}.{ending}", colormap="viridis", normalize="shared")
+        write_grid(pair, tmp_path / f"{name}.{ending}", MapSelection(normalize="shared"), colormap="viridis")
     one, two = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
     assert one == two
     assert len(one) > 1000
@@ -159,9 +159,9 @@ def test_vector_files_hold_the_values_themselves(tmp_path, run):
         ("g.jpg", {}, r"cannot be written as .jpg. Endings: .png .pdf .svg"),
         ("g", {}, "a file without an ending"),
         ("g.png", {"colormap": "grey2"}, "no colour map 'grey2'"),
-        ("g.png", {"columns": 0}, "columns 0: at least 1"),
-        ("g.png", {"scale": 0}, "scale 0: at least 1"),
-        ("g.png", {"kind": "gates"}, "gate"),
+        ("g.png", {"columns": 0}, "columns=0: must be at least 1"),
+        ("g.png", {"scale": 0}, "scale=0: must be at least 1"),
+        ("g.png", {"selection": MapSelection(kind="gates")}, "gate"),
     ],
 )
 def test_errors_leave_the_old_file(tmp_path, run, name, options, message):
@@ -181,9 +181,24 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     monkeypatch.setattr(
         SnapshotFiles,
         "open_map",
-        lambda run, step, *what, was=SnapshotFiles.open_map: opened.add(step) or was(run, step, *what),
+        lambda files, step, *what, was=SnapshotFiles.open_map: opened.add(step) or was(files, step, *what),
     )
     (note,) = write_grid([run], tmp_path / "g.png", scale=1)
     assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")
     assert len(opened) == 12
-    assert write_grid([run], tmp_path / "g.png", scale=1, steps=range(20)) == ()
+    assert write_grid([run], tmp_path / "g.png", MapSelection(steps=range(20)), scale=1) == ()
+
+
+RUNS = "fadeviz runs: a1b2c3 (FADE, seed 0), b (CARAFE, seed 0)"
+
+
+def test_the_ids_of_the_runs_are_in_the_file_and_not_under_the_figure(tmp_path, pair):
+    for ending in ("png", "pdf", "svg"):
+        write_grid(pair, tmp_path / f"g.{ending}", MapSelection(steps=[0]), scale=1)
+    with Image.open(tmp_path / "g.png") as image:
+        assert image.text["Description"] == RUNS
+    assert RUNS.replace("(", r"\(").replace(")", r"\)").encode() in (tmp_path / "g.pdf").read_bytes()
+    assert RUNS in (tmp_path / "g.svg").read_text()
+    caption = " ".join(layout_grid(select_frames(pair)).caption[0])
+    assert "FADE, CARAFE; seed 0 each." in caption
+    assert "a1b2c3" not in caption

@@ -19,9 +19,9 @@ from fadeviz.data.matting.compositing import (
     trimap_radii,
 )
 from fadeviz.data.matting.dataset import (
-    DrawnMattes,
     MatteCrops,
     MatteImages,
+    SyntheticMattes,
     check_matting,
     load_matting,
     load_synthetic_mattes,
@@ -253,7 +253,7 @@ class TestLayers:
         assert got.alpha.mean() == pytest.approx(matte[:, 6:66].mean() / 255, abs=0.03)
 
     def test_pictures_of_the_size_stay_and_smaller_ones_are_refused(self) -> None:
-        sample = DrawnMattes(64, count=2, stream="test")[1]
+        sample = SyntheticMattes(64, count=2, stream="test")[1]
         for part, same in zip(crop_unknown(sample, 64), sample, strict=True):
             np.testing.assert_array_equal(part, same)
         with pytest.raises(FadevizError, match="64x64, smaller than the wanted 65"):
@@ -306,15 +306,15 @@ class TestDrawn:
         np.testing.assert_array_equal(splits.test[3].mask, SyntheticHorses(64, 2, stream="test")[3].mask)
 
     def test_a_function_of_seed_and_index(self) -> None:
-        first, again = DrawnMattes(48, 1), DrawnMattes(48, 1)
+        first, again = SyntheticMattes(48, 1), SyntheticMattes(48, 1)
         kept = [first[i] for i in range(4)]
         assert all(same(again[i], kept[i]) for i in reversed(range(4)))
-        assert not np.array_equal(DrawnMattes(48, 2)[0].image, kept[0].image)
-        assert not np.array_equal(DrawnMattes(48, 1, stream="test")[0].image, kept[0].image)
+        assert not np.array_equal(SyntheticMattes(48, 2)[0].image, kept[0].image)
+        assert not np.array_equal(SyntheticMattes(48, 1, stream="test")[0].image, kept[0].image)
 
     def test_crops_differ_in_scale_and_side(self) -> None:
         """Half are mirrored, and the horse fills more of some crops than of the whole drawing."""
-        train, whole = DrawnMattes(48, 0), SyntheticHorses(48, 0)
+        train, whole = SyntheticMattes(48, 0), SyntheticHorses(48, 0)
         ratios = [train[i].mask.mean() / whole[i].mask.mean() for i in range(12)]
         assert max(ratios) > 1.3
 

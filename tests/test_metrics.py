@@ -14,19 +14,20 @@ from fadeviz_cli.main import main
 from fadeviz_cli.training import figures
 from PIL import Image
 
-from fadeviz import FadevizError, open_run
-from fadeviz.analysis.curves import MEASURES, _regions_for, group_words, operator_courses
-from fadeviz.analysis.order import class_names, describe_inside, learning_order
+from fadeviz import FadevizError, open_run, plotting
+from fadeviz.analysis.curves import _regions_for, operator_curves
+from fadeviz.analysis.grouping import class_names, describe_inside
+from fadeviz.analysis.measures import MEASURES, describe_group
+from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.regions import build_regions
-from fadeviz.analysis.table import summary_rows
-from fadeviz.render import plots
+from fadeviz.analysis.result import Analysis
+from fadeviz.render.notebook import render_html
 from fadeviz.report import write_report
 from fadeviz.report.contour import contour_path, image_uri
-from fadeviz.run import render_html
 from fadeviz.storage import metrics as stored_metrics
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
-from fadeviz.sweep.trial import Follower, Task
+from fadeviz.sweep.trial import ProgressReader, Task
 from fadeviz.training.matting import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
 from render_runs import make_run
@@ -72,7 +73,7 @@ def table(output):
 def panels(monkeypatch, tmp_path, *arguments):
     drawn = {}
     for name in ("write_curves", "write_kymographs"):
-        monkeypatch.setattr(plots, name, lambda panels, output, **more: drawn.update(panels=panels, **more))
+        monkeypatch.setattr(plotting, name, lambda panels, output, **more: drawn.update(panels=panels, **more))
     call("plot", *arguments, "-o", tmp_path / "figure.png")
     return drawn
 
@@ -85,7 +86,7 @@ class TestTable:
     def test_it_has_what_the_tests_give(self):
         assert tuple(stored_metrics.TASK_METRICS["matting"].metrics) == METRICS
         assert {*stored_metrics.TASK_METRICS["segmentation"].metrics} == {"miou", *BOUNDARY_SHARES}
-        assert {name for name, one in MEASURES.items() if one.figure == "quality"} == set(stored_metrics.METRICS)
+        assert {name for name, one in MEASURES.items() if one.group == "quality"} == set(stored_metrics.METRICS)
         for name, metric in stored_metrics.METRICS.items():
             assert (MEASURES[name].title, MEASURES[name].unit) == (metric.title, metric.unit)
             assert ("lower is better" in metric.meaning) == (name in METRICS)
@@ -113,9 +114,9 @@ class TestTable:
         assert stored_metrics.METRICS[name].text(value) == text
 
     def test_a_group_says_what_its_measures_are_of(self):
-        assert group_words("quality", ["miou"]) == ("how well the network segments the test images", "")
-        assert group_words("gate", ["gate_inside"])[0].startswith("gate and kernels")
-        meaning, note = group_words("quality", METRICS)
+        assert describe_group("quality", ["miou"]) == ("how well the network segments the test images", "")
+        assert describe_group("gate", ["gate_inside"])[0].startswith("gate and kernel entropy")
+        meaning, note = describe_group("quality", METRICS)
         assert meaning == "how far the network's mattes of the test images are from the true ones"
         assert "unknown" in note
 
@@ -135,10 +136,10 @@ class TestWhileTraining:
 
     def test_a_sweep_follows_the_tests_of_a_matting_run(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        follower = Follower(Task("member", SimpleNamespace(steps=9), tmp_path))
+        reader = ProgressReader(Task("trial", SimpleNamespace(steps=9), tmp_path))
         store.append_metrics({"step": 1, "loss": 0.5, "lr": 0.1, "test_loss": 0.25, **ERRORS})
         store.append_metrics({"step": 2, "loss": 0.25, "lr": 0.1})
-        assert follower.news() == (2, 9, 0.25, {"test_loss": 0.25, **ERRORS})
+        assert reader.read() == (2, 9, 0.25, {"test_loss": 0.25, **ERRORS})
 
 
 class TestMattes:
@@ -150,17 +151,17 @@ class TestMattes:
         for row in rows:
             assert re.search(r" 12\.3  0\.0123$", row)
             assert len(row) == len(heading) <= 120
-        assert "note: the masks are of the true mattes: inside is half opaque or more, outside all else" in output
+        assert "note: the masks come from the true mattes: inside is where alpha is at least one half" in output
         whole = json.loads((tmp_path / "a.json").read_text())
         for row in whole["operators"]:
             assert {name: row[name] for name in METRICS} == ERRORS
-            assert {name: row["courses"][name]["steps"] for name in METRICS} == {name: [50, 110] for name in METRICS}
-            assert not {"miou", "boundary_iou"} & {*row, *row["courses"]}
+            assert {name: row["curves"][name]["steps"] for name in METRICS} == {name: [50, 110] for name in METRICS}
+            assert not {"miou", "boundary_iou"} & {*row, *row["curves"]}
         with open(tmp_path / "a.csv") as file:
             assert [float(row["conn"]) for row in csv.DictReader(file)] == [11.25, 11.25]
 
     def test_plot(self, mattes, monkeypatch, tmp_path):
-        drawn = panels(monkeypatch, tmp_path, *mattes, "--kind", "quality")
+        drawn = panels(monkeypatch, tmp_path, *mattes, "--what", "quality")
         assert [panel.title for panel in drawn["panels"]] == ["SAD", "MSE", "Grad", "Conn"]
         assert [panel.unit for panel in drawn["panels"]] == ["sum / 1000", "mean", "sum / 1000", "sum / 1000"]
         assert all(panel.subtitle.endswith("; lower is better") for panel in drawn["panels"])
@@ -170,11 +171,11 @@ class TestMattes:
                 assert curve.steps == (50, 110)
                 assert curve.middle == pytest.approx([10 * value, value])
         assert drawn["caption"].endswith("of the pixels that the trimaps leave unknown, means over the images.")
-        drawn = panels(monkeypatch, tmp_path, *mattes, "--kind", "kymograph")
-        assert "The masks are of the true mattes: inside is half opaque or more, outside all else. " in drawn["caption"]
+        drawn = panels(monkeypatch, tmp_path, *mattes, "--what", "kymograph")
+        assert "The masks come from the true mattes: inside is where alpha is at least one half. " in drawn["caption"]
 
     def test_the_quality_figure_is_drawn(self, mattes, tmp_path):
-        call("plot", *mattes, "--kind", "quality", "-o", tmp_path / "q.png")
+        call("plot", *mattes, "--what", "quality", "-o", tmp_path / "q.png")
         assert np.asarray(Image.open(tmp_path / "q.png")).std() > 10
 
     def test_report(self, mattes, tmp_path):
@@ -187,15 +188,15 @@ class TestMattes:
             assert image["contour"] == contour_path(alphas[number] >= 128)
             shown = Image.open(io.BytesIO(base64.b64decode(image["matte"].partition("base64,")[2])))
             assert np.abs(np.asarray(shown).astype(int) - alphas[number]).max() < 40  # of a JPEG
-        (group,) = (one for one in data["figures"] if one["name"] == "quality")
+        (group,) = (one for one in data["groups"] if one["name"] == "quality")
         assert group["meaning"] == stored_metrics.TASK_METRICS["matting"].meaning
         assert group["note"] == stored_metrics.TASK_METRICS["matting"].note
         assert [name for name, _ in group["measures"]] == ["SAD", "MSE", "Grad", "Conn"]
-        assert [chart["lines"][0]["middle"][-1] for chart in group["charts"]] == pytest.approx(
+        assert [panel["curves"][0]["middle"][-1] for panel in group["panels"]] == pytest.approx(
             list(ERRORS.values()), rel=1e-4
         )
         text = (tmp_path / "r.html").read_text().partition("<script")[0]
-        assert "<li>The masks are of the true mattes: inside is half opaque or more, outside all else.</li>" in text
+        assert "<li>The masks come from the true mattes: inside is where alpha is at least one half.</li>" in text
         for wrong in ("mIoU", "horse", "segment"):
             assert wrong not in text
 
@@ -223,8 +224,8 @@ class TestManyClasses:
         order = learning_order([run])
         gate = run.maps(LAYER, "gate")[:]
         inside = [gate[-1, image][one.inside].mean() for image, one in enumerate(order.regions)]
-        courses = operator_courses(order, order.operators[0])
-        assert courses["gate_inside"].values[0, -1] == pytest.approx(inside, rel=1e-5)
+        curves = operator_curves(order, order.operators[0])
+        assert curves["gate_inside"].values[0, -1] == pytest.approx(inside, rel=1e-5)
         coarse = build_regions(run.foregrounds[0], (12, 16))
         found = _regions_for(np.zeros((1, 2, 12, 16), np.float32), run, order)
         assert np.array_equal(found[0].inside, coarse.inside)
@@ -239,17 +240,19 @@ class TestManyClasses:
         heading, row = table(output)
         assert re.search(r"checker +mIoU$", heading)
         assert row.endswith("  0.250")
-        note = "note: the masks are of one class of each image (horse; bed): inside is that class, outside all else"
+        note = (
+            "note: the masks show one class of each image (horse; bed): inside is that class, outside everything else"
+        )
         assert note in output
         (row,) = json.loads((tmp_path / "a.json").read_text())["operators"]
         assert (row["miou"], row["boundary_iou"]) == (0.25, None)
-        assert not {"boundary_iou", "boundary_iou_fine", "sad"} & {*row["courses"]}
+        assert not {"boundary_iou", "boundary_iou_fine", "sad"} & {*row["curves"]}
 
     def test_plot(self, many, monkeypatch, tmp_path):
-        drawn = panels(monkeypatch, tmp_path, *many, "--kind", "quality")
+        drawn = panels(monkeypatch, tmp_path, *many, "--what", "quality")
         assert [panel.title for panel in drawn["panels"]] == ["mIoU"]
         for kind in ("responses", "gate", "classes", "edge-kymograph"):
-            drawn = panels(monkeypatch, tmp_path, *many, "--kind", kind)
+            drawn = panels(monkeypatch, tmp_path, *many, "--what", kind)
             assert "(horse; bed): inside is that class" in drawn["caption"]
 
     def test_report(self, many, tmp_path):
@@ -285,7 +288,7 @@ class TestTwoClasses:
         assert "note: the masks" not in output
         (row,) = json.loads((tmp_path / "a.json").read_text())["operators"]
         assert [name for name in row if name in stored_metrics.METRICS] == ["miou", "boundary_iou"]
-        assert [name for name in row["courses"] if name in stored_metrics.METRICS] == [
+        assert [name for name in row["curves"] if name in stored_metrics.METRICS] == [
             *stored_metrics.TASK_METRICS["segmentation"].metrics
         ]
 
@@ -296,13 +299,13 @@ class TestTwoClasses:
 
     def test_figures_and_reports_say_nothing_more(self, two, monkeypatch, tmp_path):
         assert describe_inside(StoredRun(two[0])) == ""
-        drawn = panels(monkeypatch, tmp_path, *two, "--kind", "quality")
+        drawn = panels(monkeypatch, tmp_path, *two, "--what", "quality")
         assert drawn["caption"].endswith("Lines: median over runs; bands: its 95 % interval over seeds.")
-        assert "masks are" not in panels(monkeypatch, tmp_path, *two, "--kind", "kymograph")["caption"]
+        assert "masks" not in panels(monkeypatch, tmp_path, *two, "--what", "kymograph")["caption"]
         write_report([StoredRun(two[0])], tmp_path / "r.html")
         data = page_data(tmp_path / "r.html")
         assert [set(one) for one in data["images"]] == [{"name", "image", "contour", "size"}] * 2
-        (group,) = (one for one in data["figures"] if one["name"] == "quality")
+        (group,) = (one for one in data["groups"] if one["name"] == "quality")
         assert (group["meaning"], group["note"]) == ("how well the network segments the test images", "")
 
     def test_all_but_zero_is_inside(self, two):
@@ -315,6 +318,6 @@ def test_figures_of_two_tasks_stand_side_by_side(tmp_path):
     run = make_matting_run(tmp_path / "run")
     SnapshotStore(run.path, run.run_id).append_metrics({"step": 110, "miou": 0.5})
     order = learning_order([run])
-    (row,) = summary_rows(order)
+    (row,) = Analysis(order).table
     assert (row["miou"], row["boundary_iou"], row["sad"]) == (0.5, None, ERRORS["sad"])
     assert re.search(r"mIoU +SAD +MSE$", table(call("analyze", run.path))[0])

@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fadeviz_cli.main import main
-from fadeviz_cli.measure import _cut_off
 from PIL import Image
 
-from fadeviz import FadevizError, open_run
+from fadeviz import FadevizError, open_run, plotting
 from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.result import analyze
 from fadeviz.analysis.statistics import bootstrap_band
-from fadeviz.analysis.table import _steps
+from fadeviz.analysis.text import format_steps
 from fadeviz.render import plots
 from fadeviz.render.page import new_figure
-from fadeviz.render.plots import Curve, CurvePanel, KymographPanel, write_curves, write_kymographs
+from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
+from fadeviz.render.plots import write_curves, write_kymographs
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
@@ -90,7 +91,7 @@ class TestFiles:
     def test_bad_arguments(self, tmp_path):
         with pytest.raises(FadevizError, match="nothing to plot"):
             write_kymographs([], tmp_path / "a.png", quantity="rank")
-        with pytest.raises(FadevizError, match=r"cannot write a.gif: the ending must be one of .png, .pdf, .svg"):
+        with pytest.raises(FadevizError, match=r"a.gif: a plot cannot be written as .gif. Endings: .png .pdf .svg"):
             write_curves([curves()], tmp_path / "a.gif")
 
     def test_lines_like_another_take_its_colour(self, tmp_path):
@@ -136,34 +137,72 @@ class TestCommands:
     )
     def test_plot(self, runs, tmp_path, kind):
         output = tmp_path / "figure.png"
-        result = call("plot", runs / "fade0", runs / "carafe0", "--kind", kind, "-o", output)
+        result = call("plot", runs / "fade0", runs / "carafe0", "--what", kind, "-o", output)
         assert result.exit_code == 0, result.output
         assert result.stdout == f"wrote {output}\n"
         assert np.asarray(Image.open(output)).std() > 10
 
     def test_responses_less_what_position_gives(self, runs, tmp_path):
-        result = call("analyze", runs / "fade0", "--responses", "beyond-position", "--json", tmp_path / "a.json")
+        result = call("analyze", runs / "fade0", "--responses", "position-corrected", "--json", tmp_path / "a.json")
         assert result.exit_code == 0, result.output
-        assert "beyond-position: how far each response is above" in result.output
+        assert "position-corrected: how far each response exceeds" in result.output
         whole = json.loads((tmp_path / "a.json").read_text())
-        assert whole["responses"] == "beyond-position"
-        courses = whole["operators"][0]["courses"]
-        assert len(courses["edge"]["middle"]) == len(courses["edge"]["steps"]) == len(whole["steps"])
+        assert whole["responses"] == "position-corrected"
+        curves = whole["operators"][0]["curves"]
+        assert len(curves["edge"]["middle"]) == len(curves["edge"]["steps"]) == len(whole["steps"])
+
+    @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+    def test_the_runs_are_in_the_metadata_and_not_in_the_caption(self, runs, tmp_path, ending):
+        analysis = analyze([runs / "fade0", runs / "carafe1"])
+        for what in ("kymograph", "responses"):
+            made = plotting.make_plot(analysis, what)
+            assert made.provenance == "fadeviz runs: fade0 (FADE, seed 0), carafe1 (CARAFE, seed 1)"
+            assert "fade0" not in made.caption
+            assert "2 runs." in made.caption
+            plotting.write_plot(made, tmp_path / f"a.{ending}")
+            data = (tmp_path / f"a.{ending}").read_bytes()
+            if ending == "png":
+                with Image.open(tmp_path / "a.png") as image:
+                    assert image.info["Description"] == made.provenance
+            else:
+                assert made.provenance.encode() in re.sub(rb"\\([()])", rb"\1", data)  # PDF escapes parentheses
+
+    def test_python_does_what_the_command_does(self, runs, tmp_path):
+        paths = [runs / "fade0", runs / "carafe0"]
+        analysis = analyze(paths, responses="raw-edge", until="peak")
+        options = ["--responses", "raw-edge", "--until", "peak"]
+        result = call("analyze", *paths, *options, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+        assert result.stdout.startswith(f"{analysis}\n")
+        assert json.loads((tmp_path / "a.json").read_text()) == analysis.to_dict()
+        assert (tmp_path / "a.csv").read_text() == analysis.to_csv()
+        assert list(analysis.verdicts) == list(analysis.curves) == [row["operator"] for row in analysis.table]
+        assert repr(analysis).startswith(f"Analysis({LAYER}, feature; fade: ")
+        call("plot", *paths, *options, "--what", "spectrum", "--what", "responses", "-o", tmp_path / "a_{what}.png")
+        written = plotting.plot(analysis, tmp_path / "b_{what}.png", what=["spectrum", "responses"])
+        assert [file.name for file in written.files] == ["b_spectrum.png", "b_responses.png"]
+        assert written.notes == analysis.notes
+        for file in written.files:
+            assert file.read_bytes() == (tmp_path / file.name.replace("b_", "a_")).read_bytes()
+        with pytest.raises(FadevizError, match="no plot 'spectra'. Nearest: 'spectrum'"):
+            plotting.plot(analysis, tmp_path / "c.png", what="spectra")
+
+    def test_one_run_needs_no_list(self, runs):
+        assert analyze(runs / "fade0").table == analyze([open_run(runs / "fade0")]).table
 
     def test_several_figures_of_one_measuring(self, runs, tmp_path):
-        kinds = ["--kind", "kymograph", "--kind", "spectrum", "--kind", "kymograph"]
-        result = call("plot", runs / "fade0", *kinds, "-o", tmp_path / "new" / "{kind}.svg")
+        kinds = ["--what", "kymograph", "--what", "spectrum", "--what", "kymograph"]
+        result = call("plot", runs / "fade0", *kinds, "-o", tmp_path / "new" / "{what}.svg")
         assert result.exit_code == 0, result.output
         assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["kymograph.svg", "spectrum.svg"]
         result = call("plot", runs / "fade0", *kinds, "-o", tmp_path / "one.svg")
         assert result.exit_code == 1
-        assert "Put {kind} into its name" in result.output
+        assert "Put {what} into its name" in result.output
 
     def test_verdicts_by_every_rule(self, runs, tmp_path):
         paths = [runs / name for name in ("fade0", "fade1", "carafe0")]
         result = call("analyze", *paths, "--until", "peak", "--json", tmp_path / "a.json")
         assert result.exit_code == 0, result.output
-        rules = json.loads((tmp_path / "a.json").read_text())["other_rules"]
+        rules = json.loads((tmp_path / "a.json").read_text())["verdicts_by_rule"]
         assert len(rules) == 2 * 5 * 2
         alone = call("analyze", *paths, "--responses", "raw-edge", "--json", tmp_path / "b.json")
         assert alone.exit_code == 0
@@ -175,7 +214,7 @@ class TestCommands:
             )
             assert all(row[key] == same[key] for key in ("verdict", "reason", "lead", "lead_low", "lead_high"))
         lines = result.output.splitlines()
-        table = lines[lines.index("verdict by other rules (--responses; until end / peak):") :]
+        table = lines[lines.index("verdict by other rules (columns: responses; until end / peak):") :]
         assert table[2].startswith("fade")
         assert len(table[2].split(" / ")) == 6
         assert max(map(len, table[:4])) <= 130
@@ -186,9 +225,9 @@ class TestCommands:
             (("analyze", tmp_path / "none"), 1, "no run folder"),
             (("analyze", runs / "fade0", "--kind", "gates"), 1, "gates"),
             (("analyze", runs / "fade0", "--responses", "raw"), 1, "raw-edge"),
-            (("plot", runs / "fade0", "--kind", "quality", "-o", tmp_path / "a.png"), 1, "none of the runs has what"),
-            (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "the ending must be one of"),
-            (("plot", runs / "fade0", "--kind", "pie", "-o", tmp_path / "a.png"), 2, "'pie' is not one of"),
+            (("plot", runs / "fade0", "--what", "quality", "-o", tmp_path / "a.png"), 1, "none of the runs has what"),
+            (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "a plot cannot be written as .gif"),
+            (("plot", runs / "fade0", "--what", "pie", "-o", tmp_path / "a.png"), 2, "'pie' is not one of"),
         ):
             result = call(*arguments)
             assert result.exit_code == code, result.output
@@ -227,7 +266,7 @@ class TestCalls:
         assert result.stdout.startswith(f"{LAYER}, call 1, feature: 2 images")
         result = call("plot", several / "shared", "--call", 1, "-o", tmp_path / "k.png")
         assert (result.exit_code, result.stdout) == (0, f"wrote {tmp_path / 'k.png'}\n")
-        assert f"note: {LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with call=...\n" in result.stderr
+        assert f"note: {LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call\n" in result.stderr
         for command in (("analyze",), ("plot", "-o", tmp_path / "no.png")):
             result = call(*command, several / "shared", "--call", 2)
             assert (result.exit_code, result.stdout) == (1, "")
@@ -273,7 +312,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
         SnapshotStore(run.path, run.run_id).write(step, [only])
     info = json.loads((run.path / "run.json").read_text())
     SnapshotStore(run.path, run.run_id).write_info(RunInfo.from_dict({**info, "config": config}))
-    result = call("plot", run.path, "--kind", figure, "-o", tmp_path / "a.png")
+    result = call("plot", run.path, "--what", figure, "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert re.search(remedy, result.stderr)
     assert len(result.stderr.splitlines()) == 1
@@ -281,7 +320,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
 
 def test_no_line_is_cut_off(tmp_path, monkeypatch):
     spans = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: spans.update({path.stem: figure.axes[0].get_ylim()}))
+    monkeypatch.setattr(plots, "_save", lambda figure, path, _: spans.update({path.stem: figure.axes[0].get_ylim()}))
     values = np.array([-0.9, 0.2, np.nan, 0.8])
     for name, shift in (("low", 0.0), ("high", 0.9), ("within", 0.7)):
         curve = Curve("x", (0, 1, 10, 100), values + shift, values + shift, values + shift)
@@ -292,12 +331,12 @@ def test_no_line_is_cut_off(tmp_path, monkeypatch):
 
 
 def test_distances_that_are_not_drawn_are_said(runs, tmp_path, monkeypatch):
-    assert _cut_off([SimpleNamespace(edges=np.arange(-8.0, 13))]) == ""
+    assert plotting._cut_off([SimpleNamespace(edges=np.arange(-8.0, 13))]) == ""
     far = [SimpleNamespace(edges=np.arange(-8.0, 40)), SimpleNamespace(edges=np.arange(-4.0, 31))]
-    assert _cut_off(far) == "Not drawn: distances of 12 to 39 px outside. "
+    assert plotting._cut_off(far) == "Not drawn: distances of 12 to 39 px outside. "
     said = []
-    monkeypatch.setattr(plots, "write_kymographs", lambda *a, caption, **k: said.append(caption))
-    monkeypatch.setattr(plots, "shown_distances", lambda edges: (-1.0, 2.0))
+    monkeypatch.setattr(plotting, "write_kymographs", lambda *a, caption, **k: said.append(caption))
+    monkeypatch.setattr(plotting, "shown_distances", lambda edges: (-1.0, 2.0))
     assert call("plot", runs / "fade0", "-o", tmp_path / "k.png").exit_code == 0
     assert "Not drawn: distances of 2 to 11 px outside." in said[0]
 
@@ -309,7 +348,7 @@ def test_tests_that_the_table_leaves_out_are_counted(runs):
     left = len(order.comparisons[0].tests) - shown
     assert left > 0
     assert (
-        f"\n{left} more tests, of other pairs of operators or of fewer than 6 pairs: see --json\n"
+        f"\n{left} more tests, of other pairs of operators or of fewer than 6 pairs: see the JSON\n"
         in call("analyze", *every).stdout
     )
 
@@ -330,10 +369,10 @@ def test_operators_that_a_figure_lacks_are_named(runs, tmp_path):
     for step in lone.steps:
         only = Snapshot(step, LAYER, 0, "feature", lone.read(step, LAYER, "feature"))
         SnapshotStore(lone.path, lone.run_id).write(step, [only])
-    result = call("plot", runs / "fade0", lone.path, "--kind", "gate", "-o", tmp_path / "g.png")
+    result = call("plot", runs / "fade0", lone.path, "--what", "gate", "-o", tmp_path / "g.png")
     assert result.exit_code == 0
-    assert "note: left out PLAIN: not all runs have what the figure 'gate' shows\n" in result.stderr
-    result = call("plot", runs / "fade0", lone.path, "--kind", "responses", "-o", tmp_path / "g.png")
+    assert "note: left out PLAIN: not all runs have what the plot 'gate' shows\n" in result.stderr
+    result = call("plot", runs / "fade0", lone.path, "--what", "responses", "-o", tmp_path / "g.png")
     assert "left out" not in result.stderr
 
 
@@ -341,11 +380,9 @@ class TestWhatIsDrawn:
     """The panels that the commands hand over, and where the drawing puts them."""
 
     def panels(self, monkeypatch, tmp_path, *arguments):
-        from fadeviz.render import plots
-
         drawn = {}
         for name in ("write_curves", "write_kymographs"):
-            monkeypatch.setattr(plots, name, lambda panels, output, **more: drawn.update(panels=panels, **more))
+            monkeypatch.setattr(plotting, name, lambda panels, output, **more: drawn.update(panels=panels, **more))
         result = call("plot", *arguments, "-o", tmp_path / "x.png")
         assert result.exit_code == 0, result.output
         return drawn
@@ -354,8 +391,8 @@ class TestWhatIsDrawn:
         paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
         order = learning_order([open_run(path) for path in paths])
         for least in (1, 5):
-            monkeypatch.setattr("fadeviz.analysis.table.MIN_LEADS", least)
-            drawn = self.panels(monkeypatch, tmp_path, *paths, "--kind", "responses")
+            monkeypatch.setattr("fadeviz.analysis.verdicts.MIN_LEADS", least)
+            drawn = self.panels(monkeypatch, tmp_path, *paths, "--what", "responses")
             assert [panel.title for panel in drawn["panels"]] == ["FADE", "CARAFE"]
             for panel, operator in zip(drawn["panels"], order.operators, strict=True):
                 curves = {curve.label: curve for curve in panel.curves}
@@ -369,13 +406,13 @@ class TestWhatIsDrawn:
                     np.testing.assert_array_equal(curves[name].high, high)
                     enough = t50.count >= max(least, 2)
                     np.testing.assert_equal(curves[name].mark, t50.estimate if enough else math.nan)
-                assert curves["edge, other masks"].like == "edge"
-                assert curves["interior, other masks"].faint
+                assert curves["edge, mismatched masks"].like == "edge"
+                assert curves["interior, mismatched masks"].faint
 
     @pytest.mark.parametrize("kind", ["kymograph", "edge-kymograph"])
     def test_kymographs(self, runs, tmp_path, monkeypatch, kind):
         order = learning_order([open_run(runs / "fade0"), open_run(runs / "carafe0")])
-        drawn = self.panels(monkeypatch, tmp_path, runs / "fade0", runs / "carafe0", "--kind", kind)
+        drawn = self.panels(monkeypatch, tmp_path, runs / "fade0", runs / "carafe0", "--what", kind)
         for panel, operator in zip(drawn["panels"], order.operators, strict=True):
             wanted = operator.value_kymograph if kind == "kymograph" else operator.gradient_kymograph
             np.testing.assert_array_equal(panel.value, wanted.value)
@@ -422,10 +459,10 @@ class TestWhatIsDrawn:
 
 
 def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fadeviz.analysis.table.MIN_LEADS", 1)
-    monkeypatch.setattr("fadeviz.analysis.table._LEAST_PAIRS", 1)
+    monkeypatch.setattr("fadeviz.analysis.verdicts.MIN_LEADS", 1)
+    monkeypatch.setattr("fadeviz.analysis.text.LEAST_PAIRS", 1)
     paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
-    order = learning_order([open_run(path) for path in paths], which="raw-edge", until="peak")
+    order = learning_order([open_run(path) for path in paths], responses="raw-edge", until="peak")
     result = call("analyze", *paths, "--responses", "raw-edge", "--until", "peak", "--json", tmp_path / "a.json")
     whole = json.loads((tmp_path / "a.json").read_text())
 
@@ -445,9 +482,9 @@ def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
         (line,) = (one for one in result.output.splitlines() if re.match(rf"{row['operator']} +2 ", one))
         for interval in (operator.edge_t50, operator.interior_t50):
             if interval.count >= 2:
-                assert re.search(rf" {re.escape(_steps(interval.estimate))} ", line)
+                assert re.search(rf" {re.escape(format_steps(interval.estimate))} ", line)
         if operator.lead_interval.count >= 2:
-            assert f" {_steps(operator.lead_interval.estimate)} [" in line
+            assert f" {format_steps(operator.lead_interval.estimate)} [" in line
     (comparison,) = order.comparisons
     (stored,) = whole["comparisons"]
     for unit, test in comparison.tests.items():
@@ -455,17 +492,17 @@ def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
         assert stored[unit]["p"] == told(test.p)
         assert stored[unit]["difference"] == told(test.difference)
         if test.count:
-            assert f"paired by {unit}: {_steps(test.difference)} steps, p = {test.p:.3g}" in result.output
+            assert f"paired by {unit}: {format_steps(test.difference)} steps, p = {test.p:.3g}" in result.output
 
 
 def test_a_spliced_run_is_named(tmp_path):
     for name in ("one", "two"):
         make_run(tmp_path / name, run_id=name)
-    assert "do not look like one training" not in call("analyze", tmp_path / "two").output
+    assert "do not look like those of a single training" not in call("analyze", tmp_path / "two").output
     foreign = "snapshots/step_000050.safetensors"
     (tmp_path / "two" / foreign).write_bytes((tmp_path / "one" / foreign).read_bytes())
     result = call("analyze", tmp_path / "two", "--json", tmp_path / "a.json")
-    assert "frames of two do not look like one training" in result.output
+    assert "frames of two do not look like those of a single training" in result.output
     assert json.loads((tmp_path / "a.json").read_text())["operators"][0]["spliced"] == ["two"]
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.benchmark.memory import MeasuringProcess
 from fadeviz.ops import compressed
-from fadeviz.ops.backends import native
+from fadeviz.ops.backends import native_library
 from fadeviz.ops.compressed import compressed_conv
 from fadeviz.ops.reassemble import KernelSoftmax, blend, choose_backend, kernel_softmax, reassemble, similarity, spread
 from fadeviz.upsamplers import UPSAMPLERS, Skip, build_upsampler
@@ -40,7 +40,7 @@ CASES = [
 
 @pytest.fixture(params=CPU_BACKENDS)
 def backend(request):
-    if request.param == "native" and native.library() is None:
+    if request.param == "native" and native_library.library() is None:
         # A compiler that is there must build it: a broken source would otherwise pass for a missing compiler.
         assert not any(map(shutil.which, ("cc", "gcc", "clang")))
         pytest.skip("needs a C compiler")
@@ -180,7 +180,7 @@ def test_what_lies_around_a_view_is_not_read(backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_layouts_do_not_change_a_bit(dtype):
-    if native.library() is None:
+    if native_library.library() is None:
         pytest.skip("needs a C compiler")
     # Contiguous maps are computed on planes, others with their channels side by side; all sums are made in one order.
     for case in [*CASES, (5, 2, 1, 64, (5, 16)), (2, 1, 1, 7, (3, 33)), (7, 2, 2, 42, (8, 9)), (3, 4, 1, 17, (2, 15))]:
@@ -397,7 +397,7 @@ class TestMisuse:
             with pytest.raises(FadevizError, match="two maps of one shape and a gate of"):
                 blend(*maps)
 
-    @pytest.mark.skipif(native.library() is None, reason="needs a C compiler")
+    @pytest.mark.skipif(native_library.library() is None, reason="needs a C compiler")
     def test_native_refuses_what_it_cannot_read(self):
         x = torch.zeros(1, 2, 3, 3)
         with pytest.raises(FadevizError, match="takes kernels up to 64 and scales up to 16, not 97 and 1"):
@@ -446,14 +446,14 @@ class TestMisuse:
             build_upsampler("fade", 4)(torch.zeros(2, 4, 3, 3), Skip(torch.zeros(1, 4, 6, 6)))
 
 
-UNOPTIMISED = tuple(flag.replace("-O3", "-O0") for flag in native._FLAGS)
+UNOPTIMISED = tuple(flag.replace("-O3", "-O0") for flag in native_library._FLAGS)
 """For libraries that are built to be found, damaged or refused, and compute nothing: built in no time."""
 
 
 class TestChoice:
     def test_by_name(self, monkeypatch):
         x = torch.zeros(1, 4, 3, 3)
-        expected = "tiles" if native.library() is None else "native"
+        expected = "tiles" if native_library.library() is None else "native"
         assert choose_backend(x, 5, 2) == expected
         assert choose_backend(x.to("meta"), 5, 2) == "tiles"
         monkeypatch.setenv("FADEVIZ_BACKEND", "tiles")
@@ -482,16 +482,16 @@ class TestChoice:
         else:
             (tmp_path / "cache").write_text("a file where the folder should be")
             monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "cache"))
-        native.library.cache_clear()
+        native_library.library.cache_clear()
         try:
-            assert native.library() is None
+            assert native_library.library() is None
             x, kernels, _ = make(CASES[0])
             assert choose_backend(x, 5, 2) == "tiles"
             torch.testing.assert_close(reassemble(x, kernels, 5, 2), plain(x, kernels, 5, 2))
             with pytest.raises(FadevizError, match="backend native needs a C compiler"):
                 reassemble(x, kernels, 5, 2, backend="native")
         finally:
-            native.library.cache_clear()
+            native_library.library.cache_clear()
 
     @pytest.mark.parametrize(
         "script",
@@ -536,10 +536,10 @@ class TestChoice:
             def nowhere():
                 raise FileNotFoundError("No usable temporary directory found")
 
-            monkeypatch.setattr(native, "tempfile", SimpleNamespace(gettempdir=nowhere))
+            monkeypatch.setattr(native_library, "tempfile", SimpleNamespace(gettempdir=nowhere))
         # The user's cache, if any, is there already: it is not for this test to build in it.
         monkeypatch.setenv("PATH", str(tmp_path))
-        assert all(folder.is_absolute() for folder in native._folders())
+        assert all(folder.is_absolute() for folder in native_library._folders())
         self.falls_back(monkeypatch, tmp_path, capfd, home=False)
         assert list(tmp_path.iterdir()) == []
 
@@ -548,18 +548,18 @@ class TestChoice:
         monkeypatch.setenv("PATH", "/usr/bin:/bin")
         which = shutil.which
         monkeypatch.setattr(
-            native.shutil, "which", lambda name: None if name in ("cc", "gcc", "clang") else which(name)
+            native_library.shutil, "which", lambda name: None if name in ("cc", "gcc", "clang") else which(name)
         )
         if home:
             monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
             monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        native.library.cache_clear()
+        native_library.library.cache_clear()
         try:
-            assert native.library() is None
+            assert native_library.library() is None
             x, kernels, _ = make(CASES[0])
             torch.testing.assert_close(reassemble(x, kernels, 5, 2), plain(x, kernels, 5, 2))
         finally:
-            native.library.cache_clear()
+            native_library.library.cache_clear()
         assert capfd.readouterr() == ("", "")
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -569,19 +569,19 @@ class TestChoice:
         (tmp_path / "odd").chmod(0o755)
         monkeypatch.setenv("CC", str(tmp_path / "odd"))
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(native, "_FLAGS", UNOPTIMISED)
-        native.library.cache_clear()
+        monkeypatch.setattr(native_library, "_FLAGS", UNOPTIMISED)
+        native_library.library.cache_clear()
         try:
-            loaded = native.library()
+            loaded = native_library.library()
             assert loaded is not None
             assert hasattr(loaded, "fadeviz_reassemble_f32")
         finally:
-            native.library.cache_clear()
+            native_library.library.cache_clear()
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
     def test_builds_in_an_empty_cache_and_leaves_one_file(self, tmp_path):
-        code = "from fadeviz.ops.backends import native; "
-        code += f"native._FLAGS = {UNOPTIMISED!r}; assert native.library() is not None"
+        code = "from fadeviz.ops.backends import native_library; "
+        code += f"native_library._FLAGS = {UNOPTIMISED!r}; assert native_library.library() is not None"
         environment = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
         pair = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
         assert [process.wait() for process in pair] == [0, 0]
@@ -591,30 +591,30 @@ class TestChoice:
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
     def test_a_damaged_library_is_built_again(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        monkeypatch.setattr(native, "_FLAGS", UNOPTIMISED)
-        native.library.cache_clear()
+        monkeypatch.setattr(native_library, "_FLAGS", UNOPTIMISED)
+        native_library.library.cache_clear()
         (tmp_path / "fadeviz").mkdir(mode=0o700)
         try:
-            path = native._find(tmp_path / "fadeviz", shutil.which("cc"), 32)
+            path = native_library._find(tmp_path / "fadeviz", shutil.which("cc"), 32)
             whole = path.read_bytes()
             path.write_bytes(whole[:3000])
-            assert native._find(tmp_path / "fadeviz", shutil.which("cc"), 32).read_bytes() == whole
+            assert native_library._find(tmp_path / "fadeviz", shutil.which("cc"), 32).read_bytes() == whole
         finally:
-            native.library.cache_clear()
+            native_library.library.cache_clear()
 
     @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
     def test_a_folder_others_can_write_to_is_not_trusted(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "elsewhere"))
-        monkeypatch.setattr(native, "_FLAGS", UNOPTIMISED)
+        monkeypatch.setattr(native_library, "_FLAGS", UNOPTIMISED)
         (tmp_path / "fadeviz").mkdir()
         (tmp_path / "fadeviz").chmod(0o777)
-        native.library.cache_clear()
+        native_library.library.cache_clear()
         try:
-            assert native.library() is not None
+            assert native_library.library() is not None
             assert list((tmp_path / "fadeviz").iterdir()) == []
         finally:
-            native.library.cache_clear()
+            native_library.library.cache_clear()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("cc") is None, reason="needs a compiler on x86-64")
@@ -623,12 +623,12 @@ def test_narrower_vectors(processor, tmp_path, monkeypatch):
     # Machines without AVX-512, and without AVX: the same code with other vectors.
     if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("needs AVX2")
-    flags = [flag if flag != "-march=native" else f"-march={processor}" for flag in native._FLAGS]
-    monkeypatch.setattr(native, "_FLAGS", [*flags, "-mfma"] if processor == "haswell" else flags)
+    flags = [flag if flag != "-march=native" else f"-march={processor}" for flag in native_library._FLAGS]
+    monkeypatch.setattr(native_library, "_FLAGS", [*flags, "-mfma"] if processor == "haswell" else flags)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
+    native_library.library.cache_clear()
     try:
-        assert native.library() is not None
+        assert native_library.library() is not None
         for case in CASES:
             for memory_format in FORMATS:
                 test_values_and_gradients("native", case, memory_format)
@@ -639,7 +639,7 @@ def test_narrower_vectors(processor, tmp_path, monkeypatch):
             )
         TestSoftmax().test_extreme_logits("native")
     finally:
-        native.library.cache_clear()
+        native_library.library.cache_clear()
 
 
 class TestAsOperators:

@@ -9,7 +9,7 @@ import pytest
 import fadeviz
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.normalize import limits_by_scope, normalize
-from fadeviz.render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
+from fadeviz.render.panels import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
 from fadeviz.report import write_report
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run

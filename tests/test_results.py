@@ -18,13 +18,13 @@ from fadeviz.data import Sample
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, build_model, load_data, train
 from fadeviz.models.pretrained import read_pretrained
-from fadeviz.prediction import compare
-from fadeviz.prediction.compare import compare_runs, mean_iou, parse_zoom
-from fadeviz.prediction.predictor import Prediction, Predictor, predict_files, read_image
-from fadeviz.render.panel import Box
+from fadeviz.prediction import compare as compare_module
+from fadeviz.prediction.compare import compare, mean_iou, parse_zoom
+from fadeviz.prediction.predictor import Prediction, Predictor, predict, read_image
+from fadeviz.render.zoom import Box
 from fadeviz.storage.info import RunInfo, StoredData
 from fadeviz.training.matting import mse, sad
-from fadeviz.training.tasks import choose_task
+from fadeviz.training.tasks import TASKS
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
 
@@ -85,12 +85,12 @@ def test_classes_without_a_place_in_the_legend_are_counted():
     maps = np.zeros((10, 100), np.uint8)
     maps[0, :5], maps[1, :50], maps[2, :3] = 1, 2, 3
     config = SimpleNamespace(network="segnet", seed=0)
-    run = SimpleNamespace(info=RunInfo(data=StoredData({"name": "things"})), run_id="r", name="fade")
+    run = SimpleNamespace(info=RunInfo(data=StoredData({"name": "things"})), run_id="r", name="fade", title="FADE")
     predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
-    row = SimpleNamespace(figures=())
-    assert [name for name, _ in compare._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
-    said = " ".join(compare._caption([predictor], [(row, [maps])], "none"))
-    assert "Colours: the classes listed, and 2 that fill less than 1% of each image. Black: not labelled." in said
+    row = SimpleNamespace(scores=())
+    assert [name for name, _ in compare_module._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
+    said = " ".join(compare_module._caption([predictor], [(row, [maps])], "none"))
+    assert "Colours: classes as listed; 2 more fill less than 1% of any image. Black: unlabelled." in said
 
 
 # --- predicting ---
@@ -99,7 +99,7 @@ def test_classes_without_a_place_in_the_legend_are_counted():
 def test_predicts_what_the_last_weights_give(runs):
     config, model = final_network(runs / "bilinear")
     sample = load_data(config).test[1]
-    images, _ = choose_task("segmentation").tensors([sample])
+    images, _ = TASKS["segmentation"].collate([sample])
     with torch.no_grad():
         expected = model(images)[0].argmax(0).numpy()
     predict = Predictor(runs / "bilinear")
@@ -125,7 +125,7 @@ def test_pictures_of_any_size_are_squeezed_as_in_training_and_give_masks_of_thei
     found = Predictor(runs / "carafe")(Sample("x", picture, np.zeros((50, 83), np.uint8)))
     assert found.shape == (50, 83)
     squeezed = np.array(Image.fromarray(picture).resize((64, 64), Image.Resampling.BILINEAR))
-    images, _ = choose_task("segmentation").tensors([Sample("x", squeezed, np.zeros((64, 64), np.uint8))])
+    images, _ = TASKS["segmentation"].collate([Sample("x", squeezed, np.zeros((64, 64), np.uint8))])
     with torch.no_grad():
         logits = torch.nn.functional.interpolate(model(images), (50, 83), mode="bilinear")
     np.testing.assert_array_equal(found, logits[0].argmax(0).numpy())
@@ -146,7 +146,7 @@ def test_mattes_keep_what_the_trimap_knows_and_are_made_at_the_pictures_size(run
         assert np.unique(alpha[10:-10]).size > 0
     _, model = final_network(runs / "matting")
     padded = [np.pad(a, ((0, 3), (0, 10), (0, 0))[: a.ndim], mode="reflect") for a in (sample.image, trimap)]
-    inputs, _ = choose_task("segmentation").tensors([Sample("x", padded[0], padded[1])])
+    inputs, _ = TASKS["segmentation"].collate([Sample("x", padded[0], padded[1])])
     inputs = torch.cat([inputs, torch.from_numpy(padded[1])[None, None] / 255], 1)
     np.testing.assert_allclose(predict(sample), model.alpha(inputs)[0, 0, :45, :70].numpy(), atol=1e-6)
 
@@ -185,7 +185,7 @@ def test_mattes_are_grey_files(runs, tmp_path):
     assert (values[:5] == 0).all()
     assert (values[-5:] == 255).all()
     save(tmp_path / "a_trimap.png", trimap)
-    predict_files(runs / "matting", [picture], tmp_path / "again")
+    predict(runs / "matting", [picture], tmp_path / "again")
     assert (tmp_path / "again" / "a_alpha.png").read_bytes() == (tmp_path / "out" / "a_alpha.png").read_bytes()
 
 
@@ -249,13 +249,13 @@ def test_one_damaged_picture_costs_its_own_result_alone(runs, tmp_path):
     assert last == "Error: 3 of 6 images have no result: they are listed above"
 
 
-def test_predict_files_works_when_it_is_called(runs, tmp_path):
+def test_predict_works_when_it_is_called(runs, tmp_path):
     first, second = (save(tmp_path / f"{name}.png", photo(40, 60)) for name in "ab")
     known = np.full((40, 60), 128, np.uint8)
     known[:5] = 0
     save(tmp_path / "a_trimap.png", known)
     heard = []
-    done = predict_files(runs / "matting", [first, second, tmp_path / "c.png"], tmp_path / "out", report=heard.append)
+    done = predict(runs / "matting", [first, second, tmp_path / "c.png"], tmp_path / "out", on_result=heard.append)
     assert heard == done
     assert done[0] == Prediction(first, tmp_path / "out" / "a_alpha.png")
     assert done[0].output.is_file()
@@ -271,7 +271,7 @@ def test_results_that_would_have_one_name_are_refused_before_anything_is_written
         (tmp_path / form).mkdir()
         pictures.append(save(tmp_path / form / f"{unicodedata.normalize(form, 'é')}.png", photo(40, 60)))
     with pytest.raises(FadevizError, match="would both become"):
-        predict_files(runs / "bilinear", [tmp_path / "gone.png", *pictures], tmp_path / "out")
+        predict(runs / "bilinear", [tmp_path / "gone.png", *pictures], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -279,7 +279,7 @@ def test_two_trimaps_of_one_picture_are_refused(runs, tmp_path):
     picture = save(tmp_path / "a.png", photo(40, 60))
     for ending in ("png", "bmp"):
         save(tmp_path / f"a_trimap.{ending}", np.full((40, 60), 128, np.uint8))
-    (one,) = predict_files(runs / "matting", [picture], tmp_path / "out")
+    (one,) = predict(runs / "matting", [picture], tmp_path / "out")
     assert "has two trimaps, a_trimap.bmp and a_trimap.png" in one.error
 
 
@@ -294,10 +294,10 @@ def test_one_damaged_picture_is_left_out_of_a_panel(runs, tmp_path):
     assert result.stderr.startswith(f"Error: {bad} cannot be read: it is empty")
     assert result.stderr.count("\n") == 1
     alone = tmp_path / "alone.png"
-    compare_runs([open_run(runs / "bilinear")], alone, files=[good])
+    compare([open_run(runs / "bilinear")], alone, files=[good])
     assert alone.read_bytes() == panel.read_bytes()
     with pytest.raises(FadevizError, match="it is empty"):  # a caller who does not ask to go on
-        compare_runs([open_run(runs / "bilinear")], tmp_path / "q.png", files=[good, bad])
+        compare([open_run(runs / "bilinear")], tmp_path / "q.png", files=[good, bad])
     for pictures in ([bad], [bad, bad]):
         result = invoke(
             "compare", runs / "bilinear", *(x for p in pictures for x in ("--file", p)), "-o", tmp_path / "q.png"
@@ -315,10 +315,10 @@ def test_weights_that_are_not_there_or_damaged_are_one_line(runs, tmp_path):
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     with pytest.raises(FadevizError, match=r"last\.pt is damaged"):
-        predict_files(tmp_path / "run", [picture], tmp_path / "out")
+        predict(tmp_path / "run", [picture], tmp_path / "out")
     weights.unlink()
     with pytest.raises(FadevizError, match=r"last\.pt is missing"):
-        predict_files(tmp_path / "run", [picture], tmp_path / "out")
+        predict(tmp_path / "run", [picture], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -326,7 +326,7 @@ def test_a_picture_is_never_replaced_by_its_result(runs, tmp_path):
     first = save(tmp_path / "a.png", photo(40, 60))
     second = save(tmp_path / "a_mask.png", photo(40, 60))
     with pytest.raises(FadevizError, match="would be replaced by its own result"):
-        predict_files(runs / "bilinear", [first, second], tmp_path)
+        predict(runs / "bilinear", [first, second], tmp_path)
     assert second.read_bytes()[:4] == b"\x89PNG"
 
 
@@ -354,7 +354,7 @@ def test_mattes_of_test_pictures_have_the_figures_of_the_runs_own_test(runs, tmp
 
     moved = tmp_path / "moved"
     folder.rename(moved)
-    (line,) = compare_runs([opened], tmp_path / "p.png", test=(0,), data_dir=moved)
+    (line,) = compare([opened], tmp_path / "p.png", test=(0,), data_dir=moved)
     first = sad_of(predict, load_data(dataclasses.replace(config, data_dir=str(moved))).test[0])
     assert f"SAD {first:.3g} MSE" in line
 
@@ -378,7 +378,7 @@ def test_no_memory_is_one_line(runs, monkeypatch):
 
     predict = Predictor(runs / "bilinear")
     monkeypatch.setattr(predict, "_predict", full)
-    with pytest.raises(FadevizError, match=r"out of memory\. Use a smaller --size"):
+    with pytest.raises(FadevizError, match=r"out of memory\. Use a smaller size=\.\.\."):
         predict(Sample("x", photo(40, 60), np.zeros((40, 60), np.uint8)))
 
 
@@ -392,7 +392,7 @@ def test_weights_that_can_be_neither_folder_nor_name_are_refused_at_once():
 
 def test_figures_are_those_of_the_pictures(runs, tmp_path):
     opened = [open_run(runs / name) for name in ("bilinear", "carafe")]
-    lines = compare_runs(opened, tmp_path / "p.png", images=(2, 0))
+    lines = compare(opened, tmp_path / "p.png", images=(2, 0))
     names = opened[0].info.observation.names
     assert [line.split(":")[0] for line in lines] == [names[2], names[0]]
     images, masks = opened[0].observation
@@ -411,7 +411,7 @@ def test_figures_are_those_of_the_pictures(runs, tmp_path):
 def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_path):
     opened = [open_run(runs / "matting")]
     for name in ("a.png", "b.png"):
-        lines = compare_runs(opened, tmp_path / name, test=(0, 3), zoom=Box(4, 4, 16))
+        lines = compare(opened, tmp_path / name, test=(0, 3), zoom=Box(4, 4, 16))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert all("SAD" in line and "MSE" in line for line in lines)
     config, _ = final_network(runs / "matting")
@@ -423,17 +423,17 @@ def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_p
 def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
     train(dataclasses.replace(SEGNET, split_seed=5), tmp_path / "other")
     both = [open_run(runs / "bilinear"), open_run(tmp_path / "other")]
-    with pytest.raises(FadevizError, match=r"observed other images.*--test"):
-        compare_runs(both, tmp_path / "p.png")
-    with pytest.raises(FadevizError, match="--split-seed"):
-        compare_runs(both, tmp_path / "p.png", test=(0,))
+    with pytest.raises(FadevizError, match=r"observed different images.*test=\[0, 1\]"):
+        compare(both, tmp_path / "p.png")
+    with pytest.raises(FadevizError, match="split_seed"):
+        compare(both, tmp_path / "p.png", test=(0,))
     info = json.loads((tmp_path / "other" / "run.json").read_text())
     info["config"]["split_seed"], info["data"]["test"] = 0, 99  # another set of the same name
     (tmp_path / "other" / "run.json").write_text(json.dumps({k: v for k, v in info.items() if k != "crc32"}))
-    with pytest.raises(FadevizError, match="other files"):
-        compare_runs([both[0], open_run(tmp_path / "other")], tmp_path / "p.png", test=(0,))
+    with pytest.raises(FadevizError, match="the files, split_seed or subset differ"):
+        compare([both[0], open_run(tmp_path / "other")], tmp_path / "p.png", test=(0,))
     picture = save(tmp_path / "a.png", photo(40, 60))
-    assert compare_runs(both, tmp_path / "p.png", files=[picture]) == []
+    assert compare(both, tmp_path / "p.png", files=[picture]) == []
     assert (tmp_path / "p.png").exists()
 
 

@@ -19,12 +19,13 @@ from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError, Run, open_run
-from fadeviz import run as notebook
+from fadeviz.render import notebook
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
-from fadeviz.run import FRAMES
-from fadeviz.storage.info import ObservationInfo, RunInfo
+from fadeviz.render.notebook import FRAMES
+from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
@@ -106,7 +107,7 @@ class TestPage:
         assert page.data["steps"] == list(STEPS)
         assert [kind["name"] for kind in page.data["kinds"]] == ["feature", "gradient"]
         for kind in page.data["kinds"]:
-            (sequence,) = select_frames([run], kind=kind["name"])
+            (sequence,) = select_frames([run], MapSelection(kind=kind["name"]))
             assert len(kind["frames"]) == len(STEPS)
             for frame, unit in zip(kind["frames"], sequence.unit, strict=True):
                 assert np.array_equal(pixels(frame), colorize(unit, "gray"))
@@ -234,10 +235,10 @@ class TestPage:
 
 class TestGrid:
     def test_is_what_the_command_draws(self, run, tmp_path):
-        options = {"kind": "gradient", "normalize": "run", "steps": [0, 50, 110], "colormap": "magma", "columns": 2}
-        figure = run.grid(**options)
+        maps = {"kind": "gradient", "normalize": "run", "steps": [0, 50, 110]}
+        figure = run.grid(colormap="magma", columns=2, **maps)
         assert isinstance(figure, matplotlib.figure.Figure)
-        write_grid([run], tmp_path / "grid.png", **options)
+        write_grid([run], tmp_path / "grid.png", MapSelection(**maps), colormap="magma", columns=2)
         shown = np.asarray(Image.open(io.BytesIO(figure._repr_png_())).convert("RGB")).astype(int)
         with Image.open(tmp_path / "grid.png") as file:
             written = np.asarray(file.convert("RGB")).astype(int)
@@ -284,7 +285,7 @@ class TestGrid:
             ({"kind": "gradiant"}, "no kind 'gradiant'. Nearest: 'gradient'"),
             ({"steps": [5]}, "has no snapshot of step 5"),
             ({"colormap": "greys"}, "no colour map 'greys'"),
-            ({"columns": 0}, "columns 0: at least 1"),
+            ({"columns": 0}, "columns=0: must be at least 1"),
         ],
     )
     def test_wrong_options(self, run, options, line):
@@ -346,7 +347,7 @@ def shown(page, view, tile):
 
 def test_the_slider_moves(run, show):
     page = show(run._repr_html_())
-    (feature,), (gradient,) = select_frames([run]), select_frames([run], kind="gradient")
+    (feature,), (gradient,) = select_frames([run]), select_frames([run], MapSelection(kind="gradient"))
     slider = page.locator("input[type=range]")
     assert slider.count() == 1
     assert page.locator(".fadeviz-view span").text_content() == "step 110: loss 0.00901, mIoU 0.625"
@@ -406,7 +407,7 @@ def test_without_scripts_there_is_a_table(run, show):
 
 def test_names_do_nothing_in_the_browser(tmp_path, show):
     store = SnapshotStore(tmp_path / "run", "x")
-    store.write_info(RunInfo(upsampler=HOSTILE, title=HOSTILE, observation=ObservationInfo(names=(HOSTILE,))))
+    store.write_info(RunInfo.from_dict({"upsampler": HOSTILE, "title": HOSTILE, "observation": {"names": [HOSTILE]}}))
     store.write_observation(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4), np.uint8))
     store.write(0, [Snapshot(0, LAYER_NAME, 0, "feature", np.ones((1, 4, 4)))])
     page = show(open_run(tmp_path / "run")._repr_html_())

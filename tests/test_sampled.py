@@ -9,10 +9,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fadeviz import FadevizError
-from fadeviz.ops import sampled
-from fadeviz.ops.backends import native
+from fadeviz.ops import query_points, sampled
+from fadeviz.ops.backends import native_library, sampler
 
-needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(native_library.library() is None, reason="no C compiler")
 
 SHAPES = [
     # channels, groups, heads, points, low-resolution size, scale
@@ -126,8 +126,8 @@ def test_same_bits_with_any_number_of_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            normed = sampled.pixel_norm_backward(maps[3][:, :4], maps[3][:, 4:8], torch.ones(4), 1e-5)
-            results.append([*everything(maps, bias, 2, 1), sampled.neighbour_points(learned, 2, 3.0), *normed])
+            normed = query_points.pixel_norm_backward(maps[3][:, :4], maps[3][:, 4:8], torch.ones(4), 1e-5)
+            results.append([*everything(maps, bias, 2, 1), query_points.neighbour_points(learned, 2, 3.0), *normed])
     finally:
         torch.set_num_threads(before)
     for others in results[1:]:
@@ -148,7 +148,7 @@ def test_point_by_point_of_a_large_map(shape, monkeypatch):
     monkeypatch.setenv("FADEVIZ_BACKEND", "tiles")
     maps, bias = draw(*shape)
     want = everything(maps, bias, *shape[1:3])
-    monkeypatch.setitem(sampled._CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(sampler._CHUNK_BYTES, "cpu", 1)
     for got, wanted in zip(everything(maps, bias, *shape[1:3]), want, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
 
@@ -168,7 +168,7 @@ def test_launches_do_not_grow_with_the_points():
     counts = []
     for points in (9, 25):
         (x, at, kernels, y), bias = draw(4, 2, 1, points, (4, 4), 2, torch.float32)
-        walk = sampled._Points(x, at, 2, 1)
+        walk = sampler.Sampler(x, sampler.Points(at, 2, 1))
         with Launches() as launches:
             walk.sums(kernels)
             walk.logits(y, bias)
@@ -186,14 +186,14 @@ def test_neighbour_points(count, reach, memory_format, backend, monkeypatch):
     torch.manual_seed(0)
     learned = torch.randn(6, 2 * count, 3, 5, dtype=torch.float64).contiguous(memory_format=memory_format)
     learned.requires_grad_()
-    points = sampled.neighbour_points(learned, 3, reach)
+    points = query_points.neighbour_points(learned, 3, reach)
     side = math.isqrt(count)
     for m in range(count):
         for d, regular in enumerate((m // side - side // 2, m % side - side // 2)):
             want = reach * learned.view(2, 3, 2 * count, 3, 5)[:, :, 2 * m + d].tanh() + regular
             torch.testing.assert_close(points[:, 2 * m + d :: 2 * count], want, rtol=0, atol=1e-14)
-    assert torch.autograd.gradcheck(lambda z: sampled.neighbour_points(z, 3, reach), learned, fast_mode=True)
-    single = sampled.neighbour_points(learned.detach().float(), 3, reach)
+    assert torch.autograd.gradcheck(lambda z: query_points.neighbour_points(z, 3, reach), learned, fast_mode=True)
+    single = query_points.neighbour_points(learned.detach().float(), 3, reach)
     torch.testing.assert_close(single.double(), points.detach(), rtol=0, atol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_norm_of_few_channels(channels, size, dtype, tolerance, backend, monkeyp
     given = [t.requires_grad_() for t in (x, weight, bias)]
     results = []
     for run in (
-        lambda x, weight, bias: sampled.pixel_norm(x, weight, bias, 0.5),
+        lambda x, weight, bias: query_points.pixel_norm(x, weight, bias, 0.5),
         lambda x, weight, bias: F.layer_norm(x.permute(0, 2, 3, 1), (channels,), weight, bias, 0.5).permute(0, 3, 1, 2),
     ):
         y = run(*given)
@@ -238,7 +238,9 @@ def test_convolutions_of_few_channels(channels, groups, size, memory_format, bac
         return points.reshape(2, 18 * groups, *size)
 
     def by_operators():
-        return sampled.convolved_points(sampled.group_conv(query, depthwise, groups), weight, bias, groups, 5.0)
+        return query_points.convolved_points(
+            query_points.group_conv(query, depthwise, groups), weight, bias, groups, 5.0
+        )
 
     results = [[y, *torch.autograd.grad(y, given, up)] for y in (by_operators(), by_torch())]
     for got, want in zip(*results, strict=True):
@@ -252,9 +254,9 @@ def test_convolutions_as_operators(backend, monkeypatch):
     query = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = [torch.randn(2, 1, 3, 3), torch.randn(18, 2, 3, 3) / 9, torch.randn(18)]
     depthwise, weight, bias = (w.requires_grad_() for w in weights)
-    hidden = sampled.group_conv(query, depthwise, 2).detach().requires_grad_()
-    torch.library.opcheck(sampled.group_conv, (query, depthwise, 2))
-    torch.library.opcheck(sampled.convolved_points, (hidden, weight, bias, 2, 5.0))
+    hidden = query_points.group_conv(query, depthwise, 2).detach().requires_grad_()
+    torch.library.opcheck(query_points.group_conv, (query, depthwise, 2))
+    torch.library.opcheck(query_points.convolved_points, (hidden, weight, bias, 2, 5.0))
 
 
 @pytest.mark.parametrize("backend", ["tiles", pytest.param("native", marks=needs_compiler)])

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, open_run
 from fadeviz.experiment import RunConfig, build_model, read_config, train
 from fadeviz.models import SegFormer, build_network, parse_network
+from fadeviz.models.costs import operator_cost
+from fadeviz.models.recipes import WARM_UP, poly
 from fadeviz.recording.probe import Probe
-from fadeviz.training.recipes import RECIPES, WARM_UP, poly
 from fadeviz.upsamplers import UPSAMPLERS, Upsampler
-from fadeviz.upsamplers.costs import SITES, operator_cost
 
 transformers = pytest.importorskip("transformers", reason='SegFormer needs transformers: pip install ".[segformer]"')
 
@@ -59,7 +59,7 @@ def test_the_operators_cost_at_512_what_was_published(name, parameters, multiply
     features = [torch.empty(1, c, 128 >> i, 128 >> i, device="meta") for i, c in enumerate((64, 128, 320, 512))]
     with torch.device("meta"):
         model.head(features)
-    assert [(shape[1], shape[2]) for _, shape in seen] == list(SITES["segformer"])
+    assert [(shape[1], shape[2]) for _, shape in seen] == list(SegFormer.sites)
     total = sum(module.multiply_adds(*shape[-2:]) for module, shape in seen)
     assert f"{total / 1e9:.2f}" == multiply_adds
     assert f"{(count(model) - count(b1('bilinear'))) / 1e6:.2f}" == parameters
@@ -246,7 +246,7 @@ class TestRecipe:
 
     def test_groups(self):
         model = build_network("segformer", "fade", width=0.125)
-        optimizer = RECIPES["segformer"].optimizer(model, 1e-3, 0.05, 0.9)
+        optimizer = SegFormer.recipe.optimizer(model, 1e-3, 0.05, 0.9)
         names = {id(p): n for n, p in model.named_parameters()}
         seen = {}
         for group in optimizer.param_groups:

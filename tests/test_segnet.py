@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.models import NETWORKS, SegNet, build_network, segnet
+from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS, Upsampler
-from fadeviz.upsamplers.costs import operator_cost
 
 # torchvision's vgg16_bn, written down: the places of the convolutions in `features` (the norm is the next one), their
 # output channels, and the places of the five poolings.

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from fadeviz import FadevizError
 from fadeviz.experiment import RunConfig, build_model
-from fadeviz.models import SegNet
+from fadeviz.models import NETWORKS, SegNet, recipes
 from fadeviz.ops.arithmetic import tf32
-from fadeviz.training import checkpoint, recipes
+from fadeviz.training import checkpoint
 from fadeviz.training.checkpoint import CheckpointWriter, read_checkpoint, write_checkpoint
 from fadeviz.training.graphs import ReplayedGradients
 from fadeviz.training.loop import compile_forward, fit
-from fadeviz.training.tasks import choose_task
+from fadeviz.training.tasks import TASKS
 from fadeviz.upsamplers import UPSAMPLERS
 
 
@@ -295,9 +295,9 @@ class TestFusedOptimizers:
     def _fused(self, monkeypatch):
         monkeypatch.setattr(recipes, "_fused", lambda model: True)
 
-    @pytest.mark.parametrize("name", recipes.RECIPES)
+    @pytest.mark.parametrize("name", NETWORKS)
     def test_they_take_the_steps_of_the_plain_ones(self, data, name, monkeypatch):
-        recipe, weights = recipes.RECIPES[name], []
+        recipe, weights = NETWORKS[name].recipe, []
         for fused in (True, None):
             monkeypatch.setattr(recipes, "_fused", lambda model, fused=fused: fused)
             # No norm: biases before it have gradients of rounding alone, which Adam divides by their size.
@@ -427,11 +427,11 @@ class TestOnCuda:
     @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
     @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
     def test_a_step_waits_for_nothing_but_its_loss(self, precision):
-        task, recipe = choose_task("segmentation"), recipes.RECIPES["segnet"]
+        task, recipe = TASKS["segmentation"], NETWORKS["segnet"].recipe
         model = SegNet("fade", width=0.125).cuda().to(memory_format=torch.channels_last)
         scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
         steps = fit(model, [batch(2, 64)] * 4, task.loss, recipe.optimizer(model, 0.01, 0.0, 0.9), lambda step: 0.01,
-                    precision=precision, scaler=scaler, weigh=task.weigh)  # fmt: skip
+                    precision=precision, scaler=scaler, weigh=task.loss_weight)  # fmt: skip
         next(steps)  # the first allocates and tunes
         torch.cuda.set_sync_debug_mode("error")
         try:
@@ -457,7 +457,7 @@ class TestOnCuda:
 
     def test_the_last_digits_of_the_loss_are_the_same_every_time(self):
         logits, masks = torch.randn(4, 2, 224, 224).cuda(), torch.randint(0, 2, (4, 224, 224)).cuda()
-        loss = choose_task("segmentation").loss
+        loss = TASKS["segmentation"].loss
         assert len({loss(logits, masks).item() for _ in range(20)}) == 1
 
     @pytest.mark.parametrize("precision", ["fp32", "fp16"])

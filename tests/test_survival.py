@@ -34,7 +34,7 @@ from fadeviz.storage.check import check_run, repair_run
 from fadeviz.storage.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
-from fadeviz.sweep import Member, begun, read_plan
+from fadeviz.sweep import Trial, has_begun, read_plan
 from fadeviz.training.checkpoint import write_checkpoint
 from render_runs import STEPS, make_run
 
@@ -735,7 +735,7 @@ def test_only_a_runs_own_temporary_files_are_left_over(tmp_path):
     before = digest(run.path)
     assert check_run(run.path) == repair_run(run.path) == []
     SnapshotStore(run.path, run.run_id)
-    assert not begun(run.path / "snapshots")  # no run there
+    assert not has_begun(run.path / "snapshots")  # no run there
     assert digest(run.path) == before
 
 
@@ -821,7 +821,7 @@ def test_a_member_of_a_sweep_behind_a_link_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".run.partial.json").write_text("mine")
     (tmp_path / "fade-seed0").symlink_to("mine")
-    assert not begun(tmp_path / "fade-seed0")
+    assert not has_begun(tmp_path / "fade-seed0")
     assert (tmp_path / "mine" / ".run.partial.json").exists()
 
 
@@ -1195,12 +1195,12 @@ def test_a_manifest_leads_nowhere_else(tmp_path):
         (out / "manifest.json").write_text(json.dumps(told))
         with pytest.raises(FadevizError, match="is not called as it should be"):
             read_plan(out)
-    good = Member("../../fade:x=/etc", 0).name
+    good = Trial("../../fade:x=/etc", 0).name
     entry["folder"] = good
     told = {"format": 1, "settings": {"size": 32}, "runs": [{"name": good, "operator": "../../fade:x=/etc", **entry}]}
     (out / "manifest.json").write_text(json.dumps(told))
-    (member,) = read_plan(out).members
-    assert (out / member.name).resolve().parent == out.resolve()
+    (trial,) = read_plan(out).trials
+    assert (out / trial.name).resolve().parent == out.resolve()
 
 
 def test_an_error_is_one_line_whatever_it_quotes():

@@ -20,7 +20,7 @@ from fadeviz_cli.main import main
 
 import fadeviz.sweep as sweep
 import fadeviz.sweep.local as local
-import fadeviz.sweep.trial as member
+import fadeviz.sweep.trial as trial_module
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample
 from fadeviz.data.shuffled import BLOCK, ShuffledLabels, derangement
@@ -31,8 +31,8 @@ from fadeviz.sweep import (
     MANIFEST,
     Event,
     LocalProcesses,
-    Member,
-    begun,
+    Trial,
+    has_begun,
     parse_seeds,
     plan_sweep,
     read_plan,
@@ -40,7 +40,7 @@ from fadeviz.sweep import (
     run_sweep,
 )
 from fadeviz.sweep.manifest import Manifest
-from fadeviz.sweep.trial import train_member
+from fadeviz.sweep.trial import train_trial
 from fadeviz.training.batches import batches
 
 TINY = RunConfig(
@@ -83,7 +83,7 @@ def train_here(self, tasks):
     for task in tasks:
         yield [Event(task, "running")]
         told = [None]
-        end = train_member(task.config, task.folder, told.append)
+        end = train_trial(task.config, task.folder, told.append)
         yield [Event(task, end.status, end.message, told[-1], end.result, end.traceback)]
 
 
@@ -107,13 +107,13 @@ class TestPlan:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "is no seed. Write seeds as N or FIRST:STOP"),
-            ("1,x", "'x' is no seed"),
-            ("-1", "'-1' is no seed"),
-            ("0:5:2", "'0:5:2' is no seed"),
-            ("0:", "'0:' is no seed"),
-            ("3:3", "'3:3' names none: STOP is left out"),
-            ("5:0", "'5:0' names none"),
+            ("", "is not a seed. Write seeds as N or FIRST:STOP"),
+            ("1,x", "'x' is not a seed"),
+            ("-1", "'-1' is not a seed"),
+            ("0:5:2", "'0:5:2' is not a seed"),
+            ("0:", "'0:' is not a seed"),
+            ("3:3", "'3:3' is empty, since STOP is excluded"),
+            ("5:0", "'5:0' is empty"),
             ("0:999999999", "more than 10000"),
         ],
     )
@@ -127,10 +127,10 @@ class TestPlan:
             [0, 1, 0],
             TINY,
         )
-        assert [member.name for member in plan.members] == [
+        assert [trial.name for trial in plan.trials] == [
             f"{name}-seed{seed}" for seed in (0, 1) for name in ("fade-gate=off-init=small", "nearest", "fade-shuffled")
         ]
-        configs = [plan.config(member) for member in plan.members]
+        configs = [plan.config(trial) for trial in plan.trials]
         assert [c.upsampler for c in configs[:3]] == ["fade:gate=off,init=small", "nearest", "fade"]
         assert [c.labels for c in configs[:3]] == ["true", "true", "shuffled"]
         assert [c.seed for c in configs] == [0, 0, 0, 1, 1, 1]
@@ -138,9 +138,9 @@ class TestPlan:
 
     def test_option_and_control_together(self):
         plan = plan_sweep(["fade:gate_bias=-4@shuffled"], [2], TINY)
-        assert plan.members == (Member("fade:gate_bias=-4@shuffled", 2),)
-        assert plan.members[0].name == "fade-gate_bias=-4-shuffled-seed2"
-        assert plan.config(plan.members[0]).upsampler == "fade:gate_bias=-4"
+        assert plan.trials == (Trial("fade:gate_bias=-4@shuffled", 2),)
+        assert plan.trials[0].name == "fade-gate_bias=-4-shuffled-seed2"
+        assert plan.config(plan.trials[0]).upsampler == "fade:gate_bias=-4"
 
     @pytest.mark.parametrize(
         ("operators", "seeds", "message"),
@@ -162,7 +162,7 @@ class TestPlan:
         gated = RunConfig(size=32, width=1 / 16, steps=3, snapshots="3", kinds="feature,gate")
         with pytest.raises(FadevizError, match="has 'gate': there is no gate to record. Leave it out"):
             plan_sweep(["fade", "nearest"], [0], gated)
-        assert len(plan_sweep(["fade"], [0, 1], gated).members) == 2
+        assert len(plan_sweep(["fade"], [0, 1], gated).trials) == 2
 
     def test_layers_that_only_the_operators_of_the_sweep_have(self, tmp_path, no_processes):
         options = ["--steps", "3", "--snapshots", "3", "--layers", "**.offsets", "--kinds", "feature", "--seeds", "0"]
@@ -171,7 +171,7 @@ class TestPlan:
         base = RunConfig(upsampler="dysample", steps=3, layers="**.offsets", kinds="feature")
         plan = plan_sweep(["dysample"], [0], base)
         manifest = Manifest(tmp_path / MANIFEST, plan.base)
-        manifest.enter(plan.members[0], plan.config(plan.members[0]))
+        manifest.enter(plan.trials[0], plan.config(plan.trials[0]))
         manifest.write()
         assert read_plan(tmp_path) == plan  # the file does not name an operator for what all runs share
 
@@ -188,7 +188,7 @@ class TestOneSeedOneStart:
 
     def configs(self, seed=0):
         plan = plan_sweep(self.operators, [seed], TINY)
-        return {member.operator: plan.config(member) for member in plan.members}
+        return {trial.operator: plan.config(trial) for trial in plan.trials}
 
     def test_same_encoder_and_decoder(self):
         states = {}
@@ -285,7 +285,7 @@ class TestShuffledLabels:
 class TestSweep:
     def test_what_fails_stops_no_other(self, swept):
         out, plan, outcomes, told = swept
-        assert [outcome.member for outcome in outcomes] == list(plan.members)
+        assert [outcome.trial for outcome in outcomes] == list(plan.trials)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
         assert "nearest-seed0 is a file. Choose another --out" in outcomes[1].message
         assert all(len(outcome.message.splitlines()) == bool(outcome.message) for outcome in outcomes)
@@ -310,7 +310,7 @@ class TestSweep:
     def test_every_run_is_told_of(self, swept):
         _, plan, _, told = swept
         ends = {one.name: one for one in told if one.status != "running"}
-        assert ends.keys() == {member.name for member in plan.members}
+        assert ends.keys() == {trial.name for trial in plan.trials}
         assert (ends["fade-seed0"].status, ends["fade-seed0"].step, ends["fade-seed0"].steps) == (
             "finished", 3, 3)  # fmt: skip
         assert 0 <= ends["fade-seed0"].metrics["miou"] <= 1
@@ -319,13 +319,13 @@ class TestSweep:
 
     def test_the_same_bytes_as_a_run_of_its_own(self, swept, tmp_path):
         out, plan, _, _ = swept
-        alone = train(plan.config(plan.members[2]), tmp_path / "alone")
+        alone = train(plan.config(plan.trials[2]), tmp_path / "alone")
         for name in ("snapshots/step_000000.safetensors", "snapshots/step_000003.safetensors", "metrics.jsonl"):
             assert (alone.path / name).read_bytes() == (out / "fade-shuffled-seed0" / name).read_bytes()
 
     def test_a_restart_does_nothing_twice(self, swept, no_processes):
         out, plan, outcomes, _ = swept
-        done = dataclasses.replace(plan, members=(plan.members[0], plan.members[2]))
+        done = dataclasses.replace(plan, trials=(plan.trials[0], plan.trials[2]))
         before = {p: what for p, what in everything(out).items() if p.name != MANIFEST}
         told = []
         again = run_sweep(done, out, report=told.append)
@@ -337,9 +337,9 @@ class TestSweep:
     def test_a_deleted_manifest_is_found_again(self, swept, tmp_path, no_processes):
         out, plan, outcomes, _ = swept
         shutil.copytree(out / "fade-seed0", tmp_path / "out" / "fade-seed0")
-        done = dataclasses.replace(plan, members=plan.members[:1])
+        done = dataclasses.replace(plan, trials=plan.trials[:1])
         assert run_sweep(done, tmp_path / "out")[0].result == outcomes[0].result
-        assert read_plan(tmp_path / "out").members == done.members
+        assert read_plan(tmp_path / "out").trials == done.trials
 
     def test_more_seeds_by_the_command_line(self, swept, tmp_path, inline):
         out = tmp_path / "out"
@@ -359,7 +359,9 @@ class TestSweep:
     def test_contradicting_settings(self, swept, no_processes):
         out, plan, _, _ = swept
         before = everything(out)
-        with pytest.raises(FadevizError, match=r"holds a sweep with other settings: lr was 0.01, is 0.5. Leave these"):
+        with pytest.raises(
+            FadevizError, match=r"contains a sweep with other settings: lr was 0.01, is 0.5. Leave these"
+        ):
             run_sweep(dataclasses.replace(plan, base=dataclasses.replace(TINY, lr=0.5)), out)
         assert everything(out) == before
 
@@ -378,7 +380,7 @@ class TestSweep:
         out = tmp_path / "out"
         shutil.copytree(swept[0], out)
         _, plan, outcomes, _ = swept
-        moved = dataclasses.replace(plan, base=dataclasses.replace(TINY, device="cpu"), members=plan.members[:1])
+        moved = dataclasses.replace(plan, base=dataclasses.replace(TINY, device="cpu"), trials=plan.trials[:1])
         assert run_sweep(moved, out)[0].result == outcomes[0].result
 
     def test_killed_and_stopped_and_started_again(self, tmp_path, request, monkeypatch):
@@ -418,7 +420,7 @@ class TestSweep:
         trained = []
         request.getfixturevalue("inline")
         monkeypatch.setattr(
-            member, "train", finish
+            trial_module, "train", finish
         )  # that a resumed run ends as if it had never stopped is tested there
         assert [outcome.status for outcome in run_sweep(plan, tmp_path)] == ["finished"] * 3
         assert trained == [("nearest-seed0", True), ("bilinear-seed0", True), ("bicubic-seed0", False)]
@@ -432,9 +434,9 @@ class TestStatus:
         """A sweep as SIGKILL leaves it: the manifest and one run's run.json say that they go on."""
         plan = plan_sweep(["nearest", "bilinear", "bicubic"], [0], TINY)
         with pytest.raises(KeyboardInterrupt):
-            train(plan.config(plan.members[0]), out / plan.members[0].name, report=interrupt)
+            train(plan.config(plan.trials[0]), out / plan.trials[0].name, report=interrupt)
         manifest = Manifest(out / MANIFEST, plan.base)
-        for one, status in zip(plan.members, ("running", "running", "planned"), strict=True):
+        for one, status in zip(plan.trials, ("running", "running", "planned"), strict=True):
             manifest.enter(one, plan.config(one))
             manifest.set(one, status)
         manifest.write()
@@ -519,11 +521,11 @@ class TestFolder:
 
     def test_a_file(self, tmp_path):
         (tmp_path / "file").write_text("")
-        self.refused(tmp_path / "file", "file is a file. Choose another --out")
+        self.refused(tmp_path / "file", "file is a file. Choose another folder: out=...")
 
     def test_a_run(self, tmp_path):
         (tmp_path / "run.json").write_text("{}")
-        self.refused(tmp_path, "is the folder of one run")
+        self.refused(tmp_path, "is the folder of a single run")
 
     @pytest.mark.parametrize(
         "text", ["", "[]", "{", '{"format": 1}', '{"format": 1, "settings": {}, "runs": [1]}',
@@ -544,12 +546,12 @@ class TestFolder:
     def test_what_a_run_leaves_that_was_killed_at_birth(self, tmp_path):
         (tmp_path / "snapshots").mkdir()
         (tmp_path / ".run.partial.json").write_text("{")
-        assert not begun(tmp_path)
+        assert not has_begun(tmp_path)
         assert not list(tmp_path.iterdir())
         (tmp_path / "snapshots").mkdir()
         (tmp_path / "snapshots" / "step_000001.safetensors").write_text("mine")
         (tmp_path / "notes.txt").write_text("mine")
-        assert not begun(tmp_path)
+        assert not has_begun(tmp_path)
         assert len(list(tmp_path.rglob("*"))) == 3
 
     def test_whatever_goes_wrong_is_told(self, tmp_path, monkeypatch):
@@ -560,15 +562,17 @@ class TestFolder:
             (MemoryError(), "MemoryError: "),
             (KeyboardInterrupt(), ""),
         ):
-            monkeypatch.setattr(member, "train", lambda *args, error=error, **options: (_ for _ in ()).throw(error))
-            ends.append(train_member(TINY, tmp_path, print))
+            monkeypatch.setattr(
+                trial_module, "train", lambda *args, error=error, **options: (_ for _ in ()).throw(error)
+            )
+            ends.append(train_trial(TINY, tmp_path, print))
             assert ends[-1].message == message
         assert [end.status for end in ends] == ["failed", "failed", "failed", "interrupted"]
         assert ["Traceback" in end.traceback for end in ends] == [False, True, True, False]
 
     def test_a_damaged_run_fails_alone(self, tmp_path):
         (tmp_path / "run.json").write_text("{")
-        end = train_member(TINY, tmp_path, print)
+        end = train_trial(TINY, tmp_path, print)
         assert end.status == "failed"
         assert "run.json is damaged" in end.message
 
@@ -581,9 +585,9 @@ class TestFolder:
         assert open_run(tmp_path / "run").info.status == "interrupted"
 
     def test_how_a_process_died(self):
-        assert local._death(-9).startswith("its process was killed by SIGKILL. The system")
-        assert local._death(-11) == "its process was killed by SIGSEGV"
-        assert "exited with code 3" in local._death(3)
+        assert local._describe_exit(-9).startswith("its process was killed by SIGKILL. The system")
+        assert local._describe_exit(-11) == "its process was killed by SIGSEGV"
+        assert "exited with code 3" in local._describe_exit(3)
 
 
 class TestCommand:
@@ -617,7 +621,7 @@ class TestCommand:
     def test_mistakes(self, swept, tmp_path):
         self.fails(2, "name its operators, --upsamplers fade,carafe", "--out", tmp_path / "new")
         self.fails(1, "no upsampler 'fad'", "--out", tmp_path / "new", "--upsamplers", "fad")
-        self.fails(1, "'a' is no seed", "--out", tmp_path / "new", "--upsamplers", "fade", "--seeds", "a")
+        self.fails(1, "'a' is not a seed", "--out", tmp_path / "new", "--upsamplers", "fade", "--seeds", "a")
         self.fails(1, "lr was 0.01, is 0.5", "--out", swept[0], "--lr", "0.5")
         self.fails(1, "size is 33", "--out", tmp_path / "new", "--upsamplers", "fade", "--size", "33")
         assert not (tmp_path / "new").exists()

@@ -11,13 +11,13 @@ from torch.nn import functional as F
 from fadeviz import FadevizError, open_run
 from fadeviz.data import Sample, Splits
 from fadeviz.data.observation import choose_observed, find_object
-from fadeviz.data.sets import DATA, Wanted, check_data, find_data
+from fadeviz.data.sets import DATA, DataOptions, check_data, find_data
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, train
+from fadeviz.models import NETWORKS
 from fadeviz.storage.check import check_run
 from fadeviz.training.metrics import evaluate
-from fadeviz.training.recipes import RECIPES
-from fadeviz.training.tasks import choose_task, segmentation_loss
+from fadeviz.training.tasks import TASKS, segmentation_loss
 from test_ade20k import save_set
 from test_experiment import assert_same_state, files, final_weights
 
@@ -42,7 +42,7 @@ def test_segmentation_loss_is_the_mean_over_labelled_pixels():
         for b in range(2) for y in range(4) for x in range(6) if masks[b, y, x] != 255
     ]  # fmt: skip
     torch.testing.assert_close(segmentation_loss(logits, masks), torch.stack(picked).mean())
-    assert choose_task("segmentation").weigh(masks) == len(picked) == 36
+    assert TASKS["segmentation"].loss_weight(masks) == len(picked) == 36
 
 
 def test_without_ignored_pixels_it_is_plain_cross_entropy_to_the_bit():
@@ -135,12 +135,12 @@ def test_classes_are_found_a_few_at_a_time_as_all_at_once():
     sample = Sample(
         "a", np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8), np.zeros((12, 20), np.uint8)
     )
-    images, _ = choose_task("segmentation").tensors([sample])
+    images, _ = TASKS["segmentation"].collate([sample])
     with torch.no_grad():
         logits = model(F.pad(images, (0, 4, 0, 4), mode="reflect"))[:, :, :12, :20]
     for size in ((12, 20), (31, 47)):
         larger = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
-        found = choose_task("segmentation", 21).predict(model, sample, 8, size)
+        found = TASKS["segmentation"].predict(model, sample, 8, size)
         np.testing.assert_array_equal(found, larger.argmax(0).numpy())
         assert len(np.unique(found)) > 8
 
@@ -174,8 +174,9 @@ def test_observed_pictures_of_many_classes_have_a_clear_object():
 def test_every_data_set_is_of_one_kind(tmp_path):
     for task, sets in DATA.items():
         assert "synthetic" in sets
-        assert choose_task(task).evaluate
-        splits = sets["synthetic"].load(Wanted("", 64, 0, 0))
+        assert {entry.task for entry in sets.values()} == {task}
+        assert TASKS[task].evaluate
+        splits = sets["synthetic"].load(DataOptions("", 64, 0, 0))
         assert isinstance(splits, Splits)
         assert splits.test.count == 3
 
@@ -188,7 +189,7 @@ def test_a_data_set_for_another_task_is_named():
 
 
 def test_folders_are_known_by_their_layout(tmp_path, shared):
-    assert check_data(save_set(tmp_path / "ade"))[0] == "ade20k"
+    assert check_data(save_set(tmp_path / "ade")).data == "ade20k"
     for part in ("rgb", "figure_ground"):
         (tmp_path / "horses" / part).mkdir(parents=True)
         for number in range(1, 5):
@@ -200,25 +201,27 @@ def test_folders_are_known_by_their_layout(tmp_path, shared):
         (shared / "data" / "alphamatting", "mattes", 14, 4),
         (shared / "data" / "ade20k_sample", "ade20k", 3, 3),
     ):
-        found, problems, splits = check_data(folder)
-        assert (found, problems) == (name, [])
-        told = splits.info["train"]
-        assert (len(told) if isinstance(told, list) else told, splits.test.count) == (trained, tested)
+        checked = check_data(folder)
+        assert (checked.data, checked.problems) == (name, ())
+        train = checked.splits.info["train"]
+        assert (len(train) if isinstance(train, list) else train, checked.splits.test.count) == (trained, tested)
+        assert str(checked).startswith(f"{folder}: {name}, images: ")
 
 
 def test_folders_with_faults_tell_them(tmp_path):
     root = save_set(tmp_path / "ade")
     (root / "annotations" / "training" / "ADE_train_00000002.png").write_bytes(b"")
-    name, problems, splits = check_data(root)
-    assert (name, splits) == ("ade20k", None)
-    assert any("ADE_train_00000002.png cannot be read: it is empty" in problem for problem in problems)
+    checked = check_data(root)
+    assert (checked.data, checked.splits) == ("ade20k", None)
+    assert any("ADE_train_00000002.png cannot be read: it is empty" in problem for problem in checked.problems)
+    assert str(checked) == f"{root}: ade20k, 1 problem"
     with pytest.raises(FadevizError, match="does not exist"):
         check_data(tmp_path / "none")
     (tmp_path / "other" / "music").mkdir(parents=True)
-    with pytest.raises(FadevizError, match="has the folders of no data set"):
+    with pytest.raises(FadevizError, match="looks like no data set"):
         check_data(tmp_path / "other")
     (tmp_path / "cut" / "input").mkdir(parents=True)
-    assert check_data(tmp_path / "cut")[:2][0] == "mattes"
+    assert check_data(tmp_path / "cut").data == "mattes"
     with pytest.raises(FadevizError, match="data set with a folder"):
         check_data(root, "synthetic")
 
@@ -236,11 +239,11 @@ def test_a_network_decides_task_recipe_and_layers():
 
 def test_the_matting_recipe_slows_the_encoder():
     model = torch.nn.ModuleDict({"encoder": torch.nn.Linear(1, 1), "head": torch.nn.Linear(1, 1)})
-    optimizer = RECIPES["matting"].optimizer(model, 0.01, 0.0, 0.9)
+    optimizer = NETWORKS["matting"].recipe.optimizer(model, 0.01, 0.0, 0.9)
     factors = {id(p): group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
     assert {factors[id(p)] for p in model["encoder"].parameters()} == {0.01}
     assert {factors[id(p)] for p in model["head"].parameters()} == {1.0}
-    lr_at = RECIPES["matting"].lr_at(0.01, 30, RECIPES["matting"].lr_drops)
+    lr_at = NETWORKS["matting"].recipe.lr_at(0.01, 30, NETWORKS["matting"].recipe.lr_drops)
     np.testing.assert_allclose([lr_at(step) for step in (1, 20, 21, 26, 27, 30)], [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
@@ -341,9 +344,9 @@ def test_a_test_set_without_labels_is_refused(tmp_path):
         with Image.open(path) as annotation:
             size = annotation.size
         Image.new("L", size).save(path)
-    name, problems, _ = check_data(root)
-    assert (name, len(problems)) == ("ade20k", 2)
-    assert all("has no labelled pixel" in problem for problem in problems)
+    checked = check_data(root)
+    assert (checked.data, len(checked.problems)) == ("ade20k", 2)
+    assert all("has no labelled pixel" in problem for problem in checked.problems)
     with pytest.raises(FadevizError, match="the test images have no labelled pixel"):
         train(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
 

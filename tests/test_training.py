@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from fadeviz import FadevizError
 from fadeviz.data import Sample
 from fadeviz.models import SegNet
+from fadeviz.models.recipes import step_decay
 from fadeviz.training.batches import batch_indices, batches, to_tensors
 from fadeviz.training.checkpoint import read_checkpoint, write_checkpoint
-from fadeviz.training.loop import StepResult, fit, step_decay
+from fadeviz.training.loop import StepResult, fit
 from fadeviz.training.metrics import boundary_band, boundary_iou, boundary_width, evaluate
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels against plain torch in float64: on a CUDA device, else in Triton's interpreter, which is slow."""
+"""The direct Triton kernels against plain torch in float64: on a CUDA device, or in Triton's interpreter, slowly."""
 
 import importlib.util
 import itertools
@@ -17,55 +17,18 @@ from fadeviz.upsamplers import Skip, build_upsampler
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton: pip install triton", allow_module_level=True)
 
-NAME = "fadeviz.ops.backends.triton"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+from cuda_backend import DEVICE, copy, interpreting, load
+
 CONTIGUOUS, LAST = torch.contiguous_format, torch.channels_last
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
-
-def copy(suffix):
-    """The backend once more, as the environment is now; the package's own stays as it is."""
-    spec = importlib.util.spec_from_file_location(NAME + suffix, importlib.util.find_spec(NAME).origin)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def load():
-    """The backend, interpreted where there is no GPU."""
-    if DEVICE == "cuda":
-        return importlib.import_module(NAME)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")  # Read when triton is imported, and when a kernel is defined.
-        import triton
-
-        if isinstance(triton.language.sum, triton.JITFunction):
-            pytest.skip("triton was imported before it could be told to interpret", allow_module_level=True)
-        return copy("_interpreted")
-
-
-backend = load()
+modules = load("direct")
+backend, direct = modules.cuda, modules.direct
 
 
 @pytest.fixture(autouse=True, scope="module")
 def interpreter():
-    """What the interpreter needs of the environment while it runs, and what makes it faster."""
-    if DEVICE == "cuda":
-        yield
-        return
-    from triton.runtime.interpreter import InterpretedFunction
-
-    original = InterpretedFunction.__call__
-
-    def call(self, *args, **kwargs):
-        # For each call of a helper the interpreter replaces all of triton.language again, which takes most of the time.
-        if self.fn.__module__ == backend.__name__:
-            return self.rewrite()(*args, **kwargs)
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        patch.setattr(InterpretedFunction, "__call__", call)
+    with interpreting():
         yield
 
 
@@ -199,7 +162,7 @@ REALISTIC_IN = [
 def test_realistic(case, dtype, memory_format, monkeypatch):
     """Against float64 on the CPU; and the same bits from run to run."""
     if case == "k5_rows_together":
-        monkeypatch.setattr(backend, "_BUSY", 0)
+        monkeypatch.setattr(direct, "_BUSY", 0)
     *shape, kernel_size, scale, groups = REALISTIC[case]
     x, kernels, grad = maps(*shape, kernel_size, scale, groups, dtype, memory_format)
     sizes = (kernel_size, scale, groups)
@@ -272,8 +235,8 @@ def test_any_strides():
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
 def test_long_offsets_and_rows_together(memory_format, monkeypatch):
     """What only large maps need: 64-bit offsets, and four rows at a time in the gradient of x."""
-    monkeypatch.setattr(backend, "_WIDE", 0)
-    monkeypatch.setattr(backend, "_BUSY", 0)
+    monkeypatch.setattr(modules.launch, "_INT32_ELEMENTS", 0)
+    monkeypatch.setattr(direct, "_BUSY", 0)
     x, kernels, grad = maps(1, 2, 5, 2, 2, 1, memory_format=memory_format)
     check(x, kernels, grad, 2, 1)
     gate = draw((1, 1, 5, 2), seed=5).sigmoid()
@@ -283,9 +246,9 @@ def test_long_offsets_and_rows_together(memory_format, monkeypatch):
 @pytest.mark.parametrize("memory_format", [CONTIGUOUS, LAST], ids=["contiguous", "channels_last"])
 def test_other_blocks(memory_format, monkeypatch):
     """What a tuned table may ask for: several columns and rows a thread; and channels in a loop inside a program."""
-    monkeypatch.setattr(backend, "_BUSY", 0)
+    monkeypatch.setattr(direct, "_BUSY", 0)
     for kernel in ("reassemble", "spread"):
-        monkeypatch.setitem(backend._TUNED, (kernel, memory_format == LAST), backend._Blocks(2, 1, 1, 2))
+        monkeypatch.setitem(direct._TUNED, (kernel, memory_format == LAST), direct.Blocks(2, 1, 1, 2))
     x, kernels, grad = maps(1, 20, 2, 3, 2, 2, memory_format=memory_format)
     check(x, kernels, grad, 2, 2)
     gate = draw((1, 1, 4, 6), seed=5).sigmoid()
@@ -352,7 +315,7 @@ def test_shapes_that_do_not_fit():
 def test_available(monkeypatch):
     assert backend.available(DEVICE)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    compiled = copy("_compiled")
+    compiled = copy().cuda
     assert compiled.available("cuda:1")
     assert not compiled.available("cpu")
 
@@ -364,7 +327,7 @@ def test_without_triton(version, monkeypatch):
         monkeypatch.setitem(sys.modules, "triton", None)
     else:
         monkeypatch.setattr("triton.__version__", version)
-    without = copy("_without")
+    without = copy().cuda
     assert not without.available("cuda")
     with pytest.raises(FadevizError, match="needs Triton, 3.3 or newer"):
         without.reassemble(*(torch.zeros(1, n, 4, 4) for n in (3, 9)), 3, 1)
@@ -373,7 +336,7 @@ def test_without_triton(version, monkeypatch):
 def test_blocks_are_what_triton_can_make(monkeypatch):
     """Sides are powers of two, and no block is beyond what the registers hold; the interpreter would not mind."""
     launched = []
-    monkeypatch.setattr(backend, "_launch", lambda kernel, programs, tensors, sizes, **made: launched.append(made))
+    monkeypatch.setattr(direct, "launch", lambda kernel, programs, tensors, sizes, **made: launched.append(made))
     sizes = itertools.product((1, 2, 5, 9), (1, 2, 3, 4), (1, 2, 3), (1, 5, 300), ((1, 1), (7, 33)), (CONTIGUOUS, LAST))
     for kernel_size, scale, groups, channels, size, memory_format in sizes:
         low, high = size, tuple(n * scale for n in size)
@@ -397,7 +360,7 @@ def test_long_offsets_where_they_are_needed(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, INDEX, **made: types.append(INDEX.name)
 
-    monkeypatch.setattr(backend, "_reassemble_kernel", Kernel())
+    monkeypatch.setattr(direct, "reassemble_kernel", Kernel())
     for batch in (2, 2**14, 2**14 + 1):  # of 2**17 elements; strides beyond the last one do not count
         x = torch.empty(batch, 2, 256, 256, device="meta")
         backend.reassemble(x, torch.empty(1, 1, 256, 256, device="meta").expand(batch, 1, 256, 256), 1, 1)
@@ -415,7 +378,7 @@ def test_more_than_two_billion_elements():
 
 
 COMPILE = """
-import importlib, sys, torch, triton
+import sys, torch, triton
 from triton.backends.compiler import GPUTarget
 
 class Driver:  # What a launch asks of a GPU that is not there.
@@ -428,7 +391,8 @@ kernels = []
 triton.JITFunction.__getitem__ = lambda self, grid: (
     lambda *args, **options: kernels.append(self.run(*args, grid=grid, warmup=True, **options))
 )
-backend = importlib.import_module("fadeviz.ops.backends.triton")
+from fadeviz.ops.backends import cuda as backend, direct
+backend.choose = backend.choose_forward = lambda *tensors: direct
 dtype = getattr(torch, sys.argv[1])
 for memory_format in (torch.contiguous_format, torch.channels_last):
     def empty(*shape):
@@ -437,7 +401,7 @@ for memory_format in (torch.contiguous_format, torch.channels_last):
         x, w, y = empty(1, 32, 4, 9), empty(1, g * k * k, 4 * s, 9 * s), empty(1, 32, 4 * s, 9 * s)
         backend.reassemble(x, w, k, s, g)
         backend.similarity(y, x, k, s, g)
-        for backend._BUSY in (1024, 0):
+        for direct._BUSY in (1024, 0):
             backend.spread(y, w, k, s, g)
     x, w, y, gate = empty(1, 32, 4, 9), empty(1, 25, 8, 18), empty(1, 32, 8, 18), empty(1, 1, 8, 18)
     for mixed in ((), (y, gate)):
@@ -461,7 +425,7 @@ class TestInOperators:
 
     @pytest.fixture(autouse=True)
     def chosen(self, monkeypatch):
-        monkeypatch.setattr(torch_ops, "_triton", lambda: backend)
+        monkeypatch.setattr(torch_ops, "_cuda", lambda: backend)
         monkeypatch.setenv("FADEVIZ_BACKEND", "triton")
 
     @pytest.mark.parametrize("name", ["fade", "carafe", "sapa_i", "a2u"])

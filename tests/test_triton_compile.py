@@ -58,7 +58,10 @@ def compile_all(arch):
             (self.fn.__name__, grid[0], args, options, self.run(*args, grid=grid, warmup=True, **options))
         )
     )
-    from fadeviz.ops.backends import triton as backend
+    from fadeviz.ops.backends import cuda as backend
+    from fadeviz.ops.backends import direct
+
+    backend.choose = backend.choose_forward = lambda *tensors: direct
 
     b, c, h, w = PAPER
     high = (h * SCALE, w * SCALE)

@@ -10,7 +10,7 @@ from fadeviz.errors import FadevizError
 from fadeviz.render import animation
 from fadeviz.render.colormap import IGNORED, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
-from fadeviz.render.grid import find_layout, render_grid, write_grid
+from fadeviz.render.grid import layout_grid, render_grid, write_grid
 from fadeviz.render.labels import outline, truth_image, truth_name, truth_regions
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import SnapshotStore
@@ -41,9 +41,9 @@ class TestClassPalette:
 
     @pytest.mark.parametrize("classes", [0, -1, 256])
     def test_sizes_that_are_none(self, classes):
-        with pytest.raises(FadevizError, match="from 1 to 255"):
+        with pytest.raises(FadevizError, match="must be 1-255"):
             class_palette(classes)
-        with pytest.raises(FadevizError, match="from 1 to 255"):
+        with pytest.raises(FadevizError, match="must be 1-255"):
             colour_classes(np.zeros((2, 2), np.uint8), classes)
 
     def test_a_mask_in_colours(self):
@@ -55,7 +55,7 @@ class TestClassPalette:
 def truth_cell(run):
     """The cell of the truth in a run's grid, without the chip in its corner."""
     sequences = select_frames([run])
-    layout = find_layout(sequences)
+    layout = layout_grid(sequences)
     (x, y), (width, height) = layout.blocks[0][2][1], layout.cell
     return render_grid(sequences)[y : y + height, x : x + width][layout.points(7) :]
 
@@ -99,7 +99,7 @@ class TestTruthPicture:
     def test_grid_of_greys(self, tmp_path, make):
         run = make(tmp_path / "r")
         (alpha,) = [run.observation[1][0] * 255] if run.mattes is None else run.mattes[0][:1]
-        layout = find_layout(select_frames([run]))
+        layout = layout_grid(select_frames([run]))
         expected = np.asarray(Image.fromarray(alpha).resize(layout.cell, Image.Resampling.LANCZOS))
         np.testing.assert_array_equal(truth_cell(run), expected[layout.points(7) :, :, None].repeat(3, axis=2))
 
@@ -168,9 +168,9 @@ class TestOutline:
     def test_an_animation_draws_it(self, tmp_path, make):
         run = make(tmp_path / "r")
         sequences = select_frames([run])
-        layout = animation.find_layout(sequences)
+        layout = animation.layout_animation(sequences)
         frame = next(animation.render_frames(sequences))
-        (x, y), (width, height) = layout.picture, layout.tile
+        (x, y), (width, height) = layout.image, layout.tile
         tile = frame[y : y + height, x : x + width]
         regions = Image.fromarray(truth_regions(run, 0)).resize(layout.tile, Image.Resampling.NEAREST)
         white = (tile == 255).all(axis=2)

@@ -1,4 +1,4 @@
-"""Gates and kernels: what an operator's gate and its kernels' entropy do inside, on the band and outside, over time."""
+"""Gates and kernel entropy: their means inside the object, on the contour band and outside, over the training."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from .similarity import to_final
+from .similarity import correlation_to_final
 
 
 class RegionMeans(NamedTuple):
-    """The mean of a map in three regions, ``(S, N)`` each.
+    """Mean of a map in three regions, ``(S, N)`` each.
 
     Attributes:
-        inside: pixels of the object, away from its contour.
-        band: pixels along the contour.
-        outside: pixels of the background, away from the contour.
+        inside: mean over the object, without its contour band.
+        band: mean over the contour band.
+        outside: mean over the background, without the band.
     """
 
     inside: NDArray[np.float64]
@@ -27,7 +27,7 @@ class RegionMeans(NamedTuple):
 
     @property
     def halo(self) -> NDArray[np.float64]:
-        """How far the band is above the interior, ``band - inside``: positive for a dark interior in a bright rim."""
+        """``(S, N)``, ``band - inside``: positive for a dark interior with a bright rim."""
         return self.band - self.inside
 
 
@@ -35,8 +35,8 @@ class RegionSummary(NamedTuple):
     """A gate, or the entropy of kernels, over the training.
 
     Attributes:
-        means: in the three regions at every step.
-        similarity: correlation of the whole map with that of the last step, ``(S, N)``.
+        means: means in the three regions at every step.
+        similarity: ``(S, N)``, correlation of the whole map with that of the last step.
     """
 
     means: RegionMeans
@@ -44,25 +44,30 @@ class RegionSummary(NamedTuple):
 
 
 def region_mean(maps: NDArray[np.floating], region: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean of each map over the pixels of a region.
+    r"""Mean of each map over the cells of a region.
+
+    .. math:: \bar F = \frac{1}{|R|} \sum_{i \in R} F_i
+
+    with :math:`F` a map and :math:`R` the region.
 
     Args:
         maps: ``(S, N, h, w)``, over the training.
-        region: boolean ``(N, h, w)``, of the maps' own resolution.
+        region: boolean ``(N, h, w)``, at the maps' resolution.
 
     Returns:
-        float64 ``(S, N)``; NaN where the region is empty or the map is not finite in it. A constant map has a mean.
+        float64 ``(S, N)``, in the maps' units; NaN where the region is empty or the map is not finite in it. A constant
+        map has a mean.
 
     Raises:
-        FadevizError: not four axes, or a region that does not fit or is not boolean.
+        FadevizError: if the maps do not have four axes, or the region has another size or is not boolean.
     """
     return _means(np.asarray(maps), [np.asarray(region)])[0]
 
 
 def _means(maps: NDArray[np.floating], regions: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float64]]:
-    """The means over each of several regions, as of :func:`region_mean`: a product of the maps with the regions."""
+    """Means over each of several regions, see :func:`region_mean`, as one matrix product."""
     if maps.ndim != 4:
-        raise FadevizError(f"maps over the training are needed, (S, N, h, w); got the shape {maps.shape}")
+        raise FadevizError(f"maps over the training (S, N, h, w) are needed; got the shape {maps.shape}")
     for region in regions:
         if region.shape != maps.shape[1:] or region.dtype != np.bool_:
             raise FadevizError(f"a boolean region {maps.shape[1:]} is needed; got {region.dtype} {region.shape}")
@@ -70,12 +75,12 @@ def _means(maps: NDArray[np.floating], regions: Sequence[NDArray[np.bool_]]) -> 
     weights = np.stack(regions, axis=-1).reshape(values.shape[0], -1, len(regions)).astype(np.float64)
     broken = ~np.isfinite(values)
     lost = np.zeros((*values.shape[:2], len(regions)), bool)
-    if broken.any():  # cells outside a region do not count in it, whatever they are
+    if broken.any():  # non-finite cells matter only in the regions that contain them
         lost = broken.astype(np.float64) @ weights > 0
         values[broken] = 0
     counts = np.broadcast_to(weights.sum(1)[:, None], lost.shape)
     known = ~lost & (counts > 0)
-    # A product a map: of all at once the last bit would depend on how many they are.
+    # One product per map: with a single one for all, the last bit would depend on their number.
     sums = (values[:, :, None] @ weights[:, None])[:, :, 0]
     means = np.divide(sums, counts, out=np.full(lost.shape, np.nan), where=known)
     return [means[..., number].T for number in range(len(regions))]
@@ -84,32 +89,32 @@ def _means(maps: NDArray[np.floating], regions: Sequence[NDArray[np.bool_]]) -> 
 def mean_by_region(
     maps: NDArray[np.floating], inside: NDArray[np.bool_], band: NDArray[np.bool_], outside: NDArray[np.bool_]
 ) -> RegionMeans:
-    """Mean of each map inside an object, on the band along its contour, and outside; see :func:`region_mean`.
+    """Mean of each map inside the object, on its contour band, and outside; see :func:`region_mean`.
 
     Args:
-        maps: ``(S, N, h, w)``, the kind ``gate`` or ``kernel_entropy`` over the training.
+        maps: ``(S, N, h, w)``, of kind ``gate`` or ``kernel_entropy``, over the training.
         inside, band, outside: boolean ``(N, h, w)``, disjoint.
 
     Raises:
-        FadevizError: as :func:`region_mean`; regions that overlap.
+        FadevizError: as :func:`region_mean`; and if the regions overlap.
     """
     regions = inside, band, outside
     means = _means(np.asarray(maps), [np.asarray(region) for region in regions])
     if (np.sum(regions, axis=0) > 1).any():
-        raise FadevizError("inside, band and outside overlap: each pixel can be in one of them only")
+        raise FadevizError("inside, band and outside overlap: each pixel may be in only one of them")
     return RegionMeans(*means)
 
 
 def summarize_regions(
     maps: NDArray[np.floating], inside: NDArray[np.bool_], band: NDArray[np.bool_], outside: NDArray[np.bool_]
 ) -> RegionSummary:
-    """What a gate or the entropy of kernels does over the training: where it is high, and when it is what it will be.
+    """Means of a gate or of kernel entropy by region, and when the map takes its final form.
 
     Args:
-        maps: ``(S, N, h, w)``, the kind ``gate`` or ``kernel_entropy``.
+        maps: ``(S, N, h, w)``, of kind ``gate`` or ``kernel_entropy``, over the training.
         inside, band, outside: boolean ``(N, h, w)``, disjoint.
 
     Raises:
         FadevizError: as :func:`mean_by_region`.
     """
-    return RegionSummary(mean_by_region(maps, inside, band, outside), to_final(maps))
+    return RegionSummary(mean_by_region(maps, inside, band, outside), correlation_to_final(maps))

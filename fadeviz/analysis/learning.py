@@ -1,4 +1,4 @@
-"""When a response is learned: the steps at which it has come a tenth, half and nine tenths of its way."""
+"""Learning times: the steps at which a response has risen by a tenth, a half and nine tenths of its total rise."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from ..errors import FadevizError, unknown_name
 from .responses import LAST
 
 LEVELS = (0.1, 0.5, 0.9)
-"""The shares of the way from step 0 to the end level whose steps are told."""
+"""Fractions of the rise from step 0 to the final level; a learning time is measured for each."""
 
 MIN_RESPONSE = 0.1
-"""A response that ends below this, a tenth of the way from chance to perfect, has not been learned."""
+"""Lowest final level of a learned response: a tenth of the way from chance to perfect."""
 
 MIN_GAIN = 0.05
-"""A response that ends less than this above its start has not been learned during the training."""
+"""Smallest rise above step 0 of a response learned during the training."""
 
 NEARLY = 0.9
-"""A response that starts at this share of its end level was there before the training."""
+"""A response that starts at this fraction of its final level was present before the training."""
 
 UNTIL = {
     "end": "the mean over the last snapshots: when a response became what it stays",
-    "peak": "the largest median of three snapshots in a row, or the end if that is higher: when it first came",
+    "peak": "the largest median of three consecutive snapshots, or the end if that is higher: when it first came",
 }
-"""The level towards which a response is learned."""
+"""The final level of a response: the level towards which it is learned."""
 
 PEAK = 0.2
-"""A response that rose to this, for three snapshots or at step 0, and ends below ``MIN_RESPONSE`` came and went."""
+"""A response that reached this, for three snapshots or at step 0, and ends below ``MIN_RESPONSE`` came and went."""
 
 
 class State(StrEnum):
-    """How a response got to its end level."""
+    """How a response reached its final level."""
 
     REACHED = "reached"
-    """It was learned during the training: its times are numbers."""
+    """Learned during the training: its times are finite."""
     AT_START = "there at step 0"
-    """The untrained model has (nearly) the end level, or more: there is no time to tell."""
+    """The untrained model has (nearly) the final level, or more: no time is defined."""
     NEVER = "never"
-    """It ends no better than chance: its times lie beyond the last step, infinite."""
+    """The final level is no better than chance: the times lie beyond the last step and are infinite."""
     REGAINED = "lost and regained"
-    """As ``AT_START``, but it sinks to less than half of that meanwhile: no time to tell."""
+    """As ``AT_START``, but the response falls below half of that level in between: no time is defined."""
     TRANSIENT = "came and went"
-    """It was there, at step 0 or later, and is lost at the end: no time to tell."""
+    """Present at step 0 or later, but lost at the end: no time is defined."""
     MISSING = "missing"
-    """It is undefined at step 0, at the end, or at more than half of the steps."""
+    """Undefined at step 0, at the end, or at more than half of the steps."""
 
 
 @dataclass(frozen=True)
 class LearningTimes:
-    """When one response, of one map, was learned.
+    """When one response of one map was learned.
 
     Attributes:
-        state: how it got to its end level.
-        levels: shares of the way from ``start`` to ``end``.
-        times: the step for each level: infinite in the state ``NEVER``, NaN in all others but ``REACHED``.
-        start: the response at step 0.
-        end: its mean over the last snapshots; or its peak, if it was learned until then.
-        gap: in steps, how far apart the two snapshots are between which half of the way lies: what is shorter than
-            that is not resolved. NaN but for ``REACHED``.
+        state: how the response reached its final level.
+        levels: fractions of the rise from ``start`` to ``end``.
+        times: optimiser step for each level; infinite in the state ``NEVER``, NaN in all others but ``REACHED``.
+        start: response at step 0.
+        end: final level: the mean over the last snapshots, or the peak with ``until="peak"``.
+        gap: distance in steps between the two snapshots around half of the rise. Shorter differences are not resolved.
+            NaN except in the state ``REACHED``.
     """
 
     state: State
@@ -76,14 +76,21 @@ class LearningTimes:
 
     @property
     def t50(self) -> float:
-        """The step at which half of the way is done."""
+        """Step at which the response has risen by half."""
         return self.times[self.levels.index(0.5)]
 
 
 def monotone_fit(response: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Isotonic regression: the non-decreasing sequence nearest in least squares; all snapshots weigh the same.
+    r"""Isotonic regression: the non-decreasing sequence that is nearest in least squares.
+
+    .. math:: \hat y = \arg\min_{z_1 \le \ldots \le z_S} \sum_{i=1}^{S} (y_i - z_i)^2
+
+    with :math:`y_i` the response at snapshot :math:`i` of :math:`S`; all snapshots have the same weight, whatever the
+    steps between them.
 
     Shape: ``(S,)`` -> ``(S,)``.
+
+    Source: Barlow et al. 1972, Statistical Inference under Order Restrictions; scipy's ``isotonic_regression``.
     """
     fit: NDArray[np.float64] = optimize.isotonic_regression(np.asarray(response, np.float64)).x
     return fit
@@ -97,29 +104,35 @@ def learning_times(
     until: str = "end",
     last: int = LAST,
 ) -> LearningTimes:
-    """The first step at which the monotone fit has come a share ``q`` of the way from step 0 to the end level.
+    r"""Steps at which the monotone fit of a response has risen by given fractions of its total rise.
 
-    With y0 the response at step 0 and y1 its mean over the last snapshots, t_q is where the fit first reaches
-    y0 + q (y1 - y0). The fit depends on the order of the snapshots alone; between two of them it is a straight line in
-    the step (not in its logarithm, which would need a step before 1). It ends at y1 or above, so that a response with
-    something to gain always reaches its levels. Snapshots without a response are left out.
+    .. math:: t_q = \min\,\{t : \hat y(t) \ge y_0 + q\,(y_1 - y_0)\}
 
-    With ``until="peak"`` y1 is the peak and the snapshots after it are left out: nothing comes and goes then, and a
-    response that is noise reaches its levels sooner and oftener.
+    with :math:`\hat y` the monotone fit (:func:`monotone_fit`), linear in the step between two snapshots,
+    :math:`y_0` the response at step 0, :math:`y_1` its mean over the last snapshots, and :math:`q` a level. The fit
+    ends at :math:`y_1` or above, so that a response with something to gain reaches all of its levels. Snapshots whose
+    response is undefined are left out.
+
+    With ``until="peak"`` :math:`y_1` is the peak, the largest median of three consecutive snapshots, and the snapshots
+    after it are left out: no response is transient then, and one that is only noise reaches its levels earlier and more
+    often.
 
     Args:
         steps: the S recorded steps, increasing from 0.
         response: ``(S,)``; NaN where undefined.
-        levels: increasing shares above 0, up to 1; 0.5 must be among them.
-        until: a name in ``UNTIL``.
-        last: how many snapshots the end level is the mean of.
+        levels: increasing fractions in (0, 1]; 0.5 must be among them.
+        until: final level, a name in ``UNTIL``.
+        last: number of snapshots whose mean is the level at the end.
+
+    Returns:
+        Times in optimiser steps, between 0 and the last step.
 
     Raises:
-        FadevizError: steps that do not start at 0 or do not increase, too few of them, unsuitable levels, or an unknown
-            ``until``.
+        FadevizError: if the steps do not increase from 0 or are too few, if their number is not that of the responses,
+            if the levels are unsuitable, or if ``until`` is unknown.
     """
     if until not in UNTIL:
-        raise unknown_name("level to learn until", until, UNTIL)
+        raise unknown_name("final level", until, UNTIL)
     place, values = np.asarray(steps, np.float64), np.asarray(response, np.float64)
     _check(place, values, levels, last)
     defined = np.isfinite(values)
@@ -133,10 +146,10 @@ def learning_times(
     if not defined[0] or not late.size or 2 * defined.sum() < len(values):
         return without_times(State.MISSING)
     place, values = place[defined], values[defined]
-    peak, at = _peak(values)
+    peak, place_of_peak = peak_of(values)
     if until == "peak" and peak > end:
         end = peak
-        place, values = place[: at + 1], values[: at + 1]
+        place, values = place[: place_of_peak + 1], values[: place_of_peak + 1]
     if end < MIN_RESPONSE:
         return without_times(State.TRANSIENT if max(start, peak) >= PEAK else State.NEVER)
     if end - start < MIN_GAIN or start >= NEARLY * end:
@@ -146,31 +159,37 @@ def learning_times(
         return without_times(State.REGAINED if sank else State.AT_START)
     fit = monotone_fit(values)
     # The fit's last value is at least the mean of the last ones, but for rounding.
-    wanted = [min(start + level * (end - start), float(fit[-1])) for level in levels]
-    times = tuple(_first_reached(place, fit, level)[0] for level in wanted)
-    gap = _first_reached(place, fit, wanted[list(levels).index(0.5)])[1]
+    targets = [min(start + level * (end - start), float(fit[-1])) for level in levels]
+    times = tuple(_first_reached(place, fit, level)[0] for level in targets)
+    gap = _first_reached(place, fit, targets[list(levels).index(0.5)])[1]
     return LearningTimes(State.REACHED, tuple(levels), times, start, end, gap)
 
 
 def lead(edge: LearningTimes, interior: LearningTimes) -> float:
-    """t50(interior) - t50(edge), in steps: positive when the outline is learned first.
+    r"""How much later the interior is learned than the outline, in steps.
 
-    Infinite when one of the two is learned and the other never; NaN when neither is, or when one is missing, came and
-    went, or was there at step 0.
+    .. math:: \text{lead} = t_{50}(\text{interior}) - t_{50}(\text{edge})
+
+    with :math:`t_{50}` the step at which a response has risen by half (:func:`learning_times`). Positive: the outline
+    is learned first. Infinite if one of the two is learned and the other never is; NaN if neither is, or if one is
+    missing, came and went, or was there at step 0.
     """
     return interior.t50 - edge.t50
 
 
 def _first_reached(place: NDArray[np.float64], fit: NDArray[np.float64], level: float) -> tuple[float, float]:
-    """Where the fit first reaches a level above its first value, and how far apart the snapshots are there."""
+    """The step at which the fit first reaches a level above its first value, and the gap of the snapshots there."""
     after = int(np.argmax(fit >= level))
     before = after - 1
     gap = float(place[after] - place[before])
     return float(place[before] + gap * (level - fit[before]) / (fit[after] - fit[before])), gap
 
 
-def _peak(values: NDArray[np.float64]) -> tuple[float, int]:
-    """The largest median of three snapshots in a row, as a single one is no peak; and the highest of the first such."""
+def peak_of(values: NDArray[np.float64]) -> tuple[float, int]:
+    """The largest median of three consecutive values, and the place of the highest of the first such three.
+
+    A single high value is no peak. With fewer than three values it is the median of all.
+    """
     medians = _running_median(values)
     width = len(values) - len(medians) + 1
     first = int(np.argmax(medians))
@@ -179,7 +198,7 @@ def _peak(values: NDArray[np.float64]) -> tuple[float, int]:
 
 
 def _running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of three snapshots in a row."""
+    """The medians of each three consecutive values, ``(S,)`` -> ``(S - 2,)``; of all, if there are fewer."""
     windows = np.lib.stride_tricks.sliding_window_view(values, min(3, len(values)))
     medians: NDArray[np.float64] = np.median(windows, axis=1)
     return medians
@@ -187,13 +206,15 @@ def _running_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _check(place: NDArray[np.float64], values: NDArray[np.float64], levels: Sequence[float], last: int) -> None:
     if place.shape != values.shape or place.ndim != 1:
-        raise FadevizError(f"learning times: {place.shape} steps, but {values.shape} responses; needed is one a step")
+        raise FadevizError(
+            f"learning times: {place.shape} steps, but {values.shape} responses; one response per step is needed"
+        )
     if len(place) < last + 2 or last < 1:
         raise FadevizError(
             f"learning times: {len(place)} snapshots are too few; {last + 2} are needed, the last {last} of them for "
-            "the end level. Record more with --snapshots"
+            "the final level. Record more: snapshots=..."
         )
     if place[0] != 0 or (np.diff(place) <= 0).any():
         raise FadevizError("learning times: the steps must increase from 0, the untrained model")
     if 0.5 not in levels or min(levels) <= 0 or max(levels) > 1 or list(levels) != sorted(set(levels)):
-        raise FadevizError(f"learning times: levels {list(levels)}; they must increase from above 0 to 1, with 0.5")
+        raise FadevizError(f"learning times: levels={list(levels)}; they must increase, lie in (0, 1] and include 0.5")

@@ -1,67 +1,57 @@
-"""Outline first or interior first: the measures of all runs put together, operator by operator, with a verdict."""
+"""The order of learning: outline first or interior first, for each operator of several runs, with a verdict."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..storage.maps import Maps
-from ..storage.metrics import headline
-from ..storage.several_runs import check_layer, common_steps, describe_calls, run_labels
-from ..storage.snapshots import CHANNEL_KINDS, KINDS
+from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
-from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times
+from .grouping import check_runs, check_size, describe_inside, group_runs, note_uneven, setting
+from .kymograph import Kymograph, merge_kymographs
+from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times, peak_of
 from .regions import BAND_PIXELS, BAND_SHARE, Regions, build_regions, distance_bins
-from .responses import LAST, Kymograph, Responses, merge_kymographs, responses
+from .responses import LAST, Responses, measure_responses
 from .statistics import UNITS, Interval, PairedTest, bootstrap_interval, paired_test
-
-VERDICTS = {
-    "outline first": "the interval of the lead lies above 0, and the lead is longer than what the snapshots resolve",
-    "interior first": "the interval of the lead lies below 0, and the lead is longer than what the snapshots resolve",
-    "together": "the interval of the lead lies within what the snapshots resolve",
-    "already there at step 0": "most maps show the outline, or the interior, before any training",
-    "undecided": "the interval of the lead holds 0, too few maps have a lead, one of the two never comes, or is no "
-    "better than for the masks of other images",
-}
-"""What can be said of an operator, and when."""
+from .verdicts import Verdict, verdict
 
 RESPONSES = {
     "plain": "the edge and the interior response as they are",
-    "raw-edge": "the edge response is of the map's own gradient, not its ranks': large steps count more than ripples",
-    "beyond-position": "how far each response is above the same map's for the other images' masks, which any centred "
-    "blob has too; 1 for a perfect map",
-    "raw-beyond-position": "the same with the edge response of the map's own gradient",
-    "other-masks": "the responses for the other images' masks alone: a verdict that these give too is worth nothing",
+    "raw-edge": "the edge response of the map's own gradient, not that of its ranks: large steps count more than "
+    "ripples",
+    "position-corrected": "how far each response exceeds the same map's response for mismatched masks, those of the "
+    "other images, which any centred blob reaches too; 1 for a perfect map",
+    "raw-position-corrected": "the same with the edge response of the map's own gradient",
+    "mismatched-masks": "the responses for mismatched masks alone, as a control: a verdict that these give too means "
+    "nothing",
 }
-"""Which responses the learning times are of."""
+"""The responses whose learning times are measured."""
 
-MIN_LEADS = 6
-"""Leads needed for a verdict: of fewer, all have the same sign by chance more than once in twenty times."""
-
-MIN_ROOM = 0.1
-"""Where a perfect map is no more than this better for its own mask than for others, place cannot be told from it."""
-
-FEW_SEEDS = 5
-"""Of fewer seeds a percentile interval is too narrow."""
-
-_EVERY_STUDY_DIFFERS = ("upsampler", "seed")
-_ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
-_ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
-_NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
+MIN_HEADROOM = 0.1
+"""Headroom below which position cannot be told from knowledge: a perfect map is hardly better for its own mask."""
 
 
 class Rules(NamedTuple):
-    """How times, intervals and verdicts are made of responses; see :func:`learning_order`."""
+    """How learning times, intervals and verdicts are made from responses.
 
-    which: str = "plain"
+    Attributes:
+        responses: a name in ``RESPONSES``.
+        until: final level of a response, a name in ``UNTIL``.
+        levels: fractions of the rise for which times are measured.
+        level: nominal coverage of the intervals.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap and the paired tests.
+    """
+
+    responses: str = "plain"
     until: str = "end"
     levels: tuple[float, ...] = LEVELS
     level: float = 0.95
@@ -70,40 +60,28 @@ class Rules(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the measures say of an operator.
-
-    Attributes:
-        word: a name in ``VERDICTS``.
-        reason: the numbers behind it, in a sentence.
-    """
-
-    word: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class OperatorOrder:
-    """What one operator learns first: R runs (seeds), S steps, N images.
+    """The order of learning of one operator: R runs (seeds), S steps, N images.
 
     Attributes:
-        name: the operator with its options, and the settings that set its runs apart from others of that operator.
-        title: how images call it.
-        runs: the R runs, by seed.
+        name: the operator with its options, and the settings that distinguish its runs from others of that operator.
+        title: the operator's name in figures.
+        runs: the R runs, ordered by seed.
         seeds: their seeds; None where a run has none.
-        measured: for each run, all responses of its maps.
-        edge: ``(R, S, N)``, the edge response that counts, see ``RESPONSES``; NaN where undefined.
-        interior: ``(R, S, N)``, the interior response that counts; NaN where undefined.
-        edge_times: for each run and image, when the edge response was learned.
-        interior_times: the same of the interior response.
-        lead: ``(R, N)``, t50(interior) - t50(edge) in steps; infinite where censored, NaN where there is none.
-        edge_t50: median over the maps with a time, with its interval.
-        interior_t50: the same of the interior response.
+        measured: all responses of the maps of each run.
+        edge: ``(R, S, N)``, edge response that the times are of, see ``RESPONSES``; NaN where undefined.
+        interior: ``(R, S, N)``, interior response that the times are of; NaN where undefined.
+        edge_times: learning times of the edge response, for each run and image.
+        interior_times: learning times of the interior response, for each run and image.
+        lead: ``(R, N)``, t50(interior) - t50(edge) in steps; infinite where censored, NaN where undefined.
+        edge_t50: median t50 of the edge response over the maps that have one, with its interval.
+        interior_t50: median t50 of the interior response over the maps that have one, with its interval.
         lead_interval: median lead with its interval.
-        margin: in steps, what the snapshots resolve: median over the maps with both t50 of the wider gap there.
-        verdict: in words.
-        value_kymograph: distance-time map of the values.
-        gradient_kymograph: distance-time map of the steepness.
+        margin: shortest lead that the snapshots resolve, in steps: the median, over the maps with both times, of the
+            wider of the two gaps between the snapshots around them.
+        verdict: verdict on the operator.
+        value_kymograph: distance-time map of the maps' values.
+        gradient_kymograph: distance-time map of the maps' steepness.
     """
 
     name: str
@@ -127,13 +105,13 @@ class OperatorOrder:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The leads of two operators compared on the seeds that both have.
+    """Paired tests of the leads of two operators, on the seeds that both have.
 
     Attributes:
         first: name of an operator.
-        second: name of the other; differences are first - second.
-        seeds: the seeds in common.
-        tests: one for each name in ``UNITS``; p-values are not corrected for the number of comparisons.
+        second: name of the other one; differences are first - second.
+        seeds: seeds that both have.
+        tests: a test for each name in ``UNITS``; p-values are not corrected for the number of comparisons.
     """
 
     first: str
@@ -144,20 +122,20 @@ class Comparison:
 
 @dataclass(frozen=True)
 class LearningOrder:
-    """What is learned first, of several runs on the same images.
+    """The order of learning of all operators, measured on the same images.
 
     Attributes:
         layer: dotted module name.
         kind: a name in ``KINDS``.
         steps: the S steps that all runs have.
         images: names of the N observed images.
-        regions: of their masks at the layer's resolution.
-        half_width: of the contour band as it was asked for: pixels of a layer, share of its diagonal.
-        rules: how times and verdicts were made.
-        operators: in the order in which they were given.
-        comparisons: of every two operators with seeds in common.
-        notes: what a reader should know of the runs, a sentence each.
-        call: which call of the layer.
+        regions: regions of their masks at the layer's resolution.
+        half_width: requested half-widths of the contour band: in pixels of the layer, and as a share of its diagonal.
+        rules: how times and verdicts are made.
+        operators: the operators, in the order of the runs given.
+        comparisons: paired tests of every two operators with seeds in common.
+        notes: caveats about the runs, a sentence each, without a full stop.
+        call: number of the layer's call in a forward pass.
     """
 
     layer: str
@@ -174,66 +152,8 @@ class LearningOrder:
 
     @property
     def layer_title(self) -> str:
-        """The layer, and its call where that is not the first."""
+        """The layer's name, with the number of the call unless it is the first."""
         return f"{self.layer}, call {self.call}" if self.call else self.layer
-
-
-def verdict(
-    edge: Sequence[State],
-    interior: Sequence[State],
-    leads: Interval,
-    margin: float,
-    by_place: Sequence[Collection[str]] = (),
-) -> Verdict:
-    """What the states and leads of an operator's maps say, in words.
-
-    The rules, the first that holds decides; a map is known when neither of its two responses is missing:
-
-    1. fewer than half of the maps are known: undecided;
-    2. in more than half of the known maps the outline or the interior is told by its place alone: undecided;
-    3. in more than half of them the outline or the interior is there at step 0: already there at step 0;
-    4. in more than half of them the outline or the interior never comes: undecided, as what a map does not show may
-       still be in the network;
-    5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
-    6. the lead's interval lies within -margin ... margin: together;
-    7. it lies above 0 and the lead is longer than the margin: outline first; the same below 0: interior first; else
-       undecided.
-
-    Args:
-        edge: state of the edge response of each map.
-        interior: state of the interior response of each map.
-        leads: the interval of the leads, positive = outline first.
-        margin: in steps; leads as short as that are not resolved. NaN counts as 0.
-        by_place: for each map, which of the two responses, ``outline`` and ``interior``, is hardly above that for the
-            other images' masks.
-    """
-    pairs = list(zip(edge, interior, strict=True))
-    known = [pair for pair in pairs if State.MISSING not in pair]
-    if not known or 2 * len(known) < len(pairs):
-        return Verdict("undecided", f"a response is undefined in {len(pairs) - len(known)} of {len(pairs)} maps")
-    counts = _counts(known)
-    for name in ("outline", "interior"):
-        told = sum(name in one for one in by_place)
-        if 2 * told > len(known):
-            reason = f"the {name} is hardly better than for other images' masks in {told} of {len(pairs)} maps"
-            return Verdict("undecided", f"{reason}; {counts}")
-    if 2 * sum(State.AT_START in pair for pair in known) > len(known):
-        return Verdict("already there at step 0", counts)
-    if 2 * sum(State.NEVER in pair for pair in known) > len(known):
-        return Verdict("undecided", counts)
-    if leads.count < MIN_LEADS or 2 * leads.count < len(known):
-        few = f", {MIN_LEADS} are needed" if leads.count < MIN_LEADS else ""
-        return Verdict("undecided", f"a lead in {leads.count} of {len(pairs)} maps{few}; {counts}")
-    seeds = f"{leads.count} maps, {leads.seeds} seed{'s' * (leads.seeds != 1)}"
-    numbers = f"lead {_signed(leads.estimate)} steps ({_signed(leads.low)} to {_signed(leads.high)}; {seeds})"
-    resolved = 0.0 if math.isnan(margin) else margin
-    if -resolved <= leads.low and leads.high <= resolved:
-        return Verdict("together", f"{numbers}, within the {resolved:.0f} steps that the snapshots resolve")
-    if leads.low > 0 or leads.high < 0:
-        if abs(leads.estimate) <= resolved:
-            return Verdict("undecided", f"{numbers}; the snapshots resolve {resolved:.0f} steps")
-        return Verdict("outline first" if leads.low > 0 else "interior first", numbers)
-    return Verdict("undecided", numbers)
 
 
 def learning_order(
@@ -245,60 +165,61 @@ def learning_order(
     pixels: float = BAND_PIXELS,
     share: float = BAND_SHARE,
     levels: Sequence[float] = LEVELS,
-    which: str = "plain",
+    responses: str = "plain",
     until: str = "end",
     level: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
     call: int = 0,
-    few: bool = False,
+    allow_few_steps: bool = False,
 ) -> LearningOrder:
     """Measure what each operator learns first; the runs of one operator are its seeds.
 
-    Runs of one operator that differ in more than the seed become operators of their own, named with the difference.
+    Runs of one operator that differ in more than the seed become operators of their own, named after the difference.
 
     Args:
-        runs: one or more, observed on the same images.
+        runs: one or more runs that observed the same images.
         layer: dotted name; None takes the first run's ``default_layer(kind)``.
-        kind: a name in ``KINDS``, with one map an image.
-        steps: which steps, step 0 among them, or None for all that the runs have in common.
+        kind: a name in ``KINDS`` with one map per image.
+        steps: steps to measure, step 0 among them; None takes all that the runs have in common.
         pixels: half-width of the contour band in pixels of the layer.
-        share: the same as a share of the map's diagonal; the larger counts.
-        levels: shares of the way whose steps are told.
-        which: responses the times are of, a name in ``RESPONSES``.
-        until: the level they are learned towards, a name in ``UNTIL``.
-        level: of the intervals.
-        resamples: of the bootstrap.
-        seed: of the bootstrap and the tests.
-        call: which call of a layer that runs several times in a forward pass.
-        few: take steps that are too few to measure when something is learned, or lack step 0: all is undecided then.
+        share: half-width of the contour band as a share of the map's diagonal; the larger of the two counts.
+        levels: fractions of the rise for which times are measured.
+        responses: responses whose learning times are measured, a name in ``RESPONSES``.
+        until: final level of a response, a name in ``UNTIL``.
+        level: nominal coverage of the intervals.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap and the paired tests.
+        call: call to measure of a layer that runs several times in a forward pass, from 0.
+        allow_few_steps: accept steps that are too few for learning times, or that lack step 0; every verdict is
+            undecided then.
 
     Raises:
-        FadevizError: no run, a run given twice, two runs of one operator and seed, an unknown layer, kind or response,
-            other images or map sizes, no step 0 or too few steps in common.
+        FadevizError: if there is no run, a run is given twice, or two runs have the same operator and seed; if the
+            layer, kind, call, ``responses`` or ``until`` is unknown; if the runs observed different images or have maps
+            of different sizes; or if step 0 is missing or the steps in common are too few.
     """
-    _check_rules(which, until)
-    chosen = _check_runs(runs, layer, kind, call)
+    _check_rules(responses, until)
+    chosen = check_runs(runs, layer, kind, call)
     shown = common_steps(runs, steps)
     too_few = _too_few(runs, shown)
-    if too_few and not few:
-        raise FadevizError(f"{too_few}. Record the runs with step 0 and the same --snapshots")
+    if too_few and not allow_few_steps:
+        raise FadevizError(f"{too_few}. Record the runs with step 0 and the same snapshots=...")
     masks = runs[0].foregrounds
     height, width = runs[0].read(shown[0], chosen, kind, call).shape[-2:]
     regions = tuple(build_regions(mask, (height, width), pixels=pixels, share=share) for mask in masks)
     bins = distance_bins(regions)
-    groups, notes = _groups(runs)
-    found = []
+    groups, notes = group_runs(runs)
+    rules = Rules(responses, until, tuple(levels), level, resamples, seed)
+    operators = []
     for name, members in groups.items():
         measured = []
         for run in members:
             maps = run.maps(chosen, kind, steps=shown, call=call)
-            _check_size(run, maps, chosen, runs[0], regions)
-            measured.append(responses(maps, regions, bins))
-        found.append((name, members, measured))
-    rules = Rules(which, until, tuple(levels), level, resamples, seed)
-    operators = [_judge(name, members, measured, shown, rules) for name, members, measured in found]
-    others = dict.fromkeys(describe_calls(chosen, run.calls(chosen, kind), call) for run in runs)
+            check_size(run, maps, chosen, runs[0], regions)
+            measured.append(measure_responses(maps, regions, bins))
+        operators.append(_classify(name, members, measured, shown, rules))
+    other_calls = dict.fromkeys(describe_calls(chosen, run.calls(chosen, kind), call) for run in runs)
     names = runs[0].info.observation.names
     return LearningOrder(
         layer=chosen,
@@ -310,70 +231,61 @@ def learning_order(
         rules=rules,
         operators=tuple(operators),
         comparisons=tuple(_comparisons(operators, seed)),
-        notes=(*filter(None, [describe_inside(runs[0]), *others]), *notes, *_uneven(groups, chosen)),
+        notes=(*filter(None, [describe_inside(runs[0]), *other_calls]), *notes, *note_uneven(groups, chosen)),
         call=call,
     )
 
 
-def describe_inside(run: StoredRun) -> str:
-    """What counts as inside in the images a run observed, in words; empty where their masks have but two classes."""
-    if run.mattes is not None:
-        return "the masks are of the true mattes: inside is half opaque or more, outside all else"
-    names = class_names(run)
-    if not names:
-        return ""
-    shown = "; ".join(names)
-    return f"the masks are of one class of each image ({shown}): inside is that class, outside all else"
+def reclassify(order: LearningOrder, *, responses: str = "plain", until: str = "end") -> LearningOrder:
+    """Times and verdicts of the same measured responses by other rules; no map is read again.
 
+    A verdict that holds by a single rule is weak evidence.
 
-def class_names(run: StoredRun) -> list[str]:
-    """What is inside in each observed image of data with many classes, by name; empty where there are but two."""
-    names = run.info.data.classes
-    chosen = run.info.observation.foreground or ()
-    return [names[label] if 0 <= label < len(names) else f"class {label}" for label in chosen]
+    Args:
+        order: a measured order of learning; its other rules stay as they are.
+        responses: responses whose learning times are measured, a name in ``RESPONSES``.
+        until: final level of a response, a name in ``UNTIL``.
 
-
-def judge_again(order: LearningOrder, which: str = "plain", until: str = "end") -> LearningOrder:
-    """The same measured responses by other rules, without measuring anew; the arguments are :func:`learning_order`'s.
-
-    A verdict that holds by one rule alone is a weak one.
+    Raises:
+        FadevizError: if ``responses`` or ``until`` is unknown.
     """
-    _check_rules(which, until)
-    rules = order.rules._replace(which=which, until=until)
-    operators = tuple(_judge(one.name, one.runs, one.measured, order.steps, rules) for one in order.operators)
+    _check_rules(responses, until)
+    rules = order.rules._replace(responses=responses, until=until)
+    operators = tuple(_classify(op.name, op.runs, op.measured, order.steps, rules) for op in order.operators)
     comparisons = tuple(_comparisons(operators, rules.seed))
     return dataclasses.replace(order, rules=rules, operators=operators, comparisons=comparisons)
 
 
-def _check_rules(which: str, until: str) -> None:
-    if which not in RESPONSES:
-        raise unknown_name("responses", which, RESPONSES)
+def _check_rules(responses: str, until: str) -> None:
+    if responses not in RESPONSES:
+        raise unknown_name("responses", responses, RESPONSES)
     if until not in UNTIL:
-        raise unknown_name("level to learn until", until, UNTIL)
+        raise unknown_name("final level", until, UNTIL)
 
 
-def _judge(
+def _classify(
     name: str, runs: Sequence[StoredRun], measured: Sequence[Responses], steps: Sequence[int], rules: Rules
 ) -> OperatorOrder:
-    edge, interior = (np.stack(one) for one in zip(*(_counting(one, rules.which) for one in measured), strict=True))
-    edge_times, interior_times = (_times(steps, one, rules.levels, rules.until) for one in (edge, interior))
+    pairs = [_selected(run_responses, rules.responses) for run_responses in measured]
+    edge, interior = (np.stack(tables) for tables in zip(*pairs, strict=True))
+    edge_times, interior_times = (_times(steps, table, rules.levels, rules.until) for table in (edge, interior))
     leads = np.array([list(map(lead, *both)) for both in zip(edge_times, interior_times, strict=True)])
     edge_t50, interior_t50, lead_interval = (
         bootstrap_interval(table, level=rules.level, resamples=rules.resamples, seed=rules.seed)
         for table in (_half_times(edge_times), _half_times(interior_times), leads)
     )
-    flat_edge, flat_interior = (list(itertools.chain(*table)) for table in (edge_times, interior_times))
-    pairs = [(e.gap, i.gap) for e, i in zip(flat_edge, flat_interior, strict=True)]
-    gaps = [max(pair) for pair in pairs if not np.isnan(pair).any()]
-    margin = float(np.median(gaps)) if gaps else math.nan
+    margin = _margin(edge_times, interior_times)
     too_few = _too_few(runs, steps)
-    states = [times.state for times in flat_edge], [times.state for times in flat_interior]
+    edge_states, interior_states = (
+        [times.state for times in itertools.chain(*table)] for table in (edge_times, interior_times)
+    )
+    explained = _explained_by_position(measured, edge_times, interior_times, rules)
     return OperatorOrder(
         name=name,
         # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
         title=runs[0].title + name.removeprefix(runs[0].name) if name.startswith(runs[0].name) else name,
         runs=tuple(runs),
-        seeds=tuple(_setting(run, "seed") for run in runs),
+        seeds=tuple(setting(run, "seed") for run in runs),
         measured=tuple(measured),
         edge=edge,
         interior=interior,
@@ -386,204 +298,99 @@ def _judge(
         margin=margin,
         verdict=Verdict("undecided", too_few)
         if too_few
-        else verdict(*states, lead_interval, margin, _by_place(measured, edge_times, interior_times, rules)),
-        value_kymograph=merge_kymographs([one.value for one in measured]),
-        gradient_kymograph=merge_kymographs([one.gradient for one in measured]),
+        else verdict(edge_states, interior_states, lead_interval, margin, explained),
+        value_kymograph=merge_kymographs([run_responses.value for run_responses in measured]),
+        gradient_kymograph=merge_kymographs([run_responses.gradient for run_responses in measured]),
     )
 
 
-def _counting(measured: Responses, which: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The edge and the interior response that count."""
-    raw = which.startswith("raw")
-    edge, edge_elsewhere = (
-        (measured.edge_raw, measured.edge_raw_elsewhere) if raw else (measured.edge, measured.edge_elsewhere)
-    )
-    if which == "other-masks":
-        return edge_elsewhere, measured.interior_elsewhere
-    if which.endswith("beyond-position"):
-        # Of a perfect map the interior has a smaller part above other masks than the edge: both are to have 1.
-        edge_room, interior_room = (
-            np.where(room >= MIN_ROOM, room, np.nan) for room in (measured.edge_room, measured.interior_room)
+def _selected(measured: Responses, responses: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The edge and the interior response whose times are measured; see ``RESPONSES``."""
+    raw = responses.startswith("raw")
+    edge = measured.edge_raw if raw else measured.edge
+    edge_mismatched = measured.edge_raw_mismatched if raw else measured.edge_mismatched
+    if responses == "mismatched-masks":
+        return edge_mismatched, measured.interior_mismatched
+    if responses.endswith("position-corrected"):
+        # The interior response of a perfect map has less headroom than its edge response: both are scaled to 1.
+        edge_headroom, interior_headroom = (
+            np.where(headroom >= MIN_HEADROOM, headroom, np.nan)
+            for headroom in (measured.edge_headroom, measured.interior_headroom)
         )
-        return (edge - edge_elsewhere) / edge_room, (measured.interior - measured.interior_elsewhere) / interior_room
+        return (
+            (edge - edge_mismatched) / edge_headroom,
+            (measured.interior - measured.interior_mismatched) / interior_headroom,
+        )
     return edge, measured.interior
 
 
-def _by_place(
+def _margin(edge_times: Sequence[Sequence[LearningTimes]], interior_times: Sequence[Sequence[LearningTimes]]) -> float:
+    """The shortest lead that the snapshots resolve, see ``OperatorOrder``; NaN without any map that has both times."""
+    edges, interiors = (itertools.chain(*table) for table in (edge_times, interior_times))
+    gaps = [max(edge.gap, interior.gap) for edge, interior in zip(edges, interiors, strict=True)
+            if not math.isnan(edge.gap) and not math.isnan(interior.gap)]  # fmt: skip
+    return float(np.median(gaps)) if gaps else math.nan
+
+
+def _explained_by_position(
     measured: Sequence[Responses],
     edge_times: Sequence[Sequence[LearningTimes]],
     interior_times: Sequence[Sequence[LearningTimes]],
     rules: Rules,
 ) -> list[set[str]]:
-    """Which responses of each map, by runs and images, any map of that shape would have: those of its place."""
-    if rules.which not in ("plain", "raw-edge"):
-        return []  # taken away already, or wanted
-    shown = (State.REACHED, State.AT_START, State.REGAINED)
-    found = []
+    """For each map, by runs and images: which of its responses are hardly above those for mismatched masks."""
+    if rules.responses not in ("plain", "raw-edge"):
+        return []  # corrected for already, or the control itself
+    corrected = "raw-position-corrected" if rules.responses == "raw-edge" else "position-corrected"
+    learned = (State.REACHED, State.AT_START, State.REGAINED)
+    explained = []
     for run, edges, interiors in zip(measured, edge_times, interior_times, strict=True):
-        above = _counting(run, "raw-beyond-position" if rules.which == "raw-edge" else "beyond-position")
+        above_edge, above_interior = _selected(run, corrected)
         for image, (edge, interior) in enumerate(zip(edges, interiors, strict=True)):
-            told = set()
-            for name, times, rest in (("outline", edge, above[0]), ("interior", interior, above[1])):
-                series = rest[:, image][np.isfinite(rest[:, image])]
-                if times.state in shown and series.size and _level(series, rules.until) < MIN_RESPONSE:
-                    told.add(name)
-            found.append(told)
-    return found
+            names = set()
+            for name, times, above in (("outline", edge, above_edge), ("interior", interior, above_interior)):
+                series = above[:, image][np.isfinite(above[:, image])]
+                if times.state in learned and series.size and _final_level(series, rules.until) < MIN_RESPONSE:
+                    names.add(name)
+            explained.append(names)
+    return explained
 
 
-def _level(series: NDArray[np.float64], until: str) -> float:
+def _final_level(series: NDArray[np.float64], until: str) -> float:
     end = float(series[-LAST:].mean())
-    if until == "end" or len(series) < LAST:
-        return end
-    return max(end, float(np.median(np.lib.stride_tricks.sliding_window_view(series, LAST), axis=1).max()))
+    return max(end, peak_of(series)[0]) if until == "peak" else end
 
 
 def _times(
     steps: Sequence[int], response: NDArray[np.float64], levels: Sequence[float], until: str
 ) -> tuple[tuple[LearningTimes, ...], ...]:
-    if len(steps) < LAST + 2 or steps[0] != 0:  # too few steps to tell
+    if len(steps) < LAST + 2 or steps[0] != 0:  # too few steps for any time
         unknown = LearningTimes(State.MISSING, tuple(levels), (math.nan,) * len(levels), math.nan, math.nan, math.nan)
         return tuple((unknown,) * run.shape[1] for run in response)
     return tuple(tuple(learning_times(steps, series, levels, until=until) for series in run.T) for run in response)
 
 
 def _half_times(times: Sequence[Sequence[LearningTimes]]) -> NDArray[np.float64]:
-    return np.array([[one.t50 for one in row] for row in times])
+    return np.array([[time.t50 for time in row] for row in times])
 
 
 def _comparisons(operators: Sequence[OperatorOrder], seed: int) -> list[Comparison]:
-    found = []
+    comparisons = []
     for first, second in itertools.combinations(operators, 2):
         common = [s for s in first.seeds if s in second.seeds]
         if common:
-            a, b = (one.lead[[one.seeds.index(s) for s in common]] for one in (first, second))
+            a, b = (op.lead[[op.seeds.index(s) for s in common]] for op in (first, second))
             tests = {unit: paired_test(a, b, unit=unit, seed=seed) for unit in UNITS}
-            found.append(Comparison(first.name, second.name, tuple(common), tests))
-    return found
-
-
-def _setting(run: StoredRun, name: str) -> Any:
-    return run.info.config.get(name)
-
-
-def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]:
-    """Group runs of the same name: together, or by their paths if their seeds do not distinguish them.
-
-    The latter are runs without a seed, and runs named after folders of the same name.
-    """
-    seeds = [_setting(run, "seed") for run in members]
-    doubled = {seed for seed in seeds if seeds.count(seed) > 1}
-    named = all(run.info.upsampler for run in members)
-    places = {run.path_parts for run in members}
-    if len(places) < len(members) or not doubled or (named and doubled != {None}):
-        return {label: members}
-    return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
-
-
-def _groups(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
-    """The runs of each operator by seed, those with other settings apart, and what there is to note."""
-    settings = [{k: v for k, v in run.info.config.items() if k not in _NOT_COMPARED} for run in runs]
-    names = sorted({name for one in settings for name in one})
-    differing = [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
-    groups: dict[str, list[StoredRun]] = {}
-    for run, one in zip(runs, settings, strict=True):
-        twins = [other for other, twin in zip(settings, runs, strict=True) if twin.name == run.name]
-        # A setting that a run does not name is older than the setting: nothing is known to differ.
-        apart = [
-            name
-            for name in differing
-            if name in one and any(name in other and other[name] != one[name] for other in twins)
-        ]
-        label = run.name + (f" ({', '.join(f'{name}={one[name]}' for name in apart)})" if apart else "")
-        groups.setdefault(label, []).append(run)
-    groups = {name: apart for label, members in groups.items() for name, apart in _by_path(label, members).items()}
-    for label, members in groups.items():
-        members.sort(key=lambda run: (_setting(run, "seed") is None, _setting(run, "seed")))
-        for one_run, other_run in itertools.pairwise(members):
-            if _setting(one_run, "seed") == _setting(other_run, "seed"):
-                raise FadevizError(
-                    f"{one_run.address} and {other_run.address} are both {label} with seed "
-                    f"{_setting(one_run, 'seed')}. Give one of them"
-                )
-    notes = [f"the runs differ in {name}" for name in differing]
-    notes += [f"{run.address}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
-    last = min(run.steps[-1] for run in runs)
-    longer = sum(run.steps[-1] > last for run in runs)
-    if longer:
-        notes.append(f"all is measured to step {last}, where the shortest run ends; {longer} went on longer")
-    single = [label for label, members in groups.items() if len(members) == 1]
-    if single:
-        which = "one seed an operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
-        notes.append(f"{which}: the intervals speak of images alone, not of other trainings")
-    few = [label for label, members in groups.items() if 1 < len(members) < FEW_SEEDS]
-    if few:
-        which = "fewer" if len(few) == len(groups) else f"{', '.join(few)}: fewer"
-        notes.append(f"{which} than {FEW_SEEDS} seeds: intervals over so few are too narrow")
-    return groups, tuple(notes)
-
-
-def _uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[str]:
-    """Notes on what only some runs of an operator have: measures need all runs, so these are left out."""
-    notes = []
-    for label, members in groups.items():
-        kinds = [run.layers[layer] for run in members]
-        some = [kind for kind in KINDS if 0 < sum(kind in having for having in kinds) < len(members)]
-        tested = [any(headline(line) for line in run.metrics()) for run in members]
-        some += ["tests"] if any(tested) and not all(tested) else []
-        if some:
-            notes.append(f"{label}: not all of its runs have {', '.join(some)}, so these are not measured")
-    return notes
-
-
-def _check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: int) -> str:
-    if not runs:
-        raise FadevizError("no run to measure. Give at least one run folder")
-    if kind in CHANNEL_KINDS:
-        raise FadevizError(f"kind {kind!r} has many maps an image. Measure one of feature, gradient, gate")
-    for one, other in itertools.combinations(runs, 2):
-        if one.same_folder(other):
-            raise FadevizError(f"{one.address} and {other.address} are the same run, {one.run_id}. Give it once")
-    chosen = layer if layer is not None else runs[0].default_layer(kind)
-    wanted = (*runs[0].observation, runs[0].foregrounds)
-    check_layer(runs, chosen, kind, call)
-    for run in runs:
-        if not all(map(np.array_equal, wanted, (*run.observation, run.foregrounds))):
-            raise FadevizError(
-                f"{runs[0].address} and {run.address} observed different images: they cannot be compared. "
-                "Record both with the same --data, --size and observation options"
-            )
-    return chosen
-
-
-def _check_size(run: StoredRun, maps: Maps, layer: str, first: StoredRun, regions: Sequence[Regions]) -> None:
-    size = regions[0].band.shape
-    if maps.shape[1:] != (len(regions), *size):
-        raise FadevizError(
-            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.address}, but {len(regions)} of "
-            f"{size[0]}x{size[1]} in {first.address}: they cannot be compared. Choose a layer of one size with --layer"
-        )
+            comparisons.append(Comparison(first.name, second.name, tuple(common), tests))
+    return comparisons
 
 
 def _too_few(runs: Sequence[StoredRun], shown: Sequence[int]) -> str:
-    """Why these steps are not enough to tell when something is learned; empty if they are."""
+    """Why these steps are too few to measure learning times; empty if they are not."""
     if 0 not in shown:
         where = next((run.address for run in runs if 0 not in run.steps), "the chosen steps")
-        return f"step 0, the untrained model, is missing in {where}: learning is measured from it"
+        return f"step 0, the untrained model, is missing in {where}: learning times are measured from it"
     if len(shown) < LAST + 2:
         steps = f"{len(shown)} step{'s' * (len(shown) > 1)}"
-        return f"{steps} in common are too few to measure when something is learned; {LAST + 2} are needed"
+        return f"{steps} in common are too few to measure learning times; {LAST + 2} are needed"
     return ""
-
-
-def _counts(pairs: Sequence[tuple[State, State]]) -> str:
-    """How often each state occurs: ``outline 3 reached, 1 never; interior 4 reached``."""
-    parts = []
-    for name, states in zip(("outline", "interior"), zip(*pairs, strict=True), strict=True):
-        counts = [f"{states.count(state)} {state}" for state in State if state in states]
-        parts.append(f"{name} {', '.join(counts)}")
-    return "; ".join(parts)
-
-
-def _signed(steps: float) -> str:
-    return f"{steps:+.0f}"  # censored ones read +inf and -inf

@@ -1,4 +1,4 @@
-"""Where a map's cells lie: the contour band, the interior and the background of a mask, at a layer's resolution."""
+"""Regions of a mask at a layer's resolution: contour band, interior and background."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import ndimage
 from ..errors import FadevizError
 
 BAND_PIXELS = 1.0
-"""Half-width of the contour band in pixels of the layer: a sharp step between two cells is seen in one on each side."""
+"""Half-width of the contour band in pixels of the layer: a sharp step shows in one cell on each side of it."""
 
 BAND_SHARE = 0.005
 """Half-width of the contour band as a share of the map's diagonal, as in the finer of the two Boundary IoUs."""
@@ -21,14 +21,14 @@ BAND_SHARE = 0.005
 
 @dataclass(frozen=True)
 class Regions:
-    """Three disjoint parts of a map that together are all of it; any of them may be empty.
+    """Three disjoint parts of a map that cover it; any of them may be empty.
 
     Attributes:
-        band: ``(h, w)`` bool, the cells within ``half_width`` of the contour.
-        inside: ``(h, w)`` bool, the foreground without the band.
-        outside: ``(h, w)`` bool, the background without the band.
-        distance: ``(h, w)`` float64, as of :func:`signed_distance`.
-        half_width: of the band, in pixels of the layer.
+        band: ``(h, w)`` bool, cells within ``half_width`` of the contour.
+        inside: ``(h, w)`` bool, foreground without the band.
+        outside: ``(h, w)`` bool, background without the band.
+        distance: ``(h, w)`` float64, signed distance to the contour (:func:`signed_distance`).
+        half_width: half-width of the band, in pixels of the layer.
     """
 
     band: NDArray[np.bool_]
@@ -39,7 +39,9 @@ class Regions:
 
 
 def cell_means(values: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float64]:
-    """The mean of an image over each cell of a coarser or finer grid; a pixel counts by the area it shares with it.
+    """Mean of an image over each cell of another grid, finer or coarser.
+
+    A pixel is weighted by the area that it shares with the cell.
 
     Shape: ``(H, W)`` -> ``size``; neither needs to divide the other.
     """
@@ -47,7 +49,7 @@ def cell_means(values: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np
 
 
 def coverage(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float64]:
-    """The share of each cell that is foreground, in [0, 1]. Foreground is every class but 0.
+    """Share of each cell that is foreground, in [0, 1]; foreground is every class but 0.
 
     Shape: ``(H, W)`` -> ``size``.
     """
@@ -55,20 +57,32 @@ def coverage(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.flo
 
 
 def signed_distance(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float64]:
-    """The mean over each cell of the Euclidean distance to the contour: negative inside, positive outside.
+    r"""Mean over each cell of the signed Euclidean distance to the contour: negative inside, positive outside.
 
-    The contour is the line between unlike pixels of the mask at its own resolution. The distance of a pixel's centre
-    to that line is exact; its mean over a cell keeps what is finer than the cell. The image's border is no contour.
+    .. math:: d(c) = \frac{1}{|c|} \int_c \pm \min_{q \in \partial M} \lVert p - q \rVert \, dp
 
-    Shape: ``(H, W)`` -> ``size``.
-    Units: pixels of ``size``; infinite where the mask has no contour.
+    with :math:`c` a cell, :math:`M` the foreground of the mask and :math:`\partial M` its contour, the line between
+    foreground and background pixels at the mask's own resolution; the image border is no contour. The distance is exact
+    at each pixel's centre, and its mean over a cell keeps detail finer than the cell.
+
+    Args:
+        mask: ``(H, W)``; foreground is every class but 0.
+        size: ``(h, w)`` of the result.
+
+    Returns:
+        float64 of ``size``; infinite if the mask has no contour.
+
+    Units: pixels of ``size``.
+
+    Raises:
+        FadevizError: if the mask or the size has no pixels.
     """
     inside = _foreground(mask, size)
     if inside.all() or not inside.any():
         return np.full(size, -math.inf if inside.all() else math.inf)
     height, width = inside.shape
-    # Half-pixel grid: centres of pixels at odd places, the line between them at even ones. The nearest point of a
-    # pixel's side to any centre is the side's middle or an end, so that marking those three loses nothing.
+    # Half-pixel grid: pixel centres at odd indices, borders between pixels at even ones. The point of a border nearest
+    # to any centre is its middle or one of its ends, so that marking these three makes the distances exact.
     line = np.zeros((2 * height + 1, 2 * width + 1), bool)
     rows, columns = inside[1:] != inside[:-1], inside[:, 1:] != inside[:, :-1]
     for shift in range(3):
@@ -91,11 +105,13 @@ def build_regions(
         share: half-width of the band as a share of the map's diagonal; the larger of the two counts.
 
     Raises:
-        FadevizError: a mask or a size without pixels, or a band without width.
+        FadevizError: if the mask or the size has no pixels, or the band no width.
     """
     half_width = max(pixels, share * math.hypot(*size))
     if not 0 < half_width < math.inf:
-        raise FadevizError(f"contour band: half-width {half_width:g}; it must be above 0. Give more pixels or share")
+        raise FadevizError(
+            f"contour band: half-width {half_width:g}; it must be above 0 and finite. Change pixels=... or share=..."
+        )
     distance = signed_distance(mask, size)
     return Regions(
         band=np.abs(distance) <= half_width,
@@ -107,9 +123,9 @@ def build_regions(
 
 
 def distance_bins(regions: Sequence[Regions], width: float = 1.0) -> NDArray[np.float64]:
-    """Edges of bins of signed distance, multiples of ``width``; 0, the contour, is one of them.
+    """Edges of bins of signed distance: multiples of ``width``, among them 0, the contour.
 
-    They reach inward and outward as far as at least half of the masks do: farther, single images would decide.
+    The bins reach inwards and outwards as far as at least half of the masks do; beyond, single images would decide.
 
     Returns:
         D + 1 increasing edges, in pixels of the layer; at least one bin on each side of the contour.
@@ -124,13 +140,15 @@ def distance_bins(regions: Sequence[Regions], width: float = 1.0) -> NDArray[np.
 
 def _foreground(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.bool_]:
     if mask.ndim != 2 or 0 in mask.shape or min(size) < 1:
-        raise FadevizError(f"regions: mask {mask.shape}, maps {size}; both must be a height and a width of 1 or more")
+        raise FadevizError(
+            f"regions: mask {mask.shape}, maps {size}; both must have a height and a width of at least 1"
+        )
     inside: NDArray[np.bool_] = mask != 0
     return inside
 
 
 def _shares(cells: int, pixels: int) -> NDArray[np.float64]:
-    """The share of each cell's length that each pixel has: ``(cells, pixels)``, rows sum to 1."""
+    """Share of each cell's length that each pixel covers: ``(cells, pixels)``; rows sum to 1."""
     edges = np.arange(cells + 1) * pixels / cells
     place = np.arange(pixels)
     shared = np.minimum(edges[1:, None], place + 1) - np.maximum(edges[:-1, None], place)

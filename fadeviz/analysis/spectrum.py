@@ -12,36 +12,38 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from ..errors import FadevizError
-from .blocks import BLOCK
+from .blocks import BLOCK, has_pattern
 
 BORDER = 4
-"""Pixels cropped on each side: a 5 x 5 kernel at half the resolution sees the zero padding up to here."""
+"""Pixels cropped on each side: a 5 x 5 kernel at half the resolution reaches the zero padding from this far."""
+
 
 MIN_SIDE = 8
-"""A cropped map with fewer pixels a side has too few frequencies to be measured: its measures are missing."""
+"""Smallest side of a cropped map in pixels: below, there are too few frequencies, and the measures are NaN."""
+
 
 HIGH = 0.25
-"""Cycles per pixel above which a frequency counts as high."""
+"""Frequency in cycles per pixel above which energy counts as high."""
+
 
 NYQUIST_WIDTH = 0.03
-NYQUIST_BAND = 0.10
-"""Cycles per pixel from a line of the grid: up to the first is on the line, from there up to the second beside it."""
 
-FLAT = 4 * float(np.finfo(np.float32).eps)
-"""A map whose range is below this share of its largest magnitude is constant: what is left is float32 rounding."""
+
+NYQUIST_BAND = 0.10
+"""Distances to a line of the grid in cycles per pixel: up to the first is on the line, up to the second beside it."""
+
 
 _APART = 2
-"""Distance in periods between compared patterns: those of neighbouring periods share pixels."""
+"""Distance in periods between compared patterns: those of adjacent periods share pixels."""
 
 
 class Checkerboard(NamedTuple):
     """How much of a map repeats with the upsampling grid; each of the shape of the maps' leading axes.
 
     Attributes:
-        share: what neighbouring periods repeat over the variance within one; about 0 without an artifact, 1 if there
-            is nothing else.
-        amplitude: root mean square of the repeated pattern, in the map's own units; 0 where ``share`` is not positive.
-        nyquist: power density on the grid's spectral lines over that beside them; 1 for a flat spectrum.
+        share: repeated part of the variance within one period; about 0 without an artifact, 1 for a pure lattice.
+        amplitude: root mean square of the repeated pattern, in the map's units; 0 if ``share`` is not positive.
+        nyquist: power density on the grid's spectral lines relative to that beside them; 1 for a flat spectrum.
     """
 
     share: NDArray[np.float64]
@@ -49,57 +51,56 @@ class Checkerboard(NamedTuple):
     nyquist: NDArray[np.float64]
 
 
-def has_pattern(maps: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Whether a map is finite and more than constant: what every measure here asks of it.
-
-    Shape: ``(..., h, w)`` -> ``(...)``.
-    """
-    axes = (-2, -1)
-    if 0 in maps.shape[-2:]:
-        return np.zeros(maps.shape[:-2], bool)
-    # The ends tell it all: what is not finite is one of them.
-    low, high = (np.asarray(end, np.float64) for end in (maps.min(axes), maps.max(axes)))
-    finite = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(finite, low, 0), np.where(finite, high, 0)
-    return np.asarray(high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))
-
-
 def radial_centroid(maps: NDArray[np.floating], border: int = BORDER) -> NDArray[np.float64]:
-    """Mean radial frequency of a map, weighted by energy.
+    r"""Mean radial frequency of a map, weighted by energy.
 
-    ``sum P(f) |f| / sum P(f)`` with ``P = |DFT(w (F - m))|^2``, w the two-dimensional Hann window, m the mean of the
-    map F under that window (so that P(0) = 0) and ``|f| = sqrt(fx^2 + fy^2)``. About 0.38 for white noise; a smooth
-    blob as large as the map has about 1.5 over its side.
+    .. math::
+
+        c = \frac{\sum_f P(f)\,|f|}{\sum_f P(f)}, \qquad
+        P = |\operatorname{DFT}(w\,(F - m))|^2, \qquad |f| = \sqrt{f_x^2 + f_y^2}
+
+    with :math:`F` the map, :math:`w` the two-dimensional Hann window and :math:`m` the mean of the map under that
+    window, so that :math:`P(0) = 0`. White noise has about 0.38; a smooth blob as large as the map has about 1.5
+    divided by its side.
 
     Args:
         maps: ``(..., h, w)``.
         border: pixels left out on each side.
 
     Returns:
-        float64 of the leading axes, in [0, 0.71]; NaN for a constant, a non-finite or a too small map.
+        float64 of the leading axes, in [0, 0.71]; NaN for a constant, non-finite or too small map.
 
     Units: cycles per pixel of the map's own resolution.
 
     Raises:
-        FadevizError: fewer than two axes, or a negative border.
+        FadevizError: if a map has fewer than two axes, or the border is negative.
     """
     return _each_map(maps, border, lambda values: _shares_of_power(values, 2)[0])
 
 
 def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BORDER) -> NDArray[np.float64]:
-    """Share of a map's energy at radial frequencies above ``above`` cycles per pixel.
+    r"""Share of a map's energy at high radial frequencies.
 
-    ``sum over |f| > above of P(f) / sum P(f)``, with P as in :func:`radial_centroid`; white noise has
-    ``1 - pi above^2`` for ``above`` up to 0.5 (0.80 for 0.25).
+    .. math:: \frac{\sum_{|f| > f_0} P(f)}{\sum_f P(f)}
+
+    with :math:`P` and :math:`|f|` as in :func:`radial_centroid` and :math:`f_0` the threshold ``above``. White noise
+    has :math:`1 - \pi f_0^2` for :math:`f_0 \le 0.5`: 0.80 for 0.25.
+
+    Args:
+        maps: ``(..., h, w)``.
+        above: threshold in cycles per pixel.
+        border: pixels left out on each side.
 
     Returns:
-        float64 of the leading axes, in [0, 1]; NaN for a constant, a non-finite or a too small map.
+        float64 of the leading axes, in [0, 1]; NaN for a constant, non-finite or too small map.
 
     Raises:
-        FadevizError: fewer than two axes, a negative border, or ``above`` outside 0 to 0.71.
+        FadevizError: if a map has fewer than two axes, the border is negative, or ``above`` is outside [0, 0.71).
     """
     if not 0 <= above < np.sqrt(0.5):
-        raise FadevizError(f"high_share: above is {above:g}; radial frequencies span 0 to 0.71 cycles per pixel")
+        raise FadevizError(
+            f"high_share: above={above:g}; it must be in [0, 0.71), the range of radial frequencies in cycles per pixel"
+        )
 
     def share(values: NDArray[np.float64]) -> NDArray[np.float64]:
         power, weights, radius = _power(values), _weights(values.shape[-2:]), _radius(values.shape[-2:])
@@ -112,17 +113,27 @@ def high_share(maps: NDArray[np.floating], above: float = HIGH, border: int = BO
 def radial_spectrum(
     maps: NDArray[np.floating], bins: int = 24, border: int = BORDER
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share of a map's energy in each ring of radial frequency, for curves.
+    r"""Share of a map's energy in each ring of radial frequency.
+
+    .. math:: s_k = \frac{\sum_{e_k \le |f| < e_{k+1}} P(f)}{\sum_f P(f)}
+
+    with :math:`P` and :math:`|f|` as in :func:`radial_centroid` and :math:`e_k` the edges of the rings, equally spaced
+    from 0 to 0.71 cycles per pixel.
+
+    Args:
+        maps: ``(..., h, w)``.
+        bins: number of rings.
+        border: pixels left out on each side.
 
     Returns:
-        The middle of each ring in cycles per pixel, ``(bins,)``, from 0 to 0.71 in equal steps; and the shares,
-        ``(..., bins)``, which sum to 1, or NaN for a constant, a non-finite or a too small map.
+        Centres of the rings in cycles per pixel, ``(bins,)``; and the shares, ``(..., bins)``, which sum to 1, or NaN
+        for a constant, non-finite or too small map.
 
     Raises:
-        FadevizError: fewer than two axes, a negative border, or no bins.
+        FadevizError: if a map has fewer than two axes, the border is negative, or there are no bins.
     """
     if bins < 1:
-        raise FadevizError(f"radial_spectrum: {bins} bins; at least 1 is needed")
+        raise FadevizError(f"radial_spectrum: bins={bins}; it must be at least 1")
     edges = np.linspace(0.0, np.sqrt(0.5), bins + 1)
 
     def shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -135,25 +146,30 @@ def radial_spectrum(
 
 
 def phase_pattern(maps: NDArray[np.floating], scale: int = 2, border: int = BORDER) -> NDArray[np.float64]:
-    """The pattern that repeats every ``scale`` pixels: what each phase's mean adds to the map's.
+    r"""The pattern that repeats every ``scale`` pixels: the deviation of each phase's mean.
 
-    ``p[a, b] = mean of G over pixels (y, x) with y mod s = a, x mod s = b, less the mean over all phases``, with
-    G = F - A F and A the centred moving average over one period along both axes. A passes no repeated pattern and keeps
-    a linear trend, so that p is free of the trend: a slope across the map would look like a pattern otherwise.
+    .. math::
 
-    The response of an operator to a constant input is measured with it: its pattern is the checkerboard that the
-    operator draws by itself.
+        p_{ab} = \operatorname{mean}_{y \bmod s = a,\; x \bmod s = b} G_{yx} - \operatorname{mean}_{yx} G_{yx},
+        \qquad G = F - A F
+
+    with :math:`F` the map, :math:`s` the scale and :math:`A` the centred moving average over one period along both
+    axes. :math:`A` removes every repeated pattern and keeps a linear trend, so that :math:`p` is free of the trend;
+    otherwise a slope across the map would look like a pattern.
+
+    Applied to an operator's response to a constant input, it gives the checkerboard that the operator produces by
+    itself.
 
     Args:
         maps: ``(..., h, w)``; phases are counted from the corner of the uncropped map.
-        scale: the period s in pixels.
+        scale: period s in pixels.
         border: pixels left out on each side, besides half a period for the average.
 
     Returns:
         float64 ``(..., s, s)`` in the maps' units; 0 for a constant map, NaN for one that is too small or not finite.
 
     Raises:
-        FadevizError: fewer than two axes, a negative border, or a scale below 2.
+        FadevizError: if a map has fewer than two axes, the border is negative, or the scale is below 2.
     """
     cropped = _cropped(_checked(maps, border, scale), border)
     pattern = np.full((*cropped.shape[:-2], scale, scale), np.nan)
@@ -167,36 +183,49 @@ def phase_pattern(maps: NDArray[np.floating], scale: int = 2, border: int = BORD
 
 
 def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDER) -> Checkerboard:
-    """How much of a map repeats with the upsampling grid of ``scale`` pixels.
+    r"""How much of a map repeats with the upsampling grid.
 
-    *Share*: ``min(S, D) / V``. p(i, j) is the pattern of one period, its s x s pixels of G (see :func:`phase_pattern`)
-    less their mean; S is the mean product, over the map and the phases, of p(i, j) with p(i + 2, j) and p(i, j + 2), D
-    that with p(i + 2, j + 2) and p(i + 2, j - 2), and V the mean variance of the map within s x s pixels, wherever they
-    begin.
+    .. math::
 
-    Patterns are compared with those two periods further on, so that a lattice counts whatever its local phase and sign,
-    as long as these change little over two periods. Division by the variance within a period makes a faint lattice on a
-    flat area count, however high the map is elsewhere. An edge repeats only along itself: the smaller of S and D
-    excludes it. Patterns two periods apart share no pixel, so white noise gives about 0, possibly a little less. The
-    steps that nearest neighbour makes of a slope count as a lattice.
+        \text{share} = \frac{\min(S, D)}{V}, \qquad
+        S = \tfrac12 \langle p_{ij} \cdot p_{i+2,\,j} + p_{ij} \cdot p_{i,\,j+2} \rangle, \qquad
+        D = \tfrac12 \langle p_{ij} \cdot p_{i+2,\,j+2} + p_{ij} \cdot p_{i+2,\,j-2} \rangle
 
-    *Amplitude*: the root of min(S, D), in the map's units.
+    with :math:`p_{ij}` the s x s pixels of period :math:`(i, j)` of :math:`G` (see :func:`phase_pattern`) minus their
+    mean, the brackets for the mean over periods and phases, and :math:`V` the mean variance of the map within windows
+    of s x s pixels at all positions.
 
-    *Nyquist*: with d the distance of fx or fy, the nearer, to a multiple of 1/s (for s = 2 the Nyquist frequency, 0.5):
-    mean of P(f) over d <= 0.03 divided by that over 0.03 < d <= 0.10. Staircases raise it too, as they repeat the map's
-    low frequencies beside the lines. Below 64 pixels a side the window spreads a line beyond its 0.03: compare only
-    maps of the same size.
+    Patterns are compared two periods apart, so that a lattice counts whatever its local phase and sign, as long as
+    these change little over two periods. Dividing by the variance within a period makes a faint lattice on a flat area
+    count, whatever the values of the map are in other places. An edge repeats only along itself: the smaller of
+    :math:`S` and :math:`D` excludes it. Patterns two periods apart share no pixel, so that white noise gives about 0,
+    the chance level, possibly slightly below. The steps that nearest-neighbour upsampling makes of a slope count as a
+    lattice.
+
+    .. math:: \text{amplitude} = \sqrt{\max(\min(S, D), 0)}, \qquad
+              \text{nyquist} = \frac{\operatorname{mean}_{d \le 0.03} P(f)}{\operatorname{mean}_{0.03 < d \le 0.10}
+              P(f)}
+
+    with :math:`P` as in :func:`radial_centroid` and :math:`d` the distance of :math:`f_x` or :math:`f_y`, whichever is
+    nearer, to a multiple of 1/s (for s = 2 the Nyquist frequency, 0.5). Staircases raise ``nyquist`` too, because they
+    repeat the map's low frequencies beside the lines. Below 64 pixels a side the window spreads a line beyond 0.03:
+    compare only maps of the same size.
 
     All but the amplitude are invariant to the map's mean and scale.
 
-    Returns:
-        Three arrays of the leading axes; NaN for a constant, a non-finite or a too small map (share and amplitude need
-        four periods a side, and one more), and ``nyquist`` also where there is no energy beside the lines.
+    Args:
+        maps: ``(..., h, w)``.
+        scale: period s of the upsampling grid in pixels.
+        border: pixels left out on each side.
 
-    Limit case: a map that is nothing but a repeated pattern has share 1.
+    Returns:
+        Three arrays of the leading axes; NaN for a constant, non-finite or too small map (share and amplitude need four
+        periods a side, and one more), and ``nyquist`` also where there is no energy beside the lines.
+
+    Limit case: a map that consists of a repeated pattern alone has share 1.
 
     Raises:
-        FadevizError: fewer than two axes, a negative border, or a scale below 2.
+        FadevizError: if a map has fewer than two axes, the border is negative, or the scale is below 2.
     """
     return measure_spectrum(maps, scale, border)[2]
 
@@ -224,29 +253,29 @@ def _each_map(
     measure: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     shape: tuple[int, ...] = (),
 ) -> NDArray[np.float64]:
-    """What ``measure`` finds in cropped maps ``(M, h, w)``, those that can be measured, as many as the cache holds."""
+    """Apply ``measure`` to the cropped maps ``(M, h, w)`` that are defined, as many at a time as the cache holds."""
     cropped = _cropped(_checked(maps, border), border)
-    found = np.full((*cropped.shape[:-2], *shape), np.nan)
+    results = np.full((*cropped.shape[:-2], *shape), np.nan)
     if min(cropped.shape[-2:]) < MIN_SIDE:
-        return found
-    row_of = found.reshape(-1, *shape)
+        return results
+    row_of = results.reshape(-1, *shape)
     flat = cropped.reshape(-1, *cropped.shape[-2:])
     usable = np.flatnonzero(has_pattern(flat))
     length = max(1, BLOCK // math.prod(flat.shape[1:]))
     for start in range(0, len(usable), length):
         rows = usable[start : start + length]
         row_of[rows] = measure(flat[rows].astype(np.float64))
-    return found
+    return results
 
 
 def _checked(maps: NDArray[np.floating], border: int, scale: int = 2) -> NDArray[np.floating]:
     maps = np.asarray(maps)
     if maps.ndim < 2:
-        raise FadevizError(f"a map has two axes (h, w), or more before them; got the shape {maps.shape}")
+        raise FadevizError(f"maps (..., h, w) are needed; got the shape {maps.shape}")
     if border < 0:
-        raise FadevizError(f"border is {border}; 0 or more pixels can be cropped")
+        raise FadevizError(f"border={border}; it must be 0 or more pixels")
     if scale < 2:
-        raise FadevizError(f"scale is {scale}; a pattern repeats every 2 pixels or more")
+        raise FadevizError(f"scale={scale}; it must be at least 2 pixels")
     return maps
 
 
@@ -256,7 +285,7 @@ def _cropped(maps: NDArray[np.floating], border: int) -> NDArray[np.floating]:
 
 
 def _hann(length: int) -> NDArray[np.float64]:
-    # Sampled at half pixels: no sample is wasted on a zero, and the transform is three bins wide, exactly.
+    # Sampled at half pixels: no sample is zero, and the transform is exactly three bins wide.
     return np.sin(np.pi * (np.arange(length) + 0.5) / length) ** 2
 
 
@@ -268,13 +297,13 @@ def _window(shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 def _summed(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted sums of the values of each map, ``(M, n)`` and ``(n, K)`` -> ``(M, K)``."""
-    # A product a map: of all at once the last bit would depend on how many they are.
-    found: NDArray[np.float64] = (values[:, None] @ weights)[:, 0]
-    return found
+    # One product per map: with a single one for all, the last bit would depend on their number.
+    sums: NDArray[np.float64] = (values[:, None] @ weights)[:, 0]
+    return sums
 
 
 def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The power of maps ``(M, h, w)`` by frequency, ``(M, F)``: of the half of the plane that says all."""
+    """Power of maps ``(M, h, w)`` by frequency, ``(M, F)``, in the half plane that determines the other."""
     window = _window(values.shape[-2:])
     mean = _summed(values.reshape(len(values), -1), window.reshape(-1, 1)) / window.sum()
     centred = values - mean[:, :, None]
@@ -286,13 +315,13 @@ def _power(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=16)
 def _radius(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """``(F,)``: how high each frequency is."""
+    """Radius of each frequency, ``(F,)``."""
     return np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])).ravel()
 
 
 @lru_cache(maxsize=16)
 def _weights(shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """``(F,)``: for how many frequencies of the whole plane each stands: 2, but 1 where it is its own mirror image."""
+    """Number of frequencies of the full plane that each one stands for, ``(F,)``: 2, or 1 if it is its own mirror."""
     columns = np.full(shape[1] // 2 + 1, 2.0)
     columns[0] = 1
     if shape[1] % 2 == 0:
@@ -304,25 +333,25 @@ def _shares_of_power(values: NDArray[np.float64], scale: int) -> tuple[NDArray[n
     """Radial centroid, share of high frequencies and Nyquist ratio of maps ``(M, h, w)``."""
     power = _power(values)
     total, radial, high, on, beside = _summed(power, _parts_of_power(values.shape[-2:], scale)).T
-    # A pattern of whole periods and nothing else has no energy beside its lines: the ratio has no value.
+    # A purely periodic pattern has no energy beside its lines, and no ratio.
     known = beside > 1e-20 * power.max(1)
     return radial / total, high / total, np.divide(on, beside, out=np.full(len(on), np.nan), where=known)
 
 
 @lru_cache(maxsize=16)
 def _parts_of_power(shape: tuple[int, ...], scale: int) -> NDArray[np.float64]:
-    """``(F, 5)``: what to multiply the power with for its sums and means, so that a product gives all of them."""
+    """Weights of the power for its sums and means, ``(F, 5)``, so that one product gives all of them."""
     weights, radius = _weights(shape), _radius(shape)
     on, beside = (weights * lines for lines in _lines(shape, scale))
     if not on.any() or not beside.any():
-        on = beside = np.zeros(len(weights))  # no level beside the lines: no ratio
+        on = beside = np.zeros(len(weights))  # nothing to compare with: no ratio
     means = [part / max(1.0, part.sum()) for part in (on, beside)]
     return np.stack([weights, weights * radius, weights * (radius > HIGH), *means], axis=1)
 
 
 @lru_cache(maxsize=16)
 def _lines(shape: tuple[int, ...], scale: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """``(F,)`` each: which frequencies lie on a line of the grid, and which beside one."""
+    """Which frequencies lie on a line of the grid, and which beside one; ``(F,)`` each."""
     lines = np.arange(1, scale // 2 + 1) / scale
 
     def distance(frequencies: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -330,13 +359,13 @@ def _lines(shape: tuple[int, ...], scale: int) -> tuple[NDArray[np.bool_], NDArr
         return away
 
     away = np.minimum(distance(np.fft.fftfreq(shape[0]))[:, None], distance(np.fft.rfftfreq(shape[1]))).ravel()
-    slack = 1e-9  # frequencies are multiples of a rounded step: those at a limit are to fall on one side of it
+    slack = 1e-9  # frequencies are multiples of a rounded step: those at a limit count as within
     on = away <= NYQUIST_WIDTH + slack
     return on, ~on & (away <= NYQUIST_BAND + slack)
 
 
 def _repeated(values: NDArray[np.float64], scale: int, border: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Share and amplitude of :func:`checkerboard`, of cropped maps ``(M, h, w)``."""
+    """Share and amplitude of :func:`checkerboard`, for cropped maps ``(M, h, w)``."""
     cells = _cells(values, scale, border)
     if min(cells.shape[-2:]) < 2 * _APART * scale:
         return np.full(len(values), np.nan), np.full(len(values), np.nan)
@@ -352,23 +381,23 @@ def _repeated(values: NDArray[np.float64], scale: int, border: int) -> tuple[NDA
 
 
 def _mean_product(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``(M, h, w)`` twice -> ``(M,)``, without an array of the products."""
+    """Mean over pixels of a product, ``(M, h, w)`` twice -> ``(M,)``, without an array of the products."""
     return np.einsum("myx,myx->m", a, b) / math.prod(a.shape[1:])
 
 
 def _variance_within(values: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
-    """Mean variance within all windows of ``scale`` x ``scale`` pixels, of maps ``(M, h, w)``."""
-    # Without the maps' means the difference of two squares is of small numbers.
+    """Mean variance within all windows of ``scale`` x ``scale`` pixels, for maps ``(M, h, w)``."""
+    # Without their means, the squares that are subtracted are small.
     centred = values - values.mean((1, 2), keepdims=True)
     height, width = (side - scale + 1 for side in centred.shape[1:])
     places = [centred[:, y : y + height, x : x + width] for y in range(scale) for x in range(scale)]
     mean = sum(places[1:], places[0]) / len(places)
-    found: NDArray[np.float64] = np.mean([_mean_product(place, place) for place in places], axis=0)
-    return found - _mean_product(mean, mean)
+    squares: NDArray[np.float64] = np.mean([_mean_product(place, place) for place in places], axis=0)
+    return squares - _mean_product(mean, mean)
 
 
 def _moving_average(values: NDArray[np.float64], scale: int, axis: int) -> NDArray[np.float64]:
-    # Centred over one period: of an even one the two ends count half. Shorter by scale // 2 at each end.
+    # Centred over one period; the two ends of an even one count half. Shorter by scale // 2 at each end.
     half = scale // 2
     weights = np.full(2 * half + 1, 1 / scale)
     if scale % 2 == 0:

@@ -1,4 +1,4 @@
-"""How sure a number is: a bootstrap over seeds and images, and a paired sign-flip test."""
+"""Uncertainty: bootstrap intervals over seeds and images, and a paired sign-flip test."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, unknown_name
 
 STATISTICS = {
-    "median": "the middle value; takes censored (infinite) ones as larger or smaller than all others",
-    "mean": "the arithmetic mean; infinite as soon as one value is, undefined where both infinities are",
+    "median": "the middle value; censored (infinite) values count as larger or smaller than all others",
+    "mean": "the arithmetic mean; infinite if a value is, undefined with both infinities",
 }
-"""What an interval can be of."""
+"""The statistics that have an interval."""
 
 UNITS = {
-    "image": "the median over the seeds of an image: speaks of other images, for the trainings that were made",
-    "seed": "the median over the images of a seed: speaks of other trainings, for the images that were observed",
+    "image": "the median over the seeds of an image: generalises to other images, for the trainings that were made",
+    "seed": "the median over the images of a seed: generalises to other trainings, for the images that were observed",
 }
-"""What is exchanged between two operators in the paired test; where both have units enough, both p-values count."""
+"""The units that the paired test exchanges between two operators; if there are enough of both, both p-values count."""
 
 EXACT_UP_TO = 14
-"""So many units or fewer: all sign patterns are tried (2^14 = 16384)."""
+"""Largest number of units for which all sign patterns are tried (2^14 = 16384)."""
 
-_HUGE = 1e300  # stands for infinity where a mean of two would be needed: huge - huge is 0, inf - inf is not a number
+_HUGE = 1e300  # replaces infinity where two values are averaged: huge - huge is 0, inf - inf is undefined
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class Interval:
     """A statistic with its bootstrap interval.
 
     Attributes:
-        estimate: of the values as they are; NaN without any.
-        low: lower end.
-        high: upper end.
-        count: how many values are not missing.
-        seeds: how many seeds have one.
-        level: the nominal share of such intervals that hold the truth.
+        estimate: statistic of all values; NaN without any.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        count: number of values that are not missing.
+        seeds: number of seeds with such a value.
+        level: nominal coverage: the share of such intervals that contain the true value.
     """
 
     estimate: float
@@ -56,8 +56,8 @@ class PairedTest:
 
     Attributes:
         difference: median of a - b over the units; NaN without any.
-        p: two-sided; the share of sign patterns whose signed-rank sum is as far from 0 or farther. NaN without units.
-        count: units that are in both.
+        p: two-sided p-value: share of sign patterns whose signed-rank sum is at least as far from 0. NaN without units.
+        count: number of units that both have.
         unit: a name in ``UNITS``.
         exact: whether all sign patterns were tried.
     """
@@ -77,27 +77,37 @@ def bootstrap_interval(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a crossed bootstrap: seeds and images are drawn with replacement, each on its own.
+    r"""Percentile interval of a crossed bootstrap: seeds and images are drawn with replacement, independently.
 
-    All seeds see the same images, so that the images drawn are the same for all seeds drawn: what an image does to all
-    of them does not average out over seeds. Missing values (NaN) are left out after drawing; seeds and images without
-    any value are left out before. With one seed the interval speaks of images alone, and with fewer than about five it
-    is too narrow, as percentile intervals of few units are.
+    .. math:: \theta^* = T(\{v_{s^*_i,\,n^*_j}\}), \qquad
+              [\theta^*_{(\alpha/2)},\; \theta^*_{(1-\alpha/2)}], \quad \alpha = 1 - \text{level}
+
+    with :math:`v_{sn}` the value of seed :math:`s` and image :math:`n`, :math:`s^*_i` and :math:`n^*_j` the drawn seeds
+    and images, :math:`T` the statistic, and quantiles over the resamples. All seeds see the same images, so that the
+    drawn images are the same for all drawn seeds: an image's effect on all of them does not average out over seeds.
+
+    Missing values are left out after drawing; seeds and images without any value are left out before. With one seed the
+    interval covers the variation between images only; with fewer than about five seeds it is too narrow, as percentile
+    intervals of few units are.
 
     Args:
         values: ``(seeds, images)``; NaN is missing, infinite is censored.
         statistic: a name in ``STATISTICS``.
-        level: of the interval, between 0 and 1.
-        resamples: how often to draw.
-        seed: of the drawing.
+        level: nominal coverage, in (0, 1).
+        resamples: number of draws.
+        seed: seed of the draws.
 
     Raises:
-        FadevizError: an unknown statistic, or a level or a number of resamples that makes no interval.
+        FadevizError: if the statistic is unknown, or the level or the number of resamples is out of range.
+
+    Source: Owen 2007, The pigeonhole bootstrap.
     """
     if statistic not in STATISTICS:
         raise unknown_name("statistic", statistic, STATISTICS)
     if not 0 < level < 1 or resamples < 1:
-        raise FadevizError(f"bootstrap: level {level:g}, {resamples} resamples; needed are 0 < level < 1 and 1 or more")
+        raise FadevizError(
+            f"bootstrap: level={level:g}, resamples={resamples}; 0 < level < 1 and at least 1 resample are needed"
+        )
     table = np.atleast_2d(np.asarray(values, np.float64))
     known = ~np.isnan(table)
     table = table[known.any(1)][:, known.any(0)]
@@ -107,9 +117,9 @@ def bootstrap_interval(
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(table), size=(resamples, len(table), 1))
     images = rng.integers(table.shape[1], size=(resamples, 1, table.shape[1]))
-    found = take(table[drawn, images].reshape(resamples, -1))
-    found = found[~np.isnan(found)]  # nothing but missing values was drawn
-    low, high = (float(_quantile(found[None], share)[0]) for share in ((1 - level) / 2, (1 + level) / 2))
+    estimates = take(table[drawn, images].reshape(resamples, -1))
+    estimates = estimates[~np.isnan(estimates)]  # without those of missing values alone
+    low, high = (float(_quantile(estimates[None], share)[0]) for share in ((1 - level) / 2, (1 + level) / 2))
     estimate = float(take(table.reshape(1, -1))[0])
     return Interval(estimate, low, high, int(known.sum()), len(table), level)
 
@@ -117,33 +127,33 @@ def bootstrap_interval(
 def bootstrap_band(
     values: NDArray[np.floating], *, level: float = 0.95, resamples: int = 400, seed: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The median over seeds and images at each step, with its interval: :func:`bootstrap_interval` for a curve.
+    """Median over seeds and images at each step, with its interval: :func:`bootstrap_interval` for a curve.
 
-    The same seeds and images are drawn for all steps, so that the ends of the band are curves, not noise.
+    The same seeds and images are drawn for all steps, so that the ends of the band are smooth curves rather than noise.
 
     Args:
         values: ``(seeds, steps, images)``; NaN is missing.
-        level: of the interval, between 0 and 1.
-        resamples: how often to draw.
-        seed: of the drawing.
+        level: nominal coverage, in (0, 1).
+        resamples: number of draws.
+        seed: seed of the draws.
 
     Returns:
         Median, lower and upper end, ``(steps,)`` each; NaN at steps without any value.
 
     Raises:
-        FadevizError: not three axes, or a level or a number of resamples that makes no interval.
+        FadevizError: if there are not three axes, or the level or the number of resamples is out of range.
     """
     if values.ndim != 3 or not 0 < level < 1 or resamples < 1:
         raise FadevizError(
-            f"bootstrap: values {values.shape}, level {level:g}, {resamples} resamples; needed are (seeds, steps, "
-            "images), 0 < level < 1 and 1 or more"
+            f"bootstrap: values {values.shape}, level={level:g}, resamples={resamples}; (seeds, steps, images), "
+            "0 < level < 1 and at least 1 resample are needed"
         )
     by_step = np.moveaxis(np.asarray(values, np.float64), 1, 0)
     steps, seeds, images = by_step.shape
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.integers(seeds, size=(resamples, seeds)), axis=1)
     columns = np.sort(rng.integers(images, size=(resamples, images)), axis=1)
-    # Of few seeds and images many draws are the same but for their order: each is looked at once.
+    # With few seeds and images, many draws are equal up to order: each is computed once.
     different, times = np.unique(np.hstack([drawn, columns]), axis=0, return_counts=True)
     rows, across = different[:, :seeds, None], different[:, None, seeds:]
     low, high = np.empty((2, steps))
@@ -151,19 +161,21 @@ def bootstrap_band(
     for start in range(0, steps, length):
         block = slice(start, start + length)
         table = by_step[block][:, rows, across].reshape(-1, seeds * images)
-        found = _medians(table).reshape(-1, len(different))
-        order = found.argsort(axis=1)  # NaN comes last
-        ordered = np.take_along_axis(found, order, axis=1).ravel().repeat(times[order].ravel()).reshape(-1, resamples)
+        estimates = _medians(table).reshape(-1, len(different))
+        order = estimates.argsort(axis=1)  # NaN comes last
+        ordered = (
+            np.take_along_axis(estimates, order, axis=1).ravel().repeat(times[order].ravel()).reshape(-1, resamples)
+        )
         low[block], high[block] = (_quantile_in_order(ordered, share) for share in ((1 - level) / 2, (1 + level) / 2))
     return _medians(by_step.reshape(steps, -1)), low, high
 
 
 _DRAWN = 2**20
-"""Drawn values in memory at a time."""
+"""Number of drawn values in memory at a time."""
 
 
 def _medians(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The median of each row without NaN; NaN where there is nothing else, or the middle is between -inf and inf."""
+    """Median of each row, ignoring NaN; NaN if all values are, or if the middle lies between -inf and inf."""
     return _quantile(table, 0.5)
 
 
@@ -175,15 +187,15 @@ def _means(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _quantile(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """A quantile of each row without NaN, linear between values, as numpy's; NaN where there is nothing else.
+    """A quantile of each row, ignoring NaN, with numpy's linear interpolation; NaN if all values are.
 
-    Between an infinite and a finite value it is the infinite one, and between the two infinities there is none.
+    Between an infinite and a finite value it is the infinite one; between the two infinities it is undefined.
     """
     return _quantile_in_order(np.sort(table, axis=1), share)  # NaN comes last
 
 
 def _quantile_in_order(ordered: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """:func:`_quantile` of rows that are sorted already."""
+    """:func:`_quantile` of sorted rows."""
     if not ordered.shape[1]:
         return np.full(len(ordered), np.nan)
     count = (~np.isnan(ordered)).sum(1)
@@ -195,8 +207,8 @@ def _quantile_in_order(ordered: NDArray[np.float64], share: float) -> NDArray[np
     low, high = ordered[rows, below], ordered[rows, above]
     with np.errstate(invalid="ignore"):
         between = np.where(np.isinf(low) & np.isfinite(high), low, low + part * (high - low))
-    found: NDArray[np.float64] = np.where((part == 0) | (low == high), low, between)
-    return found
+    quantiles: NDArray[np.float64] = np.where((part == 0) | (low == high), low, between)
+    return quantiles
 
 
 def paired_test(
@@ -207,31 +219,37 @@ def paired_test(
     flips: int = 9999,
     seed: int = 0,
 ) -> PairedTest:
-    """Two-sided sign-flip permutation test of a - b on the same seeds and images.
+    r"""Two-sided sign-flip permutation test of a - b on the same seeds and images.
 
-    If the two operators did not differ, each difference could as well have the other sign. The statistic is the sum of
-    the signed ranks of the differences, so that one slow map does not decide, and censored (infinite) times count as
-    the largest. A pair of which one is missing is left out, as is one that is censored the same way in both.
+    .. math:: W = \sum_u \operatorname{sign}(d_u)\,R(|d_u|), \qquad
+              p = \Pr(|\sum_u \varepsilon_u R(|d_u|)| \ge |W|)
+
+    with :math:`d_u` the difference of unit :math:`u`, :math:`R` its rank by size (ties averaged), and
+    :math:`\varepsilon_u = \pm 1` independent random signs: if the operators did not differ, each difference could as
+    well have the other sign. Through the ranks, a single slow map does not decide, and censored (infinite) times count
+    as the largest. Pairs with a missing value, or censored in the same way in both, are left out.
 
     Args:
-        a: ``(seeds, images)`` of one operator; NaN is missing.
-        b: the same of the other.
+        a: ``(seeds, images)``, values of one operator; NaN is missing.
+        b: ``(seeds, images)``, values of the other operator.
         unit: a name in ``UNITS``.
-        flips: how many random sign patterns are tried where there are more than ``EXACT_UP_TO`` units.
-        seed: of the random sign patterns.
+        flips: number of random sign patterns for more than ``EXACT_UP_TO`` units.
+        seed: seed of the random sign patterns.
 
     Raises:
-        FadevizError: unlike shapes, an unknown unit, or no flips.
+        FadevizError: if the shapes differ, the unit is unknown, or there are no flips.
+
+    Source: Wilcoxon 1945, Individual Comparisons by Ranking Methods.
     """
     if unit not in UNITS:
         raise unknown_name("unit", unit, UNITS)
     if a.shape != b.shape or a.ndim != 2:
-        raise FadevizError(f"paired test: {a.shape} against {b.shape}; needed are the same seeds and images")
+        raise FadevizError(f"paired test: {a.shape} and {b.shape}; the same seeds and images are needed")
     if flips < 1:
-        raise FadevizError(f"paired test: {flips} flips; at least 1 is needed")
+        raise FadevizError(f"paired test: flips={flips}; it must be at least 1")
     both_censored = np.isinf(a) & (a == b)
     first, second = np.where(both_censored, np.nan, a), np.where(both_censored, np.nan, b)
-    with np.errstate(invalid="ignore"):  # inf - inf of two that are censored alike was left out
+    with np.errstate(invalid="ignore"):  # pairs that are censored alike are already NaN
         difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     units = _medians(difference if unit == "seed" else difference.T)
     units = np.clip(units[~np.isnan(units)], -_HUGE, _HUGE)
@@ -243,7 +261,7 @@ def paired_test(
         signs = 1 - 2 * ((np.arange(2 ** len(units))[:, None] >> np.arange(len(units))) & 1)
     else:
         signs = np.random.default_rng(seed).choice([-1, 1], size=(flips, len(units)))
-    # Ranks are halves: these sums are exact, and equal ones compare as equal.
+    # Ranks are multiples of 1/2: the sums are exact, and equal ones compare as equal.
     as_far = np.abs(signs @ weights) >= abs(weights.sum())
     p = float(as_far.mean()) if exact else float((1 + as_far.sum()) / (1 + flips))
     return PairedTest(_censored(float(np.median(units))), p, len(units), unit, exact)

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models import build_network
+from ..models.recipes import sgd
 from ..ops import torch_ops
-from ..ops.backends import native
+from ..ops.backends import native_library
 from ..ops.reassemble import blend, kernel_softmax, reassemble
 from ..storage.info import LayerInfo, ObservationInfo, RunInfo, StoredConfig
 from ..storage.snapshots import Snapshot, SnapshotStore
 from ..storage.stored_run import StoredRun
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
-from ..training.recipes import sgd
-from ..upsamplers import CARAFE, FADE, UPSAMPLERS, Skip, Upsampler, build_upsampler, parse_upsampler
+from ..upsamplers import CARAFE, FADE, Skip, Upsampler, build_upsampler, find_upsampler, parse_upsampler
 from .plan import Shape, StepCase
 from .timing import Call, rotating
 
@@ -112,12 +112,12 @@ def adding_one(times: int, device: torch.device) -> Call:
 def reassembly_forms(device: torch.device) -> list[str]:
     """What can reassemble on this device: the plain form, every backend, and mmcv's operator where it is installed."""
     forms = ["plain", "tiles"]
-    if device.type == "cpu" and native.library() is not None:
+    if device.type == "cpu" and native_library.library() is not None:
         forms.append("native")
     if device.type == "cuda":
-        from ..ops.backends import triton
+        from ..ops.backends import cuda
 
-        forms += ["triton"] * triton.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
+        forms += ["triton"] * cuda.available(device) + ["mmcv"] * (importlib.util.find_spec("mmcv") is not None)
     return forms
 
 
@@ -246,7 +246,7 @@ def operator_calls(
     calls = []
     for maps in (inputs, *others):
         indices = None
-        if UPSAMPLERS[name].needs == "indices":  # those that need none would not make what they read of the encoder
+        if find_upsampler(name).needs == "indices":  # those that need none would not make what they read of the encoder
             with torch.no_grad():
                 _, indices = operator.pool(maps[1])
         function = partial(_upsample, operator, plain, indices)

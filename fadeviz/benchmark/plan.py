@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..upsamplers.costs import SITES
+from ..models import MattingNet, SegNet
 
 
 class Shape(NamedTuple):
@@ -38,9 +38,9 @@ class StepCase(NamedTuple):
 REFERENCES = ("bilinear", "carafe", "fade")
 """Operators of a step where none are asked for and not all are meant; ratios refer to the first."""
 
-SEGNET = tuple(Shape(4, channels, side) for channels, side in ((512, 7), (512, 14), (256, 28), (128, 56), (64, 112)))
+SEGNET = tuple(Shape(4, channels, side) for channels, side in SegNet.sites)
 SEGFORMER = tuple(Shape(2, 256, side) for side in (16, 32, 64))
-MATTING = tuple(Shape(2, channels, side) for channels, side in SITES["matting"])
+MATTING = tuple(Shape(2, channels, side) for channels, side in MattingNet.sites)
 LARGE = Shape(16, 256, 64)
 """Large enough for a GPU to be busy: SegFormer's last maps of 16 images."""
 

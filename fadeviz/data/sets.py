@@ -1,31 +1,34 @@
-"""The table of data sets by task and name: what ``--data`` can be, and how each is loaded, checked and watched."""
+"""The table of data sets by task and name: what ``data`` can be, and how each is loaded, checked and observed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
+from .. import plugins
 from ..errors import FadevizError, unknown_name
 from . import Sample, Splits
 from .ade20k import check_ade20k, describe_ade20k, load_ade20k
 from .matting.compositing import crop_unknown
 from .matting.dataset import check_matting, describe_matting, load_matting, load_synthetic_mattes
 from .pool import Kept
-from .synthetic import dataset as synthetic
+from .synthetic.dataset import load_synthetic
 from .weizmann_horse import check_weizmann, describe_weizmann, load_weizmann
 
 
-class Wanted(NamedTuple):
-    """What a run asks of a data set; each takes what concerns it.
+@dataclass(frozen=True)
+class DataOptions:
+    """What a run asks of a data set; each data set uses what applies to it.
 
     Attributes:
-        folder: where the files lie.
-        size: side of the training images in pixels.
-        seed: of what is drawn for training.
-        split_seed: of the split and of the test images.
-        subset: train on so many images; 0 is all.
+        folder: the folder of the data set; empty for one that needs none.
+        size: side of the training images, in pixels.
+        seed: of everything random in the training images.
+        split_seed: of the train/test split and of the test images.
+        subset: number of images to train on; 0 for all.
     """
 
     folder: str
@@ -36,148 +39,241 @@ class Wanted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """How to get at one data set.
+class DatasetEntry:
+    """A row of the table.
 
     Attributes:
-        load: gives the images.
-        check: reads every file of a folder and gives its problems, a line each; None where there is no folder.
-        describe: what its files have that is easily read another way, a line each, such as orientation tags.
-        watched: what of a test image is observed, for images of any size.
-        whole: a network sees whole images, squeezed into the square; else crops of them.
+        load: returns the images; the number of classes is that of the :class:`~fadeviz.data.Splits`.
+        task: ``"segmentation"`` or ``"matting"``.
+        needs_folder: whether ``DataOptions.folder`` is required; without it, no folder may be given.
+        folders: names or patterns of entries by which a folder is recognised as this data set, e.g. ``"*_alpha.*"``.
+        check: reads every file of a folder and returns its problems, one line each; without it, the folder is loaded.
+        describe: properties of a folder's files that other readers may treat differently, one line each.
+        observation_crop: ``(sample, size)`` -> the part of a test image that is observed, for images of any size.
+        whole_images: the network sees whole images, resized to a square; otherwise crops of them.
         mirrors: training images are mirrored at random already.
-        subsets: ``Wanted.subset`` is understood.
-        held: training images are all in memory once they were read: they need no workers and no pool.
+        subsets: ``DataOptions.subset`` is supported.
+        in_memory: training images stay in memory once they have been read: they need no workers and no pool.
     """
 
-    load: Callable[[Wanted], Splits]
+    load: Callable[[DataOptions], Splits]
+    task: str = "segmentation"
+    needs_folder: bool = False
+    folders: tuple[str, ...] = ()
     check: Callable[[Path], list[str]] | None = None
     describe: Callable[[Path], list[str]] | None = None
-    watched: Callable[[Sample, int], Sample] = lambda sample, size: sample
-    whole: bool = True
+    observation_crop: Callable[[Sample, int], Sample] = lambda sample, size: sample
+    whole_images: bool = True
     mirrors: bool = False
     subsets: bool = False
-    held: bool = False
+    in_memory: bool = False
 
 
-def _synthetic(wanted: Wanted) -> Splits:
-    count = synthetic.TEST_DRAWINGS
-    test = Kept(synthetic.SyntheticHorses(wanted.size, wanted.split_seed, stream="test", count=count))
-    info = {"name": "synthetic", "train": "endless", "test": count}
-    return Splits(synthetic.SyntheticHorses(wanted.size, wanted.seed, stream="train"), test, info)
+def _synthetic(options: DataOptions) -> Splits:
+    return _kept(load_synthetic(options.size, options.split_seed, options.seed))
 
 
-def _weizmann(wanted: Wanted) -> Splits:
-    return load_weizmann(wanted.folder, wanted.size, wanted.split_seed)
+def _weizmann(options: DataOptions) -> Splits:
+    return load_weizmann(options.folder, options.size, options.split_seed)
 
 
-def _ade20k(wanted: Wanted) -> Splits:
-    subset = wanted.subset or None
+def _ade20k(options: DataOptions) -> Splits:
+    subset = options.subset or None
     return _kept(
-        load_ade20k(wanted.folder, wanted.size, subset=subset, seed=wanted.seed, subset_seed=wanted.split_seed)
+        load_ade20k(options.folder, options.size, subset=subset, seed=options.seed, subset_seed=options.split_seed)
     )
 
 
-def _synthetic_mattes(wanted: Wanted) -> Splits:
-    return _kept(load_synthetic_mattes(wanted.size, wanted.split_seed, wanted.seed))
+def _synthetic_mattes(options: DataOptions) -> Splits:
+    return _kept(load_synthetic_mattes(options.size, options.split_seed, options.seed))
 
 
-def _mattes(wanted: Wanted) -> Splits:
-    return _kept(load_matting(wanted.folder, wanted.size, wanted.split_seed, wanted.seed))
+def _mattes(options: DataOptions) -> Splits:
+    return _kept(load_matting(options.folder, options.size, options.split_seed, options.seed))
 
 
 def _kept(splits: Splits) -> Splits:
-    """The same, with test images that are read or drawn once."""
+    """The same splits, with test images that are read or generated once."""
     return replace(splits, test=Kept(splits.test))
 
 
-DATA: Mapping[str, Mapping[str, DataSet]] = {
+DATA: Mapping[str, Mapping[str, DatasetEntry]] = {
     "segmentation": {
-        "synthetic": DataSet(_synthetic),
-        "weizmann": DataSet(_weizmann, check_weizmann, describe_weizmann, held=True),
-        "ade20k": DataSet(_ade20k, check_ade20k, describe_ade20k, whole=False, mirrors=True, subsets=True),
+        "synthetic": DatasetEntry(_synthetic),
+        "weizmann": DatasetEntry(
+            _weizmann,
+            needs_folder=True,
+            folders=("rgb", "figure_ground", "horse", "mask", "weizmann_horse_db"),
+            check=check_weizmann,
+            describe=describe_weizmann,
+            in_memory=True,
+        ),
+        "ade20k": DatasetEntry(
+            _ade20k,
+            needs_folder=True,
+            folders=("annotations", "images", "ADEChallengeData2016"),
+            check=check_ade20k,
+            describe=describe_ade20k,
+            whole_images=False,
+            mirrors=True,
+            subsets=True,
+        ),
     },
     "matting": {
-        "synthetic": DataSet(_synthetic_mattes, watched=crop_unknown, whole=False, mirrors=True),
-        "mattes": DataSet(_mattes, check_matting, describe_matting, watched=crop_unknown, whole=False, mirrors=True),
+        "synthetic": DatasetEntry(
+            _synthetic_mattes, task="matting", observation_crop=crop_unknown, whole_images=False, mirrors=True
+        ),
+        "mattes": DatasetEntry(
+            _mattes,
+            task="matting",
+            needs_folder=True,
+            folders=(
+                *("gt", "input", "trimap1", "trimap2", "Training_set", "Test_set", "train", "test"),
+                *("Combined_Dataset", "*_alpha.*"),
+            ),
+            check=check_matting,
+            describe=describe_matting,
+            observation_crop=crop_unknown,
+            whole_images=False,
+            mirrors=True,
+        ),
     },
 }
-"""By task, then by name."""
+"""fadeviz's own data sets, by task, then by name. A new one is a file and a row here.
+
+Other packages add theirs under the entry-point group ``fadeviz.datasets``; :func:`find_data` finds both.
+"""
 
 
-def find_data(task: str, name: str) -> DataSet:
-    """The data set of this name that serves a task.
+def _fault(entry: object) -> str:
+    """What is wrong with another package's entry; empty for nothing."""
+    if not isinstance(entry, DatasetEntry):
+        return f"is a {type(entry).__name__}; a fadeviz.data.sets.DatasetEntry is needed"
+    if entry.task not in DATA:
+        return f"is for the task {entry.task!r}; there are {', '.join(DATA)}"
+    return ""
+
+
+_TABLE = plugins.Table(
+    "data set", plugins.DATASETS, {name: entry for sets in DATA.values() for name, entry in sets.items()}, _fault
+)
+
+
+def find_data(task: str, name: str) -> DatasetEntry:
+    """The data set ``name`` for a task: fadeviz's own, or another package's.
 
     Raises:
-        FadevizError: there is none; the message says for what the name would serve.
+        FadevizError: if there is no such task or data set, if the data set is for another task, or if its package is
+            broken.
     """
+    if task not in DATA:
+        raise unknown_name("task", task, DATA)
     if name in DATA[task]:
         return DATA[task][name]
-    for other, sets in DATA.items():
-        if name in sets:
-            fitting = ", ".join(DATA[task])
-            raise FadevizError(f"data {name} is for {other}, but the network is for {task}. Choose from: {fitting}")
-    raise unknown_name("data set", name, sorted({name for sets in DATA.values() for name in sets}))
+    entry = _TABLE.find(name)
+    if entry.task != task:
+        names = ", ".join(all_data(task))
+        raise FadevizError(f"data {name} is for {entry.task}, but the network is for {task}. Choose from: {names}")
+    return entry
 
 
-def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Splits | None]:
-    """Read every file of a folder: which data set it is, its problems, and its images where there are none.
-
-    Args:
-        folder: where the set lies.
-        name: which set it is; empty takes the one whose folders it has.
+def all_data(task: str) -> dict[str, DatasetEntry]:
+    """Every data set for a task by name: fadeviz's own, then those of other packages.
 
     Raises:
-        FadevizError: no such data set, or one without a folder; no such folder, or one with the folders of no set.
+        FadevizError: if another package is broken, or uses a name of fadeviz's own.
+    """
+    others = {name: entry for name, entry in _TABLE.all().items() if name not in _TABLE.own}
+    return {**DATA[task], **{name: entry for name, entry in others.items() if entry.task == task}}
+
+
+@dataclass(frozen=True)
+class DataCheck:
+    """What :func:`check_data` found in a folder; printing it gives its counts in one line.
+
+    Attributes:
+        folder: the folder.
+        data: the name of the data set.
+        problems: what is wrong with its files, one line each; empty if it can be used.
+        notes: how files were read where other readers may treat them differently, one line each.
+        splits: its images; None if there are problems.
+    """
+
+    folder: Path
+    data: str
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    splits: Splits | None = None
+
+    def __str__(self) -> str:
+        if self.splits is None:
+            return f"{self.folder}: {self.data}, {len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        info = self.splits.info
+        train = info.get("train", self.splits.train.count or "endless")
+        count = len(train) if isinstance(train, list) else train  # crops may be drawn without end
+        total = f"images: {info['count']}, " if "count" in info else ""
+        return f"{self.folder}: {self.data}, {total}to train on {count}, to test on {self.splits.test.count}"
+
+
+def check_data(folder: str | os.PathLike[str], data: str = "") -> DataCheck:
+    """Read every file of a folder: which data set it holds, its problems, and its images if there are none.
+
+    Args:
+        folder: the folder of the data set.
+        data: the data set; empty to recognise it by the names in the folder.
+
+    Raises:
+        FadevizError: if there is no such data set, or it has no folder; if the folder does not exist, or looks like
+            no data set.
+
+    Example::
+
+        found = fadeviz.check_data("weizmann_horse_db")
+        print(found, *found.problems, sep="\\n")
     """
     folder = Path(folder)
-    with_folder = {n: one for sets in DATA.values() for n, one in sets.items() if one.check is not None}
-    if name and name not in with_folder:
-        raise unknown_name("data set with a folder", name, with_folder)
+    # Other packages are only imported where the folder may be theirs.
+    candidates = {data: _TABLE.find(data)} if data else {n: e for task in DATA for n, e in all_data(task).items()}
+    with_folder = {n: entry for n, entry in candidates.items() if entry.needs_folder}
+    if not with_folder:
+        raise unknown_name("data set with a folder", data, [n for n, entry in _TABLE.own.items() if entry.needs_folder])
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise FadevizError(f"data folder {folder} {what}. Give the folder of one of: {', '.join(with_folder)}")
-    name = name or _guess(folder)
-    found = with_folder[name]
-    assert found.check is not None
-    problems = found.check(folder)
-    return name, problems, None if problems else found.load(Wanted(str(folder), 64, 0, 0))
+    name = data or _recognise(folder, with_folder)
+    entry = with_folder[name]
+    problems = [] if entry.check is None else entry.check(folder)
+    if problems:
+        return DataCheck(folder, name, tuple(problems))
+    splits = entry.load(DataOptions(str(folder), 64, 0, 0))
+    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
+    return DataCheck(folder, name, (), (*notes, *describe_data(folder, name)), splits)
 
 
 def describe_data(folder: str | Path, name: str) -> list[str]:
-    """How files were read where other readers may treat them differently, a line each.
+    """How files were read where other readers may treat them differently, one line each.
 
     Args:
-        folder: where the set lies, as :func:`check_data` found it whole.
-        name: which set it is.
+        folder: the folder of the data set, in which :func:`check_data` found no problems.
+        name: the data set.
 
     Raises:
-        FadevizError: the folder is no longer whole.
+        FadevizError: if there is no such data set, or the folder has problems by now.
     """
-    described = next(sets[name].describe for sets in DATA.values() if name in sets and sets[name].check is not None)
-    return described(Path(folder)) if described is not None else []
+    describe = _TABLE.find(name).describe
+    return describe(Path(folder)) if describe is not None else []
 
 
-_FOLDERS = {
-    "weizmann": ("rgb", "figure_ground", "horse", "mask", "weizmann_horse_db"),
-    "ade20k": ("annotations", "images", "ADEChallengeData2016"),
-    "mattes": ("gt", "input", "trimap1", "trimap2", "Training_set", "Test_set", "train", "test", "Combined_Dataset"),
-}
-"""Names of folders by which each set is known."""
-
-
-def _guess(folder: Path) -> str:
-    """Which data set a folder is of, by the names in it."""
+def _recognise(folder: Path, data: Mapping[str, DatasetEntry]) -> str:
+    """The data set that a folder holds, by the names in it."""
     names = {path.name for path in folder.iterdir()}
-    for name, known in _FOLDERS.items():
-        if names.intersection(known):
+    for name, entry in data.items():
+        if any(fnmatchcase(inside, pattern) for pattern in entry.folders for inside in names):
             return name
-    if any("_alpha." in name for name in names):
-        return "mattes"
     raise FadevizError(
-        f"{folder} has the folders of no data set, such as rgb/ (weizmann), annotations/ (ade20k), gt/ or "
-        "Training_set/ (mattes). Give such a folder, or name the set: --data"
+        f"{folder} looks like no data set: it has no folders such as rgb/ (weizmann), annotations/ (ade20k), gt/ or "
+        "Training_set/ (mattes). Give such a folder, or name the data set: data=..."
     )
 
 
-__all__ = ["DATA", "DataSet", "Wanted", "check_data", "describe_data", "find_data"]
+__all__ = ["DATA", "DataCheck", "DataOptions", "DatasetEntry", "all_data", "check_data", "describe_data", "find_data"]

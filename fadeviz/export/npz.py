@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .places import new_file
-from .selection import Part, Selection, safe_name
+from .selection import ExportSelection, Part, safe_name
 
 _COMMENT = b"fadeviz export 1"
 
 
-def write_npz(selection: Selection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+def write_npz(selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an .npz: the same maps, the same bytes. ``numpy.load`` reads it without pickle.
 
     Keys: ``maps/LAYER/KIND`` (``maps/LAYER/KIND/call 1`` for a layer's second call), ``(steps, images, h, w)`` float32

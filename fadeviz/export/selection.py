@@ -16,6 +16,7 @@ from ..render.colormap import colorize, palette
 from ..render.frames import FrameSequence, select_frames
 from ..render.labels import truth_image
 from ..render.normalize import SCOPES
+from ..render.selection import MapSelection
 from ..storage.maps import Maps
 from ..storage.several_runs import common_steps
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
@@ -71,16 +72,40 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Selection:
+class Drawing:
+    """How targets that draw turn maps into images.
+
+    Attributes:
+        normalize: the range from black to white: ``frame``, of each map, or ``run``.
+        colormap: ``gray`` or any that matplotlib knows.
+    """
+
+    normalize: str = "frame"
+    colormap: str = "gray"
+
+    def check(self) -> None:
+        """Raise unless such a normalisation and colour map exist.
+
+        Raises:
+            FadevizError: if there is no such normalisation or colour map.
+        """
+        if self.normalize not in SCOPES:
+            raise unknown_name("normalisation scope", self.normalize, SCOPES)
+        palette(self.colormap)
+
+
+@dataclass(frozen=True)
+class ExportSelection:
     """What is exported of a run.
 
     Attributes:
         run: the run.
-        steps: increasing.
-        images: numbers of the observed images, increasing.
-        names: of those images.
-        parts: in the network's order.
-        notes: what was left out, a sentence each.
+        steps: the recorded steps, increasing.
+        images: indices of the observed images, increasing.
+        names: the names of those images.
+        parts: the maps of each layer, kind and call, in the network's order.
+        notes: what was left out, one sentence each.
+        drawing: how maps become images, for targets that draw.
     """
 
     run: StoredRun
@@ -89,6 +114,7 @@ class Selection:
     names: tuple[str, ...]
     parts: tuple[Part, ...]
     notes: tuple[str, ...]
+    drawing: Drawing = Drawing()
 
     def label(self, number: int) -> str:
         """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
@@ -164,11 +190,12 @@ def select(
     kinds: Sequence[str] = (),
     steps: Sequence[int] | None = None,
     images: Sequence[int] | None = None,
-) -> Selection:
-    """Choose layers, kinds, steps and images of a run; none of a sort takes all there are.
+    drawing: Drawing = Drawing(),
+) -> ExportSelection:
+    """Select layers, kinds, steps and images of a run; an empty sequence, or None, selects all.
 
     Raises:
-        FadevizError: a layer, kind, step or image that was not recorded.
+        FadevizError: if a layer, kind, step or image was not recorded.
     """
     shown = common_steps([run], steps)
     for kind in kinds:
@@ -200,9 +227,9 @@ def select(
     if not parts:
         for kind in kinds:
             run.default_layer(kind)  # says what was recorded
-        raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other --images")
+        raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
     names = tuple(map(run.info.observation.name_of, numbers))
-    return Selection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes))
+    return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)
 
 
 def _observed_images(run: StoredRun, steps: Sequence[int]) -> int:
@@ -231,34 +258,15 @@ def safe_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How maps become images: as for :func:`~fadeviz.render.frames.select_frames`.
-
-    Attributes:
-        normalize: ``frame`` or ``run``.
-        colormap: ``gray`` or any that matplotlib knows.
-    """
-
-    normalize: str = "frame"
-    colormap: str = "gray"
-
-    def check(self) -> None:
-        """Raise unless such a normalisation and colour map exist."""
-        if self.normalize not in SCOPES:
-            raise unknown_name("normalisation scope", self.normalize, SCOPES)
-        palette(self.colormap)
-
-
-@dataclass(frozen=True)
-class Movie:
+class MapImages:
     """A map over the training, as images.
 
     Attributes:
         layer: dotted module name.
         kind: a name in ``KINDS``.
-        name: safe to be a path: layer, kind, image and channel with ``/`` between.
-        sequence: the maps and their place in the range of values.
-        colormap: of the images.
+        name: layer, kind, image and channel, separated by ``/``; safe as a path.
+        sequence: the maps, and the same within the range of values.
+        colormap: a colour map's name.
     """
 
     layer: str
@@ -274,20 +282,20 @@ class Movie:
             yield step, colorize(unit, self.colormap).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
-    """The maps of a selection as images, one movie after the other; of channels the representative ones."""
+def draw(selection: ExportSelection) -> Iterator[MapImages]:
+    """The maps of a selection as images, one sequence after the other; of channels the representative ones."""
     for part in selection.parts:
         for image in part.images:
-            for sequence in select_frames(
-                [selection.run],
+            maps = MapSelection(
                 layer=part.layer,
                 kind=part.kind,
                 image=image,
+                channels=CHANNELS_DRAWN,
+                normalize=selection.drawing.normalize,
                 steps=selection.steps,
-                normalize=drawing.normalize,
-                how_many=CHANNELS_DRAWN,
                 call=part.maps.call,
-            ):
+            )
+            for sequence in select_frames([selection.run], maps):
                 name = f"{safe_name(part.layer)}/{part.kind}"
                 if part.maps.call:
                     name += f"/call {part.maps.call}"
@@ -295,10 +303,10 @@ def draw(selection: Selection, drawing: Drawing) -> Iterator[Movie]:
                     name += f"/{selection.label(image)}"
                 if sequence.channel is not None:
                     name += f"/channel {sequence.channel}"
-                yield Movie(part.layer, part.kind, name, sequence, drawing.colormap)
+                yield MapImages(part.layer, part.kind, name, sequence, selection.drawing.colormap)
 
 
-def undrawn(selection: Selection, cells: int) -> tuple[str, ...]:
+def undrawn(selection: ExportSelection, cells: int) -> tuple[str, ...]:
     """Notes on what :func:`draw` leaves out or marks, one sentence each; ``cells`` of all maps are not finite."""
     many = {
         part.kind: part.shape[2]
@@ -307,7 +315,7 @@ def undrawn(selection: Selection, cells: int) -> tuple[str, ...]:
     }
     notes = [
         f"{kind}: at most {CHANNELS_DRAWN} of {count} channels of an image are drawn, the representative ones; "
-        "--to npz and --to zarr include all"
+        "npz and zarr include all"
         for kind, count in many.items()
     ]
     return (*notes, *([f"{cells} cells are NaN or infinite; they are painted magenta"] if cells else []))

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from ..storage.snapshots import KINDS
 from .places import needs, new_folder
-from .selection import Part, Selection, safe_name
+from .selection import ExportSelection, Part, safe_name
 
 _OURS = re.compile(r"([^/]+/)*(zarr\.json|c(/\d+)*)")
 _MARK = re.compile(r"fadeviz/zarr\.json")
 
 
-def write_zarr(selection: Selection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
+def write_zarr(selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as a Zarr store: the same maps, the same bytes.
 
     ``layers/LAYER/KIND`` is ``(step, image, y, x)`` float32, or ``(step, image, channel, y, x)``, in chunks of one

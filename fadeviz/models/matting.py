@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from ..errors import FadevizError
 from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
+from .base import Network, Site
 from .pretrained import read_pretrained, transformers_for
+from .recipes import Recipe, adam, step_decay
 
 STEM = 64
 """Channels of the first convolution."""
@@ -191,7 +193,7 @@ class MattingStage(nn.Module):
         return out
 
 
-class MattingNet(nn.Module):
+class MattingNet(Network):
     """A2U-Matting's network with one upsampling operator at all four decoder stages, as in the FADE paper.
 
     The operator is ``decoder.0.upsample`` (1/16 -> 1/8) to ``decoder.3.upsample`` (1/2 -> 1). The encoder pools with
@@ -225,9 +227,15 @@ class MattingNet(nn.Module):
     task = "matting"
 
     least_batch = 2
-    """Images that training needs: BatchNorm after the mean over an image has one value of each."""
+    """BatchNorm after the mean over an image has one value of each image."""
 
     stride = 16
+
+    recipe = Recipe(0.01, 0.0, (20 / 30, 26 / 30), adam, step_decay)
+
+    reference_size = 512
+
+    sites = (Site(256, 32), Site(128, 64), Site(64, 128), Site(64, 256))
 
     def __init__(self, upsampler: str = "fade", width: float = 1.0, channels: int = 4) -> None:
         """Build the network.
@@ -247,7 +255,7 @@ class MattingNet(nn.Module):
             raise FadevizError(f"MattingNet: channels is {channels}; images have 4 with a trimap, 3 without")
         name, options = parse_upsampler(upsampler)
         self.width = width
-        self.channels = channels
+        self.image_channels = channels
         stem, *stages = (_scaled(c, width) for c in (STEM, *(c for c, _ in STAGES)))
         sizes = [(_scaled(before, width), _scaled(after, width)) for before, after in DECODER]
         self.encoder = Encoder(channels, stem, stages)
@@ -273,10 +281,11 @@ class MattingNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Alpha as predicted, not clamped."""
-        if images.dim() != 4 or images.shape[1] != self.channels:
-            kind = {3: "RGB", 4: "RGB and the trimap"}.get(self.channels, "as it was built")
+        if images.dim() != 4 or images.shape[1] != self.image_channels:
+            kind = {3: "RGB", 4: "RGB and the trimap"}.get(self.image_channels, "as it was built")
             raise FadevizError(
-                f"MattingNet: the images are {tuple(images.shape)}, but (B, {self.channels}, H, W) is needed: {kind}"
+                f"MattingNet: the images are {tuple(images.shape)}, but (B, {self.image_channels}, H, W) is needed: "
+                f"{kind}"
             )
         h, w = images.shape[-2:]
         if h % self.stride or w % self.stride or not h or not w:
@@ -296,7 +305,7 @@ class MattingNet(nn.Module):
         Runs in the model's mode: call ``model.eval()`` first.
         """
         out = self(images).clamp(0, 1)
-        if self.channels != 4:
+        if self.image_channels != 4:
             return out
         trimap = images[:, 3:]
         return out.masked_fill(trimap <= 0, 0.0).masked_fill(trimap >= 1, 1.0)
@@ -325,8 +334,8 @@ class MattingNet(nn.Module):
             found = theirs.get(key)
             if found is None:
                 raise FadevizError(f"{name} is not a ResNet-34: it has no {key!r}. Give a folder or name of one")
-            if mine == "stem.convolution.weight" and found.dim() == 4 and found.shape[1] < self.channels:
-                more = found.new_zeros(len(found), self.channels - found.shape[1], *found.shape[2:])
+            if mine == "stem.convolution.weight" and found.dim() == 4 and found.shape[1] < self.image_channels:
+                more = found.new_zeros(len(found), self.image_channels - found.shape[1], *found.shape[2:])
                 found = torch.cat([found, more], dim=1)
             if found.shape != value.shape:
                 hint = " The weights are for --width 1" if self.width != 1 else ""

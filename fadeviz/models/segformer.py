@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError, unknown_name
-from ..upsamplers import UPSAMPLERS, Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
+from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, find_upsampler, parse_upsampler
+from .base import Network, Site
 from .pretrained import read_pretrained, transformers_for
+from .recipes import Recipe, adamw, poly
 
 
 class Backbone(NamedTuple):
@@ -58,7 +60,7 @@ class Climb(nn.ModuleDict):
                 )
             check_keeps_channels("SegFormer", name, operator)
             self[place] = operator
-        self.reads = UPSAMPLERS[name].needs
+        self.reads = find_upsampler(name).needs
 
     def forward(self, x: Tensor, finer: Mapping[str, Tensor]) -> Tensor:
         """``x`` at the resolution of the last map it is to reach; ``finer`` holds the maps by name."""
@@ -100,7 +102,7 @@ class Head(nn.Module):
         return logits
 
 
-class SegFormer(nn.Module):
+class SegFormer(Network):
     """SegFormer with one upsampling operator wherever its head doubles a map: six of them, as in the FADE paper.
 
     ``head.c4.c3`` (1/32 -> 1/16), ``head.c4.c2`` and ``head.c4.c1`` (1/8 -> 1/4) bring the coarsest map up,
@@ -121,11 +123,18 @@ class SegFormer(nn.Module):
     layers = "head.c4.*,head.c3.*,head.c2.*"
     """What is recorded by default: the operators."""
 
+    title = "SegFormer"
+
     task = "segmentation"
 
-    least_batch = 1
-
     stride = 32
+
+    recipe = Recipe(6e-5, 0.01, (0.7, 0.9), adamw, poly)
+
+    reference_size = 512
+
+    sites = tuple(Site(256, side) for side in (16, 32, 64, 32, 64, 64))
+    """The three coarse maps climb to a quarter of the image in three, two and one steps; 256 channels, as B1 has."""
 
     def __init__(
         self,

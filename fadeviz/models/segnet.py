@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError
 from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
+from .base import Network, Site
+from .recipes import Recipe, sgd, step_decay
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and number of convolutions of the five encoder stages of VGG16, finest first."""
@@ -42,7 +44,7 @@ class DecoderStage(nn.Module):
         return out
 
 
-class SegNet(nn.Module):
+class SegNet(Network):
     """SegNet with one upsampling operator at all five decoder stages.
 
     Encoder stage i hands its feature before pooling, and what its operator's ``pool`` kept, to decoder stage 4 - i.
@@ -64,9 +66,15 @@ class SegNet(nn.Module):
 
     task = "segmentation"
 
-    least_batch = 1
-
     stride = 32
+
+    encoder: nn.ModuleList
+
+    recipe = Recipe(0.01, 0.0, (0.7, 0.9), sgd, step_decay)
+
+    reference_size = 224
+
+    sites = (Site(512, 7), Site(512, 14), Site(256, 28), Site(128, 56), Site(64, 112))
 
     def __init__(self, upsampler: str = "max_unpool", classes: int = 2, width: float = 1.0) -> None:
         """Build the network.

@@ -1,14 +1,13 @@
-"""The reassembly family as ``torch.library`` operators: who computes them, their shapes, their gradients.
+"""The reassembly family as ``torch.library`` operators: choice of the backend, shapes, gradients.
 
 As operators (``torch.ops.fadeviz.reassemble`` ...) they are opaque to torch.compile, which takes their shapes and
-gradients from here; written with ``torch.library``'s parts, because the ``custom_op`` decorator loads the compiler, two
-seconds, on the first call.
+gradients from here.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,101 +17,80 @@ from torch.nn import functional as F
 
 from ..errors import unknown_name
 from .backends import native, tiles
+from .library import gradients_of, operator, shapes_of
+from .memory_format import empty, with_strides_of
 
 BACKENDS = ("tiles", "native", "triton")
-"""Matrix products over tiles, on any device: the reference; C on a CPU, compiled on first use; Triton on a GPU."""
-
+"""Backends: matrix products over tiles on any device, the reference; C on a CPU, compiled on first use; Triton on a
+GPU."""
 
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""Whether ``torch.export`` is tracing; torch 2.6 can only say whether anything is."""
+"""Whether ``torch.export`` is tracing; in torch 2.6, whether anything is."""
 
 
 def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
-    """Which backend computes maps like x, where none is asked for by name.
+    """The backend for maps like x, where none is chosen by name.
 
-    Triton on a CUDA device, the native one on a CPU, the tiles where these cannot run. The environment variable
-    ``FADEVIZ_BACKEND`` names one for the whole process.
+    Triton on a CUDA device, the native backend on a CPU, tiles where these cannot run. The environment variable
+    ``FADEVIZ_BACKEND`` chooses one for the whole process.
 
     Raises:
-        FadevizError: ``FADEVIZ_BACKEND`` names no backend.
+        FadevizError: if ``FADEVIZ_BACKEND`` is not the name of a backend.
     """
-    asked = os.environ.get("FADEVIZ_BACKEND", "")
-    if asked:
-        if asked not in BACKENDS:
-            raise unknown_name("backend", asked, BACKENDS, "unset FADEVIZ_BACKEND")
-        return asked
-    if x.device.type == "cuda" and _triton().available(x.device):
+    forced = os.environ.get("FADEVIZ_BACKEND", "")
+    if forced:
+        if forced not in BACKENDS:
+            raise unknown_name("backend", forced, BACKENDS, "unset FADEVIZ_BACKEND")
+        return forced
+    if x.device.type == "cuda" and _cuda().available(x.device):
         return "triton"
     return "native" if native.available(x, kernel_size, scale_factor) else "tiles"
 
 
 def is_fused(device: torch.device) -> bool:
-    """Whether softmax, reassembly and gate run as one kernel there: where Triton computes."""
-    # Apart from `choose_backend` so that torch.compile, which follows this, meets no C library on a CPU.
-    asked = os.environ.get("FADEVIZ_BACKEND", "")
-    return asked == "triton" if asked else device.type == "cuda" and bool(_triton().available(device))
+    """Whether softmax, reassembly and gate run as one kernel on ``device``: with the backend triton."""
+    # Separate from `choose_backend` so that torch.compile, which traces this, meets no C library on a CPU.
+    forced = os.environ.get("FADEVIZ_BACKEND", "")
+    return forced == "triton" if forced else device.type == "cuda" and bool(_cuda().available(device))
 
 
-def _triton() -> ModuleType:
-    from .backends import cuda  # seconds to import, and only of use where a GPU is
+def _cuda() -> ModuleType:
+    from .backends import cuda  # takes seconds, and is of use only on a GPU
 
     return cuda
 
 
 def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
     name = name or choose_backend(x, kernel_size, scale_factor)
-    return {"tiles": tiles, "native": native}.get(name) or _triton()
-
-
-_LIBRARY = torch.library.Library("fadeviz", "DEF")
-
-
-def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Make a function the operator ``fadeviz::name``, on every device."""
-
-    def define(function: Callable[..., Any]) -> Any:
-        _LIBRARY.define(name + torch.library.infer_schema(function, mutates_args=()))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        return getattr(torch.ops.fadeviz, name).default
-
-    return define
-
-
-def _shapes_of(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register what ``fadeviz::name`` returns for tensors without data."""
-    return torch.library.register_fake(f"fadeviz::{name}", lib=_LIBRARY)
-
-
-def _gradients_of(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
-    torch.library.register_autograd(f"fadeviz::{name}", backward, setup_context=setup, lib=_LIBRARY)
+    return {"tiles": tiles, "native": native}.get(name) or _cuda()
 
 
 # Each returns new memory in the format of its first argument. The gradients are written in terms of the others, so that
 # they can be differentiated again.
 
 
-@_operator("reassemble")
+@operator("reassemble")
 def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    """y from x and kernels; see :func:`~fadeviz.ops.reassemble.reassemble`, which checks what comes in."""
+    """y from x and kernels; see :func:`~fadeviz.ops.reassemble.reassemble`, which checks the arguments."""
     out: Tensor = _backend(backend, x, kernel_size, scale).reassemble(x, kernels, kernel_size, scale, groups)
     return out
 
 
-@_operator("similarity")
+@operator("similarity")
 def similarity(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     """Kernels' logits from queries and keys; in float32 or better."""
     out: Tensor = _backend(backend, query, kernel_size, scale).similarity(query, key, kernel_size, scale, groups)
     return out
 
 
-@_operator("spread")
+@operator("spread")
 def spread(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     """x from y and kernels, the adjoint of reassemble."""
     out: Tensor = _backend(backend, y, kernel_size, scale).spread(y, kernels, kernel_size, scale, groups)
     return out
 
 
-@_operator("kernel_softmax")
+@operator("kernel_softmax")
 def softmax(
     logits: Tensor,
     coarse: Tensor | None,
@@ -122,29 +100,29 @@ def softmax(
     backend: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Kernels from logits and, where there are any, coarse logits."""
+    """Kernels from logits and, if there are any, coarse logits."""
     module = _softmax_backend(backend, logits, kernel_size, scale)
     out: Tensor = module.softmax(logits, coarse, kernel_size, scale, groups, dtype)
     return out
 
 
-@_operator("kernel_softmax_backward")
+@operator("kernel_softmax_backward")
 def softmax_backward(
     grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the logits and of the coarse ones, which are empty where there are none."""
+    """The gradients of the logits and of the coarse logits; the latter is empty if there are none."""
     module = _softmax_backend(backend, grad, kernel_size, scale)
     fine, coarse = module.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
     return fine, grad.new_empty(0) if coarse is None else coarse
 
 
 def _softmax_backend(name: str, x: Tensor, kernel_size: int, scale: int) -> Any:
-    # On a GPU torch's own softmax is as good.
+    # On a GPU torch's own softmax is as fast.
     module = _backend(name, x, kernel_size, scale)
     return module if module is native else tiles
 
 
-@_operator("blend")
+@operator("blend")
 def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
     """The gate's mix of two maps."""
     if _blends_natively(reassembled, feature, gate):
@@ -152,27 +130,27 @@ def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
     return torch.lerp(reassembled, feature, gate)
 
 
-@_operator("blend_backward")
+@operator("blend_backward")
 def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of both maps and of the gate."""
     if _blends_natively(grad, reassembled, feature, gate):
         return native.blend_backward(grad, reassembled, feature, gate)
-    # Maps of 1x1 are of both formats, so that maps of different ones may meet.
+    # Maps of 1x1 have both formats, so that maps of different formats may meet here.
     gradients = zip(_blend_gradients(grad, reassembled, feature, gate), (reassembled, feature, gate), strict=True)
-    to_reassembled, to_feature, to_gate = (laid_out_like(gradient, of) for gradient, of in gradients)
+    to_reassembled, to_feature, to_gate = (with_strides_of(of, gradient) for gradient, of in gradients)
     return to_reassembled, to_feature, to_gate
 
 
-@_operator("fused")
+@operator("fused")
 def fused(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
-    """Softmax of the logits, reassembly of x and the gate's mix at once, on a GPU; and the softmax."""
-    out: tuple[Tensor, Tensor] = _triton().fused_forward(x, logits, kernel_size, scale, skip, gate)
+    """The mix of ``skip`` and the reassembled x in one kernel on a GPU; and the softmax of the logits."""
+    out: tuple[Tensor, Tensor] = _cuda().fused_forward(x, logits, kernel_size, scale, skip, gate)
     return out
 
 
-@_operator("fused_backward")
+@operator("fused_backward")
 def fused_backward(
     grad: Tensor,
     x: Tensor,
@@ -182,13 +160,13 @@ def fused_backward(
     kernel_size: int,
     scale: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, the logits, skip and gate; the last two are empty where there are none."""
-    to_x, to_logits, to_skip, to_gate = _triton().fused_backward(grad, x, kernels, kernel_size, scale, skip, gate)
+    """The gradients of x, the logits, skip and gate; the last two are empty if these are None."""
+    to_x, to_logits, to_skip, to_gate = _cuda().fused_backward(grad, x, kernels, kernel_size, scale, skip, gate)
     none = grad.new_empty(0)
     return to_x, to_logits, none if to_skip is None else to_skip, none.clone() if to_gate is None else to_gate
 
 
-@_operator("rimmed_conv")
+@operator("rimmed_conv")
 def rimmed_conv(
     x: Tensor, weight: Tensor, bias: Tensor | None, rim: Tensor | None, padding: int, dilation: int
 ) -> Tensor:
@@ -206,7 +184,7 @@ def _strips(y: Tensor, r: int) -> list[Tensor]:
 
 
 def _strip_values(rim: Tensor, r: int, size: Sequence[int]) -> list[Tensor]:
-    """What belongs on each strip: the middle of each side of ``rim``, stretched."""
+    """The values of each strip: those of ``rim``, the middle of each side repeated."""
     inner = size[1] - 2 * r
     rows = torch.cat([rim[:, :, :r], rim[:, :, r : r + 1].expand(-1, -1, inner), rim[:, :, r + 1 :]], dim=2)
     return [rows[:, :r], rows[:, r + 1 :], rim[:, r : r + 1, :r], rim[:, r : r + 1, r + 1 :]]
@@ -220,11 +198,6 @@ def _rim_gradient(grad: Tensor, r: int) -> Tensor:
     return torch.cat([rows[0], middle, rows[1]], dim=1)
 
 
-def laid_out_like(value: Tensor, of: Tensor) -> Tensor:
-    """The same values in the memory format of another map, which the compiler takes for granted."""
-    return value if value.stride() == of.stride() else torch.empty_like(of).copy_(value)
-
-
 def _blends_natively(*maps: Tensor) -> bool:
     return choose_backend(maps[0], 1, 1) == "native" and native.can_blend(*maps)
 
@@ -234,29 +207,23 @@ def _blend_gradients(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: T
     return grad - to_feature, to_feature, (grad * (feature - reassembled)).sum(dim=1, keepdim=True)
 
 
-def _empty(like: Tensor, channels: int, height: int, width: int) -> Tensor:
-    last = not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    return like.new_empty(like.shape[0], channels, height, width).contiguous(memory_format=memory_format)
-
-
-@_shapes_of("reassemble")
+@shapes_of("reassemble")
 def _(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    return _empty(x, x.shape[1], x.shape[2] * scale, x.shape[3] * scale)
+    return empty(x, (x.shape[0], x.shape[1], x.shape[2] * scale, x.shape[3] * scale))
 
 
-@_shapes_of("similarity")
+@shapes_of("similarity")
 def _(query: Tensor, key: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
     dtype = torch.promote_types(query.dtype, torch.float32)
-    return _empty(query, groups * kernel_size**2, query.shape[2], query.shape[3]).to(dtype)
+    return empty(query, (query.shape[0], groups * kernel_size**2, query.shape[2], query.shape[3]), dtype)
 
 
-@_shapes_of("spread")
+@shapes_of("spread")
 def _(y: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    return _empty(y, y.shape[1], y.shape[2] // scale, y.shape[3] // scale)
+    return empty(y, (y.shape[0], y.shape[1], y.shape[2] // scale, y.shape[3] // scale))
 
 
-@_shapes_of("kernel_softmax")
+@shapes_of("kernel_softmax")
 def _(
     logits: Tensor,
     coarse: Tensor | None,
@@ -266,38 +233,38 @@ def _(
     backend: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    return _empty(logits, *logits.shape[1:]).to(dtype)
+    return empty(logits, logits.shape, dtype)
 
 
-@_shapes_of("kernel_softmax_backward")
+@shapes_of("kernel_softmax_backward")
 def _(
     grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
 ) -> tuple[Tensor, Tensor]:
-    _, channels, h, w = grad.shape
-    coarse = _empty(grad, channels, h // scale, w // scale) if has_coarse else grad.new_empty(0)
-    return _empty(grad, channels, h, w), coarse
+    b, channels, h, w = grad.shape
+    coarse = empty(grad, (b, channels, h // scale, w // scale)) if has_coarse else grad.new_empty(0)
+    return empty(grad, grad.shape), coarse
 
 
-@_shapes_of("blend")
+@shapes_of("blend")
 def _(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
     return torch.empty_like(reassembled)
 
 
-@_shapes_of("blend_backward")
+@shapes_of("blend_backward")
 def _(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(reassembled), torch.empty_like(feature), torch.empty_like(gate)
 
 
-@_shapes_of("fused")
+@shapes_of("fused")
 def _(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
-    _, c, h, w = x.shape
-    y = _empty(x, c, h * scale, w * scale).to(x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype))
-    return y, _empty(logits, *logits.shape[1:])
+    b, c, h, w = x.shape
+    dtype = x.dtype if skip is None else torch.promote_types(x.dtype, skip.dtype)
+    return empty(x, (b, c, h * scale, w * scale), dtype), empty(logits, logits.shape)
 
 
-@_shapes_of("fused_backward")
+@shapes_of("fused_backward")
 def _(
     grad: Tensor,
     x: Tensor,
@@ -311,7 +278,7 @@ def _(
     return torch.empty_like(x), torch.empty_like(kernels), to_skip, to_gate
 
 
-@_shapes_of("rimmed_conv")
+@shapes_of("rimmed_conv")
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, rim: Tensor | None, padding: int, dilation: int) -> Tensor:
     return F.conv2d(x, weight, bias, padding=padding, dilation=dilation)
 
@@ -351,9 +318,9 @@ def _backward_spread(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     )  # fmt: skip
 
 
-_gradients_of("reassemble", _backward_reassemble, _keep)
-_gradients_of("similarity", _backward_similarity, _keep)
-_gradients_of("spread", _backward_spread, _keep)
+gradients_of("reassemble", _backward_reassemble, _keep)
+gradients_of("similarity", _backward_similarity, _keep)
+gradients_of("spread", _backward_spread, _keep)
 
 
 def _keep_kernels(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -368,18 +335,18 @@ def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     kernel_size, scale, groups, backend, has_coarse = ctx.options
     same = has_coarse and scale == 1  # one gradient for both
     has_coarse = has_coarse and not same
-    if torch.is_grad_enabled():  # somebody will differentiate again: in terms of torch's own operators then
+    if torch.is_grad_enabled():  # for second derivatives, in terms of torch's own operators
         fine, coarse = tiles.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
     else:
         fine, coarse = softmax_backward(grad, kernels, kernel_size, scale, groups, backend, has_coarse)
-    given, given_coarse = ctx.dtypes
+    dtype, coarse_dtype = ctx.dtypes
     if same:
         coarse, has_coarse = fine, True
-    low = coarse.to(given_coarse) if has_coarse and coarse is not None else None
-    return fine.to(given), low, None, None, None, None, None
+    low = coarse.to(coarse_dtype) if has_coarse and coarse is not None else None
+    return fine.to(dtype), low, None, None, None, None, None
 
 
-_gradients_of("kernel_softmax", _backward_softmax, _keep_kernels)
+gradients_of("kernel_softmax", _backward_softmax, _keep_kernels)
 
 
 def _keep_blend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -387,12 +354,12 @@ def _keep_blend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_blend(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    again = torch.is_grad_enabled()
-    gradients: tuple[Tensor, ...] = (_blend_gradients if again else blend_backward)(grad, *ctx.saved_tensors)
+    twice = torch.is_grad_enabled()
+    gradients: tuple[Tensor, ...] = (_blend_gradients if twice else blend_backward)(grad, *ctx.saved_tensors)
     return gradients
 
 
-_gradients_of("blend", _backward_blend, _keep_blend)
+gradients_of("blend", _backward_blend, _keep_blend)
 
 
 def _keep_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -414,7 +381,7 @@ def _backward_conv(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, rim, None, None
 
 
-_gradients_of("rimmed_conv", _backward_conv, _keep_conv)
+gradients_of("rimmed_conv", _backward_conv, _keep_conv)
 
 
 def _keep_fused(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -429,7 +396,7 @@ def _backward_fused(ctx: Any, grad: Tensor | None, grad_kernels: Tensor | None) 
     if grad is not None and grad_kernels is None and not torch.is_grad_enabled():
         to_x, to_logits, to_skip, to_gate = fused_backward(grad, x, kernels, skip, gate, k, s)
         return to_x, to_logits, None if skip is None else to_skip, None if gate is None else to_gate, None, None
-    # Somebody differentiates again, or differentiates the softmax too: the same in parts that know how to.
+    # Second derivatives, or gradients of the softmax too: the same in operators that can be differentiated again.
     to_x, to_skip, to_gate, to_kernels = None, None, None, grad_kernels
     if grad is not None:
         if skip is not None:
@@ -444,4 +411,4 @@ def _backward_fused(ctx: Any, grad: Tensor | None, grad_kernels: Tensor | None) 
     return to_x, to_logits, to_skip, to_gate, None, None
 
 
-_gradients_of("fused", _backward_fused, _keep_fused)
+gradients_of("fused", _backward_fused, _keep_fused)

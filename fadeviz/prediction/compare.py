@@ -1,9 +1,10 @@
-"""What runs make of the same images, side by side: the panel of results in papers."""
+"""Comparison of runs: their predictions for the same images side by side, as papers show them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,26 +17,30 @@ from ..data.transforms import IGNORED
 from ..errors import FadevizError, printable
 from ..experiment import load_data
 from ..render.colormap import class_palette, colour_classes
-from ..render.labels import data_name
-from ..render.panel import Box, Row, choose_zoom, write_panel
+from ..render.comparison import write_comparison
+from ..render.comparison_layout import Row
+from ..render.labels import data_name, describe_runs, provenance
+from ..render.zoom import Box, choose_zoom
 from ..storage.metrics import METRICS
+from ..storage.opening import RunLike, stored_runs
 from ..storage.several_runs import run_labels
 from ..storage.stored_run import StoredRun
 from ..training.matting import measure_matte
+from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
 
 SHOWN = 4
-"""So many observed images are shown where none are named."""
+"""Number of observed images shown if none are named."""
 
 LEAST_SHARE = 0.01
-"""A class has a place in the legend from this share of any image shown on."""
+"""Share of an image from which on a class is in the legend."""
 
 
 def parse_zoom(text: str) -> Box | str:
     """Read a zoom: ``auto``, ``none``, or a window as ``LEFT,TOP,SIDE`` in pixels of the image.
 
     Raises:
-        FadevizError: something else.
+        FadevizError: if ``text`` is anything else.
 
     Example:
         >>> parse_zoom("40,16,32")
@@ -45,13 +50,13 @@ def parse_zoom(text: str) -> Box | str:
         return text
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
-        raise FadevizError(f"zoom is {text!r}. Write auto, none, or a window in pixels: LEFT,TOP,SIDE")
+        raise FadevizError(f"zoom={text!r}: must be auto, none, or a window in pixels: LEFT,TOP,SIDE")
     return Box(*map(int, parts))
 
 
-def compare_runs(
-    runs: Sequence[StoredRun],
-    output: str | Path,
+def compare(
+    runs: RunLike | Sequence[RunLike],
+    output: str | os.PathLike[str],
     *,
     images: Sequence[int] = (),
     test: Sequence[int] = (),
@@ -64,75 +69,87 @@ def compare_runs(
     device: str = "auto",
     on_error: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Predict the same images with every run and draw the results as a panel.
+    """Predict the same images with every run and draw the results side by side.
 
-    Under each result stands how good it is on that image: the mean IoU of its classes, or a matte's SAD and MSE in
-    the unknown region. The best of a row is bold.
+    Each result has its score on that image below it: the mean IoU of its classes, or a matte's SAD and MSE in the
+    unknown region. The best of a row is bold.
 
     Args:
-        runs: of one task and, for segmentation, of the same classes; each needs its last checkpoint.
+        runs: one or several, opened or by the paths of their folders: of one task and, for segmentation, of the same
+            classes. Each needs its last checkpoint.
         output: the image to write: .png, .pdf or .svg.
-        images: indices of observed images; where nothing is named, the first ``SHOWN``. Without ``test`` and
-            ``images`` the runs need nothing but their folders.
-        test: indices of test images, as they were tested on, of the runs' data set.
-        files: image files of one's own; there is no truth to compare with.
-        trimaps: folder with their trimaps, for matting; else they lie beside them.
-        data_dir: folder of that data set; None where it was when the first run was recorded.
-        zoom: the window to enlarge: ``auto`` takes, image by image, where the runs disagree most; ``none``; or a
-            window, the same in all images.
-        size: see :class:`~fadeviz.prediction.predictor.Predictor`.
-        cell: pixels a column is wide.
-        device: where to compute.
-        on_error: called with a line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
-            which is then left out of the panel; without it, the first error is raised. At least one must remain.
+        images: indices of observed images; the first ``SHOWN`` if there is no ``images``, ``test`` or ``files``.
+            Observed images need nothing but the runs' folders.
+        test: indices of test images of the runs' data set, as the runs were tested on them.
+        files: image files of your own; they have no true mask to compare with.
+        trimaps: folder of their trimaps, for matting; by default they are beside the images.
+        data_dir: folder of the data set; None for where it was when the first run was recorded.
+        zoom: the window to enlarge: ``auto`` for where the runs disagree most in each image; ``none``; or a window,
+            the same in all images.
+        size: shorter side at which the network sees an image, in pixels; see
+            :class:`~fadeviz.prediction.predictor.Predictor`.
+        cell: width of a column in pixels; None for 300 pixels per inch.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        on_error: called with one line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
+            which is then left out of the figure; None raises the first error. At least one image must remain.
 
     Returns:
-        A line for each image: its name and the runs' figures.
+        A line for each image: its name and the scores of the runs.
 
     Raises:
-        FadevizError: runs that cannot be compared, images that there are not, a window that does not fit.
+        FadevizError: if the runs cannot be compared, an image does not exist, or the window does not fit into one.
+
+    Example::
+
+        fadeviz.compare(["outputs/fade", "outputs/carafe"], "panel.pdf", images=[0, 2])
     """
-    if not runs:
-        raise FadevizError("compare needs a run or more")
-    predictors = [Predictor(run, device) for run in runs]
+    opened = stored_runs(runs)
+    if not opened:
+        raise FadevizError("compare needs at least one run")
+    predictors = [Predictor(run, device) for run in opened]
+    _check_task(predictors)
     first = predictors[0]
-    for one in predictors[1:]:
-        if (one.task, one.classes) != (first.task, first.classes):
-            kinds = [
-                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * (p.task == "segmentation")
-                for p in (one, first)
-            ]
-            raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
     first.check_size(size)
     samples: list[tuple[Sample, bool]] = []
     if images or not (test or files):
-        samples += [(sample, True) for sample in _observed(runs, images)]
+        samples += [(sample, True) for sample in _observed(opened, images)]
     if test:
         samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
     rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
-    legend = _legend(first, rows) if first.classes > 2 and first.task == "segmentation" else []
-    write_panel(
+    legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
+    write_comparison(
         [row for row, _ in rows],
-        _titles(predictors),
-        output,
+        run_labels(opened),
+        Path(output),
         cell=cell,
         legend=legend,
         caption=_caption(predictors, rows, zoom),
+        provenance=provenance(opened),
     )
-    names = run_labels(runs, [run.name for run in runs])
-    return [
-        printable(
-            f"{row.name}: "
-            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.figures, strict=True))
-        )
-        for row, _ in rows
-        if row.figures
-    ]
+    names = run_labels(opened, [run.name for run in opened])
+    return [_score_line(row, names) for row, _ in rows if row.scores]
+
+
+def _check_task(predictors: Sequence[Predictor]) -> None:
+    """Raise unless all runs have the same task and the same number of classes."""
+    first, *others = predictors
+    for other in others:
+        if (other.task, other.classes) != (first.task, first.classes):
+            tasks = [
+                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * TASKS[p.task].has_classes
+                for p in (other, first)
+            ]
+            raise FadevizError(f"{', '.join(tasks)}: they cannot be compared. Give runs of the same task")
+
+
+def _score_line(row: Row, names: Sequence[str]) -> str:
+    scores = (f"{name} {' '.join(text.split())}" for name, text in zip(names, row.scores, strict=True))
+    return printable(f"{row.name}: {', '.join(scores)}")
 
 
 _Maps = list[NDArray[np.uint8]]
-"""The classes that the truth, where it is known, and each result have, for the legend."""
+"""Class maps of the results, and of the ground truth if it is known, for the legend."""
 
 
 def _own_rows(
@@ -144,13 +161,13 @@ def _own_rows(
     on_error: Callable[[str], None] | None,
     alone: bool,
 ) -> list[tuple[Row, _Maps]]:
-    """The runs' results on the user's own images; ``alone`` if there are no other rows."""
+    """The runs' results for the user's own images; ``alone`` if there are no other rows."""
     rows: list[tuple[Row, _Maps]] = []
     errors: list[str] = []
     folder = None if trimaps is None else Path(trimaps)
     for path in map(Path, files):
         try:
-            trimap = find_trimap(path, folder) if predictors[0].task == "matting" else None
+            trimap = find_trimap(path, folder) if not TASKS[predictors[0].task].has_classes else None
             rows.append(_row(predictors, read_image(path, trimap), False, zoom, size))
         except FadevizError as error:
             # With nothing else to draw, the error itself is the most helpful.
@@ -166,13 +183,14 @@ def _own_rows(
 
 
 def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
-    """The images that all runs observed."""
+    """Images that all runs observed."""
     first = runs[0]
     images, masks = first.observation
     for run in runs[1:]:
         if not np.array_equal(run.observation[0], images) or not np.array_equal(run.observation[1], masks):
             raise FadevizError(
-                f"{run.address} observed other images than {first.address}. Name some: --test 0,1 or --file FILE"
+                f"{run.address} and {first.address} observed different images. "
+                "Name other images: test=[0, 1] or files=[FILE]"
             )
     for index in wanted:
         if not 0 <= index < len(images):
@@ -197,13 +215,13 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
     first = predictors[0]
     moved = {} if data_dir is None else {"data_dir": str(data_dir)}
     splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]
-    for one in predictors:
-        same = (one.config.data, one.config.split_seed) == (first.config.data, first.config.split_seed)
-        if not same or _as_told(dict(one.run.info.data)) != _as_told(splits.info):
+    for other in predictors:
+        same = (other.config.data, other.config.split_seed) == (first.config.data, first.config.split_seed)
+        if not same or _identity(dict(other.run.info.data)) != _identity(splits.info):
             raise FadevizError(
-                f"{one.run.address} was tested on others than the test images of "
-                f"{data_dir or first.config.data_dir or 'this set'}: other files, --split-seed or --subset. "
-                "Use --file FILE"
+                f"{other.run.address} was not tested on the test images of "
+                f"{data_dir or first.config.data_dir or 'this set'}: the files, split_seed or subset differ. "
+                "Use files=[FILE]"
             )
     dataset = splits.test
     count = dataset.count or 0
@@ -213,68 +231,68 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
     return [dataset[index] for index in wanted]
 
 
-def _as_told(info: object) -> object:
-    """What identifies a data set, as run.json gives it back: not where it lies."""
-    told = json.loads(json.dumps(info))
-    return {k: v for k, v in told.items() if k not in ("folder", "notes")} if isinstance(told, dict) else None
+def _identity(info: object) -> object:
+    """What identifies a data set, as run.json stores it, without its location."""
+    stored = json.loads(json.dumps(info))
+    return {k: v for k, v in stored.items() if k not in ("folder", "notes")} if isinstance(stored, dict) else None
 
 
 def _row(
     predictors: Sequence[Predictor], sample: Sample, known: bool, zoom: Box | str, size: int | None
 ) -> tuple[Row, _Maps]:
-    """What all runs make of one image; ``known`` says whether its truth is."""
-    found = [predict(sample, size=size) for predict in predictors]
-    matting = predictors[0].task == "matting"
+    """The results of all runs for one image, and their class maps; ``known`` if its ground truth is known."""
+    results = [predict(sample, size=size) for predict in predictors]
+    matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
         (sample.alpha if matting else sample.mask) if known else None
     )
     box = zoom if isinstance(zoom, Box) else None
-    if zoom == "auto" and matting and truth is None and len(found) == 1:
+    if zoom == "auto" and matting and truth is None and len(results) == 1:
         assert sample.trimap is not None
-        unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing to disagree with: where there is most to do
+        unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing disagrees: the largest unknown region
         box = choose_zoom([unknown], np.zeros_like(unknown))
     elif zoom == "auto":
-        box = choose_zoom(found, truth, ignored=None if matting else IGNORED)
-    figures: list[str] = []
+        box = choose_zoom(results, truth, ignored=None if matting else IGNORED)
+    texts: list[str] = []
     scores: list[float] = []
-    for result in found if truth is not None else ():
+    for result in results if truth is not None else ():
         if matting:
             errors = measure_matte(result, sample)  # type: ignore[arg-type]
             scores.append(-errors["sad"])
-            figures.append(f"SAD {METRICS['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
+            texts.append(f"SAD {METRICS['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
         else:
             scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
-            figures.append(f"mIoU {scores[-1]:.3f}")
+            texts.append(f"mIoU {scores[-1]:.3f}")
     row = Row(
         sample.name,
         sample.image,
-        None if truth is None else _picture(truth, classes),
-        tuple(_picture(result, classes) for result in found),
-        tuple(figures),
+        None if truth is None else _to_image(truth, classes),
+        tuple(_to_image(result, classes) for result in results),
+        tuple(texts),
         int(np.nanargmax(scores)) if len(scores) > 1 and not np.isnan(scores).all() else None,
         sample.trimap if matting else None,
         box,
         smooth=matting,
     )
-    return row, [] if matting else [np.asarray(m, np.uint8) for m in [*found, *([] if truth is None else [truth])]]
+    return row, [] if matting else [np.asarray(m, np.uint8) for m in [*results, *([] if truth is None else [truth])]]
 
 
-def mean_iou(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:
-    """The mean intersection over union of the classes that an image has or is said to have; ignored pixels apart.
+def mean_iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:
+    """Mean intersection over union of the classes in the ground truth or the prediction, without ignored pixels.
 
     Shape: ``(H, W)`` twice; NaN where everything is ignored.
     """
     valid = truth < classes
-    a, b = found[valid].astype(np.int64), truth[valid].astype(np.int64)
+    a, b = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
     both = np.bincount(a[a == b], minlength=classes)
     either = np.bincount(a, minlength=classes) + np.bincount(b, minlength=classes) - both
-    there = either > 0
-    return float((both[there] / either[there]).mean()) if there.any() else float("nan")
+    present = either > 0
+    return float((both[present] / either[present]).mean()) if present.any() else float("nan")
 
 
-def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> NDArray[np.uint8]:
-    """A mask or a matte to look at."""
+def _to_image(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> NDArray[np.uint8]:
+    """A mask or a matte, ready to show."""
     if np.issubdtype(values.dtype, np.floating):
         return np.rint(values * 255).astype(np.uint8)
     if classes > 2:
@@ -282,13 +300,8 @@ def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> N
     return np.where(values == 1, 255, 0).astype(np.uint8)
 
 
-def _titles(predictors: Sequence[Predictor]) -> list[str]:
-    """The operators; with what tells runs of one operator apart."""
-    return run_labels([one.run for one in predictors])
-
-
 def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
-    """For each class the largest fraction of any image or result that it fills."""
+    """For each class the largest share of any image or result that it fills."""
     shares = np.zeros(first.classes)
     for _, maps in rows:
         for values in maps:
@@ -310,30 +323,31 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
 
 
 def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
-    """What the panel shows, from which runs."""
+    """What the figure shows, and of which operators."""
     first = predictors[0]
     networks = dict.fromkeys(one.run.info.network_title or one.config.network for one in predictors)
     data = dict.fromkeys(data_name(one.run) for one in predictors)
     steps = dict.fromkeys(one.step for one in predictors)
     lines = [
-        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps."
-        f" Runs: {', '.join(f'{one.run.run_id} ({one.run.name}, seed {one.config.seed})' for one in predictors)}."
+        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps. "
+        f"{describe_runs([predictor.run for predictor in predictors])}."
     ]
-    scored = any(row.figures for row, _ in rows)
-    shown = ["Alpha from 0 (black) to 1." if first.task == "matting" else "White: class 1."]
-    if first.task == "segmentation" and first.classes > 2:
+    scored = any(row.scores for row, _ in rows)
+    has_classes = TASKS[first.task].has_classes
+    shown = ["White: class 1." if has_classes else "Alpha from 0 (black) to 1 (white)."]
+    if has_classes and first.classes > 2:
         small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
-        others = f", and {small} that fill less than {LEAST_SHARE:.0%} of each image" if small else ""
-        shown = [f"Colours: the classes listed{others}. Black: not labelled."]
-    if scored and first.task == "matting":
-        shown.append("SAD / 1000 and MSE are of the unknown region (grey in the trimap).")
+        others = f"; {small} more fill less than {LEAST_SHARE:.0%} of any image" if small else ""
+        shown = [f"Colours: classes as listed{others}. Black: unlabelled."]
+    if scored and not has_classes:
+        shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:
-        shown.append("mIoU: of this image, mean over the classes that are there or found.")
+        shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")
     if zoom == "auto" and len(predictors) > 1:
-        shown.append("Boxes: where the runs disagree most.")
+        shown.append("Boxes: windows in which the runs disagree most.")
     elif zoom == "auto" and scored:
-        shown.append("Boxes: where the run is most unlike the truth, if it is known.")
+        shown.append("Boxes: windows of the largest error, where the ground truth is known.")
     return [*lines, " ".join(shown)]
 
 
-__all__ = ["compare_runs", "mean_iou", "parse_zoom"]
+__all__ = ["compare", "mean_iou", "parse_zoom"]

@@ -21,18 +21,18 @@ from ..experiment import choose_device, config_from, out_of_memory_in_words
 from ..models import build_network
 from ..render.colormap import class_palette
 from ..storage.files import make_folder, write_whole
-from ..storage.stored_run import StoredRun
+from ..storage.opening import RunLike, stored_runs
 from ..training.checkpoint import read_weights
-from ..training.tasks import choose_task
+from ..training.tasks import TASKS
 
 MOST_PIXELS = 1 << 23
-"""A network is not shown a larger image than this, of 8 megapixels: some of its maps would take gigabytes."""
+"""Maximum number of pixels that a network is given, 8 megapixels: some maps of larger images would take gigabytes."""
 
 OTHER_PARTS = ("_trimap", "_alpha", "_mask", "_foreground")
-"""Ends of names that a folder's images have beside them: not images to predict."""
+"""Endings of the names of trimaps and mattes, which are not images to predict."""
 
 LONGEST_NAME = 200
-"""Longest name of a result in bytes; file systems allow 255, and temporary names are a little longer."""
+"""Maximum length of a result's name in bytes; file systems allow 255, and temporary names are a little longer."""
 
 
 class Prediction(NamedTuple):
@@ -56,29 +56,33 @@ class Predictor:
         run: the run.
         config: its settings.
         task: ``segmentation`` or ``matting``.
-        classes: of its masks.
-        step: the optimiser step that the weights are of.
+        classes: number of classes of its masks.
+        step: the optimiser step of the weights.
 
     Example:
         >>> predict = Predictor("runs/fade")  # doctest: +SKIP
         >>> mask = predict(read_image("horse.jpg"))  # doctest: +SKIP
     """
 
-    def __init__(self, run: StoredRun | str | Path, device: str = "auto") -> None:
+    def __init__(self, run: RunLike, device: str = "auto") -> None:
         """Build the network and load its weights.
 
+        Args:
+            run: a run with a checkpoint, opened or by its path; it may be unfinished.
+            device: ``auto``, ``cpu`` or ``cuda``.
+
         Raises:
-            FadevizError: no run, one that was not recorded by ``fadeviz record``, no or damaged weights, no such
-                device.
+            FadevizError: if there is no run, it was not recorded by :func:`fadeviz.train`, its weights are missing or
+                damaged, or there is no such device.
         """
-        self.run = run if isinstance(run, StoredRun) else StoredRun(run)
+        (self.run,) = stored_runs(run)
         settings = self.run.info.config
         if "network" not in settings:
             raise FadevizError(
-                f"{self.run.address} was recorded in a training of its own: what its network was is not known here. "
+                f"{self.run.address} was recorded in a training loop of its own: its network is not known here. "
                 "Predict with that program, or give a run of: fadeviz record"
             )
-        self.config = config_from(settings, f"{self.run.address}/run.json", "Record again with --overwrite")
+        self.config = config_from(settings, f"{self.run.address}/run.json", "Record again with overwrite=True")
         self.classes = self.run.info.classes or 2
         self._model = build_network(
             self.config.network, self.config.upsampler, classes=self.classes, width=self.config.width
@@ -88,54 +92,60 @@ class Predictor:
         self.step = read_weights(path, self.run.run_id, self._model)
         self._model.to(choose_device(device))
         self._model.eval()
-        self._predict = choose_task(self.task, self.classes).predict
+        rules = TASKS[self.task]
+        self._predict, self._has_classes = rules.predict, rules.has_classes
 
     def check_size(self, size: int | None) -> None:
-        """Raise for a size that is too small for the network.
+        """Check that a size is not too small for the network.
 
         Raises:
-            FadevizError: it is below the network's stride.
+            FadevizError: if it is less than the network's stride.
         """
         stride = self._model.stride
         if size is not None and size < stride:
             raise FadevizError(f"size is {size}; {self._model.title} needs images of {stride} pixels or more")
 
     def __call__(self, sample: Sample, *, size: int | None = None) -> NDArray[np.uint8] | NDArray[np.float32]:
-        """The class of each pixel, uint8, or its alpha, float32 in [0, 1]; ``(H, W)`` as the image has.
+        """Predict the mask or the matte of an image.
 
-        The network sees the image as the test images of its training were: squeezed into a square where they were,
-        else with its shorter side scaled to theirs. Mattes are made at the image's own size.
+        The network sees the image as it saw the test images of its training: squeezed into a square if they were,
+        otherwise with its shorter side scaled to theirs. Mattes are predicted at the image's own size.
 
         Args:
             sample: an image of any size; for matting with a trimap.
-            size: the shorter side, or the square's, in pixels, instead.
+            size: shorter side, or side of the square, at which the network sees the image, in pixels; None for that
+                of the run's test images, or for matting the image's own.
+
+        Returns:
+            The class of each pixel, uint8, or its alpha, float32 in [0, 1]; ``(H, W)`` as the image.
 
         Raises:
-            FadevizError: matting without a trimap; a size below the network's stride, or far too large; no memory.
+            FadevizError: if a trimap is missing, ``size`` is less than the network's stride or far too large, or the
+                memory does not suffice.
         """
         height, width = sample.image.shape[:2]
         stride = self._model.stride
         self.check_size(size)
         seen = height, width
-        if self.task == "segmentation" and find_data(self.task, self.config.data).whole:
+        if self._has_classes and find_data(self.task, self.config.data).whole_images:
             seen = (size or self.config.size,) * 2
-        elif size or self.task == "segmentation":
+        elif size or self._has_classes:
             scale = (size or self.config.size) / min(height, width)
             seen = max(stride, round(height * scale)), max(stride, round(width * scale))
         if seen[0] * seen[1] > MOST_PIXELS:
             raise FadevizError(
                 f"{sample.name}: the network would see {seen[1]}x{seen[0]} pixels, and {MOST_PIXELS:,} are the most. "
-                "Use a smaller --size, or crop the image"
+                "Use a smaller size=..., or crop the image"
             )
-        with out_of_memory_in_words("Use a smaller --size"):
+        with out_of_memory_in_words("Use a smaller size=..."):
             result = self._predict(self._model, _resized(sample, seen), stride, (height, width))
-        if sample.trimap is not None and self.task == "matting":
+        if sample.trimap is not None and not self._has_classes:
             result[sample.trimap == 0], result[sample.trimap == 255] = 0, 1
         return result
 
 
 def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
-    """Image and trimap at another size; the mask is only what fits them."""
+    """Image and trimap at another size; the mask is a placeholder of that size."""
     if size == sample.image.shape[:2]:
         return sample
     there = size[1], size[0]
@@ -147,47 +157,47 @@ def _resized(sample: Sample, size: tuple[int, int]) -> Sample:
 
 
 def read_image(path: str | Path, trimap: str | Path | None = None) -> Sample:
-    """An image of one's own, turned as its camera says, with its trimap if there is one; its mask is all 0.
+    """Read an image file, with its orientation tag applied, and its trimap if there is one; the mask is all 0.
 
     Transparent parts are composited over white.
 
     Raises:
-        FadevizError: a file that cannot be read, or that is no trimap; two that differ in size.
+        FadevizError: if a file cannot be read, the trimap is not one, or the two differ in size.
     """
     path = Path(path)
     if not path.is_file():
         raise FadevizError(f"no image {path}. Give a file such as photo.jpg, or a folder of them")
     image = np.array(to_rgb(open_image(path), path), dtype=np.uint8)
-    known = None
+    regions = None
     if trimap is not None:
-        known = read_trimap(Path(trimap))
-        if known.shape != image.shape[:2]:
+        regions = read_trimap(Path(trimap))
+        if regions.shape != image.shape[:2]:
             raise FadevizError(
-                f"{trimap} is {known.shape[1]}x{known.shape[0]}, but {path} is {image.shape[1]}x{image.shape[0]}. "
+                f"{trimap} is {regions.shape[1]}x{regions.shape[0]}, but {path} is {image.shape[1]}x{image.shape[0]}. "
                 "Give the trimap that belongs to the image"
             )
-    return Sample(path.stem, image, np.zeros(image.shape[:2], np.uint8), trimap=known)
+    return Sample(path.stem, image, np.zeros(image.shape[:2], np.uint8), trimap=regions)
 
 
-def list_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The files to predict: of a folder all images, by name, but not the trimaps and mattes beside them.
+def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The image files to predict: files as given, and all images of a folder but the trimaps and mattes among them.
 
     Raises:
-        FadevizError: nothing there.
+        FadevizError: if a path does not exist, or a folder has no images.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             # What cannot be opened, such as a broken symlink, is reported when it is read.
             inside = [file for file in _inside(path) if not file.is_dir() and not file.stem.endswith(OTHER_PARTS)]
             if not inside:
                 raise FadevizError(f"{path} has no images ({', '.join(SUFFIXES)}). Give files, or another folder")
-            found += inside
+            files += inside
         elif os.path.lexists(path):
-            found.append(path)
+            files.append(path)
         else:
             raise FadevizError(f"no image {path}. Give a file such as photo.jpg, or a folder of them")
-    return list({os.path.realpath(path): path for path in reversed(found)}.values())[::-1]
+    return list({os.path.realpath(path): path for path in reversed(files)}.values())[::-1]
 
 
 def note_not_predicted(paths: Iterable[str | Path]) -> list[str]:
@@ -213,33 +223,34 @@ def find_trimap(image: Path, folder: Path | None = None) -> Path:
     """The trimap of an image: ``name_trimap.*`` beside it, or ``name.*`` or ``name_trimap.*`` in ``folder``.
 
     Raises:
-        FadevizError: there is none, or there are two.
+        FadevizError: if there is none, or there are two.
     """
     names = [f"{image.stem}_trimap"] if folder is None else [f"{image.stem}_trimap", image.stem]
     place = image.parent if folder is None else folder
-    there = _inside(place) if place.is_dir() else []
+    candidates = _inside(place) if place.is_dir() else []
     for name in names:
-        found = [file for file in there if key_of(file.stem) == key_of(name)]
-        if len(found) > 1:
-            raise FadevizError(f"{image} has two trimaps, {found[0].name} and {found[1].name}. Remove one of the two")
-        if found:
-            return found[0]
-    where = f"in {folder}" if folder is not None else "beside it, or in --trimaps DIR"
+        trimaps = [file for file in candidates if key_of(file.stem) == key_of(name)]
+        if len(trimaps) > 1:
+            first, second = trimaps[0].name, trimaps[1].name
+            raise FadevizError(f"{image} has two trimaps, {first} and {second}. Remove one of the two")
+        if trimaps:
+            return trimaps[0]
+    where = f"in {folder}" if folder is not None else "beside it, or in trimaps=DIR"
     raise FadevizError(
         f"{image} has no trimap: matting needs one, 0 background, 128 unknown, 255 foreground. "
         f"Put {image.stem}_trimap.png {where}"
     )
 
 
-def predict_files(
-    run: StoredRun | str | Path,
-    images: Sequence[str | Path],
-    out: str | Path,
+def predict(
+    run: RunLike,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
     *,
     trimaps: str | Path | None = None,
     size: int | None = None,
     device: str = "auto",
-    report: Callable[[Prediction], None] | None = None,
+    on_result: Callable[[Prediction], None] | None = None,
 ) -> list[Prediction]:
     """Write the mask or the matte of each image, at the image's size and with its orientation tag applied.
 
@@ -248,55 +259,56 @@ def predict_files(
     cannot be read, or has no trimap, does not stop the others.
 
     Args:
-        run: a run with a checkpoint, finished or not; the last checkpoint is used.
-        images: files, or folders of them.
-        out: folder for the results; files of these names are replaced.
-        trimaps: folder with the trimaps, for matting; by default they are beside the images.
-        size: see :class:`Predictor`.
-        device: where to compute.
-        report: called with each image's result as soon as it is ready.
+        run: a run with a checkpoint, opened or by its path; it may be unfinished. The last checkpoint is used.
+        images: one or several image files, or folders of them.
+        output: folder for the results; files of these names are replaced.
+        trimaps: folder of the trimaps, for matting; by default they are beside the images.
+        size: shorter side at which the network sees an image, in pixels; see :class:`Predictor`.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        on_result: called with each image's result as soon as it is ready.
 
     Returns:
         The result for each image, in order; check ``error`` for failures.
 
     Raises:
-        FadevizError: before anything is written: no weights, two images whose results would have the same name,
-            results that would replace an image, a size that is too small; later: a folder that is not writable, a
-            full disk.
+        FadevizError: before anything is written, if the run has no weights, two results would have the same name or
+            replace an image, or ``size`` is too small; later, if the folder cannot be written or the disk is full.
 
     Example:
-        >>> done = predict_files("runs/fade", ["photos"], "masks")  # doctest: +SKIP
+        >>> done = predict("runs/fade", ["photos"], "masks")  # doctest: +SKIP
         >>> [p.error for p in done if p.output is None]  # doctest: +SKIP
         ['photos/b.png cannot be read: it is empty (0 bytes). Download it again, or remove it and what belongs to it']
     """
-    predict = Predictor(run, device)
-    predict.check_size(size)
-    matting = predict.task == "matting"
-    if trimaps is not None and not matting:
-        raise FadevizError(f"{predict.run.address} is a segmentation run: trimaps are of no use. Leave them out")
-    known = None if trimaps is None else Path(trimaps)
+    predictor = Predictor(run, device)
+    predictor.check_size(size)
+    rules = TASKS[predictor.task]
+    needs_trimap = not rules.has_classes
+    if trimaps is not None and not needs_trimap:
+        raise FadevizError(f"{predictor.run.address} is a segmentation run: trimaps are of no use. Leave them out")
+    folder = None if trimaps is None else Path(trimaps)
+    paths = [images] if isinstance(images, str | os.PathLike) else images
     done: list[Prediction] = []
-    for planned in _plan(images, Path(out), "alpha" if matting else "mask"):
+    for planned in _plan(paths, Path(output), rules.result):
         result = planned
         if planned.output is not None:
             try:
-                sample = read_image(planned.image, find_trimap(planned.image, known) if matting else None)
-                found = predict(sample, size=size)
+                sample = read_image(planned.image, find_trimap(planned.image, folder) if needs_trimap else None)
+                values = predictor(sample, size=size)
             except FadevizError as error:
                 result = planned._replace(output=None, error=str(error))
             else:
-                _write_result(found, predict.classes, planned.output)
+                _write_result(values, predictor.classes, planned.output)
         done.append(result)
-        if report is not None:
-            report(result)
+        if on_result is not None:
+            on_result(result)
     return done
 
 
-def _plan(images: Sequence[str | Path], folder: Path, ending: str) -> list[Prediction]:
+def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str) -> list[Prediction]:
     """Each image with the file to write.
 
     Raises:
-        FadevizError: two results with the same name, or a result that would replace an image.
+        FadevizError: if two results would have the same name, or a result would replace an image.
     """
     planned: list[Prediction] = []
     seen: dict[str, Path] = {}
@@ -325,13 +337,13 @@ def _plan(images: Sequence[str | Path], folder: Path, ending: str) -> list[Predi
     return planned
 
 
-def _write_result(found: NDArray[np.uint8] | NDArray[np.float32], classes: int, path: Path) -> None:
+def _write_result(values: NDArray[np.uint8] | NDArray[np.float32], classes: int, path: Path) -> None:
     """A mask as indices with a palette, a matte as greyscale."""
-    if np.issubdtype(found.dtype, np.floating):
-        image = Image.fromarray(np.rint(found * 255).astype(np.uint8))
+    if np.issubdtype(values.dtype, np.floating):
+        image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
     else:
         palette = np.array([[0] * 3, [255] * 3], np.uint8) if classes == 2 else class_palette(classes)
-        image = Image.fromarray(found.astype(np.uint8))
+        image = Image.fromarray(values.astype(np.uint8))
         image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -345,6 +357,6 @@ __all__ = [
     "find_trimap",
     "list_images",
     "note_not_predicted",
-    "predict_files",
+    "predict",
     "read_image",
 ]

@@ -11,39 +11,42 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import ExifTags, Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from ..errors import FadevizError, MissingExtra
 from ..storage.files import replacing
 from ..storage.stored_run import StoredRun
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
-from .frames import FrameSequence, all_notes, select_frames
+from .frames import FrameSequence, collect_notes, select_frames
 from .labels import (
     captions,
+    format_number,
     heading,
     image_name,
-    number,
     outline,
+    provenance,
     shorten,
     steps_sentence,
     truth_name,
     truth_regions,
     wrap,
 )
+from .selection import MapSelection
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
 MAX_SIDE = 16_383
-"""What a WebP can hold; a larger frame is a mistake in ``scale``."""
+"""Largest side of a WebP; a larger frame is a mistake in ``scale``."""
 MAX_DURATION = 655_350
-"""What a GIF can hold, in milliseconds."""
+"""Longest duration of a GIF's frame, in milliseconds."""
 
 MAX_FRAMES = 300
-"""Most frames shown by default: half a minute, and about as much as the file formats' writers can hold."""
+"""Maximum number of frames by default: half a minute, and about as many as writers can hold in memory."""
 
 _TILE = 256
-"""About how many pixels a tile is wide, and how many the sizes below are meant for."""
+"""Approximate width of a tile in pixels."""
 _BACKGROUND, _TRACK, _TICK, _FAINT, _DIM, _BRIGHT = 22, 58, 110, 165, 200, 240
 _ROW = 4
 """Tiles in a row; more of them (channels) go into further rows."""
@@ -51,41 +54,36 @@ _ROW = 4
 
 def write_animation(
     runs: Sequence[StoredRun],
-    path: str | Path,
+    output: str | Path,
+    selection: MapSelection = MapSelection(),
     *,
     duration_ms: int = 130,
-    layer: str | None = None,
-    kind: str = "feature",
-    image: int = 0,
-    channel: int | Sequence[int] | None = None,
-    how_many: int = 8,
-    normalize: str = "frame",
-    percentiles: tuple[float, float] = (0.0, 100.0),
-    steps: Sequence[int] | None = None,
-    call: int = 0,
     colormap: str = "gray",
     scale: int | None = None,
 ) -> tuple[str, ...]:
     """Write the training as an animation that loops: GIF, APNG, WebP or MP4, by the file's ending.
 
     The tiles of a GIF, an APNG (``.png`` or ``.apng``) and a WebP decode to exactly the colours of the map. A GIF has
-    256 colours, all of them the colour map's: the image and the words are drawn in these too. MP4 loses colour detail.
+    256 colours, all of them the colour map's: the observed image and the text are drawn in these too. MP4 loses colour
+    detail.
 
     Args:
         runs: one run, or several to be compared, side by side.
-        path: the file to write; it is replaced only by a whole one.
-        duration_ms: how long a frame stays, in milliseconds: a multiple of 10, at least 20.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
+        output: the file to write, replaced only once the new one is complete.
+        selection: which maps, and the range of values that the colours span.
+        duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
         colormap: ``gray`` or a name that matplotlib knows.
-        scale: pixels a map value is wide and high; None makes tiles of about 256 pixels.
+        scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
 
     Returns:
-        Notes: what was left out or is painted apart.
+        Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: another file ending, a duration that GIF cannot hold, no ffmpeg, or what ``select_frames`` raises.
+        FadevizError: if the file ending, ``duration_ms``, ``colormap`` or ``scale`` is invalid, or as
+            :func:`~fadeviz.render.frames.select_frames`.
+        MissingExtra: if ffmpeg is needed and not installed.
     """
-    path = Path(path)
+    path = Path(output)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise FadevizError(
@@ -95,55 +93,50 @@ def write_animation(
     _check_duration(duration_ms)
     colors = palette(colormap)
     ffmpeg = _ffmpeg() if ending == ".mp4" else None
-    sequences = select_frames(
-        runs,
-        layer=layer,
-        kind=kind,
-        image=image,
-        channel=channel,
-        how_many=how_many,
-        normalize=normalize,
-        percentiles=percentiles,
-        steps=steps,
-        call=call,
-        centered=is_diverging(colormap),
-        at_most=MAX_FRAMES,
-    )
-    layout = find_layout(sequences, scale=scale)
-    notes = all_notes(sequences)
+    sequences = select_frames(runs, selection, centered=is_diverging(colormap), max_frames=MAX_FRAMES)
+    layout = layout_animation(sequences, scale=scale)
+    notes, origin = collect_notes(sequences), provenance(runs)
     with replacing(path) as partial:
         if ending == ".gif":
-            notes += _write_gif(partial, sequences, layout, colors, duration_ms)
+            frames, more = _gif_frames(sequences, layout, colors)
+            notes += more
+            # Optimised palettes would differ from frame to frame. Disposal 1 keeps a frame under the next one.
+            _save(partial, frames, "GIF", duration=duration_ms, optimize=False, disposal=1, comment=origin.encode())
         elif ffmpeg is not None:
-            _write_mp4(partial, _rgb_frames(sequences, layout, colors), duration_ms, ffmpeg)
+            _write_mp4(partial, _rgb_frames(sequences, layout, colors), duration_ms, ffmpeg, origin)
         else:
-            pictures = [Image.fromarray(frame) for frame in _rgb_frames(sequences, layout, colors)]
+            frames = [Image.fromarray(frame) for frame in _rgb_frames(sequences, layout, colors)]
             if ending == ".webp":
-                _save(partial, pictures, "WEBP", duration=duration_ms, lossless=True, method=4)
+                exif = Image.Exif()
+                exif[ExifTags.Base.ImageDescription] = origin
+                _save(partial, frames, "WEBP", duration=duration_ms, lossless=True, method=4, exif=exif)
             else:
-                _save(partial, pictures, "PNG", duration=duration_ms)
+                text = PngInfo()
+                text.add_text("Description", origin)
+                _save(partial, frames, "PNG", duration=duration_ms, pnginfo=text)
     return notes
 
 
 def render_frames(
     sequences: Sequence[FrameSequence], *, colormap: str = "gray", scale: int | None = None
 ) -> Iterator[NDArray[np.uint8]]:
-    """The frames of the animation, each ``(H, W, 3)`` uint8: what every format but GIF is written from."""
-    return _rgb_frames(sequences, find_layout(sequences, scale=scale), palette(colormap))
+    """The frames of the animation, each ``(H, W, 3)`` uint8, from which every format but GIF is written."""
+    return _rgb_frames(sequences, layout_animation(sequences, scale=scale), palette(colormap))
 
 
 @dataclass(frozen=True)
-class Layout:
+class AnimationLayout:
     """Where everything of a frame is, in pixels from the upper left corner.
 
     Attributes:
-        width, height: of the frame; both even, as video needs it.
-        unit: how much larger than for a tile of 256 pixels words and gaps are.
+        width: width of a frame; even, as video requires.
+        height: height of a frame; even.
+        unit: size of text and gaps, relative to that for a tile of 256 pixels.
         tile: width and height of a tile.
-        scale: pixels a map value is wide and high.
-        picture: the upper left corner of the observed image; where there is none, of the first tile.
+        scale: width and height of a map value.
+        image: upper left corner of the observed image; if there is none, of the first tile.
         tiles: for each sequence the upper left corner of its tile.
-        pitch: how much room a tile has from side to side.
+        pitch: width that is reserved for a tile and its words.
         progress: top of the line with the step.
         caption: the lines below, and the top of the first.
     """
@@ -153,25 +146,25 @@ class Layout:
     unit: float
     tile: tuple[int, int]
     scale: int
-    picture: tuple[int, int]
+    image: tuple[int, int]
     tiles: list[tuple[int, int]]
     pitch: int
     progress: int
     caption: tuple[list[str], int]
 
     def px(self, size: float) -> int:
-        """A size that is meant for a tile of 256 pixels, in pixels."""
+        """A size given for a tile of 256 pixels, in pixels of this layout."""
         return round(size * self.unit)
 
 
-def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None) -> Layout:
+def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = None) -> AnimationLayout:
     """Where an animation puts its tiles.
 
     Raises:
-        FadevizError: ``scale`` is not a positive number.
+        FadevizError: if ``scale`` is less than 1, or a frame is too large.
     """
     if scale is not None and scale < 1:
-        raise FadevizError(f"scale {scale}: at least 1 is needed")
+        raise FadevizError(f"scale={scale}: must be at least 1")
     _, height, width = map(int, sequences[0].maps.shape)
     scale = scale if scale is not None else max(1, round(_TILE / width))
     tile = (width * scale, height * scale)
@@ -200,15 +193,15 @@ def find_layout(sequences: Sequence[FrameSequence], *, scale: int | None = None)
     bottom = below + len(lines) * px(15) + px(12)
     if max(total, bottom) > MAX_SIDE:
         raise FadevizError(
-            f"a frame would be {total}x{bottom} pixels, more than {MAX_SIDE} a side. Use a smaller --scale"
+            f"a frame would be {total}x{bottom} pixels, more than {MAX_SIDE} on a side. Use a smaller scale=..."
         )
-    return Layout(
+    return AnimationLayout(
         width=total,
         height=bottom + bottom % 2,
         unit=unit,
         tile=tile,
         scale=scale,
-        picture=(margin, top),
+        image=(margin, top),
         tiles=tiles,
         pitch=room,
         progress=progress,
@@ -228,20 +221,20 @@ def _check_duration(duration_ms: int) -> None:
         )
 
 
-def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
-    """All that is the same in every frame, in grays: names, the track of the steps, the sentences below."""
+def _words(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Image.Image:
+    """What is the same in every frame, in greys: names, the track of the steps, the caption."""
     canvas = Image.new("L", (layout.width, layout.height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     px, (width, height) = layout.px, layout.tile
     first = sequences[0]
     shown = _shown(sequences)
-    corners = [layout.picture, *layout.tiles] if shown else layout.tiles
+    corners = [layout.image, *layout.tiles] if shown else layout.tiles
     for (x, y), name in zip(corners, [*(["Image"] if shown else []), *map(heading, sequences)], strict=True):
         text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     if shown:
-        x, y = layout.picture
+        x, y = layout.image
         below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
         draw.text((x, y + height + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
@@ -251,16 +244,16 @@ def _words(sequences: Sequence[FrameSequence], layout: Layout) -> Image.Image:
         draw.rectangle((place, middle - px(4), place, middle + px(4)), fill=_TICK)
     lines, top = layout.caption
     for index, line in enumerate(lines):
-        draw.text((layout.picture[0], top + index * px(15) + px(11)), line, _FAINT, font(px(11)), anchor="ls")
+        draw.text((layout.image[0], top + index * px(15) + px(11)), line, _FAINT, font(px(11)), anchor="ls")
     return canvas
 
 
-def _track(sequences: Sequence[FrameSequence], layout: Layout) -> tuple[int, int, int]:
-    """Left and right end and the middle line of the bar that shows how far the training is."""
+def _track(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> tuple[int, int, int]:
+    """Left end, right end and middle line of the progress bar."""
     px, steps = layout.px, sequences[0].steps
     widest = max(font(px(17), True).getlength(f"step {step}") for step in (steps[-1], steps[0]))
-    left = layout.picture[0] + round(widest) + px(16)
-    return left, layout.width - layout.picture[0] - px(4), layout.progress + px(11)
+    left = layout.image[0] + round(widest) + px(16)
+    return left, layout.width - layout.image[0] - px(4), layout.progress + px(11)
 
 
 def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
@@ -268,8 +261,8 @@ def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
     return right if span == 0 else left + round((step - steps[0]) / span * (right - left))
 
 
-def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArray[np.uint8]]:
-    """The words of every frame, ``(H, W)`` uint8."""
+def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Iterator[NDArray[np.uint8]]:
+    """The text and lines of every frame, ``(H, W)`` uint8."""
     still = _words(sequences, layout)
     px, steps, (width, height) = layout.px, sequences[0].steps, layout.tile
     left, right, middle = _track(sequences, layout)
@@ -277,12 +270,12 @@ def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArr
         canvas = still.copy()
         draw = ImageDraw.Draw(canvas)
         baseline = middle + px(6)
-        draw.text((layout.picture[0], baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
+        draw.text((layout.image[0], baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
         place = _place(step, steps, left, right)
         draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
         draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
         for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
-            low, high = map(number, sequence.limits[frame])
+            low, high = map(format_number, sequence.limits[frame])
             under = y + height + px(26)
             draw.text((x, under), low, _DIM, font(px(11)), anchor="ls")
             right_end = x + (width if width >= px(104) else layout.pitch)
@@ -290,7 +283,7 @@ def _grays(sequences: Sequence[FrameSequence], layout: Layout) -> Iterator[NDArr
         yield np.asarray(canvas)
 
 
-def _bar(layout: Layout) -> NDArray[np.uint8]:
+def _bar(layout: AnimationLayout) -> NDArray[np.uint8]:
     """A colour bar as wide as a tile, in indices of the palette."""
     return np.tile(to_indices(np.linspace(0.0, 1.0, layout.tile[0])), (layout.px(6), 1))
 
@@ -306,34 +299,34 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
 
 def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
     """The first sequence whose run has the image."""
-    return next((sequence for sequence in sequences if sequence.picture is not None), None)
+    return next((sequence for sequence in sequences if sequence.observed_image is not None), None)
 
 
-def _observed(sequences: Sequence[FrameSequence], layout: Layout) -> NDArray[np.uint8]:
+def _observed(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> NDArray[np.uint8]:
     """The observed image at the size of a tile, with the ground truth's outline in white with a black rim.
 
     Empty if no run has the image.
     """
     sequence = _shown(sequences)
-    if sequence is None or sequence.picture is None:
+    if sequence is None or sequence.observed_image is None:
         return np.zeros((0, 0, 3), np.uint8)
-    picture = np.array(Image.fromarray(sequence.picture).resize(layout.tile, Image.Resampling.LANCZOS))
+    pixels = np.array(Image.fromarray(sequence.observed_image).resize(layout.tile, Image.Resampling.LANCZOS))
     regions = Image.fromarray(truth_regions(sequence.run, sequence.image))
     line = outline(np.asarray(regions.resize(layout.tile, Image.Resampling.NEAREST)))
     rim = np.pad(line, 1)
     rim = rim[:-2, 1:-1] | rim[2:, 1:-1] | rim[1:-1, :-2] | rim[1:-1, 2:]
-    picture[rim] = picture[rim] // 3
-    picture[line] = 255
-    return picture
+    pixels[rim] = pixels[rim] // 3
+    pixels[line] = 255
+    return pixels
 
 
 def _rgb_frames(
-    sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8]
+    sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
     observed, bar = _observed(sequences, layout), colors[_bar(layout)]
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = gray[..., None].repeat(3, axis=2)
-        _paste(canvas, layout.picture, observed)
+        _paste(canvas, layout.image, observed)
         for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
             pixels = colors[to_indices(sequence.unit[frame])]
             pixels[np.isnan(sequence.unit[frame])] = NON_FINITE
@@ -342,15 +335,15 @@ def _rgb_frames(
         yield canvas
 
 
-def _write_gif(
-    path: Path, sequences: Sequence[FrameSequence], layout: Layout, colors: NDArray[np.uint8], duration_ms: int
-) -> tuple[str, ...]:
-    """Frames of one fixed palette, the colour map's, so that every tile decodes to its exact colours."""
+def _gif_frames(
+    sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
+) -> tuple[list[Image.Image], tuple[str, ...]]:
+    """Frames with one fixed palette, the colour map's, so that every tile decodes to its exact colours; and notes."""
     indices = [to_indices(sequence.unit) for sequence in sequences]
     broken = [np.isnan(sequence.unit) for sequence in sequences]
     merged = np.arange(256, dtype=np.uint8)
     notes: tuple[str, ...] = ()
-    words, picture_ramp = _inks(colors)
+    text_ramp, image_ramp = _inks(colors)
     if any(cells.any() for cells in broken):
         finite = [v[~cells] for v, cells in zip(indices, broken, strict=True)]
         used = np.bincount(np.concatenate(finite), minlength=256)
@@ -364,30 +357,28 @@ def _write_gif(
                 "GIF has 256 colours, and cells that are not finite need one of them: "
                 f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
             )
-    words, bar = merged[words], merged[_bar(layout)]
-    image = _observed(sequences, layout)
-    greys = np.asarray(Image.fromarray(image).convert("L")) if image.size else np.zeros((0, 0), np.uint8)
-    observed = merged[picture_ramp][greys]
+    text_ramp, bar = merged[text_ramp], merged[_bar(layout)]
+    pixels = _observed(sequences, layout)
+    greys = np.asarray(Image.fromarray(pixels).convert("L")) if pixels.size else np.zeros((0, 0), np.uint8)
+    observed = merged[image_ramp][greys]
     frames = []
     for frame, gray in enumerate(_grays(sequences, layout)):
-        canvas = words[gray]
-        _paste(canvas, layout.picture, observed)
+        canvas = text_ramp[gray]
+        _paste(canvas, layout.image, observed)
         for (x, y), values in zip(layout.tiles, indices, strict=True):
             _paste(canvas, (x, y), _upscale(values[frame], layout.scale))
             _paste(canvas, (x, y + layout.tile[1] + layout.px(5)), bar)
-        picture = Image.fromarray(canvas)
-        picture.putpalette(colors.tobytes())
-        frames.append(picture)
-    # Unoptimised: an optimised palette is another one in each frame. Disposal 1 leaves a frame under the next one.
-    _save(path, frames, "GIF", duration=duration_ms, optimize=False, disposal=1)
-    return notes
+        image = Image.fromarray(canvas)
+        image.putpalette(colors.tobytes())
+        frames.append(image)
+    return frames, notes
 
 
 def _inks(colors: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """What words and pictures are drawn in where there are only a palette's colours: for each gray an index, twice.
+    """The colours of a palette that stand for greys: for each grey an index, for text and for the observed image.
 
     Both take the colours from the darkest to the lightest. A palette whose middle is the lightest (diverging) has no
-    colour dark enough for a ground: there the words are dark on light, of the side that is more blue than red.
+    colour dark enough for a background: there text is dark on light, in the colours of the bluer side.
     """
     light = colors @ np.array([0.299, 0.587, 0.114])
     lightest = int(light.argmax())
@@ -400,7 +391,7 @@ def _inks(colors: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint
     between = np.arange(min(darkest, lightest), max(darkest, lightest) + 1)
     wanted = light[darkest] + np.linspace(0.0, 1.0, 256) * (light[lightest] - light[darkest])
     ramp = between[np.abs(light[between][None] - wanted[:, None]).argmin(axis=1)].astype(np.uint8)
-    # Small type needs more contrast where a palette has little.
+    # Small type needs more contrast, of which a palette may have little.
     on_light = ramp[255 - np.minimum(255, np.arange(256) * 4 // 3)]
     return (on_light if on_paper else ramp), ramp
 
@@ -419,8 +410,11 @@ def _ffmpeg() -> Any:
         raise MissingExtra("video", "MP4 needs imageio and ffmpeg, which are not installed") from error
 
 
-def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int, imageio: Any) -> None:
-    # yuv420p is what every player shows; the cells are blocks of pixels, so little is seen of the halved colours.
+_MP4_OPTIONS = ["-crf", "12", "-preset", "medium", "-movflags", "+faststart", "-bitexact"]
+
+
+def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int, imageio: Any, origin: str) -> None:
+    # Every player supports yuv420p; cells are blocks of pixels, so that the halved colour resolution is hardly visible.
     writer = imageio.get_writer(
         str(path),
         format="FFMPEG",
@@ -430,7 +424,7 @@ def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int
         pixelformat="yuv420p",
         macro_block_size=1,
         quality=None,
-        output_params=["-crf", "12", "-preset", "medium", "-movflags", "+faststart", "-bitexact"],
+        output_params=[*_MP4_OPTIONS, "-metadata", f"comment={origin}"],
         ffmpeg_log_level="quiet",
     )
     count = 0
@@ -439,7 +433,7 @@ def _write_mp4(path: Path, frames: Iterator[NDArray[np.uint8]], duration_ms: int
             for frame in frames:
                 writer.append_data(frame)
                 count += 1
-        # Nobody hears ffmpeg's exit code: the file says whether all went well.
+        # imageio ignores ffmpeg's exit code: the number of frames in the file shows whether all went well.
         written, _ = import_module("imageio_ffmpeg").count_frames_and_secs(str(path))
     except (OSError, RuntimeError):
         written = -1

@@ -1,10 +1,10 @@
-"""Selection: which maps of which runs a picture shows, in one range of values, checked to belong together."""
+"""Frames: the maps of one or more runs over the training, read, checked to belong together, and normalised."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,10 @@ from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS
 from ..storage.stored_run import StoredRun
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
+from .selection import MapSelection
 
 MAX_CORRELATION = 0.8
-"""Two channels that correlate more than this show the same: only one of them is drawn."""
+"""Channels whose maps correlate above this are considered duplicates: only one of them is representative."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +26,26 @@ class FrameSequence:
     """One map of one run over the training: a row of frames.
 
     Attributes:
-        run: where the maps are from.
-        label: how pictures name the run: its operator, and the seed or folder where two would be called the same.
+        run: source of the maps.
+        label: name of the run in figures: its operator, and the seed or folder where several share an operator.
         layer: dotted module name.
         kind: a name in ``KINDS``.
         image: index of the observed image.
         channel: index of the channel, for ``CHANNEL_KINDS``; None otherwise.
-        chosen: whether the channel was chosen by :func:`select_channels`, not named.
-        call: which call of the layer in a forward pass.
-        calls: how many calls of it were recorded.
-        among: how many channels there are to choose from; None but for ``CHANNEL_KINDS``.
+        representative: whether the channel was selected by :func:`select_channels` rather than by the caller.
+        call: index of the layer's call in a forward pass.
+        calls: number of its recorded calls.
+        channel_count: number of recorded channels, for ``CHANNEL_KINDS``; None otherwise.
         steps: the T steps shown, increasing.
         maps: ``(T, h, w)`` float32, as recorded.
         unit: ``(T, h, w)`` float32 in [0, 1]; NaN where a map is not finite.
         limits: for each frame the values that 0 and 1 stand for.
-        scope: over what the limits were computed, a name in ``SCOPES``.
-        percentiles: in percent; (0, 100) is minimum and maximum.
+        scope: scope of the limits, a name in ``SCOPES``.
+        percentiles: ends of the range in percent; (0, 100) is minimum and maximum.
         centered: whether the limits are symmetric about 0.
-        picture: ``(H, W, 3)`` uint8, the observed image; None where the run has lost it.
-        mask: ``(H, W)`` uint8, its true mask; None with the picture.
-        notes: what was left out or painted apart, a sentence each.
+        observed_image: ``(H, W, 3)`` uint8; None if the run has lost it.
+        mask: ``(H, W)`` uint8, its ground truth; None if the run has lost it.
+        notes: what was omitted or marked, one sentence each.
     """
 
     run: StoredRun
@@ -53,10 +54,10 @@ class FrameSequence:
     kind: str
     image: int
     channel: int | None
-    chosen: bool
+    representative: bool
     call: int
     calls: int
-    among: int | None
+    channel_count: int | None
     steps: tuple[int, ...]
     maps: NDArray[np.float32]
     unit: NDArray[np.float32]
@@ -64,217 +65,235 @@ class FrameSequence:
     scope: str
     percentiles: tuple[float, float]
     centered: bool
-    picture: NDArray[np.uint8] | None
+    observed_image: NDArray[np.uint8] | None
     mask: NDArray[np.uint8] | None
     notes: tuple[str, ...]
 
     @property
     def non_finite(self) -> int:
-        """How many cells of all frames are NaN or infinite."""
+        """Number of cells, over all frames, that are NaN or infinite."""
         return int(np.isnan(self.unit).sum())
+
+
+@dataclass(frozen=True)
+class _Track:
+    """Maps as read, before their range is known: one run, and one channel for ``CHANNEL_KINDS``."""
+
+    run: StoredRun
+    label: str
+    channel: int | None
+    maps: NDArray[np.float32]
 
 
 def select_frames(
     runs: Sequence[StoredRun],
+    selection: MapSelection = MapSelection(),
     *,
-    layer: str | None = None,
-    kind: str = "feature",
-    image: int = 0,
-    channel: int | Sequence[int] | None = None,
-    how_many: int = 8,
-    normalize: str = "frame",
-    percentiles: tuple[float, float] = (0.0, 100.0),
-    steps: Sequence[int] | None = None,
     centered: bool = False,
-    call: int = 0,
-    at_most: int | None = None,
+    max_frames: int | None = None,
 ) -> list[FrameSequence]:
-    """The maps to draw, one sequence a run, or one a run and channel for ``CHANNEL_KINDS``.
+    """The maps to draw: one sequence per run, or one per run and channel for ``CHANNEL_KINDS``.
 
     Args:
-        runs: one run, or several to be compared: they must have observed the same picture.
-        layer: dotted name; None takes the first run's ``default_layer(kind)``.
-        kind: a name in ``KINDS``.
-        image: index of the observed image.
-        channel: for ``CHANNEL_KINDS``: one or more indices, or None for representative ones, chosen in each run
-            by :func:`select_channels`.
-        how_many: at most so many representative channels.
-        normalize: the scope of the range, a name in ``SCOPES``.
-        percentiles: in percent, the ends of the range; (0, 100) is minimum and maximum.
-        steps: which steps, or None for all that the runs have in common.
-        centered: for diverging colour maps: where maps of a signed kind take both signs, 0 is the middle.
-        call: which call of a layer that runs several times in a forward pass.
-        at_most: where no ``steps`` are named and there are more, so many of them, evenly spaced, with a note.
+        runs: one run, or several to be compared, which must have observed the same image.
+        selection: which maps, and the range of values that the colours span.
+        centered: for diverging colour maps: 0 is the middle where maps of a signed kind take both signs.
+        max_frames: maximum number of frames per sequence, evenly spaced, unless ``selection.steps`` names them.
 
     Raises:
-        FadevizError: nothing to draw, unknown layer, kind, image, channel, step or scope, or runs that do not fit
-            together; the message says which and what to do.
+        FadevizError: if there is no run, a run is given twice, the runs cannot be compared, or they have no such
+            layer, kind, image, channel, call, step or scope.
     """
-    if not runs:
-        raise FadevizError("no run to draw. Give at least one run folder")
-    if channel is not None and kind not in CHANNEL_KINDS:
-        raise FadevizError(f"a channel is chosen, but {kind!r} has none. Use --kind channels, or leave --channel out")
-    if how_many < 1:
-        raise FadevizError(f"{how_many} channels: at least 1 is needed")
-    for index, run in enumerate(runs):
-        for other in runs[:index]:
-            if run.same_folder(other):
-                raise FadevizError(f"{other.address} and {run.address} are the same run, {run.run_id}. Give it once")
-    chosen_layer = layer if layer is not None else runs[0].default_layer(kind)
-    check_layer(runs, chosen_layer, kind, call)
-    _check_images(runs, image)
-    shown = common = common_steps(runs, steps)
-    if steps is None and at_most is not None:
-        shown = tuple(spread(common, at_most))
-    parts: list[_Part] = []
-    for run, label in zip(runs, run_labels(runs), strict=True):
-        if kind not in CHANNEL_KINDS:
-            parts.append((run, label, None, run.maps(chosen_layer, kind, image=image, steps=shown, call=call)[:]))
-            continue
-        if channel is None:
-            numbers = select_channels(run, chosen_layer, image, how_many, kind, call)
-        else:
-            numbers = [channel] if isinstance(channel, int) else list(channel)
-        parts += [
-            (run, label, n, run.maps(chosen_layer, kind, image=image, channel=n, steps=shown, call=call)[:])
-            for n in numbers
-        ]
-    calls = {run.path: run.calls(chosen_layer, kind) for run in runs}
-    among = {run.path: run.maps(chosen_layer, kind, call=call).shape[2] for run in runs if kind in CHANNEL_KINDS}
-    notes = {
-        run.path: (
-            *filter(None, [describe_calls(chosen_layer, calls[run.path], call)]),
-            *_notes(
-                run,
-                [part for part in parts if part[0] is run],
-                shown,
-                among.get(run.path),
-                common if steps is None else None,
-            ),
-        )
-        for run in runs
-    }
-    _check_sizes([(run, maps) for run, _, _, maps in parts], chosen_layer)
-    centered = centered and kind in SIGNED_KINDS and any((m < 0).any() for *_, m in parts)
-    centered = centered and any((m > 0).any() for *_, m in parts)
+    _check_runs(runs)
+    layer = selection.layer if selection.layer is not None else runs[0].default_layer(selection.kind)
+    selection = replace(selection, layer=layer)
+    check_layer(runs, layer, selection.kind, selection.call)
+    _check_images(runs, selection.image)
+    common = common_steps(runs, selection.steps)
+    steps = common
+    if selection.steps is None and max_frames is not None:
+        steps = tuple(spread(common, max_frames))
+    labels = run_labels(runs)
+    tracks = [track for run, label in zip(runs, labels, strict=True) for track in _read(run, label, selection, steps)]
+    _check_sizes(tracks, layer)
+    centered = centered and selection.kind in SIGNED_KINDS and _takes_both_signs(tracks)
     limits = limits_by_scope(
-        [maps for *_, maps in parts], [run.path for run, *_ in parts], kind, normalize, percentiles, centered=centered
+        [track.maps for track in tracks],
+        [track.run.path for track in tracks],
+        selection.kind,
+        selection.normalize,
+        selection.percentiles,
+        centered=centered,
     )
+    all_steps = common if selection.steps is None else None
+    sequences: list[FrameSequence] = []
+    for run in runs:
+        own = [(track, ranges) for track, ranges in zip(tracks, limits, strict=True) if track.run is run]
+        sequences += _sequences(own, selection, steps, all_steps, centered=centered)
+    return sequences
+
+
+def _read(run: StoredRun, label: str, selection: MapSelection, steps: Sequence[int]) -> list[_Track]:
+    """The maps of one run; of ``CHANNEL_KINDS`` one track per channel."""
+    layer, kind, image, call = selection.layer, selection.kind, selection.image, selection.call
+    assert layer is not None
+    channels: Sequence[int | None]
+    if kind not in CHANNEL_KINDS:
+        channels = [None]
+    elif selection.channel is None:
+        channels = select_channels(run, layer, image, selection.channels, kind, call)
+    else:
+        channels = [selection.channel] if isinstance(selection.channel, int) else list(selection.channel)
     return [
-        FrameSequence(
-            run=run,
-            label=label,
-            layer=chosen_layer,
-            kind=kind,
-            image=image,
-            channel=number,
-            chosen=number is not None and channel is None,
-            call=call,
-            calls=len(calls[run.path]),
-            among=among.get(run.path),
-            steps=shown,
-            maps=maps,
-            unit=np.stack([to_unit(frame, ends) for frame, ends in zip(maps, ranges, strict=True)]),
-            limits=ranges,
-            scope=normalize,
-            percentiles=(float(percentiles[0]), float(percentiles[1])),
-            centered=centered,
-            picture=None if run.lost else run.observation[0][image],
-            mask=None if run.lost else run.observation[1][image],
-            notes=notes[run.path],
-        )
-        for (run, label, number, maps), ranges in zip(parts, limits, strict=True)
+        _Track(run, label, channel, run.maps(layer, kind, image=image, channel=channel, steps=steps, call=call)[:])
+        for channel in channels
     ]
 
 
-_Part = tuple[StoredRun, str, int | None, NDArray[np.float32]]
-"""A run, its label, the channel's number, and the maps."""
+def _sequences(
+    tracks: Sequence[tuple[_Track, tuple[Limits, ...]]],
+    selection: MapSelection,
+    steps: tuple[int, ...],
+    all_steps: Sequence[int] | None,
+    *,
+    centered: bool,
+) -> list[FrameSequence]:
+    """The sequences of one run's tracks, given the limits of each."""
+    run, layer, kind = tracks[0][0].run, selection.layer, selection.kind
+    assert layer is not None
+    calls = run.calls(layer, kind)
+    count = run.maps(layer, kind, call=selection.call).shape[2] if kind in CHANNEL_KINDS else None
+    notes = (
+        *filter(None, [describe_calls(layer, calls, selection.call)]),
+        *_notes([track for track, _ in tracks], steps, count, all_steps),
+    )
+    low, high = selection.percentiles
+    return [
+        FrameSequence(
+            run=run,
+            label=track.label,
+            layer=layer,
+            kind=kind,
+            image=selection.image,
+            channel=track.channel,
+            representative=track.channel is not None and selection.channel is None,
+            call=selection.call,
+            calls=len(calls),
+            channel_count=count,
+            steps=steps,
+            maps=track.maps,
+            unit=np.stack([to_unit(frame, ends) for frame, ends in zip(track.maps, ranges, strict=True)]),
+            limits=ranges,
+            scope=selection.normalize,
+            percentiles=(float(low), float(high)),
+            centered=centered,
+            observed_image=None if run.lost else run.observation[0][selection.image],
+            mask=None if run.lost else run.observation[1][selection.image],
+            notes=notes,
+        )
+        for track, ranges in tracks
+    ]
 
 
 def select_channels(
-    run: StoredRun, layer: str, image: int = 0, how_many: int = 8, kind: str = "channels", call: int = 0
+    run: StoredRun, layer: str, image: int = 0, count: int = 8, kind: str = "channels", call: int = 0
 ) -> list[int]:
-    """Representative channels of a layer, chosen from the last snapshot, so that a channel keeps its cell.
+    """Representative channels of a layer, selected from the last snapshot, so that a channel keeps its cell.
 
-    The channels are taken in the order of their variance over the image, largest first; one whose map correlates with
-    a map already taken, by more than ``MAX_CORRELATION`` in absolute value, is skipped. Channels that are constant or
-    not finite are never taken, unless there is nothing else: then channel 0 stands for all of them.
+    Channels are taken in descending order of their variance over the image. A channel whose map correlates with one
+    already taken by more than ``MAX_CORRELATION`` in absolute value is skipped. Constant and non-finite channels are
+    never taken, unless there are no others: then channel 0 is returned.
 
     Returns:
-        At most ``how_many`` indices, increasing; the same ones each time.
+        At most ``count`` indices, increasing; the same ones each time.
     """
     value = run.maps(layer, kind, image=image, steps=run.steps[-1:], call=call)[0]
     flat = value.reshape(len(value), -1).astype(np.float64)
     usable = np.isfinite(flat).all(axis=1, keepdims=True)
     flat = np.where(usable, flat, 0.0)
     flat -= flat.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1)
-    taken: list[int] = []
-    for number in np.argsort(-length, kind="stable"):
-        if len(taken) == how_many or length[number] == 0:
+    norms = np.linalg.norm(flat, axis=1)
+    selected: list[int] = []
+    for index in np.argsort(-norms, kind="stable"):
+        if len(selected) == count or norms[index] == 0:
             break
-        likeness = np.abs(flat[taken] @ flat[number]) / (length[taken] * length[number])
-        if not (likeness > MAX_CORRELATION).any():
-            taken.append(int(number))
-    return sorted(taken) or [0]
+        correlations = np.abs(flat[selected] @ flat[index]) / (norms[selected] * norms[index])
+        if not (correlations > MAX_CORRELATION).any():
+            selected.append(int(index))
+    return sorted(selected) or [0]
+
+
+def _check_runs(runs: Sequence[StoredRun]) -> None:
+    """Raise unless there is at least one run, and no run twice."""
+    if not runs:
+        raise FadevizError("no run to draw. Give at least one run folder")
+    for first, second in itertools.combinations(runs, 2):
+        if second.same_folder(first):
+            raise FadevizError(f"{first.address} and {second.address} are the same run, {second.run_id}. Give it once")
 
 
 def _check_images(runs: Sequence[StoredRun], image: int) -> None:
-    """Raise unless the runs observed the same picture, as far as their pictures are available."""
-    shown = [run for run in runs if not run.lost]
-    for run in shown:
+    """Raise unless the runs observed the same image, as far as their observed images are available."""
+    available = [run for run in runs if not run.lost]
+    for run in available:
         count = len(run.observation[0])
         if not 0 <= image < count:
             raise FadevizError(f"no image {image} in {run.address}: there are {count}, from 0 to {count - 1}")
-    for first, run in itertools.pairwise(shown):
+    for first, run in itertools.pairwise(available):
         if not np.array_equal(first.observation[0][image], run.observation[0][image]):
             raise FadevizError(
                 f"{first.address} and {run.address} observed different images as image {image}: they cannot be "
-                "compared. Record both with the same --data, --size and observation options"
+                "compared. Record both with the same data=..., size=... and observation settings"
             )
 
 
-def _check_sizes(parts: Sequence[tuple[StoredRun, NDArray[np.float32]]], layer: str) -> None:
-    (first, maps), *others = parts
-    for run, other in others:
-        if other.shape != maps.shape:
+def _check_sizes(tracks: Sequence[_Track], layer: str) -> None:
+    """Raise unless the maps of all runs have the same height and width."""
+    first, *others = tracks
+    for other in others:
+        if other.maps.shape != first.maps.shape:
+            (_, height, width), (_, other_height, other_width) = first.maps.shape, other.maps.shape
             raise FadevizError(
-                f"{layer}: maps are {maps.shape[1]}x{maps.shape[2]} in {first.address}, but {other.shape[1]}x"
-                f"{other.shape[2]} in {run.address}: they cannot be compared. Choose a layer of one size with --layer"
+                f"{layer}: maps are {height}x{width} in {first.run.address}, but {other_height}x{other_width} in "
+                f"{other.run.address}: they cannot be compared. Choose a layer of the same size with layer=..."
             )
+
+
+def _takes_both_signs(tracks: Sequence[_Track]) -> bool:
+    return any((track.maps < 0).any() for track in tracks) and any((track.maps > 0).any() for track in tracks)
 
 
 def _notes(
-    run: StoredRun, parts: Sequence[_Part], shown: Sequence[int], channels: int | None, common: Sequence[int] | None
+    tracks: Sequence[_Track], steps: Sequence[int], channels: int | None, all_steps: Sequence[int] | None
 ) -> tuple[str, ...]:
-    """Notes on what of a run is not drawn, or marked in another colour.
+    """Notes on what of a run is not drawn, or is marked in another colour.
 
     Args:
-        run: the run.
-        parts: what is drawn of it.
-        shown: the steps that are drawn.
-        channels: how many channels there are; None for a kind that has one map an image.
-        common: the steps that all runs have, unless steps were chosen.
+        tracks: what is drawn of the run.
+        steps: the steps that are drawn.
+        channels: number of recorded channels; None for kinds without channels.
+        all_steps: the steps that all runs have; None if the caller named the steps.
     """
-    label = parts[0][1]
+    run, label = tracks[0].run, tracks[0].label
     broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
     notes = [f"{run.address}: left out {name} ({reason})" for name, reason in broken.items()]
     notes += [run.lost] if run.lost else []
-    if common is not None and len(run.steps) > len(common):
-        missing = len(run.steps) - len(common)
-        some = f"{missing} step{'s are' if missing > 1 else ' is'}"
-        notes.append(f"{run.address}: {some} left out, as not all runs have them")
-    if common is not None and len(common) > len(shown):
+    if all_steps is not None and len(run.steps) > len(all_steps):
+        missing = len(run.steps) - len(all_steps)
+        count = f"{missing} step{'s are' if missing > 1 else ' is'}"
+        notes.append(f"{run.address}: {count} left out, because not all runs have them")
+    if all_steps is not None and len(all_steps) > len(steps):
         notes.append(
-            f"{len(shown)} of {len(common)} snapshots are shown, evenly spaced from step {shown[0]} to {shown[-1]}. "
-            "Choose others with --steps"
+            f"{len(steps)} of {len(all_steps)} snapshots are shown, evenly spaced from step {steps[0]} to {steps[-1]}. "
+            "Choose others with steps=..."
         )
-    if channels is not None and channels > len(parts):
-        numbers = ", ".join(str(number) for _, _, number, _ in parts)
+    if channels is not None and channels > len(tracks):
+        numbers = ", ".join(str(track.channel) for track in tracks)
         notes.append(
-            f"{label}: {len(parts)} of {channels} channels are drawn: {numbers}. Choose with --channel, --channels"
+            f"{label}: {len(tracks)} of {channels} channels are drawn: {numbers}. "
+            "Choose with channel=... or channels=..."
         )
-    cells = sum(int((~np.isfinite(maps)).sum()) for *_, maps in parts)
+    cells = sum(int((~np.isfinite(track.maps)).sum()) for track in tracks)
     if cells:
         notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
     return tuple(notes)
@@ -282,12 +301,12 @@ def _notes(
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
     """At most ``count`` of the steps, evenly spaced, including the first and the last."""
-    places = np.linspace(0, len(steps) - 1, min(count, len(steps)))
-    return [steps[round(place)] for place in places]
+    indices = np.linspace(0, len(steps) - 1, min(count, len(steps)))
+    return [steps[round(index)] for index in indices]
 
 
-def all_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
-    """The notes of all sequences, each once."""
+def collect_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
+    """The notes of all sequences, without duplicates."""
     return tuple(dict.fromkeys(note for sequence in sequences for note in sequence.notes))
 
 
@@ -295,7 +314,7 @@ __all__ = [
     "MAX_CORRELATION",
     "SCOPES",
     "FrameSequence",
-    "all_notes",
+    "collect_notes",
     "select_channels",
     "select_frames",
     "spread",

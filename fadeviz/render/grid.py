@@ -17,34 +17,49 @@ from ..storage.snapshots import CHANNEL_KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
-from .frames import FrameSequence, all_notes, select_frames
-from .labels import bar_ends, captions, has_colours, heading, shorten, steps_sentence, truth_image, truth_name, wrap
+from .frames import FrameSequence, collect_notes, select_frames
+from .labels import (
+    bar_ends,
+    captions,
+    has_colours,
+    heading,
+    provenance,
+    shorten,
+    steps_sentence,
+    truth_image,
+    truth_name,
+    wrap,
+)
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
+from .selection import MapSelection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _CELL = 120
-"""About how many pixels a cell is wide, and how many pixels of the page the sizes below are meant for."""
+"""Approximate width of a cell in pixels."""
 _DPI = 200
 _CHANNEL_COLUMNS = 8
 MAX_FRAMES = 120
-"""Most frames per run drawn by default: already more than a reader can take in."""
+"""Maximum number of frames per run by default: already more than a reader can take in."""
 _TEXT, _STEP, _HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: captions, the steps in the cells, the operators."""
+_GAP = 1.6
+"""Points between two cells."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class GridLayout:
     """Where everything of a grid is, in pixels from the upper left corner.
 
     Attributes:
-        width, height: of the whole figure.
-        dpi: pixels an inch; the physical size does not depend on ``scale``.
+        width: width of the figure.
+        height: height of the figure.
+        dpi: pixels per inch; the physical size does not depend on ``scale``.
         cell: width and height of a cell.
-        scale: pixels a map value is wide and high.
-        blocks: for each run its sequences' indices, the top of its heading, and the boxes of image and mask.
-        cells: ``(sequence, frame) -> (x, y)`` of the cell's upper left corner.
+        scale: width and height of a map value.
+        blocks: for each run its sequences' indices, the top of its heading, and the corners of image and mask.
+        cells: ``(sequence, frame) -> (x, y)``, upper left corner of the cell.
         caption: the lines below, and the top of the first.
         chips: whether the steps stand inside the cells; above them where cells are small.
     """
@@ -66,95 +81,56 @@ class Layout:
 
 def write_grid(
     runs: Sequence[StoredRun],
-    path: str | Path,
+    output: str | Path,
+    selection: MapSelection = MapSelection(),
     *,
-    layer: str | None = None,
-    kind: str = "feature",
-    image: int = 0,
-    channel: int | Sequence[int] | None = None,
-    how_many: int = 8,
-    normalize: str = "frame",
-    percentiles: tuple[float, float] = (0.0, 100.0),
-    steps: Sequence[int] | None = None,
-    call: int = 0,
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
 ) -> tuple[str, ...]:
     """Draw the frames of runs into a PNG, PDF or SVG file, by its ending.
 
-    For ``CHANNEL_KINDS`` without ``channel``: representative channels, one a row, at a handful of steps.
+    For ``CHANNEL_KINDS`` without ``selection.channel``: representative channels, one per row, at a handful of steps.
 
     Args:
         runs: one run, or several to be compared.
-        path: the file to write; it is replaced only by a whole one. The same runs give the same bytes.
-        layer, kind, image, channel, how_many, normalize, percentiles, steps, call: see ``select_frames``.
+        output: the file to write, replaced only once the new one is complete. The same runs give the same bytes.
+        selection: which maps, and the range of values that the colours span.
         colormap: ``gray`` or a name that matplotlib knows.
-        columns: frames in a row; None chooses a page about 1.7 times as wide as high.
-        scale: pixels a map value is wide and high; None makes cells of about 120 pixels.
+        columns: frames per row; None chooses a figure about 1.7 times as wide as high.
+        scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
 
     Returns:
-        Notes: what was left out or is painted apart.
+        Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: another file ending, a bad option, or what ``select_frames`` raises.
+        FadevizError: if the file ending, ``colormap``, ``columns`` or ``scale`` is invalid, or as
+            :func:`~fadeviz.render.frames.select_frames`.
     """
-    path = Path(path)
-    check_ending(path, "grid")
-    sequences = _select(
-        runs,
-        colormap,
-        layer=layer,
-        kind=kind,
-        image=image,
-        channel=channel,
-        how_many=how_many,
-        normalize=normalize,
-        percentiles=percentiles,
-        steps=steps,
-        call=call,
-    )
-    _save(sequences, path, colormap, columns, scale)
-    return all_notes(sequences)
+    from matplotlib import rc_context
 
-
-def _select(
-    runs: Sequence[StoredRun],
-    colormap: str,
-    *,
-    kind: str = "feature",
-    channel: int | Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
-    **options: Any,
-) -> list[FrameSequence]:
-    """What a grid draws; of channels at a handful of steps, if none are named."""
-    palette(colormap)
-    rows = kind in CHANNEL_KINDS and channel is None
-    return select_frames(
-        runs,
-        kind=kind,
-        channel=channel,
-        steps=steps,
-        centered=is_diverging(colormap),
-        at_most=_CHANNEL_COLUMNS if rows else MAX_FRAMES,
-        **options,
-    )
+    path = check_ending(output, "grid")
+    sequences = _select(runs, selection, colormap)
+    layout = layout_grid(sequences, columns=columns, scale=scale)
+    with rc_context(STYLE):
+        figure = _draw(sequences, layout, colormap, upscale=path.suffix.lower() == ".png")
+    save_figure(figure, path, layout.dpi, provenance=provenance(runs))
+    return collect_notes(sequences)
 
 
 def draw_grid(
     runs: Sequence[StoredRun],
+    selection: MapSelection = MapSelection(),
     *,
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
-    **options: Any,
 ) -> Figure:
-    """The figure that :func:`write_grid` writes, as a ``matplotlib.figure.Figure``; pyplot does not know of it.
+    """The figure that :func:`write_grid` writes, as a ``matplotlib.figure.Figure`` that pyplot does not manage.
 
     Args:
         runs: one run, or several to be compared.
-        colormap, columns, scale: see :func:`write_grid`.
-        options: those of ``select_frames``.
+        selection, colormap, columns, scale: see :func:`write_grid`.
 
     Raises:
         FadevizError: as :func:`write_grid`.
@@ -162,17 +138,24 @@ def draw_grid(
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    sequences = _select(runs, colormap, **options)
-    layout = find_layout(sequences, columns=columns, scale=scale)
+    sequences = _select(runs, selection, colormap)
+    layout = layout_grid(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):
         figure = _draw(sequences, layout, colormap, upscale=True, placed=False)
     FigureCanvasAgg(figure)
     return figure
 
 
-def write_channels(run: StoredRun, path: str | Path, **options: Any) -> tuple[str, ...]:
-    """Draw representative channels of a run, one a row; ``options`` are those of :func:`write_grid`."""
-    return write_grid([run], path, kind="channels", **options)
+def _select(runs: Sequence[StoredRun], selection: MapSelection, colormap: str) -> list[FrameSequence]:
+    """The sequences of a grid; of representative channels only a handful of steps, unless steps are named."""
+    palette(colormap)
+    representative = selection.kind in CHANNEL_KINDS and selection.channel is None
+    return select_frames(
+        runs,
+        selection,
+        centered=is_diverging(colormap),
+        max_frames=_CHANNEL_COLUMNS if representative else MAX_FRAMES,
+    )
 
 
 def render_grid(
@@ -186,122 +169,154 @@ def render_grid(
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    layout = find_layout(sequences, columns=columns, scale=scale)
+    layout = layout_grid(sequences, columns=columns, scale=scale)
     with rc_context(STYLE):
         canvas: Any = FigureCanvasAgg(_draw(sequences, layout, colormap, upscale=True))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def find_layout(sequences: Sequence[FrameSequence], *, columns: int | None = None, scale: int | None = None) -> Layout:
+@dataclass(frozen=True)
+class _Spacing:
+    """Sizes that the cells of a grid are laid out by, in pixels.
+
+    Attributes:
+        dpi: pixels per inch.
+        cell: width and height of a cell.
+        chips: whether cells are large enough to hold their step.
+        step_line: height of the line above a cell that holds the step otherwise.
+        pitch: distance between the corners of neighbouring cells, across and down.
+        margin: white space around the figure.
+    """
+
+    dpi: int
+    cell: tuple[int, int]
+    chips: bool
+    step_line: int
+    pitch: tuple[int, int]
+    margin: int
+
+    def points(self, size: float) -> int:
+        return round(size * self.dpi / 72)
+
+
+def layout_grid(
+    sequences: Sequence[FrameSequence], *, columns: int | None = None, scale: int | None = None
+) -> GridLayout:
     """Where a grid puts its cells.
 
     Raises:
-        FadevizError: ``columns`` or ``scale`` is not a positive number.
+        FadevizError: if ``columns`` or ``scale`` is less than 1, or the figure has too many pixels.
     """
     for name, value in (("columns", columns), ("scale", scale)):
         if value is not None and value < 1:
-            raise FadevizError(f"{name} {value}: at least 1 is needed")
+            raise FadevizError(f"{name}={value}: must be at least 1")
     frames, height, width = map(int, sequences[0].maps.shape)
     scale = scale if scale is not None else max(1, round(_CELL / width))
-    cell = (width * scale, height * scale)
+    spacing = _spacing((width * scale, height * scale))
+    by_run: dict[Path, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        by_run.setdefault(sequence.run.path, []).append(index)
+    row_label = spacing.points(9) if any(len(members) > 1 for members in by_run.values()) else 0
+    if columns is None:
+        columns = frames if row_label else _choose_columns(frames, len(by_run), spacing)
+    columns = min(columns, frames)
+    rows = math.ceil(frames / columns)
+    one_row = max(map(len, by_run.values())) * rows == 1
+    observed = any(sequence.observed_image is not None for sequence in sequences)
+    references = 0 if not observed else 2 if one_row else 1
+    left = spacing.margin + references * spacing.pitch[0] + spacing.points(3) + row_label
+    total_width = max(left + columns * spacing.pitch[0] - spacing.points(_GAP) + spacing.margin, spacing.points(230))
+    blocks, cells, top = _place_blocks(list(by_run.values()), spacing, left, columns, frames, one_row=one_row)
+    if total_width * top > MAX_PIXELS:
+        raise FadevizError(
+            f"the figure would be {total_width}x{top} pixels, more than {MAX_PIXELS:,}. "
+            "Use a smaller scale=..., or fewer steps"
+        )
+    sentences = captions(sequences)
+    sentences[1] += steps_sentence(sequences)
+    sentences[1] += f" The number {'in' if spacing.chips else 'above'} a cell is the training step."
+    text_width = total_width - 2 * spacing.margin
+    lines = [line for text in sentences for line in wrap(text, spacing.points(_TEXT), text_width)]
+    top += spacing.points(1)
+    return GridLayout(
+        width=total_width,
+        height=top + len(lines) * spacing.points(8) + spacing.margin,
+        dpi=spacing.dpi,
+        cell=spacing.cell,
+        scale=scale,
+        blocks=blocks,
+        cells=cells,
+        caption=(lines, top),
+        chips=spacing.chips,
+    )
+
+
+def _spacing(cell: tuple[int, int]) -> _Spacing:
     dpi = math.ceil(_DPI * max(1.0, cell[0] / 128))
 
     def points(size: float) -> int:
         return round(size * dpi / 72)
 
-    gap, margin, chips = points(1.6), points(5), cell[0] >= points(28) and cell[1] >= points(18)
+    chips = cell[0] >= points(28) and cell[1] >= points(18)
     step_line = 0 if chips else points(7.5)
-    pitch = (max(cell[0], 0 if chips else points(15)) + gap, cell[1] + gap + step_line)
-    by_run: dict[Path, list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        by_run.setdefault(sequence.run.path, []).append(index)
-    row_label = points(9) if any(len(members) > 1 for members in by_run.values()) else 0
-    if columns is None:
-        least = math.ceil(points(190) / pitch[0])  # as many as the captions' width has room for
-        columns = frames if row_label else _choose_columns(frames, len(by_run), pitch, least)
-    columns = min(columns, frames)
-    rows = math.ceil(frames / columns)
-    one_row = max(len(m) for m in by_run.values()) * rows == 1
-    pictures = any(sequence.picture is not None for sequence in sequences)
-    references = 0 if not pictures else 2 if one_row else 1
-    left = margin + references * pitch[0] + points(3) + row_label
-    total_width = max(left + columns * pitch[0] - gap + margin, points(230))
+    pitch = (max(cell[0], 0 if chips else points(15)) + points(_GAP), cell[1] + points(_GAP) + step_line)
+    return _Spacing(dpi, cell, chips, step_line, pitch, points(5))
 
+
+_Blocks = list[tuple[list[int], int, tuple[tuple[int, int], tuple[int, int]]]]
+
+
+def _place_blocks(
+    by_run: Sequence[list[int]], spacing: _Spacing, left: int, columns: int, frames: int, *, one_row: bool
+) -> tuple[_Blocks, dict[tuple[int, int], tuple[int, int]], int]:
+    """The blocks of all runs, one below the other; the corners of their cells; and the bottom of the last."""
+    rows, margin, (across, down) = math.ceil(frames / columns), spacing.margin, spacing.pitch
     top = margin
     cells: dict[tuple[int, int], tuple[int, int]] = {}
-    blocks = []
-    for members in by_run.values():
+    blocks: _Blocks = []
+    for members in by_run:
         title = top
-        top += points(12.5)
-        first = top + step_line
-        second = (margin + pitch[0], first) if one_row else (margin, first + pitch[1])
+        top += spacing.points(12.5)
+        first = top + spacing.step_line
+        second = (margin + across, first) if one_row else (margin, first + down)
         blocks.append((members, title, ((margin, first), second)))
         for member in members:
             for frame in range(frames):
                 row, column = divmod(frame, columns)
-                cells[member, frame] = (left + column * pitch[0], top + step_line + row * pitch[1])
-            top += rows * pitch[1]
-        top += points(3)
-    if total_width * top > MAX_PIXELS:
-        raise FadevizError(
-            f"the figure would be {total_width}x{top} pixels, more than {MAX_PIXELS:,}. "
-            "Use a smaller --scale, or fewer steps"
-        )
-    sentences = captions(sequences)
-    sentences[1] += steps_sentence(sequences)
-    sentences[1] += f" The number {'in' if chips else 'above'} a cell is the training step."
-    lines = [line for text in sentences for line in wrap(text, points(_TEXT), total_width - 2 * margin)]
-    top += points(1)
-    return Layout(
-        width=total_width,
-        height=top + len(lines) * points(8) + margin,
-        dpi=dpi,
-        cell=cell,
-        scale=scale,
-        blocks=blocks,
-        cells=cells,
-        caption=(lines, top),
-        chips=chips,
-    )
+                cells[member, frame] = (left + column * across, top + spacing.step_line + row * down)
+            top += rows * down
+        top += spacing.points(3)
+    return blocks, cells, top
 
 
-def _choose_columns(frames: int, runs: int, pitch: tuple[int, int], least: int) -> int:
-    """Columns for a page about 1.7 times as wide as high, with few empty cells."""
+def _choose_columns(frames: int, runs: int, spacing: _Spacing) -> int:
+    """Columns for a figure about 1.7 times as wide as high, with few empty cells."""
+    across, down = spacing.pitch
+    least = math.ceil(spacing.points(190) / across)  # as many as fit in the width of the captions
 
     def badness(columns: int) -> float:
         rows = math.ceil(frames / columns)
-        shape = (columns + 1) * pitch[0] / (rows * runs * pitch[1])
+        shape = (columns + 1) * across / (rows * runs * down)
         return abs(math.log(shape / 1.7)) + 2.0 * (rows * columns - frames) / (rows * columns)
 
     return min(range(min(frames, least), min(frames, max(least, 16)) + 1), key=badness)
 
 
-def _save(
-    sequences: Sequence[FrameSequence], path: Path, colormap: str, columns: int | None, scale: int | None
-) -> None:
-    from matplotlib import rc_context
-
-    layout = find_layout(sequences, columns=columns, scale=scale)
-    with rc_context(STYLE):
-        figure = _draw(sequences, layout, colormap, upscale=path.suffix.lower() == ".png")
-    save_figure(figure, path, layout.dpi)
-
-
 def _draw(
-    sequences: Sequence[FrameSequence], layout: Layout, colormap: str, *, upscale: bool, placed: bool = True
+    sequences: Sequence[FrameSequence], layout: GridLayout, colormap: str, *, upscale: bool, placed: bool = True
 ) -> Figure:
     """The figure; ``upscale`` repeats the values of a map itself, so that no renderer resamples them.
 
-    Pictures that are ``placed`` lie on pixels: such a figure cannot be cropped or saved at another size.
+    With ``placed``, images lie on whole pixels: such a figure cannot be cropped or saved at another size.
     """
     figure = new_figure(layout.width, layout.height, layout.dpi)
     page = _GridPage(figure, layout, exact=upscale and placed)
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
         page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
-        if first.picture is not None:
-            page.cell(image_box, _fit(first.picture, layout.cell) if upscale else first.picture, "image")
+        if first.observed_image is not None:
+            page.cell(image_box, _fit(first.observed_image, layout.cell) if upscale else first.observed_image, "image")
             truth = truth_image(first.run, first.image)
             if upscale:
                 truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
@@ -326,7 +341,7 @@ def _draw(
 class _GridPage(Page):
     """A page with the cells and headings of a grid."""
 
-    def __init__(self, figure: Any, layout: Layout, *, exact: bool) -> None:
+    def __init__(self, figure: Any, layout: GridLayout, *, exact: bool) -> None:
         super().__init__(figure, layout.width, layout.height, exact=exact)
         self.layout = layout
 
@@ -335,7 +350,7 @@ class _GridPage(Page):
 
         (x, y), (width, height), points = corner, self.layout.cell, self.layout.points
         self.edge((x, y, width, height))
-        self.picture((x, y, width, height), pixels)
+        self.image((x, y, width, height), pixels)
         if not self.layout.chips:
             self.text(x, y - points(0.8), label, _STEP, color="0.25", va="bottom")
             return
@@ -355,7 +370,7 @@ class _GridPage(Page):
         bar = palette(colormap)[None]
         if self.exact:
             bar = bar[:, np.linspace(0, 255, width).round().astype(int)].repeat(height, axis=0)
-        self.picture((right - width, middle - height // 2, width, height), bar)
+        self.image((right - width, middle - height // 2, width, height), bar)
         right -= width + points(3)
         self.text(right, middle, low, _TEXT, ha="right", va="center_baseline")
         right -= round(font(size).getlength(low)) + points(6)
@@ -364,6 +379,6 @@ class _GridPage(Page):
 
 
 def _fit(pixels: NDArray[np.uint8], size: tuple[int, int], *, blended: bool = True) -> NDArray[np.uint8]:
-    """A picture at the size of a cell, in pixels; not ``blended`` where between two colours lies a third class's."""
+    """An image at the size of a cell; not ``blended`` for classes, whose mixed colours may be a third class."""
     resample = Image.Resampling.LANCZOS if blended else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(pixels).resize(size, resample))

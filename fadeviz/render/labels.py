@@ -1,13 +1,16 @@
-"""Text in figures: fitting lines, numbers, sentences on what a figure shows; and the ground truth beside it."""
+"""Text in figures: lines that fit, numbers, captions; and the ground truth beside an observed image."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import printable
+from ..storage.several_runs import run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colour_classes
@@ -15,9 +18,15 @@ from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence
 from .normalize import FIXED_RANGES, Limits
 
+_MINUS = "\N{MINUS SIGN}"
+_LISTED = 6
+"""Maximum number of ranges in a caption."""
+_OPERATORS = 12
+"""Maximum number of operators in a caption."""
+
 
 def wrap(text: str, size: int, width: int) -> list[str]:
-    """``text`` in lines of at most ``width`` pixels at a font size of ``size`` pixels.
+    """Break ``text`` into lines of at most ``width`` pixels at a font size of ``size`` pixels.
 
     Lines are broken at spaces; words wider than a line are broken anywhere.
     """
@@ -60,13 +69,28 @@ def brief(name: object, longest: int = 80) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def number(value: float) -> str:
-    """A value in three digits, with a true minus sign."""
-    return f"{value:.3g}".replace("-", "−")
+def format_number(value: float, digits: int = 3) -> str:
+    """A value with ``digits`` significant digits and a true minus sign; shorter whole numbers as they are.
+
+    Digits are grouped by commas; an exponent stands only where more than 6 decimal places were needed.
+
+    Example:
+        >>> format_number(12), format_number(0.5), format_number(12345.6), format_number(float("nan"))
+        ('12', '0.500', '12,346', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    if value == int(value) and abs(value) < 10**digits:
+        return str(int(value)).replace("-", _MINUS)
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if places <= 6:
+        return f"{value:,.{places}f}".replace("-", _MINUS)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
 
 
 def heading(sequence: FrameSequence) -> str:
-    """What stands above one tile: the run, and the channel where it is one."""
+    """The heading of a tile: the run, and the channel if it shows one."""
     return sequence.label if sequence.channel is None else f"{sequence.label}, channel {sequence.channel}"
 
 
@@ -76,7 +100,7 @@ def image_name(sequence: FrameSequence) -> str:
 
 
 def captions(sequences: Sequence[FrameSequence]) -> list[str]:
-    """The sentences below a picture: what is drawn, in which range, and from which runs."""
+    """The sentences below a figure: what is drawn, in which range, and of which image and operators."""
     first = sequences[0]
     runs = {sequence.run.path: sequence for sequence in sequences}
     networks = dict.fromkeys(brief(s.run.info.network_title or s.run.info.network or "network") for s in runs.values())
@@ -87,20 +111,19 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             "kernels": "single weights of the reassembly kernels",
             "guide": "single channels of the encoder feature that the operator is given",
         }[first.kind]
-    if first.among is not None:
+    if first.channel_count is not None:
         shown = [s for s in sequences if s.run is first.run]
-        what += f" ({len(shown)} of {first.among})"
-    if first.chosen:
+        what += f" ({len(shown)} of {first.channel_count})"
+    if first.representative:
         what += (
-            ", by variance over the image at the last step, largest first, without those that correlate above "
-            f"{MAX_CORRELATION:g} with one already taken"
+            ": those of largest variance over the image at the last step, omitting channels that correlate above "
+            f"{MAX_CORRELATION:g} with another one shown"
         )
     origin = [f"Image: {brief(image_name(first))}."]
     data = dict.fromkeys(brief(data_name(s.run)) for s in runs.values())
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
-    ids = [f"{brief(s.run.run_id)} ({brief(s.label)}{_seed(s)})" for s in runs.values()]
-    origin.append(f"{'Run' if len(ids) == 1 else 'Runs'}: {', '.join(ids)}.")
+    origin.append(f"{describe_runs([s.run for s in runs.values()])}.")
     layer = layer_name(first.layer, first.call, first.calls)
     sentences = [
         f"{' and '.join(networks)}, {layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
@@ -113,8 +136,43 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     return sentences
 
 
+def describe_runs(runs: Sequence[StoredRun]) -> str:
+    """The operators of the runs and their seeds, briefly: ``FADE, CARAFE; 3 seeds each``."""
+    seeds: dict[str, list[object]] = {}
+    for run in runs:
+        seeds.setdefault(brief(run.title), []).append(_seed(run))
+    known = all(seed is not None for group in seeds.values() for seed in group)
+    listed = [*seeds] if len(seeds) <= _OPERATORS else [*[*seeds][:_OPERATORS], f"{len(seeds) - _OPERATORS} more"]
+    counts = {len(group) for group in seeds.values()}
+    if len(counts) > 1:
+        return ", ".join(f"{name} ({_count(seeds[name], known)})" if name in seeds else name for name in listed)
+    names, first = ", ".join(listed), next(iter(seeds.values()))
+    each = " each" if len(seeds) > 1 else ""
+    if len(first) > 1:
+        return f"{names}; {_count(first, known)}{each}"
+    if not known:
+        return names
+    same = {str(group[0]) for group in seeds.values()}
+    return f"{names}; seed {same.pop()}{each}" if len(same) == 1 else f"{names}; 1 seed{each}"
+
+
+def _count(group: Sequence[object], known: bool) -> str:
+    """How many runs an operator has, called seeds if all differ."""
+    noun = "seed" if known and len(set(map(str, group))) == len(group) else "run"
+    return f"{len(group)} {noun}{'s' * (len(group) > 1)}"
+
+
+def provenance(runs: Sequence[StoredRun]) -> str:
+    """The ids of the runs that a figure is made of, with operators and seeds, for the metadata of its file."""
+    labels = [label if "seed" in label or _seed(run) is None else f"{label}, seed {_seed(run)}"
+              for run, label in zip(runs, run_labels(runs), strict=True)]  # fmt: skip
+    ids = [f"{brief(run.run_id)} ({brief(label)})" for run, label in zip(runs, labels, strict=True)]
+    text = printable(f"fadeviz run{'s' * (len(ids) > 1)}: {', '.join(ids)}")
+    return text.encode("utf-8", "replace").decode()  # a name on disk may hold a lone surrogate
+
+
 def steps_sentence(sequences: Sequence[FrameSequence]) -> str:
-    """A sentence if fewer steps are shown than recorded; otherwise empty."""
+    """A sentence if fewer steps are shown than were recorded; empty otherwise."""
     recorded, shown = max(len(sequence.run.steps) for sequence in sequences), len(sequences[0].steps)
     return "" if shown == recorded else f" {shown} of {recorded} recorded steps are shown."
 
@@ -125,19 +183,19 @@ def layer_name(layer: str, call: int, calls: int) -> str:
 
 
 def data_name(run: StoredRun) -> str:
-    """What a run's data set is called; empty where nothing is said of it."""
+    """Name of a run's data set; empty if unknown."""
     return run.info.data.name or run.info.config.data
 
 
 def _statistics(sequences: Iterable[FrameSequence]) -> str:
     modes = dict.fromkeys(s.run.info.observation.mode or "" for s in sequences)
     words = {"eval": "running statistics", "batch": "statistics of the observed images"}
-    said = [words[mode] for mode in modes if mode in words]
-    return f" BatchNorm: {' and '.join(said)}." if said else ""
+    sources = [words[mode] for mode in modes if mode in words]
+    return f" BatchNorm: {' and '.join(sources)}." if sources else ""
 
 
 def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
-    """How values became colours, with the numbers where they hold for more than one frame."""
+    """How values are mapped to colours, with the limits where they hold for more than one frame."""
     first = sequences[0]
     low, high = first.percentiles
     around = ", symmetric about 0" if first.centered else ""
@@ -153,16 +211,19 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     if first.scope == "shared":
         over = "one range over all runs shown" if len({s.run.path for s in sequences}) > 1 else "one range"
         return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
-    ranges = {s.run.path: f"{brief(s.label)} {_range(s.limits[0])}" for s in sequences}
+    ranges = {s.run.path: f"{brief(s.label)} ({_range(s.limits[0])})" for s in sequences}
     if len(ranges) == 1 or first.kind in FIXED_RANGES:
         return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
-    return f"Normalisation: one range a run, {'; '.join(ranges.values())}{share}{around}."
+    if len(ranges) > _LISTED:
+        widest = Limits(min(s.limits[0].low for s in sequences), max(s.limits[0].high for s in sequences))
+        return f"Normalisation: one range per run, all within {_range(widest)}{share}{around}."
+    return f"Normalisation: one range per run: {'; '.join(ranges.values())}{share}{around}."
 
 
 def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
-    """What stands at the ends of the colour bar: numbers, or words where every frame has its own."""
+    """Labels of the ends of the colour bar: numbers, or words where every frame has its own range."""
     if sequence.scope != "frame":
-        return number(sequence.limits[0].low), number(sequence.limits[0].high)
+        return format_number(sequence.limits[0].low), format_number(sequence.limits[0].high)
     low, high = sequence.percentiles
     if sequence.centered:
         return "\N{MINUS SIGN}max", "max"
@@ -170,27 +231,27 @@ def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
 
 
 def has_colours(run: StoredRun) -> bool:
-    """Whether masks of a run are shown in the colours of their classes: where there are more than two."""
+    """Whether masks of a run are shown in the colours of their classes, which is so for more than two."""
     return run.mattes is None and (run.info.classes or 2) > 2
 
 
 def truth_name(run: StoredRun) -> str:
-    """What pictures call the truth of a run: a mask, or an alpha matte."""
+    """Name of a run's ground truth in figures: ``mask``, or ``alpha`` for mattes."""
     return "mask" if run.mattes is None else "alpha"
 
 
 def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
-    """The truth of an observed picture to look at, ``(H, W, 3)`` uint8.
+    """The ground truth of an observed image, ready to show, ``(H, W, 3)`` uint8.
 
-    A matting run's alpha in greys; a mask of many classes in their colours, what is ignored in black; a mask of two
-    classes in black and white, what is ignored in black too.
+    The alpha of a matting run is grey. A mask of many classes is in their colours, a mask of two classes in black and
+    white; ignored pixels are black.
 
     Args:
-        run: where the picture is from.
+        run: a run with observed images.
         image: index of the observed image.
 
     Raises:
-        FadevizError: as ``Run.observation``.
+        FadevizError: as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
     if run.info.classes is not None and has_colours(run):
@@ -202,13 +263,13 @@ def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
 
 
 def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
-    """The regions of an observed picture whose borders :func:`outline` draws, ``(H, W)`` uint8.
+    """The regions of an observed image whose borders :func:`outline` draws, ``(H, W)`` uint8.
 
-    The classes of its mask; of alpha, what is at least half. What is ignored is the lowest region, so that a border
-    with it lies on the class.
+    These are the classes of its mask, or where alpha is at least one half. Ignored pixels are the lowest region, so
+    that a border with them lies on the class.
 
     Raises:
-        FadevizError: as ``Run.observation``.
+        FadevizError: as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
     if run.mattes is not None:
@@ -217,12 +278,12 @@ def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
         return mask + np.uint8(1)  # unsigned numbers wrap: 255 becomes 0
     if _names_object(run):
         return run.foregrounds[image].astype(np.uint8)
-    # A run that does not say what its masks are, with more values than two classes have: alpha.
+    # Masks with more values than classes, of a run that does not describe them, are alpha.
     return mask if len(np.unique(mask)) <= 32 else (mask >= 128).astype(np.uint8)
 
 
 def _names_object(run: StoredRun) -> bool:
-    """Whether a run says which class of its masks is the object; everything else, void included, is not."""
+    """Whether a run names the class of its masks that is the object; everything else, void included, is not."""
     return run.mattes is None and run.info.observation.foreground is not None
 
 
@@ -236,14 +297,13 @@ def outline(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A mask to look at: its largest value becomes white."""
+    """A mask ready to show: its largest value becomes white."""
     top = int(mask.max())
     return np.rint(mask * (255.0 / top)).astype(np.uint8) if top else mask
 
 
-def _seed(sequence: FrameSequence) -> str:
-    seed = sequence.run.info.config.seed
-    return "" if seed is None or "seed" in sequence.label else f", seed {seed}"
+def _seed(run: StoredRun) -> object:
+    return run.info.config.seed
 
 
 def _title(kind: str) -> str:
@@ -251,4 +311,4 @@ def _title(kind: str) -> str:
 
 
 def _range(limits: Limits) -> str:
-    return f"{number(limits.low)} to {number(limits.high)}"
+    return f"{format_number(limits.low)} to {format_number(limits.high)}"

@@ -1,8 +1,9 @@
-"""Pages: figures laid out in whole pixels, with pictures that lie on them exactly; the same input, the same bytes."""
+"""Pages: figures laid out in whole pixels, with images that lie on them exactly; the same input, the same bytes."""
 
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ENDINGS = (".png", ".pdf", ".svg")
 
 MAX_PIXELS = 200_000_000
-"""A larger figure is a mistake in its scale, and would fill the memory before anyone sees it."""
+"""Largest area of a figure; a larger one is a mistake in its scale, and would exhaust the memory."""
 
 STYLE: Any = {
     "font.family": FAMILY,
@@ -35,39 +36,52 @@ STYLE: Any = {
     "savefig.bbox": "standard",
     "savefig.transparent": False,
 }
-"""What matplotlib draws with: letters as paths or whole fonts, nothing that changes from one time to the next."""
+"""Settings of matplotlib: text as paths or whole fonts, nothing that differs between two runs of the program."""
 
 
-def check_ending(path: Path, what: str) -> None:
-    """Raise unless a page can be written as this file; ``what`` is what the message calls it."""
+def check_ending(output: str | os.PathLike[str], what: str) -> Path:
+    """The path of a figure that can be written; ``what`` is its name in the message.
+
+    Raises:
+        FadevizError: if the file ending is not one of ``ENDINGS``.
+    """
+    path = Path(output)
     if path.suffix.lower() not in ENDINGS:
         raise FadevizError(
             f"{path}: a {what} cannot be written as {path.suffix or 'a file without an ending'}. "
             f"Endings: {' '.join(ENDINGS)}"
         )
+    return path
 
 
 def new_figure(width: int, height: int, dpi: int) -> Figure:
-    """A white figure of so many pixels; pyplot does not know of it."""
+    """A white figure of the given size in pixels, which pyplot does not manage."""
     from matplotlib.figure import Figure
 
-    # A thousandth of a pixel more than the size: the renderer rounds down.
+    # A thousandth of a pixel more than the size, because the renderer rounds down.
     figure = Figure(((width + 1e-3) / dpi, (height + 1e-3) / dpi), dpi=dpi)
     figure.patch.set_facecolor("white")
     return figure
 
 
-def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Write a figure as PNG, PDF or SVG, by the file's ending, whole or not at all."""
+def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "") -> None:
+    """Write a figure as PNG, PDF or SVG, by the file's ending, completely or not at all.
+
+    Args:
+        figure: the figure.
+        path: the file to write.
+        dpi: pixels per inch.
+        provenance: what the figure is made of, for the metadata of the file.
+    """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     ending = path.suffix.lower()
     # No dates and no versions: the same run gives the same bytes.
     metadata: dict[str, dict[str, str | None]] = {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
-        ".svg": {"Date": None, "Creator": "fadeviz"},
+        ".png": {"Software": None, "Description": provenance or None},
+        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz", "Subject": provenance or None},
+        ".svg": {"Date": None, "Creator": "fadeviz", "Description": provenance or None},
     }
     data = io.BytesIO()  # through memory: on a full disk matplotlib's PDF has an error of its own
     with rc_context(STYLE):
@@ -77,7 +91,7 @@ def save_figure(figure: Figure, path: Path, dpi: int) -> None:
 
 
 class Page:
-    """A figure whose units are pixels from the upper left corner: frames at the back, pictures, words in front."""
+    """A figure whose units are pixels from the upper left corner: borders at the back, images, words in front."""
 
     def __init__(self, figure: Any, width: int, height: int, *, exact: bool) -> None:
         self.figure = figure
@@ -94,14 +108,14 @@ class Page:
         return axes
 
     def text(self, x: float, y: float, text: str, size: float, **style: Any) -> None:
-        """Words whose upper left corner is at ``(x, y)``, of a ``size`` in points."""
+        """Text whose upper left corner is at ``(x, y)``, with a font size in points."""
         style = {"va": "top", "ha": "left"} | style
         # parse_math: a layer's or file's name may hold a dollar sign.
         text = spell(text)
         self.front.text(x, y, text, fontsize=size, parse_math=False, **style | letters(text))
 
-    def picture(self, box: tuple[int, int, int, int], pixels: NDArray[np.uint8]) -> None:
-        """A picture ``(H, W, 3)`` in a box: x, y, width, height; on an ``exact`` page it is of the box's size."""
+    def image(self, box: tuple[int, int, int, int], pixels: NDArray[np.uint8]) -> None:
+        """An image ``(H, W, 3)`` in a box (x, y, width, height); on an ``exact`` page it must have the box's size."""
         x, y, width, height = box
         if self.exact:
             # Pixel for pixel: the pixels are given at the box's size, and no renderer places or resamples them.
@@ -111,7 +125,7 @@ class Page:
         self.back.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="none", aspect="auto", zorder=2)
 
     def edge(self, box: tuple[int, int, int, int]) -> None:
-        """The grey line of a pixel around a box, which shows where a white picture ends."""
+        """A grey line of one pixel around a box, which shows where a white image ends."""
         from matplotlib.patches import Rectangle
 
         x, y, width, height = box

@@ -1,12 +1,10 @@
-"""Curves and distance-time maps of measured runs, from plain arrays: PNG, PDF or SVG."""
+"""Plots: panels of curves and distance-time maps drawn with matplotlib, as PNG, PDF or SVG."""
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..storage.files import write_whole
-from .fonts import FAMILY, font, letters, spell
+from .fonts import font, letters, spell
 from .labels import shorten, wrap
-
-ENDINGS = (".png", ".pdf", ".svg")
+from .page import STYLE, check_ending, save_figure
+from .panels import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, CurvePanel, KymographPanel, curve_order, shown_distances
 
 EDGE, INTERIOR = "#D55E00", "#0072B2"
 COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, told apart with any kind of colour vision; brown stands in for its yellow, too pale here."""
-
-KYMOGRAPH_COLORS, KYMOGRAPH_SPAN = "PuOr_r", (0.2, 0.8)
-"""Colours of a distance-time map and their ends, beyond which means of ranks hardly go; white is what noise has."""
 
 _DPI = 150
 _TITLE = 450
@@ -33,89 +27,23 @@ _TITLE = 450
 
 _DASHES: tuple[Any, ...] = ("-", "--", "-.")
 
-_STYLE: Any = {
-    "font.family": [FAMILY],
-    "text.parse_math": False,  # a run's name may hold a dollar sign
+_STYLE: Any = STYLE | {
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "fadeviz",
-    "pdf.fonttype": 42,
-    "savefig.bbox": "standard",
-    "savefig.transparent": False,
-    "text.usetex": False,
 }
 
 
-@dataclass(frozen=True)
-class KymographPanel:
-    """One distance-time map.
-
-    Attributes:
-        title: of the operator.
-        subtitle: runs and verdict.
-        steps: ``(S,)``, increasing, step 0 first if it was recorded.
-        edges: ``(D + 1,)``, of the bins of signed distance in pixels of the layer, negative inside.
-        value: ``(S, D)`` in [0, 1]; NaN is grey.
-    """
-
-    title: str
-    subtitle: str
-    steps: Sequence[int]
-    edges: NDArray[np.floating]
-    value: NDArray[np.floating]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line with its band.
-
-    Attributes:
-        label: for the legend; lines of one label look the same in all panels.
-        steps: ``(S,)``.
-        middle: ``(S,)``; NaN leaves a gap.
-        low: ``(S,)``, lower end of the band.
-        high: ``(S,)``, upper end.
-        mark: a step to mark by a dotted vertical line; NaN for none.
-        like: the label of the line whose colour this one takes, dashed; None takes one of its own.
-        faint: thin and dotted, without a band: what the line it is like is compared with.
-    """
-
-    label: str
-    steps: Sequence[int]
-    middle: NDArray[np.floating]
-    low: NDArray[np.floating]
-    high: NDArray[np.floating]
-    mark: float = math.nan
-    like: str | None = None
-    faint: bool = False
-
-
-@dataclass(frozen=True)
-class CurvePanel:
-    """Lines that share their axes.
-
-    Attributes:
-        title: of the operator, or the measure.
-        subtitle: runs and verdict, or what is measured.
-        unit: label of the vertical axis.
-        curves: the lines.
-        span: ends of the vertical axis, which goes beyond them where a line does; None fits them.
-    """
-
-    title: str
-    subtitle: str
-    unit: str
-    curves: Sequence[Curve]
-    span: tuple[float, float] | None = None
-
-
 def write_kymographs(
-    panels: Sequence[KymographPanel], output: str | os.PathLike[str], *, quantity: str, caption: str = ""
+    panels: Sequence[KymographPanel],
+    output: str | os.PathLike[str],
+    *,
+    quantity: str,
+    caption: str = "",
+    provenance: str = "",
 ) -> None:
     """Draw distance-time maps side by side: distance to the contour upwards, training step to the right.
 
@@ -127,14 +55,17 @@ def write_kymographs(
         output: a file; the ending decides: .png, .pdf or .svg.
         quantity: what the colours are, for the bar's label.
         caption: sentences below.
+        provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
         FadevizError: no panels, or another ending.
     """
+    from matplotlib import rc_context
+
     path = _check(panels, output)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    with _style():
+    with rc_context(_STYLE):
         figure = _figure(3.5 * columns + 1.0, 3.0 * rows + 0.75, caption)
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -161,19 +92,12 @@ def write_kymographs(
                 axes.set_xlabel("training step (log scale)")
         bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30, extend="both")
         bar.set_label(quantity)
-        _save(figure, path)
+        _save(figure, path, provenance)
 
 
-def shown_distances(edges: Sequence[NDArray[np.floating]]) -> tuple[float, float]:
-    """The ends of the distances that are drawn: all inside, and about as far outside.
-
-    Farther out is the rim of the picture; what happens is near the contour.
-    """
-    inward, outward = min(float(one[0]) for one in edges), max(float(one[-1]) for one in edges)
-    return inward, min(outward, max(12.0, math.ceil(-1.5 * inward)))
-
-
-def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "") -> None:
+def write_curves(
+    panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "", provenance: str = ""
+) -> None:
     """Draw measures over the training, with their bands.
 
     Time is drawn as log(1 + step), because most changes early. Colours are told apart with any kind of colour vision;
@@ -183,16 +107,18 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
         panels: as many as there are operators, or measures.
         output: a file; the ending decides: .png, .pdf or .svg.
         caption: sentences below.
+        provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
         FadevizError: no panels, or another ending.
     """
+    from matplotlib import rc_context
+
     path = _check(panels, output)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    own = dict.fromkeys(curve.like or curve.label for panel in panels for curve in panel.curves)
-    looks = {label: (COLORS[i % 8], _DASHES[i // 8 % len(_DASHES)]) for i, label in enumerate(own)}
-    with _style():
+    looks = {label: (COLORS[i % 8], _DASHES[i // 8 % len(_DASHES)]) for label, i in curve_order(panels).items()}
+    with rc_context(_STYLE):
         figure = _figure(max(3.7 * columns, 5.0), 2.9 * rows + 1.0, caption)
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -225,7 +151,7 @@ def write_curves(panels: Sequence[CurvePanel], output: str | os.PathLike[str], *
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         _legend(figure, handles)
-        _save(figure, path)
+        _save(figure, path, provenance)
 
 
 def _span(panel: CurvePanel) -> tuple[float, float]:
@@ -252,28 +178,10 @@ def _legend(figure: Any, handles: dict[str, Any]) -> None:
         text.set_text(name)
 
 
-def check_ending(output: str | os.PathLike[str]) -> Path:
-    """The path of a figure that can be written.
-
-    Raises:
-        FadevizError: another ending than ``ENDINGS``.
-    """
-    path = Path(output)
-    if path.suffix.lower() not in ENDINGS:
-        raise FadevizError(f"cannot write {path.name}: the ending must be one of {', '.join(ENDINGS)}")
-    return path
-
-
 def _check(panels: Sequence[object], output: str | os.PathLike[str]) -> Path:
     if not panels:
         raise FadevizError("there is nothing to plot. Give at least one run")
-    return check_ending(output)
-
-
-def _style() -> Any:
-    from matplotlib import rc_context
-
-    return rc_context(_STYLE)
+    return check_ending(output, "plot")
 
 
 def _figure(width: float, height: float, caption: str) -> Any:
@@ -292,24 +200,12 @@ def _pixels(points: float) -> int:
     return round(points * _DPI / 72)
 
 
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _save(figure: Any, path: Path, provenance: str) -> None:
     from matplotlib.text import Text
 
-    ending = path.suffix.lower()
-    # No dates and no versions: the same runs give the same bytes.
-    metadata: dict[str, dict[str, str | None]] = {
-        ".png": {"Software": None},
-        ".pdf": {"CreationDate": None, "Producer": None, "Creator": "fadeviz"},
-        ".svg": {"Date": None, "Creator": "fadeviz"},
-    }
-    FigureCanvasAgg(figure)
     for text in figure.findobj(Text):
         text.update(letters(text.get_text().replace("\n", " ")))
-    # Through memory: on a full disk matplotlib's PDF has an error of its own.
-    data = io.BytesIO()
-    figure.savefig(data, format=ending[1:], metadata=metadata[ending])
-    write_whole(path, data.getvalue())
+    save_figure(figure, path, _DPI, provenance=provenance)
 
 
 def _title(axes: Any, title: str, subtitle: str) -> None:

@@ -1,27 +1,23 @@
-"""The words, numbers and curves of a page, from a measured learning order, as plain data."""
+"""The sentences, numbers and tables of a page, from a measured learning order."""
 
 from __future__ import annotations
 
-import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..analysis.curves import FIGURES, MEASURES, Course, group_words, operator_courses
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
 from ..analysis.statistics import UNITS, Interval
-from ..analysis.table import other_rules, speaks_for
-from ..render.colormap import palette
+from ..analysis.table import verdicts_by_rule
+from ..analysis.verdicts import is_representative
 from ..render.frames import spread
-from ..render.plots import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
+from ..render.labels import format_number
+from ..render.panels import shown_distances
 from ..storage.stored_run import StoredRun
-
-BY_OPERATOR = ("responses", "learning", "gate")
-"""Groups of measures that are drawn a chart an operator; of the others, each measure has a chart."""
 
 LEAST_PAIRS = 6
 """Of fewer pairs no sign-flip test can fall below p = 0.05."""
@@ -39,20 +35,14 @@ def plain(value: object, longest: int = _LONGEST) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A value in so many digits, with a true minus sign and without an exponent where it can be."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "–"
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if places <= 6:
-        return f"{value:,.{places}f}".replace("-", _MINUS)
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+def shown_indices(count: int) -> list[int]:
+    """The indices of the snapshots that a page shows of ``count``: all, or ``MAX_STEPS`` evenly spaced ones."""
+    return spread(range(count), MAX_STEPS)
 
 
 def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
     """The steps whose maps a page shows, at most ``MAX_STEPS``, and notes on what is left out."""
-    shown, count = tuple(spread(order.steps, MAX_STEPS)), len(order.steps)
+    shown, count = tuple(order.steps[index] for index in shown_indices(len(order.steps))), len(order.steps)
     if len(shown) == count:
         return shown, []
     return shown, [
@@ -70,11 +60,11 @@ def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
     return [
         {
             "title": plain(operator.title),
-            "word": operator.verdict.word,
+            "word": operator.verdict.label,
             "sentence": _sentence(operator, last),
             **{
                 name: _interval(interval, last, signed=name == "lead")
-                if speaks_for(interval, operator.lead.size)
+                if is_representative(interval, operator.lead.size)
                 else f"– (of {interval.count} of {operator.lead.size} maps)"
                 for name, interval in (
                     ("lead", operator.lead_interval),
@@ -89,14 +79,14 @@ def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
 
 
 def _sentence(operator: OperatorOrder, last: int) -> str:
-    lead, word = operator.lead_interval, operator.verdict.word
+    lead, word = operator.lead_interval, operator.verdict.label
     maps = f"{lead.count} maps of {_count(lead.seeds, 'seed')}"
     if word in ("outline first", "interior first"):
         early, late = ("outline", "interior") if word == "outline first" else ("interior", "outline")
         if math.isinf(lead.estimate):
             return f"By step {last} the {late} has not come half of its way; the {early} has ({maps})."
         return (
-            f"The {late} comes half of its way {number(abs(lead.estimate))} steps after the {early} "
+            f"The {late} comes half of its way {format_number(abs(lead.estimate))} steps after the {early} "
             f"({_level(lead)} interval {_ends(lead, last)} steps; {maps})."
         )
     states = f"Outline: {_states(operator.edge_times)}. Interior: {_states(operator.interior_times)}."
@@ -148,7 +138,7 @@ def _level(interval: Interval) -> str:
 def rules(order: LearningOrder) -> tuple[list[str], dict[str, list[str]]]:
     """The verdict of each operator by every rule: the rules in words, and for each the words by operator."""
     found: dict[str, list[str]] = {}
-    for row in other_rules(order):
+    for row in verdicts_by_rule(order):
         rule = f"{RESPONSES[row['responses']]}; until {UNTIL[row['until']]}"
         found.setdefault(rule[:1].upper() + rule[1:], []).append(row["verdict"])
     return [plain(operator.title) for operator in order.operators], found
@@ -173,8 +163,8 @@ def caveats(order: LearningOrder) -> list[str]:
     said = [f"{note[:1].upper()}{note[1:]}." for note in said]
     if len(order.images) > 1:
         ends = [
-            f"{plain(o.title)} {number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
-            f"{number(_median(np.stack([m.interior_elsewhere[-1] for m in o.measured])), 2)}"
+            f"{plain(o.title)} {format_number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
+            f"{format_number(_median(np.stack([m.interior_mismatched[-1] for m in o.measured])), 2)}"
             for o in order.operators
         ]
         said.append(
@@ -210,129 +200,6 @@ def _median(values: NDArray[np.floating]) -> float:
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
-
-
-# --- curves and distance-time maps ------------------------------------------------------------------------------------
-
-
-def figures(order: LearningOrder) -> list[dict[str, Any]]:
-    """The charts of each group of measures: ``BY_OPERATOR``, lines are measures; of the others, lines are operators."""
-    courses = [operator_courses(order, operator) for operator in order.operators]
-    found = []
-    for name in FIGURES:
-        members = [key for key in MEASURES if MEASURES[key].figure == name and any(key in one for one in courses)]
-        if members:
-            charts = (_by_operator if name in BY_OPERATOR else _by_measure)(order, courses, members)
-            meaning, note = group_words(name, members)
-            found.append(
-                {
-                    "name": name,
-                    "meaning": meaning,
-                    "charts": charts,
-                    "measures": [[MEASURES[key].title, MEASURES[key].meaning] for key in members],
-                    "note": _HALF_WAY if any(chart["halfWay"] for chart in charts) else note,
-                }
-            )
-    return found
-
-
-_HALF_WAY = "Dotted uprights: half of the way is done. The distance between the two is the lead."
-
-
-def _by_operator(
-    order: LearningOrder, courses: Sequence[Mapping[str, Course]], members: Sequence[str]
-) -> list[dict[str, Any]]:
-    charts = []
-    for unit in dict.fromkeys(MEASURES[key].unit for key in members):
-        alike = [key for key in members if MEASURES[key].unit == unit]
-        for operator, having in zip(order.operators, courses, strict=True):
-            lines = [
-                _line(having[key], MEASURES[key].title, _role(key, number))
-                for number, key in enumerate(alike)
-                if key in having
-            ]
-            if lines:
-                charts.append(
-                    {
-                        "title": plain(operator.title),
-                        "unit": unit,
-                        "scale": unit,
-                        "lines": lines,
-                        "halfWay": _half_way(operator) if "edge" in alike else [],
-                    }
-                )
-    return charts
-
-
-def _half_way(operator: OperatorOrder) -> list[dict[str, Any]]:
-    times = (("edge", operator.edge_t50), ("interior", operator.interior_t50))
-    return [
-        {"role": role, "step": float(f"{t50.estimate:.5g}")}
-        for role, t50 in times
-        if math.isfinite(t50.estimate) and speaks_for(t50, operator.lead.size)
-    ]
-
-
-def _by_measure(
-    order: LearningOrder, courses: Sequence[Mapping[str, Course]], members: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "title": MEASURES[key].title,
-            "unit": MEASURES[key].unit,
-            "scale": key,
-            "halfWay": [],
-            "lines": [
-                _line(having[key], plain(operator.title), f"series-{number}")
-                for number, (operator, having) in enumerate(zip(order.operators, courses, strict=True))
-                if key in having
-            ],
-        }
-        for key in members
-    ]
-
-
-def _role(key: str, place: int) -> str:
-    """How a line is drawn: the two responses have colours of their own, and what belongs to them is broken."""
-    main, _, variant = key.partition("_")
-    return " ".join(filter(None, (main, variant))) if main in ("edge", "interior") else f"series-{place}"
-
-
-def _line(course: Course, label: str, role: str) -> dict[str, Any]:
-    shown = spread(range(len(course.steps)), MAX_STEPS)
-    return {
-        "label": label,
-        "role": role,
-        "steps": [course.steps[place] for place in shown],
-        "middle": short(course.middle[shown]),
-        "low": short(course.low[shown]),
-        "high": short(course.high[shown]),
-    }
-
-
-def kymographs(order: LearningOrder) -> dict[str, Any]:
-    """The distance-time maps of all operators near the contour, their bins' edges, and their colours."""
-    edges = order.operators[0].value_kymograph.edges
-    shown = spread(range(len(order.steps)), MAX_STEPS)
-    near = int(np.searchsorted(edges, shown_distances([edges])[1], side="right"))  # edges that are drawn
-    return {
-        "edges": short(edges[:near]),
-        "span": list(KYMOGRAPH_SPAN),
-        "colours": base64.b64encode(palette(KYMOGRAPH_COLORS).tobytes()).decode(),
-        "operators": [
-            {
-                "title": plain(operator.title),
-                "value": [short(row[: near - 1], 3) for row in operator.value_kymograph.value[shown]],
-                "gradient": [short(row[: near - 1], 3) for row in operator.gradient_kymograph.value[shown]],
-            }
-            for operator in order.operators
-        ],
-    }
-
-
-def short(values: Iterable[float], digits: int = 5) -> list[float | None]:
-    """Values in so many digits, for JSON; None where they are not finite."""
-    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]
 
 
 # --- the runs ---------------------------------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
-"""Many runs of one recipe: operators times seeds, a folder each, here or on a cluster, and only what is missing.
+"""Sweeps: one recipe trained for several operators and seeds, each run in a folder of its own.
 
-What a run is stays the same wherever it is trained: ``plan`` says which there shall be, ``member`` trains one in its
-folder, ``manifest`` lists how each stands, and an executor (``local``, ``slurm``, ``dask``) decides where.
+``plan`` lists the trials, ``trial`` trains one of them in its folder, ``manifest`` records their status, and ``runner``
+hands the unfinished ones to an executor (``local``, ``slurm``, ``dask``), which decides where they are trained.
 """
 
 from .local import LocalProcesses
 from .manifest import MANIFEST, RunStatus, read_plan, read_status
-from .plan import CONTROLS, Member, SweepPlan, parse_seeds, plan_sweep
-from .runner import Executor, Outcome, SweepProgress, missing, run_sweep
-from .trial import Event, Task, begun
+from .plan import CONTROLS, SweepPlan, Trial, parse_seeds, plan_sweep
+from .runner import Executor, Outcome, SweepProgress, run_sweep, unfinished_trials
+from .trial import Event, Task, has_begun
 
 __all__ = [
     "CONTROLS",
@@ -16,17 +16,17 @@ __all__ = [
     "Event",
     "Executor",
     "LocalProcesses",
-    "Member",
     "Outcome",
     "RunStatus",
     "SweepPlan",
     "SweepProgress",
     "Task",
-    "begun",
-    "missing",
+    "Trial",
+    "has_begun",
     "parse_seeds",
     "plan_sweep",
     "read_plan",
     "read_status",
     "run_sweep",
+    "unfinished_trials",
 ]

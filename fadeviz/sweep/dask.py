@@ -1,4 +1,4 @@
-"""Runs as tasks of a Dask cluster that is there already."""
+"""Trials as tasks of an existing Dask cluster."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from ..errors import FadevizError, MissingExtra
 from ..experiment import Progress, RunConfig
 from ..storage.files import only_writer
-from .plan import Member
-from .trial import End, Event, Task, anywhere, as_in_a_fresh_process, train_member, watch
+from .plan import Trial
+from .trial import Event, Task, TrialEnd, follow_trials, isolated_torch_state, train_trial, with_absolute_paths
 
 
 class DaskCluster:
-    """Trains as tasks of a Dask cluster, a task a run; needs distributed, and a disk that all workers see.
+    """Trains each trial as a task of a Dask cluster; needs distributed, and a disk that all workers see.
 
-    The task of a worker that dies is given to another, which goes on from the run's checkpoint. A worker trains one run
-    at a time, whatever its threads. The tasks belong to the process that sent them: when it ends, by Ctrl-C or
-    otherwise, what waits is dropped, and what is being trained stops after its step; the same sweep given again goes
-    on.
+    If a worker dies, another one takes its task and resumes from the run's checkpoint. A worker trains one trial at a
+    time, however many threads it has. The tasks belong to the process that submitted them: when it ends, by Ctrl-C or
+    otherwise, waiting trials are dropped and running ones stop after their step. The same sweep started again resumes
+    them.
 
     Args:
-        scheduler: its address: ``tcp://host:8786``, or what a scheduler file names.
-        pause: seconds between two looks at the runs.
+        scheduler: the scheduler's address, such as ``tcp://host:8786``.
+        pause: seconds between two checks of the trials' progress.
     """
 
     def __init__(self, scheduler: str, *, pause: float = 1.0) -> None:
-        """Nothing is sent before :meth:`train`."""
+        """Nothing is submitted before :meth:`train`."""
         self.scheduler, self.pause = scheduler, pause
 
     def train(self, tasks: Sequence[Task]) -> Generator[list[Event], None, None]:
-        """Send the runs and follow them; closing the generator takes them back."""
+        """Submit the trials and follow them; closing the generator cancels them."""
         try:
             from distributed import Client
         except ImportError as error:
@@ -50,57 +50,57 @@ class DaskCluster:
         try:
             for task in tasks:
                 key = f"fadeviz-{task.folder.resolve()}-{uuid.uuid4().hex[:8]}"
-                futures[task.member] = client.submit(
-                    _train, anywhere(task.config), task.folder.resolve(), key, key=key, pure=False
+                futures[task.trial] = client.submit(
+                    _train, with_absolute_paths(task.config), task.folder.resolve(), key, key=key, pure=False
                 )
             yield [Event(task, "queued") for task in tasks]
 
-            def ends(pending: Sequence[Task]) -> dict[Member, End]:
-                return {task.member: _end(futures[task.member]) for task in pending if futures[task.member].done()}
+            def ended(pending: Sequence[Task]) -> dict[Trial, TrialEnd]:
+                return {task.trial: _end(futures[task.trial]) for task in pending if futures[task.trial].done()}
 
-            yield from watch(tasks, ends, self.pause)
+            yield from follow_trials(tasks, ended, self.pause)
         finally:
             client.cancel([future for future in futures.values() if not future.done()])
             client.close()
 
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Torch has one random state and one number of threads a process."""
+"""torch's random state and number of threads belong to the whole process."""
 
 
-def _train(config: RunConfig, folder: Path, key: str) -> End:
-    """What a worker does for a run."""
+def _train(config: RunConfig, folder: Path, key: str) -> TrialEnd:
+    """Train one trial on a worker."""
     from distributed import get_worker
 
     tasks = get_worker().state.tasks
 
-    def tell(progress: Progress) -> None:
-        # So Dask calls a task whose sender took it back, or is gone: its thread goes on if it does not look.
+    def stop_if_cancelled(progress: Progress) -> None:
+        # The state of a task whose submitter cancelled it or is gone. Dask does not stop its thread.
         if key in tasks and tasks[key].state == "cancelled":
             raise KeyboardInterrupt
 
-    with _ONE_AT_A_TIME, as_in_a_fresh_process():
-        _wait_for_another(folder)
-        return train_member(config, folder, tell)
+    with _ONE_AT_A_TIME, isolated_torch_state():
+        _wait_for_writer(folder)
+        return train_trial(config, folder, stop_if_cancelled)
 
 
-def _wait_for_another(folder: Path) -> None:
-    """Until nobody writes into the folder: a run that was taken back, or whose worker was given up, ends its step."""
+def _wait_for_writer(folder: Path) -> None:
+    """Wait until no other process writes into the folder: a cancelled or abandoned trial finishes its step first."""
     for _ in range(30):
         with contextlib.suppress(FadevizError), only_writer(folder):
             return
         time.sleep(1)
 
 
-def _end(future) -> End:  # type: ignore[no-untyped-def]
+def _end(future) -> TrialEnd:  # type: ignore[no-untyped-def]
     """How a task ended."""
     if future.status == "finished":
-        return End(*future.result())
+        return TrialEnd(*future.result())
     if future.status != "error":
-        return End("failed", "the scheduler dropped it, or is gone", {}, "")
+        return TrialEnd("failed", "the scheduler dropped its task, or has stopped", {}, "")
     error = future.exception()
     first = (str(error).splitlines() or [""])[0]
-    return End("failed", f"{type(error).__name__}: {first}", {}, "")
+    return TrialEnd("failed", f"{type(error).__name__}: {first}", {}, "")
 
 
 __all__ = ["DaskCluster"]

@@ -1,4 +1,4 @@
-"""Runs on this machine: some processes, each training one run after the other."""
+"""Trials on this machine: several processes, each training one trial after the other."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ import torch
 
 from ..errors import FadevizError
 from ..experiment import Progress, usable_cores
-from .trial import End, Event, Task, as_in_a_fresh_process, train_member
+from .trial import Event, Task, TrialEnd, isolated_torch_state, train_trial
 
-_TELL_EVERY = 0.5
-"""Seconds between two words of a worker."""
+_REPORT_EVERY = 0.5
+"""Seconds between two progress reports of a worker."""
 
 _GRACE = 600.0
-"""Seconds a worker has to finish its step, with its test and its checkpoint, before it is killed."""
+"""Seconds that a worker has to finish its step, including evaluation and checkpoint, before it is killed."""
 
 
 class LocalProcesses:
-    """Trains on this machine, ``jobs`` runs at a time; what fails stops no other, were it that its process is killed.
+    """Trains on this machine, ``jobs`` trials at a time. A failure, even a killed process, stops no other trial.
 
-    A process trains one run after the other: starting one costs seconds of imports. One that has seen a run fail is
-    not used again. Processes are spawned: a script that uses this needs ``if __name__ == "__main__":`` around it.
+    A process trains one trial after the other, since starting one costs seconds of imports; after a failure it is
+    replaced. Processes are spawned, so a script that uses this needs ``if __name__ == "__main__":`` around it.
 
-    On a machine with several GPUs each process is given the one that has the fewest of them; a single GPU is shared.
+    On a machine with several GPUs each process gets the GPU that has the fewest processes; a single GPU is shared.
 
     Args:
-        jobs: processes at a time; None: one for each GPU, or one. They share the cores; on a CPU the last bits of a
-            result depend on the threads, and so on ``jobs``.
-        grace: seconds that a process has, when training is stopped, to finish its step, with its test and its
+        jobs: the number of processes; None: one per GPU, or one. They share the cores. On a CPU the last bits of a
+            result depend on the number of threads, and therefore on ``jobs``.
+        grace: seconds that a process has, when training is stopped, to finish its step, including evaluation and
             checkpoint, before it is killed.
 
     Raises:
-        FadevizError: fewer than one.
+        FadevizError: if ``jobs`` is less than 1.
     """
 
     def __init__(self, jobs: int | None = 1, *, grace: float = _GRACE) -> None:
@@ -53,74 +53,75 @@ class LocalProcesses:
             raise FadevizError(f"jobs is {jobs}; it must be 1 or more")
 
     def train(self, tasks: Sequence[Task]) -> Generator[list[Event], None, None]:
-        """Train the runs, and tell of them in batches; closing the generator stops the processes."""
+        """Train the trials, and yield batches of events; closing the generator stops the processes."""
         waiting = list(reversed(tasks))
         workers: dict[Connection, _Worker] = {}
         threads = max(1, usable_cores() // self.jobs)
         try:
             while waiting or workers:
-                begun = []
+                started = []
                 while waiting and len(workers) < self.jobs:
                     worker = _start(threads, self._free_gpu(workers.values()))
                     workers[worker.pipe] = worker
-                    begun.append(worker.begin(waiting.pop()))
-                if begun:
-                    yield begun
-                told: list[Event] = []
+                    started.append(worker.begin(waiting.pop()))
+                if started:
+                    yield started
+                events: list[Event] = []
                 for pipe in wait(list(workers)):
                     worker = workers[pipe]  # type: ignore[index]
-                    told += worker.hear()
-                    if worker.task is None and worker.usable and waiting:
-                        told.append(worker.begin(waiting.pop()))
+                    events += worker.receive()
+                    if worker.task is None and worker.reusable and waiting:
+                        events.append(worker.begin(waiting.pop()))
                     elif worker.task is None:
                         del workers[worker.pipe]
-                        worker.dismiss()
-                yield told
+                        worker.close()
+                yield events
         finally:
             _stop(workers.values(), self.grace)
 
     def _free_gpu(self, workers: Iterable[_Worker]) -> str:
-        """The GPU with the fewest processes; empty where there is no choice."""
-        at_work = [worker.gpu for worker in workers]
-        return min(self.gpus, key=at_work.count, default="")
+        """The GPU with the fewest processes; empty if there is no choice."""
+        in_use = [worker.gpu for worker in workers]
+        return min(self.gpus, key=in_use.count, default="")
 
 
 @dataclass
 class _Worker:
-    """A process, and the run it trains at present."""
+    """A process, and the trial that it trains at present."""
 
     process: SpawnProcess
     pipe: Connection
     gpu: str = ""
     task: Task | None = None
     progress: Progress | None = None
-    usable: bool = True
+    reusable: bool = True
 
     def begin(self, task: Task) -> Event:
         self.task, self.progress = task, None
-        with contextlib.suppress(OSError):  # it has died: hear() will say so
+        with contextlib.suppress(OSError):  # it has died, which receive() reports
             self.pipe.send((task.config, task.folder))
         return Event(task, "running")
 
-    def hear(self) -> list[Event]:
-        """What it says now, of the one run it has."""
+    def receive(self) -> list[Event]:
+        """Read a message of the process: the progress or the end of its trial."""
         task = self.task
         assert task is not None
         try:
-            said = self.pipe.recv()
+            message = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            said = End("failed", _death(self.process.exitcode), {}, "")
-        if not isinstance(said, End):
-            self.progress = Progress(*said)
+            message = TrialEnd("failed", _describe_exit(self.process.exitcode), {}, "")
+        if not isinstance(message, TrialEnd):
+            self.progress = Progress(*message)
             return [Event(task, "running", progress=self.progress)]
-        if said.status == "interrupted":  # by a signal to itself alone
-            said = said._replace(status="failed", message="its process was told to stop")
-        self.task, self.usable = None, said.status == "finished"
-        return [Event(task, said.status, said.message, self.progress, said.result, said.traceback)]
+        end = message
+        if end.status == "interrupted":  # by a signal to this process alone
+            end = end._replace(status="failed", message="its process was told to stop")
+        self.task, self.reusable = None, end.status == "finished"
+        return [Event(task, end.status, end.message, self.progress, end.result, end.traceback)]
 
-    def dismiss(self) -> None:
-        """Let it go: it ends when its pipe is closed."""
+    def close(self) -> None:
+        """Close the pipe, at which the process ends; kill it if it does not."""
         self.pipe.close()
         self.process.join(_GRACE)
         if self.process.is_alive():
@@ -129,100 +130,100 @@ class _Worker:
 
 
 def _gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls each GPU of this machine that this process may use; empty where they are one."""
-    count = torch.cuda.device_count()  # asks the driver, and takes no memory on any GPU
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return (named or [str(number) for number in range(count)])[:count] if count > 1 else []
+    """The visible GPUs, as CUDA_VISIBLE_DEVICES names them; empty if there is only one, or none."""
+    count = torch.cuda.device_count()  # asks the driver, and allocates no memory on any GPU
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (names or [str(index) for index in range(count)])[:count] if count > 1 else []
 
 
 def _start(threads: int, gpu: str = "") -> _Worker:
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, threads, gpu), name="fadeviz-sweep", daemon=True)
-    with _deaf_to_ctrl_c():
+    pipe, worker_pipe = context.Pipe()
+    process = context.Process(target=_work, args=(worker_pipe, threads, gpu), name="fadeviz-sweep", daemon=True)
+    with _sigint_ignored():
         process.start()
-    theirs.close()  # the worker's end alone is open now: when it dies, ours says so
-    return _Worker(process, ours, gpu)
+    worker_pipe.close()  # only the worker has its end open now, so reading fails once the worker dies
+    return _Worker(process, pipe, gpu)
 
 
 def _stop(workers: Iterable[_Worker], grace: float = _GRACE) -> None:
     """Stop the remaining workers after a signal or an error of the sweep. Each finishes its step and saves it."""
-    left = list(workers)
-    for worker in left:
+    remaining = list(workers)
+    for worker in remaining:
         worker.process.terminate()
-        worker.pipe.close()  # an idle worker waits for its next run
+        worker.pipe.close()  # an idle worker waits for its next trial
     deadline = time.monotonic() + grace
     try:
-        for worker in left:
+        for worker in remaining:
             worker.process.join(max(0.0, deadline - time.monotonic()))
     finally:  # out of time, or a second signal
-        for worker in left:
+        for worker in remaining:
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
 
 
 def _work(pipe: Connection, threads: int, gpu: str = "") -> None:
-    """What a worker process does: the runs it is given, with a word now and then, and one at the end of each."""
-    stopping, idle, told = False, True, 0.0
+    """The main function of a worker: train the trials it receives, and send the progress and the end of each."""
+    stopping, idle, reported_at = False, True, 0.0
     if gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when the first run asks for CUDA
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when the first trial initialises CUDA
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopping
         stopping = True
-        if idle:  # nothing to bring to an end
+        if idle:  # no step to finish
             raise KeyboardInterrupt
 
-    # A terminal signals all its processes: the sweep's own process decides what that means for the runs.
+    # A terminal signals all its processes; the sweep's main process decides what that means for the trials.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, stop)  # during training, the run has its own handler
+    signal.signal(signal.SIGTERM, stop)  # training has its own handler
     torch.set_num_threads(min(torch.get_num_threads(), threads))
 
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        # Here and not in the handler: what is raised amid a step can be lost in a callback, and the run would go on.
+    def report(progress: Progress) -> None:
+        nonlocal reported_at
+        # Raised here and not in the handler: within a step a callback could swallow it, and training would go on.
         if stopping:
             raise KeyboardInterrupt
         now = time.monotonic()
-        if now - told >= _TELL_EVERY:
-            told = now
-            _say(pipe, tuple(progress))
+        if now - reported_at >= _REPORT_EVERY:
+            reported_at = now
+            _send(pipe, tuple(progress))
 
-    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):  # the sweep is over, or gone
+    with contextlib.suppress(KeyboardInterrupt, EOFError, OSError):  # the sweep has ended, or was killed
         while not stopping:
             config, folder = pipe.recv()
             idle = False
-            with as_in_a_fresh_process():
-                end = train_member(config, folder, tell)
-            _say(pipe, end)
+            with isolated_torch_state():
+                end = train_trial(config, folder, report)
+            _send(pipe, end)
             idle, stopping = True, stopping or end.status == "interrupted"
 
 
-def _say(pipe: Connection, what: object) -> None:
+def _send(pipe: Connection, message: object) -> None:
     try:
-        pipe.send(what)
-    except OSError as error:  # the sweep is gone: stop as if it had said so
+        pipe.send(message)
+    except OSError as error:  # the sweep was killed: stop as if by a signal
         raise KeyboardInterrupt from error
 
 
-def _death(code: int | None) -> str:
-    """How a process ended that said nothing."""
+def _describe_exit(code: int | None) -> str:
+    """Describe the exit of a process that did not report a result."""
     if code is None or code >= 0:
         return f"its process exited with code {code} without reporting a result"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    memory = ". The system does so when memory runs out: use fewer --jobs, or a smaller --batch-size or --size"
-    return f"its process was killed by {name}{memory if name == 'SIGKILL' else ''}"
+    hint = ". The system does so when memory runs out: use a smaller jobs=..., batch_size=... or size=..."
+    return f"its process was killed by {name}{hint if name == 'SIGKILL' else ''}"
 
 
 @contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """A process started here ignores Ctrl-C from its first instant: a terminal sends it to all, the sweep decides."""
+def _sigint_ignored() -> Iterator[None]:
+    """Processes started inside the block ignore SIGINT from their first moment on."""
     before = signal.getsignal(signal.SIGINT)
     if before is None or threading.current_thread() is not threading.main_thread():
         yield

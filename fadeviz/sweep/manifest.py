@@ -1,4 +1,8 @@
-"""manifest.json: what a sweep's folder has seen, and how each run stands; written whole, by the sweep's own process."""
+"""manifest.json: the trials of a sweep's folder and the status of each.
+
+Only the process that runs the sweep writes the file, and replaces it as a whole. In the file the trials are called
+``runs``; each has the keys ``name``, ``folder``, ``operator``, ``seed``, ``settings`` and ``status``.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,19 @@ from ..errors import FadevizError
 from ..experiment import RunConfig, config_from, settings_of
 from ..storage.files import lock_is_free, read_regular, write_whole
 from ..storage.stored_run import StoredRun
-from .plan import Member, SweepPlan
+from .plan import SweepPlan, Trial
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-"""Version of the manifest; a newer one is refused, not misread."""
+"""Version of the manifest's format; newer versions are refused."""
 
-OWN = ("upsampler", "labels", "seed")
-"""The settings in which the runs of a sweep differ."""
+TRIAL_SETTINGS = ("upsampler", "labels", "seed")
+"""The settings in which the trials of a sweep differ."""
 
 
 @dataclass
 class Manifest:
-    """What manifest.json holds: the shared settings, and each run by its name with how it stands."""
+    """The content of manifest.json: the shared settings, and each trial's entry by its name."""
 
     path: Path
     base: RunConfig
@@ -33,65 +37,65 @@ class Manifest:
 
     @property
     def plan(self) -> SweepPlan:
-        """All runs that the folder has seen."""
-        return SweepPlan(self.base, tuple(Member(entry["operator"], entry["seed"]) for entry in self.runs.values()))
+        """The plan of all trials that were ever part of this sweep."""
+        return SweepPlan(self.base, tuple(Trial(entry["operator"], entry["seed"]) for entry in self.runs.values()))
 
-    def enter(self, member: Member, config: RunConfig) -> None:
-        """Add a run, unless it is there."""
-        if member.name in self.runs:
+    def enter(self, trial: Trial, config: RunConfig) -> None:
+        """Add a trial as ``planned``, unless it is there already."""
+        if trial.name in self.runs:
             return
-        settings = {name: getattr(config, name) for name in OWN}
-        entry = {"folder": member.name, "operator": member.operator, "seed": member.seed, "settings": settings}
-        self.runs[member.name] = {**entry, "status": "planned"}
+        settings = {name: getattr(config, name) for name in TRIAL_SETTINGS}
+        entry = {"folder": trial.name, "operator": trial.operator, "seed": trial.seed, "settings": settings}
+        self.runs[trial.name] = {**entry, "status": "planned"}
 
-    def set(self, member: Member, status: str, **more: object) -> bool:
-        """Note how a run stands; returns whether that is new. Nothing is written before :meth:`write`."""
-        entry = self.runs[member.name]
+    def set(self, trial: Trial, status: str, **more: object) -> bool:
+        """Set a trial's status; returns whether its entry changed. Nothing is written before :meth:`write`."""
+        entry = self.runs[trial.name]
         kept = {key: entry[key] for key in ("folder", "operator", "seed", "settings")}
         changed = {**kept, "status": status, **{key: value for key, value in more.items() if value}}
-        self.runs[member.name] = changed
+        self.runs[trial.name] = changed
         return changed != entry
 
-    def note_stopped(self) -> None:
-        """Update what a killed sweep could not; only for the sweep that holds the folder's lock."""
+    def update_killed(self) -> None:
+        """Update trials that a killed sweep left as ``running``; only for the sweep that holds the folder's lock."""
         for name, entry in self.runs.items():
             if entry.get("status") == "running" and not entry.get("job"):
                 entry["status"] = _run_status(self.path.parent, name, entry, only_sweep=True).status
 
-    def job(self, member: Member) -> str:
-        """The scheduler's number of the job that trains this run, as far as was known; empty where there is none."""
-        entry = self.runs[member.name]
+    def job(self, trial: Trial) -> str:
+        """The scheduler's number of the last known job of this trial; empty if it has none."""
+        entry = self.runs[trial.name]
         job = str(entry.get("job", "")) if entry.get("status") in ("queued", "running") else ""
         return job if re.fullmatch(r"[0-9_]*", job) else ""  # it becomes a part of file names
 
     def write(self) -> None:
         """Replace the file."""
-        settings = {name: value for name, value in settings_of(self.base).items() if name not in OWN}
-        # A line a run, and no indented text: the file is written after every change, also with thousands of runs.
+        settings = {name: value for name, value in settings_of(self.base).items() if name not in TRIAL_SETTINGS}
+        # One line per trial instead of indented text: the file is written after every change, and may have thousands.
         runs = ",\n".join(
             "    " + json.dumps({"name": name, **entry}, ensure_ascii=False) for name, entry in self.runs.items()
         )
         shared = json.dumps(settings, indent=2, ensure_ascii=False).replace("\n", "\n  ")
         text = f'{{\n  "format": {FORMAT},\n  "settings": {shared},\n  "runs": [\n{runs}\n  ]\n}}\n'
-        # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
+        # Lone surrogates, as in a path that is not UTF-8, have to be escaped; JSON's escapes are Python's.
         write_whole(self.path, text.encode(errors="backslashreplace"), named=False)
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """What the file holds; None where there is none.
+    """Read the file; None if it does not exist.
 
     Raises:
-        FadevizError: it is damaged, or of a newer version.
+        FadevizError: if the file is damaged, or of a newer version.
     """
     remedy = "Delete it: the runs are kept, and the same command finds them again"
     try:
-        told = json.loads(read_regular(path).decode())
-        version, runs, settings = int(told["format"]), list(told["runs"]), dict(told["settings"])
+        content = json.loads(read_regular(path).decode())
+        version, runs, settings = int(content["format"]), list(content["runs"]), dict(content["settings"])
         entries = {str(entry.pop("name")): {**entry, "seed": int(entry["seed"])} for entry in runs}
         for name, entry in entries.items():
             dict(entry["settings"])
-            if not name == entry["folder"] == Member(entry["operator"], entry["seed"]).name:
-                raise ValueError(f"the run {name!r} is not called as it should be")
+            if not name == entry["folder"] == Trial(entry["operator"], entry["seed"]).name:
+                raise ValueError(f"the name of the run {name!r} does not match its operator and seed")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -100,18 +104,18 @@ def read_manifest(path: Path) -> Manifest | None:
         raise FadevizError(
             f"{path} has format {version}, this fadeviz reads up to {FORMAT}. Upgrade: pip install -U fadeviz"
         )
-    first = next(iter(entries.values()), {}).get("settings", {})  # settings are those of some operator
-    own = {"upsampler": first["upsampler"]} if "upsampler" in first else {}
-    return Manifest(path, config_from({**settings, **own}, str(path), remedy), entries)
+    first = next(iter(entries.values()), {}).get("settings", {})  # the shared settings are valid with an operator only
+    upsampler = {"upsampler": first["upsampler"]} if "upsampler" in first else {}
+    return Manifest(path, config_from({**settings, **upsampler}, str(path), remedy), entries)
 
 
 class RunStatus(NamedTuple):
-    """The status of a run of a sweep, from the run's own folder."""
+    """The status of one trial of a sweep, from its own folder."""
 
     name: str
     status: str
     """``planned``, ``queued``, ``running``, ``finished``, ``failed``, ``interrupted``, or ``stopped``: its process
-    ended without reporting a result."""
+    exited without reporting a result."""
     step: int
     """The last step according to run.json."""
     message: str
@@ -119,10 +123,10 @@ class RunStatus(NamedTuple):
 
 
 def read_status(out: str | Path) -> list[RunStatus]:
-    """The status of each run of the sweep in the folder ``out``, whether the sweep is active or was killed.
+    """The status of each trial of the sweep in the folder ``out``, whether the sweep is active or was killed.
 
     Raises:
-        FadevizError: no sweep there, or its manifest is damaged.
+        FadevizError: if there is no sweep in ``out``, or its manifest is damaged.
     """
     manifest = read_manifest(Path(out) / MANIFEST)
     if manifest is None:
@@ -147,13 +151,13 @@ def _run_status(out: Path, name: str, entry: Mapping[str, Any], *, only_sweep: b
 
 
 def read_plan(out: str | Path) -> SweepPlan | None:
-    """The plan of the sweep in the folder ``out``; None where there is none.
+    """The plan of the sweep in the folder ``out``; None if there is no sweep.
 
     Raises:
-        FadevizError: its manifest is damaged, or of a newer version.
+        FadevizError: if its manifest is damaged, or of a newer version.
     """
     manifest = read_manifest(Path(out) / MANIFEST)
     return None if manifest is None else manifest.plan
 
 
-__all__ = ["FORMAT", "MANIFEST", "OWN", "Manifest", "RunStatus", "read_manifest", "read_plan", "read_status"]
+__all__ = ["FORMAT", "MANIFEST", "TRIAL_SETTINGS", "Manifest", "RunStatus", "read_manifest", "read_plan", "read_status"]

@@ -1,4 +1,4 @@
-"""Conducts a sweep: finds what is missing of a plan, hands it to an executor, and keeps the manifest true."""
+"""Runs a sweep: hands the unfinished trials of a plan to an executor, and keeps the manifest up to date."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..storage.files import left_over, only_writer
 from ..storage.stored_run import StoredRun
 from ..training.signals import stop_signals
 from .local import LocalProcesses
-from .manifest import MANIFEST, OWN, Manifest, read_manifest
-from .plan import Member, SweepPlan
+from .manifest import MANIFEST, TRIAL_SETTINGS, Manifest, read_manifest
+from .plan import SweepPlan, Trial
 from .trial import Event, Task
 
 
 class Executor(Protocol):
-    """Where runs are trained: :class:`LocalProcesses`, or ``SlurmArray`` and ``DaskCluster`` of the modules beside."""
+    """Where trials are trained: :class:`LocalProcesses`, ``slurm.SlurmArray``, ``dask.DaskCluster``, or your own."""
 
     def train(self, tasks: Sequence[Task]) -> Generator[list[Event], None, None]:
-        """Train the runs, and tell of them in batches, until each is ``finished`` or ``failed``.
+        """Train the trials, and yield batches of events until each is ``finished`` or ``failed``.
 
-        What happens when the generator is closed early is the executor's own affair.
+        If the generator is closed early, the executor decides what happens to unfinished trials.
         """
         ...
 
 
 class SweepProgress(NamedTuple):
-    """What :func:`run_sweep` reports: a run was found finished, goes on, or came to its end."""
+    """The argument of :func:`run_sweep`'s ``report``: the progress of one trial."""
 
     name: str
     status: str
@@ -38,23 +38,23 @@ class SweepProgress(NamedTuple):
     step: int
     steps: int
     loss: float
-    """NaN where no step was done now."""
+    """The loss of this step; NaN if no step was done by this sweep."""
     metrics: Mapping[str, float]
-    """The latest test's figures; empty before the first."""
+    """The latest evaluation's metrics; empty before the first."""
     message: str
-    """Why it failed."""
+    """Why the trial failed."""
     ended: int
-    """Runs that came to an end so far."""
+    """The number of trials that have ended so far."""
     runs: int
-    """Runs of the plan."""
+    """The number of trials in the plan."""
     job: str = ""
-    """What the scheduler calls its job; empty where it has none."""
+    """The scheduler's id of the trial's job; empty if it has none."""
 
 
 class Outcome(NamedTuple):
-    """How one run of a sweep stands; ``status`` is ``finished`` or ``failed``, and ``message`` says why."""
+    """The outcome of one trial; ``status`` is ``finished`` or ``failed``, and ``message`` is the reason."""
 
-    member: Member
+    trial: Trial
     folder: Path
     status: str
     message: str
@@ -65,208 +65,207 @@ def run_sweep(
     plan: SweepPlan,
     out: str | Path,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     executor: Executor | None = None,
     report: Callable[[SweepProgress], None] | None = None,
 ) -> list[Outcome]:
-    """Train what is missing of the plan, each run in a folder of its own.
+    """Train the unfinished trials of a plan, each in a folder of its own.
 
-    A run that is finished is left alone, one that stopped is resumed, one that failed is tried again. What fails stops
-    no other run. ``manifest.json`` lists all runs the folder has seen: a sweep can be extended by operators and seeds
+    Finished trials are skipped, interrupted ones resumed, and failed ones tried again. A failure does not stop the
+    other trials. ``manifest.json`` lists all trials of the folder, so a sweep can be extended by operators and seeds
     at any time.
 
     Args:
-        plan: the runs.
-        out: the sweep's folder; each run's is in it.
-        jobs: runs at a time, on this machine: short for ``executor=LocalProcesses(jobs)``.
+        plan: the trials.
+        out: the sweep's folder, which contains the folder of each run.
+        jobs: number of trials that are trained at a time on this machine, short for ``executor=LocalProcesses(jobs)``;
+            None for 1, or 1 for each GPU.
         executor: where to train, if not on this machine.
-        report: called when a run goes on or ends, from this process.
+        report: called from this process when a trial makes progress or ends.
 
     Returns:
-        How each run of the plan stands, in its order.
+        The outcome of each trial, in the plan's order.
 
     Raises:
-        FadevizError: a folder that is in use or holds something else, or runs with other settings; then nothing was
-            trained.
-        Interrupted: SIGINT (Ctrl-C), SIGTERM or SIGHUP: a ``KeyboardInterrupt``. By then, processes on this machine
-            have finished their steps and written checkpoints, to be resumed next time; jobs on a cluster may keep
+        FadevizError: if the folder is in use, or contains something else or trials with other settings. Nothing is
+            trained then.
+        Interrupted: on SIGINT (Ctrl-C), SIGTERM or SIGHUP; it is a ``KeyboardInterrupt``. By then, processes on this
+            machine have finished their steps and written checkpoints to resume from; jobs on a cluster may keep
             running (see the executor). A second SIGINT, at least two seconds later, does not wait for that.
     """
     out = Path(out)
     executor = LocalProcesses(jobs) if executor is None else executor
     _check_folder(out)
     with stop_signals(), only_writer(out):
-        return _Sweep(plan, out, report).run(executor)
+        return SweepRunner(plan, out, report).run(executor)
 
 
-def missing(plan: SweepPlan, out: str | Path) -> list[Task]:
-    """What :func:`run_sweep` would train now, but for what is in Slurm's queue; nothing is written.
+def unfinished_trials(plan: SweepPlan, out: str | Path) -> list[Task]:
+    """The trials that :func:`run_sweep` would train now, except those in Slurm's queue. Nothing is written.
 
     Raises:
-        FadevizError: as there.
+        FadevizError: under the same conditions as :func:`run_sweep`.
     """
-    from .slurm import queued
+    from .slurm import queued_jobs
 
     out = Path(out)
     _check_folder(out)
-    tasks = _Sweep(plan, out, None).missing()
-    still = (queued() or set()) if any(task.job for task in tasks) else set()
-    return [task for task in tasks if task.job not in still]
+    tasks = SweepRunner(plan, out, None).unfinished()
+    queue = (queued_jobs() or set()) if any(task.job for task in tasks) else set()
+    return [task for task in tasks if task.job not in queue]
 
 
 def _check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
-        raise FadevizError(f"{out} is a file. Choose another --out")
+        raise FadevizError(f"{out} is a file. Choose another folder: out=...")
     if (out / "run.json").exists():
-        raise FadevizError(f"{out} is the folder of one run. Choose another --out")
+        raise FadevizError(f"{out} is the folder of a single run. Choose another folder: out=...")
 
 
-class _Sweep:
-    """One call of :func:`run_sweep`: the manifest, and what was heard of each run."""
+class SweepRunner:
+    """One call of :func:`run_sweep`: the manifest, and the trials' outcomes so far."""
 
     def __init__(self, plan: SweepPlan, out: Path, report: Callable[[SweepProgress], None] | None) -> None:
-        """Read what is there; nothing is written."""
+        """Read the folder; nothing is written."""
         self.plan, self.out, self.report = plan, out, report
-        self.manifest = self._agreed_manifest()
-        self.found = {member: self._finished(member) for member in plan.members}
-        self.outcomes: dict[Member, Outcome] = {}
+        self.manifest = self._checked_manifest()
+        self.earlier = {trial: self._finished_run(trial) for trial in plan.trials}
+        self.outcomes: dict[Trial, Outcome] = {}
 
-    def missing(self) -> list[Task]:
-        """What is not finished yet."""
+    def unfinished(self) -> list[Task]:
+        """The trials that are not finished yet."""
         return [
-            Task(member, self.plan.config(member), self.out / member.name, self.manifest.job(member))
-            for member, before in self.found.items()
-            if before is None
+            Task(trial, self.plan.config(trial), self.out / trial.name, self.manifest.job(trial))
+            for trial, run in self.earlier.items()
+            if run is None
         ]
 
     def run(self, executor: Executor) -> list[Outcome]:
-        """Have the executor train what is missing."""
-        tasks = self.missing()
+        """Have the executor train the unfinished trials."""
+        tasks = self.unfinished()
         for file in self.out.glob(".manifest.*"):
-            if left_over(file):  # of a sweep that was killed
+            if left_over(file):  # by a sweep that was killed
                 file.unlink(missing_ok=True)
         _refuse_queued_elsewhere(self.out, tasks, executor)
-        for member, before in self.found.items():
-            if before is not None:
-                result = before.info.result
-                self.manifest.set(member, "finished", result=dict(result))
-                self._ended(member, "found", result, "")
-        self.manifest.note_stopped()
-        self.manifest.write()  # not before every folder has been found to fit
+        for trial, run in self.earlier.items():
+            if run is not None:
+                result = run.info.result
+                self.manifest.set(trial, "finished", result=dict(result))
+                self._end(trial, "found", result, "")
+        self.manifest.update_killed()
+        self.manifest.write()  # only after every folder was checked
         if not tasks:
-            return [self.outcomes[member] for member in self.plan.members]
+            return [self.outcomes[trial] for trial in self.plan.trials]
         events = executor.train(tasks)
-        at_work: dict[Member, Event] = {}
+        active: dict[Trial, Event] = {}
         try:
             for batch in events:
-                # Noted before it is told: what is told can be cut short by Ctrl-C, and a job must not be sent twice.
-                # Written once a batch: with a thousand runs the file is large, and a scheduler tells of many at once.
-                news = [self._note(event) for event in batch]
-                if any(news):
+                # Noted before it is reported: Ctrl-C can cut the report short, and no job must be submitted twice.
+                # Written once per batch: with a thousand trials the file is large, and schedulers report many at once.
+                changes = [self._note(event) for event in batch]
+                if any(changes):
                     self.manifest.write()
                 for event in batch:
-                    self._hear(event, at_work)
+                    self._handle(event, active)
         finally:
             events.close()
-            stopped = [
-                event for event in at_work.values() if not event.task.job
-            ]  # jobs of a scheduler go on by themselves
-            for event in stopped:
-                member = event.task.member
-                done = self._finished(member)  # the signal came after its last step
-                result = {} if done is None else dict(done.info.result)
-                self.manifest.set(member, "interrupted" if done is None else "finished", result=result)
+            # Jobs of a scheduler keep running.
+            stopped = [event.task.trial for event in active.values() if not event.task.job]
+            for trial in stopped:
+                run = self._finished_run(trial)  # if the signal came after its last step
+                result = {} if run is None else dict(run.info.result)
+                self.manifest.set(trial, "interrupted" if run is None else "finished", result=result)
             if stopped:
                 self.manifest.write()
-        return [self.outcomes[member] for member in self.plan.members]
+        return [self.outcomes[trial] for trial in self.plan.trials]
 
     def _note(self, event: Event) -> bool:
-        """Put a word of the executor into the manifest; returns whether that changes it."""
-        how = {"message": event.message, "result": dict(event.result), "traceback": event.traceback}
+        """Put an event into the manifest; returns whether that changes it."""
+        end = {"message": event.message, "result": dict(event.result), "traceback": event.traceback}
         ended = event.status in ("finished", "failed")
-        return self.manifest.set(event.task.member, event.status, **(how if ended else {"job": event.task.job}))
+        return self.manifest.set(event.task.trial, event.status, **(end if ended else {"job": event.task.job}))
 
-    def _hear(self, event: Event, at_work: dict[Member, Event]) -> None:
-        """Take a word of the executor, and hand it on."""
-        member = event.task.member
+    def _handle(self, event: Event, active: dict[Trial, Event]) -> None:
+        """Report an event, and keep track of the trials that are queued or running."""
+        trial = event.task.trial
         if event.status in ("finished", "failed"):
-            at_work.pop(member, None)
-            self._ended(member, event.status, event.result, event.message, event.progress)
+            active.pop(trial, None)
+            self._end(trial, event.status, event.result, event.message, event.progress)
             return
-        at_work[member] = event
+        active[trial] = event
         if event.progress is not None or event.status == "queued":
             progress = event.progress or Progress(0, self.plan.base.steps, math.nan, {})
-            self._tell(member, event.status, progress, "", event.task.job)
+            self._report(trial, event.status, progress, "", event.task.job)
 
-    def _agreed_manifest(self) -> Manifest:
+    def _checked_manifest(self) -> Manifest:
         path = self.out / MANIFEST
         manifest = read_manifest(path)
         if manifest is not None:
-            same = {name: getattr(self.plan.base, name) for name in OWN}
+            same = {name: getattr(self.plan.base, name) for name in TRIAL_SETTINGS}
             differs = differing_settings({**settings_of(manifest.base), **same}, self.plan.base)
             if differs:
                 raise FadevizError(
-                    f"{self.out} holds a sweep with other settings: {differs}. "
-                    "Leave these options out to go on with it, or choose another --out"
+                    f"{self.out} contains a sweep with other settings: {differs}. "
+                    "Leave these settings out to continue it, or choose another folder: out=..."
                 )
         manifest = Manifest(path, self.plan.base, {} if manifest is None else manifest.runs)
-        for member in self.plan.members:
-            manifest.enter(member, self.plan.config(member))
+        for trial in self.plan.trials:
+            manifest.enter(trial, self.plan.config(trial))
         return manifest
 
-    def _finished(self, member: Member) -> StoredRun | None:
-        """The run, if it is done."""
-        folder = self.out / member.name
+    def _finished_run(self, trial: Trial) -> StoredRun | None:
+        """The trial's run, if it is finished."""
+        folder = self.out / trial.name
         if not (folder / "run.json").exists():
             return None
         try:
-            before = StoredRun(folder)
+            run = StoredRun(folder)
         except FadevizError:
-            return None  # damaged: its worker says so, and the others go on
-        differs = differing_settings(before.info.config, self.plan.config(member))
+            return None  # damaged: its worker reports it, and the other trials go on
+        differs = differing_settings(run.info.config, self.plan.config(trial))
         if differs:
             raise FadevizError(
                 f"{folder} was recorded with other settings: {differs}. "
-                "Use the same settings, move that folder away, or choose another --out"
+                "Use the same settings, move that folder away, or choose another folder: out=..."
             )
-        return before if before.info.status == "finished" else None
+        return run if run.info.status == "finished" else None
 
-    def _ended(
+    def _end(
         self,
-        member: Member,
+        trial: Trial,
         status: str,
         result: Mapping[str, float],
         message: str,
         progress: Progress | None = None,
     ) -> None:
-        how = "finished" if status == "found" else status
-        self.outcomes[member] = Outcome(member, self.out / member.name, how, message, result)
+        outcome = "finished" if status == "found" else status
+        self.outcomes[trial] = Outcome(trial, self.out / trial.name, outcome, message, result)
         steps = self.plan.base.steps
-        step = steps if how == "finished" else progress.step if progress else 0
+        step = steps if outcome == "finished" else progress.step if progress else 0
         loss = progress.loss if progress else math.nan
-        self._tell(member, status, Progress(step, steps, loss, result), message)
+        self._report(trial, status, Progress(step, steps, loss, result), message)
 
-    def _tell(self, member: Member, status: str, progress: Progress, message: str, job: str = "") -> None:
+    def _report(self, trial: Trial, status: str, progress: Progress, message: str, job: str = "") -> None:
         if self.report is not None:
-            ended, runs = len(self.outcomes), len(self.plan.members)
+            ended, runs = len(self.outcomes), len(self.plan.trials)
             step, steps, loss, metrics = progress
-            self.report(SweepProgress(member.name, status, step, steps, loss, metrics, message, ended, runs, job))
+            self.report(SweepProgress(trial.name, status, step, steps, loss, metrics, message, ended, runs, job))
 
 
 def _refuse_queued_elsewhere(out: Path, tasks: Sequence[Task], executor: Executor) -> None:
-    """Raise where another executor is to train what waits in Slurm's queue, or runs there."""
-    from .slurm import SlurmArray, queued
+    """Raise if another executor than Slurm would train trials that are queued or running there."""
+    from .slurm import SlurmArray, queued_jobs
 
-    sent = {task.job for task in tasks if task.job}
-    if not sent or isinstance(executor, SlurmArray):
+    submitted = {task.job for task in tasks if task.job}
+    if not submitted or isinstance(executor, SlurmArray):
         return
-    still = sent & (queued() or set())
-    if still:
-        numbers = ",".join(sorted({job.partition("_")[0] for job in still}))
+    queued = submitted & (queued_jobs() or set())
+    if queued:
+        arrays = ",".join(sorted({job.partition("_")[0] for job in queued}))
         raise FadevizError(
-            f"{len(still)} runs of {out} are in Slurm's queue (job {numbers}). "
-            f"Wait for them with --executor slurm, or take them out first: scancel {numbers}"
+            f"{len(queued)} runs of {out} are in Slurm's queue (job {arrays}). "
+            f"Wait for them with the Slurm executor, or cancel them first: scancel {arrays}"
         )
 
 
-__all__ = ["Executor", "Outcome", "SweepProgress", "missing", "run_sweep"]
+__all__ = ["Executor", "Outcome", "SweepProgress", "SweepRunner", "run_sweep", "unfinished_trials"]

@@ -1,4 +1,4 @@
-"""One run of a sweep, trained in its folder by whatever process was given it, and what can be said of it meanwhile."""
+"""One trial of a sweep: the training in its folder, and its progress as seen from another process."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from ..run import open_run
 from ..storage.files import METRICS_LIMIT, left_over, open_regular
 from ..storage.metrics import headline
 from ..training.signals import Interrupted
-from .plan import Member
+from .plan import Trial
 
-_NOTHING: Mapping[str, float] = MappingProxyType({})
+_NO_METRICS: Mapping[str, float] = MappingProxyType({})
 
 
 class Task(NamedTuple):
-    """A run to train: its settings, its folder, and what a scheduler calls the job that was sent for it, if one was."""
+    """A trial to train: its settings, its folder, and the scheduler's id of the job submitted for it, if any."""
 
-    member: Member
+    trial: Trial
     config: RunConfig
     folder: Path
     job: str = ""
 
 
 class Event(NamedTuple):
-    """What an executor has to say of a run."""
+    """A change in the status or progress of a trial, reported by an executor."""
 
     task: Task
-    """With its job, where a scheduler has one for it."""
+    """The task, with its job if a scheduler has one for it."""
     status: str
     """``queued``, ``running``, ``finished`` or ``failed``."""
     message: str = ""
     """Why it failed."""
     progress: Progress | None = None
-    result: Mapping[str, float] = _NOTHING
+    result: Mapping[str, float] = _NO_METRICS
     traceback: str = ""
 
 
-class End(NamedTuple):
-    """How the training of a run ended: ``finished``, ``failed`` or ``interrupted``. Plain values, to be sent."""
+class TrialEnd(NamedTuple):
+    """How a training ended: ``finished``, ``failed`` or ``interrupted``. Plain values, which processes can exchange."""
 
     status: str
     message: str
@@ -58,29 +58,29 @@ class End(NamedTuple):
     traceback: str
 
 
-def train_member(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> End:
-    """Begin a run, or go on with it; a finished one is left alone. Whatever goes wrong is told, not raised.
+def train_trial(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> TrialEnd:
+    """Start or resume a run; a finished one is left alone. Errors are returned, not raised.
 
-    ``report`` is called after every step, and stops the run by raising KeyboardInterrupt, as a signal does.
+    ``report`` is called after every step. It can stop the run, as a signal does, by raising KeyboardInterrupt.
     """
     try:
-        finished = train(config, folder, resume=begun(folder), report=report)
+        finished = train(config, folder, resume=has_begun(folder), report=report)
     except KeyboardInterrupt as error:
         if not (isinstance(error, Interrupted) and error.finished):
-            return End("interrupted", "", {}, "")
+            return TrialEnd("interrupted", "", {}, "")
         finished = open_run(folder)  # the signal came after its last step
     except FadevizError as error:
-        return End("failed", str(error), {}, "")
-    except Exception as error:  # a mistake of ours, or of torch: the other runs go on
+        return TrialEnd("failed", str(error), {}, "")
+    except Exception as error:  # a bug of ours, or of torch: the other trials go on
         first = (str(error).splitlines() or [""])[0]
-        return End("failed", f"{type(error).__name__}: {first}", {}, traceback.format_exc())
-    return End("finished", "", dict(finished.info.result), "")
+        return TrialEnd("failed", f"{type(error).__name__}: {first}", {}, traceback.format_exc())
+    return TrialEnd("finished", "", dict(finished.info.result), "")
 
 
-def begun(folder: str | Path) -> bool:
-    """Whether a run was begun in ``folder``; what is left of one killed before its first file is removed.
+def has_begun(folder: str | Path) -> bool:
+    """Whether ``folder`` contains the beginning of a run; remains of one killed before its first file are removed.
 
-    Anything else stays where it is: :func:`fadeviz.experiment.train` refuses a folder that holds something foreign.
+    Anything else is kept: :func:`fadeviz.experiment.train` refuses a folder that contains foreign files.
     """
     folder = Path(folder)
     if os.path.lexists(folder / "run.json"):
@@ -88,7 +88,7 @@ def begun(folder: str | Path) -> bool:
     if folder.is_symlink():  # nothing is removed behind a symlink to files of unknown origin
         return False
     for file in folder.glob(".*.partial*"):
-        # A node that failed cannot be asked: a scheduler begins a run anew when it is gone.
+        # The other machine cannot be asked: schedulers restart a run once its node is gone.
         if left_over(file, elsewhere=True):
             file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -97,8 +97,8 @@ def begun(folder: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def as_in_a_fresh_process() -> Iterator[None]:
-    """Leave torch's random state and threads as they were: a run's bytes do not depend on the one before it."""
+def isolated_torch_state() -> Iterator[None]:
+    """Restore torch's random state and threads afterwards, so that a run does not depend on the one before it."""
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     try:
         yield
@@ -109,27 +109,27 @@ def as_in_a_fresh_process() -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-def anywhere(config: RunConfig) -> RunConfig:
-    """The same settings for a process that may have another working directory."""
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The settings for a process that may have another working directory."""
     data = str(Path(config.data_dir).resolve()) if config.data_dir else ""
     weights = str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights
     return dataclasses.replace(config, data_dir=data, weights=weights)
 
 
-class Follower:
-    """How far a run is that another machine trains, by the tail of its metrics.jsonl."""
+class ProgressReader:
+    """Reads the progress of a trial that another machine trains from the end of its metrics.jsonl."""
 
     _TAIL = 16384
-    """Bytes read of the end: some hundred steps, so that the latest test is usually among them."""
+    """Bytes read from the end: about a hundred steps, which usually include the latest evaluation."""
 
     def __init__(self, task: Task) -> None:
-        """Begin with what stands there now: only what comes after it is news."""
+        """Skip what the file contains now: only what is added later is reported."""
         self.path, self.steps = task.folder / "metrics.jsonl", task.config.steps
         self.metrics: dict[str, float] = {}
         self._seen = self._stamp()
 
-    def news(self) -> Progress | None:
-        """The latest step; None where nothing was added since the last call."""
+    def read(self) -> Progress | None:
+        """The latest step; None if nothing was added since the last call."""
         stamp = self._stamp()
         if stamp == self._seen or stamp is None:
             return None
@@ -155,72 +155,74 @@ class Follower:
         try:
             with open_regular(self.path, METRICS_LIMIT) as file:
                 file.seek(max(0, size - self._TAIL), os.SEEK_SET)
-                told = file.read(self._TAIL)
+                tail = file.read(self._TAIL)
         except OSError:
             return []
-        for text in told.splitlines():
-            with contextlib.suppress(ValueError):  # the first may be cut by us, the last by its writer
+        for text in tail.splitlines():
+            with contextlib.suppress(ValueError):  # the first line may be incomplete, and the last still being written
                 line = json.loads(text)
                 if isinstance(line, dict):
                     lines.append(line)
         return lines
 
 
-def watch(
-    tasks: Sequence[Task], ends: Callable[[Sequence[Task]], Mapping[Member, End]], pause: float
+def follow_trials(
+    tasks: Sequence[Task], ends: Callable[[Sequence[Task]], Mapping[Trial, TrialEnd]], pause: float
 ) -> Generator[list[Event], None, None]:
-    """Tell of runs that other machines train, until each has ended.
+    """Yield the progress and ends of trials that other machines train, until each has ended.
 
     Args:
-        tasks: the runs.
-        ends: which of the runs it is given have ended, and how; asked once a round.
+        tasks: the trials.
+        ends: called once per round with the pending tasks; returns those that have ended, and how.
         pause: seconds between two rounds.
     """
-    followers = {task.member: Follower(task) for task in tasks}
-    latest: dict[Member, Progress] = {}
-    unseen: dict[Member, float] = {}
+    readers = {task.trial: ProgressReader(task) for task in tasks}
+    latest: dict[Trial, Progress] = {}
+    missing_since: dict[Trial, float] = {}
     pending = list(tasks)
     while pending:
         time.sleep(pause)
-        over = ends(pending)
-        told, still = [], []
+        ended = ends(pending)
+        events, still_pending = [], []
         for task in pending:
-            progress, end = followers[task.member].news(), over.get(task.member)
+            progress, end = readers[task.trial].read(), ended.get(task.trial)
             if progress is not None:
-                latest[task.member] = progress
+                latest[task.trial] = progress
             if end is not None and end.status == "finished" and not (task.folder / "run.json").exists():
-                # The word was faster than the shared disk; or there is none.
-                since = unseen.setdefault(task.member, time.monotonic())
-                end = None if time.monotonic() - since < SLOW_DISK else End("failed", _NOT_SHARED, {}, "")
+                # The report arrived before the files did on the shared disk; or the disk is not shared.
+                since = missing_since.setdefault(task.trial, time.monotonic())
+                end = None if time.monotonic() - since < SLOW_DISK else TrialEnd("failed", _NOT_SHARED, {}, "")
             if end is None:
-                still.append(task)
-                told += [Event(task, "running", progress=progress)] if progress is not None else []
+                still_pending.append(task)
+                if progress is not None:
+                    events.append(Event(task, "running", progress=progress))
                 continue
             status = "finished" if end.status == "finished" else "failed"
             message = end.message or ("it was told to stop" if end.status == "interrupted" else "")
-            told.append(Event(task, status, message, latest.get(task.member), end.result, end.traceback))
-        pending = still
-        if told:
-            yield told
+            events.append(Event(task, status, message, latest.get(task.trial), end.result, end.traceback))
+        pending = still_pending
+        if events:
+            yield events
 
 
 SLOW_DISK = 60.0
-"""Seconds after which a file is seen that another machine wrote: network file systems remember what was not there."""
+"""Seconds until a file written by another machine is visible: network file systems cache that it did not exist."""
 
 _NOT_SHARED = (
-    "its worker says that it finished, but its folder is not here. Choose an --out that all machines see under one path"
+    "its worker reported success, but its folder does not exist here. "
+    "Choose a folder that all machines see under the same path: out=..."
 )
 
 
 __all__ = [
     "SLOW_DISK",
-    "End",
     "Event",
-    "Follower",
+    "ProgressReader",
     "Task",
-    "anywhere",
-    "as_in_a_fresh_process",
-    "begun",
-    "train_member",
-    "watch",
+    "TrialEnd",
+    "follow_trials",
+    "has_begun",
+    "isolated_torch_state",
+    "train_trial",
+    "with_absolute_paths",
 ]

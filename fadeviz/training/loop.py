@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
@@ -29,21 +29,6 @@ class StepResult(NamedTuple):
     step: int
     loss: float
     lr: float
-
-
-def step_decay(
-    lr: float, steps: int, drops: Sequence[float] = (0.7, 0.9), factor: float = 0.1
-) -> Callable[[int], float]:
-    """The learning rate of each optimiser step: ``lr``, times ``factor`` from each share of the run in ``drops`` on.
-
-    The defaults are the paper's epochs 35 and 45 of 50.
-    """
-    places = [round(share * steps) for share in drops]
-
-    def at(step: int) -> float:
-        return lr * factor ** sum(step > place for place in places)
-
-    return at
 
 
 def fit(

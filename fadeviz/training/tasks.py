@@ -1,8 +1,8 @@
-"""What a network is trained to give: how images become tensors, the loss, the test, and what a result looks like."""
+"""Tasks of networks: how images become tensors, the loss, the test, and how a result is predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ..data import Dataset, Sample
 from ..data.transforms import IGNORED
+from ..models import Network
 from ..ops.arithmetic import tf32
 from .batches import Collation, to_tensors
 from .distributed import ALONE, Processes
@@ -22,30 +23,36 @@ from .metrics import evaluate
 
 
 class Evaluate(Protocol):
-    """Tests a model on a data set; every task's figures have a ``test_loss``."""
+    """Tests a model on a data set; the metrics of every task include ``test_loss``."""
 
-    def __call__(self, model: nn.Module, dataset: Dataset, /, *, processes: Processes = ALONE) -> dict[str, float]:
-        """The figures by name."""
+    def __call__(
+        self, model: Network, dataset: Dataset, /, *, classes: int = 2, processes: Processes = ALONE
+    ) -> dict[str, float]:
+        """The metrics by name."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What training, observing, testing and predicting need to know of what the network gives.
+    """How networks of one task are trained, observed, tested and used for prediction.
 
     Attributes:
-        tensors: inputs and targets of images of one size.
-        loss: of outputs and targets, a mean whose weight ``weigh`` gives.
-        weigh: of targets, a number or a scalar on their device.
-        evaluate: the figures of a test.
-        predict: ``(model, sample, stride, size)`` of one image, whose sides are padded to multiples of ``stride``:
-            the class of each pixel, uint8, or its alpha, float32 in [0, 1], as a map of ``size``, height and width.
+        collate: inputs and targets of images of one size.
+        loss: ``(outputs, targets)`` -> a mean, weighted by ``loss_weight``.
+        loss_weight: ``(targets)`` -> a number, or a scalar on their device.
+        evaluate: returns the metrics of a test.
+        predict: ``(model, sample, stride, size)`` -> the class of each pixel, uint8, or its alpha, float32 in [0, 1],
+            of one image, as a map of ``size`` (height and width); the input is padded to multiples of ``stride``.
+        has_classes: whether masks of classes are predicted; otherwise a matte, from an image and its trimap.
+        result: the ending of the names of predicted files: ``NAME_mask.png``.
     """
 
-    tensors: Collation
+    collate: Collation
     loss: Callable[[Tensor, Tensor], Tensor]
-    weigh: Callable[[Tensor], Tensor | float]
+    loss_weight: Callable[[Tensor], Tensor | float]
     evaluate: Evaluate
     predict: Callable[[nn.Module, Sample, int, tuple[int, int]], NDArray[np.uint8] | NDArray[np.float32]]
+    has_classes: bool
+    result: str
 
 
 def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -65,10 +72,10 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The class of each pixel, ``size`` uint8, of one image of any size.
+    """The class of each pixel of one image of any size, as a map of ``size`` (height and width), uint8.
 
-    The input is padded by reflection, at the bottom and at the right, to multiples of ``stride``; the logits are
-    cropped, and brought to ``size`` (bilinear) before the largest is taken. The model is used as it is: call ``eval()``
+    The input is padded by reflection, at the bottom and on the right, to multiples of ``stride``. The logits are
+    cropped and interpolated to ``size`` (bilinear) before the argmax. The model's mode is not changed: call ``eval()``
     first.
     """
     height, width = sample.image.shape[:2]
@@ -91,7 +98,7 @@ def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[i
 
 
 def predict_matte(model: nn.Module, sample: Sample, stride: int, size: tuple[int, int]) -> NDArray[np.float32]:
-    """The alpha of each pixel, ``size`` float32: that of :func:`predict_alpha`, brought to ``size`` (bilinear)."""
+    """The alpha of each pixel, float32: that of :func:`predict_alpha`, interpolated to ``size`` (bilinear)."""
     alpha = predict_alpha(model, sample, stride=stride)
     if size == alpha.shape:
         return alpha
@@ -99,32 +106,41 @@ def predict_matte(model: nn.Module, sample: Sample, stride: int, size: tuple[int
     return larger[0, 0].numpy()
 
 
-def _test_classes(classes: int) -> Evaluate:
-    def test(model: nn.Module, dataset: Dataset, /, *, processes: Processes = ALONE) -> dict[str, float]:
-        # The logits of many classes are large: 150 of them on 512x512 take 157 MB per image.
-        batch_size = 8 if classes <= 8 else 1
-        return evaluate(model, dataset, segmentation_loss, batch_size=batch_size, classes=classes, processes=processes)
-
-    return test
-
-
-def choose_task(name: str, classes: int = 2) -> Task:
-    """The task of a network: ``segmentation`` into so many classes, or ``matting``."""
-    if name == "matting":
-        return Task(
-            to_matting_tensors,
-            matting_loss,
-            len,
-            evaluate_mattes,
-            predict_matte,
-        )
-    return Task(
-        to_tensors,
-        segmentation_loss,
-        lambda masks: (masks != IGNORED).sum(),
-        _test_classes(classes),
-        predict_classes,
-    )
+def _evaluate_classes(
+    model: Network, dataset: Dataset, /, *, classes: int = 2, processes: Processes = ALONE
+) -> dict[str, float]:
+    # The logits of many classes are large: 150 of them on 512x512 take 157 MB per image.
+    batch_size = 8 if classes <= 8 else 1
+    return evaluate(model, dataset, segmentation_loss, batch_size=batch_size, classes=classes, processes=processes)
 
 
-__all__ = ["IGNORED", "Task", "choose_task", "predict_classes", "predict_matte", "segmentation_loss"]
+def _evaluate_mattes(
+    model: Network, dataset: Dataset, /, *, classes: int = 2, processes: Processes = ALONE
+) -> dict[str, float]:
+    return evaluate_mattes(model, dataset, stride=model.stride, processes=processes)
+
+
+TASKS: Mapping[str, Task] = {
+    "segmentation": Task(
+        collate=to_tensors,
+        loss=segmentation_loss,
+        loss_weight=lambda masks: (masks != IGNORED).sum(),
+        evaluate=_evaluate_classes,
+        predict=predict_classes,
+        has_classes=True,
+        result="mask",
+    ),
+    "matting": Task(
+        collate=to_matting_tensors,
+        loss=matting_loss,
+        loss_weight=len,
+        evaluate=_evaluate_mattes,
+        predict=predict_matte,
+        has_classes=False,
+        result="alpha",
+    ),
+}
+"""By the name that networks and data sets have as their ``task``."""
+
+
+__all__ = ["IGNORED", "TASKS", "Task", "predict_classes", "predict_matte", "segmentation_loss"]

@@ -1,4 +1,4 @@
-"""The table of upsampling operators: one name, one class, one contract; ``build_upsampler`` makes one."""
+"""The table of upsampling operators: one name, one class, one contract; ``build_upsampler`` builds one by name."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from .. import plugins
 from ..errors import FadevizError, unknown_name
 from ..ops.reassemble import reassemble, similarity
 from .a2u import A2U
@@ -28,56 +29,96 @@ from .sapa import SAPAB, SAPAG, SAPAI
 from .semishift import SemiShift, SemiShiftConv
 
 
-class Entry(NamedTuple):
-    """A row of the table."""
+class UpsamplerEntry(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        build: the operator's class, called with the number of channels and its options.
+        title: the operator's name in figures and reports.
+        needs: what it reads of the encoder: ``"feature"``, ``"indices"``, or nothing.
+        year: of the paper; 0 for none.
+        paper: authors and venue.
+    """
 
     build: type[Upsampler]
     title: str
-    """How figures call it."""
-    needs: str
-    """What it reads of the encoder: nothing, ``indices`` or ``feature``."""
+    needs: str = ""
     year: int = 0
     paper: str = "-"
 
 
-UPSAMPLERS: dict[str, Entry] = {
-    "nearest": Entry(Nearest, "Nearest", ""),
-    "bilinear": Entry(Bilinear, "Bilinear", ""),
-    "bicubic": Entry(Bicubic, "Bicubic", ""),
-    "max_unpool": Entry(MaxUnpool, "Max unpooling", "indices", 2017, "Badrinarayanan et al., SegNet, TPAMI"),
-    "deconv": Entry(Deconv, "Deconvolution", "", 2010, "Zeiler et al., Deconvolutional networks, CVPR"),
-    "pixel_shuffle": Entry(PixelShuffle, "Pixel shuffle", "", 2016, "Shi et al., ESPCN, CVPR"),
-    "carafe": Entry(CARAFE, "CARAFE", "", 2019, "Wang et al., ICCV"),
-    "indexnet": Entry(IndexNet, "IndexNet", "feature", 2019, "Lu et al., ICCV"),
-    "a2u": Entry(A2U, "A2U", "feature", 2021, "Dai et al., CVPR"),
-    "fade": Entry(FADE, "FADE", "feature", 2022, "Lu et al., ECCV"),
-    "fade_lite": Entry(FADELite, "FADE-Lite", "feature", 2024, "Lu et al., IJCV"),
-    "semishift": Entry(SemiShift, "FADE without gate", "feature", 2022, "Lu et al., ECCV"),
-    "encoder_kernel": Entry(EncoderKernel, "Encoder-only kernels", "feature", 2022, "Lu et al., ECCV"),
-    "decoder_kernel": Entry(DecoderKernel, "Decoder-only kernels", "", 2022, "Lu et al., ECCV"),
-    "dysample": Entry(DySample, "DySample", "", 2023, "Liu et al., ICCV"),
-    "sapa_i": Entry(SAPAI, "SAPA-I", "feature", 2022, "Lu et al., NeurIPS"),
-    "sapa_b": Entry(SAPAB, "SAPA-B", "feature", 2022, "Lu et al., NeurIPS"),
-    "sapa_g": Entry(SAPAG, "SAPA-G", "feature", 2022, "Lu et al., NeurIPS"),
-    "freqfusion": Entry(FreqFusion, "FreqFusion", "feature", 2024, "Chen et al., TPAMI"),
-    "lda_aqu": Entry(LDAAQU, "LDA-AQU", "", 2024, "Du et al., ACM MM"),
+UPSAMPLERS: dict[str, UpsamplerEntry] = {
+    "nearest": UpsamplerEntry(Nearest, "Nearest", ""),
+    "bilinear": UpsamplerEntry(Bilinear, "Bilinear", ""),
+    "bicubic": UpsamplerEntry(Bicubic, "Bicubic", ""),
+    "max_unpool": UpsamplerEntry(MaxUnpool, "Max unpooling", "indices", 2017, "Badrinarayanan et al., SegNet, TPAMI"),
+    "deconv": UpsamplerEntry(Deconv, "Deconvolution", "", 2010, "Zeiler et al., Deconvolutional networks, CVPR"),
+    "pixel_shuffle": UpsamplerEntry(PixelShuffle, "Pixel shuffle", "", 2016, "Shi et al., ESPCN, CVPR"),
+    "carafe": UpsamplerEntry(CARAFE, "CARAFE", "", 2019, "Wang et al., ICCV"),
+    "indexnet": UpsamplerEntry(IndexNet, "IndexNet", "feature", 2019, "Lu et al., ICCV"),
+    "a2u": UpsamplerEntry(A2U, "A2U", "feature", 2021, "Dai et al., CVPR"),
+    "fade": UpsamplerEntry(FADE, "FADE", "feature", 2022, "Lu et al., ECCV"),
+    "fade_lite": UpsamplerEntry(FADELite, "FADE-Lite", "feature", 2024, "Lu et al., IJCV"),
+    "semishift": UpsamplerEntry(SemiShift, "FADE without gate", "feature", 2022, "Lu et al., ECCV"),
+    "encoder_kernel": UpsamplerEntry(EncoderKernel, "Encoder-only kernels", "feature", 2022, "Lu et al., ECCV"),
+    "decoder_kernel": UpsamplerEntry(DecoderKernel, "Decoder-only kernels", "", 2022, "Lu et al., ECCV"),
+    "dysample": UpsamplerEntry(DySample, "DySample", "", 2023, "Liu et al., ICCV"),
+    "sapa_i": UpsamplerEntry(SAPAI, "SAPA-I", "feature", 2022, "Lu et al., NeurIPS"),
+    "sapa_b": UpsamplerEntry(SAPAB, "SAPA-B", "feature", 2022, "Lu et al., NeurIPS"),
+    "sapa_g": UpsamplerEntry(SAPAG, "SAPA-G", "feature", 2022, "Lu et al., NeurIPS"),
+    "freqfusion": UpsamplerEntry(FreqFusion, "FreqFusion", "feature", 2024, "Chen et al., TPAMI"),
+    "lda_aqu": UpsamplerEntry(LDAAQU, "LDA-AQU", "", 2024, "Du et al., ACM MM"),
 }
-"""Every operator by name. A new one is a file, a line here, a docstring and a test of its limit case."""
+"""fadeviz's own operators by name. A new one is a file, a line here, a docstring and a test of its limit case.
+
+Other packages add theirs under the entry-point group ``fadeviz.upsamplers``; :func:`find_upsampler` finds both.
+"""
+
+
+def _fault(entry: object) -> str:
+    """What is wrong with another package's entry; empty for nothing."""
+    if not isinstance(entry, UpsamplerEntry):
+        return f"is a {type(entry).__name__}; a fadeviz.upsamplers.UpsamplerEntry is needed"
+    build: object = entry.build
+    if not (isinstance(build, type) and issubclass(build, Upsampler)):
+        return "does not build a fadeviz.upsamplers.Upsampler. Derive the operator's class from it"
+    if entry.needs not in ("", "feature", "indices"):
+        return f"needs {entry.needs!r}; an operator reads 'feature', 'indices' or ''"
+    return ""
+
+
+_TABLE = plugins.Table("upsampler", plugins.UPSAMPLERS, UPSAMPLERS, _fault, see="fadeviz upsamplers")
+
+
+def find_upsampler(name: str) -> UpsamplerEntry:
+    """The row of the operator ``name``: fadeviz's own, or another package's.
+
+    Raises:
+        FadevizError: if there is no such operator, or its package is broken.
+    """
+    return _TABLE.find(name)
+
+
+def all_upsamplers() -> dict[str, UpsamplerEntry]:
+    """Every operator by name: fadeviz's own, then those of other packages.
+
+    Raises:
+        FadevizError: if another package is broken, or uses a name of fadeviz's own.
+    """
+    return _TABLE.all()
 
 
 def build_upsampler(name: str, in_channels: int, **options: object) -> Upsampler:
-    """Make the operator ``name`` for maps of ``in_channels``; ``options`` go to its class.
+    """Build the operator ``name`` for maps of ``in_channels``; ``options`` go to its class.
 
     Raises:
-        FadevizError: no such operator, or no such option of it.
+        FadevizError: if there is no such operator, or it has no such option.
 
     Example:
         >>> build_upsampler("carafe", 16, kernel_size=3).kernel_size
         3
     """
-    if name not in UPSAMPLERS:
-        raise unknown_name("upsampler", name, UPSAMPLERS, "fadeviz upsamplers")
-    build = UPSAMPLERS[name].build
+    build = find_upsampler(name).build
     check_options(name, options, {p: v for p, v in inspect.signature(build).parameters.items() if p != "in_channels"})
     return build(in_channels, **options)
 
@@ -86,12 +127,12 @@ def check_keeps_channels(network: str, name: str, operator: Upsampler) -> None:
     """Raise unless the operator keeps the number of channels, as the networks' stages require.
 
     Raises:
-        FadevizError: ``out_channels`` differs from ``in_channels``.
+        FadevizError: if ``out_channels`` differs from ``in_channels``.
     """
-    made = getattr(operator, "out_channels", None)
-    if made is not None and made != getattr(operator, "in_channels", made):
+    out_channels = getattr(operator, "out_channels", None)
+    if out_channels is not None and out_channels != getattr(operator, "in_channels", out_channels):
         raise FadevizError(
-            f"{network}: operators must keep the number of channels, but {name} has out_channels {made}. "
+            f"{network}: operators must keep the number of channels, but {name} has out_channels {out_channels}. "
             "Leave out_channels out"
         )
 
@@ -100,7 +141,7 @@ def check_options(name: str, options: Mapping[str, object], known: Mapping[str, 
     """Raise unless every option is one of ``known``, and of the type of its default.
 
     Raises:
-        FadevizError: that.
+        FadevizError: if an option is unknown, or its value has another type or is out of range.
     """
     for option, value in options.items():
         if option not in known:
@@ -132,23 +173,26 @@ def parse_upsampler(text: str) -> tuple[str, dict[str, object]]:
     """Read an operator with its options: ``"pixel_shuffle:icnr=true,kernel_size=5"``.
 
     Raises:
-        FadevizError: no such operator, or an option without a value.
+        FadevizError: if there is no such operator, or an option has no value.
 
     Example:
         >>> parse_upsampler("carafe:kernel_size=3")
         ('carafe', {'kernel_size': 3})
     """
     name, options = parse_options(text, "upsampler")
-    if name not in UPSAMPLERS:
-        raise unknown_name("upsampler", name, UPSAMPLERS, "fadeviz upsamplers")
+    find_upsampler(name)
     return name, options
 
 
 def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
     """Read ``"name:option=value,option=value"``: numbers, ``true`` and ``false`` as such, all else as text.
 
+    Args:
+        text: the name and its options.
+        what: what is named, for messages: ``"upsampler"``.
+
     Raises:
-        FadevizError: an option without a value, or given twice; ``what`` is what it calls the thing.
+        FadevizError: if an option has no value, or is given twice.
     """
     name, _, rest = text.partition(":")
     options: dict[str, object] = {}
@@ -166,19 +210,19 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
 
 
 def split_upsamplers(text: str) -> list[str]:
-    """Operators from one line: a comma stands between two of them, and between the options of one.
+    """Split a comma-separated list of operators, whose options are separated by commas too.
 
     Example:
         >>> split_upsamplers("nearest,fade:form=h2l,gate=off,carafe")
         ['nearest', 'fade:form=h2l,gate=off', 'carafe']
     """
-    found: list[str] = []
+    names: list[str] = []
     for part in text.split(",") if text else []:
-        if found and ":" in found[-1] and "=" in part and ":" not in part:
-            found[-1] += f",{part}"
+        if names and ":" in names[-1] and "=" in part and ":" not in part:
+            names[-1] += f",{part}"
         else:
-            found.append(part.strip())
-    return found
+            names.append(part.strip())
+    return names
 
 
 __all__ = [
@@ -196,7 +240,6 @@ __all__ = [
     "Deconv",
     "DySample",
     "EncoderKernel",
-    "Entry",
     "FADELite",
     "FreqFusion",
     "IndexNet",
@@ -207,9 +250,12 @@ __all__ = [
     "SemiShiftConv",
     "Skip",
     "Upsampler",
+    "UpsamplerEntry",
+    "all_upsamplers",
     "build_upsampler",
     "check_keeps_channels",
     "check_options",
+    "find_upsampler",
     "parse_options",
     "parse_upsampler",
     "reassemble",

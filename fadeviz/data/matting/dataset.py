@@ -25,8 +25,7 @@ from ...errors import FadevizError, printable
 from ...storage.files import check_regular, read_regular
 from .. import Sample, Splits
 from ..images import MAX_BYTES, describe_images
-from ..synthetic import dataset as synthetic
-from ..synthetic.dataset import SMALLEST, SyntheticHorses
+from ..synthetic.dataset import SMALLEST, SyntheticHorses, held_out_horses
 from .compositing import Pixels, composite, crop_sample, make_trimap, to_alpha, to_sample, trimap_radii
 from .files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
 
@@ -65,7 +64,7 @@ def _edge(matte: Pixels) -> NDArray[np.bool_]:
 # --- drawn horses ---
 
 
-class DrawnMattes:
+class SyntheticMattes:
     """Synthetic horses (:mod:`fadeviz.data.synthetic`) as a matting set: hair in manes and tails, layers known exactly.
 
     Without a ``count``, for training: the horse is drawn at 1 to 1.5 times the side (no image is resized), cropped
@@ -78,7 +77,7 @@ class DrawnMattes:
         FadevizError: a size or seed out of range.
 
     Example:
-        >>> sample = DrawnMattes(64)[3]
+        >>> sample = SyntheticMattes(64)[3]
         >>> sample.name, sample.trimap.shape
         ('synthetic-train-0-3', (64, 64))
     """
@@ -127,10 +126,9 @@ def load_synthetic_mattes(size: int = 224, split_seed: int = 0, seed: int = 0) -
         FadevizError: a size below 32, a seed below 0.
     """
     _check_size(size)
-    count = synthetic.TEST_DRAWINGS
-    test = DrawnMattes(size, split_seed, stream="test", count=count)
-    info = {"name": "synthetic-mattes", "train": "endless", "test": count}
-    return Splits(DrawnMattes(size, seed), test, info)
+    test = SyntheticMattes(size, split_seed, stream="test", count=held_out_horses(size, split_seed).count)
+    info = {"name": "synthetic-mattes", "train": "endless", "test": test.count}
+    return Splits(SyntheticMattes(size, seed), test, info)
 
 
 # --- files ---

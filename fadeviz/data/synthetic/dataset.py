@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from ...errors import FadevizError
-from .. import Sample
+from .. import Sample, Splits
 from .ground import render_ground
 from .horse import LOCK_WIDTH, CoatDraw, Figure, build_figure, draw_coat
 from .pose import Pose, draw_pose
@@ -36,7 +36,7 @@ SMALLEST = 32
 """Below this many pixels a leg is thinner than half a pixel and the mask falls apart."""
 
 TEST_DRAWINGS = 64
-"""Images of the drawn test sets."""
+"""Number of images in the synthetic test sets."""
 
 SUPERSAMPLING = 4
 """Outlines are filled at this many samples per pixel and axis; the matte is their mean."""
@@ -126,6 +126,22 @@ class SyntheticHorses:
     def __repr__(self) -> str:
         """The call that makes this set again."""
         return f"SyntheticHorses({self.size}, {self.seed}, stream={self.stream!r}, count={self._count})"
+
+
+def held_out_horses(size: int | tuple[int, int], seed: int = 0) -> SyntheticHorses:
+    """The ``TEST_DRAWINGS`` synthetic horses that runs are tested on: none of them is among the training images."""
+    return SyntheticHorses(size, seed, stream="test", count=TEST_DRAWINGS)
+
+
+def load_synthetic(size: int | tuple[int, int] = 224, split_seed: int = 0, seed: int = 0) -> Splits:
+    """Endless synthetic horses to train on (by ``seed``), and 64 others to test on (by ``split_seed``).
+
+    Raises:
+        FadevizError: if a size is below 32 or a seed below 0.
+    """
+    test = held_out_horses(size, split_seed)
+    info = {"name": "synthetic", "train": "endless", "test": test.count}
+    return Splits(SyntheticHorses(size, seed, stream="train"), test, info)
 
 
 def _check_whole(what: str, value: int, smallest: int) -> int:

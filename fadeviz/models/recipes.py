@@ -1,26 +1,25 @@
-"""How each network is trained in the papers: optimiser, learning rate over the steps, weight decay."""
+"""Training recipes of the papers: optimiser, learning rate over the steps, weight decay."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .loop import step_decay
-
 
 @dataclass(frozen=True)
 class Recipe:
-    """What trains a network.
+    """How a network is trained where nothing else is asked for.
 
     Attributes:
-        lr: the learning rate, where none is given.
-        weight_decay: where none is given.
-        lr_drops: shares of the run at which the learning rate falls to a tenth, where none are given.
-        optimizer: ``(model, lr, weight_decay, momentum)``; a parameter group may have an ``lr_factor``.
-        lr_at: ``(lr, steps, drops)`` gives the learning rate of each step.
+        lr: the base learning rate.
+        weight_decay: the optimiser's weight decay.
+        lr_drops: shares of the run at which the learning rate falls to a tenth.
+        optimizer: ``(model, lr, weight_decay, momentum)`` -> optimiser; a parameter group may have an ``lr_factor``,
+            which multiplies the learning rate.
+        lr_at: ``(lr, steps, drops)`` -> learning rate of each step, counted from 1.
     """
 
     lr: float
@@ -28,6 +27,21 @@ class Recipe:
     lr_drops: tuple[float, ...]
     optimizer: Callable[[nn.Module, float, float, float], torch.optim.Optimizer]
     lr_at: Callable[[float, int, tuple[float, ...]], Callable[[int], float]]
+
+
+def step_decay(
+    lr: float, steps: int, drops: Sequence[float] = (0.7, 0.9), factor: float = 0.1
+) -> Callable[[int], float]:
+    """The learning rate of each optimiser step: ``lr``, times ``factor`` from each share of the run in ``drops`` on.
+
+    The defaults are the paper's epochs 35 and 45 of 50.
+    """
+    places = [round(share * steps) for share in drops]
+
+    def at(step: int) -> float:
+        return lr * factor ** sum(step > place for place in places)
+
+    return at
 
 
 def sgd(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
@@ -50,7 +64,7 @@ def _fused(model: nn.Module) -> bool | None:
 
 
 HEAD_FACTOR = 10.0
-"""The head learns so many times faster than the encoder."""
+"""The head's learning rate, times the base learning rate."""
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
@@ -96,7 +110,7 @@ def poly(lr: float, steps: int, drops: tuple[float, ...] = ()) -> Callable[[int]
 
 
 ENCODER_FACTOR = 0.01
-"""A matting network's encoder learns so many times slower than the rest, as its weights are ImageNet's."""
+"""The learning rate of a matting network's encoder, times the base learning rate: its weights are ImageNet's."""
 
 
 def adam(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> torch.optim.Optimizer:
@@ -118,9 +132,4 @@ def adam(model: nn.Module, lr: float, weight_decay: float, momentum: float) -> t
     )
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "segnet": Recipe(0.01, 0.0, (0.7, 0.9), sgd, step_decay),
-    "segformer": Recipe(6e-5, 0.01, (0.7, 0.9), adamw, poly),
-    "matting": Recipe(0.01, 0.0, (20 / 30, 26 / 30), adam, step_decay),
-}
-"""By network."""
+__all__ = ["ENCODER_FACTOR", "HEAD_FACTOR", "WARM_UP", "Recipe", "adam", "adamw", "poly", "sgd", "step_decay"]

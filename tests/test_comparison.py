@@ -1,4 +1,4 @@
-"""Panels: the window where runs disagree, images exact to the pixel, the same bytes, errors in a line."""
+"""Comparisons: the window where runs disagree, images exact to the pixel, the same bytes, errors in a line."""
 
 import dataclasses
 import subprocess
@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fadeviz.errors import FadevizError
-from fadeviz.render import panel
+from fadeviz.render import comparison_layout
 from fadeviz.render.colormap import class_palette, colour_classes
-from fadeviz.render.panel import Box, Row, choose_zoom, find_layout, fit, render_panel, write_panel
+from fadeviz.render.comparison import fit, render_comparison, write_comparison
+from fadeviz.render.comparison_layout import Row, layout_comparison
+from fadeviz.render.zoom import Box, choose_zoom
 
 
 def masks(count, height=24, width=32, seed=0, classes=2):
@@ -54,8 +56,8 @@ def make_row(runs=2, size=(24, 32), *, seed=0, **options):
     image = np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
     results = tuple(mask * 255 for mask in masks(runs, height, width, seed + 1))
     truth = masks(1, height, width, seed + 9)[0] * 255
-    figures = tuple(f"mIoU 0.{number + 1}00" for number in range(runs))
-    filled = {"figures": figures, "best": runs - 1, "box": Box(3, 5, 6)} | options
+    scores = tuple(f"mIoU 0.{number + 1}00" for number in range(runs))
+    filled = {"scores": scores, "best": runs - 1, "box": Box(3, 5, 6)} | options
     return Row(f"image {seed}", image, truth, results, **filled)
 
 
@@ -142,7 +144,7 @@ class TestZoom:
             ([np.zeros((4, 4))], np.zeros((4, 4), np.uint8), None, "all classes or all alphas"),
             ([np.zeros((4, 4, 3))], None, None, r"must be \(H, W\)"),
             ([np.zeros((0, 4))], None, None, r"must be \(H, W\)"),
-            ([np.zeros((4, 6))], None, 5, "side 5 is not to be had in an image of 6x4. Choose a side from 1 to 4"),
+            ([np.zeros((4, 6))], None, 5, "side 5 does not fit in an image of 6x4. Choose a side from 1 to 4"),
             ([np.zeros((4, 6))], None, 0, "side 0"),
         ],
     )
@@ -176,7 +178,7 @@ class TestPictures:
     def check(self, pixels, layout, rows, contents):
         """Every image and enlargement is where the layout says, but for the frames that are drawn on it."""
         line = layout.points(2) + 2
-        for (index, column), (x, y, width, height) in layout.pictures.items():
+        for (index, column), (x, y, width, height) in layout.images.items():
             row, given = rows[index], contents(rows[index])[column]
             smooth = column == 0 or (row.smooth and given is not row.trimap)
             expected = grey(fit(given, (width, height), smooth=smooth))
@@ -204,15 +206,15 @@ class TestPictures:
         rows = [
             make_row(runs),
             make_row(runs, (40, 30), seed=1, box=None),
-            make_row(runs, (20, 60), seed=2, figures=()),
+            make_row(runs, (20, 60), seed=2, scores=()),
         ]
         rows[2] = dataclasses.replace(rows[2], best=None, smooth=True, box=Box(40, 0, 20))
         names = [f"operator {number}" for number in range(runs)]
-        layout = find_layout(rows, names, cell=cell)
-        pixels = render_panel(rows, names, cell=cell)
+        layout = layout_comparison(rows, names, cell=cell)
+        pixels = render_comparison(rows, names, cell=cell)
         assert pixels.shape == (layout.height, layout.width, 3)
         self.check(pixels, layout, rows, lambda row: [row.image, row.truth, *row.results])
-        write_panel(rows, names, tmp_path / "p.png", cell=cell)
+        write_comparison(rows, names, tmp_path / "p.png", cell=cell)
         with Image.open(tmp_path / "p.png") as written:
             np.testing.assert_array_equal(np.asarray(written.convert("RGB")), pixels)
 
@@ -222,8 +224,8 @@ class TestPictures:
         mask = masks(1, classes=100)[0]
         coloured = colour_classes(mask, 150)
         row = dataclasses.replace(make_row(2, seed=3), trimap=trimap, truth=coloured, results=(coloured, coloured))
-        layout = find_layout([matte, row], ["a", "b"])
-        pixels = render_panel([matte, row], ["a", "b"])
+        layout = layout_comparison([matte, row], ["a", "b"])
+        pixels = render_comparison([matte, row], ["a", "b"])
         self.check(pixels, layout, [matte, row], lambda row: [row.image, row.trimap, row.truth, *row.results])
         x, y, side, _ = layout.crops[1, 2]
         centre = pixels[y + side * 7 // 12, x + side * 7 // 12]
@@ -232,9 +234,9 @@ class TestPictures:
     def test_the_window_is_marked_where_it_is(self):
         row = make_row(1, (32, 32), box=Box(8, 16, 8))
         black = dataclasses.replace(row, image=np.zeros_like(row.image))
-        layout = find_layout([black], ["a"], cell=320)
-        x, y, *_ = layout.pictures[0, 0]
-        seen = render_panel([black], ["a"], cell=320)[y : y + 320, x : x + 320]
+        layout = layout_comparison([black], ["a"], cell=320)
+        x, y, *_ = layout.images[0, 0]
+        seen = render_comparison([black], ["a"], cell=320)[y : y + 320, x : x + 320]
         ys, xs = np.nonzero(seen.any(axis=2))
         near = layout.points(1.5)
         for found, wanted in zip((xs.min(), xs.max(), ys.min(), ys.max()), (80, 160, 160, 240), strict=True):
@@ -249,57 +251,57 @@ class TestPictures:
     @pytest.mark.parametrize("box", [Box(0, 0, 6), Box(26, 18, 6), Box(0, 0, 24), Box(5, 5, 1)])
     def test_no_mark_beyond_its_picture(self, box):
         rows = [make_row(2, box=box), make_row(2, seed=4, box=box)]
-        layout, without = find_layout(rows, ["a", "b"]), [dataclasses.replace(row, box=None) for row in rows]
-        pixels = render_panel(rows, ["a", "b"])
+        layout, without = layout_comparison(rows, ["a", "b"]), [dataclasses.replace(row, box=None) for row in rows]
+        pixels = render_comparison(rows, ["a", "b"])
         covered = np.zeros(pixels.shape[:2], bool)
-        for x, y, width, height in [*layout.pictures.values(), *layout.crops.values()]:
+        for x, y, width, height in [*layout.images.values(), *layout.crops.values()]:
             covered[y : y + height, x : x + width] = True
-        for x, y, width, height in layout.pictures.values():
+        for x, y, width, height in layout.images.values():
             across, down = slice(x, x + width), slice(y, y + height)
             for edge in (pixels[down, x - 1], pixels[down, x + width], pixels[y - 1, across]):
                 assert (edge == 153).all()
         red = (pixels == (232, 17, 45)).all(axis=2)
         assert red.any()
         assert not red[~covered].any()
-        assert find_layout(without, ["a", "b"]).height < layout.height
+        assert layout_comparison(without, ["a", "b"]).height < layout.height
 
     def test_cells_do_not_overlap_and_gutters_are_even(self):
         rows = [make_row(8), make_row(8, (30, 90), seed=1), make_row(8, (90, 30), seed=2)]
-        layout = find_layout(rows, [f"run {number}" for number in range(8)])
-        boxes = [*layout.pictures.values(), *layout.crops.values()]
+        layout = layout_comparison(rows, [f"run {number}" for number in range(8)])
+        boxes = [*layout.images.values(), *layout.crops.values()]
         for (x, y, w, h), (ox, oy, ow, oh) in combinations(boxes, 2):
             assert x + w + 1 < ox or ox + ow + 1 < x or y + h + 1 < oy or oy + oh + 1 < y
         assert all(x > 0 and y > 0 and x + w < layout.width and y + h < layout.height for x, y, w, h in boxes)
         assert len(set(np.diff(layout.lefts).tolist())) == 1
         assert all(w == layout.cell for _, _, w, _ in boxes)
-        for (row, _), (_, _, w, h) in layout.pictures.items():
+        for (row, _), (_, _, w, h) in layout.images.items():
             assert h / w == pytest.approx(rows[row].size[0] / rows[row].size[1], abs=0.01)
         for place, (x, y, w, h) in layout.crops.items():
-            above = layout.pictures[place]
+            above = layout.images[place]
             assert (x, w, h) == (above[0], layout.cell, layout.cell)
             assert 0 < y - above[1] - above[3] < layout.points(3)
 
     def test_a_row_without_truth(self):
         known, unknown = make_row(2), dataclasses.replace(make_row(2, seed=1), truth=None)
-        both = find_layout([known, unknown], ["a", "b"])
-        assert (0, 1) in both.pictures
-        assert (1, 1) not in both.pictures
+        both = layout_comparison([known, unknown], ["a", "b"])
+        assert (0, 1) in both.images
+        assert (1, 1) not in both.images
         assert (1, 1) not in both.crops
-        assert both.pictures[1, 2][0] == both.pictures[0, 2][0]
+        assert both.images[1, 2][0] == both.images[0, 2][0]
         assert sum(map(len, both.headings[0])) == 4
-        none = find_layout([unknown], ["a", "b"])
+        none = layout_comparison([unknown], ["a", "b"])
         assert none.headings[0] == [["Image"], ["a"], ["b"]]
-        x, y, width, height = both.pictures[1, 0]
-        blank = render_panel([known, unknown], ["a", "b"])[y : y + height, both.lefts[1] : both.lefts[1] + width]
+        x, y, width, height = both.images[1, 0]
+        blank = render_comparison([known, unknown], ["a", "b"])[y : y + height, both.lefts[1] : both.lefts[1] + width]
         assert 0 < (blank != 255).any(axis=2).mean() < 0.1  # a word says that nothing is known
 
     def test_the_page_is_between_one_column_and_two(self):
         for runs in (1, 2, 3, 5, 8):
             for size in ((32, 32), (30, 90), (90, 30)):
-                layout = find_layout([make_row(runs, size)], ["x"] * runs)
+                layout = layout_comparison([make_row(runs, size)], ["x"] * runs)
                 assert 3.2 < layout.width / layout.dpi < 7.1
                 assert layout.points(40) <= layout.cell
-        sizes = [find_layout([make_row(3)], ["x"] * 3, cell=cell) for cell in (100, 400)]
+        sizes = [layout_comparison([make_row(3)], ["x"] * 3, cell=cell) for cell in (100, 400)]
         inches = [layout.width / layout.dpi for layout in sizes]
         assert [layout.cell for layout in sizes] == [100, 400]
         assert inches[0] == pytest.approx(inches[1], rel=0.03)
@@ -308,79 +310,83 @@ class TestPictures:
 class TestWords:
     def test_headings_are_broken_before_they_are_cut(self):
         names = ["FADE (kernel_size=5, groups=32), seed 0", "a word that goes on and on and on without end " * 3]
-        layout = find_layout([make_row(2)], names)
+        layout = layout_comparison([make_row(2)], names)
         lines = layout.headings[0]
         assert " ".join(lines[2]) == names[0]
         assert len(lines[3]) == 3
         assert lines[3][2].endswith("…")
         size = layout.points(layout.heading_size)
-        assert all(panel.font(size).getlength(line) <= layout.cell for column in lines for line in column)
+        assert all(comparison_layout.font(size).getlength(line) <= layout.cell for column in lines for line in column)
         # Smaller before they are broken.
         trimap = np.zeros((24, 32), np.uint8)
-        few, more = (find_layout([make_row(runs, trimap=trimap)], ["a"] * runs) for runs in (2, 8))
+        few, more = (layout_comparison([make_row(runs, trimap=trimap)], ["a"] * runs) for runs in (2, 8))
         assert few.headings[0][2] == more.headings[0][2] == ["Ground truth"]
         assert few.heading_size > more.heading_size
         # Where an underscore is the only place to break at.
-        many = find_layout([make_row(8)], ["SAPA (embedding_dim=64)"] * 8)
+        many = layout_comparison([make_row(8)], ["SAPA (embedding_dim=64)"] * 8)
         assert "".join(many.headings[0][2]).replace(" ", "") == "SAPA(embedding_dim=64)"
 
     def test_the_best_is_bold(self):
-        row = make_row(3, figures=("mIoU 0.5",) * 3, best=1)
-        layout, pixels = find_layout([row], ["a"] * 3), render_panel([row], ["a"] * 3)
+        row = make_row(3, scores=("mIoU 0.5",) * 3, best=1)
+        layout, pixels = layout_comparison([row], ["a"] * 3), render_comparison([row], ["a"] * 3)
         ink = []
         for run in range(3):
-            x, y = layout.figures[0, run]
+            x, y = layout.score_places[0, run]
             ink.append(int((255 - pixels[y : y + layout.points(8), x - layout.cell // 2 : x + layout.cell // 2]).sum()))
-            assert x == pytest.approx(layout.pictures[0, 2 + run][0] + layout.cell / 2, abs=1)
+            assert x == pytest.approx(layout.images[0, 2 + run][0] + layout.cell / 2, abs=1)
         assert ink[0] == pytest.approx(ink[2], rel=0.05)
         assert ink[1] > 1.2 * ink[0] > 0
 
     def test_long_figures_become_smaller(self):
         text = "accuracy 0.95"
-        short, long = (find_layout([make_row(8, figures=(one,) * 8)], ["a"] * 8) for one in ("0.9", text))
-        assert short.figure_size > long.figure_size > panel._LEAST_FIGURE
-        assert panel.font(1000, True).getlength(text) / 1000 * long.figure_size * long.dpi / 72 <= 1.01 * long.cell
+        short, long = (layout_comparison([make_row(8, scores=(one,) * 8)], ["a"] * 8) for one in ("0.9", text))
+        assert short.score_size > long.score_size > comparison_layout._LEAST_SCORE
+        assert (
+            comparison_layout.font(1000, True).getlength(text) / 1000 * long.score_size * long.dpi / 72
+            <= 1.01 * long.cell
+        )
 
     def test_two_figures_stand_below_one_another_where_columns_are_narrow(self):
         wide, narrow = (
-            find_layout([make_row(runs, figures=("SAD 12.34  MSE 0.012",) * runs)], ["a"] * runs) for runs in (2, 8)
+            layout_comparison([make_row(runs, scores=("SAD 12.34  MSE 0.012",) * runs)], ["a"] * runs)
+            for runs in (2, 8)
         )
-        assert wide.numbers[0][0] == ["SAD 12.34  MSE 0.012"]
-        assert narrow.numbers[0] == [["SAD 12.34", "MSE 0.012"]] * 8
-        assert narrow.figure_size > panel._LEAST_FIGURE
-        bottom = narrow.figures[0, 0][1] + 2 * narrow.points(narrow.figure_size)
-        pixels = render_panel([make_row(8, figures=("SAD 12.34  MSE 0.012",) * 8)], ["a"] * 8)
+        assert wide.scores[0][0] == ["SAD 12.34  MSE 0.012"]
+        assert narrow.scores[0] == [["SAD 12.34", "MSE 0.012"]] * 8
+        assert narrow.score_size > comparison_layout._LEAST_SCORE
+        bottom = narrow.score_places[0, 0][1] + 2 * narrow.points(narrow.score_size)
+        pixels = render_comparison([make_row(8, scores=("SAD 12.34  MSE 0.012",) * 8)], ["a"] * 8)
         assert bottom < len(pixels)
-        x, y = narrow.figures[0, 0]
+        x, y = narrow.score_places[0, 0]
         first, second = pixels[y : (y + bottom) // 2], pixels[(y + bottom) // 2 : bottom]
         assert all((255 - part[:, x - narrow.cell // 2 : x + narrow.cell // 2]).any() for part in (first, second))
 
     @pytest.mark.parametrize("cell", [110, 200, 250, 260, 270, 333])
     def test_bold_figures_are_never_cut(self, cell):
         text = "SAD 0.471  MSE 0.069"
-        layout = find_layout([make_row(3, figures=(text,) * 3, best=1)], ["a", "b", "c"], cell=cell)
-        (lines,) = {tuple(lines) for lines in layout.numbers[0]}
+        layout = layout_comparison([make_row(3, scores=(text,) * 3, best=1)], ["a", "b", "c"], cell=cell)
+        (lines,) = {tuple(lines) for lines in layout.scores[0]}
         assert "  ".join(lines) == text
         for line in lines:
-            pixels = layout.points(layout.figure_size)
-            assert panel.font(pixels, True).getlength(line) <= layout.cell
+            pixels = layout.points(layout.score_size)
+            assert comparison_layout.font(pixels, True).getlength(line) <= layout.cell
 
     def test_names_legend_and_caption_change_pixels(self):
         row = make_row(2)
-        plain = render_panel([row], ["a", "b"], cell=80)
-        assert (plain != render_panel([dataclasses.replace(row, name="other")], ["a", "b"], cell=80)).any()
-        assert (plain != render_panel([row], ["a", "c"], cell=80)).any()
-        captioned = render_panel([row], ["a", "b"], caption=["One sentence.", "And another."], cell=80)
+        plain = render_comparison([row], ["a", "b"], cell=80)
+        assert (plain != render_comparison([dataclasses.replace(row, name="other")], ["a", "b"], cell=80)).any()
+        assert (plain != render_comparison([row], ["a", "c"], cell=80)).any()
+        captioned = render_comparison([row], ["a", "b"], caption=["One sentence.", "And another."], cell=80)
         np.testing.assert_array_equal(captioned[: len(plain) - 8], plain[:-8])
         assert len(captioned) > len(plain)
-        nameless = find_layout([dataclasses.replace(row, name="")], ["a", "b"], cell=80)
-        assert nameless.lefts[0] < find_layout([row], ["a", "b"], cell=80).lefts[0]
+        nameless = layout_comparison([dataclasses.replace(row, name="")], ["a", "b"], cell=80)
+        assert nameless.lefts[0] < layout_comparison([row], ["a", "b"], cell=80).lefts[0]
 
     def test_the_legend_shows_its_colours_and_wraps(self):
         colours = class_palette(30)
         legend = [(f"class number {index}", colour) for index, colour in enumerate(colours)]
-        layout = find_layout([make_row(2)], ["a", "b"], legend=legend)
-        pixels = render_panel([make_row(2)], ["a", "b"], legend=legend, caption=["A caption."])
+        layout = layout_comparison([make_row(2)], ["a", "b"], legend=legend)
+        pixels = render_comparison([make_row(2)], ["a", "b"], legend=legend, caption=["A caption."])
         assert len({y for _, y, *_ in layout.legend}) > 3
         bottom = max(y + height for _, y, _, height in layout.crops.values())
         half = layout.points(5.6) // 2
@@ -388,13 +394,13 @@ class TestWords:
             assert y > bottom
             assert text == name
             assert pixels[y + half, x + half].tolist() == colour.tolist()
-            assert x + panel.font(layout.points(6)).getlength(text) < layout.width
+            assert x + comparison_layout.font(layout.points(6)).getlength(text) < layout.width
 
     def test_names_with_marks(self):
-        row = dataclasses.replace(make_row(1), name="a\nb $x_1$ \x1b[31m", figures=("$\\alpha$",))
-        write = render_panel([row], ["$x$"], caption=["$y"], legend=[("$z$", (1, 2, 3))], cell=100)
+        row = dataclasses.replace(make_row(1), name="a\nb $x_1$ \x1b[31m", scores=("$\\alpha$",))
+        write = render_comparison([row], ["$x$"], caption=["$y"], legend=[("$z$", (1, 2, 3))], cell=100)
         assert write.shape[2] == 3
-        assert "\n" not in find_layout([row], ["$x$"]).names[0][2]
+        assert "\n" not in layout_comparison([row], ["$x$"]).names[0][2]
 
 
 class TestFiles:
@@ -403,7 +409,7 @@ class TestFiles:
         rows = [make_row(2), make_row(2, (48, 30), seed=5)]
         options = {"caption": ["Words."], "legend": [("wall", (9, 99, 200))], "cell": 100}
         for name in ("one", "two"):
-            write_panel(rows, ["a", "b"], tmp_path / f"{name}.{ending}", **options)
+            write_comparison(rows, ["a", "b"], tmp_path / f"{name}.{ending}", **options)
         one, two = ((tmp_path / f"{name}.{ending}").read_bytes() for name in ("one", "two"))
         assert one == two
         assert len(one) > 1000
@@ -411,26 +417,26 @@ class TestFiles:
 
     def test_vector_files_hold_the_pixels_themselves(self, tmp_path):
         row = make_row(2, (24, 32))
-        write_panel([row], ["a", "b"], tmp_path / "p.pdf")
+        write_comparison([row], ["a", "b"], tmp_path / "p.pdf")
         text = (tmp_path / "p.pdf").read_bytes()
         # Truth and two results as they are, and their windows; the image is enlarged smoothly.
         assert text.count(b"/Width 32") == 3
         assert text.count(b"/Width 6\n") + text.count(b"/Width 6 ") == 3
         large = make_row(2, (300, 600), box=None)
-        write_panel([large], ["a", "b"], tmp_path / "l.pdf", cell=100)
+        write_comparison([large], ["a", "b"], tmp_path / "l.pdf", cell=100)
         assert b"/Width 600" not in (tmp_path / "l.pdf").read_bytes()
 
     @pytest.mark.parametrize(
         ("change", "options", "message"),
         [
-            ({}, {"name": "p.jpg"}, "a panel cannot be written as .jpg. Endings: .png .pdf .svg"),
+            ({}, {"name": "p.jpg"}, "a comparison cannot be written as .jpg. Endings: .png .pdf .svg"),
             ({}, {"name": "p"}, "a file without an ending"),
             ({}, {"rows": []}, "no image to draw"),
             ({"results": ()}, {"columns": []}, "no run to draw"),
             ({}, {"columns": ["a"]}, "'image 0' has 2 results for 1 columns"),
-            ({"figures": ("x",), "best": None}, {}, "1 figures for 2 columns"),
-            ({"best": 2}, {}, "figure 2 is said to be the best of 2"),
-            ({"best": -1}, {}, "figure -1"),
+            ({"scores": ("x",), "best": None}, {}, "1 scores for 2 columns"),
+            ({"best": 2}, {}, "best=2, but there are 2 scores"),
+            ({"best": -1}, {}, "best=-1"),
             ({"truth": np.zeros((24, 31), np.uint8)}, {}, r"its truth is \(24, 31\) uint8, needed is \(24, 32\) or"),
             ({"results": (np.zeros((24, 32)),) * 2}, {}, "its result of a is .* float64"),
             ({"results": (np.zeros((24, 32, 4), np.uint8),) * 2}, {}, r"its result of a is \(24, 32, 4\)"),
@@ -442,7 +448,7 @@ class TestFiles:
             ({"box": Box(-1, 0, 6)}, {}, "does not lie"),
             ({"box": Box(0, -1, 6)}, {}, "does not lie"),
             ({"box": Box(0, 0, 0)}, {}, "does not lie"),
-            ({}, {"cell": 31}, "cells of 31 pixels: nothing is seen in fewer than 32"),
+            ({}, {"cell": 31}, "cell=31: must be at least 32 pixels"),
         ],
     )
     def test_errors_leave_the_old_file(self, tmp_path, change, options, message):
@@ -451,16 +457,16 @@ class TestFiles:
         (tmp_path / name).write_text("old")
         rows = [dataclasses.replace(make_row(2), **change)] if rows is None else rows
         with pytest.raises(FadevizError, match=message) as caught:
-            write_panel(rows, columns, tmp_path / name, **options)
+            write_comparison(rows, columns, tmp_path / name, **options)
         assert "\n" not in str(caught.value)
         assert (tmp_path / name).read_text() == "old"
         assert [file.name for file in tmp_path.iterdir()] == [name]
 
     def test_a_page_of_too_many_pixels_is_refused_early(self, monkeypatch):
-        monkeypatch.setattr(panel, "MAX_PIXELS", 10_000)
+        monkeypatch.setattr(comparison_layout, "MAX_PIXELS", 10_000)
         with pytest.raises(FadevizError, match="and 10,000 are the limit. Use smaller cells"):
-            find_layout([make_row(2)], ["a", "b"])
+            layout_comparison([make_row(2)], ["a", "b"])
 
     def test_no_torch(self):
-        code = "import sys, fadeviz.render.panel; sys.exit('torch' in sys.modules)"
+        code = "import sys, fadeviz.render.comparison; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

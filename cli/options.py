@@ -1,0 +1,32 @@
+"""Options that several commands have: the same words, the same sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .runs import CALL as CALL_HELP
+from .runs import RUN
+
+RUNS = click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
+LAYER = click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]")
+KIND = click.option("--kind", default="feature", show_default=True,
+                    help="Kind of map: feature, gradient, channels, gate, kernel_entropy, constant, kernels or "
+                         "guide.")  # fmt: skip
+CALL = click.option("--call", type=int, default=0, show_default=True, help=CALL_HELP)
+STEPS = click.option("--steps", metavar="SCHEDULE",
+                     help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")  # fmt: skip
+COLORMAP = click.option("--colormap", default="gray", show_default=True,
+                        help="gray, viridis, magma, cividis, or any name that matplotlib knows.")  # fmt: skip
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights and the data order.")
+DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
+                      help="Device to compute on; auto takes a GPU if there is one.")  # fmt: skip
+SIZE = click.option("--size", type=int, metavar="N",
+                    help="Shorter side at which the network sees an image.  [default: as the run's test images; "
+                         "mattes: the image's own]")  # fmt: skip
+TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
+                       help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
+                            "each image]")  # fmt: skip
+
+__all__ = ["CALL", "COLORMAP", "DEVICE", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS"]

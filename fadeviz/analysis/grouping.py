@@ -1,0 +1,177 @@
+"""Which runs are seeds of one operator, whether runs can be compared, and caveats about them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import FadevizError
+from ..storage.maps import Maps
+from ..storage.metrics import headline
+from ..storage.several_runs import check_layer, run_labels
+from ..storage.snapshots import CHANNEL_KINDS, KINDS
+from ..storage.stored_run import StoredRun
+from .regions import Regions
+
+FEW_SEEDS = 5
+"""Number of seeds below which a percentile interval is too narrow."""
+
+_EVERY_STUDY_DIFFERS = ("upsampler", "seed")
+_ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
+_ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
+_NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
+
+
+def group_runs(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
+    """The runs of each operator, ordered by seed; runs with other settings form groups of their own.
+
+    Returns:
+        Groups by the operator's name, with the settings that distinguish them; and notes, a sentence each.
+
+    Raises:
+        FadevizError: if two runs have the same operator, settings and seed.
+    """
+    settings = [{k: v for k, v in run.info.config.items() if k not in _NOT_COMPARED} for run in runs]
+    names = sorted({name for config in settings for name in config})
+    differing = [name for name in names if len({repr(config[name]) for config in settings if name in config}) > 1]
+    labelled: dict[str, list[StoredRun]] = {}
+    for run, config in zip(runs, settings, strict=True):
+        twins = [other for other, twin in zip(settings, runs, strict=True) if twin.name == run.name]
+        # A setting that a run does not have is newer than the run: nothing is known to differ.
+        distinguishing = [
+            name
+            for name in differing
+            if name in config and any(name in other and other[name] != config[name] for other in twins)
+        ]
+        values = ", ".join(f"{name}={config[name]}" for name in distinguishing)
+        labelled.setdefault(f"{run.name} ({values})" if values else run.name, []).append(run)
+    groups = {name: group for label, members in labelled.items() for name, group in _by_path(label, members).items()}
+    for label, members in groups.items():
+        members.sort(key=lambda run: (setting(run, "seed") is None, setting(run, "seed")))
+        _check_seeds(label, members)
+    return groups, (*(f"the runs differ in {name}" for name in differing), *_notes(runs, groups))
+
+
+def _check_seeds(label: str, members: Sequence[StoredRun]) -> None:
+    """Raise if two runs of a group, ordered by seed, have the same seed."""
+    for first, second in itertools.pairwise(members):
+        if setting(first, "seed") == setting(second, "seed"):
+            raise FadevizError(
+                f"{first.address} and {second.address} are both {label} with seed {setting(first, 'seed')}. "
+                "Give one of them"
+            )
+
+
+def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]]) -> list[str]:
+    """Caveats about unreadable files, lengths and numbers of seeds."""
+    notes = [f"{run.address}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
+    last = min(run.steps[-1] for run in runs)
+    longer = sum(run.steps[-1] > last for run in runs)
+    if longer:
+        runs_are = "1 run is" if longer == 1 else f"{longer} runs are"
+        notes.append(f"measured up to step {last}, where the shortest run ends; {runs_are} longer")
+    single = [label for label, members in groups.items() if len(members) == 1]
+    if single:
+        which = "one seed per operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
+        notes.append(f"{which}: the intervals cover the variation between images, not between trainings")
+    few = [label for label, members in groups.items() if 1 < len(members) < FEW_SEEDS]
+    if few:
+        which = "fewer" if len(few) == len(groups) else f"{', '.join(few)}: fewer"
+        notes.append(f"{which} than {FEW_SEEDS} seeds: intervals over so few seeds are too narrow")
+    return notes
+
+
+def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]:
+    """Group runs of the same name: together, or by their paths if their seeds do not distinguish them.
+
+    The latter are runs without a seed, and runs named after folders of the same name.
+    """
+    seeds = [setting(run, "seed") for run in members]
+    repeated = {seed for seed in seeds if seeds.count(seed) > 1}
+    named = all(run.info.upsampler for run in members)
+    places = {run.path_parts for run in members}
+    if len(places) < len(members) or not repeated or (named and repeated != {None}):
+        return {label: members}
+    return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
+
+
+def note_uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[str]:
+    """Notes on what only some runs of an operator have: it is not measured, because a measure needs all runs."""
+    notes = []
+    for label, members in groups.items():
+        kinds = [run.layers[layer] for run in members]
+        some = [kind for kind in KINDS if 0 < sum(kind in recorded for recorded in kinds) < len(members)]
+        tested = [any(headline(line) for line in run.metrics()) for run in members]
+        some += ["tests"] if any(tested) and not all(tested) else []
+        if some:
+            notes.append(f"{label}: not all of its runs have {', '.join(some)}, so these are not measured")
+    return notes
+
+
+def setting(run: StoredRun, name: str) -> Any:
+    """The value of a run's setting; None if the run does not have it."""
+    return run.info.config.get(name)
+
+
+def check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: int) -> str:
+    """Check that runs can be compared, and choose the layer.
+
+    Returns:
+        The layer's dotted name: ``layer``, or by default the first run's ``default_layer(kind)``.
+
+    Raises:
+        FadevizError: if there is no run, or a run is given twice; if a run has no such maps; if the kind has several
+            maps per image; or if the runs observed different images.
+    """
+    if not runs:
+        raise FadevizError("no run to measure. Give at least one run folder")
+    if kind in CHANNEL_KINDS:
+        raise FadevizError(f"kind={kind!r} has many maps per image. Measure one of feature, gradient, gate")
+    for first, second in itertools.combinations(runs, 2):
+        if first.same_folder(second):
+            raise FadevizError(f"{first.address} and {second.address} are the same run, {first.run_id}. Give it once")
+    chosen = layer if layer is not None else runs[0].default_layer(kind)
+    observed = (*runs[0].observation, runs[0].foregrounds)
+    check_layer(runs, chosen, kind, call)
+    for run in runs:
+        if not all(map(np.array_equal, observed, (*run.observation, run.foregrounds))):
+            raise FadevizError(
+                f"{runs[0].address} and {run.address} observed different images: they cannot be compared. "
+                "Record both with the same data, size and observation settings"
+            )
+    return chosen
+
+
+def check_size(run: StoredRun, maps: Maps, layer: str, first: StoredRun, regions: Sequence[Regions]) -> None:
+    """Raise unless the maps of a run have the size of the first run's regions.
+
+    Raises:
+        FadevizError: if the number of maps or their size differs.
+    """
+    size = regions[0].band.shape
+    if maps.shape[1:] != (len(regions), *size):
+        raise FadevizError(
+            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.address}, but {len(regions)} of "
+            f"{size[0]}x{size[1]} in {first.address}: they cannot be compared. Choose a layer of one size: layer=..."
+        )
+
+
+def describe_inside(run: StoredRun) -> str:
+    """What counts as the inside in a run's observed images, as a sentence; empty for masks of only two classes."""
+    if run.mattes is not None:
+        return "the masks come from the true mattes: inside is where alpha is at least one half"
+    names = class_names(run)
+    if not names:
+        return ""
+    shown = "; ".join(names)
+    return f"the masks show one class of each image ({shown}): inside is that class, outside everything else"
+
+
+def class_names(run: StoredRun) -> list[str]:
+    """Name of the class that is inside in each observed image; empty for data with only two classes."""
+    chosen = run.info.observation.foreground or ()
+    names = run.info.data.classes
+    return [names[index] if 0 <= index < len(names) else f"class {index}" for index in chosen]

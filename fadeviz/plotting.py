@@ -1,0 +1,332 @@
+"""Plots of an analysis: its curves and distance-time maps as panels, written to PNG, PDF or SVG files."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from .analysis.curves import Curves
+from .analysis.grouping import describe_inside
+from .analysis.kymograph import Kymograph
+from .analysis.measures import MEASURES, PLOTS, describe_group
+from .analysis.order import OperatorOrder
+from .analysis.result import Analysis, analyze
+from .analysis.verdicts import is_representative
+from .errors import FadevizError, unknown_name
+from .render.labels import brief, provenance
+from .render.page import check_ending
+from .render.panels import Curve, CurvePanel, KymographPanel, shown_distances
+from .render.plots import write_curves, write_kymographs
+from .storage.opening import RunLike
+
+
+@dataclass(frozen=True)
+class Plot:
+    """What one plot shows, before it is drawn.
+
+    Attributes:
+        what: a name in ``PLOTS``.
+        caption: sentences below the panels.
+        provenance: ids of the runs, for the file's metadata.
+        curves: panels of curves; empty for a plot of distance-time maps.
+        kymographs: distance-time maps; empty for a plot of curves.
+        quantity: label of the colour bar of distance-time maps.
+        left_out: titles of the operators that lack what the plot shows.
+    """
+
+    what: str
+    caption: str
+    provenance: str
+    curves: tuple[CurvePanel, ...] = ()
+    kymographs: tuple[KymographPanel, ...] = ()
+    quantity: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+class WrittenPlots(NamedTuple):
+    """The result of :func:`plot`.
+
+    Attributes:
+        files: the files, in the order of the plots.
+        notes: caveats about the runs, and operators that a plot leaves out; a sentence each, without a full stop.
+    """
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...]
+
+
+def plot(
+    runs: RunLike | Sequence[RunLike] | Analysis,
+    output: str | os.PathLike[str],
+    *,
+    what: str | Sequence[str] = "kymograph",
+    layer: str | None = None,
+    kind: str = "feature",
+    call: int = 0,
+    responses: str = "plain",
+    until: str = "end",
+) -> WrittenPlots:
+    """Plot what was measured: distance-time maps, or curves over the training with 95 % intervals.
+
+    Args:
+        runs: one or more runs that observed the same images (open runs, folders or addresses); or an analysis of them,
+            whose layer, kind, call, responses and ``until`` are plotted then.
+        output: file to write; its ending decides: .png, .pdf or .svg. For several plots the name contains ``{what}``:
+            ``figures/{what}.png``.
+        what: plot or plots to write, names in :data:`~fadeviz.analysis.measures.PLOTS`.
+        layer, kind, call, responses, until: see :func:`~fadeviz.analysis.result.analyze`.
+
+    Returns:
+        The files that were written, and notes for their reader.
+
+    Raises:
+        FadevizError: if a plot is unknown, the file ending is not supported, or there are several plots but one file;
+            if no run has what a plot shows; and see :func:`~fadeviz.analysis.result.analyze`.
+
+    Example::
+
+        fadeviz.plot(["outputs/fade", "outputs/carafe"], "figures/{what}.svg", what=["kymograph", "responses"])
+    """
+    names = list(dict.fromkeys([what] if isinstance(what, str) else what))
+    for name in names:
+        if name not in PLOTS:
+            raise unknown_name("plot", name, PLOTS)
+    target = os.fspath(output)
+    if len(names) > 1 and "{what}" not in target:
+        raise FadevizError(f"several plots, but one file {target}. Put {{what}} into its name: plot_{{what}}.png")
+    check_ending(target, "plot")  # before minutes of measuring
+    if isinstance(runs, Analysis):
+        analysis = runs
+    else:
+        analysis = analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
+    files, notes = [], []
+    for name in names:
+        made = make_plot(analysis, name)
+        files.append(Path(target.replace("{what}", name)))
+        write_plot(made, files[-1])
+        if made.left_out:
+            notes.append(f"left out {', '.join(made.left_out)}: not all runs have what the plot {name!r} shows")
+    return WrittenPlots(tuple(files), (*notes, *analysis.notes))
+
+
+def make_plot(analysis: Analysis, what: str) -> Plot:
+    """The panels and the caption of one plot.
+
+    Args:
+        analysis: what was measured.
+        what: a name in ``PLOTS``.
+
+    Raises:
+        FadevizError: if the plot is unknown, or no run has what it shows.
+    """
+    if what not in PLOTS:
+        raise unknown_name("plot", what, PLOTS)
+    order = analysis.order
+    caption = [_subject(analysis, what)]
+    inside = describe_inside(order.operators[0].runs[0])
+    if inside and what in _OF_THE_INSIDE:
+        caption.append(f"{inside[0].upper()}{inside[1:]}.")
+    origin = provenance([run for operator in order.operators for run in operator.runs])
+    if what in _KYMOGRAPHS:
+        quantity, explanation = _KYMOGRAPHS[what]
+        kymographs = [_kymograph(operator, what) for operator in order.operators]
+        caption += [f"Dashed: the contour. White: chance level (0.5). {_cut_off(kymographs)}{explanation}"]
+        panels = tuple(
+            KymographPanel(operator.title, _subtitle(operator), order.steps, kymograph.edges, kymograph.value)
+            for operator, kymograph in zip(order.operators, kymographs, strict=True)
+        )
+        label = f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)"
+        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=label)
+    curves = tuple((_by_operator if what in _BY_OPERATOR else _by_measure)(analysis, what))
+    if not curves:
+        raise FadevizError(f"none of the runs has what the plot {what!r} shows. {_remedy(analysis, what)}")
+    caption.append(_explanation(analysis, what))
+    left_out = [
+        operator.title
+        for operator, own in zip(order.operators, analysis.curves.values(), strict=True)
+        if not any(MEASURES[name].group == what for name in own)
+    ]
+    return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
+
+
+def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
+    """Draw a plot and write it to a file; the ending decides: .png, .pdf or .svg.
+
+    Raises:
+        FadevizError: if the file ending is not supported, or the file cannot be written.
+    """
+    if made.curves:
+        write_curves(made.curves, output, caption=made.caption, provenance=made.provenance)
+    else:
+        write_kymographs(
+            made.kymographs, output, quantity=made.quantity, caption=made.caption, provenance=made.provenance
+        )
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+_KYMOGRAPHS = {
+    "kymograph": (
+        "values",
+        "A front that moves from the contour inwards: the interior fills from its outline; a front that moves "
+        "outwards to the contour: it grows from its centre.",
+    ),
+    "edge-kymograph": ("steepness", "An orange line along the contour: an outline."),
+}
+_OF_THE_INSIDE = ("kymograph", "edge-kymograph", "responses", "gate", "classes")
+_MANY = 4
+"""Number of images above which a caption counts them instead of naming them."""
+
+
+def _subject(analysis: Analysis, what: str) -> str:
+    """What was measured, of how many images and runs."""
+    order = analysis.order
+    runs = sum(len(operator.runs) for operator in order.operators)
+    count = f"{runs} run{'s' * (runs > 1)}"
+    if what == "quality":
+        return f"The whole network on its test images, {count}."
+    images = f"{len(order.images)} image{'s' * (len(order.images) > 1)}"
+    if len(order.images) <= _MANY:
+        images += f" ({', '.join(map(brief, order.images))})"
+    return f"{order.layer_title}, {order.kind}; {images}, {count}."
+
+
+def _explanation(analysis: Analysis, what: str) -> str:
+    """What the curves and bands are."""
+    if what == "quality":
+        note = describe_group(what, {name for curves in analysis.curves.values() for name in curves})[1]
+        return " ".join(filter(None, ["Lines: median over runs; bands: its 95 % interval over seeds.", note]))
+    lines = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
+    if what == "responses":
+        return (
+            f"{lines} Dotted curves: the responses for mismatched masks, those of the other images, which position "
+            "alone explains. Vertical lines: median t50, where enough maps have one."
+        )
+    if what in ("learning", "classes"):
+        return f"{lines} Kernels, guide and decoder feature: of the first images only, those recorded in full."
+    return lines
+
+
+def _cut_off(kymographs: Sequence[Kymograph]) -> str:
+    """A sentence on the distances that are not drawn; empty if all are."""
+    edges = [kymograph.edges for kymograph in kymographs]
+    last, farthest = shown_distances(edges)[1], max(float(bins[-1]) for bins in edges)
+    return f"Not drawn: distances of {last:g} to {farthest:g} px outside. " if farthest > last else ""
+
+
+def _remedy(analysis: Analysis, what: str) -> str:
+    """What to do if no run has what a plot shows; it depends on whether a command or a user's own loop recorded it."""
+    order = analysis.order
+    run = order.operators[0].runs[0]
+    by_command = "upsampler" in run.info.config
+    if what == "quality" and by_command:
+        return (
+            f"{run.address}/metrics.jsonl has no test up to step {order.steps[-1]}: "
+            f"continue with fadeviz record --resume --out {run.address}"
+        )
+    if what == "quality":
+        return "Log test results in your training loop: recorder.log(step, miou=...), or sad=... for mattes"
+    kinds = {"gate": "gate,kernel_entropy", "classes": "channels"}.get(what)
+    if kinds is None:
+        return "The maps are constant or not finite at every step"
+    how = f"fadeviz record --kinds {kinds} ..." if by_command else f'Recorder(..., kinds="{kinds}")'
+    return f"Record it, with an operator that has it: {how}"
+
+
+# --- panels -----------------------------------------------------------------------------------------------------------
+
+_BY_OPERATOR = ("responses", "learning", "gate", "classes")
+"""Groups of measures with one panel per operator; the others have one panel per measure."""
+
+_UNITS = {
+    "responses": "response (1: perfect)",
+    "learning": "similarity to the last snapshot",
+    "gate": "mean",
+    "classes": "cosine similarity",
+}
+_SPANS = {"responses": (-0.5, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
+_RESPONSES = ("edge", "edge_mismatched", "interior", "interior_mismatched")
+
+_SAME_COLOUR = (
+    ("_mismatched", ""),
+    ("_cka", "_correlation"),
+    ("entropy_", "gate_"),
+    ("inter_", "intra_"),
+)
+"""Measures that take the colour of another one: part of the name, and what stands there in the other's."""
+
+
+def _subtitle(operator: OperatorOrder) -> str:
+    return f"{len(operator.seeds)} seed{'s' if len(operator.seeds) > 1 else ''}; {operator.verdict.label}"
+
+
+def _kymograph(operator: OperatorOrder, what: str) -> Kymograph:
+    return operator.value_kymograph if what == "kymograph" else operator.gradient_kymograph
+
+
+def _by_operator(analysis: Analysis, what: str) -> list[CurvePanel]:
+    """A panel for each operator, a curve for each measure."""
+    panels = []
+    for operator, measured in zip(analysis.order.operators, analysis.curves.values(), strict=True):
+        names = [name for name in measured if MEASURES[name].group == what]
+        marks = {}
+        if what == "responses":
+            names, marks = [name for name in _RESPONSES if name in measured], _marks(operator)
+        curves = [_curve(measured, name, what, marks) for name in names]
+        if curves:
+            panels.append(CurvePanel(operator.title, _subtitle(operator), _UNITS[what], curves, _SPANS.get(what)))
+    return panels
+
+
+def _marks(operator: OperatorOrder) -> dict[str, float]:
+    """The median t50 of each response, where enough maps have one."""
+    times = {"edge": operator.edge_t50, "interior": operator.interior_t50}
+    return {name: t50.estimate for name, t50 in times.items() if is_representative(t50, operator.lead.size)}
+
+
+def _curve(measured: Curves, name: str, what: str, marks: Mapping[str, float]) -> Curve:
+    curve, like = measured[name], None
+    for part, other in _SAME_COLOUR:
+        if part in name:
+            like = _label(name.replace(part, other), what)
+    return Curve(
+        _label(name, what),
+        curve.steps,
+        curve.middle,
+        curve.low,
+        curve.high,
+        mark=marks.get(name, math.nan),
+        like=like,
+        faint=name.endswith("_mismatched"),
+    )
+
+
+def _label(name: str, what: str) -> str:
+    measure = MEASURES[name]
+    return f"{measure.title} ({measure.unit})" if what == "learning" else measure.title
+
+
+def _by_measure(analysis: Analysis, what: str) -> list[CurvePanel]:
+    """A panel for each measure, a curve for each operator."""
+    order = analysis.order
+    titles = [operator.title for operator in order.operators]
+    labels = titles if len(set(titles)) == len(titles) else [operator.name for operator in order.operators]
+    panels = []
+    for name, measure in MEASURES.items():
+        if measure.group != what:
+            continue
+        curves = [
+            Curve(label, own[name].steps, own[name].middle, own[name].low, own[name].high)
+            for label, own in zip(labels, analysis.curves.values(), strict=True)
+            if name in own
+        ]
+        if curves:
+            panels.append(CurvePanel(measure.title, measure.meaning, measure.unit, curves))
+    return panels
+
+
+__all__ = ["PLOTS", "Plot", "WrittenPlots", "make_plot", "plot", "write_plot"]

@@ -22,7 +22,8 @@ from fadeviz.data.sets import DataOptions, find_data
 from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
-from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, settings_of, train
+from fadeviz.experiment import RunConfig, count_workers, differing_settings, load_data, settings_of, train
+from fadeviz.experiment.config import run_id
 from fadeviz.training.batches import batches, draw_pool, to_tensors, work_through
 from fadeviz.training.matting import to_matting_tensors
 
@@ -327,7 +328,7 @@ class TestPool:
     def test_a_run_reads_it_in_shuffled_epochs(self, tmp_path):
         config = RunConfig(size=32, width=1 / 16, batch_size=2, steps=3, observe=1, pool=5, labels="shuffled")
         told = []
-        done = train(config, tmp_path / "run", note=told.append)
+        done = train(config, tmp_path / "run", on_note=told.append)
         assert "pool: 5 of 5 images drawn" in told
         assert done.info.config["pool"] == done.info.data["pool"] == 5
         pooled = load_data(config).train
@@ -342,10 +343,10 @@ class TestSettings:
         ids = []
         for changes in ({}, {"workers": 3}, {"pool": 3}):
             other = dataclasses.replace(config, **changes)
-            ids.append(_run_id(other, load_data(other), "none", cpu))
+            ids.append(run_id(other, load_data(other).info, "none", "cpu"))
             assert bool(differing_settings(settings_of(config), other)) == ("pool" in changes)
         assert ids[0] == ids[1] != ids[2]
-        assert _run_id(config, splits, "none", cpu) == ids[0]
+        assert run_id(config, splits.info, "none", "cpu") == ids[0]
 
     def test_how_many_workers(self):
         plain, cpu, cuda = RunConfig(steps=1), torch.device("cpu"), torch.device("cuda")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import os
 import pickle
 import signal
@@ -29,8 +30,6 @@ from fadeviz.errors import MissingExtra
 from fadeviz.experiment import (
     PAPER_SCHEDULE,
     RunConfig,
-    _threads_as_before,
-    _Work,
     build_model,
     choose_device,
     differing_settings,
@@ -38,6 +37,9 @@ from fadeviz.experiment import (
     train,
     usable_cores,
 )
+from fadeviz.experiment.checkpoints import Checkpoints
+from fadeviz.experiment.session import Session
+from fadeviz.experiment.training_run import earlier_threads
 from fadeviz.models import build_network
 from fadeviz.recording.probe import Probe
 from fadeviz.storage.check import check_run
@@ -126,7 +128,7 @@ def test_same_command_same_bytes(whole, tmp_path):
 def test_layers_that_a_glob_leaves_out_are_noted(tmp_path):
     config = dataclasses.replace(SMALL, layers="*", kinds="feature", steps=1, snapshots="1", evaluate_every=1)
     said: list[str] = []
-    finished = train(config, tmp_path / "run", note=said.append)
+    finished = train(config, tmp_path / "run", on_note=said.append)
     assert list(finished.layers) == ["head"]
     (note,) = finished.info.notes
     assert said == [note]
@@ -178,12 +180,12 @@ def test_a_run_from_before_the_labels_setting_is_resumed(whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, tmp_path / "run", report=stop)
+        train(SMALL, tmp_path / "run", on_progress=stop)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["config"].pop("labels") == "true"
     (tmp_path / "run" / "run.json").write_text(json.dumps(info))
     assert read_config(tmp_path / "run") == SMALL
-    with pytest.raises(FadevizError, match="other settings: labels was 'true', is 'shuffled'. Use --overwrite"):
+    with pytest.raises(FadevizError, match="other settings: labels was 'true', is 'shuffled'. Use overwrite=True"):
         train(dataclasses.replace(SMALL, labels="shuffled"), tmp_path / "run", resume=True)
     train(SMALL, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(whole)
@@ -197,7 +199,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, tmp_path / "run", report=stop)
+        train(SMALL, tmp_path / "run", on_progress=stop)
     half = open_run(tmp_path / "run")
     assert half.info.status == "interrupted"
     assert half.steps[-1] <= stop_at
@@ -214,16 +216,16 @@ def test_what_resuming_does_not_bring_back_is_said(tmp_path, finished):
         train(tiny, tmp_path / "run")
     else:
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "run", report=send(signal.SIGINT, 3))
+            train(tiny, tmp_path / "run", on_progress=send(signal.SIGINT, 3))
     for step in (0, 2):
         (tmp_path / "run" / "snapshots" / f"step_{step:06d}.safetensors").unlink()
     notes = []
-    assert train(tiny, tmp_path / "run", resume=True, note=notes.append).steps == (1, 3, 4)
+    assert train(tiny, tmp_path / "run", resume=True, on_note=notes.append).steps == (1, 3, 4)
     lost = "scheduled steps without a whole snapshot: 0, 2. Only recording the run anew brings them back"
     assert notes == [f"{tmp_path / 'run'}: {lost}"]
     assert [fault.what for fault in check_run(tmp_path / "run")] == [lost]
     notes = []
-    train(tiny, tmp_path / "run", overwrite=True, note=notes.append)
+    train(tiny, tmp_path / "run", overwrite=True, on_note=notes.append)
     assert notes == check_run(tmp_path / "run") == []
 
 
@@ -244,7 +246,7 @@ class TestSignals:
         number = getattr(signal, name)
         before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(Interrupted) as caught:
-            train(SMALL, tmp_path / "run", report=send(number, 5))
+            train(SMALL, tmp_path / "run", on_progress=send(number, 5))
         error = caught.value
         assert (error.signal, error.step, error.steps, error.saved) == (number, 5, 8, 5)
         assert not error.finished
@@ -257,34 +259,35 @@ class TestSignals:
         assert final_weights(tmp_path / "run")["step"] == 5  # though checkpoints are due every third
         assert {one: signal.getsignal(one) for one in before} == before
         steps = []
-        train(SMALL, tmp_path / "run", resume=True, report=lambda progress: steps.append(progress.step))
+        train(SMALL, tmp_path / "run", resume=True, on_progress=lambda progress: steps.append(progress.step))
         assert steps == [6, 7, 8]
         assert files(tmp_path / "run") == files(whole)
         assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
 
-    @pytest.mark.parametrize("where", ["look", "save", "task.evaluate", "store.append_metrics"])
+    @pytest.mark.parametrize("where", ["observer.observe", "checkpoints.save", "parts.task.evaluate", "writer.log"])
     def test_amid_whatever_is_done_after_a_step(self, whole, tmp_path, monkeypatch, where):
         """During an observation, a checkpoint, a test, or a line of the metrics: it is brought to its end."""
-        real = _Work.after
+        real = Session.on_step_end
 
         def after(work, result):
             if result.step == 4:  # a test and an observation are due
                 holder, _, name = where.rpartition(".")
-                of = getattr(work, holder) if holder else work
+                of = operator.attrgetter(holder)(work)
                 done = getattr(of, name)
 
                 def told(*args, **options):
                     os.kill(os.getpid(), signal.SIGTERM)
                     return done(*args, **options)
 
-                monkeypatch.setattr(work, "config", dataclasses.replace(work.config, checkpoint_every=4))
+                config = dataclasses.replace(work.parts.config, checkpoint_every=4)
+                monkeypatch.setattr(work.checkpoints, "_parts", dataclasses.replace(work.parts, config=config))
                 object.__setattr__(of, name, told)
                 real(work, result)
                 object.__setattr__(of, name, done)
             else:
                 real(work, result)
 
-        monkeypatch.setattr(_Work, "after", after)
+        monkeypatch.setattr(Session, "on_step_end", after)
         with pytest.raises(Interrupted) as caught:
             train(SMALL, tmp_path / "run")
         assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, 4, 4)
@@ -308,13 +311,13 @@ class TestSignals:
         assert not (tmp_path / "run").exists()
 
     def test_while_the_first_files_are_written(self, whole, tmp_path, monkeypatch):
-        real = _Work.begin
+        real = Session.begin
 
         def begin(work, overwrite):
             os.kill(os.getpid(), signal.SIGHUP)
             return real(work, overwrite)
 
-        monkeypatch.setattr(_Work, "begin", begin)
+        monkeypatch.setattr(Session, "begin", begin)
         with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True continues at step 1$"):
             train(SMALL, tmp_path / "run")
         assert open_run(tmp_path / "run").info.status == "interrupted"
@@ -324,7 +327,7 @@ class TestSignals:
 
     def test_after_the_last_step_the_run_is_finished_and_the_caller_is_told(self, whole, tmp_path):
         with pytest.raises(Interrupted, match="after the last of 8 steps; the run is finished") as caught:
-            train(SMALL, tmp_path / "run", report=send(signal.SIGTERM, 8))
+            train(SMALL, tmp_path / "run", on_progress=send(signal.SIGTERM, 8))
         assert caught.value.finished
         assert open_run(tmp_path / "run").info.status == "finished"
         assert files(tmp_path / "run") == files(whole)
@@ -358,13 +361,13 @@ class TestSignals:
 
     def test_stopped_again_before_a_step_it_writes_no_checkpoint_anew(self, tmp_path, monkeypatch):
         """By which a job that gets nowhere is known (sweep/slurm.py)."""
-        real = _Work.begin
-        monkeypatch.setattr(_Work, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
+        real = Session.begin
+        monkeypatch.setattr(Session, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
         with pytest.raises(Interrupted):
             train(SMALL, tmp_path / "run")
         written = (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns
-        go_on = _Work.go_on
-        monkeypatch.setattr(_Work, "go_on", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), go_on(*args))[1])
+        resume = Session.resume
+        monkeypatch.setattr(Session, "resume", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), resume(*args))[1])
         with pytest.raises(Interrupted, match="at step 0 of 8"):
             train(SMALL, tmp_path / "run", resume=True)
         assert (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns == written
@@ -402,7 +405,7 @@ class TestSignals:
     def test_what_was_ignored_stays_ignored(self, tmp_path):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
         try:
-            train(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", report=send(signal.SIGHUP, 1))
+            train(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", on_progress=send(signal.SIGHUP, 1))
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGHUP, before)
@@ -429,22 +432,22 @@ class TestSignals:
         def full(*args):
             raise FadevizError("disk full while writing last.pt")
 
-        monkeypatch.setattr("fadeviz.experiment.write_checkpoint", full)
+        monkeypatch.setattr("fadeviz.experiment.checkpoints.write_checkpoint", full)
         with pytest.raises(FadevizError, match="disk full"):
-            train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", report=send(signal.SIGINT, 2))
+            train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", on_progress=send(signal.SIGINT, 2))
         assert open_run(tmp_path / "run").info.status == "failed"
 
     @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
     def test_the_command_says_where_it_goes_on(self, tmp_path, monkeypatch, name, code):
         number = getattr(signal, name)
-        real = _Work.after
+        real = Session.on_step_end
 
         def after(work, result):
             real(work, result)
             if result.step == stop_at:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(_Work, "after", after)
+        monkeypatch.setattr(Session, "on_step_end", after)
         out, stop_at = tmp_path / "a run", 2
         options = ["--size", "32", "--width", "0.0625", "--steps", "4", "--snapshots", "4", "--kinds", "feature"]
         result = CliRunner().invoke(main, ["record", "--out", str(out), *options])
@@ -473,16 +476,14 @@ class TestSignals:
 
 def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypatch):
     clock, saved = [0.0], []
-    monkeypatch.setattr(
-        "fadeviz.experiment.time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
-    )
-    real = _Work.save
-    monkeypatch.setattr(_Work, "save", lambda work: (saved.append(work.last_step), real(work)))
+    monkeypatch.setattr("fadeviz.experiment.checkpoints.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    real = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step: (saved.append(step), real(self, step)))
 
     def slow(progress):
         clock[0] += 150.0
 
-    train(SMALL, tmp_path / "run", report=slow)
+    train(SMALL, tmp_path / "run", on_progress=slow)
     assert saved == [3, 5, 6, 8]  # every third, the last, and one that was due after 300 seconds
     assert files(tmp_path / "run") == files(whole)
 
@@ -536,7 +537,7 @@ class TestArithmetic:
             workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
             seen.append((cudnn.deterministic, cudnn.benchmark, enabled, warns, workspace))
 
-        train(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", report=report)
+        train(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", on_progress=report)
         assert set(seen) == {(True, False, wanted, wanted, ":4096:8" if wanted else None)}
         assert not torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -553,7 +554,7 @@ class TestArithmetic:
         def backend(graph, inputs):
             return lambda *args: (calls.append(len(args)), graph(*args))[1]
 
-        monkeypatch.setattr("fadeviz.experiment.compile_forward", partial(compile_forward, backend=backend))
+        monkeypatch.setattr("fadeviz.experiment.training_run.compile_forward", partial(compile_forward, backend=backend))
         compiled = train(dataclasses.replace(TINY, compile="on"), tmp_path / "compiled")
         plain = train(TINY, tmp_path / "plain")
         assert len(calls) == 2  # the training steps
@@ -583,17 +584,15 @@ class TestCheckpointsFromAThread:
 
     @pytest.fixture(autouse=True)
     def _from_a_thread(self, monkeypatch):
-        real = _Work.__init__
+        real = Checkpoints.__init__
 
-        def init(work, *args):
-            real(work, *args)
-            self.writer = work.writer = CheckpointWriter()
+        def init(checkpoints, *args):
+            real(checkpoints, *args)
+            self.writer = checkpoints.writer = CheckpointWriter()
 
-        monkeypatch.setattr(_Work, "__init__", init)
+        monkeypatch.setattr(Checkpoints, "__init__", init)
         self.clock = [0.0]
-        monkeypatch.setattr(
-            "fadeviz.experiment.time", SimpleNamespace(monotonic=lambda: self.clock[0], perf_counter=time.perf_counter)
-        )
+        monkeypatch.setattr("fadeviz.experiment.checkpoints.time", SimpleNamespace(monotonic=lambda: self.clock[0]))
 
     def later(self, seconds, calls=None):
         def report(progress):
@@ -619,15 +618,15 @@ class TestCheckpointsFromAThread:
 
         monkeypatch.setattr(checkpoint, "_write", slow)
         config = dataclasses.replace(TINY, steps=10, snapshots="10", evaluate_every=10, checkpoint_every=2)
-        train(config, tmp_path / "run", report=self.later(25.0, calls))
+        train(config, tmp_path / "run", on_progress=self.later(25.0, calls))
         assert saved == [2, 5, 8, 10]  # due at 4 and 6, but 60 seconds had passed only at 5 and 8
 
     def test_stopped_and_resumed(self, tmp_path):
         with pytest.raises(Interrupted) as caught:
-            train(THREADED, tmp_path / "run", report=self.later(1.0, send(signal.SIGTERM, 5)))
+            train(THREADED, tmp_path / "run", on_progress=self.later(1.0, send(signal.SIGTERM, 5)))
         assert (caught.value.step, caught.value.saved) == (5, 5)
         assert final_weights(tmp_path / "run")["step"] == 5
-        train(THREADED, tmp_path / "run", resume=True, report=self.later(1.0))
+        train(THREADED, tmp_path / "run", resume=True, on_progress=self.later(1.0))
         train(THREADED, tmp_path / "whole")
         assert files(tmp_path / "run") == files(tmp_path / "whole")
         assert_same_state(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole"))
@@ -644,7 +643,7 @@ class TestCheckpointsFromAThread:
         monkeypatch.setattr(checkpoint, "_write", full)
         steps = []
         with pytest.raises(FadevizError, match="disk full"):
-            train(THREADED, tmp_path / "run", report=self.later(60.0, lambda progress: steps.append(progress.step)))
+            train(THREADED, tmp_path / "run", on_progress=self.later(60.0, lambda progress: steps.append(progress.step)))
         failed = open_run(tmp_path / "run")
         assert failed.info.status == "failed"
         assert "disk full" in failed.info.message
@@ -670,7 +669,7 @@ class TestCheckpointsFromAThread:
         end = _Work.wait_saved
         monkeypatch.setattr(_Work, "wait_saved", lambda work: (slow.set() if work.last_step == 7 else None, end(work)))
         with pytest.raises(SystemExit):
-            train(THREADED, tmp_path / "run", report=report)
+            train(THREADED, tmp_path / "run", on_progress=report)
         assert final_weights(tmp_path / "run")["step"] == 6
         train(THREADED, tmp_path / "run", resume=True)
         assert open_run(tmp_path / "run").info.status == "finished"
@@ -685,11 +684,11 @@ class TestThreads:
 
     @pytest.mark.parametrize(("stored", "used", "noted"), [(1, 1, 0), (2, 2, 0), (64, 3, 1)])
     def test_as_many_as_it_was_begun_with_or_as_there_are_cores(self, tmp_path, monkeypatch, stored, used, noted):
-        monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 3)
+        monkeypatch.setattr("fadeviz.experiment.training_run.usable_cores", lambda: 3)
         tiny = dataclasses.replace(SMALL, steps=2, snapshots="2", kinds="feature", upsampler="nearest", width=1 / 16)
         torch.set_num_threads(1)
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "run", report=send(signal.SIGINT, 1))
+            train(tiny, tmp_path / "run", on_progress=send(signal.SIGINT, 1))
         info = json.loads((tmp_path / "run" / "run.json").read_text())
         (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "threads": stored, "processes": 2}))
         seen, notes = [], []
@@ -707,10 +706,10 @@ class TestThreads:
         assert after.processes is None  # one alone has finished it
 
     def test_of_several_processes_here_each_takes_its_share_of_the_cores(self, monkeypatch):
-        monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 4)
+        monkeypatch.setattr("fadeviz.experiment.training_run.usable_cores", lambda: 4)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         torch.set_num_threads(1)
-        with _threads_as_before(SimpleNamespace(info=RunInfo(threads=64))):
+        with earlier_threads(SimpleNamespace(info=RunInfo(threads=64))):
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 1
 
@@ -779,13 +778,13 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").rglob(".*partial*"))
 
 
-@pytest.mark.parametrize("where", ["fadeviz.experiment.Probe.observe", "fadeviz.training.tasks.evaluate"])
+@pytest.mark.parametrize("where", ["fadeviz.recording.probe.Probe.observe", "fadeviz.training.tasks.evaluate"])
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(FadevizError, match="^out of memory. Use a smaller --batch-size, --observe, --size or --width$"):
+    with pytest.raises(FadevizError, match="^out of memory. Use a smaller batch_size=..., observe=..., size=... or width=...$"):
         train(SMALL, tmp_path / "run")
 
 
@@ -852,7 +851,7 @@ class TestFolder:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(SMALL, tmp_path / "run", report=stop)
+            train(SMALL, tmp_path / "run", on_progress=stop)
         (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
         with pytest.raises(FadevizError, match=r"last.pt is missing, though 6 steps were done. Put it back"):
             train(SMALL, tmp_path / "run", resume=True)
@@ -868,14 +867,14 @@ class TestFolder:
             except FadevizError as error:
                 refused.append(str(error))
 
-        train(tiny, tmp_path / "run", report=second)
+        train(tiny, tmp_path / "run", on_progress=second)
         assert len(refused) == 1
         assert "this process is recording into" in refused[0]
         assert open_run(tmp_path / "run").info.config["seed"] == 0
         train(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
 
     def test_resume_with_other_settings(self, whole):
-        with pytest.raises(FadevizError, match=r"other settings: lr was 0.01, is 0.1. Use --overwrite"):
+        with pytest.raises(FadevizError, match=r"other settings: lr was 0.01, is 0.1. Use overwrite=True"):
             train(dataclasses.replace(SMALL, lr=0.1), whole, resume=True)
 
     def test_resume_of_nothing(self, tmp_path):
@@ -963,7 +962,7 @@ def test_settings_are_read_where_the_network_cannot_be_built(monkeypatch):
     def missing(*args, **options):
         raise MissingExtra("segformer", "the network segformer needs transformers")
 
-    monkeypatch.setattr("fadeviz.training.settings.build_network", missing)
+    monkeypatch.setattr("fadeviz.experiment.validation.build_network", missing)
     assert RunConfig(network="segformer", layers="some.layer").layers == "some.layer"
 
 

@@ -434,7 +434,7 @@ class TestStatus:
         """A sweep as SIGKILL leaves it: the manifest and one run's run.json say that they go on."""
         plan = plan_sweep(["nearest", "bilinear", "bicubic"], [0], TINY)
         with pytest.raises(KeyboardInterrupt):
-            train(plan.config(plan.trials[0]), out / plan.trials[0].name, report=interrupt)
+            train(plan.config(plan.trials[0]), out / plan.trials[0].name, on_progress=interrupt)
         manifest = Manifest(out / MANIFEST, plan.base)
         for one, status in zip(plan.trials, ("running", "running", "planned"), strict=True):
             manifest.enter(one, plan.config(one))

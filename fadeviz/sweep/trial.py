@@ -64,7 +64,7 @@ def train_trial(config: RunConfig, folder: Path, report: Callable[[Progress], No
     ``report`` is called after every step. It can stop the run, as a signal does, by raising KeyboardInterrupt.
     """
     try:
-        finished = train(config, folder, resume=has_begun(folder), report=report)
+        finished = train(config, folder, resume=has_begun(folder), on_progress=report)
     except KeyboardInterrupt as error:
         if not (isinstance(error, Interrupted) and error.finished):
             return TrialEnd("interrupted", "", {}, "")

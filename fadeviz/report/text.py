@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
-from ..analysis.statistics import UNITS, Interval
+from ..analysis.statistics import LEAST_PAIRS, UNITS, Interval
 from ..analysis.table import verdicts_by_rule
 from ..analysis.verdicts import is_representative
 from ..render.frames import spread
 from ..render.labels import format_number
 from ..render.panels import shown_distances
 from ..storage.stored_run import StoredRun
-
-LEAST_PAIRS = 6
-"""Of fewer pairs no sign-flip test can fall below p = 0.05."""
 
 MAX_STEPS = 200
 """Most snapshots shown as maps and as points of a curve; the measures use all of them."""

@@ -61,15 +61,29 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     assert count >= 1
 
 
+def find_command(words):
+    """A command and the words after its name."""
+    command = main
+    while isinstance(command, click.Group) and words:
+        assert words[0] in command.commands, words
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_on_the_page_parses(page):
+def test_every_command_line_on_the_page_parses(page):
     for language, code in blocks((ROOT / page).read_text()):
-        for words in command_lines(code) if language in ("sh", "console") else ():
-            command = main
-            while isinstance(command, click.Group):
-                assert words[0] in command.commands, words
-                command = command.commands[words.pop(0)]
+        for line in command_lines(code) if language in ("sh", "console") else ():
+            command, words = find_command(line)
             command.make_context(command.name, words)  # raises for an unknown or missing option
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_the_text_exists_and_has_the_options(page):
+    for line in re.findall(r"`fadeviz ([a-z][^`]*)`", (ROOT / page).read_text()):
+        command, words = find_command(shlex.split(line))
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known | {"--help"}, line
 
 
 @pytest.mark.parametrize("page", [*PAGES, "README.md", "CONTRIBUTING.md", "outputs/gallery/README.md"])

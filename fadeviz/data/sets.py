@@ -234,7 +234,7 @@ def _recognise(folder: Path, data: Mapping[str, DatasetEntry]) -> str:
             return name
     raise FadevizError(
         f"{folder} looks like no data set: it has no folders such as rgb/ (weizmann), annotations/ (ade20k), gt/ or "
-        "Training_set/ (mattes). Give such a folder, or name the data set: --data"
+        "Training_set/ (mattes). Give such a folder, or name the data set: data=..."
     )
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .data import Dataset, Sample, Splits
 from .data.observation import choose_observed, find_object
 from .data.pool import Pool
-from .data.sets import DataOptions, find_data, all_data
+from .data.sets import DataOptions, all_data, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
 from .models import Network, build_network, find_network, parse_network

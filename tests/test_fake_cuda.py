@@ -69,8 +69,8 @@ def check_network(case, found):
     for observation in found["observations"].values():
         assert observation["maps"] > 0
         assert observation["waits"] == [
-            ["copy to host", "recording.hooks.Found._add", "before", observation["maps"]],
-            ["synchronize", "recording.hooks.Found.wait", "before", 1],
+            ["copy to host", "recording.hooks.MapCollector._add", "before", observation["maps"]],
+            ["synchronize", "recording.hooks.MapCollector.synchronize", "before", 1],
         ], case
 
 

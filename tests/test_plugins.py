@@ -21,11 +21,11 @@ from PIL import Image
 from fadeviz import FadevizError, RunConfig, export_run, open_run, plan_sweep, plugins
 from fadeviz.benchmark import parts
 from fadeviz.benchmark.plan import StepCase
-from fadeviz.data.sets import DATA, check_data, find_data, all_data
-from fadeviz.export import TARGETS, find_target, all_targets
-from fadeviz.models import NETWORKS, build_network, find_network, all_networks, parse_network
+from fadeviz.data.sets import DATA, all_data, check_data, find_data
+from fadeviz.export import TARGETS, all_targets, find_target
+from fadeviz.models import NETWORKS, all_networks, build_network, find_network, parse_network
 from fadeviz.models.costs import operator_cost
-from fadeviz.upsamplers import UPSAMPLERS, build_upsampler, find_upsampler, all_upsamplers, parse_upsampler
+from fadeviz.upsamplers import UPSAMPLERS, all_upsamplers, build_upsampler, find_upsampler, parse_upsampler
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULES = dict(re.findall(r"^```python\n# mylab/(\w+)\.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))

@@ -277,7 +277,7 @@ class TestWhatCannotBeRecorded:
 
     def test_a_layer_that_gives_no_map(self):
         net = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-        with pytest.raises(FadevizError, match="layer '1' gives a tensor of 2 axes"):
+        with pytest.raises(FadevizError, match="layer '1' returns a tensor of 2 axes"):
             Probe(net, "1", ["feature"]).observe(torch.zeros(1, 3, 2, 2), None, F.cross_entropy, step=0)
 
     def test_a_layer_without_influence_on_the_loss(self):
@@ -401,7 +401,7 @@ class TestWhatAGlobTakes:
         assert {s.layer for s in found} == set(probe.layers)
         ran = "did not run in the forward pass, so there is nothing to record"
         assert probe.notes == [
-            "left out: layer 'flat' gives a tensor of 2 axes; a map (B, C, h, w) or tokens (B, L, C) are needed",
+            "left out: layer 'flat' returns a tensor of 2 axes; a map (B, C, h, w) or tokens (B, L, C) are needed",
             f"left out: layer 'encoder', layer 'blocks' {ran}",
             "left out: layer 'beside' does not influence the loss, so it has no gradient",
         ]
@@ -441,7 +441,7 @@ class TestWhatAGlobTakes:
             Probe(Shared(), "*").settle(["gone"])
         probe = Probe(Shared(), "*")
         probe.settle(["flat", "head"])
-        with pytest.raises(FadevizError, match="layer 'flat' gives"):
+        with pytest.raises(FadevizError, match="layer 'flat' returns"):
             probe.observe(images, targets, F.cross_entropy, step=3)
 
 
@@ -599,7 +599,7 @@ class TestErrorsOfOthers:
                 except ValueError:
                     return x
 
-        assert "layer 'up' gives a tensor of 2 axes" in str(self.wrong(Catches(), kinds="feature"))
+        assert "layer 'up' returns a tensor of 2 axes" in str(self.wrong(Catches(), kinds="feature"))
 
     @pytest.mark.parametrize(("loss_fn", "gives"), [
         (lambda o, t: o, "a tensor (2, 2, 6, 8) of torch.float32"),
@@ -610,17 +610,17 @@ class TestErrorsOfOthers:
     ])  # fmt: skip
     def test_a_loss_that_is_no_scalar(self, loss_fn, gives):
         error = str(self.wrong(self.net(torch.relu), loss_fn))
-        assert error.startswith("loss_fn gave ")
+        assert error.startswith("loss_fn returned ")
         assert gives in error
 
     @pytest.mark.parametrize(("then", "what"), [
-        (lambda x: torch.complex(x, x), "gives a complex tensor; a dense and real map"),
-        (lambda x: x.to_sparse(), "gives a sparse tensor"),
-        (lambda x: x.to(torch.int8), "gives torch.int8, which has no gradient. Leave gradient out"),
-        (lambda x: quantised(x.detach()), "gives torch.quint8, which has no"),
-        (lambda x: x.to("meta"), "gives a tensor without values (meta device). Load the model's weights first"),
-        (lambda x: [1.5, 2.5], "gives list without a map (B, C, h, w): 0 float, 1 float"),
-        (lambda x: None, "gives NoneType"),
+        (lambda x: torch.complex(x, x), "returns a complex tensor; a dense, real map"),
+        (lambda x: x.to_sparse(), "returns a sparse tensor"),
+        (lambda x: x.to(torch.int8), "returns torch.int8, which has no gradient. Leave gradient out"),
+        (lambda x: quantised(x.detach()), "returns torch.quint8, which has no"),
+        (lambda x: x.to("meta"), "returns a tensor without values (meta device). Load the model's weights first"),
+        (lambda x: [1.5, 2.5], "returns list without a map (B, C, h, w): 0 float, 1 float"),
+        (lambda x: None, "returns NoneType"),
     ])  # fmt: skip
     def test_outputs_that_are_no_map(self, then, what):
         assert f"layer 'then.0' {what}" in str(self.wrong(self.net(then), layers="then.0"))

@@ -246,7 +246,9 @@ def test_tokens_in_any_container_are_the_map_they_are_of(tmp_path, wrap, unwrap,
 
 def test_a_grid_that_is_no_square(tmp_path):
     model, images = Wrapped(lambda t: t, lambda o: o), torch.randn(1, 3, 2, 8)
-    with pytest.raises(FadevizError, match=r"gives 15 tokens, which fill not a square. Say how they lie: View\(grid="):
+    with pytest.raises(
+        FadevizError, match=r"returns 15 tokens, which do not form a square grid. Describe the grid: View\(grid="
+    ):
         Recorder(model, "inner", [1], tmp_path / "a", observe=(torch.randn(1, 3, 3, 5), None))
     Recorder(model, "inner", [1], tmp_path / "run", observe=(images, None), views={"inner": View(grid=(2, 8))})
     stored = open_run(tmp_path / "run").read(0, "inner", "feature")
@@ -257,11 +259,11 @@ def test_a_grid_that_is_no_square(tmp_path):
     ("wrap", "view", "message"),
     [
         (lambda t: (t, t), View(), r"several tensors: 0 \(2, 16, 3\), 1 \(2, 16, 3\). Choose one: View\(key=0\)"),
-        (lambda t: {"a": t}, View("b"), r"gives no tensor 'b'. There are: 'a' \(2, 16, 3\)"),
-        (lambda t: t, View("b"), "gives one tensor, not several"),
-        (lambda t: (t.mean(), "x"), View(), r"gives tuple without a map .*: 0 \(\), 1 str"),
-        (lambda t: t.mean((1, 2)), View(), "gives a tensor of 1 axes"),
-        (lambda t: "text", View(), "gives str, a map"),
+        (lambda t: {"a": t}, View("b"), r"returns no tensor 'b'. Its entries: 'a' \(2, 16, 3\)"),
+        (lambda t: t, View("b"), "returns a single tensor"),
+        (lambda t: (t.mean(), "x"), View(), r"returns tuple without a map .*: 0 \(\), 1 str"),
+        (lambda t: t.mean((1, 2)), View(), "returns a tensor of 1 axes"),
+        (lambda t: "text", View(), "returns str; a map"),
     ],
 )
 def test_outputs_without_one_map(wrap, view, message):
@@ -355,7 +357,7 @@ class TestFolder:
             ({"classes": 1}, "classes is 1; with labels up to 1 it must be from 2 to 254"),
             ({"classes": 2.0}, "classes is 2.0, a float: a whole number is needed"),
             ({"foreground": 3}, r"foreground is 3, a class that the masks do not contain. They contain \[1\]"),
-            ({"foreground": [1]}, "foreground names 1 classes for 2 images"),
+            ({"foreground": [1]}, "foreground has 1 classes for 2 images"),
             (
                 {"foreground": 1, "observe": (OBSERVED[0], None), "loss_fn": None},
                 "foreground is given, but the targets",
@@ -403,7 +405,7 @@ class TestFolder:
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         for rank in (0, 1):
             monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
-            with pytest.raises(FadevizError, match="the observation mode batch with SyncBatchNorm would wait"):
+            with pytest.raises(FadevizError, match="with SyncBatchNorm, the observation mode batch would wait"):
                 self.make(tmp_path / "run", net, mode="batch")
         assert not (tmp_path / "run").exists()
 
@@ -608,12 +610,12 @@ class TestWhatCannotBeMeant:
             ({"model": F.relu}, "the model is a function: a torch.nn.Module is needed"),
             ({"model": torch.nn.Conv2d}, "the model is the class Conv2d"),
             ({"layers": []}, "layers is empty: a name, a glob or a module is needed"),
-            ({"layers": None}, "layers names None, a NoneType"),
-            ({"layers": ["up", 3]}, "layers names 3, a int"),
+            ({"layers": None}, "layers contains None, a NoneType"),
+            ({"layers": ["up", 3]}, "layers contains 3, a int"),
             ({"kinds": []}, "kinds is empty: name one, or leave it out"),
             ({"kinds": 5}, "no kind '5'"),
             ({"mode": None}, "no observation mode 'None'"),
-            ({"channel_images": 0}, "channel_images is 0: 1 or more is needed"),
+            ({"channel_images": 0}, "channel_images is 0; it must be 1 or more"),
             ({"channel_images": "two"}, "channel_images is 'two', a str"),
             ({"views": {"up": len}}, "the view of 'up' is a builtin_function_or_method: a fadeviz.View is needed"),
             ({"views": 3}, "views is a int"),
@@ -698,10 +700,10 @@ class TestMasks:
         several = torch.ones(2, 3, 16, 16)
         none = F.one_hot((self.LABELS == 1).long(), 3).movedim(-1, 1) * (self.LABELS != 255)[:, None]
         for name, targets in (("several", several), ("none", none)):
-            with pytest.warns(RecorderWarning, match=r"the targets \(2, 3, 16, 16\) are no masks, since a pixel"):
+            with pytest.warns(RecorderWarning, match=r"the targets \(2, 3, 16, 16\) are not masks, since some pixels"):
                 run = self.run(tmp_path / name, targets)
             assert not run.observation[1].any()
-            assert "Give masks=" in run.info["notes"][0]
+            assert "Choose masks with masks=..." in run.info["notes"][0]
 
     def test_class_0_can_be_the_object(self, tmp_path):
         run = self.run(tmp_path / "run", 1 - (self.LABELS == 1).long(), foreground=0)
@@ -758,7 +760,7 @@ class TestMasks:
         assert not run.observation[1].any()
         (note,) = run.info["notes"]
         assert note.startswith("the targets are not masks")
-        with pytest.raises(FadevizError, match="the masks hold labels up to 511"):
+        with pytest.raises(FadevizError, match="the masks contain labels up to 511"):
             self.run(tmp_path / "other", targets, foreground=3)
 
     def test_targets_at_another_resolution_are_brought_to_the_images(self, tmp_path):

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from fadeviz import FadevizError
+from fadeviz.recording.modules import modules_of_loss
 from fadeviz.recording.probe import Probe
-from fadeviz.recording.state import modules_of_loss, state_changes, state_of
+from fadeviz.recording.state import state_changes, state_of
 
 IMAGES = torch.randn(2, 3, 6, 8, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.ones(2, 6, 8, dtype=torch.long)
@@ -435,7 +436,7 @@ def test_lazy_modules_are_refused_with_what_to_do():
 def test_weights_that_were_never_loaded_are_refused():
     net = nn.Sequential(nn.Conv2d(3, 2, 1, device="meta"))
     state_of(net)
-    with pytest.raises(FadevizError, match="'0.weight' of Conv2d is on the device meta.*Load the model's weights"):
+    with pytest.raises(FadevizError, match="'0.weight' of Conv2d is on the meta device.*Load the model's weights"):
         Probe(net, "0").observe(IMAGES, TARGETS, F.cross_entropy, step=0)
 
 

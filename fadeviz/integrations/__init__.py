@@ -1,1 +1,1 @@
-"""The recorder as a callback of other people's trainers: ``lightning`` and ``transformers``, each an extra."""
+"""Recorders as callbacks of other trainers: ``lightning`` and ``transformers``, each an extra."""

@@ -1,17 +1,18 @@
-"""The recorder as a callback of Lightning's Trainer."""
+"""A recorder as a callback of Lightning's Trainer."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from ..errors import MissingExtra
 from ..recording.recorder import Recorder
 from ..storage.schedule import Schedule
+from .options import RecorderOptions
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -26,15 +27,15 @@ class RecorderCallback(Callback):
     """Records maps of a LightningModule's layers at scheduled steps, as :class:`fadeviz.Recorder` does.
 
     Steps are those of ``trainer.global_step``: optimiser steps, also under gradient accumulation. With several
-    optimisers Lightning counts the steps of each; a scheduled step that falls inside a batch is recorded at the batch's
-    end, under the number reached there. The untrained model is step 0; sanity checks and ``fast_dev_run`` record
-    nothing. ``trainer.fit(ckpt_path=...)`` goes on in the folder from the checkpoint's step, and records the later ones
-    anew. Under DDP the first process records, and only it writes.
+    optimisers Lightning counts the steps of each; a scheduled step that falls inside a batch is recorded at the end of
+    the batch, under the number reached there. The untrained model is step 0; sanity checks and ``fast_dev_run`` record
+    nothing. ``trainer.fit(ckpt_path=...)`` continues the recording from the checkpoint's step and replaces later ones.
+    Under DDP only rank 0 records.
 
-    What the module logs goes into the run's metrics, under its own names: of training every
-    ``trainer.log_every_n_steps`` steps and at scheduled ones, of validation and of an epoch at their ends. ``fadeviz
-    plot`` draws ``miou`` and ``boundary_iou``. Under ``precision="16-mixed"`` the scale is there too, as
-    ``grad_scale``.
+    Values that the module logs are added to the run's metrics under their names: training values every
+    ``trainer.log_every_n_steps`` steps and at scheduled steps, validation and epoch values at the end of each.
+    ``fadeviz plot`` draws ``miou`` and ``boundary_iou``. Under ``precision="16-mixed"`` the metrics include the
+    gradient scale, as ``grad_scale``.
 
     Example::
 
@@ -53,23 +54,23 @@ class RecorderCallback(Callback):
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        **options: Any,
+        **options: Unpack[RecorderOptions],
     ) -> None:
         """Keep the arguments; the folder is opened when the training starts.
 
         Args:
-            layers: names of the LightningModule's parts, e.g. ``model.decoder.*``, or modules.
+            layers: names of the LightningModule's submodules, e.g. ``model.decoder.*``, or modules.
             steps: as for :class:`fadeviz.Recorder`.
             out: the run's folder.
-            observe: ``(images, targets)``: the LightningModule's ``forward`` is called with the images.
-            loss_fn: ``loss_fn(output, targets)`` of what ``forward`` returns; None records no gradients.
-            resume: go on in the folder also where the training begins anew, at step 0.
-            overwrite: replace a run that is there; not where the training goes on from a checkpoint.
+            observe: ``(images, targets)``; the LightningModule's ``forward`` is called with the images.
+            loss_fn: ``loss_fn(output, targets)`` for the output of ``forward``; None records no gradients.
+            resume: continue the recording in the folder even if the training starts at step 0.
+            overwrite: replace an existing run, unless the training continues from a checkpoint.
             **options: further arguments of :class:`fadeviz.Recorder`, including ``on_error``: by default, if
                 recording fails, the training continues with one warning.
 
         Raises:
-            TypeError: an argument that the recorder does not know.
+            TypeError: if an argument is not one of the recorder's.
         """
         self.arguments: dict[str, Any] = {
             "layers": layers, "steps": steps, "out": out, "observe": observe, "loss_fn": loss_fn, "resume": resume,
@@ -81,33 +82,33 @@ class RecorderCallback(Callback):
         self._step = 0
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Record the untrained model, or go on where a checkpoint left off."""
+        """Record the untrained model, or continue from the checkpoint's step."""
         if trainer.fast_dev_run:
             return
         self._step = step = trainer.global_step
         arguments = self.arguments if step == 0 else {**self.arguments, "resume": True, "overwrite": False}
-        # trainer.model is the module as the strategy wrapped it: a sharded one is known by its wrapper.
+        # trainer.model is the module as wrapped by the strategy, whose wrapper shows whether it is sharded.
         self.recorder = Recorder(trainer.model, start=step, scaler=_scaler(trainer), **arguments)
         self._logged = {}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Record, if the optimiser's steps reached a scheduled one."""
+        """Record if a scheduled step was reached."""
         step = trainer.global_step
         if self.recorder is None or step == self._step:  # gradients are still being accumulated
             return
         self._step = step
         self.recorder.step(step)
         every = trainer.log_every_n_steps
-        # Reading metrics may make processes wait for each other: this is decided alike in all of them.
+        # Reading metrics may synchronise the processes, so all of them must take the same decision.
         if step in self.recorder.schedule or (every and step % every == 0):
             self._log(trainer)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what the validation found."""
+        """Log the validation's values."""
         self._log(trainer)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what the epoch found."""
+        """Log the epoch's values."""
         self._log(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -116,11 +117,11 @@ class RecorderCallback(Callback):
         self.close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Close the run, and say in it how the training ended."""
+        """Close the run, and store in it how the training ended."""
         self.close(exception)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Let others write into the folder; the end of the training does it."""
+        """Close the run, so that others can write into its folder. The end of the training does so by itself."""
         if self.recorder is not None:
             self.recorder.close(error)
         self.recorder, self._logged = None, {}
@@ -128,16 +129,16 @@ class RecorderCallback(Callback):
     def _log(self, trainer: Any) -> None:
         if self.recorder is None:
             return
-        # Lightning keeps values until they are logged again: what lies where the last one lay is not new.
-        found = {
+        # Lightning keeps values until they are logged again: a tensor at the same address is not new.
+        new = {
             name: value
             for name, value in trainer.callback_metrics.items()
             if name not in ("self", "step") and not _is_same(value, self._logged.get(name))
         }
-        self._logged |= found
+        self._logged |= new
         values = {
             name: value
-            for name, value in found.items()
+            for name, value in new.items()
             if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1)
         }
         if values:

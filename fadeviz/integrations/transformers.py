@@ -1,11 +1,11 @@
-"""The recorder as a callback of the Hugging Face Trainer."""
+"""A recorder as a callback of the Hugging Face Trainer."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtra
 from ..recording.recorder import Recorder
 from ..storage.schedule import Schedule
+from .options import RecorderOptions
 
 try:
     from transformers import TrainerCallback
@@ -24,13 +25,14 @@ class RecorderCallback(TrainerCallback):
     """Records maps of a model's layers at scheduled steps of a Trainer, as :class:`fadeviz.Recorder` does.
 
     Steps are those of ``state.global_step``: optimiser steps, also under gradient accumulation. The untrained model is
-    step 0. ``trainer.train(resume_from_checkpoint=...)`` goes on in the folder from the checkpoint's step, and records
-    the later ones anew. In a training of several processes the first records, and only it writes.
+    step 0. ``trainer.train(resume_from_checkpoint=...)`` continues the recording from the checkpoint's step and
+    replaces later ones. In distributed training only rank 0 records.
 
-    What the Trainer logs goes into the run's metrics, under its names: ``loss``, ``learning_rate``, ``eval_loss`` ...;
-    ``eval_miou`` and ``eval_boundary_iou`` also without ``eval_``, as ``fadeviz plot`` knows them.
+    Values that the Trainer logs are added to the run's metrics under their names: ``loss``, ``learning_rate``,
+    ``eval_loss`` ...; ``eval_miou`` and ``eval_boundary_iou`` also without ``eval_``, the names that ``fadeviz plot``
+    draws.
 
-    The Trainer does not tell its callbacks of an error: after one, :meth:`close` frees the folder for others.
+    The Trainer does not notify its callbacks of errors: call :meth:`close` after one to free the folder for others.
 
     Example::
 
@@ -49,26 +51,26 @@ class RecorderCallback(TrainerCallback):
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        **options: Any,
+        **options: Unpack[RecorderOptions],
     ) -> None:
         """Keep the arguments; the folder is opened when the training starts.
 
         Args:
-            layers: as for :class:`fadeviz.Recorder`, in the model that the Trainer was given.
+            layers: as for :class:`fadeviz.Recorder`, in the Trainer's model.
             steps: as for :class:`fadeviz.Recorder`.
             out: the run's folder.
-            observe: a batch as the model takes it, ``{"pixel_values": ..., "labels": ...}``; its labels are the
-                targets. Or ``(images, targets)``, as for :class:`fadeviz.Recorder`.
-            loss_fn: ``loss_fn(output, targets)``; None takes the loss that the model returns where the observed batch
-                has labels, and records no gradients where it has none.
-            resume: go on in the folder also where the training begins anew, at step 0.
-            overwrite: replace a run that is there; not where the training goes on from a checkpoint.
+            observe: a batch of model inputs, ``{"pixel_values": ..., "labels": ...}``, whose labels are the targets; or
+                ``(images, targets)``, as for :class:`fadeviz.Recorder`.
+            loss_fn: ``loss_fn(output, targets)``; None takes the loss that the model returns if the observed batch has
+                labels, and records no gradients otherwise.
+            resume: continue the recording in the folder even if the training starts at step 0.
+            overwrite: replace an existing run, unless the training continues from a checkpoint.
             **options: further arguments of :class:`fadeviz.Recorder`, including ``on_error``: by default, if
                 recording fails, the training continues with one warning. ``ignore_index`` defaults to that of the
                 model's configuration, if any.
 
         Raises:
-            TypeError: an argument that the recorder does not know.
+            TypeError: if an argument is not one of the recorder's.
         """
         if isinstance(observe, Mapping):
             observe = (observe, observe.get("labels"))
@@ -82,26 +84,26 @@ class RecorderCallback(TrainerCallback):
         self.recorder: Recorder | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Record the untrained model, or go on where a checkpoint left off."""
-        # The Trainer tries again with smaller batches when memory runs out: what it began with is no run of its own.
-        again = self.recorder is not None and args.auto_find_batch_size
-        self.close(RuntimeError("the training ended before its time"))
+        """Record the untrained model, or continue from the checkpoint's step."""
+        # When memory runs out the Trainer starts again with smaller batches; the first attempt is replaced.
+        retried = self.recorder is not None and args.auto_find_batch_size
+        self.close(RuntimeError("the training ended early"))
         step = state.global_step
-        arguments = {**self.arguments, "overwrite": self.arguments["overwrite"] or again}
+        arguments = {**self.arguments, "overwrite": self.arguments["overwrite"] or retried}
         if step > 0:
             arguments |= {"resume": True, "overwrite": False}
-        void = getattr(getattr(model, "config", None), "semantic_loss_ignore_index", None)
-        if void is not None:
-            arguments.setdefault("ignore_index", void)
+        ignore_index = getattr(getattr(model, "config", None), "semantic_loss_ignore_index", None)
+        if ignore_index is not None:
+            arguments.setdefault("ignore_index", ignore_index)
         self.recorder = Recorder(model, start=step, **arguments)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Record, if the optimiser's steps reached a scheduled one."""
+        """Record if a scheduled step was reached."""
         if self.recorder is not None:
             self.recorder.step(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
-        """Log what the Trainer logs."""
+        """Add the Trainer's values to the run's metrics."""
         values = {
             name: value
             for name, value in (logs or {}).items()
@@ -116,12 +118,12 @@ class RecorderCallback(TrainerCallback):
         self.close()
 
     def close(self, error: BaseException | None = None) -> None:
-        """Let others write into the folder; the end of the training does it."""
+        """Close the run, so that others can write into its folder. The end of the training does so by itself."""
         if self.recorder is not None:
             self.recorder.close(error)
         self.recorder = None
 
 
 def loss_of_output(output: Any, targets: Any) -> Tensor:
-    """The loss that a model returns when it is given labels: ``output.loss``, or a tuple's first."""
+    """The loss that a model returns when called with labels: ``output.loss``, or the first entry of a tuple."""
     return output["loss"] if isinstance(output, Mapping) else output[0]

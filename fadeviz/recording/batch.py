@@ -1,4 +1,4 @@
-"""The tensors in a model's inputs and outputs of any structure: find, map, split by image, concatenate."""
+"""The tensors in a model's inputs and outputs of any structure: find, map, slice by image, concatenate."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..errors import FadevizError
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor changed: mappings, lists, tuples and named tuples, dataclasses,
-    and objects that have tensors for attributes.
+    """Apply ``change`` to every tensor in a structure of mappings, lists, tuples and named tuples, dataclasses, and
+    objects that have tensors as attributes.
 
     Containers and NumPy arrays are copied; other objects are kept.
     """
@@ -60,28 +60,28 @@ def attributes_of(value: Any) -> dict[str, Any] | None:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors that :func:`map_tensors` changes, in its order."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def add(tensor: Tensor) -> Tensor:
-        found.append(tensor)
+        tensors.append(tensor)
         return tensor
 
     map_tensors(value, add)
-    return found
+    return tensors
 
 
-def image_size(images: Any) -> tuple[int, int]:
-    """The number of images ``(N, C, H, W)`` and the pixels of each; ``(0, 0)`` if nothing has four axes."""
+def count_images(images: Any) -> tuple[int, int]:
+    """The number of images ``(N, C, H, W)`` and the number of pixels of each; ``(0, 0)`` if nothing has four axes."""
     largest = max((t for t in tensors_in(images) if t.ndim == 4), key=lambda t: t.numel(), default=None)
     return (0, 0) if largest is None else (len(largest), largest.shape[-2] * largest.shape[-1])
 
 
-def cut(images: Any, count: int, start: int, stop: int) -> Any:
-    """Images from ``start`` to ``stop``: tensors of ``count`` rows are sliced, others apply to every image."""
+def slice_images(images: Any, count: int, start: int, stop: int) -> Any:
+    """The images from ``start`` to ``stop``: tensors of ``count`` rows are sliced, others apply to every image."""
     return map_tensors(images, lambda t: t[start:stop] if t.ndim and len(t) == count else t)
 
 
-def joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
+def concatenate_outputs(parts: Sequence[Any], counts: Sequence[int]) -> Any:
     """Concatenate the outputs of chunks into the output of all images.
 
     Args:
@@ -89,11 +89,11 @@ def joined(parts: Sequence[Any], counts: Sequence[int]) -> Any:
         counts: the number of images in each.
 
     Raises:
-        FadevizError: a tensor without one row per image, such as a loss inside an output.
+        FadevizError: if a tensor does not have one row per image, such as a loss inside an output.
     """
-    found = [tensors_in(part) for part in parts]
-    for tensors, count in zip(found, counts, strict=True):
-        if len(tensors) != len(found[0]) or any(not t.ndim or len(t) != count for t in tensors):
+    tensors_of_parts = [tensors_in(part) for part in parts]
+    for tensors, count in zip(tensors_of_parts, counts, strict=True):
+        if len(tensors) != len(tensors_of_parts[0]) or any(not t.ndim or len(t) != count for t in tensors):
             raise FadevizError("the model's output does not have one row per image")
-    whole = iter([torch.cat(same) for same in zip(*found, strict=True)])
+    whole = iter([torch.cat(same) for same in zip(*tensors_of_parts, strict=True)])
     return map_tensors(parts[0], lambda _: next(whole))

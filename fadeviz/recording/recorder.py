@@ -27,8 +27,8 @@ from ..storage.schedule import Schedule, at, parse_schedule
 from ..storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from ..storage.stored_run import StoredRun
 from .batch import map_tensors
-from .hooks import Mode
 from .masks import Masks, images_to_show, masks_of, names_of, whole_number
+from .observation import Mode
 from .probe import Probe
 from .state import state_changes, state_of
 from .views import View

@@ -1,4 +1,4 @@
-"""Reading a map (B, C, h, w) from whatever a layer gives: tuples, dicts, dataclasses, sequences of tokens."""
+"""Reading a map (B, C, h, w) from any output of a layer: tuples, dicts, dataclasses, sequences of tokens."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..errors import FadevizError
 
 @dataclass(frozen=True)
 class View:
-    """How to read a map from a layer's output; the default finds out by itself where only one way is possible.
+    """How to read a map from a layer's output; the default works wherever only one way is possible.
 
     Attributes:
-        key: the entry of a dict or a dataclass by name, of a tuple or a list by number; None takes the only one that
+        key: the name of a dict's or dataclass's entry, or the index in a tuple or list; None takes the only entry that
             can be a map.
-        grid: rows and columns of tokens ``(B, L, C)``; None takes a square.
-        skip_tokens: how many tokens stand before the grid, as a class token does; None takes 0, or 1 where only that
-            leaves a square.
+        grid: rows and columns of the tokens ``(B, L, C)``; None takes a square.
+        skip_tokens: the number of tokens before the grid, such as a class token; None takes 0, or 1 if only that leaves
+            a square.
     """
 
     key: str | int | None = None
@@ -32,21 +32,22 @@ class View:
 
 
 def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
-    """A layer's output, or the gradient of it, as a map.
+    """A layer's output, or its gradient, as a map.
 
-    Shape: ``(B, C, h, w)`` as it is; tokens ``(B, L, C)`` -> ``(B, C, h, w)``.
+    Shape: ``(B, C, h, w)`` is unchanged; tokens ``(B, L, C)`` -> ``(B, C, h, w)``.
 
     Raises:
-        FadevizError: another number of axes, complex or sparse values, or tokens that fill no grid; says what to set.
+        FadevizError: if the tensor has another number of axes, has complex or sparse values, or is a sequence of tokens
+            that does not form a grid.
     """
     if tensor.device.type == "meta":
         raise FadevizError(
-            f"layer {layer!r} gives a tensor without values (meta device). Load the model's weights first"
+            f"layer {layer!r} returns a tensor without values (meta device). Load the model's weights first"
         )
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex():
         kind = "nested" if tensor.is_nested else "complex" if tensor.is_complex() else "sparse"
         raise FadevizError(
-            f"layer {layer!r} gives a {kind} tensor; a dense and real map (B, C, h, w) is needed. Choose another layer"
+            f"layer {layer!r} returns a {kind} tensor; a dense, real map (B, C, h, w) is needed. Choose another layer"
         )
     if tensor.is_quantized:
         tensor = tensor.dequantize()
@@ -55,7 +56,7 @@ def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
     if tensor.ndim == 3:
         return _from_tokens(tensor, view, layer)
     raise FadevizError(
-        f"layer {layer!r} gives a tensor of {tensor.ndim} axes; a map (B, C, h, w) or tokens (B, L, C) are needed. "
+        f"layer {layer!r} returns a tensor of {tensor.ndim} axes; a map (B, C, h, w) or tokens (B, L, C) are needed. "
         "Choose another layer"
     )
 
@@ -64,21 +65,21 @@ def choose_tensor(output: Any, view: View, layer: str) -> Tensor:
     """The tensor in a layer's output that can be a map.
 
     Raises:
-        FadevizError: none, or more than one to choose from; lists them.
+        FadevizError: if there is none, or more than one to choose from; the message lists them.
     """
     key = view.key
     if isinstance(output, Tensor):
         if key is not None:
-            raise FadevizError(f"layer {layer!r} gives one tensor, not several: it has no {key!r}. Leave the key out")
+            raise FadevizError(f"layer {layer!r} returns a single tensor, which has no {key!r}. Leave the key out")
         return output
     entries = _entries(output)
     if entries is None:
         raise FadevizError(
-            f"layer {layer!r} gives {type(output).__name__}, a map (B, C, h, w) is needed. Choose another layer"
+            f"layer {layer!r} returns {type(output).__name__}; a map (B, C, h, w) is needed. Choose another layer"
         )
     if key is not None:
         if not isinstance(entries.get(key), Tensor):
-            raise FadevizError(f"layer {layer!r} gives no tensor {key!r}. There are: {_names(entries)}")
+            raise FadevizError(f"layer {layer!r} returns no tensor {key!r}. Its entries: {_names(entries)}")
         return entries[key]
     for axes in (4, 3):
         fitting = {name: value for name, value in entries.items() if isinstance(value, Tensor) and value.ndim == axes}
@@ -86,11 +87,11 @@ def choose_tensor(output: Any, view: View, layer: str) -> Tensor:
             return next(iter(fitting.values()))
         if fitting:
             raise FadevizError(
-                f"layer {layer!r} gives several tensors: {_names(fitting)}. "
+                f"layer {layer!r} returns several tensors: {_names(fitting)}. "
                 f"Choose one: View(key={next(iter(fitting))!r})"
             )
     raise FadevizError(
-        f"layer {layer!r} gives {type(output).__name__} without a map (B, C, h, w): {_names(entries)}. "
+        f"layer {layer!r} returns {type(output).__name__} without a map (B, C, h, w): {_names(entries)}. "
         "Choose another layer"
     )
 
@@ -128,8 +129,8 @@ def _from_tokens(tokens: Tensor, view: View, layer: str) -> Tensor:
         if rows * columns == length - skip > 0:
             kept = tokens[:, skip:]
             return kept.unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
-    wanted = "the grid {}x{}".format(*view.grid) if view.grid else "a square"
+    grid = "a {}x{} grid".format(*view.grid) if view.grid else "a square grid"
     raise FadevizError(
-        f"layer {layer!r} gives {length} tokens, which fill not {wanted}. "
-        "Say how they lie: View(grid=(rows, columns), skip_tokens=...)"
+        f"layer {layer!r} returns {length} tokens, which do not form {grid}. "
+        "Describe the grid: View(grid=(rows, columns), skip_tokens=...)"
     )

@@ -1,4 +1,4 @@
-"""Wrapped models: the module inside, its device, and what can be observed with several processes."""
+"""Wrapped and distributed models: the module inside a wrapper, its device, and whether one rank can observe it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FadevizError
-from .hooks import Mode
-from .layer_names import wraps
+from .layer_names import wrapped_child
+from .observation import Mode
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -23,7 +23,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside DistributedDataParallel and torch.compile.
 
     Raises:
-        FadevizError: a sharded model, or no module.
+        FadevizError: if the model is sharded, or is not a module.
     """
     _check_module(model)
     if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
@@ -35,7 +35,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(model, nn.parallel.DistributedDataParallel):
             # A forward pass through the wrapper would wait for the other processes.
             model = model.module
-        elif wraps(model) == "_orig_mod":  # compiled; it shares its modules
+        elif wrapped_child(model) == "_orig_mod":  # compiled; it shares its modules
             model = model._orig_mod  # type: ignore[assignment]
         else:
             return model
@@ -56,20 +56,24 @@ def _is_dtensor(parameter: Tensor) -> bool:
 
 
 def refuse_waiting(model: nn.Module, mode: Mode) -> None:
-    """Raise if an observation by one rank would wait for the others."""
+    """Check that an observation by one rank does not wait for the others.
+
+    Raises:
+        FadevizError: if the model has SyncBatchNorm, the mode is ``batch``, and there are several ranks.
+    """
     waits = mode == "batch" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     if waits and _is_distributed() and torch.distributed.get_world_size() > 1:
         raise FadevizError(
-            "the observation mode batch with SyncBatchNorm would wait for the other processes, which do not observe. "
-            "Choose the mode eval"
+            "with SyncBatchNorm, the observation mode batch would wait for the other processes, which do not observe. "
+            "Choose mode='eval'"
         )
 
 
 @contextlib.contextmanager
 def float32_forward(model: nn.Module) -> Iterator[None]:
-    """Without the autocast that accelerate puts into ``forward`` itself, out of reach of a context manager."""
-    both = {"forward", "_original_forward"}
-    prepared = [(m, m.__dict__["forward"]) for m in model.modules() if both <= m.__dict__.keys()]
+    """Disable the autocast that accelerate builds into ``forward`` itself, where no context manager reaches it."""
+    attributes = {"forward", "_original_forward"}
+    prepared = [(m, m.__dict__["forward"]) for m in model.modules() if attributes <= m.__dict__.keys()]
     try:
         for module, _ in prepared:
             module.forward = module.__dict__["_original_forward"]
@@ -84,5 +88,5 @@ def _is_distributed() -> bool:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that records: the only one, or that of rank 0."""
+    """Whether this is the process that records: the only one, or rank 0."""
     return not _is_distributed() or torch.distributed.get_rank() == 0

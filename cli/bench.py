@@ -12,7 +12,7 @@ from fadeviz import plugins
 from .installed import InstalledOption
 from .messages import print_notes, print_written
 from .options import DEVICE
-from .runs import NAMES, Output
+from .arguments import NAMES, Output
 
 if TYPE_CHECKING:
     from fadeviz.benchmark import Result

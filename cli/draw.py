@@ -10,7 +10,7 @@ import click
 
 from .messages import print_written
 from .options import CALL, COLORMAP, KIND, LAYER, RUNS, STEPS
-from .runs import Output
+from .arguments import Output
 
 if TYPE_CHECKING:
     from fadeviz.render.selection import MapOptions

@@ -11,7 +11,7 @@ from fadeviz import plugins
 from .installed import InstalledOption
 from .messages import print_written
 from .options import STEPS
-from .runs import NUMBERS, RUN, Output
+from .arguments import NUMBERS, RUN, Output
 
 
 class _ExportCommand(click.Command):

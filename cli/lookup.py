@@ -13,7 +13,7 @@ from fadeviz.errors import FadevizError, printable
 from .draw import grid
 from .installed import InstalledOption
 from .messages import in_options, print_notes
-from .runs import NAMES, RUN
+from .arguments import NAMES, RUN
 
 
 @click.command()

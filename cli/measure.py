@@ -11,7 +11,7 @@ from fadeviz.analysis.measures import PLOTS
 
 from .messages import print_notes, print_written
 from .options import CALL, KIND, LAYER, RUNS
-from .runs import Output, is_stdout, write_text
+from .arguments import Output, is_stdout, write_text
 
 _RESPONSES = click.option(
     "--responses", default="plain", show_default=True,

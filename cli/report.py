@@ -8,7 +8,7 @@ import click
 
 from .messages import print_notes
 from .options import CALL, RUNS
-from .runs import Output
+from .arguments import Output
 
 
 @click.command()

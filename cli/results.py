@@ -11,7 +11,7 @@ from fadeviz.errors import printable
 
 from .messages import in_options, print_notes, print_written
 from .options import DEVICE, RUNS, SIZE, TRIMAPS
-from .runs import NUMBERS, RUN, Output
+from .arguments import NUMBERS, RUN, Output
 
 
 @click.command()

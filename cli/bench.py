@@ -46,7 +46,9 @@ def bench(
     limit: float | None,
     output: Path | None,
 ) -> None:
-    """Measure what operators, a training step, recording and drawing cost on this machine.
+    """Measure what things cost on this machine.
+
+    These are the operators, a training step, recording and drawing.
 
     Times are medians and quartiles of candidates that take turns; reassembly is compared with its plain form (unfold,
     repeat, einsum) and with what the machine's memory and arithmetic allow. On CUDA kernels are timed by the device's

@@ -62,7 +62,7 @@ def sweep(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Record every one of several operators with every one of several seeds.
+    """Record several operators with several seeds.
 
     For one seed all operators see the same images in the same order and begin with the same encoder and decoder
     weights. A failed run does not stop the others. The same command again trains only what is missing: it resumes what

@@ -103,8 +103,8 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
             run = fadeviz.open_run(out)  # the signal came after the last step
     if quiet:
         return
-    print_notes(run.info["data"].get("notes", []))
-    click.echo(f"{out}: {len(run.steps)} snapshots; {describe_metrics(run.info.get('result', {}))}")
+    print_notes(run.info.data.notes)
+    click.echo(f"{out}: {len(run.steps)} snapshots; {describe_metrics(run.info.result)}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
 
 

@@ -329,7 +329,7 @@ class TestPool:
         told = []
         done = train(config, tmp_path / "run", note=told.append)
         assert "pool: 5 of 5 images drawn" in told
-        assert done.info["config"]["pool"] == done.info["data"]["pool"] == 5
+        assert done.info.config["pool"] == done.info.data["pool"] == 5
         pooled = load_data(config).train
         assert (pooled.count, isinstance(pooled.dataset, Pool)) == (5, True)
 

@@ -709,7 +709,8 @@ class TestCommand:
         ("arguments", "kind", "told"),
         [
             (["--executor", "slurm", "--slurm", "partition=p"], "SlurmArray",
-             "jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; or cancel them: scancel 12 13"),
+             "jobs keep running. Wait for them again: fadeviz sweep --out {out} --executor slurm; or cancel them: "
+             "scancel 12 13"),
             (["--executor", "dask", "--scheduler", "tcp://h:1"], "DaskCluster",
              "stopped. Resume with: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
             (["--jobs", "3"], "LocalProcesses", "stopped. Resume with: fadeviz sweep --out {out}"),
@@ -724,7 +725,7 @@ class TestCommand:
                 report(SweepProgress("nearest-seed0", "queued", 0, 2, float("nan"), {}, "", 0, 3, job))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fadeviz.sweep.run_sweep", stop)
+        monkeypatch.setattr("fadeviz.run_sweep", stop)
         out = tmp_path / "out"
         result = CliRunner().invoke(main, ["sweep", "--upsamplers", "nearest", "--out", str(out), *arguments])
         assert result.exit_code == 130

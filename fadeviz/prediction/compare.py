@@ -24,7 +24,7 @@ from ..render.zoom import Box, choose_zoom
 from ..storage.metrics import FIGURES
 from ..storage.opening import RunLike, stored_runs
 from ..storage.stored_run import StoredRun, run_labels
-from ..training.matting import measure_matte
+from ..training.matting_metrics import measure_matte
 from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
 

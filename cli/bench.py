@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fadeviz import plugins
+
+from .installed import InstalledOption
 from .messages import print_notes, print_written
 from .options import DEVICE
 from .runs import NAMES, Output
@@ -21,14 +24,14 @@ if TYPE_CHECKING:
 @click.option("--part", "parts", multiple=True, metavar="NAME",
               help="machine, reassembly, operators, step, recording or rendering; "
                    "may be repeated.  [default: all]")  # fmt: skip
-@click.option("--upsamplers", default="", metavar="NAME,...",
+@click.option("--upsamplers", default="", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operators to measure, with options if need be: fade,fade:form=h2l.  [default: all]")  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's own]")
 @DEVICE
 @click.option("--precision", "precisions", type=NAMES, default=(), metavar="NAME,...",
               help="fp32, bf16, and on CUDA tf32 and fp16.  [default: fp32; on CUDA several]")  # fmt: skip
-@click.option("--peers", "--compile", "compiled", is_flag=True,
-              help="Time torch.compile of the plain form too: minutes more to compile.")  # fmt: skip
+@click.option("--compiled", is_flag=True,
+              help="Also time torch.compile of the plain form, which takes minutes to compile.")  # fmt: skip
 @click.option("--limit", type=float, metavar="SECONDS", help="Begin no other table after this time.")
 @click.option("-o", "--output", type=Output(),
               help="A JSON file for all results, replaced after every part.")  # fmt: skip
@@ -55,7 +58,7 @@ def bench(
     from fadeviz.upsamplers import split_upsamplers
 
     if quick and compiled and choose_device(device).type != "cuda":
-        raise click.UsageError("--compile takes minutes, --quick less than one: choose one")
+        raise click.UsageError("--compiled takes minutes, --quick less than one: choose one")
 
     def print_table(result: Result) -> None:
         click.echo(describe(result) + "\n")

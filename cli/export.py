@@ -6,19 +6,36 @@ from pathlib import Path
 
 import click
 
+from fadeviz import plugins
+
+from .installed import InstalledOption
+from .messages import print_written
+from .options import STEPS
 from .runs import NUMBERS, RUN, Output
 
 
-@click.command()
+class _ExportCommand(click.Command):
+    """A command whose help ends with the export targets; they are only imported for that."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        from fadeviz.export import all_targets
+
+        with formatter.section("Targets"):
+            formatter.write_dl([(name, target.help) for name, target in all_targets().items()])
+        formatter.write_paragraph()
+        formatter.write_text('All of fadeviz\'s own but npz need an extra, e.g. pip install ".[zarr]".')
+
+
+@click.command(cls=_ExportCommand)
 @click.argument("run", type=RUN)
-@click.option("--to", "target", required=True, metavar="npz|zarr|tensorboard|wandb|rerun", help="What to write.")
-@click.option("-o", "--output", type=Output(), required=True,
-              help="The file (.npz, .rrd) or the folder to make.")  # fmt: skip
+@click.option("--to", "target", required=True, metavar="TARGET", cls=InstalledOption, group=plugins.EXPORTERS,
+              help="What to write, e.g. npz; the targets are listed below.")  # fmt: skip
+@click.option("-o", "--output", type=Output(), required=True, help="The file or the folder to make.")
 @click.option("--layer", "layers", multiple=True, help="This layer alone; may be repeated.  [default: all]")
 @click.option("--kind", "kinds", multiple=True,
               help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
                    "may be repeated.  [default: all]")  # fmt: skip
-@click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")
+@STEPS
 @click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
@@ -42,24 +59,14 @@ def export(
     """Write a stored RUN for another tool: maps, observed images, metrics, settings.
 
     \b
-    npz          one file for NumPy: every map as recorded, (steps, images, h, w)
-    zarr         a folder for xarray: a group a layer, an array a kind, a chunk a step, as recorded
-    tensorboard  a log folder: maps as images, metrics as scalars
-    wandb        an offline run of Weights & Biases; nothing is sent before `wandb sync`
-    rerun        one .rrd file: maps as images on a timeline of steps
-
-    All but npz need an extra, e.g. pip install ".[zarr]".
-
-    \b
     fadeviz export runs/fade --to zarr -o fade.zarr
     fadeviz export runs/fade --to tensorboard -o logs/fade --kind feature --normalize run
     """
-    from fadeviz import open_run
-    from fadeviz.export import export_run
+    import fadeviz
     from fadeviz.storage.schedule import parse_steps
 
-    notes = export_run(
-        open_run(run),
+    notes = fadeviz.export_run(
+        run,
         target,
         output,
         layers=layers,
@@ -70,9 +77,7 @@ def export(
         colormap=colormap,
         overwrite=overwrite,
     )
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"wrote {output}")
+    print_written(output, notes)
 
 
 __all__ = ["export"]

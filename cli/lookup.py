@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from fadeviz import plugins
 from fadeviz.errors import FadevizError, printable
 
 from .draw import grid
+from .installed import InstalledOption
 from .messages import in_options, print_notes
 from .runs import NAMES, RUN
 
@@ -17,6 +19,7 @@ from .runs import NAMES, RUN
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--network", "networks", type=NAMES, default="segnet,segformer", show_default=True, metavar="NAME,...",
+              cls=InstalledOption, group=plugins.NETWORKS,
               help="Networks whose costs are listed: segnet, segformer, matting.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
 def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool) -> None:
@@ -30,6 +33,7 @@ def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool)
 @click.command()
 @click.argument("network")
 @click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
+              cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
                    "List: fadeviz upsamplers.")  # fmt: skip
 def layers(network: str, upsampler: str) -> None:
@@ -60,18 +64,18 @@ def info(run: Path | str) -> None:
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
-    from fadeviz.storage.check import check_run, other_maps, repair_run
+    import fadeviz
 
-    for fault in repair_run(run) if repair else ():
-        click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))
-    faults = check_run(run)
+    notes: list[str] = []
+    faults = fadeviz.check_run(run, repair=repair, on_note=notes.append)
+    left = [fault for fault in faults if not fault.repaired]
     for fault in faults:
-        click.echo(printable(f"{fault.file}: {fault.what}"), err=True)
-    if faults:
-        can = any(fault.repair for fault in faults)
-        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
-        raise FadevizError(f"{run} has {count}." + (" Remove what is broken: --repair" if can else ""))
-    print_notes(map(printable, other_maps(run)))
+        line = f"{fault.file}: {fault.what}" + (f": {fault.repair}" if fault.repaired else "")
+        click.echo(printable(line), err=not fault.repaired)
+    if left:
+        remedy = " Remove what is broken: --repair" if any(fault.repair for fault in left) else ""
+        raise FadevizError(f"{run} has {len(left)} fault{'s' * (len(left) > 1)}.{remedy}")
+    print_notes(map(printable, notes))
     click.echo(printable(f"{run}: all is well"))
 
 

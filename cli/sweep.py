@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fadeviz import plugins
 from fadeviz.errors import FadevizError
 
+from .installed import InstalledOption
 from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ EXECUTORS = ("local", "slurm", "dask")
 
 
 @click.command()
-@click.option("--upsamplers", metavar="NAME,...",
+@click.option("--upsamplers", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
               help="Operators, with options if need be, and @shuffled for the control with shuffled labels: "
                    "fade,fade:gate=off,carafe:init=xavier,fade@shuffled; all names every operator. "
                    "List: fadeviz upsamplers.")  # fmt: skip
@@ -216,9 +218,9 @@ def _sweep_plan(
 
 def _operators(text: str) -> list[str]:
     """The operators that ``--upsamplers`` names; ``all`` stands for every one."""
-    from fadeviz.upsamplers import list_upsamplers, split_upsamplers
+    from fadeviz.upsamplers import all_upsamplers, split_upsamplers
 
-    return [name for part in split_upsamplers(text) for name in (list_upsamplers() if part == "all" else [part])]
+    return [name for part in split_upsamplers(text) for name in (all_upsamplers() if part == "all" else [part])]
 
 
 class _SweepLines:

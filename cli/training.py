@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from fadeviz import plugins
+
+from .installed import InstalledOption
 from .options import DEVICE
 
 if TYPE_CHECKING:
@@ -18,15 +21,18 @@ if TYPE_CHECKING:
 
 UPSAMPLER = click.option(
     "--upsampler", default="fade", show_default=True, metavar="NAME",
+    cls=InstalledOption, group=plugins.UPSAMPLERS,
     help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
          "List: fadeviz upsamplers.",
 )  # fmt: skip
 
 _DATA = (
     click.option("--network", default="segnet", show_default=True, metavar="NAME",
+                 cls=InstalledOption, group=plugins.NETWORKS,
                  help="Network to train: segnet, segformer or matting, with options if need be: "
                       "segformer:backbone=b1."),
     click.option("--data", default="synthetic", show_default=True, metavar="NAME",
+                 cls=InstalledOption, group=plugins.DATASETS,
                  help="synthetic: synthetic horses, nothing to download. From --data-dir: weizmann and ade20k to "
                       "segment; mattes for the matting network."),
     click.option("--data-dir", default="", metavar="DIR",

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from . import models, upsamplers
-from .models import build_network, find_network, map_shapes
+from .models import all_networks, build_network, find_network, map_shapes
 from .models.costs import Cost, operator_cost
 from .recording.layer_names import find_layers
-from .upsamplers import find_upsampler, parse_upsampler
+from .upsamplers import all_upsamplers, find_upsampler, parse_upsampler
 
 _READS = {"feature": "encoder", "indices": "indices"}
 
@@ -109,13 +108,13 @@ def list_upsamplers(names: Sequence[str] = (), *, networks: Sequence[str] = ("se
         >>> row.costs["segnet"].parameters
         383028
     """
-    listed = [name for name, network in models.list_networks().items() if network.sites] if not networks else []
+    listed = [name for name, network in all_networks().items() if network.sites] if not networks else []
     titles = {}
     for name in networks or listed:
         network = find_network(name)
         titles[name] = f"{network.title} {network.reference_size}x{network.reference_size}"
     rows = []
-    for name in names or upsamplers.list_upsamplers():
+    for name in names or all_upsamplers():
         entry = find_upsampler(parse_upsampler(name)[0])
         what = (entry.build.__doc__ or "").partition("\n")[0]  # none under python -OO
         costs = {network: operator_cost(name, network) for network in titles}

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from .data import Dataset, Sample, Splits
 from .data.observation import choose_observed, find_object
 from .data.pool import Pool
-from .data.sets import DataOptions, find_data, list_data
+from .data.sets import DataOptions, all_data, find_data
 from .data.shuffled import ShuffledLabels
 from .errors import FadevizError, unknown_name
 from .models import Network, build_network, find_network, parse_network
@@ -195,7 +195,7 @@ class RunConfig:
                 f"data {self.data} needs its folder: --data-dir DIR. Check it with: fadeviz data check DIR"
             )
         if self.data_dir and not data.needs_folder:
-            fitting = " or ".join(f"--data {name}" for name, one in list_data(task).items() if one.needs_folder)
+            fitting = " or ".join(f"--data {name}" for name, one in all_data(task).items() if one.needs_folder)
             raise FadevizError(f"data {self.data} has no folder, but --data-dir is {self.data_dir}. Add {fitting}")
         if self.pool and data.in_memory:
             raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory as it is. Leave out --pool")

@@ -17,7 +17,7 @@ from .analysis.order import OperatorOrder
 from .analysis.result import Analysis, analyze
 from .analysis.verdicts import is_representative
 from .errors import FadevizError, unknown_name
-from .render.labels import brief
+from .render.labels import brief, provenance
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel, shown_distances
 from .render.plots import write_curves, write_kymographs
@@ -31,7 +31,7 @@ class Plot:
     Attributes:
         what: a name in ``PLOTS``.
         caption: sentences below the panels.
-        runs: ids of the runs, for the file's metadata.
+        provenance: ids of the runs, for the file's metadata.
         curves: panels of curves; empty for a plot of distance-time maps.
         kymographs: distance-time maps; empty for a plot of curves.
         quantity: label of the colour bar of distance-time maps.
@@ -40,7 +40,7 @@ class Plot:
 
     what: str
     caption: str
-    runs: tuple[str, ...]
+    provenance: str
     curves: tuple[CurvePanel, ...] = ()
     kymographs: tuple[KymographPanel, ...] = ()
     quantity: str = ""
@@ -130,7 +130,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     inside = describe_inside(order.operators[0].runs[0])
     if inside and what in _OF_THE_INSIDE:
         caption.append(f"{inside[0].upper()}{inside[1:]}.")
-    runs = tuple(run.run_id for operator in order.operators for run in operator.runs)
+    origin = provenance([run for operator in order.operators for run in operator.runs])
     if what in _KYMOGRAPHS:
         quantity, explanation = _KYMOGRAPHS[what]
         kymographs = [_kymograph(operator, what) for operator in order.operators]
@@ -140,7 +140,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
             for operator, kymograph in zip(order.operators, kymographs, strict=True)
         )
         label = f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)"
-        return Plot(what, " ".join(caption), runs, kymographs=panels, quantity=label)
+        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=label)
     curves = tuple((_by_operator if what in _BY_OPERATOR else _by_measure)(analysis, what))
     if not curves:
         raise FadevizError(f"none of the runs has what the plot {what!r} shows. {_remedy(analysis, what)}")
@@ -150,7 +150,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
         for operator, own in zip(order.operators, analysis.curves.values(), strict=True)
         if not any(MEASURES[name].group == what for name in own)
     ]
-    return Plot(what, " ".join(caption), runs, curves, left_out=tuple(left_out))
+    return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
 
 
 def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
@@ -160,9 +160,11 @@ def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
         FadevizError: if the file ending is not supported, or the file cannot be written.
     """
     if made.curves:
-        write_curves(made.curves, output, caption=made.caption)
+        write_curves(made.curves, output, caption=made.caption, provenance=made.provenance)
     else:
-        write_kymographs(made.kymographs, output, quantity=made.quantity, caption=made.caption)
+        write_kymographs(
+            made.kymographs, output, quantity=made.quantity, caption=made.caption, provenance=made.provenance
+        )
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------

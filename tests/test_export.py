@@ -21,7 +21,7 @@ from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError
-from fadeviz.export import DRAWN, TARGETS, export_run, places
+from fadeviz.export import TARGETS, export_run, places
 from fadeviz.export.selection import safe_name
 from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
@@ -483,7 +483,7 @@ class TestWhatIsThere:
         out = tmp_path / NAMES[target]
         self.earlier(run, target, out)
         before = contents(out)
-        with pytest.raises(FadevizError, match="exists. Replace it with --overwrite, or choose another -o"):
+        with pytest.raises(FadevizError, match="exists. Replace it with overwrite=True, or choose another output"):
             self.write(run, target, out)
         assert contents(out) == before
         self.write(run, target, out, overwrite=True)
@@ -550,7 +550,7 @@ class TestWhatIsThere:
                 os.mkfifo(tmp_path / name)
             else:
                 (tmp_path / name).symlink_to("nothing")
-            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with --overwrite"):
+            with pytest.raises(FadevizError, match=f"{name} exists. Replace it with overwrite=True"):
                 self.write(run, "npz", tmp_path / name)
             with pytest.raises(FadevizError, match=f"{name} was not written by this export"):
                 self.write(run, "npz", tmp_path / name, overwrite=True)
@@ -666,8 +666,8 @@ class TestHostileNames:
         ({"images": [2]}, "no image 2 in .*: there are 2, from 0 to 1"),
         ({"images": []}, "no images of .* were asked for"),
         ({"kinds": ["channels"], "images": [1]}, "nothing to export. no channels of"),
-        ({"normalize": "frame"}, "npz holds maps as recorded, nothing is drawn. Leave out --normalize"),
-        ({"colormap": "gray"}, "Leave out --colormap"),
+        ({"normalize": "frame"}, "npz writes maps as recorded and draws nothing. Leave out normalize='frame'"),
+        ({"colormap": "gray"}, "Leave out colormap='gray'"),
         ({"target": "zip"}, "no target 'zip'"),
         ({"target": "tensorboard", "normalize": "frames"}, "no normalisation scope 'frames'. Nearest: 'frame'"),
         ({"target": "tensorboard", "colormap": "grey2"}, "no colour map 'grey2'"),
@@ -678,7 +678,7 @@ def test_bad_choices_write_nothing(run, tmp_path, options, message):
     if options["target"] in EXTRAS:
         need(EXTRAS[options["target"]])
     with pytest.raises(FadevizError, match=message):
-        export_run(run, out=tmp_path / "a.npz", **options)
+        export_run(run, output=tmp_path / "a.npz", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -741,4 +741,4 @@ class TestCommand:
         assert result.exit_code == 0
         for target in TARGETS:
             assert f"\n  {target} " in result.output
-        assert set(TARGETS) > DRAWN
+        assert {name for name, target in TARGETS.items() if target.draws} == {"tensorboard", "wandb", "rerun"}

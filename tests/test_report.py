@@ -26,7 +26,7 @@ from fadeviz.report import PALETTES, write_report
 from fadeviz.report import text as page_text
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
-from fadeviz.report.sequences import select_movies, shortest, text_size
+from fadeviz.report.sequences import select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
@@ -43,7 +43,7 @@ def runs(tmp_path_factory):
     return [fadeviz.open_run(folder / name) for name in ("fade0", "fade1", "carafe")]
 
 
-CHANNELS = "channels: no map of each image; fadeviz grid --kind channels draws them"
+CHANNELS = "channels: no single map per image; draw them with fadeviz grid --kind channels"
 """What no page of the runs above shows."""
 
 
@@ -81,12 +81,12 @@ class Page(HTMLParser):
         elif tag == "style" and not self.style:
             self.style = data
 
-    def movie(self, element):
+    def sequence(self, element):
         return base64.b64decode(next(text for attributes, text in self.scripts if attributes.get("id") == element))
 
 
 def unpack(data, steps, height, width, holes):
-    """Levels ``(S, h, w)`` and holes of a packed movie, cell by cell."""
+    """Levels ``(S, h, w)`` and holes of a packed sequence, cell by cell."""
     raw = zlib.decompress(data)
     modes, residuals, rest = raw[:steps], raw[steps : steps * (1 + height * width)], raw[steps * (1 + height * width) :]
     levels = np.zeros((steps, height, width), int)
@@ -129,9 +129,9 @@ class TestPack:
         maps = np.random.default_rng(0).normal(size=(30, 64, 64)).astype(np.float32)  # more than is deflated at once
         whole = pack(maps, "feature")
         size = len(whole.data)
-        assert pack(maps, "feature", most=size) == whole
-        assert pack(maps, "feature", most=size - 1) is None
-        assert pack(maps, "feature", most=size // 4) is None
+        assert pack(maps, "feature", limit=size) == whole
+        assert pack(maps, "feature", limit=size - 1) is None
+        assert pack(maps, "feature", limit=size // 4) is None
 
     def test_frames_that_move_little_and_frames_that_jump_are_both_predicted(self):
         rng = np.random.default_rng(1)
@@ -165,56 +165,56 @@ class TestLimits:
     @pytest.mark.parametrize("kind", ["feature", "gradient", "gate"])
     def test_run_and_shared_are_those_of_the_library(self, runs, kind):
         chosen = choose(runs)
-        movies = next(one for one in chosen.movies if one.kind == kind)
+        sequences = next(one for one in chosen.sequences if one.kind == kind)
         for image in range(2):
             maps = [run.maps(LAYER, kind, image=image)[:] for run in runs]
             own = limits_by_scope(maps, range(3), kind, "run")
-            assert [movies.own[run, image] for run in range(3)] == [limits[0] for limits in own]
-            assert movies.shared[image] == limits_by_scope(maps, range(3), kind, "shared")[0][0]
+            assert [sequences.own[run, image] for run in range(3)] == [limits[0] for limits in own]
+            assert sequences.shared[image] == limits_by_scope(maps, range(3), kind, "shared")[0][0]
 
     def test_a_frame_without_a_finite_cell_does_not_count(self, tmp_path):
         maps = np.random.default_rng(0).uniform(5, 6, size=(len(STEPS), 24, 32)).astype(np.float32)
         maps[4] = np.nan
         run = make_run(tmp_path / "run", maps=maps)
         chosen = choose([run])
-        assert chosen.movies[0].own[0, 0] == find_limits(maps, "feature")
-        assert chosen.movies[0].own[0, 0].low > 4
+        assert chosen.sequences[0].own[0, 0] == find_limits(maps, "feature")
+        assert chosen.sequences[0].own[0, 0].low > 4
 
 
-def choose(runs, room=10**7, ranks=None, **options):
-    ranks = ranks if ranks is not None else [0, 1, 0][: len(runs)]
-    return select_movies(runs, ranks, STEPS, 2, room, first=LAYER, needed="Give more.", **options)
+def choose(runs, budget=10**7, seeds=None, **options):
+    seeds = seeds if seeds is not None else [0, 1, 0][: len(runs)]
+    return select_sequences(runs, seeds, STEPS, 2, budget, first_layer=LAYER, advice="Give more.", **options)
 
 
 class TestRoom:
     def test_features_come_first_then_gradients(self, runs):
         everything = choose(runs)
-        assert [one.kind for one in everything.movies] == ["feature", "gradient", "gate"]
+        assert [one.kind for one in everything.sequences] == ["feature", "gradient", "gate"]
         assert everything.left_out == ()
-        sizes = [sum(map(text_size, one.packed.values())) for one in everything.movies]
-        fewer = choose(runs, room=sizes[0] + sizes[1])
-        assert [one.kind for one in fewer.movies] == ["feature", "gradient"]
+        sizes = [sum(map(text_size, one.packed.values())) for one in everything.sequences]
+        fewer = choose(runs, budget=sizes[0] + sizes[1])
+        assert [one.kind for one in fewer.sequences] == ["feature", "gradient"]
         assert fewer.left_out == (f"gate of {LAYER}: no room",)
 
     def test_seeds_go_before_images(self, runs):
-        costs = {place: text_size(one) for place, one in choose(runs).movies[0].packed.items()}
+        costs = {place: text_size(one) for place, one in choose(runs).sequences[0].packed.items()}
         first_seeds = sum(cost for (run, _), cost in costs.items() if run != 1)
-        one = choose(runs, room=first_seeds, kinds=["feature"])
+        one = choose(runs, budget=first_seeds, kinds=["feature"])
         assert (one.runs, one.images) == ((0, 2), 2)
         assert str(runs[1].path) in one.left_out[0]
-        two = choose(runs, room=first_seeds - 1, kinds=["feature"])
+        two = choose(runs, budget=first_seeds - 1, kinds=["feature"])
         assert (two.runs, two.images) == ((0, 2), 1)
         assert two.left_out[0] == "images 2 to 2: no room for their maps"
-        assert set(two.movies[0].packed) == {(0, 0), (2, 0)}
+        assert set(two.sequences[0].packed) == {(0, 0), (2, 0)}
 
     def test_no_room_for_one_image_is_an_error(self, runs):
         with pytest.raises(FadevizError, match=r"one image of decoder\.3\.upsample, feature, takes .* Give more\."):
-            choose(runs, room=100)
+            choose(runs, budget=100)
 
     def test_other_layers_follow_coarse_ones_first(self, tmp_path):
         run = with_layers(tmp_path / "run", {LAYER: 24, "decoder.4.upsample": 48, "decoder.0.upsample": 6})
         chosen = choose([run])
-        assert [(one.layer, one.kind) for one in chosen.movies] == [
+        assert [(one.layer, one.kind) for one in chosen.sequences] == [
             (layer, kind)
             for layers in ([LAYER], ["decoder.0.upsample", "decoder.4.upsample"])
             for kind in ("feature", "gradient")
@@ -263,12 +263,12 @@ class TestPage:
     def test_its_frames_are_the_librarys(self, page, runs):
         checked = 0
         for maps in page.data["maps"]:
-            for movie in maps["movies"]:
-                values = runs[movie["run"]].maps(maps["layer"], maps["kind"], image=movie["image"])[:]
-                levels, _ = unpack(page.movie(movie["element"]), *values.shape, movie["holes"])
+            for sequence in maps["sequences"]:
+                values = runs[sequence["run"]].maps(maps["layer"], maps["kind"], image=sequence["image"])[:]
+                levels, _ = unpack(page.sequence(sequence["element"]), *values.shape, sequence["holes"])
                 assert (levels == library_levels(values, maps["kind"])).all()
-                assert (np.float32(movie["low"]) == values.min(axis=(1, 2))).all()
-                assert (np.float32(movie["high"]) == values.max(axis=(1, 2))).all()
+                assert (np.float32(sequence["low"]) == values.min(axis=(1, 2))).all()
+                assert (np.float32(sequence["high"]) == values.max(axis=(1, 2))).all()
                 checked += 1
         assert checked == 3 * 2 * 3  # runs, images, kinds
 
@@ -351,7 +351,7 @@ class TestPage:
         )
         for ours, all_of_it in zip(*lines, strict=True):
             assert ours["middle"] == [all_of_it["middle"][place] for place in places]
-        assert len(thin.data["maps"][0]["movies"][0]["low"]) == 5
+        assert len(thin.data["maps"][0]["sequences"][0]["low"]) == 5
         assert re.findall(r'<p class="word">.*?</article>', thin.text) == re.findall(
             r'<p class="word">.*?</article>', page.text
         )
@@ -520,7 +520,7 @@ class TestWhatIsNotInIt:
     def test_images_and_steps(self, runs, tmp_path):
         short = make_run(tmp_path / "short", upsampler="x", run_id="x", steps=STEPS[:8])
         left_out = write_report([runs[0], short], tmp_path / "r.html", images=1)
-        assert left_out == ("images 2 to 2: --images 2 shows them", "4 steps, as not all runs have them", CHANNELS)
+        assert left_out == ("images 2 to 2: shown with images=2", "4 steps, because not all runs have them", CHANNELS)
         page = Page(tmp_path / "r.html")
         assert all(f"<li>{said}</li>" in page.text for said in left_out)
 
@@ -535,12 +535,12 @@ class TestWhatIsNotInIt:
 
     def test_other_calls(self, runs, tmp_path):
         run = make_run(tmp_path / "calls", calls=3)
-        assert write_report([run], tmp_path / "0.html")[0] == f"calls 1, 2 of {LAYER}: --call shows another"
-        assert write_report([run], tmp_path / "1.html", call=1)[0] == f"calls 0, 2 of {LAYER}: --call shows another"
+        assert write_report([run], tmp_path / "0.html")[0] == f"calls 1, 2 of {LAYER}: choose with call=..."
+        assert write_report([run], tmp_path / "1.html", call=1)[0] == f"calls 0, 2 of {LAYER}: choose with call=..."
         page = Page(tmp_path / "1.html")
         assert f"{LAYER}, call 1, feature:" in page.text
         assert "--call 1" in page.text
-        assert {tuple(movie["size"]) for maps in page.data["maps"] for movie in maps["movies"]} == {(12, 16)}
+        assert {tuple(sequence["size"]) for maps in page.data["maps"] for sequence in maps["sequences"]} == {(12, 16)}
         with pytest.raises(FadevizError, match="no call 3"):
             write_report([run], tmp_path / "3.html", call=3)
 
@@ -551,7 +551,7 @@ class TestWhatIsNotInIt:
             once = Snapshot(step, "head", 0, "feature", np.ones((2, 4, 4), np.float32))
             SnapshotStore(run.path, run.run_id).write(step, [*shared, once])
         left_out = write_report([fadeviz.open_run(run.path)], tmp_path / "r.html", call=1)
-        assert left_out == (f"call 0 of {LAYER}: --call shows another", "head, which has no call 1")
+        assert left_out == (f"call 0 of {LAYER}: choose with call=...", "head, which has no call 1")
 
 
 @pytest.mark.parametrize(
@@ -598,14 +598,14 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["-o", "r.pdf"], "a report is a page. Give a name that ends in .html"),
+            (["-o", "r.pdf"], "a report is an HTML page. Give a name that ends in .html"),
             (["-o", "r.html", "--kind", "gradint"], "no kind 'gradint'. Nearest: 'gradient'"),
-            (["-o", "r.html", "--kind", "channels"], "not one map of each image"),
+            (["-o", "r.html", "--kind", "channels"], "has no single map per image"),
             (["-o", "r.html", "--layer", "decoder.9"], "no layer in these runs 'decoder.9'"),
-            (["-o", "r.html", "--images", "0"], "at least 1 is needed"),
-            (["-o", "r.html", "--max-mb", "0"], "Give a positive number"),
-            (["-o", "r.html", "--max-mb", "nan"], "Give a positive number"),
-            (["-o", "r.html", "--max-mb", "0.01"], "Give a larger --max-mb"),
+            (["-o", "r.html", "--images", "0"], "must be at least 1"),
+            (["-o", "r.html", "--max-mb", "0"], "must be a positive number of megabytes"),
+            (["-o", "r.html", "--max-mb", "nan"], "must be a positive number of megabytes"),
+            (["-o", "r.html", "--max-mb", "0.01"], "Give a larger"),
             (["-o", "r.html", "--kind", "kernel_entropy"], "no 'kernel_entropy' maps"),
         ],
     )

@@ -19,7 +19,7 @@ from ..recording.probe import Probe
 from ..render.animation import write_animation
 from ..render.grid import write_grid
 from ..storage.snapshots import SnapshotStore
-from ..upsamplers import list_upsamplers
+from ..upsamplers import all_upsamplers
 from .cases import (
     KERNEL_SIZE,
     LAYOUTS,
@@ -290,7 +290,7 @@ def measure_operators(setting: Setting) -> Iterator[Result]:
 
 def _operator_rows(setting: Setting, shape: Shape, precision: str) -> tuple[list[Row], list[str]]:
     device, layouts = setting.device, setting.plan.operator_layouts
-    names = setting.upsamplers or tuple(list_upsamplers())
+    names = setting.upsamplers or tuple(all_upsamplers())
     candidates = {
         name if layout == layouts[0] else f"{name}, {layout}": (name, False, layout)
         for layout in layouts
@@ -334,7 +334,7 @@ def _operator_rows(setting: Setting, shape: Shape, precision: str) -> tuple[list
 def measure_step(setting: Setting) -> Iterator[Result]:
     """A training step with every operator, or with a few of them."""
     for case in setting.plan.steps:
-        names = setting.upsamplers or (tuple(list_upsamplers()) if case.every else REFERENCES)
+        names = setting.upsamplers or (tuple(all_upsamplers()) if case.every else REFERENCES)
         yield _steps_on_cuda(setting, case, names) if setting.cuda else _steps(setting, case, names)
 
 

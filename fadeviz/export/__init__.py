@@ -3,35 +3,69 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import FadevizError, unknown_name
-from ..storage.stored_run import StoredRun
+from .. import plugins
+from ..errors import FadevizError
+from ..storage.opening import RunLike, stored_runs
 from .npz import write_npz
 from .rerun_log import write_rerun
-from .selection import Drawing, select
+from .selection import Drawing, ExportSelection, select
+from .targets import ExportTarget
 from .tensorboard_log import write_tensorboard
 from .wandb_log import write_wandb
 from .zarr_store import write_zarr
 
-TARGETS: dict[str, Callable[..., tuple[str, ...]]] = {
-    "npz": write_npz,
-    "zarr": write_zarr,
-    "tensorboard": write_tensorboard,
-    "wandb": write_wandb,
-    "rerun": write_rerun,
+TARGETS: dict[str, ExportTarget] = {
+    "npz": ExportTarget(write_npz, "one .npz file for NumPy: every map as recorded, (steps, images, h, w)"),
+    "zarr": ExportTarget(
+        write_zarr, "a folder for xarray: one group per layer, one array per kind, one chunk per step, as recorded"
+    ),
+    "tensorboard": ExportTarget(write_tensorboard, "a log folder: maps as images, metrics as scalars", draws=True),
+    "wandb": ExportTarget(
+        write_wandb, "an offline run of Weights & Biases; nothing is sent before `wandb sync`", draws=True
+    ),
+    "rerun": ExportTarget(write_rerun, "one .rrd file: maps as images on a timeline of steps", draws=True),
 }
-"""What can be written, and by which function."""
+"""fadeviz's own targets by name. A new one is a file and a row here.
 
-DRAWN = frozenset({"tensorboard", "wandb", "rerun"})
-"""Targets that hold the maps as images, in 256 colours; the others hold them as recorded, bit for bit."""
+Other packages add theirs under the entry-point group ``fadeviz.exporters``; :func:`find_target` finds both.
+"""
+
+
+def _fault(entry: object) -> str:
+    """What is wrong with another package's entry; empty for nothing."""
+    if isinstance(entry, ExportTarget):
+        return ""
+    return f"is a {type(entry).__name__}; a fadeviz.export.ExportTarget is needed"
+
+
+_TABLE = plugins.Table("target", plugins.EXPORTERS, TARGETS, _fault)
+
+
+def find_target(name: str) -> ExportTarget:
+    """The export target ``name``: fadeviz's own, or another package's.
+
+    Raises:
+        FadevizError: if there is no such target, or its package is broken.
+    """
+    return _TABLE.find(name)
+
+
+def all_targets() -> dict[str, ExportTarget]:
+    """Every export target by name: fadeviz's own, then those of other packages.
+
+    Raises:
+        FadevizError: if another package is broken, or uses a name of fadeviz's own.
+    """
+    return _TABLE.all()
 
 
 def export_run(
-    run: StoredRun,
+    run: RunLike,
     target: str,
-    out: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = (),
@@ -43,37 +77,42 @@ def export_run(
 ) -> tuple[str, ...]:
     """Write a stored run for another tool: maps, observed images, metrics and settings.
 
-    Written whole or not at all; what no export wrote is never replaced.
+    The export is written atomically; files that no export wrote are never replaced.
 
     Args:
-        run: the run.
-        target: a name in ``TARGETS``.
-        out: the file (``npz``, ``rerun``) or the folder to be made.
-        layers: dotted names; none takes all.
-        kinds: names in ``KINDS``; none takes all.
-        steps: recorded steps; None takes all.
-        images: numbers of observed images; None takes all.
-        normalize: for ``DRAWN`` ones, what spans black to white: ``frame``, each map (the default), or ``run``.
-        colormap: for ``DRAWN`` ones: ``gray`` (the default) or any that matplotlib knows.
+        run: the run, opened or by the path of its folder.
+        target: a name in ``TARGETS``, or an export target of another package.
+        output: the file (``npz``, ``rerun``) or the folder to be made.
+        layers: dotted module names; empty for all.
+        kinds: names in ``KINDS``; empty for all.
+        steps: recorded steps; None for all.
+        images: indices of observed images; None for all.
+        normalize: the range from black to white, for targets that draw: ``frame``, of each map (default), or ``run``.
+        colormap: for targets that draw: ``gray`` (default) or any that matplotlib knows.
         overwrite: replace an earlier export.
 
     Returns:
-        Notes: what was left out, and what to do to see it all.
+        Notes: what was left out, and how to include it.
 
     Raises:
-        FadevizError: a target, layer, kind, step or image there is not, a library that is not installed, or
-            something at ``out`` that may not be replaced. Nothing was written or removed then.
+        FadevizError: if there is no such target, layer, kind, step or image, if a library is not installed, or if
+            something at ``output`` must not be replaced. Nothing was written or removed then.
 
     Example::
 
         export_run(fadeviz.open_run("outputs/fade"), "zarr", "fade.zarr", kinds=["feature"])
     """
-    if target not in TARGETS:
-        raise unknown_name("target", target, TARGETS)
-    told = {"normalize": normalize, "colormap": colormap}
-    given = {name: value for name, value in told.items() if value is not None}
-    if given and target not in DRAWN:
-        raise FadevizError(f"{target} holds maps as recorded, nothing is drawn. Leave out --{next(iter(given))}")
-    selection = select(run, layers=layers, kinds=kinds, steps=steps, images=images)
-    how = {"drawing": Drawing(**given)} if target in DRAWN else {}
-    return TARGETS[target](selection, Path(out), overwrite=overwrite, **how)
+    entry = find_target(target)
+    given = {name: value for name, value in (("normalize", normalize), ("colormap", colormap)) if value is not None}
+    if given and not entry.draws:
+        name, value = next(iter(given.items()))
+        raise FadevizError(f"{target} writes maps as recorded and draws nothing. Leave out {name}={value!r}")
+    drawing = Drawing(**given)
+    if entry.draws:
+        drawing.check()
+    (opened,) = stored_runs(run)
+    selection = select(opened, layers=layers, kinds=kinds, steps=steps, images=images, drawing=drawing)
+    return entry.write(selection, Path(output), overwrite=overwrite)
+
+
+__all__ = ["TARGETS", "Drawing", "ExportSelection", "ExportTarget", "all_targets", "export_run", "find_target"]

@@ -33,11 +33,11 @@ def new_file(path: Path, suffix: str, is_ours: Callable[[Path], bool], *, overwr
     if path.suffix.lower() != suffix:
         raise FadevizError(f"cannot write {path.name}: this export is one file. Give a name that ends in {suffix}")
     if path.is_dir():
-        raise FadevizError(f"{path} is a folder, this export is one file. Choose another -o")
+        raise FadevizError(f"{path} is a folder, this export is one file. Choose another output")
     if os.path.lexists(path):
         _refuse_unless(overwrite, path)
         if not path.is_file() or not is_ours(path):  # opening a FIFO would block
-            raise FadevizError(f"{path} was not written by this export: it is not replaced. Choose another -o")
+            raise FadevizError(f"{path} was not written by this export: it is not replaced. Choose another output")
     with replacing(path) as partial:
         yield partial
 
@@ -60,11 +60,11 @@ def new_folder(path: Path, ours: re.Pattern[str], mark: re.Pattern[str], *, over
     """
     path = Path(os.path.abspath(path))
     if not path.name:
-        raise FadevizError(f"{path} cannot be replaced. Choose another -o")
+        raise FadevizError(f"{path} cannot be replaced. Choose another output")
     if path.is_symlink():
-        raise FadevizError(f"{path} is a link: it is not replaced. Give the folder itself, or choose another -o")
+        raise FadevizError(f"{path} is a link: it is not replaced. Give the folder itself, or choose another output")
     if path.exists() and not path.is_dir():
-        raise FadevizError(f"{path} is a file, this export is a folder. Choose another -o")
+        raise FadevizError(f"{path} is a file, this export is a folder. Choose another output")
     occupied = path.is_dir() and any(path.iterdir())
     if occupied:
         files = sorted(_files(path))
@@ -72,7 +72,7 @@ def new_folder(path: Path, ours: re.Pattern[str], mark: re.Pattern[str], *, over
         if foreign or not any(mark.fullmatch(file) for file in files):
             example = f", e.g. {foreign[0]}" if foreign else ""
             raise FadevizError(
-                f"{path} holds what this export did not write{example}: nothing is replaced. Choose another -o"
+                f"{path} holds what this export did not write{example}: nothing is replaced. Choose another output"
             )
         _refuse_unless(overwrite, path)
     token = secrets.token_hex(4)
@@ -90,7 +90,7 @@ def new_folder(path: Path, ours: re.Pattern[str], mark: re.Pattern[str], *, over
             raise
     except OSError as error:
         raise FadevizError(
-            f"cannot write {path}: {error.strerror or error}. Nothing was replaced. Choose another -o"
+            f"cannot write {path}: {error.strerror or error}. Nothing was replaced. Choose another output"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -100,7 +100,7 @@ def new_folder(path: Path, ours: re.Pattern[str], mark: re.Pattern[str], *, over
 
 def _refuse_unless(overwrite: bool, path: Path) -> None:
     if not overwrite:
-        raise FadevizError(f"{path} exists. Replace it with --overwrite, or choose another -o")
+        raise FadevizError(f"{path} exists. Replace it with overwrite=True, or choose another output")
 
 
 def _files(folder: Path) -> Iterator[str]:

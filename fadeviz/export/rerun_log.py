@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from .places import needs, new_file
-from .selection import Drawing, ExportSelection, draw, undrawn
+from .selection import ExportSelection, draw, undrawn
 from .tensorboard_log import scalars
 
 _APPLICATION = "fadeviz"
 
 
-def write_rerun(selection: ExportSelection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+def write_rerun(selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an .rrd file, which ``rerun FILE`` opens.
 
     Entities are ``/maps/LAYER/KIND/IMAGE``, ``/observed/IMAGE/image`` and ``/mask``, ``/metrics/NAME`` and
@@ -25,7 +25,6 @@ def write_rerun(selection: ExportSelection, out: Path, *, drawing: Drawing, over
     """
     with needs("rerun"):
         import rerun
-    drawing.check()
     cells = 0
     with new_file(out, ".rrd", _is_ours, overwrite=overwrite) as partial:
         recording = rerun.RecordingStream(_APPLICATION, recording_id=selection.run.run_id, send_properties=False)
@@ -43,11 +42,11 @@ def write_rerun(selection: ExportSelection, out: Path, *, drawing: Drawing, over
             for name, step, value in scalars(selection):
                 recording.set_time("step", sequence=step)
                 recording.log(["metrics", name], rerun.Scalars(value))
-            for movie in draw(selection, drawing):
-                cells += movie.sequence.non_finite
-                for step, pixels in movie.frames():
+            for maps in draw(selection):
+                cells += maps.sequence.non_finite
+                for step, pixels in maps.frames():
                     recording.set_time("step", sequence=step)
-                    recording.log(["maps", *movie.name.split("/")], rerun.Image(np.ascontiguousarray(pixels)))
+                    recording.log(["maps", *maps.name.split("/")], rerun.Image(np.ascontiguousarray(pixels)))
             recording.flush()
         finally:
             recording.disconnect()

@@ -70,16 +70,40 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """How targets that draw turn maps into images.
+
+    Attributes:
+        normalize: the range from black to white: ``frame``, of each map, or ``run``.
+        colormap: ``gray`` or any that matplotlib knows.
+    """
+
+    normalize: str = "frame"
+    colormap: str = "gray"
+
+    def check(self) -> None:
+        """Raise unless such a normalisation and colour map exist.
+
+        Raises:
+            FadevizError: if there is no such normalisation or colour map.
+        """
+        if self.normalize not in SCOPES:
+            raise unknown_name("normalisation scope", self.normalize, SCOPES)
+        palette(self.colormap)
+
+
+@dataclass(frozen=True)
 class ExportSelection:
     """What is exported of a run.
 
     Attributes:
         run: the run.
-        steps: increasing.
-        images: numbers of the observed images, increasing.
-        names: of those images.
-        parts: in the network's order.
-        notes: what was left out, a sentence each.
+        steps: the recorded steps, increasing.
+        images: indices of the observed images, increasing.
+        names: the names of those images.
+        parts: the maps of each layer, kind and call, in the network's order.
+        notes: what was left out, one sentence each.
+        drawing: how maps become images, for targets that draw.
     """
 
     run: StoredRun
@@ -88,6 +112,7 @@ class ExportSelection:
     names: tuple[str, ...]
     parts: tuple[Part, ...]
     notes: tuple[str, ...]
+    drawing: Drawing = Drawing()
 
     def label(self, number: int) -> str:
         """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
@@ -163,11 +188,12 @@ def select(
     kinds: Sequence[str] = (),
     steps: Sequence[int] | None = None,
     images: Sequence[int] | None = None,
+    drawing: Drawing = Drawing(),
 ) -> ExportSelection:
-    """Choose layers, kinds, steps and images of a run; none of a sort takes all there are.
+    """Select layers, kinds, steps and images of a run; an empty sequence, or None, selects all.
 
     Raises:
-        FadevizError: a layer, kind, step or image that was not recorded.
+        FadevizError: if a layer, kind, step or image was not recorded.
     """
     shown = common_steps([run], steps)
     for kind in kinds:
@@ -199,10 +225,10 @@ def select(
     if not parts:
         for kind in kinds:
             run.default_layer(kind)  # says what was recorded
-        raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other --images")
+        raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
     told = run.info.get("observation", {}).get("names") or []
     names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
-    return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes))
+    return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)
 
 
 def _observed_images(run: StoredRun, steps: Sequence[int]) -> int:
@@ -231,34 +257,15 @@ def safe_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How maps become images; the words are those of :class:`~fadeviz.render.selection.MapSelection`.
-
-    Attributes:
-        normalize: ``frame`` or ``run``.
-        colormap: ``gray`` or any that matplotlib knows.
-    """
-
-    normalize: str = "frame"
-    colormap: str = "gray"
-
-    def check(self) -> None:
-        """Raise unless such a normalisation and colour map exist."""
-        if self.normalize not in SCOPES:
-            raise unknown_name("normalisation scope", self.normalize, SCOPES)
-        palette(self.colormap)
-
-
-@dataclass(frozen=True)
-class Movie:
+class MapImages:
     """A map over the training, as images.
 
     Attributes:
         layer: dotted module name.
         kind: a name in ``KINDS``.
-        name: safe to be a path: layer, kind, image and channel with ``/`` between.
-        sequence: the maps and their place in the range of values.
-        colormap: of the images.
+        name: layer, kind, image and channel, separated by ``/``; safe as a path.
+        sequence: the maps, and the same within the range of values.
+        colormap: a colour map's name.
     """
 
     layer: str
@@ -274,8 +281,8 @@ class Movie:
             yield step, colorize(unit, self.colormap).repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def draw(selection: ExportSelection, drawing: Drawing) -> Iterator[Movie]:
-    """The maps of a selection as images, one movie after the other; of channels the representative ones."""
+def draw(selection: ExportSelection) -> Iterator[MapImages]:
+    """The maps of a selection as images, one sequence after the other; of channels the representative ones."""
     for part in selection.parts:
         for image in part.images:
             maps = MapSelection(
@@ -283,7 +290,7 @@ def draw(selection: ExportSelection, drawing: Drawing) -> Iterator[Movie]:
                 kind=part.kind,
                 image=image,
                 channels=CHANNELS_DRAWN,
-                normalize=drawing.normalize,
+                normalize=selection.drawing.normalize,
                 steps=selection.steps,
                 call=part.maps.call,
             )
@@ -295,7 +302,7 @@ def draw(selection: ExportSelection, drawing: Drawing) -> Iterator[Movie]:
                     name += f"/{selection.label(image)}"
                 if sequence.channel is not None:
                     name += f"/channel {sequence.channel}"
-                yield Movie(part.layer, part.kind, name, sequence, drawing.colormap)
+                yield MapImages(part.layer, part.kind, name, sequence, selection.drawing.colormap)
 
 
 def undrawn(selection: ExportSelection, cells: int) -> tuple[str, ...]:
@@ -307,7 +314,7 @@ def undrawn(selection: ExportSelection, cells: int) -> tuple[str, ...]:
     }
     notes = [
         f"{kind}: at most {CHANNELS_DRAWN} of {count} channels of an image are drawn, the representative ones; "
-        "--to npz and --to zarr include all"
+        "npz and zarr include all"
         for kind, count in many.items()
     ]
     return (*notes, *([f"{cells} cells are NaN or infinite; they are painted magenta"] if cells else []))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .places import needs, new_folder
-from .selection import Drawing, ExportSelection, draw, safe_name, undrawn
+from .selection import ExportSelection, draw, safe_name, undrawn
 
 SHOWN = 10
 """Images of a tag that TensorBoard keeps unless told otherwise: a random sample."""
@@ -22,9 +22,7 @@ _FILE = "events.out.tfevents.0000000000.fadeviz"
 _OURS = re.compile(re.escape(_FILE))
 
 
-def write_tensorboard(
-    selection: ExportSelection, out: Path, *, drawing: Drawing, overwrite: bool = False
-) -> tuple[str, ...]:
+def write_tensorboard(selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as a TensorBoard log folder: the same maps, the same bytes.
 
     Tags are ``LAYER/KIND/IMAGE`` for images, ``observed/IMAGE`` for what was observed, and ``metrics/NAME`` for
@@ -41,14 +39,13 @@ def write_tensorboard(
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
-    drawing.check()
     cells = 0
 
-    def picture(step: int, tag: str, pixels: NDArray[np.uint8]) -> Any:
-        image = Summary.Image(
+    def image(step: int, tag: str, pixels: NDArray[np.uint8]) -> Any:
+        encoded = Summary.Image(
             height=pixels.shape[0], width=pixels.shape[1], colorspace=3, encoded_image_string=as_png(pixels)
         )
-        return Event(wall_time=step, step=step, summary=Summary(value=[Summary.Value(tag=tag, image=image)]))
+        return Event(wall_time=step, step=step, summary=Summary(value=[Summary.Value(tag=tag, image=encoded)]))
 
     def scalar(step: int, tag: str, value: float) -> Any:
         return Event(wall_time=step, step=step, summary=Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
@@ -59,11 +56,11 @@ def write_tensorboard(
         for name, step, value in scalars(selection):
             writer.write(scalar(step, f"metrics/{name}", value).SerializeToString(deterministic=True))
         for name, pixels in observed(selection):
-            writer.write(picture(0, f"observed/{name}", pixels).SerializeToString(deterministic=True))
-        for movie in draw(selection, drawing):
-            cells += movie.sequence.non_finite
-            for step, pixels in movie.frames():
-                writer.write(picture(step, movie.name, pixels).SerializeToString(deterministic=True))
+            writer.write(image(0, f"observed/{name}", pixels).SerializeToString(deterministic=True))
+        for maps in draw(selection):
+            cells += maps.sequence.non_finite
+            for step, pixels in maps.frames():
+                writer.write(image(step, maps.name, pixels).SerializeToString(deterministic=True))
     notes = selection.notes + undrawn(selection, cells)
     if len(selection.steps) > SHOWN:
         notes += (

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import FadevizError, MissingExtra
 from .places import new_folder
-from .selection import Drawing, ExportSelection, draw, undrawn
+from .selection import ExportSelection, draw, undrawn
 from .tensorboard_log import as_png, observed, scalars
 
 _OURS = re.compile(r"wandb/(debug[^/]*\.log|latest-run|offline-run-[0-9_]+-fadeviz-[^/]+/.+)")
@@ -27,7 +27,7 @@ _SECONDS = 120.0
 """What W&B may take, besides the time for each image."""
 
 
-def write_wandb(selection: ExportSelection, out: Path, *, drawing: Drawing, overwrite: bool = False) -> tuple[str, ...]:
+def write_wandb(selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
     """Write a selection as an offline W&B run, in a process of its own: no login, no network, no files at home.
 
     Keys are ``LAYER/KIND/IMAGE`` for images, ``observed/IMAGE`` for what was observed and ``metrics/NAME`` for
@@ -44,12 +44,11 @@ def write_wandb(selection: ExportSelection, out: Path, *, drawing: Drawing, over
     found = importlib.util.find_spec("wandb") if sys.modules.get("wandb", True) else None
     if found is None or found.origin is None:
         raise MissingExtra("wandb", "exporting to wandb needs wandb, which is not installed")
-    drawing.check()
     with (
         new_folder(out, _OURS, _MARK, overwrite=overwrite) as partial,
         tempfile.TemporaryDirectory(prefix="fadeviz-wandb-") as scratch,
     ):
-        lines, cells = _draw_all(selection, drawing, Path(scratch))
+        lines, cells = _draw_all(selection, Path(scratch))
         run_id = "fadeviz-" + (re.sub(r"[^A-Za-z0-9_-]", "-", selection.run.run_id)[:40] or "run")
         (Path(scratch) / "run.json").write_text(
             json.dumps({"id": run_id, "name": selection.run.title, "config": selection.run.info, "lines": lines})
@@ -60,7 +59,7 @@ def write_wandb(selection: ExportSelection, out: Path, *, drawing: Drawing, over
     return (*selection.notes, *undrawn(selection, cells), how)
 
 
-def _draw_all(selection: ExportSelection, drawing: Drawing, folder: Path) -> tuple[list[dict[str, Any]], int]:
+def _draw_all(selection: ExportSelection, folder: Path) -> tuple[list[dict[str, Any]], int]:
     """Write every image to ``folder``; return one line per step, since W&B requires steps in order.
 
     Also returns how many cells of all maps are not finite.
@@ -80,10 +79,10 @@ def _draw_all(selection: ExportSelection, drawing: Drawing, folder: Path) -> tup
         line(step)["scalars"][f"metrics/{name}"] = value
     for name, pixels in observed(selection):
         keep(0, f"observed/{name}", as_png(pixels))
-    for movie in draw(selection, drawing):
-        cells += movie.sequence.non_finite
-        for step, pixels in movie.frames():
-            keep(step, movie.name, as_png(pixels))
+    for maps in draw(selection):
+        cells += maps.sequence.non_finite
+        for step, pixels in maps.frames():
+            keep(step, maps.name, as_png(pixels))
     return [lines[step] for step in sorted(lines)], cells
 
 

@@ -42,7 +42,7 @@ def find_network(name: str) -> type[Network]:
     return _TABLE.find(name)
 
 
-def list_networks() -> dict[str, type[Network]]:
+def all_networks() -> dict[str, type[Network]]:
     """Every network by name: fadeviz's own, then those of other packages.
 
     Raises:
@@ -125,9 +125,9 @@ __all__ = [
     "SegFormer",
     "SegNet",
     "Site",
+    "all_networks",
     "build_network",
     "find_network",
-    "list_networks",
     "map_shapes",
     "parse_network",
 ]

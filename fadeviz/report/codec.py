@@ -1,4 +1,4 @@
-"""Maps for a page: 256 levels a frame, predicted from the frame before and from the neighbours, and deflated."""
+"""The codec of maps in a page: 256 levels per frame, predicted from the previous frame and the neighbours, deflated."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..render.colormap import to_indices
 from ..render.normalize import find_limits, normalize
 
 ALONE, AFTER = 0, 1
-"""How a frame is predicted: from its own cells alone, or after the frame before."""
+"""How a frame is predicted: from its own cells only, or relative to the previous frame."""
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The maps of one run, layer, kind and image over S steps, without a loss beyond the 256 levels.
+    """The maps of one run, layer, kind and image over S steps; nothing is lost beyond the 256 levels.
 
     Attributes:
-        data: a zlib stream of S bytes that tell how each frame is predicted, S h w residuals, and, where ``holes``, a
-            bit for each cell, set where it is not finite (first cell in the highest bit).
-        low: ``(S,)``, the value of level 0 of each frame; NaN where no cell is finite.
-        high: ``(S,)``, the value of level 255; NaN where no cell is finite.
+        data: a zlib stream of S bytes with the prediction mode of each frame, S h w residuals and, if ``holes``, one
+            bit per cell, set where it is not finite (first cell in the highest bit).
+        low: ``(S,)``, value of level 0 of each frame; NaN where no cell is finite.
+        high: ``(S,)``, value of level 255; NaN where no cell is finite.
         holes: whether any cell is not finite.
     """
 
@@ -35,16 +35,16 @@ class Packed:
     holes: bool
 
 
-def pack(maps: NDArray[np.floating], kind: str, most: float = math.inf) -> Packed | None:
+def pack(maps: NDArray[np.floating], kind: str, limit: float = math.inf) -> Packed | None:
     """Pack maps ``(S, h, w)`` so that each frame's levels are the colours that the scope ``frame`` gives it.
 
     The levels are those of :func:`~fadeviz.render.colormap.to_indices`. A level lies within 1/510 of a frame's range of
     the value it stands for.
 
     Returns:
-        The packed maps; None as soon as ``data`` has more than ``most`` bytes.
+        The packed maps; None as soon as ``data`` has more than ``limit`` bytes.
     """
-    # As they are stored: the page holds limits as the shortest decimal that is this float32.
+    # As stored: the page holds limits as the shortest decimal that rounds to this float32.
     values = np.asarray(maps, np.float32)
     limits = [find_limits(frame, kind, scope="frame") for frame in values]
     levels = np.stack([to_indices(normalize(frame, ends)) for frame, ends in zip(values, limits, strict=True)])
@@ -53,7 +53,7 @@ def pack(maps: NDArray[np.floating], kind: str, most: float = math.inf) -> Packe
     modes = np.argmin([[_entropy(frame) for frame in candidate] for candidate in residuals], axis=0).astype(np.uint8)
     chosen = residuals[modes, np.arange(len(levels))]
     raw = modes.tobytes() + chosen.tobytes() + (np.packbits(broken).tobytes() if broken.any() else b"")
-    data = _deflated(raw, most)
+    data = _deflate(raw, limit)
     if data is None:
         return None
     empty = broken.all(axis=(1, 2))
@@ -61,28 +61,28 @@ def pack(maps: NDArray[np.floating], kind: str, most: float = math.inf) -> Packe
     return Packed(data, low, high, bool(broken.any()))
 
 
-def _deflated(raw: bytes, most: float) -> bytes | None:
-    # For residuals: 3 % smaller than the default strategy. Level 9 saves 3 % more at most, and takes ten times as long.
+def _deflate(raw: bytes, limit: float) -> bytes | None:
+    # For residuals 3 % smaller than the default strategy. Level 9 saves at most 3 % more, and takes ten times as long.
     stream = zlib.compressobj(5, strategy=zlib.Z_FILTERED)
     data = bytearray()
     for start in range(0, len(raw), BLOCK):
         data += stream.compress(raw[start : start + BLOCK])
-        if len(data) > most:
+        if len(data) > limit:
             return None
     data += stream.flush()
-    return bytes(data) if len(data) <= most else None
+    return bytes(data) if len(data) <= limit else None
 
 
 def _residuals(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What is left of each frame, ``(2, S, h, w)`` modulo 256: predicted ``ALONE``, and ``AFTER`` the one before."""
-    found = np.empty((2, *levels.shape), np.uint8)
+    """The residuals of each frame, ``(2, S, h, w)`` modulo 256: predicted ``ALONE``, and ``AFTER`` the previous one."""
+    residuals = np.empty((2, *levels.shape), np.uint8)
     for start, block in in_blocks(levels, before=1):
         frames = block.astype(np.int16)
         now = frames[1:] if start else frames
         before = frames[:-1] if start else np.concatenate([np.zeros_like(frames[:1]), frames[:-1]])
-        for left, part in zip(found[:, start : start + len(now)], (now, now - before), strict=True):
+        for left, part in zip(residuals[:, start : start + len(now)], (now, now - before), strict=True):
             left[...] = (part - _median_edge(part)) & 255
-    return found
+    return residuals
 
 
 def _median_edge(frames: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -101,7 +101,7 @@ def _median_edge(frames: NDArray[np.int16]) -> NDArray[np.int16]:
 
 
 def _entropy(frame: NDArray[np.uint8]) -> float:
-    """Bits a cell of an ideal code that knows how often each residual occurs."""
+    """Bits per cell of an ideal code for the frequencies of the residuals."""
     counts = np.bincount(frame.ravel())
     share = counts[counts > 0] / frame.size
     return float(-(share * np.log2(share)).sum())

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 MAX_SIDE = 448
-"""Larger images are made smaller: beside the maps nobody sees the difference."""
+"""Longest side of an image in pixels; larger ones are downsampled."""
 
 
 def image_uri(image: NDArray[np.uint8]) -> str:
     """An observed image ``(H, W, 3)``, or a matte ``(H, W)``, as a data URI of a JPEG."""
-    picture = Image.fromarray(image)
-    if max(picture.size) > MAX_SIDE:
-        picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    pixels = Image.fromarray(image)
+    if max(pixels.size) > MAX_SIDE:
+        pixels.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=88, subsampling=0)
+    pixels.save(file, "JPEG", quality=88, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def contour_path(inside: NDArray[np.bool_]) -> str:
-    """The lines between pixels inside and outside, ``(H, W)``, as SVG path data in pixels of the image."""
-    # As if the image went on beyond its border: that is no contour.
+    """The boundary between pixels inside and outside, ``(H, W)`` bool, as SVG path data in pixels of the image."""
+    # Padded as if the image continued: its border is no contour.
     framed = np.pad(inside, 1, mode="edge")
     parts = []
     for turned, frame in ((False, framed), (True, framed.T)):

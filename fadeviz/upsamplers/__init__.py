@@ -99,7 +99,7 @@ def find_upsampler(name: str) -> UpsamplerEntry:
     return _TABLE.find(name)
 
 
-def list_upsamplers() -> dict[str, UpsamplerEntry]:
+def all_upsamplers() -> dict[str, UpsamplerEntry]:
     """Every operator by name: fadeviz's own, then those of other packages.
 
     Raises:
@@ -251,11 +251,11 @@ __all__ = [
     "Skip",
     "Upsampler",
     "UpsamplerEntry",
+    "all_upsamplers",
     "build_upsampler",
     "check_keeps_channels",
     "check_options",
     "find_upsampler",
-    "list_upsamplers",
     "parse_options",
     "parse_upsampler",
     "reassemble",

@@ -1,0 +1,189 @@
+"""The page: the HTML around the data, in one file that a browser shows without network access."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from .. import __version__
+from .sequences import MapSequences, ReportSelection, shortest
+
+SCRIPT = ("state", "maps", "viewer", "controls", "charts", "kymographs")
+"""Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
+
+
+def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes:
+    """The whole file.
+
+    Names in stored runs are not trusted: only :func:`_escape` and :func:`_json` put them into the page.
+
+    Args:
+        content: sentences, tables and data of the page, without the maps.
+        selection: the maps.
+    """
+    markup, style = (_read(f"page.{kind}") for kind in ("html", "css"))
+    script = _script()
+    data = content["data"] | {
+        "shown": list(selection.runs),
+        "count": selection.images,
+        "maps": [_map_data(maps, number) for number, maps in enumerate(selection.sequences)],
+    }
+    elements = [
+        f'<script type="text/plain" id="sequence-{number}-{run}-{image}">{_base64(packed.data)}</script>'
+        for number, maps in enumerate(selection.sequences)
+        for (run, image), packed in maps.packed.items()
+    ]
+    slots = {
+        "title": _escape(content["title"]),
+        "policy": _policy(style, script),
+        "style": style,
+        "script": script,
+        "measured": _escape(content["measured"]),
+        "verdicts": _verdicts(content["verdicts"]),
+        "comparisons": _comparisons(content["comparisons"]),
+        "caveats": _items(content["caveats"]),
+        "rules": _rules(*content["rules"]),
+        "left_out": _left_out(selection.left_out),
+        "settings": _settings(*content["settings"]),
+        "command": _escape(content["command"]),
+        "version": _escape(__version__),
+        "data": _json(data),
+        "sequences": "\n".join(elements),
+    }
+    # One pass: inserted text is never searched again.
+    text = re.sub(r"\{\{(\w+)\}\}", lambda match: slots[match[1]], markup)
+    return text.encode("utf-8", "replace")
+
+
+def _map_data(maps: MapSequences, number: int) -> dict[str, Any]:
+    """The limits of all sequences of a layer and kind, and the elements of the page that hold them."""
+    return {
+        "layer": maps.layer,
+        "kind": maps.kind,
+        "shared": {str(image): list(limits) for image, limits in maps.shared.items()},
+        "sequences": [
+            {
+                "run": run,
+                "image": image,
+                "size": list(maps.sizes[run]),
+                "element": f"sequence-{number}-{run}-{image}",
+                "low": shortest(packed.low),
+                "high": shortest(packed.high),
+                "own": list(maps.own[run, image]),
+                "holes": packed.holes,
+            }
+            for (run, image), packed in maps.packed.items()
+        ],
+    }
+
+
+def _read(name: str) -> str:
+    return files(__package__).joinpath(name).read_text("utf-8")
+
+
+def _script() -> str:
+    """The script of the page: its parts in one scope."""
+    parts = "\n".join(_read(f"script/{name}.js") for name in SCRIPT)
+    return f'\n"use strict";\n(() => {{\n{parts}}})();\n'
+
+
+def _policy(style: str, script: str) -> str:
+    """A content security policy that allows the page its own script and style, and no network access."""
+
+    def digest(text: str) -> str:
+        return "'sha256-" + _base64(hashlib.sha256(text.encode()).digest()) + "'"
+
+    return (
+        f"default-src 'none'; img-src data: blob:; style-src {digest(style)}; script-src {digest(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _escape(text: object) -> str:
+    return html.escape(str(text), quote=True)
+
+
+def _json(data: object) -> str:
+    """JSON that can stand in a script element: ASCII only, without the characters that could end the element."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _items(sentences: Iterable[str]) -> str:
+    return "".join(f"<li>{_escape(sentence)}</li>" for sentence in sentences)
+
+
+def _comparisons(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    opened = " open" if len(sentences) <= 2 else ""  # two operators; more would push the maps off the screen
+    note = "<p>p-values are not corrected for the number of comparisons.</p>"
+    summary = "The operators compared in pairs"
+    return f'<details class="aside"{opened}><summary>{summary}</summary><ul>{_items(sentences)}</ul>{note}</details>'
+
+
+def _left_out(sentences: Sequence[str]) -> str:
+    if not sentences:
+        return ""
+    return f'<details class="aside"><summary>Not in this file</summary><ul>{_items(sentences)}</ul></details>'
+
+
+def _verdicts(rows: Sequence[dict[str, str]]) -> str:
+    columns = (("lead", "lead, steps"), ("edge", "outline half-way at"), ("interior", "interior half-way at"))
+    parts = []
+    for row in rows:
+        cells = "".join(f"<div><dt>{name}</dt><dd>{_escape(row[key])}</dd></div>" for key, name in columns)
+        parts.append(
+            f'<article class="verdict"><h2>{_escape(row["title"])}</h2>'
+            f'<p class="word">{_escape(row["word"])}</p><p>{_escape(row["sentence"])}</p><dl>{cells}</dl></article>'
+        )
+    return "".join(parts)
+
+
+def _rules(operators: Sequence[str], verdicts: Mapping[str, Sequence[str]]) -> str:
+    body = _rows(verdicts.items())
+    return _table("The verdicts by other rules", _row("th", ["", *operators], "col"), body)
+
+
+def _settings(names: Sequence[str], different: dict[str, list[str]], common: dict[str, str]) -> str:
+    """A table of the settings that differ, one row per setting while that is readable, and a list of the others."""
+    parts = []
+    if different:
+        if len(names) <= 4:
+            head, body = ["", *names], _rows(different.items())
+        else:
+            head = ["folder", *different]
+            body = _rows((name, [row[number] for row in different.values()]) for number, name in enumerate(names))
+        parts.append("<h3>What differs</h3>" + _table("Settings that differ", _row("th", head, "col"), body, "marked"))
+    if common:
+        heading = "The run" if len(names) == 1 else "The same in all runs"
+        cells = "".join(f"<div><dt>{_escape(k)}</dt><dd>{_escape(v)}</dd></div>" for k, v in common.items())
+        parts.append(f'<h3>{heading}</h3><dl class="settings">{cells}</dl>')
+    return "".join(parts)
+
+
+def _rows(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
+    return "".join(f'<tr><th scope="row">{_escape(name)}</th>{_row("td", cells)}</tr>' for name, cells in rows)
+
+
+def _row(tag: str, cells: Iterable[str], scope: str = "") -> str:
+    scoped = f' scope="{scope}"' if scope else ""
+    return "".join(f"<{tag}{scoped}>{_escape(cell)}</{tag}>" if cell else "<td></td>" for cell in cells)
+
+
+def _table(name: str, head: str, body: str, kind: str = "") -> str:
+    # Wide tables scroll in a box of their own, which can be reached by keyboard.
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape(name)}">'
+        f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )

@@ -81,11 +81,10 @@ def format_number(value: float, digits: int = 3) -> str:
         return "–"
     if value == int(value) and abs(value) < 10**digits:
         return str(int(value)).replace("-", _MINUS)
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if places <= 6:
-        return f"{value:,.{places}f}".replace("-", _MINUS)
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")  # of the rounded value: 0.9999 is 1.00
+    places = max(0, digits - 1 - int(exponent))
+    text = f"{value:,.{places}f}" if places <= 6 else f"{mantissa}e{int(exponent)}"
+    return text.replace("-", _MINUS)
 
 
 def heading(sequence: FrameSequence) -> str:

@@ -1,5 +1,6 @@
 """The documentation: what its pages show runs, its links lead somewhere, and nothing is left out."""
 
+import inspect
 import itertools
 import re
 import shlex
@@ -60,15 +61,29 @@ def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     assert count >= 1
 
 
+def find_command(words):
+    """A command and the words after its name."""
+    command = main
+    while isinstance(command, click.Group) and words:
+        assert words[0] in command.commands, words
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_on_the_page_parses(page):
+def test_every_command_line_on_the_page_parses(page):
     for language, code in blocks((ROOT / page).read_text()):
-        for words in command_lines(code) if language in ("sh", "console") else ():
-            command = main
-            while isinstance(command, click.Group):
-                assert words[0] in command.commands, words
-                command = command.commands[words.pop(0)]
+        for line in command_lines(code) if language in ("sh", "console") else ():
+            command, words = find_command(line)
             command.make_context(command.name, words)  # raises for an unknown or missing option
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_the_text_exists_and_has_the_options(page):
+    for line in re.findall(r"`fadeviz ([a-z][^`]*)`", (ROOT / page).read_text()):
+        command, words = find_command(shlex.split(line))
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word for word in words if word.startswith("-")} <= known | {"--help"}, line
 
 
 @pytest.mark.parametrize("page", [*PAGES, "README.md", "CONTRIBUTING.md", "outputs/gallery/README.md"])
@@ -85,9 +100,18 @@ def test_every_page_is_in_the_table_of_contents():
     assert {page.removeprefix("docs/").removesuffix(".md") for page in PAGES} - {"index"} <= listed
 
 
-def test_every_operator_has_a_formula():
-    formulas = re.findall(r"^\.\. operator: (\w+)$", (DOCS / "formulas.rst").read_text(), re.MULTILINE)
-    assert sorted(formulas) == sorted(UPSAMPLERS)
+SECTIONS = ("Limit case", "Limit cases", "Shape", "Units", "Cost", "Raises", "Source", "Differs")
+
+
+@pytest.mark.parametrize("name", UPSAMPLERS)
+def test_the_docstring_of_an_operator_has_a_formula_and_sections_in_their_order(name):
+    summary, _, rest = inspect.getdoc(UPSAMPLERS[name].build).partition("\n\n")
+    assert "\n" not in summary
+    assert rest.startswith(".. math::\n\n    ")
+    sections = re.findall(r"^([A-Z][A-Za-z ]+):$", rest, re.MULTILINE)
+    assert sections == [section for section in SECTIONS if section in sections]
+    assert {"Shape", "Cost"} < set(sections)
+    assert ("Limit case" in sections) != ("Limit cases" in sections)
 
 
 def test_every_test_that_the_page_of_faults_names_exists():

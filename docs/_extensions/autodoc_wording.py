@@ -9,10 +9,17 @@ _ARRAY = re.compile(r"~?numpy\.ndarray\[tuple\[~?typing\.Any, \.\.\.\], ~?numpy\
 _OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*")
 
 
+_NOTHING = "\\ "  # in reStructuredText
+
+
 def keep_colons(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
-    """Stop napoleon from reading "text: more text", the first line of an attribute, as a type and a description."""
+    """Stop napoleon from reading "text: more text", as the first line of an attribute or after Returns, as a type."""
+    for place in reversed(range(len(lines))):
+        if lines[place].strip() in ("Returns:", "Yields:"):
+            indent = len(lines[place]) - len(lines[place].lstrip()) + 4
+            lines.insert(place + 1, " " * indent + _NOTHING)
     if what in ("attribute", "data", "property"):
-        lines.insert(0, "\\ ")  # nothing, in reStructuredText
+        lines.insert(0, _NOTHING)
 
 
 def shorten_arrays(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:

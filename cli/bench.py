@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 @DEVICE
 @click.option("--precision", "precisions", type=NAMES, default=(), metavar="NAME,...",
               help="fp32, bf16, and on CUDA tf32 and fp16.  [default: fp32; on CUDA several]")  # fmt: skip
-@click.option("--peers", "--compile", "compiled", is_flag=True,
-              help="Time torch.compile of the plain form too: minutes more to compile.")  # fmt: skip
+@click.option("--compiled", is_flag=True,
+              help="Also time torch.compile of the plain form, which takes minutes to compile.")  # fmt: skip
 @click.option("--limit", type=float, metavar="SECONDS", help="Begin no other table after this time.")
 @click.option("-o", "--output", type=Output(),
               help="A JSON file for all results, replaced after every part.")  # fmt: skip
@@ -58,7 +58,7 @@ def bench(
     from fadeviz.upsamplers import split_upsamplers
 
     if quick and compiled and choose_device(device).type != "cuda":
-        raise click.UsageError("--compile takes minutes, --quick less than one: choose one")
+        raise click.UsageError("--compiled takes minutes, --quick less than one: choose one")
 
     def print_table(result: Result) -> None:
         click.echo(describe(result) + "\n")

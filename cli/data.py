@@ -30,37 +30,31 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
     """Download an archive into FOLDER: resume partial downloads, verify the checksum, unpack safely."""
     import pooch
 
-    from fadeviz.data.download import fetch_archive
+    import fadeviz
 
     pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
-    done = fetch_archive(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
+    done = fadeviz.get_data(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
     click.echo(printable(f"unpacked {done}"))
 
 
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--data", "name", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
+@click.option("--data", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
               help="Which data set it is: weizmann, ade20k, mattes.  [default: the one with its layout]")  # fmt: skip
-def data_check(folder: Path, name: str) -> None:
+def data_check(folder: Path, data: str) -> None:
     """Read every image of a data set's FOLDER and list what is wrong."""
-    from fadeviz.data.sets import check_data, describe_data
+    import fadeviz
 
-    name, problems, splits = check_data(folder, name)
-    if len(problems) == 1:
-        raise FadevizError(problems[0])
-    for problem in problems:
+    checked = fadeviz.check_data(folder, data)
+    if len(checked.problems) == 1:
+        raise FadevizError(checked.problems[0])
+    for problem in checked.problems:
         click.echo(problem, err=True)
-    if problems:
-        raise FadevizError(f"{folder}: {len(problems)} problems")
-    assert splits is not None
-    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
-    for note in [*notes, *describe_data(folder, name)]:
+    if checked.problems:
+        raise FadevizError(f"{folder}: {len(checked.problems)} problems")
+    for note in checked.notes:
         click.echo(f"note: {note}")
-    train = splits.info.get("train", splits.train.count or "endless")
-    count = len(train) if isinstance(train, list) else train  # crops of them may never end
-    total = f"images: {splits.info['count']}, " if "count" in splits.info else ""
-    counts = f"{total}to train on {count}, to test on {splits.test.count}"
-    click.echo(printable(f"{folder}: {name}, {counts}"))
+    click.echo(printable(str(checked)))
 
 
 __all__ = ["data"]

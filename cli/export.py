@@ -10,6 +10,7 @@ from fadeviz import plugins
 
 from .installed import InstalledOption
 from .messages import print_written
+from .options import STEPS
 from .runs import NUMBERS, RUN, Output
 
 
@@ -34,7 +35,7 @@ class _ExportCommand(click.Command):
 @click.option("--kind", "kinds", multiple=True,
               help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
                    "may be repeated.  [default: all]")  # fmt: skip
-@click.option("--steps", metavar="SCHEDULE", help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")
+@STEPS
 @click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
@@ -61,12 +62,11 @@ def export(
     fadeviz export runs/fade --to zarr -o fade.zarr
     fadeviz export runs/fade --to tensorboard -o logs/fade --kind feature --normalize run
     """
-    from fadeviz import open_run
-    from fadeviz.export import export_run
+    import fadeviz
     from fadeviz.storage.schedule import parse_steps
 
-    notes = export_run(
-        open_run(run),
+    notes = fadeviz.export_run(
+        run,
         target,
         output,
         layers=layers,

@@ -64,18 +64,18 @@ def info(run: Path | str) -> None:
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
-    from fadeviz.storage.check import check_run, other_maps, repair_run
+    import fadeviz
 
-    for fault in repair_run(run) if repair else ():
-        click.echo(printable(f"{fault.file}: {fault.what}: {fault.repair}"))
-    faults = check_run(run)
+    notes: list[str] = []
+    faults = fadeviz.check_run(run, repair=repair, on_note=notes.append)
+    left = [fault for fault in faults if not fault.repaired]
     for fault in faults:
-        click.echo(printable(f"{fault.file}: {fault.what}"), err=True)
-    if faults:
-        can = any(fault.repair for fault in faults)
-        count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
-        raise FadevizError(f"{run} has {count}." + (" Remove what is broken: --repair" if can else ""))
-    print_notes(map(printable, other_maps(run)))
+        line = f"{fault.file}: {fault.what}" + (f": {fault.repair}" if fault.repaired else "")
+        click.echo(printable(line), err=not fault.repaired)
+    if left:
+        remedy = " Remove what is broken: --repair" if any(fault.repair for fault in left) else ""
+        raise FadevizError(f"{run} has {len(left)} fault{'s' * (len(left) > 1)}.{remedy}")
+    print_notes(map(printable, notes))
     click.echo(printable(f"{run}: all is well"))
 
 

@@ -13,7 +13,7 @@ import click
 # A call such as Recorder(..., kinds="gate") is Python and stays so; so does an operator's option: fade:gate=off.
 _ARGUMENT = re.compile(
     r"""[\w.]+\((?:[^()]|\([^()]*\))*\)
-      | (?<![\w.:,/\\=("'`{\[-]) (?P<name>[a-z]\w*)
+      | (?<![\w.:,/\\="'`{\[-]) (?P<name>[a-z]\w*)
         = (?P<value> \.\.\. | [(\[][^()\[\]]*[)\]] | '[^']*' | "[^"]*" | [\w+-](?:[\w.+:/-]*\w)? )""",
     re.VERBOSE,
 )
@@ -48,6 +48,9 @@ def _spell(option: click.Option, text: str) -> str:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):  # a bare word: device=cpu, data_dir=DIR, files=[FILE]
         value = [part.strip() for part in text[1:-1].split(",")] if text[0] in "[(" else text
+    else:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = text  # as it was written: 1e-3
     if value is None:
         return ""
     if value is ... or value in ([...], (...,)):

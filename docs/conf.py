@@ -26,7 +26,7 @@ extensions = [
     "repository_pages",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "_extensions", "formulas.rst"]
+exclude_patterns = ["_build", "_extensions"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"

@@ -35,8 +35,11 @@ __all__ = [
     "analyze",
     "animate",
     "build_upsampler",
+    "check_data",
+    "check_run",
     "compare",
     "export_run",
+    "get_data",
     "grid",
     "list_layers",
     "list_runs",
@@ -58,6 +61,8 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .analysis.result import Analysis, analyze
     from .benchmark.bench import run_bench
     from .catalog import list_layers, list_upsamplers
+    from .data.download import get_data
+    from .data.sets import check_data
     from .demo import run_demo
     from .errors import FadevizError, MissingExtra, RecorderWarning
     from .experiment import RunConfig, train
@@ -69,6 +74,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .recording.views import View
     from .report import write_report
     from .run import Run, animate, grid, list_runs, open_run
+    from .storage.check import check_run
     from .storage.schedule import Schedule, parse_schedule
     from .storage.snapshots import Snapshot
     from .sweep import plan_sweep, run_sweep
@@ -80,6 +86,8 @@ else:
         "analysis.result": ("Analysis", "analyze"),
         "benchmark.bench": ("run_bench",),
         "catalog": ("list_layers", "list_upsamplers"),
+        "data.download": ("get_data",),
+        "data.sets": ("check_data",),
         "demo": ("run_demo",),
         "errors": ("FadevizError", "MissingExtra", "RecorderWarning"),
         "experiment": ("RunConfig", "train"),
@@ -91,6 +99,7 @@ else:
         "recording.views": ("View",),
         "report": ("write_report",),
         "run": ("Run", "animate", "grid", "list_runs", "open_run"),
+        "storage.check": ("check_run",),
         "storage.schedule": ("Schedule", "parse_schedule"),
         "storage.snapshots": ("Snapshot",),
         "sweep": ("plan_sweep", "run_sweep"),

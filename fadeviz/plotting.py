@@ -130,7 +130,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     inside = describe_inside(order.operators[0].runs[0])
     if inside and what in _OF_THE_INSIDE:
         caption.append(f"{inside[0].upper()}{inside[1:]}.")
-    runs = provenance([run for operator in order.operators for run in operator.runs])
+    origin = provenance([run for operator in order.operators for run in operator.runs])
     if what in _KYMOGRAPHS:
         quantity, explanation = _KYMOGRAPHS[what]
         kymographs = [_kymograph(operator, what) for operator in order.operators]
@@ -140,7 +140,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
             for operator, kymograph in zip(order.operators, kymographs, strict=True)
         )
         label = f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)"
-        return Plot(what, " ".join(caption), runs, kymographs=panels, quantity=label)
+        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=label)
     curves = tuple((_by_operator if what in _BY_OPERATOR else _by_measure)(analysis, what))
     if not curves:
         raise FadevizError(f"none of the runs has what the plot {what!r} shows. {_remedy(analysis, what)}")
@@ -150,7 +150,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
         for operator, own in zip(order.operators, analysis.curves.values(), strict=True)
         if not any(MEASURES[name].group == what for name in own)
     ]
-    return Plot(what, " ".join(caption), runs, curves, left_out=tuple(left_out))
+    return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
 
 
 def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:

@@ -68,7 +68,7 @@ class TestOracle:
             build_upsampler("a2u", 32, shared=False).load_official_state_dict(
                 {"bconv_U.1.weight": state["bconv_U.1.weight"]}
             )
-        with pytest.raises(FadevizError, match="has 'bnw.0.weight', which this operator has not"):
+        with pytest.raises(FadevizError, match="has 'bnw.0.weight', which this operator does not have"):
             build_upsampler("a2u", 32).load_official_state_dict({"bnw.0.weight": torch.zeros(32)})
 
 

@@ -405,7 +405,7 @@ class TestCommand:
             (1, "0 threads: at least 1", ["--threads", "0"]),
             (1, "no device 'tpu'", ["--device", "tpu"]),
             (1, "cannot write .*Give a file", ["-o", "."]),
-            (2, "choose one", ["--quick", "--compile", "--device", "cpu"]),
+            (2, "choose one", ["--quick", "--compiled", "--device", "cpu"]),
             (2, "not a valid integer", ["--threads", "many"]),
         ],
     )

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 
 from fadeviz.data import archive, download
-from fadeviz.data.download import fetch_archive, fetch_file
+from fadeviz.data.download import fetch_file, get_data
 from fadeviz.errors import FadevizError
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
@@ -233,7 +233,7 @@ class TestFile:
                     os.mkfifo(path)
                 else:
                     path.symlink_to(mine)
-            fetch_archive(server.url, sha(server.data), folder)
+            get_data(server.url, sha(server.data), folder)
             assert (folder / "set" / "mask" / "a.png").read_bytes() == b"mask"
         assert mine.read_bytes() == b"mine"
         assert left_over(tmp_path) == ["0", "1", "mine"]
@@ -371,34 +371,34 @@ class TestArchive:
     def test_is_unpacked_once(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
         server.data = make(*GOOD)
         folder = tmp_path / "sets" / "horses"
-        assert fetch_archive(server.url, sha(server.data), folder) == folder
+        assert get_data(server.url, sha(server.data), folder) == folder
         assert (folder / "set" / "rgb" / "a.jpg").read_bytes() == b"image"
         assert (folder / "set" / "mask" / "a.png").read_bytes() == b"mask"
         assert left_over(folder.parent) == ["horses"]
         assert folder.stat().st_mode & 0o777 == (tmp_path / "sets").stat().st_mode & 0o777
-        assert fetch_archive(server.url, sha(server.data), folder) == folder
+        assert get_data(server.url, sha(server.data), folder) == folder
         assert server.ranges == [None]
 
     def test_a_folder_in_place_is_kept(self, server: Server, tmp_path: Path) -> None:
         server.data = make_zip(*GOOD)
-        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        get_data(server.url, sha(server.data), tmp_path / "a")
         (tmp_path / "b").mkdir()
         for folder, digits in ((tmp_path / "a", sha(b"other")), (tmp_path / "b", sha(server.data))):
             with pytest.raises(FadevizError, match="exists and was not unpacked from this archive"):
-                fetch_archive(server.url, digits, folder)
+                get_data(server.url, digits, folder)
         assert len(server.ranges) == 1
 
     def test_goes_on_where_it_broke_off(self, server: Server, tmp_path: Path) -> None:
         server.data = make_zip(("noise.bin", DATA))
         server.drops = [2_000_000]
-        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        get_data(server.url, sha(server.data), tmp_path / "a")
         assert server.ranges == [None, "bytes=2000000-"]
         assert (tmp_path / "a" / "noise.bin").read_bytes() == DATA
 
     def test_a_wrong_checksum_unpacks_nothing(self, server: Server, tmp_path: Path) -> None:
         server.data = make_zip(*GOOD)
         with pytest.raises(FadevizError, match="removed, nothing is put in place"):
-            fetch_archive(server.url, sha(b"x"), tmp_path / "a")
+            get_data(server.url, sha(b"x"), tmp_path / "a")
         assert left_over(tmp_path) == []
 
     @pytest.mark.parametrize("name", ["../out", "a/../../out", "/out", "C:/out", "C:out", "..\\out"])
@@ -432,7 +432,7 @@ class TestArchive:
         server.data = make(("a", bytes(100_000)), ("b", bytes(100_000)))
         assert len(server.data) < 10_000
         self.refused(server, tmp_path, "the archive unpacks to more than 0.00015 GB", max_gb=0.00015)
-        fetch_archive(server.url, sha(server.data), tmp_path / "more", max_gb=0.0002)
+        get_data(server.url, sha(server.data), tmp_path / "more", max_gb=0.0002)
         assert (tmp_path / "more" / "b").stat().st_size == 100_000
 
     @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -446,7 +446,7 @@ class TestArchive:
     def test_as_deep_as_can_be(self, server: Server, tmp_path: Path, make: Callable[..., bytes]) -> None:
         name = "a/" * (archive.MAX_DEPTH - 1) + "b"
         server.data = make((name, b"deep"))
-        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        get_data(server.url, sha(server.data), tmp_path / "a")
         assert (tmp_path / "a" / name).read_bytes() == b"deep"
 
     @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -462,7 +462,7 @@ class TestArchive:
         server.data = make(*((f"{number}", b"") for number in range(21)))
         self.refused(server, tmp_path, "the archive has more than 20 files: nothing is unpacked")
         server.data = make(*((f"{number}", b"") for number in range(20)))
-        fetch_archive(server.url, sha(server.data), tmp_path / "few")
+        get_data(server.url, sha(server.data), tmp_path / "few")
         assert len(left_over(tmp_path / "few")) == 20 + 1
 
     def test_a_zips_directory_is_not_read_if_it_is_too_large(
@@ -511,7 +511,7 @@ class TestArchive:
     def test_no_network_says_where_to_unpack(self, tmp_path: Path, server: Server) -> None:
         server.status = 404
         with pytest.raises(FadevizError, match=re.escape(f"with a browser and unpack it as {tmp_path / 'a'}")):
-            fetch_archive(server.url, sha(b""), tmp_path / "a")
+            get_data(server.url, sha(b""), tmp_path / "a")
 
     def test_a_full_disk_keeps_the_download(
         self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -523,9 +523,9 @@ class TestArchive:
         with monkeypatch.context() as patch:
             patch.setattr(zipfile.ZipFile, "extractall", full)
             with pytest.raises(FadevizError, match=r"cannot write .*: No space left on device\. Free some space"):
-                fetch_archive(server.url, sha(server.data), tmp_path / "a")
+                get_data(server.url, sha(server.data), tmp_path / "a")
         assert not (tmp_path / "a").exists()
-        fetch_archive(server.url, sha(server.data), tmp_path / "a")
+        get_data(server.url, sha(server.data), tmp_path / "a")
         assert server.ranges == [None]
         assert left_over(tmp_path) == ["a"]
 
@@ -533,7 +533,7 @@ class TestArchive:
         inner = tmp_path / "deep" / "down"
         inner.mkdir(parents=True)
         with pytest.raises(FadevizError, match=re.escape(message)) as caught:
-            fetch_archive(server.url, sha(server.data), inner / "a", max_gb=max_gb)
+            get_data(server.url, sha(server.data), inner / "a", max_gb=max_gb)
         assert "\n" not in str(caught.value)
         assert left_over(inner) == []
         assert left_over(tmp_path) == ["deep"]

@@ -179,7 +179,7 @@ class TestOfficialWeights:
         ("options", "change", "message"),
         [
             ({"dyscope": True}, {}, "nothing for 'offsets.scope.weight' (1 of 3 missing)"),
-            ({}, {"up.scope.weight": torch.zeros(32, 8, 1, 1)}, "has 'up.scope.weight', which this operator has not"),
+            ({}, {"up.scope.weight": torch.zeros(32, 8, 1, 1)}, "has 'up.scope.weight', which this operator does not"),
             ({"style": "pl"}, {}, "up.offset.weight is (32, 8, 1, 1), this operator needs (8, 2, 1, 1)"),
         ],
     )

@@ -678,7 +678,7 @@ def test_bad_choices_write_nothing(run, tmp_path, options, message):
     if options["target"] in EXTRAS:
         need(EXTRAS[options["target"]])
     with pytest.raises(FadevizError, match=message):
-        export_run(run, out=tmp_path / "a.npz", **options)
+        export_run(run, output=tmp_path / "a.npz", **options)
     assert not list(tmp_path.iterdir())
 
 

@@ -9,6 +9,7 @@ import oracles
 from fadeviz import FadevizError
 from fadeviz.ops.reassemble import reassemble
 from fadeviz.upsamplers import FADE, EncoderKernel, FADELite, SemiShift, SemiShiftConv, Skip, build_upsampler
+from fadeviz.upsamplers.semishift import SemiShiftOptions
 
 GENERATOR = {
     "ker_generator.compressor_en": "semi_shift.compressor_encoder",
@@ -272,7 +273,8 @@ def test_official_weights_that_do_not_fit():
     state = {f"decode_head.up1.{key}": value for key, value in oracles.official_parameters(t).items()}
     operator = FADE(8)
     before = {key: value.clone() for key, value in operator.state_dict().items()}
-    with pytest.raises(FadevizError, match="has 'decode_head.up1.[^']*', which this operator has not.*give prefix="):
+    message = "has 'decode_head.up1.[^']*', which this operator does not have.*give prefix="
+    with pytest.raises(FadevizError, match=message):
         operator.load_official_state_dict(state)
     with pytest.raises(FadevizError, match="has nothing for 'gate.conv.bias' .7 of 7 missing"):
         operator.load_official_state_dict(state, prefix="head.")
@@ -291,7 +293,7 @@ class TestSemiShift:
     @pytest.mark.parametrize("bias_on", ["encoder", "decoder"])
     def test_both_forms_agree_borders_included(self, size, k, k_e, s, bias_on):
         torch.manual_seed(0)
-        conv = SemiShiftConv(6, 4, k, s, 8, k_e, bias_on=bias_on).double()
+        conv = SemiShiftConv(6, 4, SemiShiftOptions(k, s, 8, k_e, bias_on=bias_on)).double()
         for parameter in conv.parameters():
             nn.init.normal_(parameter)  # biases too: at initialisation they are 0 and would hide a difference
         encoder = torch.randn(2, 4, size[0] * s, size[1] * s, dtype=torch.float64, requires_grad=True)
@@ -307,7 +309,7 @@ class TestSemiShift:
 
     def test_against_the_definition_at_one_point(self):
         torch.manual_seed(0)
-        conv = SemiShiftConv(3, 3, 3, 2, 4).double()
+        conv = SemiShiftConv(3, 3, SemiShiftOptions(3, 2, 4)).double()
         encoder, decoder = torch.randn(1, 3, 8, 10).double(), torch.randn(1, 3, 4, 5).double()
         a, d = conv.compressor_encoder(encoder), conv.compressor_decoder(decoder)
         w, bias = conv.content_encoder.weight, conv.content_encoder.bias
@@ -316,7 +318,8 @@ class TestSemiShift:
 
     def test_where_the_bias_stands_matters_on_the_rim_only(self):
         torch.manual_seed(0)
-        on_encoder, on_decoder = SemiShiftConv(3, 3).double(), SemiShiftConv(3, 3, bias_on="decoder").double()
+        on_encoder = SemiShiftConv(3, 3, SemiShiftOptions()).double()
+        on_decoder = SemiShiftConv(3, 3, SemiShiftOptions(bias_on="decoder")).double()
         bias = torch.randn(64).double()
         state = on_encoder.state_dict()
         on_decoder.load_state_dict({**state, "compressor_decoder.bias": bias} | {}, strict=False)
@@ -328,8 +331,8 @@ class TestSemiShift:
 
     def test_bad_options(self):
         with pytest.raises(FadevizError, match="encoder_kernel_size is 4"):
-            SemiShiftConv(3, 3, encoder_kernel_size=4)
+            SemiShiftOptions(encoder_kernel_size=4)
         with pytest.raises(FadevizError, match="no form 'x2y'"):
-            SemiShiftConv(3, 3, form="x2y")
+            SemiShiftOptions(form="x2y")
         with pytest.raises(FadevizError, match="bias_on is 'both'"):
-            SemiShiftConv(3, 3, bias_on="both")
+            SemiShiftOptions(bias_on="both")

@@ -34,7 +34,7 @@ def machine(monkeypatch):
 
     def install(*faces):
         monkeypatch.setattr(fonts, "_others", lambda: iter(faces))
-        monkeypatch.setattr(fonts, "_found", {})
+        monkeypatch.setattr(fonts, "_faces", {})
 
     install()
     return install
@@ -151,8 +151,8 @@ class TestNamesInFigures:
         seen = []
         real = plots._save
 
-        def save(figure, path):
-            real(figure, path)
+        def save(figure, path, provenance):
+            real(figure, path, provenance)
             seen.extend(figure.findobj(Text))
 
         monkeypatch.setattr(plots, "_save", save)

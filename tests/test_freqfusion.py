@@ -570,7 +570,7 @@ class TestMessages:
 
         operator = FreqFusion(8, compressed_channels=8)
         operator.load_official_state_dict({**official(), "hamming_lowpass": torch.ones(1, 1, 5, 5)})
-        with pytest.raises(FadevizError, match=r"the state dict has 'dysampler\S*', which this operator has not"):
+        with pytest.raises(FadevizError, match=r"the state dict has 'dysampler\S*', which this operator does not have"):
             operator.load_official_state_dict(official(resample=True))
         sampling = FreqFusion(8, compressed_channels=8, resample=True)
         with pytest.raises(FadevizError, match=r"the state dict has nothing for 'offsets\S*' \(12 of 20"):

@@ -58,7 +58,7 @@ class TestOracles:
     def test_state_dicts_that_do_not_fit(self):
         _, t = load("indexnet_hin_linear_c8")
         state = official_parameters(t)
-        with pytest.raises(FadevizError, match="has 'indexnet2.0.weight', which this operator has not"):
+        with pytest.raises(FadevizError, match="has 'indexnet2.0.weight', which this operator does not have"):
             IndexNet(8).load_official_state_dict({**state, "indexnet2.0.weight": torch.zeros(8, 1, 2, 2)})
         with pytest.raises(
             FadevizError, match=r"indexnet.weight is \(4, 8, 2, 2\), this operator needs \(4, 8, 4, 4\)"

@@ -279,7 +279,7 @@ class TestOfficialWeights:
         [
             ({"groups": 1}, "up.conv_offset.0.weight is (1, 1, 3, 3), this operator needs (2, 1, 3, 3)"),
             ({"heads": 2}, "up.relative_position_bias_table is (1, 9, 2), this operator needs (2, 9, 1)"),
-            ({"relative_position_bias": False}, "has 'up.relative_position_bias_table', which this operator has not"),
+            ({"relative_position_bias": False}, "'up.relative_position_bias_table', which this operator does not have"),
         ],
     )
     def test_weights_of_another_operator(self, options, message):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from fadeviz import FadevizError, open_run, plotting
 from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.result import analyze
 from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.text import format_steps
 from fadeviz.render import plots
@@ -149,6 +150,44 @@ class TestCommands:
         curves = whole["operators"][0]["curves"]
         assert len(curves["edge"]["middle"]) == len(curves["edge"]["steps"]) == len(whole["steps"])
 
+    @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
+    def test_the_runs_are_in_the_metadata_and_not_in_the_caption(self, runs, tmp_path, ending):
+        analysis = analyze([runs / "fade0", runs / "carafe1"])
+        for what in ("kymograph", "responses"):
+            made = plotting.make_plot(analysis, what)
+            assert made.provenance == "fadeviz runs: fade0 (FADE, seed 0), carafe1 (CARAFE, seed 1)"
+            assert "fade0" not in made.caption
+            assert "2 runs." in made.caption
+            plotting.write_plot(made, tmp_path / f"a.{ending}")
+            data = (tmp_path / f"a.{ending}").read_bytes()
+            if ending == "png":
+                with Image.open(tmp_path / "a.png") as image:
+                    assert image.info["Description"] == made.provenance
+            else:
+                assert made.provenance.encode() in re.sub(rb"\\([()])", rb"\1", data)  # PDF escapes parentheses
+
+    def test_python_does_what_the_command_does(self, runs, tmp_path):
+        paths = [runs / "fade0", runs / "carafe0"]
+        analysis = analyze(paths, responses="raw-edge", until="peak")
+        options = ["--responses", "raw-edge", "--until", "peak"]
+        result = call("analyze", *paths, *options, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+        assert result.stdout.startswith(f"{analysis}\n")
+        assert json.loads((tmp_path / "a.json").read_text()) == analysis.to_dict()
+        assert (tmp_path / "a.csv").read_text() == analysis.to_csv()
+        assert list(analysis.verdicts) == list(analysis.curves) == [row["operator"] for row in analysis.table]
+        assert repr(analysis).startswith(f"Analysis({LAYER}, feature; fade: ")
+        call("plot", *paths, *options, "--what", "spectrum", "--what", "responses", "-o", tmp_path / "a_{what}.png")
+        written = plotting.plot(analysis, tmp_path / "b_{what}.png", what=["spectrum", "responses"])
+        assert [file.name for file in written.files] == ["b_spectrum.png", "b_responses.png"]
+        assert written.notes == analysis.notes
+        for file in written.files:
+            assert file.read_bytes() == (tmp_path / file.name.replace("b_", "a_")).read_bytes()
+        with pytest.raises(FadevizError, match="no plot 'spectra'. Nearest: 'spectrum'"):
+            plotting.plot(analysis, tmp_path / "c.png", what="spectra")
+
+    def test_one_run_needs_no_list(self, runs):
+        assert analyze(runs / "fade0").table == analyze([open_run(runs / "fade0")]).table
+
     def test_several_figures_of_one_measuring(self, runs, tmp_path):
         kinds = ["--what", "kymograph", "--what", "spectrum", "--what", "kymograph"]
         result = call("plot", runs / "fade0", *kinds, "-o", tmp_path / "new" / "{what}.svg")
@@ -280,7 +319,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
 
 def test_no_line_is_cut_off(tmp_path, monkeypatch):
     spans = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path: spans.update({path.stem: figure.axes[0].get_ylim()}))
+    monkeypatch.setattr(plots, "_save", lambda figure, path, _: spans.update({path.stem: figure.axes[0].get_ylim()}))
     values = np.array([-0.9, 0.2, np.nan, 0.8])
     for name, shift in (("low", 0.0), ("high", 0.9), ("within", 0.7)):
         curve = Curve("x", (0, 1, 10, 100), values + shift, values + shift, values + shift)

@@ -185,7 +185,7 @@ def refusal(reader: Reader, folder: Path) -> str:
         reader.read(folder)
     assert "\n" not in str(caught.value)
     if reader.data:
-        problems = check_data(folder, reader.data)[1]
+        problems = check_data(folder, reader.data).problems
         assert str(caught.value).split(" (and ")[0] in problems
     return str(caught.value)
 
@@ -215,7 +215,7 @@ def test_orientation_tags_are_applied_to_image_and_mask(tmp_path: Path, reader: 
     if reader.data:
         lines = "\n".join(describe_data(tmp_path, reader.data))
         assert ("rotated by their orientation tag: 1 of" in lines) == (tag != 1)
-        assert not check_data(tmp_path, reader.data)[1]
+        assert not check_data(tmp_path, reader.data).problems
     # A mask without the tag was drawn over what is shown.
     save(values_of(reader, inside), mask_file)
     check_read(reader, tmp_path)

@@ -422,14 +422,14 @@ def test_panels_are_the_same_bytes_again_and_test_pictures_are_found(runs, tmp_p
 def test_runs_that_observed_other_pictures_need_names(runs, tmp_path):
     train(dataclasses.replace(SEGNET, split_seed=5), tmp_path / "other")
     both = [open_run(runs / "bilinear"), open_run(tmp_path / "other")]
-    with pytest.raises(FadevizError, match=r"observed other images.*test=\[0, 1\]"):
+    with pytest.raises(FadevizError, match=r"observed different images.*test=\[0, 1\]"):
         compare(both, tmp_path / "p.png")
     with pytest.raises(FadevizError, match="split_seed"):
         compare(both, tmp_path / "p.png", test=(0,))
     info = json.loads((tmp_path / "other" / "run.json").read_text())
     info["config"]["split_seed"], info["data"]["test"] = 0, 99  # another set of the same name
     (tmp_path / "other" / "run.json").write_text(json.dumps({k: v for k, v in info.items() if k != "crc32"}))
-    with pytest.raises(FadevizError, match="other files"):
+    with pytest.raises(FadevizError, match="the files, split_seed or subset differ"):
         compare([both[0], open_run(tmp_path / "other")], tmp_path / "p.png", test=(0,))
     picture = save(tmp_path / "a.png", photo(40, 60))
     assert compare(both, tmp_path / "p.png", files=[picture]) == []

@@ -396,7 +396,7 @@ class TestMessages:
             SAPAB(8).load_official_state_dict(state)
         with pytest.raises(FadevizError, match=r"q.weight is \(32, 8, 1, 1\), this operator needs \(32, 8\)"):
             SAPAB(8).load_official_state_dict({"q.weight": torch.zeros(32, 8, 1, 1)})
-        with pytest.raises(FadevizError, match="SAPAG: the state dict has 'q.weight', which this operator has not"):
+        with pytest.raises(FadevizError, match="SAPAG: the state dict has 'q.weight', which this operator does not"):
             SAPAG(8).load_official_state_dict(state)
         with pytest.raises(FadevizError, match="SAPAG: the state dict has nothing for 'gate.linear.bias' .11 of 12"):
             SAPAG(8).load_official_state_dict({"gate.weight": torch.zeros(1, 8)})

@@ -189,7 +189,7 @@ def test_a_data_set_for_another_task_is_named():
 
 
 def test_folders_are_known_by_their_layout(tmp_path, shared):
-    assert check_data(save_set(tmp_path / "ade"))[0] == "ade20k"
+    assert check_data(save_set(tmp_path / "ade")).data == "ade20k"
     for part in ("rgb", "figure_ground"):
         (tmp_path / "horses" / part).mkdir(parents=True)
         for number in range(1, 5):
@@ -201,25 +201,27 @@ def test_folders_are_known_by_their_layout(tmp_path, shared):
         (shared / "data" / "alphamatting", "mattes", 14, 4),
         (shared / "data" / "ade20k_sample", "ade20k", 3, 3),
     ):
-        found, problems, splits = check_data(folder)
-        assert (found, problems) == (name, [])
-        told = splits.info["train"]
-        assert (len(told) if isinstance(told, list) else told, splits.test.count) == (trained, tested)
+        checked = check_data(folder)
+        assert (checked.data, checked.problems) == (name, ())
+        train = checked.splits.info["train"]
+        assert (len(train) if isinstance(train, list) else train, checked.splits.test.count) == (trained, tested)
+        assert str(checked).startswith(f"{folder}: {name}, images: ")
 
 
 def test_folders_with_faults_tell_them(tmp_path):
     root = save_set(tmp_path / "ade")
     (root / "annotations" / "training" / "ADE_train_00000002.png").write_bytes(b"")
-    name, problems, splits = check_data(root)
-    assert (name, splits) == ("ade20k", None)
-    assert any("ADE_train_00000002.png cannot be read: it is empty" in problem for problem in problems)
+    checked = check_data(root)
+    assert (checked.data, checked.splits) == ("ade20k", None)
+    assert any("ADE_train_00000002.png cannot be read: it is empty" in problem for problem in checked.problems)
+    assert str(checked) == f"{root}: ade20k, 1 problem"
     with pytest.raises(FadevizError, match="does not exist"):
         check_data(tmp_path / "none")
     (tmp_path / "other" / "music").mkdir(parents=True)
     with pytest.raises(FadevizError, match="looks like no data set"):
         check_data(tmp_path / "other")
     (tmp_path / "cut" / "input").mkdir(parents=True)
-    assert check_data(tmp_path / "cut")[:2][0] == "mattes"
+    assert check_data(tmp_path / "cut").data == "mattes"
     with pytest.raises(FadevizError, match="data set with a folder"):
         check_data(root, "synthetic")
 
@@ -342,9 +344,9 @@ def test_a_test_set_without_labels_is_refused(tmp_path):
         with Image.open(path) as annotation:
             size = annotation.size
         Image.new("L", size).save(path)
-    name, problems, _ = check_data(root)
-    assert (name, len(problems)) == ("ade20k", 2)
-    assert all("has no labelled pixel" in problem for problem in problems)
+    checked = check_data(root)
+    assert (checked.data, len(checked.problems)) == ("ade20k", 2)
+    assert all("has no labelled pixel" in problem for problem in checked.problems)
     with pytest.raises(FadevizError, match="the test images have no labelled pixel"):
         train(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
 

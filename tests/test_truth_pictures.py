@@ -38,9 +38,9 @@ class TestClassPalette:
 
     @pytest.mark.parametrize("classes", [0, -1, 256])
     def test_sizes_that_are_none(self, classes):
-        with pytest.raises(FadevizError, match="from 1 to 255"):
+        with pytest.raises(FadevizError, match="must be 1-255"):
             class_palette(classes)
-        with pytest.raises(FadevizError, match="from 1 to 255"):
+        with pytest.raises(FadevizError, match="must be 1-255"):
             colour_classes(np.zeros((2, 2), np.uint8), classes)
 
     def test_a_mask_in_colours(self):

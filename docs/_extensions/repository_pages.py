@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import dedent
 
 import click
 from docutils import nodes
@@ -34,7 +35,7 @@ IMAGE_WIDTH = 1000
 """Widest image on a page, in pixels; a click opens the original."""
 
 SECTIONS = ("Limit cases", "Limit case", "Shape", "Units", "Cost", "Raises", "Source", "Differs")
-"""What an operator's docstring has after its formula, each beginning a line, in this order."""
+"""The sections of an operator's docstring, which follow its formula in this order."""
 
 NEEDS = {"": "nothing", "indices": "pooling indices", "feature": "the encoder feature"}
 
@@ -47,15 +48,23 @@ LIBRARY = {
         "fadeviz.analysis.result",
         "fadeviz.analysis.measures",
         "fadeviz.analysis.regions",
+        "fadeviz.analysis.ranks",
         "fadeviz.analysis.responses",
         "fadeviz.analysis.kymograph",
         "fadeviz.analysis.learning",
         "fadeviz.analysis.order",
         "fadeviz.analysis.verdicts",
         "fadeviz.analysis.statistics",
+        "fadeviz.analysis.verdicts",
+        "fadeviz.analysis.order",
+        "fadeviz.analysis.measures",
+        "fadeviz.analysis.curves",
+        "fadeviz.analysis.table",
         "fadeviz.analysis.spectrum",
         "fadeviz.analysis.similarity",
+        "fadeviz.analysis.classes",
         "fadeviz.analysis.gates",
+        "fadeviz.analysis.splices",
     ),
     "Errors": ("fadeviz.errors",),
 }
@@ -105,22 +114,19 @@ def toctree(entries: Iterable[str], depth: int = 1) -> list[str]:
 # Operators
 
 
-def read_formulas() -> dict[str, str]:
-    """The typeset formulas, by operator: docs/formulas.rst, split at its ``.. operator: NAME`` lines."""
-    parts = re.split(r"^\.\. operator: (\w+)\n", (DOCS / "formulas.rst").read_text(), flags=re.MULTILINE)
-    return dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
-
-
 def split_docstring(text: str) -> tuple[str, dict[str, str]]:
     """An operator's docstring: what comes before its first section, and the sections by name."""
-    parts = re.split(rf"^({'|'.join(SECTIONS)}): ", text, flags=re.MULTILINE)
-    return parts[0].strip(), dict(zip(parts[1::2], (part.strip() for part in parts[2::2]), strict=True))
+    parts = re.split(rf"^({'|'.join(SECTIONS)}):\n", text, flags=re.MULTILINE)
+    sections = {name: dedent(body).strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    if "Raises" in sections:
+        error, _, condition = sections["Raises"].partition(": ")
+        sections["Raises"] = f"``{error}`` {' '.join(condition.split())}"
+    return parts[0].strip(), sections
 
 
 def operator_pages() -> dict[str, str]:
     """A page an operator, and the table of all."""
-    formulas = read_formulas()
-    pages = {f"operators/{name}.rst": operator_page(name, formulas.get(name, "")) for name in UPSAMPLERS}
+    pages = {f"operators/{name}.rst": operator_page(name) for name in UPSAMPLERS}
     rows = [("Operator", "``--upsampler``", "Reads of the encoder", "Year")]
     for name, entry in UPSAMPLERS.items():
         rows.append((f":doc:`{name}`", f"``{name}``", NEEDS[entry.needs], str(entry.year or "")))
@@ -128,16 +134,14 @@ def operator_pages() -> dict[str, str]:
     return {**pages, "operators/index.rst": "\n".join(lines)}
 
 
-def operator_page(name: str, formula: str) -> str:
-    """One operator: its formula, its docstring, its options and what it costs."""
+def operator_page(name: str) -> str:
+    """One operator: its docstring, its options and what it costs."""
     entry = UPSAMPLERS[name]
     build = entry.build
     text, sections = split_docstring(inspect.getdoc(build) or "")
     first, _, rest = text.partition("\n\n")
     options = [p for p in inspect.signature(build).parameters.values() if p.name != "in_channels"]
     lines = [*title(entry.title), *table(operator_facts(name), header=False), first, ""]
-    if formula:
-        lines += [*title("Formula", "-"), formula, ""]
     lines += [*title("Definition", "-"), rest, ""] if rest else []
     lines += title("Properties", "-")
     for section, body in sections.items():

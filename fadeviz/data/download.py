@@ -2,7 +2,7 @@
 
 No address and no checksum is built in: both come from the user. The Weizmann Horse set (Borenstein and Ullman, ECCV
 2002) was published on its first author's pages, www.wisdom.weizmann.ac.il/~eranb and
-www.msri.org/people/members/eranb, on the latter as ``weizmann_horse_db.tar.gz``. Pages move; :func:`fetch_archive`
+www.msri.org/people/members/eranb, on the latter as ``weizmann_horse_db.tar.gz``. Pages move; :func:`get_data`
 takes whatever address still has the set.
 """
 
@@ -53,7 +53,7 @@ _CHUNK = 1 << 18
 _MARKER = ".unpacked_from_sha256"
 
 
-def fetch_archive(
+def get_data(
     url: str,
     sha256: str,
     folder: str | os.PathLike[str],
@@ -63,23 +63,24 @@ def fetch_archive(
 ) -> Path:
     """Download a .zip, .tar, .tar.gz or .tgz archive, check it, and unpack it as ``folder``.
 
-    A download that broke off is gone on with. The archive is unpacked beside ``folder`` and renamed at the end, so that
-    a half-unpacked folder never stands in place. A folder that came from the same checksum is returned as it is.
+    A partial download is resumed. The archive is unpacked beside ``folder`` and renamed at the end, so that ``folder``
+    is never half unpacked. A folder that was unpacked from an archive with the same checksum is returned as it is.
 
     Args:
         url: http or https address.
         sha256: checksum of the archive, 64 hexadecimal digits.
-        folder: what the archive is unpacked as; it must not exist yet.
-        max_gb: gigabytes (10^9 bytes) that the archive may have, and as many that it may unpack to.
-        min_speed: kilobytes (10^3 bytes) a second that must come on average over ``SPEED_SECONDS``; 0 waits for ever.
+        folder: the folder to unpack the archive as; it must not exist yet.
+        max_gb: maximum size of the archive, and of its contents unpacked, in gigabytes (10^9 bytes).
+        min_speed: minimum speed in kilobytes (10^3 bytes) per second, averaged over ``SPEED_SECONDS``; 0 for no limit.
 
     Returns:
         ``folder``.
 
     Raises:
-        FadevizError: a bad URL or checksum, no network, a checksum that does not match (nothing is unpacked), an
-            existing folder, not an archive, an archive with links, with names that lead out of it, with more than
-            ``max_gb`` or 200,000 files, or with folders 64 deep, a server that is too slow, a full disk.
+        FadevizError: if the URL or the checksum is invalid, the folder exists, the network or the server fails or is
+            too slow, the checksum does not match (nothing is unpacked), or the disk is full; if the file is not an
+            archive, or one with links, names that lead out of it, more than ``max_gb`` or 200,000 files, or folders
+            64 deep.
     """
     limits = _Limits(max_gb, min_speed)
     folder = Path(os.path.expanduser(folder)).absolute()
@@ -108,14 +109,14 @@ def fetch_archive(
 def fetch_file(
     url: str, sha256: str, path: str | os.PathLike[str], *, max_gb: float = MAX_GB, min_speed: float = MIN_SPEED
 ) -> Path:
-    """Download one file, such as weights, and check it; resumed and put in place whole, as :func:`fetch_archive`.
+    """Download one file, such as weights, and check it; resumed and put in place whole, as :func:`get_data`.
 
     Args:
         url: http or https address.
         sha256: checksum of the file, 64 hexadecimal digits.
         path: where it goes; a file with that checksum is left as it is.
-        max_gb: see :func:`fetch_archive`.
-        min_speed: see :func:`fetch_archive`.
+        max_gb: see :func:`get_data`.
+        min_speed: see :func:`get_data`.
 
     Returns:
         ``path``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -186,30 +187,67 @@ def all_data(task: str) -> dict[str, DatasetEntry]:
     return {**DATA[task], **{name: entry for name, entry in others.items() if entry.task == task}}
 
 
-def check_data(folder: str | Path, name: str = "") -> tuple[str, list[str], Splits | None]:
+@dataclass(frozen=True)
+class DataCheck:
+    """What :func:`check_data` found in a folder; printing it gives its counts in one line.
+
+    Attributes:
+        folder: the folder.
+        data: the name of the data set.
+        problems: what is wrong with its files, one line each; empty if it can be used.
+        notes: how files were read where other readers may treat them differently, one line each.
+        splits: its images; None if there are problems.
+    """
+
+    folder: Path
+    data: str
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    splits: Splits | None = None
+
+    def __str__(self) -> str:
+        if self.splits is None:
+            return f"{self.folder}: {self.data}, {len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        info = self.splits.info
+        train = info.get("train", self.splits.train.count or "endless")
+        count = len(train) if isinstance(train, list) else train  # crops may be drawn without end
+        total = f"images: {info['count']}, " if "count" in info else ""
+        return f"{self.folder}: {self.data}, {total}to train on {count}, to test on {self.splits.test.count}"
+
+
+def check_data(folder: str | os.PathLike[str], data: str = "") -> DataCheck:
     """Read every file of a folder: which data set it holds, its problems, and its images if there are none.
 
     Args:
         folder: the folder of the data set.
-        name: the data set; empty to recognise it by the names in the folder.
+        data: the data set; empty to recognise it by the names in the folder.
 
     Raises:
         FadevizError: if there is no such data set, or it has no folder; if the folder does not exist, or looks like
             no data set.
+
+    Example::
+
+        found = fadeviz.check_data("weizmann_horse_db")
+        print(found, *found.problems, sep="\\n")
     """
     folder = Path(folder)
     # Other packages are only imported where the folder may be theirs.
-    candidates = {name: _TABLE.find(name)} if name else {n: e for task in DATA for n, e in all_data(task).items()}
+    candidates = {data: _TABLE.find(data)} if data else {n: e for task in DATA for n, e in all_data(task).items()}
     with_folder = {n: entry for n, entry in candidates.items() if entry.needs_folder}
     if not with_folder:
-        raise unknown_name("data set with a folder", name, [n for n, entry in _TABLE.own.items() if entry.needs_folder])
+        raise unknown_name("data set with a folder", data, [n for n, entry in _TABLE.own.items() if entry.needs_folder])
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
         raise FadevizError(f"data folder {folder} {what}. Give the folder of one of: {', '.join(with_folder)}")
-    name = name or _recognise(folder, with_folder)
+    name = data or _recognise(folder, with_folder)
     entry = with_folder[name]
     problems = [] if entry.check is None else entry.check(folder)
-    return name, problems, None if problems else entry.load(DataOptions(str(folder), 64, 0, 0))
+    if problems:
+        return DataCheck(folder, name, tuple(problems))
+    splits = entry.load(DataOptions(str(folder), 64, 0, 0))
+    notes: list[str] = splits.info.get("notes", [])  # type: ignore[assignment]
+    return DataCheck(folder, name, (), (*notes, *describe_data(folder, name)), splits)
 
 
 def describe_data(folder: str | Path, name: str) -> list[str]:
@@ -234,8 +272,8 @@ def _recognise(folder: Path, data: Mapping[str, DatasetEntry]) -> str:
             return name
     raise FadevizError(
         f"{folder} looks like no data set: it has no folders such as rgb/ (weizmann), annotations/ (ade20k), gt/ or "
-        "Training_set/ (mattes). Give such a folder, or name the data set: --data"
+        "Training_set/ (mattes). Give such a folder, or name the data set: data=..."
     )
 
 
-__all__ = ["DATA", "DataOptions", "DatasetEntry", "all_data", "check_data", "describe_data", "find_data"]
+__all__ = ["DATA", "DataCheck", "DataOptions", "DatasetEntry", "all_data", "check_data", "describe_data", "find_data"]

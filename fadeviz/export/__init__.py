@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import plugins
 from ..errors import FadevizError
-from ..storage.stored_run import StoredRun
+from ..storage.opening import RunLike, stored_runs
 from .npz import write_npz
 from .rerun_log import write_rerun
 from .selection import Drawing, ExportSelection, select
@@ -63,9 +63,9 @@ def all_targets() -> dict[str, ExportTarget]:
 
 
 def export_run(
-    run: StoredRun,
+    run: RunLike,
     target: str,
-    out: str | os.PathLike[str],
+    output: str | os.PathLike[str],
     *,
     layers: Sequence[str] = (),
     kinds: Sequence[str] = (),
@@ -80,9 +80,9 @@ def export_run(
     The export is written atomically; files that no export wrote are never replaced.
 
     Args:
-        run: the run.
+        run: the run, opened or by the path of its folder.
         target: a name in ``TARGETS``, or an export target of another package.
-        out: the file (``npz``, ``rerun``) or the folder to be made.
+        output: the file (``npz``, ``rerun``) or the folder to be made.
         layers: dotted module names; empty for all.
         kinds: names in ``KINDS``; empty for all.
         steps: recorded steps; None for all.
@@ -96,7 +96,7 @@ def export_run(
 
     Raises:
         FadevizError: if there is no such target, layer, kind, step or image, if a library is not installed, or if
-            something at ``out`` must not be replaced. Nothing was written or removed then.
+            something at ``output`` must not be replaced. Nothing was written or removed then.
 
     Example::
 
@@ -110,8 +110,9 @@ def export_run(
     drawing = Drawing(**given)
     if entry.draws:
         drawing.check()
-    selection = select(run, layers=layers, kinds=kinds, steps=steps, images=images, drawing=drawing)
-    return entry.write(selection, Path(out), overwrite=overwrite)
+    (opened,) = stored_runs(run)
+    selection = select(opened, layers=layers, kinds=kinds, steps=steps, images=images, drawing=drawing)
+    return entry.write(selection, Path(output), overwrite=overwrite)
 
 
 __all__ = ["TARGETS", "Drawing", "ExportSelection", "ExportTarget", "all_targets", "export_run", "find_target"]

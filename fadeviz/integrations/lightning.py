@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from ..errors import MissingExtra
 from ..recording.recorder import Recorder
 from ..storage.schedule import Schedule
+from .options import RecorderOptions
 
 try:
     from lightning.pytorch.callbacks import Callback
@@ -53,7 +54,7 @@ class RecorderCallback(Callback):
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        **options: Any,
+        **options: Unpack[RecorderOptions],
     ) -> None:
         """Keep the arguments; the folder is opened when the training starts.
 

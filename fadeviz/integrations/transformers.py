@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import MissingExtra
 from ..recording.recorder import Recorder
 from ..storage.schedule import Schedule
+from .options import RecorderOptions
 
 try:
     from transformers import TrainerCallback
@@ -50,7 +51,7 @@ class RecorderCallback(TrainerCallback):
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         resume: bool = False,
         overwrite: bool = False,
-        **options: Any,
+        **options: Unpack[RecorderOptions],
     ) -> None:
         """Keep the arguments; the folder is opened when the training starts.
 

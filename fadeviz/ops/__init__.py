@@ -1,1 +1,1 @@
-"""The kernels that the operators are made of, in torch, C and Triton, and how floating-point arithmetic is set."""
+"""The kernels of the operators, in torch, C and Triton, and the settings of floating-point arithmetic."""

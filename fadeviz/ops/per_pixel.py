@@ -1,4 +1,4 @@
-"""Layers that work on the channels of every pixel of a map, in both memory formats."""
+"""Layers that act on the channels of every pixel of a map, in both memory formats."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class PixelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of every pixel of a ``(B, C, h, w)`` map; eps 1e-5, scale and shift per channel.
 
-    It runs on the ``(B, h, w, C)`` view: a channels_last map is not copied, a contiguous map once, and in both torch's
-    own kernel beats mean and variance over axis 1. What comes out is channels_last.
+    It runs on the ``(B, h, w, C)`` view: a channels_last map is not copied, a contiguous map once, and in both formats
+    torch's own kernel is faster than mean and variance over axis 1. The output is channels_last.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class PixelLinear(nn.Linear):
 
 
 class MapGroupNorm(nn.GroupNorm):
-    """GroupNorm that also takes a single value a group, as a 1x1 map has; torch's layer refuses it."""
+    """GroupNorm that also accepts a single value a group, as in a 1x1 map; torch's layer raises an error there."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise every group."""

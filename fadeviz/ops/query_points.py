@@ -1,4 +1,4 @@
-"""Where the pixels of an attention to sampled points look: the points, and the few-channel layers that make them.
+"""The points that an attention samples: their operators, and fast layers of few channels that predict them.
 
 ``torch.library`` operators, as the reassembly family is: opaque to torch.compile and torch.export. Torch's own layers
 are slow on a CPU where a map has few channels; on a CPU with a C compiler these run in one pass.
@@ -31,7 +31,7 @@ def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
     if learned.device.type == "cpu":
         out: Tensor = points_of(learned, groups, reach)
         return out
-    return _points(learned, groups, reach)  # nothing to gain from an operator: its gradient costs no more
+    return _points(learned, groups, reach)  # an operator would gain nothing here
 
 
 @operator("pixel_norm")

@@ -1,12 +1,12 @@
 """The weighted-window sum that CARAFE, A2U, FADE and SAPA share, SAPA's similarity, and the softmax of kernels.
 
-Three maps, linear in each of their two arguments, make the family:
+The family consists of three maps, each linear in both of its arguments:
 
 - ``reassemble(x, w)``: output pixels as weighted sums of low-resolution windows;
 - ``similarity(y, x)``: every output pixel's inner products with its window, SAPA's logits;
 - ``spread(y, w)``: output pixels added back to the windows they came from.
 
-The gradients of each are the two others, so that all derivatives of any order are made of these three.
+The gradients of each are the two others, so that the derivatives of every order consist of these three.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .torch_ops import BACKENDS, choose_backend
 class KernelSoftmax(nn.Module):
     """Softmax over the K*K weights of every reassembly kernel: ``(B, G*K*K, H, W)`` logits -> kernels that sum to 1.
 
-    A module of its own so that a probe can name it: its output is what ``kernel_entropy`` is computed from.
+    A module of its own so that a probe can record it: ``kernel_entropy`` is computed from its output.
     """
 
     def __init__(self, kernel_size: int, groups: int = 1) -> None:
@@ -35,26 +35,32 @@ class KernelSoftmax(nn.Module):
         self.groups = groups
 
     def forward(self, logits: Tensor, coarse: Tensor | None = None) -> Tensor:
-        """Normalise each kernel; shape and memory format stay.
+        """Normalise each kernel; shape and memory format do not change.
 
-        ``coarse``, logits at a lower resolution, are added to every child of their pixel first, in the same pass.
+        ``coarse``, logits at a lower resolution, are first added to every child of their pixel, in the same pass.
         """
         return kernel_softmax(logits, coarse, self.kernel_size, self.groups)
 
     def extra_repr(self) -> str:
-        """Shown in the printed network."""
+        """The options, for the printed network."""
         return f"kernel_size={self.kernel_size}, groups={self.groups}"
 
 
 def reassemble(
     x: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int = 2, groups: int = 1, backend: str = ""
 ) -> Tensor:
-    """Every output pixel is the weighted sum of the K x K window around its low-resolution parent.
+    r"""Every output pixel is the weighted sum of the K x K window around its low-resolution parent.
 
-    ``y[b, n, i, j] = sum over k, l of kernels[b, (g*K + k)*K + l, i, j] * x[b, n, i//s + k - K//2, j//s + l - K//2]``
-    with ``g = n // (C/G)``; x is read as 0 outside its borders, and the kernels are used as they are given.
+    .. math::
 
-    Limit case: a kernel that is 1 at its centre makes this nearest-neighbour upsampling, exactly.
+        y_{b,n,i,j} = \sum_{k,l} w_{b,\, (gK + k)K + l,\, i,j}\;
+        x_{b,n,\; \lfloor i/s \rfloor + k - \lfloor K/2 \rfloor,\; \lfloor j/s \rfloor + l - \lfloor K/2 \rfloor}
+
+    with w the kernels and g = n // (C/G) the group of channel n; x is read as 0 outside its borders, and the kernels
+    are not normalised.
+
+    Limit case:
+        A kernel that is 1 at its centre makes this nearest-neighbour upsampling, exactly.
 
     Args:
         x: ``(B, C, h, w)``, any memory format; the output has the same one.
@@ -62,15 +68,19 @@ def reassemble(
         kernel_size: K, odd or even.
         scale_factor: s.
         groups: G, a divisor of C; channels of a group share kernels.
-        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
+        backend: a name in ``BACKENDS``; by default that of :func:`choose_backend`.
 
     Returns:
         ``(B, C, s*h, s*w)``.
 
     Raises:
-        FadevizError: shapes that do not fit, or a backend that is not there.
+        FadevizError: if the shapes do not match, or the backend is unknown or not available.
 
-    Source: CARAFE (Wang et al., ICCV 2019), eq. 4. Differs: the authors' operator is a CUDA extension.
+    Source:
+        CARAFE (Wang et al., ICCV 2019), eq. 4.
+
+    Differs:
+        The authors' operator is a CUDA extension.
     """
     b, c, h, w = x.shape
     needed = (b, groups * kernel_size**2, scale_factor * h, scale_factor * w)
@@ -87,10 +97,15 @@ def reassemble(
 def similarity(
     query: Tensor, key: Tensor, kernel_size: int, scale_factor: int = 2, groups: int = 1, backend: str = ""
 ) -> Tensor:
-    """The inner product of every high-resolution query with the K x K keys around its low-resolution parent.
+    r"""The inner product of every high-resolution query with the K x K keys around its low-resolution parent.
 
-    ``s[b, (g*K + u)*K + v, i, j] = sum over c of group g of query[b, c, i, j] * key[b, c, i//s + u - K//2, j//s + v -
-    K//2]``; keys are read as 0 outside their borders, so that a logit of 0 stands there.
+    .. math::
+
+        l_{b,\, (gK + u)K + v,\, i,j} = \sum_c q_{b,c,i,j}\;
+        k_{b,c,\; \lfloor i/s \rfloor + u - \lfloor K/2 \rfloor,\; \lfloor j/s \rfloor + v - \lfloor K/2 \rfloor}
+
+    with q the query, k the key, and the sum over the channels c of group g; keys are read as 0 outside their borders,
+    so that the logits there are 0.
 
     Args:
         query: ``(B, C, s*h, s*w)``, any memory format; the output has the same one.
@@ -98,16 +113,17 @@ def similarity(
         kernel_size: K.
         scale_factor: s.
         groups: G, a divisor of C; each group of channels has logits of its own.
-        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
+        backend: a name in ``BACKENDS``; by default that of :func:`choose_backend`.
 
     Returns:
-        ``(B, G*K*K, s*h, s*w)``, in float32 for maps of half precision: these logits are not scaled, and a softmax over
-        rounded ones would be far off.
+        ``(B, G*K*K, s*h, s*w)``, in float32 for maps of half precision: these logits are not scaled, so that rounding
+        them would change their softmax considerably.
 
     Raises:
-        FadevizError: shapes that do not fit, or a backend that is not there.
+        FadevizError: if the shapes do not match, or the backend is unknown or not available.
 
-    Source: SAPA (Lu et al., NeurIPS 2022), eq. 4.
+    Source:
+        SAPA (Lu et al., NeurIPS 2022), eq. 4.
     """
     b, c, h, w = key.shape
     needed = (b, c, scale_factor * h, scale_factor * w)
@@ -130,25 +146,27 @@ def reassemble_logits(
     skip: Tensor | None = None,
     gate: Tensor | None = None,
 ) -> Tensor:
-    """What the operators of the family end with: softmax, reassembly and, for FADE, the gate's mix with ``skip``.
+    """The last steps of the operators of the family: softmax, reassembly and, for FADE, the gate's mix with ``skip``.
 
-    On a GPU these are one kernel; unless somebody has hooked ``kernels`` to look at it, which then runs, and the rest
-    after it.
+    On a GPU they are one kernel. If ``kernels`` has hooks, the module runs by itself, and the rest after it.
 
     Args:
         x: ``(B, C, h, w)``.
-        kernels: the operator's softmax; its kernel size and groups are taken.
+        kernels: the operator's softmax, which also has the kernel size and the groups.
         logits: ``(B, G*K*K, s*h, s*w)``.
         coarse: ``(B, G*K*K, h, w)``, added to every child of its pixel.
         scale_factor: s.
         skip: ``(B, C, s*h, s*w)``, with ``gate``.
-        gate: ``(B, 1, s*h, s*w)``; 1 takes skip.
+        gate: ``(B, 1, s*h, s*w)``; 1 selects skip.
 
     Returns:
         ``(B, C, s*h, s*w)``.
+
+    Raises:
+        FadevizError: if the shapes do not match.
     """
     k = kernels.kernel_size
-    plain = type(kernels) is KernelSoftmax and kernels.groups == 1 and not is_watched(kernels)
+    plain = type(kernels) is KernelSoftmax and kernels.groups == 1 and not has_hooks(kernels)
     if plain and torch_ops.is_fused(x.device):
         if coarse is not None:
             logits = logits + F.interpolate(coarse, scale_factor=scale_factor, mode="nearest")
@@ -158,16 +176,16 @@ def reassemble_logits(
     return reassembled if skip is None or gate is None else blend(reassembled, skip, gate)
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether anybody has hooked the module, and so expects it to run."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module has hooks, and so must run."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module is torch's own convolution and unwatched: its weights may then be used without calling it."""
-    return type(module) is nn.Conv2d and not is_watched(module)
+    """Whether the module is torch's own convolution without hooks: its weights can be used without calling it."""
+    return type(module) is nn.Conv2d and not has_hooks(module)
 
 
 def kernel_softmax(
@@ -180,13 +198,13 @@ def kernel_softmax(
         coarse: ``(B, G*K*K, h, w)``, or None.
         kernel_size: K.
         groups: G.
-        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
+        backend: a name in ``BACKENDS``; by default that of :func:`choose_backend`.
 
     Returns:
         ``(B, G*K*K, s*h, s*w)`` in the logits' memory format; float32 under autocast, as torch's own softmax.
 
     Raises:
-        FadevizError: shapes that do not fit, or a backend that is not there.
+        FadevizError: if the shapes do not match, or the backend is unknown or not available.
     """
     if logits.shape[1] != groups * kernel_size**2:
         raise FadevizError(
@@ -216,6 +234,12 @@ def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
         reassembled: ``(B, C, H, W)``.
         feature: ``(B, C, H, W)``.
         gate: ``(B, 1, H, W)``.
+
+    Returns:
+        ``(B, C, H, W)``.
+
+    Raises:
+        FadevizError: if the shapes do not match.
     """
     b, _, h, w = reassembled.shape
     if feature.shape != reassembled.shape or tuple(gate.shape) != (b, 1, h, w):
@@ -224,7 +248,7 @@ def blend(reassembled: Tensor, feature: Tensor, gate: Tensor) -> Tensor:
             f"two maps of one shape and a gate of {(b, 1, h, w)} are needed"
         )
     _check("blend", b, 1, "", reassembled, feature, gate)
-    dtype = torch.promote_types(reassembled.dtype, feature.dtype)  # autocast may have made two
+    dtype = torch.promote_types(reassembled.dtype, feature.dtype)  # autocast may give two
     out: Tensor = torch_ops.blend(reassembled.to(dtype), feature.to(dtype), gate.to(dtype))
     return out
 
@@ -242,13 +266,13 @@ def spread(
         kernel_size: K.
         scale_factor: s.
         groups: G, a divisor of C.
-        backend: a name in ``BACKENDS``; empty: :func:`choose_backend`.
+        backend: a name in ``BACKENDS``; by default that of :func:`choose_backend`.
 
     Returns:
         ``(B, C, h, w)``.
 
     Raises:
-        FadevizError: shapes that do not fit, or a backend that is not there.
+        FadevizError: if the shapes do not match, or the backend is unknown or not available.
     """
     b, c, height, width = y.shape
     needed = (b, groups * kernel_size**2, height, width)
@@ -269,7 +293,7 @@ def _check(where: str, channels: int, groups: int, backend: str, *maps: Tensor) 
         )
     if channels % groups:
         raise FadevizError(f"{where}: {channels} channels do not divide into {groups} groups")
-    if forward_ad._current_level >= 0:  # without this its derivatives would be silent zeros
+    if forward_ad._current_level >= 0:  # without this check the derivatives would be zeros
         raise FadevizError(f"{where}: there is no forward-mode derivative. Use reverse mode, torch.autograd.grad")
     if backend and backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)

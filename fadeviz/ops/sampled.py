@@ -1,11 +1,11 @@
 """Attention to points between the pixels of a map: logits from sampled keys, weighted sums of sampled values.
 
-Every high-resolution pixel looks at P points of a low-resolution map, each read bilinearly and as 0 outside. The
-channels fall into G contiguous groups, whose points differ, and into N contiguous heads, whose kernels differ. The maps
-are ``torch.library`` operators as the reassembly family is: opaque to torch.compile and torch.export.
+Every high-resolution pixel samples P points of a low-resolution map, bilinearly and as 0 outside. The channels form G
+contiguous groups, whose points differ, and N contiguous heads, whose kernels differ. These are ``torch.library``
+operators, as the reassembly family is: opaque to torch.compile and torch.export.
 
 Points are ``(B, G*P*2, s*h, s*w)``, channel ``(g*P + m)*2 + d``: d 0 vertical, 1 horizontal, in high-resolution pixels
-relative to the pixel that looks. The corner pixels of both grids coincide. Kernels and logits are ``(B, N*P, s*h,
+relative to the sampling pixel. The corner pixels of both grids coincide. Kernels and logits are ``(B, N*P, s*h,
 s*w)``.
 """
 
@@ -71,8 +71,8 @@ def sampled_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of ``sum(y * sampled_sums(x, points, kernels))``.
 
-    This sum is also ``sum(kernels * sampled_logits(y, x, points))``. Of x, of the points, and of the kernels or, with
-    ``of_logits``, of y, where ``bias`` then counts. Those that are not needed are empty.
+    This sum is also ``sum(kernels * sampled_logits(y, x, points))``. The gradients are those of x, of the points, and
+    of the kernels or, with ``of_logits``, of y, in which case ``bias`` counts. Those that are not needed are empty.
     """
     at = Points(dense(points), groups, heads)
     third = y if of_logits else kernels
@@ -150,7 +150,7 @@ def _backward_sums(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, points, kernels = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
     grads = sampled_gradients(grad, x, points, kernels, None, ctx.groups, ctx.heads, False, need)
-    return *(g if wanted else None for g, wanted in zip(grads, need, strict=True)), None, None
+    return *(g if needed else None for g, needed in zip(grads, need, strict=True)), None, None
 
 
 gradients_of("sampled_sums", _backward_sums, _keep_sums)
@@ -166,7 +166,7 @@ def _backward_logits(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_query, need_key, need_points, need_bias = ctx.needs_input_grad[:4]
     need = [need_key, need_points, need_query]
     grads = sampled_gradients(query, key, points, grad, bias, ctx.groups, ctx.heads, True, need)
-    to_key, to_points, to_query = (g if wanted else None for g, wanted in zip(grads, need, strict=True))
+    to_key, to_points, to_query = (g if needed else None for g, needed in zip(grads, need, strict=True))
     to_bias = None
     if need_bias:
         heads, count, _ = bias.shape

@@ -1,8 +1,10 @@
-"""FreqFusion's logits of the sharpened encoder map without that map: one convolution, and a correction at the border.
+"""FreqFusion's logits of the sharpened and compressed encoder map, computed without that map.
 
-With e the encoder's feature, n the high-pass kernels, We and be the compressor's weight and bias, R the reassembly:
+They are one convolution of the sharpened encoder map, and a correction at the border.
+
+With e the encoder's feature, a = We e + be the compressed one, n the high-pass kernels, and R the reassembly:
 ``a* = 2a - R(a, n) = We e* + be s`` with ``e* = 2e - R(e, n)`` and ``s = 2 - R(1, n)``. As the kernels sum to 1, s is 1
-but where they reach beyond the border.
+except where they reach beyond the border.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ def sharpened_conv(
         ``(B, M, h, w)``.
     """
     sharp = sharpen(e, n, kernel_size, 2)
-    if min(e.shape[2:]) < kernel_size // 2 * 2 + weight.shape[-1] - 1:  # one side's strip would reach the other's
+    if min(e.shape[2:]) < kernel_size // 2 * 2 + weight.shape[-1] - 1:  # the strips of two sides would overlap
         ones = e.new_ones((e.shape[0], 1, *e.shape[2:]))
         whole, weight = torch.cat((sharp, sharpen(ones, n, kernel_size, 2)), 1), torch.cat((weight, shift), 1)
         return F.conv2d(whole, weight, bias, padding=weight.shape[-1] // 2)
@@ -47,7 +49,7 @@ def sharpened_conv(
 
 
 def sharpen(z: Tensor, kernels: Tensor, kernel_size: int, gain: int) -> Tensor:
-    """``gain * z`` minus the reassembled z, as one reassembly: no pass over all channels of z beside it."""
+    """``gain * z`` minus the reassembled z, as one reassembly, without another pass over z."""
     centre = torch.zeros(kernel_size**2, 1, 1, dtype=kernels.dtype, device=kernels.device)
     centre[kernel_size // 2 * (kernel_size + 1)] = gain
     return reassemble(z, centre - kernels, kernel_size, 1)
@@ -55,7 +57,7 @@ def sharpen(z: Tensor, kernels: Tensor, kernel_size: int, gain: int) -> Tensor:
 
 @operator("framed_conv")
 def framed_conv(sharp: Tensor, n: Tensor, weight: Tensor, shift: Tensor, bias: Tensor, kernel_size: int) -> Tensor:
-    """``conv(sharp, weight) + conv(s, shift)``, where ``bias`` holds what the second gives for s = 1."""
+    """``conv(sharp, weight) + conv(s, shift)``, where ``bias`` includes the second term for s = 1."""
     out = F.conv2d(sharp, weight, bias, padding=weight.shape[-1] // 2)
     if _frames_natively(out, n, shift):
         native.frame(out, n, shift, kernel_size)
@@ -110,14 +112,14 @@ def _end(z: Tensor, length: int, side: str) -> Tensor:
 
 
 def _outer(z: Tensor, kernel_size: int, size: int, side: str) -> Tensor:
-    """What is added at a side of the output, or of its strip: the corners belong to the rows."""
+    """The part at a side of the output, or of its strip, that is corrected: the corners belong to the rows."""
     length = kernel_size // 2 + size // 2
     part = _end(z, length, side)
     return part if _axis(side) == 2 else part.narrow(2, length, z.shape[2] - 2 * length)
 
 
 def _ones(n: Tensor, kernel_size: int, radius: int, side: str) -> tuple[Tensor, Tensor]:
-    """s near a side, as much as the outer rows of its convolution read, and the ones it comes from."""
+    """s near a side, as far as the outer rows of its convolution read, and the map of ones that it is computed from."""
     length = kernel_size // 2 + 2 * radius
     near = _end(n, length + kernel_size // 2, side)
     ones = near.new_ones((near.shape[0], 1, *near.shape[2:]))
@@ -125,7 +127,7 @@ def _ones(n: Tensor, kernel_size: int, radius: int, side: str) -> tuple[Tensor, 
 
 
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Any, ...]:
-    pad, dtype = [weight.shape[-1] // 2] * 2, grad.dtype  # that of the convolution, which autocast chose
+    pad, dtype = [weight.shape[-1] // 2] * 2, grad.dtype  # of the convolution, chosen by autocast
     gradients = torch.ops.aten.convolution_backward(
         grad, x.to(dtype), weight.to(dtype), [len(weight)], [1, 1], pad, [1, 1], False, [0, 0], 1, [True, True, bias]
     )
@@ -155,18 +157,18 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     sharp, n, weight, shift = ctx.saved_tensors
     if not torch.is_grad_enabled():
         return *framed_conv_backward(grad, sharp, n, weight, shift, ctx.kernel_size), None
-    # Somebody will differentiate again: the same without the frame, in parts that know how to.
+    # For second derivatives: the same without the frame, in operators that can be differentiated again.
     bias = weight.new_zeros(len(weight)).requires_grad_()
     ones = sharp.new_ones((sharp.shape[0], 1, *sharp.shape[2:]))
     pad = weight.shape[-1] // 2
     at_border = sharpen(ones, n, ctx.kernel_size, 2) - ones
     out = F.conv2d(sharp, weight, bias, padding=pad) + F.conv2d(at_border, shift, padding=pad)
-    # s = 1 is in the bias, but near the border, where the convolution reads zeros.
+    # s = 1 is part of the bias, except near the border, where the convolution reads zeros.
     out = out + F.conv2d(ones, shift, padding=pad) - shift.sum((1, 2, 3))[:, None, None]
-    given = (sharp, n, weight, shift, bias)
-    needed = [t for t in given if t.requires_grad]
-    found = dict(zip(map(id, needed), torch.autograd.grad(out, needed, grad, create_graph=True), strict=True))
-    return *(found.get(id(t)) for t in given), None
+    inputs = (sharp, n, weight, shift, bias)
+    needed = [t for t in inputs if t.requires_grad]
+    gradients = dict(zip(map(id, needed), torch.autograd.grad(out, needed, grad, create_graph=True), strict=True))
+    return *(gradients.get(id(t)) for t in inputs), None
 
 
 gradients_of("framed_conv", _backward, _keep)

@@ -21,37 +21,37 @@ from .library import gradients_of, operator, shapes_of
 from .memory_format import empty, with_strides_of
 
 BACKENDS = ("tiles", "native", "triton")
-"""Matrix products over tiles, on any device: the reference; C on a CPU, compiled on first use; Triton on a GPU."""
-
+"""Backends: matrix products over tiles on any device, the reference; C on a CPU, compiled on first use; Triton on a
+GPU."""
 
 is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-"""Whether ``torch.export`` is tracing; torch 2.6 can only say whether anything is."""
+"""Whether ``torch.export`` is tracing; in torch 2.6, whether anything is."""
 
 
 def choose_backend(x: Tensor, kernel_size: int, scale_factor: int) -> str:
-    """Which backend computes maps like x, where none is asked for by name.
+    """The backend for maps like x, where none is chosen by name.
 
-    Triton on a CUDA device, the native one on a CPU, the tiles where these cannot run. The environment variable
-    ``FADEVIZ_BACKEND`` names one for the whole process.
+    Triton on a CUDA device, the native backend on a CPU, tiles where these cannot run. The environment variable
+    ``FADEVIZ_BACKEND`` chooses one for the whole process.
 
     Raises:
-        FadevizError: ``FADEVIZ_BACKEND`` names no backend.
+        FadevizError: if ``FADEVIZ_BACKEND`` is not the name of a backend.
     """
-    asked = os.environ.get("FADEVIZ_BACKEND", "")
-    if asked:
-        if asked not in BACKENDS:
-            raise unknown_name("backend", asked, BACKENDS, "unset FADEVIZ_BACKEND")
-        return asked
+    forced = os.environ.get("FADEVIZ_BACKEND", "")
+    if forced:
+        if forced not in BACKENDS:
+            raise unknown_name("backend", forced, BACKENDS, "unset FADEVIZ_BACKEND")
+        return forced
     if x.device.type == "cuda" and _cuda().available(x.device):
         return "triton"
     return "native" if native.available(x, kernel_size, scale_factor) else "tiles"
 
 
 def is_fused(device: torch.device) -> bool:
-    """Whether softmax, reassembly and gate run as one kernel there: where Triton computes."""
-    # Apart from `choose_backend` so that torch.compile, which follows this, meets no C library on a CPU.
-    asked = os.environ.get("FADEVIZ_BACKEND", "")
-    return asked == "triton" if asked else device.type == "cuda" and bool(_cuda().available(device))
+    """Whether softmax, reassembly and gate run as one kernel on ``device``: with the backend triton."""
+    # Separate from `choose_backend` so that torch.compile, which traces this, meets no C library on a CPU.
+    forced = os.environ.get("FADEVIZ_BACKEND", "")
+    return forced == "triton" if forced else device.type == "cuda" and bool(_cuda().available(device))
 
 
 def _cuda() -> ModuleType:
@@ -71,7 +71,7 @@ def _backend(name: str, x: Tensor, kernel_size: int, scale_factor: int) -> Any:
 
 @operator("reassemble")
 def reassemble(x: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str) -> Tensor:
-    """y from x and kernels; see :func:`~fadeviz.ops.reassemble.reassemble`, which checks what comes in."""
+    """y from x and kernels; see :func:`~fadeviz.ops.reassemble.reassemble`, which checks the arguments."""
     out: Tensor = _backend(backend, x, kernel_size, scale).reassemble(x, kernels, kernel_size, scale, groups)
     return out
 
@@ -100,7 +100,7 @@ def softmax(
     backend: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Kernels from logits and, where there are any, coarse logits."""
+    """Kernels from logits and, if there are any, coarse logits."""
     module = _softmax_backend(backend, logits, kernel_size, scale)
     out: Tensor = module.softmax(logits, coarse, kernel_size, scale, groups, dtype)
     return out
@@ -110,14 +110,14 @@ def softmax(
 def softmax_backward(
     grad: Tensor, kernels: Tensor, kernel_size: int, scale: int, groups: int, backend: str, has_coarse: bool
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the logits and of the coarse ones, which are empty where there are none."""
+    """The gradients of the logits and of the coarse logits; the latter is empty if there are none."""
     module = _softmax_backend(backend, grad, kernel_size, scale)
     fine, coarse = module.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
     return fine, grad.new_empty(0) if coarse is None else coarse
 
 
 def _softmax_backend(name: str, x: Tensor, kernel_size: int, scale: int) -> Any:
-    # On a GPU torch's own softmax is as good.
+    # On a GPU torch's own softmax is as fast.
     module = _backend(name, x, kernel_size, scale)
     return module if module is native else tiles
 
@@ -135,7 +135,7 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
     """The gradients of both maps and of the gate."""
     if _blends_natively(grad, reassembled, feature, gate):
         return native.blend_backward(grad, reassembled, feature, gate)
-    # Maps of 1x1 are of both formats, so that maps of different ones may meet.
+    # Maps of 1x1 have both formats, so that maps of different formats may meet here.
     gradients = zip(_blend_gradients(grad, reassembled, feature, gate), (reassembled, feature, gate), strict=True)
     to_reassembled, to_feature, to_gate = (with_strides_of(of, gradient) for gradient, of in gradients)
     return to_reassembled, to_feature, to_gate
@@ -145,7 +145,7 @@ def blend_backward(grad: Tensor, reassembled: Tensor, feature: Tensor, gate: Ten
 def fused(
     x: Tensor, logits: Tensor, skip: Tensor | None, gate: Tensor | None, kernel_size: int, scale: int
 ) -> tuple[Tensor, Tensor]:
-    """Softmax of the logits, reassembly of x and the gate's mix at once, on a GPU; and the softmax."""
+    """The mix of ``skip`` and the reassembled x in one kernel on a GPU; and the softmax of the logits."""
     out: tuple[Tensor, Tensor] = _cuda().fused_forward(x, logits, kernel_size, scale, skip, gate)
     return out
 
@@ -160,7 +160,7 @@ def fused_backward(
     kernel_size: int,
     scale: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, the logits, skip and gate; the last two are empty where there are none."""
+    """The gradients of x, the logits, skip and gate; the last two are empty if these are None."""
     to_x, to_logits, to_skip, to_gate = _cuda().fused_backward(grad, x, kernels, kernel_size, scale, skip, gate)
     none = grad.new_empty(0)
     return to_x, to_logits, none if to_skip is None else to_skip, none.clone() if to_gate is None else to_gate
@@ -184,7 +184,7 @@ def _strips(y: Tensor, r: int) -> list[Tensor]:
 
 
 def _strip_values(rim: Tensor, r: int, size: Sequence[int]) -> list[Tensor]:
-    """What belongs on each strip: the middle of each side of ``rim``, stretched."""
+    """The values of each strip: those of ``rim``, the middle of each side repeated."""
     inner = size[1] - 2 * r
     rows = torch.cat([rim[:, :, :r], rim[:, :, r : r + 1].expand(-1, -1, inner), rim[:, :, r + 1 :]], dim=2)
     return [rows[:, :r], rows[:, r + 1 :], rim[:, r : r + 1, :r], rim[:, r : r + 1, r + 1 :]]
@@ -335,15 +335,15 @@ def _backward_softmax(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     kernel_size, scale, groups, backend, has_coarse = ctx.options
     same = has_coarse and scale == 1  # one gradient for both
     has_coarse = has_coarse and not same
-    if torch.is_grad_enabled():  # somebody will differentiate again: in terms of torch's own operators then
+    if torch.is_grad_enabled():  # for second derivatives, in terms of torch's own operators
         fine, coarse = tiles.softmax_backward(grad, kernels, kernel_size, scale, groups, has_coarse)
     else:
         fine, coarse = softmax_backward(grad, kernels, kernel_size, scale, groups, backend, has_coarse)
-    given, given_coarse = ctx.dtypes
+    dtype, coarse_dtype = ctx.dtypes
     if same:
         coarse, has_coarse = fine, True
-    low = coarse.to(given_coarse) if has_coarse and coarse is not None else None
-    return fine.to(given), low, None, None, None, None, None
+    low = coarse.to(coarse_dtype) if has_coarse and coarse is not None else None
+    return fine.to(dtype), low, None, None, None, None, None
 
 
 gradients_of("kernel_softmax", _backward_softmax, _keep_kernels)
@@ -354,8 +354,8 @@ def _keep_blend(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_blend(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    again = torch.is_grad_enabled()
-    gradients: tuple[Tensor, ...] = (_blend_gradients if again else blend_backward)(grad, *ctx.saved_tensors)
+    twice = torch.is_grad_enabled()
+    gradients: tuple[Tensor, ...] = (_blend_gradients if twice else blend_backward)(grad, *ctx.saved_tensors)
     return gradients
 
 
@@ -396,7 +396,7 @@ def _backward_fused(ctx: Any, grad: Tensor | None, grad_kernels: Tensor | None) 
     if grad is not None and grad_kernels is None and not torch.is_grad_enabled():
         to_x, to_logits, to_skip, to_gate = fused_backward(grad, x, kernels, skip, gate, k, s)
         return to_x, to_logits, None if skip is None else to_skip, None if gate is None else to_gate, None, None
-    # Somebody differentiates again, or differentiates the softmax too: the same in parts that know how to.
+    # Second derivatives, or gradients of the softmax too: the same in operators that can be differentiated again.
     to_x, to_skip, to_gate, to_kernels = None, None, None, grad_kernels
     if grad is not None:
         if skip is not None:

@@ -1,4 +1,4 @@
-"""The predictions of several runs for the same images side by side: the panel of results in papers."""
+"""Comparison of runs: their predictions for the same images side by side, as papers show them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse_zoom(text: str) -> Box | str:
     """Read a zoom: ``auto``, ``none``, or a window as ``LEFT,TOP,SIDE`` in pixels of the image.
 
     Raises:
-        FadevizError: something else.
+        FadevizError: if ``text`` is anything else.
 
     Example:
         >>> parse_zoom("40,16,32")
@@ -49,7 +49,7 @@ def parse_zoom(text: str) -> Box | str:
         return text
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
-        raise FadevizError(f"zoom is {text!r}. Write auto, none, or a window in pixels: LEFT,TOP,SIDE")
+        raise FadevizError(f"zoom={text!r}: must be auto, none, or a window in pixels: LEFT,TOP,SIDE")
     return Box(*map(int, parts))
 
 
@@ -68,7 +68,7 @@ def compare(
     device: str = "auto",
     on_error: Callable[[str], None] | None = None,
 ) -> list[str]:
-    """Predict the same images with every run and draw the results as a panel.
+    """Predict the same images with every run and draw the results side by side.
 
     Each result has its score on that image below it: the mean IoU of its classes, or a matte's SAD and MSE in the
     unknown region. The best of a row is bold.
@@ -90,7 +90,7 @@ def compare(
         cell: width of a column in pixels; None for 300 pixels per inch.
         device: ``auto``, ``cpu`` or ``cuda``.
         on_error: called with one line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
-            which is then left out of the panel; None raises the first error. At least one image must remain.
+            which is then left out of the figure; None raises the first error. At least one image must remain.
 
     Returns:
         A line for each image: its name and the scores of the runs.
@@ -106,14 +106,8 @@ def compare(
     if not opened:
         raise FadevizError("compare needs at least one run")
     predictors = [Predictor(run, device) for run in opened]
+    _check_task(predictors)
     first = predictors[0]
-    for one in predictors[1:]:
-        if (one.task, one.classes) != (first.task, first.classes):
-            kinds = [
-                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * TASKS[p.task].has_classes
-                for p in (one, first)
-            ]
-            raise FadevizError(f"{', '.join(kinds)}: they cannot be compared. Give runs of one kind")
     first.check_size(size)
     samples: list[tuple[Sample, bool]] = []
     if images or not (test or files):
@@ -125,7 +119,7 @@ def compare(
     legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
     write_comparison(
         [row for row, _ in rows],
-        _titles(predictors),
+        run_labels(opened),
         Path(output),
         cell=cell,
         legend=legend,
@@ -133,18 +127,28 @@ def compare(
         provenance=provenance(opened),
     )
     names = run_labels(opened, [run.name for run in opened])
-    return [
-        printable(
-            f"{row.name}: "
-            + ", ".join(f"{name} {' '.join(text.split())}" for name, text in zip(names, row.scores, strict=True))
-        )
-        for row, _ in rows
-        if row.scores
-    ]
+    return [_score_line(row, names) for row, _ in rows if row.scores]
+
+
+def _check_task(predictors: Sequence[Predictor]) -> None:
+    """Raise unless all runs have the same task and the same number of classes."""
+    first, *others = predictors
+    for other in others:
+        if (other.task, other.classes) != (first.task, first.classes):
+            tasks = [
+                f"{p.run.address} is for {p.task}" + f" into {p.classes} classes" * TASKS[p.task].has_classes
+                for p in (other, first)
+            ]
+            raise FadevizError(f"{', '.join(tasks)}: they cannot be compared. Give runs of the same task")
+
+
+def _score_line(row: Row, names: Sequence[str]) -> str:
+    scores = (f"{name} {' '.join(text.split())}" for name, text in zip(names, row.scores, strict=True))
+    return printable(f"{row.name}: {', '.join(scores)}")
 
 
 _Maps = list[NDArray[np.uint8]]
-"""The classes that the truth, where it is known, and each result have, for the legend."""
+"""Class maps of the results, and of the ground truth if it is known, for the legend."""
 
 
 def _own_rows(
@@ -156,7 +160,7 @@ def _own_rows(
     on_error: Callable[[str], None] | None,
     alone: bool,
 ) -> list[tuple[Row, _Maps]]:
-    """The runs' results on the user's own images; ``alone`` if there are no other rows."""
+    """The runs' results for the user's own images; ``alone`` if there are no other rows."""
     rows: list[tuple[Row, _Maps]] = []
     errors: list[str] = []
     folder = None if trimaps is None else Path(trimaps)
@@ -178,13 +182,14 @@ def _own_rows(
 
 
 def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
-    """The images that all runs observed."""
+    """Images that all runs observed."""
     first = runs[0]
     images, masks = first.observation
     for run in runs[1:]:
         if not np.array_equal(run.observation[0], images) or not np.array_equal(run.observation[1], masks):
             raise FadevizError(
-                f"{run.address} observed other images than {first.address}. Name some: test=[0, 1] or files=[FILE]"
+                f"{run.address} and {first.address} observed different images. "
+                "Name other images: test=[0, 1] or files=[FILE]"
             )
     for index in wanted:
         if not 0 <= index < len(images):
@@ -210,12 +215,12 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
     first = predictors[0]
     moved = {} if data_dir is None else {"data_dir": str(data_dir)}
     splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]
-    for one in predictors:
-        same = (one.config.data, one.config.split_seed) == (first.config.data, first.config.split_seed)
-        if not same or _as_told(one.run.info.get("data")) != _as_told(splits.info):
+    for other in predictors:
+        same = (other.config.data, other.config.split_seed) == (first.config.data, first.config.split_seed)
+        if not same or _identity(other.run.info.get("data")) != _identity(splits.info):
             raise FadevizError(
-                f"{one.run.address} was tested on others than the test images of "
-                f"{data_dir or first.config.data_dir or 'this set'}: other files, split_seed or subset. "
+                f"{other.run.address} was not tested on the test images of "
+                f"{data_dir or first.config.data_dir or 'this set'}: the files, split_seed or subset differ. "
                 "Use files=[FILE]"
             )
     dataset = splits.test
@@ -226,68 +231,68 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
     return [dataset[index] for index in wanted]
 
 
-def _as_told(info: object) -> object:
-    """What identifies a data set, as run.json gives it back: not where it lies."""
-    told = json.loads(json.dumps(info))
-    return {k: v for k, v in told.items() if k not in ("folder", "notes")} if isinstance(told, dict) else None
+def _identity(info: object) -> object:
+    """What identifies a data set, as run.json stores it, without its location."""
+    stored = json.loads(json.dumps(info))
+    return {k: v for k, v in stored.items() if k not in ("folder", "notes")} if isinstance(stored, dict) else None
 
 
 def _row(
     predictors: Sequence[Predictor], sample: Sample, known: bool, zoom: Box | str, size: int | None
 ) -> tuple[Row, _Maps]:
-    """What all runs make of one image; ``known`` says whether its truth is."""
-    found = [predict(sample, size=size) for predict in predictors]
+    """The results of all runs for one image, and their class maps; ``known`` if its ground truth is known."""
+    results = [predict(sample, size=size) for predict in predictors]
     matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
         (sample.alpha if matting else sample.mask) if known else None
     )
     box = zoom if isinstance(zoom, Box) else None
-    if zoom == "auto" and matting and truth is None and len(found) == 1:
+    if zoom == "auto" and matting and truth is None and len(results) == 1:
         assert sample.trimap is not None
-        unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing to disagree with: where there is most to do
+        unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing disagrees: the largest unknown region
         box = choose_zoom([unknown], np.zeros_like(unknown))
     elif zoom == "auto":
-        box = choose_zoom(found, truth, ignored=None if matting else IGNORED)
-    figures: list[str] = []
+        box = choose_zoom(results, truth, ignored=None if matting else IGNORED)
+    texts: list[str] = []
     scores: list[float] = []
-    for result in found if truth is not None else ():
+    for result in results if truth is not None else ():
         if matting:
             errors = measure_matte(result, sample)  # type: ignore[arg-type]
             scores.append(-errors["sad"])
-            figures.append(f"SAD {FIGURES['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
+            texts.append(f"SAD {FIGURES['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
         else:
             scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
-            figures.append(f"mIoU {scores[-1]:.3f}")
+            texts.append(f"mIoU {scores[-1]:.3f}")
     row = Row(
         sample.name,
         sample.image,
-        None if truth is None else _picture(truth, classes),
-        tuple(_picture(result, classes) for result in found),
-        tuple(figures),
+        None if truth is None else _to_image(truth, classes),
+        tuple(_to_image(result, classes) for result in results),
+        tuple(texts),
         int(np.nanargmax(scores)) if len(scores) > 1 and not np.isnan(scores).all() else None,
         sample.trimap if matting else None,
         box,
         smooth=matting,
     )
-    return row, [] if matting else [np.asarray(m, np.uint8) for m in [*found, *([] if truth is None else [truth])]]
+    return row, [] if matting else [np.asarray(m, np.uint8) for m in [*results, *([] if truth is None else [truth])]]
 
 
-def mean_iou(found: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:
-    """The mean intersection over union of the classes that an image has or is said to have; ignored pixels apart.
+def mean_iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:
+    """Mean intersection over union of the classes in the ground truth or the prediction, without ignored pixels.
 
     Shape: ``(H, W)`` twice; NaN where everything is ignored.
     """
     valid = truth < classes
-    a, b = found[valid].astype(np.int64), truth[valid].astype(np.int64)
+    a, b = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
     both = np.bincount(a[a == b], minlength=classes)
     either = np.bincount(a, minlength=classes) + np.bincount(b, minlength=classes) - both
-    there = either > 0
-    return float((both[there] / either[there]).mean()) if there.any() else float("nan")
+    present = either > 0
+    return float((both[present] / either[present]).mean()) if present.any() else float("nan")
 
 
-def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> NDArray[np.uint8]:
-    """A mask or a matte to look at."""
+def _to_image(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> NDArray[np.uint8]:
+    """A mask or a matte, ready to show."""
     if np.issubdtype(values.dtype, np.floating):
         return np.rint(values * 255).astype(np.uint8)
     if classes > 2:
@@ -295,13 +300,8 @@ def _picture(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> N
     return np.where(values == 1, 255, 0).astype(np.uint8)
 
 
-def _titles(predictors: Sequence[Predictor]) -> list[str]:
-    """The operators; with what tells runs of one operator apart."""
-    return run_labels([one.run for one in predictors])
-
-
 def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
-    """For each class the largest fraction of any image or result that it fills."""
+    """For each class the largest share of any image or result that it fills."""
     shares = np.zeros(first.classes)
     for _, maps in rows:
         for values in maps:
@@ -313,8 +313,8 @@ def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.f
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
     """The classes that occur in any image or result, largest first."""
     shares = _shares(first, rows)
-    told = (first.run.info.get("data") or {}).get("classes")
-    names = told if isinstance(told, list) else []
+    stored = (first.run.info.get("data") or {}).get("classes")
+    names = stored if isinstance(stored, list) else []
     colours = class_palette(first.classes)
     return [
         (str(names[i]) if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
@@ -324,7 +324,7 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
 
 
 def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
-    """What the panel shows, from which runs."""
+    """What the figure shows, and of which operators."""
     first = predictors[0]
     networks = dict.fromkeys(str(one.run.info.get("network_title") or one.config.network) for one in predictors)
     data = dict.fromkeys(data_name(one.run) for one in predictors)

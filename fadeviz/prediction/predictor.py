@@ -281,13 +281,14 @@ def predict(
     """
     predictor = Predictor(run, device)
     predictor.check_size(size)
-    needs_trimap = not TASKS[predictor.task].has_classes
+    rules = TASKS[predictor.task]
+    needs_trimap = not rules.has_classes
     if trimaps is not None and not needs_trimap:
         raise FadevizError(f"{predictor.run.address} is a segmentation run: trimaps are of no use. Leave them out")
     folder = None if trimaps is None else Path(trimaps)
     paths = [images] if isinstance(images, str | os.PathLike) else images
     done: list[Prediction] = []
-    for planned in _plan(paths, Path(output), TASKS[predictor.task].result):
+    for planned in _plan(paths, Path(output), rules.result):
         result = planned
         if planned.output is not None:
             try:

@@ -1,1 +1,1 @@
-"""Drawing: pictures and animations of a run, from its files alone; numpy and Pillow, never torch."""
+"""Drawing: figures and animations of stored runs, from their files only; numpy, Pillow and matplotlib, never torch."""

@@ -1,4 +1,4 @@
-"""Colours: of maps, 256 each, with one of its own for what is not finite; and of classes, one each."""
+"""Colours: 256 for a map, and one for cells that are not finite; one for each class of a mask."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, unknown_name
 
 NON_FINITE = (255, 0, 255)
-"""What NaN and infinity are painted in: magenta, which no usual colour map comes near."""
+"""Colour of NaN and infinity: magenta, which no common colour map comes near."""
 
 IGNORED = 255
-"""In a mask of many classes: no class, so that nothing is expected of the network there."""
+"""Value of a mask where pixels are ignored: in training, testing and figures."""
 
 _DIVERGING = frozenset(
     ("BrBG", "PRGn", "PiYG", "PuOr", "RdBu", "RdGy", "RdYlBu", "RdYlGn", "Spectral", "berlin", "bwr", "coolwarm")
@@ -26,7 +26,7 @@ def palette(name: str) -> NDArray[np.uint8]:
     Raises:
         FadevizError: no such colour map; the message lists the nearest names.
     """
-    if name == "gray":  # exact by construction, and without the import
+    if name == "gray":  # exact by construction, and without importing matplotlib
         return np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     import matplotlib
 
@@ -37,7 +37,7 @@ def palette(name: str) -> NDArray[np.uint8]:
 
 
 def is_diverging(name: str) -> bool:
-    """Whether the middle of a colour map stands for a middle value: 0 where the maps take both signs."""
+    """Whether a colour map diverges from its middle, which stands for 0 where maps take both signs."""
     return name.removesuffix("_r") in _DIVERGING
 
 
@@ -55,30 +55,30 @@ def colorize(unit: NDArray[np.floating], name: str) -> NDArray[np.uint8]:
 
 
 def class_palette(classes: int) -> NDArray[np.uint8]:
-    """A colour for each class, ``(classes, 3)`` uint8 sRGB: always the same ones, as far from one another as can be.
+    """A colour for each class, ``(classes, 3)`` uint8 sRGB: always the same ones, as different as possible.
 
-    Each next colour is the one farthest, in CIELAB, from black and from those before it; so a shorter palette is the
-    beginning of a longer one. Black is left to what is ignored.
+    Each next colour is the one farthest, in CIELAB, from black and from the previous ones, so that a shorter palette is
+    the beginning of a longer one. Black is reserved for ignored pixels.
 
     Raises:
-        FadevizError: fewer than 1 or more than 255 classes.
+        FadevizError: if ``classes`` is not 1-255.
 
     Example:
         >>> class_palette(3).shape
         (3, 3)
     """
     if not 1 <= classes <= IGNORED:
-        raise FadevizError(f"a palette of {classes} classes: from 1 to {IGNORED} can be had")
+        raise FadevizError(f"classes={classes}: must be 1-{IGNORED}")
     return _class_palette(classes).copy()
 
 
 def colour_classes(mask: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:
-    """A mask as a picture in the colours of :func:`class_palette`; what is ignored, or no class, is black.
+    """A mask in the colours of :func:`class_palette`; ignored pixels, and values that are no class, are black.
 
     Shape: ``(..., H, W)`` uint8 to ``(..., H, W, 3)`` uint8.
 
     Raises:
-        FadevizError: fewer than 1 or more than 255 classes.
+        FadevizError: if ``classes`` is not 1-255.
     """
     table = np.zeros((256, 3), np.uint8)
     table[:classes] = class_palette(classes)
@@ -90,17 +90,17 @@ def _class_palette(classes: int) -> NDArray[np.uint8]:
     levels = np.arange(0, 256, 17, dtype=np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _lab(colours)
-    # Neither too dark to be told from what is ignored, nor nearly white, nor so vivid that it outshines the image
-    # beside it: at 75 the nearest two of 150 colours are 14.8 apart, without that limit 16.1.
+    # Not as dark as ignored pixels, not nearly white, and not so vivid that it outshines the image beside it: with
+    # chroma below 75 the nearest two of 150 colours are 14.8 apart, without that limit 16.1.
     usable = (lab[:, 0] > 25) & (lab[:, 0] < 93) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
     colours, lab = colours[usable], lab[usable]
-    chosen: list[int] = []
+    selected: list[int] = []
     nearest = np.linalg.norm(lab - _lab(np.zeros((1, 3), np.uint8)), axis=1)
     for _ in range(classes):
-        # Rounded, so that another machine's last digit does not choose another colour.
-        chosen.append(int(np.argmax(np.round(nearest, 6))))
-        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
-    return colours[chosen]
+        # Rounded, so that the last digit on another machine does not select another colour.
+        selected.append(int(np.argmax(np.round(nearest, 6))))
+        nearest = np.minimum(nearest, np.linalg.norm(lab - lab[selected[-1]], axis=1))
+    return colours[selected]
 
 
 def _lab(colours: NDArray[np.uint8]) -> NDArray[np.float64]:

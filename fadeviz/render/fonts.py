@@ -122,9 +122,9 @@ def spell(text: str) -> str:
     text = printable(text)
     if _has(text):
         return text
-    _look_for(text)
+    _find_faces(text)
     return "".join(
-        letter if ord(letter) in _own() or _found[letter] else letter.encode("unicode_escape").decode()
+        letter if ord(letter) in _own() or _faces[letter] else letter.encode("unicode_escape").decode()
         for letter in text
     )
 
@@ -165,25 +165,25 @@ def _plain(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size, layout_engine=ImageFont.Layout.BASIC)
 
 
-_found: dict[str, Face | None] = {}
+_faces: dict[str, Face | None] = {}
 """The fonts of characters that the main font lacks; None if no font has them."""
 
 
 def _face(letter: str) -> Face | None:
     """The font of a character of a spelled text; None for the main font."""
-    return None if ord(letter) in _own() else _found[letter]
+    return None if ord(letter) in _own() else _faces[letter]
 
 
-def _look_for(letters: Iterable[str]) -> None:
+def _find_faces(letters: Iterable[str]) -> None:
     """Find the first installed font for each character."""
-    missing = {letter for letter in letters if letter not in _found and ord(letter) not in _own()}
+    missing = {letter for letter in letters if letter not in _faces and ord(letter) not in _own()}
     for face in _others() if missing else ():
         drawn = _drawn_by(face, missing)
-        _found.update(dict.fromkeys(drawn, face))
+        _faces.update(dict.fromkeys(drawn, face))
         missing -= drawn
         if not missing:
             return
-    _found.update(dict.fromkeys(missing, None))
+    _faces.update(dict.fromkeys(missing, None))
 
 
 def _others() -> Iterator[Face]:
@@ -205,9 +205,9 @@ def _drawn_by(face: Face, letters: Iterable[str]) -> set[str]:
 
     try:
         opened = FT2Font(face.path)
-        having = [letter for letter in letters if opened.get_char_index(ord(letter))]
-        return {letter for letter in having if letter.isspace() or _plain(face.path, _TRIAL).getmask(letter).getbbox()}
-    except (OSError, RuntimeError):  # a damaged file, or bitmaps alone
+        mapped = [letter for letter in letters if opened.get_char_index(ord(letter))]
+        return {letter for letter in mapped if letter.isspace() or _plain(face.path, _TRIAL).getmask(letter).getbbox()}
+    except (OSError, RuntimeError):  # a damaged file, or bitmaps only
         return set()
 
 

@@ -1,4 +1,4 @@
-"""Normalisation: which range of values the colours span, and a map's place in that range."""
+"""Normalisation: the range of values that the colours span, and maps relative to that range."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Limits(NamedTuple):
 
 
 FIXED_RANGES = {"gate": Limits(0.0, 1.0), "kernel_entropy": Limits(0.0, 1.0)}
-"""Kinds that span the same range in the scopes ``run`` and ``shared`` whatever was recorded."""
+"""Kinds with a fixed range in the scopes ``run`` and ``shared``."""
 
 
 def find_limits(
@@ -42,8 +42,8 @@ def find_limits(
     Args:
         maps: any shape; non-finite values do not count.
         kind: a name in ``KINDS``. In the scopes ``run`` and ``shared``, gradients start at 0, and ``gate`` and
-            ``kernel_entropy`` span 0 to 1 whatever was recorded. In the scope ``frame`` every kind spans what it has.
-        percentiles: the share of values (in percent) below the two ends; (0, 100) is minimum and maximum.
+            ``kernel_entropy`` always span 0 to 1. In the scope ``frame`` every kind spans its own values.
+        percentiles: ends of the range, in percent of the values; (0, 100) is minimum and maximum.
         scope: a name in ``SCOPES``.
         centered: widen the range to be symmetric about 0, for diverging colour maps.
 
@@ -51,7 +51,7 @@ def find_limits(
         The limits; (0, 0) where nothing is finite.
 
     Raises:
-        FadevizError: unknown scope, or percentiles that are not 0 <= low < high <= 100.
+        FadevizError: if the scope is unknown, or the percentiles are not 0 <= low < high <= 100.
     """
     if scope not in SCOPES:
         raise unknown_name("normalisation scope", scope, SCOPES)
@@ -90,7 +90,7 @@ def limits_by_scope(
 
     Args:
         maps: sequences of frames, each ``(T, h, w)``.
-        runs: for each sequence, which run it is of; sequences of one run share a range in the scope ``run``.
+        runs: the run of each sequence, as any hashable; sequences of one run share a range in the scope ``run``.
         kind, scope, percentiles, centered: see :func:`find_limits`.
 
     Returns:
@@ -111,13 +111,13 @@ def limits_by_scope(
 
 
 def normalize(values: NDArray[np.floating], limits: Limits) -> NDArray[np.float32]:
-    """The place of float32 values between two limits.
+    """Float32 values relative to two limits.
 
     Returns:
-        float32 of the same shape in [0, 1]: values outside the limits are clipped, non-finite ones are NaN. Where the
-        limits are equal a value that equals them is 0.5: a constant map is mid-grey.
+        float32 of the same shape in [0, 1]: values outside the limits are clipped, non-finite ones are NaN. If the
+        limits are equal, a value that equals them becomes 0.5: a constant map is mid-grey.
     """
-    # float64 holds the difference of any two float32 values without overflow, and the tiniest without a loss.
+    # float64 represents the difference of any two float32 values without overflow or underflow.
     wide = np.asarray(values, dtype=np.float64)
     finite = np.isfinite(wide)
     wide = np.where(finite, wide, limits.low)

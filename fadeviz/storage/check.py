@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 
 from ..errors import FadevizError
 from .files import METRICS_LIMIT, left_over, only_writer, read_regular, write_whole
+from .opening import RunLike
 from .remote import is_address
 from .snapshots import (
     files_of,
@@ -44,31 +44,51 @@ class Fault:
     Attributes:
         file: its path within the folder.
         what: what is wrong, in words.
-        repair: what ``repair`` does about it; empty where nothing can be done.
+        repair: what a repair does about it; empty where nothing can be done.
+        repaired: whether that was done.
     """
 
     file: str
     what: str
     repair: str = ""
+    repaired: bool = False
 
 
 _AGAIN = "removed; --resume records what comes after the checkpoint, --overwrite everything"
 
 
-def check_run(path: str | os.PathLike[str]) -> list[Fault]:
-    """Read all of a run, and say what is wrong with it; an undamaged run gives an empty list.
+def check_run(run: RunLike, *, repair: bool = False, on_note: Callable[[str], None] | None = None) -> list[Fault]:
+    """Read all of a run and list what is wrong with it.
 
     Every file is read whole and compared with the checksums stored in it. Runs recorded before there were any have
     none, so that a flipped bit goes unseen; so does a digit of metrics.jsonl that has become another. Of a checkpoint
-    the archive is checked, and nothing unpickled. Files that are nobody's are left alone and not mentioned.
+    the archive is checked, and nothing unpickled. Files that do not belong to a run are left alone and not listed.
+
+    Args:
+        run: the run, opened or by the path of its folder.
+        repair: first remove what is broken, as :func:`repair_run` does.
+        on_note: called with each note on the run that is not a fault, see :func:`other_maps`.
+
+    Returns:
+        The faults, first those that were repaired; empty for an intact run.
 
     Raises:
-        FadevizError: no run in this folder, or its run.json is damaged.
+        FadevizError: if there is no run, its run.json is damaged, or, with ``repair``, as :func:`repair_run`.
+
+    Example::
+
+        for fault in fadeviz.check_run("outputs/fade"):
+            print(fault.file, fault.what)
     """
-    return list(_faults(_open(path)))
+    repaired = [replace(fault, repaired=True) for fault in repair_run(run)] if repair else []
+    faults = list(_faults(_open(run)))
+    if on_note is not None:
+        for note in other_maps(run):
+            on_note(note)
+    return repaired + faults
 
 
-def other_maps(path: str | os.PathLike[str]) -> list[str]:
+def other_maps(run: RunLike) -> list[str]:
     """Notes on a run that are not faults: intact snapshots whose maps differ from most others'.
 
     A network may change during training, so that a layer runs more often or at another resolution.
@@ -76,8 +96,8 @@ def other_maps(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         FadevizError: as :func:`check_run`.
     """
-    run = _open(path)
-    layouts = {step: _layout(run, step) for step in run.steps}
+    opened = _open(run)
+    layouts = {step: _layout(opened, step) for step in opened.steps}
     usual = Counter(layout for layout in layouts.values() if layout).most_common(1)
     notes = []
     for step, layout in layouts.items():
@@ -87,7 +107,7 @@ def other_maps(path: str | os.PathLike[str]) -> list[str]:
     return notes
 
 
-def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
+def repair_run(run: RunLike) -> list[Fault]:
     """Remove what :func:`check_run` finds broken and can be removed: snapshots, left-overs, cut-off lines.
 
     Behind a symlink that leads out of the run's folder, only files that carry the run's id are removed.
@@ -98,11 +118,11 @@ def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
     Raises:
         FadevizError: as :func:`check_run`, a run that is being recorded, or a file that cannot be removed.
     """
-    run = _open(path)
-    with only_writer(run.path):
-        repaired = [fault for fault in _faults(run) if fault.repair]
+    opened = _open(run)
+    with only_writer(opened.path):
+        repaired = [fault for fault in _faults(opened) if fault.repair]
         for fault in repaired:
-            file = run.path / fault.file
+            file = opened.path / fault.file
             try:
                 if file.name == "metrics.jsonl":
                     lines = read_metrics(file)
@@ -114,7 +134,8 @@ def repair_run(path: str | os.PathLike[str]) -> list[Fault]:
     return repaired
 
 
-def _open(path: str | os.PathLike[str]) -> StoredRun:
+def _open(run: RunLike) -> StoredRun:
+    path = run.address if isinstance(run, StoredRun) else run
     if is_address(path):
         raise FadevizError(f"{path} is an address: only a folder of this machine is checked. Copy the run here first")
     return StoredRun(path)

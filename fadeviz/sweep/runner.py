@@ -65,7 +65,7 @@ def run_sweep(
     plan: SweepPlan,
     out: str | Path,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     executor: Executor | None = None,
     report: Callable[[SweepProgress], None] | None = None,
 ) -> list[Outcome]:
@@ -78,8 +78,8 @@ def run_sweep(
     Args:
         plan: the trials.
         out: the sweep's folder, which contains the folder of each run.
-        jobs: the number of trials that are trained at a time on this machine: short for
-            ``executor=LocalProcesses(jobs)``.
+        jobs: number of trials that are trained at a time on this machine, short for ``executor=LocalProcesses(jobs)``;
+            None for 1, or 1 for each GPU.
         executor: where to train, if not on this machine.
         report: called from this process when a trial makes progress or ends.
 

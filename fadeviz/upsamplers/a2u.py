@@ -19,37 +19,55 @@ class SigmoidSoftmax(KernelSoftmax):
     """Softmax over the K*K weights of the *sigmoid* of the logits: no weight exceeds e times another one."""
 
     def forward(self, logits: Tensor, coarse: Tensor | None = None) -> Tensor:
-        """Squash, then normalise each kernel; ``coarse`` logits are added first, as in :class:`KernelSoftmax`."""
+        """Apply the sigmoid, then normalise each kernel; ``coarse`` logits are added before."""
         if coarse is not None:
             logits = logits + F.interpolate(coarse, size=logits.shape[-2:], mode="nearest")
         return super().forward(logits.sigmoid())
 
 
 class A2U(Upsampler):
-    """Affinity-aware upsampling, dynamic: filters and kernel weights are predicted for every sample.
+    r"""Affinity-aware upsampling (dynamic): kernels from second-order features of the encoder map.
 
-    With e the encoder feature, k = ``encoder_kernel_size`` and s = ``kernel_size``:
-    ``u, v = conv1x1(e averaged to k x k)``, one k x k filter of a sample each (``shared=False``: one for every
-    channel); ``a, c = leaky_relu(group_norm(correlate(e, u or v, stride 2)))``, channel by channel;
-    ``m = sum over channels of a * c / sqrt(C_skip)``, one map at half resolution; ``P = conv1x1(mean of e)``, 4 s*s
-    numbers of a sample; ``kernels = softmax over s*s of sigmoid(pixel_shuffle(P * m))``;
-    ``y = reassemble(x, kernels)``.
+    .. math::
 
-    Limit case: P = 0 makes every kernel the s x s box blur of the nearest-upsampled map. No kernel is far from it:
-    sigmoids in (0, 1) leave the weights within a factor e of each other.
+        a = \phi(\mathrm{GN}(e \star_2 u)), \qquad c = \phi(\mathrm{GN}(e \star_2 v)), \qquad
+        m = \frac{1}{\sqrt{C_{skip}}} \sum_n a_n c_n
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, 2h, 2w)`` -> ``(B, C, 2h, 2w)``.
-    Cost: ``(C_skip + 1)(2 + 4 s^2) + 4 C_skip`` parameters, ``42C + 38`` with the defaults; ``78C + 74`` with the down
-    head; ``shared=False``: ``2 C_skip^2 + 2 C_skip`` in place of ``2 C_skip + 2``. Multiply-adds a low-resolution
-    pixel ``2 k^2 C_skip + C_skip + 4 s^2 C``, and for an image the 1x1 convolutions of the k x k and 1 x 1 averages;
-    the scaling P * m is not counted, nor is the down head, which does not run on the way up.
-    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
-    Source: Dai et al., CVPR 2021; initialisation of the released network: Xavier-normal with the gain of a
-    leaky ReLU of slope 0.01, biases 0.
-    Differs: GroupNorm has gcd(32, C_skip) groups where the definition has 32, so that slim networks can be built; equal
-    where 32 divides C_skip. The released block also predicts ``kernels_down`` for its encoder's pooling:
-    ``down_head=True`` brings those weights and ``kernels_down(e)``; ``pool`` stays max pooling. Without it,
-    ``load_official_state_dict`` skips the down head's weights (``bconv_DP``).
+    .. math::
+
+        w = \mathrm{softmax}(\sigma(\mathrm{PS}_2(P\, m))), \qquad y = R(x, w)
+
+    with e the encoder feature, k = ``encoder_kernel_size`` and s = ``kernel_size``. The filters u and v are 1x1
+    convolutions of e averaged to k x k: one k x k filter of a sample each (``shared=False``: one for every channel).
+    :math:`\star_2` is correlation with stride 2, channel by channel, GN a group normalisation, :math:`\phi` a leaky
+    ReLU; m is one map at half the resolution. P, 4 s*s numbers of a sample, is a 1x1 convolution of the mean of e. The
+    softmax is over the s*s weights of a pixel, and R(x, w) is the reassembly of x with the kernels w.
+
+    Limit case:
+        P = 0 makes every kernel the s x s box blur of the nearest-upsampled map. No kernel is far from it: sigmoids in
+        (0, 1) leave the weights within a factor e of each other.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C_skip, 2h, 2w)`` -> ``(B, C, 2h, 2w)``.
+
+    Cost:
+        ``(C_skip + 1)(2 + 4 s^2) + 4 C_skip`` parameters, ``42C + 38`` with the defaults; ``78C + 74`` with the down
+        head; ``shared=False``: ``2 C_skip^2 + 2 C_skip`` in place of ``2 C_skip + 2``. Multiply-adds a low-resolution
+        pixel ``2 k^2 C_skip + C_skip + 4 s^2 C``, and for an image the 1x1 convolutions of the k x k and 1 x 1
+        averages; the scaling P m is not counted, nor is the down head, which does not run on the way up.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count.
+
+    Source:
+        Dai et al., CVPR 2021; initialisation of the released network: Xavier-normal with the gain of a leaky ReLU of
+        slope 0.01, biases 0.
+
+    Differs:
+        GroupNorm has gcd(32, C_skip) groups where the definition has 32, so that slim networks can be built; equal
+        where 32 divides C_skip. The released block also predicts ``kernels_down`` for its encoder's pooling:
+        ``down_head=True`` adds those weights and ``kernels_down(e)``; ``pool`` stays max pooling. Without it,
+        ``load_official_state_dict`` skips the down head's weights (``bconv_DP``).
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -102,13 +120,13 @@ class A2U(Upsampler):
         """m: ``(B, C_skip, 2h, 2w)`` -> ``(B, 1, h, w)``."""
         b, c, h, w = feature.shape
         k = self.encoder_kernel_size
-        if not b:  # a convolution of no groups is none
+        if not b:  # there is no convolution of no groups
             return feature.new_empty(0, 1, h // 2, w // 2)
         pooled = F.adaptive_avg_pool2d(feature, k)
-        # Every (sample, channel) is a group of one depth-wise convolution: no sample loop, nothing unfolded. A
-        # contiguous map is not copied for it, one in channels_last once. On one CPU thread its forward was the fastest
-        # of the forms tried (u and v in one convolution, a group a sample with C as the batch, a loop over samples);
-        # with the backward it is within a quarter of the best of them at every size.
+        # Every (sample, channel) is a group of one depth-wise convolution: no loop over samples, nothing unfolded. A
+        # contiguous map is not copied for it, a channels_last one once. On one CPU thread the forward was faster than
+        # u and v in one convolution, a group a sample with C as the batch, or a loop over samples; with the backward
+        # it is within a quarter of the fastest of them at every size.
         flat = feature.reshape(1, b * c, h, w)
         projected = []
         for predict, norm in ((self.filter_u, self.norm_u), (self.filter_v, self.norm_v)):
@@ -127,7 +145,7 @@ class A2U(Upsampler):
             ``(B, 4*s*s, h, w)``.
 
         Raises:
-            FadevizError: built without ``down_head=True``.
+            FadevizError: if it was built without ``down_head=True``.
         """
         if self.down is None:
             raise FadevizError("A2U: there are no kernels_down without the down head. Build it with down_head=True")
@@ -141,7 +159,7 @@ class A2U(Upsampler):
         return reassemble(x, self.kernels(F.pixel_shuffle(logits, 2)), self.kernel_size)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Heads, both correlations, the product of their outputs, and the reassembly."""
+        """Those of the heads, both correlations, the product of their outputs, and the reassembly."""
         area = self.encoder_kernel_size**2
         heads = self.up.weight.numel() + area * (self.filter_u.weight.numel() + self.filter_v.weight.numel())
         pixel = (2 * area + 1) * self.skip_channels + 4 * self.kernel_size**2 * self.in_channels
@@ -155,7 +173,7 @@ class A2U(Upsampler):
             prefix: where the operator is in it; other keys are ignored then.
 
         Raises:
-            FadevizError: a weight is missing, left over, or of another shape; nothing is loaded then.
+            FadevizError: if a weight is missing, unexpected, or of another shape; nothing is loaded then.
         """
         if self.down is None:
             state = {key: value for key, value in state.items() if not key.startswith(f"{prefix}bconv_DP.")}

@@ -1,4 +1,4 @@
-"""The one contract of every upsampling operator: ``upsample(x, skip)`` doubles the resolution of a decoder map."""
+"""The contract of every upsampling operator: ``upsample(x, skip)`` raises the resolution of a decoder feature."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class Skip(NamedTuple):
 
     Attributes:
         feature: ``(B, C_skip, s*h, s*w)``, the encoder feature at the output's resolution.
-        indices: what ``Upsampler.pool`` kept for the way up: max-pooling indices, or an index map; None for most.
+        indices: what ``Upsampler.pool`` returned for the way up: max-pooling indices, or an index map; None for most
+            operators.
     """
 
     feature: Tensor
@@ -26,30 +27,30 @@ class Skip(NamedTuple):
 class Upsampler(nn.Module):
     """An operator that a decoder stage calls as ``x = self.upsample(x, skip)``: ``(B, C, h, w) -> (B, C, s*h, s*w)``.
 
-    Operators that do not read the encoder are called with or without ``skip``, whose size they check. Parts that can be
-    inspected are submodules, so that a probe can name them: ``gate`` (values in [0, 1]) and ``kernels`` (a
+    Operators that do not read the encoder are called with or without ``skip``, whose size they check. The parts that
+    can be recorded are submodules, so that a probe can name them: ``gate`` (values in [0, 1]) and ``kernels`` (a
     :class:`~fadeviz.ops.reassemble.KernelSoftmax`).
     """
 
     scale_factor: int = 2
 
     official_names: ClassVar[Mapping[str, str]] = {}
-    """Names in the authors' state dict -> names here; a module's name stands for all below it, the longest match wins,
-    and a name that is not listed is the same in both."""
+    """Names in the authors' state dict, and the names here. A module's name stands for everything below it, the longest
+    match wins, and names that are not listed are the same in both."""
 
     official_constants: ClassVar[frozenset[str]] = frozenset()
-    """Buffers of the authors' state dict that follow from the options and are not stored here."""
+    """Buffers in the authors' state dict that follow from the options and are not stored here."""
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Upsample ``x`` by ``scale_factor``.
 
         Raises:
-            FadevizError: maps that do not fit, or no ``skip`` for an operator that reads it.
+            FadevizError: if the maps do not match, or ``skip`` is missing for an operator that reads it.
         """
         raise FadevizError(f"{type(self).__name__} has no forward; an upsampler defines forward(x, skip)")
 
-    def other_width(self, channels: int) -> str:
-        """The remedy in an error message for an encoder feature with the wrong number of ``channels``."""
+    def channels_advice(self, channels: int) -> str:
+        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
         return f"Build it with skip_channels={channels}"
 
     def pool(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -61,42 +62,44 @@ class Upsampler(nn.Module):
 
         Biases and activations are not counted. The papers' tables give this number as FLOPs.
         """
-        raise FadevizError(f"{type(self).__name__} does not say what it costs; an upsampler defines multiply_adds")
+        raise FadevizError(
+            f"{type(self).__name__} has no multiply_adds; an upsampler defines multiply_adds(height, width)"
+        )
 
     def load_official_state_dict(self, state: Mapping[str, Tensor], prefix: str = "") -> None:
         """Load weights that were saved by the authors' own implementation.
 
         Args:
             state: their state dict.
-            prefix: where the operator is in it, e.g. ``"decode_head.upsample1."``; other keys are ignored then.
+            prefix: the operator's name in it, e.g. ``"decode_head.upsample1."``; other keys are ignored.
 
         Raises:
-            FadevizError: a weight is missing, left over, or of another shape; nothing is loaded then.
+            FadevizError: if a weight is missing, unexpected, or of another shape; nothing is loaded then.
         """
         own = self.state_dict()
-        found: dict[str, Tensor] = {}
+        loaded: dict[str, Tensor] = {}
         for key, value in state.items():
             if not key.startswith(prefix) or key.removeprefix(prefix) in self.official_constants:
                 continue
             mine = self._from_official(key.removeprefix(prefix))
             if mine not in own:
                 raise FadevizError(
-                    f"{type(self).__name__}: the state dict has {key!r}, which this operator has not. Build it with "
-                    "the options the weights were trained with, or give prefix=, where the operator is in the dict"
+                    f"{type(self).__name__}: the state dict has {key!r}, which this operator does not have. Build it "
+                    "with the options of the weights, or give prefix=, the operator's name in the dict"
                 )
             if value.shape != own[mine].shape:
                 raise FadevizError(
                     f"{type(self).__name__}: {key} is {tuple(value.shape)}, this operator needs "
                     f"{tuple(own[mine].shape)}. Build it with the channels and options the weights were trained with"
                 )
-            found[mine] = value
-        missing = sorted(key for key in set(own) - set(found) if not key.endswith("num_batches_tracked"))
+            loaded[mine] = value
+        missing = sorted(key for key in set(own) - set(loaded) if not key.endswith("num_batches_tracked"))
         if missing:
             raise FadevizError(
                 f"{type(self).__name__}: the state dict has nothing for {missing[0]!r} ({len(missing)} of {len(own)} "
-                "missing). Give prefix=, where the operator is in the dict"
+                "missing). Give prefix=, the operator's name in the dict"
             )
-        self.load_state_dict({**own, **found})
+        self.load_state_dict({**own, **loaded})
 
     def _from_official(self, name: str) -> str:
         parts = name.split(".")
@@ -113,11 +116,11 @@ def check_input(operator: Upsampler, x: Tensor | fx.Proxy, skip: Skip | None, ch
     Args:
         operator: the calling operator.
         x: its input.
-        skip: its second input; optional for operators that do not read it, but never that of another stage.
+        skip: its second input; optional for operators that do not read it, but it must be of this stage.
         channels: required channels of x; None for any.
 
     Raises:
-        FadevizError: with the sizes given and the sizes needed.
+        FadevizError: if the sizes do not match; with the sizes that are needed.
     """
     if isinstance(x, fx.Proxy):
         return  # torch.fx traces with proxies, which have no sizes
@@ -155,7 +158,7 @@ def feature_of(operator: Upsampler, skip: Skip | None) -> Tensor:
     """The encoder feature in ``skip``.
 
     Raises:
-        FadevizError: there is none.
+        FadevizError: if there is none.
     """
     feature = getattr(skip, "feature", None)
     if feature is None:
@@ -181,13 +184,13 @@ def read_guide(
         skip_channels: required channels of the feature; None for any.
 
     Raises:
-        FadevizError: with what was given and what is needed.
+        FadevizError: if the sizes or channels do not match; with those that are needed.
     """
     feature = feature_of(operator, skip)
     check_input(operator, x, skip, in_channels)
     if skip_channels is not None and feature.shape[1] != skip_channels:
         raise FadevizError(
             f"{type(operator).__name__}: skip.feature has {feature.shape[1]} channels, but {skip_channels} are needed. "
-            f"{operator.other_width(feature.shape[1])}, or project the feature with a 1x1 convolution"
+            f"{operator.channels_advice(feature.shape[1])}, or project the feature with a 1x1 convolution"
         )
     return feature

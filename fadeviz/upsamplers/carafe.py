@@ -17,21 +17,36 @@ from .semishift import Init, check_init
 
 
 class CARAFE(Upsampler):
-    """Content-aware reassembly of features.
+    r"""Content-aware reassembly: kernels are predicted from the decoder feature itself.
 
-    ``z = conv1x1(x)``, ``logits = pixel_shuffle(conv_ke(z))``, ``kernels = softmax over K*K``,
-    ``y = reassemble(x, kernels)``: every output pixel is a weighted mean of the K x K window around its parent.
+    .. math::
 
-    Limit case: zero content-encoder weights make every kernel a K x K box blur of the nearest-upsampled map; this is
-    (nearly) the initial state.
+        w = \mathrm{softmax}(\mathrm{PS}_s(V(W x))), \qquad y = R(x, w)
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Cost: ``C*d + d`` and ``k_e^2*d*G*K^2*s^2 + G*K^2*s^2`` parameters; with the defaults ``64C + 57,764``, and
-    ``64C + 57,600 + 100C`` multiply-adds a low-resolution pixel: logits and reassembly.
-    Raises: FadevizError when C does not divide by ``groups``, or ``encoder_kernel_size`` is even.
-    Source: Wang et al., ICCV 2019, section 3; initialisation of the released code: compressor Xavier-uniform, content
-    encoder N(0, 0.001^2), biases 0; ``init="xavier"`` draws the content encoder as FADE does, for comparison.
-    Differs: compressor and content encoder are one convolution where that is less work.
+    with W a 1x1 convolution to d channels (the compressor), V a k_e x k_e convolution to ``G*K*K*s*s`` (the content
+    encoder), :math:`\mathrm{PS}_s` the pixel shuffle, the softmax over the K*K weights of a pixel, and R(x, w) the
+    reassembly of x with the kernels w: every output pixel is a weighted mean of the K x K window around its parent.
+
+    Limit case:
+        Zero content-encoder weights make every kernel a K x K box blur of the nearest-upsampled map; this is (nearly)
+        the initial state.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Cost:
+        ``C*d + d`` and ``k_e^2*d*G*K^2*s^2 + G*K^2*s^2`` parameters; with the defaults ``64C + 57,764``, and ``64C +
+        57,600 + 100C`` multiply-adds a low-resolution pixel: logits and reassembly.
+
+    Raises:
+        FadevizError: if C does not divide by ``groups``, ``encoder_kernel_size`` is even, or ``init`` is unknown.
+
+    Source:
+        Wang et al., ICCV 2019, section 3; initialisation of the released code: compressor Xavier-uniform, content
+        encoder N(0, 0.001^2), biases 0; ``init="xavier"`` draws the content encoder as FADE does, for comparison.
+
+    Differs:
+        Compressor and content encoder are one convolution where that is less work.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {"channel_compressor": "compressor"}
@@ -92,14 +107,13 @@ class CARAFE(Upsampler):
         s = self.scale_factor
         if not x.is_contiguous(memory_format=torch.channels_last):
             return F.pixel_shuffle(compressed_conv(x, self.compressor, self.content_encoder), s)
-        # The same in channels_last, where torch's own is slow: with the sub-pixels' channels made one after the other,
-        # it moves whole kernels.
-        made = compressed_conv(x, self.compressor, self.content_encoder, phases=s * s).permute(0, 2, 3, 1)
-        b, h, w, _ = made.shape
-        blocks = made.reshape(b, h, w, s, s, -1).permute(0, 1, 3, 2, 4, 5)
+        # torch's own is slow in channels_last; with the channels ordered by sub-pixel, this moves whole kernels.
+        logits = compressed_conv(x, self.compressor, self.content_encoder, phases=s * s).permute(0, 2, 3, 1)
+        b, h, w, _ = logits.shape
+        blocks = logits.reshape(b, h, w, s, s, -1).permute(0, 1, 3, 2, 4, 5)
         return blocks.reshape(b, h * s, w * s, -1).permute(0, 3, 1, 2)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of compressor, content encoder and reassembly."""
+        """Those of compressor, content encoder and reassembly."""
         logits = self.compressor.weight.numel() + self.content_encoder.weight.numel()
         return height * width * (logits + self.kernel_size**2 * self.scale_factor**2 * self.in_channels)

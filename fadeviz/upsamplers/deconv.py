@@ -12,24 +12,35 @@ from .base import Skip, Upsampler, check_input
 
 
 class Deconv(Upsampler):
-    """Transposed convolution ("deconvolution") with stride s.
+    r"""Transposed convolution ("deconvolution") with stride s.
 
-    ``y[o, s*i + u - p, s*j + v - p] += W[n, o, u, v] * x[n, i, j]``, plus a bias; padding p and output padding are
-    chosen so that the output is exactly s times as large.
+    .. math::
 
-    Limit case: W the identity over channels and 1 over an s x s kernel (``kernel_size = s``) makes this nearest
-    interpolation.
+        y_{o,\,p} = b_o + \sum_n \;\sum_{q,\,u \,:\; sq + u - t = p} W_{n,o,u}\; x_{n,q}
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Cost: ``k*k*C*C + C`` parameters, ``k*k*C*C`` multiply-adds a low-resolution pixel.
-    Raises: FadevizError when ``kernel_size`` is smaller than ``scale_factor``: pixels would stay empty.
-    Source: Zeiler et al. 2010; kernel 3 as in the FADE paper's comparison.
+    with p a position in the output, q in the input, u in the kernel, and b the bias; the padding t and an output padding
+    are chosen so that the output is exactly s times as large.
+
+    Limit case:
+        W the identity over channels and 1 over an s x s kernel (``kernel_size = s``) makes this nearest interpolation.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Cost:
+        ``k*k*C*C + C`` parameters, ``k*k*C*C`` multiply-adds a low-resolution pixel.
+
+    Raises:
+        FadevizError: if ``kernel_size`` is smaller than ``scale_factor``: pixels would stay empty.
+
+    Source:
+        Zeiler et al. 2010; kernel size 3 as in the FADE paper's comparison.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {"weight": "conv.weight", "bias": "conv.bias"}
 
     def __init__(self, in_channels: int, kernel_size: int = 3, scale_factor: int = 2) -> None:
-        """A transposed convolution of ``in_channels`` to as many."""
+        """A transposed convolution that keeps the number of channels."""
         super().__init__()
         if kernel_size < scale_factor:
             raise FadevizError(
@@ -45,11 +56,11 @@ class Deconv(Upsampler):
         )
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
-        """Convolve, transposed."""
+        """Apply the transposed convolution."""
         check_input(self, x, skip, self.in_channels)
         out: Tensor = self.conv(x)
         return out
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of the convolution."""
+        """Those of the convolution."""
         return height * width * self.conv.weight.numel()

@@ -46,7 +46,7 @@ class PointOffsets(nn.Module):
         """The offset map of x."""
         z = x if self.style == "lp" else F.pixel_shuffle(x, self.scale_factor)
         learned = self.conv(z)
-        # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
+        # bfloat16 has 8 bits, too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         learned = 0.25 * learned if self.scope is None else 0.5 * learned * self.scope(z).sigmoid()
         if self.style == "pl":
@@ -58,32 +58,50 @@ class PointOffsets(nn.Module):
 
 
 class DySample(Upsampler):
-    """Dynamic upsampling by point sampling.
+    r"""Dynamic upsampling by point sampling: the decoder feature is sampled at learned positions.
 
-    ``y[s*i + a, s*j + c] = bilinear(x, row i + v, column j + u)`` for each of G groups of C/G contiguous channels, x
-    clamped at the border. (u, v) is the point of group g and sub-pixel (a, c): the learned offset o plus the regular
-    position ``u0 = (c - (s - 1)/2)/s``, ``v0 = (a - (s - 1)/2)/s``.
+    .. math::
 
-    Two styles, with L the 1x1 convolution to 2G offsets a point and PS the pixel shuffle:
+        y_{si + a,\, sj + c} = \mathrm{bilinear}(x;\; \mathrm{row}\; i + v,\; \mathrm{column}\; j + u)
 
-    - ``lp`` (linear, then shuffle): ``o = 0.25 * L(x)``, each sub-pixel with weights of its own.
-    - ``pl`` (shuffle, then linear): ``o = 0.25 * L(PS_s(x))``, the weights shared by all sub-pixels.
+    .. math::
 
-    ``dyscope=True`` lets a second convolution S set the range: ``0.5 * sigmoid(S(.))`` in place of 0.25.
+        u = o_u + \frac{c - (s - 1)/2}{s}, \qquad v = o_v + \frac{a - (s - 1)/2}{s}
 
-    Limit case: zero offset weights and bias make this bilinear interpolation with ``align_corners=False``; this is
-    (nearly) the initial state.
+    for each of G groups of C/G contiguous channels, x clamped at the border. (u, v) is the point of a group and
+    sub-pixel (a, c): the learned offset o plus the regular position. Two styles, with L the 1x1 convolution to 2G
+    offsets a point and PS the pixel shuffle:
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Units: offsets are in low-resolution pixels; pixel centres lie at whole numbers.
-    Cost: lp ``2*G*s^2*(C + 1)`` parameters, pl ``2*G*(C/s^2 + 1)``; ``dyscope`` adds as many weights without biases.
-    Multiply-adds a high-resolution pixel: ``4C`` of interpolation and the convolutions, ``2*G*C`` (lp) or
-    ``2*G*C/s^2`` (pl) each.
-    Raises: FadevizError when C does not divide by ``groups``, or by s*s with style pl, or there is no such style.
-    Source: Liu et al., ICCV 2023, section 3; initialisation of the released code: offsets N(0, 0.001^2), bias 0, range
-    weights 0.
-    Differs: positions are float32 also where the maps are half precision, and the regular positions are computed where
-    they are used, not stored: at s = 3 a stored float32 is off by 1e-8.
+    - ``lp`` (linear, then shuffle): o = 0.25 L(x), each sub-pixel with weights of its own.
+    - ``pl`` (shuffle, then linear): o = 0.25 L(PS(x)), the weights shared by all sub-pixels.
+
+    With ``dyscope=True`` a second convolution S sets the range: 0.5 sigmoid(S(.)) in place of 0.25.
+
+    Limit case:
+        Zero offset weights and bias make this bilinear interpolation with ``align_corners=False``; this is (nearly) the
+        initial state.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Units:
+        Offsets are in low-resolution pixels; pixel centres are at whole numbers.
+
+    Cost:
+        ``lp`` has ``2*G*s^2*(C + 1)`` parameters, ``pl`` ``2*G*(C/s^2 + 1)``; ``dyscope`` adds as many weights without
+        biases. Multiply-adds a high-resolution pixel: ``4C`` of interpolation, and ``2*G*C`` (lp) or ``2*G*C/s^2`` (pl)
+        for each convolution.
+
+    Raises:
+        FadevizError: if C does not divide by ``groups``, or by s*s with style ``pl``, or ``style`` is unknown.
+
+    Source:
+        Liu et al., ICCV 2023, section 3; initialisation of the released code: offsets N(0, 0.001^2), bias 0, range
+        weights 0.
+
+    Differs:
+        Positions are float32 even where the maps are half precision, and the regular positions are computed where they
+        are used, not stored: at s = 3 a stored float32 is off by 1e-8.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {"offset": "offsets.conv", "scope": "offsets.scope"}
@@ -138,7 +156,7 @@ class DySample(Upsampler):
         return y.reshape(b, c, s * h, s * w).to(x.dtype)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Interpolation from four values, the offset convolution and, with ``dyscope``, the range and its product."""
+        """Those of the interpolation, the offset convolution and, with ``dyscope``, the range and its product."""
         offsets, pixels = self.offsets, height * width * self.scale_factor**2
         linear = offsets.conv.weight.numel() * (pixels if offsets.style == "pl" else height * width)
         scope = 0 if offsets.scope is None else linear + 2 * self.groups * pixels

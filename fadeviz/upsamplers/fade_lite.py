@@ -9,20 +9,35 @@ from .semishift import Form, Init, Side
 
 
 class FADELite(FADE):
-    """FADE with a fifth of its parameters.
+    r"""FADE with a fifth of its parameters: kernels from depth-wise convolutions.
 
-    As FADE, but the compressors map straight to K*K channels, and the shared convolution T works on each of them
-    alone: ``logits = T(A) + nearest_s(T(D))`` with T depth-wise.
+    .. math::
 
-    Limit cases: those of FADE.
+        w = \mathrm{softmax}(T(W_e e) + \mathrm{nearest}_s(T(W_x x))), \qquad y = g \odot e + (1 - g) \odot R(x, w)
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``. C_skip may differ from C
-    only with ``gate="off"``.
-    Cost: with K = 5: ``51C + 276`` parameters; ``4 * (25C + 225) + 25C + 225 + C + 100C + 8C`` multiply-adds a
-    low-resolution pixel.
-    Raises: those of FADE.
-    Source: Lu et al., IJCV 2024 (FADE-Lite); all convolutions Xavier-uniform, biases 0.
-    Differs: as FADE.
+    as in :class:`~fadeviz.upsamplers.fade.FADE`, but the compressors :math:`W_e` and :math:`W_x` map straight to K*K
+    channels, and the shared convolution T is depth-wise.
+
+    Limit cases:
+        Those of FADE.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``. C_skip may differ from C
+        only with ``gate="off"``.
+
+    Cost:
+        With K = 5: ``51C + 276`` parameters; ``4 * (25C + 225) + 25C + 225 + C + 100C + 8C`` multiply-adds a
+        low-resolution pixel.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count, ``skip_channels`` differs
+            from C although ``gate`` is not off, or an option is invalid.
+
+    Source:
+        Lu et al., IJCV 2024 (FADE-Lite); all convolutions Xavier-uniform, biases 0.
+
+    Differs:
+        The L2H form is the default, as in FADE.
     """
 
     def __init__(
@@ -38,7 +53,7 @@ class FADELite(FADE):
         init: Init = "xavier",
         skip_channels: int | None = None,
     ) -> None:
-        """``skip_channels`` of the encoder feature default to those of x, and may differ only with ``gate="off"``."""
+        """``skip_channels`` of the encoder feature default to ``in_channels``; others need ``gate="off"``."""
         super().__init__(
             in_channels,
             kernel_size,

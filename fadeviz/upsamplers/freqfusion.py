@@ -14,7 +14,7 @@ from ..ops import torch_ops
 from ..ops.backends.tiles import is_autocast, own_precision
 from ..ops.compressed import compressed_conv, is_cheaper_as_one
 from ..ops.per_pixel import MapGroupNorm
-from ..ops.reassemble import KernelSoftmax, is_plain, is_watched, kernel_softmax, reassemble
+from ..ops.reassemble import KernelSoftmax, has_hooks, is_plain, kernel_softmax, reassemble
 from ..ops.sharpened import sharpen, sharpened_conv
 from .base import Skip, Upsampler, read_guide
 
@@ -34,28 +34,33 @@ class WindowedSoftmax(KernelSoftmax):
         """Normalise each kernel; ``coarse`` logits are added as in :class:`KernelSoftmax`."""
         if self.hamming:
             window = self.window(logits)[:, None, None]
-            # To the coarse ones where there are any: there are fewer.
+            # Added to the coarse logits if there are any: they are fewer.
             logits, coarse = (logits + window, None) if coarse is None else (logits, coarse + window)
         return super().forward(logits, coarse)
 
     def window(self, like: Tensor) -> Tensor:
         """The logarithm of the Hamming window, ``(K*K,)``, on the device of ``like``."""
-        # Made where it is used, never below float32: a buffer would cost a float64 operator its digits.
+        # Computed where it is used, never below float32: in a float32 buffer a float64 operator would lose digits.
         dtype = torch.promote_types(like.dtype, torch.float32)
         line = torch.hamming_window(self.kernel_size, periodic=False, dtype=dtype, device=like.device).log()
         return (line[:, None] + line).flatten()
 
     def extra_repr(self) -> str:
-        """Shown in the printed network."""
+        """The options, for the printed network."""
         return f"{super().extra_repr()}, hamming={self.hamming}"
 
 
 class SimilarityOffsets(nn.Module):
-    """Where each pixel of the upsampled map samples: led towards neighbours that are alike.
+    r"""Where each pixel of the upsampled map samples: offsets towards similar neighbours.
 
-    With ``a' = [GN(a), sim(GN(a))]`` of the encoder and ``t' = [GN(t), sim(GN(t))]`` of the decoder, sim the cosine
-    similarity with the 8 neighbours at distance 2, and PU the pixel unshuffle:
-    ``o = (conv(t') + PU_2(conv(a'))) * sigmoid(conv(t') + PU_2(conv(a')))``, four 3x3 convolutions.
+    .. math::
+
+        z = \mathrm{conv}(t') + \mathrm{PU}_2(\mathrm{conv}(a')), \qquad
+        o = z_1 \odot \sigma(z_2)
+
+    with a' = [GN(a), sim(GN(a))] of the encoder and t' = [GN(t), sim(GN(t))] of the decoder, sim the cosine similarity
+    with the 8 neighbours at distance 2, :math:`\mathrm{PU}_2` the pixel unshuffle, and :math:`z_1` and :math:`z_2` the
+    two halves of z: four 3x3 convolutions.
 
     Its output is o plus the regular position of every sub-pixel, ``(B, 2*G*4, h, w)`` in low-resolution pixels, channel
     ``((xy*G + g)*2 + a)*2 + c``: xy 0 is horizontal, 1 vertical; g the channel group; (a, c) the sub-pixel's row and
@@ -79,7 +84,7 @@ class SimilarityOffsets(nn.Module):
         high = _convolve_both(self.offset_encoder, self.scale_encoder, self.norm_encoder(encoder))
         low = _convolve_both(self.offset_decoder, self.scale_decoder, self.norm_decoder(decoder))
         learned, scale = (low + F.pixel_unshuffle(high, 2)).chunk(2, dim=1)
-        # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
+        # bfloat16 has 8 bits, too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32)) * scale.sigmoid()
         line = torch.arange(2, dtype=learned.dtype, device=learned.device) / 2 - 0.25
         regular = torch.stack((line.expand(2, 2), line[:, None].expand(2, 2)))[:, None, :, :, None, None]
@@ -87,42 +92,64 @@ class SimilarityOffsets(nn.Module):
 
 
 class FreqFusion(Upsampler):
-    """Frequency-aware fusion: what blurs inside an object is smoothed on the way up, what is lost at edges is added.
+    r"""Frequency-aware fusion: low-pass kernels smooth the decoder feature, high-pass kernels sharpen the encoder's.
 
-    With ``a = conv1x1(e)``, ``t = conv1x1(x)`` of d channels, e the encoder feature; 3x3 convolutions TL to KL*KL and
-    TH to KH*KH logits, both used at both resolutions; N the softmax over a kernel times its Hamming window, divided by
-    its sum; ``R_K(z, w)`` the reassembly of z with kernels w; and ``a* = 2a - R_KH(a, N(TH(a)))``, the sharpened a:
+    .. math::
 
-    - ``l0 = TL(a*)``, ``kernels = N(l0 + R_KL(TL(t), N(l0)))``, ``y = R_KL(x, kernels)``, the low-pass output;
-    - ``kernels_hr = N(TH(a) + R_KL(TH(t), kernels))``, ``y_hr = 2e - R_KH(e, kernels_hr)``, the high-pass output of
-      :meth:`fuse` (without ``hr_residual``, e is taken once).
+        a^{\ast} = 2a - R(a, N(T_H(a))), \qquad l = T_L(a^{\ast})
 
-    ``comp_feat_upsample=False``: ``kernels = N(TL(a) + nearest_2(TL(t)))``,
-    ``kernels_hr = N(TH(a) + nearest_2(TH(t)))``, and a* is a. ``resample=True``: y is then sampled bilinearly, for G
-    groups of C/G contiguous channels, at the points of a* and t that ``offsets`` (:class:`SimilarityOffsets`) gives.
+    .. math::
 
-    Limit cases: ``lowpass_kernel_size=1`` is nearest interpolation, ``highpass_kernel_size=1`` leaves ``y_hr = e``;
-    zero logits make y the Hamming blur of the nearest-upsampled x, nearly the initial state; the sampler's
-    convolutions at zero leave y as it is.
+        w = N(l + R(T_L(t), N(l))), \qquad y = R(x, w)
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, 2h, 2w)`` -> ``(B, C, 2h, 2w)``; y_hr
-    ``(B, C_skip, 2h, 2w)``.
-    Units: offsets are in low-resolution pixels; pixel centres lie at whole numbers, the point of low-resolution pixel
-    (i, j) is row ``2*(i + 0.5 + v) - 0.5`` of y and its column likewise, clamped at the border.
-    Cost: ``(C + C_skip + 2)*d + (9d + 1)*(KL^2 + KH^2)`` parameters, with the defaults ``128C + 19,746``; ``resample``
-    adds ``4d + 20*G*(9*(d + 8) + 1)``, 52,176. Multiply-adds of y: an output pixel
-    ``C_skip*d + 9*d*KL^2 + KL^2*C + 10*d*KH^2 + KL^4`` and a pixel of x ``C*d + 9*d*KL^2``; without
-    ``comp_feat_upsample`` the last two terms of an output pixel are not there. ``resample`` adds
-    ``36*G*(d + 8) + 8d + 2G + 4C`` and ``144*G*(d + 8) + 8d``. y_hr adds ``KL^2*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``;
-    without ``comp_feat_upsample`` ``9*d*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``.
-    Raises: FadevizError when the encoder feature is missing or has another size or channel count, or C does not divide
-    by ``resample_groups`` with ``resample``.
-    Source: Chen et al., TPAMI 2024; initialisation of the released code: TL and TH N(0, 0.001^2), every other
-    convolution Xavier-uniform, biases 0.
-    Differs: zero padding in every reassembly, as in the compiled operator; its fallback in plain torch reflects. The
-    windows are not stored as float32. GN has the largest divisor of d up to d/8 as its number of groups, which is d/8
-    where that divides; the released code needs it to. TH gets no gradient from y alone without ``comp_feat_upsample``.
-    On a CPU a and a* are not made where e has fewer channels; see ``sharpened.py``.
+    .. math::
+
+        w_{hr} = N(T_H(a) + R(T_H(t), w)), \qquad y_{hr} = 2e - R(e, w_{hr})
+
+    with e the encoder feature, a = conv1x1(e) and t = conv1x1(x) of d channels; :math:`T_L` and :math:`T_H` 3x3
+    convolutions to KL*KL and KH*KH logits, both used at both resolutions; N the softmax over a kernel times its Hamming
+    window, divided by its sum; R(z, w) the reassembly of z with the kernels w (``kernels``, ``kernels_hr``);
+    :math:`a^{\ast}` is the sharpened a. y is the low-pass output, :math:`y_{hr}` the high-pass output of :meth:`fuse`
+    (without ``hr_residual``, e is taken once).
+
+    With ``comp_feat_upsample=False`` the logits of the two resolutions are added, :math:`w = N(T_L(a) +
+    \mathrm{nearest}_2(T_L(t)))` and :math:`w_{hr} = N(T_H(a) + \mathrm{nearest}_2(T_H(t)))`, and a is not sharpened.
+    With ``resample=True`` y is then sampled bilinearly, for G groups of C/G contiguous channels, at the points that
+    ``offsets`` (:class:`SimilarityOffsets`) gives for :math:`a^{\ast}` and t.
+
+    Limit cases:
+        ``lowpass_kernel_size=1`` is nearest interpolation, ``highpass_kernel_size=1`` leaves y_hr = e; zero logits make
+        y the Hamming blur of the nearest-upsampled x, nearly the initial state; with the sampler's convolutions at
+        zero, y is not changed.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C_skip, 2h, 2w)`` -> ``(B, C, 2h, 2w)``; y_hr ``(B, C_skip, 2h, 2w)``.
+
+    Units:
+        Offsets are in low-resolution pixels; pixel centres are at whole numbers, the point of low-resolution pixel (i,
+        j) is row ``2*(i + 0.5 + v) - 0.5`` of y and its column likewise, clamped at the border.
+
+    Cost:
+        ``(C + C_skip + 2)*d + (9d + 1)*(KL^2 + KH^2)`` parameters, with the defaults ``128C + 19,746``; ``resample``
+        adds ``4d + 20*G*(9*(d + 8) + 1)``, 52,176. Multiply-adds of y: an output pixel ``C_skip*d + 9*d*KL^2 + KL^2*C +
+        10*d*KH^2 + KL^4`` and a pixel of x ``C*d + 9*d*KL^2``; without ``comp_feat_upsample`` the last two terms of an
+        output pixel are left out. ``resample`` adds ``36*G*(d + 8) + 8d + 2G + 4C`` and ``144*G*(d + 8) + 8d``. y_hr
+        adds ``KL^2*KH^2 + KH^2*C_skip`` and ``9*d*KH^2``; without ``comp_feat_upsample`` ``9*d*KH^2 + KH^2*C_skip`` and
+        ``9*d*KH^2``.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count, or C does not divide by
+            ``resample_groups`` with ``resample``.
+
+    Source:
+        Chen et al., TPAMI 2024; initialisation of the released code: TL and TH N(0, 0.001^2), every other convolution
+        Xavier-uniform, biases 0.
+
+    Differs:
+        Zero padding in every reassembly, as in the compiled operator; its fallback in plain torch reflects. The windows
+        are not stored as float32. GN has the largest divisor of d up to d/8 as its number of groups, which is d/8 where
+        that divides; the released code needs it to. TH gets no gradient from y alone without ``comp_feat_upsample``. On
+        a CPU a and its sharpened form are not computed where e has fewer channels; see :mod:`fadeviz.ops.sharpened`.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -193,7 +220,7 @@ class FreqFusion(Upsampler):
         nn.init.normal_(self.highpass_encoder.weight, std=0.001)
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
-        """The low-pass output y; what only y_hr needs is not computed."""
+        """The low-pass output y, without the computations that only y_hr needs."""
         return self._low_pass(x, read_guide(self, x, skip, self.in_channels, self.skip_channels))[0]
 
     def fuse(self, x: Tensor, skip: Skip | None) -> tuple[Tensor, Tensor]:
@@ -211,7 +238,7 @@ class FreqFusion(Upsampler):
         return y, sharpen(feature, kernels, self.highpass_kernel_size, 2 if self.hr_residual else 1)
 
     def multiply_adds(self, height: int, width: int, both: bool = False) -> int:
-        """All convolutions, reassemblies, similarities and products for y; with ``both`` for y_hr, too."""
+        """Those of all convolutions, reassemblies, similarities and products for y; with ``both`` also for y_hr."""
         c, c_skip, d = self.in_channels, self.skip_channels, self.compressed_channels
         kl, kh = self.lowpass_kernel_size**2, self.highpass_kernel_size**2
         high, low = c_skip * d + 9 * d * kl + kl * c, c * d + 9 * d * kl
@@ -227,7 +254,7 @@ class FreqFusion(Upsampler):
         return 4 * height * width * high + height * width * low
 
     def _low_pass(self, x: Tensor, feature: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """y, its kernels, TH(a) (or a, where a is not sharpened), and t (or None, where it is not made)."""
+        """y, its kernels, TH(a) (or a, where a is not sharpened), and t (or None, where it is not computed)."""
         size = self.lowpass_kernel_size
         if self._skips_compression(feature):
             own = compressed_conv(x, self.compressor_decoder, self.lowpass_encoder)
@@ -255,8 +282,8 @@ class FreqFusion(Upsampler):
         return y, kernels, high, t
 
     def _skips_compression(self, feature: Tensor) -> bool:
-        """Whether a and a*, of d channels, are not made: the encoder feature has fewer, and nobody looks at them."""
-        # On a GPU the small operations that prepare the weights cost more than a and a* do.
+        """Whether a and a*, of d channels, are not computed: the encoder feature has fewer, and no hook reads them."""
+        # On a GPU the small operations that prepare the weights cost more than a and a*.
         encoders = self.lowpass_encoder, self.highpass_encoder
         return (
             self.comp_feat_upsample
@@ -267,14 +294,14 @@ class FreqFusion(Upsampler):
         )
 
     def _adds_window_to_bias(self, feature: Tensor) -> bool:
-        """Whether TL(a*) holds the logarithm of the low-pass window, which both softmaxes of it then need not add."""
+        """Whether the logarithm of the low-pass window is part of TL's bias, so that the softmaxes need not add it."""
         modules = self.first_kernels, self.kernels
         # bfloat16 would round the small weights at the window's corners.
         exact = feature.dtype in (torch.float32, torch.float64) and not is_autocast(feature.device.type)
-        return exact and all(type(m) is WindowedSoftmax and not is_watched(m) for m in modules)
+        return exact and all(type(m) is WindowedSoftmax and not has_hooks(m) for m in modules)
 
     def _encoder_logits(self, e: Tensor, in_bias: bool) -> tuple[Tensor, Tensor]:
-        """TL(a*), with the window if it is ``in_bias``, and TH(a), without the compressed maps.
+        """TL(a*), with the window if it is ``in_bias``, and TH(a), computed without the compressed maps.
 
         Sharpening works on pixels and the compressor on channels: ``a* = We e* + be s``, where e* is the sharpened e
         and s the sharpened map of ones, which is 1 but at the border. The logits are one convolution of both.
@@ -302,7 +329,7 @@ def neighbour_similarity(z: Tensor) -> Tensor:
     zero vectors; every norm is at least 1e-8. Never below float32.
     """
     h, w = z.shape[-2:]
-    # Slices of the map itself depend on its size; those of a padded map do not.
+    # The slices of the map itself depend on its size; those of a padded map do not.
     products: Tensor = _padded_products(z) if torch_ops.is_exporting() else _NeighbourProducts.apply(z)
     # The floor of the norm, squared: the square root then stays away from 0, where it has no gradient.
     inverse = products[:, 4].clamp_min(1e-16).rsqrt()
@@ -323,11 +350,11 @@ def _shifted(padded: Tensor, dy: int, dx: int, h: int, w: int) -> Tensor:
 
 
 def _padded_products(z: Tensor) -> Tensor:
-    """What :class:`_NeighbourProducts` gives, in torch's own operators."""
+    """The result of :class:`_NeighbourProducts`, in torch's own operators."""
     (h, w), padded = z.shape[-2:], F.pad(z, (2, 2, 2, 2))
     dtype = torch.promote_types(z.dtype, torch.float32)
-    pairs = (_shifted(padded, dy, dx, h, w) for dy, dx in (*_BEFORE, (0, 0)))
-    return torch.stack([(z * there).sum(1, dtype=dtype) for there in pairs], dim=1)
+    neighbours = (_shifted(padded, dy, dx, h, w) for dy, dx in (*_BEFORE, (0, 0)))
+    return torch.stack([(z * neighbour).sum(1, dtype=dtype) for neighbour in neighbours], dim=1)
 
 
 class _NeighbourProducts(torch.autograd.Function):
@@ -349,7 +376,7 @@ class _NeighbourProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (z,) = ctx.saved_tensors
-        # In the type of the gradient: next to a zero vector it is up to 1e16, too much for float16.
+        # In the dtype of the gradient: next to a zero vector it is up to 1e16, which overflows float16.
         total = torch.zeros_like(z, dtype=grad.dtype)
         for n, (here, there) in enumerate(_pairs(*z.shape[-2:])):
             g = grad[:, n : n + 1][here]
@@ -359,7 +386,7 @@ class _NeighbourProducts(torch.autograd.Function):
 
 
 def _pairs(h: int, w: int) -> list[tuple[Any, Any]]:
-    """Where the pixels are that have the neighbour, and where the neighbours are; the pixel itself comes last."""
+    """Index pairs, of the pixels that have each neighbour and of the neighbours; the pixel itself comes last."""
 
     def line(size: int, step: int) -> tuple[slice, slice]:
         inner = max(0, size - abs(step))
@@ -374,9 +401,10 @@ def _pairs(h: int, w: int) -> list[tuple[Any, Any]]:
 
 
 def _convolve_both(first: nn.Conv2d, second: nn.Conv2d, z: Tensor) -> Tensor:
-    """Both 3x3 convolutions of z and its similarities, one after the other in the channels.
+    """Both 3x3 convolutions of z and its similarities, concatenated along the channels.
 
-    A convolution is linear in its input's channels: two add up to that of the concatenated map, which is not made.
+    A convolution is linear in its input's channels: those of z and of the similarities add up to the convolution of the
+    concatenated map, which is never materialised.
     """
     if not (is_plain(first) and is_plain(second)):
         whole = torch.cat((z, neighbour_similarity(z).to(z.dtype)), dim=1)
@@ -384,12 +412,12 @@ def _convolve_both(first: nn.Conv2d, second: nn.Conv2d, z: Tensor) -> Tensor:
     weight = torch.cat((first.weight, second.weight))
     bias = None if first.bias is None or second.bias is None else torch.cat((first.bias, second.bias))
     similar = neighbour_similarity(z).to(z.dtype)
-    own, other = weight.split((z.shape[1], similar.shape[1]), dim=1)
-    return F.conv2d(z, own, bias, padding=1) + F.conv2d(similar, other, padding=1)
+    of_z, of_similar = weight.split((z.shape[1], similar.shape[1]), dim=1)
+    return F.conv2d(z, of_z, bias, padding=1) + F.conv2d(similar, of_similar, padding=1)
 
 
 def _sample(y: Tensor, offsets: Tensor, groups: int) -> Tensor:
-    """y at the points of :class:`SimilarityOffsets`, clamped at the border."""
+    """y, sampled at the points of :class:`SimilarityOffsets`, clamped at the border."""
     b, c, height, width = y.shape
     h, w = height // 2, width // 2
     dtype = torch.promote_types(y.dtype, offsets.dtype)

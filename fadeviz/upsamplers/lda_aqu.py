@@ -1,4 +1,4 @@
-"""LDA-AQU: attention over a deformed neighbourhood that the pixel itself asks for."""
+"""LDA-AQU: attention of every pixel over a neighbourhood that its own query deforms."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import FadevizError
 from ..ops.backends.tiles import is_autocast
 from ..ops.per_pixel import PixelLayerNorm
 from ..ops.query_points import convolved_points, group_conv, neighbour_points, pixel_norm
-from ..ops.reassemble import KernelSoftmax, is_plain, is_watched
+from ..ops.reassemble import KernelSoftmax, has_hooks, is_plain
 from ..ops.sampled import sampled_logits, sampled_sums
 from .base import Skip, Upsampler, check_input
 
 
 class NeighbourOffsets(nn.Module):
-    """Where each high-resolution pixel looks: a k x k neighbourhood, deformed by its query.
+    """Where each high-resolution pixel samples: a k x k neighbourhood, deformed by its query.
 
     Its output is ``(B, G*k*k*2, s*h, s*w)`` in high-resolution pixels, channel ``(g*k*k + n)*2 + d``: g the query
     group, n the neighbour in row-major order, d 0 vertical and 1 horizontal. Never below float32.
@@ -40,7 +40,7 @@ class NeighbourOffsets(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform, but the last convolution zero: the neighbourhood starts regular."""
+        """Xavier-uniform weights, and zeros for the last convolution: the neighbourhood starts regular."""
         nn.init.xavier_uniform_(self.depthwise.weight)
         self.norm.reset_parameters()
         nn.init.zeros_(self.conv.weight)
@@ -59,7 +59,7 @@ class NeighbourOffsets(nn.Module):
             out: Tensor = convolved_points(hidden, conv.weight, conv.bias, self.groups, self.range_factor)
             return out
         learned = conv(hidden)
-        # bfloat16 has 8 bits: far too few for a position once it is added to a pixel's index.
+        # bfloat16 has 8 bits, too few for a position once it is added to a pixel's index.
         learned = learned.to(torch.promote_types(learned.dtype, torch.float32))
         return neighbour_points(learned, self.groups, self.range_factor)
 
@@ -68,52 +68,75 @@ class NeighbourOffsets(nn.Module):
         return query.shape[1] in (2, 4, 8, 16) and _is_own(query, self.depthwise) and self.depthwise.bias is None
 
     def _convolves_few(self, hidden: Tensor) -> bool:
-        """Whether the last convolution has so few channels."""
+        """Whether the last convolution has so few channels that torch's own is slow on a CPU."""
         conv = self.conv
         few = hidden.shape[1] in (2, 4) and conv.out_channels == 18 and conv.kernel_size == (3, 3)
         return few and _is_own(hidden, conv) and conv.bias is not None
 
     def _normalize(self, hidden: Tensor) -> Tensor:
         norm, own = self.norm, hidden.dtype in (torch.float32, torch.float64)
-        if own and hidden.device.type == "cpu" and type(norm) is PixelLayerNorm and not is_watched(norm):
-            out: Tensor = pixel_norm(hidden, norm.weight, norm.bias, norm.eps)  # torch's own is slow on few channels
+        if own and hidden.device.type == "cpu" and type(norm) is PixelLayerNorm and not has_hooks(norm):
+            out: Tensor = pixel_norm(hidden, norm.weight, norm.bias, norm.eps)  # torch's own is slow for few channels
             return out
         return norm(hidden)
 
 
 def _is_own(x: Tensor, conv: nn.Conv2d) -> bool:
-    """Whether a convolution on a CPU runs in its own precision, and nobody looks at it."""
+    """Whether a convolution runs on a CPU in its own precision, and has no hooks."""
     own = x.dtype == conv.weight.dtype and x.dtype in (torch.float32, torch.float64)
     return own and x.device.type == "cpu" and not is_autocast("cpu") and is_plain(conv)
 
 
 class LDAAQU(Upsampler):
-    """Adaptive query-guided upsampling by local deformable attention.
+    r"""Adaptive query-guided upsampling by local deformable attention.
 
-    ``n = LN(x)``, ``q = bilinear_s(Wq n)`` with ``align_corners=True``, ``key = Wk n``, ``D = C/r`` channels each.
-    For every group of D/G query channels, ``off = R * tanh(conv(GELU(LN(depthwise(q))))) + regular k x k grid``; pixel
-    (i, j) then reads neighbour m at row ``(i + off_v)*(h - 1)/(s*h - 1)`` of the low-resolution maps, at its column
-    likewise, bilinearly and 0 outside: ``key_m`` and the value ``x_m``, the g-th block of D/G and of C/G channels at
-    the positions of group g.
-    ``kernels = softmax over m of sum over d of (q_d / sqrt(D/N)) * (key_m,d + bias_m,d)`` for each of N heads, and
-    ``y = sum over m of kernels_m * x_m``. R is the ``range_factor``, r the ``reduction_factor``.
+    .. math::
 
-    Limit case: ``kernel_size=1`` with zero offsets (the initial state) is bilinear interpolation with
-    ``align_corners=True``; with zero query weights the k x k neighbours are averaged.
+        n = \mathrm{LN}(x), \qquad q = \mathrm{bilinear}_s(W_q n), \qquad H = W_k n
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Units: offsets are in high-resolution pixels; pixel centres lie at whole numbers, and the corner pixels of both
-    grids coincide.
-    Cost: ``2*C*D + 2*C + 11*D/G + 2*k^2*(k_e^2*D/G + 1) + k^2*D`` parameters; with the defaults
-    ``C^2/2 + 25.875C + 18``. Multiply-adds: ``2*C*D`` a low-resolution pixel; a high-resolution one
-    ``(13 + 2*k^2*k_e^2 + 5*k^2)*D + 5*k^2*C``, interpolation counted as 4 a value.
-    Raises: FadevizError when C does not divide by ``reduction_factor``, or C/r by ``groups`` or ``heads``, when
-    ``encoder_kernel_size`` is even, or ``range_factor`` negative.
-    Source: Du et al., ACM MM 2024, section 3; initialisation of the released code: convolutions Xavier-uniform, the
-    last offset convolution 0, position bias truncated normal with standard deviation 0.02.
-    Differs: keys and values are sampled again for the gradient, so that no k*k maps are kept; positions are float32
-    also where the maps are half precision; the position bias lacks the released code's two axes of length 1, as a
-    parameter with five axes cannot be made channels_last.
+    .. math::
+
+        o = r\, \tanh(\mathrm{conv}(\mathrm{GELU}(\mathrm{LN}(\mathrm{dw}(q))))) + \rho
+
+    .. math::
+
+        w_m = \mathrm{softmax}_m \sum_d \frac{q_d}{\sqrt{D/N}} (H_{m,d} + b_{m,d}), \qquad y = \sum_m w_m x_m
+
+    with LN a layer normalisation over the channels of a pixel; queries q (interpolated with ``align_corners=True``) and
+    keys H of D = C / ``reduction_factor`` channels; dw a depth-wise 3x3 convolution; :math:`\rho` the regular k x k
+    grid, r the ``range_factor``. Each of G groups of D/G query channels has offsets o of its own; pixel (i, j) reads
+    neighbour m at row ``(i + o_v)*(h - 1)/(s*h - 1)`` of the low-resolution maps and at its column likewise, bilinearly
+    and 0 outside: :math:`H_m` and :math:`x_m`, of the g-th block of D/G and of C/G channels. Each of N heads has
+    kernels w of its own; b is the position bias.
+
+    Limit case:
+        ``kernel_size=1`` with zero offsets (the initial state) is bilinear interpolation with ``align_corners=True``;
+        with zero query weights the k x k neighbours are averaged.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Units:
+        Offsets are in high-resolution pixels; pixel centres are at whole numbers, and the corner pixels of both grids
+        coincide.
+
+    Cost:
+        ``2*C*D + 2*C + 11*D/G + 2*k^2*(k_e^2*D/G + 1) + k^2*D`` parameters; with the defaults ``C^2/2 + 25.875C + 18``.
+        Multiply-adds: ``2*C*D`` a low-resolution pixel; a high-resolution one ``(13 + 2*k^2*k_e^2 + 5*k^2)*D +
+        5*k^2*C``, interpolation counted as 4 a value.
+
+    Raises:
+        FadevizError: if C does not divide by ``reduction_factor``, or D by ``groups`` or ``heads``,
+            ``encoder_kernel_size`` is even, or ``range_factor`` is negative.
+
+    Source:
+        Du et al., ACM MM 2024, section 3; initialisation of the released code: convolutions Xavier-uniform, the last
+        offset convolution 0, position bias truncated normal with standard deviation 0.02.
+
+    Differs:
+        Keys and values are sampled again for the gradient, so that no k*k maps are kept; positions are float32 even
+        where the maps are half precision; the position bias lacks the released code's two axes of length 1, as a
+        parameter with five axes cannot be made channels_last.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -203,7 +226,7 @@ class LDAAQU(Upsampler):
         super().load_official_state_dict(state, prefix)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Projections at low resolution; interpolation, offsets, logits and weighted sum at high resolution."""
+        """Those of the projections at low resolution; of interpolation, offsets, logits and sums at high resolution."""
         points = self.kernel_size**2
         c, d = self.in_channels, self.query.out_channels
         offsets = self.groups * (self.offsets.depthwise.weight.numel() + self.offsets.conv.weight.numel())

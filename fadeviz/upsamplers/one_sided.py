@@ -13,7 +13,7 @@ from .semishift import Init, check_init
 
 
 class _OneSided(Upsampler):
-    """Compressor, content encoder and reassembly; the subclasses say what they read."""
+    """Compressor, content encoder and reassembly, of the feature that a subclass reads."""
 
     def __init__(
         self,
@@ -58,16 +58,29 @@ class _OneSided(Upsampler):
 
 
 class EncoderKernel(_OneSided):
-    """Reassembly kernels from the encoder map alone: ``y = reassemble(x, softmax(T(conv1x1(e))))``.
+    r"""Reassembly with kernels from the encoder feature alone, a control for FADE.
 
-    FADE's kernels with the decoder's part left out and no gate: what the encoder's detail does by itself.
+    .. math::
 
-    Limit case: an encoder map without contrast (and away from its border) gives the same kernel everywhere.
+        w = \mathrm{softmax}(T(W e)), \qquad y = R(x, w)
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
-    Cost: ``C_skip*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
-    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
-    Source: the encoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
+    with e the encoder feature, W a 1x1 convolution to d channels, T a k_e x k_e convolution to K*K, and R(x, w) the
+    reassembly of x with the kernels w: FADE's kernels without the decoder's part, and no gate.
+
+    Limit case:
+        An encoder map without contrast (and away from its border) gives the same kernel everywhere.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+
+    Cost:
+        ``C_skip*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count, or an option is invalid.
+
+    Source:
+        The encoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
     """
 
     def __init__(
@@ -80,12 +93,10 @@ class EncoderKernel(_OneSided):
         init: Init = "xavier",
         skip_channels: int | None = None,
     ) -> None:
-        """The encoder map has ``skip_channels``, by default as many as x."""
-        self_skip = in_channels if skip_channels is None else skip_channels
-        super().__init__(
-            in_channels, self_skip, kernel_size, scale_factor, compressed_channels, encoder_kernel_size, init
-        )
-        self.skip_channels = self_skip
+        """``skip_channels`` of the encoder feature default to ``in_channels``."""
+        source = in_channels if skip_channels is None else skip_channels
+        super().__init__(in_channels, source, kernel_size, scale_factor, compressed_channels, encoder_kernel_size, init)
+        self.skip_channels = source
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Reassemble x with the encoder's kernels."""
@@ -94,20 +105,34 @@ class EncoderKernel(_OneSided):
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of the kernels at high resolution, and the reassembly."""
+        """Those of the kernels at high resolution, and of the reassembly."""
         return height * width * (self.scale_factor**2 * self._logit_cost() + self._reassembly_cost())
 
 
 class DecoderKernel(_OneSided):
-    """Reassembly kernels from the decoder map alone: ``y = reassemble(x, nearest_s(softmax(T(conv1x1(x)))))``.
+    r"""Reassembly with kernels from the decoder feature alone, a control for FADE.
 
-    FADE's kernels with the encoder's part left out and no gate: the s*s output pixels of one parent share a kernel.
+    .. math::
 
-    Limit case: every s x s block of the output is constant.
+        w = \mathrm{nearest}_s(\mathrm{softmax}(T(W x))), \qquad y = R(x, w)
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Cost: ``C*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
-    Source: the decoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
+    with W a 1x1 convolution to d channels, T a k_e x k_e convolution to K*K, and R(x, w) the reassembly of x with the
+    kernels w: FADE's kernels without the encoder's part, and no gate. The s*s output pixels of a parent share a kernel.
+
+    Limit case:
+        Every s x s block of the output is constant.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Cost:
+        ``C*d + d + k_e^2*d*K^2 + K^2`` parameters; with the defaults ``64C + 14,489``.
+
+    Raises:
+        FadevizError: if an option is invalid.
+
+    Source:
+        The decoder-only row of the ablation in Lu et al., ECCV 2022, section 3.
     """
 
     def __init__(
@@ -125,12 +150,12 @@ class DecoderKernel(_OneSided):
         )
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
-        """Reassemble x at its own resolution, then repeat: the same sum as with repeated kernels, s*s times cheaper."""
+        """Reassemble x at its own resolution, then repeat: the same sums as with repeated kernels, s*s times fewer."""
         check_input(self, x, skip, self.in_channels)
         logits = compressed_conv(x, self.compressor, self.content_encoder)
         y = reassemble_logits(x, self.kernels, logits, scale_factor=1)
         return nearest(y, self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of the kernels and the reassembly, both at low resolution."""
+        """Those of the kernels and of the reassembly, both at low resolution."""
         return height * width * (self._logit_cost() + self.kernel_size**2 * self.in_channels)

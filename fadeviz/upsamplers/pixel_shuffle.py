@@ -14,16 +14,30 @@ from .base import Skip, Upsampler, check_input
 
 
 class PixelShuffle(Upsampler):
-    """Pixel shuffle: ``y[o, s*i + a, s*j + c] = conv(x)[(o*s + a)*s + c, i, j]``.
+    r"""Sub-pixel convolution: a convolution to s*s times the channels, rearranged into space.
 
-    Limit case: with ``icnr=True`` the s*s filters of an output channel start equal, so that the untrained operator is
-    a convolution followed by nearest interpolation, free of checkerboards.
+    .. math::
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C_out, s*h, s*w)``, C_out being ``out_channels`` or C; skip is not read.
-    Cost: ``k*k*C*C_out*s*s + C_out*s*s`` parameters, ``k*k*C*C_out*s*s`` multiply-adds a low-resolution pixel.
-    Raises: FadevizError when ``kernel_size`` is even.
-    Source: Shi et al., CVPR 2016; ICNR: Aitken et al. 2017. Convolutions start Xavier-uniform, biases 0, as in the
-    CARAFE authors' comparison.
+        y_{o,\, si + a,\, sj + c} = z_{(os + a)s + c,\, i,\, j}, \qquad z = W(x), \qquad 0 \le a, c < s
+
+    with W a k x k convolution to ``C_out*s*s`` channels.
+
+    Limit case:
+        With ``icnr=True`` the s*s filters of an output channel start equal, so that the untrained operator is a
+        convolution followed by nearest interpolation, free of checkerboards.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C_out, s*h, s*w)``, C_out being ``out_channels`` or C; skip is not read.
+
+    Cost:
+        ``k*k*C*C_out*s*s + C_out*s*s`` parameters, ``k*k*C*C_out*s*s`` multiply-adds a low-resolution pixel.
+
+    Raises:
+        FadevizError: if ``kernel_size`` is even.
+
+    Source:
+        Shi et al., CVPR 2016; ICNR: Aitken et al. 2017. Convolutions start Xavier-uniform, biases 0, as in the CARAFE
+        authors' comparison.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {"upsample_conv": "conv"}
@@ -56,8 +70,8 @@ class PixelShuffle(Upsampler):
         weight = self.conv.weight
         if self.icnr:
             with torch.no_grad():
-                one = nn.init.xavier_uniform_(torch.empty_like(weight[:: self.scale_factor**2]))
-                weight.copy_(one.repeat_interleave(self.scale_factor**2, dim=0))
+                filters = nn.init.xavier_uniform_(torch.empty_like(weight[:: self.scale_factor**2]))
+                weight.copy_(filters.repeat_interleave(self.scale_factor**2, dim=0))
         else:
             nn.init.xavier_uniform_(weight)
         if self.conv.bias is not None:
@@ -69,5 +83,5 @@ class PixelShuffle(Upsampler):
         return F.pixel_shuffle(self.conv(x), self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Of the convolution."""
+        """Those of the convolution."""
         return height * width * self.conv.weight.numel()

@@ -1,4 +1,4 @@
-"""Operators that look at nothing but the decoder map: nearest, bilinear and bicubic interpolation."""
+"""Operators without parameters that read only the decoder feature: nearest, bilinear and bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Skip, Upsampler, check_input
 
 
 def nearest(x: Tensor, scale_factor: int) -> Tensor:
-    """``y[i, j] = x[i // s, j // s]`` in x's own type; under CUDA's autocast torch interpolates in float32 alone."""
+    """``y[i, j] = x[i // s, j // s]`` in x's own dtype; under CUDA's autocast torch interpolates only in float32."""
     if not torch.is_autocast_enabled("cuda"):
         return F.interpolate(x, scale_factor=scale_factor, mode="nearest")
     with torch.autocast("cuda", enabled=False):  # values are only copied
@@ -19,10 +19,10 @@ def nearest(x: Tensor, scale_factor: int) -> Tensor:
 
 class _Interpolation(Upsampler):
     taps: int
-    """Input values that are weighted for one output value; 0 where values are only copied."""
+    """Input values that are weighted for each output value; 0 where values are only copied."""
 
     def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
-        """``in_channels`` is taken so that every operator is built alike; interpolation has no parameters."""
+        """``in_channels`` is accepted so that all operators are built alike; interpolation has no parameters."""
         super().__init__()
         self.in_channels = in_channels
         self.scale_factor = scale_factor
@@ -32,17 +32,25 @@ class _Interpolation(Upsampler):
         return self.taps * self.in_channels * self.scale_factor**2 * height * width
 
     def extra_repr(self) -> str:
-        """Shown in the printed network."""
+        """The options, for the printed network."""
         return f"{self.in_channels}, scale_factor={self.scale_factor}"
 
 
 class Nearest(_Interpolation):
-    """Nearest-neighbour interpolation: ``y[i, j] = x[i // s, j // s]``.
+    r"""Nearest-neighbour interpolation: every value is repeated s x s times.
 
-    Limit case: average pooling of y by s gives x back, exactly.
+    .. math::
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Cost: no parameters, no multiply-adds.
+        y_{i,j} = x_{\lfloor i/s \rfloor,\, \lfloor j/s \rfloor}
+
+    Limit case:
+        Average pooling of y by s gives x back, exactly.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Cost:
+        No parameters, no multiply-adds.
     """
 
     taps = 0
@@ -54,13 +62,26 @@ class Nearest(_Interpolation):
 
 
 class Bilinear(_Interpolation):
-    """Bilinear interpolation with pixel centres at half-integers (``align_corners=False``), clamped at the border.
+    r"""Bilinear interpolation between the four nearest values, clamped at the border.
 
-    Limit case: a constant map stays constant; a linear ramp stays linear away from the border.
+    .. math::
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
-    Units: output pixel i lies at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
-    Cost: no parameters; 4 multiply-adds an output value.
+        y_{i,j} = \sum_{k,l} \max(0,\, 1 - |u_i - k|)\, \max(0,\, 1 - |u_j - l|)\; x_{k,l},
+        \qquad u_i = \frac{i + 1/2}{s} - \frac{1}{2}
+
+    Pixel centres are at half-integers (``align_corners=False``).
+
+    Limit case:
+        A constant map stays constant; a linear ramp stays linear away from the border.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read.
+
+    Units:
+        Output pixel i is at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
+
+    Cost:
+        No parameters; 4 multiply-adds an output value.
     """
 
     taps = 4
@@ -72,18 +93,37 @@ class Bilinear(_Interpolation):
 
 
 class Bicubic(_Interpolation):
-    """Bicubic convolution with pixel centres at half-integers (``align_corners=False``), clamped at the border.
+    r"""Bicubic convolution of the sixteen nearest values, clamped at the border.
 
-    ``y[i, j] = sum over k, l of W(row - k) * W(column - l) * x[k, l]`` over the 4 x 4 nearest values; a = -0.75,
-    ``W(t) = (a+2)|t|^3 - (a+3)|t|^2 + 1`` up to ``|t| = 1``, ``a|t|^3 - 5a|t|^2 + 8a|t| - 4a`` from there to 2.
+    .. math::
 
-    Limit case: a constant map stays constant; a linear ramp rises by its slope from any output pixel to the one s
-    further on, but is not straight in between, as it would be with a = -0.5.
+        y_{i,j} = \sum_{k,l} W(u_i - k)\, W(u_j - l)\; x_{k,l}, \qquad u_i = \frac{i + 1/2}{s} - \frac{1}{2}
 
-    Shape: x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read. Values may overshoot the range of x.
-    Units: output pixel i lies at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
-    Cost: no parameters; 16 multiply-adds an output value.
-    Source: Keys, IEEE TASSP 1981; a as in torch and OpenCV.
+    .. math::
+
+        W(t) = \begin{cases}
+            (a + 2)|t|^3 - (a + 3)|t|^2 + 1 & |t| \le 1 \\
+            a|t|^3 - 5a|t|^2 + 8a|t| - 4a & 1 < |t| \le 2 \\
+            0 & \text{otherwise}
+        \end{cases}
+
+    with a = -0.75. Pixel centres are at half-integers (``align_corners=False``).
+
+    Limit case:
+        A constant map stays constant; a linear ramp rises by its slope from any output pixel to the one s further on,
+        but is not straight in between, as it would be with a = -0.5.
+
+    Shape:
+        x ``(B, C, h, w)`` -> ``(B, C, s*h, s*w)``; skip is not read. Values may overshoot the range of x.
+
+    Units:
+        Output pixel i is at ``(i + 0.5) / s - 0.5`` low-resolution pixels.
+
+    Cost:
+        No parameters; 16 multiply-adds an output value.
+
+    Source:
+        Keys, IEEE TASSP 1981; a as in torch and OpenCV.
     """
 
     taps = 16

@@ -1,4 +1,4 @@
-"""SAPA: kernels that are the similarity of every encoder pixel with the decoder pixels around its parent."""
+"""SAPA: kernels from the similarity of every encoder pixel with the decoder pixels around its parent."""
 
 from __future__ import annotations
 
@@ -17,21 +17,36 @@ from .plain import nearest
 
 
 class SAPAI(Upsampler):
-    """SAPA-I, the parameter-free one: encoder and decoder features are compared as they are.
+    r"""SAPA-I, without parameters: encoder and decoder features are compared as they are.
 
-    ``kernels = softmax over K*K of similarity(e, x)``, ``y = reassemble(x, kernels)``, with e the encoder feature and
-    ``similarity`` its inner product with the x of every pixel of the K x K window around the parent.
-    ``norm="layer"`` compares LN(e) with LN(x), LN over the channels of a pixel; what is reassembled is x itself.
+    .. math::
 
-    Limit cases: a zero encoder feature makes every kernel a K x K box blur; a large multiple of it makes every output
-    pixel the one pixel of the window that is most similar.
+        w = \mathrm{softmax}(\mathrm{sim}(e, x)), \qquad y = R(x, w)
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
-    Cost: no parameters (``4C`` with ``norm="layer"``); ``2*K^2*C`` multiply-adds an output pixel.
-    Raises: FadevizError when the encoder feature is missing or has another size or channel count, ``norm`` is
-    unknown, or ``skip_channels`` is not C.
-    Source: Lu et al., NeurIPS 2022.
-    Differs: the authors released no class of it; this is their similarity and their reassembly, put together.
+    with e the encoder feature, sim(e, x) its inner products with the x of every pixel of the K x K window around the
+    parent (:func:`~fadeviz.ops.reassemble.similarity`), the softmax over those K*K, and R(x, w) the reassembly of x
+    with the kernels w. ``norm="layer"`` compares LN(e) with LN(x), LN being a layer normalisation over the channels of
+    a pixel; x itself is reassembled.
+
+    Limit cases:
+        A zero encoder feature makes every kernel a K x K box blur; a large multiple of it makes every output pixel the
+        one pixel of the window that is most similar.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+
+    Cost:
+        No parameters (``4C`` with ``norm="layer"``); ``2*K^2*C`` multiply-adds an output pixel.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count, ``norm`` is unknown, or
+            ``skip_channels`` is not C.
+
+    Source:
+        Lu et al., NeurIPS 2022.
+
+    Differs:
+        The authors released no class of it; this is their similarity and their reassembly, put together.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {"norm_y": "norm_encoder", "norm_x": "norm_decoder"}
@@ -61,46 +76,61 @@ class SAPAI(Upsampler):
         self.kernels = KernelSoftmax(kernel_size)
 
     def reset_parameters(self) -> None:
-        """Scales 1 and shifts 0, where there are any."""
+        """Set scales to 1 and shifts to 0, where there are any."""
         for module in (self.norm_encoder, self.norm_decoder):
             if isinstance(module, PixelLayerNorm):
                 module.reset_parameters()
 
-    def other_width(self, channels: int) -> str:
-        """The remedy in an error message for an encoder feature with the wrong number of ``channels``."""
+    def channels_advice(self, channels: int) -> str:
+        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
         return f"Use SAPA-B with skip_channels={channels}"
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
-        """Compare, and reassemble x."""
+        """Compare the features, and reassemble x."""
         feature = read_guide(self, x, skip, self.in_channels, self.in_channels)
         query, key = self.norm_encoder(feature), self.norm_decoder(x)
         logits = similarity(query, key, self.kernel_size, self.scale_factor)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Similarity and reassembly."""
+        """Those of similarity and reassembly."""
         return self.scale_factor**2 * height * width * 2 * self.kernel_size**2 * self.in_channels
 
 
 class SAPAB(Upsampler):
-    """SAPA-B: encoder and decoder features are compared after a linear map of each to d channels.
+    r"""SAPA-B: encoder and decoder features are compared after a linear map of each to d channels.
 
-    ``query = Wq LN(e) + bq``, ``key = Wk LN(x) + bk``, ``kernels = softmax over K*K of similarity(query, key)``,
-    ``y = reassemble(x, kernels)``, with e the encoder feature, LN a LayerNorm over the channels of a pixel, and no
-    ``1/sqrt(d)``. Keys are 0 outside the image, without their bias. ``norm="group"`` is the extended version: GroupNorm
-    of 32 groups and 1x1 convolutions, ``norm="none"`` the same without it.
+    .. math::
 
-    Limit case: a query map of zeros makes every kernel a K x K box blur of the nearest-upsampled map.
+        Q = W_q\, \mathrm{LN}(e) + b_q, \qquad H = W_k\, \mathrm{LN}(x) + b_k, \qquad
+        w = \mathrm{softmax}(\mathrm{sim}(Q, H)), \qquad y = R(x, w)
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
-    Cost: ``(C + C_skip)*(d + 2) + 2d`` parameters, with the defaults ``68C + 64``; ``C_skip*d + K^2*(d + C)``
-    multiply-adds an output pixel and ``C*d`` a pixel of x.
-    Raises: FadevizError when the encoder feature is missing or has another size or channel count, or ``norm``
-    is unknown.
-    Source: Lu et al., NeurIPS 2022; d = 32 as in its experiments. Linear maps start truncated-normal with standard
-    deviation 0.02, the extended version's convolutions N(0, 0.02^2), biases 0.
-    Differs: d is 64 by default in the released class. Where 32 does not divide the channels, which the extended version
-    refuses, there are gcd(32, C) groups.
+    with e the encoder feature, LN a layer normalisation over the channels of a pixel, sim(Q, H) the inner products of
+    every query with the keys in the K x K window around its parent (:func:`~fadeviz.ops.reassemble.similarity`; there
+    is no division by sqrt(d)), the softmax over those K*K, and R(x, w) the reassembly of x with the kernels w. Keys are
+    0 outside the image, without their bias. ``norm="group"`` is the extended version: GroupNorm of 32 groups and 1x1
+    convolutions, ``norm="none"`` the same without it.
+
+    Limit case:
+        A query map of zeros makes every kernel a K x K box blur of the nearest-upsampled map.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+
+    Cost:
+        ``(C + C_skip)*(d + 2) + 2d`` parameters, with the defaults ``68C + 64``; ``C_skip*d + K^2*(d + C)``
+        multiply-adds an output pixel and ``C*d`` a pixel of x.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count, or ``norm`` is unknown.
+
+    Source:
+        Lu et al., NeurIPS 2022; d = 32 as in its experiments. Linear maps start truncated-normal with standard
+        deviation 0.02, the extended version's convolutions N(0, 0.02^2), biases 0.
+
+    Differs:
+        d is 64 by default in the released class. Where 32 does not divide the channels, which the extended version
+        refuses, there are gcd(32, C) groups.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -146,8 +176,8 @@ class SAPAB(Upsampler):
         for norm in (self.norm_encoder, self.norm_decoder):
             if isinstance(norm, PixelLayerNorm | nn.GroupNorm):
                 norm.reset_parameters()
-        _draw(self.query)
-        _draw(self.key)
+        _init_linear(self.query)
+        _init_linear(self.key)
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Compare the mapped features, and reassemble x."""
@@ -157,14 +187,14 @@ class SAPAB(Upsampler):
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """Both maps, similarity and reassembly."""
+        """Those of both linear maps, similarity and reassembly."""
         c, d = self.in_channels, self.compressed_channels
         output_pixel = self.skip_channels * d + self.kernel_size**2 * (d + c)
         return height * width * (self.scale_factor**2 * output_pixel + c * d)
 
 
 class SimilarityGate(nn.Module):
-    """SAPA-G's gate: ``nearest_s(sigmoid(Wg z + bg))`` of the normalised x, one channel; 1 asks with the encoder."""
+    """SAPA-G's gate: ``nearest_s(sigmoid(Wg z + bg))`` of the normalised x; 1 selects the encoder's query."""
 
     def __init__(self, in_channels: int, scale_factor: int = 2) -> None:
         """One linear map of ``in_channels`` to the gate's logit."""
@@ -178,23 +208,40 @@ class SimilarityGate(nn.Module):
 
 
 class SAPAG(Upsampler):
-    """SAPA-G: as SAPA-B, with a gate that mixes the query of the encoder with one of the decoder.
+    r"""SAPA-G: as SAPA-B, with a gate that mixes the query of the encoder with one of the decoder.
 
-    ``query = g * (Wy LN(e) + by) + (1 - g) * (Wx nearest_s(x) + bx)``, ``g = nearest_s(sigmoid(Wg LN(x) + bg))`` of one
-    channel, ``key = Wk LN(x) + bk``, ``kernels = softmax over K*K of similarity(query, key)``,
-    ``y = reassemble(x, kernels)``, with e the encoder feature and LN a LayerNorm over the channels of a pixel; the
-    decoder's query is of x as it is. Keys are 0 outside the image, without their bias.
+    .. math::
 
-    Limit cases: gate 1 is SAPA-B with the same maps; gate 0 does not see the encoder feature, and all s*s pixels of a
-    parent are equal.
+        g = \mathrm{nearest}_s(\sigma(W_g\, \mathrm{LN}(x) + b_g)), \qquad
+        Q = g \odot (W_y\, \mathrm{LN}(e) + b_y) + (1 - g) \odot \mathrm{nearest}_s(W_x x + b_x)
 
-    Shape: x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
-    Cost: ``C_skip*(d + 2) + C*(2d + 3) + 3d + 1`` parameters, with the defaults ``101C + 97``;
-    ``C_skip*d + 2d + K^2*(d + C)`` multiply-adds an output pixel and ``2*C*d + C`` a pixel of x.
-    Raises: FadevizError when the encoder feature is missing or has another size or channel count.
-    Source: Lu et al., NeurIPS 2022; linear maps truncated-normal with standard deviation 0.02, biases 0.
-    Differs: x is mapped, then upsampled; the released code upsamples first, and maps s*s times as many pixels to the
-    same values.
+    .. math::
+
+        H = W_k\, \mathrm{LN}(x) + b_k, \qquad w = \mathrm{softmax}(\mathrm{sim}(Q, H)), \qquad y = R(x, w)
+
+    with the symbols of SAPA-B; g has one channel, and the decoder's query is of x as it is. Keys are 0 outside the
+    image, without their bias.
+
+    Limit cases:
+        A gate of 1 is SAPA-B with the same maps; a gate of 0 ignores the encoder feature, and all s*s pixels of a
+        parent are equal.
+
+    Shape:
+        x ``(B, C, h, w)``, skip.feature ``(B, C_skip, s*h, s*w)`` -> ``(B, C, s*h, s*w)``.
+
+    Cost:
+        ``C_skip*(d + 2) + C*(2d + 3) + 3d + 1`` parameters, with the defaults ``101C + 97``; ``C_skip*d + 2d + K^2*(d +
+        C)`` multiply-adds an output pixel and ``2*C*d + C`` a pixel of x.
+
+    Raises:
+        FadevizError: if the encoder feature is missing or has another size or channel count.
+
+    Source:
+        Lu et al., NeurIPS 2022; linear maps truncated-normal with standard deviation 0.02, biases 0.
+
+    Differs:
+        x is mapped, then upsampled; the released code upsamples first, and maps s*s times as many pixels to the same
+        values.
     """
 
     official_names: ClassVar[Mapping[str, str]] = {
@@ -235,20 +282,23 @@ class SAPAG(Upsampler):
         for norm in (self.norm_encoder, self.norm_decoder):
             norm.reset_parameters()
         for linear in (self.query_encoder, self.query_decoder, self.key, self.gate.linear):
-            _draw(linear)
+            _init_linear(linear)
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:
         """Mix the queries, compare with the keys, and reassemble x."""
         feature = read_guide(self, x, skip, self.in_channels, self.skip_channels)
         normalised = self.norm_decoder(x)
-        own, other = nearest(self.query_decoder(x), self.scale_factor), self.query_encoder(self.norm_encoder(feature))
-        dtype = torch.promote_types(own.dtype, other.dtype)  # lerp takes one type, and autocast may have made two
-        query = torch.lerp(own.to(dtype), other.to(dtype), self.gate(normalised).to(dtype))
+        decoder, encoder = (
+            nearest(self.query_decoder(x), self.scale_factor),
+            self.query_encoder(self.norm_encoder(feature)),
+        )
+        dtype = torch.promote_types(decoder.dtype, encoder.dtype)  # lerp takes one dtype, autocast may give two
+        query = torch.lerp(decoder.to(dtype), encoder.to(dtype), self.gate(normalised).to(dtype))
         logits = similarity(query, self.key(normalised), self.kernel_size, self.scale_factor)
         return reassemble_logits(x, self.kernels, logits, scale_factor=self.scale_factor)
 
     def multiply_adds(self, height: int, width: int) -> int:
-        """All maps, the mixing of the queries (2d an output pixel), similarity and reassembly."""
+        """Those of all linear maps, the mixing of the queries (2d an output pixel), similarity and reassembly."""
         c, d = self.in_channels, self.compressed_channels
         output_pixel = self.skip_channels * d + 2 * d + self.kernel_size**2 * (d + c)
         return height * width * (self.scale_factor**2 * output_pixel + 2 * c * d + c)
@@ -260,7 +310,7 @@ def _norm(norm: str, channels: int) -> nn.Module:
     return MapGroupNorm(math.gcd(32, channels), channels) if norm == "group" else nn.Identity()
 
 
-def _draw(layer: nn.Linear | nn.Conv2d) -> None:
+def _init_linear(layer: nn.Linear | nn.Conv2d) -> None:
     if isinstance(layer, nn.Linear):
         nn.init.trunc_normal_(layer.weight, std=0.02)
     else:

@@ -1,1 +1,1 @@
-"""The ways to compute a reassembly and its two adjoints: tiles (anywhere), native (CPU), triton (GPU)."""
+"""Backends of reassembly and sampling: torch on any device, C on a CPU (native), Triton on a GPU (cuda)."""

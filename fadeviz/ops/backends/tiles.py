@@ -1,8 +1,9 @@
-"""Reassembly in tiles: batched matrix products over blocks of the map, on any device, without an unfolded tensor.
+"""Reassembly in tiles: batched matrix products over blocks of the map, on any device.
 
-A tile is 4x4 low-resolution pixels. Their windows overlap in one patch of x (8x8 for K = 5); their kernels, laid out as
-a band matrix with a row for every output pixel and a column for every pixel of the patch, turn the weighted sums into
-one matrix product: ``output = band @ patch``. Both adjoints are products of the same matrices.
+A tile is 4x4 low-resolution pixels. Their windows overlap in one patch of x (8x8 for K = 5). Their kernels, as a band
+matrix with a row for every output pixel and a column for every pixel of the patch, turn the weighted sums into one
+matrix product: ``output = band @ patch``. Both adjoints are products of the same matrices. The unfolded tensor is never
+materialised.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CHUNK_BYTES = 4 << 20
 
 
 def own_precision(device: str) -> contextlib.AbstractContextManager[object]:
-    """Without autocast, which knows nothing of the device meta, where shapes are worked out without values."""
+    """Without autocast; on the device meta, which has no autocast, nothing changes."""
     return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
@@ -38,7 +39,7 @@ def is_autocast(device: str) -> bool:
 
 
 def _in_own_precision(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Autocast would round float32 maps to half precision for the products; here the maps' own type decides."""
+    """Compute in the dtype of the maps: autocast would round float32 maps to half precision for the products."""
 
     @functools.wraps(function)
     def run(first: Tensor, *rest: Any) -> Tensor:
@@ -92,7 +93,7 @@ def softmax(
 def softmax_backward(
     grad: Tensor, kernels: Tensor, kernel_size: int, scale_factor: int, groups: int, has_coarse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the logits and of the coarse ones, in the gradient's memory format."""
+    """The gradients of the logits and of the coarse logits, in the gradient's memory format."""
     b, channels, h, w = grad.shape
     weighted = (grad * kernels).reshape(b, groups, kernel_size**2, h, w)
     mean = weighted.sum(dim=2, keepdim=True)
@@ -111,8 +112,8 @@ def _groups(groups: int, *maps: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(m.permute(0, 2, 3, 1).chunk(groups, dim=3) for m in maps), strict=True)
 
 
-# A chunk of tiles at a time, read from and written to the maps of one group, (B, H, W, channels): nothing else is as
-# large as a map.
+# A chunk of tiles at a time is read from and written to the maps of one group, (B, H, W, channels): no other tensor is
+# as large as a map.
 
 
 def _reassemble(x: Tensor, kernels: Tensor, out: Tensor, kernel_size: int, scale: int) -> None:
@@ -147,7 +148,7 @@ def _spread(y: Tensor, kernels: Tensor, out: Tensor, kernel_size: int, scale: in
         count = _fill_band(plan, view, kernels, images, rows)
         patches = torch.bmm(band[:count].transpose(1, 2), plan.rows_of(y, images, rows))
         window = y.new_zeros(images.stop - images.start, *plan.window_size(rows), plan.channels)
-        if rows.start:  # what the chunk above has added to the rows that both reach
+        if rows.start:  # the sums of the chunk above in the rows that both reach
             window[:, : kernel_size - 1] = below
         _add_patches(plan, window, patches, images, rows)
         plan.write_window(out, window, images, rows)
@@ -185,7 +186,7 @@ class _Plan(NamedTuple):
         """Batch slices and tile-row slices whose working memory is about ``_CHUNK_BYTES``."""
         band = self.out_tile**2 * self.patch**2
         row = self.columns * item_bytes * (band + (self.patch**2 + self.out_tile**2) * self.channels)
-        # Small maps get by with less: working memory is not to outweigh the maps themselves, of which there are more.
+        # Small maps take less: working memory should not exceed the maps themselves.
         output = self.batch * self.channels * self.rows * self.columns * self.out_tile**2 * item_bytes
         chunk = min(_CHUNK_BYTES, max(output, _CHUNK_BYTES // 16))
         rows = max(1, min(self.rows, chunk // row))
@@ -195,7 +196,7 @@ class _Plan(NamedTuple):
                 yield slice(b, min(b + images, self.batch)), slice(r, min(r + rows, self.rows))
 
     def window(self, x: Tensor, images: slice, rows: slice) -> Tensor:
-        """What the patches of a chunk of tiles cover: a copy of x (B, h, w, C) there, zero around the map."""
+        """The region that the patches of a chunk of tiles cover: a copy of x (B, h, w, C), zero around the map."""
         before, after = self.kernel_size // 2, self.kernel_size - 1 - self.kernel_size // 2
         top, bottom = rows.start * _TILE - before, rows.stop * _TILE + after
         right = self.columns * _TILE - self.width + after
@@ -208,7 +209,7 @@ class _Plan(NamedTuple):
         return (rows.stop - rows.start) * _TILE + around, self.columns * _TILE + around
 
     def write_window(self, x: Tensor, window: Tensor, images: slice, rows: slice) -> None:
-        """Write the rows of a window that no chunk below reaches, without what lies around the map."""
+        """Write the rows of a window that no chunk below reaches, without the part around the map."""
         before = self.kernel_size // 2
         top = rows.start * _TILE - before
         end = rows.stop * _TILE - before if rows.stop < self.rows else self.height
@@ -222,7 +223,7 @@ class _Plan(NamedTuple):
         return view.permute(0, 1, 2, 4, 5, 3).reshape(-1, self.patch**2, self.channels)
 
     def read(self, y: Tensor, images: slice, rows: slice) -> Tensor:
-        """What a chunk of tiles covers of a high-resolution map (B, H, W, C), zero around the map."""
+        """The part of a high-resolution map (B, H, W, C) that a chunk of tiles covers, zero around the map."""
         inside = y[images, rows.start * self.out_tile : rows.stop * self.out_tile]
         right = self.columns * self.out_tile - y.shape[2]
         below = (rows.stop - rows.start) * self.out_tile - inside.shape[1]
@@ -269,7 +270,7 @@ class _Plan(NamedTuple):
     def band_buffer(self, count: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """A zeroed (count, (T*s)^2, P^2) band matrix and the view (count, T, s, T, s, K, K) of its band.
 
-        Off the band it stays zero for ever, so that one buffer serves all chunks.
+        Off the band it stays zero, so that one buffer serves all chunks.
         """
         band = like.new_zeros(count, self.out_tile**2, self.patch**2)
         return band, self.band_view(band)
@@ -301,14 +302,14 @@ def _tile_count(plan: _Plan, images: slice, rows: slice) -> int:
 
 
 def _add_patches(plan: _Plan, window: Tensor, patches: Tensor, images: slice, rows: slice) -> None:
-    """Add every tile's patch to the window. Patches overlap, their T x T blocks of one position do not."""
+    """Add every tile's patch to the window. Patches overlap, but their T x T blocks of the same position do not."""
     count = rows.stop - rows.start
     blocks = patches.view(images.stop - images.start, count, plan.columns, plan.patch, plan.patch, plan.channels)
     for top in range(0, plan.patch, _TILE):
         height = min(_TILE, plan.patch - top)
         for left in range(0, plan.patch, _TILE):
             width = min(_TILE, plan.patch - left)
-            # unfold gives the non-overlapping blocks as a view, shorter than a tile at the patch's rim.
+            # unfold returns the non-overlapping blocks as a view; at the patch's rim they are smaller than a tile.
             bottom, right = top + (count - 1) * _TILE + height, left + (plan.columns - 1) * _TILE + width
             region = window[:, top:bottom, left:right]
             view = region.unfold(1, height, _TILE).unfold(2, width, _TILE)

@@ -18,8 +18,8 @@ class Deconv(Upsampler):
 
         y_{o,\,p} = b_o + \sum_n \;\sum_{q,\,u \,:\; sq + u - t = p} W_{n,o,u}\; x_{n,q}
 
-    with p a position in the output, q in the input, u in the kernel, and b the bias; the padding t and an output padding
-    are chosen so that the output is exactly s times as large.
+    with p a position in the output, q in the input, u in the kernel, and b the bias; the padding t and an output
+    padding are chosen so that the output is exactly s times as large.
 
     Limit case:
         W the identity over channels and 1 over an s x s kernel (``kernel_size = s``) makes this nearest interpolation.

@@ -63,7 +63,7 @@ class Part:
         """What is exported of one step after the other, as recorded: a long run need not fit into the memory.
 
         Raises:
-            FadevizError: a file that cannot be read, or whose maps have another shape than the first step's.
+            FadevizError: if a file cannot be read, or its maps differ in shape from those of the first step.
         """
         for value in self.maps:
             yield np.ascontiguousarray(value[list(self.images)])
@@ -226,8 +226,8 @@ def select(
         for kind in kinds:
             run.default_layer(kind)  # says what was recorded
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
-    told = run.info.get("observation", {}).get("names") or []
-    names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
+    stored = run.info.get("observation", {}).get("names") or []
+    names = tuple(str(stored[n]) if n < len(stored) else f"image {n}" for n in numbers)
     return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,6 +128,21 @@ def test_left_overs_and_cut_off_lines(folder):
     assert check_run(folder) == []
 
 
+def test_a_file_that_cannot_be_removed_is_named(folder, monkeypatch):
+    truncate(folder / STEP)
+    before = digest(folder)
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(FadevizError, match=rf"^cannot remove .*{STEP}: Permission denied\. Remove it by hand$"):
+            repair_run(folder)
+    assert digest(folder) == before
+    assert [fault.file for fault in repair_run(folder)] == [STEP]
+
+
 def test_what_cannot_be_repaired_is_said(folder):
     (folder / "observation.safetensors").write_bytes(b"")
     info = open_run(folder).info
@@ -156,9 +172,9 @@ CHECKPOINT = "checkpoints/last.pt"
 FILES = [STEP, "observation.safetensors", "metrics.jsonl", "run.json", CHECKPOINT]
 
 
-def complete(folder, run_id="a1b2c3", picture=0):
+def complete(folder, run_id="a1b2c3", corner=0):
     """A run with all of its files."""
-    make_run(folder, run_id=run_id, picture=picture)
+    make_run(folder, run_id=run_id, corner=corner)
     store = SnapshotStore(folder, run_id)
     store.write_info(dataclasses.replace(open_run(folder).info, schedule=STEPS))
     for step in range(1, 111):
@@ -181,7 +197,7 @@ def a_folder(file):
 
 def another_runs(file):
     folder = file.parents[1] if file.parent.name in ("snapshots", "checkpoints") else file.parent
-    other = complete(folder.parent / "other", run_id="0badcafe", picture=7)
+    other = complete(folder.parent / "other", run_id="0badcafe", corner=7)
     shutil.copy(other / file.relative_to(folder), file)
 
 

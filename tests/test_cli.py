@@ -387,7 +387,7 @@ def test_a_demo_goes_on(tmp_path, monkeypatch):
 
     def after(work, result):
         real(work, result)
-        trained.append((work.config.upsampler, result.step))
+        trained.append((work.parts.config.upsampler, result.step))
         if trained[-1] in (("fade", 3), ("carafe", 2)):
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -19,14 +19,13 @@ from fadeviz_cli.sweep import record_arguments
 
 import fake_slurm
 from fadeviz import FadevizError, open_run
-from fadeviz.experiment import RunConfig, train
+from fadeviz.experiment import RunConfig, train, validation
 from fadeviz.models import build_network
 from fadeviz.storage.check import check_run
 from fadeviz.sweep import MANIFEST, Event, plan_sweep, run_sweep, unfinished_trials
 from fadeviz.sweep import slurm as slurm_module
 from fadeviz.sweep.slurm import OPTIONS, SlurmArray, batch_script, parse_options
 from fadeviz.sweep.trial import ProgressReader, Task, TrialEnd, follow_trials
-from fadeviz.experiment import validation
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=2, snapshots="2", batch_size=1, kinds="feature", observe=1, evaluate_every=2,
@@ -709,7 +708,8 @@ class TestCommand:
         ("arguments", "kind", "told"),
         [
             (["--executor", "slurm", "--slurm", "partition=p"], "SlurmArray",
-             "jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; or cancel them: scancel 12 13"),
+             "jobs keep running. Wait for them again: fadeviz sweep --out {out} --executor slurm; or cancel them: "
+             "scancel 12 13"),
             (["--executor", "dask", "--scheduler", "tcp://h:1"], "DaskCluster",
              "stopped. Resume with: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
             (["--jobs", "3"], "LocalProcesses", "stopped. Resume with: fadeviz sweep --out {out}"),
@@ -724,7 +724,7 @@ class TestCommand:
                 report(SweepProgress("nearest-seed0", "queued", 0, 2, float("nan"), {}, "", 0, 3, job))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fadeviz.sweep.run_sweep", stop)
+        monkeypatch.setattr("fadeviz.run_sweep", stop)
         out = tmp_path / "out"
         result = CliRunner().invoke(main, ["sweep", "--upsamplers", "nearest", "--out", str(out), *arguments])
         assert result.exit_code == 130

@@ -38,6 +38,7 @@ from fadeviz.experiment import (
     usable_cores,
 )
 from fadeviz.experiment.checkpoints import Checkpoints
+from fadeviz.experiment.observing import Observer
 from fadeviz.experiment.session import Session
 from fadeviz.experiment.training_run import earlier_threads
 from fadeviz.models import build_network
@@ -405,7 +406,9 @@ class TestSignals:
     def test_what_was_ignored_stays_ignored(self, tmp_path):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
         try:
-            train(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", on_progress=send(signal.SIGHUP, 1))
+            train(
+                dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", on_progress=send(signal.SIGHUP, 1)
+            )
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGHUP, before)
@@ -415,10 +418,10 @@ class TestSignals:
         before = signal.getsignal(signal.SIGINT)
         with ThreadPoolExecutor(1) as pool:
             config = dataclasses.replace(SMALL, steps=1, snapshots="1")
-            found = pool.submit(
-                train, config, tmp_path / "run", report=lambda progress: seen.append(signal.getsignal(signal.SIGINT))
-            )
             seen = []
+            found = pool.submit(
+                train, config, tmp_path / "run", on_progress=lambda _: seen.append(signal.getsignal(signal.SIGINT))
+            )
             assert found.result().info.status == "finished"
         assert seen == [before]
 
@@ -508,16 +511,16 @@ class TestArithmetic:
             seen[what].add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
             return real(*args)
 
-        def look(work, step, real=_Work.look):
+        def observe(observer, step, real=Observer.observe):
             now[0] = "observing"
-            found = real(work, step)
+            snapshots = real(observer, step)
             now[0] = "training"
-            return found
+            return snapshots
 
         monkeypatch.setattr(tasks, "segmentation_loss", loss)  # of tests
         segmentation = dataclasses.replace(tasks.TASKS["segmentation"], loss=loss)
         monkeypatch.setitem(tasks.TASKS, "segmentation", segmentation)
-        monkeypatch.setattr(_Work, "look", look)
+        monkeypatch.setattr(Observer, "observe", observe)
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         finished = train(dataclasses.replace(TINY, tf32=allowed), tmp_path / "run")
         off = {(False, False)}
@@ -554,7 +557,8 @@ class TestArithmetic:
         def backend(graph, inputs):
             return lambda *args: (calls.append(len(args)), graph(*args))[1]
 
-        monkeypatch.setattr("fadeviz.experiment.training_run.compile_forward", partial(compile_forward, backend=backend))
+        forward = partial(compile_forward, backend=backend)
+        monkeypatch.setattr("fadeviz.experiment.training_run.compile_forward", forward)
         compiled = train(dataclasses.replace(TINY, compile="on"), tmp_path / "compiled")
         plain = train(TINY, tmp_path / "plain")
         assert len(calls) == 2  # the training steps
@@ -642,8 +646,9 @@ class TestCheckpointsFromAThread:
 
         monkeypatch.setattr(checkpoint, "_write", full)
         steps = []
+        later = self.later(60.0, lambda progress: steps.append(progress.step))
         with pytest.raises(FadevizError, match="disk full"):
-            train(THREADED, tmp_path / "run", on_progress=self.later(60.0, lambda progress: steps.append(progress.step)))
+            train(THREADED, tmp_path / "run", on_progress=later)
         failed = open_run(tmp_path / "run")
         assert failed.info.status == "failed"
         assert "disk full" in failed.info.message
@@ -656,9 +661,10 @@ class TestCheckpointsFromAThread:
             if progress.step == 5:
                 self.clock[0] += 100
             if progress.step == 7:
+                ended.set()
                 raise SystemExit
 
-        write, slow = checkpoint._write, threading.Event()
+        write, slow, ended = checkpoint._write, threading.Event(), threading.Event()
 
         def delayed(path, state):
             if state["step"] == 6:
@@ -666,8 +672,8 @@ class TestCheckpointsFromAThread:
             write(path, state)
 
         monkeypatch.setattr(checkpoint, "_write", delayed)
-        end = _Work.wait_saved
-        monkeypatch.setattr(_Work, "wait_saved", lambda work: (slow.set() if work.last_step == 7 else None, end(work)))
+        wait = Checkpoints.wait
+        monkeypatch.setattr(Checkpoints, "wait", lambda self: (slow.set() if ended.is_set() else None, wait(self)))
         with pytest.raises(SystemExit):
             train(THREADED, tmp_path / "run", on_progress=report)
         assert final_weights(tmp_path / "run")["step"] == 6
@@ -693,8 +699,8 @@ class TestThreads:
         (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "threads": stored, "processes": 2}))
         seen, notes = [], []
         train(
-            tiny, tmp_path / "run", resume=True, note=notes.append,
-            report=lambda progress: seen.append(torch.get_num_threads()),
+            tiny, tmp_path / "run", resume=True, on_note=notes.append,
+            on_progress=lambda progress: seen.append(torch.get_num_threads()),
         )  # fmt: skip
         assert seen == [used]
         assert torch.get_num_threads() == 1  # the caller's
@@ -754,7 +760,7 @@ def test_a_finished_run_resumed_is_left_alone(whole):
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
-    with pytest.raises(FadevizError, match=r"the loss became (nan|inf) at step \d+. Use a smaller --lr"):
+    with pytest.raises(FadevizError, match=r"the loss became (nan|inf) at step \d+. Use a smaller lr="):
         train(dataclasses.replace(SMALL, lr=1e30, steps=30, snapshots="1:30:1"), tmp_path / "run")
     kept = open_run(tmp_path / "run")
     assert kept.info.status == "failed"
@@ -784,7 +790,9 @@ def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(FadevizError, match="^out of memory. Use a smaller batch_size=..., observe=..., size=... or width=...$"):
+    with pytest.raises(
+        FadevizError, match="^out of memory. Use a smaller batch_size=..., observe=..., size=... or width=...$"
+    ):
         train(SMALL, tmp_path / "run")
 
 
@@ -886,7 +894,7 @@ class TestFolder:
     ("bad", "message"),
     [
         ({"data": "weizman"}, "no data set 'weizman'. Nearest: 'weizmann'"),
-        ({"data": "weizmann"}, "data weizmann needs its folder: --data-dir"),
+        ({"data": "weizmann"}, "data weizmann needs its folder: data_dir="),
         ({"size": 100}, "size is 100; it must be divisible by 32. Nearest: 96"),
         ({"size": 0}, "size is 0; it must be 1 or more"),
         ({"size": 16}, "size is 16; it must be divisible by 32. Nearest: 32"),
@@ -900,7 +908,7 @@ class TestFolder:
         ({"channel_images": -2}, "channel_images is -2; it must be 1 or more"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0; it must be 1 or more"),
         ({"subset": -1}, "subset is -1; it must be 0 or more"),
-        ({"subset": 5}, "subset is 5 of data synthetic: this set is used whole"),
+        ({"subset": 5}, "subset is 5 of data synthetic: this set is only used whole"),
         ({"momentum": -5}, "momentum is -5; it must be 0 or more and below 1"),
         ({"momentum": 1.0}, "momentum is 1.0; it must be 0 or more and below 1"),
         ({"momentum": float("nan")}, "momentum is nan; it must be a finite number"),
@@ -928,7 +936,7 @@ class TestFolder:
         ({"seed": -1}, r"seed is -1; it must be from 0"),
         ({"split_seed": 2**64}, r"split_seed is \d+; it must be from 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
-        ({"data_dir": "/data"}, "data synthetic has no folder, but --data-dir is /data. Add --data weizmann"),
+        ({"data_dir": "/data"}, "data synthetic has no folder, but data_dir is /data. Use data=weizmann"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"compile": "reduce"}, "no compile mode 'reduce'. Nearest: 'reduce-overhead'"),
         ({"tf32": "on"}, "tf32 is 'on'; it must be True or False"),
@@ -976,7 +984,7 @@ def test_no_cuda_is_said():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert choose_device("auto").type == "cpu"
-    with pytest.raises(FadevizError, match="no CUDA device here .* Use --device cpu"):
+    with pytest.raises(FadevizError, match="no CUDA device here .* Use device=cpu"):
         choose_device("cuda")
     with pytest.raises(FadevizError, match="no device 'gpu'"):
         choose_device("gpu")

@@ -253,10 +253,10 @@ def test_the_matting_recipe_slows_the_encoder():
         ({"network": "matting", "data": "weizmann", "data_dir": "x"}, "is for segmentation, but the network is for"),
         ({"data": "mattes", "data_dir": "x"}, "data mattes is for matting, but the network is for segmentation"),
         ({"network": "matting", "data": "mattes"}, "data mattes needs its folder"),
-        ({"network": "matting", "data_dir": "x"}, "Add --data mattes"),
+        ({"network": "matting", "data_dir": "x"}, "Use data=mattes"),
         ({"network": "matting", "flip": True}, "mirrors half of its training images already"),
         ({"network": "matting", "labels": "shuffled"}, "mattes belong to their images"),
-        ({"subset": 5}, "this set is used whole"),
+        ({"subset": 5}, "this set is only used whole"),
         ({"data": "ade20k", "data_dir": "x", "subset": -1}, "it must be 0"),
         ({"network": "matting", "size": 40}, "divisible by 16"),
         ({"network": "matting:channels=3"}, "channels"),
@@ -372,7 +372,7 @@ def test_class_ids_out_of_range_stop_the_run_in_one_line(tmp_path):
 
 def test_test_pictures_smaller_than_the_crop_are_one_line(tmp_path, shared):
     folder = shared / "data" / "alphamatting"
-    with pytest.raises(FadevizError, match=r"smaller than the wanted 1600\. Use a smaller size"):
+    with pytest.raises(FadevizError, match=r"smaller than size=1600\. Use a smaller size"):
         train(short(network="matting", data="mattes", data_dir=str(folder), size=1600), tmp_path / "run")
 
 

@@ -69,8 +69,8 @@ def train(
     Raises:
         FadevizError: if a setting is invalid, the folder is in use or the loss is not finite. What was recorded is
             kept.
-        Interrupted: if a signal, or ``on_progress``, stopped the run: a ``KeyboardInterrupt`` that says at which step, and
-            where ``resume`` continues. Also raised if the signal came after the last step, when the run is finished.
+        Interrupted: if a signal, or ``on_progress``, stopped the run: a ``KeyboardInterrupt`` that says at which step,
+            and where ``resume`` continues. Also if the signal came after the last step, when the run is finished.
     """
     out = Path(out)
     keep_freed_memory()
@@ -115,7 +115,7 @@ def _find_earlier(config: RunConfig, out: Path, resume: bool, overwrite: bool) -
 
 
 def _note_lost_snapshots(run: StoredRun, on_note: Callable[[str], None] | None) -> None:
-    """Note the maps that were lost before the checkpoint that the run was resumed from: resuming does not restore them."""
+    """Note the maps that were lost before the checkpoint of a resumed run: resuming does not restore them."""
     lost = lost_snapshots(run)
     if lost and on_note is not None:
         on_note(f"{run.path}: {lost}")
@@ -260,7 +260,8 @@ def _take_steps(
     for result in fit(
         model, data, task.loss, parts.optimizer, parts.lr_at,
         first_step=first_step, precision=config.precision, scaler=parts.scaler,  # type: ignore[arg-type]
-        processes=processes, loss_weight=task.loss_weight, forward=forward, graph=full if config.compile == "graph" else 0,
+        processes=processes, loss_weight=task.loss_weight, forward=forward,
+        graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         session.on_step_end(result)
         if on_progress is not None and not stop.number:

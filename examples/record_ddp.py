@@ -15,13 +15,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
-from fadeviz.training.batches import to_tensors
+from fadeviz.training.batches import collate_masks
 
 
 class Horses(Dataset):
-    """Drawn horses as tensors, the way a DataLoader wants them."""
+    """Synthetic horses as tensors, for a DataLoader."""
 
     def __init__(self, count: int) -> None:
         self.count, self.drawn = count, SyntheticHorses(64)
@@ -31,7 +29,7 @@ class Horses(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One image and its mask."""
-        images, masks = to_tensors([self.drawn[index]])
+        images, masks = collate_masks([self.drawn[index]])
         return images[0], masks[0]
 
 
@@ -51,7 +49,7 @@ def main(steps: int = 200, out: Path = Path("outputs/ddp")) -> None:
     horses = Horses(256)
     sampler = DistributedSampler(horses, seed=0)  # each process its share of every epoch
     loader = DataLoader(horses, batch_size=4, sampler=sampler)
-    watched = to_tensors([SyntheticHorses(64, stream="test")[i] for i in (1, 2)])
+    watched = collate_masks([SyntheticHorses(64, stream="test")[i] for i in (1, 2)])
 
     recorder = fadeviz.Recorder(
         model, ["4", "5"], [*range(0, steps, 10), steps], out, observe=watched, loss_fn=F.cross_entropy, overwrite=True
@@ -70,7 +68,7 @@ def main(steps: int = 200, out: Path = Path("outputs/ddp")) -> None:
                 break
     recorder.close()
     if first:
-        write_grid([fadeviz.open_run(out)], out / "grid.png", MapSelection(layer="5"))
+        fadeviz.grid(out, out / "grid.png", layer="5")
         print(out / "grid.png")
     distributed.destroy_process_group()
 

@@ -4,7 +4,7 @@ The paper's schedule is 36 snapshots in 3000 steps, one in 83. Blocks of 83 trai
 recorder that has nothing scheduled; with a recorded snapshot before it; with the same maps logged by hand. What the
 snapshot takes is the cost; that the steps after it are not slower is seen by the medians of the blocks.
 
-python examples/recording_cost.py                              # drawn horses
+python examples/recording_cost.py                              # synthetic horses
 python examples/recording_cost.py --data-dir DIR --width 1 --size 224
 """
 
@@ -23,7 +23,7 @@ from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.weizmann_horse import load_weizmann
 from fadeviz.models import build_network
 from fadeviz.storage.snapshots import SnapshotStore
-from fadeviz.training.batches import batches, to_tensors
+from fadeviz.training.batches import batches, collate_masks
 from fadeviz.training.loop import fit, keep_freed_memory
 
 
@@ -95,7 +95,7 @@ def main(steps=83, rounds=5, size=128, width=0.25, upsampler="fade", data_dir=""
         pool, watched = Pool(splits.train), Pool(splits.test, 4).samples
     else:
         pool, watched = Pool(SyntheticHorses(size)), Pool(SyntheticHorses(size, stream="test"), 4).samples
-    images, masks = to_tensors(watched)
+    images, masks = collate_masks(watched)
     training = fit(model, batches(pool, count(1), 4, 0), F.cross_entropy, optimizer, lambda step: 0.01)
 
     with tempfile.TemporaryDirectory(dir=out) as folder:
@@ -181,6 +181,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("steps", 83), ("rounds", 5), ("size", 128), ("width", 0.25), ("upsampler", "fade")):
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    parser.add_argument("--data-dir", default="", help="Weizmann Horse; drawn horses without it")
+    parser.add_argument("--data-dir", default="", help="Weizmann Horse; synthetic horses without it")
     parser.add_argument("--out", help="where to write while measuring: the disk is part of the cost")
     main(**vars(parser.parse_args()))

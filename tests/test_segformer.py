@@ -278,7 +278,7 @@ CONFIG = RunConfig(
 
 def test_stopped_and_resumed_gives_the_same_bytes_in_spite_of_dropout(tmp_path):
     whole = train(CONFIG, tmp_path / "whole")
-    assert whole.info["network_title"] == "SegFormer-B0"
+    assert whole.info.network_title == "SegFormer-B0"
 
     def stop(progress):
         if progress.step == 3:

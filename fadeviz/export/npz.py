@@ -46,7 +46,7 @@ def write_npz(selection: ExportSelection, out: Path, *, overwrite: bool = False)
         _add(archive, "metrics/step", steps)
         for name, values in columns.items():
             _add(archive, f"metrics/{safe_name(name)}", values)
-        _add(archive, "run.json", np.array(json.dumps(selection.run.info, indent=2)))
+        _add(archive, "run.json", np.array(json.dumps(selection.run.info.to_dict(), indent=2)))
     return selection.notes
 
 

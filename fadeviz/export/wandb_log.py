@@ -51,7 +51,9 @@ def write_wandb(selection: ExportSelection, out: Path, *, overwrite: bool = Fals
         lines, cells = _draw_all(selection, Path(scratch))
         run_id = "fadeviz-" + (re.sub(r"[^A-Za-z0-9_-]", "-", selection.run.run_id)[:40] or "run")
         (Path(scratch) / "run.json").write_text(
-            json.dumps({"id": run_id, "name": selection.run.title, "config": selection.run.info, "lines": lines})
+            json.dumps(
+                {"id": run_id, "name": selection.run.title, "config": selection.run.info.to_dict(), "lines": lines}
+            )
         )
         _log(Path(scratch), partial, _SECONDS + 0.1 * sum(len(line["images"]) for line in lines))
         _tidy(partial / "wandb")

@@ -284,7 +284,7 @@ class TestGrid:
             ({"kind": "gradiant"}, "no kind 'gradiant'. Nearest: 'gradient'"),
             ({"steps": [5]}, "has no snapshot of step 5"),
             ({"colormap": "greys"}, "no colour map 'greys'"),
-            ({"columns": 0}, "columns 0: at least 1"),
+            ({"columns": 0}, "columns=0: must be at least 1"),
         ],
     )
     def test_wrong_options(self, run, options, line):

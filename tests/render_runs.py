@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 
@@ -63,17 +64,19 @@ def make_run(
     images[:, 0, 0] = corner
     store.write_observation(images, np.stack([inside, inside]).astype(np.uint8))
     store.write_info(
-        {
-            "status": "finished",
-            "upsampler": upsampler,
-            "title": upsampler.upper(),
-            "network": "segnet",
-            "network_title": "SegNet",
-            "config": {"seed": seed, "data": "drawn"},
-            "layers": {LAYER: [height, width]},
-            "figure_layer": LAYER,
-            "observation": {"names": ["disc_0", "disc_1"]},
-            "parameters": 1234,
-        }
+        RunInfo.from_dict(
+            {
+                "status": "finished",
+                "upsampler": upsampler,
+                "title": upsampler.upper(),
+                "network": "segnet",
+                "network_title": "SegNet",
+                "config": {"seed": seed, "data": "drawn"},
+                "layers": {LAYER: {"size": [height, width]}},
+                "figure_layer": LAYER,
+                "observation": {"names": ["disc_0", "disc_1"]},
+                "parameters": 1234,
+            }
+        )
     )
     return StoredRun(path)

@@ -1,5 +1,6 @@
 """Damaged runs: each fault is named, the rest stays usable, and a repair removes what is broken and nothing else."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -129,7 +130,7 @@ def test_left_overs_and_cut_off_lines(folder):
 def test_what_cannot_be_repaired_is_said(folder):
     (folder / "observation.safetensors").write_bytes(b"")
     info = open_run(folder).info
-    SnapshotStore(folder, "a1b2c3").write_info({**info, "schedule": [*STEPS, 500]})
+    SnapshotStore(folder, "a1b2c3").write_info(dataclasses.replace(info, schedule=(*STEPS, 500)))
     assert [one.file for one in check_run(folder)] == ["observation.safetensors", "snapshots"]
     assert repair_run(folder) == []
     result = CliRunner().invoke(main, ["check", str(folder), "--repair"])
@@ -159,7 +160,7 @@ def complete(folder, run_id="a1b2c3", corner=0):
     """A run with all of its files."""
     make_run(folder, run_id=run_id, corner=corner)
     store = SnapshotStore(folder, run_id)
-    store.write_info({**open_run(folder).info, "schedule": list(STEPS)})
+    store.write_info(dataclasses.replace(open_run(folder).info, schedule=STEPS))
     for step in range(1, 111):
         store.append_metrics({"step": step, "loss": 0.5})
     model = torch.nn.Linear(50, 50)

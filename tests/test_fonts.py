@@ -18,6 +18,7 @@ from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
 from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
 from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
@@ -185,7 +186,7 @@ class TestNamesInFigures:
         for name in HOSTILE:
             run = StoredRun(tmp_path / "r")
             names = {"title": name, "upsampler": "x", "network_title": name, "observation": {"names": [name]}}
-            run.info |= names
+            run.info = RunInfo.from_dict(run.info.to_dict() | names)
             runs.append(run)
         for run in runs:
             texts = [text for text in draw_grid([run]).findobj(Text) if text.get_text()]

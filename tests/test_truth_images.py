@@ -1,5 +1,7 @@
 """The truth in figures: colours of classes, alpha in greys, and the borders that are drawn on the image."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from fadeviz.render.colormap import IGNORED, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import layout_grid, render_grid, write_grid
 from fadeviz.render.labels import outline, truth_image, truth_name, truth_regions
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
@@ -134,7 +137,7 @@ class TestOutline:
         # The mask is of another level on purpose: the matte counts.
         images = np.zeros((*alphas.shape, 3), np.uint8)
         store.write_observation(images, (alphas > 0).astype(np.uint8), (alphas, np.full_like(alphas, 128)))
-        store.write_info({"status": "finished"})
+        store.write_info(RunInfo.from_dict({"status": "finished"}))
         return StoredRun(path)
 
     def test_what_is_ignored_has_no_border_of_its_own(self, tmp_path):
@@ -152,8 +155,8 @@ class TestOutline:
         run = make_run(tmp_path / "r")
         store = SnapshotStore(run.path, run.run_id)
         store.write_observation(np.zeros((*values.shape, 3), np.uint8), values)
-        info = {key: value for key, value in run.info.items() if key not in ("format", "run_id", "crc32")}
-        store.write_info(info | {"classes": 150})
+        info = run.info
+        store.write_info(dataclasses.replace(info, classes=150))
         border = outline(truth_regions(StoredRun(run.path), 0))
         np.testing.assert_array_equal(border, slow_outline(values[0]))
         assert border.any()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
-from ..analysis.statistics import UNITS, Interval
+from ..analysis.statistics import LEAST_PAIRS, UNITS, Interval
 from ..analysis.table import verdicts_by_rule
 from ..analysis.verdicts import is_representative
 from ..render.frames import spread
 from ..render.labels import format_number
 from ..render.panels import shown_distances
 from ..storage.stored_run import StoredRun
-
-LEAST_PAIRS = 6
-"""Of fewer pairs no sign-flip test can fall below p = 0.05."""
 
 MAX_STEPS = 200
 """Most snapshots shown as maps and as points of a curve; the measures use all of them."""
@@ -181,7 +178,7 @@ def caveats(order: LearningOrder) -> list[str]:
     few = sum(test.count < LEAST_PAIRS for one in order.comparisons for test in one.tests.values())
     if few:
         sentences.append(f"Omitted: {_count(few, 'test')} of two operators with fewer than {LEAST_PAIRS} pairs.")
-    modes = {str((run.info.get("observation") or {}).get("mode")) for o in order.operators for run in o.runs}
+    modes = {str(run.info.observation.mode) for o in order.operators for run in o.runs}
     if "eval" in modes:
         sentences.append(
             "BatchNorm's running statistics lag behind the weights in the first tens of steps, which affects the maps."
@@ -227,26 +224,21 @@ def _settings(run: StoredRun) -> dict[str, str]:
     info = run.info
     found: dict[str, Any] = {
         "run": run.run_id,
-        "upsampler": info.get("upsampler"),
-        "network": info.get("network"),
-        "parameters": info.get("parameters"),
-        **{name: value for name, value in _object(info, "config").items() if name not in _PLACES},
-        "weights": info.get("weights"),
-        "observed in mode": _object(info, "observation").get("mode"),
-        "data fingerprint": _object(info, "data").get("fingerprint"),
-        "data images": _object(info, "data").get("count"),
-        "device": info.get("device"),
-        "threads": info.get("threads"),
-        **{f"version of {name}": value for name, value in _object(info, "versions").items()},
-        "status": info.get("status"),
-        **{f"result: {name}": value for name, value in _object(info, "result").items()},
+        "upsampler": info.upsampler,
+        "network": info.network,
+        "parameters": info.parameters,
+        **{name: value for name, value in info.config.items() if name not in _PLACES},
+        "weights": info.weights,
+        "observed in mode": info.observation.mode,
+        "data fingerprint": info.data.get("fingerprint"),
+        "data images": info.data.get("count"),
+        "device": info.device,
+        "threads": info.threads,
+        **{f"version of {name}": value for name, value in info.versions.items()},
+        "status": info.status,
+        **{f"result: {name}": value for name, value in info.result.items()},
     }
     return {plain(name, 60): _value(value) for name, value in found.items() if value not in (None, "")}
-
-
-def _object(info: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = info.get(name)
-    return value if isinstance(value, Mapping) else {}
 
 
 def _value(value: object) -> str:

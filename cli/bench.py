@@ -9,10 +9,10 @@ import click
 
 from fadeviz import plugins
 
+from .arguments import NAMES, Output
 from .installed import InstalledOption
 from .messages import print_notes, print_written
 from .options import DEVICE
-from .runs import NAMES, Output
 
 if TYPE_CHECKING:
     from fadeviz.benchmark import Result
@@ -46,7 +46,9 @@ def bench(
     limit: float | None,
     output: Path | None,
 ) -> None:
-    """Measure what operators, a training step, recording and drawing cost on this machine.
+    """Measure what things cost on this machine.
+
+    These are the operators, a training step, recording and drawing.
 
     Times are medians and quartiles of candidates that take turns; reassembly is compared with its plain form (unfold,
     repeat, einsum) and with what the machine's memory and arithmetic allow. On CUDA kernels are timed by the device's

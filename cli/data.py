@@ -27,7 +27,10 @@ def data() -> None:
 @click.option("--min-speed", type=float, default=1.0, show_default=True, metavar="KB",
               help="Give up below this many kB/s, averaged over a minute; 0: no limit.")  # fmt: skip
 def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: float) -> None:
-    """Download an archive into FOLDER: resume partial downloads, verify the checksum, unpack safely."""
+    """Download an archive and unpack it as FOLDER.
+
+    Resumes partial downloads, verifies the checksum, and unpacks safely.
+    """
     import pooch
 
     import fadeviz
@@ -42,7 +45,7 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 @click.option("--data", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
               help="Which data set it is: weizmann, ade20k, mattes.  [default: the one with its layout]")  # fmt: skip
 def data_check(folder: Path, data: str) -> None:
-    """Read every image of a data set's FOLDER and list what is wrong."""
+    """Read every image in FOLDER and list what is wrong."""
     import fadeviz
 
     checked = fadeviz.check_data(folder, data)

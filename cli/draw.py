@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .arguments import Output
 from .messages import print_written
 from .options import CALL, COLORMAP, KIND, LAYER, RUNS, STEPS
-from .runs import Output
 
 if TYPE_CHECKING:
     from fadeviz.render.selection import MapOptions
@@ -49,7 +49,7 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
 def grid(
     runs: tuple[Path | str, ...], output: Path, colormap: str, scale: int | None, columns: int | None, **maps: Any
 ) -> None:
-    """Draw the frames of one or several runs as a figure (PNG, PDF or SVG)."""
+    """Draw the frames of runs as a figure: PNG, PDF or SVG."""
     import fadeviz
 
     notes = fadeviz.grid(runs, output, colormap=colormap, scale=scale, columns=columns, **_map_options(maps))
@@ -63,7 +63,10 @@ def grid(
 def animate(
     runs: tuple[Path | str, ...], output: Path, colormap: str, scale: int | None, duration_ms: int, **maps: Any
 ) -> None:
-    """Draw one or several runs side by side as an animation (GIF, APNG, WebP or MP4)."""
+    """Draw runs side by side as an animation.
+
+    The file's ending decides: GIF, APNG (.png or .apng), WebP or MP4.
+    """
     import fadeviz
 
     notes = fadeviz.animate(runs, output, colormap=colormap, scale=scale, duration_ms=duration_ms, **_map_options(maps))

@@ -8,10 +8,10 @@ import click
 
 from fadeviz import plugins
 
+from .arguments import NUMBERS, RUN, Output
 from .installed import InstalledOption
 from .messages import print_written
 from .options import STEPS
-from .runs import NUMBERS, RUN, Output
 
 
 class _ExportCommand(click.Command):
@@ -31,7 +31,7 @@ class _ExportCommand(click.Command):
 @click.option("--to", "target", required=True, metavar="TARGET", cls=InstalledOption, group=plugins.EXPORTERS,
               help="What to write, e.g. npz; the targets are listed below.")  # fmt: skip
 @click.option("-o", "--output", type=Output(), required=True, help="The file or the folder to make.")
-@click.option("--layer", "layers", multiple=True, help="This layer alone; may be repeated.  [default: all]")
+@click.option("--layer", "layers", multiple=True, help="Only this layer; may be repeated.  [default: all]")
 @click.option("--kind", "kinds", multiple=True,
               help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
                    "may be repeated.  [default: all]")  # fmt: skip
@@ -41,7 +41,7 @@ class _ExportCommand(click.Command):
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
                    "[default: frame]")  # fmt: skip
 @click.option("--colormap",
-              help="Where maps are drawn: gray, viridis, magma, cividis, or any name matplotlib knows.  "
+              help="Where maps are drawn: gray, viridis, magma, cividis, or any name that matplotlib knows.  "
                    "[default: gray]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export; what no export wrote stays.")
 def export(
@@ -56,7 +56,9 @@ def export(
     colormap: str | None,
     overwrite: bool,
 ) -> None:
-    """Write a stored RUN for another tool: maps, observed images, metrics, settings.
+    """Write a RUN for another tool.
+
+    Exports its maps, observed images, metrics and settings.
 
     \b
     fadeviz export runs/fade --to zarr -o fade.zarr

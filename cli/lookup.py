@@ -10,10 +10,10 @@ import click
 from fadeviz import plugins
 from fadeviz.errors import FadevizError, printable
 
+from .arguments import NAMES, RUN
 from .draw import grid
 from .installed import InstalledOption
 from .messages import in_options, print_notes
-from .runs import NAMES, RUN
 
 
 @click.command()
@@ -23,7 +23,10 @@ from .runs import NAMES, RUN
               help="Networks whose costs are listed: segnet, segformer, matting.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
 def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool) -> None:
-    """List the upsampling operators and what they cost: all, or NAMES with options, e.g. indexnet:kind=m2o."""
+    """List the upsampling operators and what they cost.
+
+    All of them, or NAMES with options, e.g. indexnet:kind=m2o.
+    """
     import fadeviz
 
     table = fadeviz.list_upsamplers(names, networks=() if as_json else networks)
@@ -37,7 +40,10 @@ def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool)
               help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
                    "List: fadeviz upsamplers.")  # fmt: skip
 def layers(network: str, upsampler: str) -> None:
-    """List the layers of NETWORK that can be recorded, e.g. segnet, with the channels and resolution of their maps."""
+    """List the layers of a NETWORK, e.g. segnet.
+
+    Shows the channels and the resolution of their maps, and which are recorded by default.
+    """
     import fadeviz
 
     click.echo(fadeviz.list_layers(network, upsampler))
@@ -46,7 +52,10 @@ def layers(network: str, upsampler: str) -> None:
 @click.command()
 @click.argument("run", type=RUN)
 def info(run: Path | str) -> None:
-    """Show a run's settings, snapshots, result and damage; for a sweep's folder, the status of its runs."""
+    """Show a run's settings, snapshots and result.
+
+    Damaged files are listed on standard error. For a sweep's folder, shows the status of its runs.
+    """
     import fadeviz
 
     if isinstance(run, Path) and (run / "manifest.json").is_file() and not (run / "run.json").exists():
@@ -63,7 +72,10 @@ def info(run: Path | str) -> None:
 @click.argument("run", type=RUN)
 @click.option("--repair", is_flag=True, help="Remove what is broken, and nothing else.")
 def check(run: Path | str, repair: bool) -> None:
-    """Read all of a run and say what is damaged, foreign or left over. Exits with 1 if something is."""
+    """Read all of a run and list what is damaged.
+
+    That includes foreign files and what unfinished writes left over. The exit code is 1 if anything is listed.
+    """
     import fadeviz
 
     notes: list[str] = []

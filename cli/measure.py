@@ -9,9 +9,9 @@ import click
 
 from fadeviz.analysis.measures import PLOTS
 
+from .arguments import Output, is_stdout, write_text
 from .messages import print_notes, print_written
 from .options import CALL, KIND, LAYER, RUNS
-from .runs import Output, is_stdout, write_text
 
 _RESPONSES = click.option(
     "--responses", default="plain", show_default=True,
@@ -49,7 +49,10 @@ def analyze(
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    """Measure what RUNS learn first, outline or interior: a row per operator, with intervals over images and seeds."""
+    """Measure what RUNS learn first, outline or interior.
+
+    Prints a row per operator, with intervals over images and seeds, and the verdicts.
+    """
     import fadeviz
 
     piped = [file for file in (json_file, csv_file) if is_stdout(file)]
@@ -88,7 +91,10 @@ def plot(
     until: str,
     output: str,
 ) -> None:
-    """Plot what was measured of RUNS: distance-time maps, or curves over the training with 95 % intervals."""
+    """Plot what was measured of RUNS.
+
+    Distance-time maps, or curves over the training with 95 % intervals.
+    """
     import fadeviz
 
     written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call, responses=responses, until=until)

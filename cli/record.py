@@ -27,7 +27,9 @@ _DEMO = Path("outputs/demo")
 @SEED
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
-    """Watch FADE and CARAFE learn: train both on synthetic horses, leave figures, a GIF and a summary.
+    """Watch FADE and CARAFE learn.
+
+    Trains both on synthetic horses and writes figures, animations and a summary.
 
     Run again, the command resumes a demo that was interrupted; for a finished one, it only redraws the figures.
     """
@@ -101,8 +103,8 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
             run = fadeviz.open_run(out)  # the signal came after the last step
     if quiet:
         return
-    print_notes(run.info["data"].get("notes", []))
-    click.echo(f"{out}: {len(run.steps)} snapshots; {describe_metrics(run.info.get('result', {}))}")
+    print_notes(run.info.data.notes)
+    click.echo(f"{out}: {len(run.steps)} snapshots; {describe_metrics(run.info.result)}")
     click.echo(f"draw it: fadeviz grid {out} -o {out}/figures/grid.png")
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from .arguments import Output
 from .messages import print_notes
 from .options import CALL, RUNS
-from .runs import Output
 
 
 @click.command()
@@ -37,9 +37,10 @@ def report(
     call: int,
     title: str | None,
 ) -> None:
-    """Write RUNS as one self-contained HTML page: verdict, maps to step through, curves, distance-time maps.
+    """Write RUNS as one self-contained HTML page.
 
-    The page makes no network access: it can be sent by mail.
+    It shows the verdicts, maps to step through, curves and distance-time maps, and makes no network access: it can be
+    sent by mail.
     """
     import fadeviz
 

@@ -9,9 +9,9 @@ import click
 from fadeviz import FadevizError
 from fadeviz.errors import printable
 
+from .arguments import NUMBERS, RUN, Output
 from .messages import in_options, print_notes, print_written
 from .options import DEVICE, RUNS, SIZE, TRIMAPS
-from .runs import NUMBERS, RUN, Output
 
 
 @click.command()
@@ -44,7 +44,9 @@ def compare(
     cell: int | None,
     device: str,
 ) -> None:
-    """Draw what RUNS predict for the same images: image, truth, a column per run with its score, a window enlarged.
+    """Draw what RUNS predict for the same images.
+
+    A row shows the image, the true mask, a column per run with its score, and a window enlarged.
 
     Each --file that cannot be read is left out and listed at the end, with exit code 1.
     """
@@ -76,10 +78,11 @@ def compare(
 def predict(
     run: Path | str, images: tuple[Path, ...], output: Path, trimaps: Path | None, size: int | None, device: str
 ) -> None:
-    """Write the masks, or the mattes, that RUN's last weights predict for IMAGES: files, or folders of them.
+    """Predict masks or mattes of your own images.
 
-    Images that cannot be read are listed at the end, with exit code 1; the others are still written. Orientation tags
-    are applied, and transparent images are composited over white.
+    The last weights of RUN are used. IMAGES are files, or folders of them. Images that cannot be read are listed at
+    the end, with exit code 1; the others are still written. Orientation tags are applied, and transparent images are
+    composited over white.
     """
     import fadeviz
     from fadeviz.prediction.predictor import Prediction, note_not_predicted

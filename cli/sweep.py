@@ -15,6 +15,7 @@ from fadeviz import plugins
 from fadeviz.errors import FadevizError
 
 from .installed import InstalledOption
+from .messages import in_options
 from .training import figures, given, leave_interrupted, training_options
 
 if TYPE_CHECKING:
@@ -33,15 +34,15 @@ EXECUTORS = ("local", "slurm", "dask")
               help="Seeds of weights, data order and shuffled labels: 0:5 is 0,1,2,3,4; or 0,3,7.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's folder; each run's is in it.")
 @click.option("--jobs", type=int,
-              help="Runs at a time. On this machine they share the cores, and are spread over the GPUs.  "
+              help="Number of runs at a time. On this machine they share the cores and are spread over the GPUs.  "
                    "[default: on this machine 1, or 1 for each GPU; all at once with slurm]")  # fmt: skip
 @click.option("--executor", default="local", show_default=True, metavar="local|slurm|dask",
-              help="Where to train: on this machine, as an array of Slurm jobs, or on a Dask cluster that runs "
-                   "already. On a cluster --out must be on a disk that all machines see.")  # fmt: skip
+              help="Where to train: on this machine, as an array of Slurm jobs, or on a running Dask cluster. On a "
+                   "cluster --out must be on a disk that all machines share.")  # fmt: skip
 @click.option("--slurm", "slurm_options", multiple=True, metavar="NAME=VALUE,...",
               help="With --executor slurm: options of sbatch by their long names, for each job, such as "
                    "partition=gpu,time=120 (minutes) and gpus_per_node=1; may be repeated.  "
-                   "[default: time=60; a run that takes longer goes on in another turn]")  # fmt: skip
+                   "[default: time=60; a run that takes longer is continued by another job]")  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", help="With --executor dask: the scheduler, tcp://HOST:8786.")
 @click.option("--dry-run", is_flag=True,
               help="Train and write nothing; print what is missing: a shell command a run, a script for sbatch "
@@ -61,11 +62,12 @@ def sweep(
     dry_run: bool,
     **options: Any,
 ) -> None:
-    """Record every one of several operators with every one of several seeds.
+    """Record several operators with several seeds.
 
-    For one seed all operators see the same images in the same order and begin with the same encoder and decoder.
-    A run that fails stops no other. The same command again does only what is missing: it resumes what was stopped,
-    tries again what failed, and adds what is new; options that are left out are those of the sweep in --out.
+    For one seed all operators see the same images in the same order and begin with the same encoder and decoder
+    weights. A failed run does not stop the others. The same command again trains only what is missing: it resumes what
+    was stopped, tries again what failed, and adds what is new; options that are left out are those of the sweep in
+    --out.
 
     Ctrl-C, SIGTERM and a closed terminal stop runs on this machine or on a Dask cluster: each finishes its step and
     writes a checkpoint. Slurm jobs keep running: the same command waits for them, and submits none twice. The exit code
@@ -78,7 +80,7 @@ def sweep(
       ... --executor dask --scheduler tcp://HOST:8786                                on a Dask cluster
     fadeviz sweep --out runs                                                         what is still missing
     """
-    from fadeviz.sweep import run_sweep
+    import fadeviz
 
     _check_choice(executor, slurm_options, scheduler, jobs)
     plan = _sweep_plan(ctx, out, upsamplers, seeds, options)
@@ -88,14 +90,14 @@ def sweep(
     chosen = _executor(executor, slurm_options, scheduler, jobs)
     with _SweepLines(plan) as lines:
         try:
-            outcomes = run_sweep(plan, out, executor=chosen, report=lines.report)
+            outcomes = fadeviz.run_sweep(plan, out, executor=chosen, report=lines.report)
         except KeyboardInterrupt as error:
             lines.close()
             leave_interrupted(error, "", nothing=_stopped(out, executor, lines.jobs, scheduler))
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     click.echo(f"{out}: {len(outcomes) - len(failed)} of {len(outcomes)} runs finished")
     for outcome in failed:
-        click.echo(f"failed: {outcome.folder}: {outcome.message}", err=True)
+        click.echo(f"failed: {outcome.folder}: {in_options(outcome.message, ctx.command)}", err=True)
     if failed:
         raise click.ClickException(
             f"{len(failed)} of {len(outcomes)} runs failed. Try them again: fadeviz sweep --out {out}; "
@@ -104,7 +106,7 @@ def sweep(
 
 
 def _check_choice(executor: str, slurm_options: tuple[str, ...], scheduler: str | None, jobs: int | None) -> None:
-    """Raise for options that do not go together."""
+    """Raise for options that cannot be combined."""
     if executor not in EXECUTORS:
         raise click.BadParameter(f"{executor!r} is none of {', '.join(EXECUTORS)}", param_hint="--executor")
     if slurm_options and executor != "slurm":
@@ -112,7 +114,9 @@ def _check_choice(executor: str, slurm_options: tuple[str, ...], scheduler: str 
     if scheduler and executor != "dask":
         raise click.UsageError("--scheduler is for --executor dask")
     if executor == "dask" and jobs is not None:
-        raise click.UsageError("--jobs is not for --executor dask: it has as many at a time as the cluster has workers")
+        raise click.UsageError(
+            "--jobs is not for --executor dask: a cluster trains as many at a time as it has workers"
+        )
 
 
 def _executor(name: str, slurm_options: tuple[str, ...], scheduler: str | None, jobs: int | None) -> Executor:
@@ -132,10 +136,10 @@ def _executor(name: str, slurm_options: tuple[str, ...], scheduler: str | None, 
 
 
 def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -> str:
-    """What to say after Ctrl-C or another signal."""
+    """The line to print after Ctrl-C or another signal."""
     if executor == "slurm" and jobs:
         return (
-            f"stopped waiting; the jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; "
+            f"stopped waiting; the jobs keep running. Wait for them again: fadeviz sweep --out {out} --executor slurm; "
             f"or cancel them: scancel {' '.join(jobs)}"
         )
     options = {"dask": f" --executor dask --scheduler {scheduler}", "slurm": " --executor slurm"}
@@ -143,11 +147,11 @@ def _stopped(out: Path, executor: str, jobs: list[str], scheduler: str | None) -
 
 
 def _print_missing(plan: SweepPlan, out: Path, executor: str, slurm_options: tuple[str, ...], jobs: int | None) -> None:
-    """What there is to do, for a shell or a scheduler to do it; on standard error, how much that is."""
+    """Print what is missing, for a shell or a scheduler to do it; on standard error, how much that is."""
     from fadeviz.sweep import unfinished_trials
     from fadeviz.sweep.slurm import batch_script, parse_options
 
-    given_to_sbatch = parse_options(slurm_options)
+    sbatch_options = parse_options(slurm_options)
     tasks = unfinished_trials(plan, out)
     click.echo(f"{len(tasks)} of {len(plan.trials)} runs are missing in {out}; nothing was written", err=True)
     if not tasks:
@@ -158,17 +162,17 @@ def _print_missing(plan: SweepPlan, out: Path, executor: str, slurm_options: tup
         return
     commands = [shlex.join(["fadeviz", *record_arguments(task.config, task.folder)]) for task in tasks]
     if executor == "slurm":
-        click.echo(batch_script(commands, given_to_sbatch, jobs), nl=False)
+        click.echo(batch_script(commands, sbatch_options, jobs), nl=False)
         return
     for command in commands:
         click.echo(command)
 
 
 def record_arguments(config: RunConfig, out: Path) -> list[str]:
-    """The arguments of ``fadeviz`` that train this run in ``out``, or go on with it: what is not a default is named.
+    """The arguments of ``fadeviz`` that train this run in ``out``, or continue it; defaults are left out.
 
     Raises:
-        FadevizError: settings that only a program can give.
+        FadevizError: if a setting has no option on the command line.
     """
     from fadeviz.experiment import RunConfig
 
@@ -217,21 +221,21 @@ def _sweep_plan(
 
 
 def _operators(text: str) -> list[str]:
-    """The operators that ``--upsamplers`` names; ``all`` stands for every one."""
+    """The operators in ``--upsamplers``; ``all`` stands for every one."""
     from fadeviz.upsamplers import all_upsamplers, split_upsamplers
 
     return [name for part in split_upsamplers(text) for name in (all_upsamplers() if part == "all" else [part])]
 
 
 class _SweepLines:
-    """One line a run on standard error: on a terminal a living bar, in a log a line a minute; then how it ended."""
+    """One line per run on standard error: a progress bar on a terminal, a line per minute in a log; then its end."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._width = max(len(trial.name) for trial in plan.trials)
         self._bars: dict[str, Any] = {}
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         self.jobs: list[str] = []
-        """The scheduler's numbers of the arrays that were seen."""
+        """The scheduler's ids of the job arrays."""
 
     def __enter__(self) -> _SweepLines:
         return self
@@ -272,8 +276,8 @@ class _SweepLines:
 
     def _log(self, progress: SweepProgress) -> None:
         now = time.monotonic()
-        if now - self._said.setdefault(progress.name, now) >= 60:
-            self._said[progress.name] = now
+        if now - self._logged_at.setdefault(progress.name, now) >= 60:
+            self._logged_at[progress.name] = now
             self._line(progress, {})
 
     def _line(self, progress: SweepProgress, words: dict[str, str]) -> None:
@@ -282,8 +286,8 @@ class _SweepLines:
         width = len(str(progress.runs))
         shown = " ".join(f"{name} {value}" for name, value in figures(progress).items())
         steps = f"{progress.step:>{len(str(progress.steps))}}/{progress.steps}"
-        said = [f"[{progress.ended:{width}}/{progress.runs}] {progress.name:{self._width}}  {steps}", shown]
-        tqdm.write("  ".join(part for part in [*said, words.get(progress.status, "")] if part), file=sys.stderr)
+        line = [f"[{progress.ended:{width}}/{progress.runs}] {progress.name:{self._width}}  {steps}", shown]
+        tqdm.write("  ".join(part for part in [*line, words.get(progress.status, "")] if part), file=sys.stderr)
 
 
 __all__ = ["sweep"]

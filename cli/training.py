@@ -127,18 +127,18 @@ def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 def figures(progress: Progress | SweepProgress) -> dict[str, str]:
     """What a line or a bar shows of a training: its loss, if there is one, and the headline of the latest test."""
-    from fadeviz.storage.metrics import FIGURES, headline
+    from fadeviz.storage.metrics import METRICS, headline
 
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
     name = headline(progress.metrics)
-    return loss | ({FIGURES[name].title: FIGURES[name].text(progress.metrics[name])} if name is not None else {})
+    return loss | ({METRICS[name].title: METRICS[name].text(progress.metrics[name])} if name is not None else {})
 
 
 def describe_metrics(result: Mapping[str, float]) -> str:
     """The metrics of a finished run, in one line."""
-    from fadeviz.storage.metrics import FIGURES
+    from fadeviz.storage.metrics import METRICS
 
-    return ", ".join(f"{n} {FIGURES[n].text(v) if n in FIGURES else f'{v:.3f}'}" for n, v in result.items())
+    return ", ".join(f"{n} {METRICS[n].text(v) if n in METRICS else f'{v:.3f}'}" for n, v in result.items())
 
 
 def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = False, nothing: str = "") -> NoReturn:

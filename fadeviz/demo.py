@@ -95,7 +95,7 @@ def _begun(folder: Path, config: RunConfig, overwrite: bool) -> bool:
     """Whether the folder already holds this run, complete or not; raises if it holds something else."""
     begun = not overwrite and (folder / "run.json").exists()
     check_folder(folder, resume=begun, overwrite=overwrite)
-    differs = differing_settings(open_run(folder).info.get("config", {}), config) if begun else ""
+    differs = differing_settings(open_run(folder).info.config, config) if begun else ""
     if differs:
         raise FadevizError(
             f"{folder} holds a run with other settings: {differs}. Replace the demo with overwrite=True, or "
@@ -128,16 +128,16 @@ def _summary(runs: list[Run], out: Path) -> str:
         "| --- | ---: | ---: | ---: | ---: |",
     ]
     for run in runs:
-        result = run.info["result"]
+        result = run.info.result
         lines.append(
-            f"| {run.name} | {run.info['parameters']:,} | {result['miou']:.3f} | {result['boundary_iou']:.3f} "
+            f"| {run.name} | {run.info.parameters:,} | {result['miou']:.3f} | {result['boundary_iou']:.3f} "
             f"| {len(run.steps)} |"
         )
-    config, figures = runs[0].info["config"], out / "figures"
+    config, figures = runs[0].info.config, out / "figures"
     lines += [
         "",
         f"SegNet at width {config['width']}, {config['size']}x{config['size']}, {config['steps']} steps, synthetic "
-        f"horses, seed {config['seed']}, {runs[0].info['device']}. Tested on 64 other images.",
+        f"horses, seed {config['seed']}, {runs[0].info.device}. Tested on 64 other images.",
         "",
         f"- {figures}/features.gif: channel-averaged upsampled features during training; open this first",
         f"- {figures}/features_viridis.gif: the same with one range per run, so that brightness compares over time",

@@ -31,6 +31,7 @@ from .ops.reassemble import choose_backend
 from .recording.probe import MODES, Probe
 from .run import Run, open_run
 from .storage.files import only_writer
+from .storage.info import ObservationInfo, RunInfo, StoredConfig, StoredData
 from .storage.schedule import Schedule, log_spaced, parse_schedule
 from .storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from .storage.stored_run import StoredRun, lost_snapshots
@@ -332,7 +333,7 @@ def train(
     with process_group(device) as processes:
         with processes.all_or_raise():  # before the first process changes anything, all have seen that there is work
             before = _before(config, out, resume, overwrite)
-        if before is not None and before.info.get("status") == "finished":
+        if before is not None and before.info.status == "finished":
             _tell_lost(before, note if processes.is_rank_zero else None)
             return open_run(out)
         with contextlib.ExitStack() as stack:
@@ -376,7 +377,7 @@ def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> Stor
     if not resume:
         return None
     before = open_run(out)
-    differs = differing_settings(before.info.get("config", {}), config)
+    differs = differing_settings(before.info.config, config)
     if differs:
         raise FadevizError(f"{out} was recorded with other settings: {differs}. Use --overwrite")
     return before
@@ -557,33 +558,33 @@ class _Work:
         self.untrained: list[Snapshot] = []
         self._opened, self._notes = False, list(notes)
         self._start_clocks()
-        self.info: dict[str, Any] = {
-            "upsampler": config.upsampler,
-            "title": find_upsampler(parse_upsampler(config.upsampler)[0]).title,
-            "network": config.network,
-            "network_title": model.title,
-            "task": model.task,
-            **({"classes": splits.classes} if self.task.has_classes else {}),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "weights": weights,
-            "config": dataclasses.asdict(config),
-            "schedule": list(self.schedule),
-            "kinds": list(self.probe.kinds),
-            "figure_layer": model.figure_layer,
-            "observation": {
-                "names": [s.name for s in self.samples],
-                "indices": observed,
-                "mode": config.observe_mode,
-                **({"foreground": [find_object(s.mask) for s in self.samples]} if splits.classes > 2 else {}),
-            },
-            "device": _device_name(device),
-            "optimizer": type(self.optimizer).__name__ + " (fused)" * bool(self.optimizer.defaults.get("fused")),
-            "threads": torch.get_num_threads(),
-            **({"processes": processes.world_size} if processes.world_size > 1 else {}),
-            "reassembly": choose_backend(self.inputs, kernel_size=5, scale_factor=2),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            "data": dict(splits.info),
-        }
+        self.info = RunInfo(
+            upsampler=config.upsampler,
+            title=find_upsampler(parse_upsampler(config.upsampler)[0]).title,
+            network=config.network,
+            network_title=model.title,
+            task=model.task,
+            classes=splits.classes if self.task.has_classes else None,
+            parameters=sum(p.numel() for p in model.parameters()),
+            weights=weights,
+            config=StoredConfig(dataclasses.asdict(config)),
+            schedule=tuple(self.schedule),
+            kinds=tuple(self.probe.kinds),
+            figure_layer=model.figure_layer,
+            observation=ObservationInfo(
+                names=tuple(s.name for s in self.samples),
+                indices=tuple(observed),
+                mode=config.observe_mode,
+                foreground=tuple(find_object(s.mask) for s in self.samples) if splits.classes > 2 else None,
+            ),
+            device=_device_name(device),
+            optimizer=type(self.optimizer).__name__ + " (fused)" * bool(self.optimizer.defaults.get("fused")),
+            threads=torch.get_num_threads(),
+            processes=processes.world_size if processes.world_size > 1 else None,
+            reassembly=choose_backend(self.inputs, kernel_size=5, scale_factor=2),
+            versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            data=StoredData(splits.info),
+        )
 
     @property
     def checkpoint(self) -> Path:
@@ -601,7 +602,7 @@ class _Work:
             return 0
         if overwrite:
             remove_run(self.out)
-        self.info["layers"] = layer_sizes(self.untrained)
+        self.info = dataclasses.replace(self.info, layers=layer_sizes(self.untrained))
         self.store = SnapshotStore(self.out, self.run_id)
         self.store.forget_after(-1)
         self._write_info("running")
@@ -638,9 +639,8 @@ class _Work:
         if not self.processes.is_rank_zero:
             return self.last_step
         # What does not stand in this process's own settings was so of an earlier one: how many they were, its notes.
-        kept = {name: value for name, value in before.info.items() if name not in _OF_A_PROCESS}
-        self.info = {**kept, **self.info}
-        self.seconds.update(before.info.get("seconds", {}))
+        self.info = self.info.over(before.info, without=_OF_A_PROCESS)
+        self.seconds.update(before.info.seconds)
         self.store = SnapshotStore(self.out, self.run_id)
         # What the checkpoint does not know is recorded again, to the same bytes.
         self.store.forget_after(self.last_step)
@@ -733,9 +733,17 @@ class _Work:
             self._write_info(status, message)
 
     def _write_info(self, status: str, message: str = "") -> None:
-        how = {"status": status, "message": message, "last_step": self.last_step, "seconds": self.seconds}
-        notes = {"notes": self.notes} if self.notes else {}
-        self.store.write_info({**self.info, **notes, **how, "result": self.metrics})
+        self.store.write_info(
+            dataclasses.replace(
+                self.info,
+                notes=tuple(self.notes),
+                status=status,
+                message=message,
+                last_step=self.last_step,
+                seconds=self.seconds,
+                result=self.metrics,
+            )
+        )
 
     def _start_clocks(self) -> None:
         self._clock, self._saved_at = time.perf_counter(), time.monotonic()
@@ -765,7 +773,7 @@ def read_config(path: str | Path) -> RunConfig:
     Raises:
         FadevizError: no run there, or settings this version does not know.
     """
-    return config_from(open_run(path).info.get("config", {}), f"{path}/run.json", "Record again with --overwrite")
+    return config_from(open_run(path).info.config, f"{path}/run.json", "Record again with --overwrite")
 
 
 def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig:
@@ -810,8 +818,8 @@ def _threads_as_before(before: StoredRun | None) -> Iterator[list[str]]:
     """
     own, notes = torch.get_num_threads(), []
     try:
-        stored = None if before is None else before.info.get("threads")
-        if type(stored) is int and stored >= 1:
+        stored = None if before is None else before.info.threads
+        if stored is not None:
             cores = max(1, usable_cores() // local_world_size())
             torch.set_num_threads(min(stored, cores))
             if stored > cores:

@@ -222,7 +222,7 @@ def _remedy(analysis: Analysis, what: str) -> str:
     """What to do if no run has what a plot shows; it depends on whether a command or a user's own loop recorded it."""
     order = analysis.order
     run = order.operators[0].runs[0]
-    by_command = "upsampler" in (run.info.get("config") or {})
+    by_command = "upsampler" in run.info.config
     if what == "quality" and by_command:
         return (
             f"{run.address}/metrics.jsonl has no test up to step {order.steps[-1]}: "

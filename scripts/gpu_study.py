@@ -297,11 +297,13 @@ ABOUT = (
 
 def summary(name: str, folder: Path, bits: int) -> dict[str, Any]:
     """A line of the table."""
-    info = json.loads((folder / "run.json").read_text())
-    rounded = {key: round(value, 4) for key, value in {**info.get("result", {})}.items()}
-    spent = {key: round(value, 1) for key, value in info.get("seconds", {}).items()}
-    told = {key: info.get(key) for key in ("status", "last_step", "message", "device", "versions", "parameters")}
-    return {"name": name, **told, **rounded, **spent, "bits": bits}
+    from fadeviz.storage.info import read_info
+
+    info = read_info(folder, str(folder))
+    rounded = {key: round(value, 4) for key, value in info.result.items()}
+    spent = {key: round(value, 1) for key, value in info.seconds.items()}
+    names = ("status", "last_step", "message", "device", "versions", "parameters")
+    return {"name": name, **{key: getattr(info, key) for key in names}, **rounded, **spent, "bits": bits}
 
 
 def packed(folder: Path, bits: int) -> bytes:
@@ -381,12 +383,13 @@ def unpack(options: argparse.Namespace) -> int:
 
 def unpack_run(data: bytes, folder: Path) -> None:
     """Write one run's folder, replacing what an earlier call left."""
+    from fadeviz.storage.info import RunInfo
     from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
     shutil.rmtree(folder, ignore_errors=True)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        info = json.loads(archive.read("run.json"))
-        store = SnapshotStore(folder, info["run_id"])
+        info = RunInfo.from_json(archive.read("run.json"), str(folder))
+        store = SnapshotStore(folder, info.run_id)
         steps: dict[int, list[Snapshot]] = {}
         bits = 32
         for name in archive.namelist():
@@ -402,8 +405,7 @@ def unpack_run(data: bytes, folder: Path) -> None:
             if name in archive.namelist():
                 (folder / name).write_bytes(archive.read(name))
     note = f"the maps were packed in {bits} bits, from the least to the largest value of each"
-    told = {key: value for key, value in info.items() if key not in ("format", "run_id", "crc32", "writer")}
-    store.write_info({**told, "notes": [*info.get("notes", []), note]})
+    store.write_info(dataclasses.replace(info, notes=(*info.notes, note)))
 
 
 def main() -> None:

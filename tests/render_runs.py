@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 
@@ -25,7 +26,7 @@ def make_run(
     size=(24, 32),
     steps=STEPS,
     maps=None,
-    picture=0,
+    corner=0,
     outline_first=True,
     channels=6,
     calls=1,
@@ -60,20 +61,22 @@ def make_run(
     images = np.full((2, height * 2, width * 2, 3), 90, np.uint8)
     inside = disc(height * 2, width * 2) < 0
     images[:, inside] = (150, 90, 40)
-    images[:, 0, 0] = picture
+    images[:, 0, 0] = corner
     store.write_observation(images, np.stack([inside, inside]).astype(np.uint8))
     store.write_info(
-        {
-            "status": "finished",
-            "upsampler": upsampler,
-            "title": upsampler.upper(),
-            "network": "segnet",
-            "network_title": "SegNet",
-            "config": {"seed": seed, "data": "drawn"},
-            "layers": {LAYER: [height, width]},
-            "figure_layer": LAYER,
-            "observation": {"names": ["disc_0", "disc_1"]},
-            "parameters": 1234,
-        }
+        RunInfo.from_dict(
+            {
+                "status": "finished",
+                "upsampler": upsampler,
+                "title": upsampler.upper(),
+                "network": "segnet",
+                "network_title": "SegNet",
+                "config": {"seed": seed, "data": "drawn"},
+                "layers": {LAYER: {"size": [height, width]}},
+                "figure_layer": LAYER,
+                "observation": {"names": ["disc_0", "disc_1"]},
+                "parameters": 1234,
+            }
+        )
     )
     return StoredRun(path)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import LAYER, disc, make_run
@@ -19,7 +20,7 @@ __all__ = ["CHOSEN", "ERRORS", "LAYER", "NAMES", "make_class_run", "make_matting
 def _change(run, truth, metrics, **info):
     store = SnapshotStore(run.path, run.run_id)
     store.write_observation(run.observation[0], *truth)
-    store.write_info({key: value for key, value in run.info.items() if key not in ("format", "run_id")} | info)
+    store.write_info(RunInfo.from_dict(run.info.to_dict() | info))
     for line in metrics:
         store.append_metrics(line)
     return StoredRun(run.path)
@@ -53,7 +54,7 @@ def make_class_run(path, *, chosen=CHOSEN, names=NAMES, **options):
         {"step": 50, "loss": 0.5, "test_loss": 2.0, "miou": 0.125, "accuracy": 0.5},
         {"step": 110, "loss": 0.3, "test_loss": 1.0, "miou": 0.25, "accuracy": 0.625},
     ]
-    observation = {**run.info["observation"], "foreground": chosen}
+    observation = {"names": list(run.info.observation.names), "foreground": chosen}
     return _change(
         run, (np.stack([mask, mask]),), metrics,
         task="segmentation", classes=len(NAMES), data={"name": "ade20k", "classes": names}, observation=observation,

@@ -15,7 +15,8 @@ from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.spectrum import radial_centroid
 from fadeviz.analysis.table import curve_rows, summary_rows
 from fadeviz.analysis.text import describe
-from fadeviz.storage.metrics import TESTS
+from fadeviz.storage.info import RunInfo, StoredConfig
+from fadeviz.storage.metrics import TASK_METRICS
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
 STEPS = ALL_STEPS[::2]
@@ -52,7 +53,7 @@ def write_run(path, seed=0, parts=True, tests=True, kept=2):
             ]
         store.write(step, made)
     store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack(MASKS))
-    store.write_info({"upsampler": "fade", "title": "FADE", "config": {"seed": seed}, "figure_layer": LAYER})
+    store.write_info(RunInfo(upsampler="fade", title="FADE", config=StoredConfig({"seed": seed}), figure_layer=LAYER))
     for step in range(1, STEPS[-1] + 1):
         line = {"step": step, "loss": 1.0}
         if tests and step % 50 == 0:
@@ -73,7 +74,8 @@ def curves(order):
 
 
 def test_all_measures_in_their_order_with_what_they_are(curves):
-    assert list(curves) == [name for name in MEASURES if name not in ("boundary_iou_fine", *TESTS["matting"].figures)]
+    others = ("boundary_iou_fine", *TASK_METRICS["matting"].metrics)
+    assert list(curves) == [name for name in MEASURES if name not in others]
     assert {measure.group for measure in MEASURES.values()} == set(GROUPS)
     for name, curve in curves.items():
         assert curve.measure == name
@@ -210,7 +212,7 @@ def test_the_table_shows_a_lattice_that_drifts(tmp_path, height, low, high):
         frames = np.stack([(1 + step / STEPS[-1]) * np.roll(blob, shift, 1) + lattice for shift in (0, 3, 6)])
         store.write(step, [Snapshot(step, LAYER, 0, "feature", frames.astype(np.float32))])
     store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack(MASKS))
-    store.write_info({"upsampler": "carafe", "title": "CARAFE", "config": {"seed": 0}, "figure_layer": LAYER})
+    store.write_info(RunInfo(upsampler="carafe", title="CARAFE", config=StoredConfig({"seed": 0}), figure_layer=LAYER))
     order = learning_order([open_run(tmp_path)])
     (row,) = rows = Analysis(order).table
     assert low < row["checkerboard_at_end"] <= high

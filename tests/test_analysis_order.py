@@ -17,8 +17,9 @@ from fadeviz.analysis.responses import edge_response, measure_responses
 from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.statistics import Interval, bootstrap_interval, paired_test
 from fadeviz.analysis.verdicts import VERDICTS, verdict
+from fadeviz.storage.info import RunInfo
+from fadeviz.storage.snapshot_files import SnapshotFiles
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.storage.stored_run import StoredRun
 
 STEPS = ALL_STEPS[::2]
 LAYER = "decoder.3.upsample"
@@ -39,14 +40,16 @@ def make_run(path, kind, *, upsampler="fade", seed=0, steps=STEPS, picture=90, s
 
     store.write_observation(np.full((IMAGES, 48, 48, 3), picture, np.uint8), np.stack([mask()] * IMAGES))
     store.write_info(
-        {
-            "upsampler": upsampler,
-            "title": upsampler.upper(),
-            "config": {"upsampler": upsampler, "seed": seed, "lr": 0.01, "snapshots": str(path), **(config or {})},
-            "layers": {LAYER: [48, 48]},
-            "figure_layer": LAYER,
-            "observation": {"names": ["disc_a", "disc_b"]},
-        }
+        RunInfo.from_dict(
+            {
+                "upsampler": upsampler,
+                "title": upsampler.upper(),
+                "config": {"upsampler": upsampler, "seed": seed, "lr": 0.01, "snapshots": str(path), **(config or {})},
+                "layers": {LAYER: {"size": [48, 48]}},
+                "figure_layer": LAYER,
+                "observation": {"names": ["disc_a", "disc_b"]},
+            }
+        )
     )
     return open_run(path)
 
@@ -87,7 +90,7 @@ def test_everything_is_what_the_parts_say(runs, found):
     fade = found.operators[0]
     regions = [build_regions(mask(), (48, 48))] * IMAGES
     run = fade.runs[1]
-    assert run.info["config"]["seed"] == 1
+    assert run.info.config["seed"] == 1
     maps = run.maps(LAYER)
     alone_found = measure_responses(maps, regions, distance_bins(regions))
     assert np.array_equal(fade.edge[1], alone_found.edge)
@@ -178,7 +181,9 @@ def test_each_snapshot_is_opened_a_few_times(tmp_path, monkeypatch):
     run = make_run(tmp_path / "r", "inward")
     opened = []
     monkeypatch.setattr(
-        StoredRun, "_open", lambda run, step, *what, was=StoredRun._open: opened.append(step) or was(run, step, *what)
+        SnapshotFiles,
+        "open_map",
+        lambda files, step, *what, was=SnapshotFiles.open_map: opened.append(step) or was(files, step, *what),
     )
     order = learning_order([run])
     _ = Analysis(order).table
@@ -307,12 +312,12 @@ def test_runs_in_folders_of_one_name_are_told_apart_by_their_paths(tmp_path):
         for path, kind, seed in runs:
             run = make_run(tmp_path / path, kind, seed=0)
             info = {
-                **run.info,
+                **run.info.to_dict(),
                 "upsampler": upsampler,
                 "title": upsampler,
                 "config": {} if seed is None else {"seed": seed},
             }
-            SnapshotStore(run.path, run.run_id).write_info(info)
+            SnapshotStore(run.path, run.run_id).write_info(RunInfo.from_dict(info))
             made.append(open_run(run.path))
         found = learning_order(made)
         return [(one.name, one.title, one.seeds, one.runs) for one in found.operators], made
@@ -347,7 +352,7 @@ def test_a_blob_in_the_middle_of_every_map_is_no_knowledge_of_the_object(tmp_pat
         for index, step in enumerate(STEPS):
             store.write(step, [Snapshot(step, LAYER, 0, "feature", maps[index])])
         store.write_observation(np.zeros((4, 48, 48, 3), np.uint8), masks)
-        store.write_info({"upsampler": name, "config": {"seed": 0}})
+        store.write_info(RunInfo.from_dict({"upsampler": name, "config": {"seed": 0}}))
         for kind in RESPONSES:
             found[name, kind] = learning_order([open_run(tmp_path / name)], responses=kind).operators[0]
     states = {key: {times.state for times in one.interior_times[0]} for key, one in found.items()}

@@ -21,6 +21,7 @@ from fadeviz.analysis.splices import find_splice, foreign_spans, is_spliced
 from fadeviz.errors import FadevizError
 from fadeviz.render.colormap import to_indices
 from fadeviz.render.normalize import find_limits, normalize
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 
@@ -299,7 +300,7 @@ def test_what_frames_alone_cannot_tell():
 
 def write_run(path, maps, run_id="aaa"):
     store = SnapshotStore(path, run_id)
-    store.write_info({"upsampler": "fade"})
+    store.write_info(RunInfo.from_dict({"upsampler": "fade"}))
     for step, values in zip(range(0, 100 * len(maps), 100), maps, strict=True):
         store.write(step, [Snapshot(step, "decoder.1.upsample", 0, "feature", values)])
 

@@ -1,5 +1,6 @@
 """Damaged runs: each fault is named, the rest stays usable, and a repair removes what is broken and nothing else."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,10 +128,25 @@ def test_left_overs_and_cut_off_lines(folder):
     assert check_run(folder) == []
 
 
+def test_a_file_that_cannot_be_removed_is_named(folder, monkeypatch):
+    truncate(folder / STEP)
+    before = digest(folder)
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(FadevizError, match=rf"^cannot remove .*{STEP}: Permission denied\. Remove it by hand$"):
+            repair_run(folder)
+    assert digest(folder) == before
+    assert [fault.file for fault in repair_run(folder)] == [STEP]
+
+
 def test_what_cannot_be_repaired_is_said(folder):
     (folder / "observation.safetensors").write_bytes(b"")
     info = open_run(folder).info
-    SnapshotStore(folder, "a1b2c3").write_info({**info, "schedule": [*STEPS, 500]})
+    SnapshotStore(folder, "a1b2c3").write_info(dataclasses.replace(info, schedule=(*STEPS, 500)))
     assert [one.file for one in check_run(folder)] == ["observation.safetensors", "snapshots"]
     assert repair_run(folder) == []
     result = CliRunner().invoke(main, ["check", str(folder), "--repair"])
@@ -155,11 +172,11 @@ CHECKPOINT = "checkpoints/last.pt"
 FILES = [STEP, "observation.safetensors", "metrics.jsonl", "run.json", CHECKPOINT]
 
 
-def complete(folder, run_id="a1b2c3", picture=0):
+def complete(folder, run_id="a1b2c3", corner=0):
     """A run with all of its files."""
-    make_run(folder, run_id=run_id, picture=picture)
+    make_run(folder, run_id=run_id, corner=corner)
     store = SnapshotStore(folder, run_id)
-    store.write_info({**open_run(folder).info, "schedule": list(STEPS)})
+    store.write_info(dataclasses.replace(open_run(folder).info, schedule=STEPS))
     for step in range(1, 111):
         store.append_metrics({"step": step, "loss": 0.5})
     model = torch.nn.Linear(50, 50)
@@ -180,7 +197,7 @@ def a_folder(file):
 
 def another_runs(file):
     folder = file.parents[1] if file.parent.name in ("snapshots", "checkpoints") else file.parent
-    other = complete(folder.parent / "other", run_id="0badcafe", picture=7)
+    other = complete(folder.parent / "other", run_id="0badcafe", corner=7)
     shutil.copy(other / file.relative_to(folder), file)
 
 

@@ -18,6 +18,7 @@ from fadeviz_cli.main import main
 from fadeviz import open_run
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, _Work
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.upsamplers import UPSAMPLERS
 from render_runs import make_run
@@ -103,8 +104,8 @@ class TestRecord:
     def test_happy_path(self, runs):
         run = open_run(runs / "fade")
         assert run.steps == (0, 1, 2, 3)
-        assert run.info["status"] == "finished"
-        assert run.info["config"]["upsampler"] == "fade"
+        assert run.info.status == "finished"
+        assert run.info.config["upsampler"] == "fade"
         assert "gate" in run.layers["decoder.3.upsample"]
 
     def test_resume_needs_no_other_option(self, runs):
@@ -127,7 +128,7 @@ class TestRecord:
         assert result.exit_code == 130
         resume = f"fadeviz record --resume --out {tmp_path / 'run'}"
         assert result.stderr.splitlines() == [f"interrupted at step 1 of 3; {resume} continues at step 2"]
-        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert open_run(tmp_path / "run").info.status == "interrupted"
 
     @pytest.mark.parametrize(
         ("code", "message", "args"),
@@ -337,7 +338,9 @@ class TestLookingUp:
     def test_info_of_a_run_without_a_network(self, tmp_path):
         run = make_run(tmp_path / "run")
         info = json.loads((run.path / "run.json").read_text())
-        SnapshotStore(run.path, run.run_id).write_info({k: v for k, v in info.items() if k != "network"})
+        SnapshotStore(run.path, run.run_id).write_info(
+            RunInfo.from_dict({k: v for k, v in info.items() if k != "network"})
+        )
         assert call("info", run.path).output.startswith(f"{run.path}: fade, run a1b2c3\n")
 
     def test_info_names_what_is_broken(self, tmp_path):

@@ -159,6 +159,11 @@ def test_the_same_option_has_the_same_sentence():
     assert several == set(HELP_DIFFERS)
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_shows_whole_sentences(name):
+    assert not COMMANDS[name].get_short_help_str(60).endswith("...")
+
+
 def test_the_maps_to_draw_are_the_selections_fields():
     fields = {field.name for field in dataclasses.fields(MapSelection)}
     for name in ("grid", "animate"):

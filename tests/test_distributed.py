@@ -112,8 +112,8 @@ def test_the_first_of_two_processes_records_and_one_alone_can_go_on(tmp_path):
     a, b = fadeviz.open_run(one), fadeviz.open_run(two)
     assert b.run_id == a.run_id
     assert b.steps == a.steps == (0, 2, 3, 4)
-    assert b.info["processes"] == 2
-    assert b.info["status"] == "finished"
+    assert b.info.processes == 2
+    assert b.info.status == "finished"
     for name in ("observation.safetensors", "snapshots/step_000000.safetensors"):
         assert (two / name).read_bytes() == (one / name).read_bytes()  # the same images, the same untrained maps
     assert [line["step"] for line in b.metrics()] == [1, 2, 3, 4]
@@ -129,7 +129,7 @@ def test_the_first_of_two_processes_records_and_one_alone_can_go_on(tmp_path):
         [sys.executable, "-m", "fadeviz_cli.main", "record", "--resume", "--out", str(two)],
         check=True, env=ENVIRONMENT, timeout=240,
     )  # fmt: skip
-    assert fadeviz.open_run(two).info["status"] == "finished"
+    assert fadeviz.open_run(two).info.status == "finished"
 
 
 FAIL = """
@@ -156,7 +156,7 @@ def test_a_process_that_fails_ends_the_others_in_words(tmp_path, failing):
     said = torchrun(str(script), str(failing), str(tmp_path / "run")).stdout.splitlines()
     assert f"{failing} says: the disk burns" in said
     assert any(line.startswith(f"{1 - failing} says: another process of this training has exited") for line in said)
-    assert fadeviz.open_run(tmp_path / "run").info["status"] == "failed"
+    assert fadeviz.open_run(tmp_path / "run").info.status == "failed"
 
 
 STOP = """
@@ -182,13 +182,13 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     said = torchrun(str(script), str(tmp_path / "run")).stdout.splitlines()
     assert sorted(said) == ["0 15 2 2", "1 15 2 2"]
     stopped = fadeviz.open_run(tmp_path / "run").info
-    assert (stopped["status"], stopped["last_step"], stopped["processes"]) == ("interrupted", 2, 2)
+    assert (stopped.status, stopped.last_step, stopped.processes) == ("interrupted", 2, 2)
     saved = torch.load(tmp_path / "run" / "checkpoints" / "last.pt", weights_only=True)
     assert saved["step"] == 2
     # One process alone finishes it, and no more is said of two.
     done = train(read_config(tmp_path / "run"), tmp_path / "run", resume=True)
-    assert done.info["status"] == "finished"
-    assert "processes" not in done.info
+    assert done.info.status == "finished"
+    assert done.info.processes is None
 
 
 @pytest.mark.slow
@@ -205,8 +205,8 @@ def test_ctrl_c_on_torchrun_loses_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     stopped = fadeviz.open_run(out)
-    last = stopped.info["last_step"]
-    assert stopped.info["status"] == "interrupted"
+    last = stopped.info.last_step
+    assert stopped.info.status == "interrupted"
     assert torch.load(out / "checkpoints" / "last.pt", weights_only=True)["step"] == last
     line = f"interrupted at step {last} of 9999; fadeviz record --resume --out {out} continues at step {last + 1}"
     assert said.count(line) == 1
@@ -246,7 +246,7 @@ def test_one_is_killed_amid_a_step_the_other_ends_and_the_run_goes_on(tmp_path, 
     stopped = fadeviz.open_run(out)
     assert stopped.status == ("stopped" if killed == 0 else "failed")  # the first of them writes
     if killed:
-        assert "another process of this training has exited" in stopped.info["message"]
+        assert "another process of this training has exited" in stopped.info.message
         assert said.stderr.count("Error: another process of this training has exited") == 1
     done = stopped.metrics()[-1]["step"]
     assert 3 <= done < 12
@@ -254,7 +254,7 @@ def test_one_is_killed_amid_a_step_the_other_ends_and_the_run_goes_on(tmp_path, 
 
     torchrun("-m", "fadeviz_cli.main", "record", "--resume", "--out", str(out))
     torchrun("-m", "fadeviz_cli.main", *record(whole, *options))
-    assert fadeviz.open_run(out).info["status"] == "finished"
+    assert fadeviz.open_run(out).info.status == "finished"
     for step in (0, 3, 6, 9, 12):  # as if nothing had happened
         name = f"snapshots/step_{step:06d}.safetensors"
         assert (out / name).read_bytes() == (whole / name).read_bytes()
@@ -369,5 +369,5 @@ def test_the_example_records_once(tmp_path):
     assert said.stdout.splitlines() == [str(out / "grid.png")]
     run = fadeviz.open_run(out)
     assert run.steps == (0, 3)
-    assert run.info["status"] == "finished"
+    assert run.info.status == "finished"
     assert check_run(out) == []

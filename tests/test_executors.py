@@ -181,9 +181,9 @@ class TestRealSlurm:
         assert "exited without reporting a result: cancelled" in outcomes[1].message
         # SIGTERM came first, and what was done then is kept, though no checkpoint was due.
         cancelled = open_run(out / "bilinear-seed0")
-        assert cancelled.info["status"] == "interrupted"
-        assert 5 <= cancelled.info["last_step"] < self.config.steps
-        assert f"continues at step {cancelled.info['last_step'] + 1}" in cancelled.info["message"]
+        assert cancelled.info.status == "interrupted"
+        assert 5 <= cancelled.info.last_step < self.config.steps
+        assert f"continues at step {cancelled.info.last_step + 1}" in cancelled.info.message
         # The one that was requeued went on where it was stopped: its steps never went back.
         assert steps["nearest-seed0"] == sorted(steps["nearest-seed0"])
         assert "interrupted" not in statuses(out)
@@ -213,7 +213,7 @@ class TestRealSlurm:
         assert stopped["status"] == "interrupted"
         assert f"continues at step {stopped['last_step'] + 1}" in (tmp_path / "log.txt").read_text()
         subprocess.run(send, check=True, capture_output=True)
-        until(lambda: open_run(out / "nearest-seed0").info["status"] == "finished", 180)
+        until(lambda: open_run(out / "nearest-seed0").info.status == "finished", 180)
         until(lambda: slurm_module.queued_jobs() == set())
         assert what_was_recorded(out / "nearest-seed0") == alone(plan, plan.trials[0])
 
@@ -542,10 +542,10 @@ class TestDask:
             return [open_run(path) for path in tmp_path.glob("nearest-*") if (path / "run.json").exists()]
 
         for _ in range(3):  # the second worker may have been on its way when the first was heard of
-            until(lambda: all(run.info["status"] == "interrupted" for run in begun()), 30)
+            until(lambda: all(run.info.status == "interrupted" for run in begun()), 30)
             time.sleep(1)
         assert 1 <= len(begun()) <= 2  # the third was dropped
-        assert all(run.info["status"] == "interrupted" for run in begun())
+        assert all(run.info.status == "interrupted" for run in begun())
 
     def test_nobody_answers(self, tmp_path, monkeypatch):
         pytest.importorskip("distributed", reason='pip install ".[dask]"')
@@ -598,7 +598,7 @@ class TestDryRun:
         process.send_signal(signal.SIGUSR1)
         assert process.wait(60) == 0
         assert (slurm / "77.requeue").exists()
-        assert open_run(folder).info["status"] == "running"  # it had no time to say otherwise
+        assert open_run(folder).info.status == "running"  # it had no time to say otherwise
         subprocess.run(["bash", script], env=env, check=True, capture_output=True)
         assert what_was_recorded(folder) == alone(plan, plan.trials[1])
         assert [path.name for path in out.iterdir()] == [folder.name]
@@ -709,7 +709,8 @@ class TestCommand:
         ("arguments", "kind", "told"),
         [
             (["--executor", "slurm", "--slurm", "partition=p"], "SlurmArray",
-             "jobs go on. Look again: fadeviz sweep --out {out} --executor slurm; or cancel them: scancel 12 13"),
+             "jobs keep running. Wait for them again: fadeviz sweep --out {out} --executor slurm; or cancel them: "
+             "scancel 12 13"),
             (["--executor", "dask", "--scheduler", "tcp://h:1"], "DaskCluster",
              "stopped. Resume with: fadeviz sweep --out {out} --executor dask --scheduler tcp://h:1"),
             (["--jobs", "3"], "LocalProcesses", "stopped. Resume with: fadeviz sweep --out {out}"),
@@ -724,7 +725,7 @@ class TestCommand:
                 report(SweepProgress("nearest-seed0", "queued", 0, 2, float("nan"), {}, "", 0, 3, job))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fadeviz.sweep.run_sweep", stop)
+        monkeypatch.setattr("fadeviz.run_sweep", stop)
         out = tmp_path / "out"
         result = CliRunner().invoke(main, ["sweep", "--upsamplers", "nearest", "--out", str(out), *arguments])
         assert result.exit_code == 130

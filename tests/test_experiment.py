@@ -41,6 +41,7 @@ from fadeviz.experiment import (
 from fadeviz.models import build_network
 from fadeviz.recording.probe import Probe
 from fadeviz.storage.check import check_run
+from fadeviz.storage.info import RunInfo
 from fadeviz.training import checkpoint, tasks
 from fadeviz.training.checkpoint import CheckpointWriter
 from fadeviz.training.loop import compile_forward, fit
@@ -99,8 +100,8 @@ def whole(tmp_path_factory):
 def test_what_a_run_leaves(whole):
     opened = open_run(whole)
     assert opened.steps == (0, 2, 4, 6, 8)
-    assert opened.info["status"] == "finished"
-    assert opened.info["upsampler"] == "fade"
+    assert opened.info.status == "finished"
+    assert opened.info.upsampler == "fade"
     assert len(opened.layers) == 5
     assert opened.default_layer("feature") == "decoder.3.upsample"
     images, masks = opened.observation
@@ -109,8 +110,8 @@ def test_what_a_run_leaves(whole):
     lines = opened.metrics()
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert ["miou" in line for line in lines] == [False, False, False, True] * 2
-    assert opened.info["result"]["miou"] == lines[-1]["miou"]
-    assert len(set(opened.info["observation"]["names"])) == 4
+    assert opened.info.result["miou"] == lines[-1]["miou"]
+    assert len(set(opened.info.observation.names)) == 4
     assert read_config(whole) == SMALL
     # The maps change as the network learns.
     maps = opened.maps(kind="feature", image=0)
@@ -127,7 +128,7 @@ def test_layers_that_a_glob_leaves_out_are_noted(tmp_path):
     said: list[str] = []
     finished = train(config, tmp_path / "run", note=said.append)
     assert list(finished.layers) == ["head"]
-    (note,) = finished.info["notes"]
+    (note,) = finished.info.notes
     assert said == [note]
     assert note.startswith("left out: layer 'encoder', layer 'decoder' did not run in the forward pass")
 
@@ -198,7 +199,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
     with pytest.raises(KeyboardInterrupt):
         train(SMALL, tmp_path / "run", report=stop)
     half = open_run(tmp_path / "run")
-    assert half.info["status"] == "interrupted"
+    assert half.info.status == "interrupted"
     assert half.steps[-1] <= stop_at
     assert half.maps(kind="gradient").shape[0] == len(half.steps)  # readable as it is
     train(SMALL, tmp_path / "run", resume=True)
@@ -249,9 +250,9 @@ class TestSignals:
         assert not error.finished
         assert str(error) == "interrupted at step 5 of 8; resume=True continues at step 6"
         half = open_run(tmp_path / "run")
-        assert half.info["status"] == "interrupted"
-        assert half.info["message"] == str(error)
-        assert half.info["last_step"] == 5
+        assert half.info.status == "interrupted"
+        assert half.info.message == str(error)
+        assert half.info.last_step == 5
         assert half.steps == (0, 2, 4)
         assert final_weights(tmp_path / "run")["step"] == 5  # though checkpoints are due every third
         assert {one: signal.getsignal(one) for one in before} == before
@@ -287,7 +288,7 @@ class TestSignals:
         with pytest.raises(Interrupted) as caught:
             train(SMALL, tmp_path / "run")
         assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, 4, 4)
-        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert open_run(tmp_path / "run").info.status == "interrupted"
         monkeypatch.undo()
         monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
         train(SMALL, tmp_path / "run", resume=True)
@@ -316,7 +317,7 @@ class TestSignals:
         monkeypatch.setattr(_Work, "begin", begin)
         with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True continues at step 1$"):
             train(SMALL, tmp_path / "run")
-        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert open_run(tmp_path / "run").info.status == "interrupted"
         assert open_run(tmp_path / "run").steps == (0,)
         train(SMALL, tmp_path / "run", resume=True)
         assert files(tmp_path / "run") == files(whole)
@@ -325,7 +326,7 @@ class TestSignals:
         with pytest.raises(Interrupted, match="after the last of 8 steps; the run is finished") as caught:
             train(SMALL, tmp_path / "run", report=send(signal.SIGTERM, 8))
         assert caught.value.finished
-        assert open_run(tmp_path / "run").info["status"] == "finished"
+        assert open_run(tmp_path / "run").info.status == "finished"
         assert files(tmp_path / "run") == files(whole)
 
     def test_somebody_who_insists_is_not_kept_waiting(self, tmp_path, monkeypatch):
@@ -352,7 +353,7 @@ class TestSignals:
             train(SMALL, tmp_path / "run")
         assert waited
         assert caught.value.signal == signal.SIGINT
-        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert open_run(tmp_path / "run").info.status == "interrupted"
         assert final_weights(tmp_path / "run")["step"] == 3
 
     def test_stopped_again_before_a_step_it_writes_no_checkpoint_anew(self, tmp_path, monkeypatch):
@@ -395,8 +396,8 @@ class TestSignals:
         os.close(ours)
         assert process.wait(120) == 128 + signal.SIGHUP
         stopped = open_run(out)
-        assert stopped.info["status"] == "interrupted"
-        assert final_weights(out)["step"] == stopped.info["last_step"] == stopped.metrics()[-1]["step"]
+        assert stopped.info.status == "interrupted"
+        assert final_weights(out)["step"] == stopped.info.last_step == stopped.metrics()[-1]["step"]
 
     def test_what_was_ignored_stays_ignored(self, tmp_path):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
@@ -405,7 +406,7 @@ class TestSignals:
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGHUP, before)
-        assert open_run(tmp_path / "run").info["status"] == "finished"
+        assert open_run(tmp_path / "run").info.status == "finished"
 
     def test_in_another_thread_there_are_no_handlers(self, tmp_path):
         before = signal.getsignal(signal.SIGINT)
@@ -415,7 +416,7 @@ class TestSignals:
                 train, config, tmp_path / "run", report=lambda progress: seen.append(signal.getsignal(signal.SIGINT))
             )
             seen = []
-            assert found.result().info["status"] == "finished"
+            assert found.result().info.status == "finished"
         assert seen == [before]
 
     def test_the_handlers_return_after_an_error(self, tmp_path):
@@ -431,7 +432,7 @@ class TestSignals:
         monkeypatch.setattr("fadeviz.experiment.write_checkpoint", full)
         with pytest.raises(FadevizError, match="disk full"):
             train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", report=send(signal.SIGINT, 2))
-        assert open_run(tmp_path / "run").info["status"] == "failed"
+        assert open_run(tmp_path / "run").info.status == "failed"
 
     @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
     def test_the_command_says_where_it_goes_on(self, tmp_path, monkeypatch, name, code):
@@ -467,7 +468,7 @@ class TestSignals:
         out = tmp_path / "run"
         options = ["--size", "32", "--width", "0.0625", "--steps", "2", "--snapshots", "2", "--kinds", "feature"]
         assert CliRunner().invoke(main, ["record", "--out", str(out), *options]).exit_code == 0
-        assert open_run(out).info["status"] == "finished"
+        assert open_run(out).info.status == "finished"
 
 
 def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypatch):
@@ -521,7 +522,7 @@ class TestArithmetic:
         off = {(False, False)}
         assert seen == {"training": {(allowed, allowed)}, "observing": off, "testing": off}
         assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
-        assert finished.info["config"]["tf32"] is allowed
+        assert finished.info.config["tf32"] is allowed
 
     @pytest.mark.parametrize("wanted", [True, False])
     def test_deterministic_algorithms(self, tmp_path, monkeypatch, wanted):
@@ -565,8 +566,8 @@ class TestArithmetic:
     def test_settings_that_came_later_leave_old_runs_their_ids(self, tmp_path):
         old = train(TINY, tmp_path / "old")
         newer = ("tf32", "deterministic", "compile")
-        stored = {name: value for name, value in old.info["config"].items() if name not in newer}
-        (tmp_path / "old" / "run.json").write_text(json.dumps({**old.info, "config": stored}))
+        stored = {name: value for name, value in old.info.config.items() if name not in newer}
+        (tmp_path / "old" / "run.json").write_text(json.dumps({**old.info.to_dict(), "config": stored}))
         assert old.run_id == "8754679fb103"  # of a version without these settings
         assert read_config(tmp_path / "old") == TINY
         assert differing_settings(stored, TINY) == ""
@@ -645,9 +646,9 @@ class TestCheckpointsFromAThread:
         with pytest.raises(FadevizError, match="disk full"):
             train(THREADED, tmp_path / "run", report=self.later(60.0, lambda progress: steps.append(progress.step)))
         failed = open_run(tmp_path / "run")
-        assert failed.info["status"] == "failed"
-        assert "disk full" in failed.info["message"]
-        assert failed.info["last_step"] in (at, at + 1)
+        assert failed.info.status == "failed"
+        assert "disk full" in failed.info.message
+        assert failed.info.last_step in (at, at + 1)
         assert steps[-1] in (at - 1, at)
         assert not any(thread.name.startswith("checkpoint") for thread in threading.enumerate())
 
@@ -672,7 +673,7 @@ class TestCheckpointsFromAThread:
             train(THREADED, tmp_path / "run", report=report)
         assert final_weights(tmp_path / "run")["step"] == 6
         train(THREADED, tmp_path / "run", resume=True)
-        assert open_run(tmp_path / "run").info["status"] == "finished"
+        assert open_run(tmp_path / "run").info.status == "finished"
 
 
 class TestThreads:
@@ -701,15 +702,15 @@ class TestThreads:
         assert len(notes) == noted
         assert all("started with 64 threads and continues with 3, the number of cores" in one for one in notes)
         after = open_run(tmp_path / "run").info
-        assert after["threads"] == used
-        assert after.get("notes", []) == notes
-        assert "processes" not in after  # one alone has finished it
+        assert after.threads == used
+        assert list(after.notes) == notes
+        assert after.processes is None  # one alone has finished it
 
     def test_of_several_processes_here_each_takes_its_share_of_the_cores(self, monkeypatch):
         monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 4)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         torch.set_num_threads(1)
-        with _threads_as_before(SimpleNamespace(info={"threads": 64})):
+        with _threads_as_before(SimpleNamespace(info=RunInfo(threads=64))):
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 1
 
@@ -738,7 +739,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     killed = open_run(out)
-    assert killed.info["status"] == "running"
+    assert killed.info.status == "running"
     assert not killed.broken
     assert 8 <= killed.steps[-1] < 14
     assert killed.maps(image=0).shape == (len(killed.steps), 32, 32)
@@ -757,8 +758,8 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
     with pytest.raises(FadevizError, match=r"the loss became (nan|inf) at step \d+. Use a smaller lr="):
         train(dataclasses.replace(SMALL, lr=1e30, steps=30, snapshots="1:30:1"), tmp_path / "run")
     kept = open_run(tmp_path / "run")
-    assert kept.info["status"] == "failed"
-    assert "the loss became" in kept.info["message"]
+    assert kept.info.status == "failed"
+    assert "the loss became" in kept.info.message
     assert kept.steps[0] == 0
     assert kept.maps(image=0).shape[0] == len(kept.steps)
 
@@ -798,7 +799,7 @@ class TestFolder:
         train(tiny, tmp_path / "run")
         (tmp_path / "run" / "notes.txt").write_text("mine")
         train(dataclasses.replace(tiny, seed=3), tmp_path / "run", overwrite=True)
-        assert open_run(tmp_path / "run").info["config"]["seed"] == 3
+        assert open_run(tmp_path / "run").info.config["seed"] == 3
         assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
     def test_overwrite_refuses_what_is_no_run(self, tmp_path):
@@ -843,7 +844,7 @@ class TestFolder:
             patch.setattr("fadeviz.storage.snapshots._remove", remove)
             with pytest.raises(KeyboardInterrupt):
                 train(tiny, tmp_path / "run", overwrite=True)
-        assert train(tiny, tmp_path / "run", overwrite=True).info["status"] == "finished"
+        assert train(tiny, tmp_path / "run", overwrite=True).info.status == "finished"
 
     def test_a_lost_checkpoint_does_not_cost_the_snapshots(self, tmp_path):
         def stop(progress):
@@ -870,7 +871,7 @@ class TestFolder:
         train(tiny, tmp_path / "run", report=second)
         assert len(refused) == 1
         assert "this process is recording into" in refused[0]
-        assert open_run(tmp_path / "run").info["config"]["seed"] == 0
+        assert open_run(tmp_path / "run").info.config["seed"] == 0
         train(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
 
     def test_resume_with_other_settings(self, whole):
@@ -1038,8 +1039,8 @@ def test_weizmann_split_is_in_run_json(shared, tmp_path):
         upsampler="nearest", data="weizmann", data_dir=str(folder), size=32, width=0.125, steps=1, kinds="feature"
     )
     info = train(config, tmp_path / "run").info
-    assert (len(info["data"]["train"]), len(info["data"]["test"])) == (279, 49)
-    assert set(info["observation"]["names"]) <= set(info["data"]["test"])
+    assert (len(info.data["train"]), len(info.data["test"])) == (279, 49)
+    assert set(info.observation.names) <= set(info.data["test"])
     assert json.loads((tmp_path / "run" / "run.json").read_text())["data"]["split_seed"] == 0
 
 

@@ -27,6 +27,7 @@ from fadeviz.render.animation import render_frames
 from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
@@ -79,7 +80,9 @@ def hostile(tmp_path):
         store.write(step, [Snapshot(step, name, 0, "feature", maps) for name in (HOSTILE, "..", "zarr.json")])
     store.write_observation(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.uint8))
     store.append_metrics({"step": 1, HOSTILE: 1.0, "__x": 2.0})
-    store.write_info({"title": HOSTILE, "upsampler": HOSTILE, "observation": {"names": [HOSTILE, HOSTILE]}})
+    store.write_info(
+        RunInfo.from_dict({"title": HOSTILE, "upsampler": HOSTILE, "observation": {"names": [HOSTILE, HOSTILE]}})
+    )
     return fadeviz.open_run(folder)
 
 
@@ -117,7 +120,7 @@ class TestNpz:
             np.testing.assert_array_equal(held["metrics/worst"], [np.nan] * 5)
             np.testing.assert_array_equal(held["metrics/top"], [np.nan] * 4 + [np.inf])
             assert not {"metrics/note", "metrics/huge"} & set(held)
-            assert json.loads(str(held["run.json"])) == run.info
+            assert json.loads(str(held["run.json"])) == run.info.to_dict()
 
     def test_mattes_are_there_too(self, tmp_path):
         matting = make_matting_run(tmp_path / "run")
@@ -147,7 +150,7 @@ class TestNpz:
         maps = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
         store.write(0, [Snapshot(0, "up", call, "feature", maps[call]) for call in (0, 1)])
         store.write_observation(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4), np.uint8))
-        store.write_info({})
+        store.write_info(RunInfo())
         run = fadeviz.open_run(tmp_path / "run")
         export_run(run, "npz", tmp_path / "a.npz")
         held = read_npz(tmp_path / "a.npz")
@@ -165,7 +168,7 @@ class TestNpz:
         store = SnapshotStore(tmp_path / "run", "id")
         store.write(0, [Snapshot(0, "up", call, kind, maps[call]) for call in (0, 1)])
         store.write_observation(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4), np.uint8))
-        store.write_info({"observation": {"names": ["call 1"]}})
+        store.write_info(RunInfo.from_dict({"observation": {"names": ["call 1"]}}))
         run = fadeviz.open_run(tmp_path / "run")
         notes = export_run(run, "tensorboard", tmp_path / "logs")
         found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
@@ -194,7 +197,7 @@ class TestZarr:
             assert array[...].tobytes() == np.asarray(run.maps(LAYER, kind)).tobytes()
         assert root[f"layers/{LAYER}/feature"].metadata.dimension_names == ("step", "image", "y", "x")
         assert root["layers"][LAYER]["step"][...].tolist() == list(STEPS)
-        assert root["fadeviz"].attrs["run"] == run.info
+        assert root["fadeviz"].attrs["run"] == run.info.to_dict()
         assert root.attrs["run_id"] == run.run_id
         np.testing.assert_array_equal(root["observation/images"][...], run.observation[0])
         np.testing.assert_array_equal(root["metrics/loss"][...], [1, 1 / 2, 1 / 3, 0.25, np.nan])
@@ -227,7 +230,7 @@ class TestZarr:
         zeros["feature"] *= -1
         store.write(0, [Snapshot(0, "up", 0, kind, value) for kind, value in zeros.items()])
         store.write_observation(np.zeros((2, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.uint8))
-        store.write_info({})
+        store.write_info(RunInfo())
         export_run(fadeviz.open_run(tmp_path / "run"), "zarr", tmp_path / "a.zarr")
         group = zarr.open_group(tmp_path / "a.zarr", mode="r")["layers/up"]
         lengths = {}
@@ -293,7 +296,7 @@ class TestTensorBoard:
         np.testing.assert_array_equal(observed[:, :64], run.observation[0][1])
 
     def test_the_warning_is_true(self, run, tmp_path):
-        """TensorBoard's own limits drop steps, unless told as the note says."""
+        """TensorBoard's own limits drop steps, unless the note is followed."""
         from tensorboard.backend.event_processing.data_ingester import DEFAULT_TENSOR_SIZE_GUIDANCE
         from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
@@ -302,7 +305,7 @@ class TestTensorBoard:
         assert notes == (
             NO_NUMBERS,
             f"6 {MAGENTA}",
-            "TensorBoard shows 10 of the 12 steps unless told to show all: "
+            "TensorBoard shows 10 of the 12 steps by default; to see all: "
             f"tensorboard --logdir {tmp_path / 'logs'} --samples_per_plugin images=12",
         )
 
@@ -385,7 +388,7 @@ class TestWandb:
         config = {update.key: json.loads(update.value_json) for update in told.config.update}
         assert (told.run_id, told.project, told.display_name) == ("fadeviz-a1b2c3", "fadeviz", "FADE")
         assert told.run_group == ""
-        assert {key: config[key] for key in run.info} == run.info
+        assert {key: config[key] for key in run.info.to_dict()} == run.info.to_dict()
         history = {}
         for record in records:
             if record.HasField("history"):
@@ -595,7 +598,7 @@ def test_images_of_one_name_stay_apart(tmp_path):
     store = SnapshotStore(tmp_path / "run", "id")
     store.write(0, [Snapshot(0, "up", 0, "feature", np.zeros((3, 4, 4), np.float32))])
     store.write_observation(np.zeros((3, 8, 8, 3), np.uint8), np.zeros((3, 8, 8), np.uint8))
-    store.write_info({"observation": {"names": ["same", "same", "0 same"]}})
+    store.write_info(RunInfo.from_dict({"observation": {"names": ["same", "same", "0 same"]}}))
     export_run(fadeviz.open_run(tmp_path / "run"), "tensorboard", tmp_path / "logs")
     found = EventAccumulator(str(tmp_path / "logs"), size_guidance={"images": 0}).Reload()
     assert len(found.Tags()["images"]) == 6

@@ -18,6 +18,7 @@ from fadeviz.render.grid import draw_grid, write_grid
 from fadeviz.render.labels import shorten, wrap
 from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
 from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
 
@@ -173,8 +174,8 @@ class TestNamesInFigures:
         edges, value = np.linspace(-3, 3, 7), np.full((3, 6), 0.4)
         panels = [KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
         plots.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
-        with Image.open(tmp_path / "k.png") as picture:
-            width = picture.width
+        with Image.open(tmp_path / "k.png") as image:
+            width = image.width
         boxes = [text.get_window_extent() for text in drawn if text.get_text() and text.get_visible()]
         assert max(box.x1 for box in boxes) <= width
         assert sum(text.get_text().endswith("…") for text in drawn) == 2  # the long one's title and subtitle
@@ -185,7 +186,7 @@ class TestNamesInFigures:
         for name in HOSTILE:
             run = StoredRun(tmp_path / "r")
             names = {"title": name, "upsampler": "x", "network_title": name, "observation": {"names": [name]}}
-            run.info |= names
+            run.info = RunInfo.from_dict(run.info.to_dict() | names)
             runs.append(run)
         for run in runs:
             texts = [text for text in draw_grid([run]).findobj(Text) if text.get_text()]
@@ -205,8 +206,8 @@ class TestNamesInFigures:
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
     def test_of_a_panel(self, tmp_path):
-        picture = np.zeros((8, 8, 3), np.uint8)
-        rows = [Row(name, picture, None, (picture,) * len(HOSTILE)) for name in HOSTILE]
+        image = np.zeros((8, 8, 3), np.uint8)
+        rows = [Row(name, image, None, (image,) * len(HOSTILE)) for name in HOSTILE]
         legend = [(name, (9, 9, 9)) for name in HOSTILE]
         write_comparison(rows, HOSTILE, tmp_path / "p.png", caption=HOSTILE, legend=legend, cell=64)
         assert (tmp_path / "p.png").stat().st_size > 1000

@@ -16,8 +16,10 @@ from fadeviz.render.frames import collect_notes, select_channels, select_frames
 from fadeviz.render.grid import layout_grid, render_grid
 from fadeviz.render.labels import captions, describe_runs
 from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo, StoredConfig
+from fadeviz.storage.several_runs import run_labels
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz.storage.stored_run import StoredRun, run_labels
+from fadeviz.storage.stored_run import StoredRun
 from render_runs import LAYER, STEPS, make_run
 
 
@@ -47,7 +49,9 @@ def test_runs_in_folders_of_one_name(tmp_path):
 
     def run(path, **info):
         made = make_run(tmp_path / path, run_id=path)
-        SnapshotStore(made.path, made.run_id).write_info({**made.info, "upsampler": None, "title": None, **info})
+        SnapshotStore(made.path, made.run_id).write_info(
+            RunInfo.from_dict({**made.info.to_dict(), "upsampler": None, "title": None, **info})
+        )
         return open_run(made.path)
 
     a, b = run("a/fade"), run("b/fade")
@@ -111,7 +115,7 @@ def test_steps_in_common_and_the_note(tmp_path):
 def test_runs_that_do_not_belong_together(tmp_path):
     one = make_run(tmp_path / "one")
     with pytest.raises(FadevizError, match=r"one and .*two observed different images as image 0.* same data="):
-        select_frames([one, make_run(tmp_path / "two", run_id="b", picture=7)])
+        select_frames([one, make_run(tmp_path / "two", run_id="b", corner=7)])
     with pytest.raises(FadevizError, match="are the same run, a1b2c3"):
         select_frames([one, open_run(tmp_path / "one" / ".." / "one")])
     assert len(select_frames([one, make_run(tmp_path / "copy")])) == 2
@@ -220,11 +224,11 @@ class TestCalls:
             np.testing.assert_array_equal(sequence.maps, np.asarray(expected))
         others = {0: "1 (12x16), 2 (6x8)", 1: "0 (24x32), 2 (6x8)", 2: "0 (24x32), 1 (12x16)"}[call]
         said = [note for note in collect_notes(sequences) if "call" in note]
-        assert said == [f"{LAYER}: call {call} is shown; also recorded: calls {others}. Choose with --call"]
+        assert said == [f"{LAYER}: call {call} is shown; also recorded: calls {others}. Choose with call=..."]
         assert f"{LAYER}, call {call} of 3 (counted from 0)." in captions(sequences)[0]
 
     def test_one_that_there_is_not(self, run, tmp_path):
-        with pytest.raises(FadevizError, match=r"fade has no call 3 of .* \(feature\). Recorded: 0, 1, 2. .* --call"):
+        with pytest.raises(FadevizError, match=r"fade has no call 3 of .* \(feature\). Recorded: 0, 1, 2. .* call="):
             select_frames([run], MapSelection(call=3))
         with pytest.raises(FadevizError, match="no call -1"):
             select_frames([run], MapSelection(call=-1))
@@ -270,7 +274,7 @@ def test_runs_of_different_layers(tmp_path):
     ):
         select_frames(runs, MapSelection(layer="a"))
     with pytest.raises(
-        FadevizError, match=r"one has no layer 'd', but .*other does. .*: b, c\. Choose one with --layer"
+        FadevizError, match=r"one has no layer 'd', but .*other does. .*: b, c\. Choose one with layer="
     ):
         learning_order(runs, "d")
     with pytest.raises(FadevizError, match=r"no layer in .*one 'e'"):
@@ -310,7 +314,7 @@ def test_of_many_snapshots_as_many_as_are_asked_for(tmp_path):
 )
 def test_captions_name_operators_and_seeds_not_runs(runs, text):
     stored = [
-        SimpleNamespace(title=name.upper(), info={"config": {"seed": seed}})
+        SimpleNamespace(title=name.upper(), info=RunInfo(config=StoredConfig({"seed": seed})))
         for name, seeds in runs.items()
         for seed in seeds
     ]

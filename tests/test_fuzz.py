@@ -30,6 +30,7 @@ from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.data.weizmann_horse import check_weizmann, load_weizmann
 from fadeviz.experiment import read_config
 from fadeviz.storage.check import check_run, repair_run
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.schedule import parse_schedule, parse_steps
 from fadeviz.storage.snapshots import KINDS, SnapshotStore, read_metrics
 from fadeviz.sweep import parse_seeds, read_plan
@@ -238,14 +239,20 @@ def test_schedules(count):
 def run_folder(tmp_path):
     run = make_run(tmp_path / "run", size=(6, 8), steps=(0, 10, 20), channels=3)
     store = SnapshotStore(run.path, run.run_id)
-    info = {**run.info, "schedule": [0, 10, 20], "result": {"miou": 0.5}, "seconds": {"training": 1.5}, "parameters": 7}
+    info = {
+        **run.info.to_dict(),
+        "schedule": [0, 10, 20],
+        "result": {"miou": 0.5},
+        "seconds": {"training": 1.5},
+        "parameters": 7,
+    }
     info |= {
         "data": {"name": "drawn", "notes": ["none"]},
         "versions": {"torch": "2"},
         "kinds": ["feature"],
         "device": "cpu",
     }
-    store.write_info(info)
+    store.write_info(RunInfo.from_dict(info))
     for step in range(1, 21):
         store.append_metrics({"step": step, "loss": 1 / step, "lr": 0.1, **({"miou": 0.5} if step % 5 == 0 else {})})
     return run.path
@@ -696,8 +703,8 @@ def test_command_lines(count, run_folder, tmp_path, monkeypatch):
         raise FadevizError("a training would begin here")
 
     monkeypatch.setattr("fadeviz.experiment.fit", no_training)
-    monkeypatch.setattr("fadeviz.benchmark.measure", no_training)
-    monkeypatch.setattr("fadeviz.sweep.run_sweep", no_training)
+    monkeypatch.setattr("fadeviz.benchmark.bench.measure", no_training)
+    monkeypatch.setattr("fadeviz.run_sweep", no_training)
     null = Path("/dev/null").stat().st_mode
     work = tmp_path / "work"
 

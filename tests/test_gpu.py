@@ -34,7 +34,7 @@ def test_a_run(precision, upsampler, tmp_path, monkeypatch):
     )
     finished = train(config, tmp_path / "run")
     assert finished.steps == (0, 1, 2, 3, 4)
-    assert finished.info["device"] == torch.cuda.get_device_name()
+    assert finished.info.device == torch.cuda.get_device_name()
 
 
 def test_interrupted_and_resumed(tmp_path, monkeypatch):

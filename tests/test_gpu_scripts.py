@@ -20,6 +20,7 @@ from fadeviz_cli.main import main as fadeviz
 from fadeviz import FadevizError, open_run
 from fadeviz.experiment import RunConfig
 from fadeviz.storage.check import check_run
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.sweep import LocalProcesses, Trial, local
 from fadeviz.sweep.trial import Task, TrialEnd
@@ -248,7 +249,7 @@ class TestStudy:
         store.write_observation(np.zeros((4, 24, 32, 3), np.uint8), np.ones((4, 24, 32), np.uint8))
         info = {"status": "finished", "upsampler": "fade", "network": "segnet", "config": {"seed": 0}, "last_step": 2}
         info |= {"layers": {layer: {"size": [12, 16]}}, "figure_layer": layer, "result": {"miou": 0.5}, "seconds": {}}
-        store.write_info({**info, "observation": {"names": list("abcd")}})
+        store.write_info(RunInfo.from_dict({**info, "observation": {"names": list("abcd")}}))
 
     @pytest.mark.parametrize("bits", [8, 12])
     def test_a_map_is_rounded(self, study, bits):
@@ -280,7 +281,7 @@ class TestStudy:
             got, wanted = (run.read(1, "decoder.3.upsample", kind) for run in (after, before))
             np.testing.assert_allclose(got, wanted, atol=np.ptp(wanted) / 2**12)
         assert "fade-seed0,finished,2,0.5" in (tmp_path / "runs" / "study.csv").read_text()
-        assert "12 bits" in after.info["notes"][-1]
+        assert "12 bits" in after.info.notes[-1]
         assert check_run(after.path) == check_run(before.path)
         with pytest.raises(SystemExit, match=r"runs-N\.zip"):
             study.unpack(argparse.Namespace(folder=tmp_path / "none", out=tmp_path / "runs"))

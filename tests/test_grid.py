@@ -12,7 +12,7 @@ from fadeviz.render.colormap import colorize
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import layout_grid, render_grid, write_grid
 from fadeviz.render.selection import MapSelection
-from fadeviz.storage.stored_run import StoredRun
+from fadeviz.storage.snapshot_files import SnapshotFiles
 from render_runs import make_run
 
 
@@ -126,7 +126,7 @@ def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
 def test_another_call(tmp_path):
     run = make_run(tmp_path / "r", calls=2)
     notes = write_grid([run], tmp_path / "g.png", MapSelection(call=1))
-    assert notes == ("decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with --call",)
+    assert notes == ("decoder.3.upsample: call 1 is shown; also recorded: call 0 (24x32). Choose with call=...",)
     sequences = select_frames([run], MapSelection(call=1))
     layout = layout_grid(sequences)
     with Image.open(tmp_path / "g.png") as written:
@@ -179,7 +179,9 @@ def test_a_grid_of_a_long_run_reads_and_draws_what_can_be_seen(tmp_path, monkeyp
     run = make_run(tmp_path / "long", size=(6, 8), steps=range(40))
     opened = set()
     monkeypatch.setattr(
-        StoredRun, "_open", lambda run, step, *what, was=StoredRun._open: opened.add(step) or was(run, step, *what)
+        SnapshotFiles,
+        "open_map",
+        lambda files, step, *what, was=SnapshotFiles.open_map: opened.add(step) or was(files, step, *what),
     )
     (note,) = write_grid([run], tmp_path / "g.png", scale=1)
     assert note.startswith("12 of 40 snapshots are shown, evenly spaced from step 0 to 39.")

@@ -144,7 +144,7 @@ def test_the_training_is_the_same_to_the_bit(tmp_path, setting):
     assert not any(part._forward_hooks for part in module.modules())
     run = open_run(tmp_path / "run")
     assert run.steps == (0, 2, 4)
-    assert run.info["status"] == "finished"
+    assert run.info.status == "finished"
     assert run.layers == {"model.0": ("feature", "gradient"), "model.4": ("feature", "gradient")}
     scales = [(line["step"], line["grad_scale"]) for line in run.metrics() if "grad_scale" in line]
     assert scales == ([(2, 256.0), (4, 256.0)] if setting == "scaled" else [])
@@ -171,12 +171,12 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     assert np.array_equal(stopped.read(3, "model.4", "feature"), whole.read(3, "model.4", "feature"))
     assert not np.array_equal(stopped.read(4, "model.4", "feature"), whole.read(4, "model.4", "feature"))
     assert stopped.steps == (0, 1, 2, 3, 4, 5)
-    assert (stopped.info["status"], stopped.info["message"]) == ("failed", "no power today")
+    assert (stopped.info.status, stopped.info.message) == ("failed", "no power today")
     fit(tmp_path / "run", keep, ckpt_path=tmp_path / "kept" / "step=3.ckpt")
     run = open_run(tmp_path / "run")
     assert run.steps == whole.steps == tuple(range(8))
-    assert run.info["status"] == "finished"
-    assert "message" not in run.info
+    assert run.info.status == "finished"
+    assert run.info.message is None
     for step in run.steps:
         for kind in ("feature", "gradient"):
             assert np.array_equal(run.read(step, "model.4", kind), whole.read(step, "model.4", kind))
@@ -225,7 +225,7 @@ def test_an_error_leaves_the_folder_free(tmp_path):
     trainer = trainer_of(tmp_path, again, max_steps=4)
     trainer.fit(Module(), loader())
     run = open_run(tmp_path / "run")
-    assert (run.steps, run.info["status"]) == ((0, 2, 4), "finished")
+    assert (run.steps, run.info.status) == ((0, 2, 4), "finished")
     assert Recorder(Module(), "model.0", [1], tmp_path / "run", observe=OBSERVED, overwrite=True).step(1)
 
 
@@ -244,8 +244,8 @@ def test_an_observation_that_fails_does_not_end_the_training(tmp_path):
         trainer.fit(Alone(), loader())
     assert trainer.global_step == 5
     run = open_run(tmp_path / "run")
-    assert (run.steps, run.info["status"]) == ((0,), "finished")
-    assert [one["step"] for one in run.info["errors"]] == [2, 4]
+    assert (run.steps, run.info.status) == ((0,), "finished")
+    assert [one["step"] for one in run.info.errors] == [2, 4]
     trainer = trainer_of(tmp_path, Exchange(), callback(tmp_path / "strict", on_error="raise"), max_steps=5)
     with pytest.raises(FadevizError, match="layer .model.4. did not run"):
         trainer.fit(Alone(), loader())
@@ -316,5 +316,5 @@ def test_two_processes(tmp_path):
     assert all(torch.equal(alone[name], watched[name]) for name in alone)
     assert not torch.equal(alone["model.0.weight"], Module().state_dict()["model.0.weight"])
     run = open_run(tmp_path / "run")
-    assert (run.steps, run.info["status"]) == ((0, 2, 4), "finished")
+    assert (run.steps, run.info.status) == ((0, 2, 4), "finished")
     assert [line["step"] for line in run.metrics() if "loss" in line] == [1, 2, 3, 4]

@@ -123,7 +123,7 @@ def test_the_training_is_the_same_to_the_bit(tmp_path, setting):
     hooks = [[len(part._forward_hooks) for part in one.modules()] for one in (plain, model)]
     assert hooks[0] == hooks[1]  # transformers has some of its own
     run = open_run(tmp_path / "run")
-    assert (run.steps, run.info["status"]) == ((0, 2, 4), "finished")
+    assert (run.steps, run.info.status) == ((0, 2, 4), "finished")
     assert run.layers == dict.fromkeys(LAYERS.split(","), ("feature", "gradient"))
     assert run.read(0, TOKENS, "feature").shape == (2, 8, 8)
     assert run.read(0, MAPS, "feature").shape == (2, 16, 16)
@@ -152,14 +152,14 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     killed.close(RuntimeError("no power today"))
     stopped, whole = open_run(tmp_path / "run"), open_run(tmp_path / "whole")
     assert stopped.steps == (0, 1, 2, 3, 4, 5)
-    assert stopped.info["status"] == "failed"
+    assert stopped.info.status == "failed"
     assert np.array_equal(stopped.read(3, "net.3", "feature"), whole.read(3, "net.3", "feature"))
     assert not np.array_equal(stopped.read(4, "net.3", "feature"), whole.read(4, "net.3", "feature"))
     again = trainer_of(tmp_path, recording("run"), model=Plain(), **saving)
     again.train(resume_from_checkpoint=str(tmp_path / "trainer" / "checkpoint-3"))
     run = open_run(tmp_path / "run")
     assert run.steps == whole.steps == tuple(range(8))
-    assert run.info["status"] == "finished"
+    assert run.info.status == "finished"
     for step in run.steps:
         assert np.array_equal(run.read(step, "net.3", "feature"), whole.read(step, "net.3", "feature"))
     losses = [[(line["step"], line["loss"]) for line in r.metrics() if "loss" in line] for r in (run, whole)]
@@ -182,7 +182,7 @@ def test_smaller_batches_when_memory_runs_out_are_a_new_beginning(tmp_path):
     trainer.train()
     run = open_run(tmp_path / "run")
     assert trainer._train_batch_size == 1
-    assert (run.steps, run.info["status"]) == ((0, 1, 2, 3, 4), "finished")
+    assert (run.steps, run.info.status) == ((0, 1, 2, 3, 4), "finished")
 
 
 def test_what_the_trainer_logs(tmp_path):

@@ -37,9 +37,9 @@ def colour_rule_iou(config):
 
 
 def test_fade_learns_what_colour_alone_does_not_tell(demo):
-    colour = colour_rule_iou(demo["fade"].info["config"])
+    colour = colour_rule_iou(demo["fade"].info.config)
     assert 0.2 < colour < 0.45
-    assert demo["fade"].info["result"]["iou"] > colour + 0.1
+    assert demo["fade"].info.result["iou"] > colour + 0.1
 
 
 def test_a_horse_is_visible_in_the_late_frames(demo):

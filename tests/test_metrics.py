@@ -24,7 +24,7 @@ from fadeviz.analysis.result import Analysis
 from fadeviz.render.notebook import render_html
 from fadeviz.report import write_report
 from fadeviz.report.contour import contour_path, image_uri
-from fadeviz.storage import metrics as quality
+from fadeviz.storage import metrics as stored_metrics
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 from fadeviz.sweep.trial import ProgressReader, Task
@@ -84,12 +84,12 @@ def page_data(path):
 
 class TestTable:
     def test_it_has_what_the_tests_give(self):
-        assert tuple(quality.TESTS["matting"].figures) == METRICS
-        assert {*quality.TESTS["segmentation"].figures} == {"miou", *BOUNDARY_SHARES}
-        assert {name for name, one in MEASURES.items() if one.group == "quality"} == set(quality.FIGURES)
-        for name, figure in quality.FIGURES.items():
-            assert (MEASURES[name].title, MEASURES[name].unit) == (figure.title, figure.unit)
-            assert ("lower is better" in figure.meaning) == (name in METRICS)
+        assert tuple(stored_metrics.TASK_METRICS["matting"].metrics) == METRICS
+        assert {*stored_metrics.TASK_METRICS["segmentation"].metrics} == {"miou", *BOUNDARY_SHARES}
+        assert {name for name, one in MEASURES.items() if one.group == "quality"} == set(stored_metrics.METRICS)
+        for name, metric in stored_metrics.METRICS.items():
+            assert (MEASURES[name].title, MEASURES[name].unit) == (metric.title, metric.unit)
+            assert ("lower is better" in metric.meaning) == (name in METRICS)
 
     @pytest.mark.parametrize(
         ("line", "name"),
@@ -103,7 +103,7 @@ class TestTable:
         ],
     )
     def test_the_headline_says_which_line_is_a_test(self, line, name):
-        assert quality.headline(line) == name
+        assert stored_metrics.headline(line) == name
 
     @pytest.mark.parametrize(
         ("name", "value", "text"),
@@ -111,7 +111,7 @@ class TestTable:
          ("sad", 999.6, "1000"), ("mse", 0.0123456, "0.0123"), ("conn", 0.0, "0")],
     )  # fmt: skip
     def test_values_to_be_read(self, name, value, text):
-        assert quality.FIGURES[name].text(value) == text
+        assert stored_metrics.METRICS[name].text(value) == text
 
     def test_a_group_says_what_its_measures_are_of(self):
         assert describe_group("quality", ["miou"]) == ("how well the network segments the test images", "")
@@ -166,7 +166,7 @@ class TestMattes:
         assert [panel.unit for panel in drawn["panels"]] == ["sum / 1000", "mean", "sum / 1000", "sum / 1000"]
         assert all(panel.subtitle.endswith("; lower is better") for panel in drawn["panels"])
         for panel, (name, value) in zip(drawn["panels"], ERRORS.items(), strict=True):
-            assert panel.title == quality.FIGURES[name].title
+            assert panel.title == stored_metrics.METRICS[name].title
             for curve in panel.curves:
                 assert curve.steps == (50, 110)
                 assert curve.middle == pytest.approx([10 * value, value])
@@ -189,8 +189,8 @@ class TestMattes:
             shown = Image.open(io.BytesIO(base64.b64decode(image["matte"].partition("base64,")[2])))
             assert np.abs(np.asarray(shown).astype(int) - alphas[number]).max() < 40  # of a JPEG
         (group,) = (one for one in data["groups"] if one["name"] == "quality")
-        assert group["meaning"] == quality.TESTS["matting"].meaning
-        assert group["note"] == quality.TESTS["matting"].note
+        assert group["meaning"] == stored_metrics.TASK_METRICS["matting"].meaning
+        assert group["note"] == stored_metrics.TASK_METRICS["matting"].note
         assert [name for name, _ in group["measures"]] == ["SAD", "MSE", "Grad", "Conn"]
         assert [panel["curves"][0]["middle"][-1] for panel in group["panels"]] == pytest.approx(
             list(ERRORS.values()), rel=1e-4
@@ -287,8 +287,10 @@ class TestTwoClasses:
         assert row.endswith("  0.500  0.250")
         assert "note: the masks" not in output
         (row,) = json.loads((tmp_path / "a.json").read_text())["operators"]
-        assert [name for name in row if name in quality.FIGURES] == ["miou", "boundary_iou"]
-        assert [name for name in row["curves"] if name in quality.FIGURES] == [*quality.TESTS["segmentation"].figures]
+        assert [name for name in row if name in stored_metrics.METRICS] == ["miou", "boundary_iou"]
+        assert [name for name in row["curves"] if name in stored_metrics.METRICS] == [
+            *stored_metrics.TASK_METRICS["segmentation"].metrics
+        ]
 
     def test_what_was_not_tested_has_empty_places(self, tmp_path):
         heading, row = table(call("analyze", make_run(tmp_path / "run").path))

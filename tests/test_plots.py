@@ -21,6 +21,7 @@ from fadeviz.render import plots
 from fadeviz.render.page import new_figure
 from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
 from fadeviz.render.plots import write_curves, write_kymographs
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
 
@@ -257,7 +258,7 @@ class TestCalls:
         assert (first["call"], other["call"]) == (0, 1)
         assert other["operators"] == alone["operators"]
         assert other["operators"] != first["operators"]
-        assert other["notes"][0] == f"{LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with --call"
+        assert other["notes"][0] == f"{LAYER}: call 1 is shown; also recorded: call 0 (24x32). Choose with call=..."
         assert alone["notes"] == other["notes"][1:]
 
     def test_its_table_and_its_figures(self, several, tmp_path):
@@ -310,7 +311,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
         only = Snapshot(step, LAYER, 0, "feature", run.read(step, LAYER, "feature"))
         SnapshotStore(run.path, run.run_id).write(step, [only])
     info = json.loads((run.path / "run.json").read_text())
-    SnapshotStore(run.path, run.run_id).write_info({**info, "config": config})
+    SnapshotStore(run.path, run.run_id).write_info(RunInfo.from_dict({**info, "config": config}))
     result = call("plot", run.path, "--what", figure, "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert re.search(remedy, result.stderr)

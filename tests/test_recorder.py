@@ -32,6 +32,7 @@ from fadeviz.recording.probe import Probe
 from fadeviz.recording.recorder import _release
 from fadeviz.render.labels import truth_image, truth_regions
 from fadeviz.storage.check import check_run
+from fadeviz.storage.info import LayerInfo
 from fadeviz.storage.snapshots import SnapshotStore
 
 
@@ -140,7 +141,7 @@ def test_the_training_is_the_same_to_the_bit(tmp_path, setting, request):
         assert not module._backward_hooks
     run = open_run(tmp_path / "run")
     assert run.steps == (0, 2, 4)
-    assert run.info["status"] == "finished"
+    assert run.info.status == "finished"
     kinds = ("feature",) if setting == "feature only" else ("feature", "gradient")
     assert run.layers == {"up": kinds, "twice": kinds}
     assert run.maps("up").shape == (3, 2, 16, 16)
@@ -283,13 +284,13 @@ class TestFolder:
         ) as r:
             r.log(4, loss=0.5, miou=0.25)
         run = open_run(tmp_path / "run")
-        assert (run.name, run.title, run.info["config"], run.info["status"]) == (
+        assert (run.name, run.title, run.info.config, run.info.status) == (
             "mine",
             "mine",
             {"seed": 3},
             "finished",
         )
-        assert run.info["observation"]["names"] == ["a", "b"]
+        assert run.info.observation.names == ("a", "b")
         assert run.observation[0].shape == (2, 16, 16, 3)
         assert (run.observation[0].min(), run.observation[0].max()) == (0, 255)
         assert np.array_equal(run.observation[1][0], np.eye(16))
@@ -308,7 +309,7 @@ class TestFolder:
         run = open_run(tmp_path / "run")
         assert run.steps == (0, 5, 10, 15)
         assert not run.broken
-        assert run.info["status"] == "finished"
+        assert run.info.status == "finished"
         second.log(16, loss=1.0)
         second.close()
         with pytest.warns(RecorderWarning, match=r"metrics were not logged: this recorder is closed: log before close"):
@@ -451,7 +452,7 @@ class TestSteps:
         assert [step for step in range(3, 28, 3) if recorder.step(step)] == [6, 12, 15, 21]
         run = open_run(tmp_path / "run")
         assert run.steps == (0, 6, 12, 15, 21)
-        assert run.info["status"] == "finished"
+        assert run.info.status == "finished"
         assert not check_run(tmp_path / "run")
 
     def test_what_a_killed_training_left_of_later_steps_is_dropped(self, tmp_path):
@@ -472,7 +473,7 @@ class TestSteps:
         assert second.step(10)
         second.close()
         assert not check_run(tmp_path / "run")
-        assert open_run(tmp_path / "run").info["schedule"] == [0, 5, 10]
+        assert open_run(tmp_path / "run").info.schedule == (0, 5, 10)
 
     def test_a_line_of_metrics_tells_too_where_a_training_goes_on(self, tmp_path):
         first = self.make(tmp_path / "run")
@@ -511,12 +512,12 @@ class TestSteps:
             with pytest.raises(type(error)):
                 train(error)
             info = open_run(tmp_path / "run").info
-            assert (info["status"], info["message"]) == (status, str(error))
+            assert (info.status, info.message) == (status, str(error))
         resumed = self.make(tmp_path / "run", resume=True)
-        assert "message" not in open_run(tmp_path / "run").info
+        assert open_run(tmp_path / "run").info.message is None
         assert resumed.step(20)
         resumed.close(RuntimeError("after all was recorded"))
-        assert open_run(tmp_path / "run").info["status"] == "finished"
+        assert open_run(tmp_path / "run").info.status == "finished"
 
 
 def test_an_error_while_looking_leaves_everything_as_it_was(tmp_path):
@@ -679,11 +680,11 @@ class TestMasks:
         targets[1][self.OBJECT[1]] = 5
         run = self.run(tmp_path / "run", targets)
         assert np.array_equal(run.observation[1], targets.numpy())
-        assert run.info["classes"] == 6
-        assert run.info["observation"]["foreground"] == [find_object(mask) for mask in run.observation[1]] == [1, 5]
+        assert run.info.classes == 6
+        assert list(run.info.observation.foreground) == [find_object(mask) for mask in run.observation[1]] == [1, 5]
         assert np.array_equal(run.foregrounds, self.OBJECT)
         more = self.run(tmp_path / "more", targets, classes=21, foreground=np.array([3, 0]))
-        assert more.info["classes"] == 21
+        assert more.info.classes == 21
         assert np.array_equal(more.foregrounds[0], targets[0] == 3)
         assert np.array_equal(more.foregrounds[1], targets[1] == 0)
 
@@ -703,7 +704,7 @@ class TestMasks:
             with pytest.warns(RecorderWarning, match=r"the targets \(2, 3, 16, 16\) are not masks, since some pixels"):
                 run = self.run(tmp_path / name, targets)
             assert not run.observation[1].any()
-            assert "Choose masks with masks=..." in run.info["notes"][0]
+            assert "Choose masks with masks=..." in run.info.notes[0]
 
     def test_class_0_can_be_the_object(self, tmp_path):
         run = self.run(tmp_path / "run", 1 - (self.LABELS == 1).long(), foreground=0)
@@ -717,7 +718,7 @@ class TestMasks:
     def test_masks_of_objects(self, tmp_path, masks):
         run = self.run(tmp_path / "run", None, masks=masks)
         assert np.array_equal(run.observation[1], self.OBJECT)
-        assert "foreground" not in run.info["observation"]
+        assert run.info.observation.foreground is None
 
     @pytest.mark.parametrize(
         "targets",
@@ -758,7 +759,7 @@ class TestMasks:
         ):
             run = self.run(tmp_path / "run", targets)
         assert not run.observation[1].any()
-        (note,) = run.info["notes"]
+        (note,) = run.info.notes
         assert note.startswith("the targets are not masks")
         with pytest.raises(FadevizError, match="the masks contain labels up to 511"):
             self.run(tmp_path / "other", targets, foreground=3)
@@ -801,7 +802,7 @@ class TestMasks:
         assert again.step(2)
         again.close()
         assert len(recwarn.list) == 1  # it was told
-        assert len(open_run(tmp_path / "run").info["notes"]) == 1
+        assert len(open_run(tmp_path / "run").info.notes) == 1
         with pytest.raises(
             FadevizError, match=r"recorded with other layers: \['parts.0', 'parts.1'\], now .*'parts.2'"
         ):
@@ -900,11 +901,11 @@ class TestNumbers:
             assert recorder.step(kind(step)) == (step != 2)
             recorder.log(kind(step), loss=kind(step))
         run = open_run(tmp_path / "run")
-        assert (run.steps, run.info["schedule"], run.info["config"]) == ((0, 1, 3), [0, 1, 3], {"seed": 7})
+        assert (run.steps, run.info.schedule, run.info.config) == ((0, 1, 3), (0, 1, 3), {"seed": 7})
         assert run.metrics() == [{"step": step, "loss": step} for step in (1, 2, 3)]
         recorder.close()
         again = build(tmp_path / "run", Schedule((0, kind(1), kind(5))), resume=True, start=kind(3))
-        assert open_run(tmp_path / "run").info["schedule"] == [0, 1, 5]
+        assert open_run(tmp_path / "run").info.schedule == (0, 1, 5)
         again.close()
 
     @pytest.mark.parametrize(
@@ -995,10 +996,10 @@ class TestGoingOn:
         recorder.close()
         assert len(recwarn.list) == 1
         run = open_run(tmp_path / "run")
-        assert (run.steps, run.info["status"], run.info["schedule"]) == ((0, 3), "finished", [0, 3])
-        assert [one["step"] for one in run.info["errors"]] == [1, 2]
-        assert all(type(fault).__name__ in one["message"] for one in run.info["errors"])
-        assert recorder.errors == run.info["errors"]
+        assert (run.steps, run.info.status, run.info.schedule) == ((0, 3), "finished", (0, 3))
+        assert [one["step"] for one in run.info.errors] == [1, 2]
+        assert all(type(fault).__name__ in one["message"] for one in run.info.errors)
+        assert recorder.errors == list(run.info.errors)
         assert check_run(tmp_path / "run") == []
         told = CliRunner().invoke(main, ["info", str(tmp_path / "run")])
         assert "errors       2, the first: " in told.output
@@ -1029,10 +1030,10 @@ class TestGoingOn:
             assert not recorder.step(3)
         broken.clear()
         assert recorder.step(4)
-        assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1, 3]
-        assert open_run(tmp_path / "run").info["notes"] == [
-            "observed under autocast to float16, because it does not run in plain float32"
-        ]
+        assert [one["step"] for one in open_run(tmp_path / "run").info.errors] == [1, 3]
+        assert open_run(tmp_path / "run").info.notes == (
+            "observed under autocast to float16, because it does not run in plain float32",
+        )
 
     def test_interrupts_pass(self, tmp_path):
         recorder, model = self.make(tmp_path / "run")
@@ -1070,7 +1071,7 @@ class TestGoingOn:
         ]  # fmt: skip
         run = open_run(tmp_path / "run")
         assert run.steps == (0, 1, 4)
-        assert [one.get("step") for one in run.info["errors"]] == [2, 3, None]
+        assert [one.get("step") for one in run.info.errors] == [2, 3, None]
 
     def test_a_folder_that_is_removed(self, tmp_path, recwarn):
         recorder, _ = self.make(tmp_path / "run")
@@ -1103,7 +1104,7 @@ class TestGoingOn:
         )
         assert [one["step"] for one in again.errors] == [1]
         assert all(again.step(step) for step in (3, 4))
-        assert [one["step"] for one in open_run(tmp_path / "run").info["errors"]] == [1]
+        assert [one["step"] for one in open_run(tmp_path / "run").info.errors] == [1]
 
     def test_the_working_directory_may_change(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -1142,7 +1143,7 @@ class TestGoingOn:
         model = Often()
         options = {"observe": (OBSERVED[0], None), "kinds": "feature", "resume": True}
         recorder = Recorder(model, "c", [1, 2, 3], tmp_path / "run", **options)
-        assert open_run(tmp_path / "run").info["layers"] == {"c": {"size": [8, 8]}}
+        assert open_run(tmp_path / "run").info.layers == {"c": LayerInfo(size=(8, 8))}
         model.times = 3
         assert recorder.step(1)
         recorder.close()
@@ -1151,8 +1152,8 @@ class TestGoingOn:
         run = open_run(tmp_path / "run")
         assert run.read(2, "c", "feature", call=2).shape == (2, 2, 2)
         Recorder(model, "c", [1], tmp_path / "other", **options)
-        sizes = {"size": [8, 8], "calls": [[8, 8], [4, 4], [2, 2]]}
-        assert open_run(tmp_path / "other").info["layers"] == {"c": sizes}
+        sizes = LayerInfo(size=(8, 8), calls=((8, 8), (4, 4), (2, 2)))
+        assert open_run(tmp_path / "other").info.layers == {"c": sizes}
 
 
 class TestTraces:
@@ -1172,7 +1173,7 @@ class TestTraces:
         ):
             recorder = build(tmp_path / "run", net=Noisy())
         assert recorder.step(1)
-        (note,) = open_run(tmp_path / "run").info["notes"]
+        (note,) = open_run(tmp_path / "run").info.notes
         assert note.startswith("a second pass over the same batch gave different maps")
         assert "notes        a second pass" in CliRunner().invoke(main, ["info", str(tmp_path / "run")]).output
 

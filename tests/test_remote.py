@@ -177,9 +177,9 @@ class TestFetching:
     def test_several_at_once(self, memory, local):
         first, second, home = open_run(memory), open_run(memory), open_run(local)
         assert first.path != second.path
-        assert first.same_place(second)
-        assert not first.same_place(home)
-        assert home.same_place(open_run(local / ".." / "fade"))
+        assert first.same_folder(second)
+        assert not first.same_folder(home)
+        assert home.same_folder(open_run(local / ".." / "fade"))
         for function in (select_frames, learning_order):
             with pytest.raises(FadevizError, match=f"{memory} and {memory} are the same run"):
                 function([first, second])

@@ -22,6 +22,7 @@ from fadeviz.prediction import compare as compare_module
 from fadeviz.prediction.compare import compare, mean_iou, parse_zoom
 from fadeviz.prediction.predictor import Prediction, Predictor, predict, read_image
 from fadeviz.render.zoom import Box
+from fadeviz.storage.info import RunInfo, StoredData
 from fadeviz.training.matting_metrics import mse, sad
 from fadeviz.training.tasks import TASKS
 
@@ -63,7 +64,7 @@ def photo(height, width, seed=0):
 def final_network(path):
     """The network of a run with its last weights, put together by hand."""
     opened = open_run(path)
-    config = RunConfig(**{**opened.info["config"], "lr_drops": tuple(opened.info["config"]["lr_drops"])})
+    config = RunConfig(**{**opened.info.config, "lr_drops": tuple(opened.info.config["lr_drops"])})
     model, _ = build_model(config)
     model.load_state_dict(torch.load(path / "checkpoints" / "last.pt", weights_only=True)["model"])
     return config, model.eval()
@@ -84,7 +85,7 @@ def test_classes_without_a_place_in_the_legend_are_counted():
     maps = np.zeros((10, 100), np.uint8)
     maps[0, :5], maps[1, :50], maps[2, :3] = 1, 2, 3
     config = SimpleNamespace(network="segnet", seed=0)
-    run = SimpleNamespace(info={"data": {"name": "things"}}, run_id="r", name="fade", title="FADE")
+    run = SimpleNamespace(info=RunInfo(data=StoredData({"name": "things"})), run_id="r", name="fade", title="FADE")
     predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
     row = SimpleNamespace(scores=())
     assert [name for name, _ in compare_module._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
@@ -115,7 +116,7 @@ def test_evaluated_figures_are_those_of_the_predictions(runs):
     predict = Predictor(opened)
     found = np.stack([predict(test[i]) for i in range(4)])
     truth = np.stack([test[i].mask for i in range(4)])
-    assert mean_iou(found, truth, 2) == pytest.approx(opened.info["result"]["miou"], abs=1e-12)
+    assert mean_iou(found, truth, 2) == pytest.approx(opened.info.result["miou"], abs=1e-12)
 
 
 def test_pictures_of_any_size_are_squeezed_as_in_training_and_give_masks_of_their_size(runs):
@@ -349,7 +350,7 @@ def test_mattes_of_test_pictures_have_the_figures_of_the_runs_own_test(runs, tmp
     predict, test = Predictor(opened), load_data(config).test
     for name, error in (("sad", sad), ("mse", mse)):
         values = [error(predict(s), s.alpha, s.trimap) for s in (test[i] for i in range(test.count))]
-        assert np.mean(values) == pytest.approx(opened.info["result"][name], rel=1e-6)  # float32
+        assert np.mean(values) == pytest.approx(opened.info.result[name], rel=1e-6)  # float32
 
     moved = tmp_path / "moved"
     folder.rename(moved)
@@ -392,7 +393,7 @@ def test_weights_that_can_be_neither_folder_nor_name_are_refused_at_once():
 def test_figures_are_those_of_the_pictures(runs, tmp_path):
     opened = [open_run(runs / name) for name in ("bilinear", "carafe")]
     lines = compare(opened, tmp_path / "p.png", images=(2, 0))
-    names = opened[0].info["observation"]["names"]
+    names = opened[0].info.observation.names
     assert [line.split(":")[0] for line in lines] == [names[2], names[0]]
     images, masks = opened[0].observation
     for index, line in zip((2, 0), lines, strict=True):

@@ -25,6 +25,7 @@ from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import write_grid
 from fadeviz.render.notebook import FRAMES
 from fadeviz.render.selection import MapSelection
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
 
@@ -165,10 +166,10 @@ class TestPage:
     def test_names_stay_text(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
         store.write_info(
-            {
+            RunInfo.from_dict({
                 "upsampler": HOSTILE, "title": HOSTILE, "network": HOSTILE, "network_title": HOSTILE, "status": HOSTILE,
                 "config": {"data": HOSTILE}, "observation": {"names": [HOSTILE]},
-            }
+            })
         )  # fmt: skip
         store.write_observation(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4), np.uint8))
         store.write(0, [Snapshot(0, LAYER_NAME, 0, "feature", np.ones((1, 4, 4)))])
@@ -210,7 +211,7 @@ class TestPage:
     def test_a_run_of_other_kinds(self, tmp_path):
         for name, kind, shape in (("gate", "gate", (2, 4, 5)), ("many", "channels", (1, 6, 4, 5))):
             store = SnapshotStore(tmp_path / name, "x")
-            store.write_info({})
+            store.write_info(RunInfo())
             store.write_observation(np.zeros((2, 4, 4, 3), np.uint8), np.zeros((2, 4, 4), np.uint8))
             store.write(7, [Snapshot(7, "a", 0, kind, np.random.default_rng(0).normal(size=shape))])
             page = Elements(open_run(tmp_path / name)._repr_html_())
@@ -220,7 +221,7 @@ class TestPage:
     def test_a_run_that_cannot_be_drawn(self, tmp_path):
         path = tmp_path / "a <b>"
         store = SnapshotStore(path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         told = open_run(path)._repr_html_()
         assert html.unescape(told).startswith(f"<pre>Run('{path}')\n{path} has no whole snapshot. Record it again")
         assert "<b>" not in told
@@ -284,7 +285,7 @@ class TestGrid:
             ({"kind": "gradiant"}, "no kind 'gradiant'. Nearest: 'gradient'"),
             ({"steps": [5]}, "has no snapshot of step 5"),
             ({"colormap": "greys"}, "no colour map 'greys'"),
-            ({"columns": 0}, "columns 0: at least 1"),
+            ({"columns": 0}, "columns=0: must be at least 1"),
         ],
     )
     def test_wrong_options(self, run, options, line):
@@ -406,7 +407,7 @@ def test_without_scripts_there_is_a_table(run, show):
 
 def test_names_do_nothing_in_the_browser(tmp_path, show):
     store = SnapshotStore(tmp_path / "run", "x")
-    store.write_info({"upsampler": HOSTILE, "title": HOSTILE, "observation": {"names": [HOSTILE]}})
+    store.write_info(RunInfo.from_dict({"upsampler": HOSTILE, "title": HOSTILE, "observation": {"names": [HOSTILE]}}))
     store.write_observation(np.zeros((1, 4, 4, 3), np.uint8), np.zeros((1, 4, 4), np.uint8))
     store.write(0, [Snapshot(0, LAYER_NAME, 0, "feature", np.ones((1, 4, 4)))])
     page = show(open_run(tmp_path / "run")._repr_html_())

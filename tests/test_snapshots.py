@@ -24,8 +24,10 @@ from safetensors.numpy import save_file
 from fadeviz import FadevizError, Snapshot, open_run
 from fadeviz.storage.check import Fault, check_run
 from fadeviz.storage.files import replacing, write_whole
+from fadeviz.storage.info import RunInfo
+from fadeviz.storage.maps import Maps
 from fadeviz.storage.snapshots import KINDS, SnapshotStore, read_metrics
-from fadeviz.storage.stored_run import Maps, StoredRun
+from fadeviz.storage.stored_run import StoredRun
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("encoder.4", "decoder.10.upsample", "decoder.3.upsample", "head")
@@ -57,8 +59,9 @@ def make_run(path, run_id="0a1b2c", info=()):
     store = SnapshotStore(path, run_id)
     for step in STEPS:
         store.write(step, snapshots(step))
-    layers = {name: name for name in LAYERS}
-    store.write_info({"upsampler": "fade", "layers": layers, "figure_layer": "decoder.3.upsample", **dict(info)})
+    layers = {name: {"size": [4, 5]} for name in LAYERS}
+    values = {"upsampler": "fade", "layers": layers, "figure_layer": "decoder.3.upsample", **dict(info)}
+    store.write_info(RunInfo.from_dict(values))
     return store
 
 
@@ -95,7 +98,7 @@ class TestStore:
     def test_round_trip_to_the_bit(self, array, step):
         with tempfile.TemporaryDirectory() as folder:
             store = SnapshotStore(folder, "x")
-            store.write_info({})
+            store.write_info(RunInfo())
             store.write(step, [Snapshot(step, "a.b", 0, "feature", array)])
             run = open_run(folder)
             assert run.steps == (step,)
@@ -108,13 +111,13 @@ class TestStore:
     def test_integers_and_numbers_of_any_kind(self, tmp_path, kind):
         store = SnapshotStore(tmp_path, "x")
         numbers = {"a": np.float32(0.5), "b": [np.int64(3), np.bool_(True)], "c": np.arange(2), "d": torch.tensor(2)}
-        store.write_info({"seconds": {"training": np.float64(1.5)}, "numbers": numbers, "last_step": kind(7)})
+        store.write_info(RunInfo(seconds={"training": np.float64(1.5)}, last_step=kind(7), extra={"numbers": numbers}))
         store.write(kind(7), [Snapshot(kind(7), "a", 0, "feature", np.ones((1, 2, 2)))])
         store.append_metrics({"step": kind(7), "loss": np.float32(0.5)})
         run = open_run(tmp_path)
         assert (run.steps, run.metrics()) == ((7,), [{"step": 7, "loss": 0.5}])
-        assert run.info["numbers"] == {"a": 0.5, "b": [3, True], "c": [0, 1], "d": 2}
-        assert run.info["last_step"] == 7
+        assert run.info.extra["numbers"] == {"a": 0.5, "b": [3, True], "c": [0, 1], "d": 2}
+        assert run.info.last_step == 7
         assert check_run(tmp_path) == [
             Fault("observation.safetensors", "missing or damaged: figures cannot show the images")
         ]
@@ -131,11 +134,11 @@ class TestStore:
 
     def test_what_json_does_not_have_is_named(self, tmp_path):
         with pytest.raises(TypeError, match="Path cannot be stored|PosixPath cannot be stored"):
-            SnapshotStore(tmp_path, "x").write_info({"data": tmp_path})
+            SnapshotStore(tmp_path, "x").write_info(RunInfo(extra={"folder": tmp_path}))
 
     def test_a_layer_that_runs_more_often_later(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         for step in range(3):
             store.write(
                 step, [Snapshot(step, "a", call, "feature", np.full((1, 2, 2), call)) for call in range(step + 1)]
@@ -152,14 +155,14 @@ class TestStore:
 
     def test_extremes_survive(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         store.write(0, [Snapshot(0, "a", 0, "feature", EXTREMES.reshape(1, 2, 5))])
         assert open_run(tmp_path).read(0, "a", "feature").tobytes() == EXTREMES.tobytes()
 
     def test_views_are_written_as_they_look(self, tmp_path):
         array = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(0, 2, 1)[:, ::-1]
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         store.write(0, [Snapshot(0, "a", 0, "feature", array)])
         assert np.array_equal(open_run(tmp_path).read(0, "a", "feature"), array)
 
@@ -204,7 +207,7 @@ class TestStore:
         writes = {
             "snapshots/step_000005.safetensors": lambda: store.write(5, [Snapshot(5, "a", 0, "feature", EXTREMES)]),
             "snapshots/step_000006.safetensors": lambda: store.write(6, [Snapshot(6, "a", 0, "feature", EXTREMES)]),
-            "run.json": lambda: store.write_info({"upsampler": "carafe"}),
+            "run.json": lambda: store.write_info(RunInfo.from_dict({"upsampler": "carafe"})),
         }
         for name, write in writes.items():
             with pytest.raises(FadevizError) as caught:
@@ -353,7 +356,7 @@ class TestRun:
             assert other.default_layer("feature") == "decoder.3.upsample"  # the last but one of four
             assert other.default_layer("channels") == "decoder.10.upsample"  # the last but one of two
         store = SnapshotStore(tmp_path / "one", "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         store.write(0, [Snapshot(0, "only", 0, "feature", EXTREMES)])
         assert open_run(tmp_path / "one").default_layer("feature") == "only"
 
@@ -382,7 +385,7 @@ class TestRun:
         with pytest.raises(FadevizError) as caught:
             _ = run.observation
         assert "observation.safetensors is missing or damaged" in one_line(caught)
-        assert "--overwrite" in one_line(caught)
+        assert "overwrite=True" in one_line(caught)
 
     def test_reading_a_run_writes_nothing(self, store):
         before = files(store.path)
@@ -479,7 +482,7 @@ class TestRunJson:
         with pytest.raises(FadevizError) as caught:
             open_run(store.path)
         assert one_line(caught).startswith(f"{store.path}/run.json is damaged (")
-        assert one_line(caught).endswith("Record the run again with --overwrite")
+        assert one_line(caught).endswith("Record the run again with overwrite=True")
 
     def test_cut_off_anywhere(self, store):
         data = (store.path / "run.json").read_bytes().rstrip()
@@ -502,15 +505,17 @@ class TestRunJson:
         one_line(got)
 
     def test_missing(self, tmp_path):
-        with pytest.raises(FadevizError, match=r"is not a run: it has no run.json. Give the folder that --out named"):
+        with pytest.raises(FadevizError, match=r"is not a run: it has no run.json. Give the folder of a run"):
             open_run(tmp_path)
         with pytest.raises(FadevizError, match=rf"no run folder {tmp_path}/x. Make one: fadeviz record --out"):
             open_run(tmp_path / "x")
 
     def test_round_trip(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({"upsampler": "fade", "note": "Pferd ü 馬", "nested": {"a": [1, 2.5, None]}})
-        assert StoredRun(tmp_path).info == {
+        store.write_info(
+            RunInfo.from_dict({"upsampler": "fade", "note": "Pferd ü 馬", "nested": {"a": [1, 2.5, None]}})
+        )
+        assert StoredRun(tmp_path).info.to_dict() == {
             "format": 1,
             "run_id": "x",
             "upsampler": "fade",
@@ -551,7 +556,7 @@ class TestWrongNames:
 
     def test_many_steps_are_abridged(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         for step in range(20):
             store.write(step, [Snapshot(step, "a", 0, "feature", EXTREMES)])
         with pytest.raises(FadevizError, match=r"It has: 0, 1, 2, 3, \.\.\., 17, 18, 19$"):
@@ -673,7 +678,7 @@ class TestMaps:
 
     def test_only_what_is_indexed_is_read(self, tmp_path, monkeypatch):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         for step in range(10):
             store.write(step, [Snapshot(step, "a", 0, "feature", np.full((3, 4, 5), step, np.float32))])
         run = open_run(tmp_path)
@@ -776,7 +781,7 @@ class TestMaps:
     def test_a_pickled_run_is_opened_again(self, run):
         maps = pickle.loads(pickle.dumps(run.maps(self.LAYER)))
         assert np.array_equal(maps, self.whole())
-        assert maps.run.path == run.path
+        assert maps.files.folder.path == run.path
 
 
 class TestXarray:
@@ -813,7 +818,7 @@ class TestXarray:
 
     def test_kinds_of_another_size_are_left_out(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         kinds = {"feature": (2, 4, 5), "gate": (2, 8, 10), "gradient": (2, 4, 5), "constant": (1, 4, 5)}
         store.write(0, [Snapshot(0, "a", 0, kind, np.zeros(shape)) for kind, shape in kinds.items()])
         found = open_run(tmp_path).to_xarray()
@@ -874,7 +879,7 @@ class TestClaims:
 
     def test_a_large_first_step_takes_no_room_for_others(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")
-        store.write_info({})
+        store.write_info(RunInfo())
         store.write(0, [Snapshot(0, "a", 0, "feature", np.zeros((1, 512, 1024)))])  # 2 MB; for all steps 400 MB
         for step in range(1, 200):
             store.write(step, [Snapshot(step, "a", 0, "feature", np.zeros((1, 1, 1)))])

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -31,6 +32,7 @@ from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.errors import printable
 from fadeviz.storage.check import check_run, repair_run
 from fadeviz.storage.files import check_regular, has_lock, machine, only_writer, read_regular, replacing, write_whole
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
 from fadeviz.sweep import Trial, has_begun, read_plan
 from fadeviz.training.checkpoint import write_checkpoint
@@ -219,7 +221,7 @@ def test_a_disk_that_fills_under_a_recorder_does_not_end_the_training(tmp_path, 
     disk("remount,size=64m")
     loop(out)
     assert digest(out, but=["run.json"]) == digest(tmp_path / "whole", but=["run.json"])
-    assert open_run(out).info["status"] == "finished"
+    assert open_run(out).info.status == "finished"
 
 
 def test_a_line_that_did_not_fit_leaves_nothing_of_itself(disk):
@@ -303,7 +305,7 @@ def test_a_disk_that_cannot_be_written(tmp_path, disk):
     unfinished = folder / "unfinished"
     assert call("record", *SMALL, "--steps", "3", "--snapshots", "1:3:1", "--out", unfinished).exit_code == 0
     info = open_run(unfinished).info
-    SnapshotStore(unfinished, info["run_id"]).write_info({**info, "status": "interrupted"})
+    SnapshotStore(unfinished, info.run_id).write_info(dataclasses.replace(info, status="interrupted"))
     before = digest(folder)
     disk("remount,ro")
     told = f": {os.strerror(errno.EROFS)}"
@@ -406,7 +408,7 @@ if child == 0:
     print(os.getpid(), flush=True)
     time.sleep(60)
     os._exit(0)
-SnapshotStore(out, "x").write_info({"status": "running"})
+SnapshotStore(out, "x").write_info(RunInfo(status="running"))
 print("ready", flush=True)
 sys.stdin.readline()
 """
@@ -450,8 +452,8 @@ def test_a_run_that_was_killed_says_so(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("fadeviz.storage.snapshots.has_lock", lambda folder, writer=writer: bool(writer))
             patch.setattr("fadeviz.storage.snapshots.machine", lambda writer=writer: writer)
-            store.write_info({**open_run(out).info, "status": "running"})
-        assert open_run(out).info["writer"] == writer
+            store.write_info(dataclasses.replace(open_run(out).info, status="running"))
+        assert open_run(out).info.writer == writer
         assert open_run(out).status == "running"
     # As recorded before the writer was noted.
     info = json.loads((out / "run.json").read_text())
@@ -462,7 +464,7 @@ def test_a_run_that_was_killed_says_so(tmp_path):
     loop(out)
     assert opened.status == "finished"  # since it was opened
     assert open_run(out).status == "finished"
-    assert "writer" not in open_run(out).info
+    assert open_run(out).info.writer is None
 
 
 def test_to_look_is_not_to_be_in_the_way(tmp_path):
@@ -624,7 +626,7 @@ def write_all(run):
     """Every file of a run, as a recording that goes on from step 10 writes them."""
     store = SnapshotStore(run, "runrunrun")
     store.forget_after(10)
-    store.write_info({"status": "recording"})
+    store.write_info(RunInfo.from_dict({"status": "recording"}))
     store.append_metrics({"step": 11})
     store.write(50, [Snapshot(50, "a", 0, "feature", np.ones((1, 2, 2), np.float32))])
     store.write_observation(np.ones((1, 2, 2, 3), np.uint8), np.ones((1, 2, 2), np.uint8))
@@ -963,7 +965,7 @@ def test_clock_locale_and_time_zone_change_no_byte(tmp_path):
 def test_the_age_of_files_means_nothing(whole, tmp_path, stamp):
     shutil.copytree(whole, tmp_path / "run")
     info = open_run(whole).info
-    SnapshotStore(tmp_path / "run", info["run_id"]).write_info({**info, "status": "interrupted"})
+    SnapshotStore(tmp_path / "run", info.run_id).write_info(dataclasses.replace(info, status="interrupted"))
     for file in (tmp_path / "run").rglob("*"):
         os.utime(file, (stamp, stamp))
     assert check_run(tmp_path / "run") == []
@@ -990,7 +992,7 @@ def test_odd_names_of_a_folder_that_was_moved(whole, tmp_path, monkeypatch, name
     monkeypatch.chdir(tmp_path)
     shutil.copytree(whole, name)
     info = open_run(whole).info
-    SnapshotStore(name, info["run_id"]).write_info({**info, "status": "interrupted", "upsampler": None})
+    SnapshotStore(name, info.run_id).write_info(dataclasses.replace(info, status="interrupted", upsampler=None))
     (tmp_path / "output").mkdir()
     commands = [
         ["check", "--", name],
@@ -1021,18 +1023,22 @@ def test_a_link_to_a_run_and_a_run_on_another_disk(whole, tmp_path):
     assert open_run(tmp_path / "link").steps == open_run(whole).steps
     result = call("record", *SMALL, "--seed", "1", "--overwrite", "--out", tmp_path / "link")
     assert result.exit_code == 0, result.output
-    assert open_run(tmp_path / "there" / "run").info["config"]["seed"] == 1
+    assert open_run(tmp_path / "there" / "run").info.config["seed"] == 1
     assert (tmp_path / "link").is_symlink()
 
 
 def test_moved_while_it_is_recorded(tmp_path):
     recorder_at = tmp_path / "run"
     store = SnapshotStore(recorder_at, "x")
-    store.write_info({})
+    store.write_info(RunInfo())
     store.append_metrics({"step": 1})
     shutil.move(recorder_at, tmp_path / "moved")
     one = [Snapshot(5, "a", 0, "feature", np.zeros((1, 2, 2), np.float32))]
-    for write in (lambda: store.write(5, one), lambda: store.write_info({}), lambda: store.append_metrics({"step": 2})):
+    for write in (
+        lambda: store.write(5, one),
+        lambda: store.write_info(RunInfo()),
+        lambda: store.append_metrics({"step": 2}),
+    ):
         with pytest.raises(FadevizError, match=f"^({recorder_at} was moved or removed|cannot write)"):
             write()
     assert [file.name for file in tmp_path.iterdir()] == ["moved"]
@@ -1078,9 +1084,9 @@ class Evil:
 def test_an_evil_checkpoint_is_not_run(whole, tmp_path, how):
     shutil.copytree(whole, tmp_path / "run")
     info = open_run(whole).info
-    SnapshotStore(tmp_path / "run", info["run_id"]).write_info({**info, "status": "interrupted"})
+    SnapshotStore(tmp_path / "run", info.run_id).write_info(dataclasses.replace(info, status="interrupted"))
     file = tmp_path / "run" / "checkpoints" / "last.pt"
-    evil = {"run_id": info["run_id"], "step": Evil(tmp_path / "evil")}
+    evil = {"run_id": info.run_id, "step": Evil(tmp_path / "evil")}
     if how == "torch":
         torch.save(evil, file)
     else:
@@ -1096,7 +1102,7 @@ def test_an_evil_checkpoint_is_not_run(whole, tmp_path, how):
 def test_a_packed_checkpoint_is_not_unpacked(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     info = open_run(whole).info
-    SnapshotStore(tmp_path / "run", info["run_id"]).write_info({**info, "status": "interrupted"})
+    SnapshotStore(tmp_path / "run", info.run_id).write_info(dataclasses.replace(info, status="interrupted"))
     file = tmp_path / "run" / "checkpoints" / "last.pt"
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("last/data.pkl", b"\0" * 50_000_000)
@@ -1135,19 +1141,21 @@ def test_names_that_a_terminal_would_obey(tmp_path):
     info = run.info
     store = SnapshotStore(run.path, run.run_id)
     store.write_info(
-        {
-            **info,
-            "title": HOSTILE,
-            "network": HOSTILE,
-            "status": HOSTILE,
-            "message": HOSTILE,
-            "device": HOSTILE,
-            "observation": {"names": [HOSTILE, "b"], "mode": HOSTILE},
-            "result": {HOSTILE: 0.5},
-            "seconds": {HOSTILE: 1.5},
-            "config": {"seed": 1, "size": HOSTILE, "labels": "true"},
-            "data": {"name": HOSTILE},
-        }
+        RunInfo.from_dict(
+            {
+                **info.to_dict(),
+                "title": HOSTILE,
+                "network": HOSTILE,
+                "status": HOSTILE,
+                "message": HOSTILE,
+                "device": HOSTILE,
+                "observation": {"names": [HOSTILE, "b"], "mode": HOSTILE},
+                "result": {HOSTILE: 0.5},
+                "seconds": {HOSTILE: 1.5},
+                "config": {"seed": 1, "size": HOSTILE, "labels": "true"},
+                "data": {"name": HOSTILE},
+            }
+        )
     )
     for step in STEPS:
         maps = np.ones((2, 4, 4), np.float32)

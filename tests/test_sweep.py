@@ -26,6 +26,7 @@ from fadeviz.data import Sample
 from fadeviz.data.shuffled import BLOCK, ShuffledLabels, derangement
 from fadeviz.experiment import RunConfig, build_model, load_data, train
 from fadeviz.storage.files import only_writer
+from fadeviz.storage.info import RunInfo
 from fadeviz.sweep import (
     MANIFEST,
     Event,
@@ -273,11 +274,11 @@ class TestShuffledLabels:
 
     def test_what_such_a_run_is_called(self, swept):
         shuffled, plain = open_run(swept[0] / "fade-shuffled-seed0"), open_run(swept[0] / "fade-seed0")
-        assert shuffled.info["config"]["labels"] == "shuffled"
+        assert shuffled.info.config["labels"] == "shuffled"
         assert (shuffled.name, plain.name) == ("fade@shuffled", "fade")
         assert (shuffled.title, plain.title) == ("FADE, shuffled labels", "FADE")
         assert "seed 0, shuffled labels" in CliRunner().invoke(main, ["info", str(shuffled.path)]).output
-        shuffled.info["upsampler"] = "fade:gate=off"
+        shuffled.info = dataclasses.replace(shuffled.info, upsampler="fade:gate=off")
         assert shuffled.title == "FADE (gate=off), shuffled labels"
 
 
@@ -302,7 +303,7 @@ class TestSweep:
         entry = told["runs"][2]
         assert entry["folder"] == "fade-shuffled-seed0"
         assert entry["settings"] == {"upsampler": "fade", "labels": "shuffled", "seed": 0}
-        assert entry["result"] == open_run(out / entry["folder"]).info["result"] == outcomes[2].result
+        assert entry["result"] == open_run(out / entry["folder"]).info.result == outcomes[2].result
         assert told["runs"][1]["message"] == outcomes[1].message
         assert sorted(p.name for p in out.iterdir() if p.is_file()) == [MANIFEST, f"{CANNOT}-seed0"]
 
@@ -352,7 +353,7 @@ class TestSweep:
         assert re.fullmatch(r"\[1/2\] fade-seed0  3/3  mIoU 0\.\d{3}  finished before", lines[0])
         assert re.fullmatch(r"\[2/2\] fade-seed4  3/3  loss \d\.\d{3} mIoU 0\.\d{3}", lines[1])
         assert everything(out / "fade-seed0") == before
-        assert open_run(out / "fade-seed4").info["config"]["kinds"] == "feature"  # as the sweep has it
+        assert open_run(out / "fade-seed4").info.config["kinds"] == "feature"  # as the sweep has it
         assert statuses(out) == {**statuses(swept[0]), "fade-seed4": "finished"}
 
     def test_contradicting_settings(self, swept, no_processes):
@@ -403,18 +404,18 @@ class TestSweep:
         assert failed.name == "nearest-seed0"
         assert "killed by SIGKILL. The system does so when memory runs out" in failed.message
         assert list(statuses(tmp_path).values()) == ["failed", "interrupted", "planned"]
-        assert open_run(tmp_path / "nearest-seed0").info["status"] == "running"  # it had no time to say otherwise
-        assert open_run(tmp_path / "bilinear-seed0").info["status"] == "interrupted"
+        assert open_run(tmp_path / "nearest-seed0").info.status == "running"  # it had no time to say otherwise
+        assert open_run(tmp_path / "bilinear-seed0").info.status == "interrupted"
         assert not (tmp_path / "bicubic-seed0").exists()
         # It ended its step and saved it: nothing is lost.
-        done = open_run(tmp_path / "bilinear-seed0").info["last_step"]
+        done = open_run(tmp_path / "bilinear-seed0").info.last_step
         assert (
             done == torch.load(tmp_path / "bilinear-seed0" / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
         )
 
         def finish(config, folder, *, resume, report):
             trained.append((folder.name, resume))
-            return SimpleNamespace(info={"result": {"miou": 0.5}})
+            return SimpleNamespace(info=RunInfo(result={"miou": 0.5}))
 
         trained = []
         request.getfixturevalue("inline")
@@ -502,9 +503,9 @@ def test_a_signal_to_the_sweep_stops_its_runs_after_their_steps(tmp_path, number
     assert said.splitlines()[-1] == f"stopped. Resume with: fadeviz sweep --out {out}"
     assert statuses(out) == {"nearest-seed0": "interrupted"}
     stopped = open_run(out / "nearest-seed0")
-    assert stopped.info["status"] == "interrupted"
+    assert stopped.info.status == "interrupted"
     saved = torch.load(stopped.path / "checkpoints" / "last.pt", weights_only=True)["step"]
-    assert saved == stopped.info["last_step"] == stopped.metrics()[-1]["step"]
+    assert saved == stopped.info.last_step == stopped.metrics()[-1]["step"]
 
 
 class TestFolder:
@@ -581,7 +582,7 @@ class TestFolder:
 
         monkeypatch.setattr(local.signal, "signal", lambda *arguments: None)  # as in a process of its own
         local._work(SimpleNamespace(send=gone, recv=lambda: (TINY, tmp_path / "run")), 1)
-        assert open_run(tmp_path / "run").info["status"] == "interrupted"
+        assert open_run(tmp_path / "run").info.status == "interrupted"
 
     def test_how_a_process_died(self):
         assert local._describe_exit(-9).startswith("its process was killed by SIGKILL. The system")

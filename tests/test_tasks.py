@@ -298,9 +298,9 @@ def stopped_and_resumed(config, folder):
 def test_matting_is_recorded_tested_and_resumed_to_the_bit(tmp_path):
     config = short(network="matting", size=64)
     whole = train(config, tmp_path / "whole")
-    assert whole.info["task"] == "matting"
-    assert "classes" not in whole.info
-    assert set(whole.info["result"]) == {"test_loss", "sad", "mse", "grad", "conn"}
+    assert whole.info.task == "matting"
+    assert whole.info.classes is None
+    assert set(whole.info.result) == {"test_loss", "sad", "mse", "grad", "conn"}
     assert list(whole.layers) == [f"decoder.{i}.upsample" for i in range(4)]
     assert check_run(tmp_path / "whole") == []
     alphas, trimaps = whole.mattes
@@ -321,12 +321,12 @@ def test_many_classes_are_recorded_tested_and_resumed_to_the_bit(tmp_path):
     root = save_set(tmp_path / "ade", train=6, test=12)
     config = short(network="segformer", data="ade20k", data_dir=str(root), size=64, subset=4)
     whole = train(config, tmp_path / "whole")
-    assert whole.info["classes"] == 150
-    assert whole.info["data"]["train"] == 4
-    assert whole.info["data"]["test"] == 8
-    assert set(whole.info["result"]) == {"test_loss", "miou", "accuracy"}
+    assert whole.info.classes == 150
+    assert whole.info.data["train"] == 4
+    assert whole.info.data["test"] == 8
+    assert set(whole.info.result) == {"test_loss", "miou", "accuracy"}
     masks = whole.observation[1]
-    for mask, inside, chosen in zip(masks, whole.foregrounds, whole.info["observation"]["foreground"], strict=True):
+    for mask, inside, chosen in zip(masks, whole.foregrounds, whole.info.observation.foreground, strict=True):
         assert chosen == find_object(mask)
         np.testing.assert_array_equal(inside, mask == chosen)
     stopped_and_resumed(config, tmp_path / "twice")
@@ -367,18 +367,18 @@ def test_class_ids_out_of_range_stop_the_run_in_one_line(tmp_path):
     with pytest.raises(FadevizError, match="has class 200: classes are 1 to 150") as error:
         train(short(network="segformer", data="ade20k", data_dir=str(root), size=64), tmp_path / "run")
     assert "\n" not in str(error.value)
-    assert open_run(tmp_path / "run").info["status"] == "failed"
+    assert open_run(tmp_path / "run").info.status == "failed"
 
 
 def test_test_pictures_smaller_than_the_crop_are_one_line(tmp_path, shared):
     folder = shared / "data" / "alphamatting"
-    with pytest.raises(FadevizError, match=r"smaller than the wanted 1600\. Use a smaller size"):
+    with pytest.raises(FadevizError, match=r"smaller than size=1600\. Use a smaller size"):
         train(short(network="matting", data="mattes", data_dir=str(folder), size=1600), tmp_path / "run")
 
 
 def test_real_mattes_are_recorded(tmp_path, shared):
     config = short(network="matting", data="mattes", data_dir=str(shared / "data" / "alphamatting"), size=64)
     finished = train(dataclasses.replace(config, steps=2, snapshots="2", evaluate_every=2), tmp_path / "run")
-    assert finished.info["data"]["name"] == "alphamatting"
+    assert finished.info.data["name"] == "alphamatting"
     assert finished.mattes is not None
-    assert finished.info["result"]["sad"] > 0
+    assert finished.info.result["sad"] > 0

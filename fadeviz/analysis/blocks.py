@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.stored_run import Maps
+from ..storage.maps import Maps
 
 BLOCK = 2**16
 """Values per block: few enough for float64 intermediates to fit in the processor's cache."""

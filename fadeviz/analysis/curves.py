@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.metrics import TESTS
-from ..storage.stored_run import Maps, StoredRun
+from ..storage.maps import Maps
+from ..storage.metrics import TASK_METRICS
+from ..storage.stored_run import StoredRun
 from .blocks import in_blocks
 from .classes import class_similarity
 from .gates import mean_by_region
@@ -189,12 +190,12 @@ def _tests(runs: Sequence[StoredRun], last: int) -> dict[str, MeasureCurve]:
     """The metrics of the tests that all runs have in common, up to the last measured step."""
     metrics = [[line for line in run.metrics() if line["step"] <= last] for run in runs]
     curves: dict[str, MeasureCurve] = {}
-    for test in TESTS.values():
-        lines = [{line["step"]: line for line in run if test.headline in line} for run in metrics]
+    for task in TASK_METRICS.values():
+        lines = [{line["step"]: line for line in run if task.headline in line} for run in metrics]
         steps = tuple(sorted(set(lines[0]).intersection(*lines)))
         if steps:
             tables = {
-                name: [[[_as_float(run[step].get(name))] for step in steps] for run in lines] for name in test.figures
+                name: [[[_as_float(run[step].get(name))] for step in steps] for run in lines] for name in task.metrics
             }
             curves |= {name: _curve(name, steps, np.array(values)) for name, values in tables.items()}
     return curves

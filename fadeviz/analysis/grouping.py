@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import FadevizError
+from ..storage.maps import Maps
 from ..storage.metrics import headline
+from ..storage.several_runs import check_layer, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Maps, StoredRun, check_layer, run_labels
+from ..storage.stored_run import StoredRun
 from .regions import Regions
 
 FEW_SEEDS = 5
@@ -32,7 +34,7 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], t
     Raises:
         FadevizError: if two runs have the same operator, settings and seed.
     """
-    settings = [{k: v for k, v in (run.info.get("config") or {}).items() if k not in _NOT_COMPARED} for run in runs]
+    settings = [{k: v for k, v in run.info.config.items() if k not in _NOT_COMPARED} for run in runs]
     names = sorted({name for config in settings for name in config})
     differing = [name for name in names if len({repr(config[name]) for config in settings if name in config}) > 1]
     labelled: dict[str, list[StoredRun]] = {}
@@ -89,8 +91,8 @@ def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]
     """
     seeds = [setting(run, "seed") for run in members]
     repeated = {seed for seed in seeds if seeds.count(seed) > 1}
-    named = all(run.info.get("upsampler") for run in members)
-    places = {run.place for run in members}
+    named = all(run.info.upsampler for run in members)
+    places = {run.path_parts for run in members}
     if len(places) < len(members) or not repeated or (named and repeated != {None}):
         return {label: members}
     return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
@@ -111,7 +113,7 @@ def note_uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[s
 
 def setting(run: StoredRun, name: str) -> Any:
     """The value of a run's setting; None if the run does not have it."""
-    return (run.info.get("config") or {}).get(name)
+    return run.info.config.get(name)
 
 
 def check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: int) -> str:
@@ -129,7 +131,7 @@ def check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: in
     if kind in CHANNEL_KINDS:
         raise FadevizError(f"kind={kind!r} has many maps per image. Measure one of feature, gradient, gate")
     for first, second in itertools.combinations(runs, 2):
-        if first.same_place(second):
+        if first.same_folder(second):
             raise FadevizError(f"{first.address} and {second.address} are the same run, {first.run_id}. Give it once")
     chosen = layer if layer is not None else runs[0].default_layer(kind)
     observed = (*runs[0].observation, runs[0].foregrounds)
@@ -170,7 +172,6 @@ def describe_inside(run: StoredRun) -> str:
 
 def class_names(run: StoredRun) -> list[str]:
     """Name of the class that is inside in each observed image; empty for data with only two classes."""
-    chosen = (run.info.get("observation") or {}).get("foreground") or []
-    names = (run.info.get("data") or {}).get("classes")
-    known = names if isinstance(names, list) else []
-    return [str(known[index]) if 0 <= index < len(known) else f"class {index}" for index in chosen]
+    chosen = run.info.observation.foreground or ()
+    names = run.info.data.classes
+    return [names[index] if 0 <= index < len(names) else f"class {index}" for index in chosen]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from ..storage.metrics import FIGURES as TESTED
-from ..storage.metrics import TESTS
+from ..storage.metrics import METRICS, TASK_METRICS
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ MEASURES = {
     "frame_correlation": Measure("to the previous snapshot", "correlation", "continuity", "of the map"),
     "pixel_change": Measure("change of a pixel", "grey levels of 255", "continuity", "mean, each frame normalised"),
     "luminance_change": Measure("change of the mean", "grey levels of 255", "continuity", "each frame normalised"),
-    **{name: Measure(metric.title, metric.unit, "quality", metric.meaning) for name, metric in TESTED.items()},
+    **{name: Measure(metric.title, metric.unit, "quality", metric.meaning) for name, metric in METRICS.items()},
 }
 """All measures, in the order of tables and plots."""
 
@@ -98,7 +97,7 @@ def describe_group(group: str, measures: Collection[str]) -> tuple[str, str]:
         group: a name in ``GROUPS``.
         measures: measures of the group that were found; those of quality depend on the task.
     """
-    tests = [test for test in TESTS.values() if not test.figures.keys().isdisjoint(measures)]
-    if group != "quality" or not tests:
+    tasks = [task for task in TASK_METRICS.values() if not task.metrics.keys().isdisjoint(measures)]
+    if group != "quality" or not tasks:
         return GROUPS[group], ""
-    return "; ".join(test.meaning for test in tests), " ".join(test.note for test in tests if test.note)
+    return "; ".join(task.meaning for task in tasks), " ".join(task.note for task in tasks if task.note)

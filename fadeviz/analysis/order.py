@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError, unknown_name
-from ..storage.stored_run import StoredRun, common_steps, describe_calls
+from ..storage.several_runs import common_steps, describe_calls
+from ..storage.stored_run import StoredRun
 from .grouping import check_runs, check_size, describe_inside, group_runs, note_uneven, setting
 from .kymograph import Kymograph, merge_kymographs
 from .learning import LEVELS, MIN_RESPONSE, UNTIL, LearningTimes, State, lead, learning_times, peak_of
@@ -219,12 +220,12 @@ def learning_order(
             measured.append(measure_responses(maps, regions, bins))
         operators.append(_classify(name, members, measured, shown, rules))
     other_calls = dict.fromkeys(describe_calls(chosen, run.calls(chosen, kind), call) for run in runs)
-    names = (runs[0].info.get("observation") or {}).get("names") or []
+    names = runs[0].info.observation.names
     return LearningOrder(
         layer=chosen,
         kind=kind,
         steps=shown,
-        images=tuple(map(str, names)) if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
+        images=names if len(names) == len(masks) else tuple(map(str, range(len(masks)))),
         regions=regions,
         half_width=(pixels, share),
         rules=rules,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..storage.stored_run import Maps
+from ..storage.maps import Maps
 from .blocks import in_blocks
 from .kymograph import BinnedMeans, Kymograph
 from .ranks import Ranked, Ties, defined_maps, rank_cells

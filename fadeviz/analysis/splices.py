@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.stored_run import Maps, StoredRun
+from ..storage.maps import Maps
+from ..storage.stored_run import StoredRun
 from .blocks import in_blocks
 from .similarity import check_axes, correlation, standardize
 

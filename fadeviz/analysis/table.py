@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.metrics import TESTS
-from ..storage.stored_run import distinct_paths
+from ..storage.metrics import TASK_METRICS
+from ..storage.several_runs import distinct_paths
 from .curves import Curves
 from .learning import UNTIL, LearningTimes, State
 from .order import RESPONSES, Comparison, LearningOrder, OperatorOrder, reclassify
@@ -37,8 +37,9 @@ def summary_rows(order: LearningOrder, curves: Sequence[Curves]) -> list[Row]:
 
 def _tested(curves: Sequence[Curves]) -> list[str]:
     """The test metrics in a row: the brief ones of all tasks that the networks were tested for."""
-    tests = [test for test in TESTS.values() if any(test.headline in own for own in curves)]
-    return [name for test in tests or [TESTS["segmentation"]] for name, metric in test.figures.items() if metric.brief]
+    tasks = [task for task in TASK_METRICS.values() if any(task.headline in own for own in curves)]
+    tasks = tasks or [TASK_METRICS["segmentation"]]
+    return [name for task in tasks for name, metric in task.metrics.items() if metric.brief]
 
 
 def _row(operator: OperatorOrder, order: LearningOrder, curves: Curves, tested: Sequence[str]) -> Row:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..storage.metrics import FIGURES
+from ..storage.metrics import METRICS
 from .learning import UNTIL
 from .order import RESPONSES, LearningOrder, OperatorOrder
+from .statistics import LEAST_PAIRS
 from .table import Row
 from .verdicts import is_representative
-
-LEAST_PAIRS = 6
-"""Pairs below which no sign-flip test can reach p = 0.05."""
 
 
 def describe(order: LearningOrder, rows: Sequence[Row], by_rule: Sequence[Row] = ()) -> str:
@@ -62,14 +60,14 @@ def _times(operator: OperatorOrder) -> str:
 
 def _metric_columns(rows: Sequence[Row]) -> list[str]:
     """The right end of the table, heading first: the test metrics that some row has, or empty columns for them."""
-    titles = {name: metric.column for name, metric in FIGURES.items() if metric.column and name in rows[0]}
+    titles = {name: metric.column for name, metric in METRICS.items() if metric.column and name in rows[0]}
     names = [name for name in titles if any(row[name] is not None for row in rows)] or list(titles)
     lines = [""] * (1 + len(rows))
     for name in names:
         values = [row[name] for row in rows]
         cells = [
             titles[name],
-            *("-" if v is None else v if isinstance(v, str) else FIGURES[name].text(v) for v in values),
+            *("-" if v is None else v if isinstance(v, str) else METRICS[name].text(v) for v in values),
         ]
         width = max(7, 2 + max(map(len, cells)))
         lines = [f"{line}{cell:>{width}}" for line, cell in zip(lines, cells, strict=True)]

@@ -20,6 +20,7 @@ from ..models.recipes import sgd
 from ..ops import torch_ops
 from ..ops.backends import native_library
 from ..ops.reassemble import blend, kernel_softmax, reassemble
+from ..storage.info import LayerInfo, ObservationInfo, RunInfo, StoredConfig
 from ..storage.snapshots import Snapshot, SnapshotStore
 from ..storage.stored_run import StoredRun
 from ..training.loop import PRECISIONS, Precision, StepResult, fit
@@ -319,6 +320,14 @@ def synthetic_run(path: Path, name: str, frames: int) -> StoredRun:
         store.write(step, [Snapshot(step, layer, 0, "feature", value[None].astype(np.float32))])
     image = np.repeat(np.repeat(255 * blob, 2, 0), 2, 1).astype(np.uint8)
     store.write_observation(image[None, ..., None].repeat(3, 3), (image[None] > 128).astype(np.uint8))
-    info = {"status": "finished", "upsampler": name, "network": "segnet", "config": {"seed": 0}}
-    store.write_info({**info, "layers": {layer: [side, side]}, "observation": {"names": ["synthetic"]}})
+    store.write_info(
+        RunInfo(
+            status="finished",
+            upsampler=name,
+            network="segnet",
+            config=StoredConfig({"seed": 0}),
+            layers={layer: LayerInfo(size=(side, side))},
+            observation=ObservationInfo(names=("synthetic",)),
+        )
+    )
     return StoredRun(path)

@@ -26,7 +26,7 @@ def write_npz(selection: ExportSelection, out: Path, *, overwrite: bool = False)
     hold the first images alone, ``constant`` holds one map.
 
     Raises:
-        FadevizError: no .npz, or something there that may not be replaced.
+        FadevizError: if the name does not end in .npz, or an existing file must not be replaced.
     """
     # Stored, not deflated: maps hardly shrink, and zlib's bytes differ from one version to the next.
     with (
@@ -46,7 +46,7 @@ def write_npz(selection: ExportSelection, out: Path, *, overwrite: bool = False)
         _add(archive, "metrics/step", steps)
         for name, values in columns.items():
             _add(archive, f"metrics/{safe_name(name)}", values)
-        _add(archive, "run.json", np.array(json.dumps(selection.run.info, indent=2)))
+        _add(archive, "run.json", np.array(json.dumps(selection.run.info.to_dict(), indent=2)))
     return selection.notes
 
 

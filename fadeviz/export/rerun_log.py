@@ -21,7 +21,8 @@ def write_rerun(selection: ExportSelection, out: Path, *, overwrite: bool = Fals
     ``/run.json``; the timeline is called ``step``. Row numbers that Rerun draws make other bytes each time.
 
     Raises:
-        FadevizError: Rerun is not installed, no .rrd, or something there that may not be replaced.
+        FadevizError: if Rerun is not installed, the name does not end in .rrd, or an existing file must not be
+            replaced.
     """
     with needs("rerun"):
         import rerun
@@ -30,7 +31,9 @@ def write_rerun(selection: ExportSelection, out: Path, *, overwrite: bool = Fals
         recording = rerun.RecordingStream(_APPLICATION, recording_id=selection.run.run_id, send_properties=False)
         try:
             recording.save(partial)
-            recording.log(["run.json"], rerun.TextDocument(json.dumps(selection.run.info, indent=2)), static=True)
+            recording.log(
+                ["run.json"], rerun.TextDocument(json.dumps(selection.run.info.to_dict(), indent=2)), static=True
+            )
             seen = selection.observation()
             for index, number in enumerate(selection.images if seen else ()):
                 at = ["observed", selection.label(number)]

@@ -17,8 +17,10 @@ from ..render.frames import FrameSequence, select_frames
 from ..render.labels import truth_image
 from ..render.normalize import SCOPES
 from ..render.selection import MapSelection
+from ..storage.maps import Maps
+from ..storage.several_runs import common_steps
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import Maps, StoredRun, common_steps
+from ..storage.stored_run import StoredRun
 
 CHANNELS_DRAWN = 8
 """Number of representative channels drawn per map."""
@@ -63,7 +65,7 @@ class Part:
         """What is exported of one step after the other, as recorded: a long run need not fit into the memory.
 
         Raises:
-            FadevizError: a file that cannot be read, or whose maps have another shape than the first step's.
+            FadevizError: if a file cannot be read, or its maps differ in shape from those of the first step.
         """
         for value in self.maps:
             yield np.ascontiguousarray(value[list(self.images)])
@@ -226,8 +228,7 @@ def select(
         for kind in kinds:
             run.default_layer(kind)  # says what was recorded
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
-    told = run.info.get("observation", {}).get("names") or []
-    names = tuple(str(told[n]) if n < len(told) else f"image {n}" for n in numbers)
+    names = tuple(map(run.info.observation.name_of, numbers))
     return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)
 
 

@@ -36,15 +36,15 @@ def write_zarr(selection: ExportSelection, out: Path, *, overwrite: bool = False
         maps.sel(step=320, image="horse_0")
 
     Raises:
-        FadevizError: Zarr is not installed, or something there that may not be replaced.
+        FadevizError: if Zarr is not installed, or an existing folder must not be replaced.
     """
     with needs("zarr"):
         import zarr
     with new_folder(out, _OURS, _MARK, overwrite=overwrite) as partial, _as_is():
         run = selection.run
-        about = {"title": run.title, "run_id": run.run_id, "network": run.info.get("network")}
+        about = {"title": run.title, "run_id": run.run_id, "network": run.info.network}
         root = zarr.create_group(partial, zarr_format=3, attributes=about)
-        root.create_group("fadeviz", attributes={"export": 1, "run": _json(selection.run.info)})
+        root.create_group("fadeviz", attributes={"export": 1, "run": _json(selection.run.info.to_dict())})
         layers = root.create_group("layers")
         for layer in dict.fromkeys(part.layer for part in selection.parts):
             group = layers.create_group(safe_name(layer), attributes={"layer": layer})

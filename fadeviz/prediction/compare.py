@@ -21,9 +21,10 @@ from ..render.comparison import write_comparison
 from ..render.comparison_layout import Row
 from ..render.labels import data_name, describe_runs, provenance
 from ..render.zoom import Box, choose_zoom
-from ..storage.metrics import FIGURES
+from ..storage.metrics import METRICS
 from ..storage.opening import RunLike, stored_runs
-from ..storage.stored_run import StoredRun, run_labels
+from ..storage.several_runs import run_labels
+from ..storage.stored_run import StoredRun
 from ..training.matting_metrics import measure_matte
 from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
@@ -196,11 +197,10 @@ def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
             raise FadevizError(
                 f"no observed image {index} in {first.address}: there are {len(images)}, from 0 to {len(images) - 1}"
             )
-    names = (first.info.get("observation") or {}).get("names") or []
     alphas, trimaps = first.mattes or (None, None)
     return [
         Sample(
-            str(names[i]) if i < len(names) else f"image {i}",
+            first.info.observation.name_of(i),
             images[i],
             masks[i],
             None if alphas is None else alphas[i].astype(np.float32) / np.float32(255),
@@ -217,7 +217,7 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
     splits = load_data(dataclasses.replace(first.config, **moved))  # type: ignore[arg-type]
     for other in predictors:
         same = (other.config.data, other.config.split_seed) == (first.config.data, first.config.split_seed)
-        if not same or _identity(other.run.info.get("data")) != _identity(splits.info):
+        if not same or _identity(dict(other.run.info.data)) != _identity(splits.info):
             raise FadevizError(
                 f"{other.run.address} was not tested on the test images of "
                 f"{data_dir or first.config.data_dir or 'this set'}: the files, split_seed or subset differ. "
@@ -260,7 +260,7 @@ def _row(
         if matting:
             errors = measure_matte(result, sample)  # type: ignore[arg-type]
             scores.append(-errors["sad"])
-            texts.append(f"SAD {FIGURES['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
+            texts.append(f"SAD {METRICS['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
         else:
             scores.append(mean_iou(result, truth, classes))  # type: ignore[arg-type]
             texts.append(f"mIoU {scores[-1]:.3f}")
@@ -313,11 +313,10 @@ def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.f
 def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
     """The classes that occur in any image or result, largest first."""
     shares = _shares(first, rows)
-    stored = (first.run.info.get("data") or {}).get("classes")
-    names = stored if isinstance(stored, list) else []
+    names = first.run.info.data.classes
     colours = class_palette(first.classes)
     return [
-        (str(names[i]) if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
+        (names[i] if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
         for i in np.argsort(-shares, kind="stable").tolist()
         if shares[i] >= LEAST_SHARE
     ]
@@ -326,7 +325,7 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
 def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
     """What the figure shows, and of which operators."""
     first = predictors[0]
-    networks = dict.fromkeys(str(one.run.info.get("network_title") or one.config.network) for one in predictors)
+    networks = dict.fromkeys(one.run.info.network_title or one.config.network for one in predictors)
     data = dict.fromkeys(data_name(one.run) for one in predictors)
     steps = dict.fromkeys(one.step for one in predictors)
     lines = [

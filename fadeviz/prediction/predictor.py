@@ -76,14 +76,14 @@ class Predictor:
                 damaged, or there is no such device.
         """
         (self.run,) = stored_runs(run)
-        settings = self.run.info.get("config", {})
+        settings = self.run.info.config
         if "network" not in settings:
             raise FadevizError(
                 f"{self.run.address} was recorded in a training loop of its own: its network is not known here. "
                 "Predict with that program, or give a run of: fadeviz record"
             )
         self.config = config_from(settings, f"{self.run.address}/run.json", "Record again with overwrite=True")
-        self.classes = int(self.run.info.get("classes", 2))
+        self.classes = self.run.info.classes or 2
         self._model = build_network(
             self.config.network, self.config.upsampler, classes=self.classes, width=self.config.width
         )

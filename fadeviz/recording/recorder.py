@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import hashlib
 import os
 import platform
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError, RecorderWarning, printable, unknown_name
 from ..storage.files import only_writer
+from ..storage.info import ObservationInfo, RunInfo, StoredConfig
 from ..storage.schedule import Schedule, at, parse_schedule
 from ..storage.snapshots import Snapshot, SnapshotStore, check_folder, layer_sizes, remove_run
 from ..storage.stored_run import StoredRun
@@ -176,6 +178,7 @@ class Recorder:
         self._seen = start  # the last step that was told of; None: a resumed training has not told yet
         self._forget: int | None = None  # what is stored of later steps than this has still to go
         self._recorded: set[int] = set()
+        self.info = RunInfo()
         self._warned: set[tuple[str, type]] = set()
         self._stage = "observe"
         self._looked = self._busy = self._unsaved = False
@@ -219,32 +222,32 @@ class Recorder:
         overwrite: bool,
     ) -> None:
         start = self._seen = self._seen or 0
-        self.info: dict[str, Any] = {}
         self._note([masks.note] if masks.note else [])
         untrained = self._look(start)  # what cannot be observed is found here, before an old run is removed
         if overwrite:
             remove_run(self.out)
         self.store = SnapshotStore(self.out, _run_id(untrained, display_images, seed))
         self.store.forget_after(-1)
-        self.info = {
-            "status": "recording",
-            **({} if name is None else {"upsampler": str(name), "title": str(name)}),
-            "network": type(self.model).__name__,
-            "network_title": type(self.model).__name__,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            **({"classes": masks.classes} if masks.classes > 2 else {}),
-            "config": {} if seed is None else {"seed": seed},
-            "schedule": list(self.schedule),
-            "kinds": list(self.probe.kinds),
-            "layers": layer_sizes(untrained),
-            "observation": {
-                "names": names,
-                "mode": self.mode,
-                **({} if masks.foreground is None else {"foreground": masks.foreground}),
-            },
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-            **self.info,
-        }
+        self.info = dataclasses.replace(
+            self.info,  # the notes
+            status="recording",
+            upsampler=None if name is None else str(name),
+            title=None if name is None else str(name),
+            network=type(self.model).__name__,
+            network_title=type(self.model).__name__,
+            parameters=sum(p.numel() for p in self.model.parameters()),
+            classes=masks.classes if masks.classes > 2 else None,
+            config=StoredConfig({} if seed is None else {"seed": seed}),
+            schedule=tuple(self.schedule),
+            kinds=tuple(self.probe.kinds),
+            layers=layer_sizes(untrained),
+            observation=ObservationInfo(
+                names=tuple(names),
+                mode=self.mode,
+                foreground=_tuple(masks.foreground),
+            ),
+            versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        )
         self._save_info()
         self.store.write_observation(display_images, masks.values)
         self._write(start, untrained)
@@ -253,24 +256,22 @@ class Recorder:
         self, before: StoredRun, display_images: NDArray[np.uint8], masks: Masks, foreground_given: bool
     ) -> None:
         was_shown, were_masks = before.observation
-        notes, layers = before.info.get("notes", []), list(before.info.get("layers", {}))
+        notes, layers = before.info.notes, list(before.info.layers)
         # What was left out of a glob then is left out again.
         asked = [one for one in self.probe.layers if one in layers or not any(f"layer {one!r}" in n for n in notes)]
         same = np.array_equal(were_masks, masks.values)
         if not np.array_equal(was_shown, display_images) or not (same or np.array_equal(were_masks, masks.earlier)):
             raise FadevizError(f"{self.out} observed other images. Observe the same, or choose another folder")
-        object_was = (before.info.get("observation") or {}).get("foreground")
+        object_was = _list(before.info.observation.foreground)
         for what, was, wanted in (
             ("layers", layers, asked),
-            ("kinds", before.info.get("kinds"), list(self.probe.kinds)),
-            ("foreground", object_was, masks.foreground if same and foreground_given else object_was),
+            ("kinds", list(before.info.kinds), list(self.probe.kinds)),
+            ("foreground", object_was, _list(masks.foreground) if same and foreground_given else object_was),
         ):
             if was != wanted:
                 raise FadevizError(f"{self.out} was recorded with other {what}: {was}, now {wanted}. Use the same")
         self.probe.settle(layers)
-        self.info = {key: value for key, value in before.info.items() if key not in ("format", "run_id")}
-        self.info.pop("message", None)
-        self.info |= {"status": "recording", "schedule": list(self.schedule)}
+        self.info = dataclasses.replace(before.info, status="recording", message=None, schedule=tuple(self.schedule))
         self._recorded = set(before.steps)
         # Errors in observing are raised here, not hours into the training.
         now = self._look(max(self._recorded, default=0) if self._seen is None else self._seen)
@@ -290,13 +291,13 @@ class Recorder:
         self._recorded = {recorded for recorded in self._recorded if recorded <= self._forget}
         kept = [one for one in self.errors if _step_of(one) <= self._forget]
         if kept != self.errors:
-            self.info["errors"], self._unsaved = kept, True
+            self.info, self._unsaved = dataclasses.replace(self.info, errors=tuple(kept)), True
         self._forget = None
 
     @property
     def errors(self) -> list[dict[str, Any]]:
         """The errors as run.json lists them: ``step`` and ``message`` of each, at most ``MOST_ERRORS``."""
-        return list(self.info.get("errors", [])) if self._writes else []
+        return [dict(one) for one in self.info.errors] if self._writes else []
 
     def step(self, step: int) -> bool:
         """Record, if ``step`` is scheduled: the number of optimiser steps done.
@@ -408,9 +409,10 @@ class Recorder:
                 with self._open:
                     if error is None:
                         self._end()
-                    elif self.info["status"] != "finished":
+                    elif self.info.status != "finished":
                         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-                        self.info |= {"status": "interrupted" if stopped else "failed", "message": str(error)}
+                        status = "interrupted" if stopped else "failed"
+                        self.info = dataclasses.replace(self.info, status=status, message=str(error))
                         with contextlib.suppress(FadevizError):  # a full disk: the original error matters more
                             self._save_info()
             except Exception as failure:
@@ -453,7 +455,8 @@ class Recorder:
         self._warned.add(kind)
         if self._writes and (first or self._stage in ("observe", "write")) and len(self.errors) < MOST_ERRORS:
             entry = {} if step is None else {"step": step}
-            self.info["errors"] = [*self.errors, {**entry, "message": message}]
+            errors = (*self.info.errors, {**entry, "message": message})
+            self.info = dataclasses.replace(self.info, errors=errors)
             self._unsaved = True
             with contextlib.suppress(Exception):  # the disk may be what failed; the next write includes it
                 self._save_info()
@@ -500,10 +503,9 @@ class Recorder:
 
     def _note(self, notes: Sequence[str]) -> None:
         """Warn of new notes, and keep them in run.json."""
-        known = self.info.get("notes", [])
-        new = [note for note in notes if note not in known]
+        new = [note for note in notes if note not in self.info.notes]
         if new:
-            self.info["notes"], self._unsaved = [*known, *new], True
+            self.info, self._unsaved = dataclasses.replace(self.info, notes=(*self.info.notes, *new)), True
             _warn("; ".join(new))
 
     def _write(self, step: int, snapshots: list[Snapshot]) -> None:
@@ -516,7 +518,7 @@ class Recorder:
     def _end(self) -> None:
         # What was recorded: a training may end before its schedule does, and then nothing is missing.
         self._stage = "close"
-        self.info |= {"status": "finished", "schedule": sorted(self._recorded)}
+        self.info = dataclasses.replace(self.info, status="finished", schedule=tuple(sorted(self._recorded)))
         self._save_info()
 
     def _save_info(self) -> None:
@@ -590,6 +592,14 @@ def _pair(observe: Any) -> tuple[Any, Any]:
 def _step_of(entry: Any) -> int:
     step = entry.get("step") if isinstance(entry, dict) else None
     return step if isinstance(step, int) else 0
+
+
+def _tuple(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _list(values: Sequence[int] | None) -> list[int] | None:
+    return None if values is None else list(values)
 
 
 def _no_loss(output: Any, targets: Any) -> Tensor:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
+from ..storage.several_runs import check_layer, common_steps, describe_calls, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS
-from ..storage.stored_run import StoredRun, check_layer, common_steps, describe_calls, run_labels
+from ..storage.stored_run import StoredRun
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 from .selection import MapSelection
@@ -227,7 +228,7 @@ def _check_runs(runs: Sequence[StoredRun]) -> None:
     if not runs:
         raise FadevizError("no run to draw. Give at least one run folder")
     for first, second in itertools.combinations(runs, 2):
-        if second.same_place(first):
+        if second.same_folder(first):
             raise FadevizError(f"{first.address} and {second.address} are the same run, {second.run_id}. Give it once")
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import printable
+from ..storage.several_runs import run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
-from ..storage.stored_run import StoredRun, run_labels
+from ..storage.stored_run import StoredRun
 from .colormap import colour_classes
 from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence
@@ -71,7 +72,7 @@ def brief(name: object, longest: int = 80) -> str:
 def format_number(value: float, digits: int = 3) -> str:
     """A value with ``digits`` significant digits and a true minus sign; shorter whole numbers as they are.
 
-    Digits are grouped by commas; an exponent stands only where more than 6 decimal places were needed.
+    Digits are grouped by commas. Exponents are used from 10^9 on, and where more than 6 decimal places were needed.
 
     Example:
         >>> format_number(12), format_number(0.5), format_number(12345.6), format_number(float("nan"))
@@ -81,11 +82,10 @@ def format_number(value: float, digits: int = 3) -> str:
         return "–"
     if value == int(value) and abs(value) < 10**digits:
         return str(int(value)).replace("-", _MINUS)
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if places <= 6:
-        return f"{value:,.{places}f}".replace("-", _MINUS)
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")  # of the rounded value: 0.9999 is 1.00
+    places = max(0, digits - 1 - int(exponent))
+    text = f"{value:,.{places}f}" if places <= 6 and int(exponent) < 9 else f"{mantissa}e{int(exponent)}"
+    return text.replace("-", _MINUS)
 
 
 def heading(sequence: FrameSequence) -> str:
@@ -95,17 +95,14 @@ def heading(sequence: FrameSequence) -> str:
 
 def image_name(sequence: FrameSequence) -> str:
     """The name of the observed image."""
-    names = (sequence.run.info.get("observation") or {}).get("names") or []
-    return str(names[sequence.image]) if sequence.image < len(names) else f"image {sequence.image}"
+    return sequence.run.info.observation.name_of(sequence.image)
 
 
 def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     """The sentences below a figure: what is drawn, in which range, and of which image and operators."""
     first = sequences[0]
     runs = {sequence.run.path: sequence for sequence in sequences}
-    networks = dict.fromkeys(
-        brief(s.run.info.get("network_title") or s.run.info.get("network", "network")) for s in runs.values()
-    )
+    networks = dict.fromkeys(brief(s.run.info.network_title or s.run.info.network or "network") for s in runs.values())
     what = KINDS[first.kind]
     if first.kind in CHANNEL_KINDS:
         what = {
@@ -186,11 +183,11 @@ def layer_name(layer: str, call: int, calls: int) -> str:
 
 def data_name(run: StoredRun) -> str:
     """Name of a run's data set; empty if unknown."""
-    return str((run.info.get("data") or {}).get("name") or (run.info.get("config") or {}).get("data") or "")
+    return run.info.data.name or run.info.config.data
 
 
 def _statistics(sequences: Iterable[FrameSequence]) -> str:
-    modes = dict.fromkeys(str((s.run.info.get("observation") or {}).get("mode", "")) for s in sequences)
+    modes = dict.fromkeys(s.run.info.observation.mode or "" for s in sequences)
     words = {"eval": "running statistics", "batch": "statistics of the observed images"}
     sources = [words[mode] for mode in modes if mode in words]
     return f" BatchNorm: {' and '.join(sources)}." if sources else ""
@@ -234,7 +231,7 @@ def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
 
 def has_colours(run: StoredRun) -> bool:
     """Whether masks of a run are shown in the colours of their classes, which is so for more than two."""
-    return run.mattes is None and int(run.info.get("classes") or 2) > 2
+    return run.mattes is None and (run.info.classes or 2) > 2
 
 
 def truth_name(run: StoredRun) -> str:
@@ -256,8 +253,8 @@ def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
         FadevizError: as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
-    if has_colours(run):
-        return colour_classes(mask, int(run.info["classes"]))
+    if run.info.classes is not None and has_colours(run):
+        return colour_classes(mask, run.info.classes)
     if _names_object(run):
         mask = run.foregrounds[image].astype(np.uint8)
     greys = _greys(mask) if run.mattes is None else run.mattes[0][image]
@@ -286,7 +283,7 @@ def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
 
 def _names_object(run: StoredRun) -> bool:
     """Whether a run names the class of its masks that is the object; everything else, void included, is not."""
-    return run.mattes is None and (run.info.get("observation") or {}).get("foreground") is not None
+    return run.mattes is None and run.info.observation.foreground is not None
 
 
 def outline(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -305,7 +302,7 @@ def _greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _seed(run: StoredRun) -> object:
-    return (run.info.get("config") or {}).get("seed")
+    return run.info.config.seed
 
 
 def _title(kind: str) -> str:

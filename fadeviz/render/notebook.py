@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..storage.metrics import FIGURES
+from ..storage.metrics import METRICS
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colorize
@@ -120,14 +120,13 @@ def _range(sequence: FrameSequence, frame: int) -> str:
 
 
 def _facts(run: StoredRun) -> str:
-    config = run.info.get("config") or {}
-    network = run.info.get("network_title") or run.info.get("network")
+    seed, network = run.info.config.seed, run.info.network_title or run.info.network
     steps = run.steps
     facts = [
-        str(network) if network else "",
-        f"seed {config['seed']}" if config.get("seed") is not None else "",
+        network or "",
+        f"seed {seed}" if seed is not None else "",
         f"run {run.run_id}",
-        str(run.info.get("status") or ""),
+        run.info.status or "",
         f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}",
         f"{len(run.broken)} files damaged" if run.broken else "",
         run.address,
@@ -137,7 +136,7 @@ def _facts(run: StoredRun) -> str:
 
 def _metrics(run: StoredRun, steps: Sequence[int]) -> list[str]:
     """The metrics of each step as text; empty where none were logged."""
-    titles = {"loss": "loss", **{name: metric.title for name, metric in FIGURES.items() if metric.brief}}
+    titles = {"loss": "loss", **{name: metric.title for name, metric in METRICS.items() if metric.brief}}
     texts: dict[int, dict[str, str]] = {step: {} for step in steps}
     for line in run.metrics():
         for name, title in titles.items():

@@ -180,7 +180,7 @@ def _content(
     """Everything but the maps: ``data`` for the script, and the text of the page."""
     observed, _ = runs[0].observation
     mattes = runs[0].mattes
-    networks = dict.fromkeys(str(run.info.get("network_title") or run.info.get("network") or "") for run in runs)
+    networks = dict.fromkeys(run.info.network_title or run.info.network or "" for run in runs)
     operators = _listed([text.plain(operator.title, 60) for operator in order.operators])
     numbers = {id(run): number for number, run in enumerate(runs)}
     data = {

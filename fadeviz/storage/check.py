@@ -15,18 +15,17 @@ import numpy as np
 from safetensors import SafetensorError
 
 from ..errors import FadevizError
-from .files import METRICS_LIMIT, left_over, only_writer, read_regular, write_whole
+from .files import METRICS_LIMIT, left_over, only_writer, read_regular, unreadable, write_whole
+from .info import check_sum
 from .opening import RunLike
 from .remote import is_address
 from .snapshots import (
     files_of,
-    info_checksum,
     may_be_removed,
     open_checkpoint,
     open_tensors,
     read_metrics,
     run_of_checkpoint,
-    unreadable,
 )
 from .stored_run import StoredRun, lost_snapshots
 
@@ -143,7 +142,7 @@ def _open(run: RunLike) -> StoredRun:
 
 def _faults(run: StoredRun) -> Iterator[Fault]:
     yield from _left_over(run)
-    what = _info_fault(run.path / "run.json")
+    what = check_sum(run.path / "run.json")
     if what:
         yield Fault("run.json", what)
     snapshots = {name: reason for name, reason in run.broken.items() if name.startswith("step_")}
@@ -186,16 +185,6 @@ def _left_over(run: StoredRun) -> Iterator[Fault]:
     for file in files_of(run.path):
         if left_over(file, elsewhere=True) and may_be_removed(file, run.path, run.run_id):
             yield Fault(str(file.relative_to(run.path)), "left over from an unfinished write", "removed")
-
-
-def _info_fault(file: Path) -> str:
-    try:
-        info = json.loads(read_regular(file).decode())
-        if "crc32" in info and info["crc32"] != info_checksum(info):
-            return "not what was written (checksum): damaged, or changed by hand"
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        return f"damaged: {error}"  # since it was opened
-    return ""
 
 
 def _observation_fault(run: StoredRun) -> str:

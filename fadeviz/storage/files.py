@@ -60,6 +60,13 @@ def _refuse_special(path: str | os.PathLike[str], found: os.stat_result, limit: 
         raise TooLarge(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
 
 
+def unreadable(error: BaseException) -> str:
+    """Why a file cannot be read, unless it is damaged; empty if it is."""
+    if isinstance(error, NoRegularFile) and not isinstance(error, TooLarge):
+        return ""
+    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else ""
+
+
 @contextmanager
 def open_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> Iterator[BinaryIO]:
     """Open a regular file for reading, whatever takes its place in the meantime.

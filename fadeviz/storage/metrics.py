@@ -1,4 +1,4 @@
-"""What a test says of a network: the figures of each task, what they are called, and which one stands for all."""
+"""The metrics that a test of each task gives: their names, units, and which one represents the task."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One number that a test gives.
 
     Attributes:
-        title: what papers call it.
-        unit: of its values, for an axis.
-        meaning: a few words.
-        column: its heading in a table; empty where a table has no room for it.
-        brief: whether a row of a file and a line of words tell it; curves show all there are.
+        title: the name that papers use.
+        unit: the unit of its values, for an axis.
+        meaning: a short explanation.
+        column: the heading of its column in a table; empty if tables leave it out.
+        brief: whether table rows and one-line summaries include it; curves show every metric.
     """
 
     title: str
@@ -25,68 +25,70 @@ class Figure:
     brief: bool = True
 
     def text(self, value: float) -> str:
-        """A value to be read: shares in three decimals, errors, which have no upper end, in three digits."""
+        """Format a value: shares with three decimals, errors, which have no upper bound, with three digits."""
         if self.unit == "share":
             return f"{value:.3f}"
         return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
 
 
 @dataclass(frozen=True)
-class Test:
-    """What networks of one task are tested for.
+class TaskMetrics:
+    """The metrics of one task.
 
     Attributes:
-        meaning: what the figures tell, in words.
-        note: what has to be said beside them; empty for nothing.
-        figures: by their names in metrics.jsonl and run.json. The first is the headline: a test always has it.
+        meaning: what they measure, in words.
+        note: a remark for readers of the numbers; empty if there is none.
+        metrics: each by its name in metrics.jsonl and run.json. The first is the headline, which every test gives.
     """
 
     meaning: str
     note: str
-    figures: Mapping[str, Figure]
+    metrics: Mapping[str, Metric]
 
     @property
     def headline(self) -> str:
-        """The name of the figure that stands for all."""
-        return next(iter(self.figures))
+        """The name of the metric that represents the task where there is room for one."""
+        return next(iter(self.metrics))
 
 
-TESTS: Mapping[str, Test] = {
-    "segmentation": Test(
+TASK_METRICS: Mapping[str, TaskMetrics] = {
+    "segmentation": TaskMetrics(
         "how well the network segments the test images",
         "",
         {
-            "miou": Figure("mIoU", "share", "mean over classes of intersection over union", "mIoU"),
-            "boundary_iou": Figure("Boundary IoU", "share", "of the bands along the contours", "BIoU"),
-            "boundary_iou_fine": Figure("Boundary IoU, fine", "share", "the same with a narrower band", brief=False),
+            "miou": Metric("mIoU", "share", "mean over classes of intersection over union", "mIoU"),
+            "boundary_iou": Metric("Boundary IoU", "share", "of the bands along the contours", "BIoU"),
+            "boundary_iou_fine": Metric("Boundary IoU, fine", "share", "the same with a narrower band", brief=False),
         },
     ),
-    "matting": Test(
+    "matting": TaskMetrics(
         "how far the network's mattes of the test images are from the true ones",
         "The errors are of the pixels that the trimaps leave unknown, means over the images.",
         {
-            "sad": Figure("SAD", "sum / 1000", "absolute errors of alpha; lower is better", "SAD"),
-            "mse": Figure("MSE", "mean", "squared errors of alpha; lower is better", "MSE"),
-            "grad": Figure("Grad", "sum / 1000", "squared errors of its gradient; lower is better"),
-            "conn": Figure("Conn", "sum / 1000", "errors of its connectedness; lower is better"),
+            "sad": Metric("SAD", "sum / 1000", "absolute errors of alpha; lower is better", "SAD"),
+            "mse": Metric("MSE", "mean", "squared errors of alpha; lower is better", "MSE"),
+            "grad": Metric("Grad", "sum / 1000", "squared errors of its gradient; lower is better"),
+            "conn": Metric("Conn", "sum / 1000", "errors of its connectedness; lower is better"),
         },
     ),
 }
-"""By the name of the task."""
+"""The metrics by task."""
 
-FIGURES: Mapping[str, Figure] = {name: figure for test in TESTS.values() for name, figure in test.figures.items()}
-"""All figures by their names, those of a task together."""
+METRICS: Mapping[str, Metric] = {
+    name: metric for task in TASK_METRICS.values() for name, metric in task.metrics.items()
+}
+"""All metrics by name, grouped by task."""
 
 
 def headline(metrics: Container[str]) -> str | None:
-    """The name of the figure that stands for all in a run's result or a line of its metrics; None if it is no test.
+    """The name of the headline metric in a run's result or a line of its metrics; None if it holds no test.
 
     Example::
 
         headline({"step": 40, "loss": 0.4, "miou": 0.7})   # "miou"
         headline({"step": 41, "loss": 0.4})                # None
     """
-    return next((test.headline for test in TESTS.values() if test.headline in metrics), None)
+    return next((task.headline for task in TASK_METRICS.values() if task.headline in metrics), None)
 
 
-__all__ = ["FIGURES", "TESTS", "Figure", "Test", "headline"]
+__all__ = ["METRICS", "TASK_METRICS", "Metric", "TaskMetrics", "headline"]

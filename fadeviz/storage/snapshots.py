@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -27,8 +28,6 @@ from .files import (
     METRICS_LIMIT,
     TENSORS_LIMIT,
     TEXT_LIMIT,
-    NoRegularFile,
-    TooLarge,
     cannot_write,
     has_lock,
     leads_outside,
@@ -39,9 +38,7 @@ from .files import (
     read_regular,
     write_whole,
 )
-
-FORMAT = 1
-"""Version of the run folder; a run of a newer format is refused, not misread."""
+from .info import ACTIVE, FORMAT, LayerInfo, RunInfo, json_value
 
 KINDS = {
     "feature": "mean over channels of the layer's output",
@@ -61,9 +58,6 @@ CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 
 SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
-
-GOING_ON = ("running", "recording")
-"""The statuses of an active run in run.json: of ``fadeviz record``, and of a ``Recorder``."""
 
 STEP_FILE = re.compile(r"step_([0-9]{6,12})\.safetensors")
 
@@ -93,16 +87,18 @@ class Snapshot:
         return f"{self.layer}/{self.call}/{self.kind}"
 
 
-def layer_sizes(snapshots: Iterable[Snapshot]) -> dict[str, dict[str, Any]]:
-    """Height and width of the layers' maps, as in run.json: ``{"up": {"size": [16, 16]}}``.
+def layer_sizes(snapshots: Iterable[Snapshot]) -> dict[str, LayerInfo]:
+    """Height and width of the layers' maps, as run.json holds them.
 
     ``size`` is that of a layer's first call; a layer that ran several times also has ``calls``, with a size for each.
     """
-    calls: dict[str, dict[int, list[int]]] = {}
+    calls: dict[str, dict[int, tuple[int, ...]]] = {}
     for snapshot in snapshots:  # if kinds differ in size, the first counts: the layer's own map
-        calls.setdefault(snapshot.layer, {}).setdefault(snapshot.call, list(snapshot.value.shape[-2:]))
+        calls.setdefault(snapshot.layer, {}).setdefault(snapshot.call, tuple(snapshot.value.shape[-2:]))
     return {
-        layer: {"size": sizes[min(sizes)], **({"calls": [sizes[n] for n in sorted(sizes)]} if len(sizes) > 1 else {})}
+        layer: LayerInfo(
+            size=sizes[min(sizes)], calls=tuple(sizes[call] for call in sorted(sizes)) if len(sizes) > 1 else ()
+        )
         for layer, sizes in calls.items()
     }
 
@@ -165,14 +161,13 @@ class SnapshotStore:
             )
         write_whole(path, data, named=False)
 
-    def write_info(self, info: Mapping[str, object]) -> None:
-        """Write run.json; for an active run also the machine that holds its lock, for ``Run.status``."""
-        whole = {"format": FORMAT, "run_id": self.run_id, **{k: v for k, v in info.items() if k != "writer"}}
-        if whole.get("status") in GOING_ON:
-            whole["writer"] = machine() if has_lock(self.path) else ""
-        text = json.dumps({**whole, "crc32": info_checksum(whole)}, indent=2, ensure_ascii=False, default=_plain)
-        # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
-        self._write(self.path / "run.json", (text + "\n").encode(errors="backslashreplace"))
+    def write_info(self, info: RunInfo) -> None:
+        """Write run.json; for an active run also the machine that holds its lock, for ``StoredRun.status``."""
+        writer = (machine() if has_lock(self.path) else "") if info.status in ACTIVE else None
+        # The writer comes last in the file, wherever an earlier one stood.
+        order = tuple(name for name in info.order if name != "writer")
+        info = dataclasses.replace(info, run_id=self.run_id, writer=writer, order=order)
+        self._write(self.path / "run.json", info.to_json())
 
     def write_observation(
         self,
@@ -207,7 +202,7 @@ class SnapshotStore:
                 end = file.seek(0, os.SEEK_END)
                 file.seek(max(0, end - 1))
                 cut_off = file.read(1) not in (b"", b"\n")
-                text = b"\n" * cut_off + json.dumps(line, default=_plain).encode() + b"\n"
+                text = b"\n" * cut_off + json.dumps(line, default=json_value).encode() + b"\n"
                 try:
                     if file.write(text) != len(text):  # the disk had room for a part
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -245,15 +240,6 @@ def _is_its_own(path: Path) -> bool:
     except FileNotFoundError:
         return True
     return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
-
-
-def _plain(value: object) -> object:
-    """The JSON value of a numpy number or array, or of a single-element tensor."""
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if callable(item := getattr(value, "item", None)):
-        return item()
-    raise TypeError(f"{type(value).__name__} cannot be stored in a run's JSON files. Give numbers, strings or lists")
 
 
 def files_of(run: Path) -> list[Path]:
@@ -305,13 +291,6 @@ def _regular(path: Path) -> Path:
         return path
 
 
-def unreadable(error: BaseException) -> str:
-    """Why a file cannot be read, unless it is damaged; empty if it is."""
-    if isinstance(error, NoRegularFile) and not isinstance(error, TooLarge):
-        return ""
-    return f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else ""
-
-
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
     """A safetensors file, opened for reading with numpy.
@@ -321,13 +300,6 @@ def open_tensors(path: Path) -> Iterator[Any]:
     """
     with safe_open(_regular(path), "np") as opened:
         yield opened
-
-
-def info_checksum(info: Mapping[str, object]) -> int:
-    """What run.json stores of its own values as ``crc32``, that a flipped bit does not go unseen."""
-    # As they are read: lists for tuples, text for numbers as names.
-    values = json.loads(json.dumps({key: value for key, value in info.items() if key != "crc32"}, default=_plain))
-    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def _header(values: Mapping[str, object]) -> dict[str, str]:

@@ -66,7 +66,7 @@ class RunSummary:
 
 def summarize(run: StoredRun) -> RunSummary:
     """What is known of a run; of one that a user's own loop recorded, less than of one of ``fadeviz record``."""
-    network = f" in {run.info['network']}" if run.info.get("network") else ""
+    network = f" in {run.info.network}" if run.info.network else ""
     layers = []
     for name, kinds in (run.layers if run.steps else {}).items():
         layers.append(LayerSummary(name, kinds, run.calls(name, kinds[0]) if kinds else {}))
@@ -81,26 +81,25 @@ def summarize(run: StoredRun) -> RunSummary:
 
 def _facts(run: StoredRun) -> dict[str, list[object]]:
     info = run.info
-    config, result = info.get("config", {}), info.get("result", {})
-    errors = info.get("errors") or []
+    config, errors = info.config, info.errors
     facts: dict[str, list[object]] = {
-        "status": [_status(run), info.get("message")],
+        "status": [_status(run), info.message],
         "data": [
-            info.get("data", {}).get("name"),
+            info.data.name,
             *(f"{name} {config[name]}" for name in ("size", "width", "seed") if name in config),
-            "shuffled labels" if config.get("labels") == "shuffled" else None,
+            "shuffled labels" if config.labels == "shuffled" else None,
         ],
-        "parameters": [info.get("parameters"), f"weights {info['weights']}" if "weights" in info else None],
+        "parameters": [info.parameters, f"weights {info.weights}" if info.weights is not None else None],
         "device": [
-            info.get("device"),
-            f"{info['threads']} threads" if "threads" in info else None,
-            f"{info['processes']} processes" if "processes" in info else None,
+            info.device,
+            f"{info.threads} threads" if info.threads is not None else None,
+            f"{info.processes} processes" if info.processes is not None else None,
         ],
-        "time": [f"{what} {value:.1f} s" for what, value in info.get("seconds", {}).items()],
-        "observed": [*info.get("observation", {}).get("names", []), info.get("observation", {}).get("mode")],
-        "result": [f"{name} {value:.4f}" for name, value in result.items()],
+        "time": [f"{what} {value:.1f} s" for what, value in info.seconds.items()],
+        "observed": [*info.observation.names, info.observation.mode],
+        "result": [f"{name} {value:.4f}" for name, value in info.result.items()],
         "errors": [f"{len(errors)}, the first: {errors[0].get('message')}"] if errors else [],
-        "notes": info.get("notes", []),
+        "notes": list(info.notes),
     }
     return {name: [part for part in parts if part] for name, parts in facts.items()}
 
@@ -108,9 +107,7 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
 def _status(run: StoredRun) -> str:
     if run.status != "stopped":
         return run.status
-    return (
-        f"stopped without reporting a result: run.json says {run.info['status']}, but no process writes into the folder"
-    )
+    return f"stopped without reporting a result: run.json says {run.info.status}, but no process writes into the folder"
 
 
 __all__ = ["LayerSummary", "RunSummary", "summarize"]

@@ -142,12 +142,12 @@ def _run_status(out: Path, name: str, entry: Mapping[str, Any], *, only_sweep: b
         # Its process may be about to start, unless the sweep is no longer active.
         gone = status == "running" and not entry.get("job") and (only_sweep or lock_is_free(out))
         return RunStatus(name, "stopped" if gone else status, 0, message)
-    step = run.info.get("last_step", 0)
+    step = run.info.last_step or 0
     if run.status == "failed" and status == "failed":  # the manifest includes failures outside the training
         return RunStatus(name, status, step, message)
     if status == "queued" and run.status != "running":
         return RunStatus(name, status, step, "")
-    return RunStatus(name, run.status, step, str(run.info.get("message", "")))
+    return RunStatus(name, run.status, step, run.info.message or "")
 
 
 def read_plan(out: str | Path) -> SweepPlan | None:

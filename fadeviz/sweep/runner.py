@@ -149,7 +149,7 @@ class SweepRunner:
         _refuse_queued_elsewhere(self.out, tasks, executor)
         for trial, run in self.earlier.items():
             if run is not None:
-                result = run.info.get("result", {})
+                result = run.info.result
                 self.manifest.set(trial, "finished", result=dict(result))
                 self._end(trial, "found", result, "")
         self.manifest.update_killed()
@@ -173,7 +173,7 @@ class SweepRunner:
             stopped = [event.task.trial for event in active.values() if not event.task.job]
             for trial in stopped:
                 run = self._finished_run(trial)  # if the signal came after its last step
-                result = {} if run is None else dict(run.info.get("result", {}))
+                result = {} if run is None else dict(run.info.result)
                 self.manifest.set(trial, "interrupted" if run is None else "finished", result=result)
             if stopped:
                 self.manifest.write()
@@ -222,13 +222,13 @@ class SweepRunner:
             run = StoredRun(folder)
         except FadevizError:
             return None  # damaged: its worker reports it, and the other trials go on
-        differs = differing_settings(run.info.get("config", {}), self.plan.config(trial))
+        differs = differing_settings(run.info.config, self.plan.config(trial))
         if differs:
             raise FadevizError(
                 f"{folder} was recorded with other settings: {differs}. "
                 "Use the same settings, move that folder away, or choose another folder: out=..."
             )
-        return run if run.info.get("status") == "finished" else None
+        return run if run.info.status == "finished" else None
 
     def _end(
         self,

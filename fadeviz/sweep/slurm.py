@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import FadevizError, MissingExtra, unknown_name
 from ..experiment import Progress, RunConfig
 from ..storage.files import read_regular, write_whole
+from ..storage.info import RunInfo
 from ..storage.stored_run import StoredRun
 from .plan import Trial
 from .trial import SLOW_DISK, Event, Task, TrialEnd, follow_trials, train_trial, with_absolute_paths
@@ -374,9 +375,9 @@ def _end_without_report(task: Task) -> TrialEnd:
     try:
         info = StoredRun(task.folder).info
     except FadevizError:
-        info = {}
-    if info.get("status") == "finished":
-        return TrialEnd("finished", "", dict(info.get("result", {})), "")
+        info = RunInfo()
+    if info.status == "finished":
+        return TrialEnd("finished", "", dict(info.result), "")
     message = f"its job {task.job} exited without reporting a result: cancelled, out of memory? See {_log(task)}"
     return TrialEnd("failed", message, {}, "")
 

@@ -74,7 +74,7 @@ def train_trial(config: RunConfig, folder: Path, report: Callable[[Progress], No
     except Exception as error:  # a bug of ours, or of torch: the other trials go on
         first = (str(error).splitlines() or [""])[0]
         return TrialEnd("failed", f"{type(error).__name__}: {first}", {}, traceback.format_exc())
-    return TrialEnd("finished", "", dict(finished.info.get("result", {})), "")
+    return TrialEnd("finished", "", dict(finished.info.result), "")
 
 
 def has_begun(folder: str | Path) -> bool:

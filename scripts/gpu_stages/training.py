@@ -124,7 +124,7 @@ def observing(setting: Setting, folder: Path, network: str, mode: str) -> Row:
         observe_mode=mode, evaluate_every=2,
     )  # fmt: skip
     done = train(config, folder / "run")
-    layer = next(iter(done.info["layers"]))
+    layer = next(iter(done.info.layers))
     finite = all(np.isfinite(done.read(2, layer, kind)).all() for kind in ("feature", "gradient"))
     return {"what": "observing", "network": network, "mode": mode, "steps": list(done.steps), "ok": finite}
 

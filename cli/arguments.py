@@ -1,4 +1,4 @@
-"""Kinds of arguments: a run, a folder of this machine or an address; numbers of images; files to write."""
+"""Types of arguments: a run, by its folder or its address; indices of images; names; files to write."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from fadeviz.storage.remote import is_address
 
 
 class _RunPath(click.Path):
-    """A path, or an address as it was typed: as a path it would lose a slash."""
+    """A path, or an address kept as text: as a path it would lose a slash."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return value if is_address(value) else super().convert(value, param, ctx)
 
 
 RUN = _RunPath(path_type=Path)
-"""The type of RUN on the command line: gives a ``Path`` or, of an address, the text."""
+"""The type of RUN on the command line: a ``Path`` or, for an address, the text."""
 
 
 class _Numbers(click.ParamType):  # type: ignore[type-arg]
-    """Numbers of images, from 0, joined by commas."""
+    """Indices of images, from 0, joined by commas."""
 
     name = "N,..."
 
@@ -36,7 +36,7 @@ class _Numbers(click.ParamType):  # type: ignore[type-arg]
 
 
 NUMBERS = _Numbers()
-"""The type of such an option: gives a tuple."""
+"""The type of such an option: a tuple."""
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]
@@ -51,7 +51,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
 
 
 NAMES = _Names()
-"""The type of such an option: gives a tuple."""
+"""The type of such an option: a tuple."""
 
 
 class Output(click.Path):
@@ -85,7 +85,4 @@ def is_stdout(path: Path | None) -> bool:
     return path is not None and str(path) == "-"
 
 
-CALL = "Which call of a layer that runs several times in a forward pass, from 0."
-"""The help text of the option --call."""
-
-__all__ = ["CALL", "NAMES", "NUMBERS", "RUN", "Output", "is_stdout", "write_text"]
+__all__ = ["NAMES", "NUMBERS", "RUN", "Output", "is_stdout", "write_text"]

@@ -1,5 +1,7 @@
 """The truth in figures: colours of classes, alpha in greys, and the borders that are drawn on the image."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from fadeviz.render.colormap import IGNORED, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import layout_grid, render_grid, write_grid
 from fadeviz.render.labels import outline, truth_image, truth_name, truth_regions
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 from render_runs import make_run
@@ -71,10 +74,10 @@ def slow_outline(regions):
 class TestTruthPicture:
     def test_two_classes_are_black_and_white(self, tmp_path):
         run = make_run(tmp_path / "r")
-        picture = truth_image(run, 1)
+        pixels = truth_image(run, 1)
         assert truth_name(run) == "mask"
-        np.testing.assert_array_equal(picture, np.repeat(run.observation[1][1][..., None] * 255, 3, axis=2))
-        assert set(np.unique(picture)) == {0, 255}
+        np.testing.assert_array_equal(pixels, np.repeat(run.observation[1][1][..., None] * 255, 3, axis=2))
+        assert set(np.unique(pixels)) == {0, 255}
 
     def test_alpha_is_grey_as_it_is(self, tmp_path):
         run = make_matting_run(tmp_path / "r")
@@ -85,12 +88,12 @@ class TestTruthPicture:
 
     def test_many_classes_have_colours_and_ignored_is_black(self, tmp_path):
         run = make_class_run(tmp_path / "r")
-        mask, picture = run.observation[1][0], truth_image(run, 0)
+        mask, pixels = run.observation[1][0], truth_image(run, 0)
         assert truth_name(run) == "mask"
-        np.testing.assert_array_equal(picture[mask == 3], np.tile(class_palette(4)[3], ((mask == 3).sum(), 1)))
+        np.testing.assert_array_equal(pixels[mask == 3], np.tile(class_palette(4)[3], ((mask == 3).sum(), 1)))
         assert (mask == IGNORED).any()
-        assert not picture[mask == IGNORED].any()
-        assert picture[mask == 0].all(axis=1).all()
+        assert not pixels[mask == IGNORED].any()
+        assert pixels[mask == 0].all(axis=1).all()
 
     @pytest.mark.parametrize("make", [make_run, make_matting_run])
     def test_grid_of_greys(self, tmp_path, make):
@@ -134,7 +137,7 @@ class TestOutline:
         # The mask is of another level on purpose: the matte counts.
         images = np.zeros((*alphas.shape, 3), np.uint8)
         store.write_observation(images, (alphas > 0).astype(np.uint8), (alphas, np.full_like(alphas, 128)))
-        store.write_info({"status": "finished"})
+        store.write_info(RunInfo.from_dict({"status": "finished"}))
         return StoredRun(path)
 
     def test_what_is_ignored_has_no_border_of_its_own(self, tmp_path):
@@ -152,8 +155,8 @@ class TestOutline:
         run = make_run(tmp_path / "r")
         store = SnapshotStore(run.path, run.run_id)
         store.write_observation(np.zeros((*values.shape, 3), np.uint8), values)
-        info = {key: value for key, value in run.info.items() if key not in ("format", "run_id", "crc32")}
-        store.write_info(info | {"classes": 150})
+        info = run.info
+        store.write_info(dataclasses.replace(info, classes=150))
         border = outline(truth_regions(StoredRun(run.path), 0))
         np.testing.assert_array_equal(border, slow_outline(values[0]))
         assert border.any()

@@ -17,7 +17,7 @@ import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.render.grid import write_grid
 from fadeviz.render.selection import MapSelection
-from fadeviz.training.batches import to_tensors
+from fadeviz.training.batches import collate_masks
 
 
 class Horses(Dataset):
@@ -31,7 +31,7 @@ class Horses(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """One image and its mask."""
-        images, masks = to_tensors([self.drawn[index]])
+        images, masks = collate_masks([self.drawn[index]])
         return images[0], masks[0]
 
 
@@ -51,7 +51,7 @@ def main(steps: int = 200, out: Path = Path("outputs/ddp")) -> None:
     horses = Horses(256)
     sampler = DistributedSampler(horses, seed=0)  # each process its share of every epoch
     loader = DataLoader(horses, batch_size=4, sampler=sampler)
-    watched = to_tensors([SyntheticHorses(64, stream="test")[i] for i in (1, 2)])
+    watched = collate_masks([SyntheticHorses(64, stream="test")[i] for i in (1, 2)])
 
     recorder = fadeviz.Recorder(
         model, ["4", "5"], [*range(0, steps, 10), steps], out, observe=watched, loss_fn=F.cross_entropy, overwrite=True

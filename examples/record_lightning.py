@@ -15,7 +15,7 @@ from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.lightning import RecorderCallback
 from fadeviz.render.grid import write_grid
 from fadeviz.render.selection import MapSelection
-from fadeviz.training.batches import to_tensors
+from fadeviz.training.batches import collate_masks
 
 
 class Segmenter(pl.LightningModule):
@@ -55,10 +55,10 @@ def main(steps: int = 300, out: Path = Path("outputs/lightning")) -> Path:
     warnings.filterwarnings("ignore", ".*treespec")  # Lightning's own affair
     pl.seed_everything(0, verbose=False)
     watched = [SyntheticHorses(64, stream="test")[i] for i in (1, 2)]
-    horses = to_tensors([SyntheticHorses(64)[i] for i in range(64)])
+    horses = collate_masks([SyntheticHorses(64)[i] for i in range(64)])
 
     recording = RecorderCallback(
-        "decoder.0,decoder.3", [*range(0, steps, 10), steps], out, observe=to_tensors(watched),
+        "decoder.0,decoder.3", [*range(0, steps, 10), steps], out, observe=collate_masks(watched),
         loss_fn=F.cross_entropy, names=[sample.name for sample in watched], name="transposed convolution", seed=0,
         overwrite=True,
     )  # fmt: skip

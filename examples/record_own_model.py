@@ -10,7 +10,7 @@ import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.render.grid import write_grid
 from fadeviz.render.selection import MapSelection
-from fadeviz.training.batches import to_tensors
+from fadeviz.training.batches import collate_masks
 from fadeviz.upsamplers import FADE, Skip
 
 
@@ -37,14 +37,14 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
     model = SmallUNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     horses, watched = SyntheticHorses(64, seed=0), [SyntheticHorses(64, seed=0, stream="test")[i] for i in (1, 2)]
-    images, masks = to_tensors(watched)
+    images, masks = collate_masks(watched)
 
     recorder = fadeviz.Recorder(
         model, "up,coarse", [*range(0, steps, 10), steps], out, observe=(images, masks), loss_fn=F.cross_entropy,
         names=[sample.name for sample in watched], name="small U-Net", seed=0, overwrite=True,
     )  # fmt: skip
     for step in range(1, steps + 1):
-        x, y = to_tensors([horses[4 * step + i] for i in range(4)])
+        x, y = collate_masks([horses[4 * step + i] for i in range(4)])
         loss = F.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()

@@ -11,14 +11,14 @@ from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.transformers import RecorderCallback
 from fadeviz.render.grid import write_grid
 from fadeviz.render.selection import MapSelection
-from fadeviz.training.batches import to_tensors
+from fadeviz.training.batches import collate_masks
 
 
 class Horses(torch.utils.data.Dataset):
     """Drawn horses as the Trainer wants them."""
 
     def __init__(self, count: int) -> None:
-        self.images, self.masks = to_tensors([SyntheticHorses(128)[i] for i in range(count)])
+        self.images, self.masks = collate_masks([SyntheticHorses(128)[i] for i in range(count)])
 
     def __len__(self) -> int:
         """How many."""
@@ -37,7 +37,7 @@ def main(steps: int = 400, out: Path = Path("outputs/segformer")) -> Path:
         decoder_hidden_size=32,
     )  # fmt: skip
     watched = [SyntheticHorses(128, stream="test")[i] for i in (1, 2)]
-    images, masks = to_tensors(watched)
+    images, masks = collate_masks(watched)
 
     recording = RecorderCallback(
         "segformer.stages.*,decode_head.linear_projections.*,decode_head.activation", [*range(0, steps, 20), steps],

@@ -23,7 +23,7 @@ from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.weizmann_horse import load_weizmann
 from fadeviz.models import build_network
 from fadeviz.storage.snapshots import SnapshotStore
-from fadeviz.training.batches import batches, to_tensors
+from fadeviz.training.batches import batches, collate_masks
 from fadeviz.training.loop import fit, keep_freed_memory
 
 
@@ -95,7 +95,7 @@ def main(steps=83, rounds=5, size=128, width=0.25, upsampler="fade", data_dir=""
         pool, watched = Pool(splits.train), Pool(splits.test, 4).samples
     else:
         pool, watched = Pool(SyntheticHorses(size)), Pool(SyntheticHorses(size, stream="test"), 4).samples
-    images, masks = to_tensors(watched)
+    images, masks = collate_masks(watched)
     training = fit(model, batches(pool, count(1), 4, 0), F.cross_entropy, optimizer, lambda step: 0.01)
 
     with tempfile.TemporaryDirectory(dir=out) as folder:

@@ -449,7 +449,7 @@ def _train(
     processes = work.processes
     stop.hold()  # from here on there is something to lose
     try:
-        with processes.peers_watched():
+        with processes.lost_rank_errors():
             with processes.all_or_raise():
                 first_step = (work.go_on() if resume else work.begin(overwrite)) + 1
             _take_steps(work, first_step, stop, report)
@@ -487,10 +487,10 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         config.seed,
         flip=config.flip,
         workers=count_workers(config, work.device),
-        ahead=2 if work.device.type == "cuda" else 0,
+        prefetch=2 if work.device.type == "cuda" else 0,
         device=work.device,
         processes=processes,
-        tensors=work.task.collate,
+        collate=work.task.collate,
     )
     if processes.all_reduce_max(stop.number):
         work.interrupt(stop.number)
@@ -501,7 +501,7 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
     for result in fit(
         model, data, work.task.loss, work.optimizer, work.lr_at,
         first_step=first_step, precision=config.precision, scaler=work.scaler,  # type: ignore[arg-type]
-        processes=processes, weigh=work.task.loss_weight, forward=forward,
+        processes=processes, loss_weight=work.task.loss_weight, forward=forward,
         graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         work.after(result)

@@ -33,7 +33,7 @@ def measure(config: RunConfig, workers: int, seconds: float) -> tuple[float, flo
     for index in range(train.count or 1):  # sets that are kept in memory are read once
         train[index]
     loader = batches(
-        train, itertools.count(1), config.batch_size, 0, flip=config.flip, workers=workers, tensors=task.collate
+        train, itertools.count(1), config.batch_size, 0, flip=config.flip, workers=workers, collate=task.collate
     )
     for _ in range(3 * max(1, workers)):  # what was made ready while the workers started is no measure
         next(loader)

@@ -286,7 +286,9 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
     found = {"observations": {}}
     optimizer.register_step_pre_hook(lambda *_: found.update(launches=sum(watch.launches.values())))
     watch.clear()
-    for _ in fit(model, data, task.loss, optimizer, lr_at, precision=precision, scaler=scaler, weigh=task.loss_weight):
+    for _ in fit(
+        model, data, task.loss, optimizer, lr_at, precision=precision, scaler=scaler, loss_weight=task.loss_weight
+    ):
         found["waits"] = waits_of(watch)
         watch.clear()
     images, targets = images.to("cuda"), targets.to("cuda")

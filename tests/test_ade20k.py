@@ -261,7 +261,7 @@ class TestLoading:
         assert [images.shape for images, _ in first] == [(4, 3, 64, 64)] * 4
         assert {int(c) for _, masks in first for c in masks.unique()} <= {*range(150), 255}
         # A resumed run sees what the whole one did, however it was batched before.
-        later = list(batches(splits.train, [3, 4], 4, seed=0, ahead=1))
+        later = list(batches(splits.train, [3, 4], 4, seed=0, prefetch=1))
         assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(first[2:], later, strict=True))
         assert next(batches(splits.test, [1], 3, seed=0))[0].shape == (3, 3, 64, 64)
 

@@ -23,8 +23,8 @@ from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
 from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, settings_of, train
-from fadeviz.training.batches import batches, draw_pool, to_tensors, work_through
-from fadeviz.training.matting import to_matting_tensors
+from fadeviz.training.batches import batches, draw_pool, collate_masks, work_through
+from fadeviz.training.matting_loss import collate_matting
 
 
 class OwnError(Exception):
@@ -76,7 +76,7 @@ class TestNormalisation:
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         images = torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2)
         wanted = (images.float() / 255 - mean) / std
-        assert_same([to_tensors(samples)], [(wanted, torch.from_numpy(np.stack([s.mask for s in samples])).long())])
+        assert_same([collate_masks(samples)], [(wanted, torch.from_numpy(np.stack([s.mask for s in samples])).long())])
 
         trimaps = torch.from_numpy(np.stack([s.trimap for s in samples]))[:, None]
         layers = [torch.from_numpy(np.stack([s.alpha for s in samples]))[:, None], (trimaps == 128).float()]
@@ -84,12 +84,12 @@ class TestNormalisation:
             pixels = torch.from_numpy(np.stack([getattr(s, layer) for s in samples]))
             layers.append(pixels.permute(0, 3, 1, 2).float() / 255)
         inputs = torch.cat([wanted, trimaps.float() / 255], 1)
-        assert_same([to_matting_tensors(samples)], [(inputs, torch.cat(layers, 1))])
+        assert_same([collate_matting(samples)], [(inputs, torch.cat(layers, 1))])
 
     def test_bytes_are_what_is_sent(self):
         samples = [random_sample(np.random.default_rng(0), (4, 6))]
-        assert [part.dtype for part in to_tensors.pack(samples)] == [torch.uint8] * 2
-        wide = [part.shape for part in to_matting_tensors.pack(samples) if part.dtype != torch.uint8]
+        assert [part.dtype for part in collate_masks.pack(samples)] == [torch.uint8] * 2
+        wide = [part.shape for part in collate_matting.pack(samples) if part.dtype != torch.uint8]
         assert wide == [(1, 4, 6)]  # alpha alone
 
     def test_a_mirrored_picture_is_mirrored_in_all_it_has(self):
@@ -100,10 +100,10 @@ class TestNormalisation:
                 return random_sample(np.random.default_rng(index), (4, 6))
 
         data = Mattes()
-        plain = [to_matting_tensors([data[i]]) for i in range(2)]
+        plain = [collate_matting([data[i]]) for i in range(2)]
         outcomes = set()
         for step, (inputs, targets) in enumerate(
-            batches(data, range(1, 17), 1, 0, flip=True, tensors=to_matting_tensors), start=1
+            batches(data, range(1, 17), 1, 0, flip=True, collate=collate_matting), start=1
         ):
             fits = [
                 (i, mirrored)
@@ -121,11 +121,11 @@ class TestWorkers:
     @pytest.mark.parametrize("workers", [1, 2])
     def test_change_no_byte_and_no_random_number(self, workers):
         crops = AugmentedCrops(SyntheticHorses(64, count=3), 32)
-        for data, tensors in ((ShuffledLabels(crops), to_tensors), (SyntheticMattes(32), to_matting_tensors)):
+        for data, tensors in ((ShuffledLabels(crops), collate_masks), (SyntheticMattes(32), collate_matting)):
             torch.manual_seed(3)
             before = torch.get_rng_state()
-            wanted = list(batches(data, range(3, 8), 3, 1, flip=True, tensors=tensors))
-            got = list(batches(data, iter(range(3, 8)), 3, 1, flip=True, tensors=tensors, workers=workers))
+            wanted = list(batches(data, range(3, 8), 3, 1, flip=True, collate=tensors))
+            got = list(batches(data, iter(range(3, 8)), 3, 1, flip=True, collate=tensors, workers=workers))
             assert_same(got, wanted)
             assert torch.equal(torch.get_rng_state(), before)
         assert not multiprocessing.active_children()
@@ -144,7 +144,7 @@ class TestWorkers:
 
     @pytest.mark.slow
     def test_a_killed_worker_is_said_in_one_line(self):
-        with pytest.raises(FadevizError, match="was killed.*fewer --workers$"):
+        with pytest.raises(FadevizError, match=r"was killed.*Use a smaller workers=\.\.\.$"):
             list(work_through(Faulty(), range(204, 207), 1))
         assert not multiprocessing.active_children()
 
@@ -245,10 +245,10 @@ class TestOnAGPU:
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("flip", [False, True])
     def test_batches_get_there_without_waiting(self, workers, flip):
-        for data, tensors in ((SyntheticHorses(64), to_tensors), (SyntheticMattes(64), to_matting_tensors)):
-            wanted = list(batches(data, range(1, 6), 3, 1, flip=flip, tensors=tensors))
+        for data, tensors in ((SyntheticHorses(64), collate_masks), (SyntheticMattes(64), collate_matting)):
+            wanted = list(batches(data, range(1, 6), 3, 1, flip=flip, collate=tensors))
             loader = batches(
-                data, range(1, 6), 3, 1, flip=flip, tensors=tensors, device="cuda", workers=workers, ahead=2
+                data, range(1, 6), 3, 1, flip=flip, collate=tensors, device="cuda", workers=workers, prefetch=2
             )
             got = [next(loader)]  # which also copies the constants of normalisation
             torch.cuda.set_sync_debug_mode("error")

@@ -69,7 +69,7 @@ def main(upsampler, out):
         loss_fn = lambda output, targets: segmentation_loss(output.double(), targets)
         trained = wrap_ddp(model, processes)
         steps = fit(trained, data, loss_fn, optimizer, lambda step: 0.01, processes=processes,
-                    weigh=TASKS["segmentation"].loss_weight)
+                    loss_weight=TASKS["segmentation"].loss_weight)
         losses = [step.loss for step in steps]
         state = {k: v.clone() for k, v in model.state_dict().items()}
         model.float()
@@ -155,7 +155,7 @@ def test_a_process_that_fails_ends_the_others_in_words(tmp_path, failing):
     script.write_text(FAIL)
     said = torchrun(str(script), str(failing), str(tmp_path / "run")).stdout.splitlines()
     assert f"{failing} says: the disk burns" in said
-    assert any(line.startswith(f"{1 - failing} says: another process of this training went away") for line in said)
+    assert any(line.startswith(f"{1 - failing} says: another process of this training has exited") for line in said)
     assert fadeviz.open_run(tmp_path / "run").info.status == "failed"
 
 
@@ -246,8 +246,8 @@ def test_one_is_killed_amid_a_step_the_other_ends_and_the_run_goes_on(tmp_path, 
     stopped = fadeviz.open_run(out)
     assert stopped.status == ("stopped" if killed == 0 else "failed")  # the first of them writes
     if killed:
-        assert "another process of this training went away" in stopped.info.message
-        assert said.stderr.count("Error: another process of this training went away") == 1
+        assert "another process of this training has exited" in stopped.info.message
+        assert said.stderr.count("Error: another process of this training has exited") == 1
     done = stopped.metrics()[-1]["step"]
     assert 3 <= done < 12
     assert check_run(out) == []

@@ -755,7 +755,7 @@ def test_a_finished_run_resumed_is_left_alone(whole):
 
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_it(tmp_path):
-    with pytest.raises(FadevizError, match=r"the loss became (nan|inf) at step \d+. Use a smaller --lr"):
+    with pytest.raises(FadevizError, match=r"the loss became (nan|inf) at step \d+. Use a smaller lr="):
         train(dataclasses.replace(SMALL, lr=1e30, steps=30, snapshots="1:30:1"), tmp_path / "run")
     kept = open_run(tmp_path / "run")
     assert kept.info.status == "failed"

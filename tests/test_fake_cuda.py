@@ -62,8 +62,8 @@ def check_network(case, found):
     assert "error" not in found, (case, found)
     assert found["waits"] == [
         ["copy to device", "training.loop.fit", "before", 2],
-        ["copy to host", "training.loop._reading", "before", 1],
-        ["event", "training.loop._reading.<locals>.read", "after", 1],
+        ["copy to host", "training.loop._deferred_item", "before", 1],
+        ["event", "training.loop._deferred_item.<locals>.read", "after", 1],
     ], case
     assert found["observations"].keys() == set(case.get("observe", ()))
     for observation in found["observations"].values():

@@ -158,7 +158,7 @@ def training(network, upsampler, precision, steps):
     scaler = torch.amp.GradScaler(DEVICE) if precision == "fp16" else None
     rest = {"lr_at": recipe.lr_at(recipe.lr, 10, recipe.lr_drops), "precision": precision, "scaler": scaler}
     data = [(images.to(DEVICE), targets.to(DEVICE))] * steps
-    return model, data, task, {"optimizer": optimizer, "weigh": task.loss_weight, **rest}
+    return model, data, task, {"optimizer": optimizer, "loss_weight": task.loss_weight, **rest}
 
 
 @contextlib.contextmanager

@@ -15,17 +15,15 @@ from fadeviz.data.matting.dataset import load_synthetic_mattes
 from fadeviz.errors import FadevizError
 from fadeviz.training.distributed import Processes
 from fadeviz.training.loop import fit
-from fadeviz.training.matting import (
-    alpha_loss,
+from fadeviz.training.matting_loss import alpha_loss, collate_matting, matting_loss
+from fadeviz.training.matting_metrics import (
     connectivity_error,
     evaluate_mattes,
     gradient_error,
-    matting_loss,
     measure_matte,
     mse,
     predict_alpha,
     sad,
-    to_matting_tensors,
 )
 
 ERRORS = (sad, mse, gradient_error, connectivity_error)
@@ -208,7 +206,7 @@ class TestErrors:
 class TestLoss:
     def test_tensors(self) -> None:
         samples = [picture(1), picture(2)]
-        inputs, targets = to_matting_tensors(samples)
+        inputs, targets = collate_matting(samples)
         assert inputs.shape == (2, 4, 12, 10)
         assert targets.shape == (2, 11, 12, 10)
         sample = samples[1]
@@ -221,10 +219,10 @@ class TestLoss:
         for first, pixels in ((2, sample.foreground), (5, sample.background), (8, sample.image)):
             assert pixels is not None
             np.testing.assert_allclose(targets[1, first : first + 3], pixels.transpose(2, 0, 1) / 255, rtol=1e-6)
-        assert to_matting_tensors([picture(1), picture(2, layers=False)])[1].shape == (2, 2, 12, 10)
+        assert collate_matting([picture(1), picture(2, layers=False)])[1].shape == (2, 2, 12, 10)
 
     def test_against_a_loop(self) -> None:
-        _, targets = to_matting_tensors([picture(3), picture(4)])
+        _, targets = collate_matting([picture(3), picture(4)])
         prediction = torch.from_numpy(np.random.default_rng(0).random((2, 1, 12, 10)).astype(np.float32)) * 1.2 - 0.1
         t = targets.double().numpy()
         means = []
@@ -256,13 +254,13 @@ class TestLoss:
         """What the training by several processes needs."""
         samples = [picture(seed) for seed in range(3)]
         prediction = torch.rand(3, 1, 12, 10, generator=torch.Generator().manual_seed(0))
-        whole = matting_loss(prediction, to_matting_tensors(samples)[1])
-        single = [matting_loss(prediction[i : i + 1], to_matting_tensors([samples[i]])[1]) for i in range(3)]
+        whole = matting_loss(prediction, collate_matting(samples)[1])
+        single = [matting_loss(prediction[i : i + 1], collate_matting([samples[i]])[1]) for i in range(3)]
         torch.testing.assert_close(whole, torch.stack(single).mean())
 
     def test_known_pixels_have_no_gradient_and_exact_ones_a_finite_one(self) -> None:
         sample = picture(5)
-        _, targets = to_matting_tensors([sample])
+        _, targets = collate_matting([sample])
         prediction = targets[:, :1].clone().requires_grad_()
         matting_loss(prediction, targets).backward()
         assert prediction.grad is not None
@@ -280,10 +278,10 @@ class TestLoss:
             ([sample, picture(2, 12, 11)], "p2 and p1 differ in size"),
         ):
             with pytest.raises(FadevizError, match=message):
-                to_matting_tensors(samples)
-        _, targets = to_matting_tensors([sample])
+                collate_matting(samples)
+        _, targets = collate_matting([sample])
         for prediction, truth in ((torch.zeros(1, 2, 12, 10), targets), (torch.zeros(1, 1, 12, 10), targets[:, :5])):
-            with pytest.raises(FadevizError, match=r"needed are \(B, 1, H, W\)"):
+            with pytest.raises(FadevizError, match=r"; \(B, 1, H, W\) and \(B, 2 or 11, H, W\) are needed"):
                 matting_loss(prediction, truth)
 
 
@@ -325,7 +323,7 @@ class TestWholePictures:
         sample = Reds([(32, 64)])[0]
         model = Red().eval()
         alpha = predict_alpha(model, sample, stride=32)
-        np.testing.assert_array_equal(model.seen[0].numpy(), to_matting_tensors([sample])[0].numpy())
+        np.testing.assert_array_equal(model.seen[0].numpy(), collate_matting([sample])[0].numpy())
         assert sample.trimap is not None
         unknown = sample.trimap == 128
         np.testing.assert_allclose(alpha[unknown], sample.image[unknown][:, 0] / 255, atol=1e-6)
@@ -339,7 +337,7 @@ class TestWholePictures:
         seen = model.seen[0][0].numpy()
         assert seen.shape[1] % 32 == seen.shape[2] % 32 == 0
         assert alpha.shape == size
-        whole = to_matting_tensors([sample])[0][0].numpy()
+        whole = collate_matting([sample])[0][0].numpy()
         for y in range(seen.shape[1]):
             v = y % max(2 * size[0] - 2, 1)
             v = min(v, 2 * size[0] - 2 - v)
@@ -358,7 +356,7 @@ class TestWholePictures:
         assert predict_alpha(Red().eval(), Reds([(8, 8)])[0]._replace(alpha=None), stride=4).shape == (8, 8)
 
     def test_an_output_of_another_size(self) -> None:
-        with pytest.raises(FadevizError, match="one value a pixel is needed"):
+        with pytest.raises(FadevizError, match="one value per pixel is needed"):
             predict_alpha(Red(drop=True).eval(), Reds([(8, 8)])[0], stride=4)
 
     def test_evaluate(self) -> None:
@@ -396,7 +394,7 @@ class TestWholePictures:
 
     def test_sets_that_cannot_be_tested_on(self) -> None:
         for dataset in (Reds([]), load_synthetic_mattes(32).train):
-            with pytest.raises(FadevizError, match="no test images, or they never end"):
+            with pytest.raises(FadevizError, match="the data set has no images, or no end"):
                 evaluate_mattes(Red(), dataset)
 
 
@@ -414,7 +412,7 @@ def test_a_small_network_learns_drawn_mattes() -> None:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(4, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, 1, 5, padding=2))
     before = evaluate_mattes(model, Few())
-    batch = to_matting_tensors([drawn[index] for index in range(4)])
+    batch = collate_matting([drawn[index] for index in range(4)])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     losses = [result.loss for result in fit(model, [batch] * 60, matting_loss, optimizer, lambda step: 0.01)]
     after = evaluate_mattes(model, Few())

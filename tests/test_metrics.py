@@ -28,7 +28,7 @@ from fadeviz.storage import metrics as stored_metrics
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
 from fadeviz.sweep.trial import ProgressReader, Task
-from fadeviz.training.matting import METRICS
+from fadeviz.training.matting_metrics import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
 from render_runs import make_run
 from task_runs import ERRORS, LAYER, NAMES, make_class_run, make_matting_run

@@ -23,7 +23,7 @@ from fadeviz.prediction.compare import compare, mean_iou, parse_zoom
 from fadeviz.prediction.predictor import Prediction, Predictor, predict, read_image
 from fadeviz.render.zoom import Box
 from fadeviz.storage.info import RunInfo, StoredData
-from fadeviz.training.matting import mse, sad
+from fadeviz.training.matting_metrics import mse, sad
 from fadeviz.training.tasks import TASKS
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)

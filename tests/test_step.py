@@ -60,7 +60,7 @@ def test_the_loss_is_read_between_the_backward_pass_and_the_update(data, monkeyp
         order.append("loss")
         return lambda: (order.append("read"), scalar.item())[1]
 
-    monkeypatch.setattr("fadeviz.training.loop._reading", reading)
+    monkeypatch.setattr("fadeviz.training.loop._deferred_item", reading)
     train(model, optimizer, data[:2])
     assert order == ["forward", "loss", "backward", "read", "update"] * 2
 
@@ -431,7 +431,7 @@ class TestOnCuda:
         model = SegNet("fade", width=0.125).cuda().to(memory_format=torch.channels_last)
         scaler = torch.amp.GradScaler("cuda") if precision == "fp16" else None
         steps = fit(model, [batch(2, 64)] * 4, task.loss, recipe.optimizer(model, 0.01, 0.0, 0.9), lambda step: 0.01,
-                    precision=precision, scaler=scaler, weigh=task.loss_weight)  # fmt: skip
+                    precision=precision, scaler=scaler, loss_weight=task.loss_weight)  # fmt: skip
         next(steps)  # the first allocates and tunes
         torch.cuda.set_sync_debug_mode("error")
         try:

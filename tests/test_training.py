@@ -16,7 +16,7 @@ from fadeviz import FadevizError
 from fadeviz.data import Sample
 from fadeviz.models import SegNet
 from fadeviz.models.recipes import step_decay
-from fadeviz.training.batches import batch_indices, batches, to_tensors
+from fadeviz.training.batches import batch_indices, batches, collate_masks
 from fadeviz.training.checkpoint import read_checkpoint, write_checkpoint
 from fadeviz.training.loop import StepResult, fit
 from fadeviz.training.metrics import boundary_band, boundary_iou, boundary_width, evaluate
@@ -46,7 +46,7 @@ class Pictures:
 
 
 def raw(images):
-    """The uint8 images behind ``to_tensors``' images."""
+    """The uint8 images behind ``collate_masks``' images."""
     mean, std = torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))
     return ((images.movedim(1, -1) * std + mean) * 255).round().to(torch.uint8)
 
@@ -84,10 +84,10 @@ class TestBatchIndices:
 class TestBatches:
     @pytest.mark.parametrize("count", [7, None])
     @pytest.mark.parametrize("steps", [range(0), range(1, 2), range(1, 8), range(5, 8)])
-    @pytest.mark.parametrize("ahead", [0, 1, 2])
-    def test_equals_loading_directly(self, count, steps, ahead):
+    @pytest.mark.parametrize("prefetch", [0, 1, 2])
+    def test_equals_loading_directly(self, count, steps, prefetch):
         pictures = Pictures(count)
-        got = list(batches(pictures, steps, 3, 1, ahead=ahead))
+        got = list(batches(pictures, steps, 3, 1, prefetch=prefetch))
         assert len(got) == len(steps)
         for step, (images, masks) in zip(steps, got, strict=True):
             samples = [pictures[int(i)] for i in batch_indices(step, count, 3, 1)]
@@ -98,7 +98,7 @@ class TestBatches:
 
     def test_normalised_by_imagenets_statistics(self):
         image = np.broadcast_to(np.array([255, 0, 51], np.uint8), (2, 3, 3))
-        images, masks = to_tensors([Sample("a", image, np.full((2, 3), 255, np.uint8))])
+        images, masks = collate_masks([Sample("a", image, np.full((2, 3), 255, np.uint8))])
         wanted = torch.tensor([(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225])
         torch.testing.assert_close(images, wanted.view(1, 3, 1, 1).expand(1, 3, 2, 3))
         assert masks.tolist() == [[[255] * 3] * 2]
@@ -121,22 +121,22 @@ class TestBatches:
             assert torch.equal(images, images2)
             assert torch.equal(masks, masks2)
 
-    @pytest.mark.parametrize("ahead", [0, 2])
-    def test_an_error_of_the_data_arrives(self, ahead):
+    @pytest.mark.parametrize("prefetch", [0, 2])
+    def test_an_error_of_the_data_arrives(self, prefetch):
         class Broken(Pictures):
             def __getitem__(self, index):
                 if index == 5:
                     raise FadevizError("image 5 is damaged")
                 return super().__getitem__(index)
 
-        loader = batches(Broken(None), range(1, 9), 2, 0, ahead=ahead)
+        loader = batches(Broken(None), range(1, 9), 2, 0, prefetch=prefetch)
         assert len([next(loader), next(loader)]) == 2
         with pytest.raises(FadevizError, match="image 5 is damaged"):
             next(loader)
 
-    @pytest.mark.parametrize("ahead", [0, 2])
-    def test_may_be_left_early(self, ahead):
-        loader = batches(Pictures(None), iter(range(1, 10**9)), 2, 0, ahead=ahead)
+    @pytest.mark.parametrize("prefetch", [0, 2])
+    def test_may_be_left_early(self, prefetch):
+        loader = batches(Pictures(None), iter(range(1, 10**9)), 2, 0, prefetch=prefetch)
         next(loader)
         loader.close()
 
@@ -315,7 +315,7 @@ class TestEvaluate:
         assert torch.is_grad_enabled()
 
     def test_no_pictures(self):
-        with pytest.raises(FadevizError, match="no test images"):
+        with pytest.raises(FadevizError, match="the data set has no images, or no end"):
             evaluate(Red(), Drawn([], []), share_right)
 
 
@@ -409,7 +409,7 @@ class TestFit:
         steps = fit(model, data, loss, optimizer, lambda step: 0.1, first_step=11, scaler=scaler)
         assert [next(steps).step, next(steps).step] == [11, 12]
         before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
-        with pytest.raises(FadevizError, match=rf"^the loss became {bad} at step 13. Use a smaller --lr") as caught:
+        with pytest.raises(FadevizError, match=rf"^the loss became {bad} at step 13. Use a smaller lr=") as caught:
             next(steps)
         assert len(str(caught.value).splitlines()) == 1
         for key, parameter in model.named_parameters():
@@ -502,7 +502,7 @@ class TestCheckpoint:
         model = small_net(1)
         before = state_of(model)
         line = self.read(path, "def", model)
-        assert line == f"{path} belongs to run abc, not to def. Record again with --overwrite"
+        assert line == f"{path} belongs to run abc, not to def. Record again: overwrite=True"
         assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
     @pytest.mark.parametrize("kept", [0, 1, 50, 1000, -500, -1])
@@ -510,7 +510,7 @@ class TestCheckpoint:
         path.write_bytes(path.read_bytes()[:kept])
         line = self.read(path)
         assert line.startswith(f"{path} is damaged (")
-        assert line.endswith("Record the run again with --overwrite")
+        assert line.endswith("Record the run again with overwrite=True")
 
     def test_of_another_network(self, path):
         other = nn.Sequential(nn.Conv2d(3, 5, 3))

@@ -25,7 +25,7 @@ from ..storage.metrics import METRICS
 from ..storage.opening import RunLike, stored_runs
 from ..storage.several_runs import run_labels
 from ..storage.stored_run import StoredRun
-from ..training.matting import measure_matte
+from ..training.matting_metrics import measure_matte
 from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
 

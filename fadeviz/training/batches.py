@@ -1,4 +1,4 @@
-"""Batches in a fixed order: read as bytes, by worker processes if need be, and made inputs where the network is."""
+"""Batches in a fixed order: read as bytes, optionally by worker processes, and converted on the network's device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ..data.pool import Pool
 from ..errors import FadevizError
 from .distributed import ALONE, Processes
 from .loop import keep_freed_memory
-from .signals import ASKS_TO_STOP
+from .signals import STOP_SIGNALS
 
 # ImageNet's statistics: what VGG16's weights expect, and harmless for others.
 _MEAN = (0.485, 0.456, 0.406)
@@ -44,13 +44,13 @@ Packed = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Collation:
-    """How samples become inputs and targets: packed where they are read, unpacked on the network's device.
+    """Converts samples to inputs and targets: packed where they are read, unpacked on the network's device.
 
     Calling it does both: ``collation(samples, device)``.
 
     Attributes:
-        pack: stacks the samples' arrays. It runs in worker processes, so it is a function of a module.
-        unpack: inputs and targets of what ``pack`` gives, on the device that holds it.
+        pack: stacks the samples' arrays. It runs in worker processes, so it must be a module's function.
+        unpack: converts the result of ``pack`` to inputs and targets, on the same device.
     """
 
     pack: Callable[[Sequence[Sample]], Packed]
@@ -65,7 +65,7 @@ class Collation:
 
 def pack_masks(samples: Sequence[Sample]) -> Packed:
     """Images ``(B, H, W, 3)`` uint8 and masks ``(B, H, W)`` of samples of one size."""
-    return stacked(sample.image for sample in samples), stacked(sample.mask for sample in samples)
+    return stack(sample.image for sample in samples), stack(sample.mask for sample in samples)
 
 
 def unpack_masks(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,21 +73,22 @@ def unpack_masks(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return normalize(images), masks.long()
 
 
-to_tensors = Collation(pack_masks, unpack_masks)
-"""Images ``(B, 3, H, W)`` float32, normalised by ImageNet's statistics, and masks ``(B, H, W)`` int64, of samples."""
+collate_masks = Collation(pack_masks, unpack_masks)
+"""Converts samples to images ``(B, 3, H, W)`` float32, normalised by ImageNet's statistics, and masks ``(B, H, W)``
+int64."""
 
 
-def stacked(arrays: Iterable[NDArray[Any]]) -> Tensor:
-    """Arrays of one shape as a tensor, along a new first axis."""
+def stack(arrays: Iterable[NDArray[Any]]) -> Tensor:
+    """Stack arrays of one shape to a tensor, along a new first axis."""
     return torch.from_numpy(np.stack(list(arrays)))
 
 
 def normalize(images: Tensor) -> Tensor:
-    """``(image / 255 - mean) / std`` by ImageNet's statistics: the one place that says so.
+    """``(image / 255 - mean) / std`` by ImageNet's statistics.
 
     Shape: ``(B, H, W, 3)`` uint8 -> ``(B, 3, H, W)`` float32, in channels-last memory.
     """
-    # In rows of W * 3 values: an innermost axis of 3 would leave vector units idle.
+    # In rows of W * 3 values: with an innermost axis of 3, vector units would be idle.
     width = images.shape[2]
     rows = images.contiguous().flatten(2).float() / 255
     mean, std = (_row(values, width, images.device) for values in (_MEAN, _STD))
@@ -98,31 +99,31 @@ _rows: dict[tuple[object, ...], Tensor] = {}
 
 
 def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
-    # Kept: on a GPU a copy from the host would wait for what is in the queue.
+    # Cached: on a GPU a copy from the host would wait for the queue.
     key = values, width, device
     if key in _rows:
         return _rows[key]
     row = torch.tensor(values).repeat(width).to(device)
-    if type(row) is Tensor:  # no stand-in of torch.compile or the like
-        while len(_rows) >= 16:  # images of any widths come by in a test
+    if type(row) is Tensor:  # not a fake tensor of torch.compile or the like
+        while len(_rows) >= 16:  # test images may have any width
             _rows.pop(next(iter(_rows)))
         _rows[key] = row
     return row
 
 
 def batch_indices(step: int, count: int | None, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """Which images optimiser step ``step`` (from 1) trains on: a function of its arguments alone.
+    """The indices of the images on which optimiser step ``step`` (from 1) trains: a function of its arguments alone.
 
-    Every epoch is a permutation of its own; its last batch may be smaller. An endless data set (``count`` None) is read
-    in order. That nothing is remembered between steps is what lets a resumed run go on with the same data.
+    Every epoch has its own permutation; its last batch may be smaller. An endless data set (``count`` None) is read in
+    order. Since no state is kept between steps, a resumed run continues with the same data.
     """
     if count is None:
         first = (step - 1) * batch_size
         return np.arange(first, first + batch_size)
     per_epoch = -(-count // batch_size)
-    epoch, place = divmod(step - 1, per_epoch)
+    epoch, batch = divmod(step - 1, per_epoch)
     order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(count)
-    return order[place * batch_size : (place + 1) * batch_size]
+    return order[batch * batch_size : (batch + 1) * batch_size]
 
 
 def batches(
@@ -133,42 +134,43 @@ def batches(
     *,
     flip: bool = False,
     workers: int = 0,
-    ahead: int = 0,
+    prefetch: int = 0,
     device: torch.device | str = "cpu",
     processes: Processes = ALONE,
-    tensors: Collation = to_tensors,
+    collate: Collation = collate_masks,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch of each step, or this process's share of it: inputs and targets on ``device``.
+    """Yield the batch of each step, or this rank's share of it: inputs and targets on ``device``.
 
-    A batch is a function of its step and of the arguments: to the bit the same for any ``workers`` and ``ahead``.
-    To a GPU the bytes go from pinned memory, without waiting; they are mirrored and normalised there.
+    A batch is a function of its step and of the arguments: bit-identical for any ``workers`` and ``prefetch``. Bytes
+    are copied to a GPU asynchronously from pinned memory, and mirrored and normalised there.
 
     Args:
         dataset: images of one size. With workers it is pickled.
-        steps: which optimiser steps, from 1, in order.
-        batch_size: images a step.
-        seed: of the order, and of the flips.
+        steps: the optimiser steps, from 1, in order.
+        batch_size: the number of images per step.
+        seed: the seed of the order and of the flips.
         flip: mirror half of the images left to right.
-        workers: processes that read or draw the images, two batches in advance each. They are started at the first
-            batch (some seconds), ignore Ctrl-C, and end with the iterator. Unless the data set's classes or functions
-            come from the main script, that script need not be guarded by ``if __name__ == "__main__":``.
-        ahead: without workers: how many batches a thread makes ready in advance. On a CPU it takes the cores and the
-            interpreter from the training (measured: 0.35 s a step against 0.29 without).
-        device: where inputs and targets are wanted.
-        processes: who trains. Together their shares are the batch that one process alone would see.
-        tensors: what makes inputs and targets of images.
+        workers: the number of processes that read or generate the images, each two batches in advance. They are started
+            at the first batch (which takes some seconds), ignore Ctrl-C, and end with the iterator. Unless the data
+            set's classes or functions come from the main script, that script needs no
+            ``if __name__ == "__main__":`` guard.
+        prefetch: without workers, the number of batches that a thread prepares in advance. On a CPU this takes cores
+            and the interpreter from the training (measured: 0.35 s per step, 0.29 s without).
+        device: the device of inputs and targets.
+        processes: the ranks that train. Together their shares are the batch that a single process would see.
+        collate: converts samples to inputs and targets.
 
     Raises:
-        FadevizError: what the data set raises, also in a worker; a data set that cannot be pickled; a worker that was
+        FadevizError: if the data set raises it, also in a worker; if the data set cannot be pickled; or if a worker was
             killed.
     """
     device = torch.device(device)
-    load = _Batches(dataset, batch_size, seed, flip, processes, tensors.pack)
+    load = _Batches(dataset, batch_size, seed, flip, processes, collate.pack)
     pin = device.type == "cuda" and torch.cuda.is_available()
     if workers:
         packed = work_through(load, steps, workers, pin)
-    elif ahead:
-        packed = _by_thread(load, steps, ahead, pin)
+    elif prefetch:
+        packed = _prefetched(load, steps, prefetch, pin)
     else:
         packed = ((_pinned(load[step]) if pin else load[step]) for step in steps)
     with contextlib.closing(packed):  # type: ignore[type-var]
@@ -177,11 +179,11 @@ def batches(
             if flip:
                 *parts, coins = parts
                 parts = tuple(_mirrored(part, coins) for part in parts)
-            yield tensors.unpack(*parts)
+            yield collate.unpack(*parts)
 
 
 class _Batches:
-    """Packed batches by step; with ``flip``, their last part says which images are to be mirrored."""
+    """Packed batches by step; with ``flip``, their last part marks the images to mirror."""
 
     def __init__(
         self, dataset: Dataset, batch_size: int, seed: int, flip: bool, processes: Processes,
@@ -201,7 +203,7 @@ class _Batches:
 
 
 def _mirrored(part: Tensor, coins: Tensor) -> Tensor:
-    """``(B, H, W)`` or ``(B, H, W, 3)`` with those images turned left to right whose coin is True."""
+    """``(B, H, W)`` or ``(B, H, W, 3)`` with the images whose coin is True mirrored left to right."""
     return torch.where(coins.view(-1, *[1] * (part.ndim - 1)), part.flip(2), part)
 
 
@@ -209,12 +211,12 @@ def _pinned(parts: Packed) -> Packed:
     return tuple(part.pin_memory() for part in parts)
 
 
-def _by_thread(load: _Batches, steps: Iterable[int], ahead: int, pin: bool) -> Iterator[Packed]:
+def _prefetched(load: _Batches, steps: Iterable[int], prefetch: int, pin: bool) -> Iterator[Packed]:
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: deque[Future[Packed]] = deque()
         for step in steps:
             waiting.append(pool.submit(lambda step: _pinned(load[step]) if pin else load[step], step))
-            if len(waiting) > ahead:
+            if len(waiting) > prefetch:
                 yield waiting.popleft().result()
         for future in waiting:
             yield future.result()
@@ -224,38 +226,38 @@ def _by_thread(load: _Batches, steps: Iterable[int], ahead: int, pin: bool) -> I
 
 
 def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = False) -> Iterator[Any]:
-    """``source[item]`` of each item, in order, worked out by processes.
+    """Yield ``source[item]`` of each item, in order, computed by worker processes.
 
     Args:
         source: is pickled.
         items: are read a little in advance.
-        workers: processes, 1 or more.
-        pin: tensors arrive in pinned memory.
+        workers: the number of processes, at least 1.
+        pin: whether tensors arrive in pinned memory.
 
     Raises:
-        FadevizError: ``source`` cannot be pickled; a worker was killed.
-        Exception: what ``source[item]`` raised.
+        FadevizError: if ``source`` cannot be pickled, or a worker was killed.
+        Exception: if ``source[item]`` raised it.
     """
-    sent = _Sent(source)
+    work = _Work(source)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
         loader: DataLoader[Any] = DataLoader(
-            sent,  # type: ignore[arg-type]
+            work,  # type: ignore[arg-type]
             batch_size=None,
             sampler=items,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             pin_memory=pin,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=_start_worker,
             multiprocessing_context=_context(),
             generator=torch.Generator(),  # else its seed would be drawn from the training's random numbers
         )
     held: list[Iterator[Any]] = []
-    # Before the hooks of torch and multiprocessing: they would wait for workers that do not know that they may end.
+    # Runs before the exit hooks of torch and multiprocessing, which would wait for workers that were not told to end.
     atexit.register(held.clear)
     started: tuple[Any, ...] = ()
     try:
-        with _deaf(sent.needs_main):
+        with _signals_blocked(work.needs_main):
             held.append(iter(loader))
         started = tuple(getattr(held[0], "_workers", ()))
         while held:
@@ -264,10 +266,10 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
             except StopIteration:
                 return
             except RuntimeError as error:
-                said = _death(error)
-                if said is None:
+                message = _describe_death(error)
+                if message is None:
                     raise
-                raise FadevizError(said) from error
+                raise FadevizError(message) from error
             if isinstance(result, _Failure):
                 raise result.error
             yield result
@@ -275,13 +277,13 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
         held.clear()
         atexit.unregister(held.clear)
         for process in started:
-            if process.is_alive():  # in the middle of an image that takes long
+            if process.is_alive():  # busy with an image that takes long
                 process.kill()
                 process.join()
 
 
-class _Sent:
-    """The source of work as workers get it: faults of an item are results too."""
+class _Work:
+    """The source of items as workers get it; exceptions are results too."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -289,8 +291,8 @@ class _Sent:
             self.needs_main = b"__main__" in pickle.dumps(source)
         except Exception as error:
             raise FadevizError(
-                f"this data set cannot be sent to worker processes ({_one_line(error)}). Use workers=0, or make it of "
-                "what pickle takes"
+                f"this data set cannot be sent to worker processes ({_one_line(error)}). Use workers=0, or make it "
+                "picklable"
             ) from error
 
     def __getitem__(self, item: int) -> Any:
@@ -301,26 +303,28 @@ class _Sent:
 
 
 class _Failure:
-    """What went wrong in a worker, as a value: torch would make its traceback part of the message."""
+    """An exception of a worker, as a value: torch would make its traceback part of the message."""
 
     def __init__(self, error: Exception) -> None:
         if not isinstance(error, FadevizError):
             error.add_note("In a worker process:\n" + "".join(traceback.format_exception(error)).rstrip())
         try:
             pickle.dumps(error)
-            copy.copy(error)  # made again as by pickle, which fails where a class has arguments of its own
+            copy.copy(error)  # rebuilt as by unpickling, which fails if the class has other arguments
         except Exception:
             error = RuntimeError(f"{type(error).__name__} in a worker process: {_one_line(error)}")
         self.error = error
 
 
-def _death(error: RuntimeError) -> str | None:
-    """What to say where torch's error is that a worker is no more."""
+def _describe_death(error: RuntimeError) -> str | None:
+    """The message for an error of torch that means that a worker died; None for other errors."""
     text = str(error)
     if "shared memory" in text or "No space left" in text:
-        return "no shared memory left (/dev/shm) for batches from worker processes. Use fewer --workers"
+        return "no shared memory left (/dev/shm) for batches from worker processes. Use a smaller workers=..."
     if "DataLoader worker" in text:
-        return "a worker process that reads the data was killed, maybe as no memory was left. Use fewer --workers"
+        return (
+            "a worker process that reads the data was killed, perhaps because memory ran out. Use a smaller workers=..."
+        )
     return None
 
 
@@ -328,17 +332,17 @@ def _one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
-def _begin_worker(number: int) -> None:
-    """What a signal asks of a training is for the process that trains: it stops its workers."""
-    for name in ASKS_TO_STOP:
+def _start_worker(number: int) -> None:
+    """Ignore signals, which the training process handles: it stops its workers."""
+    for name in STOP_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    keep_freed_memory()  # drawing makes and drops arrays of a megabyte by the dozen: a fifth of its time
-    # Torch's own watch is on the server of processes, which stays as long as its children do.
+    keep_freed_memory()  # generating images allocates many arrays of a megabyte, which took a fifth of its time
+    # torch watches the fork server instead, which lives as long as its children.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -350,7 +354,7 @@ def _end_with_parent() -> None:
 
 
 def _context() -> Any:
-    """Processes that are no copies of this one, with its threads and its CUDA; one server imports torch for all."""
+    """Start processes that are not forked from this one, with its threads and CUDA; one server imports torch once."""
     if not sys.platform.startswith("linux"):
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -359,22 +363,22 @@ def _context() -> Any:
 
 
 @contextlib.contextmanager
-def _deaf(needs_main: bool) -> Iterator[None]:
-    """Start processes that no signal of a terminal or a scheduler stops, from their first moment on.
+def _signals_blocked(needs_main: bool) -> Iterator[None]:
+    """Processes started inside the block ignore the signals of terminals and schedulers from their first moment on.
 
-    They do not import the main script, unless what they are sent ``needs_main``: a script without
+    They do not import the main script, unless their work ``needs_main``: a script without
     ``if __name__ == "__main__":`` would be run again in each.
     """
     daemon = multiprocessing.current_process()._config  # type: ignore[attr-defined]
     was = daemon.get("daemon")
     main = sys.modules["__main__"]
-    numbers = [getattr(signal, name) for name in ASKS_TO_STOP if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     if os.name == "posix":
         before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-        resource_tracker.ensure_running()  # here, as it unblocks some
+        resource_tracker.ensure_running()  # here, because it unblocks some signals
         signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
-        daemon["daemon"] = False  # a sweep's process may have children: they end when it does
+        daemon["daemon"] = False  # lets a sweep's process have children, which end when it does
         if not needs_main:
             sys.modules["__main__"] = ModuleType("__main__")
         yield
@@ -385,14 +389,14 @@ def _deaf(needs_main: bool) -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-# --- a pool drawn ahead ---
+# --- a pool generated in advance ---
 
 
 def draw_pool(pool: Pool, workers: int, report: Callable[[int], None] | None = None) -> None:
-    """Draw the images of a pool that are still missing, by so many processes; ``report`` gets how many there are.
+    """Generate the missing images of a pool with ``workers`` processes; ``report`` is called with the number done.
 
     Raises:
-        FadevizError: what the data set raises; a worker that was killed.
+        FadevizError: if the data set raises it, or a worker was killed.
     """
     missing = pool.missing()
     drawn = work_through(pool.dataset, missing, workers) if workers else (pool.dataset[index] for index in missing)
@@ -408,9 +412,9 @@ __all__ = [
     "Packed",
     "batch_indices",
     "batches",
+    "collate_masks",
     "draw_pool",
     "normalize",
-    "stacked",
-    "to_tensors",
+    "stack",
     "work_through",
 ]

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on as if it had never stopped."""
+"""Checkpoints: the state from which a run resumes as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def write_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Save model, optimiser, gradient scaler, random state and step; the file is replaced whole."""
+    """Save model, optimiser, gradient scaler, random state and step; the file is replaced as a whole."""
     _write(path, _state(step, run_id, model, optimizer, scaler))
 
 
 class CheckpointWriter:
-    """Writes checkpoints from a thread, at most one at a time, while the training goes on.
+    """Writes checkpoints in a thread, at most one at a time, while the training goes on.
 
-    :meth:`begin` copies the state into memory and returns: on a GPU the copies are queued behind the step's work and
-    before the next step's, into pinned memory. What goes wrong in the thread is raised by the next :meth:`wait`.
+    :meth:`begin` copies the state into memory and returns. On a GPU the copies, into pinned memory, are queued between
+    the work of this step and the next. Errors of the thread are raised by the next :meth:`wait`.
     """
 
     def __init__(self) -> None:
@@ -58,10 +58,10 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """Write a checkpoint as :func:`write_checkpoint` does, after the one before is complete.
+        """Write a checkpoint as :func:`write_checkpoint` does, after the previous one is complete.
 
         Raises:
-            FadevizError: the one before could not be written.
+            FadevizError: if the previous one could not be written.
         """
         self.wait()
         state = _copied(_state(step, run_id, model, optimizer, scaler))
@@ -80,7 +80,7 @@ class CheckpointWriter:
         """Wait until the last checkpoint is complete.
 
         Raises:
-            FadevizError: it could not be written.
+            FadevizError: if it could not be written.
         """
         if self._pending is not None:
             (step, future), self._pending = self._pending, None
@@ -88,7 +88,7 @@ class CheckpointWriter:
             self.written = step
 
     def close(self) -> None:
-        """End the thread, after the last checkpoint is complete, or could not be written."""
+        """End the thread, after the last checkpoint is complete or has failed."""
         self._thread.shutdown()
 
 
@@ -106,7 +106,7 @@ def _state(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
         "rng": torch.get_rng_state(),
-        # Only where it is trained: to ask a GPU for it would occupy memory on it.
+        # Only if the model is on a GPU: otherwise this would allocate memory on one.
         "cuda_rng": torch.cuda.get_rng_state() if _on_gpu(model) else None,
     }
 
@@ -116,20 +116,20 @@ def _on_gpu(model: nn.Module) -> bool:
 
 
 def _copied(value: Any) -> Any:
-    """The same with copies of its tensors on the CPU; those of tensors on a GPU are pinned and not yet complete."""
+    """Copy all tensors in ``value`` to the CPU; copies of GPU tensors are pinned, and not complete yet."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", non_blocking=True) if value.is_cuda else value.detach().clone()
     if isinstance(value, list):
         return [_copied(part) for part in value]
     if isinstance(value, dict):
-        same = copy.copy(value)  # a module's state has an attribute of its own, with versions
-        same.update({key: _copied(part) for key, part in value.items()})
-        return same
+        twin = copy.copy(value)  # a module's state dict has an attribute with versions
+        twin.update({key: _copied(part) for key, part in value.items()})
+        return twin
     return value
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:
-    # Through memory: torch reports a full disk as an error of its own kind.
+    # Through memory, because torch reports a full disk with its own kind of error.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_whole(path, buffer.getvalue(), named=False)
@@ -145,9 +145,9 @@ def read_checkpoint(
     """Load a checkpoint into the given objects and return its step.
 
     Raises:
-        FadevizError: damaged, or of another run.
+        FadevizError: if the file is damaged, or belongs to another run.
     """
-    with _damage_in_words(path):
+    with _damage_reported(path):
         state = _load(path, run_id)
         step = int(state["step"])
         model.load_state_dict(state["model"])
@@ -161,33 +161,33 @@ def read_checkpoint(
 
 
 def read_weights(path: Path, run_id: str, model: nn.Module) -> int:
-    """Load a checkpoint's weights alone into a model and return its step.
+    """Load only the weights of a checkpoint into a model and return its step.
 
     Raises:
-        FadevizError: missing, damaged, or of another run.
+        FadevizError: if the file is missing or damaged, or belongs to another run.
     """
     if not path.exists():
         raise FadevizError(f"{path} is missing: there are no weights to predict with. Put it back, or record again")
-    with _damage_in_words(path):
+    with _damage_reported(path):
         state = _load(path, run_id)
         model.load_state_dict(state["model"])
         return int(state["step"])
 
 
 def _load(path: Path, run_id: str) -> dict[str, Any]:
-    open_checkpoint(path).close()  # torch.load does not look at the checksums
+    open_checkpoint(path).close()  # torch.load does not verify checksums
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     if state["run_id"] != run_id:
-        raise FadevizError(f"{path} belongs to run {state['run_id']}, not to {run_id}. Record again with --overwrite")
+        raise FadevizError(f"{path} belongs to run {state['run_id']}, not to {run_id}. Record again: overwrite=True")
     return state
 
 
 @contextlib.contextmanager
-def _damage_in_words(path: Path) -> Iterator[None]:
+def _damage_reported(path: Path) -> Iterator[None]:
     try:
         yield
     except FadevizError:
         raise
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
+    except Exception as error:  # the exception depends on where the file is damaged
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FadevizError(f"{path} is damaged ({reason}). Record the run again with --overwrite") from error
+        raise FadevizError(f"{path} is damaged ({reason}). Record the run again with overwrite=True") from error

@@ -1,4 +1,4 @@
-"""One training by several processes, as torchrun starts them: each takes a share of every batch, the first writes."""
+"""Data-parallel training by several processes, as torchrun starts them: each trains on a share of every batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ _RELEASE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process of a training this is: ``rank`` of ``world_size``. Rank 0 observes and writes."""
+    """The processes of a training, seen from one of them. Rank 0 observes and writes.
+
+    Attributes:
+        rank: the rank of this process.
+        world_size: the number of processes.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -34,7 +39,7 @@ class Processes:
         return self.rank == 0
 
     def all_gather(self, value: T) -> list[T]:
-        """What every process has, in their order. All must call it."""
+        """The values of all ranks, in their order. All ranks must call it."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -42,7 +47,7 @@ class Processes:
         return values
 
     def all_reduce(self, values: Tensor) -> Tensor:
-        """The sum over all processes, without a gradient. All must call it."""
+        """The sum over all ranks, in place and without a gradient. All ranks must call it."""
         if self.world_size > 1:
             distributed.all_reduce(values)
         return values
@@ -51,16 +56,16 @@ class Processes:
         """The largest of the ranks' numbers. All ranks must call it."""
         if self.world_size == 1:
             return number
-        told = torch.tensor(number)  # on the CPU, by gloo: no GPU is waited for
-        distributed.all_reduce(told, distributed.ReduceOp.MAX)
-        return int(told.item())
+        largest = torch.tensor(number)  # on the CPU, by gloo: no GPU is waited for
+        distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest.item())
 
     @contextmanager
     def all_or_raise(self) -> Iterator[None]:
-        """A block that succeeds in all processes or in none: an error in one ends the others too.
+        """A block that succeeds on all ranks or on none: an error on one raises on the others too.
 
         Raises:
-            FadevizError: another process failed; its own message says why.
+            OtherRankFailed: if another rank failed.
         """
         error: BaseException | None = None
         try:
@@ -70,29 +75,29 @@ class Processes:
         failed = self.all_gather(error is not None)
         if error is not None and (self.is_rank_zero or not failed[0]):
             raise error
-        if any(failed):  # where all fail alike, one says so
+        if any(failed):  # if all fail alike, rank 0 reports it
             raise OtherRankFailed("another process of this training failed: its message says why") from error
 
     @contextmanager
-    def peers_watched(self) -> Iterator[None]:
-        """A block in which the processes wait for each other, and one may go away.
+    def lost_rank_errors(self) -> Iterator[None]:
+        """A block with collective operations; a clear error is raised if another rank exits meanwhile.
 
         Raises:
-            OtherRankFailed: it did; its own message, or torchrun's, says why.
+            OtherRankFailed: if another rank exited; its own message, or torchrun's, says why.
         """
         try:
             yield
         except RuntimeError as error:
-            # NCCL has errors of its own class; gloo's are told by their text alone.
+            # NCCL's errors have their own class; gloo's can only be recognised by their text.
             if self.world_size > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
                 raise OtherRankFailed(
-                    "another process of this training went away: its message says why. Go on with --resume"
+                    "another process of this training has exited: its message says why. Continue with resume=True"
                 ) from error
             raise
 
     @contextmanager
     def rank_zero_first(self) -> Iterator[None]:
-        """A block that the first process passes before the others enter it: what it downloads, they find."""
+        """A block that rank 0 completes before the others enter it: they find what it downloaded."""
         if not self.is_rank_zero:
             self.all_gather(None)
         try:
@@ -106,11 +111,11 @@ ALONE = Processes()
 
 
 class OtherRankFailed(FadevizError):
-    """This process is well, but cannot go on alone."""
+    """Another process of the training failed, so that this one cannot continue."""
 
 
 def local_rank() -> int:
-    """Which of the processes on this machine this is, by torchrun's environment: the number of its GPU."""
+    """The rank among the processes on this machine, from torchrun's environment: the index of its GPU."""
     return _environment("LOCAL_RANK", 0)
 
 
@@ -120,38 +125,39 @@ def local_world_size() -> int:
 
 
 def launched_rank() -> int:
-    """This process's number among those that torchrun started; 0 without torchrun."""
+    """The rank of this process, from torchrun's environment; 0 without torchrun."""
     return _environment("RANK", 0)
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, connected (gloo for the CPU, NCCL for GPUs) until the end of the block.
+    """Connect the processes that torchrun started (gloo for the CPU, NCCL for GPUs) until the end of the block.
 
-    Without torchrun, or in a process group that exists already with one process, it is this process alone.
+    Without torchrun, or with a single process, it yields ``ALONE``.
 
     Raises:
-        FadevizError: the processes do not find each other, or one of them went away (``OtherRankFailed``).
+        FadevizError: if the processes cannot connect.
+        OtherRankFailed: if one of them exits early.
     """
-    count = _environment("WORLD_SIZE", 1)
-    if count == 1:
+    world_size = _environment("WORLD_SIZE", 1)
+    if world_size == 1:
         yield ALONE
         return
     try:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         raise FadevizError(
-            f"{count} processes did not find each other ({_first_line(error)}). Start them by torchrun"
+            f"{world_size} processes could not connect ({_first_line(error)}). Start them with torchrun"
         ) from error
     processes = Processes(distributed.get_rank(), distributed.get_world_size())
     try:
-        with processes.peers_watched(), warnings.catch_warnings():
-            # 1x1 kernels have two names for one memory layout, which costs nothing.
+        with processes.lost_rank_errors(), warnings.catch_warnings():
+            # The strides of 1x1 kernels are ambiguous, which costs nothing.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield processes
     finally:
         distributed.destroy_process_group()
-        # One of gloo's threads may still be releasing the last result, for which it needs the interpreter: if that ends
+        # A thread of gloo may still be releasing the last result, for which it needs the interpreter: if that exits
         # meanwhile, the process aborts (3 of 24 small programs did, none with this pause).
         time.sleep(_RELEASE_SECONDS)
 
@@ -168,23 +174,24 @@ def _first_line(error: Exception) -> str:
 
 
 def check_share(count: int | None, batch_size: int, processes: Processes) -> None:
-    """Raise unless every batch has an image for every process.
+    """Check that every batch has at least one image per rank.
 
     Raises:
-        FadevizError: fewer images in a batch than processes.
+        FadevizError: if a batch has fewer images than there are ranks.
     """
     last = batch_size if count is None else count % batch_size or batch_size
     if min(batch_size, last) < processes.world_size:
-        what = f"a batch of {batch_size}" if last == batch_size else f"an epoch's last batch, of {last}"
+        batch = f"a batch of {batch_size}" if last == batch_size else f"an epoch's last batch, of {last}"
         raise FadevizError(
-            f"{what}: too few images for {processes.world_size} processes. Use another --batch-size, or fewer processes"
+            f"{batch}: too few images for {processes.world_size} processes. "
+            "Use another batch_size=..., or fewer processes"
         )
 
 
 def wrap_ddp(model: nn.Module, processes: Processes) -> nn.Module:
-    """The module to train: its gradients are means over all processes, its BatchNorm sees all of their images.
+    """The module to train: its gradients are averaged over all ranks, and its BatchNorm is synchronised.
 
-    It shares parameters and buffers with ``model``, which stays a plain module: to observe, to test and to save.
+    It shares parameters and buffers with ``model``, which stays a plain module to observe, evaluate and save.
     """
     if processes.world_size == 1:
         return model
@@ -203,16 +210,16 @@ def _with_shared_statistics(module: nn.Module) -> nn.Module:
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose statistics are of the images of all processes, on a CPU, where torch's own has none.
+    """Synchronised BatchNorm for CPUs, which ``nn.SyncBatchNorm`` does not support.
 
-    The variance is of differences from the common mean, summed in a second exchange: the difference of two large sums
-    would lose digits.
+    The variance is that of the differences from the common mean, summed in a second exchange: the difference of two
+    large sums would lose digits.
 
     Shape: ``(B, C, H, W)`` -> the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise; in training by the statistics of all processes, which also go into the running ones."""
+        """Normalise; in training with the statistics of all ranks, which also update the running statistics."""
         if not self.training:
             return super().forward(x)
         full = x.to(torch.promote_types(x.dtype, torch.float32))  # half precision would lose the sums
@@ -238,7 +245,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. What each of them does with it counts, so that the gradient is a sum as well."""
+    """The sum over all ranks. Every rank uses it, so its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A computation on a GPU as one CUDA graph: recorded once, then launched whole, not kernel by kernel."""
+"""CUDA graphs: a computation on a GPU that is recorded once, and then launched as a whole."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor, nn
 from ..errors import FadevizError
 
 Gradients = Callable[[Tensor, Tensor], Tensor]
-"""Of inputs and targets: runs the forward and the backward pass, and gives the loss."""
+"""``(inputs, targets) -> loss``: runs the forward and the backward pass."""
 
 _WARM_UP = 3
-"""Runs before the recording, in which libraries choose their algorithms and kernels are compiled."""
+"""Runs before the recording, in which libraries choose algorithms and kernels are compiled."""
 
 
 def record_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Record what ``function`` launches, without running it; the result launches it all again."""
+    """Record the kernels that ``function`` launches, without running them; the result launches them."""
     graph = torch.cuda.CUDAGraph()
-    # Other threads, which pin batches or write a checkpoint, may go on meanwhile.
+    # Other threads, which pin batches or write a checkpoint, may continue meanwhile.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         function()
     return graph.replay
 
 
 class ReplayedGradients:
-    """The gradients of batches of one shape, by a graph that the first of them records.
+    """Computes the gradients of batches of one shape with a CUDA graph, which the first batch records.
 
-    The launches of a training step take the processor longer than the GPU needs to carry them out where batches are
-    small. A replay launches the same kernels on the same memory at once: values are those of the function itself.
+    With small batches, launching the kernels of a training step takes the CPU longer than running them takes the GPU. A
+    replay launches the same kernels on the same memory at once, with the same results.
 
-    The function must not wait for the GPU, nor choose what to launch by what a tensor holds.
+    The function must not wait for the GPU, and its launches must not depend on tensors' values.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class ReplayedGradients:
         """Nothing is recorded before the first call.
 
         Args:
-            model: whose gradients these are, on its GPU.
-            function: to be recorded; it finds no gradients, and leaves them in the parameters.
-            record: what records a function without arguments.
+            model: the model, on its GPU.
+            function: the function to record; it sets the parameters' gradients, which are None before.
+            record: records a function without arguments.
         """
         self.model, self.function, self.record = model, function, record
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, images: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch, whose gradients the parameters then have; the next call overwrites both."""
+        """Compute the gradients of a batch; returns its loss. The next call overwrites both."""
         if self._replay is None:
             self._images, self._targets = images.clone(), targets.clone()
             self._record()
@@ -64,7 +64,7 @@ class ReplayedGradients:
     def _record(self) -> None:
         device = self._images.device
         parameters = list(self.model.parameters())
-        # Buffers, such as BatchNorm's statistics, and random numbers are to see this batch once.
+        # Buffers, such as BatchNorm's statistics, and the random state must be updated only once for this batch.
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             if device.type == "cuda":

@@ -20,11 +20,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 COMPILE = ("off", "graph", "on", "reduce-overhead")
-"""How a training step may be launched or compiled, see :func:`fit` and :func:`compile_forward`."""
+"""How a training step may be launched or compiled; see :func:`fit` and :func:`compile_forward`."""
 
 
 class StepResult(NamedTuple):
-    """What one optimiser step did; ``step`` counts from 1."""
+    """The result of one optimiser step; ``step`` counts from 1."""
 
     step: int
     loss: float
@@ -42,53 +42,49 @@ def fit(
     precision: Precision = "fp32",
     scaler: torch.amp.GradScaler | None = None,
     processes: Processes = ALONE,
-    weigh: Callable[[Tensor], Tensor | float] = len,
+    loss_weight: Callable[[Tensor], Tensor | float] = len,
     forward: Callable[[Tensor], Tensor] | None = None,
     graph: int = 0,
     record: Callable[..., Callable[[], None]] = record_graph,
 ) -> Iterator[StepResult]:
-    """Train: one ``StepResult`` after every optimiser step. Knows no disk, no terminal and no image.
+    """Train, and yield a ``StepResult`` after every optimiser step. Knows no disk, no terminal and no image.
 
-    Between two results the caller may do with the model what leaves it as it was: evaluate, observe, save.
+    Between two results the caller may do anything that leaves the model unchanged: evaluate, observe, save.
 
-    Inputs and targets may be on any device. On a GPU the process waits once a step, for the loss, while the backward
+    Inputs and targets may be on any device. On a GPU the process waits once per step, for the loss, while the backward
     pass runs.
 
-    With several ``processes``, ``model`` is what :func:`~fadeviz.training.distributed.shared` gives, ``data`` this
-    process's share, and ``loss_fn`` a mean whose weight ``weigh`` gives (of targets; their number, where it is a mean
-    over images of one size): the step is that of the whole batch.
-
-    ``forward`` computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
-
-    ``graph`` is the number of images in a full batch: forward and backward pass of such batches are then replayed as
-    one CUDA graph, recorded by ``record``, those of smaller ones computed as they are. For one process.
+    Args:
+        model: the model to train; with several ranks as :func:`~fadeviz.training.distributed.wrap_ddp` returns it.
+        data: inputs and targets of each step; with several ranks this rank's share.
+        loss_fn: ``loss_fn(output, targets)``, a mean.
+        optimizer: updates the model's parameters. A parameter group may have an ``lr_factor``.
+        lr_at: the learning rate of each step.
+        first_step: the number of the first step.
+        precision: a name in ``PRECISIONS``; the forward pass runs under autocast unless it is ``fp32``.
+        scaler: scales the loss, for ``fp16``.
+        processes: the ranks that train together. A step is that of the whole batch.
+        loss_weight: ``loss_weight(targets)``, the weight of this rank's loss in the mean over all ranks; by default the
+            number of images.
+        forward: computes the output in place of ``model``: a compiled form of it, see :func:`compile_forward`.
+        graph: the number of images in a full batch. Forward and backward pass of such batches are replayed as one CUDA
+            graph; smaller batches are computed without it. Only for one rank; 0 for no graph.
+        record: records the CUDA graph.
 
     Raises:
-        FadevizError: the loss is not finite; the weights are left as they were before that step (BatchNorm's running
-            statistics have taken in its batch).
+        FadevizError: if the loss is not finite. The weights are left as they were before that step, but BatchNorm's
+            running statistics include its batch.
     """
     device = next(model.parameters()).device
     channels_last = any(p.ndim == 4 and _is_channels_last(p) for p in model.parameters())
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    dtype = PRECISIONS[precision]
     modules = list(model.modules())
-
-    def output_loss(images: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
-            output = (forward or model)(images)
-        return loss_fn(output.float(), targets)
-
-    def backward(loss: Tensor) -> None:
-        (loss if scaler is None else scaler.scale(loss)).backward()
-
-    def gradients(images: Tensor, targets: Tensor) -> Tensor:
-        loss = output_loss(images, targets)
-        backward(loss)
-        return loss
-
-    replayed = ReplayedGradients(model, gradients, record=record) if graph else None
+    passes = _Passes(
+        forward or model, loss_fn, device.type, precision, scaler=scaler, processes=processes, loss_weight=loss_weight
+    )
+    replayed = ReplayedGradients(model, passes.gradients, record=record) if graph else None
     for step, (images, targets) in enumerate(data, start=first_step):
-        if not all(module.training for module in modules):  # many times faster to ask than to set
+        if not all(module.training for module in modules):  # much faster than setting the mode
             model.train()
         lr = lr_at(step)
         for group in optimizer.param_groups:
@@ -97,22 +93,15 @@ def fit(
         images = _pinned(images, device).to(device, memory_format=layout, non_blocking=True)
         targets = _pinned(targets, device).to(device, non_blocking=True)
         if replayed is not None and len(images) == graph:
-            read = _reading(replayed(images, targets))
+            read_loss = _deferred_item(replayed(images, targets))
         else:
-            loss = mean = output_loss(images, targets)
-            if processes.world_size > 1:
-                # Shares may differ by an image, or in what is ignored: the mean of their means is not the batch's.
-                weight = _scalar(weigh(targets), loss)
-                told = processes.all_reduce(torch.stack([loss.detach() * weight, weight]).double())
-                total = told[1].clamp(min=1e-9)
-                mean = told[0] / total
-                loss = loss * (weight.double() * processes.world_size / total).to(loss.dtype)
-            read = _reading(mean)
-            backward(loss)
-        value = read()
+            loss, mean = passes.losses(images, targets)
+            read_loss = _deferred_item(mean)
+            passes.backward(loss)
+        value = read_loss()
         if not math.isfinite(value):
-            or_this = "" if precision == "fp32" else ", or --precision fp32"
-            raise FadevizError(f"the loss became {value} at step {step}. Use a smaller --lr{or_this}")
+            alternative = "" if precision == "fp32" else ", or precision='fp32'"
+            raise FadevizError(f"the loss became {value} at step {step}. Use a smaller lr=...{alternative}")
         if scaler is None:
             optimizer.step()
         else:
@@ -121,15 +110,60 @@ def fit(
         yield StepResult(step, value, lr)
 
 
+class _Passes:
+    """The forward and the backward pass of a training step."""
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        loss_fn: Callable[[Tensor, Tensor], Tensor],
+        device_type: str,
+        precision: Precision,
+        *,
+        scaler: torch.amp.GradScaler | None,
+        processes: Processes,
+        loss_weight: Callable[[Tensor], Tensor | float],
+    ) -> None:
+        self.forward, self.loss_fn, self.device_type, self.precision = forward, loss_fn, device_type, precision
+        self.scaler, self.processes, self.loss_weight = scaler, processes, loss_weight
+
+    def losses(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss to differentiate, and the loss of the whole batch; they differ if there are several ranks."""
+        loss = self._loss(images, targets)
+        if self.processes.world_size == 1:
+            return loss, loss
+        # Shares may differ by an image, or in the number of ignored pixels: the mean of their means is not the batch's.
+        weight = _scalar(self.loss_weight(targets), loss)
+        sums = self.processes.all_reduce(torch.stack([loss.detach() * weight, weight]).double())
+        total = sums[1].clamp(min=1e-9)
+        # DistributedDataParallel divides the gradients by the number of ranks.
+        return loss * (weight.double() * self.processes.world_size / total).to(loss.dtype), sums[0] / total
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss, scaled if there is a scaler."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Compute the gradients of a batch on a single rank; returns its loss."""
+        loss = self._loss(images, targets)
+        self.backward(loss)
+        return loss
+
+    def _loss(self, images: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(self.device_type, PRECISIONS[self.precision], enabled=self.precision != "fp32"):
+            output = self.forward(images)
+        return self.loss_fn(output.float(), targets)
+
+
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """Where it can be copied to a GPU without waiting for what is in the queue there; as it is if it is there."""
+    """The tensor in pinned memory, from which a copy to a GPU does not wait for the GPU's queue."""
     return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
-def _reading(scalar: Tensor) -> Callable[[], float]:
-    """What gives the value of a scalar later, when its GPU has been given more work: it then waits for the value alone.
+def _deferred_item(scalar: Tensor) -> Callable[[], float]:
+    """A function that returns the scalar's value, and waits for the work queued so far only.
 
-    ``item()`` would wait for all of that work, and leave the GPU idle until it gets the next.
+    ``scalar.item()``, called later, would also wait for the work queued in between, and leave the GPU idle after it.
     """
     scalar = scalar.detach()
     if not scalar.is_cuda:
@@ -146,7 +180,7 @@ def _reading(scalar: Tensor) -> Callable[[], float]:
 
 
 def _scalar(value: Tensor | float, like: Tensor) -> Tensor:
-    """A number as a tensor beside another, without a copy from the host that would be waited for."""
+    """A number as a tensor like another, without a synchronous copy from the host."""
     if isinstance(value, Tensor):
         return value.to(like.device, like.dtype, non_blocking=True)
     return torch.full((), float(value), dtype=like.dtype, device=like.device)
@@ -161,18 +195,18 @@ def compile_forward(
 ) -> Callable[[Tensor], Tensor]:
     """The forward pass of a model, compiled by ``torch.compile`` for batches of one size, for :func:`fit`.
 
-    It has the parameters and buffers of ``model``, which stays as it is: to observe (a compiled form calls no hooks
-    that are added later), to test, and to save under plain names.
+    It shares the parameters and buffers of ``model``, which stays a plain module: to observe (a compiled form does not
+    call hooks that are added later), to test, and to save under plain names.
 
     Args:
-        model: on its device.
+        model: a model on its device.
         mode: ``on``; or ``reduce-overhead``, which on a GPU also replays the launches as CUDA graphs.
-        batch_size: images of a full batch. A smaller one, the last of an epoch, takes the model itself: it is too rare
-            to be compiled for.
-        backend: of ``torch.compile``.
+        batch_size: the number of images in a full batch. A smaller one, the last of an epoch, is computed by the model
+            itself: it is too rare to compile for.
+        backend: the backend of ``torch.compile``.
 
     Raises:
-        FadevizError: at the first batch: the compiler fails, or there is none.
+        FadevizError: at the first batch, if the compiler fails, or there is none.
     """
     from torch._dynamo.exc import TorchDynamoException  # loads the compiler: two seconds
 
@@ -194,10 +228,10 @@ def compile_forward(
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep large freed blocks instead of returning them: a step then pays no page faults for its maps.
+    """Ask glibc to keep large freed blocks instead of returning them, which avoids page faults for a step's maps.
 
-    A tenth of a slim training step (0.27 s against 0.30). Does nothing elsewhere, or when the environment
-    variable ``FADEVIZ_KEEP_MEMORY`` is 0.
+    This saves a tenth of a step of a narrow network (0.27 s instead of 0.30). Does nothing without glibc, or if the
+    environment variable ``FADEVIZ_KEEP_MEMORY`` is 0.
     """
     if not sys.platform.startswith("linux") or os.environ.get("FADEVIZ_KEEP_MEMORY") == "0":
         return

@@ -1,4 +1,4 @@
-"""How good the masks are: mIoU over the test images, and Boundary IoU at two widths."""
+"""Metrics of segmentation: mIoU over the test images, and Boundary IoU at two widths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..data import Dataset
 from ..errors import FadevizError
 from ..ops.arithmetic import tf32
-from .batches import to_tensors
+from .batches import collate_masks
 from .distributed import ALONE, Processes
 
 BOUNDARY_SHARES = {"boundary_iou": 0.02, "boundary_iou_fine": 0.005}
@@ -57,25 +57,25 @@ def evaluate(
     classes: int = 2,
     processes: Processes = ALONE,
 ) -> dict[str, float]:
-    """Test a model in eval mode, in float32; its training mode is restored.
+    """Evaluate a model in eval mode, in float32; its training mode is restored.
 
-    Pixels whose mask is ``classes`` or more are left out. Several ``processes`` share the images, and all return the
-    figures that one alone would: to the bit, if their weights are the same.
+    Pixels whose mask is ``classes`` or more are ignored. Several ``processes`` share the images, and all return the
+    metrics that a single one would: bit-identical, if their weights are the same.
 
     Returns:
-        ``test_loss``; ``miou``, the mean over classes of intersection over union, pixels of all images pooled, of
-        the classes that are there or found; ``accuracy`` of the pixels. Of two classes also ``iou``, that of class 1
-        alone, and each name of ``BOUNDARY_SHARES``, the mean over images of class 1's Boundary IoU.
+        ``test_loss``; ``miou``, the mean over classes of intersection over union, with the pixels of all images pooled,
+        for the classes that occur in the masks or the predictions; ``accuracy`` of the pixels. With two classes also
+        ``iou``, that of class 1, and each name of ``BOUNDARY_SHARES``, class 1's Boundary IoU averaged over images.
 
     Raises:
-        FadevizError: a data set without images, without an end, or without a labelled pixel.
+        FadevizError: if the data set has no images, no end, or no labelled pixel.
     """
     count = dataset.count
     if not count:
-        raise FadevizError("evaluate: there are no test images, or they never end. Give a data set with a count")
+        raise FadevizError("evaluate: the data set has no images, or no end. Give a data set with a count")
     device = next(model.parameters()).device
-    # Of each batch, by its first image: the loss, its weight in images; each image's Boundary IoU. All stays on
-    # the device until the end, so that a GPU is given the next batch while it computes this one.
+    # For each batch, by its first image: the loss and its weight in images; each image's Boundary IoU. All stays on
+    # the device until the end, so that a GPU gets the next batch while it computes this one.
     sums: dict[int, Tensor] = {}
     bands: dict[int, Tensor] = {}
     pixels = torch.zeros(classes**2 + 1, dtype=torch.int64, device=device)
@@ -85,44 +85,44 @@ def evaluate(
         with torch.no_grad(), tf32(False):
             for first in range(processes.rank * batch_size, count, processes.world_size * batch_size):
                 samples = [dataset[i] for i in range(first, min(first + batch_size, count))]
-                images, truth = to_tensors(samples, device)
+                images, truth = collate_masks(samples, device)
                 logits = model(images).float()
-                found = logits.argmax(1)
+                predicted = logits.argmax(1)
                 valid = truth < classes
                 weight = valid.double().mean() * len(images)
                 sums[first] = torch.stack([loss_fn(logits, truth).double() * weight, weight])
-                pairs = torch.where(valid, truth * classes + found, classes**2).flatten()
+                pairs = torch.where(valid, truth * classes + predicted, classes**2).flatten()
                 pixels.scatter_add_(0, pairs, torch.ones_like(pairs))
                 if classes == 2:
                     height, width = truth.shape[1:]
                     widths = [boundary_width(height, width, share) for share in BOUNDARY_SHARES.values()]
-                    bands[first] = torch.stack([boundary_iou(found == 1, truth == 1, width) for width in widths])
-            counted = _Counted(_on_cpu(sums), _on_cpu(bands), pixels[:-1].view(classes, classes).cpu())
+                    bands[first] = torch.stack([boundary_iou(predicted == 1, truth == 1, width) for width in widths])
+            counts = _Counts(_on_cpu(sums), _on_cpu(bands), pixels[:-1].view(classes, classes).cpu())
     finally:
         for module, training in modes:
             module.training = training
-    everywhere = processes.all_gather(counted)
-    confusion = torch.stack([one.confusion for one in everywhere]).sum(0)
+    gathered = processes.all_gather(counts)
+    confusion = torch.stack([part.confusion for part in gathered]).sum(0)
     if not confusion.any():
-        raise FadevizError("evaluate: the test images have no labelled pixel. Put their annotations there")
+        raise FadevizError("evaluate: the test images have no labelled pixel. Check their annotations")
     hits = confusion.diagonal().double()
     iou = hits / (confusion.sum(0) + confusion.sum(1) - confusion.diagonal())
-    parts = [part.tolist() for part in _in_order([one.sums for one in everywhere])]
-    figures = {
-        "test_loss": sum(loss for loss, _ in parts) / max(sum(weight for _, weight in parts), 1e-9),
+    losses = [part.tolist() for part in _in_order([part.sums for part in gathered])]
+    metrics = {
+        "test_loss": sum(loss for loss, _ in losses) / max(sum(weight for _, weight in losses), 1e-9),
         "miou": iou.nanmean().item(),
         "iou": iou[1].item(),
         "accuracy": (hits.sum() / confusion.sum()).item(),
     }
     if classes != 2:
-        del figures["iou"]
-        return figures
-    means = [row.nanmean().item() for row in torch.cat(_in_order([one.bands for one in everywhere]), 1)]
-    return figures | dict(zip(BOUNDARY_SHARES, means, strict=True))
+        del metrics["iou"]
+        return metrics
+    means = [row.nanmean().item() for row in torch.cat(_in_order([part.bands for part in gathered]), 1)]
+    return metrics | dict(zip(BOUNDARY_SHARES, means, strict=True))
 
 
-class _Counted(NamedTuple):
-    """What one process counted; by the first image of each batch, where it is one of a batch."""
+class _Counts(NamedTuple):
+    """The counts of one rank; ``sums`` and ``bands`` by the first image of each batch."""
 
     sums: dict[int, Tensor]
     bands: dict[int, Tensor]
@@ -130,7 +130,7 @@ class _Counted(NamedTuple):
 
 
 def _on_cpu(values: dict[int, Tensor]) -> dict[int, Tensor]:
-    """The same from the CPU, brought there at once: their last axis may differ in length."""
+    """Copy all tensors to the CPU at once; they may differ in length."""
     if not values:
         return {}
     whole = torch.cat([value.flatten() for value in values.values()]).cpu()
@@ -138,6 +138,6 @@ def _on_cpu(values: dict[int, Tensor]) -> dict[int, Tensor]:
     return {first: part.view_as(value) for part, (first, value) in zip(parts, values.items(), strict=True)}
 
 
-def _in_order(told: list[dict[int, Tensor]]) -> list[Tensor]:
-    values = {first: value for one in told for first, value in one.items()}
+def _in_order(parts: list[dict[int, Tensor]]) -> list[Tensor]:
+    values = {first: value for part in parts for first, value in part.items()}
     return [values[first] for first in sorted(values)]

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal: training finishes the current step before it stops."""
+"""Signals that stop a training (Ctrl-C, SIGTERM, a closed terminal) after it has finished the current step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ASKS_TO_STOP = ("SIGINT", "SIGTERM", "SIGHUP")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 DELIVERED_TWICE = 2.0
-"""Seconds within which a second SIGINT counts as the first: launchers forward what the terminal sent to all."""
+"""Seconds within which a second SIGINT counts as a duplicate: launchers forward signals that the terminal already sent
+to all processes."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -50,20 +51,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Stop requests to this process: ``number`` is the first signal received, or 0."""
+    """The signals that this process received: ``number`` is the first one, or 0."""
 
     def __init__(self) -> None:
         """No signal received yet, and no step to finish."""
-        self.number, self._held, self._heard_at = 0, False, 0.0
+        self.number, self._held, self._received_at = 0, False, 0.0
 
     def hold(self) -> None:
-        """From now on signals are only noted, to be checked between two steps."""
+        """From now on only note signals, to be checked between two steps."""
         self._held = True
 
     def note(self, number: int) -> None:
         """Note a signal, or an equivalent request."""
         if not self.number:
-            self.number, self._heard_at = number, time.monotonic()
+            self.number, self._received_at = number, time.monotonic()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Raise if there is no step to finish, or on a second SIGINT.
@@ -74,7 +75,7 @@ class StopSignals:
         """
         first = not self.number
         self.note(number)
-        insists = not first and time.monotonic() - self._heard_at >= DELIVERED_TWICE
+        insists = not first and time.monotonic() - self._received_at >= DELIVERED_TWICE
         if not self._held and (first or insists):
             raise Interrupted(number)
         if self._held and insists and number == signal.SIGINT:
@@ -92,7 +93,7 @@ def stop_signals() -> Iterator[StopSignals]:
     before: dict[int, signal._HANDLER] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for name in ASKS_TO_STOP:
+            for name in STOP_SIGNALS:
                 if not hasattr(signal, name):  # Windows has no SIGHUP
                     continue
                 number: int = getattr(signal, name)
@@ -107,4 +108,4 @@ def stop_signals() -> Iterator[StopSignals]:
             signal.signal(number, handler)
 
 
-__all__ = ["ASKS_TO_STOP", "DELIVERED_TWICE", "Interrupted", "StopSignals", "stop_signals"]
+__all__ = ["DELIVERED_TWICE", "STOP_SIGNALS", "Interrupted", "StopSignals", "stop_signals"]

@@ -16,9 +16,10 @@ from ..data import Dataset, Sample
 from ..data.transforms import IGNORED
 from ..models import Network
 from ..ops.arithmetic import tf32
-from .batches import Collation, to_tensors
+from .batches import Collation, collate_masks
 from .distributed import ALONE, Processes
-from .matting import evaluate_mattes, matting_loss, predict_alpha, to_matting_tensors
+from .matting_loss import collate_matting, matting_loss
+from .matting_metrics import evaluate_mattes, predict_alpha
 from .metrics import evaluate
 
 
@@ -83,7 +84,7 @@ def predict_classes(model: nn.Module, sample: Sample, stride: int, size: tuple[i
     padded = sample._replace(
         image=np.pad(sample.image, padding, mode="reflect"), mask=np.pad(sample.mask, padding[:2], mode="reflect")
     )
-    images, _ = to_tensors([padded])
+    images, _ = collate_masks([padded])
     with torch.no_grad(), tf32(False):
         logits = model(images.to(next(model.parameters()).device)).float()
     best, classes = torch.tensor(-torch.inf), torch.zeros(size, dtype=torch.uint8)
@@ -122,7 +123,7 @@ def _evaluate_mattes(
 
 TASKS: Mapping[str, Task] = {
     "segmentation": Task(
-        collate=to_tensors,
+        collate=collate_masks,
         loss=segmentation_loss,
         loss_weight=lambda masks: (masks != IGNORED).sum(),
         evaluate=_evaluate_classes,
@@ -131,7 +132,7 @@ TASKS: Mapping[str, Task] = {
         result="mask",
     ),
     "matting": Task(
-        collate=to_matting_tensors,
+        collate=collate_matting,
         loss=matting_loss,
         loss_weight=len,
         evaluate=_evaluate_mattes,

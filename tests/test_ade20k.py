@@ -494,9 +494,9 @@ class TestCrops:
         assert len({crop.image.tobytes() for crop in of_first}) == 8
 
     def test_endless_or_empty_sets_and_bad_numbers(self) -> None:
-        with pytest.raises(FadevizError, match="need a set that has an end"):
+        with pytest.raises(FadevizError, match="need a finite data set"):
             AugmentedCrops(SyntheticHorses(32), 32)
-        with pytest.raises(FadevizError, match="and an image"):
+        with pytest.raises(FadevizError, match="with at least one image"):
             AugmentedCrops(Fixed(), 32)
         with pytest.raises(FadevizError, match="seed is -1"):
             AugmentedCrops(Fixed(drawing(40, 40)), 32, seed=-1)

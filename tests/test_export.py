@@ -296,7 +296,7 @@ class TestTensorBoard:
         np.testing.assert_array_equal(observed[:, :64], run.observation[0][1])
 
     def test_the_warning_is_true(self, run, tmp_path):
-        """TensorBoard's own limits drop steps, unless told as the note says."""
+        """TensorBoard's own limits drop steps, unless the note is followed."""
         from tensorboard.backend.event_processing.data_ingester import DEFAULT_TENSOR_SIZE_GUIDANCE
         from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
@@ -305,7 +305,7 @@ class TestTensorBoard:
         assert notes == (
             NO_NUMBERS,
             f"6 {MAGENTA}",
-            "TensorBoard shows 10 of the 12 steps unless told to show all: "
+            "TensorBoard shows 10 of the 12 steps by default; to see all: "
             f"tensorboard --logdir {tmp_path / 'logs'} --samples_per_plugin images=12",
         )
 

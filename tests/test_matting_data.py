@@ -256,7 +256,7 @@ class TestLayers:
         sample = SyntheticMattes(64, count=2, stream="test")[1]
         for part, same in zip(crop_unknown(sample, 64), sample, strict=True):
             np.testing.assert_array_equal(part, same)
-        with pytest.raises(FadevizError, match="64x64, smaller than the wanted 65"):
+        with pytest.raises(FadevizError, match="64x64, smaller than size=65"):
             crop_unknown(sample, 65)
         with pytest.raises(FadevizError, match="has no trimap"):
             crop_unknown(sample._replace(trimap=None), 8)

@@ -418,7 +418,7 @@ class TestWeights:
         verbosity = transformers.utils.logging.get_verbosity()
         line = error_of(slim().load_encoder, "imagenet")
         assert line.startswith("no ResNet-34 weights at microsoft/resnet-34 (We couldn't connect to")
-        assert line.endswith("--weights none")
+        assert line.endswith("weights='none'")
         assert transformers.utils.logging.get_verbosity() == verbosity
 
     def test_no_such_folder(self, tmp_path):
@@ -431,7 +431,7 @@ class TestWeights:
         before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
         line = error_of(net.load_encoder, folder)
         assert "embedder.embedder.convolution.weight is (8, 3, 7, 7), this network (width 0.25) needs" in line
-        assert line.endswith("(16, 4, 7, 7). The weights are for --width 1")
+        assert line.endswith("(16, 4, 7, 7). The weights are for width=1")
         assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
 
     def test_another_network(self, tmp_path):

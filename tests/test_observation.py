@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fadeviz.data import Sample
-from fadeviz.data.observation import AT_BORDER, LOOK_AT, MAIN_PART, SHARE, choose_observed
+from fadeviz.data.observation import AT_BORDER, CONSIDERED, MAIN_PART, SHARE, choose_observed
 from fadeviz.errors import FadevizError
 
 
@@ -109,13 +109,13 @@ def test_too_few_good_ones_are_filled_up_with_the_next_best() -> None:
 def test_endless_and_large_sets_are_looked_at_from_the_front() -> None:
     for dataset in (Masks(GOOD, endless=True), Masks(GOOD * 100)):
         assert len(choose_observed(dataset, 4)) == 4
-        assert sorted(dataset.seen) == list(range(LOOK_AT))
+        assert sorted(dataset.seen) == list(range(CONSIDERED))
     many = Masks(GOOD, endless=True)
-    assert sorted(choose_observed(many, LOOK_AT + 10)) == list(range(LOOK_AT + 10))
+    assert sorted(choose_observed(many, CONSIDERED + 10)) == list(range(CONSIDERED + 10))
 
 
 def test_more_than_there_are() -> None:
-    with pytest.raises(FadevizError, match=r"4 images to observe, but only 3 test images\. Ask for 3 or fewer"):
+    with pytest.raises(FadevizError, match=r"4 images to observe, but only 3 test images\. Use 3 or fewer"):
         choose_observed(Masks(GOOD[:3]), 4)
     with pytest.raises(FadevizError, match="at least 1 is needed"):
         choose_observed(Masks(GOOD), 0)

@@ -1,11 +1,15 @@
-"""A network, a data set, an operator and an export target of another package work wherever fadeviz's own do."""
+"""A network, a data set, an operator and an export target of another package work wherever fadeviz's own do.
+
+The package is that of docs/extending.md.
+"""
 
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
-import textwrap
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,124 +27,11 @@ from fadeviz.models import NETWORKS, all_networks, build_network, find_network, 
 from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS, all_upsamplers, build_upsampler, find_upsampler, parse_upsampler
 
-OPERATOR = """
-from torch import nn
-from torch.nn import functional as F
-
-from fadeviz.upsamplers import Upsampler, UpsamplerEntry
-
-
-class Smooth(Upsampler):
-    \"\"\"Nearest-neighbour interpolation, then a depth-wise convolution.\"\"\"
-
-    def __init__(self, in_channels: int, *, kernel_size: int = 3) -> None:
-        super().__init__()
-        self.kernel_size = kernel_size
-        self.smooth = nn.Conv2d(in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=in_channels)
-
-    def forward(self, x, skip=None):
-        return self.smooth(F.interpolate(x, scale_factor=2))
-
-    def multiply_adds(self, height, width):
-        return 4 * height * width * self.smooth.in_channels * self.kernel_size**2
-
-
-ENTRY = UpsamplerEntry(Smooth, "Smooth nearest", year=2026, paper="Outside et al.")
-"""
-NETWORK = """
-from torch import nn
-
-from fadeviz.models import Network, Recipe, Site
-from fadeviz.models.recipes import sgd, step_decay
-from fadeviz.upsamplers import Skip, build_upsampler, parse_upsampler
-
-
-class TinyNet(Network):
-    title = "TinyNet"
-    task = "segmentation"
-    layers = "up"
-    figure_layer = "up"
-    stride = 2
-    recipe = Recipe(0.05, 0.0, (0.5,), sgd, step_decay)
-    reference_size = 32
-    sites = (Site(16, 16),)
-
-    def __init__(self, upsampler="bilinear", classes=2, width=1.0, *, depth: int = 1):
-        super().__init__()
-        channels = max(8, round(16 * width))
-        convs = [nn.Conv2d(3 if i == 0 else channels, channels, 3, padding=1) for i in range(depth)]
-        self.encoder = nn.Sequential(*convs, nn.ReLU())
-        self.head = nn.Conv2d(channels, classes, 1)
-        name, options = parse_upsampler(upsampler)
-        self.up = build_upsampler(name, channels, **options)
-
-    def forward(self, images):
-        feature = self.encoder(images)
-        x, indices = self.up.pool(feature)
-        return self.head(self.up(x, Skip(feature, indices)))
-"""
-DATASET = """
-import numpy as np
-
-from fadeviz.data import Sample, Splits
-from fadeviz.data.sets import DatasetEntry
-
-
-class Squares:
-    def __init__(self, size, seed, count):
-        self.size, self.seed, self.count = size, seed, count
-
-    def __getitem__(self, index):
-        if index < 0 or (self.count is not None and index >= self.count):
-            raise IndexError(index)
-        random = np.random.default_rng([self.seed, index])
-        mask = np.zeros((self.size, self.size), np.uint8)
-        top, left = random.integers(2, self.size // 3, 2)
-        mask[top : top + self.size // 2, left : left + self.size // 2] = 1 + index % 2
-        image = random.integers(0, 100, (self.size, self.size, 3), np.uint8)
-        image[mask > 0] += 100
-        return Sample(f"square-{self.seed}-{index}", image, mask)
-
-
-def load(options):
-    info = {"name": "squares", "classes": ["ground", "even", "odd"]}
-    return Splits(Squares(options.size, options.seed, None), Squares(options.size, 10**6, 4), info, classes=3)
-
-
-def load_folder(options):
-    return Splits(Squares(options.size, options.seed, 3), Squares(options.size, 10**6, 2), {"name": "boxes"})
-
-
-SQUARES = DatasetEntry(load)
-BOXES = DatasetEntry(load_folder, needs_folder=True, folders=("boxes-*",))
-"""
-TARGET = """
-import csv
-
-from fadeviz.export import ExportTarget
-from fadeviz.export.places import new_file
-
-
-def write_means(selection, out, *, overwrite=False):
-    rows = [
-        [part.layer, part.kind, step, float(value.mean())]
-        for part in selection.parts
-        for step, value in zip(part.maps.steps, part.each_step())
-    ]
-    with new_file(out, ".csv", lambda path: True, overwrite=overwrite) as partial:
-        with partial.open("w", newline="") as file:
-            csv.writer(file).writerows([["layer", "kind", "step", "mean"], *rows])
-    return selection.notes
-
-
-ENTRY = ExportTarget(write_means, "one .csv file: the mean of every map")
-"""
-GROUPS = {
-    "fadeviz.networks": {"tinynet": "outside.network:TinyNet"},
-    "fadeviz.datasets": {"squares": "outside.dataset:SQUARES", "boxes": "outside.dataset:BOXES"},
-    "fadeviz.upsamplers": {"smooth": "outside.operator:ENTRY"},
-    "fadeviz.exporters": {"means": "outside.target:ENTRY"},
-}
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+MODULES = dict(re.findall(r"^```python\n# mylab/(\w+)\.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
+"""The package of the documentation, by the names of its modules."""
+GROUPS = tomllib.loads(re.search(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)[1])["project"]["entry-points"]
+OPERATOR, TARGET = MODULES["operator"], MODULES["target"]
 
 
 def add_distribution(folder, name, groups, version="1.0", **modules):
@@ -149,7 +40,7 @@ def add_distribution(folder, name, groups, version="1.0", **modules):
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     for module, text in modules.items():
-        (package / f"{module}.py").write_text(textwrap.dedent(text))
+        (package / f"{module}.py").write_text(text)
     metadata = folder / f"{name}-{version}.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -161,7 +52,7 @@ def add_distribution(folder, name, groups, version="1.0", **modules):
 def outside(tmp_path_factory):
     """A folder that holds a package with one of each."""
     folder = tmp_path_factory.mktemp("site-packages")
-    add_distribution(folder, "outside", GROUPS, operator=OPERATOR, network=NETWORK, dataset=DATASET, target=TARGET)
+    add_distribution(folder, "mylab", GROUPS, **MODULES)
     return folder
 
 
@@ -170,7 +61,7 @@ def installed(outside, monkeypatch):
     """The package in this process."""
     monkeypatch.syspath_prepend(outside)
     yield
-    for name in [name for name in sys.modules if name.partition(".")[0] == "outside"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]
 
 

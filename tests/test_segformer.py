@@ -207,7 +207,7 @@ class TestWeights:
     def test_of_another_width(self, tmp_path):
         self.save(tmp_path / "mit", [8, 16, 40, 64])
         before = SegFormer("fade", **SMALL)
-        with pytest.raises(FadevizError, match=r"does not fit SegFormer-B0: .* is \(8, 3, 7, 7\).*--width 1"):
+        with pytest.raises(FadevizError, match=r"does not fit SegFormer-B0: .* is \(8, 3, 7, 7\).*width=1"):
             before.load_encoder(tmp_path / "mit")
 
     def test_with_a_tensor_missing_or_broken(self, tmp_path):

@@ -247,7 +247,7 @@ class TestWeights:
     def test_another_width(self, safetensors_file):
         line = error_of(SegNet("nearest", width=0.5).load_encoder, safetensors_file)
         assert "features.0.weight is (64, 3, 3, 3), this network (width 0.5) needs (32, 3, 3, 3)" in line
-        assert line.endswith("The weights are for --width 1")
+        assert line.endswith("The weights are for width=1")
 
     def test_another_network(self, net, tmp_path):
         torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.bias": torch.zeros(10)}, tmp_path / "resnet.pth")
@@ -370,7 +370,7 @@ class TestImageNet:
         monkeypatch.setattr(segnet, "IMAGENET_URL", f"{server.url}/gone-00000000.pth")
         line = error_of(net.load_encoder, "imagenet")
         assert "404" in line
-        assert "--weights FILE" in line
+        assert "weights=FILE" in line
 
     def test_no_network(self, net, monkeypatch, tmp_path):
         with socket.socket() as free:
@@ -381,8 +381,8 @@ class TestImageNet:
         monkeypatch.setattr(segnet, "IMAGENET_URL", f"http://127.0.0.1:{port}/vgg16_bn-00000000.pth")
         line = error_of(net.load_encoder, "imagenet")
         assert line.startswith(f"cannot download http://127.0.0.1:{port}/")
-        assert "--weights FILE" in line
-        assert "--weights none" in line
+        assert "weights=FILE" in line
+        assert "weights='none'" in line
 
     @pytest.mark.parametrize("content", [b"", b"half"])
     def test_damaged_cache(self, net, tmp_path, monkeypatch, content):

@@ -372,7 +372,7 @@ def test_class_ids_out_of_range_stop_the_run_in_one_line(tmp_path):
 
 def test_test_pictures_smaller_than_the_crop_are_one_line(tmp_path, shared):
     folder = shared / "data" / "alphamatting"
-    with pytest.raises(FadevizError, match=r"smaller than the wanted 1600\. Use a smaller size"):
+    with pytest.raises(FadevizError, match=r"smaller than size=1600\. Use a smaller size"):
         train(short(network="matting", data="mattes", data_dir=str(folder), size=1600), tmp_path / "run")
 
 

@@ -1,4 +1,4 @@
-"""Images with masks, as numpy arrays: what every data set hands to training and to the observation set."""
+"""Images with masks, as numpy arrays: the interface between data sets, training and observation."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 
 class Sample(NamedTuple):
-    """One image with its truth.
+    """One image with its ground truth.
 
     Attributes:
-        name: what the image is called in ``run.json`` (a file's stem, or the seed of a drawing).
+        name: the image's name in ``run.json``, such as a file's stem.
         image: ``(H, W, 3)`` uint8, sRGB.
         mask: ``(H, W)`` uint8, the class of each pixel; for horses 0 is ground and 1 is horse.
-        alpha: ``(H, W)`` float32 in [0, 1], the exact matte, or None where the data set has none.
-        trimap: ``(H, W)`` uint8: 0 is background, 128 unknown, 255 foreground; None where nothing is matted.
-        foreground: ``(H, W, 3)`` uint8, the colour of what the matte shows, wherever it shows anything; or None.
-        background: ``(H, W, 3)`` uint8, what is behind it; or None.
+        alpha: ``(H, W)`` float32 in [0, 1], the matte, or None if the data set has none.
+        trimap: ``(H, W)`` uint8: 0 is background, 128 unknown, 255 foreground; None without a matte.
+        foreground: ``(H, W, 3)`` uint8, the foreground's colour wherever alpha is above 0; or None.
+        background: ``(H, W, 3)`` uint8, the background's colour; or None.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Sample(NamedTuple):
 
 
 class Dataset(Protocol):
-    """Images by index. ``count`` is how many there are; None means endless: every index from 0 is a new image."""
+    """Images by index. ``count`` is their number; None means endless: every index from 0 is a new image."""
 
     @property
     def count(self) -> int | None:
-        """How many images there are, or None when they never end."""
+        """The number of images, or None for an endless set."""
 
     def __getitem__(self, index: int) -> Sample:
         """The image at this index, always the same one for the same index."""
@@ -45,7 +45,14 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """What a run trains on, what it is tested on, what ``run.json`` says about both, and the classes of the masks."""
+    """The training and test images of a run.
+
+    Attributes:
+        train: the training images.
+        test: the test images; their ``count`` is not None.
+        info: the entry in ``run.json``; except for ``folder``, it is part of the run's id.
+        classes: number of classes in the masks.
+    """
 
     train: Dataset
     test: Dataset

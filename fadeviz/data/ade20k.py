@@ -37,7 +37,7 @@ CLASSES = 150
 """How many classes there are; in ``Sample.mask`` they are 0 to 149, one less than in the files, and ``IGNORED``."""
 
 FEWEST_TO_TEST_ON = 8
-"""A subset keeps this many validation images at least, where there are so many."""
+"""The minimum number of validation images in a subset, if the set has that many."""
 
 _PUBLISHED = {"training": 20210, "validation": 2000}
 _LAYOUT = "images/ and annotations/, each with training/ and validation/ (or with the files themselves)"
@@ -90,26 +90,26 @@ class ADE20K:
         """The image at ``index``.
 
         Raises:
-            FadevizError: a file that cannot be read, an annotation that is none or has another size than its image.
-            IndexError: no such index; negative ones count as none.
+            FadevizError: if a file cannot be read, or the annotation is invalid or differs in size from its image.
+            IndexError: if there is no such index; negative indices are not supported.
         """
         if not 0 <= index < len(self._files):
             raise IndexError(f"no image {index}: there are {len(self._files)}, from 0")
         return _read(self._files[index])
 
-    def subset(self, how_many: int, seed: int = 0) -> ADE20K:
-        """The first ``how_many`` images of an order drawn by ``seed``, sorted by name: a larger subset has them too.
+    def subset(self, count: int, seed: int = 0) -> ADE20K:
+        """The first ``count`` images of a random order, sorted by name; a larger subset contains a smaller one.
 
         The order is that of ``sha256("seed/name")``, which does not depend on the version of numpy.
         """
         drawn = sorted(self._files, key=lambda files: hashlib.sha256(f"{seed}/{files.name}".encode()).digest())
-        return ADE20K(sorted(drawn[:how_many]), self._what)
+        return ADE20K(sorted(drawn[:count]), self._what)
 
     def list_files(self) -> list[str]:
         """A line for each file used, ``folder/name size in bytes``, in order: what the fingerprint is of.
 
         Raises:
-            FadevizError: a file is no longer there.
+            FadevizError: if a file no longer exists.
         """
         lines = []
         for files in self._files:
@@ -132,7 +132,7 @@ def read_ade20k(folder: str | os.PathLike[str]) -> tuple[ADE20K, ADE20K, list[st
         The training images, the validation images, both sorted by name, and notes, a line each.
 
     Raises:
-        FadevizError: no such folder, another layout, no images, an image without annotation.
+        FadevizError: if the folder does not exist, has another layout or no images, or an image has no annotation.
     """
     parts = _find(Path(folder))
     problems = [problem for part in parts.values() for problem in part.problems]
@@ -155,26 +155,25 @@ def load_ade20k(
     subset_seed: int = 0,
     augmentation: Augmentation | None = None,
 ) -> Splits:
-    """ADE20K to train and to test on, with what ``run.json`` says about it.
+    """ADE20K split into training and test images, with its entry in ``run.json``.
 
-    Trained is on an endless set of random crops (:class:`~fadeviz.data.transforms.AugmentedCrops`), tested on the
-    middle square of each validation image, scaled to ``size`` (:class:`~fadeviz.data.transforms.CentreCrops`). The
-    benchmark's own score is over whole images at their own size; one over these squares is not to be compared with
-    it.
+    Training images are endless random crops (:class:`~fadeviz.data.transforms.AugmentedCrops`), test images the
+    central square of each validation image, scaled to ``size`` (:class:`~fadeviz.data.transforms.CentreCrops`). The
+    benchmark's own score is over whole images at their own size and is not comparable with a score over these squares.
 
     Args:
         folder: where the set lies, see :func:`read_ade20k`.
         size: side of the squares in pixels, divisible by 32.
-        subset: train on this many images, drawn by ``subset_seed``; so many validation images are kept that the
-            proportion stays, but at least 8, or all. None keeps everything.
-        seed: of the crops and of their order.
-        subset_seed: of which images a subset has.
-        augmentation: what is drawn for a crop; None is the usual recipe.
+        subset: train on this many images, chosen at random by ``subset_seed``; validation images are kept in
+            proportion, but at least 8, or all. None keeps everything.
+        seed: seed of the crops and of their order.
+        subset_seed: seed of the choice of a subset.
+        augmentation: ranges of the random crops; None for the usual recipe.
 
     Raises:
-        FadevizError: as :func:`read_ade20k`; a size not divisible by 32; a subset below 1 or larger than the set; a
-            list of classes that cannot be read. Images are read when they are used: damaged ones are found then, or
-            beforehand by :func:`check_ade20k`.
+        FadevizError: as :func:`read_ade20k`; also if the size is not divisible by 32, the subset is below 1 or larger
+            than the set, or the list of classes cannot be read. Images are read when they are used: damaged ones are
+            reported then, or beforehand by :func:`check_ade20k`.
 
     Example:
         >>> splits = load_ade20k("ADEChallengeData2016", 512, subset=500)  # doctest: +SKIP
@@ -256,7 +255,7 @@ def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
     Without it, classes are called "class 0" to "class 149".
 
     Raises:
-        FadevizError: the file is there and has not one name for each class.
+        FadevizError: if the file exists but does not list one name for each class.
     """
     root = Path(folder)
     for place in (root, root / _FOLDER, root.absolute().parent):
@@ -304,7 +303,7 @@ def _root_of(folder: Path) -> Path:
     """The folder that has ``images/`` and ``annotations/``.
 
     Raises:
-        FadevizError: there is none, or it has not all that is needed.
+        FadevizError: if there is none, or it is incomplete.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -337,10 +336,10 @@ def _find_part(root: Path, part: str) -> _Part:
     problems = [*listed.problems, *listed_annotations.problems]
     if not images and not problems:
         raise FadevizError(f"{root / 'images' / part} has no images (.jpg). Unpack the whole set there")
-    found = []
+    pairs = []
     for key, image in images.items():
         if key in annotations:
-            found.append(_Files(image.stem, image, annotations[key]))
+            pairs.append(_Files(image.stem, image, annotations[key]))
         else:
             wanted = root / "annotations" / part / f"{image.stem}.png"
             problems.append(f"{image} has no annotation {wanted}. Add it, or remove the image")
@@ -351,7 +350,7 @@ def _find_part(root: Path, part: str) -> _Part:
         notes.append(f"annotations without an image in {where} are ignored: {len(lone)} ({shorten(lone)})")
     for kind, left_out in (("images", listed.left_out), ("annotations", listed_annotations.left_out)):
         notes += note_left_out(f"{kind}/{part}/" if part else f"{kind}/", left_out)
-    return _Part(found, [printable(note) for note in notes], [printable(problem) for problem in problems])
+    return _Part(pairs, [printable(note) for note in notes], [printable(problem) for problem in problems])
 
 
 def _read(files: _Files) -> Sample:

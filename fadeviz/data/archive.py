@@ -45,9 +45,9 @@ def unpack(archive: Path, folder: Path, check_bytes: CheckBytes) -> None:
     """Unpack a .zip, .tar, .tar.gz or .tgz file into an existing, empty folder.
 
     Raises:
-        FadevizError: no archive, or a damaged one; links, devices, names that lead out or that no disk takes; too many
-            files, bytes, or folders in folders. The folder is to be removed then.
-        OSError: the disk is full.
+        FadevizError: if it is not an archive, or damaged; if it holds links, devices, names that lead out of it or that
+            no disk accepts; if it has too many files, bytes or nested folders. Remove the folder then.
+        OSError: if the disk is full.
     """
     try:
         # By content, since a URL often does not end in the archive's name.
@@ -103,8 +103,8 @@ def _check_directory(archive: Path) -> None:
         tail = file.read()
     # Two records may hold the size, the second for large archives; zipfile uses one of these.
     for mark, place, form in ((b"PK\x05\x06", 12, "<L"), (b"PK\x06\x06", 40, "<Q")):
-        for found in re.finditer(re.escape(mark), tail):
-            field = tail[found.start() + place :][: struct.calcsize(form)]
+        for match in re.finditer(re.escape(mark), tail):
+            field = tail[match.start() + place :][: struct.calcsize(form)]
             if len(field) == struct.calcsize(form) and MAX_FILES * _ZIP_ENTRY < struct.unpack(form, field)[0] <= length:
                 raise _too_many()
 

@@ -1,4 +1,4 @@
-"""Fetching an archive or a file from an address: resumed where it broke off, checked by SHA256, put in place whole.
+"""Downloading an archive or a file: resumable, checked by SHA256, put in place atomically.
 
 No address and no checksum is built in: both come from the user. The Weizmann Horse set (Borenstein and Ullman, ECCV
 2002) was published on its first author's pages, www.wisdom.weizmann.ac.il/~eranb and
@@ -38,16 +38,16 @@ MIN_SPEED = 1.0
 """Default minimum speed in kilobytes per second, averaged over ``SPEED_SECONDS`` of waiting."""
 
 SPEED_SECONDS = 60.0
-"""How long in seconds a server may be slower than that."""
+"""For how many seconds a server may be slower than that."""
 
 TRIES = 4
-"""How often a broken connection is taken up again before giving up; the next call goes on from there all the same."""
+"""Number of attempts at a broken connection before giving up; the next call resumes from there all the same."""
 
 WAIT_SECONDS = 1.0
-"""Pause before a broken connection is taken up again."""
+"""Pause before the next attempt, in seconds."""
 
 TIMEOUT_SECONDS = 30.0
-"""A server that says nothing for this long counts as broken off."""
+"""A connection without data for this many seconds counts as broken."""
 
 _CHUNK = 1 << 18
 _MARKER = ".unpacked_from_sha256"
@@ -114,7 +114,7 @@ def fetch_file(
     Args:
         url: http or https address.
         sha256: checksum of the file, 64 hexadecimal digits.
-        path: where it goes; a file with that checksum is left as it is.
+        path: the file to write; one with that checksum is left as it is.
         max_gb: see :func:`get_data`.
         min_speed: see :func:`get_data`.
 
@@ -122,8 +122,8 @@ def fetch_file(
         ``path``.
 
     Raises:
-        FadevizError: a bad URL or checksum, no network, a checksum that does not match, an existing other file, a file
-            that is too large, a server that is too slow.
+        FadevizError: if the URL or checksum is invalid, there is no network, the checksum does not match, another file
+            exists there, the file is too large, or the server is too slow.
     """
     limits = _Limits(max_gb, min_speed)
     path = Path(os.path.expanduser(path)).absolute()
@@ -159,12 +159,12 @@ class _Limits:
         if count > self.max_bytes:
             raise FadevizError(
                 f"{what} more than {self.max_bytes / GIGABYTE:g} GB: nothing is put in place. "
-                "Allow more with max_gb (--max-gb) if you trust it"
+                "Allow more with max_gb=... if you trust it"
             )
 
 
 def _check_request(url: str, sha256: str) -> str:
-    """The checksum in lower case, after a look at both."""
+    """The checksum in lower case, after checking both arguments."""
     digits = sha256.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
         raise FadevizError(f"{sha256!r} is no SHA256. Give its 64 hexadecimal digits; `sha256sum FILE` prints them")
@@ -202,7 +202,7 @@ def _download(url: str, sha256: str, path: Path, by_hand: str, limits: _Limits) 
         except FadevizError:
             raise
         except ValueError as error:
-            # Pooch's word for a wrong checksum; it has removed the file. If the file came in two halves, the server's
+            # Pooch's error for a wrong checksum; it has removed the file. If the file came in two halves, the server's
             # may have changed in between: then all of it is fetched once more.
             if downloader.resumed and not last:
                 continue
@@ -222,7 +222,7 @@ class _TooSlow(Exception):
     """The server is slower than the minimum speed."""
 
 
-class _Watched(io.RawIOBase):
+class _TimedResponse(io.RawIOBase):
     """A server's response, headers included, that raises if the server is too slow.
 
     Only the time spent waiting for the server counts, not that spent writing to disk.
@@ -261,27 +261,27 @@ def _build_opener(min_speed: float) -> Callable[..., Any]:
     class Answer(HTTPResponse):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self.fp: Any = io.BufferedReader(_Watched(self.fp.detach(), min_speed))
+            self.fp: Any = io.BufferedReader(_TimedResponse(self.fp.detach(), min_speed))
 
-    def watched(http_class: type[HTTPConnection]) -> Any:
+    def timed(http_class: type[HTTPConnection]) -> Any:
         return type("Connection", (http_class,), {"response_class": Answer})
 
     class Plain(HTTPHandler):
         def do_open(self, http_class: type[HTTPConnection], req: Request, **options: Any) -> Any:  # type: ignore[override]
-            return super().do_open(watched(http_class), req, **options)
+            return super().do_open(timed(http_class), req, **options)
 
     class Encrypted(HTTPSHandler):
         def do_open(self, http_class: type[HTTPConnection], req: Request, **options: Any) -> Any:  # type: ignore[override]
-            return super().do_open(watched(http_class), req, **options)
+            return super().do_open(timed(http_class), req, **options)
 
     return build_opener(Plain, Encrypted).open
 
 
 class _Resuming:
-    """A downloader for pooch that keeps what came so far in a .part file and goes on from its end.
+    """A downloader for pooch that keeps received bytes in a .part file and resumes from its end.
 
     Attributes:
-        resumed: whether the last download went on with bytes of an earlier connection.
+        resumed: whether the last download continued one of an earlier connection.
         got: SHA256 of the last download.
     """
 
@@ -293,21 +293,21 @@ class _Resuming:
         self.got = ""
 
     def __call__(self, url: str, output_file: str, _pooch: object) -> None:
-        """Fetch ``url`` as ``output_file``; the form that pooch asks of a downloader."""
+        """Fetch ``url`` as ``output_file``; the signature of pooch's downloaders."""
         self.resumed = False
         for attempt in range(TRIES):
             if attempt:
                 time.sleep(WAIT_SECONDS)
             try:
-                self._go_on(url)
+                self._continue(url)
                 break
             except _BrokenOff as error:
                 reason = error
             except _TooSlow as error:
                 raise FadevizError(
                     f"{url} is too slow ({error}); {_size(self.part)} bytes are kept. Run the same command again to "
-                    f"continue from there, allow less than {self.limits.min_speed / 1000:g} kB/s with min_speed "
-                    f"(--min-speed), or {self.by_hand}"
+                    f"continue from there, allow less than {self.limits.min_speed / 1000:g} kB/s with "
+                    f"min_speed=..., or {self.by_hand}"
                 ) from error
         else:
             raise FadevizError(
@@ -317,22 +317,22 @@ class _Resuming:
         self.got = _sha256_of(self.part)
         os.replace(self.part, output_file)
 
-    def _go_on(self, url: str) -> None:
+    def _continue(self, url: str) -> None:
         have = _size(self.part)
         with self._open(url, have) as response:
-            goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-            if have and response.status == 206 and not goes_on:
+            resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+            if have and response.status == 206 and not resumes:
                 self.part.unlink()
                 raise _BrokenOff("the server sent another part than asked for")
-            # A server that cannot go on sends all of it, with status 200.
-            have = have if goes_on else 0
-            self.resumed = goes_on
+            # A server that cannot resume sends the whole file, with status 200.
+            have = have if resumes else 0
+            self.resumed = resumes
             length = response.headers.get("Content-Length", "")
             total = have + int(length) if length.isdecimal() and len(length) < 20 else None
             self._check_size(url, total or have)
             # `disable=None` draws the bar only on a terminal.
             bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, disable=None, leave=False)
-            with self.part.open("ab" if goes_on else "wb") as file, bar:
+            with self.part.open("ab" if resumes else "wb") as file, bar:
                 for piece in _pieces(response):
                     have += len(piece)
                     self._check_size(url, have)

@@ -1,4 +1,4 @@
-"""Finding and opening image files, the same way for all readers: an image is read as a viewer shows it, or refused.
+"""Listing and opening image files, alike for all readers: an image is read as a viewer shows it, or refused.
 
 Names are compared in composed Unicode and suffixes in either case; orientation tags are applied; palettes are read by
 their colours; only regular files are opened. :func:`list_folder` also lists what a folder holds besides images.
@@ -79,13 +79,13 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
     """The images of a folder; nothing is opened.
 
     Args:
-        folder: where they lie.
+        folder: the folder.
         suffixes: in lower case; files match in either case.
 
     Raises:
-        FadevizError: a folder that cannot be listed.
+        FadevizError: if the folder cannot be listed.
     """
-    found = Listing({}, [], [])
+    listing = Listing({}, [], [])
     try:
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
@@ -97,18 +97,18 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
         is_file = entry.is_file(follow_symlinks=False) or os.path.isfile(path)
         is_folder = not is_file and os.path.isdir(path)
         if is_folder or is_hidden(path) or path.suffix.lower() not in suffixes:
-            found.left_out.append(entry.name + "/" * is_folder)
+            listing.left_out.append(entry.name + "/" * is_folder)
         elif not is_file:
-            found.problems.append(f"{path} is {_kind_of(path)}, not a file. Put the image there, or remove it")
-        elif (key := key_of(path.stem)) in found.files:
-            found.problems.append(f"{path} has the same name as {found.files[key].name}. Remove one of the two")
+            listing.problems.append(f"{path} is {_kind_of(path)}, not a file. Put the image there, or remove it")
+        elif (key := key_of(path.stem)) in listing.files:
+            listing.problems.append(f"{path} has the same name as {listing.files[key].name}. Remove one of the two")
         else:
-            found.files[key] = path
-    return found
+            listing.files[key] = path
+    return listing
 
 
 def key_of(name: str) -> str:
-    """The name to compare by: composed Unicode, so that NFC and NFD spellings are equal."""
+    """The name in composed Unicode, for comparison: NFC and NFD spellings are equal."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -147,10 +147,11 @@ def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
 
     Args:
         path: the file.
-        draft: lets a JPEG be decoded smaller, down to that size.
+        draft: allows a JPEG to be decoded at a lower resolution, at least this size.
 
     Raises:
-        FadevizError: empty, damaged, cut off, no image, too large, no regular file, more than one frame.
+        FadevizError: if the file is empty, damaged, truncated, too large, not an image, not a regular file, or has
+            more than one frame.
     """
     try:
         check_regular(path, MAX_BYTES)
@@ -232,7 +233,7 @@ def to_rgb(image: Image.Image, path: Path, *, hidden: bool = False) -> Image.Ima
         hidden: take the stored colours instead, even where they are transparent.
 
     Raises:
-        FadevizError: more than 8 bits per channel, which would be truncated; an unknown colour mode.
+        FadevizError: if it has more than 8 bits per channel, which would be truncated, or an unknown colour mode.
     """
     if image.mode.startswith(("I", "F")):
         raise FadevizError(f"{path} has 16 bits or more per channel (mode {image.mode}). Convert it to 8 bits")
@@ -254,7 +255,7 @@ def check_opaque(image: Image.Image, path: Path, what: str) -> None:
     """Refuse transparency that changes what a mask, a matte or a trimap shows; only black may be transparent.
 
     Raises:
-        FadevizError: pixels that are not black are transparent, so that the values are ambiguous.
+        FadevizError: if pixels that are not black are transparent, so that their values are ambiguous.
     """
     if not image.has_transparency_data:
         return
@@ -275,7 +276,7 @@ def palette_of(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8]
     return numbers if numbers.ndim == 2 else numbers[..., 0], table
 
 
-# --- what was found ---
+# --- properties of files ---
 
 
 def describe_images(paths: Iterable[Path], what: str, palette: str) -> list[str]:
@@ -285,7 +286,7 @@ def describe_images(paths: Iterable[Path], what: str, palette: str) -> list[str]
 
     Args:
         paths: the files.
-        what: what they are, in the plural: ``"masks"``.
+        what: their name in the plural, for the notes: ``"masks"``.
         palette: how a palette is read: ``"by its colours"``.
     """
     looks: dict[str, Callable[[Image.Image], bool]] = {

@@ -1,4 +1,4 @@
-"""Choosing the few images whose maps are recorded: clear single objects, as unlike one another as can be had."""
+"""Choosing the few images whose maps are recorded: clear single objects, as different as possible from one another."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from ..errors import FadevizError
 from . import Dataset
 from .transforms import IGNORED
 
-LOOK_AT = 64
-"""So many images are considered, from the first: enough for a choice, and an endless data set has no more."""
+CONSIDERED = 64
+"""Number of images considered, from the first on; an endless data set needs a limit."""
 
 SHARE = (0.12, 0.55)
-"""The foreground of a good image fills between these shares of it."""
+"""Range of the share of a good image that its foreground fills."""
 
 AT_BORDER = 0.12
-"""At most this share of the frame's border pixels is foreground: the object is not cut off."""
+"""Maximum share of foreground among the border pixels: the object is not cut off."""
 
 MAIN_PART = 0.9
-"""At least this share of the foreground hangs together."""
+"""Minimum share of the foreground in its largest connected component."""
 
 
-def choose_observed(dataset: Dataset, how_many: int, seed: int = 0, *, classes: int = 2) -> list[int]:
-    """The indices of the images to observe during a whole run, the same ones for the same data set and seed.
+def choose_observed(dataset: Dataset, count: int, seed: int = 0, *, classes: int = 2) -> list[int]:
+    """The indices of the images to observe during a run, the same for the same data set and seed.
 
-    Among the first ``LOOK_AT`` images (more only when more are asked for), a good one has its foreground (any class
+    Among the first ``CONSIDERED`` images (more only if more are requested), a good one has its foreground (any class
     but 0; of more than two classes, that of :func:`find_object`) in one main component, within ``SHARE``, and hardly at
     the border. Of the good ones, the first is drawn by the seed; each following one is the farthest from those already
-    chosen by size, place and outline of its foreground. Where there are fewer good ones than asked for, those that miss
-    by least fill up.
+    chosen by size, place and outline of its foreground. If there are fewer good ones than requested, those that miss by
+    least follow.
 
     Args:
         dataset: the test images.
-        how_many: how many to choose.
-        seed: another seed starts from another image.
-        classes: of the masks.
+        count: the number of images to choose.
+        seed: seed of the first image.
+        classes: number of classes in the masks.
 
     Returns:
-        ``how_many`` different indices; the good ones first, so that the first few are the ones to show.
+        ``count`` different indices; the good ones first, so that the first few are the ones to show.
 
     Raises:
-        FadevizError: fewer than one is asked for, or more than there are.
+        FadevizError: if fewer than one image is requested, or more than there are.
     """
-    if how_many < 1:
-        raise FadevizError(f"{how_many} images to observe: at least 1 is needed")
-    count = dataset.count
-    if count is not None and how_many > count:
-        raise FadevizError(f"{how_many} images to observe, but only {count} test images. Ask for {count} or fewer")
-    considered = max(LOOK_AT, how_many) if count is None else min(max(LOOK_AT, how_many), count)
+    if count < 1:
+        raise FadevizError(f"{count} images to observe: at least 1 is needed")
+    available = dataset.count
+    if available is not None and count > available:
+        raise FadevizError(f"{count} images to observe, but only {available} test images. Use {available} or fewer")
+    considered = max(CONSIDERED, count) if available is None else min(max(CONSIDERED, count), available)
 
     order: list[bytes] = []
     faults: list[float] = []
@@ -64,10 +64,10 @@ def choose_observed(dataset: Dataset, how_many: int, seed: int = 0, *, classes: 
         features.append(_features(inside))
     shuffled = sorted(range(considered), key=lambda i: (order[i], i))
     good = [i for i in shuffled if faults[i] == 0]
-    if len(good) >= how_many:
-        return _farthest_first(good, np.array(features))[:how_many]
+    if len(good) >= count:
+        return _farthest_first(good, np.array(features))[:count]
     others = sorted((i for i in shuffled if faults[i] > 0), key=lambda i: faults[i])
-    return _farthest_first(good, np.array(features)) + others[: how_many - len(good)]
+    return _farthest_first(good, np.array(features)) + others[: count - len(good)]
 
 
 def find_object(mask: NDArray[np.uint8]) -> int:
@@ -75,8 +75,8 @@ def find_object(mask: NDArray[np.uint8]) -> int:
 
     Its outline and interior are what is measured of such an image. ``IGNORED`` is no class.
     """
-    found = [int(value) for value in np.unique(mask) if value != IGNORED]
-    return min(found, key=lambda value: (_fault(mask == value), value), default=0)
+    classes = [int(value) for value in np.unique(mask) if value != IGNORED]
+    return min(classes, key=lambda value: (_fault(mask == value), value), default=0)
 
 
 def _fault(inside: NDArray[np.bool_]) -> float:

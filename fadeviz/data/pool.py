@@ -1,4 +1,4 @@
-"""Images that are kept in memory once they were read or drawn: a test set as it is used, a pool drawn ahead."""
+"""Images that stay in memory once they have been read or generated: a test set, or a pool generated ahead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import FadevizError
 from . import Dataset, Sample
 
 KEEP_BYTES = 1 << 29
-"""A test set is kept up to this many bytes, half a gigabyte; images beyond that are read or drawn each time.
+"""Size limit of a test set in memory, half a gigabyte; images beyond it are read or generated each time.
 
 64 synthetic horses of 224x224 take 26 MB, 64 synthetic mattes of 512x512 take 250 MB, and half a gigabyte is 390 ADE20K
 squares of 512x512.
@@ -19,11 +19,11 @@ squares of 512x512.
 
 
 class Kept:
-    """A data set that keeps what it was asked for, the first ``limit`` bytes of it. What it gives cannot be written to.
+    """A data set that keeps the images it returned in memory, up to ``limit`` bytes. Its arrays are read-only.
 
     Args:
-        dataset: what is kept.
-        limit: bytes.
+        dataset: the data set to keep.
+        limit: size limit in bytes.
 
     Example:
         >>> from fadeviz.data.synthetic.dataset import SyntheticHorses
@@ -39,7 +39,7 @@ class Kept:
 
     @property
     def count(self) -> int | None:
-        """How many images there are, or None when they never end."""
+        """The number of images, or None for an endless set."""
         return self.dataset.count
 
     def __getitem__(self, index: int) -> Sample:
@@ -59,20 +59,20 @@ class Kept:
 
 
 class Pool:
-    """The first ``count`` images of an endless data set, drawn once: an epoch that comes again.
+    """The first ``count`` images of an endless data set, generated once, as a repeating epoch.
 
     An image is drawn when it is first asked for, or before by :func:`fadeviz.training.batches.draw_pool`, and kept as
-    uint8. What it gives cannot be written to.
+    uint8. Its arrays are read-only.
 
     *Shape*: as of ``dataset``. Without ``mattes``, image and mask alone are kept: 200 KB at 224x224.
 
     Args:
         dataset: an endless set.
-        count: how many images, 1 or more.
+        count: the number of images, 1 or more.
         mattes: keep all arrays of a sample; alpha in 8 bits, which is exact for this package's sets.
 
     Raises:
-        FadevizError: a set that has an end; a count below 1.
+        FadevizError: if the set is not endless, or the count is below 1.
     """
 
     def __init__(self, dataset: Dataset, count: int, *, mattes: bool = False) -> None:
@@ -106,7 +106,7 @@ class Pool:
         """The image at this index.
 
         Raises:
-            IndexError: no such index; negative ones count as none.
+            IndexError: if there is no such index; negative indices are not supported.
         """
         index = operator.index(index)
         if not 0 <= index < self.count:

@@ -1,4 +1,4 @@
-"""The control with nothing to learn: every image with the mask of another one."""
+"""The control condition with nothing to learn: every image has the mask of another one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BLOCK = 256
 
 
 def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
-    """A permutation of ``0 .. count - 1`` that leaves nothing in its place, uniform among all such.
+    """A random permutation of ``0 .. count - 1`` without fixed points, uniform among all of these.
 
     Args:
         count: 2 or more.
@@ -23,10 +23,10 @@ def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
         block: which of several permutations of one seed.
 
     Raises:
-        FadevizError: ``count`` is below 2: there is no other place.
+        FadevizError: if ``count`` is below 2.
     """
     if count < 2:
-        raise FadevizError(f"shuffled labels need 2 training images or more, there are {count}. Use --labels true")
+        raise FadevizError(f"shuffled labels need 2 training images or more, there are {count}. Use labels='true'")
     # The 2 keeps these numbers apart from those of the order, [seed, epoch], and of the flips, [seed, step, 1].
     random = np.random.Generator(np.random.PCG64([seed, block, 2]))
     places = np.arange(count)
@@ -39,12 +39,12 @@ def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
 class ShuffledLabels:
     """A data set whose images have each other's masks, by one fixed derangement of a seed.
 
-    Every mask is used as often as before, so that the classes keep their shares, and the mean mask stays what it was:
-    where objects usually are can still be learned, nothing else. An endless set is shuffled in blocks of ``BLOCK``.
+    Every mask is used as often as before, so that the shares of the classes and the mean mask stay the same: where
+    objects usually are can still be learned, and nothing else. An endless set is shuffled in blocks of ``BLOCK``.
 
     Shape: as of ``dataset``, whose images have one size.
-    Cost: a second image is read or drawn for each.
-    Raises: FadevizError for a data set of fewer than two images.
+    Cost: a second image is read or generated for each.
+    Raises: FadevizError if the data set has fewer than two images.
     """
 
     def __init__(self, dataset: Dataset, seed: int = 0) -> None:
@@ -55,7 +55,7 @@ class ShuffledLabels:
 
     @property
     def count(self) -> int | None:
-        """How many images there are, or None when they never end."""
+        """The number of images, or None for an endless set."""
         return self.dataset.count
 
     def source(self, index: int) -> int:

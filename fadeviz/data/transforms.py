@@ -26,7 +26,7 @@ PADDING = (124, 116, 104)
 """The colour of padding: ImageNet's mean, which becomes 0 (to 0.01) once the image is normalised."""
 
 STRIDE = 32
-"""The side of a square is divisible by this: what the encoders' coarsest map is smaller by."""
+"""The side of a square must be divisible by this, the downsampling factor of the encoders' coarsest map."""
 
 ELONGATED = 4.0
 """An image's long side is brought to at most this many times its scaled size: only a longer strip is kept smaller."""
@@ -34,12 +34,12 @@ ELONGATED = 4.0
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn at random for a training crop; the defaults are SegFormer's and its kin's on ADE20K.
+    """Ranges of the random changes of a training crop; the defaults are those of SegFormer and others on ADE20K.
 
     Attributes:
         scale: the image's short side becomes the crop's, times a number between these two.
         largest_class: at most this share of a crop's labelled pixels may be of one class; 1 allows any crop.
-        tries: so many crops are drawn for that; the last one is taken as it is.
+        tries: maximum number of crops tried for that; the last one is used as it is.
         flip: the chance that a crop is mirrored left to right.
         brightness: what is added to all values, at most, up or down; values are 0 to 255.
         contrast: all values are multiplied by a number between these two.
@@ -65,7 +65,7 @@ class AugmentedCrops:
 
     Item ``index`` shows image ``permutation(index // n)[index % n]`` of the ``n`` images, with random numbers drawn
     from (seed, index). So every run of ``n`` items from a multiple of ``n`` is an epoch that has each image once, and
-    an item depends on its index alone: a resumed run goes on with the same crops.
+    an item depends on its index alone: a resumed run continues with the same crops.
 
     A crop is scaled, cut, mirrored, distorted in colour and, where the scaled image is smaller than the crop, padded
     on the right and below with ``PADDING`` and ``IGNORED``.
@@ -83,10 +83,10 @@ class AugmentedCrops:
         dataset: images with masks, of any sizes; ``count`` is known.
         size: the side of the crops, divisible by 32.
         seed: 0 or more; another seed gives other crops in another order.
-        augmentation: what is drawn.
+        augmentation: ranges of the random changes.
 
     Raises:
-        FadevizError: a size that is not divisible by 32, a negative seed, a data set that is empty or endless.
+        FadevizError: if the size is not divisible by 32, the seed is negative, or the data set is empty or endless.
 
     Example:
         >>> from fadeviz.data.synthetic.dataset import SyntheticHorses
@@ -98,7 +98,7 @@ class AugmentedCrops:
     def __init__(self, dataset: Dataset, size: int, seed: int = 0, augmentation: Augmentation | None = None) -> None:
         count = dataset.count
         if not count:
-            raise FadevizError(f"random crops need a set that has an end and an image, not {dataset!r}")
+            raise FadevizError(f"random crops need a finite data set with at least one image, not {dataset!r}")
         self.dataset = dataset
         self.size = check_side(size)
         self.seed = operator.index(seed)
@@ -109,15 +109,15 @@ class AugmentedCrops:
 
     @property
     def count(self) -> None:
-        """None: crops never end."""
+        """None: crops are endless."""
         return
 
     def __getitem__(self, index: int) -> Sample:
         """The crop at this index, the same one every time.
 
         Raises:
-            FadevizError: the image cannot be read.
-            IndexError: for a negative index.
+            FadevizError: if the image cannot be read.
+            IndexError: if the index is negative.
         """
         sample = self.dataset[self.source(index)]
         # The 4 keeps these numbers apart from those of the order, [seed, epoch, 3], and of the training loop.
@@ -153,7 +153,7 @@ class CentreCrops:
         size: the side of the squares, divisible by 32.
 
     Raises:
-        FadevizError: a size that is not divisible by 32.
+        FadevizError: if the size is not divisible by 32.
     """
 
     def __init__(self, dataset: Dataset, size: int) -> None:
@@ -162,7 +162,7 @@ class CentreCrops:
 
     @property
     def count(self) -> int | None:
-        """How many images there are, or None when they never end."""
+        """The number of images, or None for an endless set."""
         return self.dataset.count
 
     def __getitem__(self, index: int) -> Sample:
@@ -186,8 +186,8 @@ def augmented_crop(
     Args:
         sample: an image ``(H, W, 3)`` with a mask ``(H, W)``; its matte is dropped.
         size: the side of the square, in pixels.
-        random: where all random numbers come from.
-        augmentation: what is drawn.
+        random: source of all random numbers.
+        augmentation: ranges of the random changes.
 
     Returns:
         Image ``(size, size, 3)`` uint8 and mask ``(size, size)`` uint8, ``IGNORED`` where it is padded.
@@ -239,7 +239,7 @@ def check_side(size: int) -> int:
     """The side of a square, if it can be one.
 
     Raises:
-        FadevizError: not a whole number, below 32 or not divisible by it.
+        FadevizError: if the size is not an integer, below 32, or not divisible by 32.
     """
     if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < STRIDE or size % STRIDE:
         raise FadevizError(f"size is {size!r}; it must be one number divisible by {STRIDE}, such as 512")
@@ -320,7 +320,7 @@ def _draw_distortion(random: np.random.Generator, recipe: Augmentation) -> _Dist
 
 
 _ROWS = 32
-"""Colours are changed in strips of so many rows: what is computed on the way then stays in the processor's cache."""
+"""Colours are changed in strips of this many rows, so that intermediate results stay in the processor's cache."""
 
 
 def _distorted(image: NDArray[np.uint8], draw: _Distortion) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""The Weizmann Horse set: finding its files, reading them at one size, splitting them, and saying what is wrong.
+"""The Weizmann Horse set: listing its files, reading them at one size, splitting them, and reporting problems.
 
 Source: E. Borenstein and S. Ullman, "Class-specific, top-down segmentation", ECCV 2002; 328 photographs of horses seen
 from the side, each with a mask of the horse.
@@ -79,7 +79,7 @@ class WeizmannHorses:
 
     Attributes:
         size: ``(height, width)`` of every sample.
-        notes: one-line remarks on what was put right in the set, for the user.
+        notes: one-line remarks for the user on what was corrected in the set.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class WeizmannHorses:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._files)
 
     @property
@@ -124,8 +124,8 @@ class WeizmannHorses:
         """The image at ``index``: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 of 0 (ground) and 1 (horse).
 
         Raises:
-            FadevizError: a file that cannot be read, a mask that is none, an image and a mask of different shape.
-            IndexError: no such index; negative ones count as none.
+            FadevizError: if a file cannot be read, a mask is invalid, or image and mask differ in shape.
+            IndexError: if there is no such index; negative indices are not supported.
         """
         if not 0 <= index < len(self._files):
             raise IndexError(f"no image {index}: there are {len(self._files)}, from 0")
@@ -150,18 +150,19 @@ def read_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
     out.
 
     Args:
-        folder: where the set lies.
+        folder: the folder of the data set.
         size: side of the square that every image is warped to, or ``(height, width)``.
 
     File names match regardless of the case of their suffixes and of Unicode composition; orientation tags are applied;
     transparent parts of images are composited over white. Masks with a palette are read by colour, white is horse.
 
     Raises:
-        FadevizError: no such folder, an unknown layout, no images, an image without mask, an image that cannot be read.
+        FadevizError: if the folder does not exist, has an unknown layout or no images, or an image has no mask or
+            cannot be read.
     """
     side = (size, size) if isinstance(size, int) else tuple(size)
     if len(side) != 2 or min(side) < 1:
-        raise FadevizError(f"size {size} is no image size. Give a positive number, or (height, width)")
+        raise FadevizError(f"size is {size}; it must be a positive number, or (height, width)")
     files, notes, problems = _find(Path(folder))
     if problems:
         more = f" (and {len(problems) - 1} more such problems)" if len(problems) > 1 else ""
@@ -205,7 +206,7 @@ def split_train_test(
 
     The order is that of ``sha256("seed/name")``, not a random generator's, so that the same names split alike under
     every version of numpy. Copies are found by their pixels (``SAME_PHOTOGRAPH``), not by their bytes. Every image is
-    read, so that a damaged file is found here and not during training.
+    read, so that a damaged file is reported here and not during training.
 
     Args:
         dataset: what to split.
@@ -216,7 +217,8 @@ def split_train_test(
         The training images and the test images, each in the order of ``dataset``.
 
     Raises:
-        FadevizError: fewer than two different photographs, a share outside (0, 1), a file that cannot be read.
+        FadevizError: if there are fewer than two different photographs, the share is outside (0, 1), or a file cannot
+            be read.
     """
     if not 0 < train_share < 1:
         raise FadevizError(f"train share {train_share} leaves one side empty. Give a number between 0 and 1")
@@ -228,19 +230,19 @@ def split_train_test(
         )
     names = dataset.names
     twins.sort(key=lambda group: min(_seeded(seed, names[i]) for i in group))
-    wanted = min(max(round(train_share * dataset.count), 1), dataset.count - 1)
+    size = min(max(round(train_share * dataset.count), 1), dataset.count - 1)
     train: list[int] = []
     test: list[int] = []
     for group in twins:
         # A group too large for what is left of the training side is passed over: single images then fill it up.
-        (train if len(train) + len(group) <= wanted else test).extend(group)
+        (train if len(train) + len(group) <= size else test).extend(group)
     if not train:
-        raise FadevizError(f"no group of copies fits into a training side of {wanted}. Raise the train share")
+        raise FadevizError(f"no group of copies fits into a training side of {size}. Raise the train share")
     return dataset.subset(sorted(train)), dataset.subset(sorted(test))
 
 
 def load_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 224, split_seed: int = 0) -> Splits:
-    """Read and split a Weizmann Horse folder, with what ``run.json`` says about it.
+    """Read and split a Weizmann Horse folder, with its entry in ``run.json``.
 
     Raises:
         FadevizError: as :func:`read_weizmann` and :func:`split_train_test`.
@@ -297,7 +299,7 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
         raise FadevizError(
             f"{root / layout.image} has no images (.jpg, .png, .tif or .bmp). Unpack the whole set there"
         )
-    found: list[_Files] = []
+    pairs: list[_Files] = []
     notes: list[str] = []
     for key, image in images.items():
         name = image.stem
@@ -310,11 +312,11 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
             problems.append(str(error))
             continue
         if not black:
-            found.append(_Files(name, image, masks[key]))
+            pairs.append(_Files(name, image, masks[key]))
         elif key in grays:
             problems += [problem for problem in listed_grays.problems if problem not in problems]
             notes.append(f"{layout.image}/{image.name} is black: {layout.gray}/{grays[key].name} stands in for it")
-            found.append(_Files(name, grays[key], masks[key]))
+            pairs.append(_Files(name, grays[key], masks[key]))
         else:
             notes.append(f"{layout.image}/{image.name} is black and has no gray image: it is left out")
     lone = sorted(masks.keys() - images.keys())
@@ -322,7 +324,7 @@ def _find(folder: Path) -> tuple[list[_Files], list[str], list[str]]:
         notes.append(f"masks without an image in {layout.mask}/ are ignored: {len(lone)} ({shorten(lone)})")
     notes += note_left_out(f"{layout.image}/", listed.left_out)
     notes += note_left_out(f"{layout.mask}/", listed_masks.left_out)
-    return found, [printable(note) for note in notes], [printable(problem) for problem in problems]
+    return pairs, [printable(note) for note in notes], [printable(problem) for problem in problems]
 
 
 def _root_of(folder: Path) -> tuple[Path, _Layout]:

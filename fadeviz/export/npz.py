@@ -26,7 +26,7 @@ def write_npz(selection: ExportSelection, out: Path, *, overwrite: bool = False)
     hold the first images alone, ``constant`` holds one map.
 
     Raises:
-        FadevizError: no .npz, or something there that may not be replaced.
+        FadevizError: if the name does not end in .npz, or an existing file must not be replaced.
     """
     # Stored, not deflated: maps hardly shrink, and zlib's bytes differ from one version to the next.
     with (

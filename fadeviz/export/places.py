@@ -28,7 +28,8 @@ def new_file(path: Path, suffix: str, is_ours: Callable[[Path], bool], *, overwr
     """A temporary path that becomes ``path`` when the block ends without an error.
 
     Raises:
-        FadevizError: another suffix than ``suffix``, something there that may not be replaced, or a full disk.
+        FadevizError: if the name does not end in ``suffix``, an existing file must not be replaced, or the disk is
+            full.
     """
     if path.suffix.lower() != suffix:
         raise FadevizError(f"cannot write {path.name}: this export is one file. Give a name that ends in {suffix}")
@@ -56,7 +57,7 @@ def new_folder(path: Path, ours: re.Pattern[str], mark: re.Pattern[str], *, over
         overwrite: whether to replace an earlier export.
 
     Raises:
-        FadevizError: something there that may not be replaced, or a folder that cannot be written.
+        FadevizError: if an existing folder must not be replaced, or the folder cannot be written.
     """
     path = Path(os.path.abspath(path))
     if not path.name:

@@ -21,7 +21,8 @@ def write_rerun(selection: ExportSelection, out: Path, *, overwrite: bool = Fals
     ``/run.json``; the timeline is called ``step``. Row numbers that Rerun draws make other bytes each time.
 
     Raises:
-        FadevizError: Rerun is not installed, no .rrd, or something there that may not be replaced.
+        FadevizError: if Rerun is not installed, the name does not end in .rrd, or an existing file must not be
+            replaced.
     """
     with needs("rerun"):
         import rerun

@@ -65,7 +65,7 @@ class Part:
         """What is exported of one step after the other, as recorded: a long run need not fit into the memory.
 
         Raises:
-            FadevizError: a file that cannot be read, or whose maps have another shape than the first step's.
+            FadevizError: if a file cannot be read, or its maps differ in shape from those of the first step.
         """
         for value in self.maps:
             yield np.ascontiguousarray(value[list(self.images)])

@@ -16,7 +16,7 @@ from .places import needs, new_folder
 from .selection import ExportSelection, draw, safe_name, undrawn
 
 SHOWN = 10
-"""Images of a tag that TensorBoard keeps unless told otherwise: a random sample."""
+"""Number of images of a tag that TensorBoard keeps by default, a random sample."""
 
 _FILE = "events.out.tfevents.0000000000.fadeviz"
 _OURS = re.compile(re.escape(_FILE))
@@ -33,7 +33,7 @@ def write_tensorboard(selection: ExportSelection, out: Path, *, overwrite: bool 
         Notes; one says how to see all steps where TensorBoard would show a sample.
 
     Raises:
-        FadevizError: TensorBoard is not installed, or something there that may not be replaced.
+        FadevizError: if TensorBoard is not installed, or an existing folder must not be replaced.
     """
     with needs("tensorboard"):
         from tensorboard.compat.proto.event_pb2 import Event
@@ -64,7 +64,7 @@ def write_tensorboard(selection: ExportSelection, out: Path, *, overwrite: bool 
     notes = selection.notes + undrawn(selection, cells)
     if len(selection.steps) > SHOWN:
         notes += (
-            f"TensorBoard shows {SHOWN} of the {len(selection.steps)} steps unless told to show all: "
+            f"TensorBoard shows {SHOWN} of the {len(selection.steps)} steps by default; to see all: "
             f"tensorboard --logdir {shlex.quote(str(out))} --samples_per_plugin images={len(selection.steps)}",
         )
     return notes

@@ -38,11 +38,11 @@ def write_wandb(selection: ExportSelection, out: Path, *, overwrite: bool = Fals
         Notes; the last says how to send it.
 
     Raises:
-        FadevizError: wandb is not installed, fails or does not end, or something there that may not be replaced.
+        FadevizError: if wandb is not installed, fails or does not end, or an existing folder must not be replaced.
     """
     # Looked for, not imported: the process below imports it. A folder called wandb, as W&B leaves, has no origin.
-    found = importlib.util.find_spec("wandb") if sys.modules.get("wandb", True) else None
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("wandb") if sys.modules.get("wandb", True) else None
+    if spec is None or spec.origin is None:
         raise MissingExtra("wandb", "exporting to wandb needs wandb, which is not installed")
     with (
         new_folder(out, _OURS, _MARK, overwrite=overwrite) as partial,
@@ -91,7 +91,7 @@ def _draw_all(selection: ExportSelection, folder: Path) -> tuple[list[dict[str, 
 def _log(scratch: Path, out: Path, seconds: float) -> None:
     # Another process: W&B starts a service, hooks signals and exit, and may be at work for a training in this one.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    told = {
+    variables = {
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(out),
         "WANDB_SILENT": "true",
@@ -101,7 +101,9 @@ def _log(scratch: Path, out: Path, seconds: float) -> None:
     # -P: the script's own folder, with modules of ours, is not searched for imports.
     command = [sys.executable, "-P", str(Path(__file__).with_name("wandb_process.py")), str(scratch / "run.json")]
     with (scratch / "log").open("w+b") as log:
-        process = subprocess.Popen(command, cwd=out, env=kept | told, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=out, env=kept | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:

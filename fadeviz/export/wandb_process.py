@@ -9,7 +9,7 @@ import wandb
 
 def main(path: Path) -> None:
     """Log what ``path`` lists: ``id``, ``name``, ``config`` and ``lines``, each a step, scalars and image files."""
-    told = json.loads(path.read_text())
+    log = json.loads(path.read_text())
     settings = wandb.Settings(
         mode="offline",
         console="off",
@@ -21,8 +21,8 @@ def main(path: Path) -> None:
         x_disable_machine_info=True,
         x_save_requirements=False,
     )
-    run = wandb.init(project="fadeviz", id=told["id"], name=told["name"], config=told["config"], settings=settings)
-    for line in told["lines"]:
+    run = wandb.init(project="fadeviz", id=log["id"], name=log["name"], config=log["config"], settings=settings)
+    for line in log["lines"]:
         images = {key: wandb.Image(str(path.with_name(file))) for key, file in line["images"].items()}
         run.log(line["scalars"] | images, step=line["step"])
     run.finish()

@@ -36,7 +36,7 @@ def write_zarr(selection: ExportSelection, out: Path, *, overwrite: bool = False
         maps.sel(step=320, image="horse_0")
 
     Raises:
-        FadevizError: Zarr is not installed, or something there that may not be replaced.
+        FadevizError: if Zarr is not installed, or an existing folder must not be replaced.
     """
     with needs("zarr"):
         import zarr

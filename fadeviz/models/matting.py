@@ -30,7 +30,7 @@ RATES = (6, 12, 18)
 """Dilations of the context's 3x3 convolutions, those of output stride 16."""
 
 SLOPE = 0.01
-"""Of the leaky ReLUs of context and decoder."""
+"""Negative slope of the leaky ReLUs in context and decoder."""
 
 IMAGENET_NAME = "microsoft/resnet-34"
 """ResNet-34 on the Hugging Face hub."""
@@ -39,12 +39,12 @@ Pool = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Features(NamedTuple):
-    """What the encoder gives.
+    """The output of the encoder.
 
     Attributes:
-        x: the deepest map, at 1/16.
-        skips: for each decoder stage, coarsest first, the map before its resolution was halved and what pooling kept.
-        shortcuts: for each decoder stage, coarsest first, what its shortcut convolves: a stage's output, or the image.
+        x: the deepest map, at 1/16 of the resolution.
+        skips: for each decoder stage, coarsest first, the map before pooling and the indices of the pooling.
+        shortcuts: for each decoder stage, coarsest first, the input of its shortcut: a stage's output, or the image.
     """
 
     x: Tensor
@@ -217,10 +217,10 @@ class MattingNet(Network):
     """
 
     figure_layer = "decoder.2.upsample"
-    """What figures show by default: an intermediate layer, 1/4 -> 1/2."""
+    """An intermediate layer, 1/4 -> 1/2."""
 
     layers = "decoder.*.upsample"
-    """What is recorded by default: the operators."""
+    """The operators."""
 
     title = "MattingNet"
 
@@ -246,7 +246,8 @@ class MattingNet(Network):
             channels: of the images: 4 with a trimap, 3 without.
 
         Raises:
-            FadevizError: no such operator, a width or channels that cannot be, or transformers is not installed.
+            FadevizError: if there is no such operator, width or channels are out of range, or transformers is not
+                installed.
         """
         super().__init__()
         if not (math.isfinite(width) and 0 < width <= 4):
@@ -300,7 +301,7 @@ class MattingNet(Network):
 
     @torch.no_grad()
     def alpha(self, images: Tensor) -> Tensor:
-        """Alpha for inference, in [0, 1]: clamped; what the trimap knows is 0 or 1 as it says.
+        """Alpha for inference, in [0, 1]: clamped, and 0 or 1 where the trimap is known.
 
         Runs in the model's mode: call ``model.eval()`` first.
         """
@@ -320,10 +321,10 @@ class MattingNet(Network):
                 folder that transformers saved.
 
         Returns:
-            What to call the weights in ``run.json``.
+            The name of the weights in ``run.json``.
 
         Raises:
-            FadevizError: no network, no such folder or name, or weights of another network or width.
+            FadevizError: if there is no network connection, no such folder or name, or the weights do not fit.
         """
         name = IMAGENET_NAME if weights == "imagenet" else str(weights)
         theirs = read_pretrained("ResNetModel", name, "ResNet-34")
@@ -331,21 +332,21 @@ class MattingNet(Network):
         loaded = {}
         for mine, value in own.items():
             key = _their_name(mine)
-            found = theirs.get(key)
-            if found is None:
+            tensor = theirs.get(key)
+            if tensor is None:
                 raise FadevizError(f"{name} is not a ResNet-34: it has no {key!r}. Give a folder or name of one")
-            if mine == "stem.convolution.weight" and found.dim() == 4 and found.shape[1] < self.image_channels:
-                more = found.new_zeros(len(found), self.image_channels - found.shape[1], *found.shape[2:])
-                found = torch.cat([found, more], dim=1)
-            if found.shape != value.shape:
-                hint = " The weights are for --width 1" if self.width != 1 else ""
+            if mine == "stem.convolution.weight" and tensor.dim() == 4 and tensor.shape[1] < self.image_channels:
+                more = tensor.new_zeros(len(tensor), self.image_channels - tensor.shape[1], *tensor.shape[2:])
+                tensor = torch.cat([tensor, more], dim=1)
+            if tensor.shape != value.shape:
+                hint = " The weights are for width=1" if self.width != 1 else ""
                 raise FadevizError(
                     f"{name} does not fit: {key} is {tuple(theirs[key].shape)}, this network (width {self.width:g}) "
                     f"needs {tuple(value.shape)}.{hint}"
                 )
-            if not found.isfinite().all():
+            if not tensor.isfinite().all():
                 raise FadevizError(f"{name} is damaged: {key} holds values that are not finite. Get it again")
-            loaded[mine] = found.to(value.dtype)
+            loaded[mine] = tensor.to(value.dtype)
         self.encoder.load_state_dict(loaded)
         return Path(name).name if Path(name).is_dir() else name
 

@@ -1,4 +1,4 @@
-"""Encoders of transformers: the library where there is one, and the weights that it or its hub holds."""
+"""Encoders of the transformers library, and pretrained weights from a folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def transformers_for(what: str) -> Any:
     """The library, imported when it is first needed; ``what`` needs it.
 
     Raises:
-        FadevizError: it is not installed.
+        MissingExtra: if it is not installed.
     """
     try:
         import transformers
@@ -31,10 +31,10 @@ def read_pretrained(model: str, name: str, what: str) -> Mapping[str, Tensor]:
     Args:
         model: the class in transformers, such as ``"SegformerModel"``.
         name: a folder that transformers saved, or a name on the hub.
-        what: what the weights are of, for an error.
+        what: the encoder's name, for messages.
 
     Raises:
-        FadevizError: no such folder or name, no network, or a damaged file.
+        FadevizError: if there is no such folder or name, no network connection, or the file is damaged.
     """
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
         raise FadevizError(f"no folder {name}. Give one that transformers saved, 'imagenet' or 'none'")
@@ -43,7 +43,7 @@ def read_pretrained(model: str, name: str, what: str) -> Mapping[str, Tensor]:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would list what is not needed of the weights, such as the classifier
     hub = python_logging.getLogger("huggingface_hub")
-    told = hub.level
+    level = hub.level
     hub.setLevel(python_logging.CRITICAL)  # and the hub each of its attempts, where there is no network
     try:
         loaded, info = getattr(transformers, model).from_pretrained(name, output_loading_info=True)
@@ -51,11 +51,11 @@ def read_pretrained(model: str, name: str, what: str) -> Mapping[str, Tensor]:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise FadevizError(
             f"no {what} weights at {name} ({line}). Give a folder that transformers saved, or a name "
-            "on the Hugging Face hub; or train from random weights: --weights none"
+            "on the Hugging Face hub; or train from random weights: weights='none'"
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-        hub.setLevel(told)
-    # What the file has not was drawn at random.
+        hub.setLevel(level)
+    # Tensors that the file lacks were initialised at random.
     missing = set(info["missing_keys"])
     return {key: value for key, value in loaded.state_dict().items() if key not in missing}

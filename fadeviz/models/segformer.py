@@ -118,10 +118,10 @@ class SegFormer(Network):
     """
 
     figure_layer = "head.c4.c1"
-    """What figures show by default: the deepest map's last doubling."""
+    """The deepest map's last doubling."""
 
     layers = "head.c4.*,head.c3.*,head.c2.*"
-    """What is recorded by default: the operators."""
+    """The operators."""
 
     title = "SegFormer"
 
@@ -183,19 +183,19 @@ class SegFormer(Network):
                 a folder that transformers saved.
 
         Returns:
-            What to call the weights in ``run.json``.
+            The name of the weights in ``run.json``.
 
         Raises:
-            FadevizError: no network, no such folder or name, or weights of another backbone or width.
+            FadevizError: if there is no network connection, no such folder or name, or the weights do not fit.
         """
         name = f"nvidia/mit-{self.title[-2:].lower()}" if weights == "imagenet" else str(weights)
         theirs, own = read_pretrained("SegformerModel", name, "MiT"), self.encoder.state_dict()
         for key, value in own.items():
             if key not in theirs or theirs[key].shape != value.shape:
-                found = tuple(theirs[key].shape) if key in theirs else "missing"
-                hint = " The weights are for --width 1" if self.width != 1 else ""
+                shape = tuple(theirs[key].shape) if key in theirs else "missing"
+                hint = " The weights are for width=1" if self.width != 1 else ""
                 raise FadevizError(
-                    f"{name} does not fit {self.title}: {key} is {found}, {tuple(value.shape)} is needed.{hint}"
+                    f"{name} does not fit {self.title}: {key} is {shape}, {tuple(value.shape)} is needed.{hint}"
                 )
             if not theirs[key].isfinite().all():
                 raise FadevizError(f"{name} is damaged: {key} holds values that are not finite. Get it again")

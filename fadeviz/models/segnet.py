@@ -57,10 +57,10 @@ class SegNet(Network):
     """
 
     figure_layer = "decoder.3.upsample"
-    """What figures show by default: an intermediate layer, as in the FADE supplement; the last is almost the mask."""
+    """An intermediate layer, as in the FADE supplement; the last one is almost the mask."""
 
     layers = "decoder.*.upsample"
-    """What is recorded by default: the operators."""
+    """The operators."""
 
     title = "SegNet"
 
@@ -137,10 +137,10 @@ class SegNet(Network):
                 are ignored.
 
         Returns:
-            What to call the weights in ``run.json``.
+            The name of the weights in ``run.json``.
 
         Raises:
-            FadevizError: no network, no such file, or weights of another network.
+            FadevizError: if there is no network connection, no such file, or the weights do not fit.
         """
         if weights == "imagenet":
             state, source = _download(), "torchvision vgg16_bn (ImageNet)"
@@ -157,7 +157,7 @@ class SegNet(Network):
             )
         for theirs, mine in wanted.items():
             if theirs in state and state[theirs].shape != own[mine].shape:
-                hint = " The weights are for --width 1" if self.width != 1 else ""
+                hint = " The weights are for width=1" if self.width != 1 else ""
                 raise FadevizError(
                     f"{source} does not fit: {theirs} is {tuple(state[theirs].shape)}, this network (width "
                     f"{self.width:g}) needs {tuple(own[mine].shape)}.{hint}"
@@ -210,7 +210,7 @@ def _download() -> Mapping[str, Tensor]:
     except (urllib.error.URLError, OSError) as error:
         raise FadevizError(
             f"cannot download {IMAGENET_URL} ({error}). Get the file on a machine with a network and give it: "
-            "--weights FILE; or train from random weights: --weights none"
+            "weights=FILE; or train from random weights: weights='none'"
         ) from error
     except Exception as error:  # a wrong checksum, or an unpickling error of any type from a damaged file in the cache
         cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(IMAGENET_URL).name

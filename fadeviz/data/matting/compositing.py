@@ -1,4 +1,4 @@
-"""Mattes and trimaps as arrays: how trimaps are drawn, layers composed and guessed, samples cropped."""
+"""Mattes and trimaps as arrays: making trimaps, compositing and estimating layers, cropping samples."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ...errors import FadevizError
 from .. import Sample
 
 BACKGROUND, UNKNOWN, FOREGROUND = 0, 128, 255
-"""A trimap's values."""
+"""The values of a trimap."""
 
 Pixels = NDArray[np.uint8]
 Matte = NDArray[np.float32]
 
 
 def trimap_radii(size: int) -> tuple[int, int]:
-    """The radii in pixels, both ends included, between which a training crop of this side draws its trimap's.
+    """The range of the trimap radii of a training crop of this side, in pixels, both ends included.
 
-    From 1 to 19 at 320 pixels and above (Lu et al., ICCV 2019), less in proportion below, where 19 would leave
-    nothing known of a leg.
+    From 1 to 19 at 320 pixels and above (Lu et al., ICCV 2019), proportionally less below, where a radius of 19 would
+    leave no known pixel in a leg.
     """
     return 1, max(2, min(19, size * 19 // 320))
 
@@ -33,19 +33,20 @@ def make_trimap(alpha: Matte, random: np.random.Generator, radii: tuple[int, int
 
     A pixel stays foreground if all pixels within ``r_f`` of it (Euclidean distance between centres) have ``alpha`` 1;
     background if all within ``r_b`` have ``alpha`` 0; the rest is unknown. That is the dilation of ``0 < alpha < 1`` by
-    discs, ``r_f`` inwards and ``r_b`` outwards, and holds for mattes without partial pixels as well. What lies beyond
-    the image's border is not asked. Common recipes draw one radius for both sides.
+    discs, ``r_f`` inwards and ``r_b`` outwards, and also works for mattes without partial pixels. Pixels beyond the
+    image's border are not considered. Common recipes use one radius for both sides.
 
     Args:
         alpha: ``(H, W)`` in [0, 1].
-        random: two whole numbers are drawn from it: ``r_f``, then ``r_b``.
+        random: source of two integers: ``r_f``, then ``r_b``.
         radii: smallest and largest radius in pixels, both included; 0 leaves a side as it is.
 
     Returns:
         ``(H, W)`` uint8: 0 background, 128 unknown, 255 foreground.
 
     Raises:
-        FadevizError: a matte that is all foreground or all background, or has no unknown pixel; bad radii.
+        FadevizError: if the matte is all foreground or all background, or has no unknown pixel; if the radii are
+            invalid.
 
     Example:
         >>> make_trimap(np.array([[0, 0, 0, 0.5, 1, 1]], np.float32), np.random.default_rng(0), (1, 1))
@@ -96,7 +97,7 @@ def composite(foreground: Pixels, background: Pixels, alpha: Matte) -> Pixels:
     Shape: ``(H, W, 3)`` uint8 twice, ``(H, W)`` in [0, 1] -> ``(H, W, 3)`` uint8.
 
     Raises:
-        FadevizError: sizes that differ.
+        FadevizError: if the sizes differ.
     """
     if not foreground.shape[:2] == background.shape[:2] == alpha.shape:
         raise FadevizError(
@@ -115,7 +116,7 @@ def composite(foreground: Pixels, background: Pixels, alpha: Matte) -> Pixels:
 
 
 def estimate_layers(image: Pixels, alpha: Matte) -> tuple[Pixels, Pixels]:
-    """Foreground and background of a photograph, guessed: each pixel has the colour of the nearest pure one.
+    """Estimate foreground and background of a photograph: each pixel takes the colour of the nearest pure one.
 
     An approximation: where ``alpha`` is 1 the foreground is the photograph; elsewhere it is the photograph's colour at
     the nearest pixel with ``alpha`` 1, so that hair has the colour of the head. The background likewise, from
@@ -131,44 +132,48 @@ def estimate_layers(image: Pixels, alpha: Matte) -> tuple[Pixels, Pixels]:
     return layers[0], layers[1]
 
 
-LARGEST = 2
-"""A window to observe is so many times larger than wanted where the image allows it, and shrunk: as training crops
-are at most. Beside hair it then shows something of what the hair belongs to."""
+CROP_SCALE = 2
+"""The observed window's side, times the requested size, where the image is large enough; it is shrunk to that size.
+Training crops reach this scale too. Beside hair, the window then shows some of the animal."""
 
 LEAST_KNOWN = 0.1
-"""It holds at least this share of known foreground, and of known background, if any window does."""
+"""Minimum share of known foreground, and of known background, in the observed window, if any window has it."""
 
 
 def crop_unknown(sample: Sample, size: int) -> Sample:
-    """A square window of an image with many unknown pixels, at one size: to observe images of any size.
+    """The square window of an image with the most unknown pixels, at one size: to observe images of any size.
 
-    Of the windows ``LARGEST`` times as large as ``size`` (or as the image allows) that hold ``LEAST_KNOWN`` of either
-    known region, the one with most unknown pixels, the first in reading order; where none does, of all. It is shrunk to
-    ``size``, where a pixel is known if all that it stands for is; the layers are then left out, as what they compose is
-    not quite what is seen. An image of ``size`` stays as it is.
+    Of the windows ``CROP_SCALE`` times as large as ``size`` (or as large as the image allows) that hold ``LEAST_KNOWN``
+    of either known region, the one with most unknown pixels, the first in reading order; if none does, of all windows.
+    It is shrunk to ``size``, where a pixel is known if every pixel that it covers is; the layers are then left out, as
+    their composite would differ from the shrunk image. An image of ``size`` stays as it is.
 
     Raises:
-        FadevizError: an image without trimap, or smaller than ``size``.
+        FadevizError: if the image has no trimap, or is smaller than ``size``.
     """
     if sample.trimap is None:
         raise FadevizError(f"{sample.name} has no trimap: there is nothing unknown to crop to. Use a matting set")
     height, width = sample.mask.shape
     if min(height, width) < size:
-        raise FadevizError(f"{sample.name} is {width}x{height}, smaller than the wanted {size}. Use a smaller size")
-    side = min(LARGEST * size, height, width)
-    unknown, front, back = (_held(sample.trimap == value, side) for value in (UNKNOWN, FOREGROUND, BACKGROUND))
+        raise FadevizError(f"{sample.name} is {width}x{height}, smaller than size={size}. Use a smaller size")
+    side = min(CROP_SCALE * size, height, width)
+    unknown, front, back = (
+        _count_in_windows(sample.trimap == value, side) for value in (UNKNOWN, FOREGROUND, BACKGROUND)
+    )
     clear = np.minimum(front, back) >= LEAST_KNOWN * side * side
     top, left = np.unravel_index(int(np.where(clear, unknown + side * side, unknown).argmax()), unknown.shape)
     cut = crop_sample(sample, int(top), int(left), side)
     return cut if side == size else _shrunk(cut, size)
 
 
-def _held(values: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
-    """How many are true in each window, by its upper left corner."""
+def _count_in_windows(values: NDArray[np.bool_], side: int) -> NDArray[np.int64]:
+    """The number of true pixels in each window, by its upper left corner."""
     table = np.zeros((values.shape[0] + 1, values.shape[1] + 1), np.int64)
     table[1:, 1:] = values.cumsum(0).cumsum(1)
-    held: NDArray[np.int64] = table[side:, side:] - table[:-side, side:] - table[side:, :-side] + table[:-side, :-side]
-    return held
+    counts: NDArray[np.int64] = (
+        table[side:, side:] - table[:-side, side:] - table[side:, :-side] + table[:-side, :-side]
+    )
+    return counts
 
 
 def _shrunk(sample: Sample, size: int) -> Sample:
@@ -188,7 +193,7 @@ def _shrunk(sample: Sample, size: int) -> Sample:
 
 
 def crop_sample(sample: Sample, top: int, left: int, side: int, mirrored: bool = False) -> Sample:
-    """A square of all of a sample's arrays, which are alike in size; mirrored left to right if so asked."""
+    """A square of all of a sample's arrays, which are alike in size; optionally mirrored left to right."""
     across = slice(None, None, -1) if mirrored else slice(None)
 
     def cut(values: NDArray[np.generic] | None) -> NDArray[np.generic] | None:
@@ -205,13 +210,13 @@ def to_sample(
     foreground: Pixels | None = None,
     background: Pixels | None = None,
 ) -> Sample:
-    """A sample of a matte of 8 bits; its mask is what is at least half opaque."""
+    """A sample from an 8-bit matte; its mask is where the matte is at least half opaque."""
     alpha = to_alpha(matte)
     return Sample(name, image, (matte >= 128).astype(np.uint8), alpha, trimap, foreground, background)
 
 
 def to_alpha(matte: Pixels) -> Matte:
-    """A matte of 8 bits as alpha in [0, 1]."""
+    """An 8-bit matte as alpha in [0, 1]."""
     return matte.astype(np.float32) / np.float32(255)
 
 

@@ -1,4 +1,4 @@
-"""Mattes: drawn horses, Composition-1K, alphamatting.com and single images, composed and cropped for training.
+"""Matting data sets: synthetic horses, Composition-1K, alphamatting.com and single images, composed and cropped.
 
 All mattes have 8 bits here, as they are published: ``alpha`` is n / 255. A training image is composed anew each time,
 ``alpha * foreground + (1 - alpha) * background`` on sRGB values (not on linear light, as every matting set does it) and
@@ -30,7 +30,7 @@ from .compositing import Pixels, composite, crop_sample, make_trimap, to_alpha, 
 from .files import Layers, MatteFiles, find_mattes, read_colours, read_layers, read_whole
 
 SCALES = (1.0, 1.5, 2.0)
-"""A training crop has one of these times the wanted side, at random, and is shrunk to it (Lu et al., ICCV 2019)."""
+"""A training crop's side is the requested one times one of these; it is then shrunk (Lu et al., ICCV 2019)."""
 
 KEEP_BYTES = 1 << 29
 """Decoded images are kept up to this many bytes a set; what comes later is decoded each time."""
@@ -61,7 +61,7 @@ def _edge(matte: Pixels) -> NDArray[np.bool_]:
     return edge
 
 
-# --- drawn horses ---
+# --- synthetic horses ---
 
 
 class SyntheticMattes:
@@ -74,7 +74,7 @@ class SyntheticMattes:
     Shape: as :class:`~fadeviz.data.Sample` says, ``size`` x ``size``; no array is None.
 
     Raises:
-        FadevizError: a size or seed out of range.
+        FadevizError: if the size or seed is out of range.
 
     Example:
         >>> sample = SyntheticMattes(64)[3]
@@ -88,14 +88,14 @@ class SyntheticMattes:
 
     @property
     def count(self) -> int | None:
-        """How many there are; None when they never end."""
+        """The number of images; None for an endless set."""
         return self._horses.count
 
     def __getitem__(self, index: int) -> Sample:
         """The image at this index.
 
         Raises:
-            IndexError: no such index.
+            IndexError: if there is no such index.
         """
         random, trimap_random = _random(self.seed, index, 3), _random(self.seed, index, 4)
         horses, whole = self._horses, self.count is not None
@@ -120,10 +120,10 @@ class SyntheticMattes:
 
 
 def load_synthetic_mattes(size: int = 224, split_seed: int = 0, seed: int = 0) -> Splits:
-    """Drawn horses to train on without end (by ``seed``), and 64 others to test on (by ``split_seed``).
+    """Endless synthetic horses to train on (by ``seed``), and 64 others to test on (by ``split_seed``).
 
     Raises:
-        FadevizError: a size below 32, a seed below 0.
+        FadevizError: if the size is below 32 or a seed below 0.
     """
     _check_size(size)
     test = SyntheticMattes(size, split_seed, stream="test", count=held_out_horses(size, split_seed).count)
@@ -135,7 +135,7 @@ def load_synthetic_mattes(size: int = 224, split_seed: int = 0, seed: int = 0) -
 
 
 class _Kept:
-    """What was decoded, up to a number of bytes."""
+    """Decoded images, up to a number of bytes."""
 
     def __init__(self, limit: int = KEEP_BYTES) -> None:
         self._left = limit
@@ -159,7 +159,7 @@ def _round_order(seed: int, round_: int, count: int) -> list[int]:
 
 
 class MatteCrops:
-    """Training crops without end: every foreground once in each round, each time on another background.
+    """Endless training crops: every foreground once in each round, each time on another background.
 
     A window with a random one of ``SCALES`` times the side (as large as the image allows, and enlarged where that is
     less than ``size``) is cut around a random pixel of the matte's edge; foreground, matte and a window of a random
@@ -183,7 +183,7 @@ class MatteCrops:
 
     @property
     def count(self) -> None:
-        """None: they never end."""
+        """None: crops are endless."""
         return
 
     @property
@@ -195,8 +195,8 @@ class MatteCrops:
         """The crop at this index, always the same one.
 
         Raises:
-            FadevizError: a file that cannot be read, or is not what it should be.
-            IndexError: a negative index.
+            FadevizError: if a file cannot be read or has invalid content.
+            IndexError: if the index is negative.
         """
         index = operator.index(index)
         if index < 0:
@@ -266,7 +266,7 @@ class MatteImages:
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self._mattes)
 
     @property
@@ -278,8 +278,8 @@ class MatteImages:
         """The image at this index.
 
         Raises:
-            FadevizError: a file that cannot be read or is not what it should be; sizes that differ.
-            IndexError: no such index; negative ones count as none.
+            FadevizError: if a file cannot be read or has invalid content, or sizes differ.
+            IndexError: if there is no such index; negative indices are not supported.
         """
         if not 0 <= index < len(self._mattes):
             raise IndexError(f"no image {index}: there are {len(self._mattes)}, from 0")
@@ -298,35 +298,37 @@ def load_matting(
     """A folder in one of this module's layouts: crops to train on, whole images to test on.
 
     Args:
-        folder: where the set lies.
+        folder: the folder of the data set.
         size: side of the training crops in pixels, at least 32; test images keep their own sizes.
-        split_seed: of the split, where the set has none of its own.
-        seed: of the training crops.
-        backgrounds: a folder of images to compose training images with. ``composition-1k`` needs it unless it has
-            ``bg``; in other layouts the training images' own backgrounds serve without it.
+        split_seed: seed of the split, if the set has none of its own.
+        seed: seed of the training crops.
+        backgrounds: a folder of images to compose training images with. Required by ``composition-1k`` unless it has
+            ``bg``; other layouts default to the training images' own backgrounds.
         test_backgrounds: the same for test images of ``composition-1k`` that are not composed yet.
 
     Raises:
-        FadevizError: no such folder, an unknown layout, missing files. Files are read when they are asked for:
-            :func:`check_matting` reads all of them.
+        FadevizError: if the folder does not exist, has an unknown layout or lacks files. Files are read when they are
+            used; :func:`check_matting` reads all of them.
     """
     _check_size(size)
-    found = find_mattes(Path(folder), split_seed, str(backgrounds), str(test_backgrounds))
-    if found.problems:
-        more = f" (and {len(found.problems) - 1} more such problems)" if len(found.problems) > 1 else ""
-        raise FadevizError(found.problems[0] + more)
-    train, test = MatteCrops(found.train, found.backgrounds, size, seed), MatteImages(found.test)
-    used = sorted({path for files in (*found.train, *found.test) for path in files.paths})
+    contents = find_mattes(Path(folder), split_seed, str(backgrounds), str(test_backgrounds))
+    if contents.problems:
+        more = f" (and {len(contents.problems) - 1} more such problems)" if len(contents.problems) > 1 else ""
+        raise FadevizError(contents.problems[0] + more)
+    train, test = MatteCrops(contents.train, contents.backgrounds, size, seed), MatteImages(contents.test)
+    used = sorted({path for files in (*contents.train, *contents.test) for path in files.paths})
     info: Mapping[str, object] = {
-        "name": found.layout,
+        "name": contents.layout,
         "folder": str(folder),
-        "count": len({files.name for files in (*found.train, *found.test)}),
-        "fingerprint": _fingerprint(Path(folder), used, found.backgrounds, whole=found.layout != "composition-1k"),
+        "count": len({files.name for files in (*contents.train, *contents.test)}),
+        "fingerprint": _fingerprint(
+            Path(folder), used, contents.backgrounds, whole=contents.layout != "composition-1k"
+        ),
         "split_seed": split_seed,
         "train": list(train.names),
         "test": list(test.names),
-        "backgrounds": len(found.backgrounds),
-        "notes": [printable(note) for note in found.notes],
+        "backgrounds": len(contents.backgrounds),
+        "notes": [printable(note) for note in contents.notes],
     }
     return Splits(train, test, info)
 
@@ -339,13 +341,13 @@ def check_matting(
 ) -> list[str]:
     """Read every file of a matting folder and return all problems, a line each; empty means that all is well."""
     try:
-        found = find_mattes(Path(folder), 0, str(backgrounds), str(test_backgrounds))
+        contents = find_mattes(Path(folder), 0, str(backgrounds), str(test_backgrounds))
     except FadevizError as error:
         return [str(error)]
-    reads: list[Callable[[], object]] = [lambda path=path: read_colours(path) for path in found.backgrounds]  # type: ignore[misc]
-    reads += [lambda files=files: read_layers(files, True) for files in found.train]  # type: ignore[misc]
-    reads += [lambda files=files: read_whole(files) for files in found.test]  # type: ignore[misc]
-    problems = [printable(problem) for problem in found.problems]
+    reads: list[Callable[[], object]] = [lambda path=path: read_colours(path) for path in contents.backgrounds]  # type: ignore[misc]
+    reads += [lambda files=files: read_layers(files, True) for files in contents.train]  # type: ignore[misc]
+    reads += [lambda files=files: read_whole(files) for files in contents.test]  # type: ignore[misc]
+    problems = [printable(problem) for problem in contents.problems]
     for read in reads:
         try:
             read()
@@ -360,10 +362,10 @@ def describe_matting(folder: str | os.PathLike[str]) -> list[str]:
     Raises:
         FadevizError: as :func:`load_matting`.
     """
-    found = find_mattes(Path(folder), 0, "", "")
-    mattes = [*found.train, *found.test]
+    contents = find_mattes(Path(folder), 0, "", "")
+    mattes = [*contents.train, *contents.test]
     named: dict[str, Sequence[Path | None]] = {
-        "images": [path for files in mattes for path in (files.image, files.background)] + [*found.backgrounds],
+        "images": [path for files in mattes for path in (files.image, files.background)] + [*contents.backgrounds],
         "foregrounds": [files.foreground for files in mattes],
         "mattes": [files.alpha for files in mattes],
         "trimaps": [files.trimap for files in mattes],

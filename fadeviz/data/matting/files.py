@@ -1,4 +1,4 @@
-"""The files of matting sets: finding them by their layout, and reading what a matte, a trimap or an image must be.
+"""The files of matting sets: listing them by their layout, and reading and validating mattes, trimaps and images.
 
 Layouts that :func:`find_mattes` knows by their folder names, in a folder or in its ``Combined_Dataset``:
 
@@ -50,21 +50,21 @@ from .compositing import (
 )
 
 TEST_SHARE = 0.22
-"""The share of a set without a split of its own to test on: 4 of 18 images, 6 of 27."""
+"""Share of test images in a set without a split of its own: 4 of 18 images, 6 of 27."""
 
 _LARGEST_LIST = 1 << 26
 
 
 @dataclass(frozen=True)
 class MatteFiles:
-    """The files of one matte; what a layout does not have is None.
+    """The files of one matte; None for those that a layout does not have.
 
     Attributes:
-        name: what the image is called.
+        name: the image's name.
         alpha: the matte.
         image: the image that the matte belongs to.
         foreground: its foreground's colours.
-        background: what it is to be composed with, where there is no ``image``.
+        background: the image to compose it with, if there is no ``image``.
         trimap: its trimap.
     """
 
@@ -77,14 +77,14 @@ class MatteFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files there are."""
+        """The files that exist."""
         named = (self.alpha, self.image, self.foreground, self.background, self.trimap)
         return tuple(path for path in named if path is not None)
 
 
 @dataclass
-class Found:
-    """What a folder holds."""
+class FolderContents:
+    """The files of a folder, and notes and problems, one line each."""
 
     layout: str
     train: list[MatteFiles]
@@ -95,7 +95,7 @@ class Found:
 
 
 class Layers(NamedTuple):
-    """What a training image is composed of; without a background where others serve."""
+    """The layers of a training image; background is None where other images serve as backgrounds."""
 
     foreground: Pixels
     matte: Pixels
@@ -113,7 +113,7 @@ def read_colours(path: Path, *, hidden: bool = False) -> Pixels:
         hidden: keep the stored colours of transparent parts, as for a foreground, instead of a white background.
 
     Raises:
-        FadevizError: a file that cannot be read.
+        FadevizError: if the file cannot be read.
     """
     return np.array(to_rgb(open_image(path), path, hidden=hidden), dtype=np.uint8)
 
@@ -147,7 +147,7 @@ def read_trimap(path: Path) -> Pixels:
     """A trimap file ``(H, W)`` as 0, ``UNKNOWN`` and 255, whatever single grey it has for the unknown.
 
     Raises:
-        FadevizError: a file that cannot be read, is coloured, has more greys than one, or none.
+        FadevizError: if the file cannot be read, is coloured, or has no grey or more than one.
     """
     values = _read_grey(path, "trimap")
     there = np.unique(values).tolist()
@@ -178,7 +178,7 @@ def _read_with(matte: Pixels, files: MatteFiles, path: Path | None) -> Pixels | 
 
 
 def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
-    """What a training image is composed of; without ``foreground_alone`` a background too."""
+    """The layers of a training image; with ``foreground_alone``, without a background."""
     matte = _read_matte(files.alpha)
     if files.trimap is not None:
         # Mattes made by hand waver by 1 where all is foreground; the set's own trimap knows better.
@@ -194,10 +194,10 @@ def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
 
 
 def read_whole(files: MatteFiles) -> Sample:
-    """A test image at its own size, composed where it is not yet.
+    """A test image at its own size, composed if the set does not have it composed.
 
     Raises:
-        FadevizError: a file that cannot be read or is not what it should be, sizes that differ, no trimap.
+        FadevizError: if a file cannot be read or has invalid content, sizes differ, or there is no trimap.
     """
     matte = _read_matte(files.alpha)
     if files.trimap is None:
@@ -226,17 +226,17 @@ def _covering(image: Pixels, height: int, width: int) -> Pixels:
 # --- finding ---
 
 
-def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_backgrounds: str) -> Found:
-    """What a folder holds, by its layout; no file is decoded.
+def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_backgrounds: str) -> FolderContents:
+    """The files of a folder, by its layout; no file is decoded.
 
     Args:
-        folder: where the set lies.
-        split_seed: of the split, where the set has none of its own.
-        backgrounds: folder to compose training images with; empty takes the layout's own.
+        folder: the folder of the data set.
+        split_seed: seed of the split, if the set has none of its own.
+        backgrounds: folder of images to compose training images with; empty for the layout's own.
         test_backgrounds: the same for test images of ``composition-1k``.
 
     Raises:
-        FadevizError: no such folder, an unknown layout, nothing in it.
+        FadevizError: if the folder does not exist, has an unknown layout, or is empty.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "does not exist"
@@ -248,9 +248,9 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
     if test_backgrounds:
         raise FadevizError(f"{folder}: its test images are whole, test backgrounds are of no use. Leave them out")
     if (folder / "input").is_dir() and (folder / "gt").is_dir():
-        found = _find_alphamatting(folder)
+        contents = _find_alphamatting(folder)
     elif any(name.endswith("_alpha") for name in list_folder(folder).files):
-        found = _find_images(folder)
+        contents = _find_images(folder)
     else:
         inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
         raise FadevizError(
@@ -259,19 +259,21 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
             "holds them"
         )
     if backgrounds:
-        found.backgrounds = _background_files(Path(backgrounds), None, found)
-    everything = sorted(found.train, key=lambda files: _seeded(split_seed, files.name))
+        contents.backgrounds = _background_files(Path(backgrounds), None, contents)
+    everything = sorted(contents.train, key=lambda files: _seeded(split_seed, files.name))
     if len(everything) == 1:
-        found.notes.append("a single image: it is trained on and tested on")
-        found.test = everything
+        contents.notes.append("a single image: it is trained on and tested on")
+        contents.test = everything
     else:
         held_out = {files.name for files in everything[: max(1, round(TEST_SHARE * len(everything)))]}
-        found.test = [files for files in found.train if files.name in held_out]
-        found.train = [files for files in found.train if files.name not in held_out]
-    for files in found.test:
+        contents.test = [files for files in contents.train if files.name in held_out]
+        contents.train = [files for files in contents.train if files.name not in held_out]
+    for files in contents.test:
         if files.trimap is None:
-            found.problems.append(f"{files.alpha} has no trimap: testing needs one. Put {_trimap_place(files)} there")
-    return found
+            contents.problems.append(
+                f"{files.alpha} has no trimap: testing needs one. Put {_trimap_place(files)} there"
+            )
+    return contents
 
 
 def _trimap_place(files: MatteFiles) -> str:
@@ -285,7 +287,7 @@ def _seeded(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
-def _images(folder: Path, found: Found) -> dict[str, Path]:
+def _images(folder: Path, contents: FolderContents) -> dict[str, Path]:
     """The images of a folder by the stem of their names; empty if the folder does not exist.
 
     Notes on ignored files and problems are added to ``found``.
@@ -293,37 +295,39 @@ def _images(folder: Path, found: Found) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     listed = list_folder(folder)
-    found.problems += listed.problems
-    found.notes += note_left_out(f"{folder.name}/", listed.left_out)
+    contents.problems += listed.problems
+    contents.notes += note_left_out(f"{folder.name}/", listed.left_out)
     return listed.files
 
 
-def _note_lone(found: Found, what: str, names: Iterable[str]) -> None:
+def _note_lone(contents: FolderContents, what: str, names: Iterable[str]) -> None:
     """Note files without a counterpart."""
     lone = sorted(names)
     if lone:
-        found.notes.append(f"{what} are ignored: {len(lone)} ({shorten(lone)})")
+        contents.notes.append(f"{what} are ignored: {len(lone)} ({shorten(lone)})")
 
 
-def _find_alphamatting(folder: Path) -> Found:
-    found = Found("alphamatting", [], [])
-    images, mattes = _images(folder / "input", found), _images(folder / "gt", found)
-    trimaps = _images(folder / "trimap1", found) or _images(folder / "trimap2", found)
+def _find_alphamatting(folder: Path) -> FolderContents:
+    contents = FolderContents("alphamatting", [], [])
+    images, mattes = _images(folder / "input", contents), _images(folder / "gt", contents)
+    trimaps = _images(folder / "trimap1", contents) or _images(folder / "trimap2", contents)
     for key, image in images.items():
         name = image.stem
         if key in mattes:
-            found.train.append(MatteFiles(name, mattes[key], image, trimap=trimaps.get(key)))
+            contents.train.append(MatteFiles(name, mattes[key], image, trimap=trimaps.get(key)))
         else:
-            found.problems.append(f"{image} has no matte {folder / 'gt' / name}.*. Add the matte, or remove the image")
-    if not found.train and not found.problems:
+            contents.problems.append(
+                f"{image} has no matte {folder / 'gt' / name}.*. Add the matte, or remove the image"
+            )
+    if not contents.train and not contents.problems:
         raise FadevizError(f"{folder / 'input'} has no images. Unpack the whole set there")
-    _note_lone(found, "mattes without an image in gt/", mattes.keys() - images.keys())
-    return found
+    _note_lone(contents, "mattes without an image in gt/", mattes.keys() - images.keys())
+    return contents
 
 
-def _find_images(folder: Path) -> Found:
-    found = Found("images", [], [])
-    there = _images(folder, found)
+def _find_images(folder: Path) -> FolderContents:
+    contents = FolderContents("images", [], [])
+    there = _images(folder, contents)
     lone = set(there)
     for alpha in there.values():
         if not alpha.stem.endswith("_alpha"):
@@ -332,12 +336,12 @@ def _find_images(folder: Path) -> Found:
         key = key_of(name)
         if key in there:
             others = there.get(f"{key}_foreground"), None, there.get(f"{key}_trimap")
-            found.train.append(MatteFiles(name, alpha, there[key], *others))
+            contents.train.append(MatteFiles(name, alpha, there[key], *others))
         else:
-            found.problems.append(f"{alpha} has no image {folder / name}.*. Add the image, or remove the matte")
+            contents.problems.append(f"{alpha} has no image {folder / name}.*. Add the image, or remove the matte")
         lone -= {f"{key}{end}" for end in ("", "_alpha", "_foreground", "_trimap")}
-    _note_lone(found, "files without a matte", lone)
-    return found
+    _note_lone(contents, "files without a matte", lone)
+    return contents
 
 
 def _parts(folder: Path, *needed: str) -> list[Path]:
@@ -346,53 +350,55 @@ def _parts(folder: Path, *needed: str) -> list[Path]:
     return [path for path in (folder, *inside) if all((path / name).is_dir() for name in needed)]
 
 
-def _find_composition(train: Path, test: Path, backgrounds: str, test_backgrounds: str) -> Found:
-    found = Found("composition-1k", [], [])
+def _find_composition(train: Path, test: Path, backgrounds: str, test_backgrounds: str) -> FolderContents:
+    contents = FolderContents("composition-1k", [], [])
     for part in _parts(train, "fg", "alpha"):
-        mattes, foregrounds = _images(part / "alpha", found), _images(part / "fg", found)
-        _note_lone(found, f"mattes without a foreground in {part.name}/alpha/", mattes.keys() - foregrounds.keys())
+        mattes, foregrounds = _images(part / "alpha", contents), _images(part / "fg", contents)
+        _note_lone(contents, f"mattes without a foreground in {part.name}/alpha/", mattes.keys() - foregrounds.keys())
         for key, foreground in foregrounds.items():
             name = foreground.stem
             if key in mattes:
-                found.train.append(MatteFiles(name, mattes[key], foreground=foreground))
+                contents.train.append(MatteFiles(name, mattes[key], foreground=foreground))
             else:
-                found.problems.append(
+                contents.problems.append(
                     f"{foreground} has no matte {part / 'alpha' / name}.*. Add the matte, or remove the foreground"
                 )
-    if not found.train and not found.problems:
+    if not contents.train and not contents.problems:
         raise FadevizError(f"{train} has no fg/ with alpha/, or nothing in them. Unpack the whole training set there")
     names = train / "training_bg_names.txt"
-    found.backgrounds = _background_files(
-        Path(backgrounds or train / "bg"), names if os.path.lexists(names) else None, found
+    contents.backgrounds = _background_files(
+        Path(backgrounds or train / "bg"), names if os.path.lexists(names) else None, contents
     )
     if _parts(test, "merged"):
-        _find_merged(test, found)
+        _find_merged(test, contents)
     else:
-        _find_to_compose(test, Path(test_backgrounds or test / "bg"), found)
-    if not found.test and not found.problems:
+        _find_to_compose(test, Path(test_backgrounds or test / "bg"), contents)
+    if not contents.test and not contents.problems:
         raise FadevizError(
             f"{test} has no merged/ with trimaps/ and alpha/, nor fg/ with alpha/ and trimaps/. Unpack the test set "
             "there"
         )
-    return found
+    return contents
 
 
-def _find_merged(test: Path, found: Found) -> None:
+def _find_merged(test: Path, contents: FolderContents) -> None:
     for part in _parts(test, "merged"):
-        mattes = _images(part / "alpha_copy", found) or _images(part / "alpha", found)
-        trimaps = _images(part / "trimaps", found)
-        for key, image in _images(part / "merged", found).items():
+        mattes = _images(part / "alpha_copy", contents) or _images(part / "alpha", contents)
+        trimaps = _images(part / "trimaps", contents)
+        for key, image in _images(part / "merged", contents).items():
             name = image.stem
             alpha = mattes.get(key) or mattes.get(re.sub(r"_\d+$", "", key))
             if alpha is None:
-                found.problems.append(f"{image} has no matte in {part}/alpha or alpha_copy. Add it")
+                contents.problems.append(f"{image} has no matte in {part}/alpha or alpha_copy. Add it")
             elif key not in trimaps:
-                found.problems.append(f"{image} has no trimap {part / 'trimaps' / name}.*: testing needs one. Add it")
+                contents.problems.append(
+                    f"{image} has no trimap {part / 'trimaps' / name}.*: testing needs one. Add it"
+                )
             else:
-                found.test.append(MatteFiles(name, alpha, image, trimap=trimaps[key]))
+                contents.test.append(MatteFiles(name, alpha, image, trimap=trimaps[key]))
 
 
-def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
+def _find_to_compose(test: Path, backgrounds: Path, contents: FolderContents) -> None:
     """Test images from the authors' two lists of names: each foreground takes its turn of backgrounds."""
     foregrounds, grounds = (_lines(test / name) for name in ("test_fg_names.txt", "test_bg_names.txt"))
     if not foregrounds or len(grounds) % len(foregrounds):
@@ -404,35 +410,35 @@ def _find_to_compose(test: Path, backgrounds: Path, found: Found) -> None:
     held: dict[str, MatteFiles] = {}
     trimaps: dict[str, Path] = {}
     for part in _parts(test, "fg", "alpha"):
-        mattes = _images(part / "alpha", found)
-        trimaps |= _images(part / "trimaps", found)
-        for key, path in _images(part / "fg", found).items():
+        mattes = _images(part / "alpha", contents)
+        trimaps |= _images(part / "trimaps", contents)
+        for key, path in _images(part / "fg", contents).items():
             if key in held:
-                found.problems.append(f"{path} has the same name as {held[key].foreground}. Remove one of the two")
+                contents.problems.append(f"{path} has the same name as {held[key].foreground}. Remove one of the two")
             elif key in mattes:
                 held[key] = MatteFiles(path.stem, mattes[key], foreground=path)
-    there = _images(backgrounds, found)
+    there = _images(backgrounds, contents)
     if not there:
         raise FadevizError(f"{backgrounds} has no images: test backgrounds are needed. Put them, or a link, there")
     for place, foreground in enumerate(foregrounds):
         files = held.get(key_of(Path(foreground).stem))
         if files is None:
-            found.problems.append(f"{test} has no fg/ and alpha/ of {foreground}. Add both")
+            contents.problems.append(f"{test} has no fg/ and alpha/ of {foreground}. Add both")
             continue
         for number, ground in enumerate(grounds[place * each : (place + 1) * each]):
             name, key = f"{files.name}_{number}", key_of(Path(ground).stem)
             if key not in there:
-                found.problems.append(f"{backgrounds} has no {ground}, which test_bg_names.txt lists. Add it")
+                contents.problems.append(f"{backgrounds} has no {ground}, which test_bg_names.txt lists. Add it")
             elif key_of(name) not in trimaps:
-                found.problems.append(f"{test} has no trimap {name}.* in trimaps/: testing needs one. Add it")
+                contents.problems.append(f"{test} has no trimap {name}.* in trimaps/: testing needs one. Add it")
             else:
-                found.test.append(
+                contents.test.append(
                     MatteFiles(name, files.alpha, None, files.foreground, there[key], trimaps[key_of(name)])
                 )
 
 
-def _background_files(folder: Path, names: Path | None, found: Found) -> list[Path]:
-    there = _images(folder, found)
+def _background_files(folder: Path, names: Path | None, contents: FolderContents) -> list[Path]:
+    there = _images(folder, contents)
     if not there:
         raise FadevizError(
             f"{folder} has no images: backgrounds are needed to compose with. Put images without the foregrounds' "

@@ -1,4 +1,4 @@
-"""Drawn horses in drawn landscapes: an endless data set with exact mattes that needs no download.
+"""Synthetic horses in synthetic landscapes: an endless data set with exact mattes that needs no download.
 
 A sample is drawn in four steps, each with random numbers of its own, so that a change to one leaves the others as they
 were:
@@ -62,7 +62,7 @@ class SyntheticHorses:
         size: height and width in pixels, at least 32 each.
         seed: 0 or more; another seed is another set of horses.
         stream: a name such as ``"train"`` or ``"test"``; streams share no image.
-        count: how many samples there are, or None for an endless set.
+        count: the number of samples, or None for an endless set.
 
     Raises:
         FadevizError: if an argument is out of range.
@@ -85,7 +85,7 @@ class SyntheticHorses:
 
     @property
     def count(self) -> int | None:
-        """How many samples there are, or None when they never end."""
+        """The number of samples, or None for an endless set."""
         return self._count
 
     def __getitem__(self, index: int) -> Sample:

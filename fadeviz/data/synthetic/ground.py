@@ -1,4 +1,4 @@
-"""The landscape behind a drawn horse: sky, grass or earth, hills, and clutter from barns to rocks."""
+"""The landscape behind a synthetic horse: sky, grass or earth, hills, and clutter from barns to rocks."""
 
 from __future__ import annotations
 

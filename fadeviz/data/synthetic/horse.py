@@ -1,4 +1,4 @@
-"""What a drawn horse is made of: the colours of its coat, and its body and hair as outlines around a pose's joints.
+"""The parts of a synthetic horse: the colours of its coat, and its body and hair as outlines around a pose's joints.
 
 Everything here is in *horse units*: x forward, y up, hooves near 0 and withers at 1.
 """

@@ -1,4 +1,4 @@
-"""How a drawn horse stands or runs: its gait, the angles of its legs at one moment, neck, head and build."""
+"""The pose of a synthetic horse: its gait, the angles of its legs at one moment, neck, head and build."""
 
 from __future__ import annotations
 

@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 
 import fadeviz
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
 
 
 def main(folder: str | Path = "outputs/demo/fade") -> dict[int, float]:
     """Draw the gradient maps, and return how much of each lies on the horse."""
     run = fadeviz.open_run(folder)
-    write_grid([run], run.path / "figures" / "gradient_run_scale.png", MapSelection(kind="gradient", normalize="run"))
+    fadeviz.grid(run, run.path / "figures" / "gradient_run_scale.png", kind="gradient", normalize="run")
 
     maps = run.maps(kind="gradient", image=0)  # (steps, h, w) float32; a step is read when its turn comes
     mask = run.observation[1][0]

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from fadeviz.experiment import RunConfig, train
-from fadeviz.render.animation import write_animation
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
+import fadeviz
 
 
 def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128, width: float = 0.25) -> list[Path]:
@@ -13,12 +10,12 @@ def main(steps: int = 300, out: Path = Path("outputs/example"), size: int = 128,
     runs = []
     for upsampler in ("fade", "carafe"):
         snapshots = f"1:{steps}:{steps // 3}"
-        config = RunConfig(upsampler=upsampler, size=size, width=width, steps=steps, snapshots=snapshots)
-        runs.append(train(config, out / upsampler, overwrite=True))
+        config = fadeviz.RunConfig(upsampler=upsampler, size=size, width=width, steps=steps, snapshots=snapshots)
+        runs.append(fadeviz.train(config, out / upsampler, overwrite=True))
     images = [out / "features.png", out / "gradients.pdf", out / "features.gif"]
-    write_grid(runs, images[0])
-    write_grid(runs, images[1], MapSelection(kind="gradient"), colormap="magma")
-    write_animation(runs, images[2], MapSelection(normalize="run", percentiles=(1, 99)))
+    fadeviz.grid(runs, images[0])
+    fadeviz.grid(runs, images[1], kind="gradient", colormap="magma")
+    fadeviz.animate(runs, images[2], normalize="run", percentiles=(1, 99))
     return images
 
 

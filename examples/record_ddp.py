@@ -15,13 +15,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import collate_masks
 
 
 class Horses(Dataset):
-    """Drawn horses as tensors, the way a DataLoader wants them."""
+    """Synthetic horses as tensors, for a DataLoader."""
 
     def __init__(self, count: int) -> None:
         self.count, self.drawn = count, SyntheticHorses(64)
@@ -70,7 +68,7 @@ def main(steps: int = 200, out: Path = Path("outputs/ddp")) -> None:
                 break
     recorder.close()
     if first:
-        write_grid([fadeviz.open_run(out)], out / "grid.png", MapSelection(layer="5"))
+        fadeviz.grid(out, out / "grid.png", layer="5")
         print(out / "grid.png")
     distributed.destroy_process_group()
 

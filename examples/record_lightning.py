@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.lightning import RecorderCallback
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import collate_masks
 
 
@@ -69,7 +67,7 @@ def main(steps: int = 300, out: Path = Path("outputs/lightning")) -> Path:
     trainer.fit(Segmenter(), DataLoader(TensorDataset(*horses), batch_size=4, shuffle=True))
 
     image = out / "decoder.png"
-    write_grid([fadeviz.open_run(out)], image, MapSelection(layer="decoder.3"))
+    fadeviz.grid(out, image, layer="decoder.3")
     return image
 
 

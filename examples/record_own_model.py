@@ -1,4 +1,4 @@
-"""Record a model of one's own in a training loop of one's own: two calls, and the run is there to draw."""
+"""Record your own model in your own training loop with two calls, and draw the run."""
 
 from pathlib import Path
 
@@ -8,14 +8,12 @@ from torch.nn import functional as F
 
 import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import collate_masks
 from fadeviz.upsamplers import FADE, Skip
 
 
 class SmallUNet(nn.Module):
-    """A network that fadeviz knows nothing about; it borrows one upsampling operator."""
+    """A network of your own, with an upsampling operator of fadeviz."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,12 +34,12 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
     torch.manual_seed(0)
     model = SmallUNet()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    horses, watched = SyntheticHorses(64, seed=0), [SyntheticHorses(64, seed=0, stream="test")[i] for i in (1, 2)]
-    images, masks = collate_masks(watched)
+    horses, samples = SyntheticHorses(64, seed=0), [SyntheticHorses(64, seed=0, stream="test")[i] for i in (1, 2)]
+    images, masks = collate_masks(samples)
 
     recorder = fadeviz.Recorder(
         model, "up,coarse", [*range(0, steps, 10), steps], out, observe=(images, masks), loss_fn=F.cross_entropy,
-        names=[sample.name for sample in watched], name="small U-Net", seed=0, overwrite=True,
+        names=[sample.name for sample in samples], name="small U-Net", seed=0, overwrite=True,
     )  # fmt: skip
     for step in range(1, steps + 1):
         x, y = collate_masks([horses[4 * step + i] for i in range(4)])
@@ -53,7 +51,7 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
         recorder.log(step, loss=loss.item())
 
     image = out / "up.png"
-    write_grid([fadeviz.open_run(out)], image, MapSelection(layer="up"))
+    fadeviz.grid(out, image, layer="up")
     return image
 
 

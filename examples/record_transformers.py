@@ -9,13 +9,11 @@ from transformers import PrinterCallback, SegformerConfig, SegformerForSemanticS
 import fadeviz
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.integrations.transformers import RecorderCallback
-from fadeviz.render.grid import write_grid
-from fadeviz.render.selection import MapSelection
 from fadeviz.training.batches import collate_masks
 
 
 class Horses(torch.utils.data.Dataset):
-    """Drawn horses as the Trainer wants them."""
+    """Synthetic horses, as the Trainer expects them."""
 
     def __init__(self, count: int) -> None:
         self.images, self.masks = collate_masks([SyntheticHorses(128)[i] for i in range(count)])
@@ -57,7 +55,7 @@ def main(steps: int = 400, out: Path = Path("outputs/segformer")) -> Path:
         trainer.train()
 
     image = out / "decode_head.png"
-    write_grid([fadeviz.open_run(out)], image, MapSelection(layer="decode_head.activation"))
+    fadeviz.grid(out, image, layer="decode_head.activation")
     return image
 
 

@@ -4,7 +4,7 @@ The paper's schedule is 36 snapshots in 3000 steps, one in 83. Blocks of 83 trai
 recorder that has nothing scheduled; with a recorded snapshot before it; with the same maps logged by hand. What the
 snapshot takes is the cost; that the steps after it are not slower is seen by the medians of the blocks.
 
-python examples/recording_cost.py                              # drawn horses
+python examples/recording_cost.py                              # synthetic horses
 python examples/recording_cost.py --data-dir DIR --width 1 --size 224
 """
 
@@ -181,6 +181,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("steps", 83), ("rounds", 5), ("size", 128), ("width", 0.25), ("upsampler", "fade")):
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    parser.add_argument("--data-dir", default="", help="Weizmann Horse; drawn horses without it")
+    parser.add_argument("--data-dir", default="", help="Weizmann Horse; synthetic horses without it")
     parser.add_argument("--out", help="where to write while measuring: the disk is part of the cost")
     main(**vars(parser.parse_args()))

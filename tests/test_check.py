@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,21 @@ def test_left_overs_and_cut_off_lines(folder):
     assert (folder / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
     assert (folder / "notes.txt").read_text() == "mine"
     assert check_run(folder) == []
+
+
+def test_a_file_that_cannot_be_removed_is_named(folder, monkeypatch):
+    truncate(folder / STEP)
+    before = digest(folder)
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(FadevizError, match=rf"^cannot remove .*{STEP}: Permission denied\. Remove it by hand$"):
+            repair_run(folder)
+    assert digest(folder) == before
+    assert [fault.file for fault in repair_run(folder)] == [STEP]
 
 
 def test_what_cannot_be_repaired_is_said(folder):

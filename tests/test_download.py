@@ -388,6 +388,23 @@ class TestArchive:
                 get_data(server.url, digits, folder)
         assert len(server.ranges) == 1
 
+    def test_a_folder_that_appears_during_the_download_is_kept(
+        self, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server.data, folder = make_zip(*GOOD), tmp_path / "a"
+        unpack = download.unpack
+
+        def slow(*args: object) -> None:
+            unpack(*args)  # type: ignore[arg-type]
+            folder.mkdir()
+            (folder / "mine.txt").write_text("kept")
+
+        monkeypatch.setattr(download, "unpack", slow)
+        with pytest.raises(FadevizError, match="Choose another folder, or remove it"):
+            get_data(server.url, sha(server.data), folder)
+        assert [file.name for file in folder.iterdir()] == ["mine.txt"]
+        assert not [name for name in left_over(tmp_path) if "unpacking" in name]
+
     def test_goes_on_where_it_broke_off(self, server: Server, tmp_path: Path) -> None:
         server.data = make_zip(("noise.bin", DATA))
         server.drops = [2_000_000]

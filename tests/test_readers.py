@@ -695,3 +695,18 @@ def test_formats_that_start_other_programs_are_no_images(tmp_path: Path) -> None
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", "EPS")
     with pytest.raises(FadevizError, match="it is no image"):
         read_image(tmp_path / "a.png")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(images.os, "scandir", refuse)
+    with pytest.raises(FadevizError, match=r"cannot be listed: Permission denied\. Check its permissions"):
+        images.list_folder(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_8_bits_per_channel_are_not_truncated(mode, tmp_path):
+    with pytest.raises(FadevizError, match=r"a\.tif has 16 bits or more per channel .*Convert it to 8 bits"):
+        images.to_rgb(Image.new(mode, (4, 4)), tmp_path / "a.tif")

@@ -26,7 +26,7 @@ def make_run(
     size=(24, 32),
     steps=STEPS,
     maps=None,
-    picture=0,
+    corner=0,
     outline_first=True,
     channels=6,
     calls=1,
@@ -61,7 +61,7 @@ def make_run(
     images = np.full((2, height * 2, width * 2, 3), 90, np.uint8)
     inside = disc(height * 2, width * 2) < 0
     images[:, inside] = (150, 90, 40)
-    images[:, 0, 0] = picture
+    images[:, 0, 0] = corner
     store.write_observation(images, np.stack([inside, inside]).astype(np.uint8))
     store.write_info(
         RunInfo.from_dict(

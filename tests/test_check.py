@@ -172,9 +172,9 @@ CHECKPOINT = "checkpoints/last.pt"
 FILES = [STEP, "observation.safetensors", "metrics.jsonl", "run.json", CHECKPOINT]
 
 
-def complete(folder, run_id="a1b2c3", picture=0):
+def complete(folder, run_id="a1b2c3", corner=0):
     """A run with all of its files."""
-    make_run(folder, run_id=run_id, picture=picture)
+    make_run(folder, run_id=run_id, corner=corner)
     store = SnapshotStore(folder, run_id)
     store.write_info(dataclasses.replace(open_run(folder).info, schedule=STEPS))
     for step in range(1, 111):
@@ -197,7 +197,7 @@ def a_folder(file):
 
 def another_runs(file):
     folder = file.parents[1] if file.parent.name in ("snapshots", "checkpoints") else file.parent
-    other = complete(folder.parent / "other", run_id="0badcafe", picture=7)
+    other = complete(folder.parent / "other", run_id="0badcafe", corner=7)
     shutil.copy(other / file.relative_to(folder), file)
 
 

@@ -202,7 +202,7 @@ class TestPictures:
             assert same.all()
 
     @pytest.mark.parametrize(("cell", "runs"), [(None, 1), (61, 3), (200, 2)])
-    def test_every_picture_is_exact(self, tmp_path, cell, runs):
+    def test_every_image_is_exact(self, tmp_path, cell, runs):
         rows = [
             make_row(runs),
             make_row(runs, (40, 30), seed=1, box=None),
@@ -249,7 +249,7 @@ class TestPictures:
         assert not seen[200, 80 + near : 160 - near].any()
 
     @pytest.mark.parametrize("box", [Box(0, 0, 6), Box(26, 18, 6), Box(0, 0, 24), Box(5, 5, 1)])
-    def test_no_mark_beyond_its_picture(self, box):
+    def test_no_mark_beyond_its_image(self, box):
         rows = [make_row(2, box=box), make_row(2, seed=4, box=box)]
         layout, without = layout_comparison(rows, ["a", "b"]), [dataclasses.replace(row, box=None) for row in rows]
         pixels = render_comparison(rows, ["a", "b"])

@@ -174,8 +174,8 @@ class TestNamesInFigures:
         edges, value = np.linspace(-3, 3, 7), np.full((3, 6), 0.4)
         panels = [KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
         plots.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
-        with Image.open(tmp_path / "k.png") as picture:
-            width = picture.width
+        with Image.open(tmp_path / "k.png") as image:
+            width = image.width
         boxes = [text.get_window_extent() for text in drawn if text.get_text() and text.get_visible()]
         assert max(box.x1 for box in boxes) <= width
         assert sum(text.get_text().endswith("…") for text in drawn) == 2  # the long one's title and subtitle
@@ -206,8 +206,8 @@ class TestNamesInFigures:
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
     def test_of_a_panel(self, tmp_path):
-        picture = np.zeros((8, 8, 3), np.uint8)
-        rows = [Row(name, picture, None, (picture,) * len(HOSTILE)) for name in HOSTILE]
+        image = np.zeros((8, 8, 3), np.uint8)
+        rows = [Row(name, image, None, (image,) * len(HOSTILE)) for name in HOSTILE]
         legend = [(name, (9, 9, 9)) for name in HOSTILE]
         write_comparison(rows, HOSTILE, tmp_path / "p.png", caption=HOSTILE, legend=legend, cell=64)
         assert (tmp_path / "p.png").stat().st_size > 1000

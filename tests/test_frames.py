@@ -115,7 +115,7 @@ def test_steps_in_common_and_the_note(tmp_path):
 def test_runs_that_do_not_belong_together(tmp_path):
     one = make_run(tmp_path / "one")
     with pytest.raises(FadevizError, match=r"one and .*two observed different images as image 0.* same data="):
-        select_frames([one, make_run(tmp_path / "two", run_id="b", picture=7)])
+        select_frames([one, make_run(tmp_path / "two", run_id="b", corner=7)])
     with pytest.raises(FadevizError, match="are the same run, a1b2c3"):
         select_frames([one, open_run(tmp_path / "one" / ".." / "one")])
     assert len(select_frames([one, make_run(tmp_path / "copy")])) == 2

@@ -400,7 +400,7 @@ class TestMisuse:
     @pytest.mark.skipif(native_library.library() is None, reason="needs a C compiler")
     def test_native_refuses_what_it_cannot_read(self):
         x = torch.zeros(1, 2, 3, 3)
-        with pytest.raises(FadevizError, match="takes kernels up to 64 and scales up to 16, not 97 and 1"):
+        with pytest.raises(FadevizError, match="supports kernel_size up to 64 and scale_factor up to 16, not 97 and 1"):
             reassemble(x, torch.zeros(1, 97 * 97, 3, 3), 97, 1, backend="native")
         with pytest.raises(FadevizError, match="not 1 and 17"):
             reassemble(x, torch.zeros(1, 1, 51, 51), 1, 17, backend="native")
@@ -488,7 +488,7 @@ class TestChoice:
             x, kernels, _ = make(CASES[0])
             assert choose_backend(x, 5, 2) == "tiles"
             torch.testing.assert_close(reassemble(x, kernels, 5, 2), plain(x, kernels, 5, 2))
-            with pytest.raises(FadevizError, match="backend native needs a C compiler"):
+            with pytest.raises(FadevizError, match="backend='native' needs a C compiler"):
                 reassemble(x, kernels, 5, 2, backend="native")
         finally:
             native_library.library.cache_clear()
@@ -692,7 +692,7 @@ class TestCompressedConv:
     @pytest.mark.parametrize("size", [(9, 7), (3, 3), (2, 1), (1, 8), (4, 5)])
     @pytest.mark.parametrize(("k", "dilation"), [(3, 1), (5, 1), (3, 2), (1, 1)])
     def test_one_convolution_equals_two(self, size, k, dilation, on_gpu, monkeypatch):
-        monkeypatch.setattr(compressed, "_counts_launches", lambda x: on_gpu)
+        monkeypatch.setattr(compressed, "_is_launch_bound", lambda x: on_gpu)
         torch.manual_seed(0)
         compressor = torch.nn.Conv2d(3, 32, 1).double()
         conv = torch.nn.Conv2d(32, 5, k, padding=(k - 1) * dilation // 2, dilation=dilation).double()

@@ -319,7 +319,7 @@ class TestPage:
         assert "upsampler" in table
         assert "seed" in table
         assert "parameters" not in table
-        assert "1234" in page.text[page.text.index("The same in all runs") :]
+        assert "1234" in page.text[page.text.index("Common settings") :]
 
     def test_where_things_lie_on_the_machine_is_not_told(self, tmp_path):
         run = make_run(tmp_path / "run")
@@ -371,7 +371,7 @@ class TestPage:
 
     def test_one_run_alone_differs_in_nothing(self, runs, tmp_path):
         write_report(runs[:1], tmp_path / "one.html")
-        assert "What differs" not in (tmp_path / "one.html").read_text("utf-8")
+        assert "Different settings" not in (tmp_path / "one.html").read_text("utf-8")
 
     def test_the_command_makes_the_page_again(self, page, runs, tmp_path, monkeypatch):
         command = re.search(r"<code>(.*?)</code>", page.text)[1].split()
@@ -475,10 +475,13 @@ class TestWords:
             (1.0, "1"),
             (-12.0, "−12"),
             (0.5, "0.500"),
+            (0.99999, "1.00"),
+            (-999.99, "−1,000"),
             (0.1234, "0.123"),
             (-12.345, "−12.3"),
             (1234.5, "1,234"),
             (1e-9, "1.00e−9"),
+            (-3.4e38, "−3.40e38"),
             (math.nan, "–"),
         ],
     )
@@ -488,9 +491,9 @@ class TestWords:
     @pytest.mark.parametrize(
         ("leads", "word", "said"),
         [
-            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior comes half of its way 4 steps after"),
-            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "comes half of its way 4 steps after"),
-            ([[np.inf] * 6], "outline first", "By step 110 the interior has not come half of its way; the outline has"),
+            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior reaches t50 4 steps after"),
+            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "reaches t50 4 steps after"),
+            ([[np.inf] * 6], "outline first", "By step 110 the interior has not reached t50; the outline has"),
             ([[1.0, 2.0]], "undecided", "The reason."),
             ([[1.0, -2.0] * 4], "together", "within the 10 steps that the snapshots resolve"),
         ],
@@ -528,10 +531,10 @@ class TestWhatIsNotInIt:
         order = learning_order(runs)
         few = sum(test.count < 6 for one in order.comparisons for test in one.tests.values())
         assert few > 0
-        assert f"<li>Left out: {few} tests of two operators with fewer than 6 pairs.</li>" in page.text
+        assert f"<li>Omitted: {few} tests of two operators with fewer than 6 pairs.</li>" in page.text
         assert not [said for said in page_text.caveats(order) if "distance-time" in said]
         monkeypatch.setattr(page_text, "shown_distances", lambda edges: (-1.0, 2.0))
-        assert "The distance-time maps leave out distances of 2 to 11 px outside." in page_text.caveats(order)
+        assert "The distance-time maps omit distances of 2 to 11 px outside." in page_text.caveats(order)
 
     def test_other_calls(self, runs, tmp_path):
         run = make_run(tmp_path / "calls", calls=3)

@@ -293,8 +293,8 @@ def test_the_true_alpha_stands_beside_the_input(browser, tmp_path):
     page.goto((tmp_path / "r.html").as_uri())
     page.wait_for_selector(".tile canvas")
     assert page.locator(".tile .name").all_text_contents() == ["Input", "True alpha", "FADE"]
-    picture = page.locator(".tile").nth(1).locator("img")
-    assert picture.evaluate("image => [image.naturalHeight, image.naturalWidth]") == [48, 64]
+    image = page.locator(".tile").nth(1).locator("img")
+    assert image.evaluate("image => [image.naturalHeight, image.naturalWidth]") == [48, 64]
     assert page.locator(".tile").nth(0).bounding_box()["y"] == page.locator(".tile").nth(1).bounding_box()["y"]
     # The contour covers the input alone until it is asked for; a place is marked in all three.
     lines = page.locator(".tile .overlay g")
@@ -304,7 +304,7 @@ def test_the_true_alpha_stands_beside_the_input(browser, tmp_path):
     move_to(page, 2, 10, 21)
     assert page.locator(".pixel-light[visibility=visible]").count() == 3
     page.locator("#image").select_option("1")
-    expect(picture).to_have_attribute("alt", "True alpha of disc_1")
+    expect(image).to_have_attribute("alt", "True alpha of disc_1")
     assert page.locator("#strip img").count() == 2
     page.close()
     assert complaints == []

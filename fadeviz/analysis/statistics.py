@@ -26,6 +26,9 @@ UNITS = {
 EXACT_UP_TO = 14
 """Largest number of units for which all sign patterns are tried (2^14 = 16384)."""
 
+LEAST_PAIRS = 6
+"""Number of pairs below which no sign-flip test can reach p = 0.05."""
+
 _HUGE = 1e300  # replaces infinity where two values are averaged: huge - huge is 0, inf - inf is undefined
 
 

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from ..storage.metrics import METRICS
 from .learning import UNTIL
 from .order import RESPONSES, LearningOrder, OperatorOrder
+from .statistics import LEAST_PAIRS
 from .table import Row
 from .verdicts import is_representative
-
-LEAST_PAIRS = 6
-"""Pairs below which no sign-flip test can reach p = 0.05."""
 
 
 def describe(order: LearningOrder, rows: Sequence[Row], by_rule: Sequence[Row] = ()) -> str:

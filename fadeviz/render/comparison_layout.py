@@ -233,7 +233,7 @@ def _check_row(row: Row, columns: Sequence[str]) -> None:
         if side < 1 or left < 0 or top < 0 or left + side > width or top + side > height:
             raise FadevizError(
                 f"{name}: the window of side {side} at x {left}, y {top} does not lie in the image of "
-                f"{width}x{height}. Choose it inside"
+                f"{width}x{height}. Choose one inside it"
             )
 
 

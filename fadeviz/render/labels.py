@@ -72,7 +72,7 @@ def brief(name: object, longest: int = 80) -> str:
 def format_number(value: float, digits: int = 3) -> str:
     """A value with ``digits`` significant digits and a true minus sign; shorter whole numbers as they are.
 
-    Digits are grouped by commas; an exponent stands only where more than 6 decimal places were needed.
+    Digits are grouped by commas. Exponents are used from 10^9 on, and where more than 6 decimal places were needed.
 
     Example:
         >>> format_number(12), format_number(0.5), format_number(12345.6), format_number(float("nan"))
@@ -82,11 +82,10 @@ def format_number(value: float, digits: int = 3) -> str:
         return "–"
     if value == int(value) and abs(value) < 10**digits:
         return str(int(value)).replace("-", _MINUS)
-    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    if places <= 6:
-        return f"{value:,.{places}f}".replace("-", _MINUS)
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    return f"{mantissa}e{int(exponent)}".replace("-", _MINUS)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")  # of the rounded value: 0.9999 is 1.00
+    places = max(0, digits - 1 - int(exponent))
+    text = f"{value:,.{places}f}" if places <= 6 and int(exponent) < 9 else f"{mantissa}e{int(exponent)}"
+    return text.replace("-", _MINUS)
 
 
 def heading(sequence: FrameSequence) -> str:

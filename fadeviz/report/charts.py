@@ -32,7 +32,7 @@ _COMPARED_WITH = {"edge_mismatched": "edge", "interior_mismatched": "interior", 
 _ROLES = {MEASURES[name].title: name for name in ("edge", "interior")}
 """Curves that have the same colour wherever they occur."""
 
-_MARKS = "Dotted vertical lines: onset, where half of the way is done. The distance between the two is the lead."
+_MARKS = "Dotted vertical lines: median t50. The distance between the two is the lead."
 
 
 def chart_groups(order: LearningOrder) -> list[dict[str, Any]]:

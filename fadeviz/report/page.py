@@ -128,7 +128,7 @@ def _comparisons(sentences: Sequence[str]) -> str:
         return ""
     opened = " open" if len(sentences) <= 2 else ""  # two operators; more would push the maps off the screen
     note = "<p>p-values are not corrected for the number of comparisons.</p>"
-    summary = "The operators compared in pairs"
+    summary = "Paired comparisons of the operators"
     return f'<details class="aside"{opened}><summary>{summary}</summary><ul>{_items(sentences)}</ul>{note}</details>'
 
 
@@ -139,7 +139,7 @@ def _left_out(sentences: Sequence[str]) -> str:
 
 
 def _verdicts(rows: Sequence[dict[str, str]]) -> str:
-    columns = (("lead", "lead, steps"), ("edge", "outline half-way at"), ("interior", "interior half-way at"))
+    columns = (("lead", "lead, steps"), ("edge", "t50 of the outline"), ("interior", "t50 of the interior"))
     parts = []
     for row in rows:
         cells = "".join(f"<div><dt>{name}</dt><dd>{_escape(row[key])}</dd></div>" for key, name in columns)
@@ -164,9 +164,11 @@ def _settings(names: Sequence[str], different: dict[str, list[str]], common: dic
         else:
             head = ["folder", *different]
             body = _rows((name, [row[number] for row in different.values()]) for number, name in enumerate(names))
-        parts.append("<h3>What differs</h3>" + _table("Settings that differ", _row("th", head, "col"), body, "marked"))
+        parts.append(
+            "<h3>Different settings</h3>" + _table("Different settings", _row("th", head, "col"), body, "marked")
+        )
     if common:
-        heading = "The run" if len(names) == 1 else "The same in all runs"
+        heading = "The run" if len(names) == 1 else "Common settings"
         cells = "".join(f"<div><dt>{_escape(k)}</dt><dd>{_escape(v)}</dd></div>" for k, v in common.items())
         parts.append(f'<h3>{heading}</h3><dl class="settings">{cells}</dl>')
     return "".join(parts)

@@ -11,16 +11,13 @@ from numpy.typing import NDArray
 
 from ..analysis.learning import UNTIL, LearningTimes, State
 from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
-from ..analysis.statistics import UNITS, Interval
+from ..analysis.statistics import LEAST_PAIRS, UNITS, Interval
 from ..analysis.table import verdicts_by_rule
 from ..analysis.verdicts import is_representative
 from ..render.frames import spread
 from ..render.labels import format_number
 from ..render.panels import shown_distances
 from ..storage.stored_run import StoredRun
-
-LEAST_PAIRS = 6
-"""Of fewer pairs no sign-flip test can fall below p = 0.05."""
 
 MAX_STEPS = 200
 """Most snapshots shown as maps and as points of a curve; the measures use all of them."""
@@ -30,7 +27,7 @@ _LONGEST = 200
 
 
 def plain(value: object, longest: int = _LONGEST) -> str:
-    """What a run says of itself as text: without control characters, and no longer than a reader would read."""
+    """A value of a run as text: without control characters, and shortened to ``longest`` characters."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value))
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
@@ -55,7 +52,7 @@ def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
 
 
 def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
-    """A row an operator: its verdict in words, the lead and the two times with their intervals."""
+    """One row per operator: its verdict in words, the lead and the two t50 with their intervals."""
     last = order.steps[-1]
     return [
         {
@@ -84,15 +81,15 @@ def _sentence(operator: OperatorOrder, last: int) -> str:
     if word in ("outline first", "interior first"):
         early, late = ("outline", "interior") if word == "outline first" else ("interior", "outline")
         if math.isinf(lead.estimate):
-            return f"By step {last} the {late} has not come half of its way; the {early} has ({maps})."
+            return f"By step {last} the {late} has not reached t50; the {early} has ({maps})."
         return (
-            f"The {late} comes half of its way {format_number(abs(lead.estimate))} steps after the {early} "
+            f"The {late} reaches t50 {format_number(abs(lead.estimate))} steps after the {early} "
             f"({_level(lead)} interval {_ends(lead, last)} steps; {maps})."
         )
     states = f"Outline: {_states(operator.edge_times)}. Interior: {_states(operator.interior_times)}."
     if word == "together":
         return (
-            f"The two come half of their way within the {operator.margin:.0f} steps that the snapshots resolve "
+            f"Both reach t50 within the {operator.margin:.0f} steps that the snapshots resolve "
             f"(lead {_interval(lead, last, signed=True)} steps; {maps})."
         )
     if word == "undecided":
@@ -102,9 +99,9 @@ def _sentence(operator: OperatorOrder, last: int) -> str:
 
 
 def _states(times: Sequence[Sequence[LearningTimes]]) -> str:
-    """In how many maps a response is in each state: ``reached in 2 maps, never in 2``."""
-    found = [one.state for row in times for one in row]
-    counts = [(str(state), found.count(state)) for state in State if state in found]
+    """The number of maps in which a response is in each state: ``reached in 2 maps, never in 2``."""
+    states = [learning.state for row in times for learning in row]
+    counts = [(str(state), states.count(state)) for state in State if state in states]
     return ", ".join(
         f"{state} in {n}{' maps' * (not i and n != 1)}{' map' * (not i and n == 1)}"
         for i, (state, n) in enumerate(counts)
@@ -124,7 +121,7 @@ def _ends(interval: Interval, last: int, signed: bool = True) -> str:
 
 
 def _step(value: float, last: int, signed: bool = False) -> str:
-    """A step or a lead; what has not come by the last step comes after it, if ever: such a lead has no number."""
+    """A step or a lead; infinite where a response has not reached t50 by the last step."""
     if math.isinf(value):
         return ("+∞" if value > 0 else f"{_MINUS}∞") if signed else f"after {last:,}"
     text = f"{abs(value):,.0f}" if abs(value) >= 10 else f"{abs(value):.1f}"
@@ -136,61 +133,61 @@ def _level(interval: Interval) -> str:
 
 
 def rules(order: LearningOrder) -> tuple[list[str], dict[str, list[str]]]:
-    """The verdict of each operator by every rule: the rules in words, and for each the words by operator."""
-    found: dict[str, list[str]] = {}
+    """The verdicts by every rule: the titles of the operators, and for each rule in words a verdict per operator."""
+    verdicts: dict[str, list[str]] = {}
     for row in verdicts_by_rule(order):
         rule = f"{RESPONSES[row['responses']]}; until {UNTIL[row['until']]}"
-        found.setdefault(rule[:1].upper() + rule[1:], []).append(row["verdict"])
-    return [plain(operator.title) for operator in order.operators], found
+        verdicts.setdefault(rule[:1].upper() + rule[1:], []).append(row["verdict"])
+    return [plain(operator.title) for operator in order.operators], verdicts
 
 
 def comparison_sentences(order: LearningOrder) -> list[str]:
-    """What the paired tests say of every two operators, where there are pairs enough to say anything."""
+    """The paired tests of every two operators, where there are enough pairs for a test to be significant."""
     titles = {operator.name: operator.title for operator in order.operators}
     return [
-        f"Lead of {plain(titles[one.first])} less that of {plain(titles[one.second])}, paired by {unit}: "
+        f"Lead of {plain(titles[pair.first])} minus that of {plain(titles[pair.second])}, paired by {unit}: "
         f"{_step(test.difference, order.steps[-1], True)} steps, p = {test.p:.3g} "
         f"({'exact' if test.exact else 'sampled'}, {_count(test.count, 'pair')}; {UNITS[unit].partition(': ')[2]})."
-        for one in order.comparisons
-        for unit, test in one.tests.items()
+        for pair in order.comparisons
+        for unit, test in pair.tests.items()
         if test.count >= LEAST_PAIRS
     ]
 
 
 def caveats(order: LearningOrder) -> list[str]:
-    """What a sceptical reader has to know, a sentence each."""
-    said = [plain(note, 300) for note in order.notes]
-    said = [f"{note[:1].upper()}{note[1:]}." for note in said]
+    """What limits the conclusions, one sentence each."""
+    sentences = [plain(note, 300) for note in order.notes]
+    sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
     if len(order.images) > 1:
         ends = [
             f"{plain(o.title)} {format_number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
             f"{format_number(_median(np.stack([m.interior_mismatched[-1] for m in o.measured])), 2)}"
             for o in order.operators
         ]
-        said.append(
-            "Objects stand mostly in the middle of an image: a map that is brighter there answers to them without "
-            "knowing any. The interior response at the last step, and the same map's to the masks of other images: "
-            f"{'; '.join(ends)}. Dotted curves show it over the training."
+        sentences.append(
+            "Objects are mostly in the middle of an image, so that any map that is brighter there responds to them. "
+            "The interior response at the last step, and that of the same maps for mismatched masks (those of the "
+            f"other images): {'; '.join(ends)}. Dotted curves show the latter over the training."
         )
     else:
-        said.append("One image: what a map shows cannot be told from where objects tend to be.")
+        sentences.append("One image: a response to the object cannot be distinguished from one to its position.")
     edges = order.operators[0].value_kymograph.edges
     last = shown_distances([edges])[1]
     if edges[-1] > last:
-        said.append(f"The distance-time maps leave out distances of {last:g} to {edges[-1]:g} px outside.")
+        sentences.append(f"The distance-time maps omit distances of {last:g} to {edges[-1]:g} px outside.")
     few = sum(test.count < LEAST_PAIRS for one in order.comparisons for test in one.tests.values())
     if few:
-        said.append(f"Left out: {_count(few, 'test')} of two operators with fewer than {LEAST_PAIRS} pairs.")
+        sentences.append(f"Omitted: {_count(few, 'test')} of two operators with fewer than {LEAST_PAIRS} pairs.")
     modes = {str(run.info.observation.mode) for o in order.operators for run in o.runs}
     if "eval" in modes:
-        said.append(
-            "BatchNorm's running statistics lag behind the weights in the first tens of steps; the maps show the lag."
+        sentences.append(
+            "BatchNorm's running statistics lag behind the weights in the first tens of steps, which affects the maps."
         )
-    said.append(
-        "Where each frame spans its own range, brightness cannot be compared between frames and noise is lifted to "
+    sentences.append(
+        "Where each frame spans its own range, brightness cannot be compared between frames, and noise is amplified to "
         "full contrast; the other two normalisations show the scale."
     )
-    return said
+    return sentences
 
 
 def _median(values: NDArray[np.floating]) -> float:
@@ -206,24 +203,24 @@ def _count(count: int, noun: str) -> str:
 
 
 def settings(runs: Sequence[StoredRun]) -> tuple[list[str], dict[str, list[str]], dict[str, str]]:
-    """What the runs were made with.
+    """The settings of the runs.
 
     Returns:
-        A name for each run; the settings that differ, with a value a run; the settings that all have in common.
+        A name for each run; the settings that differ, with one value per run; the settings that all runs share.
     """
-    told = [_told(run) for run in runs]
-    names = list(dict.fromkeys(name for one in told for name in one))
-    table = {name: [one.get(name, "–") for one in told] for name in names}
-    unlike = {name: row for name, row in table.items() if len(set(row)) > 1}
-    alike = {name: row[0] for name, row in table.items() if name not in unlike or len(runs) == 1}
-    return [plain(run.address) for run in runs], unlike, alike
+    stored = [_settings(run) for run in runs]
+    names = list(dict.fromkeys(name for values in stored for name in values))
+    table = {name: [values.get(name, "–") for values in stored] for name in names}
+    different = {name: row for name, row in table.items() if len(set(row)) > 1}
+    common = {name: row[0] for name, row in table.items() if name not in different or len(runs) == 1}
+    return [plain(run.address) for run in runs], different, common
 
 
 _PLACES = ("data_dir", "weights")
-"""Settings that say where things lie on one's machine: nobody's business to whom the page is mailed."""
+"""Settings that are paths of the recording machine, which are omitted because the page may be shared."""
 
 
-def _told(run: StoredRun) -> dict[str, str]:
+def _settings(run: StoredRun) -> dict[str, str]:
     info = run.info
     found: dict[str, Any] = {
         "run": run.run_id,

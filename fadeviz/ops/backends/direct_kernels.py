@@ -242,6 +242,13 @@ def _lanes(block, V: tl.constexpr):
 
 @jit
 @no_type_check
+def _over_lanes(values, V: tl.constexpr, LAST: tl.constexpr):
+    """One value a location, as a block that broadcasts over channels, V of which each thread has."""
+    return values[:, None, None] if V > 1 else _columns(values, LAST)
+
+
+@jit
+@no_type_check
 def _halve(parts, V: tl.constexpr):
     """Each part as the two halves of its last axis, which has V elements after that."""
     halves = ()
@@ -393,14 +400,8 @@ def similarity_kernel(
     size = height, width, channels
     j_ok = j < width
     lane = tl.cast(tl.arange(0, C), INDEX)
-    if V > 1:
-        lanes = (lane[:, None] * V + tl.arange(0, V)[None, :])[None, :, :]
-        spread_j = j[:, None, None]
-        spread_ok = j_ok[:, None, None]
-    else:
-        lanes = _channels(lane, LAST)
-        spread_j = _columns(j, LAST)
-        spread_ok = _columns(j_ok, LAST)
+    lanes = (lane[:, None] * V + tl.arange(0, V)[None, :])[None, :, :] if V > 1 else _channels(lane, LAST)
+    spread_j, spread_ok = _over_lanes(j, V, LAST), _over_lanes(j_ok, V, LAST)
     if gate is not None:
         seen = _skip_products(
             query, skip, gate, grad_skip, b, h, spread_j, spread_ok, lanes, channels, S, P, T, C, V, LAST, ACC

@@ -4,18 +4,20 @@
  *   similarity  w[k*K + l, i, j] = sum over c of y[c, i, j] * x[c, i/s + k - K/2, j/s + l - K/2]
  *   spread      x[c, i', j'] = sum over all (i, j, k, l) that read x[c, i', j'] of w[k*K + l, i, j] * y[c, i, j]
  *
- * x is the low-resolution map (B, C, h, w), y the high-resolution one, w the kernels (B, G*K*K, s*h, s*w).
- * and, for the kernels themselves, softmax over each kernel of logits plus nearest-upsampled coarse logits.
+ * x is the low-resolution map (B, C, h, w), y the high-resolution map, w the kernels (B, G*K*K, s*h, s*w). For the
+ * kernels themselves, there is the softmax over each kernel of logits plus nearest-upsampled coarse logits.
  *
- * All walk over the low-resolution pixels: the s*s output pixels of one parent share their K x K window, so one
- * load of x serves s*s multiplications, and the sums of four output pixels stay in registers.
+ * All loops visit the low-resolution pixels: the s*s output pixels of a parent share their K x K window, so one load of x
+ * serves s*s multiplications, and the sums of four output pixels stay in registers.
  *
- * The arithmetic wants the channels of a pixel side by side. A map that lies so is read and written where it is; rows of
- * any other map (bfloat16, channel counts that do not fill a vector) are copied into small buffers of a thread, a row at
- * a time. Contiguous maps, where the pixels of a row lie side by side, have a second form of the loops: `planes`. Every
- * sum is made by one thread in one order: results depend neither on the number of threads nor on the layout.
+ * The arithmetic needs the channels of a pixel next to each other. A map in that layout is read and written in place; rows
+ * of any other map (bfloat16, channel counts that do not fill a vector) are copied into small buffers of a thread, a row
+ * at a time. Contiguous maps, where the pixels of a row are next to each other, have a second form of the loops: `planes`.
+ * Every sum is computed by one thread in a fixed order: results depend neither on the number of threads nor on the layout.
  *
- * BITS, given to the compiler, is 32 or 64: the type all is computed in. The file includes itself for the part in it.
+ * BITS, defined on the command line, is 32 or 64: the type of the computation. The file includes itself for the part that
+ * depends on it, and sampled.c. It is one file of more than 500 lines because it is compiled at once, on first use, and
+ * its inner loops, which the compiler inlines, share their types and vectors.
  */
 #ifndef REAL
 
@@ -29,7 +31,7 @@
 #define BF16 2
 #define F16 3
 
-/* BLOCK: vectors of channels that are worked on at once. With 4 pixels, 4 vectors of sums fill half of 32 registers. */
+/* BLOCK: vectors of channels that are processed at once. With 4 pixels, 4 vectors of sums fill half of 32 registers. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define F32_LANES 16
@@ -50,7 +52,7 @@
 #define REGISTERS 16
 #endif
 
-/* Lanes of two vectors in turn: the first halves of both, and the second halves. */
+/* The lanes of two vectors alternating: of their first halves, and of their second halves. */
 #define LOW2 0, 2
 #define HIGH2 1, 3
 #define LOW4 0, 4, 1, 5
@@ -71,7 +73,7 @@
 #define ODD16 ODD8, 17, 19, 21, 23, 25, 27, 29, 31
 
 #define INLINE static inline __attribute__((always_inline))
-#define NOINLINE static __attribute__((noinline)) /* one copy is enough: the file is compiled while somebody waits */
+#define NOINLINE static __attribute__((noinline)) /* one copy is enough: the file is compiled while the user waits */
 
 typedef struct {
   void *data;
@@ -98,7 +100,7 @@ INLINE uint16_t float_to_bf16(float value) {
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1)) >> 16);                  /* to nearest, ties to even */
 }
 
-/* Keeps a vector in a register: gcc else loads it again for every use. */
+/* Keeps a vector in a register: otherwise gcc loads it again for every use. */
 #if defined(__x86_64__)
 #define HOLD(value) __asm__("" : "+v"(value))
 #else
@@ -150,18 +152,18 @@ INLINE f32_vector exp_f32(f32_vector v) {
 #endif
 #include "native.c"
 
-#else /* the part in REAL */
+#else /* the part that depends on REAL */
 
-/* aligned to one element: a pixel's channels may begin anywhere */
+/* aligned to one element: a pixel's channels may begin at any address */
 typedef REAL N(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 #define vector N(vector)
 
-/* Rows with the channels of a pixel side by side, each group filled up to whole vectors: the map itself where it lies so,
+/* Rows with the channels of a pixel next to each other, each group padded to whole vectors: the map itself if possible,
  * else a ring of buffers. */
 typedef struct {
   const Map *map;
   REAL *buffer;       /* NULL: direct */
-  int64_t *held;      /* which row a slot of the ring holds, image * height + row, or -1 */
+  int64_t *held;      /* the row in a slot of the ring, image * height + row, or -1 */
   int64_t slots, height, width, groups, channels, padded; /* channels and padded channels of one group */
   int64_t row_size;
 } N(Rows);
@@ -186,7 +188,7 @@ static int N(open_rows)(Rows *rows, const Map *map, int64_t slots, int64_t heigh
   rows->buffer = aligned_alloc(64, ((slots * rows->row_size * sizeof(REAL)) / 64 + 1) * 64);
   rows->held = malloc(slots * sizeof(int64_t));
   if (!rows->buffer || !rows->held) return 0;
-  memset(rows->buffer, 0, slots * rows->row_size * sizeof(REAL)); /* what fills up a group stays zero for ever */
+  memset(rows->buffer, 0, slots * rows->row_size * sizeof(REAL)); /* the padding of a group stays zero */
   for (int64_t i = 0; i < slots; i++) rows->held[i] = -1;
   return 1;
 }
@@ -196,7 +198,7 @@ static void N(close_rows)(Rows *rows) {
   free(rows->held);
 }
 
-/* Elements from one pixel to the next, and from one group to the next. */
+/* Distances, in elements, from one pixel to the next, and from one group to the next. */
 INLINE int64_t N(pixel_step)(const Rows *rows) {
   return rows->buffer ? rows->groups * rows->padded : rows->map->column;
 }
@@ -216,7 +218,7 @@ INLINE void N(move)(REAL *to, const REAL *from, int64_t count) {
   }
 }
 
-/* COUNT elements that lie side by side in a map, as REAL. */
+/* COUNT contiguous elements of a map, as REAL. */
 INLINE void N(load)(REAL *to, const Map *map, int64_t at, int64_t count) {
   if (map->type == REAL_TYPE && count <= 16) {
     N(move)(to, (const REAL *)map->data + at, count);
@@ -287,7 +289,7 @@ INLINE void N(transpose)(vector *v) {
   }
 }
 
-/* Between a row of a map, at element `base`, and a buffer with the channels of a pixel side by side. */
+/* Between a row of a map, at element `base`, and a buffer with the channels of a pixel next to each other. */
 static void N(copy_row)(const Rows *rows, int64_t base, REAL *row, const int reading) {
   const Map *map = rows->map;
   int64_t step = rows->groups * rows->padded;
@@ -300,8 +302,8 @@ static void N(copy_row)(const Rows *rows, int64_t base, REAL *row, const int rea
         else N(store_line)(group + j * step, map, at + j * map->column, map->channel, rows->channels);
       continue;
     }
-    /* Square blocks, so that every cache line of the map is touched once: its planes often lie a multiple of the page
-     * size apart, where lines push each other out. */
+    /* Square blocks, so that every cache line of the map is read once: its planes are often a multiple of the page size
+     * apart, where lines evict each other. */
     for (int64_t c = 0; c < rows->channels; c += LANES) {
       int64_t deep = rows->channels - c < LANES ? rows->channels - c : LANES;
       for (int64_t j = 0; j < rows->width; j += LANES) {
@@ -330,7 +332,7 @@ static void N(copy_row)(const Rows *rows, int64_t base, REAL *row, const int rea
   }
 }
 
-/* The row as the arithmetic wants it. */
+/* The row in the layout of the arithmetic. */
 static REAL *N(read_row)(Rows *rows, int64_t image, int64_t index) {
   const Map *map = rows->map;
   int64_t base = image * map->batch + index * map->row;
@@ -380,7 +382,7 @@ INLINE void N(sum4)(const vector *v, REAL *sums) {
   int64_t first = before - j > 0 ? before - j : 0;              \
   int64_t last = shape->width - j + before < K ? shape->width - j + before : K;
 
-/* y of PIXELS children of one parent, COUNT vectors of channels. */
+/* y of PIXELS children of a parent, COUNT vectors of channels. */
 INLINE void N(gather)(const int PIXELS, const int COUNT, const Shape *shape, int64_t j, REAL **x, int64_t x_step,
                       REAL **w, REAL **y) {
   WINDOW
@@ -403,7 +405,7 @@ INLINE void N(gather)(const int PIXELS, const int COUNT, const Shape *shape, int
     for (int n = 0; n < COUNT; n++) ((vector *)y[p])[n] = total[p][n];
 }
 
-/* Kernels of PIXELS children of one parent from all vectors of channels of a group. */
+/* Kernels of PIXELS children of a parent, from all vectors of channels of a group. */
 INLINE void N(correlate)(const int PIXELS, const Shape *shape, int64_t j, REAL **x, int64_t x_step, REAL **w, REAL **y,
                          int64_t vectors) {
   WINDOW
@@ -423,7 +425,7 @@ INLINE void N(correlate)(const int PIXELS, const Shape *shape, int64_t j, REAL *
     }
 }
 
-/* Adds what PIXELS children of one parent give to x; rows that are not this thread's are NULL. */
+/* Adds the contributions of PIXELS children of a parent to x; rows that are not this thread's are NULL. */
 INLINE void N(scatter)(const int PIXELS, const int COUNT, const Shape *shape, int64_t j, REAL **x, int64_t x_step,
                        REAL **w, REAL **y) {
   WINDOW
@@ -502,12 +504,12 @@ INLINE int N(run)(const int what, const Shape *shape, const Map *x_map, const Ma
   int done = N(open_rows)(&x, x_map, K, h, shape->width, shape->groups, shape->channels / shape->groups, LANES) &&
              N(open_rows)(&w, w_map, s, h * s, shape->width * s, shape->groups, K * K, 1) &&
              N(open_rows)(&y, y_map, s, h * s, shape->width * s, shape->groups, shape->channels / shape->groups, LANES);
-  /* y may be filled up to whole vectors where x is read directly: both must then end alike. */
+  /* y may be padded to whole vectors where x is read in place: both must then have the same end. */
   for (int64_t index = begin; done && index < end;) {
     int64_t image = index / h, top = index % h;
-    int64_t bottom = end - image * h < h ? end - image * h : h; /* rows [top, bottom) of this image are ours */
+    int64_t bottom = end - image * h < h ? end - image * h : h; /* rows [top, bottom) of this image belong to this thread */
     if (what == SCATTER) {
-      int64_t ready = top; /* rows of x below this one have been begun */
+      int64_t ready = top; /* rows of x below this one have been started */
       for (int64_t i = top - (K - 1 - before) > 0 ? top - (K - 1 - before) : 0; i < h && i - before < bottom; i++) {
         for (int64_t k = 0; k < K; k++) {
           int64_t row = i + k - before;
@@ -525,9 +527,9 @@ INLINE int N(run)(const int what, const Shape *shape, const Map *x_map, const Ma
           y_row[a] = N(read_row)(&y, image, i * s + a);
         }
         N(walk)(what, shape, &x, &w, &y, x_row, w_row, y_row);
-        if (i - before >= top) N(write_row)(&x, image, i - before); /* nothing below reaches it any more */
+        if (i - before >= top) N(write_row)(&x, image, i - before); /* no row below reaches it */
       }
-      /* Near the last parent row some rows of x have all they get without having left the window. */
+      /* Near the last parent row some rows of x are complete before they leave the window. */
       int64_t past = h - before > top ? h - before : top;
       for (int64_t row = past; row < bottom; row++) N(write_row)(&x, image, row);
     } else {
@@ -550,22 +552,22 @@ INLINE int N(run)(const int what, const Shape *shape, const Map *x_map, const Ma
   return done;
 }
 
-/* Maps in which the pixels of a row lie side by side, as contiguous ones do: a vector then holds neighbouring pixels of
- * one channel, and nothing is transposed. The columns of a high-resolution row are dealt out to s phases, one for each
- * child of a parent, so that the children of a vector of parents read the same values of x. Every sum is made in the
- * order of the code above: the layout of a map does not change a bit of the result. */
+/* Maps in which the pixels of a row are next to each other, as in contiguous ones: a vector then holds neighbouring pixels
+ * of a channel, and nothing is transposed. The columns of a high-resolution row are distributed to s phases, one for each
+ * child of a parent, so that the children of a vector of parents read the same values of x. Every sum is computed in the
+ * order of the code above: results do not depend on the layout, bit for bit. */
 typedef struct {
   const Map *map;
   REAL *data;   /* channels (those of a group filled up to whole blocks), slots (rows), phases, pitch */
   REAL *line;   /* a row of the map as REAL */
-  int64_t extent; /* elements from the map's first one to behind its last one */
-  int64_t groups, channels, padded; /* channels of one group, and of one that is filled up */
+  int64_t extent; /* elements, from the map's first to the end of its last */
+  int64_t groups, channels, padded; /* channels of a group, without and with padding */
   int64_t slots, phases, width, left, pitch, step; /* width: of a phase; left: zeros before it; step: of a channel */
   int64_t lean; /* K: column l of a kernel lies l - K/2 further to the right, at the pixel of x that it reaches; or 1 */
 } N(Planes);
 #define Planes N(Planes)
 
-/* LEFT and RIGHT: zeros beside a row. HOLD_ALL: all channels are held, else one block. */
+/* LEFT and RIGHT: zeros at both sides of a row. HOLD_ALL: all channels are stored, otherwise one block. */
 static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, int64_t height, int64_t groups,
                           int64_t channels, int64_t slots, int64_t phases, int64_t left, int64_t right,
                           int64_t lean, int hold_all) {
@@ -582,7 +584,7 @@ static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, in
   planes->width = shape->width;
   planes->left = left;
   planes->lean = lean;
-  /* An odd number of vectors: at a multiple of the page size the taps of a kernel push each other out of the cache. */
+  /* An odd number of vectors: at a multiple of the page size the taps of a kernel evict each other from the cache. */
   planes->pitch = left + right ? left + vectors * LANES + right : (vectors | 1) * LANES;
   if (lean > 1) planes->pitch = (planes->pitch + LANES - 1) / LANES * LANES;
   planes->step = slots * phases * planes->pitch;
@@ -590,7 +592,7 @@ static int N(open_planes)(Planes *planes, const Map *map, const Shape *shape, in
   planes->data = aligned_alloc(64, (bytes / 64 + 1) * 64);
   planes->line = malloc((shape->width * phases + 16) * sizeof(REAL));
   if (!planes->data || !planes->line) return 0;
-  memset(planes->data, 0, bytes); /* what surrounds the rows stays zero for ever */
+  memset(planes->data, 0, bytes); /* the surroundings of the rows stay zero */
   return 1;
 }
 
@@ -602,7 +604,7 @@ static void N(close_planes)(Planes *planes) {
 INLINE vector N(even)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(EVEN, LANES)); }
 INLINE vector N(odd)(vector a, vector b) { return __builtin_shufflevector(a, b, JOIN(ODD, LANES)); }
 
-/* LANES elements of which the first COUNT are there, the others zero; memory may be read up to LIMIT. */
+/* LANES elements: the first COUNT are read, the others are zero; memory may be read up to LIMIT. */
 INLINE vector N(load_some)(const REAL *from, int64_t count, const REAL *limit) {
   typedef INTEGER integers __attribute__((vector_size(VECTOR_BYTES)));
   vector value = {0};
@@ -619,7 +621,7 @@ INLINE void N(store_some)(REAL *to, vector value, int64_t count) {
   else if (count > 0) N(move)(to, (const REAL *)&value, count);
 }
 
-/* From a row of a map to its phases, where lanes behind the end become zero. */
+/* From a row of a map to its phases; lanes beyond the end become zero. */
 INLINE void N(split)(const REAL *row, const REAL *limit, REAL *to, int64_t phases, int64_t width, int64_t pitch) {
   if (phases == 1) {
     for (int64_t j = 0; j < width; j += LANES) *(vector *)(to + j) = N(load_some)(row + j, width - j, limit);
@@ -636,7 +638,7 @@ INLINE void N(split)(const REAL *row, const REAL *limit, REAL *to, int64_t phase
   }
 }
 
-/* The way back. */
+/* From the phases back to the row. */
 INLINE void N(merge)(const REAL *from, REAL *row, int64_t phases, int64_t width, int64_t pitch) {
   if (phases == 1) {
     for (int64_t j = 0; j < width; j += LANES) N(store_some)(row + j, *(const vector *)(from + j), width - j);
@@ -655,7 +657,7 @@ INLINE void N(merge)(const REAL *from, REAL *row, int64_t phases, int64_t width,
 /* COUNT rows from TOP on of CHANNELS channels of a group, from FIRST on, whose place is at `held`. */
 INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, int64_t first, int64_t channels,
                            int64_t top, int64_t count, REAL *held, const int reading) {
-  const Map map = *planes->map; /* locals all: the compiler fears that what is written could change them */
+  const Map map = *planes->map; /* local copies: the compiler must assume that a write could change the originals */
   const int64_t slots = planes->slots, phases = planes->phases, pitch = planes->pitch, step = planes->step;
   const int64_t lean = planes->lean, part = planes->width, width = part * phases;
   const int64_t size = map.type == F64 ? 8 : map.type == F32 ? 4 : 2, line = 64 / size;
@@ -663,20 +665,20 @@ INLINE void N(copy_planes)(const Planes *planes, int64_t image, int64_t group, i
   const int64_t extent = planes->extent;
   const REAL *limit = direct ? (const REAL *)map.data + extent : planes->line + width + 16;
   int64_t start = image * map.batch + (group * planes->channels + first) * map.channel + top * map.row;
-  held += top % slots * phases * pitch + planes->left; /* the slots of the others follow */
+  held += top % slots * phases * pitch + planes->left; /* followed by the slots of the other channels */
   for (int64_t c = 0; c < channels; c++, start += map.channel, held += step)
     for (int64_t i = 0; i < count; i++) {
       int64_t at = start + i * map.row;
       REAL *row = direct ? (REAL *)map.data + at : planes->line;
       REAL *own = held + i * phases * pitch + (first + c) % lean - lean / 2;
-      /* The rows of this channel that come next: a processor foresees none that begin in another page. */
+      /* The next rows of this channel: a processor does not prefetch across pages. */
       for (int64_t j = 0; map.column == 1 && j < width + line - 1; j += line) {
         const char *next = (const char *)map.data + (at + count * map.row + (j < width ? j : width - 1)) * size;
         if (reading) __builtin_prefetch(next, 0, 2);
         else __builtin_prefetch(next, 1, 2);
       }
       if (reading) {
-        /* The loops that convert like whole vectors, also of what follows in the map. */
+        /* The conversions process whole vectors, including elements that follow in the map. */
         int64_t whole = (width + 15) / 16 * 16;
         if (map.column != 1 || at + whole > extent) whole = width;
         if (!direct) N(load_line)(row, &map, at, map.column, whole);
@@ -707,12 +709,12 @@ static void N(copy_all)(const Planes *planes, int64_t image, int64_t top, int64_
   }
 }
 
-/* What a row of parents works on. */
+/* The data of a row of parents. */
 typedef struct {
   const Shape *shape;
   const Planes *x, *w, *y;
-  int64_t first, last; /* the rows of its windows that are there */
-  int64_t slot[64];    /* where each lies in a channel of x */
+  int64_t first, last; /* the rows of its windows that exist */
+  int64_t slot[64];    /* the position of each in a channel of x */
 } N(Band);
 #define Band N(Band)
 
@@ -744,7 +746,7 @@ INLINE void N(gather_planes)(const int PIXELS, const Band *band, const REAL *x, 
   }
 }
 
-/* Adds what all children give to ROWS rows of x, from row k of the windows on, a block of channels. */
+/* Adds the contributions of all children to ROWS rows of x, from row k of the windows on, for a block of channels. */
 INLINE void N(scatter_planes)(const int ROWS, const Band *band, int64_t k, REAL *x, const REAL *w, const REAL *y) {
   int64_t K = band->shape->kernel, children = band->shape->scale * band->shape->scale;
   int64_t x_step = band->x->step, w_step = band->w->step, y_step = band->y->step;
@@ -773,7 +775,7 @@ INLINE void N(scatter_planes)(const int ROWS, const Band *band, int64_t k, REAL 
   }
 }
 
-/* Sums over every LANES-th channel, FIRST and so on: what one lane of `correlate` sums. */
+/* Sums over every LANES-th channel from FIRST on, as one lane of `correlate` does. */
 INLINE void N(correlate_lane)(const int PIXELS, const int COLUMNS, const Band *band, int64_t first, const REAL *x,
                               const REAL *y, vector (*sums)[4]) {
   vector total[5][4];
@@ -796,7 +798,7 @@ INLINE void N(correlate_lane)(const int PIXELS, const int COLUMNS, const Band *b
     for (int p = 0; p < PIXELS; p++) sums[l][p] = total[l][p];
 }
 
-/* COLUMNS columns of one row of the kernels of PIXELS children of LANES parents; the lanes are added up as by `sum4`. */
+/* COLUMNS columns of one row of the kernels of PIXELS children of LANES parents; the lanes are summed as by `sum4`. */
 INLINE void N(correlate_planes)(const int PIXELS, const int COLUMNS, const Band *band, const REAL *x, REAL *w,
                                 const REAL *y) {
   static const int turn[4] = {0, 2, 1, 3};
@@ -826,7 +828,7 @@ INLINE void N(correlate_row)(const int PIXELS, const Band *band, const REAL *x, 
         for (; l < K; l++)
           for (int p = 0; p < PIXELS; p++) *(vector *)(to + l * step + p * band->w->pitch) = (vector){0};
       const REAL *at = x + band->slot[k] + j;
-      /* Sums fill the registers. */
+      /* The sums fill the registers. */
       const int most = REGISTERS == 32 ? 5 : 3, fewer = REGISTERS == 32 ? 3 : 2;
       for (; l + most <= K; l += most) N(correlate_planes)(PIXELS, most, band, at + l, to + l * step, y + j);
       for (; l + fewer <= K; l += fewer) N(correlate_planes)(PIXELS, fewer, band, at + l, to + l * step, y + j);
@@ -868,7 +870,7 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
                          int64_t begin, int64_t end) {
   int64_t s = shape->scale, K = shape->kernel, before = K / 2, after = K - 1 - before, h = shape->height;
   int64_t groups = shape->groups, channels = shape->channels / groups;
-  const int around = what == SCATTER; /* then w and y, else x, are read around a pixel, and so have a border of zeros */
+  const int around = what == SCATTER; /* if so, w and y, otherwise x, are read around a pixel, and need a border of zeros */
   Planes x, w, y;
   Band band = {shape, &x, &w, &y, 0, 0, {0}};
   memset(&x, 0, sizeof x), memset(&w, 0, sizeof w), memset(&y, 0, sizeof y);
@@ -880,12 +882,12 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
                             what == CORRELATE);
   for (int64_t index = begin; done && index < end;) {
     int64_t image = index / h, top = index % h;
-    int64_t bottom = end - image * h < h ? end - image * h : h; /* rows [top, bottom) of this image are ours */
+    int64_t bottom = end - image * h < h ? end - image * h : h; /* rows [top, bottom) of this image belong to this thread */
     /* Rows [from, to) of parents reach rows [low, high) of x. */
     int64_t from = around ? (top > after ? top - after : 0) : top;
     int64_t to = around ? (bottom + before < h ? bottom + before : h) : bottom;
     int64_t low = around ? top : 0, high = around ? bottom : h;
-    int64_t next = from - before > low ? from - before : low; /* the first row of x that has not been begun */
+    int64_t next = from - before > low ? from - before : low; /* the first row of x that has not been started */
     for (int64_t i = from; i < to; i++) {
       band.first = low - i + before > 0 ? low - i + before : 0;
       band.last = high - i + before < K ? high - i + before : K;
@@ -902,9 +904,9 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
       N(copy_all)(what == CORRELATE ? &y : &w, image, i * s, s, 1);
       for (int64_t g = 0; g < groups; g++) N(walk_planes)(what, &band, image, i, g);
       if (what == CORRELATE) N(copy_all)(&w, image, i * s, s, 0);
-      if (what == SCATTER && i - before >= top) N(copy_all)(&x, image, i - before, 1, 0); /* it has all it gets */
+      if (what == SCATTER && i - before >= top) N(copy_all)(&x, image, i - before, 1, 0); /* it is complete */
     }
-    /* Near the last parent row some rows of x have all they get without having left the window. */
+    /* Near the last parent row some rows of x are complete before they leave the window. */
     if (what == SCATTER)
       for (int64_t row = to - before > top ? to - before : top; row < bottom; row++) N(copy_all)(&x, image, row, 1, 0);
     index = image * h + bottom;
@@ -913,14 +915,14 @@ INLINE int N(run_planes)(const int what, const Shape *shape, const Map *x_map, c
   return done;
 }
 
-/* Whether to work on planes. Where rows are short, vectors of channels are better filled; rows of float16 are converted
- * more slowly than the small blocks that are transposed. */
+/* Whether to process planes. Where rows are short, vectors of channels are fuller; converting rows of float16 is slower
+ * than transposing small blocks. */
 static int N(is_planar)(const Shape *shape, const Map *x, const Map *y) {
   return x->column == 1 && y->column == 1 && x->type != F16 && y->type != F16 &&
          (shape->width > 8 || shape->channels / shape->groups < LANES);
 }
 
-/* The two forms are functions of their own: in one, the compiler runs short of registers. */
+/* The two forms are separate functions: in a common one the compiler runs out of registers. */
 #define ENTRY(name, what)                                                                                        \
   NOINLINE int N(name##_rows)(const Shape *shape, const Map *x, const Map *w, const Map *y, int64_t begin,       \
                               int64_t end) {                                                                     \
@@ -942,7 +944,7 @@ static int N(is_planar)(const Shape *shape, const Map *x, const Map *y) {
     return done;                                                                                                 \
   }
 
-/* Whether load and store know float16. */
+/* Whether load and store support float16. */
 int N(fadeviz_reads_float16)(void) {
 #ifdef __FLT16_MAX__
   return 1;
@@ -956,7 +958,7 @@ ENTRY(fadeviz_similarity, CORRELATE)
 ENTRY(fadeviz_spread, SCATTER)
 
 #if REAL_TYPE == F32
-/* The COUNT logits of a kernel plus coarse ones, from FROM on; lanes before SKIP, and behind the end, are -infinity. */
+/* The COUNT logits of a kernel plus coarse ones, from FROM on; lanes before SKIP and beyond the end are -infinity. */
 INLINE f32_vector take_logits(const float *logits, const float *coarse, int64_t from, int32_t skip, int64_t count) {
   f32_vector value, more;
   i32_vector lane;
@@ -976,8 +978,8 @@ INLINE f32_vector take_logits(const float *logits, const float *coarse, int64_t 
   return skip ? choose(lane < skip, (f32_vector){0} - INFINITY, value) : value;
 }
 
-/* Kernels of one pixel: softmax over COUNT logits, plus coarse ones where there are any, in VECTORS vectors. The last
- * vector ends with the last logit and so may begin before the one in front of it has ended. */
+/* Kernels of one pixel: softmax over COUNT logits, plus coarse ones if there are any, in VECTORS vectors. The last vector
+ * ends with the last logit, and so may overlap the one before. */
 INLINE void softmax_vectors(const int64_t VECTORS, const float *logits, const float *coarse, float *out, int64_t count) {
   f32_vector value[VECTORS], high, total = {0};
   int64_t last = VECTORS - 1;
@@ -1010,10 +1012,10 @@ static void N(softmax)(const REAL *logits, const REAL *coarse, REAL *out, int64_
   else softmax_vectors((count + LANES - 1) / LANES, logits, coarse, out, count);
 }
 
-#define MANY 128 /* logits: more are not worth the room */
+#define MANY 128 /* logits: buffers for more are not worth their memory */
 
-/* A row of ITEMS kernels that lie one behind the other, LANES of them at once, with the very sums of softmax_vectors:
- * turned round, so that a vector holds one logit of each, nothing goes across its lanes. */
+/* A row of ITEMS contiguous kernels, LANES of them at once, with exactly the sums of softmax_vectors: transposed, so that
+ * a vector holds one logit of each, no lane depends on another. */
 static void softmax_row(const float *in, const float *coarse, int64_t coarse_step, int64_t scale, int64_t groups, float *out,
                         int64_t items, int64_t count) {
   int64_t blocks = (count + LANES - 1) / LANES, end = items * count;
@@ -1031,7 +1033,7 @@ static void softmax_row(const float *in, const float *coarse, int64_t coarse_ste
           memcpy(&value[n * LANES + i], some, sizeof some);
         }
         if (coarse) {
-          /* Without groups and scale no division, of which there would be three for every vector. */
+          /* Without groups and scale this avoids three divisions for every vector. */
           const float *more = groups * scale == 1 ? coarse + item * coarse_step + from
                                                   : coarse + item / groups / scale * coarse_step + item % groups * count + from;
           f32_vector low;
@@ -1054,11 +1056,11 @@ static void softmax_row(const float *in, const float *coarse, int64_t coarse_ste
     f32_vector total = 1.0f / lane[0];
     for (int64_t c = 0; c < last; c++) value[c] *= total;
     for (int64_t c = shift; c < LANES; c++) value[last + c] *= total;
-    for (int64_t c = 0; c < shift; c++) value[last + c] = value[last - shift + c]; /* the last block begins in the one before */
+    for (int64_t c = 0; c < shift; c++) value[last + c] = value[last - shift + c]; /* the last block overlaps the one before */
     for (int64_t n = 0; n < blocks; n++) {
       int64_t from = n < blocks - 1 || count < LANES ? n * LANES : count - LANES;
       N(transpose)((vector *)value + n * LANES);
-      for (int64_t i = 0; i < wide; i++) { /* what is too much belongs to the next, which follows */
+      for (int64_t i = 0; i < wide; i++) { /* lanes beyond the end belong to the next kernel, which is written afterwards */
         int64_t at = (first + i) * count + from, room = end - at < LANES ? end - at : LANES;
         memcpy(out + at, &value[n * LANES + i], room == LANES ? sizeof total : room * sizeof(float));
       }
@@ -1087,7 +1089,7 @@ INLINE void N(softmax_grad)(const REAL *grad, const REAL *kernel, REAL *out, REA
 }
 
 /* Rows [begin, end) of all images' low-resolution rows. `first` holds the logits, or the kernels' gradient; `second` the
- * kernels to write, or to read; `third` the gradient to write. A coarse map without data is none. */
+ * kernels to write, or to read; `third` the gradient to write. A coarse map without data is ignored. */
 static int N(run_softmax)(const int backward, const Shape *shape, const Map *first, const Map *second, const Map *third,
                           const Map *coarse, int64_t begin, int64_t end) {
   int64_t s = shape->scale, area = shape->kernel * shape->kernel, h = shape->height, w = shape->width;
@@ -1153,7 +1155,7 @@ SOFTMAX(fadeviz_softmax, 0)
 SOFTMAX(fadeviz_softmax_backward, 1)
 
 /* y = r + g * (e - r) with one g a pixel, and its gradients; all maps dense in one layout: channels last, or planes. The
- * pixels are worked on in short runs, so that a run's gate stays at hand while the planes go by. */
+ * pixels are processed in short runs, so that a run's gate stays in the cache from plane to plane. */
 #define RUN 512
 
 int N(fadeviz_blend)(const REAL *r, const REAL *e, const REAL *g, REAL *y, int64_t batch, int64_t channels,
@@ -1224,9 +1226,9 @@ int N(fadeviz_blend_backward)(const REAL *grad, const REAL *r, const REAL *e, co
   return 1;
 }
 
-/* FreqFusion's frame. KERNEL-sized kernels n that sum to 1 leave out, near the border, what reaches beyond it: at a pixel
- * d = 1 - the sum of what stays inside, beyond the border itself d = -1, and else 0. A map of M channels gets the
- * convolution of d with shift (k*k, M), k being SCALE; or the gradients of n and shift are found from the map's own. */
+/* FreqFusion's frame. KERNEL-sized kernels n that sum to 1 lose, near the border, the weights beyond it: there d is 1 minus
+ * the sum of the weights inside, beyond the border d is -1, and elsewhere 0. The convolution of d with shift (k*k, M), k
+ * being SCALE, is added to a map of M channels; or the gradients of n and shift are computed from the map's. */
 static REAL N(left_out)(const Shape *shape, const Map *n, int64_t b, int64_t i, int64_t j) {
   int64_t K = shape->kernel, R = K / 2, h = shape->height, w = shape->width;
   const REAL *at = (const REAL *)n->data + b * n->batch + i * n->row + j * n->column;
@@ -1253,7 +1255,7 @@ int N(fadeviz_frame)(const Shape *shape, const Map *map, const Map *n, const Map
   _Pragma("omp parallel for num_threads(shape->threads) schedule(static, 1) reduction(&& : done)")
   for (int64_t b = 0; b < shape->batch; b++) {
     REAL *weight = aligned_alloc(64, bytes), *sums = weight + k * k * padded, *own = sums + k * k * padded;
-    REAL *d = calloc(2 * h * w, sizeof(REAL)), *to_d = d + h * w; /* only the outer R rows and columns are touched */
+    REAL *d = calloc(2 * h * w, sizeof(REAL)), *to_d = d + h * w; /* only the outer R rows and columns are used */
     done = done && weight && d;
     if (!weight || !d) {
       free(weight), free(d);
@@ -1268,7 +1270,7 @@ int N(fadeviz_frame)(const Shape *shape, const Map *map, const Map *n, const Map
     for (int64_t t = 0; t < k * k; t++) memcpy(weight + t * padded, shift + t * M, M * sizeof(REAL));
     for (int64_t i = 0; i < h; i++)
       for (int64_t j = 0; j < w; j++) {
-        if (i >= R + r && i < h - R - r && j == R + r && j < w - R - r) j = w - R - r; /* nothing there */
+        if (i >= R + r && i < h - R - r && j == R + r && j < w - R - r) j = w - R - r; /* nothing is missing there */
         REAL *pixel = (REAL *)map->data + b * map->batch + i * map->row + j * map->column;
         for (int64_t m = 0; m < M; m++) own[m] = pixel[m * map->channel];
         for (int64_t t = 0; t < k * k; t++) {

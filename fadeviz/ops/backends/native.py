@@ -108,14 +108,14 @@ def _run(function: str, shape: _Shape, tensors: Sequence[Tensor | None]) -> None
     native_library.required_library(bits)
     if shape.kernel > _MAX_KERNEL or shape.scale > _MAX_SCALE:
         raise FadevizError(
-            f"backend native takes kernels up to {_MAX_KERNEL} and scales up to {_MAX_SCALE}, not {shape.kernel} and "
-            f"{shape.scale}. Use backend tiles"
+            f"backend='native' supports kernel_size up to {_MAX_KERNEL} and scale_factor up to {_MAX_SCALE}, not "
+            f"{shape.kernel} and {shape.scale}. Use backend='tiles'"
         )
     for tensor in tensors:
         if tensor is not None and not can_read(tensor):
             raise FadevizError(
-                f"backend native reads floating-point maps on the CPU, not {tensor.dtype} on {tensor.device}. "
-                "Convert them, or use backend tiles"
+                f"backend='native' reads floating-point maps on the CPU, not {tensor.dtype} on {tensor.device}. "
+                "Convert them, or use backend='tiles'"
             )
     maps = [NativeMap.of(tensor) for tensor in tensors]
     if not call(function, bits, ctypes.byref(shape), *map(ctypes.byref, maps)):

@@ -70,7 +70,7 @@ def required_library(bits: int) -> ctypes.CDLL:
     """
     loaded = library(bits)
     if loaded is None:
-        raise FadevizError("backend native needs a C compiler (cc, gcc or clang). Install one, or use backend tiles")
+        raise FadevizError("backend='native' needs a C compiler (cc, gcc, clang). Install one, or use backend='tiles'")
     return loaded
 
 

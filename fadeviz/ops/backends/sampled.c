@@ -6,11 +6,12 @@
  *   spread   its derivatives by x
  *
  * x is the low-resolution map (B, C, h, w), y the high-resolution one, k (B, heads*P, H, W), the points (B, groups*P*2, H,
- * W). A point is read bilinearly, and 0 outside: x is copied into planes with a border of two zeros, one plane for each
- * segment of channels that share group and head, and points beyond it are moved onto it. A tile of pixels of one row is
- * worked on at a time: first where all its points lie, in whole vectors, then the channels of one pixel after another.
+ * W). A point is read bilinearly, and as 0 outside: x is copied into planes with a border of two zeros, one plane for each
+ * segment of channels that share group and head, and points beyond the border are moved onto it. A tile of pixels of one
+ * row is processed at a time: first the positions of all its points, in whole vectors, then the channels pixel by pixel.
  *
- * The second part is included once for each width of the vectors of channels, V: maps have few channels.
+ * The second part is included once for each width of the vectors of channels, V, because maps may have few channels. It is
+ * one file of more than 500 lines for the same reason as native.c.
  */
 #ifndef V
 
@@ -32,7 +33,7 @@ typedef whole N(wholes) __attribute__((vector_size(VECTOR_BYTES)));
 
 enum { SUMS, LOGITS, SLOPES, SPREAD };
 
-/* What a thread works with. Arrays of a tile have an element for each of its points: pixel, group, point. */
+/* The data of a thread. Arrays of a tile have an element for each of its points: pixel, group, point. */
 typedef struct {
   const Points *shape;
   int64_t segments, lanes, padded; /* segments of channels; lanes of a vector; channels of a segment in whole vectors */
@@ -40,13 +41,13 @@ typedef struct {
   int64_t row_step, plane;         /* of the planes, in elements */
   REAL *planes, *bias;             /* (segments, h + 4, w + 4, padded), (segments, P, padded) */
   int spreads;
-  REAL *to_y;                      /* where sums go beside slopes, NULL without any */
+  REAL *to_y;                      /* destination of sums that are computed with slopes, or NULL */
   int64_t to_y_step;
-  REAL *sink;                      /* planes that are added up, as large */
-  int64_t twin;                    /* from these to their twins, 0 without any; see spread_pixel */
+  REAL *sink;                      /* planes of sums, of the same size */
+  int64_t twin;                    /* distance from these to their twins, 0 without twins; see spread_pixel */
   REAL *column;                    /* the pixel's number in the tile */
-  whole *index;                    /* the pixel of a plane left above the point */
-  REAL *down, *across;             /* how far below and right of it */
+  whole *index;                    /* the pixel of a plane to the upper left of the point */
+  REAL *down, *across;             /* the point's distance below and right of it */
   REAL *weight[4];                 /* of the four pixels */
   REAL *sums;                      /* products: of (tile, P), those with up to four pixels, a vector each */
 } N(Tile);
@@ -60,7 +61,7 @@ INLINE REAL *N(room)(char **at, int64_t count) {
   return start;
 }
 
-/* Lays the arrays out in one block of memory, which is returned; NULL when there is none. */
+/* Allocates one block of memory for all arrays, and returns it; NULL if there is not enough. */
 static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int reads, int spreads) {
   memset(tile, 0, sizeof *tile);
   int64_t of_group = shape->channels / shape->groups, of_head = shape->channels / shape->heads;
@@ -75,7 +76,7 @@ static char *N(open_tile)(Tile *tile, const Points *shape, const REAL *bias, int
   tile->tile = each < 64 ? 16 : each < 1024 ? 1024 / each : 1;
   int64_t all = tile->tile * each, planes = tile->segments * tile->plane, sink = planes;
   if (spreads && 2 * tile->lanes <= LANES) {
-    tile->twin = planes + 3 * tile->lanes - planes % (2 * tile->lanes); /* so that odd pixels begin a pair of vectors */
+    tile->twin = planes + 3 * tile->lanes - planes % (2 * tile->lanes); /* so that odd pixels start a pair of vectors */
     sink += tile->twin;
   }
   tile->spreads = spreads;
@@ -116,7 +117,7 @@ INLINE vector N(pick)(wholes mask, vector yes, vector no) {
 INLINE vector N(at)(const REAL *from) { return *(const vector *)from; }
 INLINE void N(put)(REAL *to, vector value) { *(vector *)to = value; }
 
-/* One coordinate of LANES points: the pixel before it, from -2 on, and how far it lies behind that. */
+/* One coordinate of LANES points: the pixel before it, from -2 on, and its distance from that. */
 INLINE wholes N(split_point)(vector position, int64_t size, vector *behind) {
   REAL end = (REAL)size;
   position = N(pick)(position > -2, position, (vector){0} - 2); /* NaN, too */
@@ -127,7 +128,7 @@ INLINE wholes N(split_point)(vector position, int64_t size, vector *behind) {
   return before;
 }
 
-/* Where the points of COUNT pixels from column FIRST of row I on lie. */
+/* The positions of the points of COUNT pixels, from column FIRST of row I on. */
 static void N(locate)(Tile *tile, const REAL *offsets, int64_t i, int64_t first, int64_t count) {
   const Points *shape = tile->shape;
   int64_t all = count * shape->groups * shape->points;
@@ -136,7 +137,7 @@ static void N(locate)(Tile *tile, const REAL *offsets, int64_t i, int64_t first,
   for (int64_t q = 0; q < all; q += LANES) {
     REAL last[2 * LANES];
     const REAL *from = offsets + 2 * q;
-    if (q + LANES > all) { /* what lies behind may not be ours to read */
+    if (q + LANES > all) { /* memory beyond the end must not be read */
       memset(last, 0, sizeof last);
       memcpy(last, from, 2 * (all - q) * sizeof(REAL));
       from = last;
@@ -166,7 +167,7 @@ static void N(fold)(REAL *values, int64_t count) {
 
 typedef REAL N(quad) __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
 
-/* COUNT numbers to where they belong, or onto what is there. */
+/* Writes COUNT numbers to their destination, or adds them to it. */
 INLINE void N(copy)(REAL *to, const REAL *from, int64_t count, const int adding) {
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
@@ -178,7 +179,7 @@ INLINE void N(copy)(REAL *to, const REAL *from, int64_t count, const int adding)
 }
 
 /* From the products with the four pixels around the points of one pixel, from point Q of the tile on: the slopes and the
- * value at each, written or added to what other segments gave. ROOM: how many kernels' weights may be read from k on. */
+ * value at each, written or added to those of other segments. ROOM: the number of weights that may be read from k on. */
 static void N(finish_slopes)(const Tile *tile, const REAL *dots, int64_t q, const REAL *k, int64_t room, REAL *slope,
                              int first_of_group, REAL *out, int first_of_head) {
   const Points *shape = tile->shape;
@@ -204,7 +205,7 @@ static void N(finish_slopes)(const Tile *tile, const REAL *dots, int64_t q, cons
       vector weight;
       if (m + LANES <= room) weight = N(at)(k + m);
       else {
-        memcpy(both, k + m, some * sizeof(REAL)); /* what lies behind may not be ours to read */
+        memcpy(both, k + m, some * sizeof(REAL)); /* memory beyond the end must not be read */
         weight = N(at)(both);
       }
       vector v = weight * down * falls, u = weight * across * (b - a + below * (d - b - c + a));
@@ -216,7 +217,7 @@ static void N(finish_slopes)(const Tile *tile, const REAL *dots, int64_t q, cons
   }
 }
 
-/* An image of x into the planes. */
+/* Copies an image of x into the planes. */
 static void N(fill_planes)(Tile *tile, Rows *x, int64_t image) {
   int64_t step = N(pixel_step)(x), size = tile->padded * sizeof(REAL);
   for (int64_t i = 0; i < tile->shape->height; i++) {
@@ -229,7 +230,7 @@ static void N(fill_planes)(Tile *tile, Rows *x, int64_t image) {
   }
 }
 
-/* Segments [FROM, TO) of what was added up into an image of x. */
+/* Copies segments [FROM, TO) of the sums into an image of x. */
 static void N(empty_sink)(Tile *tile, const Map *x, int64_t image, int64_t from, int64_t to) {
   int64_t size = tile->shape->channels / tile->segments;
   if (tile->twin)
@@ -290,8 +291,8 @@ INLINE void N(work)(const int what, Tile *tile, int64_t count, REAL *k, int64_t 
 #undef CALL
 }
 
-/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO); whole images where to_x, the gradient of x,
- * is wanted. Returns 0 when memory ran out. */
+/* High-resolution rows [BEGIN, END) of all images' rows, for segments [FROM, TO); whole images if to_x, the gradient of x,
+ * is needed. Returns 0 when memory ran out. */
 static int N(run_points)(const int what, const Points *shape, const Map *x, const Map *points, const Map *kernels,
                          const REAL *bias, const Map *y, const Map *slopes, const Map *to_kernels,
                          const Map *to_x, const Map *to_y, int64_t begin, int64_t end, int64_t part, int64_t parts) {
@@ -370,7 +371,7 @@ POINTS(fadeviz_sampled_sums, SUMS)
 POINTS(fadeviz_sampled_logits, LOGITS)
 POINTS(fadeviz_sampled_slopes, SLOPES)
 
-/* A thread adds up all that reaches its segments of an image. */
+/* A thread sums all contributions to its segments of an image. */
 int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,
                               const Map *y, const Map *slopes, const Map *to_kernels) {
   (void)bias, (void)slopes, (void)to_kernels;
@@ -385,7 +386,7 @@ int N(fadeviz_sampled_spread)(const Points *shape, const Map *x, const Map *poin
   return done;
 }
 
-/* The slopes, the gradient of x and, where it has data, that of y, the sums: in one pass where there is an image for every
+/* The slopes, the gradient of x and, where it has data, that of y, the sums: in one pass if there is an image for every
  * thread. */
 int N(fadeviz_sampled_gradients)(const Points *shape, const Map *x, const Map *points, const Map *kernels, const REAL *bias,
                                  const Map *y, const Map *slopes, const Map *to_kernels, const Map *to_x, const Map *to_y) {
@@ -404,8 +405,8 @@ int N(fadeviz_sampled_gradients)(const Points *shape, const Map *x, const Map *p
   return done;
 }
 
-/* COUNT numbers of OUT: reach * tanh(in) + regular; or the gradient of what was learned from that of the points, `in`, and
- * the points. */
+/* COUNT numbers of OUT: reach * tanh(in) + regular; or the gradient of the learned offsets, from that of the points, `in`,
+ * and the points. */
 #if REAL_TYPE == F32
 INLINE vector N(bend_vector)(const int backward, vector value, vector point, vector regular, REAL reach, REAL inverse) {
   if (backward) return value * (reach - (point - regular) * (point - regular) * inverse);
@@ -416,7 +417,7 @@ INLINE vector N(bend_vector)(const int backward, vector value, vector point, vec
 
 static void N(bend)(const int backward, REAL *out, const REAL *in, const REAL *point, const REAL *regular, REAL reach,
                     int64_t count) {
-  REAL inverse = reach ? 1 / reach : 0; /* without reach nothing is bent */
+  REAL inverse = reach ? 1 / reach : 0; /* without reach the points stay regular */
   int64_t q = 0;
   for (; q + LANES <= count; q += LANES)
     N(put)(out + q, N(bend_vector)(backward, N(at)(in + q), backward ? N(at)(point + q) : (vector){0}, N(at)(regular + q),
@@ -439,8 +440,8 @@ static void N(bend)(const int backward, REAL *out, const REAL *in, const REAL *p
 }
 #endif
 
-/* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W), whose pixels lie one behind the other:
- * the points, or the gradient of what was learned. P is a square, and the regular points are its pixels around the middle. */
+/* Between learned offsets (B*groups, P*2, H, W) and points (B, groups*P*2, H, W), whose pixels are contiguous: the
+ * points, or the gradient of the learned offsets. P is a square, and the regular points are its pixels around the middle. */
 static int N(run_bend)(const int backward, const Points *shape, const Map *learned, const Map *points, const Map *grad,
                        REAL reach, int64_t begin, int64_t end) {
   Rows in, out, up;
@@ -495,9 +496,9 @@ static int N(run_bend)(const int backward, const Points *shape, const Map *learn
 BEND(fadeviz_points, 0)
 BEND(fadeviz_points_backward, 1)
 
-/* The 3x3 convolution of few channels that the learned offsets of a 3x3 neighbourhood come from, at once with the points:
- * hidden (B*groups, H, W, C) to points (B, H, W, groups*18), all dense. What comes between, nine times as much, stays
- * within a row. */
+/* The 3x3 convolution of few channels to the learned offsets of a 3x3 neighbourhood, and the points, in one pass: hidden
+ * (B*groups, H, W, C) to points (B, H, W, groups*18), all dense. Intermediate values, nine times as many, are kept for a
+ * row at a time. */
 enum { N(LEARNED) = 18, N(VECTORS) = (18 + LANES - 1) / LANES, N(ROOM) = N(VECTORS) * LANES };
 
 typedef struct {
@@ -533,7 +534,7 @@ static char *N(open_conv)(Conv *conv, const Points *shape, const REAL *weight, c
   return memory;
 }
 
-/* Rows I - 1 to I + 1 of an image, with a pixel of zeros in front and more behind. */
+/* Rows I - 1 to I + 1 of an image, with a pixel of zeros before them and more after them. */
 INLINE void N(take_rows)(const int64_t C, const Conv *conv, const Points *shape, const REAL *image, int64_t i) {
   int64_t size = shape->wide * C;
   for (int64_t n = 0; n < 3; n++) {
@@ -581,7 +582,7 @@ INLINE void N(conv_row_backward)(const int64_t C, Conv *conv, const Points *shap
     int64_t image = (b * G + g) * H * W * C;
     const REAL *line = conv->line + g * N(LEARNED);
     N(take_rows)(C, conv, shape, hidden + image, i);
-    for (int64_t v = 0; v < 3; v++) { /* of the weight; what is in the lanes behind is the next pixel's, and dropped */
+    for (int64_t v = 0; v < 3; v++) { /* of the weight; the remaining lanes belong to the next pixel, and are ignored */
       vector total[3 * C + 1][N(VECTORS)];
       for (int64_t u = 0; u <= 3 * C; u++)
         for (int n = 0; n < N(VECTORS); n++) total[u][n] = (vector){0};
@@ -598,7 +599,7 @@ INLINE void N(conv_row_backward)(const int64_t C, Conv *conv, const Points *shap
           N(put)(sum, N(at)(sum) + total[u][n]);
         }
     }
-    for (int64_t j = 0; j < W; j += 4) { /* what each pixel gives to the nine around it */
+    for (int64_t j = 0; j < W; j += 4) { /* the contributions of each pixel to the nine around it */
       vector total[4][lanes];
       for (int p = 0; p < 4; p++)
         for (int64_t n = 0; n < lanes; n++) total[p][n] = (vector){0};
@@ -623,7 +624,7 @@ INLINE void N(conv_row_backward)(const int64_t C, Conv *conv, const Points *shap
   }
 }
 
-/* grad NULL: points from hidden. Else its gradient, and for each image those of the weight (9*C, 18), then the bias. */
+/* grad NULL: points from hidden. Otherwise the gradient of hidden, and for each image those of the weight (9*C, 18), then the bias. */
 int N(fadeviz_points_conv)(const Points *shape, const REAL *hidden, const REAL *weight, const REAL *bias, REAL *points,
                            const REAL *grad, REAL *to_hidden, REAL *sums, double reach) {
   int64_t C = shape->channels, tasks = grad ? shape->batch : shape->batch * shape->high;
@@ -657,7 +658,7 @@ int N(fadeviz_points_conv)(const Points *shape, const REAL *hidden, const REAL *
 }
 #undef Conv
 
-/* COUNT channels of every pixel of a row, from one step between pixels to another. */
+/* Copies COUNT channels of every pixel of a row, from one pixel stride to another. */
 INLINE void N(regroup)(REAL *to, int64_t to_step, const REAL *from, int64_t step, int64_t pixels, int64_t count) {
   if (count == 2) for (int64_t j = 0; j < pixels; j++) memcpy(to + j * to_step, from + j * step, 2 * sizeof(REAL));
   else if (count == 4) for (int64_t j = 0; j < pixels; j++) memcpy(to + j * to_step, from + j * step, 4 * sizeof(REAL));
@@ -711,7 +712,7 @@ int N(fadeviz_group_conv)(const Points *shape, const REAL *query, const REAL *we
         }
         N(three_rows)(upper, pitch, grad + b * H * size, i, H, W, D, G);
         for (int64_t q = 0; q < size; q += LANES) {
-          vector value = {0}, up = N(at)(upper + pitch + D + q); /* behind the end it is 0 */
+          vector value = {0}, up = N(at)(upper + pitch + D + q); /* beyond the end it is 0 */
           for (int n = 0; n < 9; n++) {
             value += share[8 - n] * N(at)(upper + n / 3 * pitch + n % 3 * D + q);
             total[n] += up * N(at)(rows + n / 3 * pitch + n % 3 * D + q);
@@ -729,8 +730,8 @@ int N(fadeviz_group_conv)(const Points *shape, const REAL *query, const REAL *we
   return done;
 }
 
-/* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which lie side by side: LANES pixels at once, turned
- * round so that a vector holds one channel of each. */
+/* LayerNorm over the few channels (2, 4 ... LANES) of every pixel, which are contiguous: LANES pixels at once, transposed so
+ * that a vector holds one channel of each. */
 #define FEW LANES
 #define RUN_OF_PIXELS 1024
 
@@ -836,7 +837,7 @@ int N(fadeviz_pixel_norm)(const REAL *x, const REAL *grad, const REAL *weight, c
 #undef whole
 #undef wholes
 
-#else /* the part in V */
+#else /* the part that depends on V */
 
 #define NV(name) JOIN(JOIN(N(name), _v), V)
 typedef REAL NV(part) __attribute__((vector_size(V * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
@@ -907,7 +908,7 @@ INLINE void NV(logit_pixel)(const Tile *tile, const REAL *plane, const REAL *bia
   }
 }
 
-/* Products with the four pixels, V of each, or for wide vectors their sums. */
+/* Products with the four pixels, V of each, or their sums for wide vectors. */
 INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, const REAL *y, REAL *sums) {
   part value = *(const part *)y;
   for (int64_t m = 0; m < tile->shape->points; m++) {
@@ -923,8 +924,8 @@ INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, cons
   }
 }
 
-/* What has just been written is read again at once, which is only fast if it is read as it was written: pairs of pixels
- * that begin at an odd one go to the twin of the plane, where no other pair overlaps them. */
+/* Recent writes are read again at once, which is fast only in the units in which they were written: pairs of pixels that
+ * begin at an odd one are added to the twin of the plane, where no other pair overlaps them. */
 INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
   pair own = NV(join)(*(const part *)y, *(const part *)y);
   for (int64_t m = 0; m < tile->shape->points; m++) {
@@ -995,7 +996,7 @@ INLINE void NV(slope_pixel)(const Tile *tile, const REAL *plane, int64_t q, cons
   }
 }
 
-/* In single pixels: what has just been written is read again at once, which only works if it is read as it was written. */
+/* In single pixels: recent writes are read again at once, which is fast only in the units in which they were written. */
 INLINE void NV(spread_pixel)(const Tile *tile, REAL *plane, int64_t q, const REAL *k, const REAL *y) {
   for (int64_t m = 0; m < tile->shape->points; m++) {
     REAL *at = plane + tile->index[q + m] * tile->padded, *under = at + tile->row_step;

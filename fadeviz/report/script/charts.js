@@ -136,7 +136,7 @@ function makeChart(panel, [lowest, highest]) {
     for (const part of parts(line.steps.length, (i) => line.middle[i] !== null)) {
       const places = part.map((i) => `${axis.place(line.steps[i]).toFixed(1)},${scale(line.middle[i]).toFixed(1)}`);
       svg.append(styled(draw("path", { class: "curve", d: `M${places.join("L")}` }), style));
-      // A course of a few tests, or one between gaps, is points more than a line.
+      // Few points, or one between gaps, are hardly visible as a line.
       if (line.steps.length <= 8 || part.length === 1) {
         for (const i of part) svg.append(dot(axis.place(line.steps[i]), scale(line.middle[i]), style.colour, 2.5));
       }
@@ -153,7 +153,7 @@ function makeChart(panel, [lowest, highest]) {
     cursor.setAttribute("x1", x);
     cursor.setAttribute("x2", x);
     for (const { line, mark, value } of dots) {
-      // Between two tests the last one holds.
+      // Between two tests the value of the last one is shown.
       const at = line.steps.findLastIndex((one) => one <= step);
       const now = at < 0 ? null : line.middle[at];
       value.textContent = number(now);

@@ -51,7 +51,7 @@ function makeControls() {
     radio.addEventListener("change", () => { state.log = radio.value === "log"; showCharts(); });
   }
 
-  // The slider's places are snapshots, not steps: say which steps some of them are.
+  // The slider counts snapshots, not steps: label some of them with their steps.
   const last = Math.max(1, steps.length - 1);
   const places = Math.min(6, steps.length);
   byId("track-steps").replaceChildren(...Array.from({ length: places }, (_, i) => {
@@ -68,7 +68,7 @@ function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   const target = event.target;
   const viewer = byId("viewer").getBoundingClientRect();
-  // Elsewhere on the page, these keys scroll as they always do.
+  // Elsewhere on the page these keys scroll, as usual.
   if (viewer.bottom < 0 || viewer.top > innerHeight) return;
   if (target !== document.body && !byId("viewer").contains(target)) return;
   const slider = target === byId("slider");

@@ -18,9 +18,9 @@ function showKymographs() {
 }
 
 function makeKymograph(name, quantity, rows, edges) {
-  const width = narrow.matches || data.operators.length > 4 ? 350 : 480; // drawn at about the size that it is shown at: its text stays readable
+  const width = narrow.matches || data.operators.length > 4 ? 350 : 480; // about the size on the screen, so that text stays readable
   const [height, left, right, top, bottom] = [280, 52, width - 8, 8, 240];
-  // Cells reach half-way to their neighbours.
+  // Cells extend half-way to their neighbours.
   const times = steps.map(time);
   const borders = times.slice(1).map((one, i) => (one + times[i]) / 2);
   const start = borders.length ? 2 * times[0] - borders[0] : times[0] - 0.5;
@@ -33,14 +33,14 @@ function makeKymograph(name, quantity, rows, edges) {
   };
   const up = (distance) => bottom - ((distance - edges[0]) / (edges.at(-1) - edges[0])) * (bottom - top);
 
-  const fine = 3; // canvas pixels a unit of the drawing, so that cells are crisp on any screen
+  const fine = 3; // canvas pixels per unit of the drawing, so that cells are crisp on any screen
   const canvas = make("canvas", { width: (right - left) * fine, height: (bottom - top) * fine, "aria-hidden": "true" });
   const box = { left: left / width, top: top / height, width: (right - left) / width, height: (bottom - top) / height };
   for (const [side, share] of Object.entries(box)) canvas.style[side] = `${100 * share}%`;
   const context = canvas.getContext("2d");
   const colours = bytes(data.kymographs.colours);
   const [low, high] = data.kymographs.span;
-  context.fillStyle = "rgb(209, 209, 209)"; // what is undefined
+  context.fillStyle = "rgb(209, 209, 209)"; // undefined
   context.fillRect(0, 0, canvas.width, canvas.height);
   const all = [start, ...borders, end];
   rows.forEach((row, at) => {

@@ -1,6 +1,6 @@
 // Maps: unpacking sequences (the inverse of codec.py) and painting frames.
 
-const decoded = new Map(); // element id -> promise of levels and holes: each is unpacked once, when it is first shown
+const decoded = new Map(); // element id -> promise of levels and holes; unpacked once, when first shown
 
 function sequenceOf(run, layer, kind, image) {
   const maps = data.maps.find((one) => one.layer === layer && one.kind === kind);
@@ -20,7 +20,7 @@ async function unpackNow(sequence) {
     .pipeThrough(new DecompressionStream("deflate"));
   const raw = new Uint8Array(await new Response(stream).arrayBuffer());
   const levels = raw.subarray(steps.length, steps.length + steps.length * area);
-  const rest = new Int16Array(area); // what is predicted: the frame, or its difference from the one before
+  const rest = new Int16Array(area); // the predicted values: the frame, or its difference to the previous one
   for (let frame = 0; frame < steps.length; frame += 1) {
     const after = raw[frame] === 1 && frame > 0;
     const start = frame * area;

@@ -20,7 +20,7 @@ const state = {
   palette: "gray",
   contour: false,
   log: true,
-  point: null, // what is pointed at, as shares of width and height: layers differ in size
+  point: null, // position of the pointer, as fractions of width and height, because layers differ in size
   playing: false,
 };
 
@@ -42,11 +42,12 @@ function bytes(base64) {
 function number(value) {
   if (value === null || !Number.isFinite(value)) return "–";
   if (Number.isInteger(value) && Math.abs(value) < 1000) return String(value).replace("-", MINUS);
-  const places = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
-  const text = places <= 6
+  const exponent = Number(value.toExponential(2).split("e")[1]);
+  const places = Math.max(0, 2 - exponent);
+  const text = places <= 6 && exponent < 9
     ? value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places })
-    : value.toExponential(2);
-  return text.replace("-", MINUS);
+    : value.toExponential(2).replace("+", "");
+  return text.replaceAll("-", MINUS);
 }
 const count = (value) => value.toLocaleString("en-US").replace("-", MINUS);
 const title = (kind) => kind.replaceAll("_", " ");

@@ -44,13 +44,13 @@ function makeTile(name, seed, image) {
   };
   frame.addEventListener("pointermove", follow);
   frame.addEventListener("pointerdown", follow);
-  // A finger that is lifted leaves the mark, so that the values can be read.
+  // On touch screens the mark stays when the finger is lifted, so that the values can be read.
   frame.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") point(null); });
   return tile;
 }
 
 let tiles = [];
-let turn = 0; // counts selections, so that one that takes long to unpack does not replace a later one
+let turn = 0; // counts selections, so that one that is slow to unpack does not replace a later one
 
 async function showSelection() {
   turn += 1;
@@ -133,7 +133,7 @@ function showCaption() {
 
 function showContour() {
   tiles.forEach((tile, position) => {
-    // The input shows the contour always: there it hides nothing that was measured.
+    // The input always shows the contour, where it hides no measured values.
     tile.over.lines.setAttribute("visibility", state.contour || position === 0 ? "visible" : "hidden");
   });
 }
@@ -202,7 +202,7 @@ function showStrip() {
 
 // --- the step ------------------------------------------------------------------------------------------------------
 
-const followers = []; // what else moves with the step: cursors and legends
+const followers = []; // functions that update cursors and legends when the step changes
 
 function showStep() {
   const slider = byId("slider");
@@ -234,7 +234,7 @@ function setPlaying(playing) {
   button.setAttribute("aria-label", playing ? "Pause" : "Play");
   button.setAttribute("aria-pressed", String(playing));
   byId("play-shape").setAttribute("d", playing ? "M5 3h4v14H5zM11 3h4v14h-4z" : "M5 3l12 7-12 7z");
-  // Nobody wants to hear every step of a sequence read out.
+  // Screen readers need not read out every step of an animation.
   byId("step").setAttribute("aria-live", playing ? "off" : "polite");
   if (!playing) return;
   if (state.at === steps.length - 1) goTo(0);

@@ -74,10 +74,10 @@ def slow_outline(regions):
 class TestTruthPicture:
     def test_two_classes_are_black_and_white(self, tmp_path):
         run = make_run(tmp_path / "r")
-        picture = truth_image(run, 1)
+        pixels = truth_image(run, 1)
         assert truth_name(run) == "mask"
-        np.testing.assert_array_equal(picture, np.repeat(run.observation[1][1][..., None] * 255, 3, axis=2))
-        assert set(np.unique(picture)) == {0, 255}
+        np.testing.assert_array_equal(pixels, np.repeat(run.observation[1][1][..., None] * 255, 3, axis=2))
+        assert set(np.unique(pixels)) == {0, 255}
 
     def test_alpha_is_grey_as_it_is(self, tmp_path):
         run = make_matting_run(tmp_path / "r")
@@ -88,12 +88,12 @@ class TestTruthPicture:
 
     def test_many_classes_have_colours_and_ignored_is_black(self, tmp_path):
         run = make_class_run(tmp_path / "r")
-        mask, picture = run.observation[1][0], truth_image(run, 0)
+        mask, pixels = run.observation[1][0], truth_image(run, 0)
         assert truth_name(run) == "mask"
-        np.testing.assert_array_equal(picture[mask == 3], np.tile(class_palette(4)[3], ((mask == 3).sum(), 1)))
+        np.testing.assert_array_equal(pixels[mask == 3], np.tile(class_palette(4)[3], ((mask == 3).sum(), 1)))
         assert (mask == IGNORED).any()
-        assert not picture[mask == IGNORED].any()
-        assert picture[mask == 0].all(axis=1).all()
+        assert not pixels[mask == IGNORED].any()
+        assert pixels[mask == 0].all(axis=1).all()
 
     @pytest.mark.parametrize("make", [make_run, make_matting_run])
     def test_grid_of_greys(self, tmp_path, make):

@@ -529,7 +529,7 @@ def synchronisations(setting: Setting, folder: Path, network: str) -> Row:
         warnings.simplefilter("always")
         warnings.showwarning = show
         try:
-            train(config, folder / "run", report=report)
+            train(config, folder / "run", on_progress=report)
         finally:
             warnings.showwarning = before
             if setting.cuda:
@@ -594,7 +594,7 @@ def same_bits(setting: Setting, folder: Path, name: str, exact: bool) -> Row:
             for label in ("a", "b"):
                 train(config, folder / label)
             with contextlib.suppress(KeyboardInterrupt):
-                train(config, folder / "c", report=stop)
+                train(config, folder / "c", on_progress=stop)
             train(config, folder / "c", resume=True)
         finally:
             warnings.showwarning = before
@@ -1034,7 +1034,7 @@ def measure_pipeline(setting: Setting, values: Row, steps: int = 140) -> Row:
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=setting.work or None) as folder, few_synthetic_tests():
         start = time.perf_counter()
-        train(config, Path(folder) / "run", report=lambda progress: at.append(time.perf_counter()))
+        train(config, Path(folder) / "run", on_progress=lambda progress: at.append(time.perf_counter()))
         whole = time.perf_counter() - start
     between = at[len(at) // 4 : -1]  # the last step ends with a test, an observation and a checkpoint
     seconds = (between[-1] - between[0]) / max(1, len(between) - 1)

@@ -64,7 +64,7 @@ def tiny(tmp_path_factory, process):
             threads=1,
             compiled=True,
             output=path,
-            report=lambda result: tables.append(benchmark.describe(result)),
+            on_result=lambda result: tables.append(benchmark.describe(result)),
         )
         assert torch.get_num_threads() == threads
     return report, tables, path
@@ -453,7 +453,7 @@ def on_cuda():
             upsamplers=["carafe", "fade", "max_unpool"],
             plan=CUDA_PLAN,
             threads=1,
-            report=lambda result: found.append(benchmark.describe(result)),
+            on_result=lambda result: found.append(benchmark.describe(result)),
         )
     return report["parts"], found
 
@@ -604,7 +604,7 @@ def test_the_limit_ends_before_the_next_table(monkeypatch, process, tmp_path):
             written.append(sum(len(tables) for tables in json.loads(path.read_text())["parts"].values()))
 
     report = benchmark.measure(
-        ["machine", "reassembly", "rendering"], plan=plan, threads=1, limit=45, output=path, report=report_table
+        ["machine", "reassembly", "rendering"], plan=plan, threads=1, limit=45, output=path, on_result=report_table
     )
     assert written == [1, 2, 3]  # every table is in the file before it is shown
     # Asked before every table and once more after a part's last: machine 10, 20; reassembly 30, 40, 50.
@@ -634,7 +634,7 @@ def test_on_cuda(tmp_path):
         plan=plan,
         device=torch.device("cuda"),
         output=tmp_path / "report.json",
-        report=lambda result: tables.append(benchmark.describe(result)),
+        on_result=lambda result: tables.append(benchmark.describe(result)),
     )
     print("\n".join(tables))
     assert report["environment"]["driver"] != ""

@@ -49,7 +49,7 @@ def measure(
     threads: int | None = None,
     compiled: bool = False,
     output: Path | None = None,
-    report: Callable[[Result], None] | None = None,
+    on_result: Callable[[Result], None] | None = None,
 ) -> dict[str, Any]:
     """Measure ``parts`` and return the report.
 
@@ -64,7 +64,7 @@ def measure(
         threads: of torch and of the native backend; None leaves torch's own.
         compiled: also time torch.compile of the plain form, which takes about a minute a shape to compile.
         output: a JSON file, replaced whole after every part.
-        report: called with every table as it is finished.
+        on_result: called with every table as it is finished.
 
     Returns:
         What the JSON file holds: ``environment`` and, for each part, its tables; ``unfinished`` names the parts that
@@ -98,8 +98,8 @@ def measure(
         "format": FORMAT, "environment": told, "plan": dataclasses.asdict(plan), "parts": found, "unfinished": []
     }  # fmt: skip
     try:
-        if report is not None:
-            report(Result("environment", "this machine", tuple({"what": k, "is": v} for k, v in told.items())))
+        if on_result is not None:
+            on_result(Result("environment", "this machine", tuple({"what": k, "is": v} for k, v in told.items())))
         with MeasuringProcess(device, torch.get_num_threads()) as process:
             setting = Setting(plan, device, process, tuple(upsamplers) or None, compiled)
             captions = CAPTIONS_CUDA if setting.cuda else CAPTIONS
@@ -119,8 +119,8 @@ def measure(
                     found.setdefault(part, []).append(dataclasses.asdict(result))
                     if output is not None:
                         _write(output, whole)
-                    if report is not None:
-                        report(result)
+                    if on_result is not None:
+                        on_result(result)
             if output is not None and whole["unfinished"]:
                 _write(output, whole)
     finally:

@@ -59,7 +59,7 @@ def run_bench(
         threads=threads,
         compiled=compiled,
         output=None if output is None else Path(output),
-        report=on_result,
+        on_result=on_result,
     )
 
 

@@ -413,7 +413,7 @@ class TestSweep:
             done == torch.load(tmp_path / "bilinear-seed0" / "checkpoints" / "last.pt", weights_only=True)["step"] > 0
         )
 
-        def finish(config, folder, *, resume, report):
+        def finish(config, folder, *, resume, on_progress):
             trained.append((folder.name, resume))
             return SimpleNamespace(info=RunInfo(result={"miou": 0.5}))
 
@@ -600,12 +600,12 @@ class TestCommand:
     def test_failures_come_at_the_end(self, swept, monkeypatch):
         out, plan, outcomes, _ = swept
 
-        def as_before(plan, out, *, executor, report):
+        def as_before(plan, out, *, executor, on_progress):
             assert executor.jobs == 1
             assert plan == swept[1]  # of the manifest, without any option
             return outcomes
 
-        monkeypatch.setattr(sweep, "run_sweep", as_before)
+        monkeypatch.setattr("fadeviz.run_sweep", as_before)
         result = self.fails(1, "1 of 3 runs failed. Try them again: fadeviz sweep --out", "--out", out)
         lines = result.stderr.splitlines()
         assert [line.split(":")[0] for line in lines] == ["failed", "Error"]
@@ -615,7 +615,7 @@ class TestCommand:
         def stop(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(sweep, "run_sweep", stop)
+        monkeypatch.setattr("fadeviz.run_sweep", stop)
         self.fails(130, f"stopped. Resume with: fadeviz sweep --out {swept[0]}", "--out", swept[0])
 
     def test_mistakes(self, swept, tmp_path):

@@ -9,10 +9,10 @@ import click
 
 from fadeviz import plugins
 
+from .arguments import NAMES, Output
 from .installed import InstalledOption
 from .messages import print_notes, print_written
 from .options import DEVICE
-from .arguments import NAMES, Output
 
 if TYPE_CHECKING:
     from fadeviz.benchmark import Result

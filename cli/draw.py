@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .arguments import Output
 from .messages import print_written
 from .options import CALL, COLORMAP, KIND, LAYER, RUNS, STEPS
-from .arguments import Output
 
 if TYPE_CHECKING:
     from fadeviz.render.selection import MapOptions

@@ -8,10 +8,10 @@ import click
 
 from fadeviz import plugins
 
+from .arguments import NUMBERS, RUN, Output
 from .installed import InstalledOption
 from .messages import print_written
 from .options import STEPS
-from .arguments import NUMBERS, RUN, Output
 
 
 class _ExportCommand(click.Command):

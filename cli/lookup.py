@@ -10,10 +10,10 @@ import click
 from fadeviz import plugins
 from fadeviz.errors import FadevizError, printable
 
+from .arguments import NAMES, RUN
 from .draw import grid
 from .installed import InstalledOption
 from .messages import in_options, print_notes
-from .arguments import NAMES, RUN
 
 
 @click.command()

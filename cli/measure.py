@@ -9,9 +9,9 @@ import click
 
 from fadeviz.analysis.measures import PLOTS
 
+from .arguments import Output, is_stdout, write_text
 from .messages import print_notes, print_written
 from .options import CALL, KIND, LAYER, RUNS
-from .arguments import Output, is_stdout, write_text
 
 _RESPONSES = click.option(
     "--responses", default="plain", show_default=True,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from .arguments import Output
 from .messages import print_notes
 from .options import CALL, RUNS
-from .arguments import Output
 
 
 @click.command()

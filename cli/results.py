@@ -9,9 +9,9 @@ import click
 from fadeviz import FadevizError
 from fadeviz.errors import printable
 
+from .arguments import NUMBERS, RUN, Output
 from .messages import in_options, print_notes, print_written
 from .options import DEVICE, RUNS, SIZE, TRIMAPS
-from .arguments import NUMBERS, RUN, Output
 
 
 @click.command()

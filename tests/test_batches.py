@@ -23,7 +23,7 @@ from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
 from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, settings_of, train
-from fadeviz.training.batches import batches, draw_pool, collate_masks, work_through
+from fadeviz.training.batches import batches, collate_masks, draw_pool, work_through
 from fadeviz.training.matting_loss import collate_matting
 
 

@@ -89,7 +89,7 @@ def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requ
         try:
             run = fadeviz.train(
                 config, out, resume=has_begun(out) if requeue else resume, overwrite=overwrite,
-                report=None if quiet else bars.show, note=None if quiet else _print_note,
+                on_progress=None if quiet else bars.show, on_note=None if quiet else _print_note,
             )  # fmt: skip
         except OtherRankFailed:
             if quiet:

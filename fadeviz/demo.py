@@ -65,7 +65,7 @@ def run_demo(
     runs = []
     for name, config in configs.items():
         show = None if on_progress is None else _titled(on_progress, name)
-        runs.append(train(config, out / name, resume=resume[name], overwrite=overwrite, report=show))
+        runs.append(train(config, out / name, resume=resume[name], overwrite=overwrite, on_progress=show))
     summary = draw_demo(runs, out)
     write_whole(out / "summary.md", summary.encode(), named=False)
     return summary

@@ -298,8 +298,8 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    report: Callable[[Progress], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Run:
     """Train a network and record its maps into the folder ``out``.
 
@@ -316,15 +316,15 @@ def train(
             interpolation, the sampling of DySample and LDA-AQU, and SegFormer's head do. ``deterministic`` replaces
             those for which torch has another algorithm, and torch warns of the others.
         overwrite: replace an existing run.
-        report: called after every step. Raising ``KeyboardInterrupt`` in it stops the run as a signal does.
-        note: called with notes on the run, one line at a time.
+        on_progress: called after every step. Raising ``KeyboardInterrupt`` in it stops the run as a signal does.
+        on_note: called with notes on the run, one line at a time.
 
     Returns:
         The finished run, open for reading.
 
     Raises:
         FadevizError: bad settings, a folder that is in use, a loss that is not finite. What was recorded is kept.
-        Interrupted: a signal, or ``report``, stopped the run: a ``KeyboardInterrupt`` that says at which step, and
+        Interrupted: a signal, or ``on_progress``, stopped the run: a ``KeyboardInterrupt`` that says at which step, and
             where ``resume`` continues. Also raised if the signal came after the last step, when the run is finished.
     """
     out = Path(out)
@@ -334,7 +334,7 @@ def train(
         with processes.all_or_raise():  # before the first process changes anything, all have seen that there is work
             before = _before(config, out, resume, overwrite)
         if before is not None and before.info.status == "finished":
-            _tell_lost(before, note if processes.is_rank_zero else None)
+            _tell_lost(before, on_note if processes.is_rank_zero else None)
             return open_run(out)
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(stop_signals())
@@ -352,23 +352,23 @@ def train(
                 stack.callback(torch.compiler.reset)  # its limit on how often a function is compiled counts all runs
             stack.enter_context(out_of_memory_in_words("Use a smaller --batch-size, --observe, --size or --width"))
             notes = stack.enter_context(_threads_as_before(before))
-            work = _prepare(config, out, device, processes, resume, notes, note if processes.is_rank_zero else None)
-            if note is not None and processes.is_rank_zero:
+            work = _prepare(config, out, device, processes, resume, notes, on_note if processes.is_rank_zero else None)
+            if on_note is not None and processes.is_rank_zero:
                 for text in work.notes:
-                    note(text)
-            _train(work, stop, resume, overwrite, report)
+                    on_note(text)
+            _train(work, stop, resume, overwrite, on_progress)
         if stop.number:  # after the last step, or while the last files were written
             raise Interrupted(stop.number, config.steps, config.steps, config.steps)
         finished = open_run(out)
-        _tell_lost(finished, note if processes.is_rank_zero else None)
+        _tell_lost(finished, on_note if processes.is_rank_zero else None)
     return finished
 
 
-def _tell_lost(finished: StoredRun, note: Callable[[str], None] | None) -> None:
+def _tell_lost(finished: StoredRun, on_note: Callable[[str], None] | None) -> None:
     """Say which maps were lost before the checkpoint that the run went on from: going on does not bring them back."""
     lost = lost_snapshots(finished)
-    if lost and note is not None:
-        note(f"{finished.path}: {lost}")
+    if lost and on_note is not None:
+        on_note(f"{finished.path}: {lost}")
 
 
 def _before(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> StoredRun | None:
@@ -390,7 +390,7 @@ def _prepare(
     processes: Processes,
     resume: bool,
     notes: list[str],
-    note: Callable[[str], None] | None,
+    on_note: Callable[[str], None] | None,
 ) -> _Work:
     """Build the parts and observe the untrained model, without writing anything."""
     with processes.all_or_raise():
@@ -400,7 +400,7 @@ def _prepare(
             raise FadevizError("compile=graph is for a CUDA device. Use compile=off on a CPU")
         if processes.world_size > 1 and config.compile != "off":
             raise FadevizError(f"compile={config.compile} is for one process. Use compile=off with several")
-        _draw_ahead(splits.train, config, note)
+        _draw_ahead(splits.train, config, on_note)
         with processes.rank_zero_first():  # it may download weights
             model, weights = build_model(config, splits.classes)
         work = _Work(config, out, splits, model, weights, device, processes, notes)
@@ -409,7 +409,7 @@ def _prepare(
     return work
 
 
-def _draw_ahead(train: Dataset, config: RunConfig, note: Callable[[str], None] | None) -> None:
+def _draw_ahead(train: Dataset, config: RunConfig, on_note: Callable[[str], None] | None) -> None:
     """Draw the pool, if there is one, by all cores, and say how far it is every few seconds."""
     pool = train.dataset if isinstance(train, ShuffledLabels) else train
     if not isinstance(pool, Pool):
@@ -421,9 +421,9 @@ def _draw_ahead(train: Dataset, config: RunConfig, note: Callable[[str], None] |
 
     def report(drawn: int) -> None:
         nonlocal said
-        if note is not None and (drawn == pool.count or time.monotonic() - said >= 5):
+        if on_note is not None and (drawn == pool.count or time.monotonic() - said >= 5):
             said = time.monotonic()
-            note(f"pool: {drawn} of {pool.count} images drawn")
+            on_note(f"pool: {drawn} of {pool.count} images drawn")
 
     draw_pool(pool, workers, report)
 
@@ -443,7 +443,7 @@ def _train(
     stop: StopSignals,
     resume: bool,
     overwrite: bool,
-    report: Callable[[Progress], None] | None,
+    on_progress: Callable[[Progress], None] | None,
 ) -> None:
     """Take the remaining steps, and record in run.json how that ended."""
     processes = work.processes
@@ -452,7 +452,7 @@ def _train(
         with processes.lost_rank_errors():
             with processes.all_or_raise():
                 first_step = (work.go_on() if resume else work.begin(overwrite)) + 1
-            _take_steps(work, first_step, stop, report)
+            _take_steps(work, first_step, stop, on_progress)
         work.wait_saved()
         work.end("finished")
     except Interrupted:
@@ -473,7 +473,9 @@ def _train(
     processes.all_gather(None)  # from here on, any process that opens the run finds it finished
 
 
-def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callable[[Progress], None] | None) -> None:
+def _take_steps(
+    work: _Work, first_step: int, stop: StopSignals, on_progress: Callable[[Progress], None] | None
+) -> None:
     """Train from ``first_step`` to the last, or until a stop is requested between two steps.
 
     Raises:
@@ -505,9 +507,9 @@ def _take_steps(work: _Work, first_step: int, stop: StopSignals, report: Callabl
         graph=full if config.compile == "graph" else 0,
     ):  # fmt: skip
         work.after(result)
-        if report is not None and not stop.number:
+        if on_progress is not None and not stop.number:
             try:
-                report(Progress(result.step, config.steps, result.loss, work.metrics))
+                on_progress(Progress(result.step, config.steps, result.loss, work.metrics))
             except KeyboardInterrupt:
                 stop.note(signal.SIGINT)
         number = processes.all_reduce_max(stop.number)  # all ranks stop after the same step, whichever got the signal

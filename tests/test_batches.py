@@ -327,7 +327,7 @@ class TestPool:
     def test_a_run_reads_it_in_shuffled_epochs(self, tmp_path):
         config = RunConfig(size=32, width=1 / 16, batch_size=2, steps=3, observe=1, pool=5, labels="shuffled")
         told = []
-        done = train(config, tmp_path / "run", note=told.append)
+        done = train(config, tmp_path / "run", on_note=told.append)
         assert "pool: 5 of 5 images drawn" in told
         assert done.info.config["pool"] == done.info.data["pool"] == 5
         pooled = load_data(config).train

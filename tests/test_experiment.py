@@ -126,7 +126,7 @@ def test_same_command_same_bytes(whole, tmp_path):
 def test_layers_that_a_glob_leaves_out_are_noted(tmp_path):
     config = dataclasses.replace(SMALL, layers="*", kinds="feature", steps=1, snapshots="1", evaluate_every=1)
     said: list[str] = []
-    finished = train(config, tmp_path / "run", note=said.append)
+    finished = train(config, tmp_path / "run", on_note=said.append)
     assert list(finished.layers) == ["head"]
     (note,) = finished.info.notes
     assert said == [note]
@@ -178,7 +178,7 @@ def test_a_run_from_before_the_labels_setting_is_resumed(whole, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, tmp_path / "run", report=stop)
+        train(SMALL, tmp_path / "run", on_progress=stop)
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["config"].pop("labels") == "true"
     (tmp_path / "run" / "run.json").write_text(json.dumps(info))
@@ -197,7 +197,7 @@ def test_interrupted_and_resumed_gives_the_same_bytes(whole, tmp_path, stop_at):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(SMALL, tmp_path / "run", report=stop)
+        train(SMALL, tmp_path / "run", on_progress=stop)
     half = open_run(tmp_path / "run")
     assert half.info.status == "interrupted"
     assert half.steps[-1] <= stop_at
@@ -214,21 +214,21 @@ def test_what_resuming_does_not_bring_back_is_said(tmp_path, finished):
         train(tiny, tmp_path / "run")
     else:
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "run", report=send(signal.SIGINT, 3))
+            train(tiny, tmp_path / "run", on_progress=send(signal.SIGINT, 3))
     for step in (0, 2):
         (tmp_path / "run" / "snapshots" / f"step_{step:06d}.safetensors").unlink()
     notes = []
-    assert train(tiny, tmp_path / "run", resume=True, note=notes.append).steps == (1, 3, 4)
+    assert train(tiny, tmp_path / "run", resume=True, on_note=notes.append).steps == (1, 3, 4)
     lost = "scheduled steps without a whole snapshot: 0, 2. Only recording the run anew brings them back"
     assert notes == [f"{tmp_path / 'run'}: {lost}"]
     assert [fault.what for fault in check_run(tmp_path / "run")] == [lost]
     notes = []
-    train(tiny, tmp_path / "run", overwrite=True, note=notes.append)
+    train(tiny, tmp_path / "run", overwrite=True, on_note=notes.append)
     assert notes == check_run(tmp_path / "run") == []
 
 
 def send(number, at, *, more=()):
-    """A ``report`` that sends this process a signal after step ``at``, and another one at each of ``more``."""
+    """An ``on_progress`` that sends this process a signal after step ``at``, and another one at each of ``more``."""
 
     def report(progress):
         if progress.step in (at, *more):
@@ -244,7 +244,7 @@ class TestSignals:
         number = getattr(signal, name)
         before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(Interrupted) as caught:
-            train(SMALL, tmp_path / "run", report=send(number, 5))
+            train(SMALL, tmp_path / "run", on_progress=send(number, 5))
         error = caught.value
         assert (error.signal, error.step, error.steps, error.saved) == (number, 5, 8, 5)
         assert not error.finished
@@ -257,7 +257,7 @@ class TestSignals:
         assert final_weights(tmp_path / "run")["step"] == 5  # though checkpoints are due every third
         assert {one: signal.getsignal(one) for one in before} == before
         steps = []
-        train(SMALL, tmp_path / "run", resume=True, report=lambda progress: steps.append(progress.step))
+        train(SMALL, tmp_path / "run", resume=True, on_progress=lambda progress: steps.append(progress.step))
         assert steps == [6, 7, 8]
         assert files(tmp_path / "run") == files(whole)
         assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
@@ -324,7 +324,7 @@ class TestSignals:
 
     def test_after_the_last_step_the_run_is_finished_and_the_caller_is_told(self, whole, tmp_path):
         with pytest.raises(Interrupted, match="after the last of 8 steps; the run is finished") as caught:
-            train(SMALL, tmp_path / "run", report=send(signal.SIGTERM, 8))
+            train(SMALL, tmp_path / "run", on_progress=send(signal.SIGTERM, 8))
         assert caught.value.finished
         assert open_run(tmp_path / "run").info.status == "finished"
         assert files(tmp_path / "run") == files(whole)
@@ -402,7 +402,9 @@ class TestSignals:
     def test_what_was_ignored_stays_ignored(self, tmp_path):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
         try:
-            train(dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", report=send(signal.SIGHUP, 1))
+            train(
+                dataclasses.replace(SMALL, steps=2, snapshots="2"), tmp_path / "run", on_progress=send(signal.SIGHUP, 1)
+            )
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGHUP, before)
@@ -413,7 +415,10 @@ class TestSignals:
         with ThreadPoolExecutor(1) as pool:
             config = dataclasses.replace(SMALL, steps=1, snapshots="1")
             found = pool.submit(
-                train, config, tmp_path / "run", report=lambda progress: seen.append(signal.getsignal(signal.SIGINT))
+                train,
+                config,
+                tmp_path / "run",
+                on_progress=lambda progress: seen.append(signal.getsignal(signal.SIGINT)),
             )
             seen = []
             assert found.result().info.status == "finished"
@@ -431,7 +436,7 @@ class TestSignals:
 
         monkeypatch.setattr("fadeviz.experiment.write_checkpoint", full)
         with pytest.raises(FadevizError, match="disk full"):
-            train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", report=send(signal.SIGINT, 2))
+            train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", on_progress=send(signal.SIGINT, 2))
         assert open_run(tmp_path / "run").info.status == "failed"
 
     @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
@@ -482,7 +487,7 @@ def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypat
     def slow(progress):
         clock[0] += 150.0
 
-    train(SMALL, tmp_path / "run", report=slow)
+    train(SMALL, tmp_path / "run", on_progress=slow)
     assert saved == [3, 5, 6, 8]  # every third, the last, and one that was due after 300 seconds
     assert files(tmp_path / "run") == files(whole)
 
@@ -536,7 +541,7 @@ class TestArithmetic:
             workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
             seen.append((cudnn.deterministic, cudnn.benchmark, enabled, warns, workspace))
 
-        train(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", report=report)
+        train(dataclasses.replace(TINY, deterministic=wanted), tmp_path / "run", on_progress=report)
         assert set(seen) == {(True, False, wanted, wanted, ":4096:8" if wanted else None)}
         assert not torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -619,15 +624,15 @@ class TestCheckpointsFromAThread:
 
         monkeypatch.setattr(checkpoint, "_write", slow)
         config = dataclasses.replace(TINY, steps=10, snapshots="10", evaluate_every=10, checkpoint_every=2)
-        train(config, tmp_path / "run", report=self.later(25.0, calls))
+        train(config, tmp_path / "run", on_progress=self.later(25.0, calls))
         assert saved == [2, 5, 8, 10]  # due at 4 and 6, but 60 seconds had passed only at 5 and 8
 
     def test_stopped_and_resumed(self, tmp_path):
         with pytest.raises(Interrupted) as caught:
-            train(THREADED, tmp_path / "run", report=self.later(1.0, send(signal.SIGTERM, 5)))
+            train(THREADED, tmp_path / "run", on_progress=self.later(1.0, send(signal.SIGTERM, 5)))
         assert (caught.value.step, caught.value.saved) == (5, 5)
         assert final_weights(tmp_path / "run")["step"] == 5
-        train(THREADED, tmp_path / "run", resume=True, report=self.later(1.0))
+        train(THREADED, tmp_path / "run", resume=True, on_progress=self.later(1.0))
         train(THREADED, tmp_path / "whole")
         assert files(tmp_path / "run") == files(tmp_path / "whole")
         assert_same_state(final_weights(tmp_path / "run"), final_weights(tmp_path / "whole"))
@@ -644,7 +649,9 @@ class TestCheckpointsFromAThread:
         monkeypatch.setattr(checkpoint, "_write", full)
         steps = []
         with pytest.raises(FadevizError, match="disk full"):
-            train(THREADED, tmp_path / "run", report=self.later(60.0, lambda progress: steps.append(progress.step)))
+            train(
+                THREADED, tmp_path / "run", on_progress=self.later(60.0, lambda progress: steps.append(progress.step))
+            )
         failed = open_run(tmp_path / "run")
         assert failed.info.status == "failed"
         assert "disk full" in failed.info.message
@@ -670,7 +677,7 @@ class TestCheckpointsFromAThread:
         end = _Work.wait_saved
         monkeypatch.setattr(_Work, "wait_saved", lambda work: (slow.set() if work.last_step == 7 else None, end(work)))
         with pytest.raises(SystemExit):
-            train(THREADED, tmp_path / "run", report=report)
+            train(THREADED, tmp_path / "run", on_progress=report)
         assert final_weights(tmp_path / "run")["step"] == 6
         train(THREADED, tmp_path / "run", resume=True)
         assert open_run(tmp_path / "run").info.status == "finished"
@@ -689,13 +696,13 @@ class TestThreads:
         tiny = dataclasses.replace(SMALL, steps=2, snapshots="2", kinds="feature", upsampler="nearest", width=1 / 16)
         torch.set_num_threads(1)
         with pytest.raises(Interrupted):
-            train(tiny, tmp_path / "run", report=send(signal.SIGINT, 1))
+            train(tiny, tmp_path / "run", on_progress=send(signal.SIGINT, 1))
         info = json.loads((tmp_path / "run" / "run.json").read_text())
         (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "threads": stored, "processes": 2}))
         seen, notes = [], []
         train(
-            tiny, tmp_path / "run", resume=True, note=notes.append,
-            report=lambda progress: seen.append(torch.get_num_threads()),
+            tiny, tmp_path / "run", resume=True, on_note=notes.append,
+            on_progress=lambda progress: seen.append(torch.get_num_threads()),
         )  # fmt: skip
         assert seen == [used]
         assert torch.get_num_threads() == 1  # the caller's
@@ -852,7 +859,7 @@ class TestFolder:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            train(SMALL, tmp_path / "run", report=stop)
+            train(SMALL, tmp_path / "run", on_progress=stop)
         (tmp_path / "run" / "checkpoints" / "last.pt").unlink()
         with pytest.raises(FadevizError, match=r"last.pt is missing, though 6 steps were done. Put it back"):
             train(SMALL, tmp_path / "run", resume=True)
@@ -868,7 +875,7 @@ class TestFolder:
             except FadevizError as error:
                 refused.append(str(error))
 
-        train(tiny, tmp_path / "run", report=second)
+        train(tiny, tmp_path / "run", on_progress=second)
         assert len(refused) == 1
         assert "this process is recording into" in refused[0]
         assert open_run(tmp_path / "run").info.config["seed"] == 0

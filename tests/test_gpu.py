@@ -46,7 +46,7 @@ def test_interrupted_and_resumed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "a", report=stop)
+        train(config, tmp_path / "a", on_progress=stop)
     train(config, tmp_path / "a", resume=True)
     train(config, tmp_path / "b")
     for file in (tmp_path / "b" / "snapshots").iterdir():

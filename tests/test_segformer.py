@@ -285,7 +285,7 @@ def test_stopped_and_resumed_gives_the_same_bytes_in_spite_of_dropout(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(CONFIG, tmp_path / "again", report=stop)
+        train(CONFIG, tmp_path / "again", on_progress=stop)
     train(read_config(tmp_path / "again"), tmp_path / "again", resume=True)
     for file in [*(f"snapshots/step_00000{n}.safetensors" for n in (0, 2, 3, 4)), "metrics.jsonl"]:
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file

@@ -291,7 +291,7 @@ def stopped_and_resumed(config, folder):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(config, folder, report=stop)
+        train(config, folder, on_progress=stop)
     return train(config, folder, resume=True)
 
 

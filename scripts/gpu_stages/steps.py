@@ -242,7 +242,7 @@ def measure_pipeline(setting: Setting, values: Row, steps: int = 140) -> Row:
     )  # fmt: skip
     with tempfile.TemporaryDirectory(dir=setting.work or None) as folder, few_synthetic_tests():
         start = time.perf_counter()
-        train(config, Path(folder) / "run", report=lambda progress: at.append(time.perf_counter()))
+        train(config, Path(folder) / "run", on_progress=lambda progress: at.append(time.perf_counter()))
         whole = time.perf_counter() - start
     between = at[len(at) // 4 : -1]  # the last step ends with a test, an observation and a checkpoint
     seconds = (between[-1] - between[0]) / max(1, len(between) - 1)

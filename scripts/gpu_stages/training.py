@@ -96,7 +96,7 @@ def synchronisations(setting: Setting, folder: Path, network: str) -> Row:
         warnings.simplefilter("always")
         warnings.showwarning = show
         try:
-            train(config, folder / "run", report=report)
+            train(config, folder / "run", on_progress=report)
         finally:
             warnings.showwarning = before
             if setting.cuda:
@@ -161,7 +161,7 @@ def same_bits(setting: Setting, folder: Path, name: str, exact: bool) -> Row:
             for label in ("a", "b"):
                 train(config, folder / label)
             with contextlib.suppress(KeyboardInterrupt):
-                train(config, folder / "c", report=stop)
+                train(config, folder / "c", on_progress=stop)
             train(config, folder / "c", resume=True)
         finally:
             warnings.showwarning = before

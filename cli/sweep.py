@@ -90,7 +90,7 @@ def sweep(
     chosen = _executor(executor, slurm_options, scheduler, jobs)
     with _SweepLines(plan) as lines:
         try:
-            outcomes = fadeviz.run_sweep(plan, out, executor=chosen, report=lines.report)
+            outcomes = fadeviz.run_sweep(plan, out, executor=chosen, on_progress=lines.report)
         except KeyboardInterrupt as error:
             lines.close()
             leave_interrupted(error, "", nothing=_stopped(out, executor, lines.jobs, scheduler))

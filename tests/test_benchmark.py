@@ -17,12 +17,12 @@ from torch._subclasses import FakeTensorMode
 
 import fadeviz.benchmark as benchmark
 from fadeviz import FadevizError
-from fadeviz.benchmark import cases, memory, parts, timing
+from fadeviz.benchmark import bench, cases, machine, memory, parts, timing
 from fadeviz.benchmark.plan import FULL, FULL_CUDA, QUICK, QUICK_CUDA, Plan, Shape, StepCase
 from fadeviz.benchmark.tables import CAPTIONS_CUDA
 from fadeviz.ops.backends import native_library
 from fadeviz.ops.reassemble import reassemble
-from fadeviz.upsamplers import Skip, build_upsampler
+from fadeviz.upsamplers import Skip, build_upsampler, split_upsamplers
 from test_cli import call, fails
 
 TINY = Plan(
@@ -54,7 +54,7 @@ def tiny(tmp_path_factory, process):
     tables = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native_library, "library", lambda bits=32: None)
-        patch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext(process))
+        patch.setattr(bench, "MeasuringProcess", lambda device, threads: nullcontext(process))
         patch.setattr("torch.compiler.reset", lambda: None)
         patch.setattr("torch.compile", lambda function, **options: _cannot_compile)
         threads = torch.get_num_threads()
@@ -64,7 +64,7 @@ def tiny(tmp_path_factory, process):
             threads=1,
             compiled=True,
             output=path,
-            report=lambda result: tables.append(benchmark.describe(result)),
+            on_result=lambda result: tables.append(benchmark.describe(result)),
         )
         assert torch.get_num_threads() == threads
     return report, tables, path
@@ -304,7 +304,7 @@ class TestMemory:
         with memory.MeasuringProcess(CPU, 1) as process:
             for _ in range(2):
                 assert process.peak({"what": "operator"}) == (
-                    None, ["the measuring process ended with code 1: it said nothing"]
+                    None, ["the measuring process exited with code 1: no error message"]
                 )  # fmt: skip
 
 
@@ -380,15 +380,15 @@ def test_plans_hold_what_was_asked_for():
 
 
 def test_one_line_of_operators():
-    assert benchmark.split_upsamplers("") == []
-    assert benchmark.split_upsamplers("nearest, fade:form=h2l,gate=off,carafe:kernel_size=3,bilinear") == [
+    assert split_upsamplers("") == []
+    assert split_upsamplers("nearest, fade:form=h2l,gate=off,carafe:kernel_size=3,bilinear") == [
         "nearest", "fade:form=h2l,gate=off", "carafe:kernel_size=3", "bilinear"
     ]  # fmt: skip
 
 
 class TestCommand:
     def test_happy_path(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(benchmark, "QUICK", TINY)
+        monkeypatch.setattr(bench, "QUICK", TINY)
         result = call("bench", "--quick", "--part", "machine", "--device", "cpu", "-o", tmp_path / "bench.json")
         assert result.exit_code == 0, result.output
         assert re.search(r"fp32 matrix product of side 16 +[\d.,]+ GFLOP/s", result.output)
@@ -402,7 +402,7 @@ class TestCommand:
             (1, "no option of carafe 'groop'", ["--upsamplers", "carafe:groop=2"]),
             (1, "scale_factor is 3; what is measured here doubles", ["--upsamplers", "carafe:scale_factor=3"]),
             (1, "3 groups", ["--upsamplers", "carafe:groups=3"]),
-            (1, "0 threads: at least 1", ["--threads", "0"]),
+            (1, "threads is 0; it must be 1 or more", ["--threads", "0"]),
             (1, "no device 'tpu'", ["--device", "tpu"]),
             (1, "cannot write .*Give a file", ["-o", "."]),
             (2, "choose one", ["--quick", "--compiled", "--device", "cpu"]),
@@ -446,14 +446,14 @@ def on_cuda():
         patch.setattr(parts, "peak_extra_bytes", lambda call, device: 3 * MIB)
         patch.setattr(parts, "launches", lambda call, device: (189, 0.5e-3))
         patch.setattr(native_library, "library", lambda bits=32: None)
-        patch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext())
+        patch.setattr(bench, "MeasuringProcess", lambda device, threads: nullcontext())
         found = []
         report = benchmark.measure(
             ["machine", "reassembly", "operators", "step"],
             upsamplers=["carafe", "fade", "max_unpool"],
             plan=CUDA_PLAN,
             threads=1,
-            report=lambda result: found.append(benchmark.describe(result)),
+            on_result=lambda result: found.append(benchmark.describe(result)),
         )
     return report["parts"], found
 
@@ -524,8 +524,8 @@ class TestOnCuda:
     def test_the_environment_names_driver_and_versions(self, monkeypatch):
         properties = SimpleNamespace(major=9, minor=0, total_memory=80 << 30, multi_processor_count=132)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        monkeypatch.setattr(benchmark.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="580.95.05\n"))
-        known = benchmark._cuda_environment(torch.device("cuda"))
+        monkeypatch.setattr(machine.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout="580.95.05\n"))
+        known = machine._cuda_environment(torch.device("cuda"))
         assert known["driver"] == "580.95.05"
         assert known["compute capability"] == "9.0"
         assert known["memory"] == "80.0 GiB"
@@ -534,8 +534,8 @@ class TestOnCuda:
         def absent(*args, **options):
             raise FileNotFoundError
 
-        monkeypatch.setattr(benchmark.subprocess, "run", absent)
-        assert benchmark._cuda_environment(torch.device("cuda"))["driver"] == "unknown"
+        monkeypatch.setattr(machine.subprocess, "run", absent)
+        assert machine._cuda_environment(torch.device("cuda"))["driver"] == "unknown"
 
 
 class TestPrecisions:
@@ -593,8 +593,8 @@ class TestPrecisions:
 def test_the_limit_ends_before_the_next_table(monkeypatch, process, tmp_path):
     clock = iter(range(0, 1000, 10))
     monkeypatch.setattr(native_library, "library", lambda bits=32: None)
-    monkeypatch.setattr(benchmark.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(benchmark, "MeasuringProcess", lambda device, threads: nullcontext(process))
+    monkeypatch.setattr(bench.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(bench, "MeasuringProcess", lambda device, threads: nullcontext(process))
     path = tmp_path / "report.json"
     plan = dataclasses.replace(TINY, reassembly=(Shape(1, 8, 4),) * 3)
     written = []
@@ -604,7 +604,7 @@ def test_the_limit_ends_before_the_next_table(monkeypatch, process, tmp_path):
             written.append(sum(len(tables) for tables in json.loads(path.read_text())["parts"].values()))
 
     report = benchmark.measure(
-        ["machine", "reassembly", "rendering"], plan=plan, threads=1, limit=45, output=path, report=report_table
+        ["machine", "reassembly", "rendering"], plan=plan, threads=1, limit=45, output=path, on_result=report_table
     )
     assert written == [1, 2, 3]  # every table is in the file before it is shown
     # Asked before every table and once more after a part's last: machine 10, 20; reassembly 30, 40, 50.
@@ -634,7 +634,7 @@ def test_on_cuda(tmp_path):
         plan=plan,
         device=torch.device("cuda"),
         output=tmp_path / "report.json",
-        report=lambda result: tables.append(benchmark.describe(result)),
+        on_result=lambda result: tables.append(benchmark.describe(result)),
     )
     print("\n".join(tables))
     assert report["environment"]["driver"] != ""

@@ -174,7 +174,7 @@ class TestRealSlurm:
         def executor():
             return SlurmArray({"time": "10", "mem": "400"}, pause=0.5, patience=5)
 
-        outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
+        outcomes = run_sweep(plan, out, executor=executor(), on_progress=disturb)
         assert not act
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
         assert "exited without reporting a result: cancelled" in outcomes[1].message
@@ -187,7 +187,7 @@ class TestRealSlurm:
         assert steps["nearest-seed0"] == sorted(steps["nearest-seed0"])
         assert "interrupted" not in statuses(out)
 
-        outcomes = run_sweep(plan, out, executor=executor(), report=disturb)
+        outcomes = run_sweep(plan, out, executor=executor(), on_progress=disturb)
         assert [outcome.status for outcome in outcomes] == ["finished"] * 3
         assert steps["bilinear-seed0"] == sorted(steps["bilinear-seed0"])
         for trial in plan.trials:
@@ -241,7 +241,7 @@ class TestSlurm:
 
         (slurm / "hold").touch()
         with pytest.raises(KeyboardInterrupt):
-            run_sweep(plan, out, executor=executor(), report=stop)
+            run_sweep(plan, out, executor=executor(), on_progress=stop)
         script = (slurm / "1000.sh").read_text()
         for flag in ("array=0-2%2", "partition=gpu", "time=90", "cpus-per-task=2", "gpus=a100:1", "signal=USR2@90"):
             assert f"#SBATCH --{flag}\n" in script
@@ -263,7 +263,7 @@ class TestSlurm:
                 os.kill(int((slurm / "1000_0.step").read_text()), signal.SIGUSR2)
 
         # That the last was taken out of the queue is seen: it is sent anew, and finds its way.
-        outcomes = run_sweep(plan, out, executor=executor(), report=preempt)
+        outcomes = run_sweep(plan, out, executor=executor(), on_progress=preempt)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
         assert f"{CANNOT}-seed0 is a file. Choose another --out" in outcomes[1].message
         assert preempted[0] < LONG.steps
@@ -299,7 +299,7 @@ class TestSlurm:
             if progress.status == "queued":
                 subprocess.run(["scancel", progress.job], check=True)
 
-        outcomes = run_sweep(plan, tmp_path / "o", executor=SlurmArray(pause=0.05, patience=0.2), report=cancel)
+        outcomes = run_sweep(plan, tmp_path / "o", executor=SlurmArray(pause=0.05, patience=0.2), on_progress=cancel)
         assert [outcome.status for outcome in outcomes] == ["failed", "failed"]
         assert "its job 1000_1 exited without reporting a result" in outcomes[1].message
         assert "1000_1_0_log.out" in outcomes[1].message
@@ -514,7 +514,7 @@ class TestDask:
                 os.kill(nanny.pid, signal.SIGKILL)
 
         executor = DaskCluster(cluster.scheduler_address, pause=0.1)
-        outcomes = run_sweep(plan, tmp_path / "out", executor=executor, report=kill)
+        outcomes = run_sweep(plan, tmp_path / "out", executor=executor, on_progress=kill)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
         assert f"{CANNOT}-seed0 is a file. Choose another --out" in outcomes[1].message
         assert killed
@@ -534,7 +534,7 @@ class TestDask:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            run_sweep(plan, tmp_path, executor=DaskCluster(cluster.scheduler_address, pause=0.1), report=stop)
+            run_sweep(plan, tmp_path, executor=DaskCluster(cluster.scheduler_address, pause=0.1), on_progress=stop)
         assert "interrupted" in statuses(tmp_path)
 
         def begun():
@@ -718,10 +718,10 @@ class TestCommand:
     def test_ctrl_c_says_how_to_look_again(self, tmp_path, monkeypatch, arguments, kind, told):
         from fadeviz.sweep import SweepProgress
 
-        def stop(plan, out, *, executor, report):
+        def stop(plan, out, *, executor, on_progress):
             assert type(executor).__name__ == kind
             for job in ("12_0", "12_1", "13") if kind == "SlurmArray" else ():
-                report(SweepProgress("nearest-seed0", "queued", 0, 2, float("nan"), {}, "", 0, 3, job))
+                on_progress(SweepProgress("nearest-seed0", "queued", 0, 2, float("nan"), {}, "", 0, 3, job))
             raise KeyboardInterrupt
 
         monkeypatch.setattr("fadeviz.run_sweep", stop)

@@ -231,7 +231,7 @@ def test_what_resuming_does_not_bring_back_is_said(tmp_path, finished):
 
 
 def send(number, at, *, more=()):
-    """A ``report`` that sends this process a signal after step ``at``, and another one at each of ``more``."""
+    """An ``on_progress`` that sends this process a signal after step ``at``, and another one at each of ``more``."""
 
     def report(progress):
         if progress.step in (at, *more):

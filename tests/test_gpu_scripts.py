@@ -23,7 +23,7 @@ from fadeviz.storage.check import check_run
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.sweep import LocalProcesses, Trial, local
-from fadeviz.sweep.trial import End, Task
+from fadeviz.sweep.trial import Task, TrialEnd
 from fadeviz.upsamplers import UPSAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +39,11 @@ def scripts():
 @pytest.fixture
 def check():
     return importlib.import_module("gpu_check")
+
+
+def part(name):
+    """A module of the stages."""
+    return importlib.import_module(f"gpu_stages.{name}")
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ class TestCheck:
 
     @pytest.mark.parametrize("name", ["max_unpool", "fade"])
     def test_an_operator(self, check, setting, name):
-        rows = check.check_operator(setting, name, (2, 8, 3, 4))
+        rows = part("operators").check_operator(setting, name, (2, 8, 3, 4))
         assert len(rows) == 8  # three precisions, two layouts, fp32 with poisoned memory too
         assert all(row["ok"] for row in rows), rows
 
@@ -75,19 +80,19 @@ class TestCheck:
         monkeypatch.setattr(
             carafe, "forward", lambda self, x, skip: forward(self, x * (1 + 1e-4 * (x.dtype != torch.float64)), skip)
         )
-        rows = check.check_operator(setting, "carafe", (2, 8, 3, 4))
+        rows = part("operators").check_operator(setting, "carafe", (2, 8, 3, 4))
         assert not any(row["ok"] for row in rows if row["precision"] == "fp32")
 
     def test_memory_that_stays_unwritten_is_seen(self, check):
-        with check.poisoned_memory():
+        with part("operators").poisoned_memory():
             assert torch.empty(3).isnan().all()
-        assert not check.relative([torch.tensor([float("nan")])], [torch.ones(1)]) <= 1
+        assert not part("operators").relative([torch.tensor([float("nan")])], [torch.ones(1)]) <= 1
 
     @pytest.mark.parametrize(
         "what", [("synchronisations", "segnet"), ("bits", "nearest", False), ("bits", "fade", True)]
     )
     def test_a_training(self, check, setting, what):
-        row = check.check_training(setting, *what)
+        row = part("training").check_training(setting, *what)
         assert row.get("twice", True)
         assert row.get("resumed", True)
         assert not row.get("lines")
@@ -102,13 +107,13 @@ class TestCheck:
         for stage, whats in (("kernels", ("reassembly",)), ("steps", ("step", "pipeline"))):
             of = [row for row in rows.rows if row["what"] in whats]
             results[stage] = {"status": "ok", "seconds": 1.0, "rows": of}
-        text = check.table(results)
+        text = check.summary(results)
         assert "no table" not in text
         assert len(text) < 8000
         assert check.all_well(results)
 
     def test_bytes_of_the_papers_shape(self, check, setting):
-        row = check.measure_kernel(setting, "plain", (1, 4, 4), "fp32", "contiguous")
+        row = part("kernels").measure_kernel(setting, "plain", (1, 4, 4), "fp32", "contiguous")
         x, y, kernels = 4 * 16, 4 * 64, 25 * 64
         assert row["bytes"] == 4 * ((x + kernels + y) + (y + x + kernels) + (y + kernels + x))
 
@@ -163,11 +168,13 @@ class TestCheck:
             "    print(line, flush=True)\n"
             "raise SystemExit(2)\n"
         )
-        monkeypatch.setattr(check, "ROOT", tmp_path)
-        monkeypatch.setattr(check.os, "killpg", lambda group, sign: (tmp_path / f"interrupted{group or ''}").touch())
+        monkeypatch.setattr(part("tests"), "ROOT", tmp_path)
+        monkeypatch.setattr(
+            part("tests").os, "killpg", lambda group, sign: (tmp_path / f"interrupted{group or ''}").touch()
+        )
         rows, before = check.Rows(None), signal.getsignal(signal.SIGINT)
         try:
-            check.follow_tests([sys.executable, "-I", "-S", "pytest.py"], rows, 25)
+            part("tests").follow_tests([sys.executable, "-I", "-S", "pytest.py"], rows, 25)
             signal.raise_signal(signal.SIGINT)  # the stage itself, which is of the group, reads on
         finally:
             signal.signal(signal.SIGINT, before)
@@ -179,7 +186,7 @@ class TestCheck:
             "what": "tests", "passed": 1, "failed": 1, "error": 1, "skipped": 1, "code": 2, "ok": False, "seconds": 0,
             "at": 0,
         }  # fmt: skip
-        table = check.table({"tests": {"status": "ok", "seconds": 1.0, "rows": rows.rows}})
+        table = check.summary({"tests": {"status": "ok", "seconds": 1.0, "rows": rows.rows}})
         assert "tests/test_a.py::test_bad[a b]: 'AssertionError: is bad'" in table
         assert "tests/test_c.py: 'ImportError: none'" in table
 
@@ -194,8 +201,8 @@ class TestCheck:
         )
         command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"-n{workers}", str(tmp_path)]
         code = (
-            f"import gpu_check, pathlib; gpu_check.ROOT = pathlib.Path({str(tmp_path)!r})\n"
-            f"gpu_check.follow_tests({command!r}, gpu_check.Rows(gpu_check.ROOT / 'rows.jsonl'), 25 + 20)"
+            f"import pathlib; from gpu_stages import setting, tests; tests.ROOT = pathlib.Path({str(tmp_path)!r})\n"
+            f"tests.follow_tests({command!r}, setting.Rows(tests.ROOT / 'rows.jsonl'), 25 + 20)"
         )
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'scripts'}:{os.environ.get('PYTHONPATH', '')}"}
         environment.pop("PYTEST_XDIST_WORKER", None)
@@ -359,7 +366,7 @@ class TestSeveralGPUs:
             ours, theirs = local.multiprocessing.get_context("spawn").Pipe()
             gpus.append(gpu)
             ends.append(theirs)
-            theirs.send(End("failed", "of the test", {}, ""))  # a worker that failed is not used again
+            theirs.send(TrialEnd("failed", "of the test", {}, ""))  # a worker that failed is not used again
             return local._Worker(_Stub(), ours, gpu)
 
         monkeypatch.setattr(local, "_start", start)

@@ -209,8 +209,8 @@ class TestTables:
 
     def test_its_folder_is_recognised(self, tmp_path):
         (tmp_path / "boxes-1").mkdir()
-        name, problems, splits = check_data(tmp_path)
-        assert (name, problems, splits.train.count) == ("boxes", [], 3)
+        checked = check_data(tmp_path)
+        assert (checked.data, checked.problems, checked.splits.train.count) == ("boxes", (), 3)
         result = CliRunner().invoke(main, ["data", "check", str(tmp_path)])
         assert (result.exit_code, result.stdout) == (0, f"{tmp_path}: boxes, to train on 3, to test on 2\n")
 

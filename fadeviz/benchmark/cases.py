@@ -1,4 +1,4 @@
-"""The calls that are measured: reassembly in every form, the operators, a training, and a run to draw."""
+"""The calls that a benchmark measures: reassembly in every form, the operators, a training, and a run to draw."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_
 
 
 def plain_reassemble(x: Tensor, kernels: Tensor, kernel_size: int = KERNEL_SIZE, scale_factor: int = SCALE) -> Tensor:
-    """Reassembly as it is written in torch's own operators: unfold, repeat every window for its children, einsum.
+    """Reassembly in torch's own operators: unfold, repeat every window for its children, einsum.
 
     Equal to :func:`~fadeviz.ops.reassemble` for odd ``kernel_size``; holds K*K high-resolution copies of x.
     """
@@ -45,13 +45,13 @@ def plain_reassemble(x: Tensor, kernels: Tensor, kernel_size: int = KERNEL_SIZE,
 
 
 def plain_carafe(operator: CARAFE, x: Tensor) -> Tensor:
-    """CARAFE one step after another, with :func:`plain_reassemble`; for one group."""
+    """CARAFE as a sequence of torch operators, with :func:`plain_reassemble`; for one group."""
     logits = F.pixel_shuffle(operator.content_encoder(operator.compressor(x)), operator.scale_factor)
     return plain_reassemble(x, logits.softmax(dim=1), operator.kernel_size, operator.scale_factor)
 
 
 def plain_fade(operator: FADE, x: Tensor, feature: Tensor) -> Tensor:
-    """FADE one step after another, with :func:`plain_reassemble`."""
+    """FADE as a sequence of torch operators, with :func:`plain_reassemble`."""
     kernels = operator.semi_shift(feature, x).softmax(dim=1)
     reassembled = plain_reassemble(x, kernels, operator.kernel_size, operator.scale_factor)
     if operator.gate is None:
@@ -61,16 +61,16 @@ def plain_fade(operator: FADE, x: Tensor, feature: Tensor) -> Tensor:
 
 
 PLAIN = {"carafe": "carafe", "fade": "fade:form=h2l"}
-"""Operators that are also measured as their authors wrote them, and what they are built as then."""
+"""Operators that are also measured in their authors' formulation, and the options that select it."""
 
 
 PEERS = frozenset({"plain", "compiled", "mmcv"})
-"""Forms that are not fadeviz's own: measured on contiguous maps, which they are written for, and free to fail."""
+"""Forms that are not fadeviz's own: measured on contiguous maps, for which they are written; they may fail."""
 
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
-    """TensorFloat-32 takes the products of float32 at "tf32" alone; convolutions are deterministic, as in training."""
+    """Allow TensorFloat-32 at "tf32" only; convolutions are deterministic, as in training."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.deterministic  # the first is on by default
     cudnn.allow_tf32 = matmul.allow_tf32 = precision == "tf32"
@@ -87,7 +87,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def copying(size: int, device: torch.device) -> Call:
-    """A copy that moves ``size`` bytes, reads and writes together."""
+    """A copy that moves ``size`` bytes, counting reads and writes."""
     source = torch.ones(max(1, size // 8), device=device)
     return partial(torch.empty_like(source).copy_, source)
 
@@ -99,7 +99,7 @@ def multiplying(side: int, device: torch.device, dtype: torch.dtype = torch.floa
 
 
 def adding_one(times: int, device: torch.device) -> Call:
-    """As many small kernels, one after another."""
+    """A sequence of ``times`` small kernels."""
     value = torch.zeros(1, device=device)
 
     def call() -> None:
@@ -110,7 +110,7 @@ def adding_one(times: int, device: torch.device) -> Call:
 
 
 def reassembly_forms(device: torch.device) -> list[str]:
-    """What can reassemble on this device: the plain form, every backend, and mmcv's operator where it is installed."""
+    """The forms of reassembly on this device: the plain form, every backend, and mmcv's operator if it is installed."""
     forms = ["plain", "tiles"]
     if device.type == "cpu" and native_library.library() is not None:
         forms.append("native")
@@ -122,12 +122,12 @@ def reassembly_forms(device: torch.device) -> list[str]:
 
 
 def fits(form: str, precision: str) -> bool:
-    """Whether a form is there at a precision: mmcv's operator takes float32 and float16."""
+    """Whether a form supports a precision: mmcv's operator supports float32 and float16 only."""
     return form != "mmcv" or precision != "bf16"
 
 
 def reassembly_function(form: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """A form, to be called with x and kernels; ``compiled`` is torch.compile of the plain one."""
+    """A form of reassembly, called with x and kernels; ``compiled`` is torch.compile of the plain one."""
     if form == "plain":
         return plain_reassemble
     if form == "compiled":
@@ -145,9 +145,9 @@ def _mmcv(x: Tensor, kernels: Tensor) -> Tensor:
 
 
 def fused_function(form: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """What FADE ends with, to be called with x, logits, skip and gate: softmax, reassembly, the gate's mix.
+    """The end of FADE, called with x, logits, skip and gate: softmax, reassembly and the gate's blend.
 
-    One kernel in the form ``triton``, torch's own operators around a reassembly in the others.
+    A single kernel in the form ``triton``; torch's own operators around a reassembly in the others.
     """
     if form == "triton":
         return _fused
@@ -165,7 +165,7 @@ def _fused(x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
 
 
 def plain_fused(x: Tensor, logits: Tensor, skip: Tensor, gate: Tensor) -> Tensor:
-    """Softmax, :func:`plain_reassemble` and the gate's mix, one after another."""
+    """Softmax, :func:`plain_reassemble` and the gate's blend as a sequence of operators."""
     return gate * skip + (1 - gate) * plain_reassemble(x, logits.softmax(1))
 
 
@@ -246,7 +246,7 @@ def operator_calls(
     calls = []
     for maps in (inputs, *others):
         indices = None
-        if find_upsampler(name).needs == "indices":  # those that need none would not make what they read of the encoder
+        if find_upsampler(name).needs == "indices":  # other operators would not pool the encoder's map
             with torch.no_grad():
                 _, indices = operator.pool(maps[1])
         function = partial(_upsample, operator, plain, indices)
@@ -274,7 +274,7 @@ def start_training(upsampler: str, case: StepCase, device: torch.device) -> tupl
 
 
 def resident_step(upsampler: str, case: StepCase, device: torch.device) -> Call:
-    """A training step whose batch is on the device and whose loss is not asked for: the device is never waited for."""
+    """A training step whose batch is on the device and whose loss is not read: the host never waits for the device."""
     model, optimizer = _model(upsampler, case, device)
     images, masks = random_batch(case, device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -303,13 +303,13 @@ def _model(upsampler: str, case: StepCase, device: torch.device) -> tuple[nn.Mod
 
 
 def random_batch(case: StepCase, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and masks; what they show changes no cost."""
+    """Random images and masks; their content does not affect the cost."""
     images = torch.randn(case.batch, 3, case.size, case.size, device=device)
     return images, torch.randint(2, (case.batch, case.size, case.size), device=device)
 
 
-def drawn_run(path: Path, name: str, frames: int) -> StoredRun:
-    """A run on disk whose maps are a blob that comes out of noise."""
+def synthetic_run(path: Path, name: str, frames: int) -> StoredRun:
+    """A run on disk whose maps show a blob that emerges from noise."""
     layer, side = "decoder.3.upsample", 112
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:side, 0:side] / side - 0.5
@@ -327,7 +327,7 @@ def drawn_run(path: Path, name: str, frames: int) -> StoredRun:
             network="segnet",
             config=StoredConfig({"seed": 0}),
             layers={layer: LayerInfo(size=(side, side))},
-            observation=ObservationInfo(names=("drawn",)),
+            observation=ObservationInfo(names=("synthetic",)),
         )
     )
     return StoredRun(path)

@@ -38,15 +38,16 @@ RETURNING = {
     "MALLOC_TOP_PAD_": "0",
     "MKL_DISABLE_FAST_MM": "1",
 }
-"""Environment of a process whose freed memory goes back to the system at once, so that its resident size is what is in
+"""Environment of a process that returns freed memory to the system at once, so that its resident size is the memory in
 use: glibc maps every block of 64 KiB and more, and MKL keeps no buffers."""
 
 
 def peak_extra_bytes(call: Call, device: torch.device) -> int | None:
-    """By how much memory in use rises at most while ``call`` runs; None where this cannot be seen.
+    """The peak of the memory in use while ``call`` runs, above that before; None if it cannot be measured.
 
-    On a CPU the kernel's high-water mark of the resident size, scratch memory of every library included; right to about
-    half a megabyte in a process that was started with the environment ``RETURNING``. On CUDA what torch allocates.
+    On a CPU this is the kernel's high-water mark of the resident size, including scratch memory of all libraries,
+    accurate to about half a megabyte in a process started with the environment ``RETURNING``. On CUDA it is the memory
+    that torch allocates.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -76,9 +77,9 @@ def _resident(field: str) -> int:
 
 
 class MeasuringProcess:
-    """A process beside this one that measures memory, and the first call of a backend, in a fresh cache folder.
+    """A second process that measures memory, and the first call of a backend, with an empty cache folder.
 
-    It is asked one question at a time, as a line of JSON, and sleeps in between.
+    It answers one question at a time, a line of JSON, and sleeps in between.
     """
 
     def __init__(self, device: torch.device, threads: int) -> None:
@@ -95,12 +96,12 @@ class MeasuringProcess:
             self._folder.cleanup()
 
     def peak(self, question: dict[str, Any]) -> tuple[int | None, list[str]]:
-        """Peak extra bytes, and why there are none."""
+        """The peak of extra memory in bytes, or the reason why it is unknown."""
         answer = self._ask(question)
         return answer.get("bytes"), [str(answer["error"])] if "error" in answer else []
 
     def first_call(self) -> dict[str, Any]:
-        """``seconds`` and ``backend`` of a first reassembly, where nothing was compiled before; or ``error``."""
+        """``seconds`` and ``backend`` of a first reassembly, when nothing was compiled before; or ``error``."""
         return self._ask({"what": "first call"})
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class MeasuringProcess:
                 process.stdin.flush()
                 line = process.stdout.readline()
         if not line:
-            return {"error": f"the measuring process ended with code {process.wait()}: {self._last_words()}"}
+            return {"error": f"the measuring process exited with code {process.wait()}: {self._last_line()}"}
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -125,13 +126,13 @@ class MeasuringProcess:
         paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
         fresh = {"XDG_CACHE_HOME": folder, "TRITON_CACHE_DIR": f"{folder}/triton", "PYTHONPATH": os.pathsep.join(paths)}
         code = "from fadeviz.benchmark.memory import answer; answer()"
-        with open(Path(folder) / "stderr", "w") as words:
+        with open(Path(folder) / "stderr", "w") as stderr:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, json.dumps(self._settings)],
                 env={**os.environ, **RETURNING, **fresh},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=stderr,
                 text=True,
             )
         return self._process
@@ -143,13 +144,13 @@ class MeasuringProcess:
                 pass
             self._process = None
 
-    def _last_words(self) -> str:
-        words = Path(self._folder.name, "stderr").read_text().split("\n") if self._folder is not None else []
-        return next((line for line in reversed(words) if line.strip()), "it said nothing")
+    def _last_line(self) -> str:
+        lines = Path(self._folder.name, "stderr").read_text().split("\n") if self._folder is not None else []
+        return next((line for line in reversed(lines) if line.strip()), "no error message")
 
 
 def answer() -> None:
-    """What the measuring process does: a line of JSON in, a line out."""
+    """The main function of the measuring process: reads questions and prints answers, a line of JSON each."""
     settings = json.loads(sys.argv[1])
     device = torch.device(settings["device"])
     torch.set_num_threads(settings["threads"])
@@ -171,13 +172,13 @@ def _first_call(device: torch.device) -> dict[str, Any]:
 
 def _peak(question: dict[str, Any], device: torch.device) -> dict[str, Any]:
     shape = Shape(*question["shape"])
-    question_call(question, Shape(1, shape.channels, 4), device)()  # a small one, that libraries make what they keep
+    question_call(question, Shape(1, shape.channels, 4), device)()  # a small one first, for libraries' one-time buffers
     value = peak_extra_bytes(question_call(question, shape, device), device)
-    return {"error": "peak memory is not seen, that needs /proc/self/clear_refs"} if value is None else {"bytes": value}
+    return {"error": "measuring peak memory needs /proc/self/clear_refs"} if value is None else {"bytes": value}
 
 
 def question_call(question: dict[str, Any], shape: Shape, device: torch.device) -> Call:
-    """Forward and backward of what a question names, on maps of that shape."""
+    """The forward and backward pass that a question asks for, on maps of that shape."""
     precision = question.get("precision", "fp32")
     if question["what"] == "reassembly":
         fused, form = question.get("fused", False), question["form"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from .cases import (
     arithmetic,
     both,
     copying,
-    drawn_run,
     dtype_of,
     fits,
     forward,
@@ -45,6 +44,7 @@ from .cases import (
     reassembly_inputs,
     resident_step,
     start_training,
+    synthetic_run,
 )
 from .memory import MeasuringProcess, peak_extra_bytes, question_call
 from .plan import PRECISIONS, REFERENCES, Plan, Shape, StepCase
@@ -68,7 +68,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """A table of one part: raw rows, in seconds and bytes, and what has to be said beside them."""
+    """A table of one part: rows of raw values, in seconds and bytes, and notes on them."""
 
     part: str
     title: str
@@ -78,10 +78,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all parts are told.
+    """The settings that all parts share.
 
     Attributes:
-        upsamplers: operators of the parts ``operators`` and ``step``; None where none were asked for.
+        plan: the shapes, rounds and times.
+        device: the device to measure.
+        process: measures memory on a CPU.
+        upsamplers: the operators of the parts ``operators`` and ``step``; None takes all of them.
         compiled: whether torch.compile of the plain form is a candidate.
     """
 
@@ -93,24 +96,24 @@ class Setting:
 
     @property
     def cuda(self) -> bool:
-        """Whether the device has a clock of its own, and memory that torch counts."""
+        """Whether the device is a GPU, which has its own clock, and whose memory torch counts."""
         return self.device.type == "cuda"
 
     def time(
         self, candidates: Mapping[str, Call], peers: Collection[str] = (), clock: Clock = host_clock
     ) -> tuple[dict[str, Timing], list[str]]:
-        """Time the candidates as long as planned."""
+        """Time the candidates for as long as the plan says."""
         plan = self.plan
         return time_in_turns(candidates, self.device, plan.rounds, plan.turn, plan.budget, peers, clock)
 
     def time_kernels(
         self, candidates: Mapping[str, Call], peers: Collection[str] = ()
     ) -> tuple[dict[str, Timing], list[str]]:
-        """Time what a device alone has to do: on CUDA by its own events."""
+        """Time the device's work alone: on CUDA by events."""
         return self.time(candidates, peers, device_clock if self.cuda else host_clock)
 
     def peak(self, question: dict[str, Any]) -> tuple[int | None, list[str]]:
-        """Peak extra bytes of what a question names, and why there are none: on CUDA by torch's counters."""
+        """The peak of extra memory that a question asks for, in bytes, or the reason why it is unknown."""
         if not self.cuda:
             return self.process.peak(question)
         try:
@@ -150,8 +153,8 @@ _LAUNCHES = 100
 
 
 def measure_reassembly(setting: Setting) -> Iterator[Result]:
-    """Every form of reassembly at every shape: times, rates, share of the bound, memory; and the first call ever."""
-    # Before that process is asked for anything else. On CUDA every row has its first call, and memory is counted here.
+    """Every form of reassembly at every shape: times, rates, share of the bound, memory; and the very first call."""
+    # Before the process measures anything else. On CUDA every row has its first call, and memory is counted here.
     first = {} if setting.cuda else setting.process.first_call()
     for shape in setting.plan.reassembly:
         for precision, fused in itertools.product(setting.plan.precisions, (False, True)[: 1 + setting.plan.fused]):
@@ -174,82 +177,93 @@ def measure_reassembly(setting: Setting) -> Iterator[Result]:
 
 
 def _reassembly_times(setting: Setting, shape: Shape, precision: str, fused: bool) -> tuple[list[Row], list[str]]:
+    """A row for each pass, form and layout; and notes on what failed."""
     device, cuda = setting.device, setting.cuda
     forms = [form for form in reassembly_forms(device) if fits(form, precision)]
     if setting.compiled:
-        torch.compiler.reset()  # its limit on how often one function is compiled counts all shapes
+        torch.compiler.reset()  # its limit on how often a function is compiled counts all shapes
         forms.append("compiled")
     candidates = {
         f"{form}, {layout}": (form, layout)
         for form in forms
         for layout in (["contiguous"] if form in PEERS else LAYOUTS)
     }
-    # On a GPU a kernel that fails is one finding among others.
+    # On a GPU a kernel that fails is a result among others.
     peers = [name for name, (form, _) in candidates.items() if form in PEERS or cuda]
     functions: dict[str, Callable[..., Tensor]] = {
         form: fused_function(form) if fused else reassembly_function(form) for form in forms
     }
-    sizes = moved_values(shape, fused)
-    width = dtype_of(precision).itemsize
+    sizes, width = moved_values(shape, fused), dtype_of(precision).itemsize
     sets = copies_past_cache(width * sizes["forward"], device)
     inputs = {
         layout: [reassembly_inputs(shape, layout, device, precision, fused) for _ in range(sets)] for layout in LAYOUTS
     }
-    flops_of_a_sum = 2 * multiply_adds(shape)
-    # On a GPU neither a copy nor a product of so few values tells what the device can do.
-    side = setting.plan.matmul_side if cuda else _SIDE
     rows: list[Row] = []
     notes: list[str] = []
     passes: dict[str, tuple[Callable[..., Call], int]] = {"forward": (forward, 1), "forward+backward": (both, 3)}
     for name, (bind, sums) in passes.items():
-        flops, moved = sums * flops_of_a_sum, width * sizes[name]
         calls = {
-            label: rotating([bind(functions[form], *given) for given in inputs[layout]])
+            label: rotating([bind(functions[form], *tensors) for tensors in inputs[layout]])
             for label, (form, layout) in candidates.items()
         }
-        copied = setting.plan.copy_bytes if cuda else moved
-        calls |= {"copy": copying(copied, device), "fma": multiplying(side, device)}
-        with arithmetic("fp32"):
-            timings, failed = setting.time_kernels(calls, peers)
+        work = _Work(flops=2 * sums * multiply_adds(shape), moved_bytes=width * sizes[name])
+        timings, bounds, failed = _time_beside_bounds(setting, calls, work, peers)
         notes += [f"{name}: {line}" for line in failed]
-        bounds = {
-            "copy": timings.pop("copy").best * moved / copied,
-            "fma": flops * timings.pop("fma").best / (2 * side**3),
-        }
-        binds = max(bounds, key=lambda bound: bounds[bound])
-        plain = timings.get("plain, contiguous")
         if "compiled, contiguous" in timings:
             notes.append(f"{name}: compiling the plain form took {timings['compiled, contiguous'].first:.0f} s")
         for label, timing in timings.items():
             form, layout = candidates[label]
-            rows.append(
-                {
-                    "shape": list(shape),
-                    "pass": name,
-                    "form": form,
-                    "layout": layout,
-                    "precision": precision,
-                    "fused": fused,
-                    "seconds": _seconds(timing),
-                    "times_plain": None if plain is None else plain.median / timing.median,
-                    "gflops": flops / timing.median / 1e9,
-                    "gbytes": moved / timing.median / 1e9,
-                    "copy_seconds": bounds["copy"],
-                    "fma_seconds": bounds["fma"],
-                    "bound_seconds": bounds[binds],
-                    "binds": binds,
-                    "share_of_bound": bounds[binds] / timing.median,
-                    "best_share_of_bound": bounds[binds] / timing.best,
-                }
-            )
+            row = {"shape": list(shape), "pass": name, "form": form, "layout": layout, "precision": precision}
+            rows.append({**row, "fused": fused, **_rates(timing, timings.get("plain, contiguous"), work, bounds)})
     return rows, notes
+
+
+class _Work(NamedTuple):
+    """The least work of a call: floating-point operations, and bytes read and written."""
+
+    flops: int
+    moved_bytes: int
+
+
+def _time_beside_bounds(
+    setting: Setting, calls: Mapping[str, Call], work: _Work, peers: Collection[str]
+) -> tuple[dict[str, Timing], dict[str, float], list[str]]:
+    """Time the calls; and in the same turns a copy and a matrix product, which bound the seconds that they need."""
+    # On a GPU neither a copy nor a product of so few values shows what the device can do.
+    side = setting.plan.matmul_side if setting.cuda else _SIDE
+    copied = setting.plan.copy_bytes if setting.cuda else work.moved_bytes
+    bounds = {"copy": copying(copied, setting.device), "fma": multiplying(side, setting.device)}
+    with arithmetic("fp32"):
+        timings, failed = setting.time_kernels({**calls, **bounds}, peers)
+    seconds = {
+        "copy": timings.pop("copy").best * work.moved_bytes / copied,
+        "fma": work.flops * timings.pop("fma").best / (2 * side**3),
+    }
+    return timings, seconds, failed
+
+
+def _rates(timing: Timing, plain: Timing | None, work: _Work, bounds: Mapping[str, float]) -> Row:
+    """The columns of a timing: seconds, rates, and how near it comes to the bounds."""
+    binds = max(bounds, key=lambda bound: bounds[bound])
+    return {
+        "seconds": _seconds(timing),
+        "times_plain": None if plain is None else plain.median / timing.median,
+        "gflops": work.flops / timing.median / 1e9,
+        "gbytes": work.moved_bytes / timing.median / 1e9,
+        "copy_seconds": bounds["copy"],
+        "fma_seconds": bounds["fma"],
+        "bound_seconds": bounds[binds],
+        "binds": binds,
+        "share_of_bound": bounds[binds] / timing.median,
+        "best_share_of_bound": bounds[binds] / timing.best,
+    }
 
 
 _SIDE = 512
 
 
 def multiply_adds(shape: Shape) -> int:
-    """Those of one sum: every output value has its window, but nothing is multiplied beyond the border of x."""
+    """The multiply-adds of one weighted sum: a window for every output value, without products beyond x's border."""
     b, c, n = shape
     reach = KERNEL_SIZE // 2
     inside = sum(min(i + reach, n - 1) - max(i - reach, 0) + 1 for i in range(n))  # windows' rows, or their columns
@@ -257,7 +271,7 @@ def multiply_adds(shape: Shape) -> int:
 
 
 def moved_values(shape: Shape, fused: bool) -> dict[str, int]:
-    """How many values each pass has to read and write at least; and ``given``, those of the inputs and the gradient."""
+    """The least number of values that each pass reads and writes; ``given``: those of the inputs and the gradient."""
     b, c, n = shape
     high = b * (SCALE * n) ** 2
     x, w, y, gate = b * c * n * n, KERNEL_SIZE**2 * high, c * high, high
@@ -267,13 +281,13 @@ def moved_values(shape: Shape, fused: bool) -> dict[str, int]:
 
 
 def _add_memory(setting: Setting, shape: Shape, row: Row) -> list[str]:
-    """Fill in the memory columns; says why where there are no figures."""
+    """Fill in the memory columns; returns the reason if memory cannot be measured."""
     form, layout, precision, fused = (row[key] for key in ("form", "layout", "precision", "fused"))
     question = {"what": "reassembly", "form": form, "layout": layout, "shape": shape}
     if (precision, fused) != ("fp32", False):
         question |= {"precision": precision, "fused": fused}
     extra, why = setting.peak(question)
-    held = dtype_of(precision).itemsize * moved_values(shape, fused)["given"]  # and as much again for what comes out
+    held = dtype_of(precision).itemsize * moved_values(shape, fused)["given"]  # and as much again for the results
     row |= {"extra_bytes": extra, "held_bytes": held, "needed_bytes": 2 * held}
     row["memory_ratio"] = None if extra is None else (held + extra) / (2 * held)
     return [f"memory of {form}, {layout}: {line}" for line in why]
@@ -346,7 +360,7 @@ def _steps(setting: Setting, case: StepCase, names: Sequence[str]) -> Result:
 
 
 def _steps_on_cuda(setting: Setting, case: StepCase, names: Sequence[str]) -> Result:
-    """Steps in blocks, after which alone the device is waited for; and what each launches, and holds."""
+    """Steps in blocks, with synchronisation after each block only; and the launches and the memory of a step."""
     names = tuple(dict.fromkeys((REFERENCES[0], "nearest", *names)))
     notes: list[str] = []
     with arithmetic(case.precision):
@@ -360,7 +374,7 @@ def _steps_on_cuda(setting: Setting, case: StepCase, names: Sequence[str]) -> Re
             row["extra_bytes"] = peak_extra_bytes(call, setting.device)
             try:
                 row["launches"], row["device_seconds"] = launches(call, setting.device)
-            except RuntimeError as error:  # the profiler needs a library of CUDA's, and rights, that may be missing
+            except RuntimeError as error:  # the profiler needs one of CUDA's libraries, and permissions
                 notes.append(f"launches of {row['operator']}: {first_line(error)}")
     return Result("step", f"a training step of {case}, its batch on the device", tuple(rows), tuple(notes))
 
@@ -372,7 +386,7 @@ def _step_rows(timings: Mapping[str, Timing], case: StepCase) -> list[Row]:
         for reference in (REFERENCES[0], "nearest"):
             if reference in timings:
                 row[f"times_{reference}"] = timing.median / timings[reference].median
-                row[f"best_times_{reference}"] = timing.best / timings[reference].best  # of a machine that is busy
+                row[f"best_times_{reference}"] = timing.best / timings[reference].best  # for a busy machine
         rows.append({**row, **case._asdict()})
     return rows
 
@@ -412,7 +426,7 @@ def measure_rendering(setting: Setting) -> Iterator[Result]:
     """A grid and an animation of two runs."""
     frames = setting.plan.frames
     with tempfile.TemporaryDirectory() as folder:
-        runs = [drawn_run(Path(folder, name), name, frames) for name in ("carafe", "fade")]
+        runs = [synthetic_run(Path(folder, name), name, frames) for name in ("carafe", "fade")]
         png, gif = Path(folder, "grid.png"), Path(folder, "animation.gif")
         calls: dict[str, Call] = {
             "grid, PNG": partial(write_grid, runs, png),

@@ -1,4 +1,4 @@
-"""What a benchmark measures, at which shapes, and for how long."""
+"""The plan of a benchmark: shapes, training steps, rounds and times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Shape(NamedTuple):
 
 
 class StepCase(NamedTuple):
-    """A training step of SegNet, with all operators or with :data:`REFERENCES` alone: the wide network is slow."""
+    """A training step of SegNet, with all operators (``every``) or with :data:`REFERENCES` only."""
 
     width: float
     size: int
@@ -36,7 +36,7 @@ class StepCase(NamedTuple):
 
 
 REFERENCES = ("bilinear", "carafe", "fade")
-"""Operators of a step where none are asked for and not all are meant; ratios refer to the first."""
+"""The operators of a step that is not measured with all of them; ratios refer to the first."""
 
 SEGNET = tuple(Shape(4, channels, side) for channels, side in SegNet.sites)
 SEGFORMER = tuple(Shape(2, 256, side) for side in (16, 32, 64))
@@ -45,23 +45,26 @@ LARGE = Shape(16, 256, 64)
 """Large enough for a GPU to be busy: SegFormer's last maps of 16 images."""
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-"""float32; float32 whose products TensorFloat-32 may take; and autocast, or maps, of half precision."""
+"""float32; float32 with TensorFloat-32 for products; and autocast, or maps, in half precision."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured and for how long.
+    """What to measure, and for how long.
 
     Attributes:
-        reassembly, operators: shapes of the maps.
-        steps: training steps.
-        rounds: how often each candidate has its turn; one that has used ``budget`` seconds leaves after three.
-        turn: seconds of a turn, in which a fast candidate is called several times.
-        copy_bytes, matmul_side: of the bounds in the part ``machine``.
-        precisions: of reassembly and the operators.
-        fused: measure softmax, reassembly and FADE's gate together too, which are one kernel on a GPU.
-        operator_layouts: names in ``LAYOUTS`` that operators are measured in; their plain forms have contiguous maps.
-        frames: of the figure and the animation in the part ``rendering``.
+        reassembly: shapes of the maps in the part ``reassembly``.
+        operators: shapes of the maps in the part ``operators``.
+        steps: the training steps.
+        rounds: the number of turns of each candidate; after three, one that has used ``budget`` seconds takes no more.
+        turn: seconds per turn, in which a fast candidate is called several times.
+        budget: seconds per candidate.
+        copy_bytes: the size of the copy in the part ``machine``, in bytes.
+        matmul_side: the side of the matrices in the part ``machine``.
+        precisions: the precisions of reassembly and the operators.
+        fused: whether to measure softmax, reassembly and FADE's gate together too, which are one kernel on a GPU.
+        operator_layouts: names in ``LAYOUTS`` for the operators; their plain forms have contiguous maps.
+        frames: the number of frames of the figure and the animation in the part ``rendering``.
     """
 
     reassembly: tuple[Shape, ...] = SEGNET + SEGFORMER
@@ -78,7 +81,7 @@ class Plan:
     operator_layouts: tuple[str, ...] = ("channels-last",)
 
     def at(self, precisions: Sequence[str]) -> Plan:
-        """The same plan at other precisions; TensorFloat-32 is for what multiplies matrices, so not for reassembly."""
+        """The plan at other precisions. TensorFloat-32 applies to matrix products, so not to reassembly."""
         steps = dict.fromkeys(step._replace(precision=p) for step in self.steps for p in precisions)
         return dataclasses.replace(self, precisions=tuple(p for p in precisions if p != "tf32"), steps=tuple(steps))
 
@@ -93,7 +96,7 @@ QUICK = Plan(
     budget=0.5,
     matmul_side=1024,
 )
-"""The small shapes and few rounds, for a look; the large maps behave otherwise."""
+"""Small shapes and few rounds, for a quick impression; large maps behave differently."""
 
 FULL_CUDA = Plan(
     reassembly=(LARGE, *SEGNET, *SEGFORMER, *MATTING),
@@ -119,4 +122,4 @@ QUICK_CUDA = dataclasses.replace(
     precisions=("fp32", "fp16"),
     operator_layouts=("channels-last",),
 )
-"""The same on a CUDA device, where the small maps are bound by launches: all networks' sites, and one large map."""
+"""Plans for a CUDA device, where small maps are bound by launches: all networks' sites, and one large map."""

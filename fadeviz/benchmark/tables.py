@@ -11,44 +11,46 @@ from .plan import REFERENCES
 CAPTIONS = {
     "machine": "Rates by the fastest call.",
     "reassembly": (
-        "x plain: how many times faster than the plain form (unfold, repeat, einsum), which has contiguous maps. of "
-        "bound: the share reached of what this machine allows, by the fastest copy of as many bytes and the fastest "
-        "matrix product, for as many multiply-adds (fma; none beyond the border), of the same turns; the slower one "
-        "binds. extra: peak memory of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over "
-        "what inputs, output, kernels and their gradients need."
+        "x plain: speed-up over the plain form (unfold, repeat, einsum), which has contiguous maps. of bound: "
+        "fraction of the machine's limit: the fastest copy of as many bytes, or the fastest matrix product for as "
+        "many multiply-adds (fma; none beyond the border), in the same turns; the slower of the two binds. extra: "
+        "peak memory of forward+backward beyond the inputs, to half a MiB; held: inputs and extra over what inputs, "
+        "output, kernels and their gradients need."
     ),
     "operators": (
-        "x plain: how many times faster than its plain form, forward/forward+backward. extra: peak memory of "
+        "x plain: speed-up over the operator's plain form, forward/forward+backward. extra: peak memory of "
         "forward+backward beyond parameters, inputs and the output's gradient."
     ),
     "step": "Forward, loss, backward and the optimiser's step.",
-    "recording": "A snapshot: one observation of feature, gradient and what the operator has, written to disk.",
-    "rendering": "Reading the runs from disk included.",
+    "recording": "A snapshot: one observation of feature, gradient and the operator's own kinds, written to disk.",
+    "rendering": "Including reading the runs from disk.",
 }
-"""What the columns mean."""
+"""Explanations of the columns, by part."""
 
 CAPTIONS_CUDA = CAPTIONS | {
     "machine": (
         "Rates by the fastest call. The last row: how often torch can hand a kernel to the device, by the host's time."
     ),
     "reassembly": (
-        "us: of the device, by its events, while more calls wait in its queue; host us: until the host had handed the "
-        "call over, which is what a call takes where that is longer. floor us: what the bytes that must be read and "
-        "written take at the rate of a large copy, or the multiply-adds at that of a float32 matrix product (fma), "
-        "whichever is longer; x floor: time over that. extra: what torch allocates beyond the inputs; held: "
-        "inputs and extra over what inputs, output, kernels and their gradients need."
+        "us: the device's time, by its events, while more calls wait in its queue; host us: the host's time to queue "
+        "the call, which is what a call takes if it is longer. floor us: the least time for the bytes that must be "
+        "read and written, at the rate of a large copy, or for the multiply-adds, at that of a float32 matrix product "
+        "(fma), whichever is longer; x floor: time over that. extra: memory that torch allocates beyond the inputs; "
+        "held: inputs and extra over what inputs, output, kernels and their gradients need."
     ),
     "operators": (
-        "us: of the device, by its events; host us: until the host had handed forward+backward over. Half precision: "
-        "under autocast, with float32 weights. x plain, extra: see the CPU's tables of operators; of torch's counters."
+        "us: the device's time, by its events; host us: the host's time to queue forward+backward. Half precision: "
+        "under autocast, with float32 weights. x plain: speed-up over the operator's plain form, "
+        "forward/forward+backward. extra: peak memory of forward+backward beyond parameters, inputs and the output's "
+        "gradient, by torch's counters."
     ),
     "step": (
-        "Forward, loss, backward and the optimiser's step; the device is waited for after blocks of steps. launches: "
-        "kernels, copies and fills a step; busy: the share of the time in which these run; extra: what torch allocates "
-        "beyond weights and momentum."
+        "Forward, loss, backward and the optimiser's step; the device is synchronised after blocks of steps. "
+        "launches: kernels, copies and fills per step; busy: the fraction of the time in which these run; extra: "
+        "memory that torch allocates beyond weights and momentum."
     ),
 }
-"""The same for a CUDA device."""
+"""Explanations of the columns for a CUDA device."""
 
 
 def describe(result: Result) -> str:
@@ -67,7 +69,7 @@ def _aligned(rows: Sequence[Mapping[str, str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for line in table:
-        # Words to the left, figures to the right.
+        # Words are aligned to the left, numbers to the right.
         cells = [
             cell.ljust(width) if name in _WORDS else cell.rjust(width)
             for name, cell, width in zip(names, line, widths, strict=True)
@@ -86,7 +88,7 @@ def _time_cells(name: str, seconds: Mapping[str, float]) -> dict[str, str]:
 
 
 def _by_events(seconds: Mapping[str, float | None]) -> bool:
-    """Whether a CUDA device's own clock gave these: they are short."""
+    """Whether a CUDA device's own clock measured these seconds, which are short."""
     return seconds["host"] is not None
 
 

@@ -1,4 +1,4 @@
-"""Timing candidates in turns: a machine that is busy now and then slows all of them alike."""
+"""Timing candidates in turns, so that a machine that is busy at times slows all of them alike."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a call.
+    """The seconds that a call takes.
 
     Attributes:
-        median: of all calls; ``low`` and ``high`` are the quartiles, ``best`` is the fastest.
-        first: the very first call, which is not among them: it pays for what is made once.
-        calls: how many.
-        host: least seconds a call, of a turn, until it had been handed to the device, where the others are the device's
-            own: a call takes the longer of the two in a program that does nothing else. None where they are not told
-            apart.
+        median: the median of all calls; ``low`` and ``high`` are the quartiles, ``best`` is the fastest.
+        first: the very first call, which is not included in the others and pays for one-time work.
+        calls: the number of calls.
+        host: if the others are the device's times: the host's time per call until it was queued, the least of all
+            turns. A call takes the longer of the two in a program that does nothing else. None if they are not
+            distinguished.
     """
 
     median: float
@@ -37,14 +37,14 @@ class Timing:
 
 
 class Turn(NamedTuple):
-    """What a clock says of some calls: seconds of each, and the host's seconds a call where it tells them apart."""
+    """The seconds of each call of a turn, and the host's seconds per call if the clock distinguishes them."""
 
     seconds: list[float]
     host: float | None = None
 
 
 Clock = Callable[[Call, torch.device, int, float], Turn]
-"""``clock(call, device, count, host)`` calls ``count`` times; ``host`` is what it said of the host last time, or 0."""
+"""``clock(call, device, count, host)`` calls ``count`` times; ``host`` is the last turn's ``Turn.host``, or 0."""
 
 
 def host_clock(call: Call, device: torch.device, count: int, host: float = 0.0) -> Turn:
@@ -53,9 +53,9 @@ def host_clock(call: Call, device: torch.device, count: int, host: float = 0.0) 
 
 
 def block_clock(call: Call, device: torch.device, count: int, host: float = 0.0) -> Turn:
-    """All calls at once, by the host's clock: the device is waited for after the last, as in a training that goes on.
+    """All calls together, by the host's clock: the device is synchronised only after the last, as in a training.
 
-    One value: the seconds a call.
+    One value: the seconds per call.
     """
 
     def block() -> None:
@@ -66,10 +66,10 @@ def block_clock(call: Call, device: torch.device, count: int, host: float = 0.0)
 
 
 def device_clock(call: Call, device: torch.device, count: int, host: float = 0.0) -> Turn:
-    """Every call on its own, by the events of a CUDA device: what the device spends on it, launches hidden.
+    """Every call on its own, by the events of a CUDA device: the device's time, without that of launches.
 
-    The calls are handed over while the device is kept waiting, for as long as that should take the host, so that it
-    then runs from one to the next; no more of them than fit its queue, or the host would have to wait.
+    The calls are queued while the device is kept waiting, for as long as the host should need, so that it then runs one
+    after the other without gaps; not more of them than fit its queue, or the host would have to wait.
     """
     if host:
         count = max(1, min(count, int(_QUEUED / host)))
@@ -89,10 +89,10 @@ def device_clock(call: Call, device: torch.device, count: int, host: float = 0.0
 
 
 _QUEUED = 4e-3
-"""Seconds in which a host hands over fewer kernels than a device's queue holds, which are about a thousand."""
+"""Seconds in which a host queues fewer kernels than a device's queue holds, which is about a thousand."""
 
 _CYCLES = 2e9
-"""Cycles a second of a GPU's clock, roughly."""
+"""The approximate frequency of a GPU's clock in Hz."""
 
 
 def time_in_turns(
@@ -104,16 +104,16 @@ def time_in_turns(
     peers: Collection[str] = (),
     clock: Clock = host_clock,
 ) -> tuple[dict[str, Timing], list[str]]:
-    """Time every candidate in turns, after calls to warm up.
+    """Time every candidate in turns, after warm-up calls.
 
     Args:
-        candidates: what to call.
-        device: synchronised before and after every turn, by ``host_clock`` every call.
-        rounds: turns of each candidate.
-        turn: seconds of a turn; a slower candidate is called once in it.
-        budget: a candidate that has used that many seconds leaves after three rounds.
-        peers: candidates that may fail on this machine: what they say is returned, and they are left out.
-        clock: what measures a turn.
+        candidates: the calls by name.
+        device: synchronised before and after every turn; by ``host_clock`` before and after every call.
+        rounds: the number of turns of each candidate.
+        turn: seconds per turn; a slower candidate is called once.
+        budget: seconds after which a candidate takes no further turns, but at least three.
+        peers: candidates that may fail on this machine: they are left out, and their errors returned.
+        clock: measures a turn.
 
     Returns:
         The timings, and a line for each peer that failed.
@@ -124,7 +124,7 @@ def time_in_turns(
     for name, call in candidates.items():
         try:
             first[name] = timed(call, device)
-            # A first call may have compiled for long what is fast. On a CPU it rather is a slow one.
+            # The first call of a fast kernel may be slow because it compiles. On a CPU the call itself is slow.
             again = clock is not host_clock or first[name] <= 0.5
             seconds = timed(call, device) if again else first[name]
         except Exception as error:
@@ -136,7 +136,7 @@ def time_in_turns(
     samples: dict[str, list[float]] = {name: [] for name in calls}
     hosts: dict[str, list[float]] = {name: [] for name in calls}
     if clock is device_clock:
-        for name in calls:  # warms up, and says for how long the device is to be kept waiting
+        for name in calls:  # warms up, and measures how long the device must be kept waiting
             hosts[name].append(clock(candidates[name], device, 3, 0.0).host or 0.0)
     names = list(calls)
     for number in range(rounds):
@@ -151,7 +151,7 @@ def time_in_turns(
 
 
 def timed(call: Call, device: torch.device) -> float:
-    """Seconds of one call, what it left on the device included."""
+    """Seconds of one call, including its work on the device."""
     _synchronize(device)
     start = time.perf_counter()
     call()
@@ -165,13 +165,13 @@ def _synchronize(device: torch.device) -> None:
 
 
 def summary(values: Sequence[float], first: float, hosts: Sequence[float] = ()) -> Timing:
-    """The statistics of what was measured."""
+    """The statistics of measured seconds."""
     low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
     return Timing(median, low, high, min(values), first, len(values), min(hosts, default=None))
 
 
 def rotating(calls: Sequence[Call]) -> Call:
-    """One call after another, and again: each on maps of its own, which the device's cache no longer holds."""
+    """Cycle through calls, each on maps of its own, which are no longer in the device's cache."""
     if len(calls) == 1:
         return calls[0]
     turns = cycle(calls)
@@ -179,7 +179,9 @@ def rotating(calls: Sequence[Call]) -> Call:
 
 
 def copies_past_cache(size: int, device: torch.device) -> int:
-    """How many sets of maps of ``size`` bytes to rotate, for the cache to hold none that comes up again; 1 on a CPU."""
+    """The number of sets of maps of ``size`` bytes to rotate so that none is still cached when it is used again; 1 on a
+    CPU.
+    """
     if device.type != "cuda":
         return 1
     cache = getattr(torch.cuda.get_device_properties(device), "L2_cache_size", 0) or 64 << 20
@@ -187,7 +189,7 @@ def copies_past_cache(size: int, device: torch.device) -> int:
 
 
 def launches(call: Call, device: torch.device) -> tuple[int, float]:
-    """How many kernels, copies and fills a call starts on a CUDA device, and the seconds that these take there."""
+    """The number of kernels, copies and fills that a call launches on a CUDA device, and their seconds there."""
     _synchronize(device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
@@ -195,12 +197,12 @@ def launches(call: Call, device: torch.device) -> tuple[int, float]:
     ran = [
         event
         for event in profile.events() or ()
-        # A name that torch gives a stretch of time, such as "Optimizer.step", shows on the device too.
+        # Annotated ranges, such as torch's "Optimizer.step", appear as device events too.
         if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
     ]
     return len(ran), sum(event.time_range.elapsed_us() for event in ran) / 1e6
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line."""
+    """The first line of an error."""
     return (str(error).splitlines() or [""])[0][:160] or type(error).__name__

@@ -189,7 +189,7 @@ def all_data(task: str) -> dict[str, DatasetEntry]:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What :func:`check_data` found in a folder; printing it gives its counts in one line.
+    """The result of :func:`check_data`; printing it gives the counts in one line.
 
     Attributes:
         folder: the folder.
@@ -228,8 +228,8 @@ def check_data(folder: str | os.PathLike[str], data: str = "") -> DataCheck:
 
     Example::
 
-        found = fadeviz.check_data("weizmann_horse_db")
-        print(found, *found.problems, sep="\\n")
+        checked = fadeviz.check_data("weizmann_horse_db")
+        print(checked, *checked.problems, sep="\\n")
     """
     folder = Path(folder)
     # Other packages are only imported where the folder may be theirs.

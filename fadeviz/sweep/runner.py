@@ -30,7 +30,7 @@ class Executor(Protocol):
 
 
 class SweepProgress(NamedTuple):
-    """The argument of :func:`run_sweep`'s ``report``: the progress of one trial."""
+    """The argument of :func:`run_sweep`'s ``on_progress``: the progress of one trial."""
 
     name: str
     status: str
@@ -67,7 +67,7 @@ def run_sweep(
     *,
     jobs: int | None = None,
     executor: Executor | None = None,
-    report: Callable[[SweepProgress], None] | None = None,
+    on_progress: Callable[[SweepProgress], None] | None = None,
 ) -> list[Outcome]:
     """Train the unfinished trials of a plan, each in a folder of its own.
 
@@ -81,7 +81,7 @@ def run_sweep(
         jobs: number of trials that are trained at a time on this machine, short for ``executor=LocalProcesses(jobs)``;
             None for 1, or 1 for each GPU.
         executor: where to train, if not on this machine.
-        report: called from this process when a trial makes progress or ends.
+        on_progress: called from this process when a trial makes progress or ends.
 
     Returns:
         The outcome of each trial, in the plan's order.
@@ -97,7 +97,7 @@ def run_sweep(
     executor = LocalProcesses(jobs) if executor is None else executor
     _check_folder(out)
     with stop_signals(), only_writer(out):
-        return SweepRunner(plan, out, report).run(executor)
+        return SweepRunner(plan, out, on_progress).run(executor)
 
 
 def unfinished_trials(plan: SweepPlan, out: str | Path) -> list[Task]:
@@ -125,9 +125,9 @@ def _check_folder(out: Path) -> None:
 class SweepRunner:
     """One call of :func:`run_sweep`: the manifest, and the trials' outcomes so far."""
 
-    def __init__(self, plan: SweepPlan, out: Path, report: Callable[[SweepProgress], None] | None) -> None:
+    def __init__(self, plan: SweepPlan, out: Path, on_progress: Callable[[SweepProgress], None] | None) -> None:
         """Read the folder; nothing is written."""
-        self.plan, self.out, self.report = plan, out, report
+        self.plan, self.out, self.on_progress = plan, out, on_progress
         self.manifest = self._checked_manifest()
         self.earlier = {trial: self._finished_run(trial) for trial in plan.trials}
         self.outcomes: dict[Trial, Outcome] = {}
@@ -246,10 +246,10 @@ class SweepRunner:
         self._report(trial, status, Progress(step, steps, loss, result), message)
 
     def _report(self, trial: Trial, status: str, progress: Progress, message: str, job: str = "") -> None:
-        if self.report is not None:
+        if self.on_progress is not None:
             ended, runs = len(self.outcomes), len(self.plan.trials)
             step, steps, loss, metrics = progress
-            self.report(SweepProgress(trial.name, status, step, steps, loss, metrics, message, ended, runs, job))
+            self.on_progress(SweepProgress(trial.name, status, step, steps, loss, metrics, message, ended, runs, job))
 
 
 def _refuse_queued_elsewhere(out: Path, tasks: Sequence[Task], executor: Executor) -> None:

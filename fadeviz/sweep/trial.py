@@ -58,13 +58,13 @@ class TrialEnd(NamedTuple):
     traceback: str
 
 
-def train_trial(config: RunConfig, folder: Path, report: Callable[[Progress], None]) -> TrialEnd:
+def train_trial(config: RunConfig, folder: Path, on_progress: Callable[[Progress], None]) -> TrialEnd:
     """Start or resume a run; a finished one is left alone. Errors are returned, not raised.
 
-    ``report`` is called after every step. It can stop the run, as a signal does, by raising KeyboardInterrupt.
+    ``on_progress`` is called after every step. It can stop the run, as a signal does, by raising KeyboardInterrupt.
     """
     try:
-        finished = train(config, folder, resume=has_begun(folder), on_progress=report)
+        finished = train(config, folder, resume=has_begun(folder), on_progress=on_progress)
     except KeyboardInterrupt as error:
         if not (isinstance(error, Interrupted) and error.finished):
             return TrialEnd("interrupted", "", {}, "")

@@ -22,7 +22,8 @@ from fadeviz.data.sets import DataOptions, find_data
 from fadeviz.data.shuffled import ShuffledLabels
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.transforms import AugmentedCrops
-from fadeviz.experiment import RunConfig, _run_id, count_workers, differing_settings, load_data, settings_of, train
+from fadeviz.experiment import RunConfig, count_workers, differing_settings, load_data, settings_of, train
+from fadeviz.experiment.config import run_id
 from fadeviz.training.batches import batches, collate_masks, draw_pool, work_through
 from fadeviz.training.matting_loss import collate_matting
 
@@ -321,7 +322,7 @@ class TestPool:
     def test_of_a_set_with_an_end_there_is_none(self):
         with pytest.raises(FadevizError, match="never ends"):
             Pool(SyntheticHorses(32, count=3), 3)
-        with pytest.raises(FadevizError, match="in memory as it is. Leave out --pool"):
+        with pytest.raises(FadevizError, match="in memory already. Leave out pool=..."):
             RunConfig(data="weizmann", data_dir="x", pool=3)
 
     def test_a_run_reads_it_in_shuffled_epochs(self, tmp_path):
@@ -338,14 +339,13 @@ class TestSettings:
     def test_workers_make_no_other_run_and_a_pool_does(self):
         config = RunConfig(size=32, steps=1)
         splits = load_data(config)
-        cpu = torch.device("cpu")
         ids = []
         for changes in ({}, {"workers": 3}, {"pool": 3}):
             other = dataclasses.replace(config, **changes)
-            ids.append(_run_id(other, load_data(other), "none", cpu))
+            ids.append(run_id(other, load_data(other).info, "none", "cpu"))
             assert bool(differing_settings(settings_of(config), other)) == ("pool" in changes)
         assert ids[0] == ids[1] != ids[2]
-        assert _run_id(config, splits, "none", cpu) == ids[0]
+        assert run_id(config, splits.info, "none", "cpu") == ids[0]
 
     def test_how_many_workers(self):
         plain, cpu, cuda = RunConfig(steps=1), torch.device("cpu"), torch.device("cuda")

@@ -17,7 +17,8 @@ from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data.synthetic import dataset as synthetic
-from fadeviz.experiment import RunConfig, _Work
+from fadeviz.experiment import RunConfig
+from fadeviz.experiment.session import Session
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.upsamplers import UPSAMPLERS
@@ -382,15 +383,15 @@ def test_ctrl_c_of_any_command(monkeypatch, tmp_path):
 
 
 def test_a_demo_goes_on(tmp_path, monkeypatch):
-    out, real, trained = tmp_path / "a demo", _Work.after, []
+    out, real, trained = tmp_path / "a demo", Session.on_step_end, []
 
     def after(work, result):
         real(work, result)
-        trained.append((work.config.upsampler, result.step))
+        trained.append((work.parts.config.upsampler, result.step))
         if trained[-1] in (("fade", 3), ("carafe", 2)):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(_Work, "after", after)
+    monkeypatch.setattr(Session, "on_step_end", after)
 
     def tiny(name, steps, seed):
         return RunConfig(name, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", seed=seed)

@@ -19,14 +19,13 @@ from fadeviz_cli.sweep import record_arguments
 
 import fake_slurm
 from fadeviz import FadevizError, open_run
-from fadeviz.experiment import RunConfig, train
+from fadeviz.experiment import RunConfig, train, validation
 from fadeviz.models import build_network
 from fadeviz.storage.check import check_run
 from fadeviz.sweep import MANIFEST, Event, plan_sweep, run_sweep, unfinished_trials
 from fadeviz.sweep import slurm as slurm_module
 from fadeviz.sweep.slurm import OPTIONS, SlurmArray, batch_script, parse_options
 from fadeviz.sweep.trial import ProgressReader, Task, TrialEnd, follow_trials
-from fadeviz.training import settings
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=2, snapshots="2", batch_size=1, kinds="feature", observe=1, evaluate_every=2,
@@ -759,13 +758,13 @@ class TestManifest:
     def test_planning_builds_an_operator_once(self, monkeypatch):
         built = []
         network = build_network("segnet", "fade", width=1 / 16)
-        monkeypatch.setattr(settings, "build_network", lambda *args, **options: built.append(args) or network)
-        settings.check_model.cache_clear()
+        monkeypatch.setattr(validation, "build_network", lambda *args, **options: built.append(args) or network)
+        validation.check_model.cache_clear()
         try:
             plan = plan_sweep(["fade", "carafe"] * 500, range(500), TINY)
             configs = [plan.config(trial) for trial in plan.trials]
         finally:
-            settings.check_model.cache_clear()
+            validation.check_model.cache_clear()
         assert len(configs) == 1000
         assert {one[1] for one in built} == {"fade", "carafe"}
         assert len(built) <= 4  # with its own layers and kinds, and with those of the sweep

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import operator
 import os
 import pickle
 import signal
@@ -29,8 +30,6 @@ from fadeviz.errors import MissingExtra
 from fadeviz.experiment import (
     PAPER_SCHEDULE,
     RunConfig,
-    _threads_as_before,
-    _Work,
     build_model,
     choose_device,
     differing_settings,
@@ -38,6 +37,10 @@ from fadeviz.experiment import (
     train,
     usable_cores,
 )
+from fadeviz.experiment.checkpoints import Checkpoints
+from fadeviz.experiment.observing import Observer
+from fadeviz.experiment.session import Session
+from fadeviz.experiment.training_run import earlier_threads
 from fadeviz.models import build_network
 from fadeviz.recording.probe import Probe
 from fadeviz.storage.check import check_run
@@ -183,7 +186,7 @@ def test_a_run_from_before_the_labels_setting_is_resumed(whole, tmp_path):
     assert info["config"].pop("labels") == "true"
     (tmp_path / "run" / "run.json").write_text(json.dumps(info))
     assert read_config(tmp_path / "run") == SMALL
-    with pytest.raises(FadevizError, match="other settings: labels was 'true', is 'shuffled'. Use --overwrite"):
+    with pytest.raises(FadevizError, match="other settings: labels was 'true', is 'shuffled'. Use overwrite=True"):
         train(dataclasses.replace(SMALL, labels="shuffled"), tmp_path / "run", resume=True)
     train(SMALL, tmp_path / "run", resume=True)
     assert files(tmp_path / "run") == files(whole)
@@ -262,29 +265,30 @@ class TestSignals:
         assert files(tmp_path / "run") == files(whole)
         assert_same_state(final_weights(tmp_path / "run"), final_weights(whole))
 
-    @pytest.mark.parametrize("where", ["look", "save", "task.evaluate", "store.append_metrics"])
+    @pytest.mark.parametrize("where", ["observer.observe", "checkpoints.save", "parts.task.evaluate", "writer.log"])
     def test_amid_whatever_is_done_after_a_step(self, whole, tmp_path, monkeypatch, where):
         """During an observation, a checkpoint, a test, or a line of the metrics: it is brought to its end."""
-        real = _Work.after
+        real = Session.on_step_end
 
         def after(work, result):
             if result.step == 4:  # a test and an observation are due
                 holder, _, name = where.rpartition(".")
-                of = getattr(work, holder) if holder else work
+                of = operator.attrgetter(holder)(work)
                 done = getattr(of, name)
 
                 def told(*args, **options):
                     os.kill(os.getpid(), signal.SIGTERM)
                     return done(*args, **options)
 
-                monkeypatch.setattr(work, "config", dataclasses.replace(work.config, checkpoint_every=4))
+                config = dataclasses.replace(work.parts.config, checkpoint_every=4)
+                monkeypatch.setattr(work.checkpoints, "_parts", dataclasses.replace(work.parts, config=config))
                 object.__setattr__(of, name, told)
                 real(work, result)
                 object.__setattr__(of, name, done)
             else:
                 real(work, result)
 
-        monkeypatch.setattr(_Work, "after", after)
+        monkeypatch.setattr(Session, "on_step_end", after)
         with pytest.raises(Interrupted) as caught:
             train(SMALL, tmp_path / "run")
         assert (caught.value.signal, caught.value.step, caught.value.saved) == (signal.SIGTERM, 4, 4)
@@ -308,13 +312,13 @@ class TestSignals:
         assert not (tmp_path / "run").exists()
 
     def test_while_the_first_files_are_written(self, whole, tmp_path, monkeypatch):
-        real = _Work.begin
+        real = Session.begin
 
         def begin(work, overwrite):
             os.kill(os.getpid(), signal.SIGHUP)
             return real(work, overwrite)
 
-        monkeypatch.setattr(_Work, "begin", begin)
+        monkeypatch.setattr(Session, "begin", begin)
         with pytest.raises(Interrupted, match="^interrupted at step 0 of 8; resume=True continues at step 1$"):
             train(SMALL, tmp_path / "run")
         assert open_run(tmp_path / "run").info.status == "interrupted"
@@ -358,13 +362,13 @@ class TestSignals:
 
     def test_stopped_again_before_a_step_it_writes_no_checkpoint_anew(self, tmp_path, monkeypatch):
         """By which a job that gets nowhere is known (sweep/slurm.py)."""
-        real = _Work.begin
-        monkeypatch.setattr(_Work, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
+        real = Session.begin
+        monkeypatch.setattr(Session, "begin", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), real(*args))[1])
         with pytest.raises(Interrupted):
             train(SMALL, tmp_path / "run")
         written = (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns
-        go_on = _Work.go_on
-        monkeypatch.setattr(_Work, "go_on", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), go_on(*args))[1])
+        resume = Session.resume
+        monkeypatch.setattr(Session, "resume", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), resume(*args))[1])
         with pytest.raises(Interrupted, match="at step 0 of 8"):
             train(SMALL, tmp_path / "run", resume=True)
         assert (tmp_path / "run" / "checkpoints" / "last.pt").stat().st_mtime_ns == written
@@ -414,13 +418,10 @@ class TestSignals:
         before = signal.getsignal(signal.SIGINT)
         with ThreadPoolExecutor(1) as pool:
             config = dataclasses.replace(SMALL, steps=1, snapshots="1")
-            found = pool.submit(
-                train,
-                config,
-                tmp_path / "run",
-                on_progress=lambda progress: seen.append(signal.getsignal(signal.SIGINT)),
-            )
             seen = []
+            found = pool.submit(
+                train, config, tmp_path / "run", on_progress=lambda _: seen.append(signal.getsignal(signal.SIGINT))
+            )
             assert found.result().info.status == "finished"
         assert seen == [before]
 
@@ -434,7 +435,7 @@ class TestSignals:
         def full(*args):
             raise FadevizError("disk full while writing last.pt")
 
-        monkeypatch.setattr("fadeviz.experiment.write_checkpoint", full)
+        monkeypatch.setattr("fadeviz.experiment.checkpoints.write_checkpoint", full)
         with pytest.raises(FadevizError, match="disk full"):
             train(dataclasses.replace(SMALL, checkpoint_every=8), tmp_path / "run", on_progress=send(signal.SIGINT, 2))
         assert open_run(tmp_path / "run").info.status == "failed"
@@ -442,14 +443,14 @@ class TestSignals:
     @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
     def test_the_command_says_where_it_goes_on(self, tmp_path, monkeypatch, name, code):
         number = getattr(signal, name)
-        real = _Work.after
+        real = Session.on_step_end
 
         def after(work, result):
             real(work, result)
             if result.step == stop_at:
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(_Work, "after", after)
+        monkeypatch.setattr(Session, "on_step_end", after)
         out, stop_at = tmp_path / "a run", 2
         options = ["--size", "32", "--width", "0.0625", "--steps", "4", "--snapshots", "4", "--kinds", "feature"]
         result = CliRunner().invoke(main, ["record", "--out", str(out), *options])
@@ -478,11 +479,9 @@ class TestSignals:
 
 def test_a_checkpoint_is_written_when_the_last_is_old(whole, tmp_path, monkeypatch):
     clock, saved = [0.0], []
-    monkeypatch.setattr(
-        "fadeviz.experiment.time", SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
-    )
-    real = _Work.save
-    monkeypatch.setattr(_Work, "save", lambda work: (saved.append(work.last_step), real(work)))
+    monkeypatch.setattr("fadeviz.experiment.checkpoints.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    real = Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, step: (saved.append(step), real(self, step)))
 
     def slow(progress):
         clock[0] += 150.0
@@ -512,16 +511,16 @@ class TestArithmetic:
             seen[what].add((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
             return real(*args)
 
-        def look(work, step, real=_Work.look):
+        def observe(observer, step, real=Observer.observe):
             now[0] = "observing"
-            found = real(work, step)
+            snapshots = real(observer, step)
             now[0] = "training"
-            return found
+            return snapshots
 
         monkeypatch.setattr(tasks, "segmentation_loss", loss)  # of tests
         segmentation = dataclasses.replace(tasks.TASKS["segmentation"], loss=loss)
         monkeypatch.setitem(tasks.TASKS, "segmentation", segmentation)
-        monkeypatch.setattr(_Work, "look", look)
+        monkeypatch.setattr(Observer, "observe", observe)
         before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
         finished = train(dataclasses.replace(TINY, tf32=allowed), tmp_path / "run")
         off = {(False, False)}
@@ -558,7 +557,8 @@ class TestArithmetic:
         def backend(graph, inputs):
             return lambda *args: (calls.append(len(args)), graph(*args))[1]
 
-        monkeypatch.setattr("fadeviz.experiment.compile_forward", partial(compile_forward, backend=backend))
+        forward = partial(compile_forward, backend=backend)
+        monkeypatch.setattr("fadeviz.experiment.training_run.compile_forward", forward)
         compiled = train(dataclasses.replace(TINY, compile="on"), tmp_path / "compiled")
         plain = train(TINY, tmp_path / "plain")
         assert len(calls) == 2  # the training steps
@@ -588,17 +588,15 @@ class TestCheckpointsFromAThread:
 
     @pytest.fixture(autouse=True)
     def _from_a_thread(self, monkeypatch):
-        real = _Work.__init__
+        real = Checkpoints.__init__
 
-        def init(work, *args):
-            real(work, *args)
-            self.writer = work.writer = CheckpointWriter()
+        def init(checkpoints, *args):
+            real(checkpoints, *args)
+            self.writer = checkpoints.writer = CheckpointWriter()
 
-        monkeypatch.setattr(_Work, "__init__", init)
+        monkeypatch.setattr(Checkpoints, "__init__", init)
         self.clock = [0.0]
-        monkeypatch.setattr(
-            "fadeviz.experiment.time", SimpleNamespace(monotonic=lambda: self.clock[0], perf_counter=time.perf_counter)
-        )
+        monkeypatch.setattr("fadeviz.experiment.checkpoints.time", SimpleNamespace(monotonic=lambda: self.clock[0]))
 
     def later(self, seconds, calls=None):
         def report(progress):
@@ -648,10 +646,9 @@ class TestCheckpointsFromAThread:
 
         monkeypatch.setattr(checkpoint, "_write", full)
         steps = []
+        later = self.later(60.0, lambda progress: steps.append(progress.step))
         with pytest.raises(FadevizError, match="disk full"):
-            train(
-                THREADED, tmp_path / "run", on_progress=self.later(60.0, lambda progress: steps.append(progress.step))
-            )
+            train(THREADED, tmp_path / "run", on_progress=later)
         failed = open_run(tmp_path / "run")
         assert failed.info.status == "failed"
         assert "disk full" in failed.info.message
@@ -664,9 +661,10 @@ class TestCheckpointsFromAThread:
             if progress.step == 5:
                 self.clock[0] += 100
             if progress.step == 7:
+                ended.set()
                 raise SystemExit
 
-        write, slow = checkpoint._write, threading.Event()
+        write, slow, ended = checkpoint._write, threading.Event(), threading.Event()
 
         def delayed(path, state):
             if state["step"] == 6:
@@ -674,8 +672,8 @@ class TestCheckpointsFromAThread:
             write(path, state)
 
         monkeypatch.setattr(checkpoint, "_write", delayed)
-        end = _Work.wait_saved
-        monkeypatch.setattr(_Work, "wait_saved", lambda work: (slow.set() if work.last_step == 7 else None, end(work)))
+        wait = Checkpoints.wait
+        monkeypatch.setattr(Checkpoints, "wait", lambda self: (slow.set() if ended.is_set() else None, wait(self)))
         with pytest.raises(SystemExit):
             train(THREADED, tmp_path / "run", on_progress=report)
         assert final_weights(tmp_path / "run")["step"] == 6
@@ -692,7 +690,7 @@ class TestThreads:
 
     @pytest.mark.parametrize(("stored", "used", "noted"), [(1, 1, 0), (2, 2, 0), (64, 3, 1)])
     def test_as_many_as_it_was_begun_with_or_as_there_are_cores(self, tmp_path, monkeypatch, stored, used, noted):
-        monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 3)
+        monkeypatch.setattr("fadeviz.experiment.training_run.usable_cores", lambda: 3)
         tiny = dataclasses.replace(SMALL, steps=2, snapshots="2", kinds="feature", upsampler="nearest", width=1 / 16)
         torch.set_num_threads(1)
         with pytest.raises(Interrupted):
@@ -714,10 +712,10 @@ class TestThreads:
         assert after.processes is None  # one alone has finished it
 
     def test_of_several_processes_here_each_takes_its_share_of_the_cores(self, monkeypatch):
-        monkeypatch.setattr("fadeviz.experiment.usable_cores", lambda: 4)
+        monkeypatch.setattr("fadeviz.experiment.training_run.usable_cores", lambda: 4)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
         torch.set_num_threads(1)
-        with _threads_as_before(SimpleNamespace(info=RunInfo(threads=64))):
+        with earlier_threads(SimpleNamespace(info=RunInfo(threads=64))):
             assert torch.get_num_threads() == 2
         assert torch.get_num_threads() == 1
 
@@ -786,13 +784,15 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
     assert not list((tmp_path / "run").rglob(".*partial*"))
 
 
-@pytest.mark.parametrize("where", ["fadeviz.experiment.Probe.observe", "fadeviz.training.tasks.evaluate"])
+@pytest.mark.parametrize("where", ["fadeviz.recording.probe.Probe.observe", "fadeviz.training.tasks.evaluate"])
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(where, full)
-    with pytest.raises(FadevizError, match="^out of memory. Use a smaller --batch-size, --observe, --size or --width$"):
+    with pytest.raises(
+        FadevizError, match="^out of memory. Use a smaller batch_size=..., observe=..., size=... or width=...$"
+    ):
         train(SMALL, tmp_path / "run")
 
 
@@ -882,7 +882,7 @@ class TestFolder:
         train(dataclasses.replace(tiny, seed=5), tmp_path / "run", overwrite=True)  # free again
 
     def test_resume_with_other_settings(self, whole):
-        with pytest.raises(FadevizError, match=r"other settings: lr was 0.01, is 0.1. Use --overwrite"):
+        with pytest.raises(FadevizError, match=r"other settings: lr was 0.01, is 0.1. Use overwrite=True"):
             train(dataclasses.replace(SMALL, lr=0.1), whole, resume=True)
 
     def test_resume_of_nothing(self, tmp_path):
@@ -894,7 +894,7 @@ class TestFolder:
     ("bad", "message"),
     [
         ({"data": "weizman"}, "no data set 'weizman'. Nearest: 'weizmann'"),
-        ({"data": "weizmann"}, "data weizmann needs its folder: --data-dir"),
+        ({"data": "weizmann"}, "data weizmann needs its folder: data_dir="),
         ({"size": 100}, "size is 100; it must be divisible by 32. Nearest: 96"),
         ({"size": 0}, "size is 0; it must be 1 or more"),
         ({"size": 16}, "size is 16; it must be divisible by 32. Nearest: 32"),
@@ -908,7 +908,7 @@ class TestFolder:
         ({"channel_images": -2}, "channel_images is -2; it must be 1 or more"),
         ({"checkpoint_every": 0}, "checkpoint_every is 0; it must be 1 or more"),
         ({"subset": -1}, "subset is -1; it must be 0 or more"),
-        ({"subset": 5}, "subset is 5 of data synthetic: this set is used whole"),
+        ({"subset": 5}, "subset is 5 of data synthetic: this set is only used whole"),
         ({"momentum": -5}, "momentum is -5; it must be 0 or more and below 1"),
         ({"momentum": 1.0}, "momentum is 1.0; it must be 0 or more and below 1"),
         ({"momentum": float("nan")}, "momentum is nan; it must be a finite number"),
@@ -936,7 +936,7 @@ class TestFolder:
         ({"seed": -1}, r"seed is -1; it must be from 0"),
         ({"split_seed": 2**64}, r"split_seed is \d+; it must be from 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),
-        ({"data_dir": "/data"}, "data synthetic has no folder, but --data-dir is /data. Add --data weizmann"),
+        ({"data_dir": "/data"}, "data synthetic has no folder, but data_dir is /data. Use data=weizmann"),
         ({"precision": "fp8"}, "no precision 'fp8'"),
         ({"compile": "reduce"}, "no compile mode 'reduce'. Nearest: 'reduce-overhead'"),
         ({"tf32": "on"}, "tf32 is 'on'; it must be True or False"),
@@ -970,7 +970,7 @@ def test_settings_are_read_where_the_network_cannot_be_built(monkeypatch):
     def missing(*args, **options):
         raise MissingExtra("segformer", "the network segformer needs transformers")
 
-    monkeypatch.setattr("fadeviz.training.settings.build_network", missing)
+    monkeypatch.setattr("fadeviz.experiment.validation.build_network", missing)
     assert RunConfig(network="segformer", layers="some.layer").layers == "some.layer"
 
 
@@ -984,7 +984,7 @@ def test_no_cuda_is_said():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     assert choose_device("auto").type == "cpu"
-    with pytest.raises(FadevizError, match="no CUDA device here .* Use --device cpu"):
+    with pytest.raises(FadevizError, match="no CUDA device here .* Use device=cpu"):
         choose_device("cuda")
     with pytest.raises(FadevizError, match="no device 'gpu'"):
         choose_device("gpu")

@@ -702,7 +702,7 @@ def test_command_lines(count, run_folder, tmp_path, monkeypatch):
     def no_training(*args, **options):
         raise FadevizError("a training would begin here")
 
-    monkeypatch.setattr("fadeviz.experiment.fit", no_training)
+    monkeypatch.setattr("fadeviz.experiment.training_run.fit", no_training)
     monkeypatch.setattr("fadeviz.benchmark.bench.measure", no_training)
     monkeypatch.setattr("fadeviz.run_sweep", no_training)
     null = Path("/dev/null").stat().st_mode

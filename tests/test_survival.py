@@ -331,9 +331,9 @@ def test_memory_that_does_not_suffice(tmp_path, monkeypatch, error):
     def full(*args, **options):
         raise error
 
-    monkeypatch.setattr("fadeviz.experiment.Probe.observe", full)
+    monkeypatch.setattr("fadeviz.recording.probe.Probe.observe", full)
     assert "out of memory. Use a smaller --batch-size" in fails(call("record", *SMALL, "--out", tmp_path / "run"))
-    monkeypatch.setattr("fadeviz.experiment.Probe.observe", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("fadeviz.recording.probe.Probe.observe", lambda *args, **options: 1 / 0)
     assert isinstance(call("record", *SMALL, "--out", tmp_path / "run").exception, ZeroDivisionError)  # ours is shown
 
 

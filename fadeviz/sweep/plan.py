@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from ..errors import FadevizError, unknown_name
 from ..experiment import LABELS, RunConfig
+from ..experiment.validation import check_model
 from ..models import find_network, parse_network
-from ..training.settings import check_model
 from ..upsamplers import parse_upsampler
 
 CONTROLS = tuple(name for name in LABELS if name != "true")

@@ -1,0 +1,70 @@
+"""What a run observes: the fixed images, their maps at a step, and what run.json says about them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.observation import choose_observed, find_object
+from ..data.sets import find_data
+from ..recording.probe import Probe
+from ..storage.info import ObservationInfo
+from ..storage.snapshots import Snapshot
+from .parts import Parts
+
+
+class Observer:
+    """Observes a network on the same few test images, at any step.
+
+    Attributes:
+        probe: records the maps.
+        inputs: the images as the network takes them.
+        info: the description of the images in run.json.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        """Choose the images.
+
+        Raises:
+            FadevizError: if there are too few.
+        """
+        config, splits = parts.config, parts.splits
+        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images)
+        indices = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes)
+        crop = find_data(parts.model.task, config.data).observation_crop
+        self._samples = [crop(splits.test[index], config.size) for index in indices]
+        self.inputs, self._targets = (tensor.to(parts.device) for tensor in parts.task.collate(self._samples))
+        self._loss, self._mode = parts.task.loss, config.observe_mode
+        self.info = ObservationInfo(
+            names=tuple(sample.name for sample in self._samples),
+            indices=tuple(indices),
+            mode=config.observe_mode,
+            foreground=tuple(find_object(sample.mask) for sample in self._samples) if splits.classes > 2 else None,
+        )
+
+    def observe(self, step: int) -> list[Snapshot]:
+        """The maps at this step.
+
+        Raises:
+            FadevizError: if the model cannot be observed.
+        """
+        return self.probe.observe(self.inputs, self._targets, self._loss, step=step, mode=self._mode)  # type: ignore[arg-type]
+
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """The images, ``(N, H, W, 3)`` uint8."""
+        return np.stack([sample.image for sample in self._samples])
+
+    @property
+    def masks(self) -> NDArray[np.uint8]:
+        """Their masks, ``(N, H, W)`` uint8."""
+        return np.stack([sample.mask for sample in self._samples])
+
+    @property
+    def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
+        """Their alpha (0 to 255) and trimaps, both ``(N, H, W)`` uint8; None unless all of them have both."""
+        alphas = [np.rint(s.alpha * 255).astype(np.uint8) for s in self._samples if s.alpha is not None]
+        trimaps = [s.trimap for s in self._samples if s.trimap is not None]
+        if not len(alphas) == len(trimaps) == len(self._samples):
+            return None
+        return np.stack(alphas), np.stack(trimaps)

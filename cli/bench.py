@@ -25,14 +25,14 @@ if TYPE_CHECKING:
               help="machine, reassembly, operators, step, recording or rendering; "
                    "may be repeated.  [default: all]")  # fmt: skip
 @click.option("--upsamplers", default="", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
-              help="Operators to measure, with options if need be: fade,fade:form=h2l.  [default: all]")  # fmt: skip
+              help="Operators to measure; may have options: fade,fade:form=h2l.  [default: all]")  # fmt: skip
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's own]")
 @DEVICE
 @click.option("--precision", "precisions", type=NAMES, default=(), metavar="NAME,...",
               help="fp32, bf16, and on CUDA tf32 and fp16.  [default: fp32; on CUDA several]")  # fmt: skip
 @click.option("--compiled", is_flag=True,
               help="Also time torch.compile of the plain form, which takes minutes to compile.")  # fmt: skip
-@click.option("--limit", type=float, metavar="SECONDS", help="Begin no other table after this time.")
+@click.option("--limit", type=float, metavar="SECONDS", help="Start no further table after this time.")
 @click.option("-o", "--output", type=Output(),
               help="A JSON file for all results, replaced after every part.")  # fmt: skip
 def bench(
@@ -48,11 +48,11 @@ def bench(
 ) -> None:
     """Measure what things cost on this machine.
 
-    These are the operators, a training step, recording and drawing.
+    That is operators, a training step, recording and drawing.
 
-    Times are medians and quartiles of candidates that take turns; reassembly is compared with its plain form (unfold,
-    repeat, einsum) and with what the machine's memory and arithmetic allow. On CUDA kernels are timed by the device's
-    events, on maps that its cache does not hold, and training steps in blocks.
+    Candidates are timed in turn, and times are medians with quartiles. Reassembly is compared with its plain form
+    (unfold, repeat, einsum) and with what the machine's memory and arithmetic allow. On CUDA, kernels are timed by
+    the device's events, on maps too large for its cache, and training steps in blocks.
     """
     import fadeviz
     from fadeviz.benchmark import describe

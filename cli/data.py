@@ -15,7 +15,7 @@ from .installed import InstalledOption
 
 @click.group(cls=Commands)
 def data() -> None:
-    """Get and check data sets."""
+    """Download and check data sets."""
 
 
 @data.command("get")
@@ -35,7 +35,7 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 
     import fadeviz
 
-    pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
+    pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyway
     done = fadeviz.get_data(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
     click.echo(printable(f"unpacked {done}"))
 
@@ -43,7 +43,7 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--data", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
-              help="Which data set it is: weizmann, ade20k, mattes.  [default: the one with its layout]")  # fmt: skip
+              help="Which data set it is: weizmann, ade20k or mattes.  [default: from its layout]")  # fmt: skip
 def data_check(folder: Path, data: str) -> None:
     """Read every image in FOLDER and list what is wrong."""
     import fadeviz

@@ -20,13 +20,13 @@ _MAPS = (
     KIND,
     click.option("--image", type=int, default=0, show_default=True, help="Which observed image, from 0."),
     click.option("--channel", type=int,
-                 help="Which channel, for --kind channels, kernels or guide.  [default: representative ones]"),
+                 help="Which channel, for --kind channels, kernels or guide, from 0.  [default: representative ones]"),
     click.option("--channels", type=int, default=8, show_default=True,
                  help="Maximum number of representative channels."),
     click.option("--normalize", default="frame", show_default=True, metavar="frame|run|shared",
                  help="What spans black to white: each frame (as in the paper), a run, or all runs."),
     click.option("--percentiles", default="0,100", show_default=True, metavar="LOW,HIGH",
-                 help="Ends of the range in percent of the values."),
+                 help="Percentiles of the values at which the range begins and ends."),
     STEPS,
     CALL,
 )  # fmt: skip
@@ -49,7 +49,7 @@ def _drawing(command: Callable[..., None]) -> Callable[..., None]:
 def grid(
     runs: tuple[Path | str, ...], output: Path, colormap: str, scale: int | None, columns: int | None, **maps: Any
 ) -> None:
-    """Draw the frames of runs as a figure: PNG, PDF or SVG."""
+    """Draw the maps of runs as a figure: PNG, PDF or SVG."""
     import fadeviz
 
     notes = fadeviz.grid(runs, output, colormap=colormap, scale=scale, columns=columns, **_map_options(maps))
@@ -65,7 +65,7 @@ def animate(
 ) -> None:
     """Draw runs side by side as an animation.
 
-    The file's ending decides: GIF, APNG (.png or .apng), WebP or MP4.
+    The file's extension sets the format: GIF, APNG (.png or .apng), WebP or MP4.
     """
     import fadeviz
 

@@ -1,4 +1,4 @@
-"""The command that hands a run to other tools: export."""
+"""The command that exports a run for other tools: export."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class _ExportCommand(click.Command):
         with formatter.section("Targets"):
             formatter.write_dl([(name, target.help) for name, target in all_targets().items()])
         formatter.write_paragraph()
-        formatter.write_text('All of fadeviz\'s own but npz need an extra, e.g. pip install ".[zarr]".')
+        formatter.write_text('All of fadeviz\'s own except npz need an extra, e.g. pip install ".[zarr]".')
 
 
 @click.command(cls=_ExportCommand)
 @click.argument("run", type=RUN)
 @click.option("--to", "target", required=True, metavar="TARGET", cls=InstalledOption, group=plugins.EXPORTERS,
               help="What to write, e.g. npz; the targets are listed below.")  # fmt: skip
-@click.option("-o", "--output", type=Output(), required=True, help="The file or the folder to make.")
+@click.option("-o", "--output", type=Output(), required=True, help="The file or folder to write.")
 @click.option("--layer", "layers", multiple=True, help="Only this layer; may be repeated.  [default: all]")
 @click.option("--kind", "kinds", multiple=True,
-              help="feature, gradient, channels, gate, kernel_entropy, constant, kernels or guide alone; "
-                   "may be repeated.  [default: all]")  # fmt: skip
+              help="Only this kind: feature, gradient, channels, gate, kernel_entropy, constant, kernels or "
+                   "guide; may be repeated.  [default: all]")  # fmt: skip
 @STEPS
 @click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",
-              help="Where maps are drawn, what spans black to white: each frame, or the run.  "
+              help="For targets that draw maps: what spans black to white, each frame or the run.  "
                    "[default: frame]")  # fmt: skip
 @click.option("--colormap",
-              help="Where maps are drawn: gray, viridis, magma, cividis, or any name that matplotlib knows.  "
+              help="For targets that draw maps: gray, viridis, magma, cividis, or any name that matplotlib knows.  "
                    "[default: gray]")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export; what no export wrote stays.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier export; files that no export wrote are kept.")
 def export(
     run: Path,
     target: str,
@@ -56,9 +56,9 @@ def export(
     colormap: str | None,
     overwrite: bool,
 ) -> None:
-    """Write a RUN for another tool.
+    """Export a RUN for another tool.
 
-    Exports its maps, observed images, metrics and settings.
+    Writes its maps, observed images, metrics and settings.
 
     \b
     fadeviz export runs/fade --to zarr -o fade.zarr

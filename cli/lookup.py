@@ -21,11 +21,11 @@ from .messages import in_options, print_notes
 @click.option("--network", "networks", type=NAMES, default="segnet,segformer", show_default=True, metavar="NAME,...",
               cls=InstalledOption, group=plugins.NETWORKS,
               help="Networks whose costs are listed: segnet, segformer, matting.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable; all networks.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the costs in all networks.")
 def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool) -> None:
     """List the upsampling operators and what they cost.
 
-    All of them, or NAMES with options, e.g. indexnet:kind=m2o.
+    Lists all of them, or only NAMES, which may have options: indexnet:kind=m2o.
     """
     import fadeviz
 
@@ -37,7 +37,7 @@ def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool)
 @click.argument("network")
 @click.option("--upsampler", default="fade", show_default=True, metavar="NAME",
               cls=InstalledOption, group=plugins.UPSAMPLERS,
-              help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
+              help="Operator at every decoder stage; may have options: pixel_shuffle:icnr=true. "
                    "List: fadeviz upsamplers.")  # fmt: skip
 def layers(network: str, upsampler: str) -> None:
     """List the layers of a NETWORK, e.g. segnet.
@@ -74,7 +74,7 @@ def info(run: Path | str) -> None:
 def check(run: Path | str, repair: bool) -> None:
     """Read all of a run and list what is damaged.
 
-    That includes foreign files and what unfinished writes left over. The exit code is 1 if anything is listed.
+    That includes files of other runs and leftovers of unfinished writes. The exit code is 1 if anything is listed.
     """
     import fadeviz
 

@@ -30,13 +30,13 @@ def main() -> None:
     """See what a decoder learns, and when.
 
     Train a segmentation network with an upsampling operator, record its feature and gradient maps at chosen
-    iterations, and draw them as grids and animations.
+    steps, and draw them as grids and animations.
 
     \b
-    fadeviz demo                                       the whole thing in four minutes
-    fadeviz record --upsampler fade --out runs/fade    one training, recorded
-    fadeviz sweep --upsamplers fade,carafe --out runs  operators times seeds
-    fadeviz grid runs/fade -o fade.png                 its frames as a figure
+    fadeviz demo                                       an example from start to end, in minutes
+    fadeviz record --upsampler fade --out runs/fade    train and record one network
+    fadeviz sweep --upsamplers fade,carafe --out runs  every operator with every seed
+    fadeviz grid runs/fade -o fade.png                 its maps as a figure
     fadeviz animate runs/fade runs/carafe -o a.gif     two runs side by side
     """
     for stream in (sys.stdout, sys.stderr):

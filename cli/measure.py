@@ -16,15 +16,16 @@ from .options import CALL, KIND, LAYER, RUNS
 _RESPONSES = click.option(
     "--responses", default="plain", show_default=True,
     metavar="plain|raw-edge|position-corrected|raw-position-corrected|mismatched-masks",
-    help="Responses whose learning times are measured: as they are; the edge response of the map's own gradient, not "
-         "that of its ranks; each minus the response for the masks of other images, which any centred blob reaches "
-         "too; or that for these mismatched masks alone, as a control.",
+    help="Responses whose learning times are measured. plain: as they are; raw-edge: with the edge response of the "
+         "map's own gradient instead of that of its ranks; position-corrected, raw-position-corrected: each minus the "
+         "response for the masks of other images, which any centred blob reaches too; mismatched-masks: the response "
+         "for those masks alone, as a control.",
 )  # fmt: skip
 
 _UNTIL = click.option(
     "--until", default="end", show_default=True, metavar="end|peak",
-    help="Level towards which a response is learned: that at the end of the training, or its peak, because an outline "
-         "can come and go.",
+    help="Level towards which a response is learned: that at the end of training, or its peak, because an outline can "
+         "come and go.",
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ _UNTIL = click.option(
 @_RESPONSES
 @_UNTIL
 @click.option("--json", "json_file", type=Output(text=True, dir_okay=False), metavar="FILE",
-              help="Write all numbers here; -: to standard output, with the table on standard error.")  # fmt: skip
+              help="Write all numbers here; - is standard output, and moves the table to standard error.")  # fmt: skip
 @click.option("--csv", "csv_file", type=Output(text=True, dir_okay=False), metavar="FILE",
               help="Write the table here; - as for --json.")  # fmt: skip
 def analyze(
@@ -49,9 +50,9 @@ def analyze(
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    """Measure what RUNS learn first, outline or interior.
+    """Measure what RUNS learn first: outline or interior.
 
-    Prints a row per operator, with intervals over images and seeds, and the verdicts.
+    Prints one row per operator, with intervals over images and seeds, and the verdicts.
     """
     import fadeviz
 
@@ -91,9 +92,9 @@ def plot(
     until: str,
     output: str,
 ) -> None:
-    """Plot what was measured of RUNS.
+    """Plot the measures of RUNS.
 
-    Distance-time maps, or curves over the training with 95 % intervals.
+    Draws distance-time maps, or curves over training with 95 % intervals.
     """
     import fadeviz
 

@@ -1,4 +1,4 @@
-"""Options that several commands have: the same words, the same sentence."""
+"""Options that several commands share, with the same help."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
                       help="Device to compute on; auto takes a GPU if there is one.")  # fmt: skip
 SIZE = click.option("--size", type=int, metavar="N",
-                    help="Shorter side at which the network sees an image.  [default: as the run's test images; "
-                         "mattes: the image's own]")  # fmt: skip
+                    help="Length of an image's shorter side as the network sees it.  [default: as for the run's test "
+                         "images; mattes: the image's own]")  # fmt: skip
 TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
                             "each image]")  # fmt: skip

@@ -22,8 +22,8 @@ _DEMO = Path("outputs/demo")
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=_DEMO, show_default=True,
-              help="Folder for the two runs and the images.")  # fmt: skip
-@click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each training.")
+              help="Folder for the two runs and the figures.")  # fmt: skip
+@click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each run.")
 @SEED
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
@@ -31,7 +31,7 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 
     Trains both on synthetic horses and writes figures, animations and a summary.
 
-    Run again, the command resumes a demo that was interrupted; for a finished one, it only redraws the figures.
+    Running it again resumes an interrupted demo; after a finished one, it only redraws the figures.
     """
     import fadeviz
 
@@ -57,14 +57,14 @@ def _demo_command(out: Path, steps: int, seed: int) -> str:
 @UPSAMPLER
 @SEED
 @click.option("--labels", default="true", show_default=True, metavar="true|shuffled",
-              help="shuffled: every training image gets the mask of another one; a control.")  # fmt: skip
+              help="shuffled: every training image gets the mask of another one, as a control.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The run's folder.")
 @training_options
 @click.option("--resume", is_flag=True,
               help="Continue the run in --out from its last checkpoint; other options may be left out.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--requeue", is_flag=True,
-              help="For job schedulers: begin the run in --out, or continue it; a finished one is left "
+              help="For job schedulers: start the run in --out, or continue it; a finished run is left "
                    "alone.")  # fmt: skip
 @click.pass_context
 def record(ctx: click.Context, /, out: Path, resume: bool, overwrite: bool, requeue: bool, **options: Any) -> None:

@@ -14,17 +14,17 @@ from .options import CALL, RUNS
 @click.command()
 @RUNS
 @click.option("-o", "--output", type=Output(dir_okay=False), required=True,
-              help="The page: .html.")  # fmt: skip
+              help="The file to write: .html.")  # fmt: skip
 @click.option("--layer", "layers", multiple=True,
-              help="Show only this layer; may be repeated, the first is measured.  "
+              help="Show only this layer; may be repeated; the first is measured.  "
                    "[default: all, measuring the network's intermediate one]")  # fmt: skip
 @click.option("--kind", "kinds", multiple=True,
-              help="Show only this kind of map; may be repeated, the first is measured.  "
+              help="Show only this kind of map; may be repeated; the first is measured.  "
                    "[default: all, measuring feature]")  # fmt: skip
 @click.option("--images", type=int, default=4, show_default=True,
-              help="Number of observed images to show, from the first; all are measured.")  # fmt: skip
+              help="Number of observed images to show, from the first one; all are measured.")  # fmt: skip
 @click.option("--max-mb", type=float, default=6.0, show_default=True,
-              help="Maximum size of the file in MB; maps that do not fit are named.")  # fmt: skip
+              help="Maximum size of the file in MB; maps that do not fit are listed.")  # fmt: skip
 @CALL
 @click.option("--title", help="Heading of the page.  [default: the operators and the network]")
 def report(
@@ -39,7 +39,7 @@ def report(
 ) -> None:
     """Write RUNS as one self-contained HTML page.
 
-    It shows the verdicts, maps to step through, curves and distance-time maps, and makes no network access: it can be
+    It shows the verdicts, maps to step through, curves and distance-time maps. It needs no network access, so it can be
     sent by mail.
     """
     import fadeviz

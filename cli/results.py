@@ -17,17 +17,17 @@ from .options import DEVICE, RUNS, SIZE, TRIMAPS
 @click.command()
 @RUNS
 @click.option("-o", "--output", type=Output(dir_okay=False), required=True,
-              help="The image: .png, .pdf or .svg.")  # fmt: skip
+              help="The file to write: .png, .pdf or .svg.")  # fmt: skip
 @click.option("--images", type=NUMBERS, default=(), help="Observed images to show.  [default: the first four]")
 @click.option("--test", type=NUMBERS, default=(),
-              help="Test images to show, as they were tested on; the data set must be there.")  # fmt: skip
+              help="Test images to show, as they were evaluated; the data set must be available.")  # fmt: skip
 @click.option("--data-dir", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
               help="Folder of that data set.  [default: where it was when the run was recorded]")  # fmt: skip
 @click.option("--file", "files", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-              help="An image file of your own to show; may be repeated.")  # fmt: skip
+              help="One of your own image files to show; may be repeated.")  # fmt: skip
 @TRIMAPS
 @click.option("--zoom", default="auto", show_default=True, metavar="auto|none|LEFT,TOP,SIDE",
-              help="Window to enlarge, in pixels of the image: auto takes where the runs disagree most.")  # fmt: skip
+              help="Window to enlarge, in pixels of the image; auto is where the runs disagree most.")  # fmt: skip
 @SIZE
 @click.option("--cell", type=int, metavar="PIXELS", help="Width of a column in pixels.  [default: 300 pixels per inch]")
 @DEVICE
@@ -46,7 +46,7 @@ def compare(
 ) -> None:
     """Draw what RUNS predict for the same images.
 
-    A row shows the image, the true mask, a column per run with its score, and a window enlarged.
+    Each row shows the image, the true mask, each run's result with its score, and an enlarged window.
 
     Each --file that cannot be read is left out and listed at the end, with exit code 1.
     """
@@ -71,18 +71,18 @@ def compare(
 @click.argument("run", type=RUN)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("-o", "--output", type=Output(file_okay=False), required=True,
-              help="Folder for the results: NAME_mask.png, or NAME_alpha.png of a matting run.")  # fmt: skip
+              help="Folder for the results: NAME_mask.png, or NAME_alpha.png for a matting run.")  # fmt: skip
 @TRIMAPS
 @SIZE
 @DEVICE
 def predict(
     run: Path | str, images: tuple[Path, ...], output: Path, trimaps: Path | None, size: int | None, device: str
 ) -> None:
-    """Predict masks or mattes of your own images.
+    """Predict masks or mattes for your own images.
 
-    The last weights of RUN are used. IMAGES are files, or folders of them. Images that cannot be read are listed at
-    the end, with exit code 1; the others are still written. Orientation tags are applied, and transparent images are
-    composited over white.
+    Uses the weights of RUN's last checkpoint. Each IMAGE is a file, or a folder of files. Images that cannot be read
+    are listed at the end, with exit code 1; the results of the others are still written. Orientation tags are applied,
+    and transparent images are composited over white.
     """
     import fadeviz
     from fadeviz.prediction.predictor import Prediction, note_not_predicted

@@ -27,25 +27,27 @@ EXECUTORS = ("local", "slurm", "dask")
 
 @click.command()
 @click.option("--upsamplers", metavar="NAME,...", cls=InstalledOption, group=plugins.UPSAMPLERS,
-              help="Operators, with options if need be, and @shuffled for the control with shuffled labels: "
+              help="Operators; may have options, and @shuffled for the control with shuffled labels: "
                    "fade,fade:gate=off,carafe:init=xavier,fade@shuffled; all names every operator. "
                    "List: fadeviz upsamplers.")  # fmt: skip
 @click.option("--seeds", default="0:5", show_default=True, metavar="SEEDS",
               help="Seeds of weights, data order and shuffled labels: 0:5 is 0,1,2,3,4; or 0,3,7.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's folder; each run's is in it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="The sweep's folder; it contains those of the runs."
+)
 @click.option("--jobs", type=int,
-              help="Number of runs at a time. On this machine they share the cores and are spread over the GPUs.  "
+              help="Number of runs at a time. On this machine, they share the cores and are spread over the GPUs.  "
                    "[default: on this machine 1, or 1 for each GPU; all at once with slurm]")  # fmt: skip
 @click.option("--executor", default="local", show_default=True, metavar="local|slurm|dask",
               help="Where to train: on this machine, as an array of Slurm jobs, or on a running Dask cluster. On a "
                    "cluster --out must be on a disk that all machines share.")  # fmt: skip
 @click.option("--slurm", "slurm_options", multiple=True, metavar="NAME=VALUE,...",
-              help="With --executor slurm: options of sbatch by their long names, for each job, such as "
+              help="With --executor slurm: options of sbatch for each job, by their long names, such as "
                    "partition=gpu,time=120 (minutes) and gpus_per_node=1; may be repeated.  "
                    "[default: time=60; a run that takes longer is continued by another job]")  # fmt: skip
-@click.option("--scheduler", metavar="ADDRESS", help="With --executor dask: the scheduler, tcp://HOST:8786.")
+@click.option("--scheduler", metavar="ADDRESS", help="With --executor dask: the scheduler's address, tcp://HOST:8786.")
 @click.option("--dry-run", is_flag=True,
-              help="Train and write nothing; print what is missing: a shell command a run, a script for sbatch "
+              help="Train and write nothing; print what is missing: a shell command per run, a script for sbatch "
                    "(--executor slurm), or names (dask).")  # fmt: skip
 @training_options
 @click.pass_context
@@ -64,14 +66,14 @@ def sweep(
 ) -> None:
     """Record several operators with several seeds.
 
-    For one seed all operators see the same images in the same order and begin with the same encoder and decoder
-    weights. A failed run does not stop the others. The same command again trains only what is missing: it resumes what
-    was stopped, tries again what failed, and adds what is new; options that are left out are those of the sweep in
-    --out.
+    For one seed, all operators see the same images in the same order and start with the same encoder and decoder
+    weights. A failed run does not stop the others. Given again, the same command trains only what is missing: it
+    resumes stopped runs, tries failed ones again, and adds new ones. Options that are left out are those of the sweep
+    in --out.
 
     Ctrl-C, SIGTERM and a closed terminal stop runs on this machine or on a Dask cluster: each finishes its step and
-    writes a checkpoint. Slurm jobs keep running: the same command waits for them, and submits none twice. The exit code
-    is then 128 plus the signal number.
+    writes a checkpoint. Slurm jobs keep running: the same command waits for them, and submits none twice. The exit
+    code is then 128 plus the signal number.
 
     \b
     fadeviz sweep --upsamplers fade,carafe --seeds 0:5 --out runs                    on this machine

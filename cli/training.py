@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 UPSAMPLER = click.option(
     "--upsampler", default="fade", show_default=True, metavar="NAME",
     cls=InstalledOption, group=plugins.UPSAMPLERS,
-    help="Operator at every decoder stage, with options if need be: pixel_shuffle:icnr=true. "
+    help="Operator at every decoder stage; may have options: pixel_shuffle:icnr=true. "
          "List: fadeviz upsamplers.",
 )  # fmt: skip
 
 _DATA = (
     click.option("--network", default="segnet", show_default=True, metavar="NAME",
                  cls=InstalledOption, group=plugins.NETWORKS,
-                 help="Network to train: segnet, segformer or matting, with options if need be: "
+                 help="Network to train: segnet, segformer or matting; may have options: "
                       "segformer:backbone=b1."),
     click.option("--data", default="synthetic", show_default=True, metavar="NAME",
                  cls=InstalledOption, group=plugins.DATASETS,
-                 help="synthetic: synthetic horses, nothing to download. From --data-dir: weizmann and ade20k to "
-                      "segment; mattes for the matting network."),
+                 help="synthetic: synthetic horses, nothing to download. From --data-dir: weizmann and ade20k for "
+                      "segmentation; mattes for the matting network."),
     click.option("--data-dir", default="", metavar="DIR",
-                 help="Folder of the data set. Check it with: fadeviz data check DIR.  [default: none]"),
+                 help="Folder of the data set. To check it: fadeviz data check DIR.  [default: none]"),
     click.option("--subset", type=int, default=0, metavar="N",
-                 help="Train on N images of ade20k, and test on the same share of its test images.  [default: all]"),
+                 help="Train on N images of ade20k, and test on the same fraction of its test images.  [default: all]"),
     click.option("--size", type=int, default=224, show_default=True,
                  help="Side of the images in pixels (of ade20k and mattes: of the crops), divisible by 32; by 16 for "
                       "matting."),
@@ -50,20 +50,20 @@ _DATA = (
                       "epochs: for endless data sets.  [default: new images at every step]"),
     click.option("--workers", type=int, default=None, metavar="N",
                  help="Processes that read or draw training images; the result is the same for any number.  "
-                      "[default: 0 on a CPU and where images are in memory; else one less than there are cores, at "
-                      "most 8]"),
+                      "[default: 0 on a CPU and where images are in memory; otherwise the number of cores minus "
+                      "one, at most 8]"),
 )  # fmt: skip
 """What is trained, on which images."""
 
 _RECIPE = (
-    click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps of each training."),
+    click.option("--steps", type=int, default=3500, show_default=True, help="Optimiser steps of each run."),
     click.option("--width", type=float, default=1.0, show_default=True,
                  help="Multiplier of the network's channels."),
     click.option("--batch-size", type=int, default=4, show_default=True, help="Images per step."),
     click.option("--lr", type=float, default=None,
-                 help="Learning rate.  [default: 0.01 of SGD for segnet, times 0.1 after 70 % and 90 % of the steps; "
-                      "6e-5 of AdamW for segformer, its head 10 times that, falling to 0; 0.01 of Adam for matting, "
-                      "its encoder a hundredth of that, times 0.1 after 67 % and 87 %]"),
+                 help="Learning rate.  [default: for segnet 0.01 with SGD, times 0.1 after 70 % and 90 % of the steps; "
+                      "for segformer 6e-5 with AdamW, decaying to 0, and 10 times that for its head; for matting "
+                      "0.01 with Adam, times 0.1 after 67 % and 87 %, and a hundredth of that for its encoder]"),
     click.option("--weight-decay", type=float, default=None,
                  help="Weight decay.  [default: 0.01 for segformer, 0 for others]"),
     click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",
@@ -75,16 +75,17 @@ _RECIPE = (
 _MACHINE = (
     DEVICE,
     click.option("--precision", default="fp32", show_default=True, metavar="fp32|bf16|fp16",
-                 help="Precision of the training; observations are always fp32."),
+                 help="Precision of training; observations are always fp32."),
     click.option("--tf32/--no-tf32", default=False, show_default=True,
-                 help="On a GPU: let convolutions and matrix products of a fp32 training round factors to 10 bits, "
-                      "which is faster. Observations and tests never do."),
+                 help="On a GPU, in fp32: let convolutions and matrix products round their factors to 10 bits during "
+                 "training, which is faster. Observations and tests never do."),
     click.option("--deterministic/--no-deterministic", default=False, show_default=True,
-                 help="Use deterministic algorithms wherever torch has them, so that --resume gives the same bytes on "
-                      "a GPU with more operators; slower."),
+                 help="Use deterministic algorithms wherever torch has them, so that --resume gives the same bytes "
+                 "with more operators on a GPU; slower."),
     click.option("--compile", default="off", show_default=True, metavar="off|graph|on|reduce-overhead",
-                 help="graph: replay the training step as one CUDA graph, for a GPU that waits for its launches. on: "
-                      "compile it by torch.compile; reduce-overhead: both. Compiling takes a minute or more."),
+                 help="graph: replay the training step as one CUDA graph, for a GPU that would wait for its kernel "
+                 "launches. on: compile it with torch.compile; reduce-overhead: both. Compiling takes a minute or "
+                 "more."),
     click.option("--channels-last/--contiguous", default=True, show_default=True, help="Memory layout of the maps."),
     click.option("--checkpoint-every", type=int, default=250, show_default=True,
                  help="Steps between checkpoints; on a GPU, after the first, at most one a minute."),
@@ -93,17 +94,18 @@ _MACHINE = (
 
 _OBSERVATION = (
     click.option("--snapshots", default="", metavar="SCHEDULE",
-                 help="Steps to record, both ends of a range included; step 0 always is. "
-                      "[default: 100:3000:100,320:360:10 if the run is that long, else log:1:STEPS:24]"),
+                 help="Steps to record, both ends of a range included; step 0 is always recorded.  "
+                      "[default: 100:3000:100,320:360:10 if the run is that long, otherwise log:1:STEPS:24]"),
     click.option("--layers", default="", metavar="GLOB",
                  help="Layers to record, comma-separated. List: fadeviz layers segnet.  "
                       "[default: the upsampling operators]"),
     click.option("--kinds", default="", metavar="KIND,...",
-                 help="feature, gradient, gate, kernel_entropy, constant; the large channels, kernels, guide; or all.  "
-                      "[default: the small ones that the operator has]"),
+                 help="feature, gradient, gate, kernel_entropy, constant; the large kinds channels, kernels, "
+                      "guide; or all.  "
+                      "[default: the small kinds that the operator has]"),
     click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test images."),
     click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
-                 help="BatchNorm while observing: running statistics, or those of the observed images."),
+                 help="Statistics for BatchNorm while observing: the running ones, or those of the observed images."),
     click.option("--channel-images", type=int, default=1, show_default=True,
                  help="Number of observed images whose channels, kernels and guide are kept."),
     click.option("--evaluate-every", type=int, default=0, metavar="N",
@@ -113,7 +115,7 @@ _OBSERVATION = (
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The settings of a training and its observation, the same for one run and for many."""
+    """The settings of training and observation, the same for one run and for many."""
     for option in reversed((*_DATA, *_RECIPE, *_OBSERVATION, *_MACHINE)):
         command = option(command)
     return command

@@ -20,10 +20,10 @@ class UpsamplerInfo:
 
     Attributes:
         name: the operator, with the options that were given.
-        needs: what it reads of the encoder: ``feature``, ``indices``, or nothing.
+        needs: what it reads from the encoder: ``feature``, ``indices``, or nothing.
         costs: parameters and multiply-adds of all operators of a network for one image, by network.
-        year: of the paper; None if there is none.
-        paper: authors and venue.
+        year: year of the paper; None if there is none.
+        paper: the paper's authors and venue.
         what: the first line of its documentation.
     """
 
@@ -54,7 +54,7 @@ class UpsamplerTable:
         return len(self.rows)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """A dictionary for each operator that JSON can hold; the costs are under the networks' names."""
+        """A JSON-serialisable dictionary for each operator; the costs are under the networks' names."""
         return [
             {
                 "name": row.name,
@@ -94,8 +94,8 @@ def list_upsamplers(names: Sequence[str] = (), *, networks: Sequence[str] = ("se
     """The upsampling operators and what they cost, as ``fadeviz upsamplers`` prints them.
 
     Args:
-        names: operators, with options if need be: ``"indexnet:kind=m2o"``; all if empty.
-        networks: names of the networks whose costs are listed; all that have them if empty.
+        names: operators, which may have options: ``"indexnet:kind=m2o"``; all if empty.
+        networks: names of the networks whose costs are listed; if empty, all that have them.
 
     Returns:
         The table: print it, or iterate over its rows.
@@ -129,8 +129,8 @@ class LayerInfo:
     Attributes:
         name: the layer's dotted name.
         module: the class of its module.
-        channels: number of channels of its maps; 0 if its output is no map.
-        stride: how many times smaller than the image's its maps' sides are; 0 if its output is no map.
+        channels: number of channels of its maps; 0 if its output is not a map.
+        stride: how many times smaller than the image its maps are, per side; 0 if its output is not a map.
         recorded: whether it is recorded by default.
         shown: whether figures show it by default.
     """
@@ -156,7 +156,7 @@ class LayerTable:
         return len(self.rows)
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """A dictionary for each layer that JSON can hold."""
+        """A JSON-serialisable dictionary for each layer."""
         return [asdict(row) for row in self.rows]
 
     def __str__(self) -> str:
@@ -175,8 +175,8 @@ def list_layers(network: str, upsampler: str = "fade") -> LayerTable:
     """The layers of a network that can be recorded, as ``fadeviz layers`` prints them.
 
     Args:
-        network: a network, with options if need be: ``"segformer:backbone=b1"``.
-        upsampler: the operator at every stage, with options if need be.
+        network: a network, which may have options: ``"segformer:backbone=b1"``.
+        upsampler: the operator at every stage, which may have options.
 
     Returns:
         The table: print it, or iterate over its rows.

@@ -40,11 +40,11 @@ def run_demo(
     """Train a slim SegNet with each of two operators and draw the figures into ``out``.
 
     Existing runs with the same settings are not trained again: interrupted ones are resumed from their last checkpoint,
-    and for finished ones only the figures are drawn.
+    and finished ones only have their figures redrawn.
 
     Args:
         out: folder for the runs, ``figures/`` and ``summary.md``.
-        steps: optimiser steps of each training, at least 5.
+        steps: optimiser steps of each run, at least 5.
         seed: seed of the weights and the data order.
         overwrite: replace an earlier demo.
         on_progress: called after every step with the progress and the operator's name.
@@ -53,9 +53,9 @@ def run_demo(
         The summary in Markdown, which is also written to ``summary.md``.
 
     Raises:
-        FadevizError: if the folder is in use or holds runs with other settings, or ``steps`` is less than 5; then
-            nothing was trained.
-        Interrupted: if a signal stopped the training, as in :func:`fadeviz.train`; calling it again resumes the demo.
+        FadevizError: if the folder is in use or holds runs with other settings, or ``steps`` is less than 5;
+            nothing is trained in that case.
+        Interrupted: if a signal stopped training, as in :func:`fadeviz.train`; calling it again resumes the demo.
     """
     out = Path(out)
     if steps < 5:

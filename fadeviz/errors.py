@@ -1,4 +1,4 @@
-"""The one exception that means "you can mend this": every message says what was wrong and what to do."""
+"""Errors that the user can fix: every message says what was wrong and what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 class FadevizError(ValueError):
-    """Something the user can mend: the command line prints it as one line and exits with 1."""
+    """An error that the user can fix: the command line prints it as one line and exits with code 1."""
 
     def __init__(self, message: str) -> None:
         """``message`` may quote names from files: what a terminal would obey is written out."""
@@ -19,7 +19,7 @@ class FadevizError(ValueError):
 
 
 class RecorderWarning(UserWarning):
-    """A :class:`fadeviz.Recorder` could not do something, and the training continues without it."""
+    """A :class:`fadeviz.Recorder` could not do something; training continues without it."""
 
 
 class MissingExtra(FadevizError, ImportError):

@@ -31,7 +31,7 @@ class Plot:
     Attributes:
         what: a name in ``PLOTS``.
         caption: sentences below the panels.
-        provenance: ids of the runs, for the file's metadata.
+        provenance: the ids of the runs, for the file's metadata.
         curves: panels of curves; empty for a plot of distance-time maps.
         kymographs: distance-time maps; empty for a plot of curves.
         quantity: label of the colour bar of distance-time maps.
@@ -70,22 +70,22 @@ def plot(
     responses: str = "plain",
     until: str = "end",
 ) -> WrittenPlots:
-    """Plot what was measured: distance-time maps, or curves over the training with 95 % intervals.
+    """Plot the measures of runs: distance-time maps, or curves over training with 95 % intervals.
 
     Args:
         runs: one or more runs that observed the same images (open runs, folders or addresses); or an analysis of them,
-            whose layer, kind, call, responses and ``until`` are plotted then.
-        output: file to write; its ending decides: .png, .pdf or .svg. For several plots the name contains ``{what}``:
-            ``figures/{what}.png``.
-        what: plot or plots to write, names in :data:`~fadeviz.analysis.measures.PLOTS`.
+            whose own layer, kind, call, responses and ``until`` are then used.
+        output: file to write; its extension sets the format: .png, .pdf or .svg. For several plots, the name contains
+            ``{what}``: ``figures/{what}.png``.
+        what: plot or plots to write; names in :data:`~fadeviz.analysis.measures.PLOTS`.
         layer, kind, call, responses, until: see :func:`~fadeviz.analysis.result.analyze`.
 
     Returns:
-        The files that were written, and notes for their reader.
+        The files that were written, and notes on them.
 
     Raises:
-        FadevizError: if a plot is unknown, the file ending is not supported, or there are several plots but one file;
-            if no run has what a plot shows; and see :func:`~fadeviz.analysis.result.analyze`.
+        FadevizError: if a plot is unknown, the file extension is not supported, there are several plots but only one
+            file, or no run has what a plot shows; see also :func:`~fadeviz.analysis.result.analyze`.
 
     Example::
 

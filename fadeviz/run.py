@@ -1,4 +1,4 @@
-"""A stored run that shows itself: its grids and animations, and a page with a slider in a notebook."""
+"""A stored run that displays itself in a notebook, and its grids and animations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Run(StoredRun):
-    """A run to look at: as the last line of a notebook's cell it becomes a page with a slider over its steps.
+    """A stored run. As the last line of a notebook cell, it is displayed with a slider over its steps.
 
     Its settings, metrics, observed images and maps are those of
     :class:`~fadeviz.storage.stored_run.StoredRun`.
@@ -57,10 +57,10 @@ class Run(StoredRun):
                 channels, normalize, percentiles, steps, call.
 
         Returns:
-            A figure that a notebook shows. pyplot does not manage it: there is nothing to close.
+            A figure that a notebook displays. pyplot does not manage it, so there is nothing to close.
 
         Raises:
-            FadevizError: as :func:`~fadeviz.render.grid.write_grid`.
+            FadevizError: under the same conditions as :func:`~fadeviz.render.grid.write_grid`.
         """
         from .render.grid import draw_grid
         from .render.selection import MapSelection
@@ -89,10 +89,10 @@ class Run(StoredRun):
             options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :meth:`grid`.
 
         Returns:
-            An animated PNG that a notebook shows; :func:`animate` writes other formats.
+            An animated PNG that a notebook displays; :func:`animate` writes other formats.
 
         Raises:
-            FadevizError: as :func:`~fadeviz.render.animation.write_animation`.
+            FadevizError: under the same conditions as :func:`~fadeviz.render.animation.write_animation`.
         """
         with tempfile.TemporaryDirectory(prefix="fadeviz-") as folder:
             file = Path(folder) / "animation.png"
@@ -118,7 +118,7 @@ class Run(StoredRun):
             The analysis: print it, or take its rows, verdicts and curves.
 
         Raises:
-            FadevizError: as :func:`fadeviz.analyze`.
+            FadevizError: under the same conditions as :func:`fadeviz.analyze`.
         """
         from .analysis.result import analyze
 
@@ -126,7 +126,7 @@ class Run(StoredRun):
         return analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
 
     def summary(self) -> RunSummary:
-        """Settings, snapshots, result and damage, as ``fadeviz info`` prints them: ``print(run.summary())``."""
+        """The settings, snapshots, result and damage, as ``fadeviz info`` prints them: ``print(run.summary())``."""
         return summarize(self)
 
     def _repr_html_(self) -> str:
@@ -140,7 +140,7 @@ class Run(StoredRun):
 
 @dataclass(frozen=True)
 class Animation:
-    """An animation in memory, which a notebook shows.
+    """An animation in memory, which a notebook displays.
 
     Attributes:
         data: the bytes of an animated PNG, which loops.
@@ -164,10 +164,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         path: the run's folder; or ``s3://bucket/run``, ``https://host/run``, ``memory://run`` ...
 
     Returns:
-        The run, which shows itself in a notebook. Of an address each file is fetched when it is first needed.
+        The run, which displays itself in a notebook. At an address, each file is fetched when it is first needed.
 
     Raises:
-        FadevizError: no such folder, no or damaged run.json, a newer format, or an address that cannot be read.
+        FadevizError: if there is no such folder, its run.json is missing, damaged or of a newer format, or the address
+            cannot be read.
 
     Example::
 
@@ -243,7 +244,7 @@ def grid(
         Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: as :func:`~fadeviz.render.grid.write_grid`.
+        FadevizError: under the same conditions as :func:`~fadeviz.render.grid.write_grid`.
 
     Example::
 
@@ -279,7 +280,7 @@ def animate(
         Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: as :func:`~fadeviz.render.animation.write_animation`.
+        FadevizError: under the same conditions as :func:`~fadeviz.render.animation.write_animation`.
         MissingExtra: if ffmpeg is needed and not installed.
 
     Example::

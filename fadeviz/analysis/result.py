@@ -40,7 +40,7 @@ class Analysis:
 
     @cached_property
     def curves(self) -> dict[str, dict[str, MeasureCurve]]:
-        """All measures over the training: for each operator its curves by the names in ``MEASURES``."""
+        """The curves of all measures over training, for each operator by the names in ``MEASURES``."""
         return {operator.name: operator_curves(self.order, operator) for operator in self.order.operators}
 
     @cached_property
@@ -55,16 +55,16 @@ class Analysis:
 
     @cached_property
     def verdicts_by_rule(self) -> list[Row]:
-        """Verdict and lead of every operator by every rule; a verdict that holds by a single one is weak evidence."""
+        """Verdict and lead of every operator under every rule; a verdict under a single rule is weak evidence."""
         return verdicts_by_rule(self.order)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Caveats about the runs, a sentence each, without a full stop."""
+        """Caveats about the runs, one sentence each, without a full stop."""
         return self.order.notes
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers, as values that JSON can hold: undefined ones are None, infinite ones "inf" or "-inf"."""
+        """All numbers, as JSON-serialisable values: undefined ones are None, infinite ones "inf" or "-inf"."""
         order = self.order
         return {
             "layer": order.layer,
@@ -109,9 +109,9 @@ def analyze(
     responses: str = "plain",
     until: str = "end",
 ) -> Analysis:
-    """Measure what was learned first, outline or interior: a verdict per operator, with intervals.
+    """Measure what was learned first, outline or interior: a verdict on each operator, with intervals.
 
-    Runs of one operator with different seeds are measured together. How it is measured is described in
+    Runs of one operator with different seeds are measured together. The method is described in
     :func:`~fadeviz.analysis.responses.edge_response`, :func:`~fadeviz.analysis.responses.interior_response`,
     :func:`~fadeviz.analysis.learning.learning_times` and :func:`~fadeviz.analysis.verdicts.verdict`.
 
@@ -119,12 +119,12 @@ def analyze(
         runs: one or more runs that observed the same images: open runs, folders or addresses.
         layer: layer to measure; None takes the network's intermediate one.
         kind: kind of map to measure, with one map per image: feature, gradient, gate, ...
-        call: call to measure of a layer that runs several times in a forward pass, from 0.
-        responses: responses whose learning times are measured, a name in
+        call: which call to measure, from 0, of a layer that runs several times in a forward pass.
+        responses: responses whose learning times are measured; a name in
             :data:`~fadeviz.analysis.order.RESPONSES`.
-        until: level towards which a response is learned, a name in :data:`~fadeviz.analysis.learning.UNTIL`.
+        until: level towards which a response is learned; a name in :data:`~fadeviz.analysis.learning.UNTIL`.
 
     Raises:
-        FadevizError: if a run cannot be opened or read; and see :func:`~fadeviz.analysis.order.learning_order`.
+        FadevizError: if a run cannot be opened or read; see also :func:`~fadeviz.analysis.order.learning_order`.
     """
     return Analysis(learning_order(stored_runs(runs), layer, kind, responses=responses, until=until, call=call))

@@ -51,12 +51,12 @@ def run_bench(
     Args:
         parts: names in ``PARTS``: machine, reassembly, operators, step, recording, rendering; all if empty.
         quick: small shapes and few rounds: under a minute instead of a quarter of an hour.
-        upsamplers: operators to measure, with options if need be; all if empty.
-        threads: CPU threads; None for torch's own number.
+        upsamplers: operators to measure, which may have options; all if empty.
+        threads: CPU threads; None uses torch's own number.
         device: ``auto``, ``cpu`` or ``cuda``.
-        precisions: fp32, bf16, and on CUDA tf32 and fp16; if empty, fp32, on CUDA several.
+        precisions: fp32, bf16, and on CUDA tf32 and fp16; if empty, fp32 on a CPU, and several on CUDA.
         compiled: also time torch.compile of the plain form, which takes minutes to compile.
-        limit: seconds after which no other table is begun.
+        limit: seconds after which no further table is started.
         output: a JSON file for all results, replaced after every part.
         on_result: called with every table as it is finished; ``fadeviz.benchmark.describe`` turns it into text.
 
@@ -96,7 +96,7 @@ def measure(
     output: Path | None = None,
     on_result: Callable[[Result], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure what :func:`run_bench` does, by a plan of one's own.
+    """Measure what :func:`run_bench` does, with a plan of your own.
 
     Args:
         parts: as for :func:`run_bench`, as are ``upsamplers``, ``limit``, ``threads``, ``compiled``, ``output`` and

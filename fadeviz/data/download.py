@@ -1,6 +1,6 @@
 """Downloading an archive or a file: resumable, checked by SHA256, put in place atomically.
 
-No address and no checksum is built in: both come from the user. The Weizmann Horse set (Borenstein and Ullman, ECCV
+No address or checksum is built in: both come from the user. The Weizmann Horse set (Borenstein and Ullman, ECCV
 2002) was published on its first author's pages, www.wisdom.weizmann.ac.il/~eranb and
 www.msri.org/people/members/eranb, on the latter as ``weizmann_horse_db.tar.gz``. Pages move; :func:`get_data`
 takes whatever address still has the set.
@@ -64,7 +64,7 @@ def get_data(
     """Download a .zip, .tar, .tar.gz or .tgz archive, check it, and unpack it as ``folder``.
 
     A partial download is resumed. The archive is unpacked beside ``folder`` and renamed at the end, so that ``folder``
-    is never half unpacked. A folder that was unpacked from an archive with the same checksum is returned as it is.
+    is never half unpacked. A folder that was unpacked from an archive with the same checksum is returned unchanged.
 
     Args:
         url: http or https address.
@@ -79,8 +79,8 @@ def get_data(
     Raises:
         FadevizError: if the URL or the checksum is invalid, the folder exists, the network or the server fails or is
             too slow, the checksum does not match (nothing is unpacked), or the disk is full; if the file is not an
-            archive, or one with links, names that lead out of it, more than ``max_gb`` or 200,000 files, or folders
-            64 deep.
+            archive, or is one with links, names that lead out of it, more than ``max_gb`` or 200,000 files, or
+            folders 64 deep.
     """
     limits = _Limits(max_gb, min_speed)
     folder = Path(os.path.expanduser(folder)).absolute()

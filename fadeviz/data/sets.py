@@ -21,13 +21,13 @@ from .weizmann_horse import check_weizmann, describe_weizmann, load_weizmann
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a run asks of a data set; each data set uses what applies to it.
+    """What a run requests from a data set; each data set uses what applies to it.
 
     Attributes:
         folder: the folder of the data set; empty for one that needs none.
         size: side of the training images, in pixels.
-        seed: of everything random in the training images.
-        split_seed: of the train/test split and of the test images.
+        seed: seed of everything random in the training images.
+        split_seed: seed of the train/test split and of the test images.
         subset: number of images to train on; 0 for all.
     """
 
@@ -51,7 +51,7 @@ class DatasetEntry:
         describe: properties of a folder's files that other readers may treat differently, one line each.
         observation_crop: ``(sample, size)`` -> the part of a test image that is observed, for images of any size.
         whole_images: the network sees whole images, resized to a square; otherwise crops of them.
-        mirrors: training images are mirrored at random already.
+        mirrors: training images are already mirrored at random.
         subsets: ``DataOptions.subset`` is supported.
         in_memory: training images stay in memory once they have been read: they need no workers and no pool.
     """
@@ -220,11 +220,11 @@ def check_data(folder: str | os.PathLike[str], data: str = "") -> DataCheck:
 
     Args:
         folder: the folder of the data set.
-        data: the data set; empty to recognise it by the names in the folder.
+        data: the name of the data set; if empty, it is recognised by the names in the folder.
 
     Raises:
-        FadevizError: if there is no such data set, or it has no folder; if the folder does not exist, or looks like
-            no data set.
+        FadevizError: if there is no such data set, or it has no folder; if the folder does not exist, or is not
+            recognised as a data set.
 
     Example::
 

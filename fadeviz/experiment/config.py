@@ -29,7 +29,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides what a run does; the defaults are the paper's recipe. Stored in run.json.
+    """The settings that determine a run, stored in its run.json; the defaults are the FADE paper's recipe.
 
     Attributes:
         upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
@@ -39,37 +39,37 @@ class RunConfig:
             reduced in the same proportion. 0 takes all.
         size: side of the square images in pixels, divisible by the network's stride.
         steps: optimiser steps.
-        snapshots: schedule; empty takes the paper's where the run is long enough, else 24 steps evenly spaced in the
+        snapshots: schedule; empty takes the paper's if the run is long enough, otherwise 24 steps evenly spaced in the
             logarithm.
         width: multiplier of the network's channels.
-        lr: learning rate; None takes that of the network's recipe. It is multiplied by 0.1 at each share of the run
-            in ``lr_drops`` (empty takes the network's: SegNet's are epochs 35 and 45 of 50; ``(1.0,)`` is never), but
-            SegFormer's rises and falls.
+        lr: learning rate; None takes that of the network's recipe. It is multiplied by 0.1 at each fraction of the run
+            in ``lr_drops`` (empty takes the network's: for SegNet, epochs 35 and 45 of 50; ``(1.0,)`` means never).
+            SegFormer's warms up and decays instead.
         weight_decay: None takes the network's.
         seed: the seed of the initial weights and of the data order.
         split_seed: the seed of the train/test split and of the choice of observed images; separate from ``seed`` so
-            that trainings with different seeds observe the same images.
+            that runs with different seeds observe the same images.
         labels: ``true``; or ``shuffled``, where every training image gets the mask of another one: a control in which
-            nothing can be learned but where objects usually are. Tests and observations keep the true masks.
+            only the usual place of objects can be learned. Tests and observations keep the true masks.
         weights: ``none``, ``imagenet``, or a file or folder that the network's ``load_encoder`` takes.
         layers: the layers to record, as for :class:`~fadeviz.recording.probe.Probe`; empty takes the network's
             operators.
         kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature and gradient, and gate and
             kernel_entropy if the operator has them.
         observe: the number of observed images.
-        observe_mode: ``eval`` or ``batch``: which statistics BatchNorm uses in an observation.
-        channel_images: the number of images of which the large kinds are recorded.
+        observe_mode: which statistics BatchNorm uses in an observation, ``eval`` or ``batch``.
+        channel_images: the number of images for which the large kinds are recorded.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
-        checkpoint_every: steps between checkpoints. In addition one is written every five minutes, and when a run is
-            stopped. On a GPU they are written while the training continues, after the first at most one a minute.
-        tf32: allow TF32 in the convolutions and matrix products of a fp32 training: faster on NVIDIA GPUs since Ampere,
-            with 10 bits of mantissa in place of 23. Tests and observations never use it; no effect on a CPU.
-        deterministic: use deterministic algorithms wherever torch has them, see :func:`train`.
-        compile: ``graph`` replays the training's forward and backward pass, of full batches, as one CUDA graph: the
-            same kernels without the time to launch them, which is most of a step where batches are small. ``on``
-            compiles them by ``torch.compile``; ``reduce-overhead`` also replays what it compiled. Tests and
-            observations are computed as they are.
-        pool: the number of training images to draw from an endless set before the training; they are kept in memory
+        checkpoint_every: steps between checkpoints. One is also written every five minutes, and when a run is stopped.
+            On a GPU they are written while training continues; after the first, at most one a minute.
+        tf32: allow TF32 in the convolutions and matrix products of fp32 training: faster on NVIDIA GPUs since Ampere,
+            with 10 bits of mantissa instead of 23. Tests and observations never use it; no effect on a CPU.
+        deterministic: use deterministic algorithms wherever torch has them; see :func:`train`.
+        compile: ``graph`` replays the forward and backward pass of each full training batch as one CUDA graph: the same
+            kernels without the time to launch them, which takes up most of a step if batches are small. ``on``
+            compiles both passes with ``torch.compile``; ``reduce-overhead`` also replays what was compiled. Tests and
+            observations are neither compiled nor replayed.
+        pool: the number of training images to draw from an endless set before training; they are kept in memory
             and used in shuffled epochs. 0 draws new images at every step.
         workers: the number of processes that read or draw training images. None chooses: 0 on a CPU, or if the images
             are in memory; otherwise the number of cores minus one, at most 8. The result is the same for any number.
@@ -111,7 +111,7 @@ class RunConfig:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        """Fill in what the network decides.
+        """Fill in the defaults that the network decides.
 
         Raises:
             FadevizError: if a setting is invalid; the message names it and says what is valid. Whether a data folder or
@@ -216,7 +216,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
 
 
 def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig:
-    """The settings in a file; a setting that the file does not name has its default.
+    """The settings in a file; a setting that the file does not name takes its default.
 
     Args:
         stored: the values by name.

@@ -49,18 +49,18 @@ def train(
 
     SIGINT (Ctrl-C), SIGTERM and SIGHUP stop the run after the current step, with its test, its observation and a
     checkpoint; ``resume`` continues with the next step. A second SIGINT, at least two seconds later, stops it
-    immediately. The run replaces the handlers of these signals while it lasts; ignored signals stay ignored. Python
+    immediately. While it lasts, the run replaces the handlers of these signals; ignored signals stay ignored. Python
     delivers signals to the main thread only.
 
     Args:
         config: the settings.
         out: the run's folder.
-        resume: continue an interrupted run from its last checkpoint. Bit-identical to an uninterrupted run on a CPU; on
-            a GPU unless an operator uses atomic additions in its backward pass, as bilinear and bicubic interpolation,
-            the sampling of DySample and LDA-AQU, and SegFormer's head do. ``deterministic`` replaces those for which
-            torch has another algorithm, and torch warns about the others.
+        resume: continue an interrupted run from its last checkpoint. The result is bit-identical to an uninterrupted
+            run on a CPU, and on a GPU unless an operator uses atomic additions in its backward pass: bilinear and
+            bicubic interpolation, the sampling of DySample and LDA-AQU, and SegFormer's head do. ``deterministic``
+            replaces those for which torch has another algorithm, and torch warns about the others.
         overwrite: replace an existing run.
-        on_progress: called after every step. Raising ``KeyboardInterrupt`` in it stops the run as a signal does.
+        on_progress: called after every step. Raising ``KeyboardInterrupt`` in it stops the run, as a signal does.
         on_note: called with notes on the run, one line at a time.
 
     Returns:
@@ -69,8 +69,8 @@ def train(
     Raises:
         FadevizError: if a setting is invalid, the folder is in use or the loss is not finite. What was recorded is
             kept.
-        Interrupted: if a signal, or ``on_progress``, stopped the run: a ``KeyboardInterrupt`` that says at which step,
-            and where ``resume`` continues. Also if the signal came after the last step, when the run is finished.
+        Interrupted: if a signal or ``on_progress`` stopped the run. It is a ``KeyboardInterrupt`` that says after which
+            step, and where ``resume`` continues. Also if the signal came after the last step, when the run is finished.
     """
     out = Path(out)
     keep_freed_memory()

@@ -82,13 +82,13 @@ def export_run(
     Args:
         run: the run, opened or by the path of its folder.
         target: a name in ``TARGETS``, or an export target of another package.
-        output: the file (``npz``, ``rerun``) or the folder to be made.
+        output: the file (``npz``, ``rerun``) or folder to write.
         layers: dotted module names; empty for all.
         kinds: names in ``KINDS``; empty for all.
         steps: recorded steps; None for all.
         images: indices of observed images; None for all.
-        normalize: the range from black to white, for targets that draw: ``frame``, of each map (default), or ``run``.
-        colormap: for targets that draw: ``gray`` (default) or any that matplotlib knows.
+        normalize: for targets that draw maps, what spans black to white: each ``frame`` (default) or the ``run``.
+        colormap: for targets that draw maps: ``gray`` (default) or any that matplotlib knows.
         overwrite: replace an earlier export.
 
     Returns:
@@ -96,7 +96,7 @@ def export_run(
 
     Raises:
         FadevizError: if there is no such target, layer, kind, step or image, if a library is not installed, or if
-            something at ``output`` must not be replaced. Nothing was written or removed then.
+            something at ``output`` must not be replaced. Nothing is written or removed in that case.
 
     Example::
 

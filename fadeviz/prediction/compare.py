@@ -71,24 +71,24 @@ def compare(
 ) -> list[str]:
     """Predict the same images with every run and draw the results side by side.
 
-    Each result has its score on that image below it: the mean IoU of its classes, or a matte's SAD and MSE in the
-    unknown region. The best of a row is bold.
+    The score of each result is given below it: the mean IoU of its classes, or a matte's SAD and MSE in the
+    unknown region. The best score of a row is bold.
 
     Args:
-        runs: one or several, opened or by the paths of their folders: of one task and, for segmentation, of the same
-            classes. Each needs its last checkpoint.
+        runs: one or several runs, opened or by the paths of their folders, with the same task and, for segmentation,
+            the same classes. Each needs its last checkpoint.
         output: the image to write: .png, .pdf or .svg.
         images: indices of observed images; the first ``SHOWN`` if there is no ``images``, ``test`` or ``files``.
             Observed images need nothing but the runs' folders.
         test: indices of test images of the runs' data set, as the runs were tested on them.
         files: image files of your own; they have no true mask to compare with.
         trimaps: folder of their trimaps, for matting; by default they are beside the images.
-        data_dir: folder of the data set; None for where it was when the first run was recorded.
-        zoom: the window to enlarge: ``auto`` for where the runs disagree most in each image; ``none``; or a window,
-            the same in all images.
+        data_dir: folder of the data set; None takes the one that the first run was recorded with.
+        zoom: the window to enlarge: ``auto``, which is where the runs disagree most in each image; ``none``; or a
+            window, the same in all images.
         size: shorter side at which the network sees an image, in pixels; see
             :class:`~fadeviz.prediction.predictor.Predictor`.
-        cell: width of a column in pixels; None for 300 pixels per inch.
+        cell: width of a column in pixels; None uses 300 pixels per inch.
         device: ``auto``, ``cpu`` or ``cuda``.
         on_error: called with one line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
             which is then left out of the figure; None raises the first error. At least one image must remain.

@@ -1,4 +1,4 @@
-"""Masks and mattes of images, from the weights that a run ended with."""
+"""Masks and mattes for images, from the weights in a run's last checkpoint."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """A run's network with the weights it ended with.
+    """A run's network with the weights of its last checkpoint.
 
     Attributes:
         run: the run.
@@ -252,7 +252,7 @@ def predict(
     device: str = "auto",
     on_result: Callable[[Prediction], None] | None = None,
 ) -> list[Prediction]:
-    """Write the mask or the matte of each image, at the image's size and with its orientation tag applied.
+    """Write a mask or a matte for each image, at the image's size and with its orientation tag applied.
 
     A mask is ``NAME_mask.png``: class indices with a palette (black and white for two classes, otherwise the colours of
     :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8-bit greyscale. An image that

@@ -133,7 +133,7 @@ def draw_grid(
         selection, colormap, columns, scale: see :func:`write_grid`.
 
     Raises:
-        FadevizError: as :func:`write_grid`.
+        FadevizError: under the same conditions as :func:`write_grid`.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -44,20 +44,20 @@ def write_report(
     title: str | None = None,
     call: int = 0,
 ) -> tuple[str, ...]:
-    """Write a self-contained HTML report (no network access): what runs learned first, and the maps that show it.
+    """Write a self-contained HTML report (no network access): what the runs learned first, and the maps that show it.
 
     The same runs, given by the same paths, give the same bytes. Maps are stored in 256 levels per frame.
 
     Args:
-        runs: one or more that observed the same images, opened or by the paths of their folders; the
-            runs of one operator are its seeds.
+        runs: one or more runs that observed the same images, opened or by the paths of their folders; several runs of
+            one operator are measured together, as its seeds.
         output: the file to write; its name ends in .html.
         layers: dotted names of the layers to show, the first of which is measured; none shows all, and measures the
             network's intermediate layer.
         kinds: names in ``MAP_KINDS``, the first of which is measured; none shows all, and measures features.
         images: number of observed images to show, counted from the first; all are measured.
-        max_mb: largest size of the file in millions of bytes; maps that do not fit are named in the page.
-        title: heading of the page; None for the operators and the network.
+        max_mb: maximum size of the file in millions of bytes; maps that do not fit are listed on the page.
+        title: heading of the page; None uses the operators and the network.
         call: index of the call to show and to measure, of layers that run several times in a forward pass.
 
     Returns:

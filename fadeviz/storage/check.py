@@ -1,4 +1,4 @@
-"""Looking over a run folder: what is damaged, foreign or left over, and removing that alone."""
+"""Checks of a run's folder: finds what is damaged, foreign or left over, and removes only that."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Fault:
 
     Attributes:
         file: its path within the folder.
-        what: what is wrong, in words.
+        what: what is wrong.
         repair: what a repair does about it; empty where nothing can be done.
         repaired: whether that was done.
     """
@@ -59,20 +59,21 @@ _AGAIN = "removed; --resume records what comes after the checkpoint, --overwrite
 def check_run(run: RunLike, *, repair: bool = False, on_note: Callable[[str], None] | None = None) -> list[Fault]:
     """Read all of a run and list what is wrong with it.
 
-    Every file is read whole and compared with the checksums stored in it. Runs recorded before there were any have
-    none, so that a flipped bit goes unseen; so does a digit of metrics.jsonl that has become another. Of a checkpoint
-    the archive is checked, and nothing unpickled. Files that do not belong to a run are left alone and not listed.
+    Every file is read in full and compared with the checksums stored in it. Runs recorded before checksums were
+    introduced have none, so a flipped bit is not noticed there; nor is a changed digit in metrics.jsonl. Of a
+    checkpoint, the archive is checked and nothing is unpickled. Files that do not belong to a run are left alone and
+    not listed.
 
     Args:
         run: the run, opened or by the path of its folder.
         repair: first remove what is broken, as :func:`repair_run` does.
-        on_note: called with each note on the run that is not a fault, see :func:`other_maps`.
+        on_note: called with each note on the run that is not a fault; see :func:`other_maps`.
 
     Returns:
-        The faults, first those that were repaired; empty for an intact run.
+        The faults, with those that were repaired first; empty for an intact run.
 
     Raises:
-        FadevizError: if there is no run, its run.json is damaged, or, with ``repair``, as :func:`repair_run`.
+        FadevizError: if there is no run, or its run.json is damaged; with ``repair``, also as for :func:`repair_run`.
 
     Example::
 
@@ -93,7 +94,7 @@ def other_maps(run: RunLike) -> list[str]:
     A network may change during training, so that a layer runs more often or at another resolution.
 
     Raises:
-        FadevizError: as :func:`check_run`.
+        FadevizError: under the same conditions as :func:`check_run`.
     """
     opened = _open(run)
     layouts = {step: _layout(opened, step) for step in opened.steps}
@@ -107,7 +108,7 @@ def other_maps(run: RunLike) -> list[str]:
 
 
 def repair_run(run: RunLike) -> list[Fault]:
-    """Remove what :func:`check_run` finds broken and can be removed: snapshots, left-overs, cut-off lines.
+    """Remove what :func:`check_run` finds broken, where that is possible: snapshots, leftovers, cut-off lines.
 
     Behind a symlink that leads out of the run's folder, only files that carry the run's id are removed.
 
@@ -115,7 +116,7 @@ def repair_run(run: RunLike) -> list[Fault]:
         What was repaired; call :func:`check_run` again for what is left.
 
     Raises:
-        FadevizError: as :func:`check_run`, a run that is being recorded, or a file that cannot be removed.
+        FadevizError: as for :func:`check_run`; also if the run is being recorded, or a file cannot be removed.
     """
     opened = _open(run)
     with only_writer(opened.path):

@@ -1,4 +1,4 @@
-"""Which optimiser steps to record: the text ``100:3000:100,320:360:10`` and its friends, as a set of steps."""
+"""Which optimiser steps to record: a text such as ``100:3000:100,320:360:10``, as a set of steps."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _GRAMMAR = "Write steps as N, FIRST:LAST:STRIDE or log:FIRST:LAST:COUNT, joined 
 
 @dataclass(frozen=True)
 class Schedule:
-    """An increasing set of optimiser steps; step 0 (the untrained model) is always in it.
+    """A set of optimiser steps, in increasing order; step 0 (the untrained model) is always in it.
 
-    ``step in schedule`` asks, ``for step in schedule`` lists, ``schedule.last`` is the largest.
+    Supports ``step in schedule`` and ``for step in schedule``; ``schedule.last`` is the largest step.
 
     Example:
         >>> list(parse_schedule("100:300:100,220"))
@@ -70,28 +70,29 @@ def log_spaced(first: int, last: int, count: int) -> Schedule:
 
 
 def parse_schedule(text: str, last: int | None = None) -> Schedule:
-    """Read a schedule such as ``"100:3000:100,320:360:10"``; step 0 is added where it is not named.
+    """Parse a schedule such as ``"100:3000:100,320:360:10"``; step 0 is added if it is not given.
 
     Args:
         text: as for :func:`parse_steps`.
-        last: the last step of the run; a part that reaches past it is an error. ``None``: no limit.
+        last: the last step of the run; a part that reaches past it is an error. None for no limit.
 
     Raises:
-        FadevizError: empty text, something that is no number, a range that runs backwards, a step past ``last``.
+        FadevizError: if the text is empty, a part is not a number or a range, a range runs backwards, or a step is past
+            ``last``.
     """
     return at(parse_steps(text, last))
 
 
 def parse_steps(text: str, last: int | None = None) -> list[int]:
-    """Read steps such as ``"0,320:360:10"``, increasing; both ends of a range belong to it.
+    """Parse steps such as ``"0,320:360:10"``, in increasing order; both ends of a range are included.
 
     Args:
         text: comma-separated parts, each a step ``N``, a range ``FIRST:LAST:STRIDE`` (``FIRST:LAST`` has stride 1) or
             ``log:FIRST:LAST:COUNT``.
-        last: the largest step there may be. ``None``: no limit.
+        last: the largest step allowed; None for no limit.
 
     Raises:
-        FadevizError: as :func:`parse_schedule`.
+        FadevizError: under the same conditions as :func:`parse_schedule`.
     """
     steps: set[int] = set()
     parts = [part.strip() for part in text.split(",")]

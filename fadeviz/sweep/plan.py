@@ -56,7 +56,7 @@ class SweepPlan:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Parse seeds: ``"0:5"`` is 0, 1, 2, 3, 4; ``"0,3,7"`` is 0, 3, 7; ranges and numbers can be combined by commas.
+    """Parse seeds: ``"0:5"`` is 0, 1, 2, 3, 4; ``"0,3,7"`` is 0, 3, 7; ranges and numbers can be combined with commas.
 
     As in Python, and unlike in a schedule of steps, the second number of a range is excluded: ``0:N`` is N seeds.
 
@@ -86,7 +86,7 @@ def plan_sweep(upsamplers: Iterable[str], seeds: Iterable[int], base: RunConfig)
     """Combine every operator with every seed, seed by seed, so that a half-finished sweep can already be compared.
 
     Args:
-        upsamplers: names in ``UPSAMPLERS``, with options and a control if need be: ``"fade:gate=off@shuffled"``.
+        upsamplers: names in ``UPSAMPLERS``, which may have options and a control: ``"fade:gate=off@shuffled"``.
         seeds: seeds of weights, data order and shuffled labels.
         base: the settings that all trials share.
 

@@ -79,7 +79,7 @@ def run_sweep(
         plan: the trials.
         out: the sweep's folder, which contains the folder of each run.
         jobs: number of trials that are trained at a time on this machine, short for ``executor=LocalProcesses(jobs)``;
-            None for 1, or 1 for each GPU.
+            None means 1, or 1 per GPU.
         executor: where to train, if not on this machine.
         on_progress: called from this process when a trial makes progress or ends.
 

@@ -1,4 +1,4 @@
-"""How the runs of a sweep stand, in a few lines."""
+"""The status of a sweep's runs, in a few lines."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ to all processes."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal. A ``KeyboardInterrupt``, whichever signal it was.
+    """Training was stopped by a signal. This is a ``KeyboardInterrupt``, whichever signal it was.
 
     Attributes:
         signal: the signal's number; that of SIGINT if a callback raised ``KeyboardInterrupt``.
-        step: the last completed step; None if the training had not begun.
+        step: the last completed step; None if training had not begun.
         steps: number of steps of the whole run.
         saved: the step of the checkpoint, from which ``resume=True`` continues; None if nothing was recorded.
     """

@@ -35,9 +35,9 @@ class UpsamplerEntry(NamedTuple):
     Attributes:
         build: the operator's class, called with the number of channels and its options.
         title: the operator's name in figures and reports.
-        needs: what it reads of the encoder: ``"feature"``, ``"indices"``, or nothing.
-        year: of the paper; 0 for none.
-        paper: authors and venue.
+        needs: what it reads from the encoder: ``"feature"``, ``"indices"``, or nothing.
+        year: year of the paper; 0 if there is none.
+        paper: the paper's authors and venue.
     """
 
     build: type[Upsampler]

@@ -360,7 +360,7 @@ def describe_matting(folder: str | os.PathLike[str]) -> list[str]:
     """Properties of a matting folder's files that other readers may treat differently, a line each.
 
     Raises:
-        FadevizError: as :func:`load_matting`.
+        FadevizError: under the same conditions as :func:`load_matting`.
     """
     contents = find_mattes(Path(folder), 0, "", "")
     mattes = [*contents.train, *contents.test]

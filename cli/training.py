@@ -128,7 +128,7 @@ def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def figures(progress: Progress | SweepProgress) -> dict[str, str]:
-    """What a line or a bar shows of a training: its loss, if there is one, and the headline of the latest test."""
+    """What a line or a bar shows of a run: its loss, if there is one, and the headline of the latest test."""
     from fadeviz.storage.metrics import METRICS, headline
 
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}

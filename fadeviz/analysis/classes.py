@@ -61,7 +61,7 @@ def class_similarity(
     are averaged over the pixels of a region and class, then over classes.
 
     Args:
-        maps: ``(S, n, C, h, w)``, of kind ``channels``, over the training.
+        maps: ``(S, n, C, h, w)``, of kind ``channels``, over training.
         classes: boolean ``(n, K, h, w)``, pixels of each class, disjoint; pixels of none are ignored.
         band: boolean ``(n, h, w)``, pixels along the contours; all others are interior.
 

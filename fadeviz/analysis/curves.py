@@ -1,4 +1,4 @@
-"""Curves: every measure of an operator over the training, for plots, reports and files."""
+"""Curves: every measure of an operator over training, for plots, reports and files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .statistics import bootstrap_band
 
 @dataclass(frozen=True)
 class MeasureCurve:
-    """One measure of one operator over the training: R runs, S steps, N images.
+    """One measure of one operator over training: R runs, S steps, N images.
 
     Attributes:
         measure: a name in ``MEASURES``.
@@ -50,7 +50,7 @@ Curves = Mapping[str, MeasureCurve]
 
 
 def operator_curves(order: LearningOrder, operator: OperatorOrder) -> dict[str, MeasureCurve]:
-    """All measures of one operator over the training.
+    """All measures of one operator over training.
 
     Responses, spectrum, continuity and the map's similarity are measured for the layer and kind of ``order``; the other
     measures use the kinds recorded beside it, and the network's tests.

@@ -1,4 +1,4 @@
-"""Gates and kernel entropy: their means inside the object, on the contour band and outside, over the training."""
+"""Gates and kernel entropy: their means inside the object, on the contour band and outside, over training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RegionMeans(NamedTuple):
 
 
 class RegionSummary(NamedTuple):
-    """A gate, or the entropy of kernels, over the training.
+    """A gate, or the entropy of kernels, over training.
 
     Attributes:
         means: means in the three regions at every step.
@@ -51,7 +51,7 @@ def region_mean(maps: NDArray[np.floating], region: NDArray[np.bool_]) -> NDArra
     with :math:`F` a map and :math:`R` the region.
 
     Args:
-        maps: ``(S, N, h, w)``, over the training.
+        maps: ``(S, N, h, w)``, over training.
         region: boolean ``(N, h, w)``, at the maps' resolution.
 
     Returns:
@@ -67,7 +67,7 @@ def region_mean(maps: NDArray[np.floating], region: NDArray[np.bool_]) -> NDArra
 def _means(maps: NDArray[np.floating], regions: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.float64]]:
     """Means over each of several regions, see :func:`region_mean`, as one matrix product."""
     if maps.ndim != 4:
-        raise FadevizError(f"maps over the training (S, N, h, w) are needed; got the shape {maps.shape}")
+        raise FadevizError(f"maps over training (S, N, h, w) are needed; got the shape {maps.shape}")
     for region in regions:
         if region.shape != maps.shape[1:] or region.dtype != np.bool_:
             raise FadevizError(f"a boolean region {maps.shape[1:]} is needed; got {region.dtype} {region.shape}")
@@ -92,7 +92,7 @@ def mean_by_region(
     """Mean of each map inside the object, on its contour band, and outside; see :func:`region_mean`.
 
     Args:
-        maps: ``(S, N, h, w)``, of kind ``gate`` or ``kernel_entropy``, over the training.
+        maps: ``(S, N, h, w)``, of kind ``gate`` or ``kernel_entropy``, over training.
         inside, band, outside: boolean ``(N, h, w)``, disjoint.
 
     Raises:
@@ -111,7 +111,7 @@ def summarize_regions(
     """Means of a gate or of kernel entropy by region, and when the map takes its final form.
 
     Args:
-        maps: ``(S, N, h, w)``, of kind ``gate`` or ``kernel_entropy``, over the training.
+        maps: ``(S, N, h, w)``, of kind ``gate`` or ``kernel_entropy``, over training.
         inside, band, outside: boolean ``(N, h, w)``, disjoint.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Distance-time maps: the mean rank of a map's cells by signed distance to the contour, over the training."""
+"""Distance-time maps: the mean rank of a map's cells by signed distance to the contour, over training."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from ..storage.metrics import METRICS, TASK_METRICS
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity that is measured over the training.
+    """A quantity that is measured over training.
 
     Attributes:
         title: short name, for a curve's label.
@@ -26,7 +26,7 @@ class Measure:
 
 
 GROUPS = {
-    "responses": "what the map shows: the outline, the interior",
+    "responses": "how well the map shows the outline and the interior",
     "spectrum": "how fine the map is, and how much of it repeats with the upsampling grid",
     "learning": "how similar the parts of the operator are to their final state",
     "gate": "gate and kernel entropy inside the object, along its contour and outside",
@@ -41,7 +41,7 @@ PLOTS = {
     "edge-kymograph": "the map's steepness by distance to the contour and step",
     **GROUPS,
 }
-"""What can be plotted: distance-time maps, and the groups of measures over the training."""
+"""What can be plotted: distance-time maps, and the groups of measures over training."""
 
 MEASURES = {
     "edge": Measure("edge", "response", "responses", "how well the steepness of the map detects the contour"),

@@ -58,7 +58,7 @@ def correlation_to_final(maps: NDArray[np.floating], final: NDArray[np.floating]
     """Correlation of each step's map with that of the last step; see :func:`correlation`.
 
     Args:
-        maps: ``(S, ..., h, w)``, over the training.
+        maps: ``(S, ..., h, w)``, over training.
         final: ``(..., h, w)``, map of the last step, if ``maps`` are a stretch before it; None takes the last of
             ``maps``.
 
@@ -167,7 +167,7 @@ def cka_to_final(
     """Linear CKA of each step's channels with those of the last step; the samples are the pixels of one image.
 
     Args:
-        maps: ``(S, n, C, h, w)``, of kind ``channels``, over the training.
+        maps: ``(S, n, C, h, w)``, of kind ``channels``, over training.
         final: ``(n, C, h, w)``, channels of the last step, if ``maps`` are a stretch before it; None takes the last of
             ``maps``.
         debiased: see :func:`linear_cka`; useful if C is not far below h w.
@@ -196,7 +196,7 @@ def grey_levels(maps: NDArray[np.floating], scope: str = "frame") -> NDArray[np.
     with :math:`F` the map, and the range taken over the scope.
 
     Args:
-        maps: ``(S, N, h, w)``, over the training.
+        maps: ``(S, N, h, w)``, over training.
         scope: ``frame``, the range of each map, as in the paper; or ``run``, one range over all steps of an image.
 
     Returns:
@@ -223,7 +223,7 @@ def continuity(maps: NDArray[np.floating], scope: str = "frame") -> Continuity:
     """How much an animation of the maps changes from frame to frame.
 
     Args:
-        maps: ``(S, N, h, w)``, over the training.
+        maps: ``(S, N, h, w)``, over training.
         scope: range that the grey levels span, see :func:`grey_levels`.
 
     Returns:
@@ -245,7 +245,7 @@ def frame_correlations(maps: NDArray[np.floating]) -> NDArray[np.float64]:
     """Correlation of every step's map with every other step's; see :func:`correlation`.
 
     Args:
-        maps: ``(S, N, h, w)``, over the training.
+        maps: ``(S, N, h, w)``, over training.
 
     Returns:
         float64 ``(N, S, S)``, symmetric, in [-1, 1]; NaN in the rows and columns of maps that are constant or not
@@ -318,5 +318,5 @@ def check_axes(maps: NDArray[np.floating], axes: int, wanted: str, *, exactly: b
     """
     maps = np.asarray(maps)
     if maps.ndim < axes or (exactly and maps.ndim != axes) or not len(maps):
-        raise FadevizError(f"maps over the training {wanted} are needed; got the shape {maps.shape}")
+        raise FadevizError(f"maps over training {wanted} are needed; got the shape {maps.shape}")
     return maps

@@ -59,7 +59,7 @@ def foreign_spans(
     splice.
 
     Args:
-        maps: ``(S, N, h, w)``, over the training.
+        maps: ``(S, N, h, w)``, over training.
         margin: difference by which the frames around must correlate better.
         floor: correlation that the frames around must reach.
 

@@ -1,4 +1,4 @@
-"""The calls that a benchmark measures: reassembly in every form, the operators, a training, and a run to draw."""
+"""The calls that a benchmark measures: reassembly in every form, the operators, training, and a run to draw."""
 
 from __future__ import annotations
 

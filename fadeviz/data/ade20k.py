@@ -171,9 +171,9 @@ def load_ade20k(
         augmentation: ranges of the random crops; None for the usual recipe.
 
     Raises:
-        FadevizError: as for :func:`read_ade20k`; also if the size is not divisible by 32, the subset is below 1 or larger
-            than the set, or the list of classes cannot be read. Images are read when they are used: damaged ones are
-            reported then, or beforehand by :func:`check_ade20k`.
+        FadevizError: as for :func:`read_ade20k`; also if the size is not divisible by 32, the subset is below 1 or
+            larger than the set, or the list of classes cannot be read. Images are read when they are used: damaged ones
+            are reported then, or beforehand by :func:`check_ade20k`.
 
     Example:
         >>> splits = load_ade20k("ADEChallengeData2016", 512, subset=500)  # doctest: +SKIP

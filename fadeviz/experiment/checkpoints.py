@@ -21,7 +21,7 @@ class Checkpoints:
     Attributes:
         path: the file.
         saved_step: the step of the last complete checkpoint; 0 if there is none.
-        writer: writes them while the training continues; None where writing takes the cores from the training, on a
+        writer: writes them while training continues; None where writing takes the cores from the training, on a
             CPU.
     """
 
@@ -69,7 +69,7 @@ class Checkpoints:
         return passed and (not self._started_step or age >= PAUSE_SECONDS)
 
     def save(self, step: int) -> None:
-        """Write the checkpoint of this step; on a GPU the training continues meanwhile.
+        """Write the checkpoint of this step; on a GPU training continues meanwhile.
 
         Raises:
             FadevizError: if this one or the one before cannot be written.

@@ -259,7 +259,7 @@ def safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class MapImages:
-    """A map over the training, as images.
+    """A map over training, as images.
 
     Attributes:
         layer: dotted module name.

@@ -65,9 +65,9 @@ class RecorderCallback(Callback):
             observe: ``(images, targets)``; the LightningModule's ``forward`` is called with the images.
             loss_fn: ``loss_fn(output, targets)`` for the output of ``forward``; None records no gradients.
             resume: continue the recording in the folder even if the training starts at step 0.
-            overwrite: replace an existing run, unless the training continues from a checkpoint.
+            overwrite: replace an existing run, unless training continues from a checkpoint.
             **options: further arguments of :class:`fadeviz.Recorder`, including ``on_error``: by default, if
-                recording fails, the training continues with one warning.
+                recording fails, training continues with one warning.
 
         Raises:
             TypeError: if an argument is not one of the recorder's.

@@ -64,9 +64,9 @@ class RecorderCallback(TrainerCallback):
             loss_fn: ``loss_fn(output, targets)``; None takes the loss that the model returns if the observed batch has
                 labels, and records no gradients otherwise.
             resume: continue the recording in the folder even if the training starts at step 0.
-            overwrite: replace an existing run, unless the training continues from a checkpoint.
+            overwrite: replace an existing run, unless training continues from a checkpoint.
             **options: further arguments of :class:`fadeviz.Recorder`, including ``on_error``: by default, if
-                recording fails, the training continues with one warning. ``ignore_index`` defaults to that of the
+                recording fails, training continues with one warning. ``ignore_index`` defaults to that of the
                 model's configuration, if any.
 
         Raises:

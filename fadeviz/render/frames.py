@@ -1,4 +1,4 @@
-"""Frames: the maps of one or more runs over the training, read, checked to belong together, and normalised."""
+"""Frames: the maps of one or more runs over training, read, checked to belong together, and normalised."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_CORRELATION = 0.8
 
 @dataclass(frozen=True)
 class FrameSequence:
-    """One map of one run over the training: a row of frames.
+    """One map of one run over training: a row of frames.
 
     Attributes:
         run: source of the maps.

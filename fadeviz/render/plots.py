@@ -98,7 +98,7 @@ def write_kymographs(
 def write_curves(
     panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "", provenance: str = ""
 ) -> None:
-    """Draw measures over the training, with their bands.
+    """Draw measures over training, with their bands.
 
     Time is drawn as log(1 + step), because most changes early. Colours are told apart with any kind of colour vision;
     from the ninth line on, dashes help.

@@ -167,7 +167,7 @@ def caveats(order: LearningOrder) -> list[str]:
         sentences.append(
             "Objects are mostly in the middle of an image, so that any map that is brighter there responds to them. "
             "The interior response at the last step, and that of the same maps for mismatched masks (those of the "
-            f"other images): {'; '.join(ends)}. Dotted curves show the latter over the training."
+            f"other images): {'; '.join(ends)}. Dotted curves show the latter over training."
         )
     else:
         sentences.append("One image: a response to the object cannot be distinguished from one to its position.")

@@ -1,4 +1,4 @@
-"""Maps of one layer over a training: an array that is read from the snapshots where it is indexed."""
+"""Maps of one layer over training: an array that is read from the snapshots where it is indexed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .snapshots import CHANNEL_KINDS, KINDS
 
 
 class Maps:
-    """Maps of one layer and kind over the training: an array that is read from the files where it is indexed.
+    """Maps of one layer and kind over training: an array that is read from the files where it is indexed.
 
     ``maps[3:5, 0]`` reads two snapshots, and of each one image; ``np.asarray(maps)`` reads all. The index takes
     integers and slices, an ellipsis, and on the first axis a list; the result is a float32 array.

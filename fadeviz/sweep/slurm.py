@@ -36,7 +36,7 @@ OPTIONS = tuple(sorted([*_SUBMITIT_OPTIONS, "begin", "gpus", "licenses", "nice",
 """The accepted options of sbatch, by their long names."""
 
 MINUTES = 60
-"""Default time limit of a job; a training that takes longer continues in the next one."""
+"""Default time limit of a job; a run that takes longer continues in the next one."""
 
 WARNING = 90
 """Seconds before the time limit at which Slurm signals a job."""

@@ -50,7 +50,7 @@ class Event(NamedTuple):
 
 
 class TrialEnd(NamedTuple):
-    """How a training ended: ``finished``, ``failed`` or ``interrupted``. Plain values, which processes can exchange."""
+    """How a run ended: ``finished``, ``failed`` or ``interrupted``. Plain values, which processes can exchange."""
 
     status: str
     message: str

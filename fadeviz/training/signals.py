@@ -1,4 +1,4 @@
-"""Signals that stop a training (Ctrl-C, SIGTERM, a closed terminal) after it has finished the current step."""
+"""Signals that stop training (Ctrl-C, SIGTERM, a closed terminal) after it has finished the current step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Charts of curves over the training.
+// Charts of curves over training.
 
 /** Round values between two ends, about so many. */
 function ticks(low, high, about) {

@@ -19,6 +19,7 @@ from fadeviz.models import build_network
 from fadeviz.recording.hooks import kernel_entropy
 from fadeviz.recording.layer_names import find_layers
 from fadeviz.recording.probe import Probe
+from fadeviz.storage.info import LayerInfo
 from fadeviz.storage.snapshots import layer_sizes
 from fadeviz.upsamplers import Skip, build_upsampler
 
@@ -921,5 +922,5 @@ def test_sizes_of_every_call():
 
     net, (images, targets) = Pyramid(), make()[1:]
     found = Probe(net, "head").observe(images, targets, F.cross_entropy, step=np.int64(3))
-    assert layer_sizes(found) == {"head": {"size": [6, 8], "calls": [[6, 8], [3, 4]]}}
+    assert layer_sizes(found) == {"head": LayerInfo(size=(6, 8), calls=((6, 8), (3, 4)))}
     assert [type(snapshot.step) for snapshot in found] == [int] * 4

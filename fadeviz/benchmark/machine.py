@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import __version__
 from ..ops.reassemble import choose_backend
+from ..version import __version__
 from .cases import KERNEL_SIZE, SCALE
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from .. import __version__
+from ..version import __version__
 from .sequences import MapSequences, ReportSelection, shortest
 
 SCRIPT = ("state", "maps", "viewer", "controls", "charts", "kymographs")

@@ -113,19 +113,19 @@ _OBSERVATION = (
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The settings of a training and its observation, the same for one run and for many."""
+    """Add the options for training and observation, which `record` and `sweep` share."""
     for option in reversed((*_DATA, *_RECIPE, *_OBSERVATION, *_MACHINE)):
         command = option(command)
     return command
 
 
-def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+def explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options that were named on the command line."""
     default = click.core.ParameterSource.DEFAULT
     return {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
 
 
-def figures(progress: Progress | SweepProgress) -> dict[str, str]:
+def progress_metrics(progress: Progress | SweepProgress) -> dict[str, str]:
     """What a line or a bar shows of a training: its loss, if there is one, and the headline of the latest test."""
     from fadeviz.storage.metrics import METRICS, headline
 
@@ -145,10 +145,10 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
     """Exit with the code that shells expect after a signal, 128 plus its number, and a line on standard error.
 
     Args:
-        error: what stopped the training.
+        error: the interruption.
         resume: the command that resumes it.
         quiet: print nothing.
-        nothing: what to print if the training had not begun, or is finished.
+        nothing: the line to print if the training had not begun, or is finished.
     """
     from fadeviz.training.signals import Interrupted
 
@@ -162,4 +162,11 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
     sys.exit(128 + number)
 
 
-__all__ = ["UPSAMPLER", "describe_metrics", "figures", "given", "leave_interrupted", "training_options"]
+__all__ = [
+    "UPSAMPLER",
+    "describe_metrics",
+    "explicit_options",
+    "leave_interrupted",
+    "progress_metrics",
+    "training_options",
+]

@@ -210,13 +210,13 @@ def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None]
 
 def _run_folders(folder: Path) -> list[Path]:
     """Folders with a run.json, sorted; a run's own subfolders and hidden folders are not searched."""
-    found = []
+    folders = []
     for place, inside, files in os.walk(folder):
         if "run.json" in files:
-            found.append(Path(place))
+            folders.append(Path(place))
             inside.clear()
         inside[:] = sorted(name for name in inside if not name.startswith("."))
-    return sorted(found)
+    return sorted(folders)
 
 
 def grid(

@@ -197,7 +197,7 @@ def loop(out, *, steps=range(1, 31), limit=None, on_error="raise"):
 def test_a_disk_that_fills_under_a_recorder(tmp_path, disk, size):
     loop(tmp_path / "whole")
     out = disk(f"size={size}") / "run"
-    with pytest.raises(FadevizError, match=r"^disk full while writing .* goes on with --resume$"):
+    with pytest.raises(FadevizError, match=r"^disk full while writing .* with resume=True$"):
         loop(out)
     assert not list(out.rglob(".*"))
     if (out / "run.json").exists():

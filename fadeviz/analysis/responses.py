@@ -258,9 +258,9 @@ def _is_inverted(late: NDArray[np.floating], regions: Sequence[Regions]) -> bool
 
 def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the last axis, ignoring NaN; NaN if all values are."""
-    known = np.isfinite(table)
-    count = known.sum(-1)
-    total = np.where(known, table, 0).sum(-1)
+    defined = np.isfinite(table)
+    count = defined.sum(-1)
+    total = np.where(defined, table, 0).sum(-1)
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 

@@ -243,8 +243,8 @@ def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     """
     files = [files for part in _find(Path(folder)).values() for files in part.files]
     return [
-        *describe_images((one.image for one in files), "images", "by its colours"),
-        *describe_images((one.annotation for one in files), "annotations", "by its indices, which are the classes"),
+        *describe_images((pair.image for pair in files), "images", "by its colours"),
+        *describe_images((pair.annotation for pair in files), "annotations", "by its indices, which are the classes"),
     ]
 
 

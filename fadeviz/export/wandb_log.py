@@ -113,10 +113,10 @@ def _log(scratch: Path, out: Path, seconds: float) -> None:
             process.wait()
         if status:
             log.seek(0)
-            said = log.read().decode("utf-8", "replace").strip().splitlines()
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
             raise FadevizError(
-                f"wandb failed: {said[-1] if said else f'exit {status}'}. Nothing was written. "
-                "Is it whole? python -c 'import wandb'"
+                f"wandb failed: {lines[-1] if lines else f'exit {status}'}. Nothing was written. "
+                "Check its installation: python -c 'import wandb'"
             )
 
 

@@ -87,7 +87,7 @@ def _write_layer(group: Any, parts: Sequence[Part]) -> None:
             values = _text(part.names) if axis == "image" else np.arange(length)
             # Within a group one name is one axis: as long, and with the same meaning.
             meaning = (axis, part.kind if axis == "channel" else "", *values)
-            same = [name for name, known in meanings.items() if known == meaning]
+            same = [name for name, other in meanings.items() if other == meaning]
             dims.append(same[0] if same else axis if axis not in meanings else f"{axis}_{array_name}")
             meanings[dims[-1]], coordinates[dims[-1]] = meaning, values
         array = group.create_array(

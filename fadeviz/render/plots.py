@@ -159,7 +159,7 @@ def _span(panel: CurvePanel) -> tuple[float, float]:
     assert panel.span is not None
     every = [curve.middle for curve in panel.curves]
     every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
-    values = np.concatenate([np.asarray(one, np.float64)[np.isfinite(one)] for one in every])
+    values = np.concatenate([np.asarray(line, np.float64)[np.isfinite(line)] for line in every])
     low, high = panel.span
     return min([low, *(values - 0.02)[values < low]]), max([high, *(values + 0.02)[values > high]])
 

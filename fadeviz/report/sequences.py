@@ -186,9 +186,9 @@ def wanted_maps(
     sizes: dict[str, int] = {}
     for run in runs:
         for layer, recorded in run.layers.items():
-            known = [kind for kind in recorded if kind in MAP_KINDS and _is_recorded(run, layer, kind, call)]
-            if layer not in sizes and known:
-                sizes[layer] = run.read(run.steps[0], layer, known[0], call)[0].size
+            map_kinds = [kind for kind in recorded if kind in MAP_KINDS and _is_recorded(run, layer, kind, call)]
+            if layer not in sizes and map_kinds:
+                sizes[layer] = run.read(run.steps[0], layer, map_kinds[0], call)[0].size
     selected = [layer for layer in sizes if not layers or layer in layers]
     others = sorted((layer for layer in selected if layer != first_layer), key=lambda layer: sizes[layer])
     requested = [kind for kind in MAP_KINDS if not kinds or kind in kinds]

@@ -53,7 +53,7 @@ class Fault:
     repaired: bool = False
 
 
-_AGAIN = "removed; --resume records what comes after the checkpoint, --overwrite everything"
+_AGAIN = "removed; resume the run to record what comes after its checkpoint, or overwrite it to record all"
 
 
 def check_run(run: RunLike, *, repair: bool = False, on_note: Callable[[str], None] | None = None) -> list[Fault]:

@@ -52,12 +52,12 @@ def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> N
     _refuse_special(path, os.stat(path), limit)
 
 
-def _refuse_special(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _refuse_special(path: str | os.PathLike[str], status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-        raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(found.st_mode), 'device')}, but a file is needed")
-    if found.st_size > limit:
-        raise TooLarge(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
+        raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, but a file is needed")
+    if status.st_size > limit:
+        raise TooLarge(path, f"it has {status.st_size:,} bytes, but at most {limit:,} are read")
 
 
 def unreadable(error: BaseException) -> str:
@@ -232,7 +232,7 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FadevizError(
             f"disk full while writing {path}: nothing was replaced. Free some space, then do the same again; "
-            "a run that was being recorded goes on with --resume"
+            "resume a run that was being recorded with resume=True"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FadevizError(f"cannot write {path}: {error.strerror}. Choose another folder")
@@ -292,7 +292,7 @@ def only_writer(out: Path) -> Iterator[None]:
             handle = stack.enter_context(_opened_folder(out))
         except OSError as error:
             raise cannot_write(out, error) from error
-        folder = _number(os.fstat(handle))
+        folder = _file_id(os.fstat(handle))
         try:
             if _lock(handle, out):
                 _held.add(folder)
@@ -313,13 +313,13 @@ def _lock(handle: int, out: Path) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if _number(os.fstat(handle)) in _held:
+            if _file_id(os.fstat(handle)) in _held:
                 raise FadevizError(
                     f"this process is recording into {out} already. close() the recorder, or wait for the run"
                 ) from error
             if time.monotonic() > patience:
                 raise FadevizError(
-                    f"another process is recording into {out}. Wait for it, or choose another --out"
+                    f"another process is recording into {out}. Wait for it, or choose another out=..."
                 ) from error
             time.sleep(0.02)
         except OSError:
@@ -331,7 +331,7 @@ def _lock(handle: int, out: Path) -> bool:
 def has_lock(folder: Path) -> bool:
     """Whether this process is the :func:`only_writer` of the folder, on a file system that has locks."""
     try:
-        return _number(os.stat(folder)) in _held
+        return _file_id(os.stat(folder)) in _held
     except OSError:
         return False
 
@@ -353,5 +353,5 @@ def lock_is_free(folder: Path) -> bool:
         return False
 
 
-def _number(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _file_id(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

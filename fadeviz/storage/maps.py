@@ -131,10 +131,10 @@ class Maps:
         for step in shown:  # all of them before any room is taken: none is larger than its file
             self._check_room(step)
         each = np.broadcast_to(np.float32(0), self.shape[1:])[tuple(within)].shape
-        found = np.empty((len(shown), *each), np.float32)
+        values = np.empty((len(shown), *each), np.float32)
         for place, step in enumerate(shown):
-            found[place] = self._read(step, within)
-        return found
+            values[place] = self._read(step, within)
+        return values
 
     def _check_room(self, step: int) -> None:
         """Raise if a file is too small for such maps; its content is checked when it is read."""
@@ -163,7 +163,7 @@ class Maps:
         asked = iter(within)
         fixed = [self._chosen.get(axis) for axis in self._axes]
         index = [next(asked) if number is None else number for number in fixed]
-        bounds = [_bounds(one, size) for one, size in zip(index[:-2], self._stored[:-2], strict=True)]
+        bounds = [_bounds(item, size) for item, size in zip(index[:-2], self._stored[:-2], strict=True)]
         with self.files.open_map(step, self.layer, self.kind, self.call) as part:
             self._check(step, part)
             read: NDArray[np.float32] = part[tuple(outer for outer, _ in bounds)]
@@ -265,7 +265,7 @@ def as_dataset(maps: Sequence[Maps], kinds: Sequence[str]) -> Any:
     """
     xarray = _xarray()
     first = maps[0]
-    variables = {one.kind: one.to_xarray() for one in maps if one.shape == first.shape}
+    variables = {part.kind: part.to_xarray() for part in maps if part.shape == first.shape}
     left_out = ", ".join(kind for kind in kinds if kind not in variables)
     attributes = {"run": first.files.info.run_id, "layer": first.layer, "left_out": left_out}
     return xarray.Dataset(variables, attrs=attributes)

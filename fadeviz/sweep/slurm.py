@@ -100,15 +100,15 @@ class SlurmArray:
         queue = self._queue() if any(task.job for task in tasks) else set()
         if queue is None:
             raise FadevizError("Slurm does not answer (squeue failed), and runs of this sweep may be queued. Try later")
-        known = [task for task in tasks if task.job in queue]
-        if known:
-            yield [Event(task, "queued") for task in known]
+        queued = [task for task in tasks if task.job in queue]
+        if queued:
+            yield [Event(task, "queued") for task in queued]
         new = [task for task in tasks if task.job not in queue]
         for first in range(0, len(new), _ARRAY):
             submitted = self._submit(new[first : first + _ARRAY])
-            known += submitted
+            queued += submitted
             yield [Event(task, "queued") for task in submitted]
-        yield from follow_trials(known, self._ended, self.pause)
+        yield from follow_trials(queued, self._ended, self.pause)
 
     def _submit(self, tasks: Sequence[Task]) -> list[Task]:
         try:

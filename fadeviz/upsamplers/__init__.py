@@ -137,16 +137,16 @@ def check_keeps_channels(network: str, name: str, operator: Upsampler) -> None:
         )
 
 
-def check_options(name: str, options: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> None:
-    """Raise unless every option is one of ``known``, and of the type of its default.
+def check_options(name: str, options: Mapping[str, object], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Raise unless every option is one of ``parameters``, and of the type of its default.
 
     Raises:
         FadevizError: if an option is unknown, or its value has another type or is out of range.
     """
     for option, value in options.items():
-        if option not in known:
-            raise unknown_name(f"option of {name}", option, list(known))
-        _check_option(name, option, value, known[option].default)
+        if option not in parameters:
+            raise unknown_name(f"option of {name}", option, list(parameters))
+        _check_option(name, option, value, parameters[option].default)
 
 
 def _check_option(name: str, option: str, value: object, default: object) -> None:

@@ -41,7 +41,7 @@ class _ExportCommand(click.Command):
               help="Where maps are drawn, what spans black to white: each frame, or the run.  "
                    "[default: frame]")  # fmt: skip
 @click.option("--colormap",
-              help="Where maps are drawn: gray, viridis, magma, cividis, or any name that matplotlib knows.  "
+              help="Where maps are drawn: gray, viridis, magma, cividis, or any matplotlib colour map.  "
                    "[default: gray]")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace an earlier export; what no export wrote stays.")
 def export(

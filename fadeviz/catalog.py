@@ -20,9 +20,9 @@ class UpsamplerInfo:
 
     Attributes:
         name: the operator, with the options that were given.
-        needs: what it reads of the encoder: ``feature``, ``indices``, or nothing.
+        needs: the input it takes from the encoder: ``feature``, ``indices``, or nothing.
         costs: parameters and multiply-adds of all operators of a network for one image, by network.
-        year: of the paper; None if there is none.
+        year: year of the paper; None if there is none.
         paper: authors and venue.
         what: the first line of its documentation.
     """

@@ -117,7 +117,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     """The panels and the caption of one plot.
 
     Args:
-        analysis: what was measured.
+        analysis: the measured analysis.
         what: a name in ``PLOTS``.
 
     Raises:

@@ -66,8 +66,8 @@ class Table(Generic[T]):
         """Every entry by name: fadeviz's own, then those of other packages.
 
         Raises:
-            FadevizError: as :meth:`find`; also if a package offers a name that fadeviz itself uses, or one that cannot
-                be written in front of options.
+            FadevizError: under the same conditions as :meth:`find`; also if a package offers a name that fadeviz itself
+                uses, or one that cannot be written in front of options.
         """
         points = entry_points_of(self.group)
         entries = dict(self.own)

@@ -50,7 +50,7 @@ class Run(StoredRun):
 
         Args:
             others: runs that observed the same images.
-            colormap: ``gray`` or a name that matplotlib knows.
+            colormap: ``gray`` or the name of a matplotlib colour map.
             columns: frames per row; None chooses a figure about 1.7 times as wide as high.
             scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
             options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel,
@@ -60,7 +60,7 @@ class Run(StoredRun):
             A figure that a notebook shows. pyplot does not manage it: there is nothing to close.
 
         Raises:
-            FadevizError: as :func:`~fadeviz.render.grid.write_grid`.
+            FadevizError: under the same conditions as :func:`~fadeviz.render.grid.write_grid`.
         """
         from .render.grid import draw_grid
         from .render.selection import MapSelection
@@ -84,7 +84,7 @@ class Run(StoredRun):
         Args:
             others: runs that observed the same images.
             duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-            colormap: ``gray`` or a name that matplotlib knows.
+            colormap: ``gray`` or the name of a matplotlib colour map.
             scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
             options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :meth:`grid`.
 
@@ -92,7 +92,7 @@ class Run(StoredRun):
             An animated PNG that a notebook shows; :func:`animate` writes other formats.
 
         Raises:
-            FadevizError: as :func:`~fadeviz.render.animation.write_animation`.
+            FadevizError: under the same conditions as :func:`~fadeviz.render.animation.write_animation`.
         """
         with tempfile.TemporaryDirectory(prefix="fadeviz-") as folder:
             file = Path(folder) / "animation.png"
@@ -118,7 +118,7 @@ class Run(StoredRun):
             The analysis: print it, or take its rows, verdicts and curves.
 
         Raises:
-            FadevizError: as :func:`fadeviz.analyze`.
+            FadevizError: under the same conditions as :func:`fadeviz.analyze`.
         """
         from .analysis.result import analyze
 
@@ -144,7 +144,7 @@ class Animation:
 
     Attributes:
         data: the bytes of an animated PNG, which loops.
-        notes: what was omitted or marked.
+        notes: notes on what was omitted or marked.
     """
 
     data: bytes
@@ -158,7 +158,7 @@ class Animation:
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`Run`.
+    """Open a run for reading: a folder, or an address that fsspec supports; see :class:`Run`.
 
     Args:
         path: the run's folder; or ``s3://bucket/run``, ``https://host/run``, ``memory://run`` ...
@@ -167,7 +167,8 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         The run, which shows itself in a notebook. Of an address each file is fetched when it is first needed.
 
     Raises:
-        FadevizError: no such folder, no or damaged run.json, a newer format, or an address that cannot be read.
+        FadevizError: if the folder does not exist, run.json is missing, damaged or of a newer format, or the address
+            cannot be read.
 
     Example::
 
@@ -233,7 +234,7 @@ def grid(
     Args:
         runs: one run, or several to compare; opened, or paths or addresses of their folders.
         output: the file to write.
-        colormap: ``gray`` or a name that matplotlib knows.
+        colormap: ``gray`` or the name of a matplotlib colour map.
         columns: frames per row; None chooses a figure about 1.7 times as wide as high.
         scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
         options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel, channels,
@@ -243,7 +244,7 @@ def grid(
         Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: as :func:`~fadeviz.render.grid.write_grid`.
+        FadevizError: under the same conditions as :func:`~fadeviz.render.grid.write_grid`.
 
     Example::
 
@@ -271,7 +272,7 @@ def animate(
         runs: one run, or several to compare; opened, or paths or addresses of their folders.
         output: the file to write.
         duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-        colormap: ``gray`` or a name that matplotlib knows.
+        colormap: ``gray`` or the name of a matplotlib colour map.
         scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
         options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :func:`grid`.
 
@@ -279,7 +280,7 @@ def animate(
         Notes on what was omitted or marked.
 
     Raises:
-        FadevizError: as :func:`~fadeviz.render.animation.write_animation`.
+        FadevizError: under the same conditions as :func:`~fadeviz.render.animation.write_animation`.
         MissingExtra: if ffmpeg is needed and not installed.
 
     Example::

@@ -96,7 +96,7 @@ def mean_by_region(
         inside, band, outside: boolean ``(N, h, w)``, disjoint.
 
     Raises:
-        FadevizError: as :func:`region_mean`; and if the regions overlap.
+        FadevizError: under the same conditions as :func:`region_mean`; and if the regions overlap.
     """
     regions = inside, band, outside
     means = _means(np.asarray(maps), [np.asarray(region) for region in regions])
@@ -115,6 +115,6 @@ def summarize_regions(
         inside, band, outside: boolean ``(N, h, w)``, disjoint.
 
     Raises:
-        FadevizError: as :func:`mean_by_region`.
+        FadevizError: under the same conditions as :func:`mean_by_region`.
     """
     return RegionSummary(mean_by_region(maps, inside, band, outside), correlation_to_final(maps))

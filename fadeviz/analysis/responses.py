@@ -154,7 +154,7 @@ class Responses:
     middle of every map separates inside from outside where objects are in the middle.
 
     The *headroom* of an image is the response of a perfect map, 1 inside and 0 outside, for its own mask minus its
-    mismatched response. It is about 0 where the masks are alike, so that position cannot be told from knowledge.
+    mismatched response. It is about 0 where the masks are alike, so that position alone explains the response.
 
     Attributes:
         edge: ``(S, N)``, edge response (:func:`edge_response`).

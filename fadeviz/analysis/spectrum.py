@@ -236,7 +236,7 @@ def measure_spectrum(
     """:func:`radial_centroid`, :func:`high_share` and :func:`checkerboard` of the same maps, each transformed once.
 
     Raises:
-        FadevizError: as :func:`checkerboard`.
+        FadevizError: under the same conditions as :func:`checkerboard`.
     """
     maps = _checked(maps, border, scale)
 

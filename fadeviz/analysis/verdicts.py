@@ -102,7 +102,7 @@ def is_representative(interval: Interval, maps: int) -> bool:
     """Whether the median of an interval comes from enough of an operator's maps to stand for all of them.
 
     Args:
-        interval: of the maps that have a value.
+        interval: the median and interval of the maps that have a value.
         maps: number of all maps, runs times images.
     """
     return interval.count >= MIN_LEADS and 2 * interval.count >= maps

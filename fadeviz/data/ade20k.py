@@ -171,9 +171,9 @@ def load_ade20k(
         augmentation: ranges of the random crops; None for the usual recipe.
 
     Raises:
-        FadevizError: as :func:`read_ade20k`; also if the size is not divisible by 32, the subset is below 1 or larger
-            than the set, or the list of classes cannot be read. Images are read when they are used: damaged ones are
-            reported then, or beforehand by :func:`check_ade20k`.
+        FadevizError: under the same conditions as :func:`read_ade20k`; also if the size is not divisible by 32, the
+            subset is below 1 or larger than the set, or the list of classes cannot be read. Images are read when they
+            are used: damaged ones are reported then, or beforehand by :func:`check_ade20k`.
 
     Example:
         >>> splits = load_ade20k("ADEChallengeData2016", 512, subset=500)  # doctest: +SKIP
@@ -239,7 +239,7 @@ def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     """Properties of an ADE20K folder's files that other readers may treat differently, a line each.
 
     Raises:
-        FadevizError: as :func:`read_ade20k`.
+        FadevizError: under the same conditions as :func:`read_ade20k`.
     """
     files = [files for part in _find(Path(folder)).values() for files in part.files]
     return [

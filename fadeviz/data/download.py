@@ -38,7 +38,7 @@ MIN_SPEED = 1.0
 """Default minimum speed in kilobytes per second, averaged over ``SPEED_SECONDS`` of waiting."""
 
 SPEED_SECONDS = 60.0
-"""For how many seconds a server may be slower than that."""
+"""Seconds for which a server may be slower than ``MIN_SPEED``."""
 
 TRIES = 4
 """Number of attempts at a broken connection before giving up; the next call resumes from there all the same."""
@@ -141,7 +141,7 @@ class _Limits:
 
     Attributes:
         max_bytes: largest size of a file, or of an unpacked archive.
-        min_speed: in bytes per second.
+        min_speed: minimum speed in bytes per second.
     """
 
     def __init__(self, max_gb: float, min_speed: float) -> None:

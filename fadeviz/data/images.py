@@ -80,7 +80,7 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
 
     Args:
         folder: the folder.
-        suffixes: in lower case; files match in either case.
+        suffixes: file suffixes in lower case; files match in either case.
 
     Raises:
         FadevizError: if the folder cannot be listed.
@@ -168,7 +168,7 @@ def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
                 opened.load()
                 turn = _TURNS.get(orientation(opened))
                 image = opened.copy() if turn is None else opened.transpose(turn)
-                # A copy forgets the file format, by which masks are told apart.
+                # A copy forgets the file format, by which masks are distinguished.
                 image.format = opened.format
                 return image
     except FadevizError:
@@ -228,7 +228,7 @@ def to_rgb(image: Image.Image, path: Path, *, hidden: bool = False) -> Image.Ima
     """The image in mode RGB; transparent parts are composited over ``GROUND``.
 
     Args:
-        image: in any mode.
+        image: an image in any mode.
         path: its file, for messages.
         hidden: take the stored colours instead, even where they are transparent.
 

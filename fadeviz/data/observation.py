@@ -80,7 +80,7 @@ def find_object(mask: NDArray[np.uint8]) -> int:
 
 
 def _fault(inside: NDArray[np.bool_]) -> float:
-    """By how much the foreground misses the bounds, summed; 0 is a good one."""
+    """The sum of the distances by which the foreground misses the bounds; 0 if it is within all of them."""
     share = float(inside.mean())
     if share == 0:
         return 3.0

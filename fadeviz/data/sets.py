@@ -21,13 +21,13 @@ from .weizmann_horse import check_weizmann, describe_weizmann, load_weizmann
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a run asks of a data set; each data set uses what applies to it.
+    """Options of a data set; each data set uses those that apply to it.
 
     Attributes:
         folder: the folder of the data set; empty for one that needs none.
         size: side of the training images, in pixels.
-        seed: of everything random in the training images.
-        split_seed: of the train/test split and of the test images.
+        seed: seed of everything random in the training images.
+        split_seed: seed of the train/test split and of the test images.
         subset: number of images to train on; 0 for all.
     """
 
@@ -194,7 +194,7 @@ class DataCheck:
     Attributes:
         folder: the folder.
         data: the name of the data set.
-        problems: what is wrong with its files, one line each; empty if it can be used.
+        problems: faults of its files, one line each; empty if it can be used.
         notes: how files were read where other readers may treat them differently, one line each.
         splits: its images; None if there are problems.
     """

@@ -41,9 +41,9 @@ class Augmentation:
         largest_class: at most this share of a crop's labelled pixels may be of one class; 1 allows any crop.
         tries: maximum number of crops tried for that; the last one is used as it is.
         flip: the chance that a crop is mirrored left to right.
-        brightness: what is added to all values, at most, up or down; values are 0 to 255.
+        brightness: largest number that is added to all values or subtracted from them; values are 0 to 255.
         contrast: all values are multiplied by a number between these two.
-        saturation: the same for HSV's saturation.
+        saturation: HSV's saturation is multiplied by a number between these two.
         hue: degrees on the colour circle, at most, either way.
 
     Each of the four changes of colour happens with a chance of one half, brightness first. Contrast comes second or

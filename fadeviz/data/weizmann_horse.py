@@ -190,7 +190,7 @@ def describe_weizmann(folder: str | os.PathLike[str]) -> list[str]:
     """Properties of a Weizmann Horse folder's files that other readers may treat differently, a line each.
 
     Raises:
-        FadevizError: as :func:`read_weizmann`.
+        FadevizError: under the same conditions as :func:`read_weizmann`.
     """
     files, _, _ = _find(Path(folder))
     return [
@@ -209,7 +209,7 @@ def split_train_test(
     read, so that a damaged file is reported here and not during training.
 
     Args:
-        dataset: what to split.
+        dataset: the data set to split.
         train_share: the share of images to train on, in (0, 1); 0.85 of 328 is 279, which leaves 49.
         seed: another seed gives another split.
 
@@ -245,7 +245,7 @@ def load_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
     """Read and split a Weizmann Horse folder, with its entry in ``run.json``.
 
     Raises:
-        FadevizError: as :func:`read_weizmann` and :func:`split_train_test`.
+        FadevizError: under the same conditions as :func:`read_weizmann` and :func:`split_train_test`.
     """
     dataset = read_weizmann(folder, size)
     train, test = split_train_test(dataset, seed=split_seed)

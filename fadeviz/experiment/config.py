@@ -210,7 +210,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     """The settings that a run was recorded with.
 
     Raises:
-        FadevizError: if there is no run, or it has settings that this version does not know.
+        FadevizError: if there is no run, or it has settings that this version does not support.
     """
     return config_from(StoredRun(path).info.config, f"{path}/run.json", "Record again with overwrite=True")
 
@@ -224,13 +224,13 @@ def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig
         remedy: the advice in a message about damaged settings.
 
     Raises:
-        FadevizError: if settings are damaged, or not known to this version.
+        FadevizError: if settings are damaged, or not supported by this version.
     """
     values = dict(stored)
     fields = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name, value in values.items():
         if name not in fields:
-            raise FadevizError(f"{where} has a setting {name!r} that this fadeviz does not know. Upgrade it")
+            raise FadevizError(f"{where} has a setting {name!r}, which this version does not support. Upgrade fadeviz")
         if not _is_like(value, fields[name]):
             raise FadevizError(f"{where} has damaged settings ({name} cannot be {value!r:.60}). {remedy}")
     if "lr_drops" in values:

@@ -88,7 +88,7 @@ def export_run(
         steps: recorded steps; None for all.
         images: indices of observed images; None for all.
         normalize: the range from black to white, for targets that draw: ``frame``, of each map (default), or ``run``.
-        colormap: for targets that draw: ``gray`` (default) or any that matplotlib knows.
+        colormap: for targets that draw: ``gray`` (default) or any colour map of matplotlib.
         overwrite: replace an earlier export.
 
     Returns:

@@ -15,7 +15,7 @@ class Cost(NamedTuple):
     """What all operators of a network need for one image.
 
     Attributes:
-        parameters: of all operators together.
+        parameters: parameters of all operators together.
         multiply_adds: one for a product and the sum it goes into; the papers' tables give this number as FLOPs.
     """
 

@@ -51,7 +51,7 @@ class SegNet(Network):
     The operator is ``decoder.0.upsample`` (coarsest, 7 -> 14 at 224) to ``decoder.4.upsample`` (finest, 112 -> 224).
 
     Shape: images ``(B, 3, H, W)``, H and W divisible by 32 -> logits ``(B, classes, H, W)``.
-    Raises: FadevizError for other sizes.
+    Raises: FadevizError if H or W is not divisible by 32.
     Source: Badrinarayanan et al., TPAMI 2017; encoder VGG16 with BatchNorm (Simonyan & Zisserman 2014). The FADE
     supplement, section S3, replaces max unpooling by other operators in it.
     """

@@ -250,7 +250,7 @@ def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
         image: index of the observed image.
 
     Raises:
-        FadevizError: as :attr:`StoredRun.observation`.
+        FadevizError: under the same conditions as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
     if run.info.classes is not None and has_colours(run):
@@ -268,7 +268,7 @@ def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
     that a border with them lies on the class.
 
     Raises:
-        FadevizError: as :attr:`StoredRun.observation`.
+        FadevizError: under the same conditions as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
     if run.mattes is not None:

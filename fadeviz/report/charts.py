@@ -177,5 +177,5 @@ def kymograph_data(order: LearningOrder) -> dict[str, Any]:
 
 
 def _rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:
-    """Values with so many significant digits, for JSON; None where they are not finite."""
+    """Values rounded to ``digits`` significant digits, for JSON; None where they are not finite."""
     return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]

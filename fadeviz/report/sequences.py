@@ -37,8 +37,8 @@ class MapSequences:
         kind: a name in ``MAP_KINDS``.
         packed: the sequence of each run and image; runs without such maps have none.
         sizes: height and width of the maps of each run.
-        own: for each run and image, the limits in the scope ``run``.
-        shared: for each image, the limits in the scope ``shared``, over all runs of the page.
+        own: the limits in the scope ``run``, for each run and image.
+        shared: the limits in the scope ``shared``, over all runs of the page, for each image.
     """
 
     layer: str

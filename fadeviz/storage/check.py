@@ -42,9 +42,9 @@ class Fault:
 
     Attributes:
         file: its path within the folder.
-        what: what is wrong, in words.
-        repair: what a repair does about it; empty where nothing can be done.
-        repaired: whether that was done.
+        what: description of the fault.
+        repair: description of the repair; empty if there is none.
+        repaired: whether the repair was made.
     """
 
     file: str
@@ -72,7 +72,8 @@ def check_run(run: RunLike, *, repair: bool = False, on_note: Callable[[str], No
         The faults, first those that were repaired; empty for an intact run.
 
     Raises:
-        FadevizError: if there is no run, its run.json is damaged, or, with ``repair``, as :func:`repair_run`.
+        FadevizError: if there is no run or its run.json is damaged; with ``repair``, also under the conditions of
+            :func:`repair_run`.
 
     Example::
 
@@ -93,7 +94,7 @@ def other_maps(run: RunLike) -> list[str]:
     A network may change during training, so that a layer runs more often or at another resolution.
 
     Raises:
-        FadevizError: as :func:`check_run`.
+        FadevizError: under the same conditions as :func:`check_run`.
     """
     opened = _open(run)
     layouts = {step: _layout(opened, step) for step in opened.steps}
@@ -115,7 +116,7 @@ def repair_run(run: RunLike) -> list[Fault]:
         What was repaired; call :func:`check_run` again for what is left.
 
     Raises:
-        FadevizError: as :func:`check_run`, a run that is being recorded, or a file that cannot be removed.
+        FadevizError: if there is no run, its run.json is damaged, it is being recorded, or a file cannot be removed.
     """
     opened = _open(run)
     with only_writer(opened.path):

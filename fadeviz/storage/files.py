@@ -46,8 +46,8 @@ def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> N
     """Raise unless ``path`` is a regular file: opening a FIFO may block, and reading a device may never end.
 
     Raises:
-        NoRegularFile: something else, or more than ``limit`` bytes.
-        OSError: nothing is there, or it cannot be reached.
+        NoRegularFile: if it is anything else, or has more than ``limit`` bytes.
+        OSError: if it does not exist, or cannot be reached.
     """
     _refuse_special(path, os.stat(path), limit)
 
@@ -72,8 +72,8 @@ def open_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> Itera
     """Open a regular file for reading, whatever takes its place in the meantime.
 
     Raises:
-        NoRegularFile: something else, or more than ``limit`` bytes.
-        OSError: nothing is there, or it cannot be opened.
+        NoRegularFile: if it is anything else, or has more than ``limit`` bytes.
+        OSError: if it does not exist, or cannot be opened.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -89,8 +89,8 @@ def read_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> bytes
     """The bytes of a regular file.
 
     Raises:
-        NoRegularFile: something else, or more than ``limit`` bytes.
-        OSError: nothing is there, or it cannot be read.
+        NoRegularFile: if it is anything else, or has more than ``limit`` bytes.
+        OSError: if it does not exist, or cannot be read.
     """
     with open_regular(path, limit) as file:
         parts, size = [], 0
@@ -116,7 +116,7 @@ def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
             directly. Within a run's folder it is replaced like anything else.
 
     Raises:
-        FadevizError: the disk is full, or the folder cannot be written.
+        FadevizError: if the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{machine()}-{os.getpid()}.partial{path.suffix}")
@@ -161,7 +161,7 @@ def machine() -> str:
 def left_over(file: Path, *, elsewhere: bool = False) -> bool:
     """Whether this is a temporary file of :func:`replacing`, of a file of a run or a sweep, whose process has ended.
 
-    Of another machine's process nobody here can know that: ``elsewhere`` is what to say then.
+    For a process of another machine this cannot be determined; ``elsewhere`` is returned then.
     """
     match = _PARTIAL.fullmatch(file.name)
     if match is None or not _OF_A_RUN.fullmatch(match[1] + match[4]) or file.is_symlink() or not file.is_file():
@@ -191,7 +191,7 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are missing.
 
     Raises:
-        FadevizError: it cannot be made.
+        FadevizError: if the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def only_writer(out: Path) -> Iterator[None]:
     """Refuse a second process on the same folder; the lock is released when the process ends, however it does.
 
     Raises:
-        FadevizError: another process has the lock, or the folder cannot be made or opened.
+        FadevizError: if another process has the lock, or the folder cannot be made or opened.
     """
     if sys.platform == "win32":
         yield

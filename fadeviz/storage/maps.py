@@ -25,7 +25,7 @@ class Maps:
         files: the run's snapshots.
         layer: dotted module name.
         kind: a name in ``KINDS``.
-        call: which call of the layer.
+        call: the call of the layer, from 0.
         steps: the optimiser steps along the first axis.
         images: the names of the observed images along the axis ``image``, or of the one that was chosen.
         dims: a name for each axis: ``step``, ``image``, ``channel``, ``y``, ``x``, less what was chosen.
@@ -121,8 +121,8 @@ class Maps:
         """Read a part: integers and slices, an ellipsis, and a list or an array of places on the first axis.
 
         Raises:
-            IndexError: outside of the axes, or an index of another kind.
-            FadevizError: a file that cannot be read, or whose maps have another shape than the first step's.
+            IndexError: if an index is out of range, or of another kind.
+            FadevizError: if a file cannot be read, or its maps have another shape than those of the first step.
         """
         first, *within = _expanded(index, self.dims, self.shape)
         if isinstance(first, int):
@@ -174,7 +174,7 @@ class Maps:
         """All of the maps as an ``xarray.DataArray`` with coordinates: step, image, channel, y and x (cell numbers).
 
         Raises:
-            MissingExtra: xarray is not installed.
+            MissingExtra: if xarray is not installed.
         """
         xarray = _xarray()
         names = self.images if self._chosen["image"] is None else self.images[0]
@@ -261,7 +261,7 @@ def as_dataset(maps: Sequence[Maps], kinds: Sequence[str]) -> Any:
         kinds: all kinds of the layer; those without maps of that shape are named in the attribute ``left_out``.
 
     Raises:
-        MissingExtra: xarray is not installed.
+        MissingExtra: if xarray is not installed.
     """
     xarray = _xarray()
     first = maps[0]

@@ -29,19 +29,19 @@ def is_address(path: object) -> TypeGuard[str]:
 
 
 class RemoteFolder:
-    """A folder for reading, at any address that fsspec knows.
+    """A folder for reading, at any address that fsspec supports.
 
     Attributes:
-        address: as it was given.
+        address: the address, unchanged.
         shown: the address as messages and images name it: without a password and without a query.
-        path: the local folder of what was fetched. It goes with this object.
+        path: the local folder of the fetched files, which is removed with this object.
     """
 
     def __init__(self, address: str) -> None:
         """Find the file system; nothing is fetched yet.
 
         Raises:
-            FadevizError: fsspec or what it needs for this protocol is missing, or nobody knows the protocol.
+            FadevizError: if fsspec or a package for this protocol is not installed, or the protocol is unknown.
         """
         self.address = address
         self.shown = _shown(address)
@@ -87,8 +87,8 @@ class RemoteFolder:
             Its local path, which does not exist if there is no such file at the address.
 
         Raises:
-            FadevizError: the network or the server failed, access was denied, the disk is full, or what comes is no
-                file of a run: too large, or no regular file.
+            FadevizError: if the network or the server fails, access is denied, the disk is full, or the file is too
+                large or not a regular file.
         """
         local = self.path / name
         limit = {"run.json": TEXT_LIMIT, "metrics.jsonl": METRICS_LIMIT}.get(name, TENSORS_LIMIT)
@@ -116,7 +116,7 @@ class RemoteFolder:
         """The bare names of what lies in a folder below this one; none where the server does not list it.
 
         Raises:
-            FadevizError: the network or the server failed, or access was denied.
+            FadevizError: if the network or the server fails, or access is denied.
         """
         try:
             self._system.invalidate_cache()  # fsspec remembers: a run that goes on has more steps by now

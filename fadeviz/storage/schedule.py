@@ -73,11 +73,12 @@ def parse_schedule(text: str, last: int | None = None) -> Schedule:
     """Read a schedule such as ``"100:3000:100,320:360:10"``; step 0 is added where it is not named.
 
     Args:
-        text: as for :func:`parse_steps`.
+        text: the schedule, in the grammar of :func:`parse_steps`.
         last: the last step of the run; a part that reaches past it is an error. ``None``: no limit.
 
     Raises:
-        FadevizError: empty text, something that is no number, a range that runs backwards, a step past ``last``.
+        FadevizError: if the text is empty, a part is not a number or a range, a range runs backwards, or a step is
+            past ``last``.
     """
     return at(parse_steps(text, last))
 
@@ -91,7 +92,7 @@ def parse_steps(text: str, last: int | None = None) -> list[int]:
         last: the largest step there may be. ``None``: no limit.
 
     Raises:
-        FadevizError: as :func:`parse_schedule`.
+        FadevizError: under the same conditions as :func:`parse_schedule`.
     """
     steps: set[int] = set()
     parts = [part.strip() for part in text.split(",")]

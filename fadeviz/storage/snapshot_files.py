@@ -124,7 +124,7 @@ class SnapshotFiles:
         """Layer, call and kind of each map in a snapshot.
 
         Raises:
-            FadevizError: as :meth:`path`.
+            FadevizError: under the same conditions as :meth:`path`.
         """
         with open_tensors(self.path(step)) as file:
             parts = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is no dict

@@ -183,7 +183,7 @@ class _Job:
 
         end = self._train()
         if end.status == "interrupted":
-            # By SIGTERM. Only Slurm knows whether the job is cancelled or requeued, and it ends this process: a report
+            # By SIGTERM. Whether the job is cancelled or requeued is up to Slurm, and it ends this process: a report
             # would be taken for the end of the trial, and an exit for that of a preempted job.
             time.sleep(_KILL_WAIT)
             sys.exit(128 + signal.SIGTERM)
@@ -308,7 +308,7 @@ def batch_script(commands: Sequence[str], options: Mapping[str, str], jobs: int 
 
     Args:
         commands: shell commands, one line each.
-        options: as for :class:`SlurmArray`.
+        options: the options of :class:`SlurmArray`.
         jobs: the number of tasks at a time; None leaves it to Slurm.
 
     Raises:

@@ -198,7 +198,7 @@ def follow_trials(
                     events.append(Event(task, "running", progress=progress))
                 continue
             status = "finished" if end.status == "finished" else "failed"
-            message = end.message or ("it was told to stop" if end.status == "interrupted" else "")
+            message = end.message or ("it received a signal to stop" if end.status == "interrupted" else "")
             events.append(Event(task, status, message, latest.get(task.trial), end.result, end.traceback))
         pending = still_pending
         if events:

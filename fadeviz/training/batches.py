@@ -253,7 +253,7 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
             generator=torch.Generator(),  # else its seed would be drawn from the training's random numbers
         )
     held: list[Iterator[Any]] = []
-    # Runs before the exit hooks of torch and multiprocessing, which would wait for workers that were not told to end.
+    # Runs before the exit hooks of torch and multiprocessing, which would wait for workers that still run.
     atexit.register(held.clear)
     started: tuple[Any, ...] = ()
     try:

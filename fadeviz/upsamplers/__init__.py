@@ -35,8 +35,8 @@ class UpsamplerEntry(NamedTuple):
     Attributes:
         build: the operator's class, called with the number of channels and its options.
         title: the operator's name in figures and reports.
-        needs: what it reads of the encoder: ``"feature"``, ``"indices"``, or nothing.
-        year: of the paper; 0 for none.
+        needs: the input it takes from the encoder: ``"feature"``, ``"indices"``, or nothing.
+        year: year of the paper; 0 for none.
         paper: authors and venue.
     """
 
@@ -189,7 +189,7 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
 
     Args:
         text: the name and its options.
-        what: what is named, for messages: ``"upsampler"``.
+        what: the noun for messages: ``"upsampler"``.
 
     Raises:
         FadevizError: if an option has no value, or is given twice.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import FadevizError
 
 VERSION: tuple[int, ...] = ()
-"""Of Triton, where it is installed."""
+"""Triton's version; empty if it is not installed."""
 
 try:
     import triton

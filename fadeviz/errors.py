@@ -1,4 +1,4 @@
-"""The one exception that means "you can mend this": every message says what was wrong and what to do."""
+"""The exception for errors that the user can correct: every message names the fault and the remedy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MissingExtra(FadevizError, ImportError):
     """A library that comes with one of fadeviz's extras is not installed."""
 
     def __init__(self, extra: str, what: str) -> None:
-        """``what`` says what needs the extra named ``extra``; the message adds how to install it."""
+        """``what`` names what needs the extra ``extra``; the message adds how to install it."""
         super().__init__(f"{what}. Install it, in a clone of fadeviz: {install_command(extra)}")
 
 

@@ -1,7 +1,7 @@
 """Entries that other installed packages add to the tables of networks, data sets, operators and export targets.
 
 A package registers an entry under an entry-point group, such as ``fadeviz.upsamplers``, in its own metadata. A group is
-read when a name is asked for that is not in the table of fadeviz itself, or when all names are listed; so importing
+read when a name is looked up that is not in fadeviz's own table, or when all names are listed; so importing
 fadeviz costs nothing, and every process of the same environment (a sweep's worker, a cluster's node) finds the same.
 """
 

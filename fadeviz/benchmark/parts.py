@@ -102,7 +102,7 @@ class Setting:
     def time(
         self, candidates: Mapping[str, Call], peers: Collection[str] = (), clock: Clock = host_clock
     ) -> tuple[dict[str, Timing], list[str]]:
-        """Time the candidates for as long as the plan says."""
+        """Time the candidates for as long as the plan specifies."""
         plan = self.plan
         return time_in_turns(candidates, self.device, plan.rounds, plan.turn, plan.budget, peers, clock)
 

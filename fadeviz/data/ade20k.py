@@ -214,7 +214,7 @@ def load_ade20k(
 def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     """Read every file of an ADE20K folder and return all problems, a line each; empty means that all is well.
 
-    The whole set takes some minutes.
+    The complete set takes a few minutes.
     """
     try:
         parts = _find(Path(folder))

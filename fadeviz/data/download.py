@@ -323,7 +323,7 @@ class _Resuming:
             resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             if have and response.status == 206 and not resumes:
                 self.part.unlink()
-                raise _BrokenOff("the server sent another part than asked for")
+                raise _BrokenOff("the server sent another part than requested")
             # A server that cannot resume sends the whole file, with status 200.
             have = have if resumes else 0
             self.resumed = resumes
@@ -367,7 +367,7 @@ class _Resuming:
                 answer = f"{error.code} {error.reason}"
                 raise FadevizError(f"{url} answers {answer}. Check the address, or {self.by_hand}") from error
         except (OSError, HTTPException, UnicodeError) as error:
-            # URLError is an OSError; its reason says more than itself.
+            # URLError is an OSError; its reason is more precise.
             reason = error.reason if isinstance(error, URLError) else error
             host = urlsplit(url).netloc
             raise FadevizError(f"cannot reach {host} ({reason}). Check the network, or {self.by_hand}") from error

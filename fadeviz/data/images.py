@@ -143,7 +143,7 @@ def _kind_of(path: Path) -> str:
 
 
 def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded image, in its own mode, turned as its orientation tag says.
+    """The decoded image, in its own mode, turned according to its orientation tag.
 
     Args:
         path: the file.

@@ -74,7 +74,7 @@ class AugmentedCrops:
 
     *Units*: ``size`` is in pixels.
 
-    *Cost*: about 20 ms a crop of 512x512 on one core, besides reading the image.
+    *Cost*: about 20 ms a crop of 512x512 on one core, without reading the image.
 
     *Differs*: from the usual code in two ways. Colours are rounded once, at the end, instead of after every change.
     An image that is shrunk is averaged over area, where OpenCV's linear filter would alias.

@@ -74,7 +74,7 @@ class _Files:
 class WeizmannHorses:
     """Horses by index, all warped to one size; made by :func:`read_weizmann`.
 
-    An image is decoded when it is first asked for and kept as uint8 (200 KB at 224 x 224), so that a second epoch
+    An image is decoded on its first access and kept as uint8 (200 KB at 224 x 224), so that a second epoch
     decodes nothing. Every sample is a copy: writing into it changes no other.
 
     Attributes:

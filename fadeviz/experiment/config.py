@@ -114,7 +114,7 @@ class RunConfig:
         """Fill in what the network decides.
 
         Raises:
-            FadevizError: if a setting is invalid; the message names it and says what is valid. Whether a data folder or
+            FadevizError: if a setting is invalid; the message names it and lists valid values. Whether a data folder or
                 a file of weights exists is checked when it is read, since those of a stored run may have moved.
         """
         for field in dataclasses.fields(self):

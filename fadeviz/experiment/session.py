@@ -224,7 +224,7 @@ class Session:
 
 
 def _describe(parts: Parts, observer: Observer) -> RunInfo:
-    """What run.json says of a run before it has begun."""
+    """The content of run.json before a run begins."""
     config, model, optimizer = parts.config, parts.model, parts.optimizer
     return RunInfo(
         upsampler=config.upsampler,

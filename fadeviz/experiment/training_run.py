@@ -69,7 +69,7 @@ def train(
     Raises:
         FadevizError: if a setting is invalid, the folder is in use or the loss is not finite. What was recorded is
             kept.
-        Interrupted: if a signal, or ``on_progress``, stopped the run: a ``KeyboardInterrupt`` that says at which step,
+        Interrupted: if a signal, or ``on_progress``, stopped the run: a ``KeyboardInterrupt`` that gives the step,
             and where ``resume`` continues. Also if the signal came after the last step, when the run is finished.
     """
     out = Path(out)
@@ -103,7 +103,7 @@ def train(
 
 
 def _find_earlier(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> StoredRun | None:
-    """The run to resume, if any; raises unless the folder allows what is asked for."""
+    """The run to resume, if any; raises if the folder does not allow it."""
     check_folder(out, resume=resume, overwrite=overwrite)
     if not resume:
         return None
@@ -212,7 +212,7 @@ def _run(
         session.checkpoints.wait()
         session.end("finished")
     except Interrupted:
-        raise  # run.json says so already
+        raise  # already recorded in run.json
     except BaseException as error:
         # A full disk, a loss that is not finite, a second Ctrl-C: write it into run.json, then raise again.
         immediately = isinstance(error, KeyboardInterrupt)

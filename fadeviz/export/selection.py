@@ -226,7 +226,7 @@ def select(
                     notes.append(f"no {kind} of {layer}: it was not recorded of the images asked for")
     if not parts:
         for kind in kinds:
-            run.default_layer(kind)  # says what was recorded
+            run.default_layer(kind)  # raises with a list of what was recorded
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
     names = tuple(map(run.info.observation.name_of, numbers))
     return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)

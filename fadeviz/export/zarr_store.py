@@ -66,7 +66,7 @@ def write_zarr(selection: ExportSelection, out: Path, *, overwrite: bool = False
 
 @contextmanager
 def _as_is() -> Iterator[None]:
-    # Zarr 3 says that other readers may not know consolidated metadata: they do without.
+    # Zarr 3 warns that other readers may not support consolidated metadata: they do without.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         yield

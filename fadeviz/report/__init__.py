@@ -144,7 +144,7 @@ def _command(
 def _not_requested(
     order: LearningOrder, runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], images: int
 ) -> list[str]:
-    """Sentences on what the runs hold besides what the page shows, and how to include it."""
+    """Sentences on what the page does not show of the runs, and how to include it."""
     sentences = []
     if images < len(order.images):
         sentences.append(f"images {images + 1} to {len(order.images)}: shown with images={len(order.images)}")

@@ -152,7 +152,7 @@ def select_sequences(
 
 
 def _left_out(runs: Sequence[StoredRun], shown: Sequence[int], count: int, images: int) -> list[str]:
-    """Sentences on the images and runs that had no room."""
+    """Sentences on the images and runs that did not fit."""
     sentences = []
     if count < images:
         sentences.append(f"images {count + 1} to {images}: no room for their maps")

@@ -173,7 +173,7 @@ def left_over(file: Path, *, elsewhere: bool = False) -> bool:
 
 
 def _lives(process: int) -> bool:
-    """Whether another process of this number lives here."""
+    """Whether another process with this id runs on this machine."""
     if process == os.getpid() or not 0 < process < 2**31:
         return False
     if sys.platform == "win32":  # os.kill would end it

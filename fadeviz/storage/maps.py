@@ -159,7 +159,7 @@ class Maps:
         self._checked.add(step)
 
     def _read(self, step: int, within: Sequence[int | slice]) -> NDArray[np.float32]:
-        """The part of one step: of the leading axes no more is read than lies between the ends of what is asked for."""
+        """The part of one step: along the leading axes only the requested range is read."""
         asked = iter(within)
         fixed = [self._chosen.get(axis) for axis in self._axes]
         index = [next(asked) if number is None else number for number in fixed]
@@ -238,7 +238,7 @@ def _place(index: Any, axis: str, size: int) -> int:
 
 
 def _bounds(index: int | slice, size: int) -> tuple[slice, int | slice]:
-    """The contiguous part of an axis that holds what is asked for, and what is asked for as an index into that part."""
+    """The contiguous range of an axis that contains the requested places, and their index within that range."""
     if isinstance(index, int):
         return slice(index, index + 1), 0
     places = range(size)[index]

@@ -1,4 +1,4 @@
-"""Folders at an fsspec address: a file is fetched when it is first asked for, into a private temporary folder."""
+"""Folders at an fsspec address: each file is fetched on its first access, into a private temporary folder."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class RemoteFolder:
         return type(self), (self.address,)  # a copy in another process has a temporary folder of its own
 
     def fetch(self, name: str) -> Path:
-        """Where a file lies on this machine; it is fetched first, whole, unless it was before.
+        """The local path of a file, which is fetched completely on its first access.
 
         Args:
             name: its path in the folder, e.g. ``snapshots/step_000010.safetensors``.
@@ -119,7 +119,7 @@ class RemoteFolder:
             FadevizError: if the network or the server fails, or access is denied.
         """
         try:
-            self._system.invalidate_cache()  # fsspec remembers: a run that goes on has more steps by now
+            self._system.invalidate_cache()  # fsspec caches listings, but a run in progress gains steps
             listed = self._system.ls(f"{self._root}/{folder}", detail=False)
         except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return []
@@ -194,7 +194,7 @@ def _shown(address: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What went wrong, in one line; some file systems say nothing but the kind of error."""
+    """An error in one line; those of some file systems have no message, only a type."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 

@@ -120,7 +120,7 @@ def parse_steps(text: str, last: int | None = None) -> list[int]:
 
 
 def _number(field: str, part: str) -> int:
-    # isascii: int() also takes other scripts' digits and underscores, which nobody means in a schedule.
+    # isascii: int() also takes other scripts' digits and underscores, which a schedule never contains on purpose.
     if not (field.isascii() and field.isdigit()) or len(field) > 12:
         raise FadevizError(f"schedule part {part!r}: {field!r} is not a whole number of steps. {_GRAMMAR}")
     return int(field)

@@ -20,7 +20,7 @@ from .snapshots import STEP_FILE, open_tensors
 
 
 class SnapshotFiles:
-    """The snapshots of one run, listed and looked into when they are first asked for."""
+    """The snapshots of one run, listed and opened on their first access."""
 
     def __init__(self, folder: RunFolder, info: RunInfo) -> None:
         """``folder`` is the run's, and ``info`` what its run.json holds."""
@@ -132,7 +132,7 @@ class SnapshotFiles:
 
     @contextmanager
     def open_map(self, step: int, layer: str, kind: str, call: int) -> Iterator[Any]:
-        """One map as a safetensors slice, of which nothing is read yet; its file holds what its shape says.
+        """One map as a safetensors slice, of which nothing is read yet; its file has the size that its shape needs.
 
         Raises:
             FadevizError: if there is no such map, or its file cannot be read.

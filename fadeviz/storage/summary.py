@@ -107,7 +107,8 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
 def _status(run: StoredRun) -> str:
     if run.status != "stopped":
         return run.status
-    return f"stopped without reporting a result: run.json says {run.info.status}, but no process writes into the folder"
+    reason = f"run.json has status {run.info.status}, but no process writes into the folder"
+    return f"stopped without reporting a result: {reason}"
 
 
 __all__ = ["LayerSummary", "RunSummary", "summarize"]

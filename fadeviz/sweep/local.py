@@ -184,7 +184,7 @@ def _work(pipe: Connection, threads: int, gpu: str = "") -> None:
 
     def report(progress: Progress) -> None:
         nonlocal reported_at
-        # Raised here and not in the handler: within a step a callback could swallow it, and training would go on.
+        # Raised here and not in the handler: within a step a callback could swallow it, and training would continue.
         if stopping:
             raise KeyboardInterrupt
         now = time.monotonic()

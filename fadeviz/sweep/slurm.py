@@ -201,7 +201,7 @@ class _Job:
         before = self._checkpoint_time()
 
         def stop_if_signalled(progress: Progress) -> None:
-            # Raised here and not in the handler: within a step it could be swallowed, and training would go on.
+            # Raised here and not in the handler: within a step it could be swallowed, and training would continue.
             if caught:
                 raise KeyboardInterrupt
 

@@ -71,7 +71,7 @@ def train_trial(config: RunConfig, folder: Path, on_progress: Callable[[Progress
         finished = open_run(folder)  # the signal came after its last step
     except FadevizError as error:
         return TrialEnd("failed", str(error), {}, "")
-    except Exception as error:  # a bug of ours, or of torch: the other trials go on
+    except Exception as error:  # a bug of ours, or of torch: the other trials continue
         first = (str(error).splitlines() or [""])[0]
         return TrialEnd("failed", f"{type(error).__name__}: {first}", {}, traceback.format_exc())
     return TrialEnd("finished", "", dict(finished.info.result), "")

@@ -342,7 +342,7 @@ def _start_worker(number: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     keep_freed_memory()  # generating images allocates many arrays of a megabyte, which took a fifth of its time
-    # torch watches the fork server instead, which lives as long as its children.
+    # torch watches the fork server instead, which runs as long as its children.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -110,7 +110,7 @@ class IndexNet(Upsampler):
         BatchNorm 1 and 0.
 
     Differs:
-        The released decoder goes on to concatenate y and the product of E and e, and to convolve them; that belongs to
+        The released decoder then concatenates y and the product of E and e, and convolves them; that belongs to
         the decoder, for which ``guide`` gives the second half. The encoder's softmax is taken of the decoder's map, not
         of Z, as in the released code.
     """

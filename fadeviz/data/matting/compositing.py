@@ -180,7 +180,7 @@ def _shrunk(sample: Sample, size: int) -> Sample:
     """A square sample at a smaller size, without its layers."""
 
     def resized(values: Pixels) -> Pixels:
-        # One filter for all, so that alpha is 0 or 1 where the trimap says so.
+        # One filter for all, so that alpha is 0 or 1 where it is in the trimap.
         return np.array(Image.fromarray(values).resize((size, size), Image.Resampling.BILINEAR))
 
     assert sample.alpha is not None

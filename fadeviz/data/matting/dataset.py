@@ -168,7 +168,7 @@ class MatteCrops:
 
     Without backgrounds, half of the crops stay on their image's own one, which is close to the photograph, and half
     get a window of any training image's, where :func:`estimate_layers` has filled up what was not seen. Where the set
-    has trimaps, the matte is taken for 0 and 1 where they say so.
+    has trimaps, the matte is set to 0 or 1 wherever the trimap is not unknown.
 
     Shape: those of :class:`~fadeviz.data.Sample`, with H = W = ``size``; no array is None.
     Differs: the published recipe composes 100 fixed backgrounds with each foreground ahead of training, at full size;

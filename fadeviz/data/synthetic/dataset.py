@@ -49,7 +49,7 @@ class SyntheticHorses:
     sets do, and then rounded. ``mask = alpha >= 0.5``. The coats' colours also occur in earth, straw, trunks, walls and
     rocks, so that colour alone does not find the horse.
 
-    A sample depends on (seed, stream, index, size) only, never on what was asked for before. The random numbers are
+    A sample depends on (seed, stream, index, size) only, never on earlier accesses. The random numbers are
     drawn before the size matters: the same index at another size is about the same image.
 
     *Shape*: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 (0 ground, 1 horse), alpha ``(H, W)`` float32 in [0, 1].

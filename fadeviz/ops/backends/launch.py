@@ -24,8 +24,8 @@ else:
     if VERSION < (3, 3):
         triton = tl = None  # It cannot pass tuples to kernels.
 
-# Without Triton the kernels remain plain functions that are never called: a launch raises an error that says what to
-# install.
+# Without Triton the kernels remain plain functions that are never called: a launch raises an error that advises
+# what to install.
 jit: Any = (lambda function: function) if triton is None else triton.jit
 
 _INT32_ELEMENTS = 2**31

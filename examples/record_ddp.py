@@ -52,7 +52,7 @@ def main(steps: int = 200, out: Path = Path("outputs/ddp")) -> None:
     watched = collate_masks([SyntheticHorses(64, stream="test")[i] for i in (1, 2)])
 
     recorder = fadeviz.Recorder(
-        model, ["4", "5"], [*range(0, steps, 10), steps], out, observe=watched, loss_fn=F.cross_entropy, overwrite=True
+        model, ["4", "5"], [*range(0, steps, 10), steps], out, batch=watched, loss_fn=F.cross_entropy, overwrite=True
     )
     step = 0
     while step < steps:

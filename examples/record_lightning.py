@@ -56,7 +56,7 @@ def main(steps: int = 300, out: Path = Path("outputs/lightning")) -> Path:
     horses = collate_masks([SyntheticHorses(64)[i] for i in range(64)])
 
     recording = RecorderCallback(
-        "decoder.0,decoder.3", [*range(0, steps, 10), steps], out, observe=collate_masks(watched),
+        "decoder.0,decoder.3", [*range(0, steps, 10), steps], out, batch=collate_masks(watched),
         loss_fn=F.cross_entropy, names=[sample.name for sample in watched], name="transposed convolution", seed=0,
         overwrite=True,
     )  # fmt: skip

@@ -38,7 +38,7 @@ def main(steps: int = 200, out: Path = Path("outputs/own_model")) -> Path:
     images, masks = collate_masks(samples)
 
     recorder = fadeviz.Recorder(
-        model, "up,coarse", [*range(0, steps, 10), steps], out, observe=(images, masks), loss_fn=F.cross_entropy,
+        model, "up,coarse", [*range(0, steps, 10), steps], out, batch=(images, masks), loss_fn=F.cross_entropy,
         names=[sample.name for sample in samples], name="small U-Net", seed=0, overwrite=True,
     )  # fmt: skip
     for step in range(1, steps + 1):

@@ -39,7 +39,7 @@ def main(steps: int = 400, out: Path = Path("outputs/segformer")) -> Path:
 
     recording = RecorderCallback(
         "segformer.stages.*,decode_head.linear_projections.*,decode_head.activation", [*range(0, steps, 20), steps],
-        out, observe={"pixel_values": images, "labels": masks}, names=[sample.name for sample in watched],
+        out, batch={"pixel_values": images, "labels": masks}, names=[sample.name for sample in watched],
         name="SegFormer", seed=0, overwrite=True,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # the Trainer wants one, and here leaves nothing worth keeping

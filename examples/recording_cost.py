@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from fadeviz import Recorder, Snapshot
+from fadeviz import Recorder, Snapshot, open_run
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.data.weizmann_horse import load_weizmann
 from fadeviz.models import build_network
@@ -105,14 +105,14 @@ def main(steps=83, rounds=5, size=128, width=0.25, upsampler="fade", data_dir=""
         if writer is None:
             print("TensorBoard is not installed: pip install tensorboard, to compare")
             del blocks["by hand"], looks["by hand"]
-        options = {"observe": (images, masks), "loss_fn": F.cross_entropy, "kinds": ("feature", "gradient")}
+        options = {"batch": (images, masks), "loss_fn": F.cross_entropy, "kinds": ("feature", "gradient")}
         # Blocks change places, and steps are numbered with gaps: turn, place in the turn, step of the block.
         turns = {
             turn: [*blocks][turn % len(blocks) :] + [*blocks][: turn % len(blocks)] for turn in range(1, rounds + 1)
         }
         scheduled = [turn * 100_000 + 10_000 * order.index("recorded") for turn, order in turns.items()]
         recorder = Recorder(model, "decoder.*.upsample", scheduled, Path(folder) / "run", **options)
-        layers = recorder.probe.layers
+        layers = [*open_run(Path(folder) / "run").layers]
         for _ in range(3):  # warm up
             next(training)
         if writer is not None:

@@ -320,7 +320,7 @@ model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d
 images, masks = torch.randn(2, 3, 24, 24), torch.ones(2, 24, 24, dtype=torch.long)
 state = sys.argv[2]
 first = 1
-recorder = fadeviz.Recorder(model, "0", range(61), sys.argv[1], observe=(images, masks), loss_fn=F.cross_entropy,
+recorder = fadeviz.Recorder(model, "0", range(61), sys.argv[1], batch=(images, masks), loss_fn=F.cross_entropy,
                             resume=True)
 print("ready", flush=True)
 for step in range(1, 61):

@@ -105,7 +105,7 @@ def trainer_of(tmp_path, *callbacks, package=pl, **options):
 
 
 def callback(out, steps="2:4:2", **options):
-    return RecorderCallback("model.0,model.4", steps, out, observe=OBSERVED, loss_fn=F.cross_entropy, **options)
+    return RecorderCallback("model.0,model.4", steps, out, batch=OBSERVED, loss_fn=F.cross_entropy, **options)
 
 
 def train(tmp_path, recording, setting=None, steps=5, **options):
@@ -137,7 +137,7 @@ def train(tmp_path, recording, setting=None, steps=5, **options):
 def test_the_training_is_the_same_to_the_bit(tmp_path, setting):
     mode = "batch" if setting == "batch mode" else "eval"
     alone, _ = train(tmp_path, None, setting)
-    watched, module = train(tmp_path, callback(tmp_path / "run", mode=mode), setting)
+    watched, module = train(tmp_path, callback(tmp_path / "run", observe_mode=mode), setting)
     assert len(alone) == len(watched) > 18
     for a, b in zip(alone, watched, strict=True):
         assert torch.equal(a, b)
@@ -226,7 +226,7 @@ def test_an_error_leaves_the_folder_free(tmp_path):
     trainer.fit(Module(), loader())
     run = open_run(tmp_path / "run")
     assert (run.steps, run.info.status) == ((0, 2, 4), "finished")
-    assert Recorder(Module(), "model.0", [1], tmp_path / "run", observe=OBSERVED, overwrite=True).step(1)
+    assert Recorder(Module(), "model.0", [1], tmp_path / "run", batch=OBSERVED, overwrite=True).step(1)
 
 
 def test_an_observation_that_fails_does_not_end_the_training(tmp_path):

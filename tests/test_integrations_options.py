@@ -8,7 +8,7 @@ from fadeviz.integrations.options import RecorderOptions
 from fadeviz.recording import recorder
 
 OF_THE_CALLBACKS = {
-    "self", "model", "layers", "steps", "out", "observe", "loss_fn", "start", "scaler", "resume", "overwrite",
+    "self", "model", "layers", "steps", "out", "batch", "loss_fn", "start", "scaler", "resume", "overwrite",
 }  # fmt: skip
 """What the callbacks name themselves, and what they take from the trainer."""
 

@@ -93,8 +93,8 @@ def trainer_of(tmp_path, *callbacks, model=None, steps=5, **options):
     )
 
 
-def callback(out, steps="2:4:2", observe=OBSERVED, layers=LAYERS, **options):
-    return RecorderCallback(layers, steps, out, observe=observe, **options)
+def callback(out, steps="2:4:2", batch=OBSERVED, layers=LAYERS, **options):
+    return RecorderCallback(layers, steps, out, batch=batch, **options)
 
 
 def train(tmp_path, *callbacks, setting="plain", steps=5):
@@ -116,7 +116,7 @@ def train(tmp_path, *callbacks, setting="plain", steps=5):
 def test_the_training_is_the_same_to_the_bit(tmp_path, setting):
     mode = "batch" if setting == "batch mode" else "eval"
     alone, plain = train(tmp_path, setting=setting)
-    watched, model = train(tmp_path, callback(tmp_path / "run", mode=mode), setting=setting)
+    watched, model = train(tmp_path, callback(tmp_path / "run", observe_mode=mode), setting=setting)
     assert len(alone) == len(watched) > 100
     for a, b in zip(alone, watched, strict=True):
         assert torch.equal(a, b)
@@ -139,7 +139,7 @@ def test_the_training_is_the_same_to_the_bit(tmp_path, setting):
 
 def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     def recording(name):
-        return RecorderCallback("net.0,net.3", "1:7:1", tmp_path / name, observe=OBSERVED)
+        return RecorderCallback("net.0,net.3", "1:7:1", tmp_path / name, batch=OBSERVED)
 
     saving = {"save_strategy": "steps", "save_steps": 3, "logging_strategy": "steps", "logging_steps": 1, "steps": 7}
     # SegFormer's checkpoints have names of an earlier version, which the Trainer of some versions does not read again.
@@ -148,7 +148,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(tmp_path):
     with pytest.raises(RuntimeError, match="no power today"):
         trainer_of(tmp_path, killed, Stop(other=3, last=5), model=Plain(), **saving).train()
     with pytest.raises(FadevizError, match="this process is recording into .* already"):
-        Recorder(Plain(), "net.0", [1], tmp_path / "run", observe=(OBSERVED, None), overwrite=True)
+        Recorder(Plain(), "net.0", [1], tmp_path / "run", batch=(OBSERVED, None), overwrite=True)
     killed.close(RuntimeError("no power today"))
     stopped, whole = open_run(tmp_path / "run"), open_run(tmp_path / "whole")
     assert stopped.steps == (0, 1, 2, 3, 4, 5)
@@ -206,8 +206,8 @@ def test_whose_loss_it_is(tmp_path):
         return F.cross_entropy(output.logits, targets[:, ::4, ::4])
 
     for name, options, kinds in (
-        ("none", {"observe": images, "masks": OBSERVED["labels"].numpy()}, ("feature",)),
-        ("own", {"observe": (images, OBSERVED["labels"]), "loss_fn": own}, ("feature", "gradient")),
+        ("none", {"batch": images, "masks": OBSERVED["labels"].numpy()}, ("feature",)),
+        ("own", {"batch": (images, OBSERVED["labels"]), "loss_fn": own}, ("feature", "gradient")),
     ):
         trainer_of(tmp_path, callback(tmp_path / name, **options), steps=2).train()
         run = open_run(tmp_path / name)

@@ -86,7 +86,8 @@ def train(setting, out=None, steps=5):
         loss_fn = F.cross_entropy if setting != "feature only" else None
         mode = "batch" if setting == "batch mode" else "eval"
         recorder = Recorder(
-            model, "up,twice", "2:4:2", out, observe=OBSERVED, loss_fn=loss_fn, kinds=kinds, mode=mode, scaler=scaler
+            model, "up,twice", "2:4:2", out, batch=OBSERVED, loss_fn=loss_fn, kinds=kinds, observe_mode=mode,
+            scaler=scaler,
         )  # fmt: skip
         assert recorder.model is net or setting == "data parallel"
     for step in range(1, steps + 1):
@@ -159,7 +160,7 @@ def test_the_training_is_the_same_to_the_bit(tmp_path, setting, request):
 
 def test_a_compiled_model_made_after_the_recorder(tmp_path):
     net = Net()
-    recorder = Recorder(net, "up", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    recorder = Recorder(net, "up", [1], tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
     compiled = torch.compile(net, backend="aot_eager")
     F.cross_entropy(compiled(OBSERVED[0]), OBSERVED[1]).backward()
     with torch.no_grad():
@@ -171,7 +172,7 @@ def test_a_compiled_model_made_after_the_recorder(tmp_path):
 
 def test_layers_as_modules_and_a_reduction_of_ones_own(tmp_path):
     net = Net()
-    with Recorder(net, net.up, [3], tmp_path / "a", observe=OBSERVED, reduce=lambda m: m.amax(1)) as recorder:
+    with Recorder(net, net.up, [3], tmp_path / "a", batch=OBSERVED, reduce=lambda m: m.amax(1)) as recorder:
         recorder.step(3)
     run = open_run(tmp_path / "a")
     want = net.eval().up(net.encoder(OBSERVED[0])).amax(1).detach().numpy()
@@ -179,12 +180,12 @@ def test_layers_as_modules_and_a_reduction_of_ones_own(tmp_path):
     with pytest.raises(
         FadevizError, match=r"reduce returned \(2, 6\) for \(2, 6, 16, 16\) in layer 'up'. It must return"
     ):
-        Recorder(net, net.up, [3], tmp_path / "b", observe=OBSERVED, reduce=lambda m: m.amax((2, 3)))
+        Recorder(net, net.up, [3], tmp_path / "b", batch=OBSERVED, reduce=lambda m: m.amax((2, 3)))
     assert not (tmp_path / "b" / "run.json").exists()
     with pytest.raises(FadevizError, match="the Upsample given as a layer is not part of Net"):
-        Recorder(net, nn.Upsample(), [3], tmp_path / "c", observe=OBSERVED)
+        Recorder(net, nn.Upsample(), [3], tmp_path / "c", batch=OBSERVED)
     with pytest.raises(FadevizError, match=r"F.interpolate is not a layer: choose the module"):
-        Recorder(net, "interpolate", [3], tmp_path / "d", observe=OBSERVED)
+        Recorder(net, "interpolate", [3], tmp_path / "d", batch=OBSERVED)
 
 
 Pair = namedtuple("Pair", "hidden logits")
@@ -236,7 +237,7 @@ class Wrapped(nn.Module):
 def test_tokens_in_any_container_are_the_map_they_are_of(tmp_path, wrap, unwrap, class_token, view):
     model = Wrapped(wrap, unwrap, class_token)
     images = torch.randn(2, 3, 4, 4)
-    recorder = Recorder(model, "inner", [1], tmp_path / "run", observe=({"pixel_values": images}, None),
+    recorder = Recorder(model, "inner", [1], tmp_path / "run", batch=({"pixel_values": images}, None),
                         loss_fn=lambda out, _: out.sum(), views={"inn*": view} if view else None)  # fmt: skip
     assert recorder.step(1)
     run = open_run(tmp_path / "run")
@@ -250,8 +251,8 @@ def test_a_grid_that_is_no_square(tmp_path):
     with pytest.raises(
         FadevizError, match=r"returns 15 tokens, which do not form a square grid. Describe the grid: View\(grid="
     ):
-        Recorder(model, "inner", [1], tmp_path / "a", observe=(torch.randn(1, 3, 3, 5), None))
-    Recorder(model, "inner", [1], tmp_path / "run", observe=(images, None), views={"inner": View(grid=(2, 8))})
+        Recorder(model, "inner", [1], tmp_path / "a", batch=(torch.randn(1, 3, 3, 5), None))
+    Recorder(model, "inner", [1], tmp_path / "run", batch=(images, None), views={"inner": View(grid=(2, 8))})
     stored = open_run(tmp_path / "run").read(0, "inner", "feature")
     np.testing.assert_allclose(stored, images.mean(1).numpy(), atol=1e-6)
 
@@ -275,7 +276,7 @@ def test_outputs_without_one_map(wrap, view, message):
 
 class TestFolder:
     def make(self, out, net=None, **options):
-        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, **options}
+        options = {"batch": OBSERVED, "loss_fn": F.cross_entropy, **options}
         return Recorder(net or Net(), "up", "5:15:5", out, **options)
 
     def test_a_run_like_any_other(self, tmp_path):
@@ -301,7 +302,7 @@ class TestFolder:
         first.step(5)
         with pytest.raises(FadevizError, match="this process is recording into .* already"):
             self.make(tmp_path / "run", resume=True)
-        first._open.close()  # as if the process had been killed
+        first._steps.run.close()  # as if the process had been killed
         with pytest.raises(FadevizError, match="holds a run already"):
             self.make(tmp_path / "run")
         second = self.make(tmp_path / "run", resume=True)
@@ -318,7 +319,7 @@ class TestFolder:
         with pytest.warns(RecorderWarning, match="nothing is recorded at step 15: this recorder is closed"):
             assert not second.step(15)
         with pytest.raises(FadevizError, match="observed other images"):
-            self.make(tmp_path / "run", resume=True, observe=(OBSERVED[0] + torch.randn(2, 3, 16, 16), OBSERVED[1]))
+            self.make(tmp_path / "run", resume=True, batch=(OBSERVED[0] + torch.randn(2, 3, 16, 16), OBSERVED[1]))
         with pytest.raises(FadevizError, match="recorded with other kinds"):
             self.make(tmp_path / "run", resume=True, kinds=["feature"])
         third = self.make(tmp_path / "run", overwrite=True)
@@ -327,7 +328,7 @@ class TestFolder:
 
     def test_what_the_loader_does_to_its_buffer_is_not_seen(self, tmp_path):
         images = OBSERVED[0].clone()
-        recorder = self.make(tmp_path / "run", observe=(images, OBSERVED[1]))
+        recorder = self.make(tmp_path / "run", batch=(images, OBSERVED[1]))
         images.zero_()
         recorder.step(5)
         maps = open_run(tmp_path / "run").maps("up")
@@ -360,16 +361,16 @@ class TestFolder:
             ({"foreground": 3}, r"foreground is 3, a class that the masks do not contain. They contain \[1\]"),
             ({"foreground": [1]}, "foreground has 1 classes for 2 images"),
             (
-                {"foreground": 1, "observe": (OBSERVED[0], None), "loss_fn": None},
+                {"foreground": 1, "batch": (OBSERVED[0], None), "loss_fn": None},
                 "foreground is given, but the targets",
             ),
-            ({"observe": OBSERVED[0]}, r"observe is a Tensor: a pair \(images, targets\) is needed"),
-            ({"observe": (*OBSERVED, None)}, "observe is 3 parts: a pair"),
+            ({"batch": OBSERVED[0]}, r"batch is a Tensor: a pair \(images, targets\) is needed"),
+            ({"batch": (*OBSERVED, None)}, "batch is 3 parts: a pair"),
             ({"on_error": "ignore"}, "no value of on_error 'ignore'"),
             ({"scaler": 3.0}, "scaler is a float: a torch.amp.GradScaler is needed"),
             ({"start": 1.0}, "start is 1.0, a float: a whole number is needed"),
             ({"seed": "1"}, "seed is '1', a str: a whole number is needed"),
-            ({"observe": (torch.randn(2, 6, 16, 16), None)}, "cannot be|can be shown"),
+            ({"batch": (torch.randn(2, 6, 16, 16), None)}, "cannot be|can be shown"),
         ],
     )
     def test_bad_arguments_leave_nothing(self, tmp_path, options, message):
@@ -401,19 +402,19 @@ class TestFolder:
 
     def test_what_would_wait_for_the_other_processes_is_refused_by_all(self, tmp_path, monkeypatch):
         net = nn.SyncBatchNorm.convert_sync_batchnorm(Net())
-        self.make(tmp_path / "alone", Net(), mode="batch").close()
+        self.make(tmp_path / "alone", Net(), observe_mode="batch").close()
         monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
         monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
         for rank in (0, 1):
             monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
             with pytest.raises(FadevizError, match="with SyncBatchNorm, the observation mode batch would wait"):
-                self.make(tmp_path / "run", net, mode="batch")
+                self.make(tmp_path / "run", net, observe_mode="batch")
         assert not (tmp_path / "run").exists()
 
 
 class TestSteps:
     def make(self, out, net=None, **options):
-        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, **options}
+        options = {"batch": OBSERVED, "loss_fn": F.cross_entropy, **options}
         return Recorder(net or Net(), "up", "5:20:5", out, **options)
 
     def change(self, net):
@@ -461,7 +462,7 @@ class TestSteps:
         for step in range(1, 18):
             first.step(step)
             first.log(step, loss=1.0)
-        first._open.close()  # as if the process had been killed, at a step after the checkpoint of 7
+        first._steps.run.close()  # as if the process had been killed, at a step after the checkpoint of 7
         self.change(net)
         second = self.make(tmp_path / "run", net, resume=True)
         assert open_run(tmp_path / "run").steps == (0, 5, 10, 15)  # nobody said where it goes on
@@ -479,7 +480,7 @@ class TestSteps:
         first = self.make(tmp_path / "run")
         for step in range(1, 12):
             first.step(step)
-        first._open.close()
+        first._steps.run.close()
         second = self.make(tmp_path / "run", resume=True)
         second.log(10, loss=2.0)
         assert open_run(tmp_path / "run").steps == (0, 5, 10)
@@ -491,11 +492,11 @@ class TestSteps:
         late = self.make(tmp_path / "late", net, start=7)  # its beginning was not recorded
         assert [late.step(step) for step in (7, 8, 10)] == [False, False, True]
         assert open_run(tmp_path / "late").steps == (7, 10)
-        late._open.close()
+        late._steps.run.close()
         self.change(net)
         again = self.make(tmp_path / "late", net, start=15, resume=True)  # was killed before it recorded 15
         assert open_run(tmp_path / "late").steps == (7, 10, 15)
-        again._open.close()
+        again._steps.run.close()
         self.make(tmp_path / "late", net, start=9, resume=True).close()
         assert open_run(tmp_path / "late").steps == (7,)
         assert not check_run(tmp_path / "late")
@@ -529,7 +530,7 @@ def test_an_error_while_looking_leaves_everything_as_it_was(tmp_path):
             raise RuntimeError("no loss today")
         return F.cross_entropy(output, targets)
 
-    recorder = Recorder(net, "up", [1, 2], tmp_path / "run", observe=OBSERVED, loss_fn=loss_fn, on_error="raise")
+    recorder = Recorder(net, "up", [1, 2], tmp_path / "run", batch=OBSERVED, loss_fn=loss_fn, on_error="raise")
     broken.append(True)
     modes, state = [module.training for module in net.modules()], torch.get_rng_state()
     with pytest.raises(FadevizError, match="no loss today"):
@@ -548,7 +549,7 @@ def test_nothing_is_kept_from_one_step_to_the_next(tmp_path):
         gc.collect()
         return sum(issubclass(type(thing), torch.Tensor | np.ndarray) for thing in gc.get_objects())
 
-    recorder = Recorder(Net(), "up,twice", [1, 2, 3], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    recorder = Recorder(Net(), "up,twice", [1, 2, 3], tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
     recorder.step(1)
     before = alive()
     recorder.step(2)
@@ -558,9 +559,9 @@ def test_nothing_is_kept_from_one_step_to_the_next(tmp_path):
 
 def test_weights_in_bfloat16(tmp_path):
     net = Net().bfloat16()
-    recorder = Recorder(net, "up", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    recorder = Recorder(net, "up", [1], tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
     assert recorder.step(1)
-    assert recorder.targets.dtype == torch.long
+    assert recorder._steps.observer.targets.dtype == torch.long
     wanted = net.eval().up(net.encoder(OBSERVED[0].bfloat16())).float().mean(1).detach().numpy()
     assert np.array_equal(open_run(tmp_path / "run").read(1, "up", "feature"), wanted)
 
@@ -574,7 +575,7 @@ def test_a_model_that_accelerate_prepared_is_seen_in_float32(tmp_path):
     forward = prepared.forward
     try:
         assert not torch.equal(prepared.eval()(OBSERVED[0]), plain.eval()(OBSERVED[0]))  # bfloat16 inside
-        Recorder(prepared, "up", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        Recorder(prepared, "up", [1], tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
         wanted = plain.up(plain.encoder(OBSERVED[0])).mean(1).detach().numpy()
         assert np.array_equal(open_run(tmp_path / "run").read(0, "up", "feature"), wanted)
         assert prepared.forward is forward
@@ -583,7 +584,7 @@ def test_a_model_that_accelerate_prepared_is_seen_in_float32(tmp_path):
 
 
 def build(out, steps="1:3:1", net=None, **options):
-    options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, "kinds": "feature", **options}
+    options = {"batch": OBSERVED, "loss_fn": F.cross_entropy, "kinds": "feature", **options}
     return Recorder(net or Net(), "up", steps, out, **options)
 
 
@@ -597,9 +598,9 @@ def test_a_child_that_is_called_as_compiled_models_call_theirs(tmp_path):
         def forward(self, x):
             return self.head(self._orig_mod(x))
 
-    recorder = Recorder(Wrapper(), "head", "1:2", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+    recorder = Recorder(Wrapper(), "head", "1:2", tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
     assert type(recorder.model) is Wrapper
-    assert recorder.probe.layers == ("head",)
+    assert recorder._steps.observer.probe.layers == ("head",)
 
 
 class TestWhatCannotBeMeant:
@@ -615,7 +616,7 @@ class TestWhatCannotBeMeant:
             ({"layers": ["up", 3]}, "layers contains 3, a int"),
             ({"kinds": []}, "kinds is empty: name one, or leave it out"),
             ({"kinds": 5}, "no kind '5'"),
-            ({"mode": None}, "no observation mode 'None'"),
+            ({"observe_mode": None}, "no observation mode 'None'"),
             ({"channel_images": 0}, "channel_images is 0; it must be 1 or more"),
             ({"channel_images": "two"}, "channel_images is 'two', a str"),
             ({"views": {"up": len}}, "the view of 'up' is a builtin_function_or_method: a fadeviz.View is needed"),
@@ -626,21 +627,21 @@ class TestWhatCannotBeMeant:
     def test_is_refused(self, tmp_path, options, message):
         options = {"model": Net(), "layers": "up", **options}
         with pytest.raises(FadevizError, match=re.escape(message)):
-            Recorder(options.pop("model"), options.pop("layers"), "1:2", tmp_path / "run", observe=OBSERVED,
+            Recorder(options.pop("model"), options.pop("layers"), "1:2", tmp_path / "run", batch=OBSERVED,
                      loss_fn=F.cross_entropy, **options)  # fmt: skip
         assert not (tmp_path / "run").exists()
 
     def test_layers_that_can_be_read_but_once(self, tmp_path):
         model = Net()
-        recorder = Recorder(model, iter([model.up]), "1:2", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
-        assert recorder.probe.layers == ("up",)
-        assert recorder.probe._exact == {"up"}
+        recorder = Recorder(model, iter([model.up]), "1:2", tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
+        assert recorder._steps.observer.probe.layers == ("up",)
+        assert recorder._steps.observer.probe._exact == {"up"}
 
     def test_a_working_directory_that_is_gone(self, tmp_path, monkeypatch):
         (tmp_path / "gone").mkdir()
         monkeypatch.chdir(tmp_path / "gone")
         (tmp_path / "gone").rmdir()
-        with pytest.raises(FadevizError, match="the working directory is gone, so that run is nowhere"):
+        with pytest.raises(FadevizError, match="out=run is relative to a working directory that is gone"):
             build("run")
 
 
@@ -654,7 +655,7 @@ class TestMasks:
     OBJECT = (LABELS == 1).numpy()
 
     def run(self, out, targets, **options):
-        build(out, observe=(OBSERVED[0], targets), loss_fn=None, **options)
+        build(out, batch=(OBSERVED[0], targets), loss_fn=None, **options)
         return open_run(out)
 
     @pytest.mark.parametrize("void", [255, -100, -1, 254, 7])
@@ -666,7 +667,7 @@ class TestMasks:
         assert np.array_equal(run.foregrounds, self.OBJECT)
         # What the loss ignores need not be said again, wherever in it that stands.
         for name, loss in (("a", loss_fn), ("b", partial(F.cross_entropy, ignore_index=void)), ("c", Half(loss_fn))):
-            build(tmp_path / name, observe=(OBSERVED[0], targets), loss_fn=loss, kinds="gradient")
+            build(tmp_path / name, batch=(OBSERVED[0], targets), loss_fn=loss, kinds="gradient")
             assert np.array_equal(open_run(tmp_path / name).foregrounds, self.OBJECT)
 
     def test_void_is_drawn_as_no_object(self, tmp_path):
@@ -776,7 +777,7 @@ class TestMasks:
         store = SnapshotStore(tmp_path / "run", open_run(tmp_path / "run").run_id)
         old = open_run(tmp_path / "run")
         store.write_observation(old.observation[0], (targets > 0).numpy().astype(np.uint8))
-        again = build(tmp_path / "run", observe=(OBSERVED[0], targets), loss_fn=None, resume=True)
+        again = build(tmp_path / "run", batch=(OBSERVED[0], targets), loss_fn=None, resume=True)
         assert again.step(1)
         assert open_run(tmp_path / "run").observation[1].max() == 1
 
@@ -791,7 +792,7 @@ class TestMasks:
                     x = part(x)
                 return x
 
-        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, "resume": True}
+        options = {"batch": OBSERVED, "loss_fn": F.cross_entropy, "resume": True}
         first = Recorder(Stages(), "**", "1:3:1", tmp_path / "run", **options)
         first.step(1)
         first.close()
@@ -820,7 +821,7 @@ class TestMasks:
         assert (tmp_path / "run" / "run.json").read_bytes() == before
 
     def test_another_object_is_another_run(self, tmp_path):
-        options = {"observe": (OBSERVED[0], self.LABELS), "loss_fn": None}
+        options = {"batch": (OBSERVED[0], self.LABELS), "loss_fn": None}
         build(tmp_path / "run", foreground=1, **options).close()
         with pytest.raises(FadevizError, match=r"recorded with other foreground: \[1, 1\], now \[0, 0\]"):
             build(tmp_path / "run", foreground=0, resume=True, **options)
@@ -877,9 +878,7 @@ def test_batches_of_any_container(tmp_path, batch, read):
         return F.cross_entropy(output, targets.image)
 
     observe = (batch, Batch(OBSERVED[1], None))
-    recorder = Recorder(
-        model, "net.up", [1], tmp_path / "run", observe=observe, loss_fn=loss_fn, display_images=pictures
-    )
+    recorder = Recorder(model, "net.up", [1], tmp_path / "run", batch=observe, loss_fn=loss_fn, display_images=pictures)
     assert recorder.step(1)
     run = open_run(tmp_path / "run")
     want = model.net.eval().up(model.net.encoder(OBSERVED[0].half().float())).mean(1).detach().numpy()
@@ -972,7 +971,7 @@ class TestGoingOn:
 
     def make(self, out, **options):
         model = nn.Sequential(Faulty(), nn.Conv2d(3, 2, 1))
-        options = {"observe": OBSERVED, "loss_fn": F.cross_entropy, **options}
+        options = {"batch": OBSERVED, "loss_fn": F.cross_entropy, **options}
         return Recorder(model, "0", "1:6:1", out, **options), model
 
     @pytest.mark.parametrize(
@@ -1025,7 +1024,7 @@ class TestGoingOn:
             assert recorder.step(2)
         model[1].float()
         broken.append(True)
-        recorder._warned.clear()
+        recorder._failures._warned.clear()
         with pytest.warns(RecorderWarning, match="nothing was recorded at step 3: .*IndexError"):
             assert not recorder.step(3)
         broken.clear()
@@ -1084,7 +1083,7 @@ class TestGoingOn:
         assert not (tmp_path / "run").exists()
 
     def test_the_errors_listed_are_some(self, tmp_path, recwarn, monkeypatch):
-        monkeypatch.setattr("fadeviz.recording.recorder.MOST_ERRORS", 3)
+        monkeypatch.setattr("fadeviz.recording.recorded_run.MOST_ERRORS", 3)
         recorder, model = self.make(tmp_path / "run")
         model[0].fault = RuntimeError("no more")
         for step in range(1, 7):
@@ -1097,10 +1096,10 @@ class TestGoingOn:
         for step, fault in enumerate([RuntimeError("a"), None, RuntimeError("b")], start=1):
             model[0].fault = fault
             recorder.step(step)
-        recorder._open.close()  # as if the process had been killed
+        recorder._steps.run.close()  # as if the process had been killed
         model[0].fault = None
         again = Recorder(
-            model, "0", "1:6:1", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy, resume=True, start=2
+            model, "0", "1:6:1", tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy, resume=True, start=2
         )
         assert [one["step"] for one in again.errors] == [1]
         assert all(again.step(step) for step in (3, 4))
@@ -1141,7 +1140,7 @@ class TestGoingOn:
                 return self.head(x)
 
         model = Often()
-        options = {"observe": (OBSERVED[0], None), "kinds": "feature", "resume": True}
+        options = {"batch": (OBSERVED[0], None), "kinds": "feature", "resume": True}
         recorder = Recorder(model, "c", [1, 2, 3], tmp_path / "run", **options)
         assert open_run(tmp_path / "run").info.layers == {"c": LayerInfo(size=(8, 8))}
         model.times = 3
@@ -1241,6 +1240,7 @@ class TestOthers:
     def test_a_forked_child_neither_writes_nor_frees_the_folder(self, tmp_path):
         recorder = build(tmp_path / "run")
         before = sorted(path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*"))
+        recorded = recorder._steps.run
         child = os.fork()
         if child == 0:
             code = 1
@@ -1248,7 +1248,7 @@ class TestOthers:
                 with warnings.catch_warnings(record=True) as found:
                     warnings.simplefilter("always")
                     results = [recorder.step(1), recorder.step(2), recorder.log(1, loss=1.0), recorder.close()]
-                    _release(recorder._open, recorder._process)  # as at the end of a process that ends in the usual way
+                    _release(recorded, recorder._process)  # as at the end of a process that ends in the usual way
                 said = [str(one.message) for one in found]
                 code = 0 if results == [False, False, None, None] and len(said) == 1 and "forked" in said[0] else 2
             finally:
@@ -1268,7 +1268,7 @@ class TestOnADevice:
 
     def test_a_training_on_another_stream_is_waited_for(self, tmp_path):
         net = Net().cuda()
-        recorder = Recorder(net, "twice", [1], tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        recorder = Recorder(net, "twice", [1], tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream), torch.no_grad():
@@ -1280,7 +1280,7 @@ class TestOnADevice:
 
     def test_a_model_that_is_moved_later(self, tmp_path):
         net = Net()
-        recorder = Recorder(net, "up", "1:2:1", tmp_path / "run", observe=OBSERVED, loss_fn=F.cross_entropy)
+        recorder = Recorder(net, "up", "1:2:1", tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
         net.cuda()
         assert recorder.step(1)
         net.cpu()
@@ -1296,7 +1296,7 @@ class TestOnADevice:
             optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
             recorder = None
             if out is not None:
-                recorder = Recorder(net, "up", "1:4:1", out, observe=OBSERVED, loss_fn=F.cross_entropy)
+                recorder = Recorder(net, "up", "1:4:1", out, batch=OBSERVED, loss_fn=F.cross_entropy)
             held = []
             for step in range(1, 5):
                 images = torch.randn(2, 3, 16, 16, device="cuda")

@@ -153,7 +153,7 @@ out, last = sys.argv[1:]
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 1))
 images, masks = torch.randn(2, 3, 24, 24), torch.ones(2, 24, 24, dtype=torch.long)
-recorder = fadeviz.Recorder(model, "0", range(31), out, observe=(images, masks), loss_fn=F.cross_entropy, resume=True)
+recorder = fadeviz.Recorder(model, "0", range(31), out, batch=(images, masks), loss_fn=F.cross_entropy, resume=True)
 print("ready", flush=True)
 for step in range(1, int(last) + 1):
     torch.manual_seed(step)
@@ -179,7 +179,7 @@ def loop(out, *, steps=range(1, 31), limit=None, on_error="raise"):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 1))
     images, masks = torch.randn(2, 3, 24, 24), torch.ones(2, 24, 24, dtype=torch.long)
     with Recorder(
-        model, "0", range(31), out, observe=(images, masks), loss_fn=F.cross_entropy, resume=True, on_error=on_error
+        model, "0", range(31), out, batch=(images, masks), loss_fn=F.cross_entropy, resume=True, on_error=on_error
     ) as recorder:
         for step in steps:
             torch.manual_seed(step)
@@ -351,7 +351,7 @@ def test_killed_or_full_before_the_first_file(tmp_path):
 
 def loop_new(out):
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
-    Recorder(model, "0", [1], out, observe=(torch.ones(1, 3, 4, 4), None), overwrite=True)
+    Recorder(model, "0", [1], out, batch=(torch.ones(1, 3, 4, 4), None), overwrite=True)
 
 
 # --- other processes ------------------------------------------------------------------------------------------------
@@ -395,6 +395,7 @@ FORKED = """
 import os, sys, time
 from pathlib import Path
 from fadeviz.storage.files import check_regular, has_lock, only_writer
+from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import SnapshotStore
 out = Path(sys.argv[1])
 lock = only_writer(out)
@@ -1193,7 +1194,7 @@ def test_a_manifest_leads_nowhere_else(tmp_path):
     for name, operator in (("../outside", "fade"), ("/tmp/outside", "../outside"), ("x", "/etc/fade@shuffled")):
         told = {"format": 1, "settings": {"size": 32}, "runs": [{"name": name, "operator": operator, **entry}]}
         (out / "manifest.json").write_text(json.dumps(told))
-        with pytest.raises(FadevizError, match="is not called as it should be"):
+        with pytest.raises(FadevizError, match="does not match its operator"):
             read_plan(out)
     good = Trial("../../fade:x=/etc", 0).name
     entry["folder"] = good

@@ -40,7 +40,7 @@ class RecorderCallback(Callback):
     Example::
 
         recording = RecorderCallback("model.decoder.*", "100:3000:100", "outputs/mine",
-                                     observe=(images, targets), loss_fn=torch.nn.functional.cross_entropy)
+                                     batch=(images, targets), loss_fn=torch.nn.functional.cross_entropy)
         Trainer(callbacks=[recording]).fit(module, loader)
     """
 
@@ -50,7 +50,7 @@ class RecorderCallback(Callback):
         steps: str | Schedule | Iterable[int],
         out: str | Path,
         *,
-        observe: tuple[Any, Any],
+        batch: tuple[Any, Any],
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -62,7 +62,7 @@ class RecorderCallback(Callback):
             layers: names of the LightningModule's submodules, e.g. ``model.decoder.*``, or modules.
             steps: the schedule of a :class:`fadeviz.Recorder`.
             out: the run's folder.
-            observe: ``(images, targets)``; the LightningModule's ``forward`` is called with the images.
+            batch: ``(images, targets)``; the LightningModule's ``forward`` is called with the images.
             loss_fn: ``loss_fn(output, targets)`` for the output of ``forward``; None records no gradients.
             resume: continue the recording in the folder even if the training starts at step 0.
             overwrite: replace an existing run, unless the training continues from a checkpoint.
@@ -73,7 +73,7 @@ class RecorderCallback(Callback):
             TypeError: if an argument is not one of the recorder's.
         """
         self.arguments: dict[str, Any] = {
-            "layers": layers, "steps": steps, "out": out, "observe": observe, "loss_fn": loss_fn, "resume": resume,
+            "layers": layers, "steps": steps, "out": out, "batch": batch, "loss_fn": loss_fn, "resume": resume,
             "overwrite": overwrite, **options,
         }  # fmt: skip
         inspect.signature(Recorder).bind(None, start=0, scaler=None, **self.arguments)

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..recording.failures import OnError
 from ..recording.observation import Mode
-from ..recording.recorder import OnError
 from ..recording.views import View
 
 
@@ -18,7 +18,7 @@ class RecorderOptions(TypedDict, total=False):
     """Arguments of :class:`fadeviz.Recorder` that callbacks accept in addition to their own, with its defaults."""
 
     kinds: str | Sequence[str] | None
-    mode: Mode
+    observe_mode: Mode
     views: Mapping[str, View] | None
     reduce: Callable[[Tensor], Tensor] | None
     channel_images: int

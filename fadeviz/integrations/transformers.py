@@ -37,7 +37,7 @@ class RecorderCallback(TrainerCallback):
     Example::
 
         recording = RecorderCallback("decode_head.*", "100:3000:100", "outputs/mine",
-                                     observe={"pixel_values": images, "labels": masks})
+                                     batch={"pixel_values": images, "labels": masks})
         Trainer(model, arguments, train_dataset=data, callbacks=[recording]).train()
     """
 
@@ -47,7 +47,7 @@ class RecorderCallback(TrainerCallback):
         steps: str | Schedule | Iterable[int],
         out: str | Path,
         *,
-        observe: Mapping[str, Any] | tuple[Any, Any],
+        batch: Mapping[str, Any] | tuple[Any, Any],
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
         resume: bool = False,
         overwrite: bool = False,
@@ -59,7 +59,7 @@ class RecorderCallback(TrainerCallback):
             layers: the layers of a :class:`fadeviz.Recorder`, as named in the Trainer's model.
             steps: the schedule of a :class:`fadeviz.Recorder`.
             out: the run's folder.
-            observe: a batch of model inputs, ``{"pixel_values": ..., "labels": ...}``, whose labels are the targets; or
+            batch: a batch of model inputs, ``{"pixel_values": ..., "labels": ...}``, whose labels are the targets; or
                 ``(images, targets)``, as for :class:`fadeviz.Recorder`.
             loss_fn: ``loss_fn(output, targets)``; None takes the loss that the model returns if the observed batch has
                 labels, and records no gradients otherwise.
@@ -72,12 +72,12 @@ class RecorderCallback(TrainerCallback):
         Raises:
             TypeError: if an argument is not one of the recorder's.
         """
-        if isinstance(observe, Mapping):
-            observe = (observe, observe.get("labels"))
-        if loss_fn is None and isinstance(observe[0], Mapping) and "labels" in observe[0]:
+        if isinstance(batch, Mapping):
+            batch = (batch, batch.get("labels"))
+        if loss_fn is None and isinstance(batch[0], Mapping) and "labels" in batch[0]:
             loss_fn = loss_of_output
         self.arguments: dict[str, Any] = {
-            "layers": layers, "steps": steps, "out": out, "observe": observe, "loss_fn": loss_fn, "resume": resume,
+            "layers": layers, "steps": steps, "out": out, "batch": batch, "loss_fn": loss_fn, "resume": resume,
             "overwrite": overwrite, **options,
         }  # fmt: skip
         inspect.signature(Recorder).bind(None, start=0, **self.arguments)

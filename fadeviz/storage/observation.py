@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -53,3 +55,26 @@ def read_mattes(folder: RunFolder, shape: tuple[int, ...]) -> tuple[NDArray[np.u
                 "Record the run again with overwrite=True"
             )
         return parts[0][...], parts[1][...]
+
+
+def select_foregrounds(masks: NDArray[np.uint8], classes: Sequence[int] | None, address: str) -> NDArray[np.bool_]:
+    """What is inside in each image, as :attr:`StoredRun.foregrounds`.
+
+    Args:
+        masks: the masks, ``(N, H, W)``.
+        classes: the class of each image that is inside; None for every class but 0.
+        address: the run, for messages.
+
+    Raises:
+        FadevizError: if there is not one class for each image.
+    """
+    if classes is None:
+        inside: NDArray[np.bool_] = masks != 0
+        return inside
+    if len(classes) != len(masks):
+        raise FadevizError(
+            f"{address}/run.json names {len(classes)} foreground classes for {len(masks)} observed images. "
+            "Record the run again with overwrite=True"
+        )
+    of_class: NDArray[np.bool_] = masks == np.array(classes, np.int64)[:, None, None]
+    return of_class

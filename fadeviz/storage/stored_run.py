@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,9 @@ from ..errors import FadevizError, printable, unknown_name
 from .files import lock_is_free, machine
 from .folder import RunFolder
 from .info import ACTIVE, RunInfo, read_info
+from .map_index import MapIndex
 from .maps import Maps, as_dataset
-from .observation import FILE, read_mattes, read_observation
+from .observation import FILE, read_mattes, read_observation, select_foregrounds
 from .snapshot_files import SnapshotFiles, some_steps
 from .snapshots import CHANNEL_KINDS, KINDS, read_metrics
 
@@ -44,19 +43,20 @@ class StoredRun:
         """Open a run folder.
 
         Raises:
-            FadevizError: no such folder, no or damaged run.json, a newer format, or an address that cannot be read.
+            FadevizError: if there is no such folder, its run.json is missing, damaged or of a newer format, or an
+                address cannot be read.
         """
         self._folder = RunFolder(path)
         self.path, self.address = self._folder.path, self._folder.address
         self.info: RunInfo = read_info(self.path, self.address)
         self._snapshots = SnapshotFiles(self._folder, self.info)
+        self._index = MapIndex(self._snapshots)
 
     def __repr__(self) -> str:
         return f"Run({self.address!r}, upsampler={self.info.upsampler!r}, {len(self.steps)} snapshots)"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Opened again where it is unpickled: a remote run's temporary folder goes with the run.
-        return type(self), (self.path if self._folder.remote is None else self._folder.remote.address,)
+        return type(self), self._folder.__reduce__()[1]  # opened again where it is unpickled
 
     def same_folder(self, other: StoredRun) -> bool:
         """Whether both runs are read from the same folder."""
@@ -68,7 +68,7 @@ class StoredRun:
         A file that the run does not have gives a path that does not exist.
 
         Raises:
-            FadevizError: a remote run's file cannot be fetched.
+            FadevizError: if a remote run's file cannot be fetched.
         """
         return self._folder.file(name)
 
@@ -86,9 +86,9 @@ class StoredRun:
     def status(self) -> str:
         """The run's status: ``running``, ``recording``, ``finished``, ``interrupted``, ``failed``, or ``stopped``.
 
-        All but ``stopped`` are what run.json says. A run is ``stopped`` if run.json says that it is active, but no
-        process on this machine writes into its folder: its process was killed, or the power failed. For runs written
-        by another machine, and on file systems without locks, this cannot be known, and run.json is taken at its word.
+        A run is ``stopped`` if run.json calls it active, but no process on this machine writes into its folder: its
+        process was killed, or the power failed. This is not detected for runs written by another machine, and on file
+        systems without locks.
         """
         status = self.info.status or ""
         if status not in ACTIVE or self._folder.remote is not None:
@@ -126,34 +126,22 @@ class StoredRun:
         """Files of the run that cannot be used, with the reason; of a remote run they show when they are read."""
         return self._snapshots.broken
 
-    @cached_property
+    @property
     def layers(self) -> dict[str, tuple[str, ...]]:
-        """Each recorded layer with the kinds there are of it, in the network's order."""
-        if not self.steps and self._folder.remote is not None:
-            raise FadevizError(
-                f"no snapshots are listed at {self.address}/snapshots. If the server lists no folders, "
-                "open a copy of the run on this machine"
-            )
-        if not self.steps:
-            raise FadevizError(f"{self.address} has no whole snapshot. Record it again: fadeviz record ... --overwrite")
-        keys = self._snapshots.keys(self.steps[0])
-        order = list(self.info.layers)
-        names = sorted({key[0] for key in keys}, key=lambda n: (order.index(n) if n in order else len(order), n))
-        return {name: tuple(k for k in KINDS if any(key[0] == name and key[2] == k for key in keys)) for name in names}
+        """Each recorded layer with its recorded kinds, in the network's order.
+
+        Raises:
+            FadevizError: if there is no whole snapshot.
+        """
+        return self._index.layers
 
     def default_layer(self, kind: str) -> str:
-        """The layer that figures show: the network's intermediate one, else the last but one that has ``kind``."""
-        if kind not in KINDS:
-            raise unknown_name("kind", kind, KINDS)
-        names = [name for name, kinds in self.layers.items() if kind in kinds]
-        if not names:
-            recorded = [one for one in KINDS if any(one in kinds for kinds in self.layers.values())]
-            raise FadevizError(
-                f"{self.address} has no {kind!r} maps. Recorded: {', '.join(recorded)}. "
-                f"Record them: fadeviz record --kinds {kind} ..."
-            )
-        chosen = self.info.figure_layer
-        return chosen if chosen in names else names[max(0, len(names) - 2)]
+        """The layer that figures show: the network's intermediate one, else the last but one that has ``kind``.
+
+        Raises:
+            FadevizError: if no layer has it.
+        """
+        return self._index.default_layer(kind)
 
     def read(self, step: int, layer: str, kind: str, call: int = 0) -> NDArray[np.float32]:
         """The maps of every observed image at one step: ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``."""
@@ -187,7 +175,7 @@ class StoredRun:
             call: which call of a layer that runs several times in a forward pass.
 
         Raises:
-            FadevizError: no such layer, kind, call, step, image or channel.
+            FadevizError: if there is no such layer, kind, call, step, image or channel.
         """
         layer = layer if layer is not None else self.default_layer(kind)
         self.check(layer, kind)
@@ -200,7 +188,7 @@ class StoredRun:
         return Maps(self._snapshots, self.name, layer, kind, shown, image, channel, call)
 
     def to_xarray(self, layer: str | None = None, *, call: int = 0) -> Any:
-        """What was recorded of one layer as an ``xarray.Dataset``: a variable a kind that is one map an image.
+        """What was recorded of one layer as an ``xarray.Dataset``: a variable for each kind with one map per image.
 
         Kinds whose size differs from the first one's, and ``CHANNEL_KINDS``, are left out and named in the attribute
         ``left_out``: ``run.maps(layer, kind)`` has its own ``to_xarray``.
@@ -210,7 +198,7 @@ class StoredRun:
             call: which call of the layer.
 
         Raises:
-            FadevizError: xarray is missing, no such layer, or no map of an image in it.
+            FadevizError: if xarray is missing, or there is no such layer, or none of its kinds is one map per image.
         """
         if layer is None:
             recorded = (kind for kind in KINDS if any(kind in kinds for kinds in self.layers.values()))
@@ -220,50 +208,33 @@ class StoredRun:
         kinds = self.layers[layer]
         maps = [self.maps(layer, kind, call=call) for kind in kinds if kind not in CHANNEL_KINDS]
         if not maps:
-            raise FadevizError(f"{self.address} has no kind of {layer!r} that is one map an image. Take run.maps(...)")
+            raise FadevizError(f"{self.address} has no kind of {layer!r} with one map per image. Use run.maps(...)")
         return as_dataset(maps, kinds)
 
     def calls(self, layer: str, kind: str = "feature") -> dict[int, tuple[int, ...]]:
         """The recorded calls of a layer in one forward pass, each with the height and width of its maps.
 
-        A head shared by several pyramid levels has one call per level. Read from the first and the last snapshot, since
-        a layer may start to run more often during training.
+        A head shared by several pyramid levels has one call per level.
 
         Raises:
-            FadevizError: no such layer or kind.
+            FadevizError: if there is no such layer or kind.
         """
-        self.check(layer, kind)
-        sizes: dict[int, tuple[int, ...]] = {}
-        for step in (self.steps[-1], self.steps[0]):
-            with suppress(FadevizError):  # the call after the last one
-                for call in itertools.count():
-                    with self._snapshots.open_map(step, layer, kind, call) as part:
-                        sizes.setdefault(call, tuple(part.get_shape())[-2:])
-        return dict(sorted(sizes.items()))
+        return self._index.calls(layer, kind)
 
     def check(self, layer: str, kind: str, call: int = 0) -> None:
-        """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names."""
-        if kind not in KINDS:
-            raise unknown_name("kind", kind, KINDS)
-        if layer not in self.layers:
-            raise unknown_name(f"layer in {self.address}", layer, self.layers, f"fadeviz info {self.address}")
-        if kind not in self.layers[layer]:
-            raise FadevizError(
-                f"{self.address} has no {kind!r} maps of {layer!r}. There are: {', '.join(self.layers[layer])}. "
-                f"Record them: fadeviz record --kinds {kind} ..."
-            )
-        if call and call not in (calls := self.calls(layer, kind)):
-            raise FadevizError(
-                f"{self.address} has no call {call} of {layer!r} ({kind}). "
-                f"Recorded: {', '.join(map(str, calls))}. Choose one with call=..."
-            )
+        """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names.
+
+        Raises:
+            FadevizError: if they were not.
+        """
+        self._index.check(layer, kind, call)
 
     @cached_property
     def observation(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The observed images: images ``(N, H, W, 3)`` and masks ``(N, H, W)``, uint8.
 
         Raises:
-            FadevizError: the file is missing, damaged, or holds arrays of another kind.
+            FadevizError: if the file is missing or damaged, or holds arrays of another shape or dtype.
         """
         return read_observation(self._folder)
 
@@ -296,23 +267,12 @@ class StoredRun:
         every class but 0.
 
         Raises:
-            FadevizError: as :attr:`observation`; classes that are not one for each image.
+            FadevizError: as :attr:`observation`, or if there is not one class for each image.
         """
-        masks = self.observation[1]
-        chosen = self.info.observation.foreground
-        if chosen is None:
-            inside: NDArray[np.bool_] = masks != 0
-            return inside
-        if len(chosen) != len(masks):
-            raise FadevizError(
-                f"{self.address}/run.json names {len(chosen)} foreground classes for {len(masks)} observed images. "
-                "Record the run again with overwrite=True"
-            )
-        of_class: NDArray[np.bool_] = masks == np.array(chosen, np.int64)[:, None, None]
-        return of_class
+        return select_foregrounds(self.observation[1], self.info.observation.foreground, self.address)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl: one a step (loss, lr), and one a test (of ``TASK_METRICS``)."""
+        """The lines of metrics.jsonl: one for each step (loss, lr), with the metrics of a test where there was one."""
         path = self.file("metrics.jsonl")
         return read_metrics(path) if path.exists() else []
 

@@ -35,7 +35,7 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 
     import fadeviz
 
-    pooch.get_logger().setLevel("WARNING")  # it would announce what the last line says anyhow
+    pooch.get_logger().setLevel("WARNING")  # it would repeat the last line
     done = fadeviz.get_data(url, sha256, folder, max_gb=max_gb, min_speed=min_speed)
     click.echo(printable(f"unpacked {done}"))
 

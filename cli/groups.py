@@ -1,4 +1,4 @@
-"""Groups of commands that report what the user can mend as one line, with exit code 1."""
+"""Groups of commands that report errors of the user as one line, with exit code 1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class Commands(click.Group):
-    """A group whose commands end with one line and exit code 1 for errors that the user can mend."""
+    """A group whose commands end with one line and exit code 1 for errors that the user can correct."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """See :meth:`click.Command.invoke`."""

@@ -1,4 +1,4 @@
-"""What the commands that train share: their options, and the metrics they show while they work."""
+"""Shared parts of the commands that train: their options, and the metrics they show meanwhile."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, A
 
 
 def progress_metrics(progress: Progress | SweepProgress) -> dict[str, str]:
-    """What a line or a bar shows of a training: its loss, if there is one, and the headline of the latest test."""
+    """Values for a progress line or bar: the loss, if there is one, and the headline metric of the latest test."""
     from fadeviz.storage.metrics import METRICS, headline
 
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}

@@ -11,7 +11,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\
 
 
 class FadevizError(ValueError):
-    """Something the user can mend: the command line prints it as one line and exits with 1."""
+    """An error that the user can correct: the command line prints it as one line and exits with 1."""
 
     def __init__(self, message: str) -> None:
         """``message`` may quote names from files: what a terminal would obey is written out."""

@@ -67,7 +67,7 @@ class Run(StoredRun):
 
         selection = MapSelection(**options)
         figure = draw_grid([self, *others], selection, colormap=colormap, columns=columns, scale=scale)
-        # Where no notebook backend of matplotlib was loaded, nobody else shows a figure.
+        # Where no notebook backend of matplotlib was loaded, nothing else shows a figure.
         figure._repr_png_ = lambda: _png(figure)  # type: ignore[attr-defined]
         return figure
 

@@ -41,7 +41,7 @@ PLOTS = {
     "edge-kymograph": "the map's steepness by distance to the contour and step",
     **GROUPS,
 }
-"""What can be plotted: distance-time maps, and the groups of measures over the training."""
+"""Available plots: distance-time maps, and the groups of measures over the training."""
 
 MEASURES = {
     "edge": Measure("edge", "response", "responses", "how well the steepness of the map detects the contour"),
@@ -91,7 +91,7 @@ MEASURES = {
 
 
 def describe_group(group: str, measures: Collection[str]) -> tuple[str, str]:
-    """What a group of curves shows, and a remark for their reader (empty if there is none).
+    """The meaning of a group of curves, and a remark for their reader (empty if there is none).
 
     Args:
         group: a name in ``GROUPS``.

@@ -167,7 +167,7 @@ def _check_request(url: str, sha256: str) -> str:
     """The checksum in lower case, after checking both arguments."""
     digits = sha256.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
-        raise FadevizError(f"{sha256!r} is no SHA256. Give its 64 hexadecimal digits; `sha256sum FILE` prints them")
+        raise FadevizError(f"{sha256!r} is not a SHA256. Give its 64 hexadecimal digits; `sha256sum FILE` prints them")
     try:
         parts = urlsplit(url)
         # No name and password: urllib does not take them here, and messages and logs would show them.
@@ -176,7 +176,7 @@ def _check_request(url: str, sha256: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise FadevizError(f"{url!r} is no address to download from. Give an https:// one, without a password")
+        raise FadevizError(f"{url!r} is not an address to download from. Give an https:// address, without a password")
     return digits
 
 

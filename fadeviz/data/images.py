@@ -62,7 +62,7 @@ _LISTED = 3
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
         files: the images by the stem of their names in composed Unicode, in the order of the names.
@@ -178,7 +178,7 @@ def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
-        raise cannot_read(path, "it is no image, or its first bytes are damaged") from error
+        raise cannot_read(path, "it is not an image, or its first bytes are damaged") from error
     except _DAMAGED as error:
         raise cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
 

@@ -105,7 +105,7 @@ class WeizmannHorses:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each image is called: the stem of its file."""
+        """Names of the images: the stems of their files."""
         return tuple(files.name for files in self._files)
 
     @cached_property

@@ -28,7 +28,7 @@ _REPORT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
         config: the settings.

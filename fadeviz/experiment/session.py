@@ -1,4 +1,4 @@
-"""What happens around the training steps of one run: observing, testing, saving, and keeping run.json up to date."""
+"""The work around the training steps of one run: observing, testing, saving, and keeping run.json up to date."""
 
 from __future__ import annotations
 

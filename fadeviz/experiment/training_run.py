@@ -27,7 +27,7 @@ from .session import Session
 
 
 class Progress(NamedTuple):
-    """What ``train`` reports after each step."""
+    """The report of ``train`` after each step."""
 
     step: int
     steps: int

@@ -1,4 +1,4 @@
-"""What an export holds: layers, kinds, images and steps of a run, read a step at a time or drawn as images."""
+"""The content of an export: layers, kinds, images and steps of a run, read a step at a time or drawn as images."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class ExportSelection:
     drawing: Drawing = Drawing()
 
     def label(self, number: int) -> str:
-        """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
+        """The name of an observed image, unique in the selection and safe as a part of a path."""
         name = self.names[self.images.index(number)]
         return safe_name(name if len(set(self.names)) == len(self.names) else f"{number} {name}")
 

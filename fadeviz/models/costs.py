@@ -12,7 +12,7 @@ from . import find_network
 
 
 class Cost(NamedTuple):
-    """What all operators of a network need for one image.
+    """The cost of all operators of a network for one image.
 
     Attributes:
         parameters: parameters of all operators together.

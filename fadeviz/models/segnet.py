@@ -231,7 +231,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         # torch's own message advises to load it all the same; a file that brings code along must not be.
         raise FadevizError(f"{path} holds more than tensors, or is damaged: it is not loaded. Get it again") from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise FadevizError(f"{path} is no weights file, or damaged ({_first_line(error)}). Get it again") from error
+        raise FadevizError(f"{path} is not a weights file, or damaged ({_first_line(error)}). Get it again") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FadevizError(f"{path} holds no plain state dict of tensors. Save model.state_dict() and give that file")
     return state

@@ -232,7 +232,7 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
 
 
 def _identity(info: object) -> object:
-    """What identifies a data set, as run.json stores it, without its location."""
+    """The identity of a data set, as run.json stores it, without its location."""
     stored = json.loads(json.dumps(info))
     return {k: v for k, v in stored.items() if k not in ("folder", "notes")} if isinstance(stored, dict) else None
 
@@ -323,7 +323,7 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
 
 
 def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
-    """What the figure shows, and of which operators."""
+    """The caption: the content of the figure, and its operators."""
     first = predictors[0]
     networks = dict.fromkeys(predictor.run.info.network_title or predictor.config.network for predictor in predictors)
     data = dict.fromkeys(data_name(predictor.run) for predictor in predictors)

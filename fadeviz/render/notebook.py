@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: its maps, with a slider over the recorded steps."""
+"""The view of a run in a notebook: its maps, with a slider over the recorded steps."""
 
 from __future__ import annotations
 

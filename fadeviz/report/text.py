@@ -155,7 +155,7 @@ def comparison_sentences(order: LearningOrder) -> list[str]:
 
 
 def caveats(order: LearningOrder) -> list[str]:
-    """What limits the conclusions, one sentence each."""
+    """Limits of the conclusions, one sentence each."""
     sentences = [plain(note, 300) for note in order.notes]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
     if len(order.images) > 1:

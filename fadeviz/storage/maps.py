@@ -85,7 +85,7 @@ class Maps:
 
     @property
     def nbytes(self) -> int:
-        """What all of them take in memory, in bytes."""
+        """The memory that all of them take, in bytes."""
         return self.size * self.dtype.itemsize
 
     @property

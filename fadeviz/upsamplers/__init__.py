@@ -199,7 +199,7 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
-            raise FadevizError(f"{what} {text!r}: {part!r} is no option. Write {name}:option=value,option=value")
+            raise FadevizError(f"{what} {text!r}: {part!r} is not an option. Write {name}:option=value,option=value")
         if key.strip() in options:
             raise FadevizError(f"{what} {text!r}: {key.strip()} is given twice. Leave one of them out")
         try:

@@ -186,7 +186,7 @@ class IndexNet(Upsampler):
         return skip.feature * index_encoder.to(skip.feature.dtype)
 
     def channels_advice(self, channels: int) -> str:
-        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
+        """Advice for an error message about an encoder feature with another number of ``channels``."""
         return super().channels_advice(channels) + ("" if self.index.holistic else " and kind='hin'")
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:

@@ -216,7 +216,7 @@ def _finished(image: Floats, light: Light, dice: _Dice) -> NDArray[np.uint8]:
 
 
 AREA = 0.60
-"""What a horse covers, in square horse units, about."""
+"""Approximate area of a horse, in square horse units."""
 
 
 def _draw_place(random: np.random.Generator, figure: Figure, pose: Pose, height: int, width: int) -> Place:

@@ -188,7 +188,7 @@ class Figure:
 
 
 class _LegShape:
-    """What of a fore or a hind leg is the same in every pose.
+    """The parts of a fore or a hind leg that are the same in every pose.
 
     Its stations are (bone + share of its length, half-width in front, half-width behind).
     """

@@ -1,4 +1,4 @@
-"""What the Triton kernels share on the host: the sizes of a reassembly, arithmetic of blocks, and the launch."""
+"""Shared host code of the Triton kernels: the sizes of a reassembly, arithmetic of blocks, and the launch."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Size(NamedTuple):
 
 
 class SoftmaxBackward(NamedTuple):
-    """What a similarity kernel also reads and writes where it continues to the gradient of the softmax and of the gate.
+    """Further operands of a similarity kernel that continues to the gradient of the softmax and of the gate.
 
     The last five are given together, or not at all: there is no gate then.
     """

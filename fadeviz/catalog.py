@@ -129,8 +129,8 @@ class LayerInfo:
     Attributes:
         name: the layer's dotted name.
         module: the class of its module.
-        channels: number of channels of its maps; 0 if its output is no map.
-        stride: how many times smaller than the image's its maps' sides are; 0 if its output is no map.
+        channels: number of channels of its maps; 0 if its output is not a map.
+        stride: ratio of the image's sides to its maps' sides; 0 if its output is not a map.
         recorded: whether it is recorded by default.
         shown: whether figures show it by default.
     """

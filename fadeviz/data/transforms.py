@@ -144,7 +144,7 @@ class CentreCrops:
     """Every image of a data set as one square: its short side brought to ``size``, the middle of the long one kept.
 
     Images are scaled linearly (averaged over area where they shrink), masks by the nearest pixel. What a score over
-    these squares leaves out is the ends of the long side; it is no score over whole images.
+    these squares leaves out is the ends of the long side; it is not a score over whole images.
 
     *Shape*: image ``(size, size, 3)`` uint8, mask ``(size, size)`` uint8. A matte is dropped.
 

@@ -39,7 +39,7 @@ BLACK = 16
 """An image none of whose values reaches this is taken for a black one."""
 
 MIDDLE_SHARE = 0.2
-"""A lossy mask may have this share of values in 64..191; one with more is no mask."""
+"""A lossy mask may have this share of values in 64..191; one with more is not a mask."""
 
 ASPECT_TOLERANCE = 0.02
 """How far the aspect ratios of an image and its mask may differ; in the original files it is 0.006."""

@@ -313,11 +313,11 @@ def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str) -
     planned: list[Prediction] = []
     seen: dict[str, Path] = {}
     files: set[str] = set()
-    for given in images:
+    for image in images:
         try:
-            listed = list_images([given])
+            listed = list_images([image])
         except FadevizError as error:
-            planned.append(Prediction(Path(given), None, str(error)))
+            planned.append(Prediction(Path(image), None, str(error)))
             continue
         for file in listed:
             if (real := os.path.realpath(file)) in files:

@@ -117,8 +117,8 @@ def _check(
             )
     for layer in layers:
         if runs and not any(layer in run.layers for run in runs):
-            known = {name for run in runs for name in run.layers}
-            raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
+            recorded = {name for run in runs for name in run.layers}
+            raise unknown_name("layer in these runs", layer, recorded, f"fadeviz info {runs[0].address}")
 
 
 def _command(

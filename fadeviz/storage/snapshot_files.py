@@ -127,7 +127,7 @@ class SnapshotFiles:
             FadevizError: under the same conditions as :meth:`path`.
         """
         with open_tensors(self.path(step)) as file:
-            parts = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is no dict
+            parts = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is not a dict
         return [(layer, call, kind) for layer, call, kind in (part for part in parts if len(part) == 3)]
 
     @contextmanager
@@ -141,7 +141,7 @@ class SnapshotFiles:
         key = f"{layer}/{call}/{kind}"
         try:
             with open_tensors(file) as opened:
-                if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is not a dict
                     raise FadevizError(f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}")
                 part = opened.get_slice(key)
                 if part.get_dtype() != "F32":

@@ -153,7 +153,7 @@ class _Fill(NamedTuple):
     points: Floats
     colour: Floats
     relief: int | None
-    """How far it stands out towards us, 0 to 255; None to keep that of the layers below."""
+    """How far it stands out towards the viewer, 0 to 255; None to keep that of the layers below."""
 
 
 class _Hair(NamedTuple):

@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Light:
-    """One sun: ``direction`` points to it (x right, y down, z towards us)."""
+    """One sun: ``direction`` points to it (x right, y down, z towards the viewer)."""
 
     direction: Floats
     ambient: float

@@ -41,7 +41,7 @@ SPEED_SECONDS = 60.0
 """Seconds for which a server may be slower than ``MIN_SPEED``."""
 
 TRIES = 4
-"""Number of attempts at a broken connection before giving up; the next call resumes from there all the same."""
+"""Number of attempts at a broken connection before giving up; the next call still resumes from there."""
 
 WAIT_SECONDS = 1.0
 """Pause before the next attempt, in seconds."""

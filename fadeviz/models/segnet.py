@@ -228,7 +228,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load it all the same; a file that brings code along must not be.
+        # torch's own message advises to load it anyway, but a file that contains code must not be loaded.
         raise FadevizError(f"{path} holds more than tensors, or is damaged: it is not loaded. Get it again") from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
         raise FadevizError(f"{path} is not a weights file, or damaged ({_first_line(error)}). Get it again") from error

@@ -254,8 +254,8 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
     else:
         inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
         raise FadevizError(
-            f"{folder} is no matting folder: it has {', '.join(inside) or 'no folders'}, needed is Training_set/ with "
-            "Test_set/, train/ with test/, input/ with gt/, or name_alpha.png with name.png. Give the folder that "
+            f"{folder} is not a matting folder: it has {', '.join(inside) or 'no folders'}, needed is Training_set/ "
+            "with Test_set/, train/ with test/, input/ with gt/, or name_alpha.png with name.png. Give the folder that "
             "holds them"
         )
     if backgrounds:

@@ -74,7 +74,7 @@ def animate(
 
 
 def _map_options(options: dict[str, Any]) -> MapOptions:
-    """What to draw, with percentiles and steps read."""
+    """The selection of maps, with percentiles and steps parsed."""
     from fadeviz.storage.schedule import parse_steps
 
     try:

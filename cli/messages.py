@@ -1,4 +1,4 @@
-"""What commands print besides their results: notes, and the library's messages in the words of the command line."""
+"""Notes of commands, and the library's messages in the words of the command line."""
 
 from __future__ import annotations
 

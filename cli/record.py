@@ -12,7 +12,7 @@ import click
 
 from .messages import print_notes
 from .options import SEED
-from .training import UPSAMPLER, describe_metrics, given, leave_interrupted, training_options
+from .training import UPSAMPLER, describe_metrics, explicit_options, leave_interrupted, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress, RunConfig
@@ -120,7 +120,7 @@ def _config(ctx: click.Context, out: Path, resume: bool, options: dict[str, Any]
 
     if not resume:
         return RunConfig(**options)
-    return replace(read_config(out), **given(ctx, options))
+    return replace(read_config(out), **explicit_options(ctx, options))
 
 
 class Bars:
@@ -150,14 +150,14 @@ class Bars:
     def _move(self, progress: Progress, title: str) -> None:
         from tqdm import tqdm
 
-        from .training import figures
+        from .training import progress_metrics
 
         if self._bar is None or progress.step < self._bar.n:
             self.close()
             # A log file gets a line now and then, a terminal a living bar.
             calm = 0.1 if sys.stderr.isatty() else 15
             self._bar = tqdm(total=progress.steps, initial=progress.step - 1, desc=title, unit="step", mininterval=calm)
-        self._bar.set_postfix(figures(progress), refresh=False)
+        self._bar.set_postfix(progress_metrics(progress), refresh=False)
         self._bar.update(progress.step - self._bar.n)
 
 

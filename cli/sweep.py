@@ -16,7 +16,7 @@ from fadeviz.errors import FadevizError
 
 from .installed import InstalledOption
 from .messages import in_options
-from .training import figures, given, leave_interrupted, training_options
+from .training import explicit_options, leave_interrupted, progress_metrics, training_options
 
 if TYPE_CHECKING:
     from fadeviz.experiment import RunConfig
@@ -211,8 +211,8 @@ def _sweep_plan(
         operators = _operators(upsamplers)
         first = operators[0].partition("@")[0].strip()
         return plan_sweep(operators, parse_seeds(seeds), RunConfig(upsampler=first, **options))
-    base = replace(before.base, **given(ctx, options))
-    seeds_given = bool(given(ctx, {"seeds": seeds}))
+    base = replace(before.base, **explicit_options(ctx, options))
+    seeds_given = bool(explicit_options(ctx, {"seeds": seeds}))
     if not upsamplers and not seeds_given:
         return replace(before, base=base)
     return plan_sweep(
@@ -273,7 +273,7 @@ class _SweepLines:
                 total=progress.steps, initial=progress.step, desc=f"{progress.name:{self._width}}", unit="step",
                 leave=False, mininterval=0, miniters=1,
             )  # fmt: skip
-        bar.set_postfix(figures(progress), refresh=False)
+        bar.set_postfix(progress_metrics(progress), refresh=False)
         bar.update(progress.step - bar.n)
 
     def _log(self, progress: SweepProgress) -> None:
@@ -286,7 +286,7 @@ class _SweepLines:
         from tqdm import tqdm
 
         width = len(str(progress.runs))
-        shown = " ".join(f"{name} {value}" for name, value in figures(progress).items())
+        shown = " ".join(f"{name} {value}" for name, value in progress_metrics(progress).items())
         steps = f"{progress.step:>{len(str(progress.steps))}}/{progress.steps}"
         line = [f"[{progress.ended:{width}}/{progress.runs}] {progress.name:{self._width}}  {steps}", shown]
         tqdm.write("  ".join(part for part in [*line, words.get(progress.status, "")] if part), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the commands that train share: their options, and the metrics they show while they work."""
+"""Shared parts of the commands that train: their options, and the metrics they show meanwhile."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def given(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
+def explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options that were named on the command line."""
     default = click.core.ParameterSource.DEFAULT
     return {name: value for name, value in options.items() if ctx.get_parameter_source(name) != default}
 
 
-def figures(progress: Progress | SweepProgress) -> dict[str, str]:
-    """What a line or a bar shows of a run: its loss, if there is one, and the headline of the latest test."""
+def progress_metrics(progress: Progress | SweepProgress) -> dict[str, str]:
+    """Values for a progress line or bar: the loss, if there is one, and the headline metric of the latest test."""
     from fadeviz.storage.metrics import METRICS, headline
 
     loss = {} if progress.loss != progress.loss else {"loss": f"{progress.loss:.3f}"}
@@ -147,10 +147,10 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
     """Exit with the code that shells expect after a signal, 128 plus its number, and a line on standard error.
 
     Args:
-        error: what stopped the training.
+        error: the interruption.
         resume: the command that resumes it.
         quiet: print nothing.
-        nothing: what to print if the training had not begun, or is finished.
+        nothing: the line to print if the training had not begun, or is finished.
     """
     from fadeviz.training.signals import Interrupted
 
@@ -164,4 +164,11 @@ def leave_interrupted(error: KeyboardInterrupt, resume: str, *, quiet: bool = Fa
     sys.exit(128 + number)
 
 
-__all__ = ["UPSAMPLER", "describe_metrics", "figures", "given", "leave_interrupted", "training_options"]
+__all__ = [
+    "UPSAMPLER",
+    "describe_metrics",
+    "explicit_options",
+    "leave_interrupted",
+    "progress_metrics",
+    "training_options",
+]

@@ -1,4 +1,4 @@
-"""What there is to choose from: upsampling operators with their cost, and a network's layers with their maps."""
+"""Overviews: upsampling operators with their cost, and a network's layers with their maps."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class MissingExtra(FadevizError, ImportError):
     """A library that comes with one of fadeviz's extras is not installed."""
 
     def __init__(self, extra: str, what: str) -> None:
-        """``what`` says what needs the extra named ``extra``; the message adds how to install it."""
+        """``what`` names what needs the extra ``extra``; the message adds how to install it."""
         super().__init__(f"{what}. Install it, in a clone of fadeviz: {install_command(extra)}")
 
 
@@ -47,23 +47,23 @@ def printable(text: str) -> str:
         >>> print(printable("a\\nb"))
         a\\nb
     """
-    return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
+    return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-def unknown_name(what: str, name: str, known: Iterable[str], see: str = "") -> FadevizError:
+def unknown_name(what: str, name: str, choices: Iterable[str], see: str = "") -> FadevizError:
     """The error for a name that is not in a table: lists the nearest names.
 
     Args:
-        what: what was looked for, e.g. ``"upsampler"``.
+        what: the sort of thing that was looked for, e.g. ``"upsampler"``.
         name: the name that was given.
-        known: the names there are.
+        choices: the names there are.
         see: how to list them all, e.g. ``"fadeviz upsamplers"``.
 
     Example:
         >>> print(unknown_name("upsampler", "caraf", ["carafe", "fade"], "fadeviz upsamplers"))
         no upsampler 'caraf'. Nearest: 'carafe'. List them: fadeviz upsamplers
     """
-    names = sorted(set(known))
+    names = sorted(set(choices))
     nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if nearest:
         hint = "Nearest: " + ", ".join(repr(n) for n in nearest)

@@ -26,7 +26,7 @@ from .storage.opening import RunLike
 
 @dataclass(frozen=True)
 class Plot:
-    """What one plot shows, before it is drawn.
+    """The content of one plot, before it is drawn.
 
     Attributes:
         what: a name in ``PLOTS``.
@@ -117,7 +117,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     """The panels and the caption of one plot.
 
     Args:
-        analysis: what was measured.
+        analysis: the measured analysis.
         what: a name in ``PLOTS``.
 
     Raises:
@@ -183,7 +183,7 @@ _MANY = 4
 
 
 def _subject(analysis: Analysis, what: str) -> str:
-    """What was measured, of how many images and runs."""
+    """The measured maps, and the number of images and runs."""
     order = analysis.order
     runs = sum(len(operator.runs) for operator in order.operators)
     count = f"{runs} run{'s' * (runs > 1)}"
@@ -196,7 +196,7 @@ def _subject(analysis: Analysis, what: str) -> str:
 
 
 def _explanation(analysis: Analysis, what: str) -> str:
-    """What the curves and bands are."""
+    """The meaning of the curves and bands."""
     if what == "quality":
         note = describe_group(what, {name for curves in analysis.curves.values() for name in curves})[1]
         return " ".join(filter(None, ["Lines: median over runs; bands: its 95 % interval over seeds.", note]))
@@ -219,7 +219,7 @@ def _cut_off(kymographs: Sequence[Kymograph]) -> str:
 
 
 def _remedy(analysis: Analysis, what: str) -> str:
-    """What to do if no run has what a plot shows; it depends on whether a command or a user's own loop recorded it."""
+    """Advice if no run has what a plot shows; it depends on whether a command or a user's own loop recorded it."""
     order = analysis.order
     run = order.operators[0].runs[0]
     by_command = "upsampler" in run.info.config

@@ -1,7 +1,7 @@
 """Entries that other installed packages add to the tables of networks, data sets, operators and export targets.
 
 A package registers an entry under an entry-point group, such as ``fadeviz.upsamplers``, in its own metadata. A group is
-read when a name is asked for that is not in the table of fadeviz itself, or when all names are listed; so importing
+read when a name is looked up that is not in fadeviz's own table, or when all names are listed; so importing
 fadeviz costs nothing, and every process of the same environment (a sweep's worker, a cluster's node) finds the same.
 """
 
@@ -66,8 +66,8 @@ class Table(Generic[T]):
         """Every entry by name: fadeviz's own, then those of other packages.
 
         Raises:
-            FadevizError: as :meth:`find`; also if a package offers a name that fadeviz itself uses, or one that cannot
-                be written in front of options.
+            FadevizError: under the same conditions as :meth:`find`; also if a package offers a name that fadeviz itself
+                uses, or one that cannot be written in front of options.
         """
         points = entry_points_of(self.group)
         entries = dict(self.own)

@@ -50,7 +50,7 @@ class Run(StoredRun):
 
         Args:
             others: runs that observed the same images.
-            colormap: ``gray`` or a name that matplotlib knows.
+            colormap: ``gray`` or the name of a matplotlib colour map.
             columns: frames per row; None chooses a figure about 1.7 times as wide as high.
             scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
             options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel,
@@ -67,7 +67,7 @@ class Run(StoredRun):
 
         selection = MapSelection(**options)
         figure = draw_grid([self, *others], selection, colormap=colormap, columns=columns, scale=scale)
-        # Where no notebook backend of matplotlib was loaded, nobody else shows a figure.
+        # Where no notebook backend of matplotlib was loaded, nothing else shows a figure.
         figure._repr_png_ = lambda: _png(figure)  # type: ignore[attr-defined]
         return figure
 
@@ -84,7 +84,7 @@ class Run(StoredRun):
         Args:
             others: runs that observed the same images.
             duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-            colormap: ``gray`` or a name that matplotlib knows.
+            colormap: ``gray`` or the name of a matplotlib colour map.
             scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
             options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :meth:`grid`.
 
@@ -144,7 +144,7 @@ class Animation:
 
     Attributes:
         data: the bytes of an animated PNG, which loops.
-        notes: what was omitted or marked.
+        notes: notes on what was omitted or marked.
     """
 
     data: bytes
@@ -158,7 +158,7 @@ class Animation:
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run for reading: a folder, or an address that fsspec knows; see :class:`Run`.
+    """Open a run for reading: a folder, or an address that fsspec supports; see :class:`Run`.
 
     Args:
         path: the run's folder; or ``s3://bucket/run``, ``https://host/run``, ``memory://run`` ...
@@ -211,13 +211,13 @@ def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None]
 
 def _run_folders(folder: Path) -> list[Path]:
     """Folders with a run.json, sorted; a run's own subfolders and hidden folders are not searched."""
-    found = []
+    folders = []
     for place, inside, files in os.walk(folder):
         if "run.json" in files:
-            found.append(Path(place))
+            folders.append(Path(place))
             inside.clear()
         inside[:] = sorted(name for name in inside if not name.startswith("."))
-    return sorted(found)
+    return sorted(folders)
 
 
 def grid(
@@ -234,7 +234,7 @@ def grid(
     Args:
         runs: one run, or several to compare; opened, or paths or addresses of their folders.
         output: the file to write.
-        colormap: ``gray`` or a name that matplotlib knows.
+        colormap: ``gray`` or the name of a matplotlib colour map.
         columns: frames per row; None chooses a figure about 1.7 times as wide as high.
         scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
         options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel, channels,
@@ -272,7 +272,7 @@ def animate(
         runs: one run, or several to compare; opened, or paths or addresses of their folders.
         output: the file to write.
         duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-        colormap: ``gray`` or a name that matplotlib knows.
+        colormap: ``gray`` or the name of a matplotlib colour map.
         scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
         options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :func:`grid`.
 

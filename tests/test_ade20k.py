@@ -414,7 +414,7 @@ class TestFiles:
     def test_cut_off_empty_or_no_picture(self, tmp_path: Path, find: Callable[[Path], Path]) -> None:
         path = find(save_set(tmp_path))
         assert "is damaged or cut off" in self.spoil(tmp_path, cut_off, path)
-        assert "is no image" in self.spoil(tmp_path, lambda p: p.write_bytes(b"not an image at all"), path)
+        assert "is not an image" in self.spoil(tmp_path, lambda p: p.write_bytes(b"not an image at all"), path)
         assert "it is empty (0 bytes)" in self.spoil(tmp_path, lambda p: p.write_bytes(b""), path)
 
     def test_far_too_many_pixels(self, tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ class TestFiles:
             Image.fromarray(labels(2, 50, 74)).save(buffer, "JPEG")
             path.write_bytes(buffer.getvalue())
 
-        assert "is no PNG but JPEG" in self.spoil(tmp_path, change, path)
+        assert "is not a PNG but JPEG" in self.spoil(tmp_path, change, path)
 
     def test_a_file_gone_while_running(self, tmp_path: Path) -> None:
         train, _, _ = read_ade20k(save_set(tmp_path))

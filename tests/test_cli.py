@@ -136,7 +136,7 @@ class TestRecord:
         [
             (1, "no upsampler 'fad'. Nearest: 'fade'", ["--upsampler", "fad"]),
             (1, "no option of carafe 'groop'", ["--upsampler", "carafe:groop=2"]),
-            (1, "'icnr' is no option. Write pixel_shuffle:option=value", ["--upsampler", "pixel_shuffle:icnr"]),
+            (1, "'icnr' is not an option. Write pixel_shuffle:option=value", ["--upsampler", "pixel_shuffle:icnr"]),
             (1, "no network 'segnett'", ["--network", "segnett"]),
             (1, "no layer in SegNet 'decoder.9.upsample'", ["--layers", "decoder.9.upsample"]),
             (1, "no kind 'gradients'. Nearest: 'gradient'", ["--kinds", "gradients"]),

@@ -307,7 +307,7 @@ class TestFile:
         ],
     )
     def test_no_address(self, tmp_path: Path, url: str) -> None:
-        with pytest.raises(FadevizError, match="is no address to download from"):
+        with pytest.raises(FadevizError, match="is not an address to download from"):
             fetch_file(url, sha(DATA), tmp_path / "a")
 
     def test_a_host_that_cannot_be(self, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ class TestFile:
 
     @pytest.mark.parametrize("digits", ["", "abc", "g" * 64, "md5:" + "a" * 32])
     def test_no_checksum(self, tmp_path: Path, digits: str) -> None:
-        with pytest.raises(FadevizError, match="is no SHA256"):
+        with pytest.raises(FadevizError, match="is not a SHA256"):
             fetch_file("http://127.0.0.1/a", digits, tmp_path / "a")
 
     def test_a_folder_that_cannot_be_made(self, server: Server, tmp_path: Path) -> None:

@@ -778,7 +778,7 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr("fadeviz.storage.files.os.replace", full)
-    with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*--resume"):
+    with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*resume=True"):
         train(SMALL, tmp_path / "run")
     assert open_run(tmp_path / "run").steps == (0, 2)
     assert not list((tmp_path / "run").rglob(".*partial*"))

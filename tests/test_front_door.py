@@ -93,4 +93,4 @@ def test_python_m_fadeviz_is_the_command_line():
 
 
 def test_the_version_has_one_source():
-    assert 'version = { attr = "fadeviz.__version__" }' in (ROOT / "pyproject.toml").read_text()
+    assert 'version = { attr = "fadeviz.version.__version__" }' in (ROOT / "pyproject.toml").read_text()

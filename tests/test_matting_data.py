@@ -608,7 +608,7 @@ class TestBadFiles:
     def test_no_such_folder_or_layout(self, tmp_path: Path) -> None:
         for folder, message in (
             (tmp_path / "none", "does not exist"),
-            (tmp_path, r"is no matting folder: it has no folders, needed is Training_set/"),
+            (tmp_path, r"is not a matting folder: it has no folders, needed is Training_set/"),
         ):
             with pytest.raises(FadevizError, match=message):
                 load_matting(folder, 32)

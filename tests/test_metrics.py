@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fadeviz_cli.main import main
-from fadeviz_cli.training import figures
+from fadeviz_cli.training import progress_metrics
 from PIL import Image
 
 from fadeviz import FadevizError, open_run, plotting
@@ -131,8 +131,8 @@ class TestWhileTraining:
         ],
     )
     def test_a_bar_shows_the_headline(self, metrics, shown):
-        assert figures(SimpleNamespace(loss=0.25, metrics=metrics)) == {"loss": "0.250", **shown}
-        assert figures(SimpleNamespace(loss=float("nan"), metrics=metrics)) == shown
+        assert progress_metrics(SimpleNamespace(loss=0.25, metrics=metrics)) == {"loss": "0.250", **shown}
+        assert progress_metrics(SimpleNamespace(loss=float("nan"), metrics=metrics)) == shown
 
     def test_a_sweep_follows_the_tests_of_a_matting_run(self, tmp_path):
         store = SnapshotStore(tmp_path, "x")

@@ -295,7 +295,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path, reader: Reader, which
     assert "has the same name as" in refusal(reader, tmp_path)
 
 
-# --- what is no image ---
+# --- not an image ---
 
 
 @everywhere
@@ -693,7 +693,7 @@ def test_several_frames_are_refused(tmp_path: Path) -> None:
 
 def test_formats_that_start_other_programs_are_no_images(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", "EPS")
-    with pytest.raises(FadevizError, match="it is no image"):
+    with pytest.raises(FadevizError, match="it is not an image"):
         read_image(tmp_path / "a.png")
 
 

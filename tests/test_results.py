@@ -203,7 +203,7 @@ def test_wrong_input_is_one_line(runs, tmp_path):
         (("predict", runs / "bilinear", tmp_path / "none.png", "-o", out), "no image"),
         (("predict", runs / "bilinear", tmp_path / "empty", "-o", out), "has no images"),
         (("predict", runs / "bilinear", picture, twin, "-o", out), "would both become a_mask.png"),
-        (("predict", runs / "bilinear", tmp_path / "text.png", "-o", out), "it is no image"),
+        (("predict", runs / "bilinear", tmp_path / "text.png", "-o", out), "it is not an image"),
         (("predict", runs / "bilinear", picture, "-o", out, "--trimaps", tmp_path), "trimaps are of no use"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 8), "size is 8"),
         (("predict", runs / "bilinear", picture, "-o", out, "--size", 100_000), "8,388,608 are the most"),

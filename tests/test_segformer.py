@@ -182,7 +182,7 @@ def test_names_with_options():
     for text, error in (
         ("segfromer", "no network 'segfromer'"),
         ("segformer:bone=b1", "no option of segformer 'bone'"),
-        ("segformer:backbone", "'backbone' is no option"),
+        ("segformer:backbone", "'backbone' is not an option"),
         ("segformer:channels=b1", "channels is 'b1'; it must be a whole number"),
         ("segnet:backbone=b1", "no option of segnet 'backbone'"),
     ):

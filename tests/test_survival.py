@@ -197,7 +197,7 @@ def loop(out, *, steps=range(1, 31), limit=None, on_error="raise"):
 def test_a_disk_that_fills_under_a_recorder(tmp_path, disk, size):
     loop(tmp_path / "whole")
     out = disk(f"size={size}") / "run"
-    with pytest.raises(FadevizError, match=r"^disk full while writing .* goes on with --resume$"):
+    with pytest.raises(FadevizError, match=r"^disk full while writing .* with resume=True$"):
         loop(out)
     assert not list(out.rglob(".*"))
     if (out / "run.json").exists():
@@ -445,8 +445,8 @@ def test_a_run_that_was_killed_says_so(tmp_path):
     process.kill()
     process.communicate()
     assert open_run(out).status == "stopped"
-    told = "stopped without reporting a result: run.json says recording, but no process writes into the folder"
-    assert f"status       {told}\n" in call("info", out).output
+    status = "stopped without reporting a result: run.json has status recording, but no process writes into the folder"
+    assert f"status       {status}\n" in call("info", out).output
     # Of a writer elsewhere, or where there are no locks, nobody here knows.
     store = SnapshotStore(out, open_run(out).run_id)
     for writer in ("0badcafe", ""):

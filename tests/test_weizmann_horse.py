@@ -266,7 +266,7 @@ class TestBadInput:
         [
             (cut_off, "damaged or cut off"),
             (lambda path: path.write_bytes(b""), r"empty \(0 bytes\)"),
-            (lambda path: path.write_bytes(b"<html>404</html>"), "is no image"),
+            (lambda path: path.write_bytes(b"<html>404</html>"), "is not an image"),
         ],
     )
     def test_damaged_images_and_masks(self, tmp_path: Path, layout: object, damage: object, message: str) -> None:

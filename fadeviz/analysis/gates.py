@@ -79,10 +79,10 @@ def _means(maps: NDArray[np.floating], regions: Sequence[NDArray[np.bool_]]) -> 
         lost = broken.astype(np.float64) @ weights > 0
         values[broken] = 0
     counts = np.broadcast_to(weights.sum(1)[:, None], lost.shape)
-    known = ~lost & (counts > 0)
+    defined = ~lost & (counts > 0)
     # One product per map: with a single one for all, the last bit would depend on their number.
     sums = (values[:, :, None] @ weights[:, None])[:, :, 0]
-    means = np.divide(sums, counts, out=np.full(lost.shape, np.nan), where=known)
+    means = np.divide(sums, counts, out=np.full(lost.shape, np.nan), where=defined)
     return [means[..., number].T for number in range(len(regions))]
 
 

@@ -160,7 +160,7 @@ def check_size(run: StoredRun, maps: Maps, layer: str, first: StoredRun, regions
 
 
 def describe_inside(run: StoredRun) -> str:
-    """What counts as the inside in a run's observed images, as a sentence; empty for masks of only two classes."""
+    """A sentence on what counts as the inside in a run's observed images; empty for masks of only two classes."""
     if run.mattes is not None:
         return "the masks come from the true mattes: inside is where alpha is at least one half"
     names = class_names(run)

@@ -188,7 +188,7 @@ def _first_reached(place: NDArray[np.float64], fit: NDArray[np.float64], level: 
 def peak_of(values: NDArray[np.float64]) -> tuple[float, int]:
     """The largest median of three consecutive values, and the place of the highest of the first such three.
 
-    A single high value is no peak. With fewer than three values it is the median of all.
+    A single high value is not a peak. With fewer than three values it is the median of all.
     """
     medians = _running_median(values)
     width = len(values) - len(medians) + 1

@@ -91,11 +91,11 @@ MEASURES = {
 
 
 def describe_group(group: str, measures: Collection[str]) -> tuple[str, str]:
-    """What a group of curves shows, and a remark for their reader (empty if there is none).
+    """The meaning of a group of curves, and a remark for their reader (empty if there is none).
 
     Args:
         group: a name in ``GROUPS``.
-        measures: measures of the group that were found; those of quality depend on the task.
+        measures: the available measures of the group; those of ``quality`` depend on the task.
     """
     tasks = [task for task in TASK_METRICS.values() if not task.metrics.keys().isdisjoint(measures)]
     if group != "quality" or not tasks:

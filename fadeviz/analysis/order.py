@@ -36,7 +36,7 @@ RESPONSES = {
 """The responses whose learning times are measured."""
 
 MIN_HEADROOM = 0.1
-"""Headroom below which position cannot be told from knowledge: a perfect map is hardly better for its own mask."""
+"""Headroom below which position explains the response: a perfect map is hardly better for its own mask."""
 
 
 class Rules(NamedTuple):

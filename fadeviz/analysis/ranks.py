@@ -101,7 +101,7 @@ def rank_cells(maps: NDArray[np.floating], *, whole: bool = False) -> Ranked:
     places.ravel()[ties.places] = ties.twice.repeat(ties.size)
     twice = np.empty(flat.shape)
     twice.ravel()[at] = places
-    # The two ends of a sorted map tell what has_pattern tests: non-finite values are at one of them.
+    # The two ends of a sorted map are enough for what has_pattern tests: non-finite values are at one of them.
     low, high = ordered[:, 0].astype(np.float64), ordered[:, -1].astype(np.float64)
     finite = np.isfinite(low) & np.isfinite(high)
     low, high = np.where(finite, low, 0), np.where(finite, high, 0)

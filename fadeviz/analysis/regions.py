@@ -62,8 +62,8 @@ def signed_distance(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray
     .. math:: d(c) = \frac{1}{|c|} \int_c \pm \min_{q \in \partial M} \lVert p - q \rVert \, dp
 
     with :math:`c` a cell, :math:`M` the foreground of the mask and :math:`\partial M` its contour, the line between
-    foreground and background pixels at the mask's own resolution; the image border is no contour. The distance is exact
-    at each pixel's centre, and its mean over a cell keeps detail finer than the cell.
+    foreground and background pixels at the mask's own resolution; the image border is not a contour. The distance is
+    exact at each pixel's centre, and its mean over a cell keeps detail finer than the cell.
 
     Args:
         mask: ``(H, W)``; foreground is every class but 0.

@@ -154,7 +154,7 @@ class Responses:
     middle of every map separates inside from outside where objects are in the middle.
 
     The *headroom* of an image is the response of a perfect map, 1 inside and 0 outside, for its own mask minus its
-    mismatched response. It is about 0 where the masks are alike, so that position cannot be told from knowledge.
+    mismatched response. It is about 0 where the masks are alike, so that position alone explains the response.
 
     Attributes:
         edge: ``(S, N)``, edge response (:func:`edge_response`).
@@ -258,9 +258,9 @@ def _is_inverted(late: NDArray[np.floating], regions: Sequence[Regions]) -> bool
 
 def _mean_of_defined(table: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over the last axis, ignoring NaN; NaN if all values are."""
-    known = np.isfinite(table)
-    count = known.sum(-1)
-    total = np.where(known, table, 0).sum(-1)
+    defined = np.isfinite(table)
+    count = defined.sum(-1)
+    total = np.where(defined, table, 0).sum(-1)
     return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 

@@ -334,8 +334,8 @@ def _shares_of_power(values: NDArray[np.float64], scale: int) -> tuple[NDArray[n
     power = _power(values)
     total, radial, high, on, beside = _summed(power, _parts_of_power(values.shape[-2:], scale)).T
     # A purely periodic pattern has no energy beside its lines, and no ratio.
-    known = beside > 1e-20 * power.max(1)
-    return radial / total, high / total, np.divide(on, beside, out=np.full(len(on), np.nan), where=known)
+    defined = beside > 1e-20 * power.max(1)
+    return radial / total, high / total, np.divide(on, beside, out=np.full(len(on), np.nan), where=defined)
 
 
 @lru_cache(maxsize=16)

@@ -87,21 +87,21 @@ def _foreign_spans(
     # examined, of which a training has few.
     differs = next_correlation <= 1 - margin + 1e-9
     breaks = np.flatnonzero(differs.any(1))
-    known = np.isfinite(next_correlation).astype(np.int64)
+    defined = np.isfinite(next_correlation).astype(np.int64)
     differs = differs.astype(np.int64)
     fitting: list[tuple[int, int]] = []
     for rows in _stretches(breaks, maps):
         before: NDArray[np.float64] | None = None
         for columns in _stretches(breaks[breaks > rows[0]], maps):
             length = columns - rows[:, None]
-            # If the median over the known images exceeds the margin, at least half of them differ at both ends.
-            few = 2 * (differs[rows] @ differs[columns].T) < known[rows] @ known[columns].T
+            # If the median over the images that have one exceeds the margin, at least half of them differ at both ends.
+            few = 2 * (differs[rows] @ differs[columns].T) < defined[rows] @ defined[columns].T
             if not ((length > 0) & (length <= len(next_correlation) // 2) & ~few).any():
                 continue
             before = _units(maps, rows) if before is None else before
             around = np.clip(before @ _units(maps, columns + 1).swapaxes(1, 2), -1.0, 1.0)
             ends = np.maximum(next_correlation[rows].T[:, :, None], next_correlation[columns].T[:, None, :])
-            fits = (_median_of_known(around, ends) >= floor) & (_median_of_known(around - ends, ends) > margin)
+            fits = (_median_of_defined(around, ends) >= floor) & (_median_of_defined(around - ends, ends) > margin)
             fits &= (length > 0) & (length <= len(next_correlation) // 2)
             fitting += [(int(rows[row]) + 1, int(columns[column])) for row, column in np.argwhere(fits)]
     foreign = np.zeros(len(next_correlation) + 1, dtype=bool)
@@ -130,9 +130,9 @@ def _units(maps: Maps | NDArray[np.floating], numbers: NDArray[np.intp]) -> NDAr
     return units.reshape(*units.shape[:2], -1).swapaxes(0, 1)
 
 
-def _median_of_known(values: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median over the first axis, ignoring unknown values; minus infinity if all are unknown."""
-    missing = ~(np.isfinite(values) & np.isfinite(known))
+def _median_of_defined(values: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Median over the first axis where both arrays are finite; minus infinity where they nowhere are."""
+    missing = ~(np.isfinite(values) & np.isfinite(others))
     count = len(values) - missing.sum(0)
     ordered = np.sort(np.where(missing, np.inf, values), axis=0)
     low, high = (
@@ -163,7 +163,7 @@ def find_splice(
         kind: a kind with one map per image (not ``channels``).
         call: call of a layer that runs several times in a forward pass, from 0.
         next_correlation: ``(S - 1, N)``, correlation of each step with the next, see
-            :func:`~fadeviz.analysis.similarity.continuity`; if it is known, hardly any map is read.
+            :func:`~fadeviz.analysis.similarity.continuity`; with it, hardly any map is read.
 
     Returns:
         The files of another run, and the first and last step of every foreign stretch of frames.

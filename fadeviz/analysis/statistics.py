@@ -112,8 +112,8 @@ def bootstrap_interval(
             f"bootstrap: level={level:g}, resamples={resamples}; 0 < level < 1 and at least 1 resample are needed"
         )
     table = np.atleast_2d(np.asarray(values, np.float64))
-    known = ~np.isnan(table)
-    table = table[known.any(1)][:, known.any(0)]
+    present = ~np.isnan(table)
+    table = table[present.any(1)][:, present.any(0)]
     if not table.size:
         return Interval(math.nan, math.nan, math.nan, 0, 0, level)
     take = _medians if statistic == "median" else _means
@@ -124,7 +124,7 @@ def bootstrap_interval(
     estimates = estimates[~np.isnan(estimates)]  # without those of missing values alone
     low, high = (float(_quantile(estimates[None], share)[0]) for share in ((1 - level) / 2, (1 + level) / 2))
     estimate = float(take(table.reshape(1, -1))[0])
-    return Interval(estimate, low, high, int(known.sum()), len(table), level)
+    return Interval(estimate, low, high, int(present.sum()), len(table), level)
 
 
 def bootstrap_band(
@@ -183,10 +183,10 @@ def _medians(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _means(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = ~np.isnan(table)
+    present = ~np.isnan(table)
     with np.errstate(invalid="ignore"):  # inf - inf
-        total = np.where(known, table, 0).sum(1)
-    return np.divide(total, known.sum(1), out=np.full(len(table), np.nan), where=known.any(1))
+        total = np.where(present, table, 0).sum(1)
+    return np.divide(total, present.sum(1), out=np.full(len(table), np.nan), where=present.any(1))
 
 
 def _quantile(table: NDArray[np.float64], share: float) -> NDArray[np.float64]:

@@ -72,7 +72,7 @@ def _row(operator: OperatorOrder, order: LearningOrder, curves: Curves, tested: 
 
 def _spliced(operator: OperatorOrder, order: LearningOrder, curves: Curves) -> list[str]:
     """The folders of runs whose frames do not look like those of a single training."""
-    known = curves.get("frame_correlation")
+    correlation = curves.get("frame_correlation")
     return [
         path
         for index, (path, run) in enumerate(zip(distinct_paths(operator.runs), operator.runs, strict=True))
@@ -81,7 +81,9 @@ def _spliced(operator: OperatorOrder, order: LearningOrder, curves: Curves) -> l
             order.layer,
             order.kind,
             order.call,
-            next_correlation=None if known is None or known.steps != run.steps else known.values[index, 1:],
+            next_correlation=None
+            if correlation is None or correlation.steps != run.steps
+            else correlation.values[index, 1:],
         ).found
     ]
 

@@ -18,8 +18,8 @@ def describe(order: LearningOrder, rows: Sequence[Row], by_rule: Sequence[Row] =
 
     Args:
         order: the measured order of learning.
-        rows: from :func:`~fadeviz.analysis.table.summary_rows`.
-        by_rule: from :func:`~fadeviz.analysis.table.verdicts_by_rule`; empty leaves out their table.
+        rows: the rows of :func:`~fadeviz.analysis.table.summary_rows`.
+        by_rule: the rows of :func:`~fadeviz.analysis.table.verdicts_by_rule`; empty leaves out their table.
     """
     steps, rules = order.steps, order.rules
     width = max(len("operator"), *(len(row["operator"]) for row in rows)) + 2

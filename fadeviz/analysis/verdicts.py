@@ -45,14 +45,14 @@ def verdict(
 ) -> Verdict:
     """The verdict on one operator, from the states and leads of its maps.
 
-    The first rule that applies decides; a map is *known* if neither of its two responses is missing:
+    The first rule that applies decides; a map is *defined* if neither of its two responses is missing:
 
-    1. fewer than half of the maps are known: undecided;
-    2. in more than half of the known maps position alone explains the outline or the interior: undecided;
+    1. fewer than half of the maps are defined: undecided;
+    2. in more than half of the defined maps position alone explains the outline or the interior: undecided;
     3. in more than half of them the outline or the interior is there at step 0: already there at step 0;
     4. in more than half of them the outline or the interior is never learned: undecided, because the network may hold
        what its maps do not show;
-    5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the known maps: undecided;
+    5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the defined maps: undecided;
     6. the interval of the lead lies within [-margin, margin]: together;
     7. the interval lies above 0 and the lead is longer than the margin: outline first; likewise below 0: interior
        first; otherwise undecided.
@@ -66,20 +66,20 @@ def verdict(
             response is hardly above that for mismatched masks. Empty: not examined.
     """
     pairs = list(zip(edge, interior, strict=True))
-    known = [pair for pair in pairs if State.MISSING not in pair]
-    if not known or 2 * len(known) < len(pairs):
-        return Verdict("undecided", f"a response is undefined in {len(pairs) - len(known)} of {len(pairs)} maps")
-    counts = _counts(known)
+    defined = [pair for pair in pairs if State.MISSING not in pair]
+    if not defined or 2 * len(defined) < len(pairs):
+        return Verdict("undecided", f"a response is undefined in {len(pairs) - len(defined)} of {len(pairs)} maps")
+    counts = _counts(defined)
     for name in ("outline", "interior"):
         explained = sum(name in names for names in explained_by_position)
-        if 2 * explained > len(known):
+        if 2 * explained > len(defined):
             reason = f"the {name} is hardly better than for other images' masks in {explained} of {len(pairs)} maps"
             return Verdict("undecided", f"{reason}; {counts}")
-    if 2 * sum(State.AT_START in pair for pair in known) > len(known):
+    if 2 * sum(State.AT_START in pair for pair in defined) > len(defined):
         return Verdict("already there at step 0", counts)
-    if 2 * sum(State.NEVER in pair for pair in known) > len(known):
+    if 2 * sum(State.NEVER in pair for pair in defined) > len(defined):
         return Verdict("undecided", counts)
-    if leads.count < MIN_LEADS or 2 * leads.count < len(known):
+    if leads.count < MIN_LEADS or 2 * leads.count < len(defined):
         few = f", {MIN_LEADS} are needed" if leads.count < MIN_LEADS else ""
         return Verdict("undecided", f"a lead in {leads.count} of {len(pairs)} maps{few}; {counts}")
     return _verdict_of_leads(leads, 0.0 if math.isnan(margin) else margin)
@@ -102,7 +102,7 @@ def is_representative(interval: Interval, maps: int) -> bool:
     """Whether the median of an interval comes from enough of an operator's maps to stand for all of them.
 
     Args:
-        interval: of the maps that have a value.
+        interval: the median and interval of the maps that have a value.
         maps: number of all maps, runs times images.
     """
     return interval.count >= MIN_LEADS and 2 * interval.count >= maps

@@ -99,15 +99,15 @@ def measure(
     """Measure what :func:`run_bench` does, with a plan of your own.
 
     Args:
-        parts: as for :func:`run_bench`, as are ``upsamplers``, ``limit``, ``threads``, ``compiled``, ``output`` and
-            ``on_result``.
+        parts: the same as in :func:`run_bench`; so are ``upsamplers``, ``limit``, ``threads``, ``compiled``,
+            ``output`` and ``on_result``.
         plan: the shapes, rounds and times; None takes the full plan of the device.
         precisions: names in ``PRECISIONS`` for the parts ``reassembly``, ``operators`` and ``step``; if empty, those of
             the plan.
         device: the device; None takes the CPU.
 
     Returns:
-        The report, as for :func:`run_bench`.
+        The report of :func:`run_bench`.
 
     Raises:
         FadevizError: if a part, operator or precision is unknown, a number invalid, or the file cannot be written.

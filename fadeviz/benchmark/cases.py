@@ -185,8 +185,8 @@ def reassembly_inputs(
     shapes = [low, (b, KERNEL_SIZE**2, *high)]
     if fused:
         shapes += [(b, c, *high), (b, 1, *high)]
-    given = [_randn(size, layout, device, precision).requires_grad_() for size in shapes]
-    return *given, _randn((b, c, *high), layout, device, precision)
+    operands = [_randn(size, layout, device, precision).requires_grad_() for size in shapes]
+    return *operands, _randn((b, c, *high), layout, device, precision)
 
 
 def operator_inputs(
@@ -216,11 +216,11 @@ def forward(function: Callable[..., Tensor], *inputs: Tensor) -> Call:
 
 def both(function: Callable[..., Tensor], *inputs: Tensor, parameters: Sequence[Tensor] = ()) -> Call:
     """The output and all gradients; the last input is the output's gradient."""
-    *given, gradient = inputs
+    *operands, gradient = inputs
 
     def call() -> object:
-        y = function(*given)
-        return torch.autograd.grad(y, [*given, *parameters], gradient.to(y.dtype), allow_unused=True)
+        y = function(*operands)
+        return torch.autograd.grad(y, [*operands, *parameters], gradient.to(y.dtype), allow_unused=True)
 
     return call
 

@@ -20,7 +20,7 @@ from .cases import KERNEL_SIZE, SCALE
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, machine and settings that the figures depend on."""
+    """Versions, machine and settings on which the timings depend."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     like = torch.empty(1, 1, 1, 1, device=device)
     return {
@@ -39,7 +39,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _cuda_environment(device: torch.device) -> dict[str, Any]:
-    """What a CUDA device's figures depend on besides."""
+    """Further conditions of timings on a CUDA device."""
     properties = torch.cuda.get_device_properties(device)
     driver = "unknown"
     with suppress(OSError, subprocess.SubprocessError, IndexError):

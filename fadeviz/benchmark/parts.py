@@ -102,7 +102,7 @@ class Setting:
     def time(
         self, candidates: Mapping[str, Call], peers: Collection[str] = (), clock: Clock = host_clock
     ) -> tuple[dict[str, Timing], list[str]]:
-        """Time the candidates for as long as the plan says."""
+        """Time the candidates for as long as the plan specifies."""
         plan = self.plan
         return time_in_turns(candidates, self.device, plan.rounds, plan.turn, plan.budget, peers, clock)
 
@@ -277,7 +277,7 @@ def moved_values(shape: Shape, fused: bool) -> dict[str, int]:
     x, w, y, gate = b * c * n * n, KERNEL_SIZE**2 * high, c * high, high
     inputs = x + w + (y + gate if fused else 0)
     # Forward reads the inputs and writes y. Backward reads them and y's gradient, and writes a gradient of each.
-    return {"forward": inputs + y, "forward+backward": 3 * inputs + 2 * y, "given": inputs + y}
+    return {"forward": inputs + y, "forward+backward": 3 * inputs + 2 * y, "operands": inputs + y}
 
 
 def _add_memory(setting: Setting, shape: Shape, row: Row) -> list[str]:
@@ -287,7 +287,7 @@ def _add_memory(setting: Setting, shape: Shape, row: Row) -> list[str]:
     if (precision, fused) != ("fp32", False):
         question |= {"precision": precision, "fused": fused}
     extra, why = setting.peak(question)
-    held = dtype_of(precision).itemsize * moved_values(shape, fused)["given"]  # and as much again for the results
+    held = dtype_of(precision).itemsize * moved_values(shape, fused)["operands"]  # and as much again for the results
     row |= {"extra_bytes": extra, "held_bytes": held, "needed_bytes": 2 * held}
     row["memory_ratio"] = None if extra is None else (held + extra) / (2 * held)
     return [f"memory of {form}, {layout}: {line}" for line in why]

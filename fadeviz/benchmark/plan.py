@@ -50,7 +50,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and for how long.
+    """The measurements, and their duration.
 
     Attributes:
         reassembly: shapes of the maps in the part ``reassembly``.

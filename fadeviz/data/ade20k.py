@@ -83,7 +83,7 @@ class ADE20K:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each image is called: the stem of its file."""
+        """Names of the images: the stems of their files."""
         return tuple(files.name for files in self._files)
 
     def __getitem__(self, index: int) -> Sample:
@@ -214,7 +214,7 @@ def load_ade20k(
 def check_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     """Read every file of an ADE20K folder and return all problems, a line each; empty means that all is well.
 
-    The whole set takes some minutes.
+    The complete set takes a few minutes.
     """
     try:
         parts = _find(Path(folder))
@@ -243,13 +243,13 @@ def describe_ade20k(folder: str | os.PathLike[str]) -> list[str]:
     """
     files = [files for part in _find(Path(folder)).values() for files in part.files]
     return [
-        *describe_images((one.image for one in files), "images", "by its colours"),
-        *describe_images((one.annotation for one in files), "annotations", "by its indices, which are the classes"),
+        *describe_images((pair.image for pair in files), "images", "by its colours"),
+        *describe_images((pair.annotation for pair in files), "annotations", "by its indices, which are the classes"),
     ]
 
 
 def class_names(folder: str | os.PathLike[str]) -> tuple[str, ...]:
-    """What the 150 classes are called, class 0 of ``Sample.mask`` first: the first of a class's names, such as "wall".
+    """Names of the 150 classes, class 0 of ``Sample.mask`` first: the first of a class's names, such as "wall".
 
     They are read from ``objectInfo150.txt`` in the folder, in ``folder/ADEChallengeData2016`` or beside the folder.
     Without it, classes are called "class 0" to "class 149".
@@ -286,7 +286,7 @@ def _read_names(path: Path) -> tuple[str, ...]:
 
 
 def _find(folder: Path) -> dict[str, _Part]:
-    """What a folder has, by part: ``training`` and ``validation``, or one called ``""`` in a sample without them."""
+    """The files of a folder, by part: ``training`` and ``validation``, or ``""`` alone in a sample without them."""
     root = _root_of(folder)
     if not (root / "images" / "training").is_dir():
         part = _find_part(root, "")
@@ -370,7 +370,9 @@ def _read_annotation(path: Path) -> NDArray[np.uint8]:
     """The classes ``(H, W)`` of an annotation: one less than in the file, and 255 for its 0."""
     image = open_image(path)
     if image.format != "PNG":
-        raise FadevizError(f"{path} is no PNG but {image.format}, which does not keep classes. Put the set's own there")
+        raise FadevizError(
+            f"{path} is not a PNG but {image.format}, which does not keep classes. Put the original there"
+        )
     with path.open("rb") as file:
         bits, kind = file.read(26)[24:]  # of the header chunk, which comes first in every PNG
     # Palette images are read by index: the palette is only how viewers colour the classes. Grey of fewer than 8 bits

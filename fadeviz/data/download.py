@@ -38,10 +38,10 @@ MIN_SPEED = 1.0
 """Default minimum speed in kilobytes per second, averaged over ``SPEED_SECONDS`` of waiting."""
 
 SPEED_SECONDS = 60.0
-"""For how many seconds a server may be slower than that."""
+"""Seconds for which a server may be slower than ``MIN_SPEED``."""
 
 TRIES = 4
-"""Number of attempts at a broken connection before giving up; the next call resumes from there all the same."""
+"""Number of attempts at a broken connection before giving up; the next call still resumes from there."""
 
 WAIT_SECONDS = 1.0
 """Pause before the next attempt, in seconds."""
@@ -141,7 +141,7 @@ class _Limits:
 
     Attributes:
         max_bytes: largest size of a file, or of an unpacked archive.
-        min_speed: in bytes per second.
+        min_speed: minimum speed in bytes per second.
     """
 
     def __init__(self, max_gb: float, min_speed: float) -> None:
@@ -167,7 +167,7 @@ def _check_request(url: str, sha256: str) -> str:
     """The checksum in lower case, after checking both arguments."""
     digits = sha256.strip().lower().removeprefix("sha256:")
     if not re.fullmatch(r"[0-9a-f]{64}", digits):
-        raise FadevizError(f"{sha256!r} is no SHA256. Give its 64 hexadecimal digits; `sha256sum FILE` prints them")
+        raise FadevizError(f"{sha256!r} is not a SHA256. Give its 64 hexadecimal digits; `sha256sum FILE` prints them")
     try:
         parts = urlsplit(url)
         # No name and password: urllib does not take them here, and messages and logs would show them.
@@ -176,7 +176,7 @@ def _check_request(url: str, sha256: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise FadevizError(f"{url!r} is no address to download from. Give an https:// one, without a password")
+        raise FadevizError(f"{url!r} is not an address to download from. Give an https:// address, without a password")
     return digits
 
 
@@ -323,7 +323,7 @@ class _Resuming:
             resumes = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
             if have and response.status == 206 and not resumes:
                 self.part.unlink()
-                raise _BrokenOff("the server sent another part than asked for")
+                raise _BrokenOff("the server sent another part than requested")
             # A server that cannot resume sends the whole file, with status 200.
             have = have if resumes else 0
             self.resumed = resumes
@@ -367,7 +367,7 @@ class _Resuming:
                 answer = f"{error.code} {error.reason}"
                 raise FadevizError(f"{url} answers {answer}. Check the address, or {self.by_hand}") from error
         except (OSError, HTTPException, UnicodeError) as error:
-            # URLError is an OSError; its reason says more than itself.
+            # URLError is an OSError; its reason is more precise.
             reason = error.reason if isinstance(error, URLError) else error
             host = urlsplit(url).netloc
             raise FadevizError(f"cannot reach {host} ({reason}). Check the network, or {self.by_hand}") from error

@@ -62,7 +62,7 @@ _LISTED = 3
 
 
 class Listing(NamedTuple):
-    """What a folder holds.
+    """The contents of a folder.
 
     Attributes:
         files: the images by the stem of their names in composed Unicode, in the order of the names.
@@ -80,7 +80,7 @@ def list_folder(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Listing:
 
     Args:
         folder: the folder.
-        suffixes: in lower case; files match in either case.
+        suffixes: file suffixes in lower case; files match in either case.
 
     Raises:
         FadevizError: if the folder cannot be listed.
@@ -143,7 +143,7 @@ def _kind_of(path: Path) -> str:
 
 
 def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
-    """The decoded image, in its own mode, turned as its orientation tag says.
+    """The decoded image, in its own mode, turned according to its orientation tag.
 
     Args:
         path: the file.
@@ -168,7 +168,7 @@ def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
                 opened.load()
                 turn = _TURNS.get(orientation(opened))
                 image = opened.copy() if turn is None else opened.transpose(turn)
-                # A copy forgets the file format, by which masks are told apart.
+                # A copy forgets the file format, by which masks are distinguished.
                 image.format = opened.format
                 return image
     except FadevizError:
@@ -178,7 +178,7 @@ def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:
-        raise cannot_read(path, "it is no image, or its first bytes are damaged") from error
+        raise cannot_read(path, "it is not an image, or its first bytes are damaged") from error
     except _DAMAGED as error:
         raise cannot_read(path, f"it is damaged or cut off ({' '.join(str(error).split())})") from error
 
@@ -228,7 +228,7 @@ def to_rgb(image: Image.Image, path: Path, *, hidden: bool = False) -> Image.Ima
     """The image in mode RGB; transparent parts are composited over ``GROUND``.
 
     Args:
-        image: in any mode.
+        image: an image in any mode.
         path: its file, for messages.
         hidden: take the stored colours instead, even where they are transparent.
 

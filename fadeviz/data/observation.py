@@ -73,14 +73,14 @@ def choose_observed(dataset: Dataset, count: int, seed: int = 0, *, classes: int
 def find_object(mask: NDArray[np.uint8]) -> int:
     """The class that is most like a single clear object in an image of many classes; the lowest number among equals.
 
-    Its outline and interior are what is measured of such an image. ``IGNORED`` is no class.
+    Its outline and interior are what is measured of such an image. ``IGNORED`` is not a class.
     """
     classes = [int(value) for value in np.unique(mask) if value != IGNORED]
     return min(classes, key=lambda value: (_fault(mask == value), value), default=0)
 
 
 def _fault(inside: NDArray[np.bool_]) -> float:
-    """By how much the foreground misses the bounds, summed; 0 is a good one."""
+    """The sum of the distances by which the foreground misses the bounds; 0 if it is within all of them."""
     share = float(inside.mean())
     if share == 0:
         return 3.0

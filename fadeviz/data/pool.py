@@ -61,7 +61,7 @@ class Kept:
 class Pool:
     """The first ``count`` images of an endless data set, generated once, as a repeating epoch.
 
-    An image is drawn when it is first asked for, or before by :func:`fadeviz.training.batches.draw_pool`, and kept as
+    An image is drawn on its first access, or before by :func:`fadeviz.training.batches.draw_pool`, and kept as
     uint8. Its arrays are read-only.
 
     *Shape*: as of ``dataset``. Without ``mattes``, image and mask alone are kept: 200 KB at 224x224.

@@ -194,7 +194,7 @@ class DataCheck:
     Attributes:
         folder: the folder.
         data: the name of the data set.
-        problems: what is wrong with its files, one line each; empty if it can be used.
+        problems: faults of its files, one line each; empty if it can be used.
         notes: how files were read where other readers may treat them differently, one line each.
         splits: its images; None if there are problems.
     """

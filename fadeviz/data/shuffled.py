@@ -20,7 +20,7 @@ def derangement(count: int, seed: int, block: int = 0) -> NDArray[np.int64]:
     Args:
         count: 2 or more.
         seed: another seed gives another permutation, as does another ``block``.
-        block: which of several permutations of one seed.
+        block: number of the permutation among those of the seed.
 
     Raises:
         FadevizError: if ``count`` is below 2.
@@ -42,7 +42,7 @@ class ShuffledLabels:
     Every mask is used as often as before, so that the shares of the classes and the mean mask stay the same: where
     objects usually are can still be learned, and nothing else. An endless set is shuffled in blocks of ``BLOCK``.
 
-    Shape: as of ``dataset``, whose images have one size.
+    Shape: that of ``dataset``, whose images have one size.
     Cost: a second image is read or generated for each.
     Raises: FadevizError if the data set has fewer than two images.
     """

@@ -41,9 +41,9 @@ class Augmentation:
         largest_class: at most this share of a crop's labelled pixels may be of one class; 1 allows any crop.
         tries: maximum number of crops tried for that; the last one is used as it is.
         flip: the chance that a crop is mirrored left to right.
-        brightness: what is added to all values, at most, up or down; values are 0 to 255.
+        brightness: largest number that is added to all values or subtracted from them; values are 0 to 255.
         contrast: all values are multiplied by a number between these two.
-        saturation: the same for HSV's saturation.
+        saturation: HSV's saturation is multiplied by a number between these two.
         hue: degrees on the colour circle, at most, either way.
 
     Each of the four changes of colour happens with a chance of one half, brightness first. Contrast comes second or
@@ -74,7 +74,7 @@ class AugmentedCrops:
 
     *Units*: ``size`` is in pixels.
 
-    *Cost*: about 20 ms a crop of 512x512 on one core, besides reading the image.
+    *Cost*: about 20 ms a crop of 512x512 on one core, without reading the image.
 
     *Differs*: from the usual code in two ways. Colours are rounded once, at the end, instead of after every change.
     An image that is shrunk is averaged over area, where OpenCV's linear filter would alias.
@@ -144,7 +144,7 @@ class CentreCrops:
     """Every image of a data set as one square: its short side brought to ``size``, the middle of the long one kept.
 
     Images are scaled linearly (averaged over area where they shrink), masks by the nearest pixel. What a score over
-    these squares leaves out is the ends of the long side; it is no score over whole images.
+    these squares leaves out is the ends of the long side; it is not a score over whole images.
 
     *Shape*: image ``(size, size, 3)`` uint8, mask ``(size, size)`` uint8. A matte is dropped.
 

@@ -39,7 +39,7 @@ BLACK = 16
 """An image none of whose values reaches this is taken for a black one."""
 
 MIDDLE_SHARE = 0.2
-"""A lossy mask may have this share of values in 64..191; one with more is no mask."""
+"""A lossy mask may have this share of values in 64..191; one with more is not a mask."""
 
 ASPECT_TOLERANCE = 0.02
 """How far the aspect ratios of an image and its mask may differ; in the original files it is 0.006."""
@@ -74,7 +74,7 @@ class _Files:
 class WeizmannHorses:
     """Horses by index, all warped to one size; made by :func:`read_weizmann`.
 
-    An image is decoded when it is first asked for and kept as uint8 (200 KB at 224 x 224), so that a second epoch
+    An image is decoded on its first access and kept as uint8 (200 KB at 224 x 224), so that a second epoch
     decodes nothing. Every sample is a copy: writing into it changes no other.
 
     Attributes:
@@ -105,7 +105,7 @@ class WeizmannHorses:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each image is called: the stem of its file."""
+        """Names of the images: the stems of their files."""
         return tuple(files.name for files in self._files)
 
     @cached_property
@@ -209,7 +209,7 @@ def split_train_test(
     read, so that a damaged file is reported here and not during training.
 
     Args:
-        dataset: what to split.
+        dataset: the data set to split.
         train_share: the share of images to train on, in (0, 1); 0.85 of 328 is 279, which leaves 49.
         seed: another seed gives another split.
 

@@ -1,4 +1,4 @@
-"""Experiments: a run's settings, and the training that records it; the one place that knows all the parts."""
+"""Experiments: a run's settings, and the training that records it; the one place where all the parts meet."""
 
 from ..training.signals import Interrupted
 from .config import (

@@ -114,19 +114,19 @@ class RunConfig:
         """Fill in the defaults that the network decides.
 
         Raises:
-            FadevizError: if a setting is invalid; the message names it and says what is valid. Whether a data folder or
+            FadevizError: if a setting is invalid; the message names it and lists valid values. Whether a data folder or
                 a file of weights exists is checked when it is read, since those of a stored run may have moved.
         """
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name), field.default))
         network = parse_network(self.network)[0]
-        found = find_network(network)
-        recipe = found.recipe
+        network_class = find_network(network)
+        recipe = network_class.recipe
         for name, value in (
             ("lr", recipe.lr),
             ("weight_decay", recipe.weight_decay),
             ("lr_drops", recipe.lr_drops),
-            ("layers", found.layers),
+            ("layers", network_class.layers),
         ):
             if getattr(self, name) in (None, "", ()):
                 object.__setattr__(self, name, value)
@@ -147,15 +147,15 @@ class RunConfig:
         check_model(self.network, self.upsampler, self.width, self.layers, self.kinds)
 
     def _check_choices(self) -> None:
-        for what, name, known in (
+        for what, name, choices in (
             ("kind of labels", self.labels, LABELS),
             ("device", self.device, DEVICES),
             ("precision", self.precision, tuple(PRECISIONS)),
             ("observation mode", self.observe_mode, MODES),
             ("compile mode", self.compile, COMPILE),
         ):
-            if name not in known:
-                raise unknown_name(what, name, known)
+            if name not in choices:
+                raise unknown_name(what, name, choices)
 
     def _check_data(self, network: str) -> None:
         task = find_network(network).task
@@ -169,7 +169,7 @@ class RunConfig:
                 f"data {self.data} needs its folder: data_dir=DIR. Check it with: fadeviz data check DIR"
             )
         if self.data_dir and not data.needs_folder:
-            fitting = " or ".join(f"data={name}" for name, one in all_data(task).items() if one.needs_folder)
+            fitting = " or ".join(f"data={name}" for name, data_set in all_data(task).items() if data_set.needs_folder)
             raise FadevizError(f"data {self.data} has no folder, but data_dir is {self.data_dir}. Use {fitting}")
         if self.pool and data.in_memory:
             raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory already. Leave out pool=...")
@@ -210,7 +210,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     """The settings that a run was recorded with.
 
     Raises:
-        FadevizError: if there is no run, or it has settings that this version does not know.
+        FadevizError: if there is no run, or it has settings that this version does not support.
     """
     return config_from(StoredRun(path).info.config, f"{path}/run.json", "Record again with overwrite=True")
 
@@ -224,13 +224,13 @@ def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig
         remedy: the advice in a message about damaged settings.
 
     Raises:
-        FadevizError: if settings are damaged, or not known to this version.
+        FadevizError: if settings are damaged, or not supported by this version.
     """
     values = dict(stored)
     fields = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for name, value in values.items():
         if name not in fields:
-            raise FadevizError(f"{where} has a setting {name!r} that this fadeviz does not know. Upgrade it")
+            raise FadevizError(f"{where} has a setting {name!r}, which this version does not support. Upgrade fadeviz")
         if not _is_like(value, fields[name]):
             raise FadevizError(f"{where} has damaged settings ({name} cannot be {value!r:.60}). {remedy}")
     if "lr_drops" in values:
@@ -241,7 +241,7 @@ def config_from(stored: Mapping[str, Any], where: str, remedy: str) -> RunConfig
 def _is_like(value: object, default: object) -> bool:
     """Whether a value from a file can stand for this default."""
     if isinstance(default, tuple):
-        return isinstance(value, list | tuple) and all(_is_like(one, 0.5) for one in value)
+        return isinstance(value, list | tuple) and all(_is_like(item, 0.5) for item in value)
     if default is None and value is None:
         return True
     if default is None or isinstance(default, float):

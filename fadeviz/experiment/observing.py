@@ -1,4 +1,4 @@
-"""What a run observes: the fixed images, their maps at a step, and what run.json says about them."""
+"""Observations of a run: the fixed images, their maps at a step, and their entries in run.json."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _REPORT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of.
+    """The parts of a run.
 
     Attributes:
         config: the settings.
@@ -146,7 +146,7 @@ def build_model(config: RunConfig, classes: int = 2) -> tuple[Network, str]:
     Raises:
         FadevizError: if the weights cannot be read.
     """
-    with torch.random.fork_rng([]):  # weights are drawn on the CPU; no GPU is asked for its random state
+    with torch.random.fork_rng([]):  # weights are drawn on the CPU; the random state of a GPU is not read
         torch.default_generator.manual_seed(config.seed)
         model = build_network(config.network, config.upsampler, classes=classes, width=config.width)
     if config.weights == "none":

@@ -1,4 +1,4 @@
-"""What happens around the training steps of one run: observing, testing, saving, and keeping run.json up to date."""
+"""The work around the training steps of one run: observing, testing, saving, and keeping run.json up to date."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stopwatch:
     """Seconds spent, by activity.
 
     Attributes:
-        seconds: by the name of the activity.
+        seconds: seconds spent on each activity, by its name.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Session:
     """One process's part in a run, from its beginning or resumption to its end.
 
     Attributes:
-        parts: what the run is made of.
+        parts: the parts of the run.
         observer: its observations.
         checkpoints: its checkpoints.
         writer: writes the folder; None in all processes but the first.
@@ -184,7 +184,7 @@ class Session:
             number: the signal's number.
 
         Raises:
-            Interrupted: always.
+            Interrupted: when the checkpoint is written.
             FadevizError: if the checkpoint cannot be written.
         """
         if self.writer is not None:
@@ -224,7 +224,7 @@ class Session:
 
 
 def _describe(parts: Parts, observer: Observer) -> RunInfo:
-    """What run.json says of a run before it has begun."""
+    """The content of run.json before a run begins."""
     config, model, optimizer = parts.config, parts.model, parts.optimizer
     return RunInfo(
         upsampler=config.upsampler,

@@ -27,7 +27,7 @@ from .session import Session
 
 
 class Progress(NamedTuple):
-    """What ``train`` reports after each step."""
+    """The report of ``train`` after each step."""
 
     step: int
     steps: int
@@ -103,7 +103,7 @@ def train(
 
 
 def _find_earlier(config: RunConfig, out: Path, resume: bool, overwrite: bool) -> StoredRun | None:
-    """The run to resume, if any; raises unless the folder allows what is asked for."""
+    """The run to resume, if any; raises if the folder does not allow it."""
     check_folder(out, resume=resume, overwrite=overwrite)
     if not resume:
         return None
@@ -212,7 +212,7 @@ def _run(
         session.checkpoints.wait()
         session.end("finished")
     except Interrupted:
-        raise  # run.json says so already
+        raise  # already recorded in run.json
     except BaseException as error:
         # A full disk, a loss that is not finite, a second Ctrl-C: write it into run.json, then raise again.
         immediately = isinstance(error, KeyboardInterrupt)

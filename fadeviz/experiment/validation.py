@@ -21,10 +21,10 @@ MOST = 10**9
 
 
 def plain(name: str, value: object, default: object) -> Any:
-    """The value of a setting as run.json can hold it: numpy's numbers and paths as Python's own; the type is checked.
+    """The value of a setting in a form that run.json can hold: NumPy's numbers and paths become Python's own types.
 
     Raises:
-        FadevizError: not of the type of the default; a number that is not finite.
+        FadevizError: if the value is not of the type of the default, or is not finite.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -59,7 +59,7 @@ def check_range(name: str, value: float, least: float, most: float = math.inf, *
     """Raise unless ``least <= value <= most``; an end named in ``open_end`` (``low``, ``high``) does not belong to it.
 
     Raises:
-        FadevizError: it is not.
+        FadevizError: if the value is out of this range.
     """
     low = value > least if open_end == "low" else value >= least
     high = value < most if open_end == "high" else value <= most
@@ -85,10 +85,10 @@ def check_lr_drops(drops: Sequence[float]) -> None:
 
 @lru_cache(maxsize=1024)
 def check_model(network: str, upsampler: str, width: float, layers: str, kinds: str) -> None:
-    """Raise unless there is such a network with such an operator, and the layers and kinds in it.
+    """Raise unless the network and its operator exist and have these layers and kinds.
 
     Raises:
-        FadevizError: there is not; the message says what there is.
+        FadevizError: if one of them does not exist; the message lists the names that do.
     """
     try:
         with torch.device("meta"), _WithoutWeights():

@@ -103,11 +103,11 @@ def export_run(
         export_run(fadeviz.open_run("outputs/fade"), "zarr", "fade.zarr", kinds=["feature"])
     """
     entry = find_target(target)
-    given = {name: value for name, value in (("normalize", normalize), ("colormap", colormap)) if value is not None}
-    if given and not entry.draws:
-        name, value = next(iter(given.items()))
+    options = {name: value for name, value in (("normalize", normalize), ("colormap", colormap)) if value is not None}
+    if options and not entry.draws:
+        name, value = next(iter(options.items()))
         raise FadevizError(f"{target} writes maps as recorded and draws nothing. Leave out {name}={value!r}")
-    drawing = Drawing(**given)
+    drawing = Drawing(**options)
     if entry.draws:
         drawing.check()
     (opened,) = stored_runs(run)

@@ -16,7 +16,7 @@ from ..storage.files import replacing
 
 @contextmanager
 def needs(extra: str) -> Iterator[None]:
-    """Turn a failing import within the block into the command that mends it."""
+    """Turn a failing import within the block into an error with the command that repairs the installation."""
     try:
         yield
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What an export holds: layers, kinds, images and steps of a run, read a step at a time or drawn as images."""
+"""The content of an export: layers, kinds, images and steps of a run, read a step at a time or drawn as images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Part:
     """The maps of one layer, kind and call over the exported steps.
 
     Attributes:
-        maps: of all images that were recorded.
+        maps: the maps of all recorded images.
         images: numbers of those whose maps are exported; ``(0,)`` for ``constant``, which is of no image.
     """
 
@@ -53,12 +53,12 @@ class Part:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of what is exported: ``(steps, n, h, w)``, or ``(steps, n, C, h, w)`` for ``CHANNEL_KINDS``."""
+        """The shape of the exported array: ``(steps, n, h, w)``, or ``(steps, n, C, h, w)`` for ``CHANNEL_KINDS``."""
         return (len(self.maps), len(self.images), *self.maps.shape[2:])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the images; of ``constant``, what it was made of."""
+        """Names of the exported images; for ``constant``, of its sources."""
         return tuple(self.maps.images[number] for number in self.images)
 
     def each_step(self) -> Iterator[NDArray[np.float32]]:
@@ -77,7 +77,7 @@ class Drawing:
 
     Attributes:
         normalize: the range from black to white: ``frame``, of each map, or ``run``.
-        colormap: ``gray`` or any that matplotlib knows.
+        colormap: ``gray`` or any colour map of matplotlib.
     """
 
     normalize: str = "frame"
@@ -104,7 +104,7 @@ class ExportSelection:
         images: indices of the observed images, increasing.
         names: the names of those images.
         parts: the maps of each layer, kind and call, in the network's order.
-        notes: what was left out, one sentence each.
+        notes: notes on what was left out, one sentence each.
         drawing: how maps become images, for targets that draw.
     """
 
@@ -117,7 +117,7 @@ class ExportSelection:
     drawing: Drawing = Drawing()
 
     def label(self, number: int) -> str:
-        """What an observed image is called, safe to be a part of a path, and no other image of the selection."""
+        """The name of an observed image, unique in the selection and safe as a part of a path."""
         name = self.names[self.images.index(number)]
         return safe_name(name if len(set(self.names)) == len(self.names) else f"{number} {name}")
 
@@ -226,7 +226,7 @@ def select(
                     notes.append(f"no {kind} of {layer}: it was not recorded of the images asked for")
     if not parts:
         for kind in kinds:
-            run.default_layer(kind)  # says what was recorded
+            run.default_layer(kind)  # raises with a list of what was recorded
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
     names = tuple(map(run.info.observation.name_of, numbers))
     return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)

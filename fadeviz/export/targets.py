@@ -10,7 +10,7 @@ from .selection import ExportSelection
 
 
 class Write(Protocol):
-    """Writes a selection of a run, whole or not at all."""
+    """Writes a selection of a run, completely or not at all."""
 
     def __call__(self, selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
         """Write ``selection`` to ``out``.
@@ -36,7 +36,7 @@ class ExportTarget:
     Attributes:
         write: writes a selection.
         help: a line for ``fadeviz export --help``.
-        draws: whether maps are drawn as images, in 256 colours, as ``selection.drawing`` says; otherwise they are
+        draws: whether maps are drawn as images, in 256 colours, according to ``selection.drawing``; otherwise they are
             written as recorded, bit for bit.
     """
 

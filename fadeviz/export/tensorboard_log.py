@@ -30,7 +30,7 @@ def write_tensorboard(selection: ExportSelection, out: Path, *, overwrite: bool 
     other bytes each time.
 
     Returns:
-        Notes; one says how to see all steps where TensorBoard would show a sample.
+        Notes; one explains how to see all steps where TensorBoard would show a sample.
 
     Raises:
         FadevizError: if TensorBoard is not installed, or an existing folder must not be replaced.

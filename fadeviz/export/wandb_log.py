@@ -1,4 +1,4 @@
-"""Export to Weights & Biases, offline: a run folder on disk, for ``wandb sync`` to send when you say so."""
+"""Export to Weights & Biases, offline: a run folder on disk, which ``wandb sync`` uploads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OURS = re.compile(r"wandb/(debug[^/]*\.log|latest-run|offline-run-[0-9_]+-fadev
 _MARK = re.compile(r"wandb/offline-run-[0-9_]+-fadeviz-[^/]+/run-fadeviz-[^/]+\.wandb")
 
 _SECONDS = 120.0
-"""What W&B may take, besides the time for each image."""
+"""Seconds that W&B may take, in addition to the time for each image."""
 
 
 def write_wandb(selection: ExportSelection, out: Path, *, overwrite: bool = False) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def write_wandb(selection: ExportSelection, out: Path, *, overwrite: bool = Fals
     that what is sent twice is one run there. W&B puts the time into names and files: other bytes each time.
 
     Returns:
-        Notes; the last says how to send it.
+        Notes; the last explains how to upload it.
 
     Raises:
         FadevizError: if wandb is not installed, fails or does not end, or an existing folder must not be replaced.
@@ -89,7 +89,7 @@ def _draw_all(selection: ExportSelection, folder: Path) -> tuple[list[dict[str, 
 
 
 def _log(scratch: Path, out: Path, seconds: float) -> None:
-    # Another process: W&B starts a service, hooks signals and exit, and may be at work for a training in this one.
+    # Another process: W&B starts a service, hooks signals and exit, and may already serve a training in this one.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     variables = {
         "WANDB_MODE": "offline",
@@ -113,10 +113,10 @@ def _log(scratch: Path, out: Path, seconds: float) -> None:
             process.wait()
         if status:
             log.seek(0)
-            said = log.read().decode("utf-8", "replace").strip().splitlines()
+            lines = log.read().decode("utf-8", "replace").strip().splitlines()
             raise FadevizError(
-                f"wandb failed: {said[-1] if said else f'exit {status}'}. Nothing was written. "
-                "Is it whole? python -c 'import wandb'"
+                f"wandb failed: {lines[-1] if lines else f'exit {status}'}. Nothing was written. "
+                "Check its installation: python -c 'import wandb'"
             )
 
 

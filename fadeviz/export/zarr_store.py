@@ -66,7 +66,7 @@ def write_zarr(selection: ExportSelection, out: Path, *, overwrite: bool = False
 
 @contextmanager
 def _as_is() -> Iterator[None]:
-    # Zarr 3 says that other readers may not know consolidated metadata: they do without.
+    # Zarr 3 warns that other readers may not support consolidated metadata: they do without.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         yield
@@ -87,7 +87,7 @@ def _write_layer(group: Any, parts: Sequence[Part]) -> None:
             values = _text(part.names) if axis == "image" else np.arange(length)
             # Within a group one name is one axis: as long, and with the same meaning.
             meaning = (axis, part.kind if axis == "channel" else "", *values)
-            same = [name for name, known in meanings.items() if known == meaning]
+            same = [name for name, other in meanings.items() if other == meaning]
             dims.append(same[0] if same else axis if axis not in meanings else f"{axis}_{array_name}")
             meanings[dims[-1]], coordinates[dims[-1]] = meaning, values
         array = group.create_array(

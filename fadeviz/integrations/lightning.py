@@ -60,7 +60,7 @@ class RecorderCallback(Callback):
 
         Args:
             layers: names of the LightningModule's submodules, e.g. ``model.decoder.*``, or modules.
-            steps: as for :class:`fadeviz.Recorder`.
+            steps: the schedule of a :class:`fadeviz.Recorder`.
             out: the run's folder.
             batch: ``(images, targets)``; the LightningModule's ``forward`` is called with the images.
             loss_fn: ``loss_fn(output, targets)`` for the output of ``forward``; None records no gradients.

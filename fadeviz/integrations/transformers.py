@@ -56,8 +56,8 @@ class RecorderCallback(TrainerCallback):
         """Keep the arguments; the folder is opened when the training starts.
 
         Args:
-            layers: as for :class:`fadeviz.Recorder`, in the Trainer's model.
-            steps: as for :class:`fadeviz.Recorder`.
+            layers: the layers of a :class:`fadeviz.Recorder`, as named in the Trainer's model.
+            steps: the schedule of a :class:`fadeviz.Recorder`.
             out: the run's folder.
             batch: a batch of model inputs, ``{"pixel_values": ..., "labels": ...}``, whose labels are the targets; or
                 ``(images, targets)``, as for :class:`fadeviz.Recorder`.

@@ -62,12 +62,12 @@ def parse_network(text: str) -> tuple[str, dict[str, object]]:
         ('segformer', {'backbone': 'b1'})
     """
     name, options = parse_options(text, "network")
-    known = {
+    parameters = {
         parameter: value
         for parameter, value in inspect.signature(find_network(name)).parameters.items()
         if value.kind is inspect.Parameter.KEYWORD_ONLY
     }
-    check_options(name, options, known)
+    check_options(name, options, parameters)
     return name, options
 
 

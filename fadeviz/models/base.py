@@ -15,8 +15,8 @@ class Site(NamedTuple):
     """Where a network has an operator, as far as its cost depends on it.
 
     Attributes:
-        channels: of the map that the operator doubles.
-        side: of that map, in pixels.
+        channels: channels of the operator's low-resolution input.
+        side: side of that map, in pixels.
     """
 
     channels: int
@@ -37,8 +37,8 @@ class Network(nn.Module):
         task: ``"segmentation"`` or ``"matting"``.
         layers: the layers that are recorded by default, as a comma-separated list of patterns.
         figure_layer: the layer that figures show by default.
-        stride: what both sides of an image must be divisible by.
-        recipe: how the network is trained where nothing else is asked for.
+        stride: number by which both sides of an image must be divisible.
+        recipe: default training settings.
         least_batch: the fewest images that a training step works with.
         image_channels: channels of the input: 3, or 4 with a trimap.
         reference_size: side of the images that ``sites`` refers to, in pixels.

@@ -12,10 +12,10 @@ from . import find_network
 
 
 class Cost(NamedTuple):
-    """What all operators of a network need for one image.
+    """The cost of all operators of a network for one image.
 
     Attributes:
-        parameters: of all operators together.
+        parameters: parameters of all operators together.
         multiply_adds: one for a product and the sum it goes into; the papers' tables give this number as FLOPs.
     """
 

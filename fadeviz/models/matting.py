@@ -43,8 +43,8 @@ class Features(NamedTuple):
 
     Attributes:
         x: the deepest map, at 1/16 of the resolution.
-        skips: for each decoder stage, coarsest first, the map before pooling and the indices of the pooling.
-        shortcuts: for each decoder stage, coarsest first, the input of its shortcut: a stage's output, or the image.
+        skips: the map before pooling and the indices of the pooling for each decoder stage, coarsest first.
+        shortcuts: the input of each decoder stage's shortcut, coarsest first: a stage's output, or the image.
     """
 
     x: Tensor
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
     """
 
     def __init__(self, channels: int, stem: int, stages: Sequence[int]) -> None:
-        """For images of ``channels``; ``stem`` and ``stages`` are the output channels."""
+        """``channels`` are those of the images; ``stem`` and ``stages`` are the output channels."""
         super().__init__()
         transformers = transformers_for("MattingNet")
         config = transformers.ResNetConfig(
@@ -208,7 +208,7 @@ class MattingNet(Network):
     channels, C = 256, 128, 64 and 64, together 512. So over bilinear interpolation FADE adds 129 * 512 + 4 * 14,490 =
     124,008, FADE-Lite 51 * 512 + 4 * 276 = 27,216, CARAFE 64 * 512 + 4 * 57,764 = 263,824 and A2U with its down head
     74 * 512 + 4 * 74 = 38,184, with the 4 * 512 weights of its norms 40,232 (published: +0.12 M, -, +0.26 M, +38 K).
-    Raises: FadevizError for other sizes or channels, and for one image alone in training mode.
+    Raises: FadevizError if the images have other sizes or channels, or there is a single image in training mode.
     Source: Dai et al., CVPR 2021 (A2U), with the first 11 residual blocks of ResNet-34; Lu et al., ECCV 2022, for the
     guides; layers and initialisation of the released networks: context and decoder Xavier-normal with the gain of a
     leaky ReLU, no biases. The encoder's parts are those of transformers.
@@ -243,7 +243,7 @@ class MattingNet(Network):
         Args:
             upsampler: a name in ``UPSAMPLERS``, with options if need be: ``"carafe:kernel_size=3"``.
             width: multiplier of every channel count, which stays a multiple of 8.
-            channels: of the images: 4 with a trimap, 3 without.
+            channels: channels of the images: 4 with a trimap, 3 without.
 
         Raises:
             FadevizError: if there is no such operator, width or channels are out of range, or transformers is not

@@ -11,7 +11,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained where nothing else is asked for.
+    """The default training settings of a network.
 
     Attributes:
         lr: the base learning rate.

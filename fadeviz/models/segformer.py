@@ -111,7 +111,7 @@ class SegFormer(Network):
 
     Shape: images ``(B, 3, H, W)``, H and W divisible by 32 -> logits ``(B, classes, H, W)``.
     Cost: with B1, 150 classes and bilinear interpolation 13,715,798 parameters.
-    Raises: FadevizError for other sizes.
+    Raises: FadevizError if H or W is not divisible by 32.
     Source: Xie et al., NeurIPS 2021; the encoder is that of transformers. The operators' places: Lu et al., ECCV 2022,
     supplement, figure S3.
     Differs: 256 channels in the head of B0 and B1, 768 from B2 on, as in the SegFormer paper.
@@ -152,7 +152,7 @@ class SegFormer(Network):
             classes: channels of the output.
             width: multiplier of every channel count; those of a stage stay a multiple of its attention heads.
             backbone: a name in ``BACKBONES``.
-            channels: of the head, before ``width``; 0 takes the backbone's.
+            channels: channels of the head, before ``width``; 0 takes the backbone's.
         """
         super().__init__()
         if not (math.isfinite(width) and 0 < width <= 4):

@@ -51,7 +51,7 @@ class SegNet(Network):
     The operator is ``decoder.0.upsample`` (coarsest, 7 -> 14 at 224) to ``decoder.4.upsample`` (finest, 112 -> 224).
 
     Shape: images ``(B, 3, H, W)``, H and W divisible by 32 -> logits ``(B, classes, H, W)``.
-    Raises: FadevizError for other sizes.
+    Raises: FadevizError if H or W is not divisible by 32.
     Source: Badrinarayanan et al., TPAMI 2017; encoder VGG16 with BatchNorm (Simonyan & Zisserman 2014). The FADE
     supplement, section S3, replaces max unpooling by other operators in it.
     """
@@ -228,10 +228,10 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load it all the same; a file that brings code along must not be.
+        # torch's own message advises to load it anyway, but a file that contains code must not be loaded.
         raise FadevizError(f"{path} holds more than tensors, or is damaged: it is not loaded. Get it again") from error
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-        raise FadevizError(f"{path} is no weights file, or damaged ({_first_line(error)}). Get it again") from error
+        raise FadevizError(f"{path} is not a weights file, or damaged ({_first_line(error)}). Get it again") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise FadevizError(f"{path} holds no plain state dict of tensors. Save model.state_dict() and give that file")
     return state

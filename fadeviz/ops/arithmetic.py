@@ -19,7 +19,7 @@ def tf32(allowed: bool) -> Iterator[None]:
     not change the arithmetic of a CPU. Torch's own default allows it in convolutions and forbids it in matrix products.
     """
     # Since torch 2.9 convolutions, recurrent layers and matrix products have settings of their own beside the older
-    # flags, which can be read only where both say the same; a caller may have set either.
+    # flags, which can be read only where both agree; a caller may have set either.
     cudnn: Any = torch.backends.cudnn
     matmul: Any = torch.backends.cuda.matmul
     own = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn, matmul)] if hasattr(cudnn, "conv") else []

@@ -26,7 +26,7 @@ def neighbour_points(learned: Tensor, groups: int, reach: float) -> Tensor:
     Args:
         learned: ``(B*G, P*2, H, W)``, P a square.
         groups: G.
-        reach: in high-resolution pixels.
+        reach: the reach in high-resolution pixels.
     """
     if learned.device.type == "cpu":
         out: Tensor = points_of(learned, groups, reach)

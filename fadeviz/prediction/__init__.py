@@ -1,1 +1,1 @@
-"""What trained networks make of images, and of each other."""
+"""Predictions of trained networks, and their comparison."""

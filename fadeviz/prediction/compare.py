@@ -115,7 +115,7 @@ def compare(
         samples += [(sample, True) for sample in _observed(opened, images)]
     if test:
         samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
-    rows = [_row(predictors, sample, known, zoom, size) for sample, known in samples]
+    rows = [_row(predictors, sample, has_truth, zoom, size) for sample, has_truth in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
     legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
     write_comparison(
@@ -232,20 +232,20 @@ def _test_images(predictors: Sequence[Predictor], wanted: Sequence[int], data_di
 
 
 def _identity(info: object) -> object:
-    """What identifies a data set, as run.json stores it, without its location."""
+    """The identity of a data set, as run.json stores it, without its location."""
     stored = json.loads(json.dumps(info))
     return {k: v for k, v in stored.items() if k not in ("folder", "notes")} if isinstance(stored, dict) else None
 
 
 def _row(
-    predictors: Sequence[Predictor], sample: Sample, known: bool, zoom: Box | str, size: int | None
+    predictors: Sequence[Predictor], sample: Sample, has_truth: bool, zoom: Box | str, size: int | None
 ) -> tuple[Row, _Maps]:
-    """The results of all runs for one image, and their class maps; ``known`` if its ground truth is known."""
+    """The results of all runs for one image, and their class maps; ``has_truth`` if its ground truth is known."""
     results = [predict(sample, size=size) for predict in predictors]
     matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
-        (sample.alpha if matting else sample.mask) if known else None
+        (sample.alpha if matting else sample.mask) if has_truth else None
     )
     box = zoom if isinstance(zoom, Box) else None
     if zoom == "auto" and matting and truth is None and len(results) == 1:
@@ -323,11 +323,11 @@ def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[s
 
 
 def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
-    """What the figure shows, and of which operators."""
+    """The caption: the content of the figure, and its operators."""
     first = predictors[0]
-    networks = dict.fromkeys(one.run.info.network_title or one.config.network for one in predictors)
-    data = dict.fromkeys(data_name(one.run) for one in predictors)
-    steps = dict.fromkeys(one.step for one in predictors)
+    networks = dict.fromkeys(predictor.run.info.network_title or predictor.config.network for predictor in predictors)
+    data = dict.fromkeys(data_name(predictor.run) for predictor in predictors)
+    steps = dict.fromkeys(predictor.step for predictor in predictors)
     lines = [
         f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps. "
         f"{describe_runs([predictor.run for predictor in predictors])}."

@@ -313,11 +313,11 @@ def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str) -
     planned: list[Prediction] = []
     seen: dict[str, Path] = {}
     files: set[str] = set()
-    for given in images:
+    for image in images:
         try:
-            listed = list_images([given])
+            listed = list_images([image])
         except FadevizError as error:
-            planned.append(Prediction(Path(given), None, str(error)))
+            planned.append(Prediction(Path(image), None, str(error)))
             continue
         for file in listed:
             if (real := os.path.realpath(file)) in files:
@@ -331,7 +331,7 @@ def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str) -
                 planned.append(Prediction(file, None, f"{file} has too long a name for a result. Rename it"))
             else:
                 planned.append(Prediction(file, folder / name))
-    replaced = files & {os.path.realpath(one.output) for one in planned if one.output is not None}
+    replaced = files & {os.path.realpath(result.output) for result in planned if result.output is not None}
     if replaced:
         raise FadevizError(f"{min(replaced)} would be replaced by its own result. Choose another folder")
     return planned

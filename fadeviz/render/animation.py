@@ -72,7 +72,7 @@ def write_animation(
         output: the file to write, replaced only once the new one is complete.
         selection: which maps, and the range of values that the colours span.
         duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-        colormap: ``gray`` or a name that matplotlib knows.
+        colormap: ``gray`` or the name of a matplotlib colour map.
         scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
 
     Returns:
@@ -135,7 +135,7 @@ class AnimationLayout:
         tile: width and height of a tile.
         scale: width and height of a map value.
         image: upper left corner of the observed image; if there is none, of the first tile.
-        tiles: for each sequence the upper left corner of its tile.
+        tiles: the upper left corner of each sequence's tile.
         pitch: width that is reserved for a tile and its words.
         progress: top of the line with the step.
         caption: the lines below, and the top of the first.

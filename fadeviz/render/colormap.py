@@ -21,10 +21,10 @@ _DIVERGING = frozenset(
 
 
 def palette(name: str) -> NDArray[np.uint8]:
-    """The 256 colours of a colour map, ``(256, 3)`` uint8: ``gray`` or any that matplotlib knows.
+    """The 256 colours of a colour map, ``(256, 3)`` uint8: ``gray`` or any colour map of matplotlib.
 
     Raises:
-        FadevizError: no such colour map; the message lists the nearest names.
+        FadevizError: if there is no such colour map; the message lists the nearest names.
     """
     if name == "gray":  # exact by construction, and without importing matplotlib
         return np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BOX_COLOUR, _BOX_RIM = "#e8112d", "white"
-"""Red is no colour of ``class_palette``; its rim stays visible where an image is red or dark."""
+"""Red is not in ``class_palette``; its rim stays visible where an image is red or dark."""
 
 
 def write_comparison(

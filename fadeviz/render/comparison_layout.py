@@ -101,12 +101,12 @@ class ComparisonLayout:
         headings: the lines above each column, and the bottom of the last line.
         heading_size: font size of the headings in points.
         images: ``(row, column) -> (x, y, width, height)``; only of images that exist.
-        crops: the same for the enlargements.
+        crops: ``(row, column) -> (x, y, width, height)`` of the enlargements.
         score_places: ``(row, run) -> (x, y)``, middle of the upper side of the score.
-        scores: for each row and run the lines under the result.
+        scores: the lines under each row's and run's result.
         score_size: font size of the scores in points.
-        names: for each row x and y of the middle, and the text, which is read upwards.
-        legend: for each class the ``(x, y)`` of its square, its name and its colour.
+        names: x and y of the middle of each row's name, and its text, which is read upwards.
+        legend: the ``(x, y)`` of each class's square, its name and its colour.
         caption: the lines below, and the top of the first.
     """
 

@@ -39,7 +39,7 @@ class FrameSequence:
         steps: the T steps shown, increasing.
         maps: ``(T, h, w)`` float32, as recorded.
         unit: ``(T, h, w)`` float32 in [0, 1]; NaN where a map is not finite.
-        limits: for each frame the values that 0 and 1 stand for.
+        limits: the values that 0 and 1 stand for, for each frame.
         scope: scope of the limits, a name in ``SCOPES``.
         percentiles: ends of the range in percent; (0, 100) is minimum and maximum.
         centered: whether the limits are symmetric about 0.
@@ -97,7 +97,7 @@ def select_frames(
     Args:
         runs: one run, or several to be compared, which must have observed the same image.
         selection: which maps, and the range of values that the colours span.
-        centered: for diverging colour maps: 0 is the middle where maps of a signed kind take both signs.
+        centered: whether 0 is the middle, for diverging colour maps, where maps of a signed kind take both signs.
         max_frames: maximum number of frames per sequence, evenly spaced, unless ``selection.steps`` names them.
 
     Raises:

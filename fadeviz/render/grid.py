@@ -58,7 +58,7 @@ class GridLayout:
         dpi: pixels per inch; the physical size does not depend on ``scale``.
         cell: width and height of a cell.
         scale: width and height of a map value.
-        blocks: for each run its sequences' indices, the top of its heading, and the corners of image and mask.
+        blocks: each run's indices of its sequences, the top of its heading, and the corners of image and mask.
         cells: ``(sequence, frame) -> (x, y)``, upper left corner of the cell.
         caption: the lines below, and the top of the first.
         chips: whether the steps stand inside the cells; above them where cells are small.
@@ -96,7 +96,7 @@ def write_grid(
         runs: one run, or several to be compared.
         output: the file to write, replaced only once the new one is complete. The same runs give the same bytes.
         selection: which maps, and the range of values that the colours span.
-        colormap: ``gray`` or a name that matplotlib knows.
+        colormap: ``gray`` or the name of a matplotlib colour map.
         columns: frames per row; None chooses a figure about 1.7 times as wide as high.
         scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
 

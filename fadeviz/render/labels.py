@@ -140,24 +140,24 @@ def describe_runs(runs: Sequence[StoredRun]) -> str:
     seeds: dict[str, list[object]] = {}
     for run in runs:
         seeds.setdefault(brief(run.title), []).append(_seed(run))
-    known = all(seed is not None for group in seeds.values() for seed in group)
+    seeded = all(seed is not None for group in seeds.values() for seed in group)
     listed = [*seeds] if len(seeds) <= _OPERATORS else [*[*seeds][:_OPERATORS], f"{len(seeds) - _OPERATORS} more"]
     counts = {len(group) for group in seeds.values()}
     if len(counts) > 1:
-        return ", ".join(f"{name} ({_count(seeds[name], known)})" if name in seeds else name for name in listed)
+        return ", ".join(f"{name} ({_count(seeds[name], seeded)})" if name in seeds else name for name in listed)
     names, first = ", ".join(listed), next(iter(seeds.values()))
     each = " each" if len(seeds) > 1 else ""
     if len(first) > 1:
-        return f"{names}; {_count(first, known)}{each}"
-    if not known:
+        return f"{names}; {_count(first, seeded)}{each}"
+    if not seeded:
         return names
     same = {str(group[0]) for group in seeds.values()}
     return f"{names}; seed {same.pop()}{each}" if len(same) == 1 else f"{names}; 1 seed{each}"
 
 
-def _count(group: Sequence[object], known: bool) -> str:
+def _count(group: Sequence[object], seeded: bool) -> str:
     """How many runs an operator has, called seeds if all differ."""
-    noun = "seed" if known and len(set(map(str, group))) == len(group) else "run"
+    noun = "seed" if seeded and len(set(map(str, group))) == len(group) else "run"
     return f"{len(group)} {noun}{'s' * (len(group) > 1)}"
 
 
@@ -250,7 +250,7 @@ def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
         image: index of the observed image.
 
     Raises:
-        FadevizError: as :attr:`StoredRun.observation`.
+        FadevizError: under the same conditions as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
     if run.info.classes is not None and has_colours(run):
@@ -268,7 +268,7 @@ def truth_regions(run: StoredRun, image: int) -> NDArray[np.uint8]:
     that a border with them lies on the class.
 
     Raises:
-        FadevizError: as :attr:`StoredRun.observation`.
+        FadevizError: under the same conditions as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
     if run.mattes is not None:

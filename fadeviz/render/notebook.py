@@ -1,4 +1,4 @@
-"""What a notebook shows of a run: its maps, with a slider over the recorded steps."""
+"""The view of a run in a notebook: its maps, with a slider over the recorded steps."""
 
 from __future__ import annotations
 
@@ -164,14 +164,14 @@ def _not_shown(run: StoredRun, sequences: Sequence[FrameSequence]) -> list[str]:
     layer, shown = sequences[0].layer, {sequence.kind for sequence in sequences}
     calls = run.calls(layer, sequences[0].kind)
     images = len(run.maps(layer, sequences[0].kind).images if run.lost else run.observation[0])
-    besides = {
+    others = {
         "image": [f"{images - 1} more image{'s' * (images > 2)}"] if images > 1 else [],
         "kind": [kind.replace("_", " ") for kind in run.layers[layer] if kind not in shown],
         "call": [f"call{'s' * (len(calls) > 2)} {', '.join(str(call) for call in calls if call)}"] * (len(calls) > 1),
         "layer": [f"{len(run.layers) - 1} more layer{'s' * (len(run.layers) > 2)}"] if len(run.layers) > 1 else [],
     }
-    items = [item for several in besides.values() for item in several]
-    options = ", ".join(f"{option}=..." for option, several in besides.items() if several)
+    items = [item for several in others.values() for item in several]
+    options = ", ".join(f"{option}=..." for option, several in others.items() if several)
     return [f"Also recorded: {', '.join(items)}; see run.grid({options})."] if items else []
 
 

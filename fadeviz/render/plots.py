@@ -19,7 +19,7 @@ from .panels import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, CurvePanel, KymographPanel
 
 EDGE, INTERIOR = "#D55E00", "#0072B2"
 COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-"""Okabe and Ito's palette, told apart with any kind of colour vision; brown stands in for its yellow, too pale here."""
+"""Okabe and Ito's palette, which suits any kind of colour vision; brown replaces its yellow, which is too pale here."""
 
 _DPI = 150
 _TITLE = 450
@@ -58,7 +58,7 @@ def write_kymographs(
         provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
-        FadevizError: no panels, or another ending.
+        FadevizError: if there are no panels, or the file has another ending.
     """
     from matplotlib import rc_context
 
@@ -100,17 +100,17 @@ def write_curves(
 ) -> None:
     """Draw measures over training, with their bands.
 
-    Time is drawn as log(1 + step), because most changes early. Colours are told apart with any kind of colour vision;
+    Time is drawn as log(1 + step), because most changes early. The colours suit any kind of colour vision;
     from the ninth line on, dashes help.
 
     Args:
-        panels: as many as there are operators, or measures.
+        panels: the panels in reading order: one for each operator or measure.
         output: a file; the ending decides: .png, .pdf or .svg.
         caption: sentences below.
         provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
-        FadevizError: no panels, or another ending.
+        FadevizError: if there are no panels, or the file has another ending.
     """
     from matplotlib import rc_context
 
@@ -159,7 +159,7 @@ def _span(panel: CurvePanel) -> tuple[float, float]:
     assert panel.span is not None
     every = [curve.middle for curve in panel.curves]
     every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
-    values = np.concatenate([np.asarray(one, np.float64)[np.isfinite(one)] for one in every])
+    values = np.concatenate([np.asarray(line, np.float64)[np.isfinite(line)] for line in every])
     low, high = panel.span
     return min([low, *(values - 0.02)[values < low]]), max([high, *(values + 0.02)[values > high]])
 

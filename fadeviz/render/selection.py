@@ -1,4 +1,4 @@
-"""What to draw: the one set of options that grids, animations, notebooks, reports and exports share."""
+"""The maps to draw: the one set of options that grids, animations, notebooks, reports and exports share."""
 
 from __future__ import annotations
 

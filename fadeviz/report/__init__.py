@@ -117,8 +117,8 @@ def _check(
             )
     for layer in layers:
         if runs and not any(layer in run.layers for run in runs):
-            known = {name for run in runs for name in run.layers}
-            raise unknown_name("layer in these runs", layer, known, f"fadeviz info {runs[0].address}")
+            recorded = {name for run in runs for name in run.layers}
+            raise unknown_name("layer in these runs", layer, recorded, f"fadeviz info {runs[0].address}")
 
 
 def _command(
@@ -144,7 +144,7 @@ def _command(
 def _not_requested(
     order: LearningOrder, runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], images: int
 ) -> list[str]:
-    """Sentences on what the runs hold besides what the page shows, and how to include it."""
+    """Sentences on what the page does not show of the runs, and how to include it."""
     sentences = []
     if images < len(order.images):
         sentences.append(f"images {images + 1} to {len(order.images)}: shown with images={len(order.images)}")

@@ -60,7 +60,7 @@ def _by_operator(
     order: LearningOrder, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One panel per unit and operator, one curve per measure."""
-    found = []
+    data = []
     for unit in dict.fromkeys(MEASURES[key].unit for key in members):
         keys = [key for key in members if MEASURES[key].unit == unit]
         panels = []
@@ -70,8 +70,8 @@ def _by_operator(
             if curves:
                 panels.append(CurvePanel(plain(operator.title), "", unit, curves))
         series = curve_order(panels)
-        found += [panel_data(panel, series, scale=unit) for panel in panels]
-    return found
+        data += [panel_data(panel, series, scale=unit) for panel in panels]
+    return data
 
 
 def _by_measure(
@@ -81,12 +81,12 @@ def _by_measure(
     titles = [plain(operator.title) for operator in order.operators]
     labels = titles if len(set(titles)) == len(titles) else [plain(operator.name) for operator in order.operators]
     series = {label: index for index, label in enumerate(labels)}
-    found = []
+    data = []
     for key in members:
         curves = [_curve(label, own[key]) for label, own in zip(labels, measured, strict=True) if key in own]
         panel = CurvePanel(MEASURES[key].title, MEASURES[key].meaning, MEASURES[key].unit, curves)
-        found.append(panel_data(panel, series, scale=key))
-    return found
+        data.append(panel_data(panel, series, scale=key))
+    return data
 
 
 def _onsets(operator: OperatorOrder) -> dict[str, float]:
@@ -177,5 +177,5 @@ def kymograph_data(order: LearningOrder) -> dict[str, Any]:
 
 
 def _rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:
-    """Values with so many significant digits, for JSON; None where they are not finite."""
+    """Values rounded to ``digits`` significant digits, for JSON; None where they are not finite."""
     return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]

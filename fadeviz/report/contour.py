@@ -25,7 +25,7 @@ def image_uri(image: NDArray[np.uint8]) -> str:
 
 def contour_path(inside: NDArray[np.bool_]) -> str:
     """The boundary between pixels inside and outside, ``(H, W)`` bool, as SVG path data in pixels of the image."""
-    # Padded as if the image continued: its border is no contour.
+    # Padded as if the image continued: its border is not a contour.
     framed = np.pad(inside, 1, mode="edge")
     parts = []
     for turned, frame in ((False, framed), (True, framed.T)):

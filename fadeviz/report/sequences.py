@@ -37,8 +37,8 @@ class MapSequences:
         kind: a name in ``MAP_KINDS``.
         packed: the sequence of each run and image; runs without such maps have none.
         sizes: height and width of the maps of each run.
-        own: for each run and image, the limits in the scope ``run``.
-        shared: for each image, the limits in the scope ``shared``, over all runs of the page.
+        own: the limits in the scope ``run``, for each run and image.
+        shared: the limits in the scope ``shared``, over all runs of the page, for each image.
     """
 
     layer: str
@@ -152,7 +152,7 @@ def select_sequences(
 
 
 def _left_out(runs: Sequence[StoredRun], shown: Sequence[int], count: int, images: int) -> list[str]:
-    """Sentences on the images and runs that had no room."""
+    """Sentences on the images and runs that did not fit."""
     sentences = []
     if count < images:
         sentences.append(f"images {count + 1} to {images}: no room for their maps")
@@ -186,9 +186,9 @@ def wanted_maps(
     sizes: dict[str, int] = {}
     for run in runs:
         for layer, recorded in run.layers.items():
-            known = [kind for kind in recorded if kind in MAP_KINDS and _is_recorded(run, layer, kind, call)]
-            if layer not in sizes and known:
-                sizes[layer] = run.read(run.steps[0], layer, known[0], call)[0].size
+            map_kinds = [kind for kind in recorded if kind in MAP_KINDS and _is_recorded(run, layer, kind, call)]
+            if layer not in sizes and map_kinds:
+                sizes[layer] = run.read(run.steps[0], layer, map_kinds[0], call)[0].size
     selected = [layer for layer in sizes if not layers or layer in layers]
     others = sorted((layer for layer in selected if layer != first_layer), key=lambda layer: sizes[layer])
     requested = [kind for kind in MAP_KINDS if not kinds or kind in kinds]

@@ -155,7 +155,7 @@ def comparison_sentences(order: LearningOrder) -> list[str]:
 
 
 def caveats(order: LearningOrder) -> list[str]:
-    """What limits the conclusions, one sentence each."""
+    """Limits of the conclusions, one sentence each."""
     sentences = [plain(note, 300) for note in order.notes]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
     if len(order.images) > 1:
@@ -175,7 +175,7 @@ def caveats(order: LearningOrder) -> list[str]:
     last = shown_distances([edges])[1]
     if edges[-1] > last:
         sentences.append(f"The distance-time maps omit distances of {last:g} to {edges[-1]:g} px outside.")
-    few = sum(test.count < LEAST_PAIRS for one in order.comparisons for test in one.tests.values())
+    few = sum(test.count < LEAST_PAIRS for pair in order.comparisons for test in pair.tests.values())
     if few:
         sentences.append(f"Omitted: {_count(few, 'test')} of two operators with fewer than {LEAST_PAIRS} pairs.")
     modes = {str(run.info.observation.mode) for o in order.operators for run in o.runs}
@@ -222,7 +222,7 @@ _PLACES = ("data_dir", "weights")
 
 def _settings(run: StoredRun) -> dict[str, str]:
     info = run.info
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "run": run.run_id,
         "upsampler": info.upsampler,
         "network": info.network,
@@ -238,7 +238,7 @@ def _settings(run: StoredRun) -> dict[str, str]:
         "status": info.status,
         **{f"result: {name}": value for name, value in info.result.items()},
     }
-    return {plain(name, 60): _value(value) for name, value in found.items() if value not in (None, "")}
+    return {plain(name, 60): _value(value) for name, value in settings.items() if value not in (None, "")}
 
 
 def _value(value: object) -> str:

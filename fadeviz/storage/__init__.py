@@ -1,1 +1,1 @@
-"""What a run is on disk, written and read whole, without torch."""
+"""A run on disk, written and read without torch."""

@@ -30,15 +30,15 @@ from .snapshots import (
 from .stored_run import StoredRun, lost_snapshots
 
 _Layout = frozenset[tuple[str, str, tuple[int, ...]]]
-"""What a snapshot holds: names, number formats and shapes."""
+"""The content of a snapshot: names, number formats and shapes."""
 
 _DAMAGED = (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError, MemoryError)
-"""What reading a damaged safetensors file raises, depending on where it is damaged."""
+"""Errors of reading a damaged safetensors file, depending on where it is damaged."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something in a run folder that is not as it was written.
+    """A difference between a run folder and what was written into it.
 
     Attributes:
         file: its path within the folder.
@@ -53,7 +53,7 @@ class Fault:
     repaired: bool = False
 
 
-_AGAIN = "removed; --resume records what comes after the checkpoint, --overwrite everything"
+_AGAIN = "removed; resume the run to record what comes after its checkpoint, or overwrite it to record all"
 
 
 def check_run(run: RunLike, *, repair: bool = False, on_note: Callable[[str], None] | None = None) -> list[Fault]:
@@ -236,7 +236,7 @@ def _checkpoint_fault(file: Path, run_id: str) -> str:
 
 
 def _layout(run: StoredRun, step: int) -> _Layout:
-    """What the snapshot holds, from its header alone; empty where it is damaged."""
+    """The content of the snapshot, from its header alone; empty where it is damaged."""
     with contextlib.suppress(*_DAMAGED), open_tensors(_file(run, step)) as opened:
         slices = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118 - no dict
         return frozenset((key, part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items())

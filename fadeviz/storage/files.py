@@ -46,18 +46,18 @@ def check_regular(path: str | os.PathLike[str], limit: int = TENSORS_LIMIT) -> N
     """Raise unless ``path`` is a regular file: opening a FIFO may block, and reading a device may never end.
 
     Raises:
-        NoRegularFile: something else, or more than ``limit`` bytes.
-        OSError: nothing is there, or it cannot be reached.
+        NoRegularFile: if it is anything else, or has more than ``limit`` bytes.
+        OSError: if it does not exist, or cannot be reached.
     """
     _refuse_special(path, os.stat(path), limit)
 
 
-def _refuse_special(path: str | os.PathLike[str], found: os.stat_result, limit: int) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _refuse_special(path: str | os.PathLike[str], status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-        raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(found.st_mode), 'device')}, but a file is needed")
-    if found.st_size > limit:
-        raise TooLarge(path, f"it has {found.st_size:,} bytes, but at most {limit:,} are read")
+        raise NoRegularFile(path, f"it is a {kinds.get(stat.S_IFMT(status.st_mode), 'device')}, but a file is needed")
+    if status.st_size > limit:
+        raise TooLarge(path, f"it has {status.st_size:,} bytes, but at most {limit:,} are read")
 
 
 def unreadable(error: BaseException) -> str:
@@ -72,8 +72,8 @@ def open_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> Itera
     """Open a regular file for reading, whatever takes its place in the meantime.
 
     Raises:
-        NoRegularFile: something else, or more than ``limit`` bytes.
-        OSError: nothing is there, or it cannot be opened.
+        NoRegularFile: if it is anything else, or has more than ``limit`` bytes.
+        OSError: if it does not exist, or cannot be opened.
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -89,8 +89,8 @@ def read_regular(path: str | os.PathLike[str], limit: int = TEXT_LIMIT) -> bytes
     """The bytes of a regular file.
 
     Raises:
-        NoRegularFile: something else, or more than ``limit`` bytes.
-        OSError: nothing is there, or it cannot be read.
+        NoRegularFile: if it is anything else, or has more than ``limit`` bytes.
+        OSError: if it does not exist, or cannot be read.
     """
     with open_regular(path, limit) as file:
         parts, size = [], 0
@@ -116,7 +116,7 @@ def replacing(path: Path, *, named: bool = True) -> Iterator[Path]:
             directly. Within a run's folder it is replaced like anything else.
 
     Raises:
-        FadevizError: the disk is full, or the folder cannot be written.
+        FadevizError: if the disk is full, or the folder cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.stem}.{machine()}-{os.getpid()}.partial{path.suffix}")
@@ -161,7 +161,7 @@ def machine() -> str:
 def left_over(file: Path, *, elsewhere: bool = False) -> bool:
     """Whether this is a temporary file of :func:`replacing`, of a file of a run or a sweep, whose process has ended.
 
-    Of another machine's process nobody here can know that: ``elsewhere`` is what to say then.
+    For a process of another machine this cannot be determined; ``elsewhere`` is returned then.
     """
     match = _PARTIAL.fullmatch(file.name)
     if match is None or not _OF_A_RUN.fullmatch(match[1] + match[4]) or file.is_symlink() or not file.is_file():
@@ -173,7 +173,7 @@ def left_over(file: Path, *, elsewhere: bool = False) -> bool:
 
 
 def _lives(process: int) -> bool:
-    """Whether another process of this number lives here."""
+    """Whether another process with this id runs on this machine."""
     if process == os.getpid() or not 0 < process < 2**31:
         return False
     if sys.platform == "win32":  # os.kill would end it
@@ -191,7 +191,7 @@ def make_folder(path: Path) -> None:
     """Make a folder and those above it, where they are missing.
 
     Raises:
-        FadevizError: it cannot be made.
+        FadevizError: if the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FadevizError(
             f"disk full while writing {path}: nothing was replaced. Free some space, then do the same again; "
-            "a run that was being recorded goes on with --resume"
+            "resume a run that was being recorded with resume=True"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FadevizError(f"cannot write {path}: {error.strerror}. Choose another folder")
@@ -280,7 +280,7 @@ def only_writer(out: Path) -> Iterator[None]:
     """Refuse a second process on the same folder; the lock is released when the process ends, however it does.
 
     Raises:
-        FadevizError: another process has the lock, or the folder cannot be made or opened.
+        FadevizError: if another process has the lock, or the folder cannot be made or opened.
     """
     if sys.platform == "win32":
         yield
@@ -292,7 +292,7 @@ def only_writer(out: Path) -> Iterator[None]:
             handle = stack.enter_context(_opened_folder(out))
         except OSError as error:
             raise cannot_write(out, error) from error
-        folder = _number(os.fstat(handle))
+        folder = _file_id(os.fstat(handle))
         try:
             if _lock(handle, out):
                 _held.add(folder)
@@ -313,13 +313,13 @@ def _lock(handle: int, out: Path) -> bool:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if _number(os.fstat(handle)) in _held:
+            if _file_id(os.fstat(handle)) in _held:
                 raise FadevizError(
                     f"this process is recording into {out} already. close() the recorder, or wait for the run"
                 ) from error
             if time.monotonic() > patience:
                 raise FadevizError(
-                    f"another process is recording into {out}. Wait for it, or choose another --out"
+                    f"another process is recording into {out}. Wait for it, or choose another out=..."
                 ) from error
             time.sleep(0.02)
         except OSError:
@@ -331,7 +331,7 @@ def _lock(handle: int, out: Path) -> bool:
 def has_lock(folder: Path) -> bool:
     """Whether this process is the :func:`only_writer` of the folder, on a file system that has locks."""
     try:
-        return _number(os.stat(folder)) in _held
+        return _file_id(os.stat(folder)) in _held
     except OSError:
         return False
 
@@ -353,5 +353,5 @@ def lock_is_free(folder: Path) -> bool:
         return False
 
 
-def _number(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
+def _file_id(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

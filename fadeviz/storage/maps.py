@@ -25,7 +25,7 @@ class Maps:
         files: the run's snapshots.
         layer: dotted module name.
         kind: a name in ``KINDS``.
-        call: which call of the layer.
+        call: the call of the layer, from 0.
         steps: the optimiser steps along the first axis.
         images: the names of the observed images along the axis ``image``, or of the one that was chosen.
         dims: a name for each axis: ``step``, ``image``, ``channel``, ``y``, ``x``, less what was chosen.
@@ -85,7 +85,7 @@ class Maps:
 
     @property
     def nbytes(self) -> int:
-        """What all of them take in memory, in bytes."""
+        """The memory that all of them take, in bytes."""
         return self.size * self.dtype.itemsize
 
     @property
@@ -121,8 +121,8 @@ class Maps:
         """Read a part: integers and slices, an ellipsis, and a list or an array of places on the first axis.
 
         Raises:
-            IndexError: outside of the axes, or an index of another kind.
-            FadevizError: a file that cannot be read, or whose maps have another shape than the first step's.
+            IndexError: if an index is out of range, or of another kind.
+            FadevizError: if a file cannot be read, or its maps have another shape than those of the first step.
         """
         first, *within = _expanded(index, self.dims, self.shape)
         if isinstance(first, int):
@@ -131,10 +131,10 @@ class Maps:
         for step in shown:  # all of them before any room is taken: none is larger than its file
             self._check_room(step)
         each = np.broadcast_to(np.float32(0), self.shape[1:])[tuple(within)].shape
-        found = np.empty((len(shown), *each), np.float32)
+        values = np.empty((len(shown), *each), np.float32)
         for place, step in enumerate(shown):
-            found[place] = self._read(step, within)
-        return found
+            values[place] = self._read(step, within)
+        return values
 
     def _check_room(self, step: int) -> None:
         """Raise if a file is too small for such maps; its content is checked when it is read."""
@@ -159,11 +159,11 @@ class Maps:
         self._checked.add(step)
 
     def _read(self, step: int, within: Sequence[int | slice]) -> NDArray[np.float32]:
-        """The part of one step: of the leading axes no more is read than lies between the ends of what is asked for."""
+        """The part of one step: along the leading axes only the requested range is read."""
         asked = iter(within)
         fixed = [self._chosen.get(axis) for axis in self._axes]
         index = [next(asked) if number is None else number for number in fixed]
-        bounds = [_bounds(one, size) for one, size in zip(index[:-2], self._stored[:-2], strict=True)]
+        bounds = [_bounds(item, size) for item, size in zip(index[:-2], self._stored[:-2], strict=True)]
         with self.files.open_map(step, self.layer, self.kind, self.call) as part:
             self._check(step, part)
             read: NDArray[np.float32] = part[tuple(outer for outer, _ in bounds)]
@@ -174,7 +174,7 @@ class Maps:
         """All of the maps as an ``xarray.DataArray`` with coordinates: step, image, channel, y and x (cell numbers).
 
         Raises:
-            MissingExtra: xarray is not installed.
+            MissingExtra: if xarray is not installed.
         """
         xarray = _xarray()
         names = self.images if self._chosen["image"] is None else self.images[0]
@@ -238,7 +238,7 @@ def _place(index: Any, axis: str, size: int) -> int:
 
 
 def _bounds(index: int | slice, size: int) -> tuple[slice, int | slice]:
-    """The contiguous part of an axis that holds what is asked for, and what is asked for as an index into that part."""
+    """The contiguous range of an axis that contains the requested places, and their index within that range."""
     if isinstance(index, int):
         return slice(index, index + 1), 0
     places = range(size)[index]
@@ -261,11 +261,11 @@ def as_dataset(maps: Sequence[Maps], kinds: Sequence[str]) -> Any:
         kinds: all kinds of the layer; those without maps of that shape are named in the attribute ``left_out``.
 
     Raises:
-        MissingExtra: xarray is not installed.
+        MissingExtra: if xarray is not installed.
     """
     xarray = _xarray()
     first = maps[0]
-    variables = {one.kind: one.to_xarray() for one in maps if one.shape == first.shape}
+    variables = {part.kind: part.to_xarray() for part in maps if part.shape == first.shape}
     left_out = ", ".join(kind for kind in kinds if kind not in variables)
     attributes = {"run": first.files.info.run_id, "layer": first.layer, "left_out": left_out}
     return xarray.Dataset(variables, attrs=attributes)

@@ -36,9 +36,10 @@ class TaskMetrics:
     """The metrics of one task.
 
     Attributes:
-        meaning: what they measure, in words.
+        meaning: a description, in words.
         note: a remark for readers of the numbers; empty if there is none.
-        metrics: each by its name in metrics.jsonl and run.json. The first is the headline, which every test gives.
+        metrics: the metrics by their names in metrics.jsonl and run.json. The first is the headline: every
+            test has it.
     """
 
     meaning: str

@@ -15,7 +15,7 @@ def stored_runs(runs: RunLike | Sequence[RunLike]) -> list[StoredRun]:
     """The runs, those given by path or address opened; a single one as a list of one.
 
     Raises:
-        FadevizError: as :class:`StoredRun`.
+        FadevizError: under the same conditions as :class:`StoredRun`.
     """
     several = [runs] if isinstance(runs, StoredRun | str | os.PathLike) else runs
     return [run if isinstance(run, StoredRun) else StoredRun(run) for run in several]

@@ -1,4 +1,4 @@
-"""Folders at an fsspec address: a file is fetched when it is first asked for, into a private temporary folder."""
+"""Folders at an fsspec address: each file is fetched on its first access, into a private temporary folder."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def is_address(path: object) -> TypeGuard[str]:
 
 
 class RemoteFolder:
-    """A folder for reading, at any address that fsspec knows.
+    """A folder for reading, at any address that fsspec supports.
 
     Attributes:
-        address: as it was given.
+        address: the address, unchanged.
         shown: the address as messages and images name it: without a password and without a query.
-        path: the local folder of what was fetched. It goes with this object.
+        path: the local folder of the fetched files, which is removed with this object.
     """
 
     def __init__(self, address: str) -> None:
         """Find the file system; nothing is fetched yet.
 
         Raises:
-            FadevizError: fsspec or what it needs for this protocol is missing, or nobody knows the protocol.
+            FadevizError: if fsspec or a package for this protocol is not installed, or the protocol is unknown.
         """
         self.address = address
         self.shown = _shown(address)
@@ -78,7 +78,7 @@ class RemoteFolder:
         return type(self), (self.address,)  # a copy in another process has a temporary folder of its own
 
     def fetch(self, name: str) -> Path:
-        """Where a file lies on this machine; it is fetched first, whole, unless it was before.
+        """The local path of a file, which is fetched completely on its first access.
 
         Args:
             name: its path in the folder, e.g. ``snapshots/step_000010.safetensors``.
@@ -87,8 +87,8 @@ class RemoteFolder:
             Its local path, which does not exist if there is no such file at the address.
 
         Raises:
-            FadevizError: the network or the server failed, access was denied, the disk is full, or what comes is no
-                file of a run: too large, or no regular file.
+            FadevizError: if the network or the server fails, access is denied, the disk is full, or the file is too
+                large or not a regular file.
         """
         local = self.path / name
         limit = {"run.json": TEXT_LIMIT, "metrics.jsonl": METRICS_LIMIT}.get(name, TENSORS_LIMIT)
@@ -116,10 +116,10 @@ class RemoteFolder:
         """The bare names of what lies in a folder below this one; none where the server does not list it.
 
         Raises:
-            FadevizError: the network or the server failed, or access was denied.
+            FadevizError: if the network or the server fails, or access is denied.
         """
         try:
-            self._system.invalidate_cache()  # fsspec remembers: a run that goes on has more steps by now
+            self._system.invalidate_cache()  # fsspec caches listings, but a run in progress gains steps
             listed = self._system.ls(f"{self._root}/{folder}", detail=False)
         except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return []
@@ -194,7 +194,7 @@ def _shown(address: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    """What went wrong, in one line; some file systems say nothing but the kind of error."""
+    """An error in one line; those of some file systems have no message, only a type."""
     text = " ".join(str(error).split()).rstrip(".")
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 

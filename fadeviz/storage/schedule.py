@@ -113,14 +113,14 @@ def parse_steps(text: str, last: int | None = None) -> list[int]:
         if last is not None and max(added) > last:
             raise FadevizError(
                 f"schedule part {part!r} reaches step {max(added)}, but the run ends at step {last}. "
-                "Train longer (--steps) or shorten the schedule (--snapshots)"
+                "Train longer (steps=...) or shorten the schedule (snapshots=...)"
             )
         steps.update(added)
     return sorted(steps)
 
 
 def _number(field: str, part: str) -> int:
-    # isascii: int() also takes other scripts' digits and underscores, which nobody means in a schedule.
+    # isascii: int() also takes other scripts' digits and underscores, which a schedule never contains on purpose.
     if not (field.isascii() and field.isdigit()) or len(field) > 12:
         raise FadevizError(f"schedule part {part!r}: {field!r} is not a whole number of steps. {_GRAMMAR}")
     return int(field)

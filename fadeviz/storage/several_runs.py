@@ -1,4 +1,4 @@
-"""What several runs have in common: labels that tell them apart, layers and steps that all have."""
+"""Several runs together: labels that distinguish them, and the layers and steps that all of them have."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def check_layer(runs: Sequence[StoredRun], layer: str, kind: str, call: int = 0)
     """Raise unless all runs have maps of this layer, kind and call.
 
     Raises:
-        FadevizError: with the run that does not, and the layers that all of them have.
+        FadevizError: if a run does not; the message names it, and the layers that all of them have.
     """
     for run in runs:
         owner = next((other for other in runs if layer in other.layers), None)

@@ -20,7 +20,7 @@ from .snapshots import STEP_FILE, open_tensors
 
 
 class SnapshotFiles:
-    """The snapshots of one run, listed and looked into when they are first asked for."""
+    """The snapshots of one run, listed and opened on their first access."""
 
     def __init__(self, folder: RunFolder, info: RunInfo) -> None:
         """``folder`` is the run's, and ``info`` what its run.json holds."""
@@ -124,15 +124,15 @@ class SnapshotFiles:
         """Layer, call and kind of each map in a snapshot.
 
         Raises:
-            FadevizError: as :meth:`path`.
+            FadevizError: under the same conditions as :meth:`path`.
         """
         with open_tensors(self.path(step)) as file:
-            parts = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is no dict
+            parts = [key.rsplit("/", 2) for key in file.keys()]  # noqa: SIM118 - a safetensors handle is not a dict
         return [(layer, call, kind) for layer, call, kind in (part for part in parts if len(part) == 3)]
 
     @contextmanager
     def open_map(self, step: int, layer: str, kind: str, call: int) -> Iterator[Any]:
-        """One map as a safetensors slice, of which nothing is read yet; its file holds what its shape says.
+        """One map as a safetensors slice, of which nothing is read yet; its file has the size that its shape needs.
 
         Raises:
             FadevizError: if there is no such map, or its file cannot be read.
@@ -141,7 +141,7 @@ class SnapshotFiles:
         key = f"{layer}/{call}/{kind}"
         try:
             with open_tensors(file) as opened:
-                if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is no dict
+                if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is not a dict
                     raise FadevizError(f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}")
                 part = opened.get_slice(key)
                 if part.get_dtype() != "F32":

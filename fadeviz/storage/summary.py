@@ -1,4 +1,4 @@
-"""What a run's folder holds, in a few lines: settings, snapshots, result and damage."""
+"""A run's folder in a few lines: settings, snapshots, result and damage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .stored_run import StoredRun
 
 
 class LayerSummary(NamedTuple):
-    """What was recorded of a layer.
+    """The recorded maps of a layer.
 
     Attributes:
         name: the layer's dotted name.
@@ -27,7 +27,7 @@ class LayerSummary(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class RunSummary:
-    """What ``fadeviz info`` prints of a run.
+    """The output of ``fadeviz info`` for a run.
 
     Attributes:
         heading: the run's address, name, network and id.
@@ -107,7 +107,8 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
 def _status(run: StoredRun) -> str:
     if run.status != "stopped":
         return run.status
-    return f"stopped without reporting a result: run.json says {run.info.status}, but no process writes into the folder"
+    reason = f"run.json has status {run.info.status}, but no process writes into the folder"
+    return f"stopped without reporting a result: {reason}"
 
 
 __all__ = ["LayerSummary", "RunSummary", "summarize"]

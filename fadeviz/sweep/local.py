@@ -116,7 +116,7 @@ class _Worker:
             return [Event(task, "running", progress=self.progress)]
         end = message
         if end.status == "interrupted":  # by a signal to this process alone
-            end = end._replace(status="failed", message="its process was told to stop")
+            end = end._replace(status="failed", message="its process received a signal to stop")
         self.task, self.reusable = None, end.status == "finished"
         return [Event(task, end.status, end.message, self.progress, end.result, end.traceback)]
 
@@ -184,7 +184,7 @@ def _work(pipe: Connection, threads: int, gpu: str = "") -> None:
 
     def report(progress: Progress) -> None:
         nonlocal reported_at
-        # Raised here and not in the handler: within a step a callback could swallow it, and training would go on.
+        # Raised here and not in the handler: within a step a callback could swallow it, and training would continue.
         if stopping:
             raise KeyboardInterrupt
         now = time.monotonic()

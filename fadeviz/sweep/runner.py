@@ -221,7 +221,7 @@ class SweepRunner:
         try:
             run = StoredRun(folder)
         except FadevizError:
-            return None  # damaged: its worker reports it, and the other trials go on
+            return None  # damaged: its worker reports it, and the other trials continue
         differs = differing_settings(run.info.config, self.plan.config(trial))
         if differs:
             raise FadevizError(

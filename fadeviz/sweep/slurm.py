@@ -100,15 +100,15 @@ class SlurmArray:
         queue = self._queue() if any(task.job for task in tasks) else set()
         if queue is None:
             raise FadevizError("Slurm does not answer (squeue failed), and runs of this sweep may be queued. Try later")
-        known = [task for task in tasks if task.job in queue]
-        if known:
-            yield [Event(task, "queued") for task in known]
+        queued = [task for task in tasks if task.job in queue]
+        if queued:
+            yield [Event(task, "queued") for task in queued]
         new = [task for task in tasks if task.job not in queue]
         for first in range(0, len(new), _ARRAY):
             submitted = self._submit(new[first : first + _ARRAY])
-            known += submitted
+            queued += submitted
             yield [Event(task, "queued") for task in submitted]
-        yield from follow_trials(known, self._ended, self.pause)
+        yield from follow_trials(queued, self._ended, self.pause)
 
     def _submit(self, tasks: Sequence[Task]) -> list[Task]:
         try:
@@ -183,7 +183,7 @@ class _Job:
 
         end = self._train()
         if end.status == "interrupted":
-            # By SIGTERM. Only Slurm knows whether the job is cancelled or requeued, and it ends this process: a report
+            # By SIGTERM. Whether the job is cancelled or requeued is up to Slurm, and it ends this process: a report
             # would be taken for the end of the trial, and an exit for that of a preempted job.
             time.sleep(_KILL_WAIT)
             sys.exit(128 + signal.SIGTERM)
@@ -201,7 +201,7 @@ class _Job:
         before = self._checkpoint_time()
 
         def stop_if_signalled(progress: Progress) -> None:
-            # Raised here and not in the handler: within a step it could be swallowed, and training would go on.
+            # Raised here and not in the handler: within a step it could be swallowed, and training would continue.
             if caught:
                 raise KeyboardInterrupt
 
@@ -308,7 +308,7 @@ def batch_script(commands: Sequence[str], options: Mapping[str, str], jobs: int 
 
     Args:
         commands: shell commands, one line each.
-        options: as for :class:`SlurmArray`.
+        options: the options of :class:`SlurmArray`.
         jobs: the number of tasks at a time; None leaves it to Slurm.
 
     Raises:

@@ -12,7 +12,7 @@ from .manifest import RunStatus, read_status
 
 @dataclass(frozen=True, repr=False)
 class SweepStatus:
-    """What ``fadeviz info`` prints of a sweep; iterating gives the status of each run.
+    """The output of ``fadeviz info`` for a sweep; iterating gives the status of each run.
 
     Attributes:
         folder: the sweep's folder.

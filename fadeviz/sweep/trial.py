@@ -71,7 +71,7 @@ def train_trial(config: RunConfig, folder: Path, on_progress: Callable[[Progress
         finished = open_run(folder)  # the signal came after its last step
     except FadevizError as error:
         return TrialEnd("failed", str(error), {}, "")
-    except Exception as error:  # a bug of ours, or of torch: the other trials go on
+    except Exception as error:  # a bug of ours, or of torch: the other trials continue
         first = (str(error).splitlines() or [""])[0]
         return TrialEnd("failed", f"{type(error).__name__}: {first}", {}, traceback.format_exc())
     return TrialEnd("finished", "", dict(finished.info.result), "")
@@ -198,7 +198,7 @@ def follow_trials(
                     events.append(Event(task, "running", progress=progress))
                 continue
             status = "finished" if end.status == "finished" else "failed"
-            message = end.message or ("it was told to stop" if end.status == "interrupted" else "")
+            message = end.message or ("it received a signal to stop" if end.status == "interrupted" else "")
             events.append(Event(task, status, message, latest.get(task.trial), end.result, end.traceback))
         pending = still_pending
         if events:

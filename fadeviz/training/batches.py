@@ -253,7 +253,7 @@ def work_through(source: Any, items: Iterable[int], workers: int, pin: bool = Fa
             generator=torch.Generator(),  # else its seed would be drawn from the training's random numbers
         )
     held: list[Iterator[Any]] = []
-    # Runs before the exit hooks of torch and multiprocessing, which would wait for workers that were not told to end.
+    # Runs before the exit hooks of torch and multiprocessing, which would wait for workers that still run.
     atexit.register(held.clear)
     started: tuple[Any, ...] = ()
     try:
@@ -342,7 +342,7 @@ def _start_worker(number: int) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     keep_freed_memory()  # generating images allocates many arrays of a megabyte, which took a fifth of its time
-    # torch watches the fork server instead, which lives as long as its children.
+    # torch watches the fork server instead, which runs as long as its children.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -31,7 +31,7 @@ def write_checkpoint(
 
 
 class CheckpointWriter:
-    """Writes checkpoints in a thread, at most one at a time, while the training goes on.
+    """Writes checkpoints in a thread, at most one at a time, while the training continues.
 
     :meth:`begin` copies the state into memory and returns. On a GPU the copies, into pinned memory, are queued between
     the work of this step and the next. Errors of the thread are raised by the next :meth:`wait`.

@@ -76,14 +76,14 @@ class Processes:
         if error is not None and (self.is_rank_zero or not failed[0]):
             raise error
         if any(failed):  # if all fail alike, rank 0 reports it
-            raise OtherRankFailed("another process of this training failed: its message says why") from error
+            raise OtherRankFailed("another process of this training failed: see its message") from error
 
     @contextmanager
     def lost_rank_errors(self) -> Iterator[None]:
         """A block with collective operations; a clear error is raised if another rank exits meanwhile.
 
         Raises:
-            OtherRankFailed: if another rank exited; its own message, or torchrun's, says why.
+            OtherRankFailed: if another rank exited; its own message, or torchrun's, gives the reason.
         """
         try:
             yield
@@ -91,7 +91,7 @@ class Processes:
             # NCCL's errors have their own class; gloo's can only be recognised by their text.
             if self.world_size > 1 and (isinstance(error, distributed.DistError) or "gloo" in str(error)):
                 raise OtherRankFailed(
-                    "another process of this training has exited: its message says why. Continue with resume=True"
+                    "another process of this training has exited: see its message. Continue with resume=True"
                 ) from error
             raise
 

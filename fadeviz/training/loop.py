@@ -47,7 +47,7 @@ def fit(
     graph: int = 0,
     record: Callable[..., Callable[[], None]] = record_graph,
 ) -> Iterator[StepResult]:
-    """Train, and yield a ``StepResult`` after every optimiser step. Knows no disk, no terminal and no image.
+    """Train, and yield a ``StepResult`` after every optimiser step. It uses neither the disk nor the terminal.
 
     Between two results the caller may do anything that leaves the model unchanged: evaluate, observe, save.
 
@@ -206,7 +206,7 @@ def compile_forward(
         backend: the backend of ``torch.compile``.
 
     Raises:
-        FadevizError: at the first batch, if the compiler fails, or there is none.
+        FadevizError: if the compiler fails or is missing; raised at the first batch.
     """
     from torch._dynamo.exc import TorchDynamoException  # loads the compiler: two seconds
 

@@ -95,7 +95,7 @@ def matting_loss(prediction: Tensor, targets: Tensor, share: float = 0.5) -> Ten
 
     Shape: prediction ``(B, 1, H, W)`` or ``(B, H, W)``, not clipped; targets as :func:`collate_matting` gives them.
     Source: N. Xu et al., "Deep image matting", CVPR 2017; weights and sums as H. Lu et al., ICCV 2019.
-    Raises: FadevizError: if the shapes do not match.
+    Raises: FadevizError if the shapes do not match.
     """
     alpha, truth, unknown = _unpack(prediction, targets)
     loss = _mean_where(unknown, alpha - truth)

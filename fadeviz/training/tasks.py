@@ -141,7 +141,7 @@ TASKS: Mapping[str, Task] = {
         result="alpha",
     ),
 }
-"""By the name that networks and data sets have as their ``task``."""
+"""The tasks by name: the ``task`` of networks and data sets."""
 
 
 __all__ = ["IGNORED", "TASKS", "Task", "predict_classes", "predict_matte", "segmentation_loss"]

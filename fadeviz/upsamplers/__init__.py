@@ -137,16 +137,16 @@ def check_keeps_channels(network: str, name: str, operator: Upsampler) -> None:
         )
 
 
-def check_options(name: str, options: Mapping[str, object], known: Mapping[str, inspect.Parameter]) -> None:
-    """Raise unless every option is one of ``known``, and of the type of its default.
+def check_options(name: str, options: Mapping[str, object], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Raise unless every option is one of ``parameters``, and of the type of its default.
 
     Raises:
         FadevizError: if an option is unknown, or its value has another type or is out of range.
     """
     for option, value in options.items():
-        if option not in known:
-            raise unknown_name(f"option of {name}", option, list(known))
-        _check_option(name, option, value, known[option].default)
+        if option not in parameters:
+            raise unknown_name(f"option of {name}", option, list(parameters))
+        _check_option(name, option, value, parameters[option].default)
 
 
 def _check_option(name: str, option: str, value: object, default: object) -> None:
@@ -189,7 +189,7 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
 
     Args:
         text: the name and its options.
-        what: what is named, for messages: ``"upsampler"``.
+        what: the noun for messages: ``"upsampler"``.
 
     Raises:
         FadevizError: if an option has no value, or is given twice.
@@ -199,7 +199,7 @@ def parse_options(text: str, what: str) -> tuple[str, dict[str, object]]:
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
         if not (key and equals and value):
-            raise FadevizError(f"{what} {text!r}: {part!r} is no option. Write {name}:option=value,option=value")
+            raise FadevizError(f"{what} {text!r}: {part!r} is not an option. Write {name}:option=value,option=value")
         if key.strip() in options:
             raise FadevizError(f"{what} {text!r}: {key.strip()} is given twice. Leave one of them out")
         try:

@@ -12,7 +12,7 @@ from ..errors import FadevizError
 
 
 class Skip(NamedTuple):
-    """What an encoder stage hands to its decoder stage.
+    """The maps that an encoder stage passes to its decoder stage.
 
     Attributes:
         feature: ``(B, C_skip, s*h, s*w)``, the encoder feature at the output's resolution.
@@ -50,7 +50,7 @@ class Upsampler(nn.Module):
         raise FadevizError(f"{type(self).__name__} has no forward; an upsampler defines forward(x, skip)")
 
     def channels_advice(self, channels: int) -> str:
-        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
+        """Advice for an error message about an encoder feature with another number of ``channels``."""
         return f"Build it with skip_channels={channels}"
 
     def pool(self, feature: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -134,7 +134,7 @@ class FADE(Upsampler):
         self.gate = Gate(in_channels, scale_factor, gate_bias) if gate == "on" else None
 
     def channels_advice(self, channels: int) -> str:
-        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
+        """Advice for an error message about an encoder feature with another number of ``channels``."""
         return super().channels_advice(channels) + ("" if self.gate is None and not self.adds else " and gate='off'")
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:

@@ -110,7 +110,7 @@ class IndexNet(Upsampler):
         BatchNorm 1 and 0.
 
     Differs:
-        The released decoder goes on to concatenate y and the product of E and e, and to convolve them; that belongs to
+        The released decoder then concatenates y and the product of E and e, and convolves them; that belongs to
         the decoder, for which ``guide`` gives the second half. The encoder's softmax is taken of the decoder's map, not
         of Z, as in the released code.
     """
@@ -186,7 +186,7 @@ class IndexNet(Upsampler):
         return skip.feature * index_encoder.to(skip.feature.dtype)
 
     def channels_advice(self, channels: int) -> str:
-        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
+        """Advice for an error message about an encoder feature with another number of ``channels``."""
         return super().channels_advice(channels) + ("" if self.index.holistic else " and kind='hin'")
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:

@@ -82,7 +82,7 @@ class SAPAI(Upsampler):
                 module.reset_parameters()
 
     def channels_advice(self, channels: int) -> str:
-        """What to do, in an error message, with an encoder feature of another number of ``channels``."""
+        """Advice for an error message about an encoder feature with another number of ``channels``."""
         return f"Use SAPA-B with skip_channels={channels}"
 
     def forward(self, x: Tensor, skip: Skip | None = None) -> Tensor:

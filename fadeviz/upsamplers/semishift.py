@@ -32,7 +32,7 @@ class SemiShiftOptions:
         form: ``"l2h"`` or ``"h2l"``.
         bias_on: the side whose compressor has a bias, ``"encoder"`` or ``"decoder"``.
         depthwise: compress to K*K channels, and let T work on each of them alone (FADE-Lite).
-        init: of T: ``"xavier"``, or ``"small"`` for N(0, 0.001^2).
+        init: initialisation of T: ``"xavier"``, or ``"small"`` for N(0, 0.001^2).
 
     Raises:
         FadevizError: if ``encoder_kernel_size`` is even, an option has an unknown value, or ``compressed_channels`` is

@@ -56,13 +56,13 @@ def make_trimap(alpha: Matte, random: np.random.Generator, radii: tuple[int, int
     if not 0 <= low <= high:
         raise FadevizError(f"make_trimap: radii are {radii}; two numbers from 0 up are needed, the smaller one first")
     trimap = np.full(alpha.shape, UNKNOWN, np.uint8)
-    for sure, value in ((alpha >= 1, FOREGROUND), (alpha <= 0, BACKGROUND)):
+    for certain, value in ((alpha >= 1, FOREGROUND), (alpha <= 0, BACKGROUND)):
         radius = int(random.integers(low, high + 1))
-        if sure.all():
+        if certain.all():
             raise FadevizError(
                 f"make_trimap: alpha is {value // 255} everywhere: nothing is unknown. Give a matte with an edge"
             )
-        trimap[far_from(~sure, radius)] = value
+        trimap[far_from(~certain, radius)] = value
     if not (trimap == UNKNOWN).any():
         raise FadevizError("make_trimap: no pixel is unknown: alpha is 0 or 1 everywhere. Use radii from 1")
     return trimap
@@ -180,7 +180,7 @@ def _shrunk(sample: Sample, size: int) -> Sample:
     """A square sample at a smaller size, without its layers."""
 
     def resized(values: Pixels) -> Pixels:
-        # One filter for all, so that alpha is 0 or 1 where the trimap says so.
+        # One filter for all, so that alpha is 0 or 1 where it is in the trimap.
         return np.array(Image.fromarray(values).resize((size, size), Image.Resampling.BILINEAR))
 
     assert sample.alpha is not None

@@ -4,7 +4,7 @@ All mattes have 8 bits here, as they are published: ``alpha`` is n / 255. A trai
 ``alpha * foreground + (1 - alpha) * background`` on sRGB values (not on linear light, as every matting set does it) and
 rounded, so that its layers explain it exactly. Test images are whole, at their own sizes.
 
-The layouts that :func:`load_matting` knows are in :mod:`fadeviz.data.matting.files`.
+The layouts that :func:`load_matting` reads are in :mod:`fadeviz.data.matting.files`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class SyntheticMattes:
     around a random partial pixel, and mirrored at random. With one, for testing: drawn whole. Either depends on (seed,
     stream, index, size) alone.
 
-    Shape: as :class:`~fadeviz.data.Sample` says, ``size`` x ``size``; no array is None.
+    Shape: those of :class:`~fadeviz.data.Sample`, with H = W = ``size``; no array is None.
 
     Raises:
         FadevizError: if the size or seed is out of range.
@@ -168,9 +168,9 @@ class MatteCrops:
 
     Without backgrounds, half of the crops stay on their image's own one, which is close to the photograph, and half
     get a window of any training image's, where :func:`estimate_layers` has filled up what was not seen. Where the set
-    has trimaps, the matte is taken for 0 and 1 where they say so.
+    has trimaps, the matte is set to 0 or 1 wherever the trimap is not unknown.
 
-    Shape: as :class:`~fadeviz.data.Sample` says, ``size`` x ``size``; no array is None.
+    Shape: those of :class:`~fadeviz.data.Sample`, with H = W = ``size``; no array is None.
     Differs: the published recipe composes 100 fixed backgrounds with each foreground ahead of training, at full size;
         here every background may meet every foreground.
     """
@@ -304,7 +304,8 @@ def load_matting(
         seed: seed of the training crops.
         backgrounds: a folder of images to compose training images with. Required by ``composition-1k`` unless it has
             ``bg``; other layouts default to the training images' own backgrounds.
-        test_backgrounds: the same for test images of ``composition-1k`` that are not composed yet.
+        test_backgrounds: a folder of images to compose test images with, for those of ``composition-1k`` that are not
+            composed yet.
 
     Raises:
         FadevizError: if the folder does not exist, has an unknown layout or lacks files. Files are read when they are

@@ -1,6 +1,6 @@
 """The files of matting sets: listing them by their layout, and reading and validating mattes, trimaps and images.
 
-Layouts that :func:`find_mattes` knows by their folder names, in a folder or in its ``Combined_Dataset``:
+Layouts that :func:`find_mattes` recognises by their folder names, in a folder or in its ``Combined_Dataset``:
 
 ``composition-1k`` (N. Xu et al., "Deep image matting", CVPR 2017; licensed by Adobe, 431 + 50 foregrounds)
     ``Training_set/{fg,alpha}`` or ``Training_set/<part>/{fg,alpha}``, where a part is ``Adobe-licensed images`` or
@@ -181,7 +181,7 @@ def read_layers(files: MatteFiles, foreground_alone: bool) -> Layers:
     """The layers of a training image; with ``foreground_alone``, without a background."""
     matte = _read_matte(files.alpha)
     if files.trimap is not None:
-        # Mattes made by hand waver by 1 where all is foreground; the set's own trimap knows better.
+        # Mattes made by hand waver by 1 where all is foreground; the set's own trimap is more reliable.
         trimap = read_trimap(files.trimap)
         _check_equal(files.trimap, files.alpha, trimap, matte)
         matte[trimap == BACKGROUND], matte[trimap == FOREGROUND] = 0, 255
@@ -233,7 +233,7 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
         folder: the folder of the data set.
         split_seed: seed of the split, if the set has none of its own.
         backgrounds: folder of images to compose training images with; empty for the layout's own.
-        test_backgrounds: the same for test images of ``composition-1k``.
+        test_backgrounds: folder of images to compose test images of ``composition-1k`` with.
 
     Raises:
         FadevizError: if the folder does not exist, has an unknown layout, or is empty.
@@ -254,8 +254,8 @@ def find_mattes(folder: Path, split_seed: int, backgrounds: str, test_background
     else:
         inside = sorted(path.name + "/" for path in folder.iterdir() if path.is_dir())[:6]
         raise FadevizError(
-            f"{folder} is no matting folder: it has {', '.join(inside) or 'no folders'}, needed is Training_set/ with "
-            "Test_set/, train/ with test/, input/ with gt/, or name_alpha.png with name.png. Give the folder that "
+            f"{folder} is not a matting folder: it has {', '.join(inside) or 'no folders'}, needed is Training_set/ "
+            "with Test_set/, train/ with test/, input/ with gt/, or name_alpha.png with name.png. Give the folder that "
             "holds them"
         )
     if backgrounds:

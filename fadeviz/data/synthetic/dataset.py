@@ -12,7 +12,7 @@ Inside these files an image is three planes, ``(3, H, W)`` float32 in [0, 255]: 
 short axis comes last.
 
 Two frames are used. A figure is built in *horse units*: x forward, y up, hooves near 0 and withers at 1. An image is
-drawn in *image units*, in which the shorter side is 1; only the last step knows pixels, so one horse at two sizes is
+drawn in *image units*, in which the shorter side is 1; only the last step uses pixels, so one horse at two sizes is
 one image at two resolutions (:class:`fadeviz.data.synthetic.scene.Place` leads from each to the next).
 """
 
@@ -49,7 +49,7 @@ class SyntheticHorses:
     sets do, and then rounded. ``mask = alpha >= 0.5``. The coats' colours also occur in earth, straw, trunks, walls and
     rocks, so that colour alone does not find the horse.
 
-    A sample depends on (seed, stream, index, size) only, never on what was asked for before. The random numbers are
+    A sample depends on (seed, stream, index, size) only, never on earlier accesses. The random numbers are
     drawn before the size matters: the same index at another size is about the same image.
 
     *Shape*: image ``(H, W, 3)`` uint8, mask ``(H, W)`` uint8 (0 ground, 1 horse), alpha ``(H, W)`` float32 in [0, 1].
@@ -92,7 +92,7 @@ class SyntheticHorses:
         """The sample at this index, the same one every time.
 
         Raises:
-            IndexError: for a negative index, or one past ``count``.
+            IndexError: if the index is negative, or ``count`` or more.
         """
         image, alpha = _draw_sample(self._dice(index), *self.size)
         return Sample(
@@ -112,7 +112,7 @@ class SyntheticHorses:
         Shape: ``(H, W, 3)`` uint8 twice, ``(H, W)`` float32.
 
         Raises:
-            IndexError: as for the sample.
+            IndexError: if the index is negative, or ``count`` or more.
         """
         return _draw_layers(self._dice(index), *self.size)
 
@@ -216,7 +216,7 @@ def _finished(image: Floats, light: Light, dice: _Dice) -> NDArray[np.uint8]:
 
 
 AREA = 0.60
-"""What a horse covers, in square horse units, about."""
+"""Approximate area of a horse, in square horse units."""
 
 
 def _draw_place(random: np.random.Generator, figure: Figure, pose: Pose, height: int, width: int) -> Place:

@@ -152,7 +152,7 @@ def _add_clutter(image: Floats, random: np.random.Generator, light: Light, place
     image += cover * (colours * (1 + 0.13 * texture) - image)
     size = (place.width, place.height)
     colours, cover = read_layer(leaves.layer.resize(size, Image.Resampling.BILINEAR))
-    # Soft discs, cut where noise says so: a ragged edge, as leaves have.
+    # Soft discs, cut by noise: a ragged edge, as leaves have.
     ragged = noise(random, place, (240, 240), 0.85)
     cover = smoothstep(cover + 0.22 * ragged, 0.42, 0.66) * (cover > 0.03)
     image += cover * (colours * (1 + 0.2 * ragged) - image)

@@ -153,7 +153,7 @@ class _Fill(NamedTuple):
     points: Floats
     colour: Floats
     relief: int | None
-    """How far it stands out towards us, 0 to 255; None where what lies below has said so."""
+    """How far it stands out towards the viewer, 0 to 255; None to keep that of the layers below."""
 
 
 class _Hair(NamedTuple):
@@ -188,7 +188,7 @@ class Figure:
 
 
 class _LegShape:
-    """What of a fore or a hind leg is the same in every pose.
+    """The parts of a fore or a hind leg that are the same in every pose.
 
     Its stations are (bone + share of its length, half-width in front, half-width behind).
     """
@@ -202,7 +202,7 @@ class _LegShape:
         self.fleshy = np.where(at < 1.5, 0.5, 1.0)[:, None]
         """How much of the horse's girth a station shares."""
         self.level = (0.5 * (at[:-1] + at[1:]))[:, None]
-        """Of the quad below each station, on the scale of the stations."""
+        """The middle of the quad below each station, on the scale of the stations."""
         self.dark = smoothstep(self.level, 1.4, 2.2)
         """From the body's colour down to the points'."""
         self.joints = [int(np.searchsorted(at, joint - 0.03)) for joint in (1, 2, 3)]
@@ -333,7 +333,7 @@ def _head_fills(front: _Front, coat: CoatDraw) -> list[_Fill]:
 
 
 LOCK_WIDTH = 0.017
-"""Of a lock of hair at its root, in horse units."""
+"""Width of a lock of hair at its root, in horse units."""
 
 
 def _locks(roots: Floats, mid: Floats, tips: Floats, shades: ArrayLike, opacities: ArrayLike) -> _Hair:

@@ -32,7 +32,7 @@ class Pose:
     head_size: float
     girth: float
     squeeze: float
-    """Foreshortening along x: below 1 the horse stands at an angle to us."""
+    """Foreshortening along x: below 1 the horse stands at an angle to the viewer."""
     facing: int
     """1 looks right, -1 looks left."""
 

@@ -1,4 +1,4 @@
-"""What horse and ground share: where things lie in the image, the sun, noise, and layers to draw on.
+"""Shared parts of horse and ground: places in the image, the sun, noise, and layers to draw on.
 
 Colours are three planes, ``(3, H, W)`` float32 in [0, 255]: numpy is several times slower when the short axis comes
 last.
@@ -58,7 +58,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Light:
-    """One sun: ``direction`` points to it (x right, y down, z towards us)."""
+    """One sun: ``direction`` points to it (x right, y down, z towards the viewer)."""
 
     direction: Floats
     ambient: float

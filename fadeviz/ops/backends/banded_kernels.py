@@ -1,6 +1,6 @@
 """The kernels that compute the reassembly family as products of banded matrices.
 
-:mod:`.banded` launches them and says how they divide the work. Names of their compile-time constants:
+:mod:`.banded` launches them and describes how they divide the work. Names of their compile-time constants:
 
 K, S: ``kernel_size`` and scale. M, N: rows and columns of the banded matrix. PH, PW: rows and columns of the tile.
 LH, LW: of the patch, LC of them real where LW is rounded up. C: channels at a time. FACTOR: the dtype that factors are

@@ -202,7 +202,7 @@ def _size_of(x: Tensor, kernel_size: int, scale: int, groups: int) -> Size:
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    # A kernel that reads beyond a tensor stops the whole process at best.
+    # A kernel that reads beyond a tensor terminates the process, or worse, does not.
     if tuple(tensor.shape) != shape:
         raise FadevizError(f"reassemble: {name} is {tuple(tensor.shape)}, the other maps and sizes need {shape}")
 

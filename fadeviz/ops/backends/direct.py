@@ -51,7 +51,7 @@ _TUNED = {
     ("spread", True): Blocks(32, 4, 8, 4),
     ("spread", False): Blocks(32, 4, 8, 4),
 }
-"""What scripts/tune_triton.py prints."""
+"""The output of scripts/tune_triton.py."""
 
 _OLD = VERSION < (3, 7)
 

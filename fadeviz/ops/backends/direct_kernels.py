@@ -1,6 +1,6 @@
 """The kernels that compute the reassembly family directly, by fused multiply-adds.
 
-:mod:`.direct` launches them and says how they divide the work. Names of their compile-time constants:
+:mod:`.direct` launches them and describes how they divide the work. Names of their compile-time constants:
 
 K, S: ``kernel_size`` and scale. P: phases of a program, whole rows of pixels; h is the first of them. T, C: locations
 and channels of a block. N: blocks of channels that share their kernels, FULL: whether all of their channels exist,

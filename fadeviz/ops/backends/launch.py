@@ -1,4 +1,4 @@
-"""What the Triton kernels share on the host: the sizes of a reassembly, arithmetic of blocks, and the launch."""
+"""Shared host code of the Triton kernels: the sizes of a reassembly, arithmetic of blocks, and the launch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import FadevizError
 
 VERSION: tuple[int, ...] = ()
-"""Of Triton, where it is installed."""
+"""Triton's version; empty if it is not installed."""
 
 try:
     import triton
@@ -24,8 +24,8 @@ else:
     if VERSION < (3, 3):
         triton = tl = None  # It cannot pass tuples to kernels.
 
-# Without Triton the kernels remain plain functions that are never called: a launch raises an error that says what to
-# install.
+# Without Triton the kernels remain plain functions that are never called: a launch raises an error that advises
+# what to install.
 jit: Any = (lambda function: function) if triton is None else triton.jit
 
 _INT32_ELEMENTS = 2**31
@@ -75,7 +75,7 @@ class Size(NamedTuple):
 
 
 class SoftmaxBackward(NamedTuple):
-    """What a similarity kernel also reads and writes where it continues to the gradient of the softmax and of the gate.
+    """Further operands of a similarity kernel that continues to the gradient of the softmax and of the gate.
 
     The last five are given together, or not at all: there is no gate then.
     """

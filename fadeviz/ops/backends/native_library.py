@@ -89,7 +89,7 @@ def _reads(dtype: torch.dtype) -> bool:
     if dtype != torch.float16:
         return dtype in _TYPES
     loaded = library()
-    return loaded is not None and bool(loaded.fadeviz_reads_float16_f32())  # some compilers do not know the type
+    return loaded is not None and bool(loaded.fadeviz_reads_float16_f32())  # some compilers lack the type
 
 
 def bits_of(*tensors: Tensor | None) -> int:

@@ -14,7 +14,7 @@ from .native_library import NativeMap, bits_of, call, can_read, pointer, thread_
 from .sampler import Points
 
 _RUN_OF_PIXELS = 1024
-"""As in sampled.c."""
+"""Number of pixels that are processed together; the same as in sampled.c."""
 
 _FEW_CHANNELS = (2, 4, 8, 16)
 """Numbers of channels that may divide a vector of the processor."""

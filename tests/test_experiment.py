@@ -778,7 +778,7 @@ def test_disk_full_is_one_line_and_keeps_what_is_there(tmp_path, monkeypatch):
         real(source, target)
 
     monkeypatch.setattr("fadeviz.storage.files.os.replace", full)
-    with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*--resume"):
+    with pytest.raises(FadevizError, match="disk full while writing .*step_000004.safetensors.*resume=True"):
         train(SMALL, tmp_path / "run")
     assert open_run(tmp_path / "run").steps == (0, 2)
     assert not list((tmp_path / "run").rglob(".*partial*"))
@@ -798,7 +798,8 @@ def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
 
 class TestFolder:
     def test_in_use(self, whole):
-        with pytest.raises(FadevizError, match="holds a run already. Go on with --resume, replace with --overwrite"):
+        line = "holds a run already. Continue it with resume=True, replace it with overwrite=True"
+        with pytest.raises(FadevizError, match=line):
             train(SMALL, whole)
 
     def test_overwrite_replaces_the_run_and_nothing_else(self, tmp_path):
@@ -811,7 +812,7 @@ class TestFolder:
 
     def test_overwrite_refuses_what_is_no_run(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(FadevizError, match="so it is no run: nothing is replaced"):
+        with pytest.raises(FadevizError, match="so it is not a run: nothing is replaced"):
             train(SMALL, tmp_path, overwrite=True)
         assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -143,7 +143,7 @@ class TestErrors:
             (
                 "10,50:150:50",
                 100,
-                "schedule part '50:150:50' reaches step 150, but the run ends at step 100. Train longer (--steps) or",
+                "schedule part '50:150:50' reaches step 150, but the run ends at step 100. Train longer (steps=...) or",
             ),
             ("101", 100, "schedule part '101' reaches step 101, but the run ends at step 100"),
             (

@@ -1,4 +1,4 @@
-"""Looking over a run folder: what is damaged, foreign or left over, and removing that alone."""
+"""Checking a run's folder for damaged, foreign and left-over files, and removing only those."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Fault:
     repaired: bool = False
 
 
-_AGAIN = "removed; --resume records what comes after the checkpoint, --overwrite everything"
+_AGAIN = "removed; resume=True records again what comes after the checkpoint, overwrite=True everything"
 
 
 def check_run(run: RunLike, *, repair: bool = False, on_note: Callable[[str], None] | None = None) -> list[Fault]:
@@ -148,7 +148,7 @@ def _faults(run: StoredRun) -> Iterator[Fault]:
     snapshots = {name: reason for name, reason in run.broken.items() if name.startswith("step_")}
     if snapshots and not run.steps and all(reason.startswith("belongs to") for reason in snapshots.values()):
         # One file is the stranger, not all the others: nothing of them may be removed.
-        yield Fault("run.json", f"is of run {run.run_id}, but no snapshot is. Put the right one back")
+        yield Fault("run.json", f"belongs to run {run.run_id}, but no snapshot does. Put the right file back")
         return
     what = _observation_fault(run)
     if what:

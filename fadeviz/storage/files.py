@@ -232,7 +232,7 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FadevizError(
             f"disk full while writing {path}: nothing was replaced. Free some space, then do the same again; "
-            "a run that was being recorded goes on with --resume"
+            "a run that was being recorded continues with resume=True"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FadevizError(f"cannot write {path}: {error.strerror}. Choose another folder")
@@ -319,7 +319,7 @@ def _lock(handle: int, out: Path) -> bool:
                 ) from error
             if time.monotonic() > patience:
                 raise FadevizError(
-                    f"another process is recording into {out}. Wait for it, or choose another --out"
+                    f"another process is recording into {out}. Wait for it, or choose another out=..."
                 ) from error
             time.sleep(0.02)
         except OSError:

@@ -112,7 +112,7 @@ def parse_steps(text: str, last: int | None = None) -> list[int]:
         if last is not None and max(added) > last:
             raise FadevizError(
                 f"schedule part {part!r} reaches step {max(added)}, but the run ends at step {last}. "
-                "Train longer (--steps) or shorten the schedule (--snapshots)"
+                "Train longer (steps=...) or shorten the schedule (snapshots=...)"
             )
         steps.update(added)
     return sorted(steps)

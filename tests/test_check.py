@@ -278,7 +278,10 @@ def test_another_runs_settings_cost_no_snapshot(tmp_path):
     another_runs(folder / "run.json")
     before = digest(folder)
     (fault,) = check_run(folder)
-    assert (fault.file, fault.what) == ("run.json", "is of run 0badcafe, but no snapshot is. Put the right one back")
+    assert (fault.file, fault.what) == (
+        "run.json",
+        "belongs to run 0badcafe, but no snapshot does. Put the right file back",
+    )
     assert repair_run(folder) == []
     assert digest(folder) == before
 

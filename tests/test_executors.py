@@ -265,7 +265,7 @@ class TestSlurm:
         # That the last was taken out of the queue is seen: it is sent anew, and finds its way.
         outcomes = run_sweep(plan, out, executor=executor(), on_progress=preempt)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
-        assert f"{CANNOT}-seed0 is a file. Choose another --out" in outcomes[1].message
+        assert f"{CANNOT}-seed0 is a file. Choose another out=..." in outcomes[1].message
         assert preempted[0] < LONG.steps
         log = (out / "slurm" / "1000_0_0_log.out").read_text()
         assert "Requeued job 1000_0" in log
@@ -516,7 +516,7 @@ class TestDask:
         executor = DaskCluster(cluster.scheduler_address, pause=0.1)
         outcomes = run_sweep(plan, tmp_path / "out", executor=executor, on_progress=kill)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"], outcomes
-        assert f"{CANNOT}-seed0 is a file. Choose another --out" in outcomes[1].message
+        assert f"{CANNOT}-seed0 is a file. Choose another out=..." in outcomes[1].message
         assert killed
         assert killed[0] < LONG.steps
         assert statuses(tmp_path / "out") == ["finished", "failed", "finished"]

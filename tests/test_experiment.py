@@ -798,7 +798,8 @@ def test_out_of_memory_is_one_line(tmp_path, monkeypatch, where):
 
 class TestFolder:
     def test_in_use(self, whole):
-        with pytest.raises(FadevizError, match="holds a run already. Go on with --resume, replace with --overwrite"):
+        line = "holds a run already. Continue it with resume=True, replace it with overwrite=True"
+        with pytest.raises(FadevizError, match=line):
             train(SMALL, whole)
 
     def test_overwrite_replaces_the_run_and_nothing_else(self, tmp_path):
@@ -811,7 +812,7 @@ class TestFolder:
 
     def test_overwrite_refuses_what_is_no_run(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("years of work")
-        with pytest.raises(FadevizError, match="so it is no run: nothing is replaced"):
+        with pytest.raises(FadevizError, match="so it is not a run: nothing is replaced"):
             train(SMALL, tmp_path, overwrite=True)
         assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

@@ -197,7 +197,7 @@ def loop(out, *, steps=range(1, 31), limit=None, on_error="raise"):
 def test_a_disk_that_fills_under_a_recorder(tmp_path, disk, size):
     loop(tmp_path / "whole")
     out = disk(f"size={size}") / "run"
-    with pytest.raises(FadevizError, match=r"^disk full while writing .* with resume=True$"):
+    with pytest.raises(FadevizError, match=r"^disk full while writing .* continues with resume=True$"):
         loop(out)
     assert not list(out.rglob(".*"))
     if (out / "run.json").exists():
@@ -345,7 +345,7 @@ def test_killed_or_full_before_the_first_file(tmp_path):
     assert list((tmp_path / "run").glob(".*")) == []
     (tmp_path / "other" / "snapshots").mkdir(parents=True)
     (tmp_path / "other" / "snapshots" / "mine.txt").write_text("years of work")
-    with pytest.raises(FadevizError, match="so it is no run"):
+    with pytest.raises(FadevizError, match="so it is not a run"):
         loop_new(tmp_path / "other")
 
 
@@ -694,7 +694,7 @@ def test_a_run_is_replaced_and_not_what_lies_in_its_folders(tmp_path):
     }  # fmt: skip
     (run / "run.json").unlink()
     before = digest(run)
-    with pytest.raises(FadevizError, match="holds files but no run.json, so it is no run"):
+    with pytest.raises(FadevizError, match="holds files but no run.json, so it is not a run"):
         loop(run)  # resume=True
     assert digest(run) == before
 

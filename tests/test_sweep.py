@@ -287,7 +287,7 @@ class TestSweep:
         out, plan, outcomes, told = swept
         assert [outcome.trial for outcome in outcomes] == list(plan.trials)
         assert [outcome.status for outcome in outcomes] == ["finished", "failed", "finished"]
-        assert "nearest-seed0 is a file. Choose another --out" in outcomes[1].message
+        assert "nearest-seed0 is a file. Choose another out=..." in outcomes[1].message
         assert all(len(outcome.message.splitlines()) == bool(outcome.message) for outcome in outcomes)
         assert statuses(out) == {
             "fade-seed0": "finished",

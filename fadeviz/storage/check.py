@@ -1,4 +1,4 @@
-"""Checks of a run's folder: finds what is damaged, foreign or left over, and removes only that."""
+"""Checking a run's folder for damaged, foreign and left-over files, and removing only those."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _faults(run: StoredRun) -> Iterator[Fault]:
     snapshots = {name: reason for name, reason in run.broken.items() if name.startswith("step_")}
     if snapshots and not run.steps and all(reason.startswith("belongs to") for reason in snapshots.values()):
         # One file is the stranger, not all the others: nothing of them may be removed.
-        yield Fault("run.json", f"is of run {run.run_id}, but no snapshot is. Put the right one back")
+        yield Fault("run.json", f"belongs to run {run.run_id}, but no snapshot does. Put the right file back")
         return
     what = _observation_fault(run)
     if what:

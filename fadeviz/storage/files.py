@@ -232,7 +232,7 @@ def cannot_write(path: Path, error: OSError) -> FadevizError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FadevizError(
             f"disk full while writing {path}: nothing was replaced. Free some space, then do the same again; "
-            "resume a run that was being recorded with resume=True"
+            "a run that was being recorded continues with resume=True"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return FadevizError(f"cannot write {path}: {error.strerror}. Choose another folder")

@@ -1,4 +1,4 @@
-"""Runs on disk, as they are written: one safetensors file a recorded step, run.json, metrics.jsonl."""
+"""The files of a run, as they are written: one safetensors file for each recorded step, run.json, metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -104,10 +104,10 @@ def layer_sizes(snapshots: Iterable[Snapshot]) -> dict[str, LayerInfo]:
 
 
 class SnapshotStore:
-    """The writing half of a run folder. One writer a folder; every file is replaced whole.
+    """Writes the files of a run, each of which is replaced as a whole; ``RunWriter`` decides when.
 
-    Steps that are in the folder already stay, and count as this run's if they carry its id: start a new run in an old
-    folder with ``forget_after(-1)``.
+    Snapshots that are in the folder already stay, and belong to this run if they carry its id: start a new run in an
+    old folder with ``forget_after(-1)``.
     """
 
     def __init__(self, path: str | os.PathLike[str], run_id: str) -> None:
@@ -157,7 +157,7 @@ class SnapshotStore:
         # A folder made anew would hold the rest of a run whose beginning is elsewhere.
         if not (self.path / "snapshots").is_dir():
             raise FadevizError(
-                f"{self.path} was moved or removed while it was recorded. Put it back where it was, then use --resume"
+                f"{self.path} was moved or removed while it was recorded. Put it back where it was, and use resume=True"
             )
         write_whole(path, data, named=False)
 
@@ -315,7 +315,7 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
     """
     try:
         if out.exists() and not out.is_dir():
-            raise FadevizError(f"{out} is a file. Choose another --out")
+            raise FadevizError(f"{out} is a file. Choose another out=...")
         begun = os.path.lexists(out / "run.json")
         if (resume and begun) or not out.is_dir() or all(_before_the_first_file(inside) for inside in out.iterdir()):
             return
@@ -323,11 +323,12 @@ def check_folder(out: Path, *, resume: bool = False, overwrite: bool = False) ->
         raise cannot_write(out, error) from error
     if not begun:
         raise FadevizError(
-            f"{out} holds files but no run.json, so it is no run: nothing is replaced. Choose another --out"
+            f"{out} holds files but no run.json, so it is not a run: nothing is replaced. Choose another out=..."
         )
     if not overwrite:
         raise FadevizError(
-            f"{out} holds a run already. Go on with --resume, replace with --overwrite, or choose another --out"
+            f"{out} holds a run already. Continue it with resume=True, replace it with overwrite=True, or choose "
+            "another out=..."
         )
 
 

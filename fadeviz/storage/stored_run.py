@@ -26,7 +26,7 @@ class StoredRun:
     """The reading half of a run folder: settings, metrics, observed images and maps, without torch.
 
     The folder may lie at an address that fsspec knows (``s3://bucket/run``, ``https://...``): each file is then fetched
-    when it is first needed, into a temporary folder that goes with the run.
+    when it is first needed, into a temporary folder.
 
     Attributes:
         path: the folder on this machine; of a remote run the temporary one.
@@ -63,9 +63,7 @@ class StoredRun:
         return self._folder.same_as(other._folder)
 
     def file(self, name: str) -> Path:
-        """The path of one of the run's files on this machine, e.g. ``metrics.jsonl``; of a remote run it is fetched.
-
-        A file that the run does not have gives a path that does not exist.
+        """The path of a file on this machine, e.g. ``metrics.jsonl``, if it exists; of a remote run it is fetched.
 
         Raises:
             FadevizError: if a remote run's file cannot be fetched.
@@ -250,9 +248,7 @@ class StoredRun:
 
     @cached_property
     def mattes(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """Of a matting run the observed images' alpha (0 to 255) and trimaps (0, 128, 255), ``(N, H, W)`` uint8.
-
-        None where the run has no mattes.
+        """Alpha (0 to 255) and trimaps (0, 128, 255) of a matting run's images, ``(N, H, W)`` uint8; else None.
 
         Raises:
             FadevizError: as :attr:`observation`.

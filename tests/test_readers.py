@@ -366,7 +366,7 @@ def test_a_folder_in_place_of_a_mask_is_no_mask(tmp_path: Path, reader: Reader) 
     _, mask_file = plain_set(tmp_path, reader)
     mask_file.unlink()
     mask_file.mkdir()
-    assert re.search("no |it is a folder", refusal(reader, tmp_path))
+    assert re.search("not a matting folder|no |it is a folder", refusal(reader, tmp_path))
 
 
 def test_a_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:

@@ -646,7 +646,13 @@ class TestCheckpointsFromAThread:
 
         monkeypatch.setattr(checkpoint, "_write", full)
         steps = []
-        later = self.later(60.0, lambda progress: steps.append(progress.step))
+
+        def settle(progress):
+            steps.append(progress.step)
+            while self.writer.busy:  # a step of this size takes less time than a thread may need to begin
+                time.sleep(0.001)
+
+        later = self.later(60.0, settle)
         with pytest.raises(FadevizError, match="disk full"):
             train(THREADED, tmp_path / "run", on_progress=later)
         failed = open_run(tmp_path / "run")

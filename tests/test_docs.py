@@ -44,7 +44,13 @@ def command_lines(text):
             yield list(itertools.takewhile(lambda word: word not in (">", "|", ";"), words[1:]))
 
 
-@pytest.mark.parametrize("page", EXECUTED)
+LONG = ("tutorials/compare_operators", "tutorials/sweep_on_a_cluster")
+"""Pages that train several networks: half a minute on two cores."""
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.slow) if page in LONG else page for page in EXECUTED]
+)
 def test_the_page_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "page"}

@@ -66,6 +66,7 @@ def test_torch_is_loaded_by_those_names_alone_that_need_it():
     assert python(f"import sys\nfrom fadeviz import {', '.join(light)}\nprint('torch' in sys.modules)") == "False"
 
 
+@pytest.mark.slow  # mypy reads all of torch first
 def test_type_checkers_know_the_names(tmp_path):
     """mypy sees a function's signature through the front door, and a name that is not there."""
     pytest.importorskip("mypy")

@@ -544,7 +544,7 @@ class TestChoice:
         assert list(tmp_path.iterdir()) == []
 
     def falls_back(self, monkeypatch, tmp_path, capfd, home=True):
-        """All others but $CC hidden, there is no library, and the tiles compute without a word."""
+        """All others but $CC hidden, there is no library, and the tiles compute silently."""
         monkeypatch.setenv("PATH", "/usr/bin:/bin")
         which = shutil.which
         monkeypatch.setattr(

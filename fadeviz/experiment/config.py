@@ -34,7 +34,8 @@ class RunConfig:
     Attributes:
         upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
         network: a name in ``NETWORKS``, with options: ``"segformer:backbone=b1"``. It decides the task.
-        data: a name in ``DATA`` of that task; ``data_dir`` is its folder, if it has one.
+        data: a name in ``DATA`` of that task.
+        data_dir: the folder of the data set; empty for a set without one.
         subset: the number of training images to take from a large set, drawn by ``split_seed``; the test images are
             reduced in the same proportion. 0 takes all.
         size: side of the square images in pixels, divisible by the network's stride.
@@ -42,13 +43,20 @@ class RunConfig:
         snapshots: schedule; empty takes the paper's if the run is long enough, otherwise 24 steps evenly spaced in the
             logarithm.
         width: multiplier of the network's channels.
-        lr: learning rate; None takes that of the network's recipe. It is multiplied by 0.1 at each fraction of the run
-            in ``lr_drops`` (empty takes the network's: for SegNet, epochs 35 and 45 of 50; ``(1.0,)`` means never).
-            SegFormer's warms up and decays instead.
-        weight_decay: None takes the network's.
+        batch_size: images per training step, in all processes together.
+        lr: base learning rate; None takes that of the network's recipe.
+        lr_drops: fractions of the run, in increasing order, at each of which the learning rate is multiplied by 0.1;
+            empty takes the network's (for SegNet, epochs 35 and 45 of 50), ``(1.0,)`` means never. SegFormer's learning
+            rate warms up and decays instead.
+        momentum: momentum of SGD, in [0, 1).
+        weight_decay: weight decay of the optimiser; None takes that of the network's recipe.
+        flip: mirror training images at random.
         seed: the seed of the initial weights and of the data order.
         split_seed: the seed of the train/test split and of the choice of observed images; separate from ``seed`` so
             that runs with different seeds observe the same images.
+        device: ``auto`` (a GPU if there is one), ``cpu`` or ``cuda``.
+        precision: arithmetic of the training: ``fp32``, ``bf16`` or ``fp16``; observations use float32.
+        channels_last: keep the network's weights and maps in the channels-last memory format.
         labels: ``true``; or ``shuffled``, where every training image gets the mask of another one: a control in which
             only the usual place of objects can be learned. Tests and observations keep the true masks.
         weights: ``none``, ``imagenet``, or a file or folder that the network's ``load_encoder`` takes.

@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 examples/record_ddp.py
 """
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -71,6 +72,7 @@ def main(steps: int = 200, out: Path = Path("outputs/ddp")) -> None:
         fadeviz.grid(out, out / "grid.png", layer="5")
         print(out / "grid.png")
     distributed.destroy_process_group()
+    time.sleep(0.2)  # a thread of gloo may still release its last result; a process that ends meanwhile can abort
 
 
 if __name__ == "__main__":

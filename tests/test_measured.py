@@ -34,6 +34,7 @@ DEPENDS_ON = {"method": 2, "layer": LAYER, "band": 0.5, "steps": STEPS, "masks":
 def cache(tmp_path, monkeypatch):
     """The user's cache folder of this test."""
     monkeypatch.delenv("FADEVIZ_MEASURED")
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # waiting for the disk is most of the time
     monkeypatch.setattr(measured, "_cache_folder", lambda: tmp_path / "cache")
     return tmp_path / "cache"
 
@@ -336,7 +337,7 @@ def test_a_flipped_bit_gives_no_other_result(folder, monkeypatch):
     run = open_run(folder)
     expected = Measure(run)()
     by = Measure(run)
-    for place in rng.integers(0, len(whole), 150):
+    for place in rng.integers(0, len(whole), 60):
         data = bytearray(whole)
         data[place] ^= 1 << rng.integers(8)
         entry.write_bytes(data)
@@ -344,7 +345,7 @@ def test_a_flipped_bit_gives_no_other_result(folder, monkeypatch):
         for key, array in expected.items():
             np.testing.assert_array_equal(values[key], array)
             assert values[key].dtype == array.dtype
-    assert 100 < by.times <= 150  # a blank of the header's padding may have become another one
+    assert 40 < by.times <= 60  # a blank of the header's padding may have become another one
 
 
 def test_what_is_out_of_date_or_unrelated_is_no_fault(folder):

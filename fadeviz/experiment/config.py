@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,8 @@ class RunConfig:
             operators.
         kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature and gradient, and gate and
             kernel_entropy if the operator has them.
-        observe: the number of observed images.
+        observe: the number of observed images. A verdict on what is learned first needs 5 or more, and gets by with
+            few seeds where there are a dozen.
         observe_mode: which statistics BatchNorm uses in an observation, ``eval`` or ``batch``.
         channel_images: the number of images for which the large kinds are recorded.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
@@ -105,7 +106,7 @@ class RunConfig:
     weights: str = "none"
     layers: str = ""
     kinds: str = ""
-    observe: int = 4
+    observe: int = 12
     observe_mode: str = "eval"
     channel_images: int = 1
     evaluate_every: int = 0
@@ -285,7 +286,13 @@ _NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, 
 """Settings that older runs lack, with the values that those runs had."""
 
 
-def run_id(config: RunConfig, data: Mapping[str, object], weights: str, device: str) -> str:
+def run_id(
+    config: RunConfig,
+    data: Mapping[str, object],
+    weights: str,
+    device: str,
+    observed: Sequence[int] | None = None,
+) -> str:
     """The id of a run: a digest of everything that decides its result.
 
     Args:
@@ -293,6 +300,8 @@ def run_id(config: RunConfig, data: Mapping[str, object], weights: str, device: 
         data: the data set's description of itself.
         weights: the name of the initial weights, with a digest of them.
         device: the type of the device: ``cpu`` or ``cuda``.
+        observed: the indices of the observed images, unless they are those of earlier versions for these settings,
+            whose runs keep their id.
     """
     settings = dataclasses.asdict(config)
     for name in _MAY_MOVE:
@@ -301,5 +310,6 @@ def run_id(config: RunConfig, data: Mapping[str, object], weights: str, device: 
         if settings[name] == default:
             del settings[name]  # runs from before this setting keep their id
     identity = {key: value for key, value in data.items() if key != "folder"}
-    text = json.dumps([settings, identity, weights, device], sort_keys=True)
+    parts = [settings, identity, weights, device, *([list(observed)] if observed is not None else [])]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -17,10 +17,11 @@ from .analysis.order import OperatorOrder
 from .analysis.result import Analysis, analyze
 from .analysis.verdicts import is_representative
 from .errors import FadevizError, unknown_name
+from .render.kymographs import write_kymographs
 from .render.labels import brief, provenance
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel, shown_distances
-from .render.plots import write_curves, write_kymographs
+from .render.plots import write_curves
 from .storage.opening import RunLike
 
 

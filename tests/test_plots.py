@@ -19,18 +19,11 @@ from fadeviz.analysis.statistics import bootstrap_band
 from fadeviz.analysis.text import format_steps
 from fadeviz.render import plots
 from fadeviz.render.page import new_figure
-from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
-from fadeviz.render.plots import write_curves, write_kymographs
+from fadeviz.render.panels import Curve, CurvePanel
+from fadeviz.render.plots import write_curves
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, make_run
-
-EDGES = np.linspace(-6, 9, 16)
-
-
-def kymograph(title="FADE", value=None):
-    value = np.tile(np.linspace(0, 1, 15), (4, 1)) if value is None else value
-    return KymographPanel(title, "1 seed", (0, 1, 10, 100), EDGES, value)
 
 
 def curves(title="FADE", count=2, **more):
@@ -58,39 +51,24 @@ def call(*arguments):
 class TestFiles:
     @pytest.mark.parametrize(("ending", "count"), [("png", 1), ("png", 4), ("pdf", 2), ("svg", 1)])
     def test_the_same_panels_give_the_same_bytes(self, tmp_path, ending, count):
-        panels = [kymograph(f"Operator {n}") for n in range(count)]
         lines = [curves(f"Operator {n}", mark=3.0) for n in range(count)]
         made = []
         for name in ("a", "b"):
-            write_kymographs(panels, tmp_path / f"{name}.{ending}", quantity="rank", caption="What it shows.")
-            write_curves(lines, tmp_path / f"{name}r.{ending}", caption="What it shows.")
-            made.append([(tmp_path / f"{name}{kind}.{ending}").read_bytes() for kind in ("", "r")])
+            write_curves(lines, tmp_path / f"{name}.{ending}", caption="What it shows.")
+            made.append((tmp_path / f"{name}.{ending}").read_bytes())
         assert made[0] == made[1]
-        assert all(len(data) > 5000 for data in made[0])
-
-    def test_high_values_are_orange_low_ones_purple_noise_white_missing_ones_grey(self, tmp_path):
-        colours = {}
-        for name, value in (("low", 0.2), ("high", 0.75), ("noise", 0.5), ("missing", math.nan)):
-            path = tmp_path / f"{name}.png"
-            write_kymographs([kymograph(value=np.full((4, 15), value))], path, quantity="rank")
-            pixels = np.asarray(Image.open(path).convert("RGB"))
-            colours[name] = tuple(pixels[pixels.shape[0] // 3, pixels.shape[1] // 2])
-        assert colours["missing"] == (209, 209, 209)
-        assert min(colours["noise"]) > 240
-        assert colours["low"][2] > colours["low"][0] > colours["low"][1]
-        assert colours["high"][0] > 150 > colours["high"][1] > colours["high"][2]
+        assert len(made[0]) > 5000
 
     def test_one_snapshot_and_nothing_but_gaps(self, tmp_path):
         gap = np.full((1, 1), math.nan)
-        write_kymographs([KymographPanel("a", "", (0,), np.array([-1.0, 1.0]), gap)], tmp_path / "k.png", quantity="q")
         write_curves(
             [CurvePanel("a", "", "", [Curve("x", (0,), gap[0], gap[0], gap[0], math.inf)])], tmp_path / "r.png"
         )
-        assert (tmp_path / "k.png").exists()
+        assert (tmp_path / "r.png").exists()
 
     def test_bad_arguments(self, tmp_path):
         with pytest.raises(FadevizError, match="nothing to plot"):
-            write_kymographs([], tmp_path / "a.png", quantity="rank")
+            write_curves([], tmp_path / "a.png")
         with pytest.raises(FadevizError, match=r"a.gif: a plot cannot be written as .gif. Endings: .png .pdf .svg"):
             write_curves([curves()], tmp_path / "a.gif")
 
@@ -418,18 +396,6 @@ class TestWhatIsDrawn:
             np.testing.assert_array_equal(panel.value, wanted.value)
             np.testing.assert_array_equal(panel.edges, wanted.edges)
         assert ("steepness" in drawn["quantity"]) == (kind == "edge-kymograph")
-
-    def test_a_kymograph_has_its_inside_below_and_its_beginning_on_the_left(self, tmp_path):
-        value = np.full((4, 15), 0.5)
-        value[:2, :6] = 0.75  # early, inside
-        write_kymographs([kymograph(value=value)], tmp_path / "k.png", quantity="rank")
-        pixels = np.asarray(Image.open(tmp_path / "k.png").convert("RGB")).astype(int)
-        orange = (pixels[..., 0] - pixels[..., 2] > 60) & (pixels[..., 0] > 120)
-        height, width = orange.shape
-        rows, columns = np.nonzero(orange[:, : int(0.75 * width)])  # without the colour bar
-        assert rows.mean() > 0.5 * height
-        assert columns.mean() < 0.5 * width
-        assert rows.size > 1000
 
     def test_marks_lie_where_the_step_does(self, tmp_path):
         line = np.zeros(4)

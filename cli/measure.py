@@ -13,29 +13,12 @@ from .arguments import Output, is_stdout, write_text
 from .messages import print_notes, print_written
 from .options import CALL, KIND, LAYER, RUNS
 
-_RESPONSES = click.option(
-    "--responses", default="plain", show_default=True,
-    metavar="plain|raw-edge|position-corrected|raw-position-corrected|mismatched-masks",
-    help="Responses whose learning times are measured. plain: as they are; raw-edge: with the edge response of the "
-         "map's own gradient instead of that of its ranks; position-corrected, raw-position-corrected: each minus the "
-         "response for the masks of other images, which any centred blob reaches too; mismatched-masks: the response "
-         "for those masks alone, as a control.",
-)  # fmt: skip
-
-_UNTIL = click.option(
-    "--until", default="end", show_default=True, metavar="end|peak",
-    help="Level towards which a response is learned: that at the end of training, or its peak, because an outline can "
-         "come and go.",
-)  # fmt: skip
-
 
 @click.command()
 @RUNS
 @LAYER
 @KIND
 @CALL
-@_RESPONSES
-@_UNTIL
 @click.option("--json", "json_file", type=Output(text=True, dir_okay=False), metavar="FILE",
               help="Write all numbers here; - is standard output, and moves the table to standard error.")  # fmt: skip
 @click.option("--csv", "csv_file", type=Output(text=True, dir_okay=False), metavar="FILE",
@@ -45,21 +28,19 @@ def analyze(
     layer: str | None,
     kind: str,
     call: int,
-    responses: str,
-    until: str,
     json_file: Path | None,
     csv_file: Path | None,
 ) -> None:
-    """Measure what RUNS learn first: outline or interior.
+    """Measure what RUNS show first: outline or interior.
 
-    Prints one row per operator, with intervals over images and seeds, and the verdicts.
+    Prints one row per operator, with intervals over images and seeds, and each verdict as a sentence.
     """
     import fadeviz
 
     piped = [file for file in (json_file, csv_file) if is_stdout(file)]
     if len(piped) > 1:
         raise click.UsageError("--json - and --csv - both write to standard output: choose one")
-    analysis = fadeviz.analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
+    analysis = fadeviz.analyze(runs, layer=layer, kind=kind, call=call)
     if json_file is not None:
         write_text(json_file, json.dumps(analysis.to_dict(), allow_nan=False) + "\n")
     if csv_file is not None:
@@ -78,8 +59,6 @@ def analyze(
 @LAYER
 @KIND
 @CALL
-@_RESPONSES
-@_UNTIL
 @click.option("-o", "--output", type=Output(path_type=str), required=True, metavar="FILE",
               help="The file to write: .png, .pdf or .svg. For several plots: figures/{what}.png.")  # fmt: skip
 def plot(
@@ -88,8 +67,6 @@ def plot(
     layer: str | None,
     kind: str,
     call: int,
-    responses: str,
-    until: str,
     output: str,
 ) -> None:
     """Plot the measures of RUNS.
@@ -98,7 +75,7 @@ def plot(
     """
     import fadeviz
 
-    written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call, responses=responses, until=until)
+    written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call)
     for file in written.files:
         print_written(file)
     print_notes(written.notes)

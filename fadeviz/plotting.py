@@ -11,16 +11,14 @@ from typing import NamedTuple
 
 from .analysis.curves import Curves
 from .analysis.grouping import describe_inside
-from .analysis.kymograph import Kymograph
 from .analysis.measures import MEASURES, PLOTS, describe_group
-from .analysis.order import OperatorOrder
+from .analysis.onsets import OperatorOnset
 from .analysis.result import Analysis, analyze
-from .analysis.verdicts import is_representative
 from .errors import FadevizError, unknown_name
 from .render.kymographs import write_kymographs
 from .render.labels import brief, provenance
 from .render.page import check_ending
-from .render.panels import Curve, CurvePanel, KymographPanel, shown_distances
+from .render.panels import Curve, CurvePanel, KymographPanel
 from .render.plots import write_curves
 from .storage.opening import RunLike
 
@@ -68,18 +66,16 @@ def plot(
     layer: str | None = None,
     kind: str = "feature",
     call: int = 0,
-    responses: str = "plain",
-    until: str = "end",
 ) -> WrittenPlots:
     """Plot the measures of runs: distance-time maps, or curves over training with 95 % intervals.
 
     Args:
         runs: one or more runs that observed the same images (open runs, folders or addresses); or an analysis of them,
-            whose own layer, kind, call, responses and ``until`` are then used.
+            whose own layer, kind and call are then used.
         output: file to write; its extension sets the format: .png, .pdf or .svg. For several plots, the name contains
             ``{what}``: ``figures/{what}.png``.
         what: plot or plots to write; names in :data:`~fadeviz.analysis.measures.PLOTS`.
-        layer, kind, call, responses, until: see :func:`~fadeviz.analysis.result.analyze`.
+        layer, kind, call: see :func:`~fadeviz.analysis.result.analyze`.
 
     Returns:
         The files that were written, and notes on them.
@@ -103,7 +99,7 @@ def plot(
     if isinstance(runs, Analysis):
         analysis = runs
     else:
-        analysis = analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
+        analysis = analyze(runs, layer=layer, kind=kind, call=call)
     files, notes = [], []
     for name in names:
         made = make_plot(analysis, name)
@@ -126,29 +122,34 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     """
     if what not in PLOTS:
         raise unknown_name("plot", what, PLOTS)
-    order = analysis.order
+    onsets = analysis.onsets
     caption = [_subject(analysis, what)]
-    inside = describe_inside(order.operators[0].runs[0])
+    inside = describe_inside(onsets.operators[0].runs[0])
     if inside and what in _OF_THE_INSIDE:
         caption.append(f"{inside[0].upper()}{inside[1:]}.")
-    origin = provenance([run for operator in order.operators for run in operator.runs])
-    if what in _KYMOGRAPHS:
-        quantity, explanation = _KYMOGRAPHS[what]
-        kymographs = [_kymograph(operator, what) for operator in order.operators]
-        caption += [f"Dashed: the contour. White: chance level (0.5). {_cut_off(kymographs)}{explanation}"]
+    origin = provenance([run for operator in onsets.operators for run in operator.runs])
+    if what == "kymograph":
+        drawn = [operator for operator in onsets.operators if operator.kymograph is not None]
+        if not drawn:
+            raise FadevizError(
+                f"{onsets.layer_title}: fewer than two images have an object with an interior at this resolution, so "
+                "there is no distance-time map. Choose a finer layer, or observe other images"
+            )
+        caption.append(_KYMOGRAPH_TEXT)
         panels = tuple(
-            KymographPanel(operator.title, _subtitle(operator), order.steps, kymograph.edges, kymograph.value)
-            for operator, kymograph in zip(order.operators, kymographs, strict=True)
+            KymographPanel(operator.title, _subtitle(operator), onsets.steps, kymograph.edges, kymograph.value)
+            for operator in drawn
+            for kymograph in [operator.kymograph]
+            if kymograph is not None
         )
-        label = f"mean rank of the map's {quantity}\n(0 lowest, 1 highest)"
-        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=label)
+        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity="mean rank, own less other masks")
     curves = tuple((_by_operator if what in _BY_OPERATOR else _by_measure)(analysis, what))
     if not curves:
         raise FadevizError(f"none of the runs has what the plot {what!r} shows. {_remedy(analysis, what)}")
     caption.append(_explanation(analysis, what))
     left_out = [
         operator.title
-        for operator, own in zip(order.operators, analysis.curves.values(), strict=True)
+        for operator, own in zip(onsets.operators, analysis.curves.values(), strict=True)
         if not any(MEASURES[name].group == what for name in own)
     ]
     return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
@@ -170,30 +171,26 @@ def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 
-_KYMOGRAPHS = {
-    "kymograph": (
-        "values",
-        "A front that moves from the contour inwards: the interior fills from its outline; a front that moves "
-        "outwards to the contour: it grows from its centre.",
-    ),
-    "edge-kymograph": ("steepness", "An orange line along the contour: an outline."),
-}
-_OF_THE_INSIDE = ("kymograph", "edge-kymograph", "responses", "gate", "classes")
+_KYMOGRAPH_TEXT = (
+    "Where the map ranks higher than for other images' objects, by depth in the object. Dashed: the contour. A front "
+    "that moves from the contour inwards: the interior fills from its outline."
+)
+_OF_THE_INSIDE = ("kymograph", "responses", "auc", "gate", "classes")
 _MANY = 4
 """Number of images above which a caption counts them instead of naming them."""
 
 
 def _subject(analysis: Analysis, what: str) -> str:
     """The measured maps, and the number of images and runs."""
-    order = analysis.order
-    runs = sum(len(operator.runs) for operator in order.operators)
+    onsets = analysis.onsets
+    runs = sum(len(operator.runs) for operator in onsets.operators)
     count = f"{runs} run{'s' * (runs > 1)}"
     if what == "quality":
         return f"The whole network on its test images, {count}."
-    images = f"{len(order.images)} image{'s' * (len(order.images) > 1)}"
-    if len(order.images) <= _MANY:
-        images += f" ({', '.join(map(brief, order.images))})"
-    return f"{order.layer_title}, {order.kind}; {images}, {count}."
+    images = f"{len(onsets.images)} image{'s' * (len(onsets.images) > 1)}"
+    if len(onsets.images) <= _MANY:
+        images += f" ({', '.join(map(brief, onsets.images))})"
+    return f"{onsets.layer_title}, {onsets.kind}; {images}, {count}."
 
 
 def _explanation(analysis: Analysis, what: str) -> str:
@@ -204,29 +201,22 @@ def _explanation(analysis: Analysis, what: str) -> str:
     lines = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
     if what == "responses":
         return (
-            f"{lines} Dotted curves: the responses for mismatched masks, those of the other images, which position "
-            "alone explains. Vertical lines: median t50, where enough maps have one."
+            "Lines: mean over runs, own mask less other images' masks (1: a perfect map); bands: its 95 % interval "
+            "over seeds and images. Vertical lines: arrivals."
         )
     if what in ("learning", "classes"):
         return f"{lines} Kernels, guide and decoder feature: of the first images only, those recorded in full."
     return lines
 
 
-def _cut_off(kymographs: Sequence[Kymograph]) -> str:
-    """A sentence on the distances that are not drawn; empty if all are."""
-    edges = [kymograph.edges for kymograph in kymographs]
-    last, farthest = shown_distances(edges)[1], max(float(bins[-1]) for bins in edges)
-    return f"Not drawn: distances of {last:g} to {farthest:g} px outside. " if farthest > last else ""
-
-
 def _remedy(analysis: Analysis, what: str) -> str:
     """Advice if no run has what a plot shows; it depends on whether a command or a user's own loop recorded it."""
-    order = analysis.order
-    run = order.operators[0].runs[0]
+    onsets = analysis.onsets
+    run = onsets.operators[0].runs[0]
     by_command = "upsampler" in run.info.config
     if what == "quality" and by_command:
         return (
-            f"{run.address}/metrics.jsonl has no test up to step {order.steps[-1]}: "
+            f"{run.address}/metrics.jsonl has no test up to step {onsets.steps[-1]}: "
             f"continue with fadeviz record --resume --out {run.address}"
         )
     if what == "quality":
@@ -249,11 +239,10 @@ _UNITS = {
     "gate": "mean",
     "classes": "cosine similarity",
 }
-_SPANS = {"responses": (-0.5, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
-_RESPONSES = ("edge", "edge_mismatched", "interior", "interior_mismatched")
+_SPANS = {"responses": (-0.2, 1.02), "learning": (-0.25, 1.02), "gate": (0.0, 1.02)}
 
 _SAME_COLOUR = (
-    ("_mismatched", ""),
+    ("_readout", ""),
     ("_cka", "_correlation"),
     ("entropy_", "gate_"),
     ("inter_", "intra_"),
@@ -261,32 +250,32 @@ _SAME_COLOUR = (
 """Measures that take the colour of another one: part of the name, and what stands there in the other's."""
 
 
-def _subtitle(operator: OperatorOrder) -> str:
-    return f"{len(operator.seeds)} seed{'s' if len(operator.seeds) > 1 else ''}; {operator.verdict.label}"
-
-
-def _kymograph(operator: OperatorOrder, what: str) -> Kymograph:
-    return operator.value_kymograph if what == "kymograph" else operator.gradient_kymograph
+def _subtitle(operator: OperatorOnset) -> str:
+    return f"{len(operator.seeds)} seed{'s' if len(operator.seeds) > 1 else ''}; {operator.map.verdict}"
 
 
 def _by_operator(analysis: Analysis, what: str) -> list[CurvePanel]:
     """A panel for each operator, a curve for each measure."""
     panels = []
-    for operator, measured in zip(analysis.order.operators, analysis.curves.values(), strict=True):
+    for operator, measured in zip(analysis.onsets.operators, analysis.curves.values(), strict=True):
         names = [name for name in measured if MEASURES[name].group == what]
         marks = {}
         if what == "responses":
-            names, marks = [name for name in _RESPONSES if name in measured], _marks(operator)
+            marks = _marks(operator)
         curves = [_curve(measured, name, what, marks) for name in names]
         if curves:
             panels.append(CurvePanel(operator.title, _subtitle(operator), _UNITS[what], curves, _SPANS.get(what)))
     return panels
 
 
-def _marks(operator: OperatorOrder) -> dict[str, float]:
-    """The median t50 of each response, where enough maps have one."""
-    times = {"edge": operator.edge_t50, "interior": operator.interior_t50}
-    return {name: t50.estimate for name, t50 in times.items() if is_representative(t50, operator.lead.size)}
+def _marks(operator: OperatorOnset) -> dict[str, float]:
+    """The arrivals of the responses that are shown."""
+    marks = {}
+    for onset, suffix in ((operator.map, ""), (operator.readout, "_readout")):
+        if onset is not None:
+            marks[f"outline{suffix}"] = onset.outline.arrival_steps[0]
+            marks[f"interior{suffix}"] = onset.interior.arrival_steps[0]
+    return marks
 
 
 def _curve(measured: Curves, name: str, what: str, marks: Mapping[str, float]) -> Curve:
@@ -302,7 +291,6 @@ def _curve(measured: Curves, name: str, what: str, marks: Mapping[str, float]) -
         curve.high,
         mark=marks.get(name, math.nan),
         like=like,
-        faint=name.endswith("_mismatched"),
     )
 
 
@@ -313,9 +301,9 @@ def _label(name: str, what: str) -> str:
 
 def _by_measure(analysis: Analysis, what: str) -> list[CurvePanel]:
     """A panel for each measure, a curve for each operator."""
-    order = analysis.order
-    titles = [operator.title for operator in order.operators]
-    labels = titles if len(set(titles)) == len(titles) else [operator.name for operator in order.operators]
+    onsets = analysis.onsets
+    titles = [operator.title for operator in onsets.operators]
+    labels = titles if len(set(titles)) == len(titles) else [operator.name for operator in onsets.operators]
     panels = []
     for name, measure in MEASURES.items():
         if measure.group != what:

@@ -105,14 +105,12 @@ class Run(StoredRun):
         layer: str | None = None,
         kind: str = "feature",
         call: int = 0,
-        responses: str = "plain",
-        until: str = "end",
     ) -> Analysis:
-        """Measure what this run, and others to compare with, learned first: outline or interior.
+        """Measure what this run, and others to compare with, show first: outline or interior.
 
         Args:
             others: runs that observed the same images; those of one operator are measured together.
-            layer, kind, call, responses, until: see :func:`fadeviz.analyze`.
+            layer, kind, call: see :func:`fadeviz.analyze`.
 
         Returns:
             The analysis: print it, or take its rows, verdicts and curves.
@@ -123,7 +121,7 @@ class Run(StoredRun):
         from .analysis.result import analyze
 
         runs = [self, *others]
-        return analyze(runs, layer=layer, kind=kind, call=call, responses=responses, until=until)
+        return analyze(runs, layer=layer, kind=kind, call=call)
 
     def summary(self) -> RunSummary:
         """The settings, snapshots, result and damage, as ``fadeviz info`` prints them: ``print(run.summary())``."""

@@ -19,17 +19,18 @@ FLAT = 4 * float(np.finfo(np.float32).eps)
 """Share of a map's largest magnitude below which its range is float32 rounding: such a map counts as constant."""
 
 
-def in_blocks(maps: Maps | NDArray[Any], before: int = 0) -> Iterator[tuple[int, NDArray[Any]]]:
+def in_blocks(maps: Maps | NDArray[Any], before: int = 0, *, values: int = BLOCK) -> Iterator[tuple[int, NDArray[Any]]]:
     """Iterate over blocks of maps along the first axis, the steps.
 
     Args:
         maps: ``(S, ...)``, an array, or maps in files, which are read once per step.
         before: number of preceding steps to add to each block, as far as there are any.
+        values: values per block.
 
     Yields:
         The index of the block's first step, and the block's maps after the preceding ones.
     """
-    length = max(1, BLOCK // max(1, math.prod(maps.shape[1:])))
+    length = max(1, values // max(1, math.prod(maps.shape[1:])))
     kept = maps[:0]
     for start in range(0, len(maps), length):
         block = maps[start : start + length]
@@ -46,8 +47,15 @@ def has_pattern(maps: NDArray[np.floating]) -> NDArray[np.bool_]:
     axes = (-2, -1)
     if 0 in maps.shape[-2:]:
         return np.zeros(maps.shape[:-2], bool)
-    # The two ends suffice: non-finite values are among them.
-    low, high = (np.asarray(end, np.float64) for end in (maps.min(axes), maps.max(axes)))
+    return varies(maps.min(axes), maps.max(axes))
+
+
+def varies(low: NDArray[np.floating], high: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Whether maps with these lowest and highest values are finite and not constant up to rounding.
+
+    The two ends suffice: non-finite values are among them.
+    """
+    low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
     finite = np.isfinite(low) & np.isfinite(high)
     low, high = np.where(finite, low, 0), np.where(finite, high, 0)
     return np.asarray(high - low > FLAT * np.maximum(np.abs(low), np.abs(high)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from .blocks import in_blocks
 from .classes import class_similarity
 from .gates import mean_by_region
 from .measures import MEASURES
-from .order import LearningOrder, OperatorOrder
+from .onset import Onset
+from .onsets import Onsets, OperatorOnset
 from .regions import Regions, build_regions
 from .similarity import cka_to_final, continuity, correlation, correlation_to_final
 from .spectrum import measure_spectrum, phase_pattern
@@ -32,9 +34,11 @@ class MeasureCurve:
         steps: the S steps, increasing.
         values: ``(R, S, N)``; NaN where undefined. N is 1 for what a run has only once (tests), and fewer than all
             images for kinds recorded of the first images only.
-        middle: ``(S,)``, median over runs and images.
+        middle: ``(S,)``, median over runs and images; of responses their mean over runs.
         low: ``(S,)``, lower end of its 95 % interval over seeds and images.
         high: ``(S,)``, upper end of the interval.
+        chance: for responses, the magnitude that the smoothed curve stays below by chance, in 95 % of the deals of the
+            masks; NaN for other measures.
     """
 
     measure: str
@@ -43,51 +47,68 @@ class MeasureCurve:
     middle: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    chance: float = math.nan
 
 
 Curves = Mapping[str, MeasureCurve]
 """The curves of one operator, by the names in ``MEASURES``."""
 
 
-def operator_curves(order: LearningOrder, operator: OperatorOrder) -> dict[str, MeasureCurve]:
+def operator_curves(onsets: Onsets, operator: OperatorOnset) -> dict[str, MeasureCurve]:
     """All measures of one operator over training.
 
-    Responses, spectrum, continuity and the map's similarity are measured for the layer and kind of ``order``; the other
-    measures use the kinds recorded beside it, and the network's tests.
+    Responses, AUC, spectrum, continuity and the map's similarity are measured for the layer and kind of ``onsets``; the
+    other measures use the kinds recorded beside it, and the network's tests.
 
     Args:
-        order: the measured order of learning.
+        order: the measured onsets.
         operator: one of its operators.
 
     Returns:
-        Curves by the names in ``MEASURES``, in that order; without measures that a run of the operator lacks.
+        Curves by the names in ``MEASURES``, in that onsets; without measures that a run of the operator lacks.
     """
     tables = {
-        name: np.stack([getattr(responses, name) for responses in operator.measured])
-        for name in ("edge", "interior", "edge_mismatched", "interior_mismatched", "edge_raw")
+        name: np.stack([getattr(contrasts, name) for contrasts in operator.contrasts])
+        for name in ("boundary_auc", "region_auc")
     }
-    runs = [_of_run(run, order) for run in operator.runs]
+    runs = [_of_run(run, onsets) for run in operator.runs]
     for name in runs[0]:
         if all(name in measured for measured in runs):
             images = min(measured[name].shape[1] for measured in runs)  # large kinds may cover more images in one run
             tables[name] = np.stack([measured[name][:, :images] for measured in runs])
-    curves = {name: _curve(name, order.steps, values) for name, values in tables.items()}
-    curves.update(_tests(operator.runs, order.steps[-1]))
+    curves = {name: _curve(name, onsets.steps, values) for name, values in tables.items()}
+    curves |= _responses(operator.map, onsets.steps, "")
+    if operator.readout is not None:
+        curves |= _responses(operator.readout, onsets.steps, "_readout")
+    curves.update(_tests(operator.runs, onsets.steps[-1]))
     return {name: curves[name] for name in MEASURES if name in curves and np.isfinite(curves[name].values).any()}
 
 
-def _of_run(run: StoredRun, order: LearningOrder) -> dict[str, NDArray[np.float64]]:
+def _responses(onset: Onset, steps: Sequence[int], suffix: str) -> dict[str, MeasureCurve]:
+    """The two responses, with their jackknife intervals, and the chance level of each."""
+    curves = {}
+    for name, reading in (("outline", onset.outline), ("interior", onset.interior)):
+        key = f"{name}{suffix}"
+        curves[key] = MeasureCurve(
+            key, tuple(steps), reading.run_curves[:, :, None], reading.curve, reading.low, reading.high, reading.chance
+        )
+    return curves
+
+
+def _of_run(run: StoredRun, onsets: Onsets) -> dict[str, NDArray[np.float64]]:
     """The measures of one run's maps, ``(S, N)`` each."""
-    kinds = [kind for kind in run.layers[order.layer] if order.call == 0 or order.call in run.calls(order.layer, kind)]
-    measured = _over_training(run, order, order.kind, _of_map)
+    kinds = [
+        kind for kind in run.layers[onsets.layer] if onsets.call == 0 or onsets.call in run.calls(onsets.layer, kind)
+    ]
+    measured = _over_training(run, onsets, onsets.kind, _of_map)
     if "constant" in kinds:
-        measured |= _over_training(run, order, "constant", lambda maps, *_: {"constant": _own_pattern(maps)})
+        measured |= _over_training(run, onsets, "constant", lambda maps, *_: {"constant": _own_pattern(maps)})
     for kind, name in (("gate", "gate"), ("kernel_entropy", "entropy")):
         if kind in kinds:
-            measured |= _over_training(run, order, kind, partial(_by_region, name))
+            measured |= _over_training(run, onsets, kind, partial(_by_region, name))
     for kind in ("kernels", "guide", "channels"):
         if kind in kinds:
-            measured |= _over_training(run, order, kind, partial(_of_channels, kind))
+            measured |= _over_training(run, onsets, kind, partial(_of_channels, kind))
     return measured
 
 
@@ -96,13 +117,13 @@ _Measured = dict[str, NDArray[np.float64]]
 
 def _over_training(
     run: StoredRun,
-    order: LearningOrder,
+    onsets: Onsets,
     kind: str,
     measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
 ) -> _Measured:
     """Apply ``measure`` to a run's maps, block by block, with the last map and the regions."""
-    maps = run.maps(order.layer, kind, steps=order.steps, call=order.call)
-    last, regions = maps[-1], _regions_for(maps, run, order)
+    maps = run.maps(onsets.layer, kind, steps=onsets.steps, call=onsets.call)
+    last, regions = maps[-1], _regions_for(maps, run, onsets)
     parts = []
     for start, block in in_blocks(maps, before=1):
         measured = measure(block[1:] if start else block, last, regions)
@@ -155,13 +176,12 @@ def _as_row(maps: NDArray[np.float32]) -> NDArray[np.float32]:
     return maps.reshape(*maps.shape[:-3], 1, -1)
 
 
-def _regions_for(maps: Maps, run: StoredRun, order: LearningOrder) -> Sequence[Regions]:
+def _regions_for(maps: Maps, run: StoredRun, onsets: Onsets) -> Sequence[Regions]:
     """The regions at the maps' own size: an operator's parts may be finer or coarser than its output."""
     size = (maps.shape[-2], maps.shape[-1])
-    if size == order.regions[0].band.shape:
-        return order.regions
-    pixels, share = order.half_width
-    return [build_regions(mask, size, pixels=pixels, share=share) for mask in run.foregrounds]
+    if size == onsets.regions[0].band.shape:
+        return onsets.regions
+    return [build_regions(mask, size) for mask in run.foregrounds]
 
 
 def _by_region(

@@ -16,9 +16,6 @@ from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .regions import Regions
 
-FEW_SEEDS = 5
-"""Number of seeds below which a percentile interval is too narrow."""
-
 _EVERY_STUDY_DIFFERS = ("upsampler", "seed")
 _ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
 _ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
@@ -76,11 +73,7 @@ def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]])
     single = [label for label, members in groups.items() if len(members) == 1]
     if single:
         which = "one seed per operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
-        notes.append(f"{which}: the intervals cover the variation between images, not between trainings")
-    few = [label for label, members in groups.items() if 1 < len(members) < FEW_SEEDS]
-    if few:
-        which = "fewer" if len(few) == len(groups) else f"{', '.join(few)}: fewer"
-        notes.append(f"{which} than {FEW_SEEDS} seeds: intervals over so few seeds are too narrow")
+        notes.append(f"{which}: the intervals speak of that run alone, not of other trainings")
     return notes
 
 
@@ -129,7 +122,7 @@ def check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: in
     if not runs:
         raise FadevizError("no run to measure. Give at least one run folder")
     if kind in CHANNEL_KINDS:
-        raise FadevizError(f"kind={kind!r} has many maps per image. Measure one of feature, gradient, gate")
+        raise FadevizError(f"kind={kind!r} has many maps per image. Measure one of feature, gradient, gate, readout")
     for first, second in itertools.combinations(runs, 2):
         if first.same_folder(second):
             raise FadevizError(f"{first.address} and {second.address} are the same run, {first.run_id}. Give it once")

@@ -26,7 +26,8 @@ class Measure:
 
 
 GROUPS = {
-    "responses": "how well the map shows the outline and the interior",
+    "responses": "how much more outline and interior are shown for the own mask than for other images' masks",
+    "auc": "how well the map detects the contour and the object by itself, place included",
     "spectrum": "how fine the map is, and how much of it repeats with the upsampling grid",
     "learning": "how similar the parts of the operator are to their final state",
     "gate": "gate and kernel entropy inside the object, along its contour and outside",
@@ -37,24 +38,26 @@ GROUPS = {
 """Groups of measures that are drawn together."""
 
 PLOTS = {
-    "kymograph": "the map's values by distance to the contour and step",
-    "edge-kymograph": "the map's steepness by distance to the contour and step",
+    "kymograph": "where on the object the map is higher than for other images' objects, over the training",
     **GROUPS,
 }
-"""What can be plotted: distance-time maps, and the groups of measures over training."""
+"""What can be plotted: the distance-time map, and the groups of measures over training."""
 
 MEASURES = {
-    "edge": Measure("edge", "response", "responses", "how well the steepness of the map detects the contour"),
-    "interior": Measure("interior", "response", "responses", "how well the map's values separate inside from outside"),
-    "edge_mismatched": Measure(
-        "edge, mismatched masks", "response", "responses", "the edge response for the masks of other images"
+    "outline": Measure(
+        "outline", "response", "responses", "just inside the contour against just outside, own mask less other masks"
     ),
-    "interior_mismatched": Measure(
-        "interior, mismatched masks", "response", "responses", "the interior response for the masks of other images"
+    "interior": Measure(
+        "interior", "response", "responses", "deep inside against well outside, own mask less other masks"
     ),
-    "edge_raw": Measure(
-        "edge, without ranks", "response", "responses", "the edge response of the map itself instead of its ranks"
+    "outline_readout": Measure(
+        "outline, readout", "response", "responses", "the outline in a linear readout of all channels"
     ),
+    "interior_readout": Measure(
+        "interior, readout", "response", "responses", "the interior in a linear readout of all channels"
+    ),
+    "boundary_auc": Measure("boundary AUC", "AUC", "auc", "how well the steepness of the map detects the contour band"),
+    "region_auc": Measure("region AUC", "AUC", "auc", "how well the map's values detect the object; below 0.5: dark"),
     "centroid": Measure("spectral centroid", "cycles per pixel", "spectrum", "mean radial frequency of the map"),
     "high_share": Measure("energy above 0.25 cycles per pixel", "share", "spectrum", "share of the map's energy"),
     "checkerboard": Measure(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,22 +119,6 @@ def build_regions(
         distance=distance,
         half_width=half_width,
     )
-
-
-def distance_bins(regions: Sequence[Regions], width: float = 1.0) -> NDArray[np.float64]:
-    """Edges of bins of signed distance: multiples of ``width``, among them 0, the contour.
-
-    The bins reach inwards and outwards as far as at least half of the masks do; beyond, single images would decide.
-
-    Returns:
-        D + 1 increasing edges, in pixels of the layer; at least one bin on each side of the contour.
-    """
-    with_contour = [r.distance for r in regions if np.isfinite(r.distance).all()]
-    inward = [max(0.0, -float(d.min())) for d in with_contour] or [0.0]
-    outward = [max(0.0, float(d.max())) for d in with_contour] or [0.0]
-    first = max(1, math.ceil(float(np.quantile(inward, 0.5, method="higher")) / width))
-    last = max(1, math.ceil(float(np.quantile(outward, 0.5, method="higher")) / width))
-    return np.arange(-first, last + 1).astype(np.float64) * width
 
 
 def _foreground(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,26 +12,28 @@ from numpy.typing import NDArray
 from ..storage.metrics import TASK_METRICS
 from ..storage.several_runs import distinct_paths
 from .curves import Curves
-from .learning import UNTIL, LearningTimes, State
-from .order import RESPONSES, Comparison, LearningOrder, OperatorOrder, reclassify
+from .jackknife import Estimate
+from .onset import Onset, Reading
+from .onsets import Comparison, Onsets, OperatorOnset
+from .sentences import advise, describe_operator
 from .splices import find_splice
-from .statistics import Interval, bootstrap_interval
 
 Row = dict[str, Any]
 
 
-def summary_rows(order: LearningOrder, curves: Sequence[Curves]) -> list[Row]:
+def summary_rows(onsets: Onsets, curves: Sequence[Curves]) -> list[Row]:
     """One flat row per operator; undefined numbers are None, those beyond the training "inf" or "-inf".
 
-    ``edge_states`` and ``interior_states`` count the maps in each :class:`~fadeviz.analysis.learning.State`: a lead
-    describes only the maps that have one. Values at the start and the end are medians over seeds and images.
+    Responses are own mask less other masks, 1 for a perfect map; arrivals are in steps; leads are factors by which the
+    outline arrives earlier. What a readout of the features gives has the same names after ``readout_``. Other values at
+    the start and the end are medians over seeds and images.
 
     Args:
-        order: the measured order of learning.
+        onsets: the measured onsets.
         curves: the curves of each operator, from :func:`~fadeviz.analysis.curves.operator_curves`.
     """
     tested = _tested(curves)
-    return [_row(operator, order, own, tested) for operator, own in zip(order.operators, curves, strict=True)]
+    return [_row(operator, onsets, own, tested) for operator, own in zip(onsets.operators, curves, strict=True)]
 
 
 def _tested(curves: Sequence[Curves]) -> list[str]:
@@ -42,35 +43,73 @@ def _tested(curves: Sequence[Curves]) -> list[str]:
     return [name for task in tasks for name, metric in task.metrics.items() if metric.brief]
 
 
-def _row(operator: OperatorOrder, order: LearningOrder, curves: Curves, tested: Sequence[str]) -> Row:
+def _row(operator: OperatorOnset, onsets: Onsets, curves: Curves, tested: Sequence[str]) -> Row:
     ends = {}
-    for name in ("edge", "interior", "edge_mismatched", "interior_mismatched", "centroid", "checkerboard", "nyquist"):
+    for name in ("boundary_auc", "region_auc", "centroid", "checkerboard", "nyquist"):
         values = curves[name].middle if name in curves else np.array([np.nan])
         ends[f"{name}_at_start"], ends[f"{name}_at_end"] = json_number(values[0]), json_number(values[-1])
     change = curves["pixel_change"].values if "pixel_change" in curves else np.array([np.nan])
+    sentences = describe_operator(operator, onsets.steps)
     return {
         "operator": operator.name,
         "title": operator.title,
         "seeds": list(operator.seeds),
-        "images": len(order.images),
-        "verdict": operator.verdict.label,
-        "reason": operator.verdict.reason,
-        **_interval("lead", operator.lead_interval),
-        **_interval("edge_t50", operator.edge_t50),
-        **_interval("interior_t50", operator.interior_t50),
-        **_early_and_late("edge", operator.edge_times),
-        **_early_and_late("interior", operator.interior_times),
-        "edge_states": _states(operator.edge_times),
-        "interior_states": _states(operator.interior_times),
+        "images": operator.map.images,
+        "sentence": sentences[0],
+        **_onset(operator.map, onsets.steps),
+        "readout_sentence": sentences[1] if len(sentences) > 1 else None,
+        **{f"readout_{name}": value for name, value in _onset(operator.readout, onsets.steps).items()},
+        "control": operator.control or None,
+        "origins": {origin.name: origin.origin for origin in operator.origins},
+        "readout_origins": {origin.name: origin.origin for origin in operator.readout_origins},
         **ends,
         "frame_change": _median(change),
         **{name: json_number(curves[name].values[:, -1].mean()) if name in curves else None for name in tested},
-        "spliced": _spliced(operator, order, curves),
+        "spliced": _spliced(operator, onsets, curves),
         "runs": [run.run_id for run in operator.runs],
     }
 
 
-def _spliced(operator: OperatorOrder, order: LearningOrder, curves: Curves) -> list[str]:
+def _onset(onset: Onset | None, steps: Sequence[int]) -> Row:
+    """The numbers of one onset; all None without one."""
+    return {
+        "verdict": None if onset is None else str(onset.verdict),
+        **_reading("outline", None if onset is None else onset.outline),
+        **_reading("interior", None if onset is None else onset.interior),
+        **_lead(None if onset is None else onset.lead),
+        "advice": (advise(onset, steps) or None) if onset is not None else None,
+        "place": None if onset is None else json_number(onset.place),
+        "alike": None if onset is None else json_number(onset.alike),
+    }
+
+
+def _reading(name: str, reading: Reading | None) -> Row:
+    if reading is None:
+        numbers = ("start", "top", "end", "p", "p_start", "chance", "arrival", "arrival_low", "arrival_high")
+        return {f"{name}_{number}": None for number in (*numbers, "shown", "gone")}
+    step, low, high = reading.arrival_steps
+    return {
+        f"{name}_start": json_number(reading.start),
+        f"{name}_top": json_number(reading.top),
+        f"{name}_end": json_number(reading.end),
+        f"{name}_p": json_number(reading.p),
+        f"{name}_p_start": json_number(reading.p_start),
+        f"{name}_chance": json_number(reading.chance),
+        f"{name}_arrival": json_number(step),
+        f"{name}_arrival_low": json_number(max(low, 0.0) if math.isfinite(low) else low),
+        f"{name}_arrival_high": json_number(high),
+        f"{name}_shown": reading.shown,
+        f"{name}_gone": reading.gone_step,
+    }
+
+
+def _lead(lead: Estimate | None) -> Row:
+    values = (math.nan,) * 3 if lead is None else (lead.value, *lead.interval())
+    factors = (math.exp(min(value, 700.0)) for value in values)
+    return dict(zip(("lead", "lead_low", "lead_high"), map(json_number, factors), strict=True))
+
+
+def _spliced(operator: OperatorOnset, onsets: Onsets, curves: Curves) -> list[str]:
     """The folders of runs whose frames do not look like those of a single training."""
     correlation = curves.get("frame_correlation")
     return [
@@ -78,9 +117,9 @@ def _spliced(operator: OperatorOrder, order: LearningOrder, curves: Curves) -> l
         for index, (path, run) in enumerate(zip(distinct_paths(operator.runs), operator.runs, strict=True))
         if find_splice(
             run,
-            order.layer,
-            order.kind,
-            order.call,
+            onsets.layer,
+            onsets.kind,
+            onsets.call,
             next_correlation=None
             if correlation is None or correlation.steps != run.steps
             else correlation.values[index, 1:],
@@ -88,72 +127,32 @@ def _spliced(operator: OperatorOrder, order: LearningOrder, curves: Curves) -> l
     ]
 
 
-def verdicts_by_rule(order: LearningOrder) -> list[Row]:
-    """The verdict and the lead of every operator by every rule: each of ``RESPONSES`` with each of ``UNTIL``."""
-    rows = []
-    for responses, until in itertools.product(RESPONSES, UNTIL):
-        same = (responses, until) == (order.rules.responses, order.rules.until)
-        for operator in (order if same else reclassify(order, responses=responses, until=until)).operators:
-            rows.append(
-                {
-                    "operator": operator.name,
-                    "responses": responses,
-                    "until": until,
-                    "verdict": operator.verdict.label,
-                    "reason": operator.verdict.reason,
-                    **_interval("lead", operator.lead_interval),
-                }
-            )
-    return rows
-
-
 def curve_rows(curves: Curves) -> dict[str, Row]:
-    """The curves of one operator for JSON: steps, median and ends of the interval; undefined values are None."""
+    """The curves of one operator for JSON: steps, middle and ends of the interval; undefined values are None."""
     return {
         name: {
             "steps": list(curve.steps),
             **{part: [json_number(v) for v in getattr(curve, part).tolist()] for part in ("middle", "low", "high")},
+            **({} if math.isnan(curve.chance) else {"chance": curve.chance}),
         }
         for name, curve in curves.items()
     }
 
 
 def comparison_row(comparison: Comparison) -> Row:
-    """The paired tests of two operators for JSON."""
+    """The difference of two operators' leads for JSON, as the ratio of their factors."""
+    low, high = comparison.difference.interval()
+    ratio = [json_number(math.exp(min(value, 700.0))) for value in (comparison.difference.value, low, high)]
     return {
         "first": comparison.first,
         "second": comparison.second,
+        "kind": comparison.kind,
         "seeds": list(comparison.seeds),
-        **{
-            unit: {"difference": json_number(test.difference), "p": json_number(test.p), "pairs": test.count}
-            for unit, test in comparison.tests.items()
-        },
+        "ratio": ratio[0],
+        "ratio_low": ratio[1],
+        "ratio_high": ratio[2],
+        "p": json_number(comparison.p),
     }
-
-
-def _interval(name: str, interval: Interval) -> Row:
-    return {
-        name: json_number(interval.estimate),
-        f"{name}_low": json_number(interval.low),
-        f"{name}_high": json_number(interval.high),
-        f"{name}_maps": interval.count,
-    }
-
-
-def _early_and_late(name: str, times: Sequence[Sequence[LearningTimes]]) -> Row:
-    """The median time of each level but the half: ``edge_t10``, ``edge_t90``."""
-    levels = times[0][0].levels
-    by_level = np.array([map_times.times for run_times in times for map_times in run_times]).T
-    return {
-        f"{name}_t{100 * level:g}": json_number(bootstrap_interval(values[None], resamples=1).estimate)
-        for level, values in zip(levels, by_level, strict=True)
-        if level != 0.5
-    }
-
-
-def _states(times: Sequence[Sequence[LearningTimes]]) -> dict[str, int]:
-    states = [map_times.state for run_times in times for map_times in run_times]
-    return {state.value: states.count(state) for state in State if state in states}
 
 
 def _median(values: NDArray[np.floating]) -> float | None:
@@ -163,4 +162,4 @@ def _median(values: NDArray[np.floating]) -> float | None:
 
 def json_number(value: float) -> float | str | None:
     """A number for JSON, which has no infinities: "inf" or "-inf" beyond the training, None where undefined."""
-    return value if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return float(value) if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"

@@ -1,26 +1,63 @@
-"""Verdicts: what the learning times of an operator's maps amount to, in words."""
+"""Verdicts: what the readings of outline and interior amount to, in words."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .learning import State
-from .statistics import Interval
+from .jackknife import Estimate
+
+if TYPE_CHECKING:
+    from .onset import Reading
+
+LEAST_IMAGES = 5
+"""Images needed for a verdict: four masks can be dealt in 24 ways only."""
+
+SHOWN_ALPHA = 0.025
+"""p-value up to which a reading is shown: 5 % for the two readings together."""
+
+START_ALPHA, STRICT_START_ALPHA = 0.05, 0.01
+"""p-values of the first snapshot: for a response that is partly there, and for one that is there from the start."""
+
+START_SHARE = 0.5
+"""Share of its top that a response has at the first snapshot if it is there from the start."""
+
+RESOLVED_SHARE = 0.6
+"""Chance level over the other reading's top up to which a reading that is not shown counts as absent."""
+
+TOGETHER = math.log(1.5)
+"""Lead (log) within which both arrive together."""
+
+LEAST_LEAD = math.log(1.1)
+"""Lead (log) below which nothing is first."""
+
+FAINT_TOP = 0.15
+"""Top below which a response is faint; 1 is a perfect map."""
+
+ALIKE = 0.15
+"""Share of a perfect map's response that is its own, below which the masks are too alike."""
 
 VERDICTS = {
-    "outline first": "the interval of the lead lies above 0, and the lead is longer than the snapshots resolve",
-    "interior first": "the interval of the lead lies below 0, and the lead is longer than the snapshots resolve",
-    "together": "the interval of the lead lies within what the snapshots resolve",
-    "already there at step 0": "most maps show the outline, or the interior, before any training",
-    "undecided": "the interval of the lead contains 0, too few maps have a lead, one of the two is never learned, or "
-    "is no better than for the masks of other images",
+    "too few images": f"fewer than {LEAST_IMAGES} images have an interior at the layer's resolution",
+    "masks too alike": "neither is shown, and the masks are so alike that even perfect maps would hardly show it",
+    "neither": "maps respond no more to their own object than to those of other images",
+    "outline only": "the outline is shown, and an interior half as strong would have been",
+    "interior only": "the interior is shown, and an outline half as strong would have been",
+    "outline shown, interior unresolved": "the outline is shown; the interior is not, but might have been missed",
+    "interior shown, outline unresolved": "the interior is shown; the outline is not, but might have been missed",
+    "both from the start": "both are there at the first snapshot already",
+    "outline from the start": "the outline is there at the first snapshot already, the interior is not",
+    "interior from the start": "the interior is there at the first snapshot already, the outline is not",
+    "both within one gap": "both rise between the same two snapshots, so that their order cannot be seen",
+    "outline first": "the interval of the lead lies above 0",
+    "interior first": "the interval of the lead lies below 0",
+    "together": "the lead is within a factor of 1.5 by its 90 % interval (two one-sided tests)",
+    "seeds disagree": "the interval of the lead lies above 0 in one run and below 0 in another",
+    "undecided": "both are shown, and the interval of the lead allows either order",
 }
-"""The verdicts, each with its condition; the exact rules are those of :func:`verdict`."""
-
-MIN_LEADS = 6
-"""Leads needed for a verdict: fewer have all the same sign by chance in more than one of twenty cases."""
+"""The verdicts, each with its condition; the exact rules are those of :func:`choose_verdict`."""
 
 
 @dataclass(frozen=True)
@@ -29,93 +66,88 @@ class Verdict:
 
     Attributes:
         label: a name in ``VERDICTS``.
-        reason: the numbers behind it, as a sentence without a full stop.
+        faint: whether all that is shown stays below 15 % of a perfect map's response.
+        halo: whether an outline that is first is a rim just outside of the contour.
     """
 
     label: str
-    reason: str
+    faint: bool = False
+    halo: bool = False
+
+    def __str__(self) -> str:
+        return f"{'faint: ' * self.faint}{self.label}{' (halo)' * self.halo}"
 
 
-def verdict(
-    edge: Sequence[State],
-    interior: Sequence[State],
-    leads: Interval,
-    margin: float,
-    explained_by_position: Sequence[Collection[str]] = (),
+def choose_verdict(
+    outline: Reading,
+    interior: Reading,
+    images: int,
+    alike: float,
+    lead: Estimate | None = None,
+    start_difference: Estimate | None = None,
+    run_leads: Sequence[Estimate] = (),
 ) -> Verdict:
-    """The verdict on one operator, from the states and leads of its maps.
-
-    The first rule that applies decides; a map is *defined* if neither of its two responses is missing:
-
-    1. fewer than half of the maps are defined: undecided;
-    2. in more than half of the defined maps position alone explains the outline or the interior: undecided;
-    3. in more than half of them the outline or the interior is there at step 0: already there at step 0;
-    4. in more than half of them the outline or the interior is never learned: undecided, because the network may hold
-       what its maps do not show;
-    5. fewer than ``MIN_LEADS`` leads, or leads in fewer than half of the defined maps: undecided;
-    6. the interval of the lead lies within [-margin, margin]: together;
-    7. the interval lies above 0 and the lead is longer than the margin: outline first; likewise below 0: interior
-       first; otherwise undecided.
+    """The verdict from the two readings: the first of ``VERDICTS`` that applies.
 
     Args:
-        edge: state of the edge response of each map.
-        interior: state of the interior response of each map.
-        leads: median lead with its interval, in steps; positive: the outline is learned first.
-        margin: shortest lead that the snapshots resolve, in steps; NaN counts as 0.
-        explained_by_position: for each map, which of ``"outline"`` and ``"interior"`` its position alone explains: the
-            response is hardly above that for mismatched masks. Empty: not examined.
+        outline: reading of the outline.
+        interior: reading of the interior.
+        images: number of images.
+        alike: see :class:`~fadeviz.analysis.onset.Onset`.
+        lead: log of how many times earlier the outline arrives; None unless both are shown.
+        start_difference: difference of the two responses at the first snapshot, each as a share of its top, outline
+            minus interior.
+        run_leads: the lead in each run, for several runs.
     """
-    pairs = list(zip(edge, interior, strict=True))
-    defined = [pair for pair in pairs if State.MISSING not in pair]
-    if not defined or 2 * len(defined) < len(pairs):
-        return Verdict("undecided", f"a response is undefined in {len(pairs) - len(defined)} of {len(pairs)} maps")
-    counts = _counts(defined)
-    for name in ("outline", "interior"):
-        explained = sum(name in names for names in explained_by_position)
-        if 2 * explained > len(defined):
-            reason = f"the {name} is hardly better than for other images' masks in {explained} of {len(pairs)} maps"
-            return Verdict("undecided", f"{reason}; {counts}")
-    if 2 * sum(State.AT_START in pair for pair in defined) > len(defined):
-        return Verdict("already there at step 0", counts)
-    if 2 * sum(State.NEVER in pair for pair in defined) > len(defined):
-        return Verdict("undecided", counts)
-    if leads.count < MIN_LEADS or 2 * leads.count < len(defined):
-        few = f", {MIN_LEADS} are needed" if leads.count < MIN_LEADS else ""
-        return Verdict("undecided", f"a lead in {leads.count} of {len(pairs)} maps{few}; {counts}")
-    return _verdict_of_leads(leads, 0.0 if math.isnan(margin) else margin)
+    if images < LEAST_IMAGES:
+        return Verdict("too few images")
+    if not outline.shown and not interior.shown:
+        return Verdict("neither" if alike >= ALIKE else "masks too alike")
+    faint = max(abs(reading.top) for reading in (outline, interior) if reading.shown) < FAINT_TOP
+    if lead is None or start_difference is None:
+        return Verdict(_single(outline, interior), faint)
+    label = _from_start(outline, interior, start_difference) or _order(outline, interior, lead, run_leads)
+    return Verdict(label, faint, halo=outline.halo and label == "outline first")
 
 
-def _verdict_of_leads(leads: Interval, margin: float) -> Verdict:
-    """Rules 6 and 7 of :func:`verdict`."""
-    seeds = f"{leads.count} maps, {leads.seeds} seed{'s' * (leads.seeds != 1)}"
-    numbers = f"lead {_signed(leads.estimate)} steps ({_signed(leads.low)} to {_signed(leads.high)}; {seeds})"
-    if -margin <= leads.low and leads.high <= margin:
-        return Verdict("together", f"{numbers}, within the {margin:.0f} steps that the snapshots resolve")
-    if leads.low > 0 or leads.high < 0:
-        if abs(leads.estimate) <= margin:
-            return Verdict("undecided", f"{numbers}; the snapshots resolve {margin:.0f} steps")
-        return Verdict("outline first" if leads.low > 0 else "interior first", numbers)
-    return Verdict("undecided", numbers)
+def _single(outline: Reading, interior: Reading) -> str:
+    """The verdict where only one of the two is shown."""
+    name, shown, other_name, other = (
+        ("outline", outline, "interior", interior) if outline.shown else ("interior", interior, "outline", outline)
+    )
+    if other.chance <= RESOLVED_SHARE * abs(shown.top):
+        return f"{name} only"
+    return f"{name} shown, {other_name} unresolved"
 
 
-def is_representative(interval: Interval, maps: int) -> bool:
-    """Whether the median of an interval comes from enough of an operator's maps to stand for all of them.
-
-    Args:
-        interval: the median and interval of the maps that have a value.
-        maps: number of all maps, runs times images.
-    """
-    return interval.count >= MIN_LEADS and 2 * interval.count >= maps
-
-
-def _counts(pairs: Sequence[tuple[State, State]]) -> str:
-    """How often each state occurs: ``outline 3 reached, 1 never; interior 4 reached``."""
-    parts = []
-    for name, states in zip(("outline", "interior"), zip(*pairs, strict=True), strict=True):
-        counts = [f"{states.count(state)} {state}" for state in State if state in states]
-        parts.append(f"{name} {', '.join(counts)}")
-    return "; ".join(parts)
+def _from_start(outline: Reading, interior: Reading, difference: Estimate) -> str:
+    """The verdict where one is there at the first snapshot already; empty otherwise."""
+    low, high = difference.interval()
+    if outline.from_start and interior.from_start:
+        return "both from the start"
+    if outline.from_start:
+        return "outline from the start" if low > 0 or not partly_at_start(interior) else "both from the start"
+    if interior.from_start:
+        return "interior from the start" if high < 0 or not partly_at_start(outline) else "both from the start"
+    return ""
 
 
-def _signed(steps: float) -> str:
-    return f"{steps:+.0f}"  # censored leads read +inf and -inf
+def partly_at_start(reading: Reading) -> bool:
+    """Whether a response has a quarter of its top at the first snapshot already, beyond chance."""
+    return reading.p_start <= START_ALPHA and reading.start >= reading.top * START_SHARE / 2 and reading.top > 0
+
+
+def _order(outline: Reading, interior: Reading, lead: Estimate, run_leads: Sequence[Estimate]) -> str:
+    """The verdict on the order of two responses that both arrive during the training."""
+    if outline.within is not None and outline.within == interior.within:
+        return "both within one gap"
+    low, high = lead.interval()
+    if low > 0 and lead.value >= LEAST_LEAD:
+        return "outline first"
+    if high < 0 and lead.value <= -LEAST_LEAD:
+        return "interior first"
+    intervals = [run_lead.interval(1 - 0.05 / len(run_leads)) for run_lead in run_leads]
+    if any(ends[0] > 0 for ends in intervals) and any(ends[1] < 0 for ends in intervals):
+        return "seeds disagree"
+    low, high = lead.interval(0.9)
+    return "together" if low >= -TOGETHER and high <= TOGETHER else "undecided"

@@ -1,0 +1,90 @@
+"""Controls: whether what an operator shows was learned, or is there in a network that has nothing to learn too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..storage.stored_run import StoredRun
+from .jackknife import Estimate
+from .onset import Onset, Reading
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a response comes from.
+
+    Attributes:
+        name: ``outline`` or ``interior``.
+        origin: ``learned``: not there at the first snapshot, and stronger than in the control if there is one;
+            ``initialisation``: there from the start, or as strong in the control.
+        control: whether the control shows it too; None without a control.
+        difference: its top less that of the control, with its variance where both have the same seeds; None without a
+            control that shows it.
+    """
+
+    name: str
+    origin: str
+    control: bool | None
+    difference: Estimate | None
+
+
+def find_controls(runs: Sequence[StoredRun]) -> dict[int, int]:
+    """For the first runs of several operators: the index of each operator's control among them, where there is one.
+
+    A control is a run of the same operator with shuffled labels, or with a learning rate of 0, and the same settings
+    otherwise.
+    """
+    settings = [run.info.config for run in runs]
+    found = {}
+    for index, config in enumerate(settings):
+        if _is_control(config):
+            continue
+        for other, control in enumerate(settings):
+            if _is_control(control) and runs[other].name == runs[index].name and _equal(config, control):
+                found[index] = other
+                break
+    return found
+
+
+def _is_control(config: Mapping[str, Any]) -> bool:
+    return config.get("labels") == "shuffled" or config.get("lr") == 0
+
+
+def _equal(config: Mapping[str, Any], control: Mapping[str, Any]) -> bool:
+    ignored = {"labels", "lr", "seed", "device", "data_dir", "weights", "observe", "kinds", "layers", "evaluate_every"}
+    names = (config.keys() & control.keys()) - ignored
+    return all(config[name] == control[name] for name in names)
+
+
+def compare_with_control(onset: Onset, control: Onset | None) -> tuple[Origin, ...]:
+    """The origin of each reading that is shown."""
+    origins = []
+    for name in ("outline", "interior"):
+        reading: Reading = getattr(onset, name)
+        if not reading.shown:
+            continue
+        other: Reading | None = None if control is None else getattr(control, name)
+        difference = None
+        as_strong = False
+        if other is not None and other.shown and reading.top_estimate and other.top_estimate:
+            difference = _difference(reading.top_estimate, other.top_estimate)
+            as_strong = difference.interval()[0] <= 0
+        origins.append(
+            Origin(
+                name,
+                "initialisation" if reading.from_start or as_strong else "learned",
+                None if other is None else other.shown,
+                difference,
+            )
+        )
+    return tuple(origins)
+
+
+def _difference(first: Estimate, second: Estimate) -> Estimate:
+    """The difference of two tops: paired over images, and over seeds where there are equally many."""
+    if len(first.without_run) == len(second.without_run):
+        return first - second
+    # Unequal numbers of seeds cannot be paired: the variation between images alone.
+    return Estimate(first.value - second.value, first.without_run[:0], first.without_image - second.without_image)

@@ -1,0 +1,352 @@
+"""The onset of outline and interior: whether the maps of an operator show them, since when, and which came first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .arrival import arrival, crossings
+from .chance import ChanceLevel, chance_level, deals, smooth
+from .contrasts import own_less_others
+from .jackknife import Estimate, Indices, jackknife, jackknife_band
+from .verdicts import (
+    SHOWN_ALPHA,
+    START_ALPHA,
+    START_SHARE,
+    STRICT_START_ALPHA,
+    Verdict,
+    choose_verdict,
+)
+
+COMPARABLE = 3
+"""Images needed for a jackknife."""
+
+LEAST_ALIKE = 1e-3
+"""Share of a perfect map's response that is its own, below which nothing is compared: the masks are equal."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One of the two readings, outline or interior, of the maps of R runs: S steps.
+
+    Responses are own mask less other masks, in units of a perfect map's; those of runs whose maps are dark on the
+    object are negated.
+
+    Attributes:
+        curve: ``(S,)``, mean response of the runs.
+        low: ``(S,)``, lower end of its 95 % interval at each step by itself, over seeds and images.
+        high: ``(S,)``, upper end.
+        run_curves: ``(R, S)``, response of each run.
+        signs: ``(R,)``, 1, or -1 for a run whose maps are dark there.
+        chance: what the magnitude of the smoothed response stays below in 95 % of the deals of the masks, at all steps.
+        p: p-value of the response, over all steps.
+        p_start: p-value of the response at the first snapshot.
+        shown: whether the maps show it: p <= 0.025.
+        start: response at the first snapshot.
+        top: largest smoothed response of the part that is timed; negative answers count for a halo.
+        top_step: its step.
+        top_estimate: the top with its variance; None unless shown.
+        end: mean response of the last three snapshots.
+        from_start: whether it is there at the first snapshot already, and stays until its top.
+        arrival: arrival as log(1 + step), with its variance; None unless shown.
+        within: the two successive steps between which the whole rise lies; None if it takes longer.
+        rest_step: step by which half of the rest is there, for a response that is partly there at the first snapshot;
+            None otherwise.
+        gone_step: step by which a first appearance is gone again: the arrival is that of this appearance; else None.
+        halo: whether what is timed is a rim just outside of the contour, which comes before the outline.
+    """
+
+    curve: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    run_curves: NDArray[np.float64]
+    signs: NDArray[np.int64]
+    chance: float
+    p: float
+    p_start: float
+    shown: bool
+    start: float
+    top: float
+    top_step: int
+    top_estimate: Estimate | None
+    end: float
+    from_start: bool
+    arrival: Estimate | None
+    within: tuple[int, int] | None
+    rest_step: float | None
+    gone_step: int | None
+    halo: bool
+
+    @property
+    def stays(self) -> bool:
+        """Whether the end is at least half of the top."""
+        return self.end >= self.top / 2
+
+    @property
+    def arrival_steps(self) -> tuple[float, float, float]:
+        """Arrival in steps, with the ends of its 95 % interval; NaN where there is none."""
+        if self.arrival is None:
+            return (math.nan,) * 3
+        return tuple(math.expm1(min(v, 700.0)) for v in (self.arrival.value, *self.arrival.interval()))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Onset:
+    """What the maps of an operator's R runs show of N objects, and since when.
+
+    Attributes:
+        outline: reading of the outline.
+        interior: reading of the interior.
+        lead: log of how many times earlier the outline arrives, log(1 + interior) - log(1 + outline) in steps, with its
+            variance; positive: outline first. None unless both are shown.
+        verdict: what this amounts to.
+        alike: own less others of a perfect map as a share of its response: 0 for equal masks.
+        place: largest response of the maps for the masks of other images, as a share of a perfect map's response for
+            its own mask: what place alone explains.
+        images: N.
+        runs: R.
+    """
+
+    outline: Reading
+    interior: Reading
+    lead: Estimate | None
+    verdict: Verdict
+    alike: float
+    place: float
+    images: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class _Response:
+    """The signed response of all runs, for any runs and images, before it is timed."""
+
+    level: ChanceLevel
+    signs: NDArray[np.int64]
+    curve_of: Callable[[Indices, Indices], NDArray[np.float64]]
+    curve: NDArray[np.float64]
+    shown: bool
+
+    @property
+    def reversed_at(self) -> int | None:
+        """Index of the lowest smoothed response before the top, where it is below chance; else None."""
+        smoothed = smooth(self.curve)
+        before = smoothed[: int(smoothed.argmax()) + 1]
+        return int(before.argmin()) if before.min() < -self.level.level else None
+
+
+def judge(
+    outline: NDArray[np.float64],
+    interior: NDArray[np.float64],
+    perfect_outline: NDArray[np.float64],
+    perfect_interior: NDArray[np.float64],
+    steps: Sequence[int],
+    *,
+    known_sign: bool = False,
+    seed: int = 0,
+) -> Onset:
+    """Decide what maps show and which came first, from their contrasts.
+
+    Args:
+        outline: ``(R, S, N, N)``, outline contrast of runs, steps, map n read with mask m.
+        interior: ``(R, S, N, N)``, interior contrast.
+        perfect_outline: ``(N, N)``, outline contrast of the masks themselves.
+        perfect_interior: ``(N, N)``, interior contrast of the masks themselves.
+        steps: the S steps, increasing.
+        known_sign: whether an object can only be bright in these maps, as in a readout.
+        seed: seed of the deals of the masks.
+    """
+    runs, images = outline.shape[0], outline.shape[2]
+    pairs = [(outline, perfect_outline), (interior, perfect_interior)]
+    alike = min((_alikeness(perfect) for _, perfect in pairs), default=0.0)
+    if images < 2 or alike < LEAST_ALIKE:
+        nothing = _nothing(runs, len(steps), steps)
+        return Onset(nothing, nothing, None, choose_verdict(nothing, nothing, images, alike), alike, 0.0, images, runs)
+    dealt = deals(images, seed)
+    levels = [chance_level(table, perfect, dealt, known_sign=known_sign) for table, perfect in pairs]
+    shared = None if known_sign else _shared_step(levels)
+    first, second = (
+        _signed(table, perfect, level, shared) for (table, perfect), level in zip(pairs, levels, strict=True)
+    )
+    time = np.log1p(np.asarray(steps, np.float64))
+    both_reversed = first.reversed_at is not None and second.reversed_at is not None
+    timed = [
+        _Timed(response, time, halo=is_outline and response.reversed_at is not None and not both_reversed, runs=runs)
+        for response, is_outline in ((first, True), (second, False))
+    ]
+    early, late = timed
+    readings = early.reading(steps, runs, images), late.reading(steps, runs, images)
+    lead = start_difference = None
+    run_leads: list[Estimate] = []
+    if all(reading.shown for reading in readings) and images >= COMPARABLE:
+
+        def lead_of(r: Indices, n: Indices) -> float:
+            return late.arrival(r, n) - early.arrival(r, n)
+
+        lead = jackknife(lead_of, runs, images)
+        start_difference = jackknife(lambda r, n: early.start_share(r, n) - late.start_share(r, n), runs, images)
+        if runs > 1:
+            run_leads = [
+                jackknife(lambda _, n, run=run: lead_of(np.array([run]), n), 1, images)  # type: ignore[misc]
+                for run in range(runs)
+            ]
+    verdict = choose_verdict(*readings, images, alike, lead, start_difference, run_leads)
+    place = max(_place(table, perfect) for table, perfect in pairs)
+    return Onset(*readings, lead, verdict, alike, place, images, runs)
+
+
+def _alikeness(perfect: NDArray[np.float64]) -> float:
+    diagonal = float(np.diagonal(perfect).mean()) if len(perfect) else 0.0
+    own = float(own_less_others(perfect)) if len(perfect) > 1 else 0.0
+    return own / diagonal if diagonal > 0 else 0.0
+
+
+def _place(table: NDArray[np.float64], perfect: NDArray[np.float64]) -> float:
+    images = len(perfect)
+    others = table.sum((-2, -1)) - np.trace(table, axis1=-2, axis2=-1)
+    mean = smooth(others / (images * (images - 1)))
+    return float(np.abs(mean).mean(0).max() / np.diagonal(perfect).mean())
+
+
+def _shared_step(levels: Sequence[ChanceLevel]) -> int:
+    """Index of the snapshot at which the shown readings (both, if none is) are strongest against chance.
+
+    Both readings take their signs there: maps that change their sign during training change it for both.
+    """
+    shown = [level for level in levels if level.p <= SHOWN_ALPHA] or levels
+    return int(np.sum([level.strength / max(level.level, 1e-12) for level in shown], axis=0).argmax())
+
+
+def _signed(
+    table: NDArray[np.float64], perfect: NDArray[np.float64], level: ChanceLevel, shared: int | None
+) -> _Response:
+    """The response with the sign that each run has at the shared snapshot; None: all are positive."""
+    signs = np.ones(len(table), np.int64)
+    if shared is not None:
+        silent = level.strength[shared] < max(level.level, level.strength.max() / 2)
+        index = int(level.strength.argmax()) if silent else shared
+        signs = np.where(smooth(level.curves)[:, index] < 0, -1, 1)
+    signed = table * signs[:, None, None, None]
+    known: dict[tuple[bytes, bytes], NDArray[np.float64]] = {}
+
+    def curve_of(r: Indices, n: Indices) -> NDArray[np.float64]:
+        key = (r.tobytes(), n.tobytes())
+        if key not in known:
+            some = signed[r][:, :, n[:, None], n]
+            known[key] = (own_less_others(some) / own_less_others(perfect[np.ix_(n, n)])).mean(0)
+        return known[key]
+
+    curve = (level.curves * signs[:, None]).mean(0)
+    return _Response(level, signs, curve_of, curve, level.p <= SHOWN_ALPHA)
+
+
+class _Timed:
+    """A response and the part of it whose rise is timed."""
+
+    def __init__(self, response: _Response, time: NDArray[np.float64], *, halo: bool, runs: int) -> None:
+        self.response, self.time, self.halo = response, time, halo
+        self.gone: int | None = None
+        smoothed = smooth(response.curve)
+        self.highest, self.peak = float(smoothed.max()), int(smoothed.argmax())
+        if halo:
+            start = response.reversed_at or 0
+            negated = -smoothed
+            after = np.flatnonzero(negated[start:] <= 0)
+            part = negated[: start + int(after[0])] if len(after) else negated
+        else:
+            part = smoothed
+            if runs > 1:
+                self.gone = _gone(smoothed, response.level.level)
+                part = smoothed[: self.gone]
+        self.at, self.top = int(part.argmax()), float(part.max())
+
+    def _curve(self, r: Indices, n: Indices) -> NDArray[np.float64]:
+        curve = self.response.curve_of(r, n)
+        return -curve if self.halo else curve
+
+    def arrival(self, r: Indices, n: Indices) -> float:
+        """Arrival in these runs and images; the top stays at its snapshot."""
+        curve = self._curve(r, n)
+        return arrival(curve[: self.at + 1], float(smooth(curve)[self.at]), self.time[: self.at + 1])
+
+    def top_of(self, r: Indices, n: Indices) -> float:
+        """Smoothed response at the top's snapshot."""
+        return float(smooth(self._curve(r, n))[self.at])
+
+    def start_share(self, r: Indices, n: Indices) -> float:
+        """Response at the first snapshot as a share of the top."""
+        curve = self._curve(r, n)
+        return float(curve[0] / max(float(smooth(curve)[self.at]), 1e-6))
+
+    def reading(self, steps: Sequence[int], runs: int, images: int) -> Reading:
+        """The reading, with the jackknife variance of its arrival if it is shown."""
+        response, level = self.response, self.response.level
+        curve = -response.curve if self.halo else response.curve
+        smoothed = smooth(response.curve)
+        from_start = (
+            response.shown
+            and not self.halo
+            and level.p_start <= STRICT_START_ALPHA
+            and response.curve[0] >= self.highest * START_SHARE
+            and smoothed[: self.peak + 1].min() >= self.highest * START_SHARE / 2
+        )
+        _, indices = crossings(curve[: self.at + 1], self.top, self.time[: self.at + 1])
+        timed = response.shown and images >= COMPARABLE
+        low, high = jackknife_band(response.curve_of, runs, images)
+        one_gap = bool(indices) and min(indices) == max(indices) and indices[0] > 0
+        return Reading(
+            curve=response.curve,
+            low=low,
+            high=high,
+            run_curves=level.curves * response.signs[:, None],
+            signs=response.signs,
+            chance=level.level,
+            p=level.p,
+            p_start=level.p_start,
+            shown=response.shown,
+            start=float(response.curve[0]),
+            top=-self.top if self.halo else self.top,
+            top_step=int(steps[self.at]),
+            top_estimate=jackknife(self.top_of, runs, images) if timed else None,
+            end=float(response.curve[-3:].mean()),
+            from_start=bool(from_start),
+            arrival=jackknife(self.arrival, runs, images) if timed else None,
+            within=(int(steps[indices[0] - 1]), int(steps[indices[0]])) if one_gap else None,
+            rest_step=self._rest_step(),
+            gone_step=None if self.gone is None else int(steps[self.gone]),
+            halo=self.halo,
+        )
+
+    def _rest_step(self) -> float | None:
+        """Step by which half of the rest is there, where the first snapshot has a quarter of the top already."""
+        curve, level = self.response.curve, self.response.level
+        base = float(curve[0])
+        if self.halo or not self.response.shown or level.p_start > START_ALPHA or base < self.top * START_SHARE / 2:
+            return None
+        time = arrival(curve[: self.at + 1], self.top, self.time[: self.at + 1], base=base)
+        return None if math.isnan(time) else math.expm1(time)
+
+
+def _gone(smoothed: NDArray[np.float64], chance: float) -> int | None:
+    """Index by which a first appearance beyond chance has fallen to half, before the top; None if there is none."""
+    highest = np.maximum.accumulate(smoothed)
+    before_top = np.arange(len(smoothed)) <= int(smoothed.argmax())
+    fallen = np.flatnonzero((highest > chance) & (smoothed <= highest / 2) & before_top)
+    if not len(fallen) or int(smoothed[: fallen[0]].argmax()) == 0:
+        return None
+    return int(fallen[0])
+
+
+def _nothing(runs: int, count: int, steps: Sequence[int]) -> Reading:
+    """The reading where nothing can be compared."""
+    zeros = np.zeros((runs, count))
+    return Reading(
+        curve=zeros.mean(0), low=zeros.mean(0), high=zeros.mean(0), run_curves=zeros, signs=np.ones(runs, np.int64),
+        chance=math.nan, p=1.0, p_start=1.0, shown=False, start=0.0, top=0.0, top_step=int(steps[0]),
+        top_estimate=None, end=0.0, from_start=False, arrival=None, within=None, rest_step=None, gone_step=None,
+        halo=False,
+    )  # fmt: skip

@@ -1,0 +1,223 @@
+"""Verdicts in plain sentences: what is shown since when, and what would decide where the data do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from scipy import stats
+
+from .controls import Origin
+from .jackknife import Estimate
+from .onset import Onset, Reading
+from .onsets import OperatorOnset
+from .verdicts import LEAST_IMAGES, LEAST_LEAD, RESOLVED_SHARE, TOGETHER
+
+PLACE = 0.15
+"""Response for other images' masks above which maps show where objects usually are."""
+
+_MOST_IMAGES, _MOST_SEEDS = 200, 50
+"""Numbers above which more images or seeds are no advice."""
+
+
+def describe_operator(operator: OperatorOnset, steps: Sequence[int]) -> tuple[str, ...]:
+    """One sentence on what the maps show, and one on what the features hold where a readout was recorded."""
+    sentences = [f"{operator.title}: {describe_onset(operator.map, steps)}{_origin(operator.origins)}."]
+    if operator.readout is not None:
+        sentences.append(
+            f"{operator.title}, features: {describe_onset(operator.readout, steps, readout=True)}"
+            f"{_origin(operator.readout_origins)}."
+        )
+    return tuple(sentences)
+
+
+def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False) -> str:
+    """What an operator's maps show and since when, as a sentence without a subject and a full stop.
+
+    Args:
+        onset: the onset.
+        steps: the S steps.
+        readout: whether the maps are a readout of the features, which hold rather than show.
+    """
+    verdict, outline, interior = onset.verdict, onset.outline, onset.interior
+    label = verdict.label
+    faintly = f"faintly (at most {max(abs(outline.top), abs(interior.top)):.2f} of a perfect map), " * verdict.faint
+    if label == "too few images":
+        return f"too few images to say: {onset.images} with an interior at this resolution, {LEAST_IMAGES} are needed"
+    if label == "masks too alike":
+        return "nothing of this object is seen, but the masks are too alike to say"
+    if label == "neither":
+        if readout:
+            return "hold nothing of this object that a linear readout finds"
+        return "shows where objects usually are; nothing of this object" if onset.place >= PLACE else "shows no object"
+    if label.endswith(("only", "unresolved")):
+        return faintly + _single(outline, interior, steps, label)
+    if label == "both from the start":
+        stay = (
+            _fate(outline)
+            if outline.stays == interior.stays
+            else f"the outline {_fate(outline)}, the interior {_fate(interior)}"
+        )
+        return f"{faintly}outline and interior are {_start(steps)} and {stay}"
+    if label.endswith("from the start"):
+        first, name, other, other_name = (
+            (outline, "outline", interior, "interior")
+            if label.startswith("outline")
+            else (interior, "interior", outline, "outline")
+        )
+        return (
+            f"{faintly}the {name} is {_start(steps)} and {_fate(first)}; the {other_name} follows {_by(other, steps)}"
+        )
+    if label == "both within one gap" and outline.within is not None:
+        first_step, last_step = outline.within
+        return f"{faintly}outline and interior both appear between steps {first_step} and {last_step}"
+    return faintly + _timed(onset, steps)
+
+
+def _timed(onset: Onset, steps: Sequence[int]) -> str:
+    """The sentence where both arrive during the training."""
+    outline, interior, label = onset.outline, onset.interior, onset.verdict.label
+    if label in ("outline first", "interior first"):
+        early, late = (outline, interior) if label == "outline first" else (interior, outline)
+        names = ("outline", "interior") if label == "outline first" else ("interior", "outline")
+        first = "a rim just outside the contour" if onset.verdict.halo else f"the {names[0]}"
+        return (
+            f"{first} comes first, {_by(early, steps)}; the {names[1]} follows {_by(late, steps)}, "
+            f"{format_factor(onset.lead, inverse=label == 'interior first')} times later"
+        )
+    both = f"the outline arrives {_by(outline, steps)}, the interior {_by(interior, steps)}"
+    ratio = f"the outline {format_factor(onset.lead)} times earlier"
+    if label == "together":
+        return f"outline and interior arrive together: {both} ({ratio})"
+    if label == "seeds disagree":
+        return f"the seeds disagree on which comes first: {both} ({ratio})"
+    return f"which comes first is undecided: {both} ({ratio})"
+
+
+def _single(outline: Reading, interior: Reading, steps: Sequence[int], label: str) -> str:
+    name, shown, other = ("outline", outline, "interior") if outline.shown else ("interior", interior, "outline")
+    since = f"is {_start(steps)}" if shown.from_start else f"appears {_by(shown, steps)}"
+    rest = f"no {other} is shown" if label.endswith("only") else f"whether there is an {other} too is unresolved"
+    return f"the {name} {since} and {_fate(shown)}; {rest}"
+
+
+def _start(steps: Sequence[int]) -> str:
+    return "there before training" if steps[0] == 0 else f"there at the first recorded step, {steps[0]},"
+
+
+def _fate(reading: Reading) -> str:
+    return "stays" if reading.stays else "fades"
+
+
+def _by(reading: Reading, steps: Sequence[int]) -> str:
+    """When a response arrives: ``by step 52 (40 to 70)``."""
+    gone = f", gone by step {reading.gone_step}" if reading.gone_step is not None else ""
+    if reading.rest_step is not None and not reading.from_start:
+        share = reading.start / reading.top
+        return f"from {100 * share:.0f} % at step {steps[0]}, half of the rest by step {reading.rest_step:.0f}{gone}"
+    return f"by step {format_arrival(reading, steps)}{gone}"
+
+
+def format_arrival(reading: Reading, steps: Sequence[int]) -> str:
+    """The step of arrival and its 95 % interval: ``52 (40 to 70)``; ends beyond the training as such."""
+    step, low, high = reading.arrival_steps
+    if math.isnan(step):
+        return "-"
+    if not math.isfinite(high - low):
+        return f"{step:.0f}"
+    end = f"{high:.0f}" if high <= steps[-1] else f"after {steps[-1]}"
+    return f"{step:.0f} ({max(low, steps[0]):.0f} to {end})"
+
+
+def format_factor(lead: Estimate | None, *, inverse: bool = False) -> str:
+    """A lead as a factor with its 95 % interval: ``2.1 (1.6 to 2.9)``; ``-`` without one."""
+    if lead is None:
+        return "-"
+    value, ends = lead.value, lead.interval()
+    numbers = (value, *ends) if not inverse else (-value, -ends[1], -ends[0])
+    texts = [_factor(number) for number in numbers]
+    return f"{texts[0]} ({texts[1]} to {texts[2]})"
+
+
+def _factor(log: float) -> str:
+    if math.isnan(log):
+        return "-"
+    if log > math.log(999):
+        return ">999"
+    factor = math.exp(log)
+    return f"{factor:.0f}" if factor >= 20 else f"{factor:.1f}" if factor >= 0.095 else f"{factor:.2f}"
+
+
+def _origin(origins: Sequence[Origin]) -> str:
+    """What the control says of what is shown; empty without a control."""
+    with_control = [origin for origin in origins if origin.control is not None]
+    initial = [origin.name for origin in with_control if origin.origin == "initialisation"]
+    learned = [origin.name for origin in with_control if origin.origin == "learned"]
+    parts = []
+    if initial:
+        also = all(origin.control for origin in with_control if origin.name in initial)
+        why = "the control shows as much" if also else "it is there from the start"
+        parts.append(f"the {' and the '.join(initial)} {'is' if len(initial) == 1 else 'are'} initialisation: {why}")
+    if learned:
+        parts.append(
+            f"the {' and the '.join(learned)} {'is' if len(learned) == 1 else 'are'} learned: the control shows less"
+        )
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def advise(onset: Onset, steps: Sequence[int]) -> str:
+    """What would decide, where this study does not; empty where it does.
+
+    Numbers of images and seeds are from the variances measured here, which shrink with each number.
+    """
+    label, outline, interior = onset.verdict.label, onset.outline, onset.interior
+    if label == "too few images":
+        return "observe 12 images or more whose object has an interior, or measure a layer of higher resolution"
+    if label == "masks too alike":
+        return "observe images whose objects differ more in place, size or shape"
+    if label == "both within one gap" and outline.within is not None:
+        return f"record more often between steps {outline.within[0]} and {outline.within[1]}"
+    if label.endswith("unresolved"):
+        shown, other = (outline, interior) if outline.shown else (interior, outline)
+        factor = (other.chance / (RESOLVED_SHARE * abs(shown.top))) ** 2
+        needed = math.ceil(onset.images * factor)
+        if needed <= _MOST_IMAGES:
+            return f"about {needed} images instead of {onset.images} would resolve it"
+        return "the response is too weak for any number of images that could be observed"
+    if label == "undecided" and onset.lead is not None:
+        return _more_data(onset.lead, onset.images, onset.runs)
+    if label == "seeds disagree":
+        return f"{onset.runs} seeds show that trainings differ; more seeds would show how often each order occurs"
+    return ""
+
+
+def _more_data(lead: Estimate, images: int, runs: int) -> str:
+    """How many images or seeds would make the interval of this lead short enough for a verdict."""
+    if runs == 1:
+        return "record more seeds (at least 3): one seed speaks of that run alone"
+    by_seeds = next((r for r in range(runs + 1, _MOST_SEEDS + 1) if _decides(lead, images, runs, images, r)), None)
+    by_images = next((n for n in range(images + 1, _MOST_IMAGES + 1) if _decides(lead, images, runs, n, runs)), None)
+    options = [
+        *([f"{by_seeds} seeds instead of {runs}"] if by_seeds else []),
+        *([f"{by_images} images instead of {images}"] if by_images else []),
+    ]
+    if options:
+        return f"about {' or '.join(options)} would decide, if the lead stays as it is"
+    both = next((k for k in range(2, 9) if _decides(lead, images, runs, k * images, k * runs)), None)  # neither alone
+    if both:
+        return f"about {both} times as many seeds and images would decide, if the lead stays as it is"
+    return "the lead is too variable for a decision; record more often where the two rise"
+
+
+def _decides(lead: Estimate, images: int, runs: int, more_images: int, more_runs: int) -> bool:
+    """Whether a lead of this size and these variances would get a verdict with so many images and runs."""
+    of_seeds = lead.variance_seeds * runs / more_runs
+    of_images = lead.variance_images * images / more_images
+    total = of_seeds + of_images
+    if not math.isfinite(total):
+        return False
+    parts = of_seeds**2 / (more_runs - 1) + of_images**2 / (more_images - 1)
+    degrees = max(1.0, total**2 / parts) if parts > 0 else 1.0
+    error = math.sqrt(total)
+    order = abs(lead.value) > float(stats.t.ppf(0.975, degrees)) * error and abs(lead.value) >= LEAST_LEAD
+    return order or abs(lead.value) + float(stats.t.ppf(0.95, degrees)) * error <= TOGETHER

@@ -206,7 +206,8 @@ class _Figure:
         self.figure.text(x / self.total, 1 - y / self.tall, spell(text), fontsize=size, **style)
 
     def _upright(self, x: float, y: float, text: str, **style: Any) -> None:
-        self._text(x, y, text, **{"rotation": 90, "va": "center", "ha": "center", "color": _QUIET} | style)
+        upright: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "color": _QUIET}
+        self._text(x, y, text, **upright | style)
 
     def _head(self, panel: KymographPanel, line: _Line, x: float, y: float) -> None:
         if line.titled:
@@ -237,8 +238,8 @@ class _Figure:
         return mesh
 
     def _label_steps(self, axes: Any, lowest: bool) -> None:
-        ends = [end(end(panel.steps) for panel in self.panels) for end in (min, max)]
-        ticks = self.axis.ticks(*ends, self.width * _DPI, font(_pixels(_TICK)).getlength)
+        steps = [step for panel in self.panels for step in panel.steps]
+        ticks = self.axis.ticks(min(steps), max(steps), self.width * _DPI, font(_pixels(_TICK)).getlength)
         labels = [f"{step:,}" for step, _ in ticks] if lowest else []
         axes.set_xticks(self.axis.place(step for step, _ in ticks), labels)
         for text, (_, alignment) in zip(axes.get_xticklabels() if lowest else [], ticks, strict=False):
@@ -312,7 +313,13 @@ class _Figure:
                 self.figure.add_artist(Line2D(ends, [level] * 2, **_CONTOUR, **style))
             else:
                 if not opened:
-                    bar = {"color": "black", "linewidth": 1.2, "marker": "|", "markersize": 4.5, "markeredgewidth": 1.1}
+                    bar: dict[str, Any] = {
+                        "color": "black",
+                        "linewidth": 1.2,
+                        "marker": "|",
+                        "markersize": 4.5,
+                        "markeredgewidth": 1.1,
+                    }
                     self.figure.add_artist(Line2D(ends, [level] * 2, **bar, **style))
                 self.figure.add_artist(Line2D([sum(ends) / 2], [level], **style, **_symbol(symbol, opened)))
             self._text(x + 0.33, middle, text, va="center")

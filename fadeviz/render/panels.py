@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 _ROUND = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 """Ends of colours, in powers of ten."""
 
-KYMOGRAPH_COLORS, KYMOGRAPH_SPAN = "PuOr_r", (0.2, 0.8)
-"""TO REMOVE."""
-
 MIN_KYMOGRAPH_SPAN = 0.1
 """Smallest end of the colours of distance-time maps: with less, noise would be drawn in full colours."""
 
@@ -34,7 +31,6 @@ class Curve:
         high: ``(S,)``, upper end of the band.
         mark: a step to mark by a dotted vertical line; NaN for none.
         like: label of the curve whose colour this one takes, dashed; None for a colour of its own.
-        faint: thin and dotted, without a band: the level that the curve in ``like`` is compared with.
     """
 
     label: str
@@ -44,7 +40,6 @@ class Curve:
     high: NDArray[np.floating]
     mark: float = math.nan
     like: str | None = None
-    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,7 @@ class CurvePanel:
         unit: label of the vertical axis.
         curves: the curves.
         span: ends of the vertical axis, extended where a curve exceeds them; None fits the curves.
+        chance: values between minus and plus this are what chance gives, drawn as a grey band; None for no band.
     """
 
     title: str
@@ -64,6 +60,7 @@ class CurvePanel:
     unit: str
     curves: Sequence[Curve]
     span: tuple[float, float] | None = None
+    chance: float | None = None
 
 
 @dataclass(frozen=True)

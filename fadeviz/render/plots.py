@@ -17,8 +17,8 @@ from .page import STYLE, check_ending, save_figure
 from .panels import CurvePanel, curve_order
 from .step_axis import StepAxis, choose_step_axis
 
-EDGE, INTERIOR = "#D55E00", "#0072B2"
-COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+OUTLINE_COLOR, INTERIOR_COLOR = "#D55E00", "#0072B2"
+COLORS = (OUTLINE_COLOR, INTERIOR_COLOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, which suits any kind of colour vision; brown replaces its yellow, which is too pale here."""
 
 _DPI = 150
@@ -76,15 +76,14 @@ def write_curves(
             for curve in panel.curves:
                 time = axis.place(curve.steps)
                 color, dash = looks[curve.like or curve.label]
-                if curve.faint:
-                    line = axes.plot(time, curve.middle, color=color, linestyle=":", linewidth=1.0)[0]
-                else:
-                    axes.fill_between(time, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
-                    dash = (0, (4, 1.5)) if curve.like else dash
-                    line = axes.plot(time, curve.middle, color=color, linestyle=dash, linewidth=1.7)[0]
+                axes.fill_between(time, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
+                dash = (0, (4, 1.5)) if curve.like else dash
+                line = axes.plot(time, curve.middle, color=color, linestyle=dash, linewidth=1.7)[0]
                 handles.setdefault(curve.label, line)
                 if math.isfinite(curve.mark):
                     axes.axvline(float(axis.place([curve.mark])[0]), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
+            if panel.chance is not None:
+                axes.axhspan(-panel.chance, panel.chance, color="0.88", linewidth=0, zorder=0)
             if panel.span is not None:
                 span = _span(panel)
                 axes.set_ylim(*span)
@@ -107,7 +106,7 @@ def _span(panel: CurvePanel) -> tuple[float, float]:
     """The limits of a panel's vertical axis: the requested ones, extended to include all lines and bands."""
     assert panel.span is not None
     every = [curve.middle for curve in panel.curves]
-    every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
+    every += [end for curve in panel.curves for end in (curve.low, curve.high)]
     values = np.concatenate([np.asarray(line, np.float64)[np.isfinite(line)] for line in every])
     low, high = panel.span
     return min([low, *(values - 0.02)[values < low]]), max([high, *(values + 0.02)[values > high]])

@@ -1,37 +1,46 @@
-"""Movies with a known order of learning: a disc that is filled from its outline, or from its centre."""
+"""Movies with a known order: discs at several places that are filled from their outline, or from their centre."""
 
 import numpy as np
 
-SIDE, RADIUS = 48, 14
-STEPS = tuple(range(0, 210, 10))
+SIDE = 48
+STEPS = (0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 45, 65, 100, 150, 200)
+DISCS = ((20, 20, 11), (30, 26, 9), (22, 30, 12), (27, 18, 10), (17, 25, 8), (31, 31, 10), (24, 23, 13), (29, 21, 8))
+"""Row and column of the centre, and radius."""
 
 
-def radius_of_cells(side=SIDE):
-    y, x = np.mgrid[0:side, 0:side] + 0.5 - side / 2
-    return np.hypot(x, y)
+def radius_of_cells(row=24, column=24, side=SIDE):
+    y, x = np.mgrid[0:side, 0:side] + 0.5
+    return np.hypot(y - row, x - column)
 
 
-def mask():
-    return (radius_of_cells() < RADIUS).astype(np.uint8)
+def masks(count=len(DISCS), side=SIDE):
+    return np.stack([radius_of_cells(row, column, side) < radius for row, column, radius in DISCS[:count]]).astype(np.uint8)
 
 
-def movie(kind, steps=STEPS, noise=0.0, seed=0):
-    """(S, h, w): at step t of T, the share t / T of the radius is lit; step 0 is noise, as a constant is undefined."""
+def movie(kind, steps=STEPS, *, images=len(DISCS), noise=0.3, seed=0):
+    """(S, N, h, w) float32: how much of each disc is lit grows with log(1 + step), under noise.
+
+    inward: from the outline to the centre; outward; together: all of it fades in; start: a line at step 0 that fills;
+    complete: all of it from step 0; blob: the same place in every image; noise; constant.
+    """
     rng = np.random.default_rng(seed)
-    radius = radius_of_cells()
     frames = []
     for step in steps:
-        done = step / steps[-1]
-        if kind == "inward":  # from the outline to the centre
-            lit = (radius < RADIUS) & (radius >= RADIUS * (1 - done))
-        elif kind == "outward":  # from the centre to the outline
-            lit = radius < RADIUS * done
-        elif kind == "complete":
-            lit = radius < RADIUS
-        else:
-            lit = np.zeros_like(radius, bool)
-        frame = lit + noise * rng.normal(size=lit.shape)
-        if kind == "noise" or (step == 0 and kind != "constant" and kind != "complete"):
-            frame = rng.normal(size=lit.shape)
-        frames.append(frame)
-    return np.stack(frames).astype(np.float32)
+        done = np.log1p(step) / np.log1p(steps[-1])
+        row = []
+        for y, x, radius in DISCS[:images]:
+            depth = radius_of_cells(y, x) / radius  # 1 on the contour
+            inside = depth < 1
+            lit = {
+                "inward": inside & (depth >= 1 - done),
+                "outward": depth < done,
+                "together": inside * done,
+                "start": inside & ((depth > 1 - 2 / radius) | (depth >= 1 - done)),
+                "complete": inside,
+                "blob": radius_of_cells() < 14 * done,
+                "noise": np.zeros_like(inside),
+                "constant": np.zeros_like(inside),
+            }[kind]
+            row.append(lit + (0 if kind == "constant" else noise) * rng.normal(size=inside.shape))
+        frames.append(row)
+    return np.array(frames, np.float32)

@@ -9,6 +9,9 @@ import pytest
 # Before torch is imported: threads that wait for each other cost more than these small networks do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What a test measures is measured there and then; test_measured.py lifts this.
+os.environ["FADEVIZ_MEASURED"] = "0"
+
 import torch
 
 # Before anything imports triton, as torch's compiler does: without a GPU its kernels run in its interpreter.

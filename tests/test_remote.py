@@ -264,7 +264,7 @@ class TestTemporaryFolder:
             fetched.append((remote, Path(to)))
             Path(to).write_bytes(self.cat_file(remote))
 
-        monkeypatch.setattr(system, "ls", lambda *_, **__: names)
+        monkeypatch.setattr(system, "ls", lambda *_, **__: [{"name": name, "size": None} for name in names])
         monkeypatch.setattr(system, "get_file", get_file)
         run = open_run(memory)
         assert run.steps in ((), (10,))

@@ -42,7 +42,7 @@ def find_controls(runs: Sequence[StoredRun]) -> dict[int, int]:
         if _is_control(config):
             continue
         for other, control in enumerate(settings):
-            if _is_control(control) and runs[other].name == runs[index].name and _equal(config, control):
+            if _is_control(control) and config.get("upsampler") == control.get("upsampler") and _equal(config, control):
                 found[index] = other
                 break
     return found

@@ -24,7 +24,7 @@ def ranks(maps: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.b
         The ranks, 1/2 everywhere in a map that is not finite or is constant; and which maps those are, ``(...)``.
     """
     flat = np.asarray(maps, np.float32 if maps.dtype.itemsize <= 4 else np.float64)
-    flat = flat.reshape(math.prod(maps.shape[:-2]), -1)
+    flat = flat.reshape(math.prod(maps.shape[:-2]), math.prod(maps.shape[-2:]))
     if not flat.size:
         return np.full(maps.shape, 0.5, np.float32), np.ones(maps.shape[:-2], bool)
     cells = flat.shape[1]

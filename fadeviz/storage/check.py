@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from ..errors import FadevizError
 from .files import METRICS_LIMIT, left_over, only_writer, read_regular, unreadable, write_whole
 from .info import check_sum
+from .measured import measured_faults
 from .opening import RunLike
 from .remote import is_address
 from .snapshots import (
@@ -108,7 +109,7 @@ def other_maps(run: RunLike) -> list[str]:
 
 
 def repair_run(run: RunLike) -> list[Fault]:
-    """Remove what :func:`check_run` finds broken, where that is possible: snapshots, leftovers, cut-off lines.
+    """Remove what :func:`check_run` finds broken, where that is possible: snapshots, results, leftovers, cut-off lines.
 
     Behind a symlink that leads out of the run's folder, only files that carry the run's id are removed.
 
@@ -164,6 +165,8 @@ def _faults(run: StoredRun) -> Iterator[Fault]:
     if lost:
         yield Fault("snapshots", lost)
     yield from _metrics_faults(run.path / "metrics.jsonl")
+    for name, what in measured_faults(run):
+        yield _fault(run, name, what, "removed; it is measured again when it is needed")
     checkpoint = run.path / "checkpoints" / "last.pt"
     what = _checkpoint_fault(checkpoint, run.run_id)
     if what:

@@ -149,7 +149,9 @@ def _is_stream(path: Path) -> bool:
 
 _PARTIAL = re.compile(r"\.([a-z_0-9]+)(?:\.([0-9a-f]{8})-([0-9]{1,10}))?\.partial(\.[a-z]+)")
 
-_OF_A_RUN = re.compile(r"(?:step_[0-9]{6,12}|observation)\.safetensors|(?:run|manifest)\.json|metrics\.jsonl|last\.pt")
+_OF_A_RUN = re.compile(
+    r"(?:step_[0-9]{6,12}|observation|[a-z0-9_]*_[0-9a-f]{12})\.safetensors|(?:run|manifest)\.json|metrics\.jsonl|last\.pt"
+)
 """The files of a run or a sweep that are replaced atomically."""
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
@@ -46,6 +47,8 @@ class RemoteFolder:
         self.address = address
         self.shown = _shown(address)
         self._fetching = threading.Lock()
+        self._versions: dict[str, str] = {}
+        self._fetched_before: set[str] = set()  # files that were here before their versions were asked for
         protocol = self.shown.partition("://")[0]
         try:
             from fsspec.core import url_to_fs
@@ -119,15 +122,67 @@ class RemoteFolder:
             FadevizError: if the network or the server fails, or access is denied.
         """
         try:
-            self._system.invalidate_cache()  # fsspec caches listings, but a run in progress gains steps
-            listed = self._system.ls(f"{self._root}/{folder}", detail=False)
+            listed = self._listed(folder)
         except (FileNotFoundError, NotADirectoryError, NotImplementedError):
             return []
         except Exception as error:  # each file system has errors of its own
             raise FadevizError(
                 f"cannot list {self.shown}/{folder}: {_line(error)}. Check the network, and that you may read there"
             ) from error
-        return sorted({re.split(r"[/\\]", str(name).rstrip("/"))[-1] for name in listed})
+        for name, entry in listed.items():
+            if _version(entry):
+                self._note(f"{folder}/{name}", _version(entry))
+        return sorted(listed)
+
+    def _listed(self, folder: str) -> dict[str, Mapping[str, Any]]:
+        """What the file system says of each file in a folder, by their bare names; the errors are its own."""
+        self._system.invalidate_cache()  # fsspec caches listings, but a run in progress gains steps
+        listed = self._system.ls(f"{self._root}/{folder}", detail=True)
+        return {re.split(r"[/\\]", str(entry["name"]).rstrip("/"))[-1]: entry for entry in listed}
+
+    def version(self, name: str) -> str:
+        """What the server says of a file that changes with its content, such as an entity tag, or the time and size.
+
+        It is asked for once: by a listing that says so much, or here. Empty where the server does not say.
+        """
+        if name not in self._versions:
+            self._note(name, self._ask_version(name))
+        return self._versions[name]
+
+    def unchanged(self, folder: str, names: Sequence[str]) -> bool:
+        """Whether files in a folder are still of the known versions, and what was fetched is of these versions."""
+        try:
+            listed = self._listed(folder)
+        except Exception:  # it is not listed: each file is asked for
+            listed = {}
+        for name in names:
+            path = f"{folder}/{name}"
+            if (_version(listed.get(name, {})) or self._ask_version(path)) != self._versions.get(path):
+                return False
+            if path in self._fetched_before and not self._is_still(path):
+                return False
+            self._fetched_before.discard(path)
+        return True
+
+    def _is_still(self, name: str) -> bool:
+        """Whether a file at the address has the bytes that were fetched."""
+        try:
+            fetched = (self.path / name).read_bytes()
+            return bool(self._system.cat_file(f"{self._root}/{name}", 0, len(fetched) + 1) == fetched)
+        except Exception:  # each file system has errors of its own
+            return False
+
+    def _note(self, name: str, version: str) -> None:
+        if name not in self._versions:
+            if (self.path / name).exists():
+                self._fetched_before.add(name)
+            self._versions[name] = version
+
+    def _ask_version(self, name: str) -> str:
+        try:
+            return _version(self._system.info(f"{self._root}/{name}"))
+        except Exception:  # each file system has errors of its own; that of reading the file is the one to hear of
+            return ""
 
 
 _S3 = ("s3", "s3a")
@@ -135,6 +190,12 @@ _HTTP = ("http", "https")
 _EXTRAS = dict.fromkeys(_S3, ("s3", "s3fs")) | dict.fromkeys(_HTTP, ("remote", "aiohttp"))
 """The extra, and the library in it, that fsspec needs for a protocol."""
 
+
+_VERSIONS = (
+    *("ETag", "etag", "VersionId", "generation", "Content-MD5", "Digest", "md5Hash", "content_md5", "CRC"),
+    *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified"),
+)
+"""Names, in various file systems, of what changes with a file's content."""
 
 _TRIES = 2
 """Number of attempts when a server closes the connection or does not respond."""
@@ -165,6 +226,12 @@ def _impatient(protocol: str) -> dict[str, Any]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS)
         return {"client_kwargs": {"timeout": timeout, **theirs}}
     return {}
+
+
+def _version(entry: Mapping[str, Any]) -> str:
+    """What a file system says of a file that changes with its content; empty if there is nothing of that kind."""
+    names = [name for name in _VERSIONS if entry.get(name)] or [name for name in ("created",) if entry.get(name)]
+    return " ".join(f"{name}={entry[name]}" for name in ("size", *names) if name in entry) if names else ""
 
 
 def _watch(limit: int) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ..errors import FadevizError, printable
-from .files import unreadable
+from .files import TENSORS_LIMIT, TEXT_LIMIT, open_regular, unreadable
 from .folder import RunFolder
 from .info import RunInfo
 from .remote import RemoteFolder
@@ -26,6 +28,7 @@ class SnapshotFiles:
         """``folder`` is the run's, and ``info`` what its run.json holds."""
         self.folder, self.info = folder, info
         self._whole: set[int] = set()  # steps of a remote run whose files were fetched and checked
+        self._headers: dict[tuple[str, int, int, int], str] = {}  # digests by name, size, time and inode
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.info)
@@ -119,6 +122,41 @@ class SnapshotFiles:
                 raise FadevizError(f"{self.address}/snapshots/{file.name}: {fault}. Choose other steps")
             self._whole.add(step)
         return file
+
+    def versions(self, steps: Sequence[int]) -> dict[str, list[int | str]] | None:
+        """See :meth:`StoredRun.snapshot_versions`."""
+        versions: dict[str, list[int | str]] = {}
+        for step in steps:
+            self.check_step(step)
+            name = self._listing[0][step]
+            version = self._version(name)
+            if version is None:
+                return None
+            versions[name] = version
+        return versions
+
+    def are(self, steps: Sequence[int], versions: dict[str, list[int | str]]) -> bool:
+        """See :meth:`StoredRun.snapshots_are`."""
+        if self.folder.remote is None:
+            return self.versions(steps) == versions
+        return self.folder.remote.unchanged("snapshots", [self._listing[0][step] for step in steps])
+
+    def _version(self, name: str) -> list[int | str] | None:
+        if self.folder.remote is not None:
+            version = self.folder.remote.version(f"snapshots/{name}")
+            return [version] if version else None
+        file = f"{self.folder.path}/snapshots/{name}"  # a Path would take longer than the rest
+        try:
+            status = os.stat(file)
+            # Files may be dated alike, so the header counts too; it is read once.
+            read = (name, status.st_size, status.st_mtime_ns, status.st_ino)
+            if read not in self._headers:
+                with open_regular(file, TENSORS_LIMIT) as opened:
+                    length = int.from_bytes(opened.read(8), "little")
+                    self._headers[read] = hashlib.sha256(opened.read(min(length, TEXT_LIMIT))).hexdigest()
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns, self._headers[read]]
 
     def keys(self, step: int) -> list[tuple[str, str, str]]:
         """Layer, call and kind of each map in a snapshot.

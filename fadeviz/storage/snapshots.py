@@ -13,7 +13,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,11 @@ SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
 
 STEP_FILE = re.compile(r"step_([0-9]{6,12})\.safetensors")
+
+MEASURED = "measured"
+"""The folder of measured results within a run's: see ``measured.py``."""
+
+MEASURED_FILE = re.compile(r"[a-z0-9_]*_[0-9a-f]{12}\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ def _is_its_own(path: Path) -> bool:
 
 def files_of(run: Path) -> list[Path]:
     """The files in a run's folders, by name."""
-    folders = [run, run / "snapshots", run / "checkpoints"]
+    folders = [run, run / "snapshots", run / "checkpoints", run / MEASURED]
     return [file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir())]
 
 
@@ -356,11 +361,25 @@ def remove_run(out: Path) -> None:
     for file in ours:
         if file.is_dir() and not file.is_symlink() and any(file.iterdir()):
             raise FadevizError(f"{file} is a folder with files and does not belong to a run. Remove it by hand")
+    _forget_measured(out)
     for file in ours:
         _remove(file)
     for folder in (out / "snapshots", out / "checkpoints"):
         if folder.is_dir() and not any(folder.iterdir()):
             _remove(folder)
+
+
+def _forget_measured(run: Path) -> None:
+    """Remove the measured results of a run; one that cannot be removed does no harm, as it is out of date."""
+    folder = run / MEASURED
+    with suppress(OSError):  # there is none, or it holds unrelated files
+        if folder.is_symlink():  # not made by fadeviz
+            return
+        for file in list(folder.iterdir()):
+            if MEASURED_FILE.fullmatch(file.name) or left_over(file):
+                with suppress(OSError):
+                    file.unlink()
+        folder.rmdir()
 
 
 def _remove(path: Path) -> None:

@@ -219,6 +219,24 @@ class StoredRun:
         """
         return self._index.calls(layer, kind)
 
+    def snapshot_versions(self, steps: Sequence[int]) -> dict[str, list[int | str]] | None:
+        """What tells the snapshots of these steps from others of the same steps, without reading their maps.
+
+        Of a folder on this machine: each file's size, time and header, which holds checksums of its maps. Of a remote
+        run: what the server says of the file. Equal versions mean that the maps are the same.
+
+        Returns:
+            The versions by file names; None if a file is missing or a server does not say enough.
+
+        Raises:
+            FadevizError: if there is no snapshot of a step.
+        """
+        return self._snapshots.versions(steps)
+
+    def snapshots_are(self, steps: Sequence[int], versions: dict[str, list[int | str]]) -> bool:
+        """Whether these versions are still those of the files, and what was read in the meantime was of them."""
+        return self._snapshots.are(steps, versions)
+
     def check(self, layer: str, kind: str, call: int = 0) -> None:
         """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names.
 

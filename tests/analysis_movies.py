@@ -14,7 +14,9 @@ def radius_of_cells(row=24, column=24, side=SIDE):
 
 
 def masks(count=len(DISCS), side=SIDE):
-    return np.stack([radius_of_cells(row, column, side) < radius for row, column, radius in DISCS[:count]]).astype(np.uint8)
+    return np.stack([radius_of_cells(row, column, side) < radius for row, column, radius in DISCS[:count]]).astype(
+        np.uint8
+    )
 
 
 def movie(kind, steps=STEPS, *, images=len(DISCS), noise=0.3, seed=0):
@@ -26,7 +28,7 @@ def movie(kind, steps=STEPS, *, images=len(DISCS), noise=0.3, seed=0):
     rng = np.random.default_rng(seed)
     frames = []
     for step in steps:
-        done = np.log1p(step) / np.log1p(steps[-1])
+        done = np.log1p(step) / np.log1p(max(steps[-1], 1))
         row = []
         for y, x, radius in DISCS[:images]:
             depth = radius_of_cells(y, x) / radius  # 1 on the contour

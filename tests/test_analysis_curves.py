@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from analysis_movies import STEPS as ALL_STEPS
-from analysis_movies import mask, movie
+from analysis_movies import masks, movie
 from fadeviz import open_run
 from fadeviz.analysis.classes import class_similarity
 from fadeviz.analysis.curves import _own_pattern, operator_curves
 from fadeviz.analysis.measures import GROUPS, MEASURES
-from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.spectrum import radial_centroid
@@ -19,9 +18,9 @@ from fadeviz.storage.info import RunInfo, StoredConfig
 from fadeviz.storage.metrics import TASK_METRICS
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
-STEPS = ALL_STEPS[::2]
+STEPS = tuple(range(0, 210, 20))
 LAYER = "decoder.3.upsample"
-MASKS = [mask(), np.roll(mask(), 5, axis=0), np.roll(mask(), -4, axis=1)]
+MASKS = list(masks(3))
 REGIONS = [build_regions(one, (48, 48)) for one in MASKS]
 COARSE = [build_regions(one, (24, 24)) for one in MASKS]
 
@@ -30,7 +29,7 @@ def write_run(path, seed=0, parts=True, tests=True, kept=2):
     """The gate is 0.2 inside, 0.5 on the band, 0.8 outside; channels rotate into each other; kernels stay."""
     rng = np.random.default_rng(seed)
     store = SnapshotStore(path, f"run{seed}")
-    maps = np.stack([movie("inward", STEPS, noise=0.05, seed=10 * seed + i) for i in range(3)], axis=1)
+    maps = movie("inward", STEPS, images=3, noise=0.05, seed=seed)
     gate = np.stack([np.select([one.inside, one.band], [0.2, 0.5], 0.8) for one in REGIONS]).astype(np.float32)
     entropy = np.stack([np.select([one.inside, one.band], [0.3, 0.6], 0.9) for one in COARSE]).astype(np.float32)
     base = rng.normal(size=(2, 2, 48, 48))
@@ -63,18 +62,19 @@ def write_run(path, seed=0, parts=True, tests=True, kept=2):
 
 
 @pytest.fixture(scope="module")
-def order(tmp_path_factory):
+def onsets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("courses")
-    return learning_order([write_run(folder / str(seed), seed) for seed in range(2)])
+    return measure_onsets([write_run(folder / str(seed), seed) for seed in range(2)])
 
 
 @pytest.fixture(scope="module")
-def curves(order):
-    return operator_curves(order, order.operators[0])
+def curves(onsets):
+    return operator_curves(onsets, onsets.operators[0])
 
 
 def test_all_measures_in_their_order_with_what_they_are(curves):
-    others = ("boundary_iou_fine", *TASK_METRICS["matting"].metrics)
+    readout = ("outline_readout", "interior_readout")
+    others = ("boundary_iou_fine", *readout, *TASK_METRICS["matting"].metrics)
     assert list(curves) == [name for name in MEASURES if name not in others]
     assert {measure.group for measure in MEASURES.values()} == set(GROUPS)
     for name, curve in curves.items():
@@ -85,13 +85,16 @@ def test_all_measures_in_their_order_with_what_they_are(curves):
         assert (curve.middle[known] <= curve.high[known]).all()
 
 
-def test_responses_are_those_of_the_order(order, curves):
-    assert np.array_equal(curves["edge"].values, order.operators[0].edge)
-    assert np.array_equal(curves["interior"].values, order.operators[0].interior)
-    assert np.array_equal(curves["edge_raw"].values[1], order.operators[0].measured[1].edge_raw)
-    # All maps show the first image's object.
-    assert (curves["interior_mismatched"].values[:, -1, 0] < curves["interior"].values[:, -1, 0] - 0.1).all()
-    assert (curves["interior_mismatched"].values[:, -1, 1] > curves["interior"].values[:, -1, 1]).all()
+def test_responses_are_those_of_the_onset(onsets, curves):
+    (operator,) = onsets.operators
+    for name in ("outline", "interior"):
+        reading = getattr(operator.map, name)
+        assert np.array_equal(curves[name].values[:, :, 0], reading.run_curves)
+        assert np.array_equal(curves[name].middle, reading.curve)
+        assert np.array_equal(curves[name].low, reading.low, equal_nan=True)
+        assert curves[name].chance == reading.chance
+    assert np.array_equal(curves["boundary_auc"].values[1], operator.contrasts[1].boundary_auc)
+    assert curves["region_auc"].middle[-1] > 0.95
 
 
 def test_gate_and_entropy_by_region_each_at_its_own_size(curves):
@@ -114,9 +117,9 @@ def test_what_only_turns_keeps_its_cka_and_loses_its_correlation(curves):
     assert np.allclose(curves["gate_correlation"].values, 1)
 
 
-def test_classes_are_apart_in_the_interior_more_than_at_the_edge(order, curves):
+def test_classes_are_apart_in_the_interior_more_than_at_the_edge(onsets, curves):
     horses = np.stack([one.distance < 0 for one in REGIONS[:2]])
-    for number, run in enumerate(order.operators[0].runs):
+    for number, run in enumerate(onsets.operators[0].runs):
         wanted = class_similarity(
             run.maps(LAYER, "channels"), np.stack([horses, ~horses], 1), np.stack([one.band for one in REGIONS[:2]])
         )
@@ -128,8 +131,8 @@ def test_classes_are_apart_in_the_interior_more_than_at_the_edge(order, curves):
     assert own.shape == (2, len(STEPS), 2)
 
 
-def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(order, curves):
-    maps = order.operators[0].runs[1].maps(LAYER)
+def test_spectrum_is_of_the_maps_and_changes_begin_with_the_second(onsets, curves):
+    maps = onsets.operators[0].runs[1].maps(LAYER)
     assert np.array_equal(curves["centroid"].values[1], radial_centroid(maps))
     for name in ("frame_correlation", "pixel_change", "luminance_change"):
         assert np.isnan(curves[name].values[:, 0]).all()
@@ -149,36 +152,29 @@ def test_tests_are_told_at_their_own_steps(curves):
 
 def test_what_a_run_lacks_is_absent(tmp_path):
     runs = [write_run(tmp_path / "0", 0), write_run(tmp_path / "1", 1, parts=False, tests=False)]
-    order = learning_order(runs)
-    found = operator_curves(order, order.operators[0])
-    assert {MEASURES[name].group for name in found} == {"responses", "spectrum", "learning", "continuity"}
+    onsets = measure_onsets(runs)
+    found = operator_curves(onsets, onsets.operators[0])
+    assert {MEASURES[name].group for name in found} == {"responses", "auc", "spectrum", "learning", "continuity"}
     assert [name for name in found if MEASURES[name].group == "learning"] == ["map_correlation"]
 
 
-def test_rows(order, curves):
-    (row,) = summary_rows(order, [curves])
-    assert row == Analysis(order).table[0]
+def test_rows(onsets, curves):
+    (row,) = summary_rows(onsets, [curves])
+    assert row == Analysis(onsets).table[0]
     assert row["centroid_at_end"] == curves["centroid"].middle[-1]
     assert row["miou"] == pytest.approx(0.7)
     told = curve_rows(curves)
     assert told["miou"]["steps"] == [50, 100, 150, 200]
     assert told["pixel_change"]["middle"][0] is None
-    assert told["edge"]["low"] == curves["edge"].low.tolist()
+    assert told["outline"]["low"] == curves["outline"].low.tolist()
+    assert told["outline"]["chance"] == curves["outline"].chance
 
 
 def test_runs_that_kept_unlike_numbers_of_images_have_the_first_in_common(tmp_path):
-    order = learning_order([write_run(tmp_path / "0", 0), write_run(tmp_path / "1", 1, kept=1)])
-    found = operator_curves(order, order.operators[0])
+    onsets = measure_onsets([write_run(tmp_path / "0", 0), write_run(tmp_path / "1", 1, kept=1)])
+    found = operator_curves(onsets, onsets.operators[0])
     assert found["channels_cka"].values.shape == (2, len(STEPS), 1)
     assert found["guide_cka"].values.shape == (2, len(STEPS), 2)
-
-
-def test_regions_of_another_size_have_the_band_that_was_asked_for(tmp_path):
-    order = learning_order([write_run(tmp_path / "0", 0)], pixels=3)
-    found = operator_curves(order, order.operators[0])
-    wide = [build_regions(one, (24, 24), pixels=3) for one in MASKS]
-    narrow = np.select([COARSE[0].inside, COARSE[0].band], [0.3, 0.6], 0.9)
-    assert found["entropy_band"].values[0, 0, 0] == pytest.approx(narrow[wide[0].band].mean(), abs=1e-6)
 
 
 def test_figures_of_tests_that_are_no_numbers_or_come_later_do_not_count(tmp_path):
@@ -186,8 +182,8 @@ def test_figures_of_tests_that_are_no_numbers_or_come_later_do_not_count(tmp_pat
     store = SnapshotStore(tmp_path / "0", "run0")
     store.append_metrics({"step": 120, "miou": 0.5, "boundary_iou": None})
     store.append_metrics({"step": 999, "miou": 0.9})
-    order = learning_order([run])
-    found = operator_curves(order, order.operators[0])
+    onsets = measure_onsets([run])
+    found = operator_curves(onsets, onsets.operators[0])
     assert found["miou"].steps == (50, 100, 120, 150, 200)
     assert np.isnan(found["boundary_iou"].values[0, 2, 0])
 
@@ -213,9 +209,9 @@ def test_the_table_shows_a_lattice_that_drifts(tmp_path, height, low, high):
         store.write(step, [Snapshot(step, LAYER, 0, "feature", frames.astype(np.float32))])
     store.write_observation(np.zeros((3, 48, 48, 3), np.uint8), np.stack(MASKS))
     store.write_info(RunInfo(upsampler="carafe", title="CARAFE", config=StoredConfig({"seed": 0}), figure_layer=LAYER))
-    order = learning_order([open_run(tmp_path)])
-    (row,) = rows = Analysis(order).table
+    onsets = measure_onsets([open_run(tmp_path)])
+    (row,) = rows = Analysis(onsets).table
     assert low < row["checkerboard_at_end"] <= high
     assert (row["nyquist_at_end"] > 3) == (height > 0)
-    (line,) = [line for line in describe(order, rows).splitlines() if line.startswith("carafe ")]
+    (line,) = [line for line in describe(onsets, rows).split("maps ")[1].splitlines() if line.startswith("carafe ")]
     assert f"{row['checkerboard_at_end']:.3f}" in line.replace("-0.000", "0.000")

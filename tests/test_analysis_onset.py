@@ -135,7 +135,10 @@ def test_jackknife_variances_and_degrees():
     half = stats.t.ppf(0.975, degrees) * math.sqrt(of_seeds + of_images)
     assert estimate.interval() == pytest.approx((values.mean() - half, values.mean() + half))
     low, high = jackknife_band(lambda r, n: np.full(3, values[np.ix_(r, n)].mean()), 4, 6)
-    assert (low, high) == (pytest.approx(np.full(3, values.mean() - half)), pytest.approx(np.full(3, values.mean() + half)))
+    assert (low, high) == (
+        pytest.approx(np.full(3, values.mean() - half)),
+        pytest.approx(np.full(3, values.mean() + half)),
+    )
     single = jackknife(lambda r, n: float(values[np.ix_(r, n)].mean()), 1, 6)
     assert single.variance_seeds == 0
     assert single.degrees == pytest.approx(5)
@@ -186,7 +189,15 @@ def reading(onset, which="outline", **changes):
 
 
 def test_choosing(inward):
-    shown = {"shown": True, "from_start": False, "within": None, "start": 0.0, "p_start": 0.5, "top": 0.6, "halo": False}
+    shown = {
+        "shown": True,
+        "from_start": False,
+        "within": None,
+        "start": 0.0,
+        "p_start": 0.5,
+        "top": 0.6,
+        "halo": False,
+    }
     outline, interior = (reading(inward, which, **shown) for which in ("outline", "interior"))
     hidden = dataclasses.replace(interior, shown=False, chance=0.1)
     early, no_difference = estimate(0.2, 0.9), estimate(-0.3, 0.3)
@@ -271,7 +282,9 @@ def test_a_rise_between_two_snapshots_says_where_to_record():
 def test_sentences(inward):
     sentence = describe_onset(inward, STEPS)
     step, low, high = inward.outline.arrival_steps
-    assert sentence.startswith(f"the outline comes first, by step {step:.0f} ({max(low, 0):.0f} to {high:.0f}); the interior")
+    assert sentence.startswith(
+        f"the outline comes first, by step {step:.0f} ({max(low, 0):.0f} to {high:.0f}); the interior"
+    )
     assert sentence.endswith(f"{format_factor(inward.lead)} times later")
     assert describe_onset(onset_of(["blob"] * 2), STEPS) == "shows where objects usually are; nothing of this object"
     assert describe_onset(onset_of(["noise"] * 2), STEPS) == "shows no object"

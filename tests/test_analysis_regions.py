@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fadeviz import FadevizError
-from fadeviz.analysis.regions import build_regions, cell_means, coverage, distance_bins, signed_distance
+from fadeviz.analysis.regions import build_regions, cell_means, coverage, signed_distance
 
 
 def disc(side, radius):
@@ -90,16 +90,6 @@ def test_without_a_contour_there_is_one_region(mask, whole):
 def test_a_tiny_map_is_all_band():
     regions = build_regions(disc(32, 10), (2, 2))
     assert regions.band.all()
-
-
-def test_bins_reach_as_far_as_half_of_the_masks():
-    regions = [build_regions(disc(40, radius), (40, 40)) for radius in (4, 8, 12)]
-    edges = distance_bins(regions)
-    assert edges[0] == -7  # the middle cell of the middle disc
-    assert 0 in edges
-    assert np.all(np.diff(edges) == 1)
-    assert np.array_equal(distance_bins(regions, width=2)[:2], [-8, -6])
-    assert distance_bins([build_regions(np.zeros((4, 4)), (4, 4))]).tolist() == [-1, 0, 1]
 
 
 @pytest.mark.parametrize(

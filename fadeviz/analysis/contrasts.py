@@ -110,12 +110,16 @@ def measure_contrasts(
         outline=values[..., :count],
         interior=values[..., count : 2 * count],
         marked=slopes,
-        # Of n cells a share a is inside: the mean difference of relative ranks is (AUC - 1/2), whatever n and a are.
-        boundary_auc=np.where(flat_slopes | (band == 0) | (band == 1), np.nan, slopes[:, own, own] + 0.5),
-        region_auc=np.where(undefined | (inside == 1), np.nan, values[:, own, 2 * count + own] + 0.5),
+        boundary_auc=np.where(flat_slopes | (band == 0) | (band == 1), np.nan, _auc(slopes[:, own, own])),
+        region_auc=np.where(undefined | (inside == 1), np.nan, _auc(values[:, own, 2 * count + own])),
         profile=_profiles(values[..., 3 * count :].reshape(len(maps), count, *bins.shape), bins),
         undefined=int(undefined.sum()),
     )
+
+
+def _auc(difference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Area under the ROC curve from the difference of mean relative ranks, whatever the shares of the two parts."""
+    return np.clip(difference + 0.5, 0, 1)
 
 
 def _no_contrasts(steps: int) -> Contrasts:

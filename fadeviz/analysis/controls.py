@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..storage.stored_run import StoredRun
+from .grouping import NOT_COMPARED
 from .jackknife import Estimate
 from .onset import Onset, Reading
 
@@ -53,8 +54,9 @@ def _is_control(config: Mapping[str, Any]) -> bool:
 
 
 def _equal(config: Mapping[str, Any], control: Mapping[str, Any]) -> bool:
-    ignored = {"labels", "lr", "seed", "device", "data_dir", "weights", "observe", "kinds", "layers", "evaluate_every"}
-    names = (config.keys() & control.keys()) - ignored
+    """Whether a run and a control have the same training but for what makes it a control."""
+    changed = {"labels"} if control.get("labels") == "shuffled" else {"lr"}
+    names = (config.keys() & control.keys()) - NOT_COMPARED - changed
     return all(config[name] == control[name] for name in names)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.maps import Maps
+from ..storage.measured import stored_measurement
 from ..storage.metrics import TASK_METRICS
 from ..storage.stored_run import StoredRun
 from .blocks import in_blocks
@@ -18,11 +19,14 @@ from .classes import class_similarity
 from .gates import mean_by_region
 from .measures import MEASURES
 from .onset import Onset
-from .onsets import Onsets, OperatorOnset
+from .onsets import Onsets, OperatorOnset, digest_of
 from .regions import Regions, build_regions
 from .similarity import cka_to_final, continuity, correlation, correlation_to_final
 from .spectrum import measure_spectrum, phase_pattern
 from .statistics import bootstrap_band
+
+METHOD = 1
+"""Version of what is measured here: stored measures of another version are measured again."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def operator_curves(onsets: Onsets, operator: OperatorOnset) -> dict[str, Measur
         name: np.stack([getattr(contrasts, name) for contrasts in operator.contrasts])
         for name in ("boundary_auc", "region_auc")
     }
-    runs = [_of_run(run, onsets) for run in operator.runs]
+    runs = [_stored(run, onsets) for run in operator.runs]
     for name in runs[0]:
         if all(name in measured for measured in runs):
             images = min(measured[name].shape[1] for measured in runs)  # large kinds may cover more images in one run
@@ -93,6 +97,22 @@ def _responses(onset: Onset, steps: Sequence[int], suffix: str) -> dict[str, Mea
             key, tuple(steps), reading.run_curves[:, :, None], reading.curve, reading.low, reading.high, reading.chance
         )
     return curves
+
+
+def _stored(run: StoredRun, onsets: Onsets) -> Mapping[str, NDArray[np.float64]]:
+    """:func:`_of_run`, from what is stored beside the run if that is of the same maps and masks."""
+    return stored_measurement(
+        run,
+        f"curves {onsets.layer}/{onsets.call}/{onsets.kind}",
+        {
+            "method": METHOD,
+            "masks": digest_of(run.foregrounds),
+            "steps": onsets.steps,
+            "kinds": sorted(run.layers[onsets.layer]),
+        },
+        lambda: _of_run(run, onsets),
+        steps=onsets.steps,
+    )
 
 
 def _of_run(run: StoredRun, onsets: Onsets) -> dict[str, NDArray[np.float64]]:

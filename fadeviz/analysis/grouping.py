@@ -19,7 +19,8 @@ from .regions import Regions
 _EVERY_STUDY_DIFFERS = ("upsampler", "seed")
 _ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
 _ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
-_NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
+NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
+"""Settings in which runs may differ and still be of one operator and training."""
 
 
 def group_runs(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
@@ -31,7 +32,7 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], t
     Raises:
         FadevizError: if two runs have the same operator, settings and seed.
     """
-    settings = [{k: v for k, v in run.info.config.items() if k not in _NOT_COMPARED} for run in runs]
+    settings = [{k: v for k, v in run.info.config.items() if k not in NOT_COMPARED} for run in runs]
     names = sorted({name for config in settings for name in config})
     differing = [name for name in names if len({repr(config[name]) for config in settings if name in config}) > 1]
     labelled: dict[str, list[StoredRun]] = {}

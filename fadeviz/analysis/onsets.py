@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..storage.measured import stored_measurement
 from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
-from .contrasts import Contrasts, measure_contrasts, perfect_contrasts
+from .contrasts import METHOD, Contrasts, measure_contrasts, perfect_contrasts
 from .controls import Origin, compare_with_control, find_controls
 from .grouping import check_runs, check_size, describe_inside, group_runs, note_uneven, setting
 from .jackknife import Estimate, holm
@@ -127,6 +130,7 @@ class _Frame:
     regions: tuple[Regions, ...]
     kept: tuple[int, ...]
     zones: tuple[Zones, ...]
+    masks: str
 
     def onset(self, runs: Sequence[StoredRun], kind: str) -> tuple[Onset, tuple[Contrasts, ...], Kymograph | None]:
         contrasts = tuple(self._contrasts(run, kind) for run in runs)
@@ -146,7 +150,14 @@ class _Frame:
     def _contrasts(self, run: StoredRun, kind: str) -> Contrasts:
         maps = run.maps(self.layer, kind, steps=self.steps, call=self.call)
         check_size(run, maps, self.layer, self.first, self.regions)
-        return measure_contrasts(maps, self.zones, images=self.kept)
+        arrays = stored_measurement(
+            run,
+            f"contrasts {self.layer}/{self.call}/{kind}",
+            {"method": METHOD, "masks": self.masks, "steps": self.steps, "size": maps.shape[2:]},
+            lambda: measure_contrasts(maps, self.zones, images=self.kept).to_arrays(),
+            steps=self.steps,
+        )
+        return Contrasts.from_arrays(arrays)
 
 
 def measure_onsets(
@@ -182,7 +193,7 @@ def measure_onsets(
     built = [build_zones(region) for region in regions]
     kept = tuple(index for index, zones in enumerate(built) if isinstance(zones, Zones))
     zones = tuple(zones for zones in built if isinstance(zones, Zones))
-    frame = _Frame(chosen, call, shown, runs[0], regions, kept, zones)
+    frame = _Frame(chosen, call, shown, runs[0], regions, kept, zones, digest_of(masks))
     groups, notes = group_runs(runs)
     operators = [_measure(name, members, frame, kind) for name, members in groups.items()]
     names = runs[0].info.observation.names
@@ -208,6 +219,11 @@ def measure_onsets(
             *note_uneven(groups, chosen),
         ),
     )
+
+
+def digest_of(masks: NDArray[np.bool_]) -> str:
+    """A checksum of masks, for what is measured with them."""
+    return hashlib.sha256(repr(masks.shape).encode() + np.packbits(masks).tobytes()).hexdigest()
 
 
 def _measure(name: str, runs: Sequence[StoredRun], frame: _Frame, kind: str) -> OperatorOnset:

@@ -53,12 +53,11 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
     if label.endswith(("only", "unresolved")):
         return faintly + _single(outline, interior, steps, label)
     if label == "both from the start":
-        stay = (
-            _fate(outline)
-            if outline.stays == interior.stays
-            else f"the outline {_fate(outline)}, the interior {_fate(interior)}"
-        )
-        return f"{faintly}outline and interior are {_start(steps)} and {stay}"
+        if outline.stays == interior.stays:
+            fate = "stay" if outline.stays else "fade"
+        else:
+            fate = f"the outline {_fate(outline)}, the interior {_fate(interior)}"
+        return f"{faintly}outline and interior are {_start(steps)} and {fate}"
     if label.endswith("from the start"):
         first, name, other, other_name = (
             (outline, "outline", interior, "interior")

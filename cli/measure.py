@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fadeviz.analysis.measures import PLOTS
+from fadeviz.render.step_axis import STEP_AXES
 
 from .arguments import Output, is_stdout, write_text
 from .messages import print_notes, print_written
@@ -59,6 +60,9 @@ def analyze(
 @LAYER
 @KIND
 @CALL
+@click.option("--step-axis", type=click.Choice(list(STEP_AXES)), default="auto", show_default=True,
+              help="How training steps are drawn. " + "; ".join(f"{k}: {v}" for k, v in STEP_AXES.items()) + ".",
+              )  # fmt: skip
 @click.option("-o", "--output", type=Output(path_type=str), required=True, metavar="FILE",
               help="The file to write: .png, .pdf or .svg. For several plots: figures/{what}.png.")  # fmt: skip
 def plot(
@@ -67,6 +71,7 @@ def plot(
     layer: str | None,
     kind: str,
     call: int,
+    step_axis: str,
     output: str,
 ) -> None:
     """Plot the measures of RUNS.
@@ -75,7 +80,7 @@ def plot(
     """
     import fadeviz
 
-    written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call)
+    written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call, step_axis=step_axis)
     for file in written.files:
         print_written(file)
     print_notes(written.notes)

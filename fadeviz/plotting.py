@@ -15,10 +15,13 @@ from .analysis.measures import MEASURES, PLOTS, describe_group
 from .analysis.onsets import OperatorOnset
 from .analysis.result import Analysis, analyze
 from .errors import FadevizError, unknown_name
+from .onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
+from .render.kymographs import write_kymographs
 from .render.labels import brief, provenance
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel
-from .render.plots import write_curves, write_kymographs
+from .render.plots import write_curves
+from .render.step_axis import choose_step_axis
 from .storage.opening import RunLike
 
 
@@ -65,6 +68,7 @@ def plot(
     layer: str | None = None,
     kind: str = "feature",
     call: int = 0,
+    step_axis: str = "auto",
 ) -> WrittenPlots:
     """Plot the measures of runs: distance-time maps, or curves over training with 95 % intervals.
 
@@ -75,13 +79,15 @@ def plot(
             ``{what}``: ``figures/{what}.png``.
         what: plot or plots to write; names in :data:`~fadeviz.analysis.measures.PLOTS`.
         layer, kind, call: see :func:`~fadeviz.analysis.result.analyze`.
+        step_axis: how training steps are drawn, a name in :data:`~fadeviz.render.step_axis.STEP_AXES`: ``"auto"`` is
+            linear where the snapshots are roughly evenly spaced, otherwise log(1 + step).
 
     Returns:
         The files that were written, and notes on them.
 
     Raises:
-        FadevizError: if a plot is unknown, the file extension is not supported, there are several plots but only one
-            file, or no run has what a plot shows; see also :func:`~fadeviz.analysis.result.analyze`.
+        FadevizError: if a plot or step axis is unknown, the file extension is not supported, there are several plots
+            but only one file, or no run has what a plot shows; see also :func:`~fadeviz.analysis.result.analyze`.
 
     Example::
 
@@ -95,6 +101,7 @@ def plot(
     if len(names) > 1 and "{what}" not in target:
         raise FadevizError(f"several plots, but one file {target}. Put {{what}} into its name: plot_{{what}}.png")
     check_ending(target, "plot")  # before minutes of measuring
+    choose_step_axis([], step_axis)
     if isinstance(runs, Analysis):
         analysis = runs
     else:
@@ -103,7 +110,7 @@ def plot(
     for name in names:
         made = make_plot(analysis, name)
         files.append(Path(target.replace("{what}", name)))
-        write_plot(made, files[-1])
+        write_plot(made, files[-1], step_axis=step_axis)
         if made.left_out:
             notes.append(f"left out {', '.join(made.left_out)}: not all runs have what the plot {name!r} shows")
     return WrittenPlots(tuple(files), (*notes, *analysis.notes))
@@ -128,20 +135,16 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
         caption.append(f"{inside[0].upper()}{inside[1:]}.")
     origin = provenance([run for operator in onsets.operators for run in operator.runs])
     if what == "kymograph":
-        drawn = [operator for operator in onsets.operators if operator.kymograph is not None]
-        if not drawn:
+        panels = kymograph_panels(onsets)
+        if not panels:
             raise FadevizError(
                 f"{onsets.layer_title}: fewer than two images have an object with an interior at this resolution, so "
                 "there is no distance-time map. Choose a finer layer, or observe other images"
             )
-        caption.append(_KYMOGRAPH_TEXT)
-        panels = tuple(
-            KymographPanel(operator.title, _subtitle(operator), onsets.steps, kymograph.edges, kymograph.value)
-            for operator in drawn
-            for kymograph in [operator.kymograph]
-            if kymograph is not None
-        )
-        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity="mean rank, own less other masks")
+        caption.append(explain_kymographs(onsets))
+        shown = {panel.title for panel in panels}
+        absent = tuple(operator.title for operator in onsets.operators if operator.title not in shown)
+        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=KYMOGRAPH_QUANTITY, left_out=absent)
     curves = tuple((_by_operator if what in _BY_OPERATOR else _by_measure)(analysis, what))
     if not curves:
         raise FadevizError(f"none of the runs has what the plot {what!r} shows. {_remedy(analysis, what)}")
@@ -154,26 +157,21 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
 
 
-def write_plot(made: Plot, output: str | os.PathLike[str]) -> None:
+def write_plot(made: Plot, output: str | os.PathLike[str], *, step_axis: str = "auto") -> None:
     """Draw a plot and write it to a file; the ending decides: .png, .pdf or .svg.
 
     Raises:
-        FadevizError: if the file ending is not supported, or the file cannot be written.
+        FadevizError: if the file ending is not supported, the step axis is unknown, or the file cannot be written.
     """
+    more: dict[str, str] = {"step_axis": step_axis, "caption": made.caption, "provenance": made.provenance}
     if made.curves:
-        write_curves(made.curves, output, caption=made.caption, provenance=made.provenance)
+        write_curves(made.curves, output, **more)
     else:
-        write_kymographs(
-            made.kymographs, output, quantity=made.quantity, caption=made.caption, provenance=made.provenance
-        )
+        write_kymographs(made.kymographs, output, quantity=made.quantity, **more)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
 
-_KYMOGRAPH_TEXT = (
-    "Where the map ranks higher than for other images' objects, by depth in the object. Dashed: the contour. A front "
-    "that moves from the contour inwards: the interior fills from its outline."
-)
 _OF_THE_INSIDE = ("kymograph", "responses", "auc", "gate", "classes")
 _MANY = 4
 """Number of images above which a caption counts them instead of naming them."""
@@ -201,7 +199,8 @@ def _explanation(analysis: Analysis, what: str) -> str:
     if what == "responses":
         return (
             "Lines: mean over runs, own mask less other images' masks (1: a perfect map); bands: its 95 % interval "
-            "over seeds and images. Vertical lines: arrivals."
+            "over seeds and images. Grey: chance, within which 95 % of shuffled masks stay at all steps (the wider of "
+            "the levels). Vertical lines: arrivals."
         )
     if what in ("learning", "classes"):
         return f"{lines} Kernels, guide and decoder feature: of the first images only, those recorded in full."
@@ -263,7 +262,10 @@ def _by_operator(analysis: Analysis, what: str) -> list[CurvePanel]:
             marks = _marks(operator)
         curves = [_curve(measured, name, what, marks) for name in names]
         if curves:
-            panels.append(CurvePanel(operator.title, _subtitle(operator), _UNITS[what], curves, _SPANS.get(what)))
+            levels = [measured[name].chance for name in names if math.isfinite(measured[name].chance)]
+            chance = max(levels, default=None)
+            unit, span = _UNITS[what], _SPANS.get(what)
+            panels.append(CurvePanel(operator.title, _subtitle(operator), unit, curves, span, chance))
     return panels
 
 

@@ -9,7 +9,7 @@ from matplotlib.cbook import is_math_text
 from matplotlib.text import Text
 from PIL import Image, ImageDraw, ImageFont
 
-from fadeviz.render import fonts, plots
+from fadeviz.render import fonts, kymographs, plots
 from fadeviz.render.animation import write_animation
 from fadeviz.render.comparison import write_comparison
 from fadeviz.render.comparison_layout import Row
@@ -150,13 +150,16 @@ class TestNamesInFigures:
     def drawn(self, monkeypatch):
         """All texts of the figures that are saved."""
         seen = []
-        real = plots._save
 
-        def save(figure, path, provenance):
-            real(figure, path, provenance)
-            seen.extend(figure.findobj(Text))
+        def record(real):
+            def save(figure, path, provenance):
+                real(figure, path, provenance)
+                seen.extend(figure.findobj(Text))
 
-        monkeypatch.setattr(plots, "_save", save)
+            return save
+
+        for module in (plots, kymographs):
+            monkeypatch.setattr(module, "_save", record(module._save))
         return seen
 
     @pytest.mark.parametrize("ending", ["png", "pdf"])
@@ -173,7 +176,7 @@ class TestNamesInFigures:
     def test_kymographs_stay_within_their_panel(self, tmp_path, drawn):
         edges, value = np.linspace(-3, 3, 7), np.full((3, 6), 0.4)
         panels = [KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
-        plots.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
+        kymographs.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
         with Image.open(tmp_path / "k.png") as image:
             width = image.width
         boxes = [text.get_window_extent() for text in drawn if text.get_text() and text.get_visible()]

@@ -9,7 +9,7 @@ from fadeviz_cli.main import main
 from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, open_run
-from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.export import export_run
 from fadeviz.render.animation import render_frames
 from fadeviz.render.frames import collect_notes, select_channels, select_frames
@@ -276,7 +276,7 @@ def test_runs_of_different_layers(tmp_path):
     with pytest.raises(
         FadevizError, match=r"one has no layer 'd', but .*other does. .*: b, c\. Choose one with layer="
     ):
-        learning_order(runs, "d")
+        measure_onsets(runs, "d")
     with pytest.raises(FadevizError, match=r"no layer in .*one 'e'"):
         select_frames(runs, MapSelection(layer="e"))
     apart = [make_run(tmp_path / "x"), StoredRun(other.path)]

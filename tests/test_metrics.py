@@ -18,7 +18,7 @@ from fadeviz import FadevizError, open_run, plotting
 from fadeviz.analysis.curves import _regions_for, operator_curves
 from fadeviz.analysis.grouping import class_names, describe_inside
 from fadeviz.analysis.measures import MEASURES, describe_group
-from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
 from fadeviz.render.notebook import render_html
@@ -146,11 +146,11 @@ class TestMattes:
     def test_analyze(self, mattes, tmp_path):
         output = call("analyze", *mattes, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
         heading, *rows = table(output)
-        assert re.search(r"checker +SAD +MSE$", heading)
+        assert re.search(r"earlier by +SAD +MSE  verdict$", heading)
         assert len(rows) == 2
         for row in rows:
-            assert re.search(r" 12\.3  0\.0123$", row)
-            assert len(row) == len(heading) <= 120
+            assert re.search(r" 12\.3  0\.0123  too few images$", row)
+            assert heading.index("  verdict") == row.index("  too few images")
         assert "note: the masks come from the true mattes: inside is where alpha is at least one half" in output
         whole = json.loads((tmp_path / "a.json").read_text())
         for row in whole["operators"]:
@@ -211,9 +211,9 @@ class TestMattes:
 class TestManyClasses:
     def test_the_chosen_object_of_each_picture_is_measured(self, many):
         run = open_run(many[0])
-        order = learning_order([run])
+        onsets = measure_onsets([run])
         masks = run.observation[1]
-        for regions, mask, chosen in zip(order.regions, masks, (3, 2), strict=True):
+        for regions, mask, chosen in zip(onsets.regions, masks, (3, 2), strict=True):
             wanted = build_regions(mask == chosen, (24, 32))
             assert np.array_equal(regions.band, wanted.band)
             assert np.array_equal(regions.inside, wanted.inside)
@@ -221,25 +221,25 @@ class TestManyClasses:
 
     def test_so_it_is_for_parts_of_another_size(self, many):
         run = open_run(many[0])
-        order = learning_order([run])
+        onsets = measure_onsets([run])
         gate = run.maps(LAYER, "gate")[:]
-        inside = [gate[-1, image][one.inside].mean() for image, one in enumerate(order.regions)]
-        curves = operator_curves(order, order.operators[0])
+        inside = [gate[-1, image][one.inside].mean() for image, one in enumerate(onsets.regions)]
+        curves = operator_curves(onsets, onsets.operators[0])
         assert curves["gate_inside"].values[0, -1] == pytest.approx(inside, rel=1e-5)
         coarse = build_regions(run.foregrounds[0], (12, 16))
-        found = _regions_for(np.zeros((1, 2, 12, 16), np.float32), run, order)
+        found = _regions_for(np.zeros((1, 2, 12, 16), np.float32), run, onsets)
         assert np.array_equal(found[0].inside, coarse.inside)
 
     def test_runs_with_other_objects_are_not_compared(self, many, tmp_path):
         other = make_class_run(tmp_path / "other", run_id="other", upsampler="carafe", chosen=[3, 3])
         with pytest.raises(FadevizError, match="observed different images"):
-            learning_order([open_run(many[0]), other])
+            measure_onsets([open_run(many[0]), other])
 
     def test_analyze(self, many, tmp_path):
         output = call("analyze", *many, "--json", tmp_path / "a.json")
         heading, row = table(output)
-        assert re.search(r"checker +mIoU$", heading)
-        assert row.endswith("  0.250")
+        assert re.search(r"earlier by +mIoU  verdict$", heading)
+        assert row.endswith("  0.250  too few images")
         note = (
             "note: the masks show one class of each image (horse; bed): inside is that class, outside everything else"
         )
@@ -251,7 +251,7 @@ class TestManyClasses:
     def test_plot(self, many, monkeypatch, tmp_path):
         drawn = panels(monkeypatch, tmp_path, *many, "--what", "quality")
         assert [panel.title for panel in drawn["panels"]] == ["mIoU"]
-        for kind in ("responses", "gate", "classes", "edge-kymograph"):
+        for kind in ("responses", "gate", "classes", "auc"):
             drawn = panels(monkeypatch, tmp_path, *many, "--what", kind)
             assert "(horse; bed): inside is that class" in drawn["caption"]
 
@@ -283,8 +283,8 @@ class TestTwoClasses:
     def test_tables_have_both_figures(self, two, tmp_path):
         output = call("analyze", *two, "--json", tmp_path / "a.json")
         heading, row = table(output)
-        assert heading.endswith("      centroid  checker   mIoU   BIoU")
-        assert row.endswith("  0.500  0.250")
+        assert heading.endswith("  outline earlier by   mIoU   BIoU  verdict")
+        assert row.endswith("  0.500  0.250  too few images")
         assert "note: the masks" not in output
         (row,) = json.loads((tmp_path / "a.json").read_text())["operators"]
         assert [name for name in row if name in stored_metrics.METRICS] == ["miou", "boundary_iou"]
@@ -292,10 +292,10 @@ class TestTwoClasses:
             *stored_metrics.TASK_METRICS["segmentation"].metrics
         ]
 
-    def test_what_was_not_tested_has_empty_places(self, tmp_path):
+    def test_what_was_not_tested_has_no_column(self, tmp_path):
         heading, row = table(call("analyze", make_run(tmp_path / "run").path))
-        assert heading.endswith("   mIoU   BIoU")
-        assert row.endswith("      -      -")
+        assert heading.endswith("  outline earlier by  verdict")
+        assert row.endswith("  too few images")
 
     def test_figures_and_reports_say_nothing_more(self, two, monkeypatch, tmp_path):
         assert describe_inside(StoredRun(two[0])) == ""
@@ -311,13 +311,13 @@ class TestTwoClasses:
     def test_all_but_zero_is_inside(self, two):
         run = StoredRun(two[0])
         wanted = build_regions(run.observation[1][0], (24, 32))
-        assert np.array_equal(learning_order([run]).regions[0].distance, wanted.distance)
+        assert np.array_equal(measure_onsets([run]).regions[0].distance, wanted.distance)
 
 
 def test_figures_of_two_tasks_stand_side_by_side(tmp_path):
     run = make_matting_run(tmp_path / "run")
     SnapshotStore(run.path, run.run_id).append_metrics({"step": 110, "miou": 0.5})
-    order = learning_order([run])
-    (row,) = Analysis(order).table
+    onsets = measure_onsets([run])
+    (row,) = Analysis(onsets).table
     assert (row["miou"], row["boundary_iou"], row["sad"]) == (0.5, None, ERRORS["sad"])
-    assert re.search(r"mIoU +SAD +MSE$", table(call("analyze", run.path))[0])
+    assert re.search(r"mIoU +SAD +MSE  verdict$", table(call("analyze", run.path))[0])

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,24 +12,14 @@ from fadeviz_cli.main import main
 from PIL import Image
 
 from fadeviz import FadevizError, open_run, plotting
-from fadeviz.analysis.order import learning_order
 from fadeviz.analysis.result import analyze
-from fadeviz.analysis.statistics import bootstrap_band
-from fadeviz.analysis.text import format_steps
 from fadeviz.render import plots
-from fadeviz.render.page import new_figure
-from fadeviz.render.panels import Curve, CurvePanel, KymographPanel
-from fadeviz.render.plots import write_curves, write_kymographs
+from fadeviz.render.panels import Curve, CurvePanel
+from fadeviz.render.plots import write_curves
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from onset_runs import make_onset_run
 from render_runs import LAYER, make_run
-
-EDGES = np.linspace(-6, 9, 16)
-
-
-def kymograph(title="FADE", value=None):
-    value = np.tile(np.linspace(0, 1, 15), (4, 1)) if value is None else value
-    return KymographPanel(title, "1 seed", (0, 1, 10, 100), EDGES, value)
 
 
 def curves(title="FADE", count=2, **more):
@@ -51,6 +40,17 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def known(tmp_path_factory):
+    """Two runs each of four operators whose answers are known."""
+    folder = tmp_path_factory.mktemp("known")
+    return [
+        make_onset_run(folder / f"{kind}{seed}", kind, upsampler=kind, seed=seed).path
+        for kind in ("inward", "outward", "start", "place")
+        for seed in (0, 1)
+    ]
+
+
 def call(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -58,39 +58,24 @@ def call(*arguments):
 class TestFiles:
     @pytest.mark.parametrize(("ending", "count"), [("png", 1), ("png", 4), ("pdf", 2), ("svg", 1)])
     def test_the_same_panels_give_the_same_bytes(self, tmp_path, ending, count):
-        panels = [kymograph(f"Operator {n}") for n in range(count)]
         lines = [curves(f"Operator {n}", mark=3.0) for n in range(count)]
         made = []
         for name in ("a", "b"):
-            write_kymographs(panels, tmp_path / f"{name}.{ending}", quantity="rank", caption="What it shows.")
-            write_curves(lines, tmp_path / f"{name}r.{ending}", caption="What it shows.")
-            made.append([(tmp_path / f"{name}{kind}.{ending}").read_bytes() for kind in ("", "r")])
+            write_curves(lines, tmp_path / f"{name}.{ending}", caption="What it shows.")
+            made.append((tmp_path / f"{name}.{ending}").read_bytes())
         assert made[0] == made[1]
-        assert all(len(data) > 5000 for data in made[0])
-
-    def test_high_values_are_orange_low_ones_purple_noise_white_missing_ones_grey(self, tmp_path):
-        colours = {}
-        for name, value in (("low", 0.2), ("high", 0.75), ("noise", 0.5), ("missing", math.nan)):
-            path = tmp_path / f"{name}.png"
-            write_kymographs([kymograph(value=np.full((4, 15), value))], path, quantity="rank")
-            pixels = np.asarray(Image.open(path).convert("RGB"))
-            colours[name] = tuple(pixels[pixels.shape[0] // 3, pixels.shape[1] // 2])
-        assert colours["missing"] == (209, 209, 209)
-        assert min(colours["noise"]) > 240
-        assert colours["low"][2] > colours["low"][0] > colours["low"][1]
-        assert colours["high"][0] > 150 > colours["high"][1] > colours["high"][2]
+        assert len(made[0]) > 5000
 
     def test_one_snapshot_and_nothing_but_gaps(self, tmp_path):
         gap = np.full((1, 1), math.nan)
-        write_kymographs([KymographPanel("a", "", (0,), np.array([-1.0, 1.0]), gap)], tmp_path / "k.png", quantity="q")
         write_curves(
             [CurvePanel("a", "", "", [Curve("x", (0,), gap[0], gap[0], gap[0], math.inf)])], tmp_path / "r.png"
         )
-        assert (tmp_path / "k.png").exists()
+        assert (tmp_path / "r.png").exists()
 
     def test_bad_arguments(self, tmp_path):
         with pytest.raises(FadevizError, match="nothing to plot"):
-            write_kymographs([], tmp_path / "a.png", quantity="rank")
+            write_curves([], tmp_path / "a.png")
         with pytest.raises(FadevizError, match=r"a.gif: a plot cannot be written as .gif. Endings: .png .pdf .svg"):
             write_curves([curves()], tmp_path / "a.gif")
 
@@ -112,28 +97,28 @@ class TestFiles:
 
 
 class TestCommands:
-    def test_analyze_tells_what_is_known(self, runs, tmp_path):
-        paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
-        result = call("analyze", *paths, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+    def test_analyze_tells_what_is_known(self, known, tmp_path):
+        result = call("analyze", *known, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
         assert result.exit_code == 0, result.output
-        assert max(map(len, result.output.split("\n\n")[1].splitlines())) <= 120
+        assert max(map(len, result.output.split("\n\n")[1].splitlines())) <= 140
         whole = json.loads((tmp_path / "a.json").read_text())
         rows = {row["operator"]: row for row in whole["operators"]}
-        assert list(rows) == ["fade", "carafe"]
-        assert rows["fade"]["seeds"] == [0, 1]
-        assert rows["fade"]["images"] == 2
-        assert rows["fade"]["runs"] == ["fade0", "fade1"]
-        assert rows["fade"]["edge_at_end"] is not None
-        # The drawn inside of the second kind of run fills from its middle: at the end it tells inside from outside.
-        assert rows["carafe"]["interior_at_end"] > 0.6
-        assert sum(rows["fade"]["edge_states"].values()) == 4
+        verdicts = ["outline first", "interior first", "outline from the start", "neither"]
+        assert [row["verdict"] for row in rows.values()] == verdicts
+        assert rows["inward"]["seeds"] == [0, 1]
+        assert rows["inward"]["images"] == 6
+        assert rows["inward"]["runs"] == ["inward0", "inward1"]
+        assert rows["inward"]["outline_top"] > 0.8
+        assert rows["inward"]["lead_low"] > 1 > rows["outward"]["lead_high"]
         with open(tmp_path / "a.csv") as file:
             table = list(csv.DictReader(file))
-        assert [row["operator"] for row in table] == ["fade", "carafe"]
-        assert float(table[1]["interior_at_end"]) == rows["carafe"]["interior_at_end"]
+        assert [row["operator"] for row in table] == list(rows)
+        assert float(table[1]["interior_end"]) == rows["outward"]["interior_end"]
+        for sentence in (row["sentence"] for row in rows.values()):
+            assert f"{sentence}\n" in result.output
 
     @pytest.mark.parametrize(
-        "kind", ["kymograph", "edge-kymograph", "responses", "spectrum", "learning", "gate", "classes", "continuity"]
+        "kind", ["kymograph", "responses", "auc", "spectrum", "learning", "gate", "classes", "continuity"]
     )
     def test_plot(self, runs, tmp_path, kind):
         output = tmp_path / "figure.png"
@@ -141,15 +126,6 @@ class TestCommands:
         assert result.exit_code == 0, result.output
         assert result.stdout == f"wrote {output}\n"
         assert np.asarray(Image.open(output)).std() > 10
-
-    def test_responses_less_what_position_gives(self, runs, tmp_path):
-        result = call("analyze", runs / "fade0", "--responses", "position-corrected", "--json", tmp_path / "a.json")
-        assert result.exit_code == 0, result.output
-        assert "position-corrected: how far each response exceeds" in result.output
-        whole = json.loads((tmp_path / "a.json").read_text())
-        assert whole["responses"] == "position-corrected"
-        curves = whole["operators"][0]["curves"]
-        assert len(curves["edge"]["middle"]) == len(curves["edge"]["steps"]) == len(whole["steps"])
 
     @pytest.mark.parametrize("ending", ["png", "pdf", "svg"])
     def test_the_runs_are_in_the_metadata_and_not_in_the_caption(self, runs, tmp_path, ending):
@@ -169,15 +145,14 @@ class TestCommands:
 
     def test_python_does_what_the_command_does(self, runs, tmp_path):
         paths = [runs / "fade0", runs / "carafe0"]
-        analysis = analyze(paths, responses="raw-edge", until="peak")
-        options = ["--responses", "raw-edge", "--until", "peak"]
-        result = call("analyze", *paths, *options, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
+        analysis = analyze(paths)
+        result = call("analyze", *paths, "--json", tmp_path / "a.json", "--csv", tmp_path / "a.csv")
         assert result.stdout.startswith(f"{analysis}\n")
         assert json.loads((tmp_path / "a.json").read_text()) == analysis.to_dict()
         assert (tmp_path / "a.csv").read_text() == analysis.to_csv()
         assert list(analysis.verdicts) == list(analysis.curves) == [row["operator"] for row in analysis.table]
         assert repr(analysis).startswith(f"Analysis({LAYER}, feature; fade: ")
-        call("plot", *paths, *options, "--what", "spectrum", "--what", "responses", "-o", tmp_path / "a_{what}.png")
+        call("plot", *paths, "--what", "spectrum", "--what", "responses", "-o", tmp_path / "a_{what}.png")
         written = plotting.plot(analysis, tmp_path / "b_{what}.png", what=["spectrum", "responses"])
         assert [file.name for file in written.files] == ["b_spectrum.png", "b_responses.png"]
         assert written.notes == analysis.notes
@@ -198,33 +173,12 @@ class TestCommands:
         assert result.exit_code == 1
         assert "Put {what} into its name" in result.output
 
-    def test_verdicts_by_every_rule(self, runs, tmp_path):
-        paths = [runs / name for name in ("fade0", "fade1", "carafe0")]
-        result = call("analyze", *paths, "--until", "peak", "--json", tmp_path / "a.json")
-        assert result.exit_code == 0, result.output
-        rules = json.loads((tmp_path / "a.json").read_text())["verdicts_by_rule"]
-        assert len(rules) == 2 * 5 * 2
-        alone = call("analyze", *paths, "--responses", "raw-edge", "--json", tmp_path / "b.json")
-        assert alone.exit_code == 0
-        for row in json.loads((tmp_path / "b.json").read_text())["operators"]:
-            (same,) = (
-                other
-                for other in rules
-                if (other["operator"], other["responses"], other["until"]) == (row["operator"], "raw-edge", "end")
-            )
-            assert all(row[key] == same[key] for key in ("verdict", "reason", "lead", "lead_low", "lead_high"))
-        lines = result.output.splitlines()
-        table = lines[lines.index("verdict by other rules (columns: responses; until end / peak):") :]
-        assert table[2].startswith("fade")
-        assert len(table[2].split(" / ")) == 6
-        assert max(map(len, table[:4])) <= 130
-
     def test_errors(self, runs, tmp_path):
         for arguments, code, message in (
             (("analyze",), 2, "Missing argument"),
             (("analyze", tmp_path / "none"), 1, "no run folder"),
             (("analyze", runs / "fade0", "--kind", "gates"), 1, "gates"),
-            (("analyze", runs / "fade0", "--responses", "raw"), 1, "raw-edge"),
+            (("plot", runs / "fade0", "--step-axis", "sqrt", "-o", tmp_path / "a.png"), 2, "'sqrt' is not one of"),
             (("plot", runs / "fade0", "--what", "quality", "-o", tmp_path / "a.png"), 1, "none of the runs has what"),
             (("plot", runs / "fade0", "-o", tmp_path / "a.gif"), 1, "a plot cannot be written as .gif"),
             (("plot", runs / "fade0", "--what", "pie", "-o", tmp_path / "a.png"), 2, "'pie' is not one of"),
@@ -279,7 +233,7 @@ class TestStandardOutput:
         result = call("analyze", runs / "fade0", "--json", "-", "--csv", "t.csv")
         assert json.loads(result.stdout)["operators"][0]["operator"] == "fade"
         assert "wrote t.csv" in result.stderr
-        assert "fade: undecided" in result.stderr  # the table is not lost
+        assert "FADE: too few images to say" in result.stderr  # the table is not lost
         assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
     def test_csv(self, runs, tmp_path, monkeypatch):
@@ -330,29 +284,6 @@ def test_no_line_is_cut_off(tmp_path, monkeypatch):
     }  # fmt: skip
 
 
-def test_distances_that_are_not_drawn_are_said(runs, tmp_path, monkeypatch):
-    assert plotting._cut_off([SimpleNamespace(edges=np.arange(-8.0, 13))]) == ""
-    far = [SimpleNamespace(edges=np.arange(-8.0, 40)), SimpleNamespace(edges=np.arange(-4.0, 31))]
-    assert plotting._cut_off(far) == "Not drawn: distances of 12 to 39 px outside. "
-    said = []
-    monkeypatch.setattr(plotting, "write_kymographs", lambda *a, caption, **k: said.append(caption))
-    monkeypatch.setattr(plotting, "shown_distances", lambda edges: (-1.0, 2.0))
-    assert call("plot", runs / "fade0", "-o", tmp_path / "k.png").exit_code == 0
-    assert "Not drawn: distances of 2 to 11 px outside." in said[0]
-
-
-def test_tests_that_the_table_leaves_out_are_counted(runs):
-    every = [runs / f"{name}{seed}" for name in ("fade", "carafe") for seed in (0, 1)]
-    order = learning_order([open_run(path) for path in every])
-    shown = sum(test.count >= 6 for test in order.comparisons[0].tests.values())
-    left = len(order.comparisons[0].tests) - shown
-    assert left > 0
-    assert (
-        f"\n{left} more tests, of other pairs of operators or of fewer than 6 pairs: see the JSON\n"
-        in call("analyze", *every).stdout
-    )
-
-
 def test_what_only_some_seeds_have_is_named(runs, tmp_path):
     lone = make_run(tmp_path / "lone", run_id="lone", seed=7)
     for step in lone.steps:
@@ -387,49 +318,73 @@ class TestWhatIsDrawn:
         assert result.exit_code == 0, result.output
         return drawn
 
-    def test_responses(self, runs, tmp_path, monkeypatch):
-        paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
-        order = learning_order([open_run(path) for path in paths])
-        for least in (1, 5):
-            monkeypatch.setattr("fadeviz.analysis.verdicts.MIN_LEADS", least)
-            drawn = self.panels(monkeypatch, tmp_path, *paths, "--what", "responses")
-            assert [panel.title for panel in drawn["panels"]] == ["FADE", "CARAFE"]
-            for panel, operator in zip(drawn["panels"], order.operators, strict=True):
-                curves = {curve.label: curve for curve in panel.curves}
-                for name, values, t50 in (
-                    ("edge", operator.edge, operator.edge_t50),
-                    ("interior", operator.interior, operator.interior_t50),
-                ):
-                    middle, low, high = bootstrap_band(values)
-                    np.testing.assert_array_equal(curves[name].middle, middle)
-                    np.testing.assert_array_equal(curves[name].low, low)
-                    np.testing.assert_array_equal(curves[name].high, high)
-                    enough = t50.count >= max(least, 2)
-                    np.testing.assert_equal(curves[name].mark, t50.estimate if enough else math.nan)
-                assert curves["edge, mismatched masks"].like == "edge"
-                assert curves["interior, mismatched masks"].faint
+    def test_responses(self, known, tmp_path, monkeypatch):
+        drawn = self.panels(monkeypatch, tmp_path, *known, "--what", "responses")
+        operators = analyze(known).onsets.operators
+        assert [panel.title for panel in drawn["panels"]] == ["INWARD", "OUTWARD", "START", "PLACE"]
+        for panel, operator in zip(drawn["panels"], operators, strict=True):
+            curves = {curve.label: curve for curve in panel.curves}
+            assert list(curves) == ["outline", "interior"]
+            assert panel.chance == max(operator.map.outline.chance, operator.map.interior.chance)
+            for name, curve in curves.items():
+                reading = getattr(operator.map, name)
+                np.testing.assert_array_equal(curve.middle, reading.curve)
+                np.testing.assert_array_equal(curve.low, reading.low)
+                np.testing.assert_array_equal(curve.high, reading.high)
+                np.testing.assert_equal(curve.mark, reading.arrival_steps[0])
+                assert math.isnan(curve.mark) == (not reading.shown)
 
-    @pytest.mark.parametrize("kind", ["kymograph", "edge-kymograph"])
-    def test_kymographs(self, runs, tmp_path, monkeypatch, kind):
-        order = learning_order([open_run(runs / "fade0"), open_run(runs / "carafe0")])
-        drawn = self.panels(monkeypatch, tmp_path, runs / "fade0", runs / "carafe0", "--what", kind)
-        for panel, operator in zip(drawn["panels"], order.operators, strict=True):
-            wanted = operator.value_kymograph if kind == "kymograph" else operator.gradient_kymograph
-            np.testing.assert_array_equal(panel.value, wanted.value)
-            np.testing.assert_array_equal(panel.edges, wanted.edges)
-        assert ("steepness" in drawn["quantity"]) == (kind == "edge-kymograph")
+    def test_kymographs(self, known, tmp_path, monkeypatch):
+        drawn = self.panels(monkeypatch, tmp_path, *known, "--what", "kymograph", "--step-axis", "linear")
+        assert drawn["step_axis"] == "linear"
+        assert drawn["quantity"] == "mean rank, own mask less other masks"
+        assert "8 runs." in drawn["caption"]
+        operators = analyze(known).onsets.operators
+        for panel, operator in zip(drawn["panels"], operators, strict=True):
+            np.testing.assert_array_equal(panel.value, operator.kymograph.value)
+            np.testing.assert_array_equal(panel.edges, operator.kymograph.edges)
+            assert panel.row == ""
+            marks = {mark.label: (mark.step, mark.low, mark.high) for mark in panel.arrivals}
+            shown = {name: getattr(operator.map, name) for name in ("outline", "interior")}
+            assert marks == {name: reading.arrival_steps for name, reading in shown.items() if reading.shown}
+        subtitles = [panel.subtitle for panel in drawn["panels"]]
+        factor = math.exp(operators[0].map.lead.value)
+        assert subtitles[0] == f"outline first, {factor:.1f}× earlier"
+        assert subtitles[2:] == ["outline from the start", "neither"]
+        assert [mark.from_start for mark in drawn["panels"][2].arrivals] == [True, False]
+        # Early in training the outline is orange and the depth is not; at the end all of the inside is.
+        inward, outward = drawn["panels"][:2]
+        deep, shallow = np.argmin(np.abs(inward.edges + 0.9)), np.argmin(np.abs(inward.edges + 0.15))
+        assert inward.value[4, shallow] > inward.value[4, deep] + 0.1
+        assert outward.value[5, deep] > outward.value[5, shallow] + 0.1
 
-    def test_a_kymograph_has_its_inside_below_and_its_beginning_on_the_left(self, tmp_path):
-        value = np.full((4, 15), 0.5)
-        value[:2, :6] = 0.75  # early, inside
-        write_kymographs([kymograph(value=value)], tmp_path / "k.png", quantity="rank")
-        pixels = np.asarray(Image.open(tmp_path / "k.png").convert("RGB")).astype(int)
-        orange = (pixels[..., 0] - pixels[..., 2] > 60) & (pixels[..., 0] > 120)
-        height, width = orange.shape
-        rows, columns = np.nonzero(orange[:, : int(0.75 * width)])  # without the colour bar
-        assert rows.mean() > 0.5 * height
-        assert columns.mean() < 0.5 * width
-        assert rows.size > 1000
+    def test_one_seed_is_said(self, known):
+        made = plotting.make_plot(analyze(known[0]), "kymograph")
+        assert made.kymographs[0].subtitle.endswith("; 1 seed")
+
+    def test_no_interior_no_map(self, tmp_path):
+        run = make_run(tmp_path / "r", size=(4, 4))
+        with pytest.raises(FadevizError, match="there is no distance-time map. Choose a finer layer"):
+            plotting.make_plot(analyze(run), "kymograph")
+
+    def test_chance_is_a_grey_band(self, tmp_path):
+        flat = np.zeros(2)
+        sizes = []
+        for chance in (None, 0.5):
+            panel = CurvePanel("t", "", "", [Curve("x", (0, 10), flat, flat, flat)], (-1, 1), chance)
+            write_curves([panel], tmp_path / "g.png")
+            pixels = np.asarray(Image.open(tmp_path / "g.png").convert("RGB")).astype(int)
+            sizes.append(int((np.abs(pixels - 224).max(2) < 3).sum()))
+        assert sizes[1] > sizes[0] + 20_000
+
+    @pytest.mark.parametrize(
+        ("step_axis", "label"), [("log", "training step (log scale)"), ("linear", "training step")]
+    )
+    def test_the_step_axis_is_named(self, tmp_path, monkeypatch, step_axis, label):
+        figures = []
+        monkeypatch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
+        write_curves([curves()], tmp_path / "a.png", step_axis=step_axis)
+        assert figures[0].axes[0].get_xlabel() == label
 
     def test_marks_lie_where_the_step_does(self, tmp_path):
         line = np.zeros(4)
@@ -458,43 +413,6 @@ class TestWhatIsDrawn:
         assert (np.abs(top - (213, 94, 0)).sum(2) < 60).any()  # the legend's line
 
 
-def test_the_numbers_of_the_table_and_the_json(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("fadeviz.analysis.verdicts.MIN_LEADS", 1)
-    monkeypatch.setattr("fadeviz.analysis.text.LEAST_PAIRS", 1)
-    paths = [runs / name for name in ("fade0", "fade1", "carafe0", "carafe1")]
-    order = learning_order([open_run(path) for path in paths], responses="raw-edge", until="peak")
-    result = call("analyze", *paths, "--responses", "raw-edge", "--until", "peak", "--json", tmp_path / "a.json")
-    whole = json.loads((tmp_path / "a.json").read_text())
-
-    def told(value):
-        return None if math.isnan(value) else value if math.isfinite(value) else "inf" if value > 0 else "-inf"
-
-    for row, operator in zip(whole["operators"], order.operators, strict=True):
-        for name in ("lead", "edge_t50", "interior_t50"):
-            interval = operator.lead_interval if name == "lead" else getattr(operator, name)
-            assert row[name] == told(interval.estimate)
-            assert row[f"{name}_low"] == told(interval.low)
-        for name, times in (("edge", operator.edge_times), ("interior", operator.interior_times)):
-            for place, level in ((0, 10), (2, 90)):
-                steps = [one.times[place] for per_run in times for one in per_run]
-                known = [step for step in steps if not math.isnan(step)]
-                assert row[f"{name}_t{level}"] == (told(float(np.median(known))) if known else None)
-        (line,) = (one for one in result.output.splitlines() if re.match(rf"{row['operator']} +2 ", one))
-        for interval in (operator.edge_t50, operator.interior_t50):
-            if interval.count >= 2:
-                assert re.search(rf" {re.escape(format_steps(interval.estimate))} ", line)
-        if operator.lead_interval.count >= 2:
-            assert f" {format_steps(operator.lead_interval.estimate)} [" in line
-    (comparison,) = order.comparisons
-    (stored,) = whole["comparisons"]
-    for unit, test in comparison.tests.items():
-        assert stored[unit]["pairs"] == test.count
-        assert stored[unit]["p"] == told(test.p)
-        assert stored[unit]["difference"] == told(test.difference)
-        if test.count:
-            assert f"paired by {unit}: {format_steps(test.difference)} steps, p = {test.p:.3g}" in result.output
-
-
 def test_a_spliced_run_is_named(tmp_path):
     for name in ("one", "two"):
         make_run(tmp_path / name, run_id=name)
@@ -502,14 +420,5 @@ def test_a_spliced_run_is_named(tmp_path):
     foreign = "snapshots/step_000050.safetensors"
     (tmp_path / "two" / foreign).write_bytes((tmp_path / "one" / foreign).read_bytes())
     result = call("analyze", tmp_path / "two", "--json", tmp_path / "a.json")
-    assert "frames of two do not look like those of a single training" in result.output
+    assert "Frames of two do not look like those of a single training" in result.output
     assert json.loads((tmp_path / "a.json").read_text())["operators"][0]["spliced"] == ["two"]
-
-
-def test_the_last_two_labels_of_a_training_do_not_touch():
-    figure = new_figure(400, 200, 100)
-    for last, labels in ((1999, ["300", "1,000"]), (3000, ["1,000", "3,000"]), (2600, ["1,000", "2,600"])):
-        axes = figure.subplots()
-        plots._time_axis(axes, [0, last])
-        assert [label.get_text() for label in axes.get_xticklabels()][-2:] == labels
-        figure.clear()

@@ -27,7 +27,7 @@ from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError, open_run
-from fadeviz.analysis.order import learning_order
+from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.errors import MissingExtra
 from fadeviz.render.frames import select_frames
 from fadeviz.storage.remote import RemoteFolder, is_address
@@ -180,7 +180,7 @@ class TestFetching:
         assert first.same_folder(second)
         assert not first.same_folder(home)
         assert home.same_folder(open_run(local / ".." / "fade"))
-        for function in (select_frames, learning_order):
+        for function in (select_frames, measure_onsets):
             with pytest.raises(FadevizError, match=f"{memory} and {memory} are the same run"):
                 function([first, second])
 

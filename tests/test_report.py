@@ -6,6 +6,7 @@ import json
 import math
 import re
 import zlib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,19 +16,21 @@ from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError
-from fadeviz.analysis.learning import learning_times
-from fadeviz.analysis.order import OperatorOrder, learning_order
-from fadeviz.analysis.statistics import bootstrap_interval
+from fadeviz.analysis.result import analyze
+from fadeviz.onset_panels import kymograph_panels
 from fadeviz.render import plots
-from fadeviz.render.colormap import palette, to_indices
+from fadeviz.render.colormap import palette, signed_palette, to_indices
 from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
 from fadeviz.report import PALETTES, write_report
+from fadeviz.render.panels import kymograph_span
 from fadeviz.report import text as page_text
+from fadeviz.report.charts import signature_data
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
 from fadeviz.report.sequences import select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028\"'&{{data}}"
@@ -298,7 +301,7 @@ class TestPage:
         assert (tmp_path / "report.html").read_bytes() == page.bytes
 
     def test_the_two_responses_have_the_colours_of_the_plots(self, page):
-        assert f"--edge: {plots.EDGE}; --interior: {plots.INTERIOR};" in page.style
+        assert f"--outline: {plots.OUTLINE_COLOR}; --interior: {plots.INTERIOR_COLOR};" in page.style
 
     def test_every_element_that_the_script_asks_for_is_there(self, page):
         script = next(text for attributes, text in page.scripts if not attributes)
@@ -310,7 +313,7 @@ class TestPage:
     def test_responses_have_a_chart_an_operator_and_spectrum_one_a_measure(self, page):
         figures = {figure["name"]: figure["panels"] for figure in page.data["groups"]}
         assert [chart["title"] for chart in figures["responses"]] == ["FADE", "CARAFE"]
-        assert {"edge", "interior"} <= {line["role"] for line in figures["responses"][0]["curves"]}
+        assert {"outline", "interior"} == {line["role"] for line in figures["responses"][0]["curves"]}
         assert all([line["label"] for line in panel["curves"]] == ["FADE", "CARAFE"] for panel in figures["spectrum"])
 
     def test_differences_and_common_settings_are_apart(self, page):
@@ -341,9 +344,7 @@ class TestPage:
         assert f"<li>{said}</li>" in thin.text
         assert thin.data["steps"] == [0, 30, 60, 80, 110]
         places = [page.data["steps"].index(step) for step in thin.data["steps"]]
-        for ours, all_of_it in zip(
-            thin.data["kymographs"]["operators"], page.data["kymographs"]["operators"], strict=True
-        ):
+        for ours, all_of_it in zip(thin.data["signature"]["panels"], page.data["signature"]["panels"], strict=True):
             assert ours["value"] == [all_of_it["value"][place] for place in places]
         lines = (
             [line for group in one.data["groups"] for panel in group["panels"] for line in panel["curves"]]
@@ -355,13 +356,6 @@ class TestPage:
         assert re.findall(r'<p class="word">.*?</article>', thin.text) == re.findall(
             r'<p class="word">.*?</article>', page.text
         )
-
-    def test_every_rule_gives_a_verdict(self, page, runs):
-        table = page.text[page.text.index("by other rules</summary>") :]
-        rows = re.findall(r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", table[: table.index("</table>")])
-        assert len(rows) == 10
-        first = re.findall("<td>(.*?)</td>", rows[0][1])
-        assert first == [operator.verdict.label for operator in learning_order(runs).operators]
 
     def test_many_runs_are_rows(self, tmp_path):
         many = [make_run(tmp_path / str(seed), run_id=f"r{seed}", seed=seed) for seed in range(5)]
@@ -463,10 +457,6 @@ class TestContour:
 
 
 class TestWords:
-    def operator(self, runs, **changes):
-        one = learning_order(runs).operators[0]
-        return OperatorOrder(**{**{name: getattr(one, name) for name in one.__dataclass_fields__}, **changes})
-
     @pytest.mark.parametrize(
         ("value", "text"),
         [
@@ -488,33 +478,130 @@ class TestWords:
     def test_numbers(self, value, text):
         assert format_number(value) == text
 
-    @pytest.mark.parametrize(
-        ("leads", "word", "said"),
-        [
-            ([[3.0, 5.0, 4.0, 4.0, 4.0, 4.0]], "outline first", "The interior reaches t50 4 steps after"),
-            ([[-3.0, -5.0, -4.0, -4.0, -4.0, -4.0]], "interior first", "reaches t50 4 steps after"),
-            ([[np.inf] * 6], "outline first", "By step 110 the interior has not reached t50; the outline has"),
-            ([[1.0, 2.0]], "undecided", "The reason."),
-            ([[1.0, -2.0] * 4], "together", "within the 10 steps that the snapshots resolve"),
-        ],
-    )  # fmt: skip
-    def test_sentences(self, runs, leads, word, said):
-        order = learning_order(runs)
-        one = order.operators[0]
-        verdict = type(one.verdict)(word, "the reason")
-        changed = self.operator(runs, lead_interval=bootstrap_interval(np.array(leads)), verdict=verdict, margin=10.0)
-        row = page_text.verdict_rows(type(order)(**{**order.__dict__, "operators": (changed,)}))[0]
-        assert said in row["sentence"]
-        assert row["word"] == word
-        assert (row["lead"] == "– (of 2 of 4 maps)") == (len(leads[0]) == 2)
 
-    def test_what_has_not_come_by_the_end_has_no_number(self):
-        times = learning_times(range(0, 110, 10), np.zeros(11))
-        assert not math.isfinite(times.t50)
-        interval = bootstrap_interval(np.array([[np.inf, np.inf, 5.0]]))
-        assert page_text._interval(interval, 100) == "after 100 (5.0 to after 100)"
-        assert page_text._interval(interval, 100, signed=True) == "+∞ (+5.0 to +∞)"
-        assert page_text._interval(bootstrap_interval(np.array([[np.nan]])), 100) == "–"
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """An analysis of four operators whose answers are known, two seeds each, and its page."""
+    folder = tmp_path_factory.mktemp("answered")
+    runs = [
+        make_onset_run(folder / f"{kind}{seed}", kind, upsampler=kind, seed=seed)
+        for kind in ("inward", "outward", "start", "place")
+        for seed in (0, 1)
+    ]
+    write_report(runs, folder / "r.html")
+    return analyze(runs), Page(folder / "r.html")
+
+
+def with_readout(onsets):
+    """The same with a readout, that of the next operator."""
+    operators = onsets.operators
+    following = (*operators[1:], operators[0])
+    return replace(
+        onsets,
+        operators=tuple(
+            replace(one, readout=other.map, readout_kymograph=other.kymograph)
+            for one, other in zip(operators, following, strict=True)
+        ),
+    )
+
+
+class TestAnswer:
+    """The first screen: a verdict, a sentence and a distance-time map for each operator, and the table."""
+
+    def test_a_sentence_for_each_operator(self, answered):
+        analysis, page = answered
+        words = re.findall(r'<p class="word">(.*?)</p>', page.text)
+        assert words == ["outline first", "interior first", "outline from the start", "neither"]
+        sentences = re.findall(r'<p class="sentence">(.*?)</p>', page.text)
+        assert sentences[0].startswith("The outline comes first, by step ")
+        assert sentences[2].startswith("The outline is there before training and stays; the interior follows by step ")
+        assert sentences[3] == "Shows where objects usually are; nothing of this object."
+        for sentence, whole in zip(sentences, analysis.sentences.values(), strict=True):
+            assert whole[0].endswith(sentence[1:])
+        assert page.text.index("</article>") < page.text.index('id="viewer"')
+
+    def test_the_table_has_the_numbers_of_the_analysis(self, answered):
+        analysis, page = answered
+        table = page.text[page.text.index('<div class="onsets">') :]
+        table = table[: table.index("</table>")]
+        head = re.findall(r'<th scope="col">(.*?)</th>', table)
+        assert head == [
+            "operator", "seeds", "outline: step 0 &gt; top &gt; end", "by step", "interior: step 0 &gt; top &gt; end",
+            "by step", "outline earlier by", "verdict",
+        ]  # fmt: skip
+        rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
+        assert [name for name, _ in rows] == ["INWARD", "OUTWARD", "START", "PLACE"]
+        for (_, cells), row in zip(rows, analysis.table, strict=True):
+            count, outline, by, *_, factor, verdict = re.findall(r"<td>(.*?)</td>", cells)
+            assert count == "2"
+            assert verdict == row["verdict"]
+            numbers = [row[f"outline_{end}"] for end in ("start", "top", "end")]
+            told = [float(part.strip("()").replace("\N{MINUS SIGN}", "-")) for part in outline.split(" &gt; ")]
+            np.testing.assert_allclose(told, numbers, atol=0.00501)
+            assert outline.startswith("(") == (not row["outline_shown"])
+            if row["verdict"] == "outline first":
+                assert by.startswith(f"{row['outline_arrival']:.0f} (")
+                assert factor.startswith(f"{row['lead']:.1f} (")
+        assert re.findall(r"<td>(.*?)</td>", rows[2][1])[2] == "start"
+        assert re.findall(r"<td>(.*?)</td>", rows[3][1])[2] == "–"
+
+    def test_the_maps_are_those_of_the_figure(self, answered):
+        analysis, page = answered
+        panels = kymograph_panels(analysis.onsets)
+        signature = page.data["signature"]
+        assert base64.b64decode(signature["colours"]) == signed_palette().tobytes()
+        assert signature["span"] == kymograph_span(panels)
+        assert signature["log"]
+        assert re.findall(r'data-panel="(\d+)"', page.text) == ["0", "1", "2", "3"]
+        for ours, panel in zip(signature["panels"], panels, strict=True):
+            np.testing.assert_allclose(np.array(ours["value"], float), panel.value, rtol=0.006, atol=1e-9)
+            assert (ours["title"], ours["subtitle"]) == (panel.title, panel.subtitle)
+            assert [mark["label"] for mark in ours["arrivals"]] == [mark.label for mark in panel.arrivals]
+        assert [mark["fromStart"] for mark in signature["panels"][2]["arrivals"]] == [True, False]
+        assert signature["panels"][3]["arrivals"] == []
+
+    def test_an_end_beyond_the_training_is_none(self, answered):
+        panel = kymograph_panels(answered[0].onsets)[0]
+        endless = replace(panel, arrivals=(replace(panel.arrivals[0], high=math.inf),))
+        (mark,) = signature_data([endless])["panels"][0]["arrivals"]
+        assert mark["high"] is None
+        assert mark["low"] == pytest.approx(panel.arrivals[0].low, rel=1e-4)
+
+    def test_two_halves_with_a_readout(self, answered):
+        onsets = with_readout(answered[0].onsets)
+        panels = kymograph_panels(onsets)
+        assert [panel.row for panel in panels] == ["channel mean", "linear readout"] * 4
+        rows = page_text.verdict_rows(onsets, panels)
+        assert [half["row"] for half in rows[0]["halves"]] == [
+            "what the channel mean shows", "what the features hold (linear readout)"
+        ]  # fmt: skip
+        assert [half["word"] for half in rows[2]["halves"]] == ["outline from the start", "neither"]
+        assert (
+            rows[2]["halves"][1]["sentence"] == "The features hold nothing of this object that a linear readout finds."
+        )
+        assert [half["panel"] for row in rows for half in row["halves"]] == list(range(8))
+
+    def test_operators_are_compared(self, answered):
+        analysis, page = answered
+        told = page_text.comparison_sentences(analysis.onsets)
+        assert len(told) == len(analysis.onsets.comparisons) == 3
+        assert told[0].startswith("INWARD against OUTWARD: the outline's lead over the interior is ")
+        same = replace(analysis.onsets, comparisons=[replace(one, p=0.5) for one in analysis.onsets.comparisons])
+        assert page_text.comparison_sentences(same) == [
+            "No difference is shown between 3 pairs of operators (p &gt; 0.05).".replace("&gt;", ">")
+        ]
+        assert "corrected by Holm" in page.text
+
+    def test_responses_have_chance_and_arrivals(self, answered):
+        analysis, page = answered
+        panels = {group["name"]: group["panels"] for group in page.data["groups"]}["responses"]
+        for panel, operator in zip(panels, analysis.onsets.operators, strict=True):
+            onset = operator.map
+            assert panel["chance"] == pytest.approx(max(onset.outline.chance, onset.interior.chance), rel=1e-4)
+            shown = [reading for reading in (onset.outline, onset.interior) if reading.shown]
+            assert [mark["step"] for mark in panel["marks"]] == pytest.approx(
+                [reading.arrival_steps[0] for reading in shown], rel=1e-4
+            )
 
 
 class TestWhatIsNotInIt:
@@ -526,15 +613,6 @@ class TestWhatIsNotInIt:
         assert left_out == ("images 2 to 2: shown with images=2", "4 steps, because not all runs have them", CHANNELS)
         page = Page(tmp_path / "r.html")
         assert all(f"<li>{said}</li>" in page.text for said in left_out)
-
-    def test_tests_and_distances(self, page, runs, monkeypatch):
-        order = learning_order(runs)
-        few = sum(test.count < 6 for one in order.comparisons for test in one.tests.values())
-        assert few > 0
-        assert f"<li>Omitted: {few} tests of two operators with fewer than 6 pairs.</li>" in page.text
-        assert not [said for said in page_text.caveats(order) if "distance-time" in said]
-        monkeypatch.setattr(page_text, "shown_distances", lambda edges: (-1.0, 2.0))
-        assert "The distance-time maps omit distances of 2 to 11 px outside." in page_text.caveats(order)
 
     def test_other_calls(self, runs, tmp_path):
         run = make_run(tmp_path / "calls", calls=3)
@@ -557,23 +635,16 @@ class TestWhatIsNotInIt:
         assert left_out == (f"call 0 of {LAYER}: choose with call=...", "head, which has no call 1")
 
 
-@pytest.mark.parametrize(
-    ("steps", "said"),
-    [
-        ((0,), "1 step in common are too few to measure learning times; 5 are needed."),
-        ((0, 1, 2), "3 steps in common are too few to measure learning times; 5 are needed."),
-        (STEPS[1:], "Step 0, the untrained model, is missing in"),
-    ],
-)
-def test_a_run_that_cannot_be_judged_shows_its_maps(tmp_path, steps, said):
+@pytest.mark.parametrize("steps", [(0,), (0, 1, 2), STEPS[1:]])
+def test_a_run_that_cannot_be_judged_shows_its_maps(tmp_path, steps):
     run = make_run(tmp_path / "run", steps=steps)
     write_report([run], tmp_path / "r.html")
     page = Page(tmp_path / "r.html")
     assert page.data["steps"] == list(steps)
     assert len(page.data["maps"]) == 3
-    assert '<p class="word">undecided</p>' in page.text
-    assert said in page.text
-    assert "undefined in" not in page.text
+    assert '<p class="word">too few images</p>' in page.text
+    assert f"outline: step {steps[0]} &gt; top &gt; end" in page.text
+    assert "To decide: observe 12 images or more" in page.text
 
 
 class TestCommand:

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 import fadeviz
-from fadeviz.render.colormap import NON_FINITE, colorize
+from fadeviz.analysis.result import analyze
+from fadeviz.onset_panels import kymograph_panels
+from fadeviz.render.colormap import NON_FINITE, colorize, signed_palette
 from fadeviz.render.normalize import limits_by_scope, normalize
-from fadeviz.render.panels import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, shown_distances
+from fadeviz.render.panels import kymograph_span
+from fadeviz.render.step_axis import choose_step_axis
 from fadeviz.report import write_report
+from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
@@ -239,6 +243,7 @@ def test_play_goes_on_stops_at_the_end_and_begins_again(view):
 
 def test_keys(view):
     page = view()
+    page.locator("#slider").scroll_into_view_if_needed()  # elsewhere these keys scroll
 
     def at():
         return int(page.locator("#slider").input_value())
@@ -324,26 +329,111 @@ def test_a_click_on_a_chart_goes_to_the_nearest_step_on_either_axis(view):
             assert page.locator("#step").text_content() == f"step {STEPS[7]}", (axis, chart)
 
 
-def test_kymographs_show_the_measured_colours(view, runs):
-    from fadeviz.analysis.order import learning_order
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """Runs whose answers are known, and the page of their analysis."""
+    folder = tmp_path_factory.mktemp("answered")
+    kinds = ("inward", "start", "place")
+    runs = [make_onset_run(folder / f"{kind}{n}", kind, upsampler=kind, seed=n) for kind in kinds for n in (0, 1)]
+    write_report(runs, folder / "r.html", images=1)
+    return analyze(runs), folder / "r.html"
 
-    page = view()
-    page.locator("input[name=axis][value=linear]").check()
-    kymograph = learning_order(runs).operators[0].value_kymograph
-    outermost = shown_distances([kymograph.edges])[1]
-    value = kymograph.value[:, kymograph.edges[1:] <= outermost]
-    low, high = KYMOGRAPH_SPAN
-    wanted = colorize(np.clip((np.round(value, 3) - low) / (high - low), 0, 1), KYMOGRAPH_COLORS)
-    middles = """(canvas, [columns, rows]) => {
+
+@pytest.fixture
+def answer(browser, answered):
+    """The page of ``answered``; complaints of the browser fail the test."""
+    complaints = []
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(answered[1].as_uri())
+    page.wait_for_selector(".tile canvas")
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def test_kymographs_show_the_measured_colours(answer, answered):
+    panels = kymograph_panels(answered[0].onsets)
+    span = kymograph_span(panels)
+    index = np.clip(np.rint((np.stack([panel.value for panel in panels]) + span) / (2 * span) * 255), 0, 255)
+    wanted = signed_palette()[index.astype(int)].astype(int)
+    middles = """(canvas, ends) => {
         const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", { willReadFrequently: true });
         copy.drawImage(canvas, 0, 0);
-        const at = (i, count, size) => Math.floor((size * (i + 0.5)) / count);
-        return Array.from({ length: columns }, (_, x) => Array.from({ length: rows }, (_, y) => [
-            ...copy.getImageData(at(x, columns, canvas.width), at(rows - 1 - y, rows, canvas.height), 1, 1).data]));
+        const rows = ends.depths.length - 1;
+        return Array.from({ length: ends.steps.length - 1 }, (_, x) => Array.from({ length: rows }, (_, y) => [
+            ...copy.getImageData(
+                Math.floor(canvas.width * (ends.steps[x] + ends.steps[x + 1]) / 2),
+                Math.floor(canvas.height * (1 - (ends.depths[y] + ends.depths[y + 1]) / 2), 1), 1, 1).data]));
     }"""
-    seen = np.array(page.locator(".kymograph canvas").first.evaluate(middles, list(value.shape)))
-    assert (seen[..., 3] == 255).all()
-    assert np.abs(seen[..., :3] - wanted.astype(int)).max() <= 2
+    for axis in ("log", "linear"):
+        answer.locator(f"input[name=axis][value={axis}]").check()
+        borders = choose_step_axis([panels[0].steps], axis).borders(panels[0].steps)
+        depths = panels[0].edges
+        ends = {
+            "steps": ((borders - borders[0]) / (borders[-1] - borders[0])).tolist(),
+            "depths": ((depths - depths[0]) / (depths[-1] - depths[0])).tolist(),
+        }
+        wide = np.diff(ends["steps"]) > 0.01  # on a linear axis the first cells are a pixel wide
+        for number in range(len(panels)):
+            seen = np.array(answer.locator(".kymograph canvas").nth(number).evaluate(middles, ends))
+            assert (seen[..., 3] == 255).all()
+            assert wide.sum() > 4
+            assert np.abs(seen[wide][..., :3] - wanted[number][wide]).max() <= 6  # one colour of 256
+
+
+def test_arrivals_are_where_they_are_measured(answer, answered):
+    panels = kymograph_panels(answered[0].onsets)
+    charts = answer.locator(".kymograph svg")
+    box = charts.nth(0).locator(".frame-line")
+    left, width = (float(box.get_attribute(name)) for name in ("x", "width"))
+    borders = choose_step_axis([panels[0].steps], "log").borders(panels[0].steps)
+    place = left + (np.log1p(panels[0].arrivals[0].step) - borders[0]) / (borders[-1] - borders[0]) * width
+    assert float(charts.nth(0).locator("circle.symbol").get_attribute("cx")) == pytest.approx(place, abs=0.1)
+    assert charts.nth(0).locator(".symbol.open").count() == 0
+    assert charts.nth(1).locator("circle.symbol.open").count() == 1  # there before training
+    assert charts.nth(2).locator(".symbol").count() == 0
+    legend = answer.locator("#symbols").text_content()
+    assert "outline there before training" in legend
+    assert "interior there before training" not in legend
+
+
+def test_a_value_is_read_by_pointer_and_by_keyboard(answer, answered):
+    panel = kymograph_panels(answered[0].onsets)[0]
+    chart = answer.locator(".kymograph svg").first
+    tip = answer.locator(".kymograph .tip").first
+    expect(tip).to_be_hidden()
+    box = chart.bounding_box()
+    answer.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.6 * box["height"])
+    told = re.fullmatch(r"step (\d+), ([\d.]+) radii (inside|outside): (\S+)", tip.text_content())
+    at = panel.steps.index(int(told[1]))
+    depth = float(told[2]) * (-1 if told[3] == "inside" else 1)
+    middles = (panel.edges[1:] + panel.edges[:-1]) / 2
+    value = panel.value[at, np.abs(middles - depth).argmin()]
+    assert float(told[4].replace("−", "-")) == pytest.approx(value, abs=0.002)
+    assert answer.evaluate("document.documentElement.scrollWidth") <= 1200
+    answer.mouse.move(2, 2)
+    expect(tip).to_be_hidden()
+    answer.locator("input[name=axis][value=linear]").focus()
+    answer.keyboard.press("Tab")
+    expect(tip).to_be_visible()
+    assert tip.text_content() == told[0]
+    answer.keyboard.press("ArrowLeft")
+    answer.keyboard.press("ArrowDown")
+    earlier, deeper = panel.steps[at - 1], np.abs(middles - depth).argmin() - 1
+    assert tip.text_content().startswith(f"step {earlier}, {round(abs(middles[deeper]), 2):g} radii ")
+    answer.keyboard.press("Enter")
+    assert answer.locator("#step").text_content() == f"step {earlier}"
+
+
+def test_the_first_screen_answers(answer):
+    """The verdicts, their sentences and the maps of all operators are seen without scrolling."""
+    for name in (".verdict .word", ".verdict .sentence", ".kymograph"):
+        boxes = [part.bounding_box() for part in answer.locator(name).all()]
+        assert len(boxes) == 3
+        assert all(box["y"] + box["height"] <= 900 for box in boxes)
+    assert answer.locator(".verdict .word").all_text_contents()[0] == "outline first"
 
 
 def test_hostile_names_are_text(view):

@@ -43,7 +43,12 @@ LIBRARY = {
     "Recording": ("fadeviz.recording.probe", "fadeviz.recording.views", "fadeviz.storage.schedule"),
     "Training": ("fadeviz.experiment", "fadeviz.sweep"),
     "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
-    "Drawing": ("fadeviz.render.selection", "fadeviz.render.normalize", "fadeviz.plotting"),
+    "Drawing": (
+        "fadeviz.render.selection",
+        "fadeviz.render.normalize",
+        "fadeviz.render.step_axis",
+        "fadeviz.plotting",
+    ),
     "Analysis": (
         "fadeviz.analysis.result",
         "fadeviz.analysis.measures",

@@ -43,15 +43,15 @@ def describe(onsets: Onsets, rows: Sequence[Row]) -> str:
 def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
     """A line for each operator's maps, and one below it for the readout of its features."""
     with_readout = any(operator.readout is not None for operator in onsets.operators)
-    metrics = _metric_columns(rows)
+    metrics = metric_columns(rows)
     cells = [["operator", "seeds", "outline", "by step", "interior", "by step", "outline earlier by", *metrics[0]]]
     ends = ["verdict"]
     for operator, tested in zip(onsets.operators, metrics[1:], strict=True):
         name = f"{operator.name}, map" if with_readout else operator.name
-        cells.append([name, str(len(operator.seeds)), *_cells(operator.map, onsets.steps), *tested])
+        cells.append([name, str(len(operator.seeds)), *onset_cells(operator.map, onsets.steps), *tested])
         ends.append(str(operator.map.verdict))
         if operator.readout is not None:
-            cells.append(["  features", "", *_cells(operator.readout, onsets.steps), *[""] * len(tested)])
+            cells.append(["  features", "", *onset_cells(operator.readout, onsets.steps), *[""] * len(tested)])
             ends.append(str(operator.readout.verdict))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
@@ -62,7 +62,8 @@ def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _cells(onset: Onset, steps: Sequence[int]) -> list[str]:
+def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
+    """Cells of the table: the levels and the arrival of outline and interior, and the lead as a factor."""
     factor = format_factor(onset.lead)
     return [
         _levels(onset.outline), _by(onset.outline, steps), _levels(onset.interior), _by(onset.interior, steps),
@@ -84,7 +85,7 @@ def _by(reading: Reading, steps: Sequence[int]) -> str:
     return "start" if reading.from_start else format_arrival(reading, steps)
 
 
-def _metric_columns(rows: Sequence[Row]) -> list[list[str]]:
+def metric_columns(rows: Sequence[Row]) -> list[list[str]]:
     """Heading and cells of the test metrics that some row has."""
     names = [
         name for name, metric in METRICS.items() if metric.column and any(row.get(name) is not None for row in rows)

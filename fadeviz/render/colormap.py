@@ -15,6 +15,11 @@ NON_FINITE = (255, 0, 255)
 IGNORED = 255
 """Value of a mask where pixels are ignored: in training, testing and figures."""
 
+_SIGNED = (
+    "649acb", "86b1d9", "a9c8e5", "cadef0", "e7f0f8", "ffffff", "fdeedd", "fbcf9f", "f3a257", "d4691a", "7f2d04"
+)  # fmt: skip
+"""Colours of signed values from the lower to the upper end, evenly spaced; white is 0."""
+
 _DIVERGING = frozenset(
     ("BrBG", "PRGn", "PiYG", "PuOr", "RdBu", "RdGy", "RdYlBu", "RdYlGn", "Spectral", "berlin", "bwr", "coolwarm")
 ) | {"managua", "seismic", "vanimo"}
@@ -39,6 +44,18 @@ def palette(name: str) -> NDArray[np.uint8]:
 def is_diverging(name: str) -> bool:
     """Whether a colour map diverges from its middle, which stands for 0 where maps take both signs."""
     return name.removesuffix("_r") in _DIVERGING
+
+
+def signed_palette() -> NDArray[np.uint8]:
+    """The 256 colours of signed values, ``(256, 3)`` uint8: blue below 0, white at 0, orange to brown above.
+
+    Blue and orange differ for every kind of colour vision. The upper end is much darker than the lower one, so that in
+    grey print what is dark is positive.
+    """
+    values = np.array([[int(colour[i : i + 2], 16) for i in (0, 2, 4)] for colour in _SIGNED], np.float64)
+    places = np.linspace(0, 1, len(_SIGNED))
+    channels = [np.interp(np.linspace(0, 1, 256), places, channel) for channel in values.T]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def to_indices(unit: NDArray[np.floating]) -> NDArray[np.uint8]:

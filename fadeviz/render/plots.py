@@ -1,4 +1,4 @@
-"""Plots: panels of curves and distance-time maps drawn with matplotlib, as PNG, PDF or SVG."""
+"""Plots of curves over training, drawn with matplotlib, as PNG, PDF or SVG."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from .fonts import font, letters, spell
 from .labels import shorten, wrap
 from .page import STYLE, check_ending, save_figure
-from .panels import KYMOGRAPH_COLORS, KYMOGRAPH_SPAN, CurvePanel, KymographPanel, curve_order, shown_distances
+from .panels import CurvePanel, curve_order
+from .step_axis import StepAxis, choose_step_axis
 
-EDGE, INTERIOR = "#D55E00", "#0072B2"
-COLORS = (EDGE, INTERIOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+OUTLINE_COLOR, INTERIOR_COLOR = "#D55E00", "#0072B2"
+COLORS = (OUTLINE_COLOR, INTERIOR_COLOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's palette, which suits any kind of colour vision; brown replaces its yellow, which is too pale here."""
 
 _DPI = 150
@@ -37,84 +37,33 @@ _STYLE: Any = STYLE | {
 }
 
 
-def write_kymographs(
-    panels: Sequence[KymographPanel],
+def write_curves(
+    panels: Sequence[CurvePanel],
     output: str | os.PathLike[str],
     *,
-    quantity: str,
+    step_axis: str = "auto",
     caption: str = "",
     provenance: str = "",
 ) -> None:
-    """Draw distance-time maps side by side: distance to the contour upwards, training step to the right.
-
-    Time is drawn as log(1 + step), because most changes early; all panels share their colours and axes. White is 1/2,
-    the middle of a map's values, which white noise has at every distance; grey is undefined.
-
-    Args:
-        panels: one for each operator.
-        output: a file; the ending decides: .png, .pdf or .svg.
-        quantity: what the colours are, for the bar's label.
-        caption: sentences below.
-        provenance: what the figure is made of, for the metadata of the file.
-
-    Raises:
-        FadevizError: if there are no panels, or the file has another ending.
-    """
-    from matplotlib import rc_context
-
-    path = _check(panels, output)
-    columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    with rc_context(_STYLE):
-        figure = _figure(3.5 * columns + 1.0, 3.0 * rows + 0.75, caption)
-        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        ends = shown_distances([panel.edges for panel in panels])
-        mesh = None
-        for axes, panel in zip(grid.flat, panels, strict=False):
-            time = _time(panel.steps)
-            mesh = axes.pcolormesh(
-                _borders(time), panel.edges, np.ma.masked_invalid(panel.value.T), cmap=KYMOGRAPH_COLORS,
-                vmin=KYMOGRAPH_SPAN[0], vmax=KYMOGRAPH_SPAN[1], rasterized=True,
-            )  # fmt: skip
-            axes.set_facecolor("0.82")
-            axes.axhline(0, color="black", linewidth=1.1, linestyle=(0, (4, 2)))
-            _title(axes, panel.title, panel.subtitle)
-            _time_axis(axes, panel.steps)
-            axes.set_ylim(*ends)
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.set_visible(False)
-        for axes in grid[:, 0]:
-            axes.set_ylabel("inside  ←  px from contour  →  outside", fontsize=8)
-        for number, axes in enumerate(grid.flat):
-            if number < len(panels) and number + columns >= len(panels):
-                axes.xaxis.set_tick_params(labelbottom=True)
-                axes.set_xlabel("training step (log scale)")
-        bar = figure.colorbar(mesh, ax=grid, fraction=0.05, pad=0.01, aspect=30, extend="both")
-        bar.set_label(quantity)
-        _save(figure, path, provenance)
-
-
-def write_curves(
-    panels: Sequence[CurvePanel], output: str | os.PathLike[str], *, caption: str = "", provenance: str = ""
-) -> None:
     """Draw measures over training, with their bands.
 
-    Time is drawn as log(1 + step), because most changes early. The colours suit any kind of colour vision;
-    from the ninth line on, dashes help.
+    The colours suit any kind of colour vision; from the ninth line on, dashes help.
 
     Args:
         panels: the panels in reading order: one for each operator or measure.
         output: a file; the ending decides: .png, .pdf or .svg.
+        step_axis: a name in :data:`~fadeviz.render.step_axis.STEP_AXES`. ``"auto"`` is linear where the snapshots are
+            roughly evenly spaced (:func:`~fadeviz.render.step_axis.choose_step_axis`), otherwise log(1 + step).
         caption: sentences below.
         provenance: what the figure is made of, for the metadata of the file.
 
     Raises:
-        FadevizError: if there are no panels, or the file has another ending.
+        FadevizError: if there are no panels, the file has another ending, or the step axis is unknown.
     """
     from matplotlib import rc_context
 
     path = _check(panels, output)
+    axis = choose_step_axis([curve.steps for panel in panels for curve in panel.curves], step_axis)
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     looks = {label: (COLORS[i % 8], _DASHES[i // 8 % len(_DASHES)]) for label, i in curve_order(panels).items()}
@@ -125,17 +74,16 @@ def write_curves(
         handles: dict[str, Any] = {}
         for number, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
             for curve in panel.curves:
-                time = _time(curve.steps)
+                time = axis.place(curve.steps)
                 color, dash = looks[curve.like or curve.label]
-                if curve.faint:
-                    line = axes.plot(time, curve.middle, color=color, linestyle=":", linewidth=1.0)[0]
-                else:
-                    axes.fill_between(time, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
-                    dash = (0, (4, 1.5)) if curve.like else dash
-                    line = axes.plot(time, curve.middle, color=color, linestyle=dash, linewidth=1.7)[0]
+                axes.fill_between(time, curve.low, curve.high, color=color, alpha=0.16, linewidth=0)
+                dash = (0, (4, 1.5)) if curve.like else dash
+                line = axes.plot(time, curve.middle, color=color, linestyle=dash, linewidth=1.7)[0]
                 handles.setdefault(curve.label, line)
                 if math.isfinite(curve.mark):
-                    axes.axvline(math.log1p(curve.mark), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
+                    axes.axvline(float(axis.place([curve.mark])[0]), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
+            if panel.chance is not None:
+                axes.axhspan(-panel.chance, panel.chance, color="0.88", linewidth=0, zorder=0)
             if panel.span is not None:
                 span = _span(panel)
                 axes.set_ylim(*span)
@@ -146,8 +94,8 @@ def write_curves(
                 axes.set_ylabel(panel.unit)
             if number + columns >= len(panels):
                 axes.xaxis.set_tick_params(labelbottom=True)
-                axes.set_xlabel("training step (log scale)")
-        _time_axis(grid[0, 0], [step for panel in panels for curve in panel.curves for step in curve.steps])
+                axes.set_xlabel(axis.label)
+        _label_steps(grid[0, 0], axis, [step for panel in panels for curve in panel.curves for step in curve.steps])
         for axes in list(grid.flat)[len(panels) :]:
             axes.set_visible(False)
         _legend(figure, handles)
@@ -158,7 +106,7 @@ def _span(panel: CurvePanel) -> tuple[float, float]:
     """The limits of a panel's vertical axis: the requested ones, extended to include all lines and bands."""
     assert panel.span is not None
     every = [curve.middle for curve in panel.curves]
-    every += [end for curve in panel.curves if not curve.faint for end in (curve.low, curve.high)]
+    every += [end for curve in panel.curves for end in (curve.low, curve.high)]
     values = np.concatenate([np.asarray(line, np.float64)[np.isfinite(line)] for line in every])
     low, high = panel.span
     return min([low, *(values - 0.02)[values < low]]), max([high, *(values + 0.02)[values > high]])
@@ -214,24 +162,7 @@ def _title(axes: Any, title: str, subtitle: str) -> None:
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=8, color="0.3", va="bottom")
 
 
-def _time(steps: Sequence[int]) -> NDArray[np.float64]:
-    return np.log1p(np.asarray(steps, dtype=np.float64))
-
-
-def _borders(centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Cell borders half-way between the centres."""
-    if len(centres) == 1:
-        return np.array([centres[0] - 0.5, centres[0] + 0.5])
-    middle = (centres[1:] + centres[:-1]) / 2
-    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
-
-
-def _time_axis(axes: Any, steps: Sequence[int]) -> None:
-    first, last = min(steps), max(steps)
-    usual = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
-    ticks = [step for step in usual if first <= step <= last] or [first]
-    if ticks[0] > 1.6 * first > 0:
-        ticks.insert(0, first)
-    if last > 2.5 * ticks[-1]:  # nearer, the two labels would touch
-        ticks.append(last)
-    axes.set_xticks(np.log1p(ticks), [f"{t:,}" for t in ticks])
+def _label_steps(axes: Any, axis: StepAxis, steps: Sequence[int]) -> None:
+    length = 0.75 * _TITLE  # about the width of a panel without its margins
+    ticks = axis.ticks(min(steps), max(steps), length, font(_pixels(9)).getlength)
+    axes.set_xticks(axis.place(step for step, _ in ticks), [f"{step:,}" for step, _ in ticks])

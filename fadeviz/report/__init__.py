@@ -10,16 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..analysis.order import LearningOrder, learning_order
+from ..analysis.onsets import Onsets
+from ..analysis.result import Analysis, analyze
 from ..errors import FadevizError, unknown_name
+from ..onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
 from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
+from ..render.panels import kymograph_span
 from ..storage.files import write_whole
 from ..storage.opening import RunLike, stored_runs
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
-from .charts import chart_groups, kymograph_data
+from .charts import chart_groups, signature_data
 from .contour import contour_path, image_uri
 from .page import render_page
 from .sequences import MAP_KINDS, ReportSelection, select_sequences, wanted_maps
@@ -44,7 +47,7 @@ def write_report(
     title: str | None = None,
     call: int = 0,
 ) -> tuple[str, ...]:
-    """Write a self-contained HTML report (no network access): what the runs learned first, and the maps that show it.
+    """Write a self-contained HTML report (no network access): what the runs show first, and the maps that show it.
 
     The same runs, given by the same paths, give the same bytes. Maps are stored in 256 levels per frame.
 
@@ -69,25 +72,24 @@ def write_report(
     """
     opened, path = stored_runs(runs), Path(output)
     _check(opened, path, layers, kinds, images, max_mb)
-    order = learning_order(
-        opened, layers[0] if layers else None, kinds[0] if kinds else "feature", call=call, allow_few_steps=True
-    )
-    ordered = [run for operator in order.operators for run in operator.runs]
-    images_shown = min(images, len(order.images))
-    steps, thinned = text.shown_steps(order)
+    analysis = analyze(opened, layer=layers[0] if layers else None, kind=kinds[0] if kinds else "feature", call=call)
+    onsets = analysis.onsets
+    ordered = [run for operator in onsets.operators for run in operator.runs]
+    images_shown = min(images, len(onsets.images))
+    steps, thinned = text.shown_steps(onsets)
     command = _command(opened, path, layers, kinds, images, max_mb, title, call)
-    content = _content(order, steps, ordered, images_shown, command, title)
-    not_requested = tuple(_not_requested(order, ordered, layers, kinds, images_shown))
+    content = _content(analysis, steps, ordered, images_shown, command, title)
+    not_requested = tuple(_not_requested(onsets, ordered, layers, kinds, images_shown))
     limit = int(max_mb * 1e6)
     selection = select_sequences(
         ordered,
-        [seed for operator in order.operators for seed in range(len(operator.runs))],
+        [seed for operator in onsets.operators for seed in range(len(operator.runs))],
         steps,
         images_shown,
         limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested))),
         layers=layers,
         kinds=kinds,
-        first_layer=order.layer,
+        first_layer=onsets.layer,
         advice="Give a larger max_mb=..., or fewer runs",
         call=call,
     )
@@ -142,26 +144,26 @@ def _command(
 
 
 def _not_requested(
-    order: LearningOrder, runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], images: int
+    onsets: Onsets, runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], images: int
 ) -> list[str]:
     """Sentences on what the page does not show of the runs, and how to include it."""
     sentences = []
-    if images < len(order.images):
-        sentences.append(f"images {images + 1} to {len(order.images)}: shown with images={len(order.images)}")
+    if images < len(onsets.images):
+        sentences.append(f"images {images + 1} to {len(onsets.images)}: shown with images={len(onsets.images)}")
     calls: dict[str, set[int]] = {}
-    for layer, kind in wanted_maps(runs, layers, kinds, order.layer):
+    for layer, kind in wanted_maps(runs, layers, kinds, onsets.layer):
         if layer not in calls:  # all kinds of a layer have the same calls
             recorded = [run for run in runs if kind in run.layers.get(layer, ())]
             calls[layer] = {call for run in recorded for call in run.calls(layer, kind)}
     for layer, numbers in calls.items():
-        others = [str(number) for number in sorted(numbers) if number != order.call]
-        if order.call not in numbers:
-            sentences.append(f"{layer}, which has no call {order.call}")
+        others = [str(number) for number in sorted(numbers) if number != onsets.call]
+        if onsets.call not in numbers:
+            sentences.append(f"{layer}, which has no call {onsets.call}")
         elif others:
             sentences.append(f"call{'s' * (len(others) > 1)} {', '.join(others)} of {layer}: choose with call=...")
     longest = max(len(run.steps) for run in runs)
-    if longest > len(order.steps):
-        sentences.append(f"{longest - len(order.steps)} steps, because not all runs have them")
+    if longest > len(onsets.steps):
+        sentences.append(f"{longest - len(onsets.steps)} steps, because not all runs have them")
     all_kinds = {kind for run in runs for recorded_kinds in run.layers.values() for kind in recorded_kinds}
     no_maps = [kind for kind in KINDS if kind in all_kinds and kind not in MAP_KINDS]
     if no_maps and not kinds:
@@ -175,17 +177,19 @@ def _not_requested(
 
 
 def _content(
-    order: LearningOrder, steps: Sequence[int], runs: Sequence[StoredRun], images: int, command: str, title: str | None
+    analysis: Analysis, steps: Sequence[int], runs: Sequence[StoredRun], images: int, command: str, title: str | None
 ) -> dict[str, Any]:
     """Everything but the maps: ``data`` for the script, and the text of the page."""
+    onsets = analysis.onsets
+    panels = kymograph_panels(onsets)
     observed, _ = runs[0].observation
     mattes = runs[0].mattes
     networks = dict.fromkeys(run.info.network_title or run.info.network or "" for run in runs)
-    operators = _listed([text.plain(operator.title, 60) for operator in order.operators])
+    operators = _listed([text.plain(operator.title, 60) for operator in onsets.operators])
     numbers = {id(run): number for number, run in enumerate(runs)}
     data = {
-        "layer": order.layer,
-        "kind": order.kind,
+        "layer": onsets.layer,
+        "kind": onsets.kind,
         "steps": list(steps),
         "images": [
             {
@@ -196,7 +200,7 @@ def _content(
                 **({} if mattes is None else {"matte": image_uri(mattes[0][number])}),
             }
             for number, (name, image, inside) in enumerate(
-                zip(order.images[:images], observed, runs[0].foregrounds, strict=False)
+                zip(onsets.images[:images], observed, runs[0].foregrounds, strict=False)
             )
         ],
         "operators": [
@@ -207,10 +211,10 @@ def _content(
                     for run, seed in zip(operator.runs, operator.seeds, strict=True)
                 ],
             }
-            for operator in order.operators
+            for operator in onsets.operators
         ],
-        "groups": chart_groups(order),
-        "kymographs": kymograph_data(order),
+        "groups": chart_groups(analysis),
+        "signature": signature_data(panels),
         "kinds": {kind: KINDS[kind] for kind in MAP_KINDS},
         "scopes": SCOPES,
         "palettes": {name: base64.b64encode(palette(name).tobytes()).decode() for name in PALETTES},
@@ -219,16 +223,22 @@ def _content(
     where = _listed([text.plain(name, 60) for name in networks if name])
     return {
         "title": text.plain(title, 300) if title is not None else f"{operators}{f' in {where}' if where else ''}",
-        "measured": f"{text.plain(order.layer_title)}, {order.kind}: {len(order.images)} images, {len(order.steps)} "
-        f"snapshots, steps {order.steps[0]:,} to {order.steps[-1]:,}",
-        "verdicts": text.verdict_rows(order),
-        "comparisons": text.comparison_sentences(order),
-        "caveats": text.caveats(order),
-        "rules": text.rules(order),
+        "measured": f"{text.plain(onsets.layer_title)}, {onsets.kind}: {_images(onsets)}, {len(onsets.steps)} "
+        f"snapshots, steps {onsets.steps[0]:,} to {onsets.steps[-1]:,}",
+        "verdicts": text.verdict_rows(onsets, panels),
+        "key": (KYMOGRAPH_QUANTITY, explain_kymographs(onsets), kymograph_span(panels)) if panels else None,
+        "table": text.onset_table(analysis),
+        "comparisons": text.comparison_sentences(onsets),
+        "caveats": text.caveats(onsets),
         "settings": text.settings(runs),
         "command": command,
         "data": data,
     }
+
+
+def _images(onsets: Onsets) -> str:
+    count, measured = len(onsets.images), len(onsets.kept)
+    return f"{count} images" if measured == count else f"{measured} of {count} images"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Charts of a page: panels of curves and distance-time maps from a measured learning order, and the JSON of each."""
+"""Charts of a page: panels of curves and distance-time maps of an analysis, and the JSON of each."""
 
 from __future__ import annotations
 
@@ -7,79 +7,75 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..analysis.curves import MeasureCurve, operator_curves
+import numpy as np
+
+from ..analysis.curves import MeasureCurve
 from ..analysis.measures import GROUPS, MEASURES, describe_group
-from ..analysis.order import LearningOrder, OperatorOrder
-from ..analysis.verdicts import is_representative
-from ..render.colormap import palette
-from ..render.panels import (
-    KYMOGRAPH_COLORS,
-    KYMOGRAPH_SPAN,
-    Curve,
-    CurvePanel,
-    KymographPanel,
-    curve_order,
-    shown_distances,
-)
+from ..analysis.onsets import Onsets, OperatorOnset
+from ..analysis.result import Analysis
+from ..render.colormap import signed_palette
+from ..render.panels import ArrivalMark, Curve, CurvePanel, KymographPanel, curve_order, kymograph_span
+from ..render.step_axis import choose_step_axis
 from .text import plain, shown_indices
 
 BY_OPERATOR = ("responses", "learning", "gate")
 """Groups of measures with one panel per operator; the other groups have one panel per measure."""
 
-_COMPARED_WITH = {"edge_mismatched": "edge", "interior_mismatched": "interior", "edge_raw": "edge"}
+_LIKE = {"outline_readout": "outline", "interior_readout": "interior"}
 """Measures that share the colour of another one."""
 
-_ROLES = {MEASURES[name].title: name for name in ("edge", "interior")}
+_ROLES = {MEASURES[name].title: name for name in ("outline", "interior")}
 """Curves that have the same colour wherever they occur."""
 
-_MARKS = "Dotted vertical lines: median t50. The distance between the two is the lead."
+_NOTE = "Grey: chance, within which 95 % of shuffled masks stay at all steps. Dotted vertical lines: arrivals."
 
 
-def chart_groups(order: LearningOrder) -> list[dict[str, Any]]:
+def chart_groups(analysis: Analysis) -> list[dict[str, Any]]:
     """The panels of each group of measures that the runs have, with what they mean, ready for JSON."""
-    measured = [operator_curves(order, operator) for operator in order.operators]
+    measured = list(analysis.curves.values())
     groups = []
     for name in GROUPS:
         members = [key for key in MEASURES if MEASURES[key].group == name and any(key in own for own in measured)]
         if members:
-            panels = (_by_operator if name in BY_OPERATOR else _by_measure)(order, measured, members)
+            panels = (_by_operator if name in BY_OPERATOR else _by_measure)(analysis.onsets, measured, members)
             meaning, note = describe_group(name, members)
             groups.append(
                 {
-                    "name": name,
+                    "name": name.upper() if name == "auc" else name,
                     "meaning": meaning,
                     "panels": panels,
                     "measures": [[MEASURES[key].title, MEASURES[key].meaning] for key in members],
-                    "note": _MARKS if any(panel["marks"] for panel in panels) else note,
+                    "note": _NOTE if name == "responses" else note,
                 }
             )
     return groups
 
 
 def _by_operator(
-    order: LearningOrder, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
+    onsets: Onsets, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One panel per unit and operator, one curve per measure."""
     data = []
     for unit in dict.fromkeys(MEASURES[key].unit for key in members):
         keys = [key for key in members if MEASURES[key].unit == unit]
         panels = []
-        for operator, own in zip(order.operators, measured, strict=True):
-            marks = _onsets(operator)
+        for operator, own in zip(onsets.operators, measured, strict=True):
+            marks = _arrivals(operator)
             curves = [_curve(MEASURES[key].title, own[key], key, marks) for key in keys if key in own]
+            levels = [own[key].chance for key in keys if key in own and math.isfinite(own[key].chance)]
             if curves:
-                panels.append(CurvePanel(plain(operator.title), "", unit, curves))
+                panels.append(CurvePanel(plain(operator.title), "", unit, curves, chance=max(levels, default=None)))
         series = curve_order(panels)
         data += [panel_data(panel, series, scale=unit) for panel in panels]
     return data
 
 
 def _by_measure(
-    order: LearningOrder, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
+    onsets: Onsets, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One panel per measure, one curve per operator; an operator has the same colour in all of them."""
-    titles = [plain(operator.title) for operator in order.operators]
-    labels = titles if len(set(titles)) == len(titles) else [plain(operator.name) for operator in order.operators]
+    titles = [plain(operator.title) for operator in onsets.operators]
+    labels = titles if len(set(titles)) == len(titles) else [plain(operator.name) for operator in onsets.operators]
     series = {label: index for index, label in enumerate(labels)}
     data = []
     for key in members:
@@ -89,15 +85,20 @@ def _by_measure(
     return data
 
 
-def _onsets(operator: OperatorOrder) -> dict[str, float]:
-    """The median onset of each response, where enough maps have one."""
-    onsets = {"edge": operator.edge_t50, "interior": operator.interior_t50}
-    return {name: t50.estimate for name, t50 in onsets.items() if is_representative(t50, operator.lead.size)}
+def _arrivals(operator: OperatorOnset) -> dict[str, float]:
+    """The arrivals of what is shown, by measure."""
+    halves = ((operator.map, ""), (operator.readout, "_readout"))
+    return {
+        f"{name}{suffix}": getattr(onset, name).arrival_steps[0]
+        for onset, suffix in halves
+        if onset is not None
+        for name in ("outline", "interior")
+    }
 
 
 def _curve(label: str, curve: MeasureCurve, key: str = "", marks: Mapping[str, float] | None = None) -> Curve:
     indices = shown_indices(len(curve.steps))
-    like = _COMPARED_WITH.get(key)
+    like = _LIKE.get(key)
     return Curve(
         label,
         [curve.steps[index] for index in indices],
@@ -106,7 +107,6 @@ def _curve(label: str, curve: MeasureCurve, key: str = "", marks: Mapping[str, f
         curve.high[indices],
         mark=(marks or {}).get(key, math.nan),
         like=None if like is None else MEASURES[like].title,
-        faint=key.endswith("_mismatched"),
     )
 
 
@@ -121,13 +121,14 @@ def panel_data(panel: CurvePanel, series: Mapping[str, int], *, scale: str) -> d
 
     def role(curve: Curve) -> str:
         label = curve.like or curve.label
-        variant = " faint" if curve.faint else " like" if curve.like else ""
+        variant = " like" if curve.like else ""
         return _ROLES.get(label, f"series-{series[label]}") + variant
 
     return {
         "title": panel.title,
         "unit": panel.unit,
         "scale": scale,
+        "chance": None if panel.chance is None else float(f"{panel.chance:.5g}"),
         "marks": [
             {"role": role(curve), "step": float(f"{curve.mark:.5g}")}
             for curve in panel.curves
@@ -147,33 +148,34 @@ def panel_data(panel: CurvePanel, series: Mapping[str, int], *, scale: str) -> d
     }
 
 
-def kymograph_data(order: LearningOrder) -> dict[str, Any]:
-    """The distance-time maps of all operators near the contour, the edges of their bins, and their colours."""
-    indices = shown_indices(len(order.steps))
-    steps = [order.steps[index] for index in indices]
-    values, gradients = (
-        [KymographPanel(plain(o.title), "", steps, map_.edges, map_.value[indices]) for o, map_ in maps]
-        for maps in (
-            [(operator, operator.value_kymograph) for operator in order.operators],
-            [(operator, operator.gradient_kymograph) for operator in order.operators],
-        )
-    )
-    edges = values[0].edges
-    last = shown_distances([edges])[1]
-    bins = sum(float(edge) <= last for edge in edges) - 1
+def signature_data(panels: Sequence[KymographPanel]) -> dict[str, Any]:
+    """Distance-time maps as the page's script reads them, with the colours and the axis that they share."""
+    if not panels:
+        return {"edges": [], "span": 1.0, "colours": "", "log": True, "panels": []}
+    indices = shown_indices(len(panels[0].steps))
     return {
-        "edges": _rounded(edges[: bins + 1]),
-        "span": list(KYMOGRAPH_SPAN),
-        "colours": base64.b64encode(palette(KYMOGRAPH_COLORS).tobytes()).decode(),
-        "operators": [
+        "edges": _rounded(panels[0].edges),
+        "span": kymograph_span(panels),
+        "colours": base64.b64encode(signed_palette().tobytes()).decode(),
+        "log": choose_step_axis([panel.steps for panel in panels]).log,
+        "panels": [
             {
-                "title": value.title,
-                "value": [_rounded(row[:bins], 3) for row in value.value],
-                "gradient": [_rounded(row[:bins], 3) for row in gradient.value],
+                "title": panel.title,
+                "subtitle": panel.subtitle,
+                "row": panel.row,
+                "value": [_rounded(row, 3) for row in np.asarray(panel.value)[indices]],
+                "arrivals": [_arrival(mark) for mark in panel.arrivals],
             }
-            for value, gradient in zip(values, gradients, strict=True)
+            for panel in panels
         ],
     }
+
+
+def _arrival(mark: ArrivalMark) -> dict[str, Any]:
+    """An arrival for JSON; None for an end that is beyond all steps."""
+    step, low, high = _rounded((mark.step, mark.low, mark.high))
+    start = {"label": mark.label, "fromStart": mark.from_start, "depth": mark.depth}
+    return {**start, "step": step, "low": low, "high": high}
 
 
 def _rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:

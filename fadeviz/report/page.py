@@ -48,7 +48,8 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
         "verdicts": _verdicts(content["verdicts"]),
         "comparisons": _comparisons(content["comparisons"]),
         "caveats": _items(content["caveats"]),
-        "rules": _rules(*content["rules"]),
+        "table": _onsets(*content["table"]),
+        "key": _key(*content["key"]) if content["key"] else "",
         "left_out": _left_out(selection.left_out),
         "settings": _settings(*content["settings"]),
         "command": _escape(content["command"]),
@@ -127,8 +128,8 @@ def _comparisons(sentences: Sequence[str]) -> str:
     if not sentences:
         return ""
     opened = " open" if len(sentences) <= 2 else ""  # two operators; more would push the maps off the screen
-    note = "<p>p-values are not corrected for the number of comparisons.</p>"
-    summary = "Paired comparisons of the operators"
+    note = "<p>Paired over the seeds that both have and over images; p-values are corrected by Holm's method.</p>"
+    summary = "Comparisons of the operators"
     return f'<details class="aside"{opened}><summary>{summary}</summary><ul>{_items(sentences)}</ul>{note}</details>'
 
 
@@ -138,21 +139,43 @@ def _left_out(sentences: Sequence[str]) -> str:
     return f'<details class="aside"><summary>Not in this file</summary><ul>{_items(sentences)}</ul></details>'
 
 
-def _verdicts(rows: Sequence[dict[str, str]]) -> str:
-    columns = (("lead", "lead, steps"), ("edge", "t50 of the outline"), ("interior", "t50 of the interior"))
+def _verdicts(operators: Sequence[Mapping[str, Any]]) -> str:
+    """An article per operator: its verdicts and sentences, each above the distance-time map that the script draws."""
+    several = max((len(operator["halves"]) for operator in operators), default=1) > 1
     parts = []
-    for row in rows:
-        cells = "".join(f"<div><dt>{name}</dt><dd>{_escape(row[key])}</dd></div>" for key, name in columns)
-        parts.append(
-            f'<article class="verdict"><h2>{_escape(row["title"])}</h2>'
-            f'<p class="word">{_escape(row["word"])}</p><p>{_escape(row["sentence"])}</p><dl>{cells}</dl></article>'
-        )
-    return "".join(parts)
+    for operator in operators:
+        halves = []
+        for half in operator["halves"]:
+            panel = "" if half["panel"] is None else f'<div class="signature" data-panel="{half["panel"]:d}"></div>'
+            halves.append(
+                f'<div class="half"><p class="quiet">{_escape(half["row"])}</p>'
+                f'<p class="word">{_escape(half["word"])}</p></div>'
+                f'<p class="sentence">{_escape(half["sentence"])}</p>{panel or "<div></div>"}'
+            )
+        kind = "verdict halves" if several else "verdict"
+        parts.append(f'<article class="{kind}"><h3>{_escape(operator["title"])}</h3>{"".join(halves)}</article>')
+    width = {1: " one", 2: "", 3: " three"}.get(len(operators), " many")
+    return f'<div class="verdicts{width}">{"".join(parts)}</div>'
 
 
-def _rules(operators: Sequence[str], verdicts: Mapping[str, Sequence[str]]) -> str:
-    body = _rows(verdicts.items())
-    return _table("The verdicts by other rules", _row("th", ["", *operators], "col"), body)
+def _key(quantity: str, explanation: str, span: float) -> str:
+    """The legend of the distance-time maps: symbols, which the script draws, colours, and how to read them."""
+    low, high = f"\N{MINUS SIGN}{span:g}", f"+{span:g}"
+    bar = (
+        f'<canvas id="bar" width="256" height="1" role="img" '
+        f'aria-label="Colours from blue, {low}, over white, 0, to brown, {high}"></canvas>'
+        f'<div class="bar-ends"><span>{low}</span><span>{_escape(quantity)}</span><span>{high}</span></div>'
+    )
+    pointer = '<span class="screen">Point at a map to read its values; click it to go to a step.</span>'
+    return (
+        f'<div class="key"><ul id="symbols" class="symbols"></ul><div class="colour-bar">{bar}</div></div>'
+        f'<p class="quiet signature-caption">{_escape(explanation)} {pointer}</p>'
+    )
+
+
+def _onsets(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    body = _rows((row[0], row[1:]) for row in rows)
+    return f'<div class="onsets">{_table("Onsets", _row("th", head, "col"), body)}</div>'
 
 
 def _settings(names: Sequence[str], different: dict[str, list[str]], common: dict[str, str]) -> str:

@@ -1,22 +1,16 @@
-"""The sentences, numbers and tables of a page, from a measured learning order."""
+"""The sentences, numbers and tables of a page, from an analysis."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..analysis.learning import UNTIL, LearningTimes, State
-from ..analysis.order import RESPONSES, LearningOrder, OperatorOrder
-from ..analysis.statistics import LEAST_PAIRS, UNITS, Interval
-from ..analysis.table import verdicts_by_rule
-from ..analysis.verdicts import is_representative
+from ..analysis.onsets import Onsets
+from ..analysis.result import Analysis
+from ..analysis.sentences import advise, describe_operator, format_factor
+from ..analysis.text import metric_columns, onset_cells
 from ..render.frames import spread
-from ..render.labels import format_number
-from ..render.panels import shown_distances
+from ..render.panels import KymographPanel
 from ..storage.stored_run import StoredRun
 
 MAX_STEPS = 200
@@ -37,9 +31,9 @@ def shown_indices(count: int) -> list[int]:
     return spread(range(count), MAX_STEPS)
 
 
-def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
+def shown_steps(onsets: Onsets) -> tuple[tuple[int, ...], list[str]]:
     """The steps whose maps a page shows, at most ``MAX_STEPS``, and notes on what is left out."""
-    shown, count = tuple(order.steps[index] for index in shown_indices(len(order.steps))), len(order.steps)
+    shown, count = tuple(onsets.steps[index] for index in shown_indices(len(onsets.steps))), len(onsets.steps)
     if len(shown) == count:
         return shown, []
     return shown, [
@@ -50,135 +44,80 @@ def shown_steps(order: LearningOrder) -> tuple[tuple[int, ...], list[str]]:
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
+_FEATURES_HOLD = "what the features hold (linear readout)"
 
-def verdict_rows(order: LearningOrder) -> list[dict[str, str]]:
-    """One row per operator: its verdict in words, the lead and the two t50 with their intervals."""
-    last = order.steps[-1]
-    return [
-        {
-            "title": plain(operator.title),
-            "word": operator.verdict.label,
-            "sentence": _sentence(operator, last),
-            **{
-                name: _interval(interval, last, signed=name == "lead")
-                if is_representative(interval, operator.lead.size)
-                else f"– (of {interval.count} of {operator.lead.size} maps)"
-                for name, interval in (
-                    ("lead", operator.lead_interval),
-                    ("edge", operator.edge_t50),
-                    ("interior", operator.interior_t50),
+
+def verdict_rows(onsets: Onsets, panels: Sequence[KymographPanel]) -> list[dict[str, Any]]:
+    """For each operator its title and one or two halves: what its maps show, and what its features hold.
+
+    A half has its name ``row``, the verdict as a ``word``, the ``sentence``, and the index of its distance-time map
+    among the panels (None without one).
+    """
+    indices = iter(range(len(panels)))
+    names = ("what the channel mean shows" if onsets.kind == "feature" else "what the maps show", _FEATURES_HOLD)
+    rows = []
+    for operator in onsets.operators:
+        parts = ((operator.map, operator.kymograph), (operator.readout, operator.readout_kymograph))
+        sentences = [_without_subject(sentence) for sentence in describe_operator(operator, onsets.steps)]
+        halves = []
+        for name, (onset, kymograph), sentence in zip(names, parts, [*sentences, ""], strict=False):
+            if onset is not None:
+                advice = advise(onset, onsets.steps)
+                sentence += f" To decide: {advice}." if advice else ""
+                panel = None if kymograph is None else next(indices)
+                halves.append(
+                    {"row": name, "word": str(onset.verdict), "sentence": plain(sentence, 600), "panel": panel}
                 )
-            },
-            "seeds": str(len(operator.seeds)),
-        }
-        for operator in order.operators
+        rows.append({"title": plain(operator.title), "halves": halves})
+    return rows
+
+
+def _without_subject(sentence: str) -> str:
+    """``FADE: the outline is ...`` as ``The outline is ...``, because the operator is the heading."""
+    text = sentence.partition(": ")[2]
+    text = f"the features {text}" if text.startswith("hold ") else text
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def onset_table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
+    """The table of all operators, as ``print(analysis)`` shows it: the head, and a row for each half."""
+    onsets = analysis.onsets
+    metrics = metric_columns(analysis.table)
+    levels = f"step {onsets.steps[0]:,} > top > end"
+    head = ["operator", "seeds", f"outline: {levels}", "by step", f"interior: {levels}", "by step"]
+    rows = []
+    for operator, tested in zip(onsets.operators, metrics[1:], strict=True):
+        for onset in filter(None, (operator.map, operator.readout)):
+            first = onset is operator.map
+            name = plain(operator.title) if first else f"{plain(operator.title)}, features"
+            cells = [_MINUS.join(cell.split("-")) if cell != "-" else "–" for cell in onset_cells(onset, onsets.steps)]
+            count = str(len(operator.seeds))
+            rows.append([name, count, *cells, str(onset.verdict), *(tested if first else [""] * len(tested))])
+    return [*head, "outline earlier by", "verdict", *metrics[0]], rows
+
+
+def comparison_sentences(onsets: Onsets) -> list[str]:
+    """The pairs of operators whose leads differ, and the number of the others."""
+    titles = {operator.name: plain(operator.title) for operator in onsets.operators}
+    different = [pair for pair in onsets.comparisons if pair.p <= 0.05]
+    sentences = [
+        f"{titles[pair.first]} against {titles[pair.second]}{', features' * (pair.kind == 'readout')}: the outline's "
+        f"lead over the interior is {format_factor(pair.difference)} times as long, p = {pair.p:.2g}."
+        for pair in different
     ]
+    others = len(onsets.comparisons) - len(different)
+    if others:
+        sentences.append(f"No difference is shown between {_count(others, 'pair')} of operators (p > 0.05).")
+    return sentences
 
 
-def _sentence(operator: OperatorOrder, last: int) -> str:
-    lead, word = operator.lead_interval, operator.verdict.label
-    maps = f"{lead.count} maps of {_count(lead.seeds, 'seed')}"
-    if word in ("outline first", "interior first"):
-        early, late = ("outline", "interior") if word == "outline first" else ("interior", "outline")
-        if math.isinf(lead.estimate):
-            return f"By step {last} the {late} has not reached t50; the {early} has ({maps})."
-        return (
-            f"The {late} reaches t50 {format_number(abs(lead.estimate))} steps after the {early} "
-            f"({_level(lead)} interval {_ends(lead, last)} steps; {maps})."
-        )
-    states = f"Outline: {_states(operator.edge_times)}. Interior: {_states(operator.interior_times)}."
-    if word == "together":
-        return (
-            f"Both reach t50 within the {operator.margin:.0f} steps that the snapshots resolve "
-            f"(lead {_interval(lead, last, signed=True)} steps; {maps})."
-        )
-    if word == "undecided":
-        reason = plain(operator.verdict.reason, 400).replace("-", _MINUS)
-        return f"{reason[:1].upper()}{reason[1:]}."
-    return states
-
-
-def _states(times: Sequence[Sequence[LearningTimes]]) -> str:
-    """The number of maps in which a response is in each state: ``reached in 2 maps, never in 2``."""
-    states = [learning.state for row in times for learning in row]
-    counts = [(str(state), states.count(state)) for state in State if state in states]
-    return ", ".join(
-        f"{state} in {n}{' maps' * (not i and n != 1)}{' map' * (not i and n == 1)}"
-        for i, (state, n) in enumerate(counts)
-    )
-
-
-def _interval(interval: Interval, last: int, *, signed: bool = False) -> str:
-    if not interval.count or math.isnan(interval.estimate):
-        return "–"
-    if interval.low == interval.high:
-        return _step(interval.estimate, last, signed)
-    return f"{_step(interval.estimate, last, signed)} ({_ends(interval, last, signed)})"
-
-
-def _ends(interval: Interval, last: int, signed: bool = True) -> str:
-    return f"{_step(interval.low, last, signed)} to {_step(interval.high, last, signed)}"
-
-
-def _step(value: float, last: int, signed: bool = False) -> str:
-    """A step or a lead; infinite where a response has not reached t50 by the last step."""
-    if math.isinf(value):
-        return ("+∞" if value > 0 else f"{_MINUS}∞") if signed else f"after {last:,}"
-    text = f"{abs(value):,.0f}" if abs(value) >= 10 else f"{abs(value):.1f}"
-    return ("+" if value > 0 and signed else _MINUS if value < 0 else "") + text
-
-
-def _level(interval: Interval) -> str:
-    return f"{100 * interval.level:g} %"
-
-
-def rules(order: LearningOrder) -> tuple[list[str], dict[str, list[str]]]:
-    """The verdicts by every rule: the titles of the operators, and for each rule in words a verdict per operator."""
-    verdicts: dict[str, list[str]] = {}
-    for row in verdicts_by_rule(order):
-        rule = f"{RESPONSES[row['responses']]}; until {UNTIL[row['until']]}"
-        verdicts.setdefault(rule[:1].upper() + rule[1:], []).append(row["verdict"])
-    return [plain(operator.title) for operator in order.operators], verdicts
-
-
-def comparison_sentences(order: LearningOrder) -> list[str]:
-    """The paired tests of every two operators, where there are enough pairs for a test to be significant."""
-    titles = {operator.name: operator.title for operator in order.operators}
-    return [
-        f"Lead of {plain(titles[pair.first])} minus that of {plain(titles[pair.second])}, paired by {unit}: "
-        f"{_step(test.difference, order.steps[-1], True)} steps, p = {test.p:.3g} "
-        f"({'exact' if test.exact else 'sampled'}, {_count(test.count, 'pair')}; {UNITS[unit].partition(': ')[2]})."
-        for pair in order.comparisons
-        for unit, test in pair.tests.items()
-        if test.count >= LEAST_PAIRS
-    ]
-
-
-def caveats(order: LearningOrder) -> list[str]:
+def caveats(onsets: Onsets) -> list[str]:
     """Limits of the conclusions, one sentence each."""
-    sentences = [plain(note, 300) for note in order.notes]
+    sentences = [plain(note, 300) for note in onsets.notes]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
-    if len(order.images) > 1:
-        ends = [
-            f"{plain(o.title)} {format_number(_median(np.stack([m.interior[-1] for m in o.measured])), 2)} and "
-            f"{format_number(_median(np.stack([m.interior_mismatched[-1] for m in o.measured])), 2)}"
-            for o in order.operators
-        ]
-        sentences.append(
-            "Objects are mostly in the middle of an image, so that any map that is brighter there responds to them. "
-            "The interior response at the last step, and that of the same maps for mismatched masks (those of the "
-            f"other images): {'; '.join(ends)}. Dotted curves show the latter over training."
-        )
-    else:
-        sentences.append("One image: a response to the object cannot be distinguished from one to its position.")
-    edges = order.operators[0].value_kymograph.edges
-    last = shown_distances([edges])[1]
-    if edges[-1] > last:
-        sentences.append(f"The distance-time maps omit distances of {last:g} to {edges[-1]:g} px outside.")
-    few = sum(test.count < LEAST_PAIRS for pair in order.comparisons for test in pair.tests.values())
-    if few:
-        sentences.append(f"Omitted: {_count(few, 'test')} of two operators with fewer than {LEAST_PAIRS} pairs.")
-    modes = {str(run.info.observation.mode) for o in order.operators for run in o.runs}
+    if any(len(operator.runs) == 1 for operator in onsets.operators):
+        sentences.append("An interval from one seed is over images alone: it says nothing of other trainings.")
+    modes = {str(run.info.observation.mode) for operator in onsets.operators for run in operator.runs}
     if "eval" in modes:
         sentences.append(
             "BatchNorm's running statistics lag behind the weights in the first tens of steps, which affects the maps."
@@ -188,11 +127,6 @@ def caveats(order: LearningOrder) -> list[str]:
         "full contrast; the other two normalisations show the scale."
     )
     return sentences
-
-
-def _median(values: NDArray[np.floating]) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
 
 
 def _count(count: int, noun: str) -> str:

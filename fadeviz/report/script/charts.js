@@ -70,7 +70,7 @@ function makeGroup(group) {
     make("details", { class: "meanings" }, make("summary", {}, "What these are"), meanings));
 }
 
-const VARIANTS = { faint: "2 3", like: "7 2 1 2" };
+const VARIANTS = { like: "7 2 1 2" };
 const DASHES = ["", "6 3", "2 2", "9 3 2 3", "", "6 3", "2 2", "9 3 2 3"];
 
 /** Colour and dashes of a line, so that it is told from the others without its colour as well. */
@@ -108,6 +108,10 @@ function makeChart(panel, [lowest, highest]) {
     const y = scale(mark);
     svg.append(draw("line", { class: "grid-line", x1: left, x2: right, y1: y, y2: y }));
     svg.append(draw("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, String(mark).replace("-", MINUS)));
+  }
+  if (panel.chance !== null) {
+    const [up, down] = [panel.chance, -panel.chance].map((value) => Math.min(bottom, Math.max(top, scale(value))));
+    svg.append(draw("rect", { class: "chance", x: left, width: right - left, y: up, height: down - up }));
   }
   svg.append(draw("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
   drawTimeAxis(svg, axis, top, bottom, axisLabel(), right);

@@ -48,6 +48,7 @@ function makeControls() {
     radio.addEventListener("change", () => { state.scope = radio.value; showCaption(); showFrames(); showStrip(); });
   }
   for (const radio of document.querySelectorAll("input[name=axis]")) {
+    radio.checked = (radio.value === "log") === state.log;
     radio.addEventListener("change", () => { state.log = radio.value === "log"; showCharts(); });
   }
 

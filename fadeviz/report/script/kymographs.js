@@ -1,76 +1,99 @@
-// Distance-time maps; and the start of the page.
+// Distance-time maps with their arrivals, as fadeviz plot draws them; and the start of the page.
 
 const narrow = matchMedia("(max-width: 560px)");
 narrow.addEventListener("change", showCharts);
 
 function showKymographs() {
-  const { edges, operators } = data.kymographs;
-  const groups = [["value", "Values"], ["gradient", "Steepness"]].map(([quantity, name]) =>
-    make("div", { class: "group" }, make("h3", {}, name),
-      make("div", { class: operators.length > 4 ? "charts wide many" : "charts wide" }, ...operators.map((operator) => makeKymograph(operator.title, name, operator[quantity], edges)))));
-  byId("kymograph-charts").replaceChildren(...groups);
-  const colours = bytes(data.kymographs.colours);
-  const bar = byId("bar").getContext("2d");
-  for (let i = 0; i < 256; i += 1) {
-    bar.fillStyle = `rgb(${colours[3 * i]}, ${colours[3 * i + 1]}, ${colours[3 * i + 2]})`;
-    bar.fillRect(i, 0, 1, 1);
+  for (const slot of document.querySelectorAll(".signature")) {
+    const panel = data.signature.panels[Number(slot.dataset.panel)];
+    slot.replaceChildren(makeKymograph(panel));
   }
+  showKey();
 }
 
-function makeKymograph(name, quantity, rows, edges) {
-  const width = narrow.matches || data.operators.length > 4 ? 350 : 480; // about the size on the screen, so that text stays readable
-  const [height, left, right, top, bottom] = [280, 52, width - 8, 8, 240];
-  // Cells extend half-way to their neighbours.
+/** A position between the ends of the colours as a colour. */
+function signedColour(value) {
+  const { span } = data.signature;
+  const i = 3 * rint(Math.min(1, Math.max(0, (value + span) / (2 * span))) * 255);
+  return `rgb(${signedColours[i]}, ${signedColours[i + 1]}, ${signedColours[i + 2]})`;
+}
+const signedColours = bytes(data.signature.colours);
+const signed = (value) => (value > 0 ? "+" : "") + number(value);
+
+/** Steps to label: the first and last one and round ones, as far as their labels do not touch. */
+function labelled(axis, letter) {
+  const first = axis.marks[0];
+  const last = axis.marks.at(-1);
+  const powers = axis.marks.filter((step) => Number.isInteger(Math.log10(step)));
+  const found = [];
+  for (const step of new Set([first, last, ...powers, ...axis.marks])) {
+    const apart = (other) => Math.abs(axis.place(step) - axis.place(other));
+    const room = (other) => ((count(step).length + count(other).length) / 2 + 1.2) * letter;
+    if (found.every((other) => apart(other) > room(other))) found.push(step);
+  }
+  return found.sort((a, b) => a - b);
+}
+
+/** Cells of the snapshots: their ends on the axis, half-way to their neighbours; the outer ones are short. */
+function cellBorders() {
   const times = steps.map(time);
+  if (times.length === 1) return [times[0] - 0.5, times[0] + 0.5];
   const borders = times.slice(1).map((one, i) => (one + times[i]) / 2);
-  const start = borders.length ? 2 * times[0] - borders[0] : times[0] - 0.5;
-  const end = borders.length ? 2 * times.at(-1) - borders.at(-1) : times[0] + 0.5;
+  const outside = (times.at(-1) - times[0]) / 30;
+  const start = Math.max(2 * times[0] - borders[0], times[0] - outside);
+  const end = Math.min(2 * times.at(-1) - borders.at(-1), times.at(-1) + outside);
+  return [start, ...borders, end];
+}
+
+function makeKymograph(panel) {
+  const { edges } = data.signature;
+  const many = data.operators.length;
+  // About the size on the screen, so that text stays readable.
+  const width = narrow.matches ? 350 : many > 3 ? 270 : many === 3 ? 360 : 540;
+  const height = narrow.matches || many < 3 ? 204 : 190;
+  const [left, right, top, bottom] = [48, width - 10, 6, height - 36];
+  const borders = cellBorders();
+  const [start, end] = [borders[0], borders.at(-1)];
   const across = (value) => left + ((value - start) / (end - start)) * (right - left);
   const place = (step) => across(time(step));
   const stepAt = (x) => {
     const value = start + ((x - left) / (right - left)) * (end - start);
     return state.log ? Math.expm1(value) : value;
   };
-  const up = (distance) => bottom - ((distance - edges[0]) / (edges.at(-1) - edges[0])) * (bottom - top);
+  const up = (depth) => bottom - ((depth - edges[0]) / (edges.at(-1) - edges[0])) * (bottom - top);
+  const depthAt = (y) => edges[0] + ((bottom - y) / (bottom - top)) * (edges.at(-1) - edges[0]);
 
   const fine = 3; // canvas pixels per unit of the drawing, so that cells are crisp on any screen
   const canvas = make("canvas", { width: (right - left) * fine, height: (bottom - top) * fine, "aria-hidden": "true" });
   const box = { left: left / width, top: top / height, width: (right - left) / width, height: (bottom - top) / height };
   for (const [side, share] of Object.entries(box)) canvas.style[side] = `${100 * share}%`;
   const context = canvas.getContext("2d");
-  const colours = bytes(data.kymographs.colours);
-  const [low, high] = data.kymographs.span;
-  context.fillStyle = "rgb(209, 209, 209)"; // undefined
+  context.fillStyle = "rgb(219, 219, 219)"; // undefined
   context.fillRect(0, 0, canvas.width, canvas.height);
-  const all = [start, ...borders, end];
-  rows.forEach((row, at) => {
-    const x = Math.round((across(all[at]) - left) * fine);
-    const next = Math.round((across(all[at + 1]) - left) * fine);
+  panel.value.forEach((row, at) => {
+    const x = Math.round((across(borders[at]) - left) * fine);
+    const next = Math.round((across(borders[at + 1]) - left) * fine);
     row.forEach((value, bin) => {
       if (value === null) return;
-      const i = 3 * rint(Math.min(1, Math.max(0, (value - low) / (high - low))) * 255);
       const y = Math.round((up(edges[bin + 1]) - top) * fine);
-      context.fillStyle = `rgb(${colours[i]}, ${colours[i + 1]}, ${colours[i + 2]})`;
+      context.fillStyle = signedColour(value);
       context.fillRect(x, y, next - x, Math.round((up(edges[bin]) - top) * fine) - y);
     });
   });
 
-  const svg = draw("svg", {
-    viewBox: `0 0 ${width} ${height}`,
-    role: "img",
-    "aria-label": `${name}: ${quantity.toLowerCase()} by distance to the contour, ${edges[0]} to ${edges.at(-1)} pixels, and step, ${steps[0]} to ${steps.at(-1)}`,
-  });
-  for (const mark of ticks(edges[0], edges.at(-1), 6)) {
-    svg.append(draw("line", { class: "axis", x1: left - 4, x2: left, y1: up(mark), y2: up(mark) }));
-    svg.append(draw("text", { x: left - 7, y: up(mark) + 4, "text-anchor": "end" }, count(mark)));
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spoken(panel), tabindex: "0" });
+  svg.append(draw("rect", { class: "frame-line", x: left, y: top, width: right - left, height: bottom - top }));
+  for (let depth = Math.ceil(edges[0]); depth <= edges.at(-1); depth += 1) {
+    svg.append(draw("line", { class: "axis", x1: left - 4, x2: left, y1: up(depth), y2: up(depth) }));
+    svg.append(draw("text", { x: left - 7, y: up(depth) + 4, "text-anchor": "end" }, count(depth)));
   }
-  const middle = (top + bottom) / 2;
-  svg.append(draw("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(12 ${middle}) rotate(-90)` }, "inside ← distance to contour, px → outside"));
+  svg.append(draw("text", { "text-anchor": "middle", transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)` }, "inside ← object radii → outside"));
   svg.append(draw("line", { class: "zero", x1: left, x2: right, y1: up(0), y2: up(0) }));
-  const marks = timeAxis(steps[0], steps.at(-1), place(steps[0]), place(steps.at(-1))).marks;
-  drawTimeAxis(svg, { place, marks }, top, bottom, axisLabel(), right);
+  const axis = { place, marks: timeAxis(steps[0], steps.at(-1), place(steps[0]), place(steps.at(-1))).marks };
+  drawTimeAxis(svg, { place, marks: labelled(axis, 6.4) }, top, bottom, axisLabel(), right);
   const cursors = ["cursor-under", "cursor"].map((kind) => draw("line", { class: kind, y1: top, y2: bottom }));
   svg.append(...cursors);
+  for (const arrival of panel.arrivals) svg.append(...arrivalMark(arrival, place, up, left, right));
   followers.push((step) => {
     for (const cursor of cursors) {
       cursor.setAttribute("x1", place(step));
@@ -78,7 +101,114 @@ function makeKymograph(name, quantity, rows, edges) {
     }
   });
   onClick(svg, width, { step: stepAt });
-  return make("figure", { class: "chart kymograph" }, make("figcaption", {}, name), make("div", { class: "plot" }, canvas, svg));
+  const plot = make("div", { class: "plot" }, canvas, svg);
+  addReading(plot, svg, panel, { width, height, left, right, top, bottom, place, up, stepAt, depthAt });
+  return make("figure", { class: "chart kymograph" }, plot);
+}
+
+/** A symbol with its interval: black on a white rim, so that it is visible on every colour. */
+function arrivalMark({ label, step, low, high, depth, fromStart }, place, up, left, right) {
+  const made = [];
+  const y = up(depth);
+  if (low !== null) {
+    const from = Math.max(left, place(Math.max(0, low)));
+    const to = high === null ? right + 1 : place(high);
+    for (const kind of ["bar-under", "bar"]) made.push(draw("line", { class: kind, x1: from, x2: Math.min(to, right), y1: y, y2: y }));
+    if (to > right) made.push(draw("path", { class: "symbol", d: `M${right - 7} ${y - 5}l9 5l-9 5z` }));
+  }
+  const x = fromStart ? place(steps[0]) : step === null ? Infinity : place(step);
+  if (x <= right) made.push(symbol(label, fromStart, x, y));
+  return made;
+}
+
+function symbol(label, open, x, y) {
+  const shape = label === "outline"
+    ? draw("circle", { cx: x, cy: y, r: 4.6 })
+    : draw("path", { d: `M${x} ${y - 5.6}l5.6 5.6l-5.6 5.6l-5.6 -5.6z` });
+  shape.setAttribute("class", open ? "symbol open" : "symbol");
+  return shape;
+}
+
+/** The value under the pointer, or at the place that the arrow keys move. */
+function addReading(plot, svg, panel, { width, height, left, right, top, bottom, place, up, stepAt, depthAt }) {
+  const { edges } = data.signature;
+  const tip = make("div", { class: "tip screen", hidden: "" });
+  const spot = draw("rect", { class: "spot", width: 9, height: 9, visibility: "hidden" });
+  svg.append(spot);
+  plot.append(tip);
+  const cell = { at: steps.length - 1, bin: Math.floor((edges.length - 1) / 2) };
+  const show = () => {
+    const depth = (edges[cell.bin] + edges[cell.bin + 1]) / 2;
+    const value = panel.value[cell.at][cell.bin];
+    const where = `${Number(Math.abs(depth).toFixed(2))} radii ${depth < 0 ? "inside" : "outside"}`;
+    tip.textContent = `step ${count(steps[cell.at])}, ${where}: ${value === null ? "undefined" : signed(value)}`;
+    const [x, y] = [place(steps[cell.at]), up(depth)];
+    spot.setAttribute("x", x - 4.5);
+    spot.setAttribute("y", y - 4.5);
+    spot.setAttribute("visibility", "visible");
+    tip.hidden = false;
+    // Beside the cell, and within the chart.
+    const scale = plot.clientWidth / width;
+    const wide = tip.offsetWidth;
+    tip.style.left = `${Math.max(0, Math.min(x * scale - wide / 2, plot.clientWidth - wide))}px`;
+    tip.style.top = `${y * scale + (y > height / 2 ? -tip.offsetHeight - 10 : 10)}px`;
+  };
+  const hide = () => {
+    tip.hidden = true;
+    spot.setAttribute("visibility", "hidden");
+  };
+  const follow = (event) => {
+    const box = svg.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * width;
+    const y = ((event.clientY - box.top) / box.height) * height;
+    if (x < left || x > right || y < top || y > bottom) return hide();
+    cell.at = nearest(stepAt(x));
+    cell.bin = Math.min(edges.length - 2, Math.max(0, edges.findLastIndex((edge) => edge <= depthAt(y))));
+    return show();
+  };
+  svg.addEventListener("pointermove", follow);
+  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("blur", hide);
+  svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) show(); });
+  svg.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (event.key === "Enter") goTo(cell.at);
+    else if (move) {
+      cell.at = Math.min(steps.length - 1, Math.max(0, cell.at + move[0]));
+      cell.bin = Math.min(edges.length - 2, Math.max(0, cell.bin + move[1]));
+      show();
+      svg.setAttribute("aria-label", tip.textContent);
+    } else return;
+    event.preventDefault();
+  });
+}
+
+function spoken(panel) {
+  const marks = panel.arrivals.map(({ label, step, fromStart }) =>
+    fromStart ? `${label} there before training` : `${label} arrives at step ${number(step)}`);
+  const name = panel.row ? `${panel.title}, ${panel.row}` : panel.title;
+  return [`${name}: ${panel.subtitle}`, ...marks, "Arrow keys read values"].join(". ");
+}
+
+/** The legend of the symbols that occur, and the bar of colours. */
+function showKey() {
+  const { panels, span } = data.signature;
+  const arrivals = panels.flatMap((panel) => panel.arrivals);
+  const entry = (text, ...shapes) => make("li", {}, draw("svg", { viewBox: "0 0 30 14", "aria-hidden": "true" }, ...shapes), text);
+  const entries = [entry("contour", draw("line", { class: "zero", x1: 1, x2: 29, y1: 7, y2: 7 }))];
+  for (const open of [false, true]) {
+    for (const label of ["outline", "interior"]) {
+      if (!arrivals.some((one) => one.label === label && one.fromStart === open)) continue;
+      const bar = open ? [] : [draw("line", { class: "bar", x1: 2, x2: 28, y1: 7, y2: 7 })];
+      entries.push(entry(open ? `${label} there before training` : `${label} arrives, with its interval`, ...bar, symbol(label, open, 15, 7)));
+    }
+  }
+  byId("symbols").replaceChildren(...entries);
+  const bar = byId("bar").getContext("2d");
+  for (let i = 0; i < 256; i += 1) {
+    bar.fillStyle = signedColour(((2 * i) / 255 - 1) * span);
+    bar.fillRect(i, 0, 1, 1);
+  }
 }
 
 // --- begin ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ const state = {
   scope: "frame",
   palette: "gray",
   contour: false,
-  log: true,
+  log: data.signature.log,
   point: null, // position of the pointer, as fractions of width and height, because layers differ in size
   playing: false,
 };

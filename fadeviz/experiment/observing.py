@@ -9,6 +9,7 @@ from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
+from ..storage.observation import select_foregrounds
 from ..storage.snapshots import Snapshot
 from .parts import Parts
 
@@ -29,7 +30,6 @@ class Observer:
             FadevizError: if there are too few.
         """
         config, splits = parts.config, parts.splits
-        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images)
         indices = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes)
         crop = find_data(parts.model.task, config.data).observation_crop
         self._samples = [crop(splits.test[index], config.size) for index in indices]
@@ -41,6 +41,8 @@ class Observer:
             mode=config.observe_mode,
             foreground=tuple(find_object(sample.mask) for sample in self._samples) if splits.classes > 2 else None,
         )
+        objects = select_foregrounds(self.masks, self.info.foreground, "the run")
+        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects)
 
     def observe(self, step: int) -> list[Snapshot]:
         """The maps at this step.

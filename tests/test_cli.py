@@ -309,7 +309,7 @@ class TestLookingUp:
         output = call("info", runs / "carafe").output
         assert "status       finished" in output
         assert "4: 0, 1, 2, 3" in output
-        assert re.search(r"decoder.3.upsample +feature, gradient, kernel_entropy", output)
+        assert re.search(r"decoder.3.upsample +feature, gradient, readout, kernel_entropy", output)
         assert re.search(r"result .*miou 0\.\d{4}", output)
 
     def test_info_of_a_run_that_says_little_of_itself(self, tmp_path):

@@ -14,7 +14,9 @@ from ..data.sets import all_data, find_data
 from ..errors import FadevizError, unknown_name
 from ..models import find_network, parse_network
 from ..recording.probe import MODES
+from ..recording.readout import LEAST_IMAGES
 from ..storage.schedule import Schedule, log_spaced, parse_schedule
+from ..storage.snapshots import READOUT_KINDS
 from ..storage.stored_run import StoredRun
 from ..training.loop import COMPILE, PRECISIONS
 from ..training.tasks import TASKS
@@ -62,8 +64,8 @@ class RunConfig:
         weights: ``none``, ``imagenet``, or a file or folder that the network's ``load_encoder`` takes.
         layers: the layers to record, as for :class:`~fadeviz.recording.probe.Probe`; empty takes the network's
             operators.
-        kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature and gradient, and gate and
-            kernel_entropy if the operator has them.
+        kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature, gradient, readout if at least 4
+            images are observed, and gate and kernel_entropy if the operator has them.
         observe: the number of observed images. A verdict on what is learned first needs 5 or more, and gets by with
             few seeds where there are a dozen.
         observe_mode: which statistics BatchNorm uses in an observation, ``eval`` or ``batch``.
@@ -194,6 +196,12 @@ class RunConfig:
         if self.observe < least and self.observe_mode == "batch":
             raise FadevizError(
                 f"observe is {self.observe}; {network} in mode batch needs {least} or more for BatchNorm"
+            )
+        named = [kind for kind in READOUT_KINDS if kind in self.kinds.replace(" ", "").split(",")]
+        if named and self.observe < LEAST_IMAGES:
+            raise FadevizError(
+                f"observe is {self.observe}; the kind {named[0]} is fitted on the other observed images and needs "
+                f"{LEAST_IMAGES} or more. Use observe={LEAST_IMAGES}, or leave {named[0]} out of kinds=..."
             )
         assert self.lr is not None
         assert self.weight_decay is not None

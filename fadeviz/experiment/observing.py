@@ -13,6 +13,7 @@ from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
+from ..storage.observation import select_foregrounds
 from ..storage.snapshots import Snapshot
 from .parts import Parts
 
@@ -39,7 +40,6 @@ class Observer:
             FadevizError: if there are too few.
         """
         config, splits = parts.config, parts.splits
-        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images)
         entry = find_data(parts.model.task, config.data)
 
         def crop(sample: Sample) -> Sample:
@@ -60,10 +60,9 @@ class Observer:
             mode=config.observe_mode,
             foreground=foreground,
         )
-        insides = [mask > 0 for mask in masks]
-        if foreground is not None:
-            insides = [mask == value for mask, value in zip(masks, foreground, strict=True)]
-        missing = describe_missing(self.info.names, insides)
+        objects = select_foregrounds(self.masks, foreground, "the run")
+        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects)
+        missing = describe_missing(self.info.names, list(objects))
         self.notes = [missing] if missing else []
 
     def observe(self, step: int) -> list[Snapshot]:

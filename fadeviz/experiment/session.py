@@ -117,8 +117,9 @@ class Session:
         self._restart_clocks()
         if self.writer is None:
             return 0
-        self._info = dataclasses.replace(self._info, layers=layer_sizes(self._untrained))
         observer = self.observer
+        kinds = tuple(observer.probe.kinds)  # those that the first observation found
+        self._info = dataclasses.replace(self._info, kinds=kinds, layers=layer_sizes(self._untrained))
         self.writer.begin(
             self.run_id,
             self._current_info("running"),
@@ -144,6 +145,8 @@ class Session:
             raise FadevizError(
                 f"{self.out}: its data, weights or device kind are not the same any more. Use overwrite=True"
             )
+        self.observer.probe.resume(before.info.kinds, before.foregrounds)
+        self._info = dataclasses.replace(self._info, kinds=tuple(self.observer.probe.kinds))
         if not path.exists():
             done = max((line["step"] for line in before.metrics()), default=0)
             if done > self.parts.config.checkpoint_every:

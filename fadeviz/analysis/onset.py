@@ -25,6 +25,9 @@ from .verdicts import (
 COMPARABLE = 3
 """Images needed for a jackknife."""
 
+OWN_MASK_SHARE = 0.85
+"""Share of the chance level that a reversed first answer of the interior must exceed, where own masks alone show it."""
+
 LEAST_ALIKE = 1e-3
 """Share of a perfect map's response that is its own, below which nothing is compared: the masks are equal."""
 
@@ -57,7 +60,9 @@ class Reading:
         rest_step: step by which half of the rest is there, for a response that is partly there at the first snapshot;
             None otherwise.
         gone_step: step by which a first appearance is gone again: the arrival is that of this appearance; else None.
-        halo: whether what is timed is a rim just outside of the contour, which comes before the outline.
+        halo: whether what is timed is a first answer of the opposite sign, which the maps as a whole do not share: for
+            the outline a rim just outside of the contour, for the interior a dark inside before a bright one, or the
+            other way round.
     """
 
     curve: NDArray[np.float64]
@@ -129,14 +134,30 @@ class _Response:
     signs: NDArray[np.int64]
     curve_of: Callable[[Indices, Indices], NDArray[np.float64]]
     curve: NDArray[np.float64]
+    own_mask: NDArray[np.float64]
+    """The same, without the other images' masks taken off."""
     shown: bool
 
-    @property
-    def reversed_at(self) -> int | None:
-        """Index of the lowest smoothed response before the top, where it is below chance; else None."""
-        smoothed = smooth(self.curve)
-        before = smoothed[: int(smoothed.argmax()) + 1]
-        return int(before.argmin()) if before.min() < -self.level.level else None
+    def reversed_before_top(self, other: _Response, *, fallen: bool = False) -> int | None:
+        """Index of the lowest smoothed response before the top, where it is below chance by itself; else None.
+
+        It is not by itself where the other is reversed too, by half of its chance level: the whole map changes sign.
+
+        Args:
+            other: the other of outline and interior.
+            fallen: whether the response must have fallen by as much since the first snapshot, less a little where the
+                own masks alone show it too. If not, it may be a pattern of the images that is there all the time, or
+                the mismatched masks: where objects overlap, an outline that rises lowers the interior's response.
+        """
+        smoothed, level = smooth(self.curve), self.level.level
+        index = int(smoothed[: int(smoothed.argmax()) + 1].argmin())
+        lowest = smoothed[index]
+        if smooth(other.curve)[index] <= -other.level.level / 2:
+            return None
+        if not fallen:
+            return index if lowest < -level else None
+        needed = level * (OWN_MASK_SHARE if smooth(self.own_mask)[index] <= lowest / 2 else 1.0)
+        return index if max(lowest, lowest - smoothed[0]) < -needed else None
 
 
 def judge(
@@ -173,12 +194,8 @@ def judge(
         _signed(table, perfect, level, shared) for (table, perfect), level in zip(pairs, levels, strict=True)
     )
     time = np.log1p(np.asarray(steps, np.float64))
-    both_reversed = first.reversed_at is not None and second.reversed_at is not None
-    timed = [
-        _Timed(response, time, halo=is_outline and response.reversed_at is not None and not both_reversed, runs=runs)
-        for response, is_outline in ((first, True), (second, False))
-    ]
-    early, late = timed
+    early = _Timed(first, time, reversed_at=first.reversed_before_top(second), runs=runs)
+    late = _Timed(second, time, reversed_at=second.reversed_before_top(first, fallen=True), runs=runs)
     readings = early.reading(steps, runs, images), late.reading(steps, runs, images)
     lead = start_difference = None
     run_leads: list[Estimate] = []
@@ -237,32 +254,36 @@ def _signed(
         key = (r.tobytes(), n.tobytes())
         if key not in known:
             some = signed[r][:, :, n[:, None], n]
-            known[key] = (own_less_others(some) / own_less_others(perfect[np.ix_(n, n)])).mean(0)
+            room = float(own_less_others(perfect[np.ix_(n, n)]))
+            # Of few images the rest may be equal masks once one is left out: there is no response, and no interval.
+            known[key] = own_less_others(some).mean(0) / (room if room > 0 else np.nan)
         return known[key]
 
     curve = (level.curves * signs[:, None]).mean(0)
-    return _Response(level, signs, curve_of, curve, level.p <= SHOWN_ALPHA)
+    own_mask = np.trace(signed, axis1=-2, axis2=-1).mean(0) / np.trace(perfect)
+    return _Response(level, signs, curve_of, curve, own_mask, level.p <= SHOWN_ALPHA)
 
 
 class _Timed:
     """A response and the part of it whose rise is timed."""
 
-    def __init__(self, response: _Response, time: NDArray[np.float64], *, halo: bool, runs: int) -> None:
-        self.response, self.time, self.halo = response, time, halo
+    def __init__(self, response: _Response, time: NDArray[np.float64], *, reversed_at: int | None, runs: int) -> None:
+        self.response, self.time, self.halo = response, time, reversed_at is not None
         self.gone: int | None = None
         smoothed = smooth(response.curve)
         self.highest, self.peak = float(smoothed.max()), int(smoothed.argmax())
-        if halo:
-            start = response.reversed_at or 0
+        if reversed_at is not None:
             negated = -smoothed
-            after = np.flatnonzero(negated[start:] <= 0)
-            part = negated[: start + int(after[0])] if len(after) else negated
+            after = np.flatnonzero(negated[reversed_at:] <= 0)
+            part = negated[: reversed_at + int(after[0])] if len(after) else negated
         else:
             part = smoothed
             if runs > 1:
                 self.gone = _gone(smoothed, response.level.level)
                 part = smoothed[: self.gone]
-        self.at, self.top = int(part.argmax()), float(part.max())
+        # The last of equal tops: with two snapshots both smoothed values are the same mean.
+        self.top = float(part.max())
+        self.at = int(np.flatnonzero(part >= self.top - 1e-12)[-1])
 
     def _curve(self, r: Indices, n: Indices) -> NDArray[np.float64]:
         curve = self.response.curve_of(r, n)

@@ -33,8 +33,8 @@ class _ExportCommand(click.Command):
 @click.option("-o", "--output", type=Output(), required=True, help="The file or folder to write.")
 @click.option("--layer", "layers", multiple=True, help="Only this layer; may be repeated.  [default: all]")
 @click.option("--kind", "kinds", multiple=True,
-              help="Only this kind: feature, gradient, channels, gate, kernel_entropy, constant, kernels or "
-                   "guide; may be repeated.  [default: all]")  # fmt: skip
+              help="Only this kind: feature, gradient, readout, readout_contour, channels, gate, kernel_entropy, "
+                   "constant, kernels or guide; may be repeated.  [default: all]")  # fmt: skip
 @STEPS
 @click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
 @click.option("--normalize", metavar="frame|run",

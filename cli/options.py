@@ -11,8 +11,8 @@ from .arguments import RUN
 RUNS = click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
 LAYER = click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]")
 KIND = click.option("--kind", default="feature", show_default=True,
-                    help="Kind of map: feature, gradient, channels, gate, kernel_entropy, constant, kernels or "
-                         "guide.")  # fmt: skip
+                    help="Kind of map: feature, gradient, readout, readout_contour, channels, gate, kernel_entropy, "
+                         "constant, kernels or guide.")  # fmt: skip
 CALL = click.option("--call", type=int, default=0, show_default=True,
                     help="Which call of a layer that runs several times in a forward pass, from 0.")  # fmt: skip
 STEPS = click.option("--steps", metavar="SCHEDULE",

@@ -100,10 +100,11 @@ _OBSERVATION = (
                  help="Layers to record, comma-separated. List: fadeviz layers segnet.  "
                       "[default: the upsampling operators]"),
     click.option("--kinds", default="", metavar="KIND,...",
-                 help="feature, gradient, gate, kernel_entropy, constant; the large kinds channels, kernels, "
-                      "guide; or all.  "
-                      "[default: the small kinds that the operator has]"),
-    click.option("--observe", type=int, default=4, show_default=True, help="Number of observed test images."),
+                 help="feature, gradient, readout, readout_contour, gate, kernel_entropy, constant; the large kinds "
+                      "channels, kernels, guide; or all.  "
+                      "[default: feature, gradient, readout with 4 observed images or more, and gate and "
+                      "kernel_entropy of an operator that has them]"),
+    click.option("--observe", type=int, default=12, show_default=True, help="Number of observed test images."),
     click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
                  help="Statistics for BatchNorm while observing: the running ones, or those of the observed images."),
     click.option("--channel-images", type=int, default=1, show_default=True,

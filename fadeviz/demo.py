@@ -79,7 +79,7 @@ def demo_config(name: str, steps: int, seed: int = 0) -> RunConfig:
         width=0.25,
         steps=steps,
         snapshots=demo_schedule(steps),
-        kinds="feature,gradient,channels,kernel_entropy" + (",gate" if name == "fade" else ""),
+        kinds="feature,gradient,readout,channels,kernel_entropy" + (",gate" if name == "fade" else ""),
         evaluate_every=max(1, steps // 3),
         # In such a short run the running statistics lag behind the weights, and maps in eval mode would show the lag.
         observe_mode="batch",

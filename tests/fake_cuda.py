@@ -83,6 +83,7 @@ if __name__ == "__main__":
     os.environ["FADEVIZ_BACKEND"] = "triton"  # the operators of a GPU, whose shapes are known also without Triton
 
 # After the library is loaded
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.cuda.amp.common  # noqa: E402
 from torch.optim.optimizer import _foreach_supported_types  # noqa: E402
@@ -291,9 +292,11 @@ def run_network(watch, network, upsampler, precision, steps=2, observe=()):
     ):
         found["waits"] = waits_of(watch)
         watch.clear()
-    images, targets = images.to("cuda"), targets.to("cuda")
+    images, targets = (torch.cat([part, part]).to("cuda") for part in (images, targets))
+    objects = np.zeros((4, 96, 96), bool)
+    objects[:, 24:72, 24:72] = True
     for mode in observe:
-        probe = Probe(model, model.layers, "all")
+        probe = Probe(model, model.layers, "all", objects=objects)
         for step in range(2):
             watch.clear()
             maps = probe.observe(images, targets, task.loss, step=step, mode=mode)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from fadeviz.analysis.blocks import has_pattern
 from fadeviz.analysis.spectrum import checkerboard, high_share, phase_pattern, radial_centroid, radial_spectrum
@@ -233,6 +234,27 @@ class TestLattice:
             assert np.abs(phase_pattern(lattice)).max() < 0.15
             assert checkerboard(lattice).share > 0.5
 
+    @pytest.mark.parametrize(
+        ("s", "sigma", "share", "power"),
+        [(2, 16, 0.7, 100), (2, 8, 0.6, 20), (2, 4, 0.4, 4), (2, 3, 0.25, 2), (2, 2, 0.05, 1.6), (3, 8, 0.5, 10),
+         (3, 4, 0.1, 3), (4, 8, 0.25, 8), (4, 6, 0.1, 5)],
+    )  # fmt: skip
+    def test_follows_a_random_sign_and_height(self, s, sigma, share, power):
+        # Patches of about three times sigma, half of them with the opposite sign; none has a mean over the map.
+        pattern = noise(s, s, seed=3)
+        height = ndimage.gaussian_filter(noise(6, 96, 96, seed=sigma), (0, sigma, sigma))
+        lattice = planted(pattern - pattern.mean(), 96, 96) * height / height.std()
+        seen, flat = checkerboard(lattice, s), checkerboard(height, s)
+        assert seen.share.min() > share
+        assert seen.nyquist.mean() > power
+        # The same heights without a lattice.
+        assert np.abs(flat.share).max() < 0.02
+        assert flat.nyquist.max() < 1.3
+
+    def test_a_lattice_of_four_pixels_is_seen_by_the_measure_of_two(self):
+        pattern = noise(4, 4, seed=3)
+        assert checkerboard(planted(pattern - pattern.mean(), 96, 96)).share > 0.5
+
     def test_follows_the_sign_of_the_map(self):
         smooth = bilinear(bilinear(bilinear(noise(6, 12, 12))))
         assert np.abs(checkerboard(smooth).share).max() < 0.002
@@ -261,7 +283,10 @@ class TestLattice:
         ],
     )
     def test_edges_have_none(self, edges):
-        assert checkerboard(edges.astype(float)).share < 0.04
+        found = checkerboard(edges.astype(float))
+        assert found.share < 0.04
+        # Nor do they add to the power on the lines.
+        assert np.isnan(found.nyquist) or found.nyquist < 1.3
 
     def test_white_noise_is_around_zero(self):
         share = checkerboard(noise(300, 40, 40), border=0).share

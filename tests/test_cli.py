@@ -17,6 +17,7 @@ from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data.synthetic import dataset as synthetic
+from fadeviz.demo import demo_config
 from fadeviz.experiment import RunConfig
 from fadeviz.experiment.session import Session
 from fadeviz.storage.info import RunInfo
@@ -24,7 +25,7 @@ from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.upsamplers import UPSAMPLERS
 from render_runs import make_run
 
-RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1"]
+RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1", "--observe", "4"]
 
 
 def call(*args):
@@ -153,7 +154,7 @@ class TestRecord:
             (1, "no precision 'fp12'", ["--precision", "fp12"]),
             (1, "no kind of labels 'none'", ["--labels", "none"]),
             (1, "no device 'tpu'", ["--device", "tpu"]),
-            (1, "80 images to observe, but only 8", ["--observe", "80"]),
+            (1, "80 images to observe, but only 8 test images. Use --observe 8 or fewer", ["--observe", "80"]),
             (2, "not a valid integer", ["--steps", "many"]),
             (2, "No such option", ["--stepz", "3"]),
         ],
@@ -308,7 +309,7 @@ class TestLookingUp:
         output = call("info", runs / "carafe").output
         assert "status       finished" in output
         assert "4: 0, 1, 2, 3" in output
-        assert re.search(r"decoder.3.upsample +feature, gradient, kernel_entropy", output)
+        assert re.search(r"decoder.3.upsample +feature, gradient, readout, kernel_entropy", output)
         assert re.search(r"result .*miou 0\.\d{4}", output)
 
     def test_info_of_a_run_that_says_little_of_itself(self, tmp_path):
@@ -394,7 +395,7 @@ def test_a_demo_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(Session, "on_step_end", after)
 
     def tiny(name, steps, seed):
-        return RunConfig(name, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", seed=seed)
+        return RunConfig(name, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", observe=1, seed=seed)
 
     monkeypatch.setattr("fadeviz.demo.demo_config", tiny)
     monkeypatch.setattr("fadeviz.demo.draw_demo", lambda runs, out: f"{[run.name for run in runs]} drawn")
@@ -414,7 +415,8 @@ def test_a_demo_goes_on(tmp_path, monkeypatch):
     assert trained[10:] == [("fade", 1), ("fade", 2), ("fade", 3)]
 
 
-def test_demo_leaves_what_it_says(tmp_path):
+def test_demo_leaves_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("fadeviz.demo.demo_config", lambda *given: dataclasses.replace(demo_config(*given), observe=4))
     result = call("demo", "--out", tmp_path / "demo", "--steps", "6")
     assert result.exit_code == 0, result.output
     summary = (tmp_path / "demo" / "summary.md").read_text()

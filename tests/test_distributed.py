@@ -38,7 +38,8 @@ def torchrun(*command, processes=2, check=True):
 def record(out, *options):
     return [
         "record", "--size", "32", "--width", "0.125", "--steps", "4", "--snapshots", "2:4", "--batch-size", "4",
-        "--evaluate-every", "2", "--checkpoint-every", "2", "--device", "cpu", "--out", str(out), *options,
+        "--evaluate-every", "2", "--checkpoint-every", "2", "--observe", "4", "--device", "cpu",
+        "--out", str(out), *options,
     ]  # fmt: skip
 
 
@@ -142,7 +143,8 @@ def report(progress):
         raise FadevizError("the disk burns")
 
 try:
-    train(RunConfig(size=32, width=0.125, steps=3, snapshots="1:3", evaluate_every=3), sys.argv[2], on_progress=report)
+    config = RunConfig(size=32, width=0.125, steps=3, snapshots="1:3", observe=4, evaluate_every=3)
+    train(config, sys.argv[2], on_progress=report)
 except FadevizError as error:
     os.write(1, f"{os.environ['RANK']} says: {error}\\n".encode())  # in one piece: both ranks write to one pipe
 """
@@ -169,7 +171,8 @@ def report(progress):
         os.kill(os.getpid(), signal.SIGTERM)  # only one of the two hears it
 
 try:
-    train(RunConfig(size=32, width=0.125, steps=6, snapshots="6", evaluate_every=6), sys.argv[1], on_progress=report)
+    config = RunConfig(size=32, width=0.125, steps=6, snapshots="6", observe=4, evaluate_every=6)
+    train(config, sys.argv[1], on_progress=report)
 except Interrupted as error:
     line = f"{os.environ['RANK']} {error.signal.real} {error.step} {error.saved}\\n"
     os.write(1, line.encode())  # in one piece: both ranks write to one pipe

@@ -28,7 +28,7 @@ EXECUTED = ["quickstart", "recorder", "operators", *(f"tutorials/{path.stem}" fo
 
 @pytest.fixture(autouse=True)
 def _few_test_images(monkeypatch):
-    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 12)
 
 
 def blocks(text):

@@ -25,7 +25,7 @@ def example(name):
 
 @pytest.fixture(autouse=True)
 def _few_test_drawings(monkeypatch):
-    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
+    monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 12)
 
 
 def test_record_and_draw_then_draw_stored_run(tmp_path):

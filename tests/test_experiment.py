@@ -59,6 +59,7 @@ SMALL = RunConfig(
     evaluate_every=4,
     checkpoint_every=3,
     kinds="feature,gradient,channels,gate",
+    observe=4,
 )
 
 
@@ -386,7 +387,10 @@ class TestSignals:
             "from fadeviz_cli.main import main\nmain()"
         )
         out = tmp_path / "run"
-        options = ["--size", "32", "--width", "0.0625", "--steps", "9999", "--snapshots", "9999", "--batch-size", "2"]
+        options = [
+            "--size", "32", "--width", "0.0625", "--steps", "9999", "--snapshots", "9999",
+            "--batch-size", "2", "--observe", "4",
+        ]  # fmt: skip
         process = subprocess.Popen(
             [sys.executable, "-c", program, "record", "--out", str(out), "--evaluate-every", "9999", *options],
             stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -452,7 +456,10 @@ class TestSignals:
 
         monkeypatch.setattr(Session, "on_step_end", after)
         out, stop_at = tmp_path / "a run", 2
-        options = ["--size", "32", "--width", "0.0625", "--steps", "4", "--snapshots", "4", "--kinds", "feature"]
+        options = [
+            "--size", "32", "--width", "0.0625", "--steps", "4", "--snapshots", "4",
+            "--kinds", "feature", "--observe", "4",
+        ]  # fmt: skip
         result = CliRunner().invoke(main, ["record", "--out", str(out), *options])
         assert result.exit_code == code
         line = f"interrupted at step 2 of 4; fadeviz record --resume --out '{out}' continues at step 3"
@@ -472,7 +479,10 @@ class TestSignals:
         monkeypatch.setattr("tqdm.tqdm.__init__", gone)
         monkeypatch.setattr("tqdm.tqdm.__del__", lambda self: None)
         out = tmp_path / "run"
-        options = ["--size", "32", "--width", "0.0625", "--steps", "2", "--snapshots", "2", "--kinds", "feature"]
+        options = [
+            "--size", "32", "--width", "0.0625", "--steps", "2", "--snapshots", "2",
+            "--kinds", "feature", "--observe", "4",
+        ]  # fmt: skip
         assert CliRunner().invoke(main, ["record", "--out", str(out), *options]).exit_code == 0
         assert open_run(out).info.status == "finished"
 
@@ -581,6 +591,61 @@ class TestArithmetic:
             assert differing_settings(stored, changed) == f"{name} was {getattr(TINY, name)!r}, is {value!r}"
             with pytest.raises(FadevizError, match=f"other settings: {name} was"):
                 train(changed, tmp_path / "old", resume=True)
+
+
+class TestObservedImages:
+    """Objects have to have an interior, but a run that began before that was so keeps its images and its id."""
+
+    @staticmethod
+    def stop(progress):
+        if progress.step == 1:
+            raise KeyboardInterrupt
+
+    def test_of_an_earlier_version_are_kept(self, tmp_path, monkeypatch):
+        with monkeypatch.context() as earlier:
+            earlier.setattr("fadeviz.data.observation.has_interior", lambda inside: True)
+            whole = train(TINY, tmp_path / "whole")
+            with pytest.raises(Interrupted):
+                train(TINY, tmp_path / "old", on_progress=self.stop)
+        images = whole.info.observation.indices
+        monkeypatch.setattr("fadeviz.data.observation.has_interior", lambda inside: inside.sum() % 2 == 0)
+        now = train(TINY, tmp_path / "now")
+        assert now.info.observation.indices != images
+        assert now.run_id != whole.run_id
+        old = train(read_config(tmp_path / "old"), tmp_path / "old", resume=True)
+        assert old.info.observation == whole.info.observation
+        assert old.run_id == whole.run_id == "8754679fb103"
+        assert files(tmp_path / "old") == files(tmp_path / "whole")
+        # Nor is the new one's resumption taken for an earlier version's.
+        with pytest.raises(Interrupted):
+            train(TINY, tmp_path / "new", on_progress=self.stop)
+        new = train(TINY, tmp_path / "new", resume=True)
+        assert (new.run_id, new.info.observation) == (now.run_id, now.info.observation)
+        assert files(tmp_path / "new") == files(tmp_path / "now")
+
+    def test_of_a_version_that_stored_no_indices_too(self, tmp_path, monkeypatch):
+        with monkeypatch.context() as earlier:
+            earlier.setattr("fadeviz.data.observation.has_interior", lambda inside: True)
+            with pytest.raises(Interrupted):
+                train(TINY, tmp_path / "old", on_progress=self.stop)
+        monkeypatch.setattr("fadeviz.data.observation.has_interior", lambda inside: inside.sum() % 2 == 0)
+        stored = json.loads((tmp_path / "old" / "run.json").read_text())
+        images = stored["observation"].pop("indices")
+        (tmp_path / "old" / "run.json").write_text(json.dumps(stored))
+        assert list(train(TINY, tmp_path / "old", resume=True).info.observation.indices) == images
+
+    def test_without_an_interior_are_named(self, tmp_path, monkeypatch):
+        notes = []
+        lacking = train(TINY, tmp_path / "lacking", on_note=notes.append)  # of 32 pixels, none has one
+        names = ", ".join(lacking.info.observation.names)
+        note = f"4 of 4 observed images have an object without an interior at a quarter of the image's size: {names}."
+        assert [one for one in notes if one.startswith(note)]
+        assert lacking.info.notes == tuple(notes)
+        monkeypatch.setattr("fadeviz.data.interior.has_interior", lambda inside: True)
+        assert not train(TINY, tmp_path / "having").info.notes
+
+    def test_a_dozen_is_the_default(self):
+        assert RunConfig().observe == 12
 
 
 class TestCheckpointsFromAThread:
@@ -733,7 +798,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
         "import fadeviz.data.synthetic.dataset as s\n"
         "s.TEST_DRAWINGS = 8\n"
         "c = e.RunConfig(upsampler='fade', size=64, width=0.125, steps=14, snapshots='1:14:1', evaluate_every=14,\n"
-        "                checkpoint_every=5, kinds='feature,gradient')\n"
+        "                checkpoint_every=5, observe=4, kinds='feature,gradient')\n"
         "e.train(c, sys.argv[1], resume=len(sys.argv) > 2)\n"
     )
     out = tmp_path / "run"

@@ -30,7 +30,7 @@ def test_operators_agree_with_the_cpu(name):
 def test_a_run(precision, upsampler, tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
     config = RunConfig(
-        upsampler=upsampler, size=64, width=0.125, steps=4, snapshots="1:4:1", precision=precision, device="cuda"
+        upsampler, size=64, width=0.125, steps=4, snapshots="1:4:1", observe=4, precision=precision, device="cuda"
     )
     finished = train(config, tmp_path / "run")
     assert finished.steps == (0, 1, 2, 3, 4)
@@ -39,7 +39,7 @@ def test_a_run(precision, upsampler, tmp_path, monkeypatch):
 
 def test_interrupted_and_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "TEST_DRAWINGS", 8)
-    config = RunConfig(size=64, width=0.125, steps=6, snapshots="1:6:1", checkpoint_every=2, device="cuda")
+    config = RunConfig(size=64, width=0.125, steps=6, snapshots="1:6:1", observe=4, checkpoint_every=2, device="cuda")
 
     def stop(progress):
         if progress.step == 3:

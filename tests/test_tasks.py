@@ -164,8 +164,8 @@ def test_observed_pictures_of_many_classes_have_a_clear_object():
     clear = np.full((40, 40), 3, np.uint8)
     clear[12:28, 10:30] = 11
     pictures = _Images([*clutter, clear])
-    assert choose_observed(pictures, 1, classes=150) == [5]
-    assert len(choose_observed(pictures, 3, classes=150)) == 3
+    assert choose_observed(pictures, 1, classes=150).indices == (5,)
+    assert len(choose_observed(pictures, 3, classes=150).indices) == 3
 
 
 # --- the table of data sets ---

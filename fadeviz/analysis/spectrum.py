@@ -196,11 +196,12 @@ def checkerboard(maps: NDArray[np.floating], scale: int = 2, border: int = BORDE
     of s x s pixels at all positions.
 
     Patterns are compared two periods apart, so that a lattice counts whatever its local phase and sign, as long as
-    these change little over two periods. Dividing by the variance within a period makes a faint lattice on a flat area
-    count, whatever the values of the map are in other places. An edge repeats only along itself: the smaller of
-    :math:`S` and :math:`D` excludes it. Patterns two periods apart share no pixel, so that white noise gives about 0,
-    the chance level, possibly slightly below. The steps that nearest-neighbour upsampling makes of a slope count as a
-    lattice.
+    these change little over two periods: of a lattice of two pixels times white noise blurred by 8, 4, 2 and 1.5
+    pixels, the share is 0.8, 0.6, 0.12 and 0.04. Dividing by the variance within a period makes a faint lattice on a
+    flat area count, whatever the values of the map are in other places. An edge repeats only along itself: the smaller
+    of :math:`S` and :math:`D` excludes it. Patterns two periods apart share no pixel, so that white noise gives about
+    0, the chance level, possibly slightly below. The steps that nearest-neighbour upsampling makes of a slope count as
+    a lattice.
 
     .. math:: \text{amplitude} = \sqrt{\max(\min(S, D), 0)}, \qquad
               \text{nyquist} = \frac{\operatorname{mean}_{d \le 0.03} P(f)}{\operatorname{mean}_{0.03 < d \le 0.10}

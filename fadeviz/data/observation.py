@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from . import Dataset
+from . import Dataset, Sample
+from .interior import has_interior
 from .transforms import IGNORED
 
 CONSIDERED = 64
@@ -24,23 +27,44 @@ MAIN_PART = 0.9
 """Minimum share of the foreground in its largest connected component."""
 
 
-def choose_observed(dataset: Dataset, count: int, seed: int = 0, *, classes: int = 2) -> list[int]:
-    """The indices of the images to observe during a run, the same for the same data set and seed.
+class ObservedChoice(NamedTuple):
+    """Which images to observe.
+
+    Attributes:
+        indices: the chosen images.
+        earlier: those that were chosen before interiors were required: runs of then were recorded with these.
+    """
+
+    indices: tuple[int, ...]
+    earlier: tuple[int, ...]
+
+
+def choose_observed(
+    dataset: Dataset,
+    count: int,
+    seed: int = 0,
+    *,
+    classes: int = 2,
+    crop: Callable[[Sample], Sample] = lambda sample: sample,
+) -> ObservedChoice:
+    """The images to observe during a run, the same for the same data set and seed.
 
     Among the first ``CONSIDERED`` images (more only if more are requested), a good one has its foreground (any class
     but 0; of more than two classes, that of :func:`find_object`) in one main component, within ``SHARE``, and hardly at
     the border. Of the good ones, the first is drawn by the seed; each following one is the farthest from those already
-    chosen by size, place and outline of its foreground. If there are fewer good ones than requested, those that miss by
-    least follow.
+    ranked by size, place and outline of its foreground. Those that are not good follow, the one that misses by least
+    first. In that order, images whose object has an interior (:func:`~fadeviz.data.interior.has_interior`) are taken;
+    if they are too few, the first ones without follow.
 
     Args:
         dataset: the test images.
         count: the number of images to choose.
         seed: seed of the first image.
         classes: number of classes in the masks.
+        crop: gives the part of an image that is observed, which has to show the interior.
 
     Returns:
-        ``count`` different indices; the good ones first, so that the first few are the ones to show.
+        ``count`` different indices; the best ones first, so that the first few are the ones to show.
 
     Raises:
         FadevizError: if fewer than one image is requested, or more than there are.
@@ -49,9 +73,30 @@ def choose_observed(dataset: Dataset, count: int, seed: int = 0, *, classes: int
         raise FadevizError(f"{count} images to observe: at least 1 is needed")
     available = dataset.count
     if available is not None and count > available:
-        raise FadevizError(f"{count} images to observe, but only {available} test images. Use {available} or fewer")
+        raise FadevizError(
+            f"{count} images to observe, but only {available} test images. Use observe={available} or fewer"
+        )
     considered = max(CONSIDERED, count) if available is None else min(max(CONSIDERED, count), available)
+    ranked, objects = _rank(dataset, considered, seed, classes)
+    having: list[int] = []
+    lacking: list[int] = []
+    for index in ranked:
+        if len(having) == count:
+            break
+        sample = dataset[index]
+        mask = crop(sample).mask
+        value = objects[index] if mask is sample.mask else _object(mask, classes)
+        (having if has_interior(_inside(mask, value)) else lacking).append(index)
+    return ObservedChoice(tuple((having + lacking)[:count]), tuple(ranked[:count]))
 
+
+def _rank(dataset: Dataset, considered: int, seed: int, classes: int) -> tuple[list[int], list[int | None]]:
+    """The first ``considered`` images: the good ones, each as different as possible from those before, then others.
+
+    Returns:
+        The indices in that order; and the object of each image, by its index.
+    """
+    objects: list[int | None] = []
     order: list[bytes] = []
     faults: list[float] = []
     features: list[tuple[float, ...]] = []
@@ -59,15 +104,24 @@ def choose_observed(dataset: Dataset, count: int, seed: int = 0, *, classes: int
         sample = dataset[index]
         # Hashed names, not a generator: the choice does not depend on the version of numpy.
         order.append(hashlib.sha256(f"{seed}/{sample.name}".encode()).digest())
-        inside = sample.mask == find_object(sample.mask) if classes > 2 else sample.mask > 0
+        objects.append(_object(sample.mask, classes))
+        inside = _inside(sample.mask, objects[-1])
         faults.append(_fault(inside))
         features.append(_features(inside))
     shuffled = sorted(range(considered), key=lambda i: (order[i], i))
     good = [i for i in shuffled if faults[i] == 0]
-    if len(good) >= count:
-        return _farthest_first(good, np.array(features))[:count]
     others = sorted((i for i in shuffled if faults[i] > 0), key=lambda i: faults[i])
-    return _farthest_first(good, np.array(features)) + others[: count - len(good)]
+    return _farthest_first(good, np.array(features)) + others, objects
+
+
+def _object(mask: NDArray[np.uint8], classes: int) -> int | None:
+    """The class of an image's object; None where that is every class but 0."""
+    return find_object(mask) if classes > 2 else None
+
+
+def _inside(mask: NDArray[np.uint8], value: int | None) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = mask > 0 if value is None else mask == value
+    return inside
 
 
 def find_object(mask: NDArray[np.uint8]) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from ..data.sets import all_data, find_data
 from ..errors import FadevizError, unknown_name
 from ..models import find_network, parse_network
 from ..recording.probe import MODES
+from ..recording.readout import LEAST_IMAGES
 from ..storage.schedule import Schedule, log_spaced, parse_schedule
+from ..storage.snapshots import READOUT_KINDS
 from ..storage.stored_run import StoredRun
 from ..training.loop import COMPILE, PRECISIONS
 from ..training.tasks import TASKS
@@ -62,9 +64,10 @@ class RunConfig:
         weights: ``none``, ``imagenet``, or a file or folder that the network's ``load_encoder`` takes.
         layers: the layers to record, as for :class:`~fadeviz.recording.probe.Probe`; empty takes the network's
             operators.
-        kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature and gradient, and gate and
-            kernel_entropy if the operator has them.
-        observe: the number of observed images.
+        kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature, gradient, readout if at least 4
+            images are observed, and gate and kernel_entropy if the operator has them.
+        observe: the number of observed images. A verdict on what is learned first needs 5 or more, and gets by with
+            few seeds where there are a dozen.
         observe_mode: which statistics BatchNorm uses in an observation, ``eval`` or ``batch``.
         channel_images: the number of images for which the large kinds are recorded.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
@@ -105,7 +108,7 @@ class RunConfig:
     weights: str = "none"
     layers: str = ""
     kinds: str = ""
-    observe: int = 4
+    observe: int = 12
     observe_mode: str = "eval"
     channel_images: int = 1
     evaluate_every: int = 0
@@ -193,6 +196,12 @@ class RunConfig:
         if self.observe < least and self.observe_mode == "batch":
             raise FadevizError(
                 f"observe is {self.observe}; {network} in mode batch needs {least} or more for BatchNorm"
+            )
+        named = [kind for kind in READOUT_KINDS if kind in self.kinds.replace(" ", "").split(",")]
+        if named and self.observe < LEAST_IMAGES:
+            raise FadevizError(
+                f"observe is {self.observe}; the kind {named[0]} is fitted on the other observed images and needs "
+                f"{LEAST_IMAGES} or more. Use observe={LEAST_IMAGES}, or leave {named[0]} out of kinds=..."
             )
         assert self.lr is not None
         assert self.weight_decay is not None
@@ -285,7 +294,13 @@ _NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, 
 """Settings that older runs lack, with the values that those runs had."""
 
 
-def run_id(config: RunConfig, data: Mapping[str, object], weights: str, device: str) -> str:
+def run_id(
+    config: RunConfig,
+    data: Mapping[str, object],
+    weights: str,
+    device: str,
+    observed: Sequence[int] | None = None,
+) -> str:
     """The id of a run: a digest of everything that decides its result.
 
     Args:
@@ -293,6 +308,8 @@ def run_id(config: RunConfig, data: Mapping[str, object], weights: str, device: 
         data: the data set's description of itself.
         weights: the name of the initial weights, with a digest of them.
         device: the type of the device: ``cpu`` or ``cuda``.
+        observed: the indices of the observed images, unless they are those of earlier versions for these settings,
+            whose runs keep their id.
     """
     settings = dataclasses.asdict(config)
     for name in _MAY_MOVE:
@@ -301,5 +318,6 @@ def run_id(config: RunConfig, data: Mapping[str, object], weights: str, device: 
         if settings[name] == default:
             del settings[name]  # runs from before this setting keep their id
     identity = {key: value for key, value in data.items() if key != "folder"}
-    text = json.dumps([settings, identity, weights, device], sort_keys=True)
+    parts = [settings, identity, weights, device, *([list(observed)] if observed is not None else [])]
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

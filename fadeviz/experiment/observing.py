@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import Sample
+from ..data.interior import describe_missing
 from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
+from ..storage.observation import select_foregrounds
 from ..storage.snapshots import Snapshot
 from .parts import Parts
 
@@ -20,27 +25,45 @@ class Observer:
         probe: records the maps.
         inputs: the images as the network takes them.
         info: the description of the images in run.json.
+        unusual: the indices of the images, if the rule of earlier versions gives others; else None.
+        notes: notes on the images, a sentence each.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, recorded: Sequence[int] | None = None) -> None:
         """Choose the images.
+
+        Args:
+            parts: the parts of the run.
+            recorded: the indices in the run.json of a run that is resumed: one of an earlier version keeps its images.
 
         Raises:
             FadevizError: if there are too few.
         """
         config, splits = parts.config, parts.splits
-        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images)
-        indices = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes)
-        crop = find_data(parts.model.task, config.data).observation_crop
-        self._samples = [crop(splits.test[index], config.size) for index in indices]
+        entry = find_data(parts.model.task, config.data)
+
+        def crop(sample: Sample) -> Sample:
+            return entry.observation_crop(sample, config.size)
+
+        chosen = choose_observed(splits.test, config.observe, config.split_seed, classes=splits.classes, crop=crop)
+        of_earlier_version = recorded is not None and tuple(recorded) in ((), chosen.earlier)
+        indices = chosen.earlier if of_earlier_version else chosen.indices
+        self.unusual = indices if indices != chosen.earlier else None
+        self._samples = [crop(splits.test[index]) for index in indices]
         self.inputs, self._targets = (tensor.to(parts.device) for tensor in parts.task.collate(self._samples))
         self._loss, self._mode = parts.task.loss, config.observe_mode
+        masks = [sample.mask for sample in self._samples]
+        foreground = tuple(map(find_object, masks)) if splits.classes > 2 else None
         self.info = ObservationInfo(
             names=tuple(sample.name for sample in self._samples),
-            indices=tuple(indices),
+            indices=indices,
             mode=config.observe_mode,
-            foreground=tuple(find_object(sample.mask) for sample in self._samples) if splits.classes > 2 else None,
+            foreground=foreground,
         )
+        objects = select_foregrounds(self.masks, foreground, "the run")
+        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects)
+        missing = describe_missing(self.info.names, list(objects))
+        self.notes = [missing] if missing else []
 
     def observe(self, step: int) -> list[Snapshot]:
         """The maps at this step.

@@ -65,11 +65,26 @@ class Session:
         last_step: the number of steps done.
     """
 
-    def __init__(self, parts: Parts, out: Path, writer: RunWriter | None, notes: Sequence[str] = ()) -> None:
-        """Put the parts together; nothing is written before :meth:`begin` or :meth:`resume`."""
+    def __init__(
+        self,
+        parts: Parts,
+        out: Path,
+        writer: RunWriter | None,
+        notes: Sequence[str] = (),
+        before: StoredRun | None = None,
+    ) -> None:
+        """Put the parts together; nothing is written before :meth:`begin` or :meth:`resume`.
+
+        Args:
+            parts: the parts of the run.
+            out: its folder.
+            writer: writes the folder; None in all processes but the first.
+            notes: notes on this run, a sentence each.
+            before: the run in the folder, if it is resumed.
+        """
         self.parts, self.out, self.writer = parts, out, writer
-        self.run_id = run_id(parts.config, parts.splits.info, parts.weights, parts.device.type)
-        self.observer = Observer(parts)
+        self.observer = Observer(parts, None if before is None else before.info.observation.indices)
+        self.run_id = run_id(parts.config, parts.splits.info, parts.weights, parts.device.type, self.observer.unusual)
         self.checkpoints = Checkpoints(out / "checkpoints" / "last.pt", self.run_id, parts)
         self.metrics: dict[str, float] = {}
         self.last_step = 0
@@ -83,7 +98,7 @@ class Session:
     @property
     def notes(self) -> list[str]:
         """Notes on this run."""
-        return [*self._notes, *self.observer.probe.notes]
+        return [*self._notes, *self.observer.notes, *self.observer.probe.notes]
 
     def observe_untrained(self) -> None:
         """Observe step 0, before anything is written or an old run removed: an observation may fail.
@@ -102,8 +117,9 @@ class Session:
         self._restart_clocks()
         if self.writer is None:
             return 0
-        self._info = dataclasses.replace(self._info, layers=layer_sizes(self._untrained))
         observer = self.observer
+        kinds = tuple(observer.probe.kinds)  # those that the first observation found
+        self._info = dataclasses.replace(self._info, kinds=kinds, layers=layer_sizes(self._untrained))
         self.writer.begin(
             self.run_id,
             self._current_info("running"),
@@ -129,6 +145,8 @@ class Session:
             raise FadevizError(
                 f"{self.out}: its data, weights or device kind are not the same any more. Use overwrite=True"
             )
+        self.observer.probe.resume(before.info.kinds, before.foregrounds)
+        self._info = dataclasses.replace(self._info, kinds=tuple(self.observer.probe.kinds))
         if not path.exists():
             done = max((line["step"] for line in before.metrics()), default=0)
             if done > self.parts.config.checkpoint_every:

@@ -90,7 +90,7 @@ def train(
                 if processes.is_rank_zero:
                     writer = stack.enter_context(RunWriter(out))
             notes = stack.enter_context(_torch_state(config, device, before))
-            session = _prepare(config, out, device, processes, writer, notes, resume, on_note)
+            session = _prepare(config, out, device, processes, writer, notes, before, on_note)
             if on_note is not None:
                 for note in session.notes:
                     on_note(note)
@@ -187,13 +187,13 @@ def _prepare(
     processes: Processes,
     writer: RunWriter | None,
     notes: list[str],
-    resume: bool,
+    before: StoredRun | None,
     on_note: Callable[[str], None] | None,
 ) -> Session:
     """Build the parts and observe the untrained model, without writing anything."""
     with processes.all_or_raise():
-        session = Session(build_parts(config, device, processes, on_note), out, writer, notes)
-        if not resume:
+        session = Session(build_parts(config, device, processes, on_note), out, writer, notes, before)
+        if before is None:
             session.observe_untrained()
     return session
 

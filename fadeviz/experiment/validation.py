@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import FadevizError, MissingExtra
 from ..models import build_network
 from ..recording.probe import Probe
+from ..recording.readout import LEAST_IMAGES
 
 MOST = 10**9
 """Upper limit for numbers of steps, images and the like."""
@@ -95,7 +96,8 @@ def check_model(network: str, upsampler: str, width: float, layers: str, kinds: 
             model = build_network(network, upsampler, width=width)
     except MissingExtra:
         return  # settings can be read where training is not possible; building the network reports what is missing
-    Probe(model, layers, kinds or None)
+    # Which images there will be is known when they are chosen; their number is checked before.
+    Probe(model, layers, kinds or None, objects=np.eye(LEAST_IMAGES, dtype=bool)[:, None])
 
 
 class _WithoutWeights(TorchFunctionMode):

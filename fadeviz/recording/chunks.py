@@ -57,12 +57,12 @@ class ChunkedObserver:
             rows = slice(start, start + chunk)
             chunk_cotangents = [None if c is None else c[rows] for c in cotangents]
             collectors.append(self._observe_chunk(observation, kinds, images, chunk_cotangents))
-        return _concatenate(collectors, observation.channel_images)
+        return _concatenate(collectors, observation, self.model.device())
 
     def _observe_chunk(
         self, observation: Observation, kinds: Sequence[str], images: Any, cotangents: Sequence[Tensor | None]
     ) -> MapCollector:
-        with self.model.collecting(observation, kinds) as collector:
+        with self.model.collecting(observation, kinds, partial=True) as collector:
             outputs = tensors_in(self.model.forward(images, collector))
             if "gradient" in kinds:
                 both = zip(outputs, cotangents, strict=True)
@@ -123,10 +123,13 @@ def half_precision_of(error: BaseException | None) -> torch.dtype | None:
     return torch.bfloat16 if match[1] else torch.float16
 
 
-def _concatenate(collectors: Sequence[MapCollector], channel_images: int) -> MapCollector | None:
-    """Concatenate the maps of chunks; None if the layers did not run the same way in each."""
+def _concatenate(
+    collectors: Sequence[MapCollector], observation: Observation, device: torch.device | None
+) -> MapCollector | None:
+    """Concatenate the maps of chunks, and add the readouts; None if the layers did not run the same way in each."""
     keys = [sorted(snapshot.key for snapshot in collector.snapshots) for collector in collectors]
-    if any(others != keys[0] for others in keys):
+    channels = collectors[0].channels.keys()
+    if any(others != keys[0] for others in keys) or any(c.channels.keys() != channels for c in collectors):
         return None
     values: dict[str, list[NDArray[np.float32]]] = {key: [] for key in keys[0]}
     for collector in collectors:
@@ -136,9 +139,13 @@ def _concatenate(collectors: Sequence[MapCollector], channel_images: int) -> Map
     whole.snapshots = [
         s
         if s.kind == "constant"
-        else dataclasses.replace(s, value=np.concatenate(values[s.key])[: _most_images(s, channel_images)])
+        else dataclasses.replace(s, value=np.concatenate(values[s.key])[: _most_images(s, observation.channel_images)])
         for s in whole.snapshots
     ]
+    for layer, call in list(channels):  # one after the other: on a GPU there may be no room for all
+        parts = [collector.channels.pop((layer, call)) for collector in collectors]
+        whole.add_readouts(layer, call, torch.cat(parts).to(device))
+    whole.synchronize()
     return whole
 
 

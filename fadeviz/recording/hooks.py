@@ -21,13 +21,18 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..errors import FadevizError
 from ..ops.reassemble import KernelSoftmax
-from ..storage.snapshots import Snapshot
+from ..storage.snapshots import READOUT_KINDS, Snapshot
 from ..upsamplers import Skip, Upsampler
+from .batch import count_images
 from .observation import Mode, Observation
 from .views import as_map, choose_tensor
 
 SUBMODULES = {"gate": "gate", "kernel_entropy": "kernels", "kernels": "kernels"}
 """The submodule of an operator from which a kind is recorded, for the kinds that show a part of it."""
+
+
+MOST_CHANNELS = 2**31
+"""Bytes of channels up to which an observation of a few images at a time keeps them, for the readouts."""
 
 
 class MapCollector:
@@ -38,16 +43,22 @@ class MapCollector:
         kinds: the kinds to record; none if the pass is only for its output.
         snapshots: the collected maps.
         left_out: the layers that were left out, with the reason.
+        unread: the layers whose channels give no readout, with the reason.
+        channels: where a pass has only some of the images, the channels ``(B, C, h, w)`` of each layer and call on the
+            CPU, for :meth:`add_readouts` when all are there.
         error: the first error of a hook that the model may have caught.
     """
 
-    def __init__(self, observation: Observation, kinds: Sequence[str]) -> None:
-        self.observation = observation
+    def __init__(self, observation: Observation, kinds: Sequence[str], partial: bool = False) -> None:
+        self.observation, self._partial = observation, partial
         self.kinds = kinds
         self.snapshots: list[Snapshot] = []
         self.left_out: dict[str, str] = {}
+        self.unread: dict[str, str] = {}
+        self.channels: dict[tuple[str, int], Tensor] = {}
         self.error: Exception | None = None
         self._edges: list[tuple[str, int, GradientEdge]] = []
+        self._channel_bytes = 0
         self._calls: Counter[tuple[str, str]] = Counter()
         self._closed = False
         self._pending: set[torch.device] = set()
@@ -60,6 +71,7 @@ class MapCollector:
             raise error
         self.left_out.setdefault(layer, str(error))
         self.snapshots = [s for s in self.snapshots if s.layer != layer]
+        self.channels = {key: value for key, value in self.channels.items() if key[0] != layer}
         self._edges = [edge for edge in self._edges if edge[0] != layer]
 
     def ignores(self, layer: str) -> bool:
@@ -95,6 +107,10 @@ class MapCollector:
             self._add(layer, call, "feature", reduced.detach().float())
         if "channels" in kinds:
             self._add(layer, call, "channels", value[: self.observation.channel_images])
+        if not self._partial:
+            self.add_readouts(layer, call, value)
+        elif not set(READOUT_KINDS).isdisjoint(kinds):
+            self._keep_channels(layer, call, value)
         if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
             if len(inputs) < 2 or not isinstance(inputs[1], Skip):
                 raise FadevizError(
@@ -109,6 +125,29 @@ class MapCollector:
         if "gradient" in kinds:
             # The edge receives the gradient of this very value, even if it is modified in place later.
             self._edges.append((layer, call, get_gradient_edge(tensor)))
+
+    def add_readouts(self, layer: str, call: int, channels: Tensor) -> None:
+        """Add the readouts of a layer's channels ``(N, C, h, w)``, of all images, if these kinds are recorded."""
+        readout = self.observation.readout
+        if readout is None:
+            return
+        for kind in (kind for kind in READOUT_KINDS if kind in self.kinds):
+            reason = readout.why_none(kind, tuple(channels.shape))
+            if reason:
+                self.unread.setdefault(layer, reason)
+            else:
+                self._add(layer, call, kind, readout.read(kind, channels))
+
+    def _keep_channels(self, layer: str, call: int, channels: Tensor) -> None:
+        """Keep the channels of some of the images for :meth:`add_readouts`, within ``MOST_CHANNELS``."""
+        images = count_images(self.observation.images)[0]
+        self._channel_bytes += channels.nbytes // max(1, len(channels)) * images
+        if self._channel_bytes <= MOST_CHANNELS:
+            self.channels[layer, call] = channels.to("cpu", copy=True)
+        else:
+            self.unread.setdefault(
+                layer, f"has too many channels to keep those of all {images} images: observe fewer images or layers"
+            )
 
     def _check_gradient(self, layer: str, tensor: Tensor) -> None:
         if tensor.requires_grad:

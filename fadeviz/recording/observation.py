@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FadevizError
+from .readout import ReadoutTargets
 from .views import View
 
 Mode = Literal["eval", "batch"]
@@ -37,6 +38,7 @@ class Observation:
         views: how to read a map from each layer's output.
         reduce: ``(B, C, h, w) -> (B, h, w)``, for the kind ``feature``.
         channel_images: the number of images that kinds with many maps per image keep.
+        readout: what is read out of the channels; None if no such kind is recorded.
     """
 
     images: Any
@@ -53,6 +55,7 @@ class Observation:
     views: Mapping[str, View]
     reduce: Callable[[Tensor], Tensor]
     channel_images: int
+    readout: ReadoutTargets | None = None
 
     @contextmanager
     def error_context(self, failure: str, layer: str = "", remark: str = "") -> Iterator[None]:

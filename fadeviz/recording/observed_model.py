@@ -67,9 +67,14 @@ class ObservedModel:
         return devices.pop() if len(devices) == 1 else None
 
     @contextmanager
-    def collecting(self, observation: Observation, kinds: Sequence[str]) -> Iterator[MapCollector]:
-        """The context of one forward and backward pass; yields what its hooks collect."""
-        collector = MapCollector(observation, kinds)
+    def collecting(
+        self, observation: Observation, kinds: Sequence[str], *, partial: bool = False
+    ) -> Iterator[MapCollector]:
+        """The context of one forward and backward pass; yields what its hooks collect.
+
+        ``partial`` is for a pass of only some of the images.
+        """
+        collector = MapCollector(observation, kinds, partial)
         devices = {tensor.device for tensor in tensors_in(observation.images)} | devices_of(self.module)
         device = self.device() or next(
             (device for device in devices if device.type not in ("cpu", "meta")), torch.device("cpu")

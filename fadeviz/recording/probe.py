@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import FadevizError, printable, unknown_name
-from ..storage.snapshots import CHANNEL_KINDS, KINDS, Snapshot
+from ..storage.snapshots import CHANNEL_KINDS, KINDS, READOUT_KINDS, Snapshot
 from ..upsamplers import Upsampler
 from .chunks import ChunkedObserver, half_precision_of
 from .hooks import SUBMODULES, MapCollector, exclusive
@@ -21,6 +23,7 @@ from .masks import whole_number
 from .modules import all_modules, check_initialised
 from .observation import MODES, Mode, Observation
 from .observed_model import ObservedModel
+from .readout import LEAST_IMAGES, ReadoutTargets
 from .views import View
 
 
@@ -36,7 +39,7 @@ class Probe:
     Attributes:
         layers: the names of the recorded layers. The first observation narrows globs down to the layers that ran and
             returned a map (with a gradient, if that is recorded).
-        kinds: the recorded kinds, in the order of ``KINDS``.
+        kinds: the recorded kinds, in the order of ``KINDS``. The first observation drops readouts that no layer has.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -55,6 +58,7 @@ class Probe:
         *,
         views: Mapping[str, View] | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        objects: NDArray[np.bool_] | None = None,
     ) -> None:
         """Find the layers.
 
@@ -64,16 +68,18 @@ class Probe:
                 ``**`` for any number: ``decoder.*.upsample``, ``**.gate``. Modules of the model are fine too. A module
                 that is used in several places has several names; a glob takes the first.
             kinds: names in ``KINDS``, comma-separated or as a sequence; ``all`` takes every kind that the layers have;
-                None takes feature, gradient and, if the layers have them, gate and kernel_entropy. A kind is recorded
-                for the layers that have it.
+                None takes feature, gradient, readout and, if the layers have them, gate and kernel_entropy. A kind is
+                recorded for the layers that have it; readout and readout_contour only with ``objects``.
             channel_images: the number of observed images for which kinds with many maps per image are kept.
             views: by layer or glob, how to read a map ``(B, C, h, w)`` from the output; needed if a layer returns
                 several tensors, or tokens on a grid that is not square. The first match counts.
             reduce: ``(B, C, h, w) -> (B, h, w)``, which makes the kind ``feature``; None takes the mean over channels.
+            objects: what is inside in each image that will be observed, ``(N, H, W)`` at any resolution; readouts need
+                4 images or more with an inside and an outside.
 
         Raises:
-            FadevizError: if a name matches no layer or two modules, if a kind is unknown or none of the layers has it,
-                or if the model is scripted.
+            FadevizError: if a name matches no layer or two modules, if a kind is unknown, none of the layers has it or
+                the objects do not suffice for it, or if the model is scripted.
         """
         self.model = model
         self._runner = ObservedModel(model)
@@ -91,7 +97,10 @@ class Probe:
         self.channel_images = whole_number(channel_images, "channel_images")
         if self.channel_images < 1:
             raise FadevizError(f"channel_images is {channel_images}; it must be 1 or more")
-        self.kinds = _choose_kinds(kinds, self.layers, self._modules)
+        self._readout = None if objects is None else ReadoutTargets(objects)
+        self._kinds_named = kinds is not None and kinds != "all"
+        usable = 0 if self._readout is None else self._readout.usable
+        self.kinds = _choose_kinds(kinds, self.layers, self._modules, usable)
 
     @property
     def notes(self) -> list[str]:
@@ -114,6 +123,15 @@ class Probe:
             raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or start a new run")
         self.layers = tuple(name for name in self.layers if name in layers)
         self._settled = True
+
+    def resume(self, kinds: Sequence[str], objects: NDArray[np.bool_]) -> None:
+        """Continue a recording of these kinds and objects: leave out the readouts that were not recorded before.
+
+        Recordings by versions without readouts stay without them, unless they are requested by name.
+        """
+        self._readout = ReadoutTargets(objects)
+        if not self._kinds_named:
+            self.kinds = tuple(kind for kind in self.kinds if kind in kinds or kind not in READOUT_KINDS)
 
     def observe(
         self,
@@ -172,12 +190,14 @@ class Probe:
             views=self.views,
             reduce=self.reduce,
             channel_images=self.channel_images,
+            readout=self._readout,
         )
         with exclusive(self._runner.module):
             collector = self._observe(observation)
         self._runner.end_observation()
         if not self._settled:
             self._leave_out(collector.left_out)
+            self._leave_out_readouts(collector)
         order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
         snapshots = [s for s in collector.snapshots if s.layer in self.layers]
         return sorted(snapshots, key=lambda s: (order[s.layer, s.kind], s.call))
@@ -209,14 +229,34 @@ class Probe:
         """Restrict the layers to those that could be recorded, and note the reasons why others could not."""
         if left_out and len(left_out) == len(self.layers):
             raise FadevizError(f"there is nothing to record: {'; '.join(left_out.values())}")
-        names_by_reason: dict[str, list[str]] = {}
-        for name, message in left_out.items():
-            reason = re.sub(r"\.( Choose another( layer)?)?$", "", message.removeprefix(f"layer {name!r} "))
-            names_by_reason.setdefault(reason, []).append(name)
-        for reason, names in names_by_reason.items():
-            self._runner.note(f"left out: {', '.join(f'layer {name!r}' for name in names)} {reason}")
+        reasons = {
+            name: re.sub(r"\.( Choose another( layer)?)?$", "", message.removeprefix(f"layer {name!r} "))
+            for name, message in left_out.items()
+        }
+        for reason in _by_reason(reasons):
+            self._runner.note(f"left out: {reason}")
         self.layers = tuple(name for name in self.layers if name not in left_out)
         self._settled = True
+
+    def _leave_out_readouts(self, collector: MapCollector) -> None:
+        """Note the layers without a readout, and record no readout if no layer has one."""
+        unread = {layer: collector.unread[layer] for layer in self.layers if layer in collector.unread}
+        recorded = {snapshot.kind for snapshot in collector.snapshots}
+        missing = [kind for kind in self.kinds if kind in READOUT_KINDS and kind not in recorded]
+        reasons = _by_reason(unread)
+        if missing and self._kinds_named:
+            raise FadevizError(f"there is no {' and no '.join(missing)} to record: {'; '.join(reasons)}. Leave it out")
+        for reason in reasons:
+            self._runner.note(f"no readout: {reason}")
+        self.kinds = tuple(kind for kind in self.kinds if kind not in missing)
+
+
+def _by_reason(reasons: Mapping[str, str]) -> list[str]:
+    """One clause for each reason: the layers that it applies to, and the reason."""
+    layers: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        layers.setdefault(reason, []).append(name)
+    return [f"{', '.join(f'layer {name!r}' for name in names)} {reason}" for reason, names in layers.items()]
 
 
 def _check_names(names: Iterable[str], ambiguous: Mapping[str, Sequence[str]], network: str) -> None:
@@ -248,18 +288,19 @@ def _views_by_layer(
 
 
 def _choose_kinds(
-    kinds: str | Sequence[str] | None, layers: Sequence[str], modules: Mapping[str, nn.Module]
+    kinds: str | Sequence[str] | None, layers: Sequence[str], modules: Mapping[str, nn.Module], objects: int
 ) -> tuple[str, ...]:
-    """The kinds to record, in the order of ``KINDS``."""
+    """The kinds to record, in the order of ``KINDS``; ``objects`` is the number of images with one."""
     # The layers that have a kind, for the kinds that not every layer has.
     layers_with = {
         kind: [name for name in layers if f"{name}.{submodule}" in modules] for kind, submodule in SUBMODULES.items()
     }
     for kind in ("guide", "constant"):
         layers_with[kind] = [name for name in layers if isinstance(modules[name], Upsampler)]
-    available = [kind for kind in KINDS if layers_with.get(kind, layers)]
+    unread = READOUT_KINDS if objects < LEAST_IMAGES else ()
+    available = [kind for kind in KINDS if layers_with.get(kind, layers) and kind not in unread]
     if kinds is None:
-        kinds = [kind for kind in available if kind not in CHANNEL_KINDS and kind != "constant"]
+        kinds = [kind for kind in available if kind not in (*CHANNEL_KINDS, "constant", "readout_contour")]
     elif isinstance(kinds, str):
         kinds = available if kinds.strip() == "all" else [kind.strip() for kind in kinds.split(",")]
     kinds = list(kinds) if isinstance(kinds, Iterable) else [kinds]
@@ -268,6 +309,12 @@ def _choose_kinds(
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("kind", str(kind), KINDS)
+        if kind in unread:
+            raise FadevizError(
+                f"the kind {kind} is fitted on the other observed images: {LEAST_IMAGES} or more need a mask with an "
+                f"inside and an outside, and {objects} have one. Observe more images, give their masks, or leave "
+                f"{kind} out of the kinds"
+            )
         if kind in layers_with and not layers_with[kind]:
             raise FadevizError(
                 f"none of the layers {', '.join(layers)} has {SUBMODULES.get(kind, kind)!r}: there is no {kind} "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import FadevizError
+from ..storage.observation import select_foregrounds
 from ..storage.schedule import Schedule, at, parse_schedule
 from ..storage.snapshots import check_folder
 from .batch_observer import BatchObserver
@@ -108,7 +109,8 @@ class Recorder:
                 model's device at each observation; float images are cast to the dtype of the weights if all weights
                 have the same.
             loss_fn: ``loss_fn(output, targets)``, a scalar; None records no gradients.
-            kinds: as for :class:`~fadeviz.recording.probe.Probe`; None takes the small ones that the layers have.
+            kinds: as for :class:`~fadeviz.recording.probe.Probe`; None takes the small ones that the layers have, with
+                readout if there are masks of at least 4 images.
             observe_mode: ``eval`` or ``batch``, as ``mode`` of :meth:`~fadeviz.recording.probe.Probe.observe`.
             views: how to read a map from other outputs.
             reduce: makes the kind ``feature`` of a layer's map; None takes the mean over channels.
@@ -155,13 +157,14 @@ class Recorder:
         if not is_first_process():
             return
         check_folder(path, resume=resume, overwrite=overwrite)
-        probe = Probe(self.model, layers, kinds, channel_images, views=views, reduce=reduce)
+        images = images_to_show(pair[0], display_images)
+        truth = masks_of(pair[1], masks, images.shape[:3], ignore_index=ignore_index, classes=classes,
+                         foreground=foreground, loss_fn=loss_fn)  # fmt: skip
+        objects = select_foregrounds(truth.values, truth.foreground, "the recorder")
+        probe = Probe(self.model, layers, kinds, channel_images, views=views, reduce=reduce, objects=objects)
         if loss_fn is None:
             _leave_out_gradients(probe, kinds)
         observer = BatchObserver(self.model, probe, pair, loss_fn, observe_mode)
-        images = images_to_show(observer.images, display_images)
-        truth = masks_of(observer.targets, masks, images.shape[:3], ignore_index=ignore_index, classes=classes,
-                         foreground=foreground, loss_fn=loss_fn)  # fmt: skip
         observed = ObservedImages(images, truth, foreground is not None, names, observe_mode)
         recorder = StepRecorder(RecordedRun(path), observer, self.schedule, start)
         recorder.open(self.model, observed, name=name, seed=seed, resume=resume, overwrite=overwrite)

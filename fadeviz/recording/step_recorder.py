@@ -125,6 +125,7 @@ class StepRecorder:
     def _resume(self, before: StoredRun, observed: ObservedImages) -> None:
         probe = self.observer.probe
         _check_images(before, observed)
+        probe.resume(before.info.kinds, before.foregrounds)
         _check_settings(before, probe, observed)
         probe.settle(list(before.info.layers))
         self.run.adopt(before, tuple(self._schedule))

@@ -84,11 +84,11 @@ def render_html(run: StoredRun) -> str:
 
 
 def _sequences(run: StoredRun, steps: Sequence[int]) -> list[FrameSequence]:
-    """The kind that figures show first, and the gradient beside it."""
+    """The kind that figures show first, and gradient and readout beside it."""
     recorded = [kind for kind in KINDS if any(kind in kinds for kinds in run.layers.values())]
     first = next((kind for kind in recorded if kind not in CHANNEL_KINDS), next(iter(recorded), "feature"))
     layer = run.default_layer(first)
-    kinds = dict.fromkeys([first, *(kind for kind in ("gradient",) if kind in run.layers[layer])])
+    kinds = dict.fromkeys([first, *(kind for kind in ("gradient", "readout") if kind in run.layers[layer])])
     return [select_frames([run], MapSelection(layer=layer, kind=kind, steps=steps, channels=1))[0] for kind in kinds]
 
 

@@ -18,7 +18,7 @@ from .codec import Packed, pack
 Place = tuple[int, int]
 """Indices of a run and of an image."""
 
-MAP_KINDS = ("feature", "gradient", "gate", "kernel_entropy")
+MAP_KINDS = ("feature", "gradient", "readout", "gate", "kernel_entropy", "readout_contour")
 """Kinds that are one map per image, the most informative first."""
 
 _ELEMENT = 64

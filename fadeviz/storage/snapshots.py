@@ -43,6 +43,10 @@ from .info import ACTIVE, FORMAT, LayerInfo, RunInfo, json_value
 KINDS = {
     "feature": "mean over channels of the layer's output",
     "gradient": "ReLU of d loss / d output, then the sum over channels",
+    "readout": "linear readout of the object (1 inside, 0 outside) from all channels, fitted on the other observed "
+    "images",
+    "readout_contour": "linear readout of the contour (1 on it, 0 elsewhere) from all channels, fitted on the other "
+    "observed images",
     "channels": "every channel of the layer's output, for the first observation images",
     "gate": "the operator's gate in [0, 1]: 1 takes the encoder feature, 0 the upsampled decoder feature",
     "kernel_entropy": "entropy of the reassembly kernel over log K^2: 1 is a box blur, 0 a copy of one neighbour",
@@ -52,6 +56,9 @@ KINDS = {
     "guide": "every channel of the encoder feature that the operator is given, for the first observation images",
 }
 """What can be recorded of a layer, and what each map shows."""
+
+READOUT_KINDS = ("readout", "readout_contour")
+"""Kinds that need the masks of the observed images."""
 
 CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 """Kinds that have many maps an image, and are recorded of the first observation images alone."""

@@ -69,7 +69,8 @@ def run_config(setting: Setting, **values: Any) -> Any:
 
     values = {"workers": 0, **values}  # processes that draw take longer to start than tiny runs to train
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    return RunConfig(device=setting.device, **{name: value for name, value in values.items() if name in known})
+    settings = {name: value for name, value in values.items() if name in known}
+    return RunConfig(**{"device": setting.device, "observe": 4, **settings})  # the tests draw 8 test images
 
 
 def synchronisations(setting: Setting, folder: Path, network: str) -> Row:

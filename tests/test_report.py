@@ -542,6 +542,7 @@ class TestAnswer:
             if row["verdict"] == "outline first":
                 assert by.startswith(f"{row['outline_arrival']:.0f} (")
                 assert factor.startswith(f"{row['lead']:.1f} (")
+                assert factor.endswith(") ×")
         assert re.findall(r"<td>(.*?)</td>", rows[2][1])[2] == "start"
         assert re.findall(r"<td>(.*?)</td>", rows[3][1])[2] == "–"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .analysis.result import analyze
+from .analysis.result import Analysis, analyze
 from .errors import FadevizError
 from .experiment import Progress, RunConfig, differing_settings, train
+from .plotting import plot
 from .prediction.compare import compare
 from .render.animation import write_animation
 from .render.grid import write_grid
@@ -127,10 +128,12 @@ def draw_demo(runs: list[Run], out: Path) -> str:
     write_grid([fade], figures / "gate.png", MapSelection(kind="gate", normalize="run", image=IMAGE))
     write_grid([fade], figures / "channels.png", MapSelection(kind="channels", image=IMAGE))
     compare(runs, figures / "panel.png")
-    return _summary(runs, out)
+    analysis = analyze(unet)
+    plot(analysis, figures / "kymograph.png")
+    return _summary(runs, analysis, out)
 
 
-def _summary(runs: list[Run], out: Path) -> str:
+def _summary(runs: list[Run], analysis: Analysis, out: Path) -> str:
     """The results as a table, what each figure shows, and the verdicts, in Markdown."""
     lines = [
         "# What FADE and CARAFE learned",
@@ -157,21 +160,22 @@ def _summary(runs: list[Run], out: Path) -> str:
         f"- {figures}/gradients.png: gradients of the loss with respect to these features",
         f"- {figures}/gate.png: FADE's gate; bright where it takes the encoder's feature, dark the upsampled one",
         f"- {figures}/channels.png: single channels of FADE's output",
+        f"- {figures}/kymograph.png: where on the object each map is higher than for other images' objects, over time",
         f"- {figures}/panel.png: the masks that all four predict for test images, enlarged where they disagree most",
         "",
         f"Other images: fadeviz grid {paths[0]} {paths[1]} --image 0 -o FILE; more: fadeviz grid --help",
         "",
         f"In the U-Net, over {config['observe']} images (fadeviz analyze {paths[0]} {paths[1]}):",
         "",
-        *_verdicts(runs[:2]),
+        *_verdicts(analysis),
         "",
     ]
     return "\n".join(lines)
 
 
-def _verdicts(runs: list[Run]) -> list[str]:
-    """A list item for each run: whether the outline or the interior was learned first."""
-    return [f"- {name}: {verdict.label} ({verdict.reason})." for name, verdict in analyze(runs).verdicts.items()]
+def _verdicts(analysis: Analysis) -> list[str]:
+    """A list item for each sentence: what the maps show of outline and interior, and what the features hold."""
+    return [f"- {sentence}" for sentences in analysis.sentences.values() for sentence in sentences]
 
 
 def _titled(on_progress: Callable[[Progress, str], None], title: str) -> Callable[[Progress], None]:

@@ -72,10 +72,11 @@ def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
 
 
 def _levels(reading: Reading) -> str:
-    """Response at the first snapshot, top and end; in brackets where it is not shown."""
+    """Response at the first snapshot, top and end; in brackets where it is not shown, "dark" where it was negated."""
     if math.isnan(reading.chance):
         return "-"
     text = " > ".join(f"{round(value, 2) + 0.0:.2f}" for value in (reading.start, reading.top, reading.end))
+    text = f"dark {text}" if reading.signs.mean() < 0 else text
     return text if reading.shown else f"({text})"
 
 
@@ -140,8 +141,9 @@ def _spectrum_table(rows: Sequence[Row]) -> list[str]:
 
 _LEGEND = (
     "outline: just inside the contour against just outside; interior: deep inside against well outside; for the own",
-    "mask less other images' masks, 1 for a perfect map, 0 by chance: first snapshot > top > end; (): not shown. by",
-    "step: arrival with its 95 % interval; start: there at the first snapshot. outline earlier by: ratio of the two.",
+    "mask less other images' masks, 1 for a perfect map, 0 by chance: first snapshot > top > end; (): not shown; dark:",
+    "of the negated maps. by step: arrival with its 95 % interval; start: there at the first snapshot. outline earlier",
+    "by: ratio of the two.",
     "centroid: mean frequency of the map at start > end, in cycles per pixel. checkerboard: share of the variance in",
     "2 x 2 pixels that repeats with the upsampling grid; grid lines: power on the grid's lines over that beside them.",
 )

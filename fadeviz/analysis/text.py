@@ -64,7 +64,8 @@ def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
 
 def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
     """Cells of the table: the levels and the arrival of outline and interior, and the lead as a factor."""
-    factor = format_factor(onset.lead)
+    # A ratio of a step to no step at all says nothing.
+    factor = "-" if onset.outline.from_start or onset.interior.from_start else format_factor(onset.lead)
     return [
         _levels(onset.outline), _by(onset.outline, steps), _levels(onset.interior), _by(onset.interior, steps),
         factor if factor == "-" else f"{factor} x",
@@ -112,8 +113,8 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
     for comparison in different:
         where = "" if comparison.kind != "readout" else " (features)"
         lines.append(
-            f"lead of {comparison.first} over that of {comparison.second}{where}: "
-            f"{format_factor(comparison.difference)}, p = {comparison.p:.2g}"
+            f"{comparison.first} against {comparison.second}{where}: the lead of the outline is "
+            f"{format_factor(comparison.difference)} times as long, p = {comparison.p:.2g}"
         )
     same = len(comparisons) - len(different)
     if same:

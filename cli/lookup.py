@@ -20,7 +20,7 @@ from .messages import in_options, print_notes
 @click.argument("names", nargs=-1)
 @click.option("--network", "networks", type=NAMES, default="segnet,segformer", show_default=True, metavar="NAME,...",
               cls=InstalledOption, group=plugins.NETWORKS,
-              help="Networks whose costs are listed: segnet, segformer, matting.")  # fmt: skip
+              help="Networks whose costs are listed: segnet, unet, segformer, matting.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the costs in all networks.")
 def upsamplers(names: tuple[str, ...], networks: tuple[str, ...], as_json: bool) -> None:
     """List the upsampling operators and what they cost.

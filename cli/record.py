@@ -1,4 +1,4 @@
-"""The commands that train one network, or the two of the demo: record and demo."""
+"""The commands that train one network, or those of the demo: record and demo."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _DEMO = Path("outputs/demo")
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=_DEMO, show_default=True,
-              help="Folder for the two runs and the figures.")  # fmt: skip
-@click.option("--steps", type=int, default=240, show_default=True, help="Optimiser steps of each run.")
+              help="Folder for the four runs and the figures.")  # fmt: skip
+@click.option("--steps", type=int, default=200, show_default=True, help="Optimiser steps of each run.")
 @SEED
 @click.option("--overwrite", is_flag=True, help="Replace an earlier demo in the same folder.")
 def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
     """Watch FADE and CARAFE learn.
 
-    Trains both on synthetic horses and writes figures, animations and a summary.
+    Trains both on synthetic horses, in a U-Net and in a SegNet, and writes figures, animations and a summary that ends
+    with the verdict on each: outline or interior first.
 
     Running it again resumes an interrupted demo; after a finished one, it only redraws the figures.
     """
@@ -48,7 +49,7 @@ def demo(out: Path, steps: int, seed: int, overwrite: bool) -> None:
 def _demo_command(out: Path, steps: int, seed: int) -> str:
     """The command line that resumes a demo; what is the default is left out."""
     words = ["fadeviz", "demo"]
-    for option, value, default in (("--out", out, _DEMO), ("--steps", steps, 240), ("--seed", seed, 0)):
+    for option, value, default in (("--out", out, _DEMO), ("--steps", steps, 200), ("--seed", seed, 0)):
         words += [option, str(value)] if value != default else []
     return shlex.join(words)
 

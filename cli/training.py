@@ -29,7 +29,7 @@ UPSAMPLER = click.option(
 _DATA = (
     click.option("--network", default="segnet", show_default=True, metavar="NAME",
                  cls=InstalledOption, group=plugins.NETWORKS,
-                 help="Network to train: segnet, segformer or matting; may have options: "
+                 help="Network to train: segnet, unet, segformer or matting; may have options: "
                       "segformer:backbone=b1."),
     click.option("--data", default="synthetic", show_default=True, metavar="NAME",
                  cls=InstalledOption, group=plugins.DATASETS,
@@ -61,9 +61,10 @@ _RECIPE = (
                  help="Multiplier of the network's channels."),
     click.option("--batch-size", type=int, default=4, show_default=True, help="Images per step."),
     click.option("--lr", type=float, default=None,
-                 help="Learning rate.  [default: for segnet 0.01 with SGD, times 0.1 after 70 % and 90 % of the steps; "
-                      "for segformer 6e-5 with AdamW, decaying to 0, and 10 times that for its head; for matting "
-                      "0.01 with Adam, times 0.1 after 67 % and 87 %, and a hundredth of that for its encoder]"),
+                 help="Learning rate.  [default: for segnet 0.01 and for unet 0.05 with SGD, times 0.1 after 70 % and "
+                      "90 % of the steps; for segformer 6e-5 with AdamW, decaying to 0, and 10 times that for its "
+                      "head; for matting 0.01 with Adam, times 0.1 after 67 % and 87 %, and a hundredth of that for "
+                      "its encoder]"),
     click.option("--weight-decay", type=float, default=None,
                  help="Weight decay.  [default: 0.01 for segformer, 0 for others]"),
     click.option("--weights", default="none", show_default=True, metavar="FILE|imagenet|none",

@@ -85,9 +85,9 @@ class UpsamplerTable:
 
 _LEGEND = """\
 reads: besides the decoder map. The numbers are for all operators of a network and one image: SegNet's
-five (512, 512, 256, 128, 64 channels), six of 256 channels in SegFormer's head, four of the matting
-network's decoder (256, 128, 64, 64). M mul-add: millions of multiply-adds, which the papers' tables give as
-FLOPs. With options: fadeviz upsamplers indexnet:kind=m2o"""
+and U-Net's five (512, 512, 256, 128, 64 channels), six of 256 channels in SegFormer's head, four of the
+matting network's decoder (256, 128, 64, 64). M mul-add: millions of multiply-adds, which the papers' tables
+give as FLOPs. With options: fadeviz upsamplers indexnet:kind=m2o"""
 
 
 def list_upsamplers(names: Sequence[str] = (), *, networks: Sequence[str] = ("segnet", "segformer")) -> UpsamplerTable:

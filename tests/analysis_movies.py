@@ -13,13 +13,13 @@ def radius_of_cells(row=24, column=24, side=SIDE):
     return np.hypot(y - row, x - column)
 
 
-def masks(count=len(DISCS), side=SIDE):
+def masks(count=8, side=SIDE):
     return np.stack([radius_of_cells(row, column, side) < radius for row, column, radius in DISCS[:count]]).astype(
         np.uint8
     )
 
 
-def movie(kind, steps=STEPS, *, images=len(DISCS), noise=0.3, seed=0):
+def movie(kind, steps=STEPS, *, images=8, noise=0.3, seed=0):
     """(S, N, h, w) float32: how much of each disc is lit grows with log(1 + step), under noise.
 
     inward: from the outline to the centre; outward; together: all of it fades in; start: a line at step 0 that fills;

@@ -1,5 +1,7 @@
 """Ranks, zones and contrasts against slow loops."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.stats import rankdata
@@ -104,7 +106,7 @@ def test_contrasts_are_those_of_a_slow_loop():
                 assert measured.outline[t, n, m] == pytest.approx(outline, abs=1e-5)
                 assert measured.interior[t, n, m] == pytest.approx(interior, abs=1e-5)
                 assert measured.marked[t, n, m] == pytest.approx(marked, abs=1e-5)
-        for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for index, (low, high) in enumerate(itertools.pairwise(edges)):
             bins = [(zone.depth >= low) & (zone.depth < high) for zone in zones]
             kept = [n for n in range(5) if bins[n].any()]
             table = np.array([[ranked[n][bins[m]].mean() for m in kept] for n in kept])

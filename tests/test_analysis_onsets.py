@@ -23,18 +23,18 @@ IMAGES = 6
 
 
 def make_run(
-    path, kind, *, upsampler="fade", seed=0, steps=STEPS, grey=90, size=48, config=None, readout=None, images=IMAGES, found=None
-):  # fmt: skip
+    path, kind, *, upsampler="fade", seed=0, steps=STEPS, grey=90, size=48, config=None, readout=None, found=None
+):
     """A run whose maps are a movie, each seed with its own noise; ``readout``: the movie of its readout."""
     store = SnapshotStore(path, f"{upsampler}-{seed}")
-    maps = movie(kind, steps, images=images, seed=seed)[:, :, :size, :size]
-    read = None if readout is None else movie(readout, steps, images=images, seed=50 + seed)
+    maps = movie(kind, steps, images=IMAGES, seed=seed)[:, :, :size, :size]
+    read = None if readout is None else movie(readout, steps, images=IMAGES, seed=50 + seed)
     for index, step in enumerate(steps):
         made = [Snapshot(step, LAYER, 0, "feature", maps[index])]
         made += [] if read is None else [Snapshot(step, LAYER, 0, "readout", read[index])]
         store.write(step, made)
-    found = masks(images) if found is None else found
-    store.write_observation(np.full((images, 48, 48, 3), grey, np.uint8), found)
+    found = masks(IMAGES) if found is None else found
+    store.write_observation(np.full((IMAGES, 48, 48, 3), grey, np.uint8), found)
     store.write_info(
         RunInfo.from_dict(
             {
@@ -43,7 +43,7 @@ def make_run(
                 "config": {"upsampler": upsampler, "seed": seed, "lr": 0.01, "snapshots": str(path), **(config or {})},
                 "layers": {LAYER: {"size": [48, 48]}},
                 "figure_layer": LAYER,
-                "observation": {"names": [f"disc_{index}" for index in range(images)]},
+                "observation": {"names": [f"disc_{index}" for index in range(IMAGES)]},
             }
         )
     )
@@ -115,7 +115,7 @@ def test_operators_are_compared_over_the_seeds_that_both_have(runs, onsets):
     assert pair.seeds == (1,)
     assert pair.difference.variance_seeds == 0
     assert measure_onsets([runs[0], runs[3]]).comparisons == ()  # fade 2 and carafe 0
-    assert "lead of fade over that of carafe: " in str(Analysis(onsets))
+    assert "fade against carafe: the lead of the outline is " in str(Analysis(onsets))
 
 
 def test_the_analysis_reads_as_sentences(onsets):

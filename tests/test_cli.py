@@ -388,44 +388,50 @@ def test_a_demo_goes_on(tmp_path, monkeypatch):
 
     def after(work, result):
         real(work, result)
-        trained.append((work.parts.config.upsampler, result.step))
-        if trained[-1] in (("fade", 3), ("carafe", 2)):
+        trained.append((f"{work.parts.config.network}-{work.parts.config.upsampler}", result.step))
+        if trained[-1] in (("unet-fade", 3), ("unet-carafe", 2)):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Session, "on_step_end", after)
 
-    def tiny(name, steps, seed):
-        return RunConfig(name, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", observe=1, seed=seed)
+    def tiny(network, name, steps, seed):
+        return RunConfig(
+            name, network, size=32, width=1 / 16, steps=steps, snapshots="5", kinds="feature", observe=1, seed=seed
+        )
 
     monkeypatch.setattr("fadeviz.demo.demo_config", tiny)
-    monkeypatch.setattr("fadeviz.demo.draw_demo", lambda runs, out: f"{[run.name for run in runs]} drawn")
+    monkeypatch.setattr("fadeviz.demo.draw_demo", lambda runs, out: f"{[run.path.name for run in runs]} drawn")
     demo = ("demo", "--out", out, "--steps", "5")
     result = call(*demo)
     assert result.exit_code == 143
     again = f"fadeviz demo --out '{out}' --steps 5"
     assert result.stderr.splitlines()[-1] == f"interrupted at step 3 of 5; {again} continues at step 4"
     assert call(*demo).exit_code == 143
-    assert "['fade', 'carafe'] drawn" in call(*demo).stdout
-    assert trained == [(name, step) for name in ("fade", "carafe") for step in range(1, 6)]  # none twice
-    before = {file: file.stat().st_mtime_ns for file in (out / "fade").rglob("*")}
+    names = ["unet-fade", "unet-carafe", "segnet-fade", "segnet-carafe"]
+    assert f"{names} drawn" in call(*demo).stdout
+    assert trained == [(name, step) for name in names for step in range(1, 6)]  # none twice
+    before = {file: file.stat().st_mtime_ns for file in (out / "unet-fade").rglob("*")}
     assert "drawn" in call(*demo).stdout
-    assert {file: file.stat().st_mtime_ns for file in (out / "fade").rglob("*")} == before
-    assert len(trained) == 10
+    assert {file: file.stat().st_mtime_ns for file in (out / "unet-fade").rglob("*")} == before
+    assert len(trained) == 20
     assert call(*demo, "--overwrite").exit_code == 143
-    assert trained[10:] == [("fade", 1), ("fade", 2), ("fade", 3)]
+    assert trained[20:] == [("unet-fade", 1), ("unet-fade", 2), ("unet-fade", 3)]
 
 
 def test_demo_leaves_what_it_says(tmp_path, monkeypatch):
-    monkeypatch.setattr("fadeviz.demo.demo_config", lambda *given: dataclasses.replace(demo_config(*given), observe=4))
+    monkeypatch.setattr(
+        "fadeviz.demo.demo_config", lambda *given: dataclasses.replace(demo_config(*given), observe=4, size=32)
+    )
     result = call("demo", "--out", tmp_path / "demo", "--steps", "6")
     assert result.exit_code == 0, result.output
     summary = (tmp_path / "demo" / "summary.md").read_text()
-    named = re.findall(r"^- (\S+):", summary, re.MULTILINE)
+    named = re.findall(r"^- (\S+\.(?:png|gif)):", summary, re.MULTILINE)
     assert {file.rsplit("/", 1)[1] for file in named} == {p.name for p in (tmp_path / "demo" / "figures").iterdir()}
     assert len(named) == 7
     for file in named:
         assert (tmp_path / "demo" / "figures" / file.rsplit("/", 1)[1]).stat().st_size > 1000
-    assert re.search(r"\| fade \| 1,967,540 \| 0\.\d{3}", summary)
+    assert re.search(r"\| SegNet \| FADE \| 1,967,540 \| 0\.\d{3}", summary)
+    assert [line.split(":")[0] for line in summary.splitlines()[-2:]] == ["- fade", "- carafe"]  # the verdicts
     fails(
         1, "other settings: .*steps was 6, is 7.* Replace the demo", "demo", "--out", tmp_path / "demo", "--steps", "7"
     )

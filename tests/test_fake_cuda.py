@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-NETWORKS = ("segnet", "segformer", "matting") if importlib.util.find_spec("transformers") else ("segnet",)
+NETWORKS = ("segnet", "unet") + (("segformer", "matting") if importlib.util.find_spec("transformers") else ())
 
 
 def run(cases):

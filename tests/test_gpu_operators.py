@@ -137,13 +137,18 @@ def test_its_options_agree_with_float64(upsampler, precision):
     check_operator(upsampler, precision, torch.channels_last)
 
 
-NETWORKS = {"segnet": UPSAMPLERS, "segformer": ("fade", "carafe", "bilinear"), "matting": ("fade", "a2u", "max_unpool")}
+NETWORKS = {
+    "segnet": UPSAMPLERS,
+    "unet": ("fade", "carafe", "max_unpool"),
+    "segformer": ("fade", "carafe", "bilinear"),
+    "matting": ("fade", "a2u", "max_unpool"),
+}
 PAIRS = [(network, upsampler) for network, upsamplers in NETWORKS.items() for upsampler in upsamplers]
 
 
 def training(network, upsampler, precision, steps):
     """A network and batches on the device, the task, and what else :func:`fadeviz.training.loop.fit` takes."""
-    if network != "segnet":
+    if network in ("segformer", "matting"):
         pytest.importorskip("transformers")
     from fadeviz.models import NETWORKS as TABLE
     from fadeviz.models import build_network

@@ -202,6 +202,8 @@ class TestArrivals:
         assert "outline there before training" in both
         assert "interior arrives" in both
         assert "outline arrives" not in both
+        late = drawn(panel(arrivals=[ArrivalMark("outline", 40, 40, 40, 0.0, True)], steps=(40, 50, 60)))
+        assert "outline there at the first snapshot" in [text.get_text() for text in late.texts]
 
 
 class TestLayout:

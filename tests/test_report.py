@@ -22,8 +22,8 @@ from fadeviz.render import plots
 from fadeviz.render.colormap import palette, signed_palette, to_indices
 from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
-from fadeviz.report import PALETTES, write_report
 from fadeviz.render.panels import kymograph_span
+from fadeviz.report import PALETTES, write_report
 from fadeviz.report import text as page_text
 from fadeviz.report.charts import signature_data
 from fadeviz.report.codec import pack
@@ -542,6 +542,7 @@ class TestAnswer:
             if row["verdict"] == "outline first":
                 assert by.startswith(f"{row['outline_arrival']:.0f} (")
                 assert factor.startswith(f"{row['lead']:.1f} (")
+                assert factor.endswith(") ×")
         assert re.findall(r"<td>(.*?)</td>", rows[2][1])[2] == "start"
         assert re.findall(r"<td>(.*?)</td>", rows[3][1])[2] == "–"
 

@@ -22,7 +22,9 @@ _MOST_IMAGES, _MOST_SEEDS = 200, 50
 
 def describe_operator(operator: OperatorOnset, steps: Sequence[int]) -> tuple[str, ...]:
     """One sentence on what the maps show, and one on what the features hold where a readout was recorded."""
-    sentences = [f"{operator.title}: {describe_onset(operator.map, steps)}{_origin(operator.origins)}."]
+    sentences = [
+        f"{operator.title}: {describe_onset(operator.map, steps)}{_opposite(operator.map)}{_origin(operator.origins)}."
+    ]
     if operator.readout is not None:
         sentences.append(
             f"{operator.title}, features: {describe_onset(operator.readout, steps, readout=True)}"
@@ -71,6 +73,15 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
         first_step, last_step = outline.within
         return f"{faintly}outline and interior both appear between steps {first_step} and {last_step}"
     return faintly + _timed(onset, steps)
+
+
+def _opposite(onset: Onset) -> str:
+    """A remark where outline and interior differ in sign in most runs; empty otherwise."""
+    outline, interior = onset.outline, onset.interior
+    if not (outline.shown and interior.shown) or float((outline.signs * interior.signs).mean()) >= 0:
+        return ""
+    dark, bright = ("interior", "outline") if interior.signs.mean() < outline.signs.mean() else ("outline", "interior")
+    return f" (the {dark} is dark where the {bright} is bright)"
 
 
 def _timed(onset: Onset, steps: Sequence[int]) -> str:

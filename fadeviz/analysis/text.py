@@ -64,7 +64,8 @@ def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
 
 def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
     """Cells of the table: the levels and the arrival of outline and interior, and the lead as a factor."""
-    factor = format_factor(onset.lead)
+    # A ratio of a step to no step at all says nothing.
+    factor = "-" if onset.outline.from_start or onset.interior.from_start else format_factor(onset.lead)
     return [
         _levels(onset.outline), _by(onset.outline, steps), _levels(onset.interior), _by(onset.interior, steps),
         factor if factor == "-" else f"{factor} x",
@@ -72,10 +73,11 @@ def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
 
 
 def _levels(reading: Reading) -> str:
-    """Response at the first snapshot, top and end; in brackets where it is not shown."""
+    """Response at the first snapshot, top and end; in brackets where it is not shown, "dark" where it was negated."""
     if math.isnan(reading.chance):
         return "-"
     text = " > ".join(f"{round(value, 2) + 0.0:.2f}" for value in (reading.start, reading.top, reading.end))
+    text = f"dark {text}" if reading.signs.mean() < 0 else text
     return text if reading.shown else f"({text})"
 
 
@@ -111,8 +113,8 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
     for comparison in different:
         where = "" if comparison.kind != "readout" else " (features)"
         lines.append(
-            f"lead of {comparison.first} over that of {comparison.second}{where}: "
-            f"{format_factor(comparison.difference)}, p = {comparison.p:.2g}"
+            f"{comparison.first} against {comparison.second}{where}: the lead of the outline is "
+            f"{format_factor(comparison.difference)} times as long, p = {comparison.p:.2g}"
         )
     same = len(comparisons) - len(different)
     if same:
@@ -140,8 +142,9 @@ def _spectrum_table(rows: Sequence[Row]) -> list[str]:
 
 _LEGEND = (
     "outline: just inside the contour against just outside; interior: deep inside against well outside; for the own",
-    "mask less other images' masks, 1 for a perfect map, 0 by chance: first snapshot > top > end; (): not shown. by",
-    "step: arrival with its 95 % interval; start: there at the first snapshot. outline earlier by: ratio of the two.",
+    "mask less other images' masks, 1 for a perfect map, 0 by chance: first snapshot > top > end; (): not shown; dark:",
+    "of the negated maps. by step: arrival with its 95 % interval; start: there at the first snapshot. outline earlier",
+    "by: ratio of the two.",
     "centroid: mean frequency of the map at start > end, in cycles per pixel. checkerboard: share of the variance in",
     "2 x 2 pixels that repeats with the upsampling grid; grid lines: power on the grid's lines over that beside them.",
 )

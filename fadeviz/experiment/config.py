@@ -48,8 +48,8 @@ class RunConfig:
         batch_size: images per training step, in all processes together.
         lr: base learning rate; None takes that of the network's recipe.
         lr_drops: fractions of the run, in increasing order, at each of which the learning rate is multiplied by 0.1;
-            empty takes the network's (for SegNet, epochs 35 and 45 of 50), ``(1.0,)`` means never. SegFormer's learning
-            rate warms up and decays instead.
+            empty takes the network's (for SegNet and U-Net, epochs 35 and 45 of 50), ``(1.0,)`` means never.
+            SegFormer's learning rate warms up and decays instead.
         momentum: momentum of SGD, in [0, 1).
         weight_decay: weight decay of the optimiser; None takes that of the network's recipe.
         flip: mirror training images at random.

@@ -145,7 +145,7 @@ class Session:
             raise FadevizError(
                 f"{self.out}: its data, weights or device kind are not the same any more. Use overwrite=True"
             )
-        self.observer.probe.resume(before.info.kinds, before.foregrounds)
+        self.observer.probe.resume(before.info.kinds)
         self._info = dataclasses.replace(self._info, kinds=tuple(self.observer.probe.kinds))
         if not path.exists():
             done = max((line["step"] for line in before.metrics()), default=0)

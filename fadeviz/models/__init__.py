@@ -13,8 +13,14 @@ from .matting import MattingNet
 from .recipes import Recipe
 from .segformer import SegFormer
 from .segnet import SegNet
+from .unet import UNet
 
-NETWORKS: dict[str, type[Network]] = {"segnet": SegNet, "segformer": SegFormer, "matting": MattingNet}
+NETWORKS: dict[str, type[Network]] = {
+    "segnet": SegNet,
+    "unet": UNet,
+    "segformer": SegFormer,
+    "matting": MattingNet,
+}
 """fadeviz's own networks by name. A new one is a file and a line here.
 
 Other packages add theirs under the entry-point group ``fadeviz.networks``; :func:`find_network` finds both.
@@ -125,6 +131,7 @@ __all__ = [
     "SegFormer",
     "SegNet",
     "Site",
+    "UNet",
     "all_networks",
     "build_network",
     "find_network",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import FadevizError
-from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
+from ..upsamplers import Skip, Upsampler
 from .base import Network, Site
+from .blocks import build_stage_upsamplers, check_sides, check_width
 from .pretrained import read_pretrained, transformers_for
 from .recipes import Recipe, adam, step_decay
 
@@ -250,11 +250,9 @@ class MattingNet(Network):
                 installed.
         """
         super().__init__()
-        if not (math.isfinite(width) and 0 < width <= 4):
-            raise FadevizError(f"MattingNet: width is {width}; it must be above 0 and at most 4, e.g. 0.25")
+        check_width("MattingNet", width)
         if channels < 1:
             raise FadevizError(f"MattingNet: channels is {channels}; images have 4 with a trimap, 3 without")
-        name, options = parse_upsampler(upsampler)
         self.width = width
         self.image_channels = channels
         stem, *stages = (_scaled(c, width) for c in (STEM, *(c for c, _ in STAGES)))
@@ -270,15 +268,8 @@ class MattingNet(Network):
         for module in (self.context, *shortcuts, *convs, self.head):
             module.apply(_reset)
         # The operators come last: the draws above are then the same whichever operator is chosen.
-        self.decoder = nn.ModuleList()
-        for (size, _), shortcut, conv in zip(sizes, shortcuts, convs, strict=True):
-            operator = build_upsampler(name, size, **options)
-            if operator.scale_factor != 2:
-                raise FadevizError(
-                    f"MattingNet: every stage doubles, but {name} has scale_factor {operator.scale_factor}. Use 2"
-                )
-            check_keeps_channels("MattingNet", name, operator)
-            self.decoder.append(MattingStage(operator, shortcut, conv))
+        operators = build_stage_upsamplers("MattingNet", upsampler, [size for size, _ in sizes])
+        self.decoder = nn.ModuleList(map(MattingStage, operators, shortcuts, convs))
 
     def forward(self, images: Tensor) -> Tensor:
         """Alpha as predicted, not clamped."""
@@ -288,9 +279,7 @@ class MattingNet(Network):
                 f"MattingNet: the images are {tuple(images.shape)}, but (B, {self.image_channels}, H, W) is needed: "
                 f"{kind}"
             )
-        h, w = images.shape[-2:]
-        if h % self.stride or w % self.stride or not h or not w:
-            raise FadevizError(f"MattingNet: the image is {h}x{w}; both sides must be divisible by {self.stride}")
+        check_sides("MattingNet", images, self.stride)
         stages = [cast(MattingStage, stage) for stage in self.decoder]
         x, skips, shortcuts = self.encoder(images, [stage.upsample.pool for stage in stages])
         x = self.context(x)

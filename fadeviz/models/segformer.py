@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from ..errors import FadevizError, unknown_name
 from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, find_upsampler, parse_upsampler
 from .base import Network, Site
+from .blocks import check_sides, check_width
 from .pretrained import read_pretrained, transformers_for
 from .recipes import Recipe, adamw, poly
 
@@ -155,8 +155,7 @@ class SegFormer(Network):
             channels: channels of the head, before ``width``; 0 takes the backbone's.
         """
         super().__init__()
-        if not (math.isfinite(width) and 0 < width <= 4):
-            raise FadevizError(f"SegFormer: width is {width}; it must be above 0 and at most 4, e.g. 0.25")
+        check_width("SegFormer", width)
         if backbone not in BACKBONES:
             raise unknown_name("SegFormer backbone", backbone, BACKBONES)
         variant = BACKBONES[backbone]
@@ -169,11 +168,9 @@ class SegFormer(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits at the images' resolution."""
-        h, w = images.shape[-2:]
-        if h % self.stride or w % self.stride or not h or not w:
-            raise FadevizError(f"SegFormer: the image is {h}x{w}; both sides must be divisible by {self.stride}")
+        check_sides("SegFormer", images, self.stride)
         features = self.encoder(images, output_hidden_states=True).hidden_states
-        return F.interpolate(self.head(features), size=(h, w), mode="bilinear", align_corners=False)
+        return F.interpolate(self.head(features), size=images.shape[-2:], mode="bilinear", align_corners=False)
 
     def load_encoder(self, weights: str | Path) -> str:
         """Load a pretrained MiT.

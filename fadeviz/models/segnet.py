@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import urllib.error
 from collections.abc import Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import FadevizError
-from ..upsamplers import Skip, Upsampler, build_upsampler, check_keeps_channels, parse_upsampler
+from ..upsamplers import Skip, Upsampler
 from .base import Network, Site
+from .blocks import build_stage_upsamplers, check_sides, check_width, convs, reset_convs
 from .recipes import Recipe, sgd, step_decay
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -85,39 +84,28 @@ class SegNet(Network):
             width: multiplier of every channel count; 0.25 makes the slim network of the demo.
         """
         super().__init__()
-        if not (math.isfinite(width) and 0 < width <= 4):
-            raise FadevizError(f"SegNet: width is {width}; it must be above 0 and at most 4, e.g. 0.25")
-        name, options = parse_upsampler(upsampler)
+        check_width("SegNet", width)
         channels = [max(4, round(c * width)) for c, _ in STAGES]
         self.width = width
         self.encoder = nn.ModuleList()
         before = 3
         for c, (_, count) in zip(channels, STAGES, strict=True):
-            self.encoder.append(_convs([before] + [c] * count))
+            self.encoder.append(convs([before] + [c] * count))
             before = c
         decoders = []
         for i in reversed(range(5)):
             after = channels[max(0, i - 1)]
-            decoders.append(_convs([channels[i]] * STAGES[i][1] + [after]))
+            decoders.append(convs([channels[i]] * STAGES[i][1] + [after]))
         self.head = nn.Conv2d(channels[0], classes, 3, padding=1)
         for module in (self.encoder, *decoders, self.head):
-            module.apply(_reset)
+            module.apply(reset_convs)
         # The operators come last: the draws above are then the same whichever operator is chosen.
-        self.decoder = nn.ModuleList()
-        for i, convs in enumerate(decoders):
-            operator = build_upsampler(name, channels[4 - i], **options)
-            if operator.scale_factor != 2:
-                raise FadevizError(
-                    f"SegNet: every stage doubles, but {name} has scale_factor {operator.scale_factor}. Use 2"
-                )
-            check_keeps_channels("SegNet", name, operator)
-            self.decoder.append(DecoderStage(operator, convs))
+        operators = build_stage_upsamplers("SegNet", upsampler, channels[::-1])
+        self.decoder = nn.ModuleList(map(DecoderStage, operators, decoders))
 
     def forward(self, images: Tensor) -> Tensor:
         """Class logits at the images' resolution."""
-        h, w = images.shape[-2:]
-        if h % self.stride or w % self.stride or not h or not w:
-            raise FadevizError(f"SegNet: the image is {h}x{w}; both sides must be divisible by {self.stride}")
+        check_sides("SegNet", images, self.stride)
         x, skips = images, []
         for stage, decoder in zip(self.encoder, reversed(self.decoder), strict=True):
             feature = stage(x)
@@ -182,20 +170,6 @@ class SegNet(Network):
 
 
 _NORM_KEYS = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-
-
-def _convs(channels: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise(channels):
-        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
-
-
-def _reset(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _first_line(error: Exception) -> str:

@@ -124,12 +124,14 @@ class Probe:
         self.layers = tuple(name for name in self.layers if name in layers)
         self._settled = True
 
-    def resume(self, kinds: Sequence[str], objects: NDArray[np.bool_]) -> None:
-        """Continue a recording of these kinds and objects: leave out the readouts that were not recorded before.
+    def resume(self, kinds: Sequence[str], objects: NDArray[np.bool_] | None = None) -> None:
+        """Continue a recording of these kinds: leave out the readouts that were not recorded before.
 
-        Recordings by versions without readouts stay without them, unless they are requested by name.
+        Recordings by versions without readouts stay without them, unless they are requested by name. ``objects``
+        replaces those of the constructor, if the recording has others.
         """
-        self._readout = ReadoutTargets(objects)
+        if objects is not None:
+            self._readout = ReadoutTargets(objects)
         if not self._kinds_named:
             self.kinds = tuple(kind for kind in self.kinds if kind in kinds or kind not in READOUT_KINDS)
 

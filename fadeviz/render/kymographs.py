@@ -287,13 +287,14 @@ class _Figure:
     def _legend(self) -> list[list[_Entry]]:
         """The marks that occur, in lines that fit."""
         marks = [mark for panel in self.panels for mark in panel.arrivals]
+        since = "before training" if all(min(panel.steps) == 0 for panel in self.panels) else "at the first snapshot"
         entries = [_Entry("contour", False, "contour")]
         for label in (OUTLINE, INTERIOR):
             if any(mark.label == label and not mark.from_start for mark in marks):
                 entries.append(_Entry(label, False, f"{label} arrives"))
         for label in (OUTLINE, INTERIOR):
             if any(mark.label == label and mark.from_start for mark in marks):
-                entries.append(_Entry(label, True, f"{label} there before training"))
+                entries.append(_Entry(label, True, f"{label} there {since}"))
         lines: list[list[_Entry]] = [[]]
         room = self.total - self.left - _MARGIN
         for entry in entries:

@@ -90,10 +90,17 @@ def onset_table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
         for onset in filter(None, (operator.map, operator.readout)):
             first = onset is operator.map
             name = plain(operator.title) if first else f"{plain(operator.title)}, features"
-            cells = [_MINUS.join(cell.split("-")) if cell != "-" else "–" for cell in onset_cells(onset, onsets.steps)]
+            cells = [_typeset(cell) for cell in onset_cells(onset, onsets.steps)]
             count = str(len(operator.seeds))
             rows.append([name, count, *cells, str(onset.verdict), *(tested if first else [""] * len(tested))])
     return [*head, "outline earlier by", "verdict", *metrics[0]], rows
+
+
+def _typeset(cell: str) -> str:
+    """A cell of the printed table with a true minus sign, multiplication sign and dash."""
+    if cell == "-":
+        return "–"
+    return (f"{cell[:-2]} ×" if cell.endswith(" x") else cell).replace("-", _MINUS)
 
 
 def comparison_sentences(onsets: Onsets) -> list[str]:

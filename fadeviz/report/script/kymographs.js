@@ -185,7 +185,7 @@ function addReading(plot, svg, panel, { width, height, left, right, top, bottom,
 
 function spoken(panel) {
   const marks = panel.arrivals.map(({ label, step, fromStart }) =>
-    fromStart ? `${label} there before training` : `${label} arrives at step ${number(step)}`);
+    fromStart ? `${label} there from the start` : `${label} arrives at step ${number(step)}`);
   const name = panel.row ? `${panel.title}, ${panel.row}` : panel.title;
   return [`${name}: ${panel.subtitle}`, ...marks, "Arrow keys read values"].join(". ");
 }
@@ -194,13 +194,14 @@ function spoken(panel) {
 function showKey() {
   const { panels, span } = data.signature;
   const arrivals = panels.flatMap((panel) => panel.arrivals);
+  const since = steps[0] === 0 ? "before training" : "at the first snapshot";
   const entry = (text, ...shapes) => make("li", {}, draw("svg", { viewBox: "0 0 30 14", "aria-hidden": "true" }, ...shapes), text);
   const entries = [entry("contour", draw("line", { class: "zero", x1: 1, x2: 29, y1: 7, y2: 7 }))];
   for (const open of [false, true]) {
     for (const label of ["outline", "interior"]) {
       if (!arrivals.some((one) => one.label === label && one.fromStart === open)) continue;
       const bar = open ? [] : [draw("line", { class: "bar", x1: 2, x2: 28, y1: 7, y2: 7 })];
-      entries.push(entry(open ? `${label} there before training` : `${label} arrives, with its interval`, ...bar, symbol(label, open, 15, 7)));
+      entries.push(entry(open ? `${label} there ${since}` : `${label} arrives, with its interval`, ...bar, symbol(label, open, 15, 7)));
     }
   }
   byId("symbols").replaceChildren(...entries);

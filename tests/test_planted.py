@@ -1,7 +1,7 @@
 """The instrument on planted movies: right verdicts, wrong ones, chance, and the coverage of its interval.
 
-The kinds and what is demanded of each are in planted.py and planted_demands.py; docs/concepts/validation.md has the
-table that the slow tests check.
+The kinds are in planted.py, their objects in planted_objects.py, what is demanded of each in planted_demands.py;
+docs/concepts/validation.md has the table that the slow tests check.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted import KINDS, Kind, Movie, inward, plant, plant_lead, rescaled
-from planted_demands import DEMANDS
 
 from fadeviz.analysis.contrasts import measure_contrasts, perfect_contrasts
 from fadeviz.analysis.onset import Onset, judge
 from fadeviz.analysis.zones import Zones, build_zones
+from planted import KINDS, Kind, Movie, inward, plant, plant_lead, rescaled
+from planted_demands import DEMANDS
 
 FAST_KINDS = [
     "inward", "line, then fill", "outward", "line at step 0, then fill", "line at step 0, inward",

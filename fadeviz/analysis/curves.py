@@ -80,7 +80,7 @@ def operator_curves(onsets: Onsets, operator: OperatorOnset) -> dict[str, Measur
         if all(name in measured for measured in runs):
             images = min(measured[name].shape[1] for measured in runs)  # large kinds may cover more images in one run
             tables[name] = np.stack([measured[name][:, :images] for measured in runs])
-    curves = {name: _curve(name, onsets.steps, values) for name, values in tables.items()}
+    curves = {name: _curve(name, onsets.steps, values) for name, values in tables.items() if values.size}
     curves |= _responses(operator.map, onsets.steps, "")
     if operator.readout is not None:
         curves |= _responses(operator.readout, onsets.steps, "_readout")

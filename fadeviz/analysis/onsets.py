@@ -311,6 +311,9 @@ def _note_left_out(reasons: dict[str, str], size: tuple[int, int]) -> list[str]:
 
 
 def _note_steps(steps: Sequence[int]) -> list[str]:
+    if len(steps) < 3:
+        count = "1 snapshot" if len(steps) == 1 else f"{len(steps)} snapshots"
+        return [f"{count}: too few to say when something came; record more steps"]
     if steps[0] == 0:
         return []
     return [

@@ -365,6 +365,7 @@ def test_the_trained_twin_shares_what_is_saved(group):
         assert tensor is kept[name]
 
 
+@pytest.mark.slow
 def test_the_example_records_once(tmp_path):
     example = Path(__file__).resolve().parents[1] / "examples" / "record_ddp.py"
     out = tmp_path / "run"

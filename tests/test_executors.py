@@ -127,6 +127,7 @@ class TestKilled:
             assert what_was_recorded(folders[trial]) == alone(plan, trial), trial
         assert not list(out.rglob(".*"))
 
+    @pytest.mark.slow
     def test_of_four_runs(self, tmp_path, alone):
         self.killed_and_given_again(tmp_path / "out", ["nearest", "bilinear"], 2, 1, alone)
 

@@ -13,8 +13,10 @@ from fadeviz.analysis.contrasts import measure_contrasts
 from fadeviz.analysis.controls import compare_with_control
 from fadeviz.analysis.curves import operator_curves
 from fadeviz.analysis.onsets import measure_onsets
+from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.sentences import describe_operator
+from fadeviz.analysis.zones import build_zones
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
@@ -92,9 +94,6 @@ def test_what_is_filled_inward_and_what_grows(onsets):
 
 def test_everything_is_what_the_parts_say(onsets):
     fade = onsets.operators[0]
-    from fadeviz.analysis.regions import build_regions
-    from fadeviz.analysis.zones import build_zones
-
     zones = [build_zones(build_regions(mask, (48, 48))) for mask in masks(IMAGES)]
     for run, measured in zip(fade.runs, fade.contrasts, strict=True):
         alone = measure_contrasts(run.maps(LAYER), zones)
@@ -169,6 +168,22 @@ def test_a_control_tells_learning_from_initialisation(tmp_path):
     )
     other = dataclasses.replace(fade.map, outline=dataclasses.replace(fade.map.outline, top_estimate=fewer))
     assert compare_with_control(fade.map, other)[0].difference.variance_seeds == 0
+
+
+def test_a_line_on_both_sides_of_the_contour_marks_it(tmp_path):
+    run = make_run(tmp_path / "r", "noise")
+    rng = np.random.default_rng(0)
+    lines = np.stack([np.abs(build_regions(mask, (48, 48)).distance) < 1.5 for mask in masks(IMAGES)])
+    store = SnapshotStore(run.path, run.run_id)
+    for step in STEPS:  # bright from one cell inside to one cell outside: no contrast between the two
+        maps = 3.0 * lines * (step > 0) + rng.normal(size=lines.shape)
+        store.write(step, [Snapshot(step, LAYER, 0, "feature", maps.astype(np.float32))])
+    (line,) = measure_onsets([open_run(run.path)]).operators
+    (noise,) = measure_onsets([make_run(tmp_path / "noise", "noise")]).operators
+    assert line.contour.p <= 0.025 < noise.contour.p
+    assert "contour is marked" not in describe_operator(noise, STEPS)[0]
+    told = "contour is marked" in describe_operator(line, STEPS)[0]
+    assert told != line.map.outline.shown
 
 
 def test_images_without_an_interior_are_left_out_and_named(tmp_path):

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from ..storage.measured import stored_measurement
 from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
-from .contrasts import METHOD, Contrasts, measure_contrasts, perfect_contrasts
+from .chance import ChanceLevel, chance_level, deals
+from .contrasts import METHOD, Contrasts, measure_contrasts, own_less_others, perfect_contrasts
 from .controls import Origin, compare_with_control, find_controls
 from .grouping import check_runs, check_size, describe_inside, group_runs, note_uneven, setting
 from .jackknife import Estimate, holm
 from .kymograph import Kymograph, build_kymograph
-from .onset import Onset, judge
+from .onset import LEAST_ALIKE, Onset, judge
 from .regions import Regions, build_regions
+from .verdicts import LEAST_IMAGES
 from .zones import Zones, build_zones, depth_bins
 
 READOUT = "readout"
@@ -44,6 +46,8 @@ class OperatorOnset:
         readout_contrasts: those of the readout; empty without.
         kymograph: distance-time map of the maps; None where fewer than two objects have an interior.
         readout_kymograph: that of the readout; None also without one.
+        contour: how much steeper the maps are along the own contour than along other images' contours, against chance:
+            whether the contour is marked, in either sign and at any step; it is never timed. None for too few images.
         control: name of the operator among those measured that is its control; empty without one.
         origins: for what ``map`` shows, whether it was learned; see :class:`~fadeviz.analysis.controls.Origin`.
         readout_origins: the same for ``readout``.
@@ -59,6 +63,7 @@ class OperatorOnset:
     readout_contrasts: tuple[Contrasts, ...]
     kymograph: Kymograph | None
     readout_kymograph: Kymograph | None
+    contour: ChanceLevel | None
     control: str = ""
     origins: tuple[Origin, ...] = ()
     readout_origins: tuple[Origin, ...] = ()
@@ -146,6 +151,14 @@ class _Frame:
         return judge(
             outline, interior, perfect.outline[0], perfect.interior[0], self.steps, known_sign=kind in KNOWN_SIGNS
         )
+
+    def contour(self, contrasts: Sequence[Contrasts]) -> ChanceLevel | None:
+        """How much steeper maps are along their own contour, against chance; None where that cannot be told."""
+        perfect = perfect_contrasts(self.zones).marked[0]
+        if len(self.zones) < LEAST_IMAGES or not own_less_others(perfect) > LEAST_ALIKE:
+            return None
+        marked = np.stack([part.marked for part in contrasts])
+        return chance_level(marked, perfect, deals(len(self.zones)), known_sign=True)
 
     def _contrasts(self, run: StoredRun, kind: str) -> Contrasts:
         maps = run.maps(self.layer, kind, steps=self.steps, call=self.call)
@@ -246,6 +259,7 @@ def _measure(name: str, runs: Sequence[StoredRun], frame: _Frame, kind: str) -> 
         readout_contrasts=readout_contrasts,
         kymograph=kymograph,
         readout_kymograph=readout_kymograph,
+        contour=frame.contour(contrasts),
     )
 
 

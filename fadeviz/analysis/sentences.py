@@ -11,7 +11,7 @@ from .controls import Origin
 from .jackknife import Estimate
 from .onset import Onset, Reading
 from .onsets import OperatorOnset
-from .verdicts import LEAST_IMAGES, LEAST_LEAD, RESOLVED_SHARE, TOGETHER
+from .verdicts import LEAST_IMAGES, LEAST_LEAD, RESOLVED_SHARE, SHOWN_ALPHA, TOGETHER
 
 PLACE = 0.15
 """Response for other images' masks above which maps show where objects usually are."""
@@ -22,9 +22,8 @@ _MOST_IMAGES, _MOST_SEEDS = 200, 50
 
 def describe_operator(operator: OperatorOnset, steps: Sequence[int]) -> tuple[str, ...]:
     """One sentence on what the maps show, and one on what the features hold where a readout was recorded."""
-    sentences = [
-        f"{operator.title}: {describe_onset(operator.map, steps)}{_opposite(operator.map)}{_origin(operator.origins)}."
-    ]
+    remarks = f"{_opposite(operator.map)}{_marked(operator)}{_origin(operator.origins)}"
+    sentences = [f"{operator.title}: {describe_onset(operator.map, steps)}{remarks}."]
     if operator.readout is not None:
         sentences.append(
             f"{operator.title}, features: {describe_onset(operator.readout, steps, readout=True)}"
@@ -73,6 +72,13 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
         first_step, last_step = outline.within
         return f"{faintly}outline and interior both appear between steps {first_step} and {last_step}"
     return faintly + _timed(onset, steps)
+
+
+def _marked(operator: OperatorOnset) -> str:
+    """A remark where the contour is marked although no outline is shown, such as by a line on both sides of it."""
+    if operator.contour is None or operator.contour.p > SHOWN_ALPHA or operator.map.outline.shown:
+        return ""
+    return "; the contour is marked, though: the maps are steeper along it than along other images' contours"
 
 
 def _opposite(onset: Onset) -> str:

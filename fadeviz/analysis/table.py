@@ -59,6 +59,8 @@ def _row(operator: OperatorOnset, onsets: Onsets, curves: Curves, tested: Sequen
         **_onset(operator.map, onsets.steps),
         "readout_sentence": sentences[1] if len(sentences) > 1 else None,
         **{f"readout_{name}": value for name, value in _onset(operator.readout, onsets.steps).items()},
+        "contour_p": None if operator.contour is None else operator.contour.p,
+        "contour_top": None if operator.contour is None else float(operator.contour.strength.max()),
         "control": operator.control or None,
         "origins": {origin.name: origin.origin for origin in operator.origins},
         "readout_origins": {origin.name: origin.origin for origin in operator.readout_origins},

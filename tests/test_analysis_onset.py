@@ -292,7 +292,7 @@ def test_sentences(inward):
     start = describe_onset(onset_of(["start"] * 3), STEPS)
     assert start.startswith("the outline is there before training and stays; the interior follows by step")
     late = describe_onset(onset_of(["complete"] * 3, steps=(100, 200, 300)), (100, 200, 300))
-    assert late == "outline and interior are there at the first recorded step, 100, and stay"
+    assert late == "outline and interior are there at the first measured step, 100, and stay"
 
 
 def test_advice_comes_from_the_variances():
@@ -312,6 +312,6 @@ def test_advice_comes_from_the_variances():
 
 def test_factors():
     assert format_factor(estimate(math.log(1.5), math.log(6))) == "3.0 (1.5 to 6.0)"
-    assert format_factor(estimate(math.log(1.5), math.log(6)), inverse=True) == "0.3 (0.2 to 0.7)"
+    assert format_factor(estimate(math.log(1.5), math.log(6)), inverse=True) == "0.33 (0.17 to 0.67)"
     assert format_factor(None) == "-"
     assert format_factor(Estimate(0.0, np.array([np.nan, 1.0]), np.ones(5))) == "1.0 (0.00 to >999)"

@@ -114,7 +114,7 @@ def test_operators_are_compared_over_the_seeds_that_both_have(runs, onsets):
     assert pair.seeds == (1,)
     assert pair.difference.variance_seeds == 0
     assert measure_onsets([runs[0], runs[3]]).comparisons == ()  # fade 2 and carafe 0
-    assert "fade against carafe: the lead of the outline is " in str(Analysis(onsets))
+    assert "fade against carafe: relative to the interior, the outline comes " in str(Analysis(onsets))
 
 
 def test_the_analysis_reads_as_sentences(onsets):
@@ -204,8 +204,8 @@ def test_images_without_an_interior_are_left_out_and_named(tmp_path):
 
 def test_a_run_that_does_not_begin_at_step_0_is_measured_with_that_said(tmp_path):
     onsets = measure_onsets([make_run(tmp_path / "r", "complete", steps=STEPS[3:])])
-    assert any(note.startswith("the first recorded step is 3, not 0") for note in onsets.notes)
-    assert "there at the first recorded step, 3," in Analysis(onsets).sentences["fade"][0]
+    assert any(note.startswith("the first measured step is 3, not 0") for note in onsets.notes)
+    assert "there at the first measured step, 3," in Analysis(onsets).sentences["fade"][0]
 
 
 def test_maps_that_are_not_finite_count_as_showing_nothing(tmp_path):
@@ -355,7 +355,7 @@ def test_notes_on_seeds_and_on_runs_that_end_early(tmp_path):
     made = [make_run(tmp_path / f"a{seed}", "inward", seed=seed) for seed in range(2)]
     short = make_run(tmp_path / "b", "inward", upsampler="carafe", steps=STEPS[:-2])
     notes = measure_onsets([*made, short]).notes
-    assert f"measured up to step {STEPS[-3]}, where the shortest run ends; 2 runs are longer" in notes
+    assert f"only steps that all runs have are measured, the last at {STEPS[-3]}; 2 runs have more" in notes
     assert "one seed of carafe: the intervals speak of that run alone, not of other trainings" in notes
 
 

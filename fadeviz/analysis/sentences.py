@@ -42,7 +42,7 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
     """
     verdict, outline, interior = onset.verdict, onset.outline, onset.interior
     label = verdict.label
-    faintly = f"faintly (at most {max(abs(outline.top), abs(interior.top)):.2f} of a perfect map), " * verdict.faint
+    faintly = _faintly(onset) if verdict.faint else ""
     if label == "too few images":
         return f"too few images to say: {onset.images} with an interior at this resolution, {LEAST_IMAGES} are needed"
     if label == "masks too alike":
@@ -51,8 +51,10 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
         if readout:
             return "hold nothing of this object that a linear readout finds"
         return "shows where objects usually are; nothing of this object" if onset.place >= PLACE else "shows no object"
+    if len(steps) == 1:
+        return faintly + _at_once(onset, steps[0])
     if label.endswith(("only", "unresolved")):
-        return faintly + _single(outline, interior, steps, label)
+        return faintly + _single(onset, steps)
     if label == "both from the start":
         if outline.stays == interior.stays:
             fate = "stay" if outline.stays else "fade"
@@ -79,6 +81,18 @@ def _marked(operator: OperatorOnset) -> str:
     if operator.contour is None or operator.contour.p > SHOWN_ALPHA or operator.map.outline.shown:
         return ""
     return "; the contour is marked, though: the maps are steeper along it than along other images' contours"
+
+
+def _faintly(onset: Onset) -> str:
+    top = max(abs(reading.top) for reading in (onset.outline, onset.interior) if reading.shown)
+    return f"faintly (at most {top:.2f} of a perfect map), "
+
+
+def _at_once(onset: Onset, step: int) -> str:
+    """The sentence where there is one snapshot: nothing arrives, stays or fades."""
+    shown = [name for name in ("outline", "interior") if getattr(onset, name).shown]
+    what = "outline and interior are" if len(shown) == 2 else f"the {shown[0]} is"
+    return f"{what} shown at step {step}, the only one measured{_rest(onset)}"
 
 
 def _opposite(onset: Onset) -> str:
@@ -110,15 +124,28 @@ def _timed(onset: Onset, steps: Sequence[int]) -> str:
     return f"which comes first is undecided: {both} ({ratio})"
 
 
-def _single(outline: Reading, interior: Reading, steps: Sequence[int], label: str) -> str:
-    name, shown, other = ("outline", outline, "interior") if outline.shown else ("interior", interior, "outline")
-    since = f"is {_start(steps)}" if shown.from_start else f"appears {_by(shown, steps)}"
-    rest = f"no {other} is shown" if label.endswith("only") else f"whether there is an {other} too is unresolved"
-    return f"the {name} {since} and {_fate(shown)}; {rest}"
+def _single(onset: Onset, steps: Sequence[int]) -> str:
+    outline, interior = onset.outline, onset.interior
+    name, shown = ("outline", outline) if outline.shown else ("interior", interior)
+    if shown.from_start:
+        since = f"is {_start(steps)}"
+    elif shown.rest_step is not None:
+        since = f"appears, {_by(shown, steps)},"
+    else:
+        since = f"appears {_by(shown, steps)}"
+    return f"the {name} {since} and {_fate(shown)}{_rest(onset)}"
+
+
+def _rest(onset: Onset) -> str:
+    """What is said of the reading that is not shown, where only one is."""
+    label, other = onset.verdict.label, "interior" if onset.outline.shown else "outline"
+    if label.endswith("only"):
+        return f"; no {other} is shown"
+    return f"; whether there is an {other} too is unresolved" if label.endswith("unresolved") else ""
 
 
 def _start(steps: Sequence[int]) -> str:
-    return "there before training" if steps[0] == 0 else f"there at the first recorded step, {steps[0]},"
+    return "there before training" if steps[0] == 0 else f"there at the first measured step, {steps[0]},"
 
 
 def _fate(reading: Reading) -> str:
@@ -158,10 +185,12 @@ def format_factor(lead: Estimate | None, *, inverse: bool = False) -> str:
 def _factor(log: float) -> str:
     if math.isnan(log):
         return "-"
-    if log > math.log(999):
-        return ">999"
+    if abs(log) > math.log(999):
+        return ">999" if log > 0 else "<0.001"
     factor = math.exp(log)
-    return f"{factor:.0f}" if factor >= 20 else f"{factor:.1f}" if factor >= 0.095 else f"{factor:.2f}"
+    if factor < 0.95:
+        return f"{factor:.2g}"  # two digits, as its inverse has
+    return f"{factor:.0f}" if factor >= 20 else f"{factor:.1f}"
 
 
 def _origin(origins: Sequence[Origin]) -> str:
@@ -188,7 +217,8 @@ def advise(onset: Onset, steps: Sequence[int]) -> str:
     """
     label, outline, interior = onset.verdict.label, onset.outline, onset.interior
     if label == "too few images":
-        return "observe 12 images or more whose object has an interior, or measure a layer of higher resolution"
+        masks = "with masks " * (onset.images == 0)
+        return f"observe 12 images or more {masks}whose object has an interior, or measure a layer of higher resolution"
     if label == "masks too alike":
         return "observe images whose objects differ more in place, size or shape"
     if label == "both within one gap" and outline.within is not None:

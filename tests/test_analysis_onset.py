@@ -10,7 +10,7 @@ from scipy import stats
 
 from analysis_movies import STEPS, masks, movie
 from fadeviz.analysis.arrival import LEVELS, arrival
-from fadeviz.analysis.chance import chance_level, deals, smooth
+from fadeviz.analysis.chance import chance_level, permute_images, smooth
 from fadeviz.analysis.contrasts import measure_contrasts, own_less_others, perfect_contrasts
 from fadeviz.analysis.jackknife import Estimate, holm, jackknife, jackknife_band
 from fadeviz.analysis.onset import judge
@@ -84,30 +84,30 @@ def test_smoothing_takes_the_neighbours_there_are():
 
 
 @pytest.mark.parametrize("known_sign", [False, True])
-def test_chance_deals_the_masks_in_every_way(known_sign):
+def test_the_chance_level_is_that_of_all_permutations(known_sign):
     rng = np.random.default_rng(0)
     table, perfect = rng.normal(size=(2, 4, 5, 5)), np.eye(5)
-    level = chance_level(table, perfect, deals(5), known_sign=known_sign)
+    level = chance_level(table, perfect, permute_images(5), known_sign=known_sign)
     tops, starts = [], []
-    for deal in itertools.permutations(range(5)):
-        dealt = own_less_others(table[..., deal])
+    for order in itertools.permutations(range(5)):
+        permuted = own_less_others(table[..., order])
         kept = (lambda values: values) if known_sign else np.abs
-        tops.append(kept(smooth(dealt)).mean(0).max())
-        starts.append(kept(dealt[:, 0]).mean())
+        tops.append(kept(smooth(permuted)).mean(0).max())
+        starts.append(kept(permuted[:, 0]).mean())
     assert level.p == pytest.approx(np.mean(np.array(tops) >= tops[0] - 1e-12))
     assert level.p_start == pytest.approx(np.mean(np.array(starts) >= starts[0] - 1e-12))
     assert level.level == pytest.approx(np.quantile(tops, 0.95))
     assert np.allclose(level.curves, own_less_others(table))
 
 
-def test_deals():
-    assert deals(4).shape == (24, 4)
-    many = deals(12)
+def test_permute_images():
+    assert permute_images(4).shape == (24, 4)
+    many = permute_images(12)
     assert many.shape == (2000, 12)
     assert many[0].tolist() == list(range(12))
     assert (np.sort(many, axis=1) == np.arange(12)).all()
-    assert np.array_equal(many, deals(12))
-    assert not np.array_equal(many, deals(12, seed=1))
+    assert np.array_equal(many, permute_images(12))
+    assert not np.array_equal(many, permute_images(12, seed=1))
 
 
 def test_arrival_is_the_mean_time_of_five_levels():

@@ -152,25 +152,27 @@ def own_less_others(table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _weights(zones: Sequence[Zones]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
-    """Weights of the cells for values, ``(h w, 3 N + N D)``, and for steepness, ``((h-2) (w-2), N)``.
+    """Weights of the cells for values, ``(3 N + N D, h w)``, and for steepness, ``(N, (h-2) (w-2))``.
 
     The last is ``(N, D)``: which objects have cells in which bin of depth; an empty bin has the weights 0.
     """
-    edges = depth_bins(zones)
-    columns = [
-        *(_share(zone.rim) - _share(zone.surround) for zone in zones),
-        *(_share(zone.deep) - _share(zone.far) for zone in zones),
-        *(_share(zone.inside) - _share(~zone.inside) for zone in zones),
-    ]
-    filled = np.zeros((len(zones), len(edges) - 1), bool)
+    edges, count = depth_bins(zones), len(zones)
+    bins = len(edges) - 1
+    values = np.zeros((count * (3 + bins), zones[0].inside.size), np.float32)
+    steepness = np.empty((count, zones[0].band[1:-1, 1:-1].size), np.float32)
+    filled = np.zeros((count, bins), bool)
     for image, zone in enumerate(zones):
-        bins = np.digitize(zone.depth, edges) - 1
-        for index in range(len(edges) - 1):
-            cells = bins == index
-            filled[image, index] = cells.any()
-            columns.append(_share(cells))
-    steepness = [_share(zone.band[1:-1, 1:-1]) - _share(~zone.band[1:-1, 1:-1]) for zone in zones]
-    return np.stack(columns, 1).astype(np.float32), np.stack(steepness, 1).astype(np.float32), filled
+        pairs = ((zone.rim, zone.surround), (zone.deep, zone.far), (zone.inside, ~zone.inside))
+        for reading, (first, second) in enumerate(pairs):
+            values[reading * count + image] = _share(first) - _share(second)
+        band = zone.band[1:-1, 1:-1]
+        steepness[image] = _share(band) - _share(~band)
+        index = np.digitize(zone.depth, edges).ravel() - 1
+        cells = np.flatnonzero((index >= 0) & (index < bins))
+        sizes = np.bincount(index[cells], minlength=bins)
+        values[count * 3 + image * bins + index[cells], cells] = 1 / sizes[index[cells]]
+        filled[image] = sizes > 0
+    return values, steepness, filled
 
 
 def _share(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -180,9 +182,9 @@ def _share(cells: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def _product(ranked: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``(S, N, h, w)`` times ``(h w, K)``: ``(S, N, K)``."""
+    """``(S, N, h, w)`` times ``(K, h w)``: ``(S, N, K)``."""
     steps, images = ranked.shape[:2]
-    product: NDArray[np.float32] = (ranked.reshape(steps * images, -1) @ weights).reshape(steps, images, -1)
+    product: NDArray[np.float32] = (ranked.reshape(steps * images, -1) @ weights.T).reshape(steps, images, -1)
     return product
 
 

@@ -135,6 +135,7 @@ class _Frame:
     regions: tuple[Regions, ...]
     kept: tuple[int, ...]
     zones: tuple[Zones, ...]
+    perfect: Contrasts
     masks: str
 
     def onset(self, runs: Sequence[StoredRun], kind: str) -> tuple[Onset, tuple[Contrasts, ...], Kymograph | None]:
@@ -147,14 +148,12 @@ class _Frame:
 
     def judge(self, contrasts: Sequence[Contrasts], kind: str) -> Onset:
         outline, interior = (np.stack([getattr(part, name) for part in contrasts]) for name in ("outline", "interior"))
-        perfect = perfect_contrasts(self.zones)
-        return judge(
-            outline, interior, perfect.outline[0], perfect.interior[0], self.steps, known_sign=kind in KNOWN_SIGNS
-        )
+        perfect = self.perfect.outline[0], self.perfect.interior[0]
+        return judge(outline, interior, *perfect, self.steps, known_sign=kind in KNOWN_SIGNS)
 
     def contour(self, contrasts: Sequence[Contrasts]) -> ChanceLevel | None:
         """How much steeper maps are along their own contour, against chance; None where that cannot be told."""
-        perfect = perfect_contrasts(self.zones).marked[0]
+        perfect = self.perfect.marked[0]
         if len(self.zones) < LEAST_IMAGES or not own_less_others(perfect) > LEAST_ALIKE:
             return None
         marked = np.stack([part.marked for part in contrasts])
@@ -206,7 +205,7 @@ def measure_onsets(
     built = [build_zones(region) for region in regions]
     kept = tuple(index for index, zones in enumerate(built) if isinstance(zones, Zones))
     zones = tuple(zones for zones in built if isinstance(zones, Zones))
-    frame = _Frame(chosen, call, shown, runs[0], regions, kept, zones, digest_of(masks))
+    frame = _Frame(chosen, call, shown, runs[0], regions, kept, zones, perfect_contrasts(zones), digest_of(masks))
     groups, notes = group_runs(runs)
     operators = [_measure(name, members, frame, kind) for name, members in groups.items()]
     names = runs[0].info.observation.names

@@ -240,7 +240,7 @@ def test_choosing(inward):
 def test_few_images_and_equal_masks_are_named():
     few = onset_of(["inward"] * 3, images=4)
     assert few.verdict == Verdict("too few images")
-    assert "4 with an interior at this resolution, 5 are needed" in describe_onset(few, STEPS)
+    assert "4 with an interior at this resolution; 5 are needed" in describe_onset(few, STEPS)
     assert "observe 12 images" in advise(few, STEPS)
     for images in (1, 2, 3):
         assert onset_of(["inward"], images=images).verdict.label == "too few images"
@@ -286,9 +286,14 @@ def test_sentences(inward):
         f"the outline comes first, by step {step:.0f} ({max(low, 0):.0f} to {high:.0f}); the interior"
     )
     assert sentence.endswith(f"{format_factor(inward.lead)} times later")
-    assert describe_onset(onset_of(["blob"] * 2), STEPS) == "shows where objects usually are; nothing of this object"
-    assert describe_onset(onset_of(["noise"] * 2), STEPS) == "shows no object"
-    assert describe_onset(onset_of(["noise"] * 2), STEPS, readout=True).startswith("hold nothing")
+    blob, noise = onset_of(["blob"] * 2), onset_of(["noise"] * 2)
+    assert describe_onset(blob, STEPS) == "shows where objects usually are, but nothing of this object"
+    assert describe_onset(noise, STEPS) == "shows no object"
+    strong, faint = dataclasses.replace(inward.interior, shown=False), dataclasses.replace(inward.outline, top=0.1)
+    unresolved = Verdict("outline shown, interior unresolved", faint=True)
+    onset = dataclasses.replace(inward, outline=faint, interior=strong, verdict=unresolved)
+    assert describe_onset(onset, STEPS).startswith("faintly (at most 0.10 of a perfect map), the outline appears by")
+    assert describe_onset(noise, STEPS, readout=True) == "a linear readout finds nothing of this object"
     start = describe_onset(onset_of(["start"] * 3), STEPS)
     assert start.startswith("the outline is there before training and stays; the interior follows by step")
     late = describe_onset(onset_of(["complete"] * 3, steps=(100, 200, 300)), (100, 200, 300))
@@ -301,7 +306,7 @@ def test_advice_comes_from_the_variances():
     advice = advise(onset, STEPS)
     assert "seeds instead of 3" in advice
     assert "images instead" not in advice
-    needed = int(advice.split()[1])
+    needed = int(advice.split()[2])
     error = math.sqrt(lead.variance_seeds * 3 / needed)
     assert stats.t.ppf(0.975, needed - 1) * error < 0.3
     fewer = math.sqrt(lead.variance_seeds * 3 / (needed - 1))

@@ -114,7 +114,7 @@ def test_operators_are_compared_over_the_seeds_that_both_have(runs, onsets):
     assert pair.seeds == (1,)
     assert pair.difference.variance_seeds == 0
     assert measure_onsets([runs[0], runs[3]]).comparisons == ()  # fade 2 and carafe 0
-    assert "fade against carafe: the lead of the outline is " in str(Analysis(onsets))
+    assert "fade against carafe: the outline's lead is " in str(Analysis(onsets))
 
 
 def test_the_analysis_reads_as_sentences(onsets):

@@ -515,7 +515,7 @@ class TestAnswer:
         sentences = re.findall(r'<p class="sentence">(.*?)</p>', page.text)
         assert sentences[0].startswith("The outline comes first, by step ")
         assert sentences[2].startswith("The outline is there before training and stays; the interior follows by step ")
-        assert sentences[3] == "Shows where objects usually are; nothing of this object."
+        assert sentences[3] == "Shows where objects usually are, but nothing of this object."
         for sentence, whole in zip(sentences, analysis.sentences.values(), strict=True):
             assert whole[0].endswith(sentence[1:])
         assert page.text.index("</article>") < page.text.index('id="viewer"')
@@ -578,7 +578,7 @@ class TestAnswer:
         ]  # fmt: skip
         assert [half["word"] for half in rows[2]["halves"]] == ["outline from the start", "neither"]
         assert (
-            rows[2]["halves"][1]["sentence"] == "The features hold nothing of this object that a linear readout finds."
+            rows[2]["halves"][1]["sentence"] == "A linear readout finds nothing of this object."
         )
         assert [half["panel"] for row in rows for half in row["halves"]] == list(range(8))
 
@@ -589,7 +589,7 @@ class TestAnswer:
         assert told[0].startswith("INWARD against OUTWARD: the outline's lead over the interior is ")
         same = replace(analysis.onsets, comparisons=[replace(one, p=0.5) for one in analysis.onsets.comparisons])
         assert page_text.comparison_sentences(same) == [
-            "No difference is shown between 3 pairs of operators (p &gt; 0.05).".replace("&gt;", ">")
+            "No difference in lead is shown for 3 pairs of operators (p &gt; 0.05).".replace("&gt;", ">")
         ]
         assert "corrected by Holm" in page.text
 

@@ -75,7 +75,6 @@ def verdict_rows(onsets: Onsets, panels: Sequence[KymographPanel]) -> list[dict[
 def _without_subject(sentence: str) -> str:
     """``FADE: the outline is ...`` as ``The outline is ...``, because the operator is the heading."""
     text = sentence.partition(": ")[2]
-    text = f"the features {text}" if text.startswith("hold ") else text
     return f"{text[:1].upper()}{text[1:]}"
 
 
@@ -109,12 +108,12 @@ def comparison_sentences(onsets: Onsets) -> list[str]:
     different = [pair for pair in onsets.comparisons if pair.p <= 0.05]
     sentences = [
         f"{titles[pair.first]} against {titles[pair.second]}{', features' * (pair.kind == 'readout')}: the outline's "
-        f"lead over the interior is {format_factor(pair.difference)} times as long, p = {pair.p:.2g}."
+        f"lead over the interior is {format_factor(pair.difference)} times as large, p = {pair.p:.2g}."
         for pair in different
     ]
     others = len(onsets.comparisons) - len(different)
     if others:
-        sentences.append(f"No difference is shown between {_count(others, 'pair')} of operators (p > 0.05).")
+        sentences.append(f"No difference in lead is shown for {_count(others, 'pair')} of operators (p > 0.05).")
     return sentences
 
 
@@ -123,7 +122,9 @@ def caveats(onsets: Onsets) -> list[str]:
     sentences = [plain(note, 300) for note in onsets.notes]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
     if any(len(operator.runs) == 1 for operator in onsets.operators):
-        sentences.append("An interval from one seed is over images alone: it says nothing of other trainings.")
+        sentences.append(
+            "With one seed, an interval covers the variation between images alone, and says nothing about other runs."
+        )
     modes = {str(run.info.observation.mode) for operator in onsets.operators for run in operator.runs}
     if "eval" in modes:
         sentences.append(

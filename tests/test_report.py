@@ -577,9 +577,7 @@ class TestAnswer:
             "what the channel mean shows", "what the features hold (linear readout)"
         ]  # fmt: skip
         assert [half["word"] for half in rows[2]["halves"]] == ["outline from the start", "neither"]
-        assert (
-            rows[2]["halves"][1]["sentence"] == "A linear readout finds nothing of this object."
-        )
+        assert rows[2]["halves"][1]["sentence"] == "A linear readout finds nothing of this object."
         assert [half["panel"] for row in rows for half in row["halves"]] == list(range(8))
 
     def test_operators_are_compared(self, answered):

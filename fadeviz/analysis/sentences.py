@@ -225,7 +225,7 @@ def _more_data(lead: Estimate, images: int, runs: int) -> str:
     both = next((k for k in range(2, 9) if _decides(lead, images, runs, k * images, k * runs)), None)  # neither alone
     if both:
         return f"record about {both} times as many seeds and images (enough if the lead stays as it is)"
-    return "record more often where the two rise: the lead varies too much for any practical number"
+    return "record more often where the two rise: no practical number of seeds or images would decide"
 
 
 def _decides(lead: Estimate, images: int, runs: int, more_images: int, more_runs: int) -> bool:

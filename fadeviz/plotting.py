@@ -196,8 +196,8 @@ def _explanation(analysis: Analysis, what: str) -> str:
     if what == "responses":
         return (
             "Lines: mean over runs, own mask less other images' masks (1: a perfect map); bands: its 95 % interval "
-            "over seeds and images. Grey: chance, within which 95 % of shuffled masks stay at all steps (the wider of "
-            "the levels). Vertical lines: arrivals."
+            "over seeds and images. Grey: chance level (the wider one); 95 % of the permutations of the masks "
+            "stay within it at all steps. Vertical lines: arrivals."
         )
     if what in ("learning", "classes"):
         return f"{lines} Kernels, guide and decoder feature: of the first images only, those recorded in full."

@@ -10,7 +10,7 @@ from scipy import stats
 
 from analysis_movies import STEPS, masks, movie
 from fadeviz.analysis.arrival import LEVELS, arrival
-from fadeviz.analysis.chance import chance_level, deals, smooth
+from fadeviz.analysis.chance import chance_level, permute_images, smooth
 from fadeviz.analysis.contrasts import measure_contrasts, own_less_others, perfect_contrasts
 from fadeviz.analysis.jackknife import Estimate, holm, jackknife, jackknife_band
 from fadeviz.analysis.onset import judge
@@ -84,30 +84,30 @@ def test_smoothing_takes_the_neighbours_there_are():
 
 
 @pytest.mark.parametrize("known_sign", [False, True])
-def test_chance_deals_the_masks_in_every_way(known_sign):
+def test_the_chance_level_is_that_of_all_permutations(known_sign):
     rng = np.random.default_rng(0)
     table, perfect = rng.normal(size=(2, 4, 5, 5)), np.eye(5)
-    level = chance_level(table, perfect, deals(5), known_sign=known_sign)
+    level = chance_level(table, perfect, permute_images(5), known_sign=known_sign)
     tops, starts = [], []
-    for deal in itertools.permutations(range(5)):
-        dealt = own_less_others(table[..., deal])
+    for order in itertools.permutations(range(5)):
+        permuted = own_less_others(table[..., order])
         kept = (lambda values: values) if known_sign else np.abs
-        tops.append(kept(smooth(dealt)).mean(0).max())
-        starts.append(kept(dealt[:, 0]).mean())
+        tops.append(kept(smooth(permuted)).mean(0).max())
+        starts.append(kept(permuted[:, 0]).mean())
     assert level.p == pytest.approx(np.mean(np.array(tops) >= tops[0] - 1e-12))
     assert level.p_start == pytest.approx(np.mean(np.array(starts) >= starts[0] - 1e-12))
     assert level.level == pytest.approx(np.quantile(tops, 0.95))
     assert np.allclose(level.curves, own_less_others(table))
 
 
-def test_deals():
-    assert deals(4).shape == (24, 4)
-    many = deals(12)
+def test_permute_images():
+    assert permute_images(4).shape == (24, 4)
+    many = permute_images(12)
     assert many.shape == (2000, 12)
     assert many[0].tolist() == list(range(12))
     assert (np.sort(many, axis=1) == np.arange(12)).all()
-    assert np.array_equal(many, deals(12))
-    assert not np.array_equal(many, deals(12, seed=1))
+    assert np.array_equal(many, permute_images(12))
+    assert not np.array_equal(many, permute_images(12, seed=1))
 
 
 def test_arrival_is_the_mean_time_of_five_levels():
@@ -240,7 +240,7 @@ def test_choosing(inward):
 def test_few_images_and_equal_masks_are_named():
     few = onset_of(["inward"] * 3, images=4)
     assert few.verdict == Verdict("too few images")
-    assert "4 with an interior at this resolution, 5 are needed" in describe_onset(few, STEPS)
+    assert "4 with an interior at this resolution; 5 are needed" in describe_onset(few, STEPS)
     assert "observe 12 images" in advise(few, STEPS)
     for images in (1, 2, 3):
         assert onset_of(["inward"], images=images).verdict.label == "too few images"
@@ -286,9 +286,14 @@ def test_sentences(inward):
         f"the outline comes first, by step {step:.0f} ({max(low, 0):.0f} to {high:.0f}); the interior"
     )
     assert sentence.endswith(f"{format_factor(inward.lead)} times later")
-    assert describe_onset(onset_of(["blob"] * 2), STEPS) == "shows where objects usually are; nothing of this object"
-    assert describe_onset(onset_of(["noise"] * 2), STEPS) == "shows no object"
-    assert describe_onset(onset_of(["noise"] * 2), STEPS, readout=True).startswith("hold nothing")
+    blob, noise = onset_of(["blob"] * 2), onset_of(["noise"] * 2)
+    assert describe_onset(blob, STEPS) == "shows where objects usually are, but nothing of this object"
+    assert describe_onset(noise, STEPS) == "shows no object"
+    strong, faint = dataclasses.replace(inward.interior, shown=False), dataclasses.replace(inward.outline, top=0.1)
+    unresolved = Verdict("outline shown, interior unresolved", faint=True)
+    onset = dataclasses.replace(inward, outline=faint, interior=strong, verdict=unresolved)
+    assert describe_onset(onset, STEPS).startswith("faintly (at most 0.10 of a perfect map), the outline appears by")
+    assert describe_onset(noise, STEPS, readout=True) == "a linear readout finds nothing of this object"
     start = describe_onset(onset_of(["start"] * 3), STEPS)
     assert start.startswith("the outline is there before training and stays; the interior follows by step")
     late = describe_onset(onset_of(["complete"] * 3, steps=(100, 200, 300)), (100, 200, 300))
@@ -301,7 +306,7 @@ def test_advice_comes_from_the_variances():
     advice = advise(onset, STEPS)
     assert "seeds instead of 3" in advice
     assert "images instead" not in advice
-    needed = int(advice.split()[1])
+    needed = int(advice.split()[2])
     error = math.sqrt(lead.variance_seeds * 3 / needed)
     assert stats.t.ppf(0.975, needed - 1) * error < 0.3
     fewer = math.sqrt(lead.variance_seeds * 3 / (needed - 1))
@@ -314,4 +319,4 @@ def test_factors():
     assert format_factor(estimate(math.log(1.5), math.log(6))) == "3.0 (1.5 to 6.0)"
     assert format_factor(estimate(math.log(1.5), math.log(6)), inverse=True) == "0.33 (0.17 to 0.67)"
     assert format_factor(None) == "-"
-    assert format_factor(Estimate(0.0, np.array([np.nan, 1.0]), np.ones(5))) == "1.0 (0.00 to >999)"
+    assert format_factor(Estimate(0.0, np.array([np.nan, 1.0]), np.ones(5))) == "1.0 (<0.001 to >999)"

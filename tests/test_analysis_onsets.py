@@ -16,6 +16,7 @@ from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.sentences import describe_operator
+from fadeviz.plotting import make_plot
 from fadeviz.analysis.zones import build_zones
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -366,3 +367,50 @@ def test_a_setting_that_older_runs_do_not_name_makes_no_other_operator(tmp_path)
         make_run(tmp_path / "c", "outward", upsampler="carafe", config={"labels": "odd"}),
     ]
     assert [one.name for one in measure_onsets(made).operators] == ["fade", "carafe"]
+
+
+def test_one_snapshot_arrives_stays_and_fades_nowhere(tmp_path):
+    analysis = Analysis(measure_onsets([make_run(tmp_path / "r", "complete", steps=(5,))]))
+    assert analysis.sentences["fade"] == ("FADE: outline and interior are shown at step 5, the only one measured.",)
+    assert str(analysis).splitlines()[0].endswith("6 images, 1 snapshot, step 5")
+    assert any(note.startswith("1 snapshot: too few") for note in analysis.notes)
+    assert any(note.startswith("the first measured step is 5") for note in analysis.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"), [({}, "Observe other images, or more"), (None, "Give the recorder masks=...")]
+)
+def test_a_run_without_masks_says_what_it_lacks(tmp_path, config, remedy):
+    run = make_run(tmp_path / "r", "inward", found=np.zeros((IMAGES, 48, 48), np.uint8))
+    if config is None:  # recorded from a user's own loop
+        SnapshotStore(run.path, run.run_id).write_info(dataclasses.replace(run.info, config={}))
+        run = open_run(run.path)
+    analysis = analyze(run)
+    assert "no observed image has an object, and without masks nothing can be measured" in analysis.notes[0]
+    assert analysis.notes[0].endswith(remedy) or remedy in analysis.notes[0]
+    assert not any("left out" in note for note in analysis.notes)
+    assert "observe 12 images or more with masks" in str(analysis)
+    for what, lacking in (("kymograph", remedy), ("auc", remedy)):
+        with pytest.raises(FadevizError, match=lacking.replace(".", "[.]")):
+            make_plot(analysis, what)
+
+
+def test_notes_speak_of_the_steps_that_are_measured(tmp_path):
+    made = [make_run(tmp_path / "a", "inward"), make_run(tmp_path / "b", "inward", seed=1, steps=(0, 1, 4, 10, 50))]
+    onsets = measure_onsets(made)
+    assert onsets.steps == (0, 1, 10)
+    assert "only steps that all runs have are measured, the last at 10; 2 runs have more" in onsets.notes
+
+
+def test_many_comparisons_are_cut_short(onsets):
+    (one,) = onsets.comparisons
+    many = tuple(dataclasses.replace(one, second=f"op{index}", p=index / 1000) for index in range(20, 0, -1))
+    lines = str(Analysis(dataclasses.replace(onsets, comparisons=many))).splitlines()
+    shown = [line for line in lines if line.startswith("fade against op")]
+    assert [line.split()[2] for line in shown] == [f"op{index}:" for index in range(12, 0, -1)]
+    assert "8 more pairs of operators differ (p <= 0.05)" in lines
+    assert "times earlier, p = 0.012" in shown[0]
+    negative = dataclasses.replace(one, difference=one.difference - one.difference - one.difference)
+    text = str(Analysis(dataclasses.replace(onsets, comparisons=(negative,))))
+    assert "times later" in text
+    assert "corrected for" not in text

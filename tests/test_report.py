@@ -515,7 +515,7 @@ class TestAnswer:
         sentences = re.findall(r'<p class="sentence">(.*?)</p>', page.text)
         assert sentences[0].startswith("The outline comes first, by step ")
         assert sentences[2].startswith("The outline is there before training and stays; the interior follows by step ")
-        assert sentences[3] == "Shows where objects usually are; nothing of this object."
+        assert sentences[3] == "Shows where objects usually are, but nothing of this object."
         for sentence, whole in zip(sentences, analysis.sentences.values(), strict=True):
             assert whole[0].endswith(sentence[1:])
         assert page.text.index("</article>") < page.text.index('id="viewer"')
@@ -577,19 +577,17 @@ class TestAnswer:
             "what the channel mean shows", "what the features hold (linear readout)"
         ]  # fmt: skip
         assert [half["word"] for half in rows[2]["halves"]] == ["outline from the start", "neither"]
-        assert (
-            rows[2]["halves"][1]["sentence"] == "The features hold nothing of this object that a linear readout finds."
-        )
+        assert rows[2]["halves"][1]["sentence"] == "A linear readout finds nothing of this object."
         assert [half["panel"] for row in rows for half in row["halves"]] == list(range(8))
 
     def test_operators_are_compared(self, answered):
         analysis, page = answered
         told = page_text.comparison_sentences(analysis.onsets)
         assert len(told) == len(analysis.onsets.comparisons) == 3
-        assert told[0].startswith("INWARD against OUTWARD: the outline's lead over the interior is ")
+        assert told[0].startswith("INWARD against OUTWARD: relative to the interior, the outline comes ")
         same = replace(analysis.onsets, comparisons=[replace(one, p=0.5) for one in analysis.onsets.comparisons])
         assert page_text.comparison_sentences(same) == [
-            "No difference is shown between 3 pairs of operators (p &gt; 0.05).".replace("&gt;", ">")
+            "No difference in lead is shown for 3 pairs of operators (p &gt; 0.05).".replace("&gt;", ">")
         ]
         assert "corrected by Holm" in page.text
 

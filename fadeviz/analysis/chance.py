@@ -1,4 +1,4 @@
-"""Chance levels: what a response reaches when the masks are dealt anew among the images."""
+"""Permutation test: the response that chance gives, from masks permuted among the images."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from scipy import sparse
 from .contrasts import own_less_others
 
 DRAWN = 1999
-"""Random deals of the masks, besides the true one, where there are too many to try all."""
+"""Random permutations of the masks, besides the identity, where there are too many to try all."""
 
 ALL_UP_TO = 7
-"""Number of images up to which all deals of the masks are tried: 7! = 5040."""
+"""Number of images up to which all permutations of the masks are tried: 7! = 5040."""
 
 LIMIT_LEVEL = 0.95
-"""Quantile of the dealt maxima that the chance level is."""
+"""Quantile of the largest strengths of the permutations, which is the chance level."""
 
 _BLOCK = 2**22
-"""Values of dealt curves in memory at a time."""
+"""Values of curves for permuted masks in memory at a time."""
 
 
 @dataclass(frozen=True)
 class ChanceLevel:
-    """A response of R runs against dealt masks.
+    """A response of R runs, and its permutation test.
 
     Attributes:
         curves: ``(R, S)``, the response of each run: own mask less other masks, 1 for perfect maps.
         strength: ``(S,)``, mean over the runs of the magnitude of the smoothed curves; of their values where the sign
             is known.
-        level: what the largest strength of all steps stays below in 95 % of the deals: a band for all steps at once.
-        p: share of the deals whose largest strength is at least the true one's.
+        level: the largest strength over all steps stays below this in 95 % of the permutations: a simultaneous band.
+        p: share of the permutations whose largest strength is at least that of the true masks.
         p_start: the same for the first snapshot alone, unsmoothed.
     """
 
@@ -54,8 +54,8 @@ def smooth(curves: NDArray[np.float64]) -> NDArray[np.float64]:
     return total
 
 
-def deals(images: int, seed: int = 0) -> NDArray[np.intp]:
-    """Permutations of the images, ``(P, N)``, the true one first: all of up to 7 images, else 1999 random ones."""
+def permute_images(images: int, seed: int = 0) -> NDArray[np.intp]:
+    """Permutations of the images, ``(P, N)``, the identity first: all for up to 7 images, else 1999 random ones."""
     if images <= ALL_UP_TO:
         return np.array(list(itertools.permutations(range(images))), np.intp)
     drawn = np.random.default_rng(seed).random((DRAWN, images)).argsort(axis=1)
@@ -63,36 +63,40 @@ def deals(images: int, seed: int = 0) -> NDArray[np.intp]:
 
 
 def chance_level(
-    table: NDArray[np.float64], perfect: NDArray[np.float64], dealt: NDArray[np.intp], *, known_sign: bool = False
+    table: NDArray[np.float64],
+    perfect: NDArray[np.float64],
+    permutations: NDArray[np.intp],
+    *,
+    known_sign: bool = False,
 ) -> ChanceLevel:
-    """Compare the response of R runs with that for masks dealt anew, the same deal for all runs and steps.
+    """Compare the response of R runs with that for permuted masks, the same permutation for all runs and steps.
 
     Args:
         table: ``(R, S, N, N)``, contrasts of map n read with mask m.
         perfect: ``(N, N)``, those of the masks themselves.
-        dealt: ``(P, N)``, from :func:`deals`, the true deal first.
+        permutations: ``(P, N)``, from :func:`permute_images`, the identity first.
         known_sign: whether objects can only be bright; otherwise the runs' signs are free, and each run counts by its
             magnitude.
     """
     runs, steps, images = table.shape[:3]
     room = float(own_less_others(perfect))
-    # Row p of the matrix selects map n with mask dealt[p, n], for all n.
-    columns = (np.arange(images) * images + dealt).ravel()
-    rows = np.repeat(np.arange(len(dealt)), images)
-    selection = sparse.csr_array((np.ones(len(columns)), (rows, columns)), shape=(len(dealt), images * images))
+    # Row p of the matrix selects map n with mask permutations[p, n], for all n.
+    columns = (np.arange(images) * images + permutations).ravel()
+    rows = np.repeat(np.arange(len(permutations)), images)
+    selection = sparse.csr_array((np.ones(len(columns)), (rows, columns)), shape=(len(permutations), images * images))
     flat = table.reshape(runs * steps, images * images)
     rest = flat.sum(1) / images
     length = max(1, _BLOCK // max(1, runs * steps))
     largest, first, curves, strength = [], [], None, None
-    for start in range(0, len(dealt), length):
+    for start in range(0, len(permutations), length):
         sums = (selection[start : start + length] @ flat.T - rest) / ((images - 1) * room)
-        dealt_curves = sums.reshape(-1, runs, steps)
-        smoothed, starts = smooth(dealt_curves), dealt_curves[:, :, 0]
+        permuted = sums.reshape(-1, runs, steps)
+        smoothed, starts = smooth(permuted), permuted[:, :, 0]
         magnitudes = (smoothed if known_sign else np.abs(smoothed)).mean(1)
         largest.append(magnitudes.max(1))
         first.append((starts if known_sign else np.abs(starts)).mean(1))
         if curves is None:
-            curves, strength = dealt_curves[0], magnitudes[0]
+            curves, strength = permuted[0], magnitudes[0]
     assert curves is not None
     assert strength is not None
     tops = np.concatenate(largest)

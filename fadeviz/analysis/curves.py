@@ -41,8 +41,8 @@ class MeasureCurve:
         middle: ``(S,)``, median over runs and images; of responses their mean over runs.
         low: ``(S,)``, lower end of its 95 % interval over seeds and images.
         high: ``(S,)``, upper end of the interval.
-        chance: for responses, the magnitude that the smoothed curve stays below by chance, in 95 % of the deals of the
-            masks; NaN for other measures.
+        chance: for responses, the magnitude that the smoothed curve stays below by chance, in 95 % of the permutations
+            of the masks; NaN for other measures.
     """
 
     measure: str

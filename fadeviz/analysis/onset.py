@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrival import arrival, crossings
-from .chance import ChanceLevel, chance_level, deals, smooth
+from .chance import ChanceLevel, chance_level, permute_images, smooth
 from .contrasts import own_less_others
 from .jackknife import Estimate, Indices, jackknife, jackknife_band
 from .verdicts import (
@@ -45,7 +45,8 @@ class Reading:
         high: ``(S,)``, upper end.
         run_curves: ``(R, S)``, response of each run.
         signs: ``(R,)``, 1, or -1 for a run whose maps are dark there.
-        chance: what the magnitude of the smoothed response stays below in 95 % of the deals of the masks, at all steps.
+        chance: the magnitude of the smoothed response stays below this at all steps in 95 % of the permutations of the
+            masks.
         p: p-value of the response, over all steps.
         p_start: p-value of the response at the first snapshot.
         shown: whether the maps show it: p <= 0.025.
@@ -147,7 +148,7 @@ class _Response:
             other: the other of outline and interior.
             fallen: whether the response must have fallen by as much since the first snapshot, less a little where the
                 own masks alone show it too. If not, it may be a pattern of the images that is there all the time, or
-                the mismatched masks: where objects overlap, an outline that rises lowers the interior's response.
+                an effect of the other masks: where objects overlap, a rising outline lowers the interior's response.
         """
         smoothed, level = smooth(self.curve), self.level.level
         index = int(smoothed[: int(smoothed.argmax()) + 1].argmin())
@@ -179,7 +180,7 @@ def judge(
         perfect_interior: ``(N, N)``, interior contrast of the masks themselves.
         steps: the S steps, increasing.
         known_sign: whether an object can only be bright in these maps, as in a readout.
-        seed: seed of the deals of the masks.
+        seed: seed of the permutations of the masks.
     """
     runs, images = outline.shape[0], outline.shape[2]
     pairs = [(outline, perfect_outline), (interior, perfect_interior)]
@@ -187,8 +188,8 @@ def judge(
     if images < 2 or alike < LEAST_ALIKE:
         nothing = _nothing(runs, len(steps), steps)
         return Onset(nothing, nothing, None, choose_verdict(nothing, nothing, images, alike), alike, 0.0, images, runs)
-    dealt = deals(images, seed)
-    levels = [chance_level(table, perfect, dealt, known_sign=known_sign) for table, perfect in pairs]
+    permutations = permute_images(images, seed)
+    levels = [chance_level(table, perfect, permutations, known_sign=known_sign) for table, perfect in pairs]
     shared = None if known_sign else _shared_step(levels)
     first, second = (
         _signed(table, perfect, level, shared) for (table, perfect), level in zip(pairs, levels, strict=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..storage.measured import stored_measurement
 from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
-from .chance import ChanceLevel, chance_level, deals
+from .chance import ChanceLevel, chance_level, permute_images
 from .contrasts import METHOD, Contrasts, measure_contrasts, own_less_others, perfect_contrasts
 from .controls import Origin, compare_with_control, find_controls
 from .grouping import check_runs, check_size, describe_inside, describe_missing_masks, group_runs, note_uneven, setting
@@ -157,7 +157,7 @@ class _Frame:
         if len(self.zones) < LEAST_IMAGES or not own_less_others(perfect) > LEAST_ALIKE:
             return None
         marked = np.stack([part.marked for part in contrasts])
-        return chance_level(marked, perfect, deals(len(self.zones)), known_sign=True)
+        return chance_level(marked, perfect, permute_images(len(self.zones)), known_sign=True)
 
     def _contrasts(self, run: StoredRun, kind: str) -> Contrasts:
         maps = run.maps(self.layer, kind, steps=self.steps, call=self.call)

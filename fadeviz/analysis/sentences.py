@@ -33,24 +33,27 @@ def describe_operator(operator: OperatorOnset, steps: Sequence[int]) -> tuple[st
 
 
 def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False) -> str:
-    """What an operator's maps show and since when, as a sentence without a subject and a full stop.
+    """What an operator's maps show and since when, as a sentence without the operator's name and the full stop.
 
     Args:
         onset: the onset.
         steps: the S steps.
-        readout: whether the maps are a readout of the features, which hold rather than show.
+        readout: whether the maps are a linear readout of the features.
     """
     verdict, outline, interior = onset.verdict, onset.outline, onset.interior
     label = verdict.label
-    faintly = _faintly(onset) if verdict.faint else ""
+    strongest = max((abs(reading.top) for reading in (outline, interior) if reading.shown), default=0.0)
+    faintly = f"faintly (at most {strongest:.2f} of a perfect map), " * verdict.faint
     if label == "too few images":
-        return f"too few images to say: {onset.images} with an interior at this resolution, {LEAST_IMAGES} are needed"
+        return f"too few images to say: {onset.images} with an interior at this resolution; {LEAST_IMAGES} are needed"
     if label == "masks too alike":
         return "nothing of this object is seen, but the masks are too alike to say"
     if label == "neither":
         if readout:
-            return "hold nothing of this object that a linear readout finds"
-        return "shows where objects usually are; nothing of this object" if onset.place >= PLACE else "shows no object"
+            return "a linear readout finds nothing of this object"
+        if onset.place < PLACE:
+            return "shows no object"
+        return "shows where objects usually are, but nothing of this object"
     if len(steps) == 1:
         return faintly + _at_once(onset, steps[0])
     if label.endswith(("only", "unresolved")):
@@ -80,12 +83,7 @@ def _marked(operator: OperatorOnset) -> str:
     """A remark where the contour is marked although no outline is shown, such as by a line on both sides of it."""
     if operator.contour is None or operator.contour.p > SHOWN_ALPHA or operator.map.outline.shown:
         return ""
-    return "; the contour is marked, though: the maps are steeper along it than along other images' contours"
-
-
-def _faintly(onset: Onset) -> str:
-    top = max(abs(reading.top) for reading in (onset.outline, onset.interior) if reading.shown)
-    return f"faintly (at most {top:.2f} of a perfect map), "
+    return "; but the contour is marked: the maps are steeper along it than along other images' contours"
 
 
 def _at_once(onset: Onset, step: int) -> str:
@@ -115,24 +113,19 @@ def _timed(onset: Onset, steps: Sequence[int]) -> str:
             f"{first} comes first, {_by(early, steps)}; the {names[1]} follows {_by(late, steps)}, "
             f"{format_factor(onset.lead, inverse=label == 'interior first')} times later"
         )
-    both = f"the outline arrives {_by(outline, steps)}, the interior {_by(interior, steps)}"
-    ratio = f"the outline {format_factor(onset.lead)} times earlier"
+    ratio = f"a ratio of {format_factor(onset.lead)}"
+    both = f"the outline arrives {_by(outline, steps)}, the interior {_by(interior, steps)}, {ratio}"
     if label == "together":
-        return f"outline and interior arrive together: {both} ({ratio})"
+        return f"outline and interior arrive together: {both}"
     if label == "seeds disagree":
-        return f"the seeds disagree on which comes first: {both} ({ratio})"
-    return f"which comes first is undecided: {both} ({ratio})"
+        return f"the seeds disagree on which comes first: {both}"
+    return f"which comes first is undecided: {both}"
 
 
 def _single(onset: Onset, steps: Sequence[int]) -> str:
     outline, interior = onset.outline, onset.interior
     name, shown = ("outline", outline) if outline.shown else ("interior", interior)
-    if shown.from_start:
-        since = f"is {_start(steps)}"
-    elif shown.rest_step is not None:
-        since = f"appears, {_by(shown, steps)},"
-    else:
-        since = f"appears {_by(shown, steps)}"
+    since = f"is {_start(steps)}" if shown.from_start else f"appears {_by(shown, steps)}"
     return f"the {name} {since} and {_fate(shown)}{_rest(onset)}"
 
 
@@ -157,18 +150,18 @@ def _by(reading: Reading, steps: Sequence[int]) -> str:
     gone = f", gone by step {reading.gone_step}" if reading.gone_step is not None else ""
     if reading.rest_step is not None and not reading.from_start:
         share = reading.start / reading.top
-        return f"from {100 * share:.0f} % at step {steps[0]}, half of the rest by step {reading.rest_step:.0f}{gone}"
+        return f"by step {reading.rest_step:.0f} (half of the rise from {100 * share:.0f} % at step {steps[0]}){gone}"
     return f"by step {format_arrival(reading, steps)}{gone}"
 
 
 def format_arrival(reading: Reading, steps: Sequence[int]) -> str:
-    """The step of arrival and its 95 % interval: ``52 (40 to 70)``; ends beyond the training as such."""
+    """The step of arrival and its 95 % interval: ``52 (40 to 70)``; an upper end beyond the training as ``>300``."""
     step, low, high = reading.arrival_steps
     if math.isnan(step):
         return "-"
     if not math.isfinite(high - low):
         return f"{step:.0f}"
-    end = f"{high:.0f}" if high <= steps[-1] else f"after {steps[-1]}"
+    end = f"{high:.0f}" if high <= steps[-1] else f">{steps[-1]}"
     return f"{step:.0f} ({max(low, steps[0]):.0f} to {end})"
 
 
@@ -211,7 +204,7 @@ def _origin(origins: Sequence[Origin]) -> str:
 
 
 def advise(onset: Onset, steps: Sequence[int]) -> str:
-    """What would decide, where this study does not; empty where it does.
+    """What to do for a decision where this study gives none, as an imperative; empty where it decides.
 
     Numbers of images and seeds are from the variances measured here, which shrink with each number.
     """
@@ -228,12 +221,12 @@ def advise(onset: Onset, steps: Sequence[int]) -> str:
         factor = (other.chance / (RESOLVED_SHARE * abs(shown.top))) ** 2
         needed = math.ceil(onset.images * factor)
         if needed <= _MOST_IMAGES:
-            return f"about {needed} images instead of {onset.images} would resolve it"
-        return "the response is too weak for any number of images that could be observed"
+            return f"observe about {needed} images instead of {onset.images}"
+        return f"observe more than {_MOST_IMAGES} images: so weak is the response"
     if label == "undecided" and onset.lead is not None:
         return _more_data(onset.lead, onset.images, onset.runs)
     if label == "seeds disagree":
-        return f"{onset.runs} seeds show that trainings differ; more seeds would show how often each order occurs"
+        return f"record more seeds, to see how often each order occurs: these {onset.runs} differ"
     return ""
 
 
@@ -244,15 +237,15 @@ def _more_data(lead: Estimate, images: int, runs: int) -> str:
     by_seeds = next((r for r in range(runs + 1, _MOST_SEEDS + 1) if _decides(lead, images, runs, images, r)), None)
     by_images = next((n for n in range(images + 1, _MOST_IMAGES + 1) if _decides(lead, images, runs, n, runs)), None)
     options = [
-        *([f"{by_seeds} seeds instead of {runs}"] if by_seeds else []),
-        *([f"{by_images} images instead of {images}"] if by_images else []),
+        *([f"record about {by_seeds} seeds instead of {runs}"] if by_seeds else []),
+        *([f"observe about {by_images} images instead of {images}"] if by_images else []),
     ]
     if options:
-        return f"about {' or '.join(options)} would decide, if the lead stays as it is"
+        return f"{' or '.join(options)} (enough if the lead stays as it is)"
     both = next((k for k in range(2, 9) if _decides(lead, images, runs, k * images, k * runs)), None)  # neither alone
     if both:
-        return f"about {both} times as many seeds and images would decide, if the lead stays as it is"
-    return "the lead is too variable for a decision; record more often where the two rise"
+        return f"record about {both} times as many seeds and images (enough if the lead stays as it is)"
+    return "record more often where the two rise: no practical number of seeds or images would decide"
 
 
 def _decides(lead: Estimate, images: int, runs: int, more_images: int, more_runs: int) -> bool:

@@ -32,10 +32,9 @@ def describe(onsets: Onsets, rows: Sequence[Row]) -> str:
         "",
     ]
     for row, operator in zip(rows, onsets.operators, strict=True):
-        lines += describe_operator(operator, steps)
-        for onset, of in ((operator.map, ""), (operator.readout, " of the features")):
-            advice = advise(onset, steps) if onset is not None else ""
-            lines += [f"  To decide{of}: {advice}." for _ in range(bool(advice))]
+        for sentence, onset in zip(describe_operator(operator, steps), (operator.map, operator.readout), strict=False):
+            advice = "" if onset is None else advise(onset, steps)
+            lines += [sentence, *([f"  To decide: {advice}."] if advice else [])]
         if row["spliced"]:
             lines.append(f"  Frames of {', '.join(row['spliced'])} do not look like those of a single training.")
     lines += _comparison_lines(onsets.comparisons)
@@ -129,7 +128,7 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
     if same:
         pairs = "1 other pair" if same == 1 and different else f"{same} other pairs" if different else f"{same} pairs"
         pairs = "1 pair" if same == 1 and not different else pairs
-        lines.append(f"no difference of leads shown for {pairs} of operators (p > 0.05)")
+        lines.append(f"no difference in lead is shown for {pairs} of operators (p > 0.05)")
     corrected = f", corrected for {len(comparisons)} comparisons (Holm)" if len(comparisons) > 1 else ""
     lines.append(f"p-values: paired over seeds and images{corrected}")
     return lines
@@ -142,7 +141,7 @@ def clearest(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def describe_difference(comparison: Comparison) -> str:
-    """How two leads differ: ``relative to the interior, the outline comes 2.0 (1.5 to 2.7) times earlier, p = 0.01``."""
+    """How two leads differ: ``relative to the interior, the outline comes 2.0 (1.5 to 2.7) times earlier, ...``."""
     later = comparison.difference.value < 0
     factor = format_factor(comparison.difference, inverse=later)
     word = "later" if later else "earlier"
@@ -165,12 +164,13 @@ def _spectrum_table(rows: Sequence[Row]) -> list[str]:
 
 
 _LEGEND = (
-    "outline: just inside the contour against just outside; interior: deep inside against well outside; for the own",
-    "mask less other images' masks, 1 for a perfect map, 0 by chance: first snapshot > top > end; (): not shown; dark:",
-    "of the negated maps. by step: arrival with its 95 % interval; start: there at the first snapshot. outline earlier",
-    "by: ratio of the two.",
-    "centroid: mean frequency of the map at start > end, in cycles per pixel. checkerboard: share of the variance in",
-    "2 x 2 pixels that repeats with the upsampling grid; grid lines: power on the grid's lines over that beside them.",
+    "outline: just inside the contour against just outside; interior: deep inside against well outside. Both: own mask",
+    "less other images' masks (1: a perfect map, 0: chance) at the first snapshot > top > end; in brackets: not shown;",
+    "dark: the maps are dark on the object, and negated. by step: arrival with its 95 % interval; start: there at the",
+    "first snapshot. outline earlier by: ratio of the two arrivals with its 95 % interval.",
+    "centroid: mean frequency of the map at start > end, in cycles per pixel. checkerboard: share of the variance",
+    "within 2 x 2 pixels that repeats with the upsampling grid; grid lines: power on the grid's lines over that beside",
+    "them.",
 )
 
 

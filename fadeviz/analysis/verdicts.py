@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .onset import Reading
 
 LEAST_IMAGES = 5
-"""Images needed for a verdict: four masks can be dealt in 24 ways only."""
+"""Images needed for a verdict: four masks have only 24 permutations."""
 
 SHOWN_ALPHA = 0.025
 """p-value up to which a reading is shown: 5 % for the two readings together."""

@@ -27,7 +27,10 @@ _LIKE = {"outline_readout": "outline", "interior_readout": "interior"}
 _ROLES = {MEASURES[name].title: name for name in ("outline", "interior")}
 """Curves that have the same colour wherever they occur."""
 
-_NOTE = "Grey: chance, within which 95 % of shuffled masks stay at all steps. Dotted vertical lines: arrivals."
+_NOTE = (
+    "Grey: chance level; 95 % of the permutations of the masks stay within it at all steps. "
+    "Dotted vertical lines: arrivals."
+)
 
 
 def chart_groups(analysis: Analysis) -> list[dict[str, Any]]:

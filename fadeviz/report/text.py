@@ -77,7 +77,6 @@ def verdict_rows(onsets: Onsets, panels: Sequence[KymographPanel]) -> list[dict[
 def _without_subject(sentence: str, title: str) -> str:
     """``FADE: the outline is ...`` as ``The outline is ...``, because the operator is the heading."""
     text = sentence.removeprefix(title).partition(": ")[2]  # a title may hold a colon, too
-    text = f"the features {text}" if text.startswith("hold ") else text
     return f"{text[:1].upper()}{text[1:]}"
 
 
@@ -119,7 +118,7 @@ def comparison_sentences(onsets: Onsets) -> list[str]:
         sentences.append(f"{_count(more, 'more pair')} of operators differ{'s' * (more == 1)} (p ≤ 0.05).")
     others = len(onsets.comparisons) - len(different)
     if others:
-        sentences.append(f"No difference is shown between {_count(others, 'pair')} of operators (p > 0.05).")
+        sentences.append(f"No difference in lead is shown for {_count(others, 'pair')} of operators (p > 0.05).")
     return sentences
 
 
@@ -128,7 +127,9 @@ def caveats(onsets: Onsets) -> list[str]:
     sentences = [plain(note, 300) for note in onsets.notes]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
     if any(len(operator.runs) == 1 for operator in onsets.operators):
-        sentences.append("An interval from one seed is over images alone: it says nothing of other trainings.")
+        sentences.append(
+            "With one seed, an interval covers the variation between images alone, and says nothing about other runs."
+        )
     modes = {str(run.info.observation.mode) for operator in onsets.operators for run in operator.runs}
     if "eval" in modes:
         sentences.append(

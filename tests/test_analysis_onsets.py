@@ -11,6 +11,7 @@ from fadeviz import FadevizError, analyze, open_run
 from fadeviz.analysis import blocks, contrasts, curves
 from fadeviz.analysis.contrasts import measure_contrasts
 from fadeviz.analysis.controls import compare_with_control
+from fadeviz.analysis.jackknife import Estimate
 from fadeviz.analysis.curves import operator_curves
 from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
@@ -162,7 +163,16 @@ def test_a_control_tells_learning_from_initialisation(tmp_path):
         "outline": "initialisation",
         "interior": "learned",
     }
-    assert "the interior is learned: the control shows less" in describe_operator(fade, STEPS)[0]
+    assert (
+        "the outline is initialisation: there from the start; the interior is learned: not shown by the control"
+        in (describe_operator(fade, STEPS)[0])
+    )
+    weaker = Estimate(0.5, np.full(3, 0.5), np.full(IMAGES, 0.5))  # so much less in the control, without any variation
+    both = [dataclasses.replace(origin, control=True, difference=weaker) for origin in fade.origins]
+    told = describe_operator(dataclasses.replace(fade, origins=tuple(both)), STEPS)[0]
+    assert (
+        "the outline is initialisation: there from the start; the interior is learned: the control shows less" in told
+    )
     # Unequal numbers of seeds: over images alone.
     fewer = dataclasses.replace(
         fade.map.outline.top_estimate, without_run=fade.map.outline.top_estimate.without_run[:0]

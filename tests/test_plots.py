@@ -364,7 +364,7 @@ class TestWhatIsDrawn:
 
     def test_no_interior_no_map(self, tmp_path):
         run = make_run(tmp_path / "r", size=(4, 4))
-        with pytest.raises(FadevizError, match="there is no distance-time map.*fewer than two images have.*finer layer"):
+        with pytest.raises(FadevizError, match="no distance-time map.*fewer than two images have.*finer layer"):
             plotting.make_plot(analyze(run), "kymograph")
 
     def test_chance_is_a_grey_band(self, tmp_path):

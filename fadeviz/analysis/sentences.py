@@ -83,7 +83,7 @@ def _marked(operator: OperatorOnset) -> str:
     """A remark where the contour is marked although no outline is shown, such as by a line on both sides of it."""
     if operator.contour is None or operator.contour.p > SHOWN_ALPHA or operator.map.outline.shown:
         return ""
-    return "; but the contour is marked: the maps are steeper along it than along other images' contours"
+    return "; yet the contour is marked: the maps are steeper along it than along other images' contours"
 
 
 def _at_once(onset: Onset, step: int) -> str:
@@ -188,19 +188,22 @@ def _factor(log: float) -> str:
 
 def _origin(origins: Sequence[Origin]) -> str:
     """What the control says of what is shown; empty without a control."""
-    with_control = [origin for origin in origins if origin.control is not None]
-    initial = [origin.name for origin in with_control if origin.origin == "initialisation"]
-    learned = [origin.name for origin in with_control if origin.origin == "learned"]
-    parts = []
-    if initial:
-        also = all(origin.control for origin in with_control if origin.name in initial)
-        why = "the control shows as much" if also else "it is there from the start"
-        parts.append(f"the {' and the '.join(initial)} {'is' if len(initial) == 1 else 'are'} initialisation: {why}")
-    if learned:
-        parts.append(
-            f"the {' and the '.join(learned)} {'is' if len(learned) == 1 else 'are'} learned: the control shows less"
-        )
+    names: dict[str, list[str]] = {}
+    for origin in origins:
+        if origin.control is not None:
+            names.setdefault(_reason(origin), []).append(origin.name)
+    parts = [
+        f"the {' and the '.join(same)} {'is' if len(same) == 1 else 'are'} {reason}" for reason, same in names.items()
+    ]
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _reason(origin: Origin) -> str:
+    """The origin, and what of the control makes it so."""
+    if origin.origin == "initialisation":
+        as_strong = origin.difference is not None and origin.difference.interval()[0] <= 0
+        return f"initialisation: {'the control shows as much' if as_strong else 'there from the start'}"
+    return f"learned: {'the control shows less' if origin.control else 'not shown by the control'}"
 
 
 def advise(onset: Onset, steps: Sequence[int]) -> str:

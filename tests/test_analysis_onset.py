@@ -15,7 +15,8 @@ from fadeviz.analysis.contrasts import measure_contrasts, own_less_others, perfe
 from fadeviz.analysis.jackknife import Estimate, holm, jackknife, jackknife_band
 from fadeviz.analysis.onset import judge
 from fadeviz.analysis.regions import build_regions
-from fadeviz.analysis.sentences import advise, describe_onset, format_factor
+from fadeviz.analysis.sentences import advise, describe_onset, format_arrival, format_factor
+from fadeviz.analysis.text import onset_cells
 from fadeviz.analysis.verdicts import VERDICTS, Verdict, choose_verdict
 from fadeviz.analysis.zones import build_zones
 
@@ -277,6 +278,10 @@ def test_a_rise_between_two_snapshots_says_where_to_record():
     assert onset.verdict.label == "both within one gap"
     assert describe_onset(onset, (0, 200, 250, 300)) == "outline and interior both appear between steps 0 and 200"
     assert advise(onset, (0, 200, 250, 300)) == "record more often between steps 0 and 200"
+    step, low, high = onset.outline.arrival_steps
+    assert low <= 0 < step < 200 <= high
+    assert "(0 to 200)" in format_arrival(onset.outline, (0, 200, 250, 300))
+    assert onset_cells(onset, (0, 200, 250, 300))[-1] == "-"
 
 
 def test_sentences(inward):

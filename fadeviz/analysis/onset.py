@@ -94,10 +94,16 @@ class Reading:
 
     @property
     def arrival_steps(self) -> tuple[float, float, float]:
-        """Arrival in steps, with the ends of its 95 % interval; NaN where there is none."""
+        """Arrival in steps, with the ends of its 95 % interval; NaN where there is none.
+
+        The interval covers at least the gap between two snapshots within which the whole rise lies: where in it, the
+        snapshots cannot tell, whatever the variation between seeds and images.
+        """
         if self.arrival is None:
             return (math.nan,) * 3
-        return tuple(math.expm1(min(v, 700.0)) for v in (self.arrival.value, *self.arrival.interval()))  # type: ignore[return-value]
+        step, low, high = (math.expm1(min(v, 700.0)) for v in (self.arrival.value, *self.arrival.interval()))
+        first, last = self.within or (step, step)
+        return step, min(low, first), max(high, last)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,9 @@ def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
 
 def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
     """Cells of the table: the levels and the arrival of outline and interior, and the lead as a factor."""
-    # A ratio of a step to no step at all says nothing.
-    factor = "-" if onset.outline.from_start or onset.interior.from_start else format_factor(onset.lead)
+    # A ratio of a step to no step at all says nothing, nor does one of two steps that no snapshot tells apart.
+    unknown = onset.outline.from_start or onset.interior.from_start or onset.verdict.label == "both within one gap"
+    factor = "-" if unknown else format_factor(onset.lead)
     return [
         _levels(onset.outline), _by(onset.outline, steps), _levels(onset.interior), _by(onset.interior, steps),
         factor if factor == "-" else f"{factor} x",

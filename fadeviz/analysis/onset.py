@@ -136,13 +136,13 @@ class _Response:
     curve_of: Callable[[Indices, Indices], NDArray[np.float64]]
     curve: NDArray[np.float64]
     own_mask: NDArray[np.float64]
-    """The same, without the other images' masks taken off."""
+    """The same for the own masks alone, without subtracting that of other masks."""
     shown: bool
 
     def reversed_before_top(self, other: _Response, *, fallen: bool = False) -> int | None:
-        """Index of the lowest smoothed response before the top, where it is below chance by itself; else None.
+        """Index of the lowest smoothed response before the top, if it alone is below minus the chance level; else None.
 
-        It is not by itself where the other is reversed too, by half of its chance level: the whole map changes sign.
+        If the other response is below minus half of its own chance level there, the whole map changes sign.
 
         Args:
             other: the other of outline and interior.

@@ -18,10 +18,10 @@ from .storage.files import write_whole
 from .storage.snapshots import check_folder
 
 RUNS = (("unet", "fade"), ("unet", "carafe"), ("segnet", "fade"), ("segnet", "carafe"))
-"""Network and operator of each run; its folder is called by both: ``unet-fade``.
+"""Network and operator of each run; its folder is named after both: ``unet-fade``.
 
-The verdicts are on the U-Net's runs. In SegNet an operator without a guide, such as CARAFE, needs a training many times
-as long: beside the U-Net its maps show what the network contributes.
+The verdicts are on the U-Net's runs. In SegNet an operator without a guide, such as CARAFE, needs many times as
+many steps: shown beside the U-Net, its maps tell what the network contributes.
 """
 IMAGE = 0
 """Index of the observed image that the figures show; ``fadeviz grid --image`` draws the others."""

@@ -73,8 +73,9 @@ def explain_kymographs(onsets: Onsets) -> str:
     dark = sum(kymograph.dark for onset, kymograph in halves if onset.outline.shown or onset.interior.shown)
     negated = f"{dark} run{'s' * (dark > 1)} whose maps are dark on the object {'are' if dark > 1 else 'is'} negated. "
     return (
-        "Orange: the maps are higher here than over the objects of other images; blue: lower; white: the same, which "
-        "is what place alone gives. The depth is in inscribed radii of the object, \N{MINUS SIGN}1 its deepest point. "
+        "Orange: at this depth, maps are higher for their own object than for objects of other images; blue: lower; "
+        "white: no difference, as for whatever depends on place alone. Depth is in inscribed radii of the object; "
+        "\N{MINUS SIGN}1 is its deepest point. "
         "A front that moves down from the contour (dashed) is an interior that fills from its outline; one that moves "
         f"up to it, an object that grows from its centre. {negated * bool(dark)}Symbols: arrivals with their 95 % "
         "intervals."

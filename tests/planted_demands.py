@@ -13,7 +13,7 @@ SOMETHING = OUTLINE | INTERIOR | UNRESOLVED | {"both from the start", "both with
 ORDERS = OUTLINE | INTERIOR
 
 CHANCE = 4 / 32
-"""Wrong answers allowed where nothing is planted, or no order: the rate is 5 % by design."""
+"""Wrong verdicts allowed where nothing is planted, or no order: the rate is 5 % by design."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ DEMANDS = {
     "some NaN, outward": _interior(0.9),
     "few values, inward": _outline(0.9),
     "few values, outward": _interior(0.9),
-    # The one reversal known: a first answer of the opposite sign that is too weak to be told from chance.
+    # The one reversal known: a first response of the opposite sign that is too weak to be told from chance.
     "deep bright, then all dark": replace(_interior(0.85), most=0.25),
     "line bright, then all dark": _outline(0.9),
     "line bright, deep dark": _outline(0.9),

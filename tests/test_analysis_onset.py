@@ -317,7 +317,7 @@ def test_advice_comes_from_the_variances():
     fewer = math.sqrt(lead.variance_seeds * 3 / (needed - 1))
     assert stats.t.ppf(0.975, needed - 2) * fewer > 0.3
     one = dataclasses.replace(onset, runs=1)
-    assert "one seed speaks of that run alone" in advise(one, STEPS)
+    assert "one seed says nothing about other runs" in advise(one, STEPS)
 
 
 def test_factors():

@@ -38,15 +38,15 @@ def find_controls(runs: Sequence[StoredRun]) -> dict[int, int]:
     otherwise.
     """
     settings = [run.info.config for run in runs]
-    found = {}
+    controls = {}
     for index, config in enumerate(settings):
         if _is_control(config):
             continue
         for other, control in enumerate(settings):
             if _is_control(control) and config.get("upsampler") == control.get("upsampler") and _equal(config, control):
-                found[index] = other
+                controls[index] = other
                 break
-    return found
+    return controls
 
 
 def _is_control(config: Mapping[str, Any]) -> bool:

@@ -65,11 +65,11 @@ def operator_curves(onsets: Onsets, operator: OperatorOnset) -> dict[str, Measur
     other measures use the kinds recorded beside it, and the network's tests.
 
     Args:
-        order: the measured onsets.
+        onsets: the measured onsets.
         operator: one of its operators.
 
     Returns:
-        Curves by the names in ``MEASURES``, in that onsets; without measures that a run of the operator lacks.
+        Curves by the names in ``MEASURES``, in that order; without measures that a run of the operator lacks.
     """
     tables = {
         name: np.stack([getattr(contrasts, name) for contrasts in operator.contrasts])

@@ -74,7 +74,7 @@ def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]])
     single = [label for label, members in groups.items() if len(members) == 1]
     if single:
         which = "one seed per operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
-        notes.append(f"{which}: the intervals speak of that run alone, not of other trainings")
+        notes.append(f"{which}: the intervals hold for that run alone, not for other runs")
     return notes
 
 

@@ -27,7 +27,7 @@ class Measure:
 
 GROUPS = {
     "responses": "how much more outline and interior are shown for the own mask than for other images' masks",
-    "auc": "how well the map detects the contour and the object by itself, place included",
+    "auc": "how well the map detects the contour and the object, place included",
     "spectrum": "how fine the map is, and how much of it repeats with the upsampling grid",
     "learning": "how similar the parts of the operator are to their final state",
     "gate": "gate and kernel entropy inside the object, along its contour and outside",

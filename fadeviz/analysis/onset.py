@@ -26,7 +26,7 @@ COMPARABLE = 3
 """Images needed for a jackknife."""
 
 OWN_MASK_SHARE = 0.85
-"""Share of the chance level that a reversed first answer of the interior must exceed, where own masks alone show it."""
+"""Share of the chance level that a reversed first response of the interior must exceed, if own masks alone show it."""
 
 LEAST_ALIKE = 1e-3
 """Share of a perfect map's response that is its own, below which nothing is compared: the masks are equal."""
@@ -51,7 +51,7 @@ class Reading:
         p_start: p-value of the response at the first snapshot.
         shown: whether the maps show it: p <= 0.025.
         start: response at the first snapshot.
-        top: largest smoothed response of the part that is timed; negative answers count for a halo.
+        top: largest smoothed response of the part that is timed; negative for a halo.
         top_step: its step.
         top_estimate: the top with its variance; None unless shown.
         end: mean response of the last three snapshots.
@@ -61,9 +61,9 @@ class Reading:
         rest_step: step by which half of the rest is there, for a response that is partly there at the first snapshot;
             None otherwise.
         gone_step: step by which a first appearance is gone again: the arrival is that of this appearance; else None.
-        halo: whether what is timed is a first answer of the opposite sign, which the maps as a whole do not share: for
-            the outline a rim just outside of the contour, for the interior a dark inside before a bright one, or the
-            other way round.
+        halo: whether what is timed is a first response of the opposite sign that the other reading does not share: for
+            the outline a rim just outside the contour; for the interior a dark inside before a bright one, or the other
+            way round.
     """
 
     curve: NDArray[np.float64]
@@ -115,7 +115,7 @@ class Onset:
         interior: reading of the interior.
         lead: log of how many times earlier the outline arrives, log(1 + interior) - log(1 + outline) in steps, with its
             variance; positive: outline first. None unless both are shown.
-        verdict: what this amounts to.
+        verdict: the conclusion.
         alike: own less others of a perfect map as a share of its response: 0 for equal masks.
         place: largest response of the maps for the masks of other images, as a share of a perfect map's response for
             its own mask: what place alone explains.
@@ -142,13 +142,13 @@ class _Response:
     curve_of: Callable[[Indices, Indices], NDArray[np.float64]]
     curve: NDArray[np.float64]
     own_mask: NDArray[np.float64]
-    """The same, without the other images' masks taken off."""
+    """The same for the own masks alone, without subtracting that of other masks."""
     shown: bool
 
     def reversed_before_top(self, other: _Response, *, fallen: bool = False) -> int | None:
-        """Index of the lowest smoothed response before the top, where it is below chance by itself; else None.
+        """Index of the lowest smoothed response before the top, if it alone is below minus the chance level; else None.
 
-        It is not by itself where the other is reversed too, by half of its chance level: the whole map changes sign.
+        If the other response is below minus half of its own chance level there, the whole map changes sign.
 
         Args:
             other: the other of outline and interior.

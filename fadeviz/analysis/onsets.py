@@ -152,7 +152,7 @@ class _Frame:
         return judge(outline, interior, *perfect, self.steps, known_sign=kind in KNOWN_SIGNS)
 
     def contour(self, contrasts: Sequence[Contrasts]) -> ChanceLevel | None:
-        """How much steeper maps are along their own contour, against chance; None where that cannot be told."""
+        """How much steeper maps are along their own contour, against chance; None where that is undefined."""
         perfect = self.perfect.marked[0]
         if len(self.zones) < LEAST_IMAGES or not own_less_others(perfect) > LEAST_ALIKE:
             return None
@@ -291,7 +291,7 @@ def _with_origins(operators: Sequence[OperatorOnset]) -> list[OperatorOnset]:
 
 def _comparisons(operators: Sequence[OperatorOnset], frame: _Frame, kind: str) -> list[Comparison]:
     """Every two operators with seeds in common that both show outline and interior, in the maps and in the readout."""
-    found = []
+    pairs = []
     for measured, attribute in ((kind, "map"), (READOUT, "readout")):
         for first, second in itertools.combinations(operators, 2):
             pair = (first, second)
@@ -303,9 +303,9 @@ def _comparisons(operators: Sequence[OperatorOnset], frame: _Frame, kind: str) -
                 onsets = [frame.judge(_of_seeds(operator, common, attribute), measured) for operator in pair]
             leads = [onset.lead for onset in onsets]
             if all(lead is not None for lead in leads):
-                found.append((first.name, second.name, measured, common, leads[0] - leads[1]))
-    corrected = holm([difference.p for *_, difference in found])
-    return [Comparison(*pair, p) for pair, p in zip(found, corrected, strict=True)]
+                pairs.append((first.name, second.name, measured, common, leads[0] - leads[1]))
+    corrected = holm([difference.p for *_, difference in pairs])
+    return [Comparison(*pair, p) for pair, p in zip(pairs, corrected, strict=True)]
 
 
 def _of_seeds(operator: OperatorOnset, seeds: Sequence[int | None], attribute: str) -> list[Contrasts]:
@@ -327,11 +327,11 @@ def _note_steps(steps: Sequence[int]) -> list[str]:
     notes = []
     if len(steps) < 3:
         count = "1 snapshot" if len(steps) == 1 else f"{len(steps)} snapshots"
-        notes.append(f"{count}: too few to say when something came; record more steps")
+        notes.append(f"{count}: too few to say when anything appeared; record more steps")
     if steps[0] != 0:
         notes.append(
-            f"the first measured step is {steps[0]}, not 0: what was there before it cannot be told from what was "
-            "learned"
+            f"the first measured step is {steps[0]}, not 0: what was there before training cannot be told from what "
+            "was learned until then"
         )
     return notes
 

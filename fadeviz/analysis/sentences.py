@@ -45,7 +45,7 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
     strongest = max((abs(reading.top) for reading in (outline, interior) if reading.shown), default=0.0)
     faintly = f"faintly (at most {strongest:.2f} of a perfect map), " * verdict.faint
     if label == "too few images":
-        return f"too few images to say: {onset.images} with an interior at this resolution; {LEAST_IMAGES} are needed"
+        return f"too few images to say ({onset.images} with an interior at this resolution; {LEAST_IMAGES} are needed)"
     if label == "masks too alike":
         return "nothing of this object is seen, but the masks are too alike to say"
     if label == "neither":
@@ -236,7 +236,7 @@ def advise(onset: Onset, steps: Sequence[int]) -> str:
 def _more_data(lead: Estimate, images: int, runs: int) -> str:
     """How many images or seeds would make the interval of this lead short enough for a verdict."""
     if runs == 1:
-        return "record more seeds (at least 3): one seed speaks of that run alone"
+        return "record more seeds (at least 3): one seed says nothing about other runs"
     by_seeds = next((r for r in range(runs + 1, _MOST_SEEDS + 1) if _decides(lead, images, runs, images, r)), None)
     by_images = next((n for n in range(images + 1, _MOST_IMAGES + 1) if _decides(lead, images, runs, n, runs)), None)
     options = [

@@ -1,4 +1,4 @@
-"""Verdicts: what the readings of outline and interior amount to, in words."""
+"""Verdicts: conclusions from the readings of outline and interior."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ START_SHARE = 0.5
 """Share of its top that a response has at the first snapshot if it is there from the start."""
 
 RESOLVED_SHARE = 0.6
-"""Chance level over the other reading's top up to which a reading that is not shown counts as absent."""
+"""Ratio of a reading's chance level to the other's top, up to which a reading that is not shown counts as absent."""
 
 TOGETHER = math.log(1.5)
 """Lead (log) within which both arrive together."""
@@ -42,15 +42,15 @@ ALIKE = 0.15
 VERDICTS = {
     "too few images": f"fewer than {LEAST_IMAGES} images have an interior at the layer's resolution",
     "masks too alike": "neither is shown, and the masks are so alike that even perfect maps would hardly show it",
-    "neither": "maps respond no more to their own object than to those of other images",
-    "outline only": "the outline is shown, and an interior half as strong would have been",
-    "interior only": "the interior is shown, and an outline half as strong would have been",
+    "neither": "the maps do not respond more to their own object than to those of other images",
+    "outline only": "the outline is shown, and an equally strong interior would have been",
+    "interior only": "the interior is shown, and an equally strong outline would have been",
     "outline shown, interior unresolved": "the outline is shown; the interior is not, but might have been missed",
     "interior shown, outline unresolved": "the interior is shown; the outline is not, but might have been missed",
     "both from the start": "both are there at the first snapshot already",
     "outline from the start": "the outline is there at the first snapshot already, the interior is not",
     "interior from the start": "the interior is there at the first snapshot already, the outline is not",
-    "both within one gap": "both rise between the same two snapshots, so that their order cannot be seen",
+    "both within one gap": "both rise between the same two snapshots, so that their order is unknown",
     "outline first": "the interval of the lead lies above 0",
     "interior first": "the interval of the lead lies below 0",
     "together": "the lead is within a factor of 1.5 by its 90 % interval (two one-sided tests)",
@@ -67,7 +67,7 @@ class Verdict:
     Attributes:
         label: a name in ``VERDICTS``.
         faint: whether all that is shown stays below 15 % of a perfect map's response.
-        halo: whether an outline that is first is a rim just outside of the contour.
+        halo: whether an outline that is first is a rim just outside the contour.
     """
 
     label: str

@@ -32,7 +32,7 @@ class ObservedChoice(NamedTuple):
 
     Attributes:
         indices: the chosen images.
-        earlier: those that were chosen before interiors were required: runs of then were recorded with these.
+        earlier: those that earlier versions chose, which did not require an interior; their runs keep these.
     """
 
     indices: tuple[int, ...]
@@ -54,7 +54,7 @@ def choose_observed(
     the border. Of the good ones, the first is drawn by the seed; each following one is the farthest from those already
     ranked by size, place and outline of its foreground. Those that are not good follow, the one that misses by least
     first. In that order, images whose object has an interior (:func:`~fadeviz.data.interior.has_interior`) are taken;
-    if they are too few, the first ones without follow.
+    if there are too few, the first ones without an interior follow.
 
     Args:
         dataset: the test images.

@@ -38,8 +38,8 @@ class UNet(Network):
     """A plain U-Net with one upsampling operator at all five decoder stages.
 
     Encoder stage i passes its map before pooling to decoder stage 4 - i, twice: as the operator's guide, and
-    concatenated with the operator's output. So the network localises with every operator, also with those without a
-    guide, with which SegNet hardly does; and what an operator's map shows came up through that operator. The operator
+    concatenated with the operator's output. The network therefore localises with every operator, even with those
+    without a guide, with which SegNet hardly does; what an operator's map shows has still come through it. The operator
     is ``decoder.0.upsample`` (coarsest, 7 -> 14 at 224) to ``decoder.4.upsample`` (finest, 112 -> 224): the layers of
     SegNet, with its channels and resolutions, so that runs of both networks can be drawn side by side.
 
@@ -50,7 +50,7 @@ class UNet(Network):
     Source: Ronneberger et al., MICCAI 2015, figure 1.
     Differs: convolutions are padded, so that the output has the images' size, and followed by BatchNorm; there are five
     poolings, not four; the bottleneck has 512 channels, not 1024, and each decoder stage ends with as many as the next
-    skip has: an operator's input and guide must agree in it for FADE and max unpooling. The paper upsamples by 2x2
+    skip has, because FADE and max unpooling need as many in the input as in the guide. The paper upsamples by 2x2
     deconvolution; here that is one operator among others.
     """
 
@@ -69,7 +69,7 @@ class UNet(Network):
     encoder: nn.ModuleList
 
     recipe = Recipe(0.05, 0.0, (0.7, 0.9), sgd, step_decay)
-    """Found on Weizmann Horse at 96x96, width 0.25, 200 steps: of 0.02, 0.05 and 0.1, FADE is worst at the first and
+    """Chosen on Weizmann Horse at 96x96, width 0.25, 200 steps: of 0.02, 0.05 and 0.1, FADE is worst at the first and
     CARAFE at the last."""
 
     reference_size = 224

@@ -131,9 +131,8 @@ class Recorder:
             name: the run's name in figures; None takes the folder's name.
             seed: the training's seed; runs of the same name with different seeds are measured together.
             start: number of optimiser steps already done, for a training resumed from a checkpoint: a new run begins
-                with this step instead of 0 (its maps can be drawn, but learning is measured from step 0), and a
-                resumed run drops its later steps. None takes 0 for a new run, and the first :meth:`step` for a
-                resumed one.
+                with this step instead of 0 (an analysis begins there too, and says so), and a resumed run drops its
+                later steps. None takes 0 for a new run, and the first :meth:`step` for a resumed one.
             scaler: the training's GradScaler: its scale goes into the metrics of recorded steps, as ``grad_scale``.
             resume: continue an existing run, which must have the same layers, kinds and images; if there is none yet,
                 start a new one.

@@ -86,7 +86,7 @@ class ArrivalMark:
 
 @dataclass(frozen=True)
 class KymographPanel:
-    """One distance-time map: by training step and depth, how much a map answers to its own mask.
+    """One distance-time map: by training step and depth, how much a map responds to its own mask.
 
     Attributes:
         title: name of the operator.

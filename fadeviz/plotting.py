@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .analysis.curves import Curves
-from .analysis.grouping import describe_inside
+from .analysis.grouping import describe_inside, describe_missing_masks, recorded_by_command
 from .analysis.measures import MEASURES, PLOTS, describe_group
-from .analysis.onsets import OperatorOnset
+from .analysis.onsets import Onsets, OperatorOnset
 from .analysis.result import Analysis, analyze
 from .errors import FadevizError, unknown_name
 from .onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
@@ -137,10 +137,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     if what == "kymograph":
         panels = kymograph_panels(onsets)
         if not panels:
-            raise FadevizError(
-                f"{onsets.layer_title}: fewer than two images have an object with an interior at this resolution, so "
-                "there is no distance-time map. Choose a finer layer, or observe other images"
-            )
+            raise FadevizError(f"there is no distance-time map. {_lacking_objects(onsets, 2)}")
         caption.append(explain_kymographs(onsets))
         shown = {panel.title for panel in panels}
         absent = tuple(operator.title for operator in onsets.operators if operator.title not in shown)
@@ -207,11 +204,21 @@ def _explanation(analysis: Analysis, what: str) -> str:
     return lines
 
 
+def _lacking_objects(onsets: Onsets, needed: int) -> str:
+    """What is missing where fewer images than needed have an object with an interior, and what to do."""
+    images = "no image has" if needed == 1 else "fewer than two images have"
+    missing = describe_missing_masks(onsets.operators[0].runs[0])
+    return f"{onsets.layer_title}: " + (
+        missing
+        or f"{images} an object with an interior at this resolution. Choose a finer layer, or observe other images"
+    )
+
+
 def _remedy(analysis: Analysis, what: str) -> str:
     """Advice if no run has what a plot shows; it depends on whether a command or a user's own loop recorded it."""
     onsets = analysis.onsets
     run = onsets.operators[0].runs[0]
-    by_command = "upsampler" in run.info.config
+    by_command = recorded_by_command(run)
     if what == "quality" and by_command:
         return (
             f"{run.address}/metrics.jsonl has no test up to step {onsets.steps[-1]}: "
@@ -220,8 +227,12 @@ def _remedy(analysis: Analysis, what: str) -> str:
     if what == "quality":
         return "Log test results in your training loop: recorder.log(step, miou=...), or sad=... for mattes"
     kinds = {"gate": "gate,kernel_entropy", "classes": "channels"}.get(what)
+    if what == "auc" and not onsets.kept:
+        return _lacking_objects(onsets, 1)
+    if what == "continuity" and len(onsets.steps) == 1:
+        return "It compares snapshots, and there is one"
     if kinds is None:
-        return "The maps are constant or not finite at every step"
+        return f"The maps are constant or not finite at every step{', or too small' * (what == 'spectrum')}"
     how = f"fadeviz record --kinds {kinds} ..." if by_command else f'Recorder(..., kinds="{kinds}")'
     return f"Record it, with an operator that has it: {how}"
 

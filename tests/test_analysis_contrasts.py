@@ -76,7 +76,7 @@ def test_zones_are_disjoint_and_of_the_paper():
     [
         (np.zeros((48, 48)), "no object"),
         (np.ones((48, 48)), "the object fills the image"),
-        (np.eye(48), "too coarse for this object: inscribed radius"),
+        (np.eye(48), "too coarse for the object: its inscribed radius is below 1.5 cells"),
         (np.pad(np.zeros((4, 4)), 22, constant_values=1), "the object nearly fills the image"),
     ],
 )

@@ -15,7 +15,8 @@ from fadeviz.analysis.contrasts import measure_contrasts, own_less_others, perfe
 from fadeviz.analysis.jackknife import Estimate, holm, jackknife, jackknife_band
 from fadeviz.analysis.onset import judge
 from fadeviz.analysis.regions import build_regions
-from fadeviz.analysis.sentences import advise, describe_onset, format_factor
+from fadeviz.analysis.sentences import advise, describe_onset, format_arrival, format_factor
+from fadeviz.analysis.text import onset_cells
 from fadeviz.analysis.verdicts import VERDICTS, Verdict, choose_verdict
 from fadeviz.analysis.zones import build_zones
 
@@ -277,6 +278,10 @@ def test_a_rise_between_two_snapshots_says_where_to_record():
     assert onset.verdict.label == "both within one gap"
     assert describe_onset(onset, (0, 200, 250, 300)) == "outline and interior both appear between steps 0 and 200"
     assert advise(onset, (0, 200, 250, 300)) == "record more often between steps 0 and 200"
+    step, low, high = onset.outline.arrival_steps
+    assert low <= 0 < step < 200 <= high
+    assert "(0 to 200)" in format_arrival(onset.outline, (0, 200, 250, 300))
+    assert onset_cells(onset, (0, 200, 250, 300))[-1] == "-"
 
 
 def test_sentences(inward):
@@ -297,7 +302,7 @@ def test_sentences(inward):
     start = describe_onset(onset_of(["start"] * 3), STEPS)
     assert start.startswith("the outline is there before training and stays; the interior follows by step")
     late = describe_onset(onset_of(["complete"] * 3, steps=(100, 200, 300)), (100, 200, 300))
-    assert late == "outline and interior are there at the first recorded step, 100, and stay"
+    assert late == "outline and interior are there at the first measured step, 100, and stay"
 
 
 def test_advice_comes_from_the_variances():
@@ -317,6 +322,6 @@ def test_advice_comes_from_the_variances():
 
 def test_factors():
     assert format_factor(estimate(math.log(1.5), math.log(6))) == "3.0 (1.5 to 6.0)"
-    assert format_factor(estimate(math.log(1.5), math.log(6)), inverse=True) == "0.3 (0.2 to 0.7)"
+    assert format_factor(estimate(math.log(1.5), math.log(6)), inverse=True) == "0.33 (0.17 to 0.67)"
     assert format_factor(None) == "-"
-    assert format_factor(Estimate(0.0, np.array([np.nan, 1.0]), np.ones(5))) == "1.0 (0.00 to >999)"
+    assert format_factor(Estimate(0.0, np.array([np.nan, 1.0]), np.ones(5))) == "1.0 (<0.001 to >999)"

@@ -12,11 +12,13 @@ from fadeviz.analysis import blocks, contrasts, curves
 from fadeviz.analysis.contrasts import measure_contrasts
 from fadeviz.analysis.controls import compare_with_control
 from fadeviz.analysis.curves import operator_curves
+from fadeviz.analysis.jackknife import Estimate
 from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.sentences import describe_operator
 from fadeviz.analysis.zones import build_zones
+from fadeviz.plotting import make_plot
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 
@@ -114,7 +116,7 @@ def test_operators_are_compared_over_the_seeds_that_both_have(runs, onsets):
     assert pair.seeds == (1,)
     assert pair.difference.variance_seeds == 0
     assert measure_onsets([runs[0], runs[3]]).comparisons == ()  # fade 2 and carafe 0
-    assert "fade against carafe: the outline's lead is " in str(Analysis(onsets))
+    assert "fade against carafe: relative to the interior, the outline comes " in str(Analysis(onsets))
 
 
 def test_the_analysis_reads_as_sentences(onsets):
@@ -161,7 +163,16 @@ def test_a_control_tells_learning_from_initialisation(tmp_path):
         "outline": "initialisation",
         "interior": "learned",
     }
-    assert "the interior is learned: the control shows less" in describe_operator(fade, STEPS)[0]
+    assert (
+        "the outline is initialisation: there from the start; the interior is learned: not shown by the control"
+        in (describe_operator(fade, STEPS)[0])
+    )
+    weaker = Estimate(0.5, np.full(3, 0.5), np.full(IMAGES, 0.5))  # so much less in the control, without any variation
+    both = [dataclasses.replace(origin, control=True, difference=weaker) for origin in fade.origins]
+    told = describe_operator(dataclasses.replace(fade, origins=tuple(both)), STEPS)[0]
+    assert (
+        "the outline is initialisation: there from the start; the interior is learned: the control shows less" in told
+    )
     # Unequal numbers of seeds: over images alone.
     fewer = dataclasses.replace(
         fade.map.outline.top_estimate, without_run=fade.map.outline.top_estimate.without_run[:0]
@@ -204,8 +215,8 @@ def test_images_without_an_interior_are_left_out_and_named(tmp_path):
 
 def test_a_run_that_does_not_begin_at_step_0_is_measured_with_that_said(tmp_path):
     onsets = measure_onsets([make_run(tmp_path / "r", "complete", steps=STEPS[3:])])
-    assert any(note.startswith("the first recorded step is 3, not 0") for note in onsets.notes)
-    assert "there at the first recorded step, 3," in Analysis(onsets).sentences["fade"][0]
+    assert any(note.startswith("the first measured step is 3, not 0") for note in onsets.notes)
+    assert "there at the first measured step, 3," in Analysis(onsets).sentences["fade"][0]
 
 
 def test_maps_that_are_not_finite_count_as_showing_nothing(tmp_path):
@@ -355,7 +366,7 @@ def test_notes_on_seeds_and_on_runs_that_end_early(tmp_path):
     made = [make_run(tmp_path / f"a{seed}", "inward", seed=seed) for seed in range(2)]
     short = make_run(tmp_path / "b", "inward", upsampler="carafe", steps=STEPS[:-2])
     notes = measure_onsets([*made, short]).notes
-    assert f"measured up to step {STEPS[-3]}, where the shortest run ends; 2 runs are longer" in notes
+    assert f"only steps that all runs have are measured, the last at {STEPS[-3]}; 2 runs have more" in notes
     assert "one seed of carafe: the intervals hold for that run alone, not for other runs" in notes
 
 
@@ -366,3 +377,50 @@ def test_a_setting_that_older_runs_do_not_name_makes_no_other_operator(tmp_path)
         make_run(tmp_path / "c", "outward", upsampler="carafe", config={"labels": "odd"}),
     ]
     assert [one.name for one in measure_onsets(made).operators] == ["fade", "carafe"]
+
+
+def test_one_snapshot_arrives_stays_and_fades_nowhere(tmp_path):
+    analysis = Analysis(measure_onsets([make_run(tmp_path / "r", "complete", steps=(5,))]))
+    assert analysis.sentences["fade"] == ("FADE: outline and interior are shown at step 5, the only one measured.",)
+    assert str(analysis).splitlines()[0].endswith("6 images, 1 snapshot, step 5")
+    assert any(note.startswith("1 snapshot: too few") for note in analysis.notes)
+    assert any(note.startswith("the first measured step is 5") for note in analysis.notes)
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"), [({}, "Observe other images, or more"), (None, "Give the recorder masks=...")]
+)
+def test_a_run_without_masks_says_what_it_lacks(tmp_path, config, remedy):
+    run = make_run(tmp_path / "r", "inward", found=np.zeros((IMAGES, 48, 48), np.uint8))
+    if config is None:  # recorded from a user's own loop
+        SnapshotStore(run.path, run.run_id).write_info(dataclasses.replace(run.info, config={}))
+        run = open_run(run.path)
+    analysis = analyze(run)
+    assert "no observed image has an object, and without masks nothing can be measured" in analysis.notes[0]
+    assert analysis.notes[0].endswith(remedy) or remedy in analysis.notes[0]
+    assert not any("left out" in note for note in analysis.notes)
+    assert "observe 12 images or more with masks" in str(analysis)
+    for what, lacking in (("kymograph", remedy), ("auc", remedy)):
+        with pytest.raises(FadevizError, match=lacking.replace(".", "[.]")):
+            make_plot(analysis, what)
+
+
+def test_notes_speak_of_the_steps_that_are_measured(tmp_path):
+    made = [make_run(tmp_path / "a", "inward"), make_run(tmp_path / "b", "inward", seed=1, steps=(0, 1, 4, 10, 50))]
+    onsets = measure_onsets(made)
+    assert onsets.steps == (0, 1, 10)
+    assert "only steps that all runs have are measured, the last at 10; 2 runs have more" in onsets.notes
+
+
+def test_many_comparisons_are_cut_short(onsets):
+    (one,) = onsets.comparisons
+    many = tuple(dataclasses.replace(one, second=f"op{index}", p=index / 1000) for index in range(20, 0, -1))
+    lines = str(Analysis(dataclasses.replace(onsets, comparisons=many))).splitlines()
+    shown = [line for line in lines if line.startswith("fade against op")]
+    assert [line.split()[2] for line in shown] == [f"op{index}:" for index in range(12, 0, -1)]
+    assert "8 more pairs of operators differ (p <= 0.05)" in lines
+    assert "times earlier, p = 0.012" in shown[0]
+    negative = dataclasses.replace(one, difference=one.difference - one.difference - one.difference)
+    text = str(Analysis(dataclasses.replace(onsets, comparisons=(negative,))))
+    assert "times later" in text
+    assert "corrected for" not in text

@@ -1004,7 +1004,7 @@ class TestFolder:
         ({"layers": "decoder.9.upsample"}, "no layer in SegNet 'decoder.9.upsample'. Nearest: 'decoder.4.upsample'"),
         ({"kinds": "features"}, "no kind 'features'. Nearest: 'feature'"),
         ({"upsampler": "nearest"}, "none of the layers .* has 'gate': there is no gate to record"),
-        ({"lr": 0.0}, "lr is 0.0; it must be above 0"),
+        ({"lr": -0.1}, "lr is -0.1; it must be 0 or more"),
         ({"seed": -1}, r"seed is -1; it must be from 0"),
         ({"split_seed": 2**64}, r"split_seed is \d+; it must be from 0"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be 0 or more"),

@@ -584,7 +584,7 @@ class TestAnswer:
         analysis, page = answered
         told = page_text.comparison_sentences(analysis.onsets)
         assert len(told) == len(analysis.onsets.comparisons) == 3
-        assert told[0].startswith("INWARD against OUTWARD: the outline's lead over the interior is ")
+        assert told[0].startswith("INWARD against OUTWARD: relative to the interior, the outline comes ")
         same = replace(analysis.onsets, comparisons=[replace(one, p=0.5) for one in analysis.onsets.comparisons])
         assert page_text.comparison_sentences(same) == [
             "No difference in lead is shown for 3 pairs of operators (p &gt; 0.05).".replace("&gt;", ">")

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FadevizError
 from ..storage.maps import Maps
 from ..storage.metrics import headline
-from ..storage.several_runs import check_layer, run_labels
+from ..storage.several_runs import check_layer, common_steps, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .regions import Regions
@@ -66,11 +66,11 @@ def _check_seeds(label: str, members: Sequence[StoredRun]) -> None:
 def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]]) -> list[str]:
     """Caveats about unreadable files, lengths and numbers of seeds."""
     notes = [f"{run.address}: left out {name} ({reason})" for run in runs for name, reason in run.broken.items()]
-    last = min(run.steps[-1] for run in runs)
-    longer = sum(run.steps[-1] > last for run in runs)
-    if longer:
-        runs_are = "1 run is" if longer == 1 else f"{longer} runs are"
-        notes.append(f"measured up to step {last}, where the shortest run ends; {runs_are} longer")
+    common = common_steps(runs)
+    more = sum(len(run.steps) > len(common) for run in runs)
+    if more:
+        runs_have = "1 run has" if more == 1 else f"{more} runs have"
+        notes.append(f"only steps that all runs have are measured, the last at {common[-1]}; {runs_have} more")
     single = [label for label, members in groups.items() if len(members) == 1]
     if single:
         which = "one seed per operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
@@ -101,7 +101,7 @@ def note_uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[s
         tested = [any(headline(line) for line in run.metrics()) for run in members]
         some += ["tests"] if any(tested) and not all(tested) else []
         if some:
-            notes.append(f"{label}: not all of its runs have {', '.join(some)}, so these are not measured")
+            notes.append(f"{label}: not all of its runs have {', '.join(some)}: not measured")
     return notes
 
 
@@ -160,8 +160,25 @@ def describe_inside(run: StoredRun) -> str:
     names = class_names(run)
     if not names:
         return ""
-    shown = "; ".join(names)
+    shown = "; ".join(names if len(set(names)) > 1 else names[:1])
     return f"the masks show one class of each image ({shown}): inside is that class, outside everything else"
+
+
+def describe_missing_masks(run: StoredRun) -> str:
+    """What a run without any object in its masks lacks, and what to do; empty for other runs."""
+    if run.foregrounds.any():
+        return ""
+    how = (
+        "Observe other images, or more"
+        if recorded_by_command(run)
+        else "Give the recorder masks=..., or targets of whole numbers (N, H, W), of 12 images or more"
+    )
+    return f"no observed image has an object, and without masks nothing can be measured against an outline. {how}"
+
+
+def recorded_by_command(run: StoredRun) -> bool:
+    """Whether ``fadeviz record`` or ``train`` recorded the run, and not a user's own loop."""
+    return "upsampler" in run.info.config
 
 
 def class_names(run: StoredRun) -> list[str]:

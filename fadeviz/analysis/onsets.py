@@ -16,7 +16,7 @@ from ..storage.stored_run import StoredRun
 from .chance import ChanceLevel, chance_level, permute_images
 from .contrasts import METHOD, Contrasts, measure_contrasts, own_less_others, perfect_contrasts
 from .controls import Origin, compare_with_control, find_controls
-from .grouping import check_runs, check_size, describe_inside, group_runs, note_uneven, setting
+from .grouping import check_runs, check_size, describe_inside, describe_missing_masks, group_runs, note_uneven, setting
 from .jackknife import Estimate, holm
 from .kymograph import Kymograph, build_kymograph
 from .onset import LEAST_ALIKE, Onset, judge
@@ -223,8 +223,8 @@ def measure_onsets(
         operators=tuple(_with_origins(operators)),
         comparisons=tuple(_comparisons(operators, frame, kind)),
         notes=(
-            *filter(None, [describe_inside(runs[0]), *other_calls]),
-            *_note_left_out(reasons, (height, width)),
+            *filter(None, [describe_missing_masks(runs[0]) or describe_inside(runs[0]), *other_calls]),
+            *(_note_left_out(reasons, (height, width)) if masks.any() else []),
             *_note_steps(shown),
             *_note_undefined(operators),
             *notes,
@@ -324,15 +324,16 @@ def _note_left_out(reasons: dict[str, str], size: tuple[int, int]) -> list[str]:
 
 
 def _note_steps(steps: Sequence[int]) -> list[str]:
+    notes = []
     if len(steps) < 3:
         count = "1 snapshot" if len(steps) == 1 else f"{len(steps)} snapshots"
-        return [f"{count}: too few to say when anything appeared; record more steps"]
-    if steps[0] == 0:
-        return []
-    return [
-        f"the first recorded step is {steps[0]}, not 0: what was there before training cannot be told from what was "
-        "learned until then"
-    ]
+        notes.append(f"{count}: too few to say when anything appeared; record more steps")
+    if steps[0] != 0:
+        notes.append(
+            f"the first measured step is {steps[0]}, not 0: what was there before training cannot be told from what "
+            "was learned until then"
+        )
+    return notes
 
 
 def _note_undefined(operators: Sequence[OperatorOnset]) -> list[str]:
@@ -341,5 +342,6 @@ def _note_undefined(operators: Sequence[OperatorOnset]) -> list[str]:
         count = sum(part.undefined for part in (*operator.contrasts, *operator.readout_contrasts))
         if count:
             maps = "1 map is" if count == 1 else f"{count} maps are"
-            notes.append(f"{operator.name}: {maps} constant or not finite, and count as showing nothing")
+            plural = "s" * (count == 1)
+            notes.append(f"{operator.name}: {maps} constant or not finite, and count{plural} as showing nothing")
     return notes

@@ -54,8 +54,10 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
         if onset.place < PLACE:
             return "shows no object"
         return "shows where objects usually are, but nothing of this object"
+    if len(steps) == 1:
+        return faintly + _at_once(onset, steps[0])
     if label.endswith(("only", "unresolved")):
-        return faintly + _single(outline, interior, steps, label)
+        return faintly + _single(onset, steps)
     if label == "both from the start":
         if outline.stays == interior.stays:
             fate = "stay" if outline.stays else "fade"
@@ -81,7 +83,14 @@ def _marked(operator: OperatorOnset) -> str:
     """A remark where the contour is marked although no outline is shown, such as by a line on both sides of it."""
     if operator.contour is None or operator.contour.p > SHOWN_ALPHA or operator.map.outline.shown:
         return ""
-    return "; but the contour is marked: the maps are steeper along it than along other images' contours"
+    return "; yet the contour is marked: the maps are steeper along it than along other images' contours"
+
+
+def _at_once(onset: Onset, step: int) -> str:
+    """The sentence where there is one snapshot: nothing arrives, stays or fades."""
+    shown = [name for name in ("outline", "interior") if getattr(onset, name).shown]
+    what = "outline and interior are" if len(shown) == 2 else f"the {shown[0]} is"
+    return f"{what} shown at step {step}, the only one measured{_rest(onset)}"
 
 
 def _opposite(onset: Onset) -> str:
@@ -113,15 +122,23 @@ def _timed(onset: Onset, steps: Sequence[int]) -> str:
     return f"which comes first is undecided: {both}"
 
 
-def _single(outline: Reading, interior: Reading, steps: Sequence[int], label: str) -> str:
-    name, shown, other = ("outline", outline, "interior") if outline.shown else ("interior", interior, "outline")
+def _single(onset: Onset, steps: Sequence[int]) -> str:
+    outline, interior = onset.outline, onset.interior
+    name, shown = ("outline", outline) if outline.shown else ("interior", interior)
     since = f"is {_start(steps)}" if shown.from_start else f"appears {_by(shown, steps)}"
-    rest = f"no {other} is shown" if label.endswith("only") else f"whether there is an {other} too is unresolved"
-    return f"the {name} {since} and {_fate(shown)}; {rest}"
+    return f"the {name} {since} and {_fate(shown)}{_rest(onset)}"
+
+
+def _rest(onset: Onset) -> str:
+    """What is said of the reading that is not shown, where only one is."""
+    label, other = onset.verdict.label, "interior" if onset.outline.shown else "outline"
+    if label.endswith("only"):
+        return f"; no {other} is shown"
+    return f"; whether there is an {other} too is unresolved" if label.endswith("unresolved") else ""
 
 
 def _start(steps: Sequence[int]) -> str:
-    return "there before training" if steps[0] == 0 else f"there at the first recorded step, {steps[0]},"
+    return "there before training" if steps[0] == 0 else f"there at the first measured step, {steps[0]},"
 
 
 def _fate(reading: Reading) -> str:
@@ -161,27 +178,32 @@ def format_factor(lead: Estimate | None, *, inverse: bool = False) -> str:
 def _factor(log: float) -> str:
     if math.isnan(log):
         return "-"
-    if log > math.log(999):
-        return ">999"
+    if abs(log) > math.log(999):
+        return ">999" if log > 0 else "<0.001"
     factor = math.exp(log)
-    return f"{factor:.0f}" if factor >= 20 else f"{factor:.1f}" if factor >= 0.095 else f"{factor:.2f}"
+    if factor < 0.95:
+        return f"{factor:.2g}"  # two digits, as its inverse has
+    return f"{factor:.0f}" if factor >= 20 else f"{factor:.1f}"
 
 
 def _origin(origins: Sequence[Origin]) -> str:
     """What the control says of what is shown; empty without a control."""
-    with_control = [origin for origin in origins if origin.control is not None]
-    initial = [origin.name for origin in with_control if origin.origin == "initialisation"]
-    learned = [origin.name for origin in with_control if origin.origin == "learned"]
-    parts = []
-    if initial:
-        also = all(origin.control for origin in with_control if origin.name in initial)
-        why = "the control shows as much" if also else "it is there from the start"
-        parts.append(f"the {' and the '.join(initial)} {'is' if len(initial) == 1 else 'are'} initialisation: {why}")
-    if learned:
-        parts.append(
-            f"the {' and the '.join(learned)} {'is' if len(learned) == 1 else 'are'} learned: the control shows less"
-        )
+    names: dict[str, list[str]] = {}
+    for origin in origins:
+        if origin.control is not None:
+            names.setdefault(_reason(origin), []).append(origin.name)
+    parts = [
+        f"the {' and the '.join(same)} {'is' if len(same) == 1 else 'are'} {reason}" for reason, same in names.items()
+    ]
     return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _reason(origin: Origin) -> str:
+    """The origin, and what of the control makes it so."""
+    if origin.origin == "initialisation":
+        as_strong = origin.difference is not None and origin.difference.interval()[0] <= 0
+        return f"initialisation: {'the control shows as much' if as_strong else 'there from the start'}"
+    return f"learned: {'the control shows less' if origin.control else 'not shown by the control'}"
 
 
 def advise(onset: Onset, steps: Sequence[int]) -> str:
@@ -191,7 +213,8 @@ def advise(onset: Onset, steps: Sequence[int]) -> str:
     """
     label, outline, interior = onset.verdict.label, onset.outline, onset.interior
     if label == "too few images":
-        return "observe 12 images or more whose object has an interior, or measure a layer of higher resolution"
+        masks = "with masks " * (onset.images == 0)
+        return f"observe 12 images or more {masks}whose object has an interior, or measure a layer of higher resolution"
     if label == "masks too alike":
         return "observe images whose objects differ more in place, size or shape"
     if label == "both within one gap" and outline.within is not None:

@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 
 from ..storage.metrics import METRICS
+from ..storage.several_runs import describe_snapshots
 from .onset import Onset, Reading
 from .onsets import Comparison, Onsets
 from .sentences import advise, describe_operator, format_arrival, format_factor
 from .table import Row
+
+MOST_COMPARISONS = 12
+"""Most pairs of operators that are printed; the JSON file holds all."""
 
 
 def describe(onsets: Onsets, rows: Sequence[Row]) -> str:
@@ -20,10 +24,8 @@ def describe(onsets: Onsets, rows: Sequence[Row]) -> str:
         rows: the rows of :func:`~fadeviz.analysis.table.summary_rows`.
     """
     steps = onsets.steps
-    measured = len(onsets.kept)
-    images = f"{measured} images" if measured == len(onsets.images) else f"{measured} of {len(onsets.images)} images"
     lines = [
-        f"{onsets.layer_title}, {onsets.kind}: {images}, {len(steps)} snapshots, steps {steps[0]} to {steps[-1]}",
+        f"{onsets.layer_title}, {onsets.kind}: {describe_images(onsets)}, {describe_snapshots(steps)}",
         "",
         *_table(onsets, rows),
         "",
@@ -37,6 +39,12 @@ def describe(onsets: Onsets, rows: Sequence[Row]) -> str:
     lines += _comparison_lines(onsets.comparisons)
     lines += _spectrum_table(rows)
     return "\n".join([*lines, "", *(f"note: {note}" for note in onsets.notes), *_LEGEND])
+
+
+def describe_images(onsets: Onsets) -> str:
+    """The number of images, and of those that are measured: ``11 of 12 images``."""
+    count, measured = len(onsets.images), len(onsets.kept)
+    return f"{'' if measured == count else f'{measured} of '}{count} image{'s' * (count != 1)}"
 
 
 def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
@@ -63,8 +71,9 @@ def _table(onsets: Onsets, rows: Sequence[Row]) -> list[str]:
 
 def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
     """Cells of the table: the levels and the arrival of outline and interior, and the lead as a factor."""
-    # A ratio of a step to no step at all says nothing.
-    factor = "-" if onset.outline.from_start or onset.interior.from_start else format_factor(onset.lead)
+    # A ratio of a step to no step at all says nothing, nor does one of two steps that no snapshot tells apart.
+    unknown = onset.outline.from_start or onset.interior.from_start or onset.verdict.label == "both within one gap"
+    factor = "-" if unknown else format_factor(onset.lead)
     return [
         _levels(onset.outline), _by(onset.outline, steps), _levels(onset.interior), _by(onset.interior, steps),
         factor if factor == "-" else f"{factor} x",
@@ -109,20 +118,34 @@ def _comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
         return []
     different = [comparison for comparison in comparisons if comparison.p <= 0.05]
     lines = [""]
-    for comparison in different:
+    for comparison in clearest(different):
         where = "" if comparison.kind != "readout" else " (features)"
-        lines.append(
-            f"{comparison.first} against {comparison.second}{where}: the outline's lead is "
-            f"{format_factor(comparison.difference)} times as large, p = {comparison.p:.2g}"
-        )
+        lines.append(f"{comparison.first} against {comparison.second}{where}: {describe_difference(comparison)}")
+    if len(different) > MOST_COMPARISONS:
+        more = len(different) - MOST_COMPARISONS
+        lines.append(f"{more} more pair{'s' * (more > 1)} of operators differ{'s' * (more == 1)} (p <= 0.05)")
     same = len(comparisons) - len(different)
     if same:
         pairs = "1 other pair" if same == 1 and different else f"{same} other pairs" if different else f"{same} pairs"
         pairs = "1 pair" if same == 1 and not different else pairs
         lines.append(f"no difference in lead is shown for {pairs} of operators (p > 0.05)")
-    count = "1 comparison" if len(comparisons) == 1 else f"{len(comparisons)} comparisons"
-    lines.append(f"p-values: paired over seeds and images, corrected for {count} (Holm)")
+    corrected = f", corrected for {len(comparisons)} comparisons (Holm)" if len(comparisons) > 1 else ""
+    lines.append(f"p-values: paired over seeds and images{corrected}")
     return lines
+
+
+def clearest(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with the lowest p-values, at most ``MOST_COMPARISONS``, in the order given."""
+    chosen = sorted(range(len(comparisons)), key=lambda index: comparisons[index].p)[:MOST_COMPARISONS]
+    return [comparisons[index] for index in sorted(chosen)]
+
+
+def describe_difference(comparison: Comparison) -> str:
+    """How two leads differ: ``relative to the interior, the outline comes 2.0 (1.5 to 2.7) times earlier, ...``."""
+    later = comparison.difference.value < 0
+    factor = format_factor(comparison.difference, inverse=later)
+    word = "later" if later else "earlier"
+    return f"relative to the interior, the outline comes {factor} times {word}, p = {comparison.p:.2g}"
 
 
 def _spectrum_table(rows: Sequence[Row]) -> list[str]:

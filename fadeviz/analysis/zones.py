@@ -75,12 +75,12 @@ def build_zones(regions: Regions) -> Zones | str:
         cut=cut,
     )
     if radius < LEAST_RADIUS:
-        return f"the layer is too coarse for this object: inscribed radius {radius:.1f} cells"
+        return f"the layer is too coarse for the object: its inscribed radius is below {LEAST_RADIUS} cells"
     cells = {name: int(getattr(zones, name).sum()) for name in ("rim", "deep", "surround", "far")}
     lacking = [name for name, count in cells.items() if count < LEAST_CELLS]
     if lacking:
         inner = any(name in ("rim", "deep") for name in lacking)
-        return "the layer is too coarse for this object" if inner else "the object nearly fills the image"
+        return "the layer is too coarse for the object" if inner else "the object nearly fills the image"
     return zones
 
 

@@ -46,7 +46,7 @@ class RunConfig:
             logarithm.
         width: multiplier of the network's channels.
         batch_size: images per training step, in all processes together.
-        lr: base learning rate; None takes that of the network's recipe.
+        lr: base learning rate; None takes that of the network's recipe; 0 records a control that learns nothing.
         lr_drops: fractions of the run, in increasing order, at each of which the learning rate is multiplied by 0.1;
             empty takes the network's (for SegNet and U-Net, epochs 35 and 45 of 50), ``(1.0,)`` means never.
             SegFormer's learning rate warms up and decays instead.
@@ -205,7 +205,7 @@ class RunConfig:
             )
         assert self.lr is not None
         assert self.weight_decay is not None
-        check_range("lr", self.lr, 0, open_end="low")
+        check_range("lr", self.lr, 0)  # 0: a control that learns nothing
         check_range("weight_decay", self.weight_decay, 0)
         check_range("momentum", self.momentum, 0, 1, open_end="high")
         check_lr_drops(self.lr_drops)

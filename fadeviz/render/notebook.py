@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..storage.metrics import METRICS
+from ..storage.several_runs import describe_snapshots
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colorize
@@ -127,7 +128,7 @@ def _facts(run: StoredRun) -> str:
         f"seed {seed}" if seed is not None else "",
         f"run {run.run_id}",
         run.info.status or "",
-        f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}",
+        describe_snapshots(steps),
         f"{len(run.broken)} files damaged" if run.broken else "",
         run.address,
     ]

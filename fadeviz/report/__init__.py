@@ -12,6 +12,7 @@ from typing import Any
 
 from ..analysis.onsets import Onsets
 from ..analysis.result import Analysis, analyze
+from ..analysis.text import describe_images
 from ..errors import FadevizError, unknown_name
 from ..onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
 from ..render.colormap import NON_FINITE, palette
@@ -19,6 +20,7 @@ from ..render.normalize import SCOPES
 from ..render.panels import kymograph_span
 from ..storage.files import write_whole
 from ..storage.opening import RunLike, stored_runs
+from ..storage.several_runs import describe_snapshots
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
@@ -223,8 +225,8 @@ def _content(
     where = _listed([text.plain(name, 60) for name in networks if name])
     return {
         "title": text.plain(title, 300) if title is not None else f"{operators}{f' in {where}' if where else ''}",
-        "measured": f"{text.plain(onsets.layer_title)}, {onsets.kind}: {_images(onsets)}, {len(onsets.steps)} "
-        f"snapshots, steps {onsets.steps[0]:,} to {onsets.steps[-1]:,}",
+        "measured": f"{text.plain(onsets.layer_title)}, {onsets.kind}: {describe_images(onsets)}, "
+        f"{describe_snapshots(onsets.steps)}",
         "verdicts": text.verdict_rows(onsets, panels),
         "key": (KYMOGRAPH_QUANTITY, explain_kymographs(onsets), kymograph_span(panels)) if panels else None,
         "table": text.onset_table(analysis),
@@ -234,11 +236,6 @@ def _content(
         "command": command,
         "data": data,
     }
-
-
-def _images(onsets: Onsets) -> str:
-    count, measured = len(onsets.images), len(onsets.kept)
-    return f"{count} images" if measured == count else f"{measured} of {count} images"
 
 
 def _listed(names: Sequence[str]) -> str:

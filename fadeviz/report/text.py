@@ -7,8 +7,8 @@ from typing import Any
 
 from ..analysis.onsets import Onsets
 from ..analysis.result import Analysis
-from ..analysis.sentences import advise, describe_operator, format_factor
-from ..analysis.text import metric_columns, onset_cells
+from ..analysis.sentences import advise, describe_operator
+from ..analysis.text import clearest, describe_difference, metric_columns, onset_cells
 from ..render.frames import spread
 from ..render.panels import KymographPanel
 from ..storage.stored_run import StoredRun
@@ -58,7 +58,9 @@ def verdict_rows(onsets: Onsets, panels: Sequence[KymographPanel]) -> list[dict[
     rows = []
     for operator in onsets.operators:
         parts = ((operator.map, operator.kymograph), (operator.readout, operator.readout_kymograph))
-        sentences = [_without_subject(sentence) for sentence in describe_operator(operator, onsets.steps)]
+        sentences = [
+            _without_subject(sentence, operator.title) for sentence in describe_operator(operator, onsets.steps)
+        ]
         halves = []
         for name, (onset, kymograph), sentence in zip(names, parts, [*sentences, ""], strict=False):
             if onset is not None:
@@ -72,9 +74,9 @@ def verdict_rows(onsets: Onsets, panels: Sequence[KymographPanel]) -> list[dict[
     return rows
 
 
-def _without_subject(sentence: str) -> str:
+def _without_subject(sentence: str, title: str) -> str:
     """``FADE: the outline is ...`` as ``The outline is ...``, because the operator is the heading."""
-    text = sentence.partition(": ")[2]
+    text = sentence.removeprefix(title).partition(": ")[2]  # a title may hold a colon, too
     return f"{text[:1].upper()}{text[1:]}"
 
 
@@ -107,10 +109,13 @@ def comparison_sentences(onsets: Onsets) -> list[str]:
     titles = {operator.name: plain(operator.title) for operator in onsets.operators}
     different = [pair for pair in onsets.comparisons if pair.p <= 0.05]
     sentences = [
-        f"{titles[pair.first]} against {titles[pair.second]}{', features' * (pair.kind == 'readout')}: the outline's "
-        f"lead over the interior is {format_factor(pair.difference)} times as large, p = {pair.p:.2g}."
-        for pair in different
+        f"{titles[pair.first]} against {titles[pair.second]}{', features' * (pair.kind == 'readout')}: "
+        f"{describe_difference(pair)}."
+        for pair in clearest(different)
     ]
+    more = len(different) - len(sentences)
+    if more:
+        sentences.append(f"{_count(more, 'more pair')} of operators differ{'s' * (more == 1)} (p ≤ 0.05).")
     others = len(onsets.comparisons) - len(different)
     if others:
         sentences.append(f"No difference in lead is shown for {_count(others, 'pair')} of operators (p > 0.05).")

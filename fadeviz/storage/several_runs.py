@@ -79,6 +79,13 @@ def check_layer(runs: Sequence[StoredRun], layer: str, kind: str, call: int = 0)
         run.check(layer, kind, call)
 
 
+def describe_snapshots(steps: Sequence[int]) -> str:
+    """The number of snapshots and their range: ``15 snapshots, steps 0 to 200``."""
+    if len(steps) == 1:
+        return f"1 snapshot, step {steps[0]}"
+    return f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}"
+
+
 def common_steps(runs: Sequence[StoredRun], steps: Sequence[int] | None = None) -> tuple[int, ...]:
     """The steps that all runs have, increasing; or ``steps``, sorted, after a check that all runs have them."""
     common = set(runs[0].steps).intersection(*(run.steps for run in runs))

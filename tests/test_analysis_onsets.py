@@ -11,14 +11,14 @@ from fadeviz import FadevizError, analyze, open_run
 from fadeviz.analysis import blocks, contrasts, curves
 from fadeviz.analysis.contrasts import measure_contrasts
 from fadeviz.analysis.controls import compare_with_control
-from fadeviz.analysis.jackknife import Estimate
 from fadeviz.analysis.curves import operator_curves
+from fadeviz.analysis.jackknife import Estimate
 from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
 from fadeviz.analysis.sentences import describe_operator
-from fadeviz.plotting import make_plot
 from fadeviz.analysis.zones import build_zones
+from fadeviz.plotting import make_plot
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 

@@ -284,7 +284,13 @@ class _Timed:
         self.gone: int | None = None
         smoothed = smooth(response.curve)
         self.highest, self.peak = float(smoothed.max()), int(smoothed.argmax())
-        if reversed_at is not None:
+        self.from_start = self._is_there_at_start(smoothed, runs)
+        if self.from_start and runs > 1:
+            # What is there at first, goes, and comes back, has been there from the start all the same.
+            fallen = np.flatnonzero(smoothed[: self.peak + 1] < self.highest * START_SHARE / 2)
+            self.gone = int(fallen[0]) if len(fallen) else None
+            part, self.halo = smoothed[: self.gone], False
+        elif reversed_at is not None:
             negated = -smoothed
             after = np.flatnonzero(negated[reversed_at:] <= 0)
             part = negated[: reversed_at + int(after[0])] if len(after) else negated
@@ -296,6 +302,13 @@ class _Timed:
         # The last of equal tops: with two snapshots both smoothed values are the same mean.
         self.top = float(part.max())
         self.at = int(np.flatnonzero(part >= self.top - 1e-12)[-1])
+
+    def _is_there_at_start(self, smoothed: NDArray[np.float64], runs: int) -> bool:
+        response = self.response
+        there = response.level.p_start <= STRICT_START_ALPHA and response.curve[0] >= self.highest * START_SHARE
+        # In a single run a dip may be noise, or the start.
+        stays = smoothed[: self.peak + 1].min() >= self.highest * START_SHARE / 2
+        return bool(response.shown and there and (stays or runs > 1))
 
     def _curve(self, r: Indices, n: Indices) -> NDArray[np.float64]:
         curve = self.response.curve_of(r, n)
@@ -319,14 +332,6 @@ class _Timed:
         """The reading, with the jackknife variance of its arrival if it is shown."""
         response, level = self.response, self.response.level
         curve = -response.curve if self.halo else response.curve
-        smoothed = smooth(response.curve)
-        from_start = (
-            response.shown
-            and not self.halo
-            and level.p_start <= STRICT_START_ALPHA
-            and response.curve[0] >= self.highest * START_SHARE
-            and smoothed[: self.peak + 1].min() >= self.highest * START_SHARE / 2
-        )
         _, indices = crossings(curve[: self.at + 1], self.top, self.time[: self.at + 1])
         timed = response.shown and images >= COMPARABLE
         low, high = jackknife_band(response.curve_of, runs, images)
@@ -346,7 +351,7 @@ class _Timed:
             top_step=int(steps[self.at]),
             top_estimate=jackknife(self.top_of, runs, images) if timed else None,
             end=float(response.curve[-3:].mean()),
-            from_start=bool(from_start),
+            from_start=self.from_start and not self.halo,
             arrival=jackknife(self.arrival, runs, images) if timed else None,
             within=(int(steps[indices[0] - 1]), int(steps[indices[0]])) if one_gap else None,
             rest_step=self._rest_step(),

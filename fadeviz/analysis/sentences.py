@@ -59,10 +59,9 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
     if label.endswith(("only", "unresolved")):
         return faintly + _single(onset, steps)
     if label == "both from the start":
-        if outline.stays == interior.stays:
-            fate = "stay" if outline.stays else "fade"
-        else:
-            fate = f"the outline {_fate(outline)}, the interior {_fate(interior)}"
+        fates = _fate(outline), _fate(interior)
+        fate = fates[0].rstrip("s") if fates in (("stays", "stays"), ("fades", "fades")) else ""
+        fate = fate or f"the outline {fates[0]}, the interior {fates[1]}"
         return f"{faintly}outline and interior are {_start(steps)} and {fate}"
     if label.endswith("from the start"):
         first, name, other, other_name = (
@@ -142,6 +141,8 @@ def _start(steps: Sequence[int]) -> str:
 
 
 def _fate(reading: Reading) -> str:
+    if reading.from_start and reading.gone_step is not None:
+        return f"is gone by step {reading.gone_step}{', but back at the end' * reading.stays}"
     return "stays" if reading.stays else "fades"
 
 

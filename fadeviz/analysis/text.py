@@ -11,7 +11,6 @@ from .onsets import Comparison, Onsets
 from .sentences import advise, describe_operator, format_arrival, format_factor
 from .table import Row
 
-
 MOST_COMPARISONS = 12
 """Most pairs of operators that are printed; the JSON file holds all."""
 

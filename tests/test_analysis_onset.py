@@ -330,3 +330,10 @@ def test_factors():
     assert format_factor(estimate(math.log(1.5), math.log(6)), inverse=True) == "0.33 (0.17 to 0.67)"
     assert format_factor(None) == "-"
     assert format_factor(Estimate(0.0, np.array([np.nan, 1.0]), np.ones(5))) == "1.0 (<0.001 to >999)"
+
+
+def test_the_sentence_has_the_arrival_of_the_table_and_the_base(inward):
+    arrives = format_arrival(inward.interior, STEPS)
+    raised = dataclasses.replace(inward.interior, rest_step=52.4, start=0.3 * inward.interior.top)
+    sentence = describe_onset(dataclasses.replace(inward, interior=raised), STEPS)
+    assert f"by step {arrives[:-1]}; from 30 % at step 0, half of the rise by step 52), " in sentence

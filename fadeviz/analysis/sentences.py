@@ -149,12 +149,15 @@ def _fate(reading: Reading) -> str:
 
 
 def _by(reading: Reading, steps: Sequence[int]) -> str:
-    """When a response arrives: ``by step 52 (40 to 70)``."""
+    """When a response arrives: ``by step 52 (40 to 70)``, with the base that it rises from where that is high."""
     gone = f", gone by step {reading.gone_step}" if reading.gone_step is not None else ""
+    arrival = format_arrival(reading, steps)
     if reading.rest_step is not None and not reading.from_start:
-        share = reading.start / reading.top
-        return f"by step {reading.rest_step:.0f} (half of the rise from {100 * share:.0f} % at step {steps[0]}){gone}"
-    return f"by step {format_arrival(reading, steps)}{gone}"
+        share = f"{100 * reading.start / reading.top:.0f} %"
+        base = f"from {share} at step {steps[0]}, half of the rise by step {reading.rest_step:.0f}"
+        # Beside the arrival, as it is the arrivals that the ratio is of.
+        arrival = f"{arrival[:-1]}; {base})" if arrival.endswith(")") else f"{arrival} ({base})"
+    return f"by step {arrival}{gone}"
 
 
 def format_arrival(reading: Reading, steps: Sequence[int]) -> str:

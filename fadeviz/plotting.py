@@ -227,6 +227,8 @@ def _remedy(analysis: Analysis, what: str) -> str:
     if what == "quality":
         return "Log test results in your training loop: recorder.log(step, miou=...), or sad=... for mattes"
     kinds = {"gate": "gate,kernel_entropy", "classes": "channels"}.get(what)
+    if what == "responses":
+        return _lacking_objects(onsets, 2) if len(onsets.kept) < 2 else "The masks of all images are the same"
     if what == "auc" and not onsets.kept:
         return _lacking_objects(onsets, 1)
     if what == "continuity" and len(onsets.steps) == 1:

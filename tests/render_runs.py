@@ -60,9 +60,10 @@ def make_run(
         store.write(step, [Snapshot(step, LAYER, call, kind, value) for call, kind, value in every])
     images = np.full((2, height * 2, width * 2, 3), 90, np.uint8)
     inside = disc(height * 2, width * 2) < 0
+    aside = np.roll(inside, 6, axis=1)  # the second image's mask: of equal masks there is no response
     images[:, inside] = (150, 90, 40)
     images[:, 0, 0] = corner
-    store.write_observation(images, np.stack([inside, inside]).astype(np.uint8))
+    store.write_observation(images, np.stack([inside, aside]).astype(np.uint8))
     store.write_info(
         RunInfo.from_dict(
             {

@@ -278,6 +278,11 @@ def test_a_rise_between_two_snapshots_says_where_to_record():
     assert onset.verdict.label == "both within one gap"
     assert describe_onset(onset, (0, 200, 250, 300)) == "outline and interior both appear between steps 0 and 200"
     assert advise(onset, (0, 200, 250, 300)) == "record more often between steps 0 and 200"
+    outline, interior = (
+        dataclasses.replace(reading, gone_step=step) for reading, step in ((onset.outline, 250), (onset.interior, 300))
+    )
+    again = dataclasses.replace(onset, outline=outline, interior=interior)
+    assert describe_onset(again, (0, 200, 250, 300)).endswith("between steps 0 and 200, and are gone by step 300")
     step, low, high = onset.outline.arrival_steps
     assert low <= 0 < step < 200 <= high
     assert "(0 to 200)" in format_arrival(onset.outline, (0, 200, 250, 300))

@@ -400,8 +400,9 @@ def test_a_run_without_masks_says_what_it_lacks(tmp_path, config, remedy):
     assert analysis.notes[0].endswith(remedy) or remedy in analysis.notes[0]
     assert not any("left out" in note for note in analysis.notes)
     assert "observe 12 images or more with masks" in str(analysis)
-    for what, lacking in (("kymograph", remedy), ("auc", remedy)):
-        with pytest.raises(FadevizError, match=lacking.replace(".", "[.]")):
+    assert analysis.table[0]["outline_top"] is analysis.table[0]["interior_p"] is None
+    for what in ("kymograph", "responses", "auc"):
+        with pytest.raises(FadevizError, match=remedy.replace(".", "[.]")):
             make_plot(analysis, what)
 
 
@@ -424,3 +425,13 @@ def test_many_comparisons_are_cut_short(onsets):
     text = str(Analysis(dataclasses.replace(onsets, comparisons=(negative,))))
     assert "times later" in text
     assert "corrected for" not in text
+
+
+def test_a_plot_of_nothing_says_why(tmp_path):
+    alike = analyze(make_run(tmp_path / "alike", "inward", found=np.repeat(masks(1), IMAGES, axis=0)))
+    assert alike.verdicts["fade"].label == "masks too alike"
+    assert "outline" not in alike.curves["fade"]
+    with pytest.raises(FadevizError, match="The masks of all images are the same"):
+        make_plot(alike, "responses")
+    with pytest.raises(FadevizError, match="It compares snapshots, and there is one"):
+        make_plot(analyze(make_run(tmp_path / "one", "inward", steps=(0,))), "continuity")

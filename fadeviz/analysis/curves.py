@@ -89,10 +89,12 @@ def operator_curves(onsets: Onsets, operator: OperatorOnset) -> dict[str, Measur
 
 
 def _responses(onset: Onset, steps: Sequence[int], suffix: str) -> dict[str, MeasureCurve]:
-    """The two responses, with their jackknife intervals, and the chance level of each."""
+    """The two responses, with their jackknife intervals, and the chance level of each; none where there are none."""
     curves = {}
     for name, reading in (("outline", onset.outline), ("interior", onset.interior)):
         key = f"{name}{suffix}"
+        if not reading.measured:
+            continue
         curves[key] = MeasureCurve(
             key, tuple(steps), reading.run_curves[:, :, None], reading.curve, reading.low, reading.high, reading.chance
         )

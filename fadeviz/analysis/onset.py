@@ -88,6 +88,11 @@ class Reading:
     halo: bool
 
     @property
+    def measured(self) -> bool:
+        """Whether there was anything to compare: two images or more, whose masks differ."""
+        return not math.isnan(self.chance)
+
+    @property
     def stays(self) -> bool:
         """Whether the end is at least half of the top."""
         return self.end >= self.top / 2

@@ -74,7 +74,9 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
         )
     if label == "both within one gap" and outline.within is not None:
         first_step, last_step = outline.within
-        return f"{faintly}outline and interior both appear between steps {first_step} and {last_step}"
+        gone = [reading.gone_step for reading in (outline, interior) if reading.gone_step is not None]
+        until = f", and are gone by step {max(gone)}" if len(gone) == 2 else ""
+        return f"{faintly}outline and interior both appear between steps {first_step} and {last_step}{until}"
     return faintly + _timed(onset, steps)
 
 

@@ -86,7 +86,7 @@ def _onset(onset: Onset | None, steps: Sequence[int]) -> Row:
 
 
 def _reading(name: str, reading: Reading | None) -> Row:
-    if reading is None:
+    if reading is None or not reading.measured:
         numbers = ("start", "top", "end", "p", "p_start", "chance", "arrival", "arrival_low", "arrival_high")
         return {f"{name}_{number}": None for number in (*numbers, "shown", "gone")}
     step, low, high = reading.arrival_steps

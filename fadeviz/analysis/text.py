@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from ..storage.metrics import METRICS
@@ -82,7 +81,7 @@ def onset_cells(onset: Onset, steps: Sequence[int]) -> list[str]:
 
 def _levels(reading: Reading) -> str:
     """Response at the first snapshot, top and end; in brackets where it is not shown, "dark" where it was negated."""
-    if math.isnan(reading.chance):
+    if not reading.measured:
         return "-"
     text = " > ".join(f"{round(value, 2) + 0.0:.2f}" for value in (reading.start, reading.top, reading.end))
     text = f"dark {text}" if reading.signs.mean() < 0 else text

@@ -126,10 +126,6 @@ def caveats(onsets: Onsets) -> list[str]:
     """Limits of the conclusions, one sentence each."""
     sentences = [plain(note, 300) for note in onsets.notes]
     sentences = [f"{note[:1].upper()}{note[1:]}." for note in sentences]
-    if any(len(operator.runs) == 1 for operator in onsets.operators):
-        sentences.append(
-            "With one seed, an interval covers the variation between images alone, and says nothing about other runs."
-        )
     modes = {str(run.info.observation.mode) for operator in onsets.operators for run in operator.runs}
     if "eval" in modes:
         sentences.append(

@@ -23,7 +23,8 @@ def movie(kind, steps=STEPS, *, images=8, noise=0.3, seed=0):
     """(S, N, h, w) float32: how much of each disc is lit grows with log(1 + step), under noise.
 
     inward: from the outline to the centre; outward; together: all of it fades in; start: a line at step 0 that fills;
-    complete: all of it from step 0; blob: the same place in every image; noise; constant.
+    complete: all of it from step 0; returns: a faint line up to step 2, nothing, then all of it fades in;
+    blob: the same place in every image; noise; constant.
     """
     rng = np.random.default_rng(seed)
     frames = []
@@ -39,6 +40,9 @@ def movie(kind, steps=STEPS, *, images=8, noise=0.3, seed=0):
                 "together": inside * done,
                 "start": inside & ((depth > 1 - 2 / radius) | (depth >= 1 - done)),
                 "complete": inside,
+                "returns": 0.35 * (inside & (depth > 1 - 2 / radius))
+                if step < 3
+                else inside * (2 * done - 1) * (done > 0.5),
                 "blob": radius_of_cells() < 14 * done,
                 "noise": np.zeros_like(inside),
                 "constant": np.zeros_like(inside),

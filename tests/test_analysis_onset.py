@@ -53,6 +53,20 @@ def test_planted_movies(kind, label):
     assert onset_of([kind] * 3).verdict.label == label
 
 
+def test_what_is_there_before_training_has_been_there_though_it_goes_and_returns():
+    onset = onset_of(["returns"] * 3)
+    assert onset.verdict.label == "outline from the start"
+    assert onset.outline.from_start
+    assert not onset.outline.halo
+    assert onset.outline.gone_step in (3, 5, 7)
+    sentence = describe_onset(onset, STEPS)
+    assert sentence.startswith(
+        f"the outline is there before training and is gone by step {onset.outline.gone_step}, but back"
+    )
+    # In a single run a dip may be noise: nothing is said of the start.
+    assert not onset_of(["returns"]).outline.from_start
+
+
 def test_what_fades_in_together_is_never_called_an_order():
     assert onset_of(["together"] * 3).verdict.label in ("together", "undecided")
 

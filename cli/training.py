@@ -105,7 +105,8 @@ _OBSERVATION = (
                       "channels, kernels, guide; or all.  "
                       "[default: feature, gradient, readout with 4 observed images or more, and gate and "
                       "kernel_entropy of an operator that has them]"),
-    click.option("--observe", type=int, default=12, show_default=True, help="Number of observed test images."),
+    click.option("--observe", type=int, default=12, show_default=True,
+                 help="Number of observed test images; 12 takes all where there are fewer."),
     click.option("--observe-mode", default="eval", show_default=True, metavar="eval|batch",
                  help="Statistics for BatchNorm while observing: the running ones, or those of the observed images."),
     click.option("--channel-images", type=int, default=1, show_default=True,

@@ -9,8 +9,9 @@ from scipy import ndimage
 from fadeviz.analysis.regions import BAND_PIXELS, BAND_SHARE, build_regions
 from fadeviz.data import Sample
 from fadeviz.data.interior import HALF_WIDTH, LEAST_CELLS, LEAST_RADIUS, describe_missing, has_interior
-from fadeviz.data.observation import AT_BORDER, CONSIDERED, MAIN_PART, SHARE, choose_observed
+from fadeviz.data.observation import AT_BORDER, CONSIDERED, MAIN_PART, SHARE, USUAL_COUNT, choose_observed
 from fadeviz.errors import FadevizError
+from fadeviz.experiment import RunConfig
 
 
 def box(top: int, left: int, height: int, width: int, side: int = 40) -> np.ndarray:
@@ -129,8 +130,16 @@ def test_endless_and_large_sets_are_looked_at_from_the_front() -> None:
 def test_more_than_there_are() -> None:
     with pytest.raises(FadevizError, match=r"4 images to observe, but only 3 test images\. Use observe=3 or fewer"):
         chosen_of(Masks(GOOD[:3]), 4)
+    # The usual number takes all that there are.
+    assert sorted(chosen_of(Masks(GOOD[:3]), USUAL_COUNT)) == [0, 1, 2]
+    with pytest.raises(FadevizError, match="12 images to observe, but only 0 test images"):
+        chosen_of(Masks([]), USUAL_COUNT)
     with pytest.raises(FadevizError, match="at least 1 is needed"):
         chosen_of(Masks(GOOD), 0)
+
+
+def test_the_usual_number_is_the_default_of_a_run() -> None:
+    assert RunConfig().observe == USUAL_COUNT
 
 
 def test_any_class_but_zero_is_foreground() -> None:

@@ -14,6 +14,9 @@ from . import Dataset, Sample
 from .interior import has_interior
 from .transforms import IGNORED
 
+USUAL_COUNT = 12
+"""Number of images that a run observes unless another one is asked for; smaller data sets give all that they have."""
+
 CONSIDERED = 64
 """Number of images considered, from the first on; an endless data set needs a limit."""
 
@@ -58,24 +61,26 @@ def choose_observed(
 
     Args:
         dataset: the test images.
-        count: the number of images to choose.
+        count: the number of images to choose; ``USUAL_COUNT`` takes all where there are fewer.
         seed: seed of the first image.
         classes: number of classes in the masks.
         crop: gives the part of an image that is observed, which has to show the interior.
 
     Returns:
-        ``count`` different indices; the best ones first, so that the first few are the ones to show.
+        Different indices, ``count`` of each; the best ones first, so that the first few are the ones to show.
 
     Raises:
-        FadevizError: if fewer than one image is requested, or more than there are.
+        FadevizError: if fewer than one image is requested, or another number than ``USUAL_COUNT`` that is more than
+            there are.
     """
     if count < 1:
         raise FadevizError(f"{count} images to observe: at least 1 is needed")
     available = dataset.count
-    if available is not None and count > available:
+    if available is not None and count > available and (count != USUAL_COUNT or not available):
         raise FadevizError(
             f"{count} images to observe, but only {available} test images. Use observe={available} or fewer"
         )
+    count = count if available is None else min(count, available)
     considered = max(CONSIDERED, count) if available is None else min(max(CONSIDERED, count), available)
     ranked, objects = _rank(dataset, considered, seed, classes)
     having: list[int] = []

@@ -66,8 +66,8 @@ class RunConfig:
             operators.
         kinds: the kinds of maps, comma-separated, or ``all``; empty takes feature, gradient, readout if at least 4
             images are observed, and gate and kernel_entropy if the operator has them.
-        observe: the number of observed images. A verdict on what is learned first needs 5 or more; with a dozen, it
-            needs fewer seeds.
+        observe: the number of observed images; 12 takes all where there are fewer. A verdict on what is learned first
+            needs 5 or more; with a dozen, it needs only a few seeds.
         observe_mode: which statistics BatchNorm uses in an observation, ``eval`` or ``batch``.
         channel_images: the number of images for which the large kinds are recorded.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.

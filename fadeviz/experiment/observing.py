@@ -64,6 +64,8 @@ class Observer:
         self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects)
         missing = describe_missing(self.info.names, list(objects))
         self.notes = [missing] if missing else []
+        if len(indices) < config.observe:
+            self.notes.append(f"all {len(indices)} test images are observed: there are fewer than {config.observe}")
 
     def observe(self, step: int) -> list[Snapshot]:
         """The maps at this step.

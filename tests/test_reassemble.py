@@ -618,7 +618,8 @@ class TestChoice:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("cc") is None, reason="needs a compiler on x86-64")
-@pytest.mark.parametrize("processor", [pytest.param("haswell", marks=pytest.mark.slow), "x86-64"])
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
 def test_narrower_vectors(processor, tmp_path, monkeypatch):
     # Machines without AVX-512, and without AVX: the same code with other vectors.
     if processor == "haswell" and "avx2" not in Path("/proc/cpuinfo").read_text():

@@ -80,11 +80,10 @@ def results():
     return run(
         [
             {"run": "waits"},
-            *operator_cases(UPSAMPLERS, PRECISIONS, (False, True)),
-            *operator_cases(OPTIONS, ("bf16",), (True,)),
+            *operator_cases(UPSAMPLERS, ("fp16",), (False,)),
+            *operator_cases([*UPSAMPLERS, *OPTIONS], ("bf16",), (True,)),
             *(network_case("segnet", upsampler, "bf16", steps=1) for upsampler in ("nearest", "carafe", "sapa_b")),
             network_case("segnet", "fade", "fp32", observe=["eval", "batch"]),
-            network_case("segnet", "fade", "fp16"),
             *(network_case(network, "fade", "bf16", steps=1, observe=["eval"]) for network in NETWORKS[1:]),
         ]
     )
@@ -142,8 +141,8 @@ def test_launches_of_every_operator():
 
 
 @pytest.mark.slow
-def test_options():
-    for case, found in run(operator_cases(OPTIONS, PRECISIONS, (False, True))):
+def test_operators_and_options_in_every_precision_and_memory_format():
+    for case, found in run(operator_cases([*UPSAMPLERS, *OPTIONS], PRECISIONS, (False, True))):
         check_operator(case, found)
 
 

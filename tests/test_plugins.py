@@ -138,6 +138,7 @@ class TestWholeRuns:
                           code=1)  # fmt: skip
         assert "means writes maps as recorded and draws nothing" in refused.stderr
 
+    @pytest.mark.slow
     def test_a_sweep_trains_it_in_worker_processes(self, outside, tmp_path):
         out = tmp_path / "sweep"
         fadeviz(

@@ -317,8 +317,8 @@ def target(file: Path) -> str:
         return "study.html"
     if file == (GALLERY / "README.md").resolve():
         return "gallery.html"
-    if (DOCS / f"{file.stem}.md").resolve() == file:
-        return f"../{file.stem}.html"
+    if DOCS in file.parents and file.suffix == ".md":
+        return f"../{file.relative_to(DOCS).with_suffix('.html').as_posix()}"
     return f"../{original(file)}"
 
 

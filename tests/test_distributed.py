@@ -103,6 +103,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path, upsampler):
         assert tested == alone  # to the bit, though each process tested half of the images
 
 
+@pytest.mark.slow
 def test_the_first_of_two_processes_records_and_one_alone_can_go_on(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run([sys.executable, "-m", "fadeviz_cli.main", *record(one)], check=True, env=ENVIRONMENT, timeout=240)

@@ -117,6 +117,7 @@ class TestWholeRuns:
         assert run.maps("up").shape == (3, 2, 32, 32)
         assert "Smooth nearest" in run.title
 
+    @pytest.mark.slow
     def test_it_resumes_and_predicts(self, outside, recorded, tmp_path):
         fadeviz(outside, "record", "--resume", "--upsampler", "smooth:kernel_size=5", *TRAINING, "--out", recorded)
         image = tmp_path / "a.png"

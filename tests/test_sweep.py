@@ -383,6 +383,7 @@ class TestSweep:
         moved = dataclasses.replace(plan, base=dataclasses.replace(TINY, device="cpu"), trials=plan.trials[:1])
         assert run_sweep(moved, out)[0].result == outcomes[0].result
 
+    @pytest.mark.slow
     def test_killed_and_stopped_and_started_again(self, tmp_path, request, monkeypatch):
         """The first run's process is killed, which the second does not notice; during that one comes Ctrl-C."""
         config = dataclasses.replace(TINY, steps=9999, snapshots="9999", evaluate_every=9999)

@@ -180,6 +180,7 @@ except Interrupted as error:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     script = tmp_path / "stop.py"
     script.write_text(STOP)

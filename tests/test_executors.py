@@ -565,6 +565,7 @@ class TestDryRun:
         assert result.exit_code == 0, result.output
         return result.stdout.splitlines()
 
+    @pytest.mark.slow
     def test_shell_lines_do_the_same_runs(self, tmp_path, monkeypatch, alone):
         out = tmp_path / "a sweep's folder"
         plan = plan_sweep(["fade:gate=off@shuffled"], [0], TINY)

@@ -147,6 +147,7 @@ class TestWholeRuns:
         )
         assert open_run(out / "smooth-seed0").steps == open_run(out / "nearest-seed0").steps == (0, 2, 4)
 
+    @pytest.mark.slow
     def test_commands_list_it(self, outside):
         table = fadeviz(outside, "upsamplers", "smooth", "carafe", "--network", "tinynet").stdout
         assert "TinyNet 32x32" in table

@@ -221,6 +221,7 @@ def test_the_slider_moves_everything_to_one_step(view):
     assert all(early < late for early, late in zip(places[2], places[9], strict=True))
 
 
+@pytest.mark.slow
 def test_play_goes_on_stops_at_the_end_and_begins_again(view):
     page = view()
     page.locator("#speed").select_option(label="8×")

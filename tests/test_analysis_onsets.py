@@ -173,12 +173,14 @@ def test_a_control_tells_learning_from_initialisation(tmp_path):
     assert (
         "the outline is initialisation: there from the start; the interior is learned: the control shows less" in told
     )
-    # Unequal numbers of seeds: over images alone.
-    fewer = dataclasses.replace(
-        fade.map.outline.top_estimate, without_run=fade.map.outline.top_estimate.without_run[:0]
-    )
-    other = dataclasses.replace(fade.map, outline=dataclasses.replace(fade.map.outline, top_estimate=fewer))
-    assert compare_with_control(fade.map, other)[0].difference.variance_seeds == 0
+    # Of other seeds, or of another number of them, the variances between seeds add up.
+    first = fade.map.outline.top_estimate
+    for second in (first, dataclasses.replace(first, without_run=first.without_run[:2])):
+        other = dataclasses.replace(fade.map, outline=dataclasses.replace(fade.map.outline, top_estimate=second))
+        difference = compare_with_control(fade.map, other, same_seeds=False)[0].difference
+        assert difference.variance_seeds == pytest.approx(first.variance_seeds + second.variance_seeds)
+        assert difference.variance_images == pytest.approx(0)
+    assert compare_with_control(fade.map, fade.map, same_seeds=True)[0].difference.variance_seeds == 0
 
 
 def test_a_line_on_both_sides_of_the_contour_marks_it(tmp_path):

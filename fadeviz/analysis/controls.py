@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..storage.stored_run import StoredRun
 from .grouping import NOT_COMPARED
@@ -21,8 +24,7 @@ class Origin:
         origin: ``learned``: not there at the first snapshot, and stronger than in the control if there is one;
             ``initialisation``: there from the start, or as strong in the control.
         control: whether the control shows it too; None without a control.
-        difference: its top less that of the control, with its variance where both have the same seeds; None without a
-            control that shows it.
+        difference: its top less that of the control, with its variance; None without a control that shows it.
     """
 
     name: str
@@ -60,8 +62,14 @@ def _equal(config: Mapping[str, Any], control: Mapping[str, Any]) -> bool:
     return all(config[name] == control[name] for name in names)
 
 
-def compare_with_control(onset: Onset, control: Onset | None) -> tuple[Origin, ...]:
-    """The origin of each reading that is shown."""
+def compare_with_control(onset: Onset, control: Onset | None, *, same_seeds: bool) -> tuple[Origin, ...]:
+    """The origin of each reading that is shown.
+
+    Args:
+        onset: the onset of an operator.
+        control: that of its control; None without one.
+        same_seeds: whether both have the same seeds, in the same order.
+    """
     origins = []
     for name in ("outline", "interior"):
         reading: Reading = getattr(onset, name)
@@ -71,7 +79,7 @@ def compare_with_control(onset: Onset, control: Onset | None) -> tuple[Origin, .
         difference = None
         as_strong = False
         if other is not None and other.shown and reading.top_estimate and other.top_estimate:
-            difference = _difference(reading.top_estimate, other.top_estimate)
+            difference = _difference(reading.top_estimate, other.top_estimate, same_seeds)
             as_strong = difference.interval()[0] <= 0
         origins.append(
             Origin(
@@ -84,9 +92,15 @@ def compare_with_control(onset: Onset, control: Onset | None) -> tuple[Origin, .
     return tuple(origins)
 
 
-def _difference(first: Estimate, second: Estimate) -> Estimate:
-    """The difference of two tops: paired over images, and over seeds where there are equally many."""
-    if len(first.without_run) == len(second.without_run):
+def _difference(first: Estimate, second: Estimate, same_seeds: bool) -> Estimate:
+    """The difference of two tops of the same images: paired over seeds if they are the same, else variances add up."""
+    if same_seeds:
         return first - second
-    # Unequal numbers of seeds cannot be paired: the variation between images alone.
-    return Estimate(first.value - second.value, first.without_run[:0], first.without_image - second.without_image)
+    value, total = first.value - second.value, len(first.without_run) + len(second.without_run)
+    parts = []
+    for sign, replicates in ((1, first.without_run), (-1, second.without_run)):
+        # The jackknife's factor (k - 1) / k is that of all replicates: each part keeps its own variance.
+        count = len(replicates)
+        scale = math.sqrt((count - 1) / count * total / (total - 1)) if count else 0.0
+        parts.append(value + sign * scale * (replicates - replicates.mean() if count else replicates))
+    return Estimate(value, np.concatenate(parts), first.without_image - second.without_image)

@@ -274,10 +274,13 @@ def _with_origins(operators: Sequence[OperatorOnset]) -> list[OperatorOnset]:
     completed = []
     for index, operator in enumerate(operators):
         control = operators[controls[index]] if index in controls else None
-        origins = compare_with_control(operator.map, None if control is None else control.map)
+        same_seeds = control is not None and control.seeds == operator.seeds
+        origins = compare_with_control(operator.map, None if control is None else control.map, same_seeds=same_seeds)
         of_readout: tuple[Origin, ...] = ()
         if operator.readout is not None:
-            of_readout = compare_with_control(operator.readout, None if control is None else control.readout)
+            of_readout = compare_with_control(
+                operator.readout, None if control is None else control.readout, same_seeds=same_seeds
+            )
         completed.append(
             replace(
                 operator,

@@ -2,6 +2,7 @@
 
     python scripts/gpu_study.py train --until 400 [--out DIR] [--jobs 6]
     python scripts/gpu_study.py unpack DIR --out runs
+    python scripts/gpu_study.py train --verdict --until 400 [--out DIR] [--jobs 7]
 
 ``train`` records SegNet (width 1, 224 x 224, ImageNet weights, 3500 steps, batch 4) and SegFormer-B1 on the Weizmann
 Horse set, what ``scripts/gpu_data.py`` put into ``.gpu``. After ``--until`` seconds it stops whatever still trains; the
@@ -10,6 +11,10 @@ files ``runs-N.zip`` of at most 16 MiB: of each run its settings, metrics, obser
 network's figure layer in 12 bits, or in 8 where room is short.
 
 ``unpack`` makes run folders of them, for ``fadeviz grid``, ``animate``, ``analyze`` and ``report``, and ``study.csv``.
+
+With ``--verdict``, ``train`` records what a verdict needs: FADE, CARAFE, controls and bilinear in SegNet,
+three seeds each, twelve images and steps evenly spaced in the logarithm. Those maps are too large to be packed:
+``fadeviz analyze`` and ``plot`` read them where they were recorded, in ``--work``.
 """
 
 from __future__ import annotations
@@ -55,6 +60,9 @@ OTHERS = (
 
 SNAPSHOTS = "100:3000:100,320:360:10"
 
+VERDICT = (("fade", "carafe", "fade@shuffled"), ("fade:gate_bias=-4", "bilinear"))
+"""What ``--verdict`` trains with three seeds, the most wanted first."""
+
 FILE_LIMIT = int(15.8 * 2**20)
 FILES = 4
 """So many files of that size at most."""
@@ -83,6 +91,14 @@ def wanted_runs(device: str = "cuda", small: bool = False) -> list[Wanted]:
     runs += [_wanted(segnet, operator, seed) for seed in (1, 2) for operator in ("fade", "carafe")]
     runs += [_wanted(segnet, operator, seed) for seed in (1, 2) for operator in ("bilinear", "max_unpool")]
     return runs
+
+
+def verdict_runs(device: str = "cuda", small: bool = False) -> list[Wanted]:
+    """What a verdict needs, seed by seed, so that what is stopped has the same seeds of every operator."""
+    values = {**_shared(device, small), **_segnet(small), "observe": 12, "observe_mode": "batch"}
+    if not small:
+        values["snapshots"] = "log:1:3500:56"
+    return [_wanted(values, operator, seed) for group in VERDICT for seed in range(3) for operator in group]
 
 
 def _shared(device: str, small: bool) -> dict[str, Any]:
@@ -145,7 +161,8 @@ def train(options: argparse.Namespace) -> int:
     """Train what is wanted until the time is up, and pack what there is."""
     begun = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
-    runs = wanted_runs(options.device, options.small)[: options.first or None]
+    wanted = verdict_runs if options.verdict else wanted_runs
+    runs = wanted(options.device, options.small)[: options.first or None]
 
     def time_is_up(number: int, frame: object) -> None:
         raise _TimeIsUp
@@ -159,7 +176,8 @@ def train(options: argparse.Namespace) -> int:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     trained = time.monotonic() - begun
-    rows = pack([(one.name, options.work / one.name) for one in runs], options.out)
+    folders = [(one.name, options.work / one.name) for one in runs]
+    rows = pack(folders, options.out, files=0 if options.verdict else FILES)
     for row in rows:
         print("  ".join(f"{row.get(key, '')}" for key in COLUMNS), flush=True)
     done = sum(row["status"] == "finished" for row in rows)
@@ -258,8 +276,14 @@ COLUMNS = (
 def pack(
     folders: Sequence[tuple[str, Path]], out: Path, file_limit: int = FILE_LIMIT, files: int = FILES
 ) -> list[dict[str, Any]]:
-    """Pack runs into ``runs-N.zip``, in 12 bits as long as all others fit in 8; and say in study.json what there is."""
+    """Pack runs into ``runs-N.zip``, in 12 bits as long as all others fit in 8; and say in study.json what there is.
+
+    With ``files=0`` no maps are packed.
+    """
     there = [(name, folder) for name, folder in folders if (folder / "run.json").is_file()]
+    if not files:
+        rows = [summary(name, folder, 0) for name, folder in there]
+        return write_rows(rows, folders, out)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # zlib leaves the interpreter to others
         fine = list(pool.map(lambda one: packed(one[1], 12), there))
         rough = list(pool.map(lambda one: packed(one[1], 8), there))
@@ -282,7 +306,13 @@ def pack(
             with zipfile.ZipFile(out / f"runs-{number}.zip", "w", zipfile.ZIP_STORED) as archive:
                 for name, data in members:
                     archive.writestr(f"{name}.zip", data)
-    rows += [{"name": name, "status": "not begun"} for name, folder in folders if (name, folder) not in there]
+    return write_rows(rows, folders, out)
+
+
+def write_rows(rows: list[dict[str, Any]], folders: Sequence[tuple[str, Path]], out: Path) -> list[dict[str, Any]]:
+    """Leave the table in study.json, with what was not begun."""
+    there = {row["name"] for row in rows}
+    rows = [*rows, *({"name": name, "status": "not begun"} for name, _ in folders if name not in there)]
     (out / "study.json").write_text(json.dumps({"about": ABOUT, "runs": rows}, indent=1))
     return rows
 
@@ -427,6 +457,7 @@ def main() -> None:
     training.add_argument(
         "--compilers", type=int, default=14, help="processes that compile kernels before they are needed; default: 14"
     )
+    training.add_argument("--verdict", action="store_true", help="what a verdict needs: three seeds, twelve images")
     training.add_argument("--first", type=int, default=0, metavar="N", help="only the N most wanted")
     training.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     training.add_argument("--small", action="store_true", help="tiny sizes, to rehearse")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as deserialize
@@ -161,6 +160,10 @@ def _files(run: StoredRun, name: str) -> list[Path]:
 
 
 def _cache_folder() -> Path | None:
+    try:
+        import platformdirs
+    except ImportError:  # run from a checkout on a machine with torch and no network: results stay with the run
+        return None
     folder = platformdirs.user_cache_path("fadeviz", appauthor=False) / "measured"
     return folder if folder.is_absolute() else None  # it is not where the user has no home
 

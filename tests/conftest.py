@@ -14,6 +14,8 @@ os.environ["FADEVIZ_MEASURED"] = "0"
 
 import torch
 
+from fadeviz.data.synthetic import dataset
+
 # Before anything imports triton, as torch's compiler does: without a GPU its kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -48,6 +50,28 @@ def _collect_all():
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _draw_once(request):
+    """Draw a small synthetic horse once, not in every run anew; except where the drawing itself is tested."""
+    if "synthetic" in request.module.__name__:
+        yield
+        return
+    drawn, draw = {}, dataset._draw_sample
+
+    def remember(dice, height, width):
+        key = dice._entropy, height, width
+        if key not in drawn:
+            image, alpha = draw(dice, height, width)
+            if height * width > 64 * 64:
+                return image, alpha
+            drawn[key] = image, alpha
+        return tuple(part.copy() for part in drawn[key])
+
+    dataset._draw_sample = remember
+    yield
+    dataset._draw_sample = draw
 
 
 @pytest.fixture(autouse=True)

@@ -337,6 +337,8 @@ def main():
             first = (str(error).splitlines() or [""])[0]
             results.append({"error": f"{type(error).__name__}: {first:.300}"})
     json.dump(results, sys.stdout)
+    sys.stdout.flush()
+    os._exit(0)  # autograd's thread for the device that is not there may outlive the interpreter, which aborts then
 
 
 if __name__ == "__main__":

@@ -797,7 +797,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
         "import fadeviz.experiment as e\n"
         "import fadeviz.data.synthetic.dataset as s\n"
         "s.TEST_DRAWINGS = 8\n"
-        "c = e.RunConfig(upsampler='fade', size=64, width=0.125, steps=14, snapshots='1:14:1', evaluate_every=14,\n"
+        "c = e.RunConfig(upsampler='fade', size=32, width=0.125, steps=14, snapshots='1:14:1', evaluate_every=14,\n"
         "                checkpoint_every=5, observe=4, kinds='feature,gradient')\n"
         "e.train(c, sys.argv[1], resume=len(sys.argv) > 2)\n"
     )
@@ -818,7 +818,7 @@ def test_killed_and_resumed_gives_the_same_bytes(tmp_path):
     assert killed.info.status == "running"
     assert not killed.broken
     assert 8 <= killed.steps[-1] < 14
-    assert killed.maps(image=0).shape == (len(killed.steps), 32, 32)
+    assert killed.maps(image=0).shape == (len(killed.steps), 16, 16)
     subprocess.run([sys.executable, "-c", program, str(out), "resume"], check=True, env=several)
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "undisturbed")], check=True, env=several)
     assert files(out) == files(tmp_path / "undisturbed")

@@ -266,6 +266,7 @@ def test_one_is_killed_amid_a_step_the_other_ends_and_the_run_goes_on(tmp_path, 
     assert (out / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_a_folder_that_holds_a_run_once(tmp_path):
     out = tmp_path / "run"
     out.mkdir()

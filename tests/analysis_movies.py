@@ -24,6 +24,7 @@ def movie(kind, steps=STEPS, *, images=8, noise=0.3, seed=0):
 
     inward: from the outline to the centre; outward; together: all of it fades in; start: a line at step 0 that fills;
     complete: all of it from step 0; returns: a faint line up to step 2, nothing, then all of it fades in;
+    dips: all of it but in the middle of the training; ends: all of it, in the first half;
     blob: the same place in every image; noise; constant.
     """
     rng = np.random.default_rng(seed)
@@ -43,6 +44,8 @@ def movie(kind, steps=STEPS, *, images=8, noise=0.3, seed=0):
                 "returns": 0.35 * (inside & (depth > 1 - 2 / radius))
                 if step < 3
                 else inside * (2 * done - 1) * (done > 0.5),
+                "dips": inside * (not 0.4 < done < 0.7),
+                "ends": inside * (done < 0.5),
                 "blob": radius_of_cells() < 14 * done,
                 "noise": np.zeros_like(inside),
                 "constant": np.zeros_like(inside),

@@ -67,6 +67,21 @@ def test_what_is_there_before_training_has_been_there_though_it_goes_and_returns
     assert not onset_of(["returns"]).outline.from_start
 
 
+@pytest.mark.parametrize(("kind", "end"), [("dips", ", but back at the end"), ("ends", "")])
+def test_what_is_there_before_training_and_goes_after_its_top_is_said_to_be_gone(kind, end):
+    onset = onset_of([kind] * 3)
+    assert onset.verdict.label == "both from the start"
+    gone = onset.outline.gone_step, onset.interior.gone_step
+    assert None not in gone
+    assert onset.outline.stays is onset.interior.stays is bool(end)
+    text = describe_onset(onset, STEPS)
+    assert text == f"outline and interior are there before training and are gone by step {max(gone)}{end}"
+    # One of them alone.
+    other = dataclasses.replace(onset, interior=dataclasses.replace(onset.interior, gone_step=None))
+    fate = "stays" if end else "fades"
+    assert describe_onset(other, STEPS).endswith(f"the outline is gone by step {gone[0]}{end}, the interior {fate}")
+
+
 def test_what_fades_in_together_is_never_called_an_order():
     assert onset_of(["together"] * 3).verdict.label in ("together", "undecided")
 

@@ -287,8 +287,8 @@ class _Timed:
         self.from_start = self._is_there_at_start(smoothed, runs)
         if self.from_start and runs > 1:
             # What is there at first, goes, and comes back, has been there from the start all the same.
-            fallen = np.flatnonzero(smoothed[: self.peak + 1] < self.highest * START_SHARE / 2)
-            self.gone = int(fallen[0]) if len(fallen) else None
+            fallen = np.flatnonzero(smoothed[1:] < self.highest * START_SHARE / 2)
+            self.gone = 1 + int(fallen[0]) if len(fallen) else None
             part, self.halo = smoothed[: self.gone], False
         elif reversed_at is not None:
             negated = -smoothed

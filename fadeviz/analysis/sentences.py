@@ -59,10 +59,7 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
     if label.endswith(("only", "unresolved")):
         return faintly + _single(onset, steps)
     if label == "both from the start":
-        fates = _fate(outline), _fate(interior)
-        fate = fates[0].rstrip("s") if fates in (("stays", "stays"), ("fades", "fades")) else ""
-        fate = fate or f"the outline {fates[0]}, the interior {fates[1]}"
-        return f"{faintly}outline and interior are {_start(steps)} and {fate}"
+        return f"{faintly}outline and interior are {_start(steps)} and {_fates(outline, interior)}"
     if label.endswith("from the start"):
         first, name, other, other_name = (
             (outline, "outline", interior, "interior")
@@ -138,14 +135,28 @@ def _rest(onset: Onset) -> str:
     return f"; whether there is an {other} too is unresolved" if label.endswith("unresolved") else ""
 
 
+_BACK = ", but back at the end"
+
+
 def _start(steps: Sequence[int]) -> str:
     return "there before training" if steps[0] == 0 else f"there at the first measured step, {steps[0]},"
 
 
 def _fate(reading: Reading) -> str:
-    if reading.from_start and reading.gone_step is not None:
-        return f"is gone by step {reading.gone_step}{', but back at the end' * reading.stays}"
+    if reading.gone_step is not None:
+        return f"is gone by step {reading.gone_step}{_BACK * reading.stays}"
     return "stays" if reading.stays else "fades"
+
+
+def _fates(outline: Reading, interior: Reading) -> str:
+    """What becomes of two readings that are there from the start."""
+    if outline.stays == interior.stays:
+        gone = [reading.gone_step for reading in (outline, interior) if reading.gone_step is not None]
+        if len(gone) == 2:
+            return f"are gone by step {max(gone)}{_BACK * outline.stays}"
+        if not gone:
+            return "stay" if outline.stays else "fade"
+    return f"the outline {_fate(outline)}, the interior {_fate(interior)}"
 
 
 def _by(reading: Reading, steps: Sequence[int]) -> str:

@@ -232,6 +232,14 @@ def test_maps_that_are_not_finite_count_as_showing_nothing(tmp_path):
     assert Analysis(onsets).table[0]["verdict"]
 
 
+def test_a_readout_that_some_seeds_lack_is_not_measured_and_that_is_said(tmp_path):
+    runs = [make_run(tmp_path / str(seed), "inward", seed=seed, readout=["complete", None][seed]) for seed in (0, 1)]
+    measured = measure_onsets(runs)
+    assert measured.operators[0].readout is None
+    assert "fade: 1 of 2 runs has no readout: it is not measured" in measured.notes
+    assert not any("readout" in note for note in measure_onsets(runs[:1]).notes + measure_onsets(runs[1:]).notes)
+
+
 def test_a_gradient_is_read_by_the_same_instrument_without_a_readout(tmp_path):
     run = make_run(tmp_path / "r", "noise", readout="complete")
     maps = movie("inward", STEPS, images=IMAGES)

@@ -504,6 +504,15 @@ class TestRunJson:
             open_run(store.path)
         one_line(got)
 
+    @pytest.mark.parametrize(("count", "runs"), [(1, "1 run"), (3, "3 runs")])
+    def test_a_folder_of_runs(self, tmp_path, count, runs):
+        for name in map(str, range(count)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / "manifest.json").write_text("{}")
+        with pytest.raises(FadevizError, match=rf"it has no run.json. It holds {runs}: give {tmp_path}/\*/$"):
+            open_run(f"{tmp_path}/")
+
     def test_missing(self, tmp_path):
         with pytest.raises(FadevizError, match=r"is not a run: it has no run.json. Give the folder of a run"):
             open_run(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -227,6 +227,7 @@ def measure_onsets(
             *(_note_left_out(reasons, (height, width)) if masks.any() else []),
             *_note_steps(shown),
             *_note_undefined(operators),
+            *(_note_readouts(groups, frame) if kind == "feature" else []),
             *notes,
             *note_uneven(groups, chosen),
         ),
@@ -336,6 +337,17 @@ def _note_steps(steps: Sequence[int]) -> list[str]:
             f"the first measured step is {steps[0]}, not 0: what was there before training cannot be told from what "
             "was learned until then"
         )
+    return notes
+
+
+def _note_readouts(groups: Mapping[str, Sequence[StoredRun]], frame: _Frame) -> list[str]:
+    """Of which operators some runs have a readout and others have none, so that it is not measured."""
+    notes = []
+    for name, runs in groups.items():
+        count = sum(not _has_readout(run, frame) for run in runs)
+        if 0 < count < len(runs):
+            have = "has" if count == 1 else "have"
+            notes.append(f"{name}: {count} of {len(runs)} runs {have} no readout: it is not measured")
     return notes
 
 

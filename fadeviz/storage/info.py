@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -385,6 +386,15 @@ def _to_dict(info: RunInfo | ObservationInfo | LayerInfo) -> dict[str, Any]:
     return {key: values[key] for key in dict.fromkeys([*info.order, *names, *values]) if key in values}
 
 
+def _runs_within(path: Path, address: str) -> str:
+    """What to give instead of a folder that is no run: the runs in it, as a sweep leaves them."""
+    with contextlib.suppress(OSError):
+        count = sum(os.path.isfile(os.path.join(one, "run.json")) for one in os.scandir(path))
+        if count:
+            return f"It holds {count} run{'s' * (count > 1)}: give {address.rstrip('/')}/*/"
+    return "Give the folder of a run"
+
+
 def read_info(path: Path, address: str) -> RunInfo:
     """Read the run.json of a folder.
 
@@ -400,7 +410,7 @@ def read_info(path: Path, address: str) -> RunInfo:
     try:
         text = read_regular(path / "run.json")
     except FileNotFoundError:
-        raise FadevizError(f"{address} is not a run: it has no run.json. Give the folder of a run") from None
+        raise FadevizError(f"{address} is not a run: it has no run.json. {_runs_within(path, address)}") from None
     except OSError as error:
         if reason := unreadable(error):
             raise FadevizError(f"{address}/run.json {reason}. Fix that, or choose another folder") from error

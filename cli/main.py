@@ -14,6 +14,7 @@ from .data import data
 from .draw import animate, grid
 from .export import export
 from .groups import Commands
+from .importing import import_
 from .lookup import check, info, layers, upsamplers
 from .measure import analyze, plot
 from .record import demo, record
@@ -45,8 +46,8 @@ def main() -> None:
 
 
 for command in (
-    analyze, animate, bench, check, compare, data, demo, export, grid, info, layers, plot, predict, record, report,
-    sweep, upsamplers,
+    analyze, animate, bench, check, compare, data, demo, export, grid, import_, info, layers, plot, predict, record,
+    report, sweep, upsamplers,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -41,6 +41,7 @@ __all__ = [
     "export_run",
     "get_data",
     "grid",
+    "import_maps",
     "list_layers",
     "list_runs",
     "list_upsamplers",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .errors import FadevizError, MissingExtra, RecorderWarning
     from .experiment import RunConfig, train
     from .export import export_run
+    from .importing import import_maps
     from .plotting import plot
     from .prediction.compare import compare
     from .prediction.predictor import Predictor, predict
@@ -92,6 +94,7 @@ else:
         "errors": ("FadevizError", "MissingExtra", "RecorderWarning"),
         "experiment": ("RunConfig", "train"),
         "export": ("export_run",),
+        "importing": ("import_maps",),
         "plotting": ("plot",),
         "prediction.compare": ("compare",),
         "prediction.predictor": ("Predictor", "predict"),

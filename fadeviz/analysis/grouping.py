@@ -168,11 +168,11 @@ def describe_missing_masks(run: StoredRun) -> str:
     """What a run without any object in its masks lacks, and what to do; empty for other runs."""
     if run.foregrounds.any():
         return ""
-    how = (
-        "Observe other images, or more"
-        if recorded_by_command(run)
-        else "Give the recorder masks=..., or targets of whole numbers (N, H, W), of 12 images or more"
-    )
+    how = "Give the recorder masks=..., or targets of whole numbers (N, H, W), of 12 images or more"
+    if recorded_by_command(run):
+        how = "Observe other images, or more"
+    elif run.info.imported is not None:
+        how = "Import the maps with their masks, of 12 images or more"
     return f"no observed image has an object, and without masks nothing can be measured against an outline. {how}"
 
 

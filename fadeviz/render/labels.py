@@ -102,7 +102,7 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     """The sentences below a figure: what is drawn, in which range, and of which image and operators."""
     first = sequences[0]
     runs = {sequence.run.path: sequence for sequence in sequences}
-    networks = dict.fromkeys(brief(s.run.info.network_title or s.run.info.network or "network") for s in runs.values())
+    networks = dict.fromkeys(_network(sequence.run) for sequence in runs.values())
     what = KINDS[first.kind]
     if first.kind in CHANNEL_KINDS:
         what = {
@@ -133,6 +133,11 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def _network(run: StoredRun) -> str:
+    unnamed = "network" if run.info.imported is None else "imported"
+    return brief(run.info.network_title or run.info.network or unnamed)
 
 
 def describe_runs(runs: Sequence[StoredRun]) -> str:

@@ -179,6 +179,7 @@ class ObservationInfo:
         indices: the index of each in the test images.
         mode: ``eval`` or ``batch``: which statistics BatchNorm uses in an observation.
         foreground: the class of each whose outline and interior are measured; None where that is every class but 0.
+        images: ``none`` if the images themselves are unknown, as those of imported maps may be.
         extra: what else the file holds.
     """
 
@@ -186,6 +187,7 @@ class ObservationInfo:
     indices: tuple[int, ...] = _key(_WHOLES, ())
     mode: str | None = _key(_TEXT)
     foreground: tuple[int, ...] | None = _key(_WHOLES)
+    images: str | None = _key(_TEXT)
     extra: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
@@ -247,6 +249,7 @@ class RunInfo:
         seconds: time spent, by activity.
         result: the metrics of the last test.
         errors: errors of a ``Recorder``: ``message`` and, where known, ``step``.
+        imported: what the maps were imported from; None if they were recorded.
         writer: the machine that holds the folder's lock, while the run is active.
         extra: what else the file holds; it is kept when the file is written again.
         order: the keys in the order in which the file holds them.
@@ -282,6 +285,7 @@ class RunInfo:
     seconds: Mapping[str, float] = _key(_NUMBERS, _NO_VALUES)
     result: Mapping[str, float] = _key(_NUMBERS, _NO_VALUES)
     errors: tuple[Mapping[str, Any], ...] = _key(_OBJECTS, ())
+    imported: str | None = _key(_TEXT)
     writer: str | None = _key(_TEXT)
     extra: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = field(default=(), compare=False, repr=False)

@@ -262,6 +262,8 @@ class StoredRun:
             _ = self.observation, self.mattes
         except FadevizError as error:
             return f"the observed images are left out: {error}"
+        if self.info.observation.images == "none":
+            return "the observed images are left out: the maps were imported without them"
         return ""
 
     @cached_property

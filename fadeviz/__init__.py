@@ -50,6 +50,7 @@ __all__ = [
     "plan_sweep",
     "plot",
     "predict",
+    "record_checkpoints",
     "run_bench",
     "run_demo",
     "run_sweep",
@@ -69,6 +70,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .experiment import RunConfig, train
     from .export import export_run
     from .importing import import_maps
+    from .importing.checkpoints import record_checkpoints
     from .plotting import plot
     from .prediction.compare import compare
     from .prediction.predictor import Predictor, predict
@@ -95,6 +97,7 @@ else:
         "experiment": ("RunConfig", "train"),
         "export": ("export_run",),
         "importing": ("import_maps",),
+        "importing.checkpoints": ("record_checkpoints",),
         "plotting": ("plot",),
         "prediction.compare": ("compare",),
         "prediction.predictor": ("Predictor", "predict"),

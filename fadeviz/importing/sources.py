@@ -126,25 +126,29 @@ def _open_files(files: Sequence[Path], where: str, key: str | None, numbered: bo
         )
     for file in files:
         _check_file(file)
-    steps, files = _steps_of_names(files, where) if numbered else (None, sorted(files, key=_natural_order))
+    steps, files = steps_of_names(files, where) if numbered else (None, sorted(files, key=natural_order))
     names = [str(file) for file in files]
     return Source(names, lambda i: _load_file(files[i], key), steps)
 
 
-def _natural_order(file: Path) -> list[tuple[int, str]]:
+def natural_order(file: Path) -> list[tuple[int, str]]:
     """A sort key by which map9 comes before map10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key_of(file.stem))]
 
 
-def _steps_of_names(files: Sequence[Path], where: str) -> tuple[list[int] | None, list[Path]]:
-    """The number in the file names by which they differ, and the files in its order; None if no name has a number."""
+def steps_of_names(files: Sequence[Path], where: str) -> tuple[list[int] | None, list[Path]]:
+    """The number in the file names by which they differ, and the files in its order; None if no name has a number.
+
+    Raises:
+        FadevizError: if some names have no number, or two have the same.
+    """
     numbers = [_NUMBER.findall(key_of(file.stem)) for file in files]
     if not any(numbers):
         return None, list(files)
     without = [file.name for file, found in zip(files, numbers, strict=True) if not found]
     if without:
         raise FadevizError(
-            f"{where}: {len(without)} names have no step ({shorten(without)}). Rename them, or give steps="
+            f"{where}: {len(without)} names have no step ({shorten(without)}). Rename them, or give steps=..."
         )
     # The last number that differs: of iter_000100_ema2.npy it is the first one.
     counts = {len(found) for found in numbers}
@@ -155,7 +159,7 @@ def _steps_of_names(files: Sequence[Path], where: str) -> tuple[list[int] | None
         twice = next(number for number in last if last.count(number) > 1)
         same = [file.name for file, number in zip(files, last, strict=True) if number == twice]
         raise FadevizError(
-            f"{where}: {len(same)} files have step {twice} ({shorten(same)}). Rename them, or give steps="
+            f"{where}: {len(same)} files have step {twice} ({shorten(same)}). Rename them, or give steps=..."
         )
     order = sorted(range(len(files)), key=lambda i: int(numbers[i][column]))
     return [int(numbers[i][column]) for i in order], [files[i] for i in order]
@@ -195,7 +199,7 @@ def _choose_part(path: Path, parts: Sequence[str], key: str | None) -> str:
             raise FadevizError(f"{path} has no {key!r}. It has: {shorten(parts) or 'nothing'}")
         return key
     if len(named) != 1:
-        raise FadevizError(f"{path} has {len(named)} arrays ({shorten(named)}). Choose one with key=")
+        raise FadevizError(f"{path} has {len(named)} arrays ({shorten(named)}). Choose one with key=...")
     return named[0]
 
 

@@ -119,7 +119,7 @@ class TestNormalisation:
 
 
 class TestWorkers:
-    @pytest.mark.parametrize("workers", [1, 2])
+    @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
     def test_change_no_byte_and_no_random_number(self, workers):
         crops = AugmentedCrops(SyntheticHorses(64, count=3), 32)
         for data, tensors in ((ShuffledLabels(crops), collate_masks), (SyntheticMattes(32), collate_matting)):

@@ -216,10 +216,11 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, training, batch):
         def __reduce__(self):
             return (tmp_path.joinpath("sprung").touch, ())
 
-    recorded, states = training
+    _, states = training
     for step, state in states.items():
         torch.save({"state_dict": state, "extra": Trap()}, tmp_path / f"step_{step}.pt")
-    same(record(tmp_path, tmp_path / "run", batch), recorded)
+    with pytest.raises(FadevizError, match=r"step_0.pt cannot be read as a checkpoint"):
+        record(tmp_path, tmp_path / "run", batch)
     assert not (tmp_path / "sprung").exists()
 
 

@@ -483,7 +483,8 @@ class TestStatus:
             read_status(tmp_path)
 
 
-@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
 def test_a_signal_to_the_sweep_stops_its_runs_after_their_steps(tmp_path, number, code):
     out = tmp_path / "out"
     command = [

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import pickle
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -227,7 +226,7 @@ def _state_in(loaded: Any, where: str, key: str | None) -> State:
 
 
 def _read(path: Path) -> Any:
-    """What a checkpoint holds. Pickled objects other than tensors become empty ones: none of their code runs."""
+    """What a checkpoint holds."""
     if path.is_dir():
         inside = _weights_in(path)
         if inside is None:
@@ -239,7 +238,7 @@ def _read(path: Path) -> Any:
             return {name: value for part in sorted(set(parts)) for name, value in _read(path.parent / part).items()}
         if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ALONE)
+        return _load_pickled(path)
     except FileNotFoundError:
         raise FadevizError(f"there is no {path}. Give a folder, a pattern or files of checkpoints") from None
     except (
@@ -250,58 +249,31 @@ def _read(path: Path) -> Any:
         raise FadevizError(f"{path} cannot be read as a checkpoint ({first}). Leave it out") from error
 
 
+def _load_pickled(path: Path) -> Any:
+    """The tensors of a file that torch wrote, by torch's own reader, which runs no code from the file."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # It refuses a whole file for one object that is no weight: a logger's history, a callback, a config. To name
+        # these runs nothing either, and each is read as a stand-in.
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if not names:
+            raise
+    with torch.serialization.safe_globals([(_Nothing, name) for name in names]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 class _Nothing:
-    """Stands for an object whose class is not known to be harmless: it takes anything and does nothing."""
+    """Stands for an object that is no weight: it takes anything and does nothing."""
 
     def __new__(cls, *args: Any, **options: Any) -> _Nothing:
         return object.__new__(cls)
 
     def __init__(self, *args: Any, **options: Any) -> None: ...
 
-    def __call__(self, *args: Any, **options: Any) -> _Nothing:
-        return self
-
     def __setstate__(self, state: Any) -> None: ...
 
     def __setitem__(self, key: Any, value: Any) -> None: ...
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def append(self, value: Any) -> None:
-        """As of a list."""
-
-    def extend(self, values: Any) -> None:
-        """As of a list."""
-
-
-_HARMLESS = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("torch", "device"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.storage", "UntypedStorage"),
-    *(("torch", f"{kind}Storage") for kind in (
-        "Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool",
-    )),
-}  # fmt: skip
-
-
-class _TensorsAlone(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _HARMLESS:
-            return super().find_class(module, name)
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return _Nothing
-
-
-_TENSORS_ALONE: Any = types.ModuleType("tensors_alone")
-_TENSORS_ALONE.Unpickler = _TensorsAlone
-_TENSORS_ALONE.load = lambda file, **options: _TensorsAlone(file, **options).load()
 
 
 def _with_notes(run: Run, notes: Sequence[str]) -> Run:

@@ -150,6 +150,25 @@ class TestFiles:
         assert run.steps == (0, 5, 10)
         np.testing.assert_array_equal(stored(run)[:, 0], values)
 
+    def test_files_that_are_listed(self, tmp_path):
+        folder = written(tmp_path / "maps", ".npy")
+        files = [folder / f"iter_{step:06d}.npy" for step in AT]
+        np.testing.assert_array_equal(stored(import_maps(files[::-1], tmp_path / "by_name")), MAPS)
+        given = import_maps(files[::-1], tmp_path / "given", steps="0:30:10")
+        np.testing.assert_array_equal(stored(given), MAPS[::-1])
+        by_step = import_maps({7: str(files[1]), 2: str(files[0])}, tmp_path / "by_step")
+        assert by_step.steps == (2, 7)
+        np.testing.assert_array_equal(stored(by_step), MAPS[:2])
+
+    def test_colours_of_pictures_are_noted(self, tmp_path):
+        (tmp_path / "maps").mkdir()
+        for step, colour in enumerate(("grey", "red")):
+            Image.new("RGB", (8, 6), colour).save(tmp_path / "maps" / f"{step}.png")
+        notes = import_maps(tmp_path / "maps", tmp_path / "run").info.notes
+        assert len(notes) == 2
+        assert "grey levels" in notes[0]
+        assert "coloured" in notes[1]
+
     def test_pictures_of_16_bits(self, tmp_path):
         (tmp_path / "maps").mkdir()
         values = np.random.default_rng(2).integers(0, 65536, (2, 12, 16)).astype(np.uint16)
@@ -207,6 +226,9 @@ class TestAnimations:
         notes = import_maps(path, tmp_path / "run").info.notes
         assert "coloured" in notes[0]
         assert "different durations" in notes[1]
+        same = self.save(tmp_path / "same.gif", frames[[0, 0, 1]])
+        fails(r"3 steps for 2 frames \(the frames have different durations: equal ones may have become one\)", same,
+              tmp_path / "other", steps="0:2")  # fmt: skip
 
 
 class TestImagesAndMasks:
@@ -284,7 +306,8 @@ class TestBadInput:
             ),
             ({"first": np.zeros((3, 4))}, "'first' is no step"),
             ("missing.npy", "there is no missing.npy"),
-            ("maps.txt", "maps.txt is no file of maps"),
+            ("missing", "there is no missing"),
+            (__file__, "test_importing.py is no file of maps"),
         ],
     )
     def test_no_maps(self, tmp_path, maps, message):

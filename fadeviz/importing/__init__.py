@@ -19,7 +19,7 @@ from ..storage.info import LayerInfo, ObservationInfo, RunInfo, StoredConfig
 from ..storage.schedule import parse_steps
 from ..storage.snapshots import CHANNEL_KINDS, KINDS, Snapshot, check_folder
 from ..storage.writer import RunWriter
-from .sources import Array, Source, as_array, frames_of, open_source
+from .sources import MERGED, Array, Source, as_array, frames_of, open_source
 
 Images = NDArray[np.uint8]
 
@@ -158,7 +158,8 @@ def _steps(source: Source, given: str | Iterable[int] | None) -> tuple[list[int]
         steps = [whole_number(step, "a step") for step in given]
     if len(steps) != count:
         frames = "1 frame" if count == 1 else f"{count} frames"
-        raise FadevizError(f"{len(steps)} steps for {frames}. Give one for each: steps=...")
+        merged = f" ({MERGED.partition(',')[0]})" * (MERGED in source.notes)
+        raise FadevizError(f"{len(steps)} steps for {frames}{merged}. Give one for each: steps=...")
     if min(steps) < 0 or len(set(steps)) < count:
         wrong = next(step for step in steps if step < 0 or steps.count(step) > 1)
         raise FadevizError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ TORCH = (".pt", ".pth")
 PICTURES = (".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".apng")
 SUFFIXES = (".npy", ".npz", ".safetensors", *TORCH, *PICTURES)
 """What maps are read from; JPEG is not among them, as it does not keep values."""
+
+_STRETCHED = "the values are grey levels, in which every frame may have been stretched by itself"
+_COLOURED = "the frames are coloured: their luminance stands for the values, whose order it may not keep"
+MERGED = "the frames have different durations: equal ones may have become one, so that counted steps would be wrong"
 
 _NUMBER = re.compile(r"\d+")
 
@@ -63,7 +68,13 @@ def open_source(maps: object, key: str | None = None, *, numbered: bool = True) 
     if isinstance(maps, Mapping):
         steps = [_step_of(step) for step in maps]
         values = list(maps.values())
+        if values and all(isinstance(value, str | Path) for value in values):
+            return replace(
+                _open_files([Path(value) for value in values], "the dict", key, False, sort=False), steps=steps
+            )
         return Source([f"the maps of step {step}" for step in steps], lambda i: as_array(values[i], "maps"), steps)
+    if isinstance(maps, list | tuple) and maps and all(isinstance(one, str | Path) for one in maps):
+        return _open_files([Path(one) for one in maps], "the list", key, numbered, sort=False)
     if isinstance(maps, list | tuple):
         return Source([f"maps[{i}]" for i in range(len(maps))], lambda i: as_array(maps[i], f"maps[{i}]"))
     return _stack(as_array(maps, "maps"), "maps")
@@ -104,6 +115,8 @@ def _open_path(path: Path, key: str | None, numbered: bool) -> Source:
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and not one.name.startswith("."))
         return _open_files(files, str(path), key, numbered)
+    if not os.path.lexists(path):
+        raise FadevizError(f"there is no {path}. Give a file or a folder of maps")
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise FadevizError(f"{path} is no file of maps: {', '.join(SUFFIXES)} or a folder of them is needed")
@@ -115,8 +128,10 @@ def _open_path(path: Path, key: str | None, numbered: bool) -> Source:
     return _open_parts(path, key)
 
 
-def _open_files(files: Sequence[Path], where: str, key: str | None, numbered: bool) -> Source:
-    """A file for each step, in the order of the last numbers in their names."""
+def _open_files(
+    files: Sequence[Path], where: str, key: str | None, numbered: bool, *, sort: bool = True
+) -> Source:  # fmt: skip
+    """A file for each step: in the order of the numbers in their names, else in natural order, or as they are given."""
     if not files:
         raise FadevizError(f"{where} has no maps: files of {', '.join(SUFFIXES)} are needed")
     suffixes = sorted({file.suffix.lower() for file in files})
@@ -126,9 +141,12 @@ def _open_files(files: Sequence[Path], where: str, key: str | None, numbered: bo
         )
     for file in files:
         _check_file(file)
-    steps, files = steps_of_names(files, where) if numbered else (None, sorted(files, key=natural_order))
-    names = [str(file) for file in files]
-    return Source(names, lambda i: _load_file(files[i], key), steps)
+    if numbered:
+        steps, files = steps_of_names(files, where)
+    else:
+        steps, files = None, sorted(files, key=natural_order) if sort else files
+    notes: list[str] = []
+    return Source([str(file) for file in files], lambda i: _load_file(files[i], key, notes), steps, notes)
 
 
 def natural_order(file: Path) -> list[tuple[int, str]]:
@@ -165,12 +183,15 @@ def steps_of_names(files: Sequence[Path], where: str) -> tuple[list[int] | None,
     return [int(numbers[i][column]) for i in order], [files[i] for i in order]
 
 
-def _load_file(path: Path, key: str | None) -> Array:
-    """The maps of one step in a file of their own."""
+def _load_file(path: Path, key: str | None, notes: list[str]) -> Array:
+    """The maps of one step in a file of their own; remarks are added to the notes."""
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         with _opened_image(path) as image:
-            return _grey(image)[0]
+            value, coloured = _grey(image)
+            note = _COLOURED if coloured else _STRETCHED if image.mode in ("L", "P", "RGB", "RGBA") else ""
+            notes += [note] if note and note not in notes else []
+            return value
     if suffix == ".npy":
         return _load_npy(path)
     parts, read = _parts_of(path)
@@ -281,13 +302,9 @@ def _open_animation(path: Path) -> Source:
             frames.append(frame)
             coloured |= colours
             durations.add(image.info.get("duration"))
-    notes = ["the values are grey levels, in which every frame may have been stretched by itself"]
-    if coloured:
-        notes = ["the frames are coloured: their luminance stands for the values, whose order it may not keep"]
+    notes = [_COLOURED if coloured else _STRETCHED]
     if len(durations) > 1:
-        notes.append(
-            "the frames have different durations: equal ones may be one, so that steps that are counted are wrong"
-        )
+        notes.append(MERGED)
     return Source([f"frame {i} of {path}" for i in range(count)], lambda i: frames[i], notes=notes)
 
 

@@ -6,12 +6,12 @@
 # JOBS=2    runs at a time, each on one core
 # KINDS=    maps to record, comma-separated; those that fadeviz records by default if empty
 #
-# CPU seconds a run, measured with FADE and CARAFE on one thread of a busy machine with AVX-512, so rather too high:
-#   unet        125 runs of  300 steps at  96x96, about  68 s each    2.4 core hours
-#   segnet       12 runs of 3000 steps at  96x96, about 480 s each    1.6 core hours
+# CPU seconds a run, on one thread with AVX-512 and with the default kinds, readouts included, measured while the machine had
+# other work to do besides:
+#   unet        125 runs of  300 steps at  96x96, about  45 s each    1.6 core hours
+#   segnet       12 runs of 3000 steps at  96x96, about 360 s each    1.2 core hours
 #   segformer     9 runs of  600 steps at 192x192, about 350 s each   0.9 core hours
-# Together 4.9 core hours: two and a half hours on two cores. Readouts cost at most as much again as the observations, which
-# are 20, 20 and 30 s of these, so three hours with them.
+# Together 3.7 core hours: about two hours on two cores.
 set -u
 data=${1:?"Usage: sh $0 WEIZMANN_DIR [OUT]"}
 out=${2:-outputs/study}

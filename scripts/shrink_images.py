@@ -3,7 +3,8 @@
     python scripts/shrink_images.py outputs/gallery
 
 Maps in one colour map and captions need few colours: the mean error is below one grey level, and a file is a third to
-two thirds as large. Photographs lose a little more. Files that have a palette already are left as they are.
+two thirds as large. Photographs lose a little more. Files that have a palette already are left as they are, and so are
+distance-time maps (``kymograph*.png``), whose colour bars would show bands.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ def shrink(path: Path) -> tuple[int, int]:
     return len(before), min(len(before), len(after))
 
 
+def _images(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*.png")) if not path.name.startswith("kymograph")]
+
+
 def main() -> None:
     """Shrink every PNG file below the folders named."""
-    sizes = [shrink(path) for folder in sys.argv[1:] for path in sorted(Path(folder).rglob("*.png"))]
+    sizes = [shrink(path) for folder in sys.argv[1:] for path in _images(Path(folder))]
     before, after = (sum(each) / 1e6 for each in zip(*sizes, strict=True)) if sizes else (0.0, 0.0)
     print(f"{len(sizes)} images, {before:.1f} MB before, {after:.1f} MB after")
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file as save_tensors
 import fadeviz
 from analysis_movies import STEPS, masks, movie
 from fadeviz import FadevizError, import_maps
+from fadeviz.storage.writer import RunWriter
 
 MAPS = np.random.default_rng(0).normal(size=(4, 3, 12, 16)).astype(np.float32)
 """Of four steps and three images."""
@@ -306,6 +307,7 @@ class TestBadInput:
             ),
             ({"first": np.zeros((3, 4))}, "'first' is no step"),
             ("missing.npy", "there is no missing.npy"),
+            ({1.5: np.zeros((3, 4))}, "1.5 is no step"),
             ("missing", "there is no missing"),
             (__file__, "test_importing.py is no file of maps"),
         ],
@@ -373,6 +375,23 @@ class TestBadInput:
         fails("not finite", MAPS * np.nan, run.path, overwrite=True)
         assert (run.path / "run.json").read_bytes() == before
         np.testing.assert_array_equal(stored(import_maps(-MAPS, run.path, overwrite=True)), -MAPS)
+
+
+def test_an_import_that_breaks_off_is_no_finished_run(tmp_path, monkeypatch):
+    write = RunWriter.snapshot
+
+    def full(writer, step, snapshots):
+        if step == 2:
+            raise FadevizError("disk full")
+        write(writer, step, snapshots)
+
+    monkeypatch.setattr(RunWriter, "snapshot", full)
+    fails("disk full", MAPS, tmp_path / "run")
+    run = fadeviz.open_run(tmp_path / "run")
+    assert run.steps == (0, 1)
+    assert run.info.status != "finished"
+    monkeypatch.undo()
+    assert import_maps(MAPS, tmp_path / "run", overwrite=True).info.status == "finished"
 
 
 def test_the_same_maps_give_the_same_bytes(tmp_path):

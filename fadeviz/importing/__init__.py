@@ -117,7 +117,7 @@ def import_maps(
     notes = [*source.notes, *_note_shape(drawn, (height, width), shown is not None)]
     snapshots = {step: Snapshot(step, layer, 0, kind, value) for step, value in read.items()}
     info = RunInfo(
-        status="finished",
+        status="recording",
         upsampler=name or Path(out).name,
         title=name or Path(out).name,
         network=network,
@@ -142,6 +142,7 @@ def import_maps(
         writer.begin(run_id, info, drawn, labels.values, overwrite=overwrite)
         for step, snapshot in snapshots.items():
             writer.snapshot(step, [snapshot])
+        writer.end("finished")
     return Run(out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import zipfile
@@ -209,7 +210,7 @@ def _open_parts(path: Path, key: str | None) -> Source:
     name = _choose_part(path, parts, key)
     source = _stack(read(name), f"{path}:{name}" if name else str(path))
     if key is None and "steps" in parts and name != "steps":
-        source.steps = [int(step) for step in np.ravel(read("steps"))]
+        source.steps = [_step_of(step) for step in np.ravel(read("steps"))]
     return source
 
 
@@ -334,7 +335,7 @@ def _grey(image: Image.Image) -> tuple[NDArray[np.float32], bool]:
 
 def _step_of(step: object) -> int:
     try:
-        return int(step)  # type: ignore[call-overload]
+        return int(step) if isinstance(step, str) else operator.index(step)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise FadevizError(f"{step!r:.40} is no step: a whole number is needed") from None
 

@@ -184,7 +184,7 @@ def test_layers_as_modules_and_a_reduction_of_ones_own(tmp_path):
     assert not (tmp_path / "b" / "run.json").exists()
     with pytest.raises(FadevizError, match="the Upsample given as a layer is not part of Net"):
         Recorder(net, nn.Upsample(), [3], tmp_path / "c", batch=OBSERVED)
-    with pytest.raises(FadevizError, match=r"F.interpolate is not a layer: choose the module"):
+    with pytest.raises(FadevizError, match=r"Calls of a function are named after the module around them"):
         Recorder(net, "interpolate", [3], tmp_path / "d", batch=OBSERVED)
 
 
@@ -635,7 +635,7 @@ class TestWhatCannotBeMeant:
         model = Net()
         recorder = Recorder(model, iter([model.up]), "1:2", tmp_path / "run", batch=OBSERVED, loss_fn=F.cross_entropy)
         assert recorder._steps.observer.probe.layers == ("up",)
-        assert recorder._steps.observer.probe._exact == {"up"}
+        assert recorder._steps.observer.probe._choice.exact == {"up"}
 
     def test_a_working_directory_that_is_gone(self, tmp_path, monkeypatch):
         (tmp_path / "gone").mkdir()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.images import shorten
 from ..errors import FadevizError
+from ..recording.layer_choice import Layers
 from ..recording.masks import whole_number
 from ..recording.recorder import Recorder
 from ..recording.wrapped import unwrapped
@@ -40,7 +41,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json
 def record_checkpoints(
     model: nn.Module,
     checkpoints: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Mapping[int, Any],
-    layers: str | nn.Module | Sequence[str | nn.Module],
+    layers: Layers,
     out: str | os.PathLike[str],
     *,
     batch: tuple[Any, Any],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MissingExtra
+from ..recording.layer_choice import Layers
 from ..recording.recorder import Recorder
 from ..storage.schedule import Schedule
 from .options import RecorderOptions
@@ -46,7 +47,7 @@ class RecorderCallback(Callback):
 
     def __init__(
         self,
-        layers: str | nn.Module | Sequence[str | nn.Module],
+        layers: Layers,
         steps: str | Schedule | Iterable[int],
         out: str | Path,
         *,

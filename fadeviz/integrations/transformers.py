@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import MissingExtra
+from ..recording.layer_choice import Layers
 from ..recording.recorder import Recorder
 from ..storage.schedule import Schedule
 from .options import RecorderOptions
@@ -43,7 +44,7 @@ class RecorderCallback(TrainerCallback):
 
     def __init__(
         self,
-        layers: str | nn.Module | Sequence[str | nn.Module],
+        layers: Layers,
         steps: str | Schedule | Iterable[int],
         out: str | Path,
         *,

@@ -9,8 +9,9 @@ import math
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from ..ops.reassemble import KernelSoftmax
 from ..storage.snapshots import READOUT_KINDS, Snapshot
 from ..upsamplers import Skip, Upsampler
 from .batch import count_images
+from .functions import FunctionCalls
 from .observation import Mode, Observation
 from .views import as_map, choose_tensor
 
@@ -43,6 +45,8 @@ class MapCollector:
         kinds: the kinds to record; none if the pass is only for its output.
         snapshots: the collected maps.
         left_out: the layers that were left out, with the reason.
+        uncalled: the layers of functions that matched a glob, but were not called.
+        called: the functions called in each module, by its id, if calls are recorded.
         unread: the layers whose channels give no readout, with the reason.
         channels: where a pass has only some of the images, the channels ``(B, C, h, w)`` of each layer and call on the
             CPU, for :meth:`add_readouts` when all are there.
@@ -54,13 +58,15 @@ class MapCollector:
         self.kinds = kinds
         self.snapshots: list[Snapshot] = []
         self.left_out: dict[str, str] = {}
+        self.uncalled: set[str] = set()
+        self.called: dict[int, set[str]] = {}
         self.unread: dict[str, str] = {}
         self.channels: dict[tuple[str, int], Tensor] = {}
         self.error: Exception | None = None
         self._edges: list[tuple[str, int, GradientEdge]] = []
         self._channel_bytes = 0
         self._calls: Counter[tuple[str, str]] = Counter()
-        self._closed = False
+        self._closed = self._recording = False
         self._pending: set[torch.device] = set()
         self._thread = threading.get_ident()
         self._in_other_threads: set[str] = set()
@@ -81,6 +87,29 @@ class MapCollector:
             return True
         # Activation checkpointing runs layers again during the backward pass.
         return self._closed or layer in self.left_out
+
+    @contextmanager
+    def recording(self, layer: str) -> Iterator[None]:
+        """The context of recording a layer: errors say where, and functions called meanwhile are not the model's."""
+        self._recording, before = True, self._recording
+        try:
+            with self.observation.error_context("recording failed", layer):
+                yield
+        except Exception as error:
+            self.error = error  # in case the model catches errors of its layers
+            raise
+        finally:
+            self._recording = before
+
+    def on_function_call(self, names: Sequence[str], module: nn.Module, function: str, output: Any) -> None:
+        """Record what a function returned that a module called, under each of the names, like a layer's output."""
+        if self._recording or self._closed or threading.get_ident() != self._thread:
+            return
+        self.called.setdefault(id(module), set()).add(function)
+        for name in names:
+            if not self.ignores(name):
+                with self.recording(name):
+                    self.on_layer_output(name, module, (), output)
 
     def on_layer_output(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Reduce a layer's output to the recorded kinds."""
@@ -111,7 +140,8 @@ class MapCollector:
             self.add_readouts(layer, call, value)
         elif not set(READOUT_KINDS).isdisjoint(kinds):
             self._keep_channels(layer, call, value)
-        if isinstance(module, Upsampler) and not {"guide", "constant"}.isdisjoint(kinds):
+        of_function = bool(self.observation.layers[layer].function)
+        if isinstance(module, Upsampler) and not of_function and not {"guide", "constant"}.isdisjoint(kinds):
             if len(inputs) < 2 or not isinstance(inputs[1], Skip):
                 raise FadevizError(
                     f"layer {layer!r} was not called as upsampler(x, skip), so its guide is unknown. "
@@ -202,11 +232,22 @@ class MapCollector:
         self._closed = True
         if self.error is not None:  # raised in a hook, and caught by the model
             raise self.error
-        for layer in self.observation.layers if self.kinds else ():
-            if not self._calls[layer, ""]:
+        for layer, chosen in self.observation.layers.items() if self.kinds else ():
+            if self._calls[layer, ""]:
+                continue
+            if not chosen.function:
                 place = "thread that observes" if layer in self._in_other_threads else "forward pass"
                 message = f"layer {layer!r} did not run in the {place}, so there is nothing to record"
                 self.drop_layer(layer, FadevizError(message))
+            elif layer in self.observation.required:
+                place = f"layer {chosen.source.rpartition(':')[0]!r}" if chosen.source[0] != ":" else "the model itself"
+                called = ", ".join(sorted(self.called.get(id(chosen.module), ()))) or "none"
+                raise FadevizError(
+                    f"layer {layer!r} cannot be recorded: {place} does not call {chosen.function}. Functions that it "
+                    f"calls: {called}. List all that can be recorded: fadeviz.layers(model, images)"
+                )
+            else:
+                self.uncalled.add(layer)
 
     def synchronize(self) -> None:
         """Wait until the maps of a GPU have been copied to the CPU."""
@@ -244,7 +285,11 @@ def hooked(collector: MapCollector) -> Iterator[None]:
     """Register the hooks of one pass; all are removed at the end, also after an error."""
     observation, handles = collector.observation, []
     try:
-        for layer, module in observation.layers.items() if collector.kinds else ():
+        calls: dict[tuple[int, str], list[str]] = {}
+        for layer, (source, module, function) in observation.layers.items() if collector.kinds else ():
+            if function:
+                calls.setdefault((id(module), function), []).append(layer)
+                continue
             if isinstance(module, torch.jit.ScriptModule):
                 message = (
                     f"layer {layer!r} is scripted (torch.jit), so it does not call hooks. Choose the layer around it"
@@ -253,19 +298,32 @@ def hooked(collector: MapCollector) -> Iterator[None]:
                 continue
             handles.append(module.register_forward_hook(_layer_hook(layer, collector)))
             for kind, name in SUBMODULES.items():
-                submodule = observation.modules.get(f"{layer}.{name}")
+                submodule = observation.modules.get(f"{source}.{name}")
                 if kind in collector.kinds and submodule is not None:
                     handles.append(submodule.register_forward_hook(_submodule_hook(layer, kind, collector)))
-        yield
+        with _visible(calls, collector) if calls else nullcontext():
+            yield
     finally:
         for handle in handles:
             handle.remove()
 
 
+def _visible(calls: Mapping[tuple[int, str], Sequence[str]], collector: MapCollector) -> FunctionCalls:
+    """The mode in which the collector sees calls; ``calls`` names the layers by the module's id and the function."""
+
+    def on_call(module: nn.Module, function: str, call: partial[Any]) -> Any:
+        output = call()
+        collector.on_function_call(calls.get((id(module), function), ()), module, function, output)
+        return output
+
+    return FunctionCalls(collector.observation.model, collector.observation.modules.values(), on_call)
+
+
 def _layer_hook(layer: str, collector: MapCollector) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         if not collector.ignores(layer):
-            _keep_error(collector, layer, lambda: collector.on_layer_output(layer, module, inputs, output))
+            with collector.recording(layer):
+                collector.on_layer_output(layer, module, inputs, output)
 
     return hook
 
@@ -273,18 +331,10 @@ def _layer_hook(layer: str, collector: MapCollector) -> Callable[[nn.Module, Any
 def _submodule_hook(layer: str, kind: str, collector: MapCollector) -> Callable[[nn.Module, Any, Any], None]:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         if not collector.ignores(layer):
-            _keep_error(collector, layer, lambda: collector.on_submodule_output(layer, kind, module, output))
+            with collector.recording(layer):
+                collector.on_submodule_output(layer, kind, module, output)
 
     return hook
-
-
-def _keep_error(collector: MapCollector, layer: str, record: Callable[[], None]) -> None:
-    try:
-        with collector.observation.error_context("recording failed", layer):
-            record()
-    except Exception as error:
-        collector.error = error  # in case the model catches errors of its layers
-        raise
 
 
 @contextmanager

@@ -72,13 +72,12 @@ def find_layers(
                 raise FadevizError(f"the {type(pattern).__name__} given as a layer is not part of {network}")
         else:
             matches = [name for name in names if name_matches(pattern, name)]
-            # A name with a wrapper's prefix: "module.decoder", as in DistributedDataParallel.
-            matches = matches or [name for name in names if name_matches(_without_wrappers(pattern), name)]
+            for other in _other_prefixes(pattern):
+                matches = matches or [name for name in names if name_matches(other, name)]
         if not matches:
-            # Functions cannot be hooked, so the message points to the modules around them.
             raise FadevizError(
-                f"{unknown_name(f'layer in {network}', str(pattern), names)} {_children_of(str(pattern), names)}A "
-                "function such as F.interpolate is not a layer: choose the module before or after it"
+                f"{unknown_name(f'layer in {network}', str(pattern), names)} {_children_of(str(pattern), names)}"
+                "Calls of a function are named after the module around them, e.g. decoder.up1:interpolate"
             )
         chosen |= set(matches)
     return tuple(name for name in names if name in chosen)
@@ -155,5 +154,7 @@ def name_matches(pattern: str, name: str) -> bool:
     return re.fullmatch(expression, name) is not None
 
 
-def _without_wrappers(name: str) -> str:
-    return re.sub(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)", "", name).lstrip(".")
+def _other_prefixes(pattern: str) -> tuple[str, ...]:
+    """The same layers where a trainer keeps the network as an attribute, or in one of torch's wrappers."""
+    plain = re.sub(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)", "", pattern).lstrip(".")
+    return plain, plain.removeprefix("model."), f"model.{plain}", f"module.{plain}"

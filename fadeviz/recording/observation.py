@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FadevizError
+from .layer_choice import Layer
 from .readout import ReadoutTargets
 from .views import View
 
@@ -31,8 +32,9 @@ class Observation:
         mode: ``eval`` or ``batch``.
         autocast: the dtype of autocast; None for none.
         images_at_once: the number of images that are in the model at a time; None decides by their size.
-        layers: the recorded layers by name.
+        layers: the recorded layers by the name under which each is recorded.
         required: the layers whose problems raise an error; others, matched by a glob only, are left out instead.
+        model: the model, to which calls of functions in no other module belong.
         modules: all modules of the model by name.
         guarded: all modules that must be left unchanged: those of the model and of the loss.
         views: how to read a map from each layer's output.
@@ -48,8 +50,9 @@ class Observation:
     mode: Mode
     autocast: torch.dtype | None
     images_at_once: int | None
-    layers: Mapping[str, nn.Module]
+    layers: Mapping[str, Layer]
     required: frozenset[str]
+    model: nn.Module
     modules: Mapping[str, nn.Module]
     guarded: tuple[nn.Module, ...]
     views: Mapping[str, View]

@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import FadevizError, printable, unknown_name
+from ..errors import FadevizError, unknown_name
 from ..storage.snapshots import CHANNEL_KINDS, KINDS, READOUT_KINDS, Snapshot
 from ..upsamplers import Upsampler
 from .chunks import ChunkedObserver, half_precision_of
+from .functions import split_function
 from .hooks import SUBMODULES, MapCollector, exclusive
-from .layer_names import exact_layers, find_layers, layer_names, name_matches, parse_patterns, without_duplicates
+from .layer_choice import Layer, Layers, choose_layers
+from .layer_names import find_layers, name_matches
 from .masks import whole_number
 from .modules import all_modules, check_initialised
 from .observation import MODES, Mode, Observation
@@ -52,7 +54,7 @@ class Probe:
     def __init__(
         self,
         model: nn.Module,
-        layers: str | nn.Module | Sequence[str | nn.Module] = "decoder.*.upsample",
+        layers: Layers = "decoder.*.upsample",
         kinds: str | Sequence[str] | None = None,
         channel_images: int = 1,
         *,
@@ -66,7 +68,10 @@ class Probe:
             model: any module.
             layers: dotted names or globs, comma-separated or as a sequence; ``*`` stands for one part of a name,
                 ``**`` for any number: ``decoder.*.upsample``, ``**.gate``. Modules of the model are fine too. A module
-                that is used in several places has several names; a glob takes the first.
+                that is used in several places has several names; a glob takes the first. What a function returns that
+                has no module is named after the module that calls it: ``decoder.up1:interpolate``, or
+                ``:interpolate`` for a call of the model itself; ``**:*`` takes every call of one of ``FUNCTIONS``. A
+                mapping gives layers names of one's own: ``{"up1": "decoder.up1:interpolate"}``.
             kinds: names in ``KINDS``, comma-separated or as a sequence; ``all`` takes every kind that the layers have;
                 None takes feature, gradient, readout and, if the layers have them, gate and kernel_entropy. A kind is
                 recorded for the layers that have it; readout and readout_contour only with ``objects``.
@@ -78,29 +83,36 @@ class Probe:
                 4 images or more with an inside and an outside.
 
         Raises:
-            FadevizError: if a name matches no layer or two modules, if a kind is unknown, none of the layers has it or
-                the objects do not suffice for it, or if the model is scripted.
+            FadevizError: if a name matches no layer or two modules, or a name of one's own several layers; if a kind is
+                unknown, none of the layers has it or the objects do not suffice for it; or if the model is scripted.
         """
         self.model = model
         self._runner = ObservedModel(model)
         self._chunked = ChunkedObserver(self._runner)
-        self._modules, ambiguous = layer_names(model)
         network = type(model).__name__
-        patterns = parse_patterns(layers)
-        names = find_layers(self._modules, patterns, network)
-        _check_names(names, ambiguous, network)
-        self._exact = exact_layers(self._modules, patterns)
-        self.layers = without_duplicates(names, self._modules, self._exact)
+        self._choice = choose_layers(model, layers)
+        self.layers = tuple(self._choice.layers)
         self._settled = False
         self.reduce = reduce if reduce is not None else _mean_of_channels
-        self.views = _views_by_layer(views, self.layers, self._modules, network)
+        self.views = _views_by_layer(views, self._choice.layers, self._choice.modules, network)
         self.channel_images = whole_number(channel_images, "channel_images")
         if self.channel_images < 1:
             raise FadevizError(f"channel_images is {channel_images}; it must be 1 or more")
         self._readout = None if objects is None else ReadoutTargets(objects)
         self._kinds_named = kinds is not None and kinds != "all"
         usable = 0 if self._readout is None else self._readout.usable
-        self.kinds = _choose_kinds(kinds, self.layers, self._modules, usable)
+        self.kinds = _choose_kinds(kinds, self._choice.layers, self._choice.modules, usable)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The names in the model of the layers that are recorded under names of one's own."""
+        chosen = self._choice.layers
+        return {name: chosen[name].source for name in self.layers if chosen[name].source != name}
+
+    def may_be_absent(self, layer: str) -> bool:
+        """Whether a layer stands for calls that matched a glob: it is recorded only if there are any."""
+        chosen = self._choice.layers.get(layer)
+        return chosen is not None and bool(chosen.function) and layer not in self._choice.exact
 
     @property
     def notes(self) -> list[str]:
@@ -118,7 +130,7 @@ class Probe:
         for name in layers:
             if name not in self.layers:
                 raise unknown_name(f"layer among those requested of {type(self.model).__name__}", name, self.layers)
-        missing = [name for name in self.layers if name in self._exact and name not in layers]
+        missing = [name for name in self.layers if name in self._choice.exact and name not in layers]
         if missing:
             raise FadevizError(f"layer {missing[0]!r} was not recorded before. Leave it out, or start a new run")
         self.layers = tuple(name for name in self.layers if name in layers)
@@ -185,9 +197,10 @@ class Probe:
             mode=mode,
             autocast=autocast,
             images_at_once=images_at_once,
-            layers={name: self._modules[name] for name in self.layers},
-            required=frozenset(self.layers if self._settled else self._exact),
-            modules=self._modules,
+            layers={name: self._choice.layers[name] for name in self.layers},
+            required=frozenset(self.layers) if self._settled else self._choice.exact,
+            model=self._runner.module,
+            modules=self._choice.modules,
             guarded=tuple(modules.values()),
             views=self.views,
             reduce=self.reduce,
@@ -198,6 +211,7 @@ class Probe:
             collector = self._observe(observation)
         self._runner.end_observation()
         if not self._settled:
+            self._leave_out_uncalled(collector)
             self._leave_out(collector.left_out)
             self._leave_out_readouts(collector)
         order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
@@ -226,6 +240,19 @@ class Probe:
             if "gradient" in self.kinds:
                 collector.add_gradients([self._runner.loss(output, observation)])
         return collector
+
+    def _leave_out_uncalled(self, collector: MapCollector) -> None:
+        """Restrict the layers to those whose functions are called, and refuse globs for which none is."""
+        for pattern, names in self._choice.calls.items():
+            modules = {id(self._choice.layers[name].module) for name in names if name in self._choice.layers}
+            if names and collector.uncalled.issuperset(names):
+                called = ", ".join(sorted(set().union(*(collector.called.get(one, ()) for one in modules)))) or "none"
+                raise FadevizError(
+                    f"no layer {pattern!r} can be recorded: no module of {type(self.model).__name__} that it matches "
+                    f"calls {split_function(pattern)[1]}. Functions that they call: {called}. List all that can be "
+                    "recorded: fadeviz.layers(model, images)"
+                )
+        self.layers = tuple(name for name in self.layers if name not in collector.uncalled)
 
     def _leave_out(self, left_out: Mapping[str, str]) -> None:
         """Restrict the layers to those that could be recorded, and note the reasons why others could not."""
@@ -261,46 +288,39 @@ def _by_reason(reasons: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(f'layer {name!r}' for name in names)} {reason}" for reason, names in layers.items()]
 
 
-def _check_names(names: Iterable[str], ambiguous: Mapping[str, Sequence[str]], network: str) -> None:
-    for name in names:
-        if name in ambiguous:
-            raise FadevizError(
-                f"the layer name {name!r} stands for two modules of {network}: "
-                f"{' and '.join(map(repr, ambiguous[name]))}. Rename one, or observe the wrapped module alone"
-            )
-        if printable(name) != name:
-            raise FadevizError(f"the layer name {name!r} has control characters. Rename the module, or leave it out")
-
-
 def _views_by_layer(
-    views: Mapping[str, View] | None, layers: Sequence[str], modules: Mapping[str, nn.Module], network: str
+    views: Mapping[str, View] | None, layers: Mapping[str, Layer], modules: Mapping[str, nn.Module], network: str
 ) -> dict[str, View]:
-    """The first matching view of each layer; the default one where none matches."""
+    """The first matching view of each layer, under its own name or the model's; the default one where none matches."""
     if not isinstance(views, Mapping | None):
         raise FadevizError(f"views is a {type(views).__name__}: a dict of View by layer or glob is needed")
     views = dict(views or {})
+    known = {name: (name, layer.source) for name, layer in layers.items()}
     for pattern, view in views.items():
         if not isinstance(view, View):
             raise FadevizError(f"the view of {pattern!r} is a {type(view).__name__}: a fadeviz.View is needed")
-        find_layers(modules, pattern, network)
+        if not any(name_matches(pattern, name) for names in known.values() for name in names):
+            find_layers(modules, pattern, network)
     return {
-        layer: next((view for pattern, view in views.items() if name_matches(pattern, layer)), View())
-        for layer in layers
+        layer: next((view for pattern, view in views.items() if any(name_matches(pattern, n) for n in names)), View())
+        for layer, names in known.items()
     }
 
 
 def _choose_kinds(
-    kinds: str | Sequence[str] | None, layers: Sequence[str], modules: Mapping[str, nn.Module], objects: int
+    kinds: str | Sequence[str] | None, layers: Mapping[str, Layer], modules: Mapping[str, nn.Module], objects: int
 ) -> tuple[str, ...]:
     """The kinds to record, in the order of ``KINDS``; ``objects`` is the number of images with one."""
     # The layers that have a kind, for the kinds that not every layer has.
+    own = {name: layer for name, layer in layers.items() if not layer.function}
     layers_with = {
-        kind: [name for name in layers if f"{name}.{submodule}" in modules] for kind, submodule in SUBMODULES.items()
+        kind: [name for name, layer in own.items() if f"{layer.source}.{submodule}" in modules]
+        for kind, submodule in SUBMODULES.items()
     }
     for kind in ("guide", "constant"):
-        layers_with[kind] = [name for name in layers if isinstance(modules[name], Upsampler)]
+        layers_with[kind] = [name for name, layer in own.items() if isinstance(layer.module, Upsampler)]
     unread = READOUT_KINDS if objects < LEAST_IMAGES else ()
-    available = [kind for kind in KINDS if layers_with.get(kind, layers) and kind not in unread]
+    available = [kind for kind in KINDS if layers_with.get(kind, list(layers)) and kind not in unread]
     if kinds is None:
         kinds = [kind for kind in available if kind not in (*CHANNEL_KINDS, "constant", "readout_contour")]
     elif isinstance(kinds, str):

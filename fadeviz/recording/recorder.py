@@ -22,6 +22,7 @@ from ..storage.schedule import Schedule, at, parse_schedule
 from ..storage.snapshots import check_folder
 from .batch_observer import BatchObserver
 from .failures import Failures, OnError
+from .layer_choice import Layers
 from .masks import images_to_show, masks_of, whole_number
 from .observation import Mode
 from .probe import Probe
@@ -70,7 +71,7 @@ class Recorder:
     def __init__(
         self,
         model: nn.Module,
-        layers: str | nn.Module | Sequence[str | nn.Module],
+        layers: Layers,
         steps: str | Schedule | Iterable[int],
         out: str | os.PathLike[str],
         *,
@@ -100,7 +101,9 @@ class Recorder:
         Args:
             model: any module, on its device; also compiled, prepared by accelerate, or wrapped in DataParallel or
                 DistributedDataParallel. It may be cast or moved to another device later.
-            layers: as for :class:`~fadeviz.recording.probe.Probe`.
+            layers: names, globs or modules, as for :class:`~fadeviz.recording.probe.Probe`: ``"decoder.*"``,
+                ``"decoder.up1:interpolate"`` for calls of a function. A mapping records them under names of your own:
+                ``{"up1": "decoder.up1:interpolate"}``.
             steps: ``"100:3000:100,320:360:10"``, or the steps; 0 is always one.
             out: the run's folder; it stays the same if the working directory changes later.
             batch: ``(images, targets)``, observed at every recorded step. The model is called with the images: a tensor

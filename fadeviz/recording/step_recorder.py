@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import FadevizError
-from ..storage.info import ObservationInfo, RunInfo, StoredConfig
+from ..storage.info import LayerInfo, ObservationInfo, RunInfo, StoredConfig
 from ..storage.schedule import Schedule
 from ..storage.snapshots import Snapshot, layer_sizes
 from ..storage.stored_run import StoredRun
@@ -110,7 +111,7 @@ class StepRecorder:
             config=StoredConfig({} if seed is None else {"seed": seed}),
             schedule=tuple(self._schedule),
             kinds=tuple(self.observer.probe.kinds),
-            layers=layer_sizes(untrained),
+            layers=self._layers(untrained),
             observation=ObservationInfo(
                 names=tuple(names),
                 mode=observed.mode,
@@ -121,6 +122,12 @@ class StepRecorder:
         run_id = _run_id(untrained, observed.images, seed)
         self.run.begin(run_id, info, observed.images, masks.values, overwrite=overwrite)
         self._write(start, untrained)
+
+    def _layers(self, untrained: list[Snapshot]) -> dict[str, LayerInfo]:
+        sources = self.observer.probe.sources
+        return {
+            name: dataclasses.replace(layer, source=sources.get(name)) for name, layer in layer_sizes(untrained).items()
+        }
 
     def _resume(self, before: StoredRun, observed: ObservedImages) -> None:
         probe = self.observer.probe
@@ -243,7 +250,11 @@ def _check_settings(before: StoredRun, probe: Probe, observed: ObservedImages) -
     """Raise unless a run recorded these layers and kinds, and measures the same foreground."""
     info, masks = before.info, observed.masks
     # What was left out of a glob then is left out again.
-    left_out = [name for name in probe.layers if any(f"layer {name!r}" in note for note in info.notes)]
+    left_out = [
+        name
+        for name in probe.layers
+        if any(f"layer {name!r}" in note for note in info.notes) or probe.may_be_absent(name)
+    ]
     layers = [name for name in probe.layers if name in info.layers or name not in left_out]
     stored = None if info.observation.foreground is None else list(info.observation.foreground)
     chosen = observed.foreground_given and np.array_equal(before.observation[1], masks.values)

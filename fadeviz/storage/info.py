@@ -153,6 +153,7 @@ class LayerInfo:
     Attributes:
         size: height and width of the maps of its first call.
         calls: height and width of each call's maps, if it runs several times in a forward pass.
+        source: its name in the model, if it was recorded under another one.
         extra: what else the file holds.
     """
 
@@ -166,6 +167,7 @@ class LayerInfo:
         ),
         (),
     )
+    source: str | None = _key(_TEXT)
     extra: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = field(default=(), compare=False, repr=False)
 

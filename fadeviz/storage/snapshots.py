@@ -80,7 +80,7 @@ class Snapshot:
 
     Attributes:
         step: optimiser steps done; 0 is the untrained model.
-        layer: dotted module name.
+        layer: dotted name of a module, with ``:interpolate`` for calls of a function in it; or a name of one's own.
         call: 0 for the first time the layer ran in the forward pass, 1 for the second ...
         kind: a name in ``KINDS``.
         value: float32, ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``; the layer's own resolution. N is 1 for

@@ -1,0 +1,106 @@
+"""Calls of functions such as ``F.interpolate``, which have no module, made visible together with their module."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import Any
+
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+FUNCTIONS = ("interpolate", "pixel_shuffle", "grid_sample", "conv_transpose2d", "max_unpool2d", "cat")
+"""The functions that globs match and lists show: those that upsample a map or put two maps together.
+
+Calls of any other function of torch can be recorded by its name: ``decoder.up1:relu``.
+"""
+
+_SAME = {
+    **dict.fromkeys(("concat", "concatenate"), "cat"),
+    **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), "interpolate"),
+    **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), "grid_sample"),
+}
+"""Other names of the same function."""
+
+
+def split_function(name: str) -> tuple[str, str]:
+    """The module's name and the function's: ``decoder.up1:interpolate`` -> ``("decoder.up1", "interpolate")``.
+
+    The function is empty for the name of a module. The module's name is empty for calls that the model itself makes.
+    """
+    module, colon, function = name.rpartition(":")
+    if not colon:
+        return name, ""
+    return module, _SAME.get(function, function)
+
+
+class FunctionCalls(TorchFunctionMode):
+    """While it is active, every call of a torch function in this thread passes through ``on_call``.
+
+    A call is that of the innermost known module whose method is running, directly or through other functions. What is
+    called inside a torch function, such as the kernels of ``F.interpolate``, is not seen, nor are calls inside
+    ``on_call``.
+
+    Example:
+        >>> from torch.nn import functional as F
+        >>> class Up(nn.Module):
+        ...     def forward(self, x):
+        ...         return F.interpolate(x, scale_factor=2)
+        >>> model, seen = nn.Sequential(nn.Conv2d(3, 4, 1), Up()), []
+        >>> def on_call(module, function, call):
+        ...     seen.append((type(module).__name__, function))
+        ...     return call()
+        >>> with FunctionCalls(model, list(model), on_call, functions=["interpolate"]):
+        ...     _ = model(torch.zeros(1, 3, 2, 2))
+        >>> seen
+        [('Up', 'interpolate')]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Iterable[nn.Module],
+        on_call: Callable[[nn.Module, str, partial[Any]], Any],
+        functions: Sequence[str] | None = None,
+    ) -> None:
+        """Nothing is seen before the ``with`` block.
+
+        Args:
+            model: the module of calls in no other known one.
+            modules: the known modules.
+            on_call: ``(module, function, call)`` -> what the call returns: usually ``call()``. The arguments are
+                ``call.args`` and ``call.keywords``.
+            functions: names of the functions whose calls are seen; None for all.
+        """
+        super().__init__()
+        self._model, self._modules = model, {id(module): module for module in modules}
+        self._on_call = on_call
+        self._functions = None if functions is None else frozenset(functions)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Called by torch in place of ``func``."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        name = _SAME.get(name, name)
+        if name.startswith("__") or (self._functions is not None and name not in self._functions):
+            return func(*args, **kwargs)
+        module = _calling_module(sys._getframe(1), self._modules) or self._model
+        return self._on_call(module, name, partial(func, *args, **kwargs))
+
+
+def _calling_module(frame: FrameType | None, modules: Mapping[int, nn.Module]) -> nn.Module | None:
+    """The innermost of ``modules`` whose method is running; None if there is none."""
+    while frame is not None:
+        # The first argument of a method, read only where there is one: reading a frame's variables copies them all.
+        names = frame.f_code.co_varnames
+        if names[:1] == ("self",) and (module := modules.get(id(frame.f_locals.get("self")))) is not None:
+            return module
+        frame = frame.f_back
+    return None
+
+
+__all__ = ["FUNCTIONS", "FunctionCalls", "split_function"]

@@ -42,6 +42,7 @@ __all__ = [
     "get_data",
     "grid",
     "import_maps",
+    "layers",
     "list_layers",
     "list_runs",
     "list_upsamplers",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .plotting import plot
     from .prediction.compare import compare
     from .prediction.predictor import Predictor, predict
+    from .recording.layer_tree import layers
     from .recording.recorder import Recorder
     from .recording.views import View
     from .report import write_report
@@ -101,6 +103,7 @@ else:
         "plotting": ("plot",),
         "prediction.compare": ("compare",),
         "prediction.predictor": ("Predictor", "predict"),
+        "recording.layer_tree": ("layers",),
         "recording.recorder": ("Recorder",),
         "recording.views": ("View",),
         "report": ("write_report",),

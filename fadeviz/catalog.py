@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .models import all_networks, build_network, find_network, map_shapes
+import torch
+
+from .models import all_networks, build_network, find_network
 from .models.costs import Cost, operator_cost
 from .recording.layer_names import find_layers
+from .recording.layer_tree import layers
 from .upsamplers import all_upsamplers, find_upsampler, parse_upsampler
 
 _READS = {"feature": "encoder", "indices": "indices"}
@@ -127,8 +130,8 @@ class LayerInfo:
     """One row of :func:`list_layers`.
 
     Attributes:
-        name: the layer's dotted name.
-        module: the class of its module.
+        name: the layer's name: a module's, or ``decoder.up1:cat`` for calls of a function in it.
+        module: the class of its module, or the function.
         channels: number of channels of its maps; 0 if its output is not a map.
         stride: how many times smaller than the image its maps are, per side; 0 if its output is not a map.
         recorded: whether it is recorded by default.
@@ -189,16 +192,15 @@ def list_layers(network: str, upsampler: str = "fade") -> LayerTable:
         ['decoder.3.upsample']
     """
     model = build_network(network, upsampler)
-    modules = {name: module for name, module in model.named_modules() if name}
-    shapes, recorded = map_shapes(model), set(find_layers(modules, model.layers, model.title))
-    return LayerTable(
-        tuple(
-            LayerInfo(
-                name, type(module).__name__, *shapes.get(name, (0, 0)), name in recorded, name == model.figure_layer
-            )
-            for name, module in modules.items()
-        )
-    )
+    recorded = set(find_layers(dict(model.named_modules()), model.layers, model.title))
+    side = 2 * model.stride
+    rows = []
+    for row in layers(model, torch.zeros(1, model.image_channels, side, side)).rows[1:]:
+        shape = row.shapes[0] if row.shapes and len(row.shapes[0]) == 4 else (0, 0, 0, 0)
+        module = f"{row.function}()" if row.function else row.module
+        stride = side / shape[2] if shape[2] else 0
+        rows.append(LayerInfo(row.name, module, shape[1], stride, row.name in recorded, row.name == model.figure_layer))
+    return LayerTable(tuple(rows))
 
 
 __all__ = ["LayerInfo", "LayerTable", "UpsamplerInfo", "UpsamplerTable", "list_layers", "list_upsamplers"]

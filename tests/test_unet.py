@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import fadeviz
 from fadeviz import FadevizError
 from fadeviz.experiment import RunConfig
-from fadeviz.models import NETWORKS, SegNet, UNet, build_network, map_shapes
+from fadeviz.models import NETWORKS, SegNet, UNet, build_network
 from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS, Upsampler
 
@@ -123,8 +124,8 @@ class TestLayers:
         assert UNet.sites == SegNet.sites
         shapes = {}
         for network in ("unet", "segnet"):
-            maps = map_shapes(build_network(network, "fade", width=0.125))
-            shapes[network] = {name: maps[name] for name in maps if name.endswith((".upsample", ".gate"))}
+            rows = fadeviz.layers(build_network(network, "fade", width=0.125), torch.zeros(1, 3, 64, 64))
+            shapes[network] = {row.name: row.shapes for row in rows if row.name.endswith((".upsample", ".gate"))}
         assert shapes["unet"] == shapes["segnet"]
         assert len(shapes["unet"]) == 10
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 
-import torch
-
 from .. import plugins
 from ..upsamplers import check_options, parse_options
 from .base import REQUIRED, Network, Site
@@ -99,30 +97,6 @@ def build_network(name: str, upsampler: str = "fade", *, classes: int = 2, width
     return build(upsampler, width=width, **options)
 
 
-def map_shapes(model: Network) -> dict[str, tuple[int, float]]:
-    """The channels of each module's map, and its downsampling factor: the image's side over the map's."""
-    shapes: dict[str, tuple[int, float]] = {}
-    side = 2 * model.stride
-
-    def note(name: str, output: object) -> None:
-        if isinstance(output, torch.Tensor) and output.ndim == 4:
-            shapes.setdefault(name, (output.shape[1], side / output.shape[2]))
-
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: note(name, output))
-        for name, module in model.named_modules()
-    ]
-    training = model.training
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(1, model.image_channels, side, side))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return shapes
-
-
 __all__ = [
     "NETWORKS",
     "MattingNet",
@@ -135,6 +109,5 @@ __all__ = [
     "all_networks",
     "build_network",
     "find_network",
-    "map_shapes",
     "parse_network",
 ]

@@ -44,6 +44,7 @@ class FunctionCalls(TorchFunctionMode):
     ``on_call``.
 
     Example:
+        >>> import torch
         >>> from torch.nn import functional as F
         >>> class Up(nn.Module):
         ...     def forward(self, x):
@@ -68,14 +69,14 @@ class FunctionCalls(TorchFunctionMode):
         """Nothing is seen before the ``with`` block.
 
         Args:
-            model: the module of calls in no other known one.
+            model: calls are seen while it runs, and are its own where no other known module is inside it.
             modules: the known modules.
             on_call: ``(module, function, call)`` -> what the call returns: usually ``call()``. The arguments are
                 ``call.args`` and ``call.keywords``.
             functions: names of the functions whose calls are seen; None for all.
         """
         super().__init__()
-        self._model, self._modules = model, {id(module): module for module in modules}
+        self._modules = {id(module): module for module in (model, *modules)}
         self._on_call = on_call
         self._functions = None if functions is None else frozenset(functions)
 
@@ -88,8 +89,8 @@ class FunctionCalls(TorchFunctionMode):
         name = _SAME.get(name, name)
         if name.startswith("__") or (self._functions is not None and name not in self._functions):
             return func(*args, **kwargs)
-        module = _calling_module(sys._getframe(1), self._modules) or self._model
-        return self._on_call(module, name, partial(func, *args, **kwargs))
+        module = _calling_module(sys._getframe(1), self._modules)
+        return func(*args, **kwargs) if module is None else self._on_call(module, name, partial(func, *args, **kwargs))
 
 
 def _calling_module(frame: FrameType | None, modules: Mapping[int, nn.Module]) -> nn.Module | None:

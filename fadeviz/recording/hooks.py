@@ -114,7 +114,7 @@ class MapCollector:
     def on_layer_output(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Reduce a layer's output to the recorded kinds."""
         kinds = self.kinds
-        call = self._count(layer, "")
+        call = self.count(layer, "")
         view = self.observation.views[layer]
         try:
             tensor = choose_tensor(output, view, layer)
@@ -201,7 +201,7 @@ class MapCollector:
 
     def on_submodule_output(self, layer: str, kind: str, module: nn.Module, output: Tensor) -> None:
         """Reduce the output of an operator's gate or kernels."""
-        call = self._count(layer, kind)
+        call = self.count(layer, kind)
         value = output.detach().float()
         if kind == "kernels":
             self._add(layer, call, kind, value[: self.observation.channel_images])
@@ -254,7 +254,8 @@ class MapCollector:
         while self._pending:
             torch.cuda.synchronize(self._pending.pop())
 
-    def _count(self, layer: str, kind: str) -> int:
+    def count(self, layer: str, kind: str) -> int:
+        """Count a call of a layer, or of its part that a kind shows; returns its index, from 0."""
         self._calls[layer, kind] += 1
         return self._calls[layer, kind] - 1
 

@@ -86,7 +86,7 @@ def _matching(
     of_calls: list[str] = []
     for pattern in patterns:
         # A module's own name may have a colon.
-        is_module = not isinstance(pattern, str) or pattern in modules or not split_function(pattern)[1]
+        is_module = not isinstance(pattern, str) or pattern in modules or ":" not in pattern
         (of_modules if is_module else of_calls).append(pattern)  # type: ignore[arg-type]
     names = find_layers(modules, of_modules, network)
     exact = exact_layers(modules, of_modules)
@@ -116,7 +116,7 @@ def _calls(model: nn.Module, modules: Mapping[str, nn.Module], pattern: str, net
             f"the layer {pattern!r} matches none of the functions {', '.join(FUNCTIONS)}. Name another without a *"
         )
     places = {"": model} if place in ("", "**") else {}
-    if place:
+    if place and not (place == "**" and not modules):
         found = find_layers(modules, place, network)
         exact = set() if "*" in place else set(found)
         places |= {name: modules[name] for name in without_duplicates(found, modules, exact)}

@@ -68,13 +68,18 @@ class ObservedModel:
 
     @contextmanager
     def collecting(
-        self, observation: Observation, kinds: Sequence[str], *, partial: bool = False
+        self,
+        observation: Observation,
+        kinds: Sequence[str],
+        *,
+        partial: bool = False,
+        collector: MapCollector | None = None,
     ) -> Iterator[MapCollector]:
         """The context of one forward and backward pass; yields what its hooks collect.
 
-        ``partial`` is for a pass of only some of the images.
+        ``partial`` is for a pass of only some of the images; ``collector`` collects something else than maps.
         """
-        collector = MapCollector(observation, kinds, partial)
+        collector = MapCollector(observation, kinds, partial) if collector is None else collector
         devices = {tensor.device for tensor in tensors_in(observation.images)} | devices_of(self.module)
         device = self.device() or next(
             (device for device in devices if device.type not in ("cpu", "meta")), torch.device("cpu")

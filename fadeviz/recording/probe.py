@@ -94,7 +94,7 @@ class Probe:
         self.layers = tuple(self._choice.layers)
         self._settled = False
         self.reduce = reduce if reduce is not None else _mean_of_channels
-        self.views = _views_by_layer(views, self._choice.layers, self._choice.modules, network)
+        self.views = views_by_layer(views, self._choice.layers, self._choice.modules, network)
         self.channel_images = whole_number(channel_images, "channel_images")
         if self.channel_images < 1:
             raise FadevizError(f"channel_images is {channel_images}; it must be 1 or more")
@@ -288,7 +288,7 @@ def _by_reason(reasons: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(f'layer {name!r}' for name in names)} {reason}" for reason, names in layers.items()]
 
 
-def _views_by_layer(
+def views_by_layer(
     views: Mapping[str, View] | None, layers: Mapping[str, Layer], modules: Mapping[str, nn.Module], network: str
 ) -> dict[str, View]:
     """The first matching view of each layer, under its own name or the model's; the default one where none matches."""

@@ -258,8 +258,10 @@ def _check_settings(before: StoredRun, probe: Probe, observed: ObservedImages) -
     layers = [name for name in probe.layers if name in info.layers or name not in left_out]
     stored = None if info.observation.foreground is None else list(info.observation.foreground)
     chosen = observed.foreground_given and np.array_equal(before.observation[1], masks.values)
+    sources = {name: layer.source for name, layer in info.layers.items() if layer.source is not None}
     for what, was, now in (
         ("layers", list(info.layers), layers),
+        ("layers", sources, {name: source for name, source in probe.sources.items() if name in layers}),
         ("kinds", list(info.kinds), list(probe.kinds)),
         ("foreground", stored, masks.foreground if chosen else stored),
     ):

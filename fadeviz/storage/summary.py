@@ -18,11 +18,13 @@ class LayerSummary(NamedTuple):
         kinds: the kinds of map.
         calls: height and width of the maps by the index of the call, of a layer that runs several times in a forward
             pass; of one that runs once, only call 0.
+        source: its name in the model, if it was recorded under another one.
     """
 
     name: str
     kinds: tuple[str, ...]
     calls: Mapping[int, tuple[int, ...]]
+    source: str | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +53,9 @@ class RunSummary:
         for layer in self.layers:
             sizes = ", ".join(f"{call} ({'x'.join(map(str, size))})" for call, size in layer.calls.items())
             several = f"; calls {sizes}: choose with call=..." if len(layer.calls) > 1 else ""
-            lines.append(f"  {layer.name:{wide}}  {', '.join(layer.kinds)}{several}")
+            size = "x".join(map(str, layer.calls.get(0, ())))
+            source = f"; in the model {layer.source}" if layer.source is not None else ""
+            lines.append(f"  {layer.name:{wide}}  {size:9}  {', '.join(layer.kinds)}{several}{source}")
         return [printable(line) for line in lines]
 
     def damage(self) -> list[str]:
@@ -69,7 +73,8 @@ def summarize(run: StoredRun) -> RunSummary:
     network = f" in {run.info.network}" if run.info.network else ""
     layers = []
     for name, kinds in (run.layers if run.steps else {}).items():
-        layers.append(LayerSummary(name, kinds, run.calls(name, kinds[0]) if kinds else {}))
+        source = run.info.layers[name].source if name in run.info.layers else None
+        layers.append(LayerSummary(name, kinds, run.calls(name, kinds[0]) if kinds else {}, source))
     return RunSummary(
         heading=f"{run.address}: {run.name}{network}, run {run.run_id}",
         facts={name: ", ".join(map(str, parts)) for name, parts in _facts(run).items() if parts},

@@ -178,6 +178,17 @@ class TestMaps:
         assert all(np.array_equal(plain[key], compiled[key]) for key in plain)
         torch.compiler.reset()
 
+    def test_an_exported_model(self):
+        model, images = make().eval(), batch()[0]
+        exported = torch.export.export(model, (images,)).module()
+        snapshots = Probe(exported, ":*", "feature").observe(images, None, None, step=0)
+        plain = {(s.layer, s.call): s for s in Probe(model, "**:*", "feature").observe(images, None, None, step=0)}
+        assert {(s.layer, s.call) for s in snapshots} == {
+            (f":{f}", c) for f, n in {"interpolate": 4, "cat": 2}.items() for c in range(n)
+        }
+        first = next(s for s in snapshots if s.layer == ":cat")
+        np.testing.assert_allclose(first.value, plain["decoder.up1:cat", 0].value, atol=1e-6)
+
 
 class TestWhoCalls:
     def test_the_innermost_module_also_through_functions_and_methods(self):

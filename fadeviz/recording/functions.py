@@ -19,10 +19,18 @@ Calls of any other function of torch can be recorded by its name: ``decoder.up1:
 
 _SAME = {
     **dict.fromkeys(("concat", "concatenate"), "cat"),
-    **dict.fromkeys(("upsample", "upsample_nearest", "upsample_bilinear"), "interpolate"),
     **dict.fromkeys(("grid_sampler", "grid_sampler_2d"), "grid_sample"),
 }
 """Other names of the same function."""
+
+
+def function_name(name: str) -> str:
+    """The name of a function among its names: that of ``F.interpolate`` for ``upsample_bilinear2d.vec``, its kernel.
+
+    Exported models call kernels.
+    """
+    name = name.partition(".")[0]
+    return "interpolate" if name.startswith("upsample") else _SAME.get(name, name)
 
 
 def split_function(name: str) -> tuple[str, str]:
@@ -33,7 +41,7 @@ def split_function(name: str) -> tuple[str, str]:
     module, colon, function = name.rpartition(":")
     if not colon:
         return name, ""
-    return module, _SAME.get(function, function)
+    return module, function_name(function)
 
 
 class FunctionCalls(TorchFunctionMode):
@@ -85,8 +93,7 @@ class FunctionCalls(TorchFunctionMode):
     ) -> Any:
         """Called by torch in place of ``func``."""
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
-        name = _SAME.get(name, name)
+        name = function_name(getattr(func, "__name__", ""))
         if name.startswith("__") or (self._functions is not None and name not in self._functions):
             return func(*args, **kwargs)
         module = _calling_module(sys._getframe(1), self._modules)
@@ -104,4 +111,4 @@ def _calling_module(frame: FrameType | None, modules: Mapping[int, nn.Module]) -
     return None
 
 
-__all__ = ["FUNCTIONS", "FunctionCalls", "split_function"]
+__all__ = ["FUNCTIONS", "FunctionCalls", "function_name", "split_function"]

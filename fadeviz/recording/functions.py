@@ -44,6 +44,13 @@ def split_function(name: str) -> tuple[str, str]:
     return module, function_name(function)
 
 
+def describe_functions(names: Iterable[str], most: int = 8) -> str:
+    """List functions for a message, those in ``FUNCTIONS`` first, and at most ``most`` of them."""
+    several = sorted(set(names), key=lambda name: (name not in FUNCTIONS, name))
+    more = f" and {len(several) - most} more" if len(several) > most else ""
+    return ", ".join(several[:most]) + more or "none"
+
+
 class FunctionCalls(TorchFunctionMode):
     """While it is active, every call of a torch function in this thread passes through ``on_call``.
 
@@ -111,4 +118,4 @@ def _calling_module(frame: FrameType | None, modules: Mapping[int, nn.Module]) -
     return None
 
 
-__all__ = ["FUNCTIONS", "FunctionCalls", "function_name", "split_function"]
+__all__ = ["FUNCTIONS", "FunctionCalls", "describe_functions", "function_name", "split_function"]

@@ -25,7 +25,7 @@ from ..ops.reassemble import KernelSoftmax
 from ..storage.snapshots import READOUT_KINDS, Snapshot
 from ..upsamplers import Skip, Upsampler
 from .batch import count_images
-from .functions import FunctionCalls
+from .functions import FunctionCalls, describe_functions
 from .observation import Mode, Observation
 from .views import as_map, choose_tensor
 
@@ -241,7 +241,7 @@ class MapCollector:
                 self.drop_layer(layer, FadevizError(message))
             elif layer in self.observation.required:
                 place = f"layer {chosen.source.rpartition(':')[0]!r}" if chosen.source[0] != ":" else "the model itself"
-                called = ", ".join(sorted(self.called.get(id(chosen.module), ()))) or "none"
+                called = describe_functions(self.called.get(id(chosen.module), ()))
                 raise FadevizError(
                     f"layer {layer!r} cannot be recorded: {place} does not call {chosen.function}. Functions that it "
                     f"calls: {called}. List all that can be recorded: fadeviz.layers(model, images)"

@@ -17,7 +17,7 @@ from ..errors import FadevizError, unknown_name
 from ..storage.snapshots import CHANNEL_KINDS, KINDS, READOUT_KINDS, Snapshot
 from ..upsamplers import Upsampler
 from .chunks import ChunkedObserver, half_precision_of
-from .functions import split_function
+from .functions import describe_functions, split_function
 from .hooks import SUBMODULES, MapCollector, exclusive
 from .layer_choice import Layer, Layers, choose_layers
 from .layer_names import find_layers, name_matches
@@ -246,7 +246,7 @@ class Probe:
         for pattern, names in self._choice.calls.items():
             modules = {id(self._choice.layers[name].module) for name in names if name in self._choice.layers}
             if names and collector.uncalled.issuperset(names):
-                called = ", ".join(sorted(set().union(*(collector.called.get(one, ()) for one in modules)))) or "none"
+                called = describe_functions(name for one in modules for name in collector.called.get(one, ()))
                 raise FadevizError(
                     f"no layer {pattern!r} can be recorded: no module of {type(self.model).__name__} that it matches "
                     f"calls {split_function(pattern)[1]}. Functions that they call: {called}. List all that can be "

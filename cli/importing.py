@@ -35,6 +35,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--seed", type=int, metavar="N",
               help="Seed of the training; runs of one name with different seeds are measured together.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace the run in that folder.")
+@click.option("--animate", type=_PATH, metavar="FILE", help="Draw them as well: .gif, .apng, .webp or .mp4.")
 def import_(
     maps: str,
     out: Path,
@@ -52,6 +53,7 @@ def import_(
     network: str | None,
     seed: int | None,
     overwrite: bool,
+    animate: Path | None,
 ) -> None:
     """Make a run of MAPS that you already have.
 
@@ -61,10 +63,14 @@ def import_(
     \b
     fadeviz import maps.npy --steps 100:3500:100 --out runs/mine
     fadeviz import "maps/iter_*.png" --images horse.jpg --masks horse.png --out runs/mine
+    fadeviz import maps/ --out runs/mine --animate maps.gif
     fadeviz import paper.gif --steps 100:3500:100 --name "FADE (paper)" --out runs/paper
     """
     import fadeviz
+    from fadeviz.render.animation import check_ending
 
+    if animate is not None:
+        check_ending(animate)  # before anything is written
     run = fadeviz.import_maps(
         maps, out, steps=steps, key=key, reduce=reduce, layer=layer, kind=kind, images=images, masks=masks,
         ignore_index=ignore_index, classes=classes, foreground=foreground, name=name, network=network, seed=seed,
@@ -76,6 +82,8 @@ def import_(
     snapshots = "1 snapshot" if len(run.steps) == 1 else f"{len(run.steps)} snapshots"
     click.echo(f"{snapshots} of {pictures}, {width}x{height}, steps {run.steps[0]} to {run.steps[-1]}")
     print_written(printable(str(out)))
+    if animate is not None:
+        print_written(animate, fadeviz.animate(run, animate, kind=kind))
 
 
 __all__ = ["import_"]

@@ -50,6 +50,7 @@ FUNCTIONS = {
 OTHERWISE = {
     ("analyze", "csv_file"): "Analysis.to_csv()",
     ("analyze", "json_file"): "Analysis.to_dict()",
+    ("import", "animate"): "fadeviz.animate(run, file)",
     ("info", "run"): "the run itself",
     ("record", "requeue"): "fadeviz.sweep.has_begun, for train(resume=...)",
     ("sweep", "dry_run"): "fadeviz.sweep.unfinished_trials",

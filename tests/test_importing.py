@@ -401,6 +401,17 @@ def test_the_same_maps_give_the_same_bytes(tmp_path):
 
 
 class TestCommand:
+    def test_a_folder_of_arrays_becomes_an_animation_in_one_command(self, tmp_path):
+        folder, out, gif = written(tmp_path / "maps", ".npy"), tmp_path / "run", tmp_path / "maps.gif"
+        refused = CliRunner().invoke(main, ["import", str(folder), "--out", str(out), "--animate", "maps.xyz"])
+        assert refused.exit_code == 1
+        assert "an animation cannot be written as .xyz" in refused.output
+        assert not out.exists()
+        done = CliRunner().invoke(main, ["import", str(folder), "--out", str(out), "--animate", str(gif)])
+        assert done.exit_code == 0, done.output
+        with Image.open(gif) as drawn:
+            assert drawn.n_frames == len(MAPS)
+
     def test_a_run(self, tmp_path):
         np.save(tmp_path / "maps.npy", MAPS)
         out = tmp_path / "run"

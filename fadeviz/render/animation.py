@@ -84,12 +84,7 @@ def write_animation(
         MissingExtra: if ffmpeg is needed and not installed.
     """
     path = Path(output)
-    ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise FadevizError(
-            f"{path}: an animation cannot be written as {path.suffix or 'a file without an ending'}. "
-            f"Endings: {' '.join(ENDINGS)}"
-        )
+    ending = check_ending(path)
     _check_duration(duration_ms)
     colors = palette(colormap)
     ffmpeg = _ffmpeg() if ending == ".mp4" else None
@@ -115,6 +110,21 @@ def write_animation(
                 text.add_text("Description", origin)
                 _save(partial, frames, "PNG", duration=duration_ms, pnginfo=text)
     return notes
+
+
+def check_ending(output: str | Path) -> str:
+    """The ending of an animation's file, in lower case.
+
+    Raises:
+        FadevizError: if no animation is written in such files.
+    """
+    ending = Path(output).suffix
+    if ending.lower() not in ENDINGS:
+        raise FadevizError(
+            f"{output}: an animation cannot be written as {ending or 'a file without an ending'}. "
+            f"Endings: {' '.join(ENDINGS)}"
+        )
+    return ending.lower()
 
 
 def render_frames(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from ..errors import FadevizError, nearest_names
 from .map_index import bare_name
@@ -66,11 +68,7 @@ def find_run(runs: Sequence[StoredRun], label: str) -> StoredRun:
     Raises:
         FadevizError: if it is no run's, or several runs'; the message lists the runs.
     """
-    matches = _matching(runs, label)
-    if len(matches) == 1:
-        return matches[0]
-    found = "stands for several runs" if matches else "is none of these runs"
-    raise FadevizError(f"layer=...: {label!r} {found}: {_list_runs(runs)}. Call each by its folder")
+    return _find(_name_runs(runs), label)
 
 
 def parse_layers(runs: Sequence[StoredRun], texts: Sequence[str]) -> list[LayerChoice]:
@@ -87,20 +85,21 @@ def parse_layers(runs: Sequence[StoredRun], texts: Sequence[str]) -> list[LayerC
         parse_layers(runs, ["a=up1", "b=up1.op", "up2"])  # [{"a": "up1", "b": "up1.op"}, "up2"]
     """
     check_distinct(runs)
+    names = _name_runs(runs)
     choices: list[LayerChoice] = []
     group: dict[str, str] = {}
-    named: list[StoredRun] = []
+    grouped: list[StoredRun] = []
     for text in texts:
-        label = _label_before(runs, text)
+        label = _label_before(names, text)
         if label is None:
             choices.append(text)
             continue
-        run = find_run(runs, label)
-        if not named or run in named:
-            group, named = {}, []
+        run = _find(names, label)
+        if not grouped or run in grouped:
+            group, grouped = {}, []
             choices.append(group)
         group[label] = text[len(label) + 1 :]
-        named.append(run)
+        grouped.append(run)
     return choices
 
 
@@ -151,11 +150,12 @@ def describe_layers(names: Mapping[StoredRun, str], labels: Mapping[StoredRun, s
 
 def _by_run(runs: Sequence[StoredRun], layers: Mapping[str, str]) -> dict[StoredRun, str]:
     """The layer that a mapping names for each run, in the order of the runs."""
+    named = _name_runs(runs)
     chosen: dict[StoredRun, tuple[str, str]] = {}
     for label, name in layers.items():
         if not isinstance(label, str) or not isinstance(name, str):
             raise FadevizError(f"layer={dict(layers)!r}: a mapping of names of runs to names of layers is needed")
-        run = find_run(runs, label)
+        run = _find(named, label)
         if run in chosen:
             raise FadevizError(
                 f"layer=...: {chosen[run][0]!r} and {label!r} are the same run, {run.address}. Name its layer once"
@@ -166,7 +166,7 @@ def _by_run(runs: Sequence[StoredRun], layers: Mapping[str, str]) -> dict[Stored
         raise FadevizError(
             f"layer=...: no layer is named for {', '.join(run.address for run in missing[:_LISTED])}"
             f"{f' and {len(missing) - _LISTED} more runs' * (len(missing) > _LISTED)}. "
-            f"Name one for each run: {_list_runs(runs)}"
+            f"Name one for each run: {_list_runs(named)}"
         )
     return {run: chosen[run][1] for run in runs}
 
@@ -199,54 +199,64 @@ def _example(runs: Sequence[StoredRun], layer: str, lacking: StoredRun, nearest:
     if len(runs) != 2:
         return "layer=..."
     other = nearest[0] if nearest else "LAYER"
-    named = {_short_name(runs, run): other if run is lacking else layer for run in runs}
+    named = {one.short: other if one.run is lacking else layer for one in _name_runs(runs)}
     return f"layer={named!r}"
 
 
-def _matching(runs: Sequence[StoredRun], label: str) -> list[StoredRun]:
+class _Named(NamedTuple):
+    """The ways to call a run: its label and its paths; its operator, where no other run is called so; the shortest."""
+
+    run: StoredRun
+    label: str
+    paths: frozenset[str]
+    operator: frozenset[str]
+    short: str
+
+
+def _name_runs(runs: Sequence[StoredRun]) -> list[_Named]:
+    named = []
+    for run, label, short in zip(runs, run_labels(runs), distinct_paths(runs), strict=True):
+        parts = run.path_parts
+        ends = ("/".join(parts[-length:]) for length in range(1, len(parts)))
+        paths = frozenset((label, run.address, os.path.normpath(run.address), os.path.join(*parts), *ends))
+        named.append(_Named(run, label, paths, frozenset((run.name, run.title, run.info.upsampler or run.name)), short))
+    # A folder may be called as another run is labelled.
+    taken = Counter(path for one in named for path in one.paths)
+    return [one if taken[one.short] == 1 else one._replace(short=one.run.address) for one in named]
+
+
+def _matching(named: Sequence[_Named], label: str) -> list[StoredRun]:
     """The runs whose label or path this is; if there are none, those whose operator it is."""
-    plain = os.path.normpath(label) if label else label
-    labels = run_labels(runs)
-    by_path = [
-        run for run, title in zip(runs, labels, strict=True) if label in (title, run.address) or plain in _paths(run)
-    ]
-    return by_path or [run for run in runs if label in (run.name, run.title, run.info.upsampler)]
+    spelled = {label, os.path.normpath(label) if label else label}  # runs/a/ is runs/a
+    by_path = [one.run for one in named if spelled & one.paths]
+    return by_path or [one.run for one in named if label in one.operator]
 
 
-def _paths(run: StoredRun) -> set[str]:
-    """The ways to write a run's path: as it was given, in full, and every end of it."""
-    parts = run.path_parts
-    ends = {"/".join(parts[-length:]) for length in range(1, len(parts))}
-    return {os.path.normpath(run.address), os.path.join(*parts), *ends}
+def _find(named: Sequence[_Named], label: str) -> StoredRun:
+    matches = _matching(named, label)
+    if len(matches) == 1:
+        return matches[0]
+    found = "stands for several runs" if matches else "is none of these runs"
+    raise FadevizError(f"layer=...: {label!r} {found}: {_list_runs(named)}. Call each by its folder")
 
 
-def _short_name(runs: Sequence[StoredRun], run: StoredRun) -> str:
-    """The shortest way to call a run."""
-    (path,) = [path for path, other in zip(distinct_paths(runs), runs, strict=True) if other is run]
-    return path if _matching(runs, path) == [run] else run.address
-
-
-def _list_runs(runs: Sequence[StoredRun]) -> str:
-    shown = [
-        name if name == label else f"{name} ({label})"
-        for name, label in zip((_short_name(runs, run) for run in runs), run_labels(runs), strict=True)
-    ]
-    return _shorten(shown)
+def _list_runs(named: Sequence[_Named]) -> str:
+    return _shorten([one.short if one.short == one.label else f"{one.short} ({one.label})" for one in named])
 
 
 def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 12 else [*names[:12], "..."])
 
 
-def _label_before(runs: Sequence[StoredRun], text: str) -> str | None:
+def _label_before(named: Sequence[_Named], text: str) -> str | None:
     """The label of a run before an ``=`` of the text, the last one where that is so; None if the text is a layer."""
     places = [place for place, letter in enumerate(text) if letter == "="]
     for place in reversed(places):
-        if _matching(runs, text[:place]):
+        if _matching(named, text[:place]):
             return text[:place]
-    if places and not any(run.matching_layers(text) for run in runs):
+    if places and not any(one.run.matching_layers(text) for one in named):
         raise FadevizError(
-            f"layer={text!r}: none of these runs is named before '=': {_list_runs(runs)}. RUN=LAYER is needed"
+            f"layer={text!r}: none of these runs is named before '=': {_list_runs(named)}. RUN=LAYER is needed"
         )
     return None
 

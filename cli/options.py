@@ -11,7 +11,7 @@ import click
 from .arguments import RUN
 
 if TYPE_CHECKING:
-    from fadeviz.storage.layer_choice import LayerChoice
+    from fadeviz.storage.layers_of_runs import LayerOfRuns
     from fadeviz.storage.stored_run import StoredRun
 
 RUNS = click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
@@ -40,7 +40,7 @@ TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True,
 
 def choose_layer(
     runs: Sequence[Path | str], texts: Sequence[str]
-) -> tuple[Sequence[Path | str | StoredRun], LayerChoice | None]:
+) -> tuple[Sequence[Path | str | StoredRun], LayerOfRuns | None]:
     """The runs, and the layer that ``--layer`` names: of all runs, or of each.
 
     The runs are opened where that needs their labels.
@@ -50,7 +50,7 @@ def choose_layer(
     if not texts:
         return runs, None
     import fadeviz
-    from fadeviz.storage.layer_choice import parse_layer
+    from fadeviz.storage.layers_of_runs import parse_layer
 
     opened = [fadeviz.open_run(run) for run in runs]
     return opened, parse_layer(opened, texts)

@@ -44,7 +44,7 @@ def report(
     sent by mail.
     """
     import fadeviz
-    from fadeviz.storage.layer_choice import parse_layers
+    from fadeviz.storage.layers_of_runs import parse_layers
 
     opened = [fadeviz.open_run(run) for run in runs]
     notes = fadeviz.write_report(

@@ -18,7 +18,7 @@ from fadeviz.render.labels import captions, heading
 from fadeviz.render.selection import MapSelection
 from fadeviz.report.sequences import page_layers
 from fadeviz.storage.info import RunInfo
-from fadeviz.storage.layer_choice import choose_layers, describe_layers, find_run, parse_layer, parse_layers
+from fadeviz.storage.layers_of_runs import choose_layers, describe_layers, find_run, parse_layer, parse_layers
 from fadeviz.storage.map_index import bare_name
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from onset_runs import make_onset_run
@@ -141,6 +141,9 @@ class TestPrefixes:
             ("models.up1", "models.up1"),
             ("net.up1", "net.up1"),
             ("model", "model"),
+            ("model:interpolate", ":interpolate"),
+            ("model.module:interpolate", ":interpolate"),
+            ("model.up1:interpolate", "up1:interpolate"),
             ("model.", "model."),
         ],
     )

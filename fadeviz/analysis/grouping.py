@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FadevizError
 from ..storage.maps import Maps
 from ..storage.metrics import headline
-from ..storage.layer_choice import LayerChoice, choose_layers
+from ..storage.layers_of_runs import LayerOfRuns, choose_layers
 from ..storage.map_index import bare_name
 from ..storage.several_runs import check_distinct, common_steps, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
@@ -119,11 +119,11 @@ def setting(run: StoredRun, name: str) -> Any:
     return run.info.config.get(name)
 
 
-def check_runs(runs: Sequence[StoredRun], layer: LayerChoice | None, kind: str, call: int) -> dict[StoredRun, str]:
+def check_runs(runs: Sequence[StoredRun], layer: LayerOfRuns | None, kind: str, call: int) -> dict[StoredRun, str]:
     """Check that runs can be compared, and choose the layer of each.
 
     Returns:
-        The recorded name of each run's layer; see :func:`~fadeviz.storage.layer_choice.choose_layers`.
+        The recorded name of each run's layer; see :func:`~fadeviz.storage.layers_of_runs.choose_layers`.
 
     Raises:
         FadevizError: if there is no run, or a run is given twice; if a run has no such maps; if the kind has several

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.measured import stored_measurement
-from ..storage.layer_choice import LayerChoice, describe_layers
+from ..storage.layers_of_runs import LayerOfRuns, describe_layers
 from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
 from .chance import ChanceLevel, chance_level, permute_images
@@ -179,7 +179,7 @@ class _Frame:
 
 def measure_onsets(
     runs: Sequence[StoredRun],
-    layer: LayerChoice | None = None,
+    layer: LayerOfRuns | None = None,
     kind: str = "feature",
     *,
     steps: Sequence[int] | None = None,
@@ -194,7 +194,7 @@ def measure_onsets(
     Args:
         runs: one or more runs that observed the same images.
         layer: dotted name, or a mapping that names one for each run (see
-            :data:`~fadeviz.storage.layer_choice.LayerChoice`); None takes the first run's ``default_layer(kind)``.
+            :data:`~fadeviz.storage.layers_of_runs.LayerOfRuns`); None takes the first run's ``default_layer(kind)``.
         kind: a name in ``KINDS`` with one map per image.
         steps: steps to measure; None takes all that the runs have in common.
         call: call to measure of a layer that runs several times in a forward pass, from 0.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..storage.layer_choice import LayerChoice
+from ..storage.layers_of_runs import LayerOfRuns
 from ..storage.opening import RunLike, stored_runs
 from .curves import MeasureCurve, operator_curves
 from .onsets import Onsets, measure_onsets
@@ -111,7 +111,7 @@ class Analysis:
 def analyze(
     runs: RunLike | Sequence[RunLike],
     *,
-    layer: LayerChoice | None = None,
+    layer: LayerOfRuns | None = None,
     kind: str = "feature",
     call: int = 0,
 ) -> Analysis:

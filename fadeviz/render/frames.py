@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..storage.layer_choice import choose_layers
+from ..storage.layers_of_runs import choose_layers
 from ..storage.map_index import bare_name
 from ..storage.several_runs import check_distinct, common_steps, describe_calls, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import printable
-from ..storage.layer_choice import describe_layers
+from ..storage.layers_of_runs import describe_layers
 from ..storage.several_runs import run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun

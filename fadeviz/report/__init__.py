@@ -19,7 +19,7 @@ from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
 from ..render.panels import kymograph_span
 from ..storage.files import write_whole
-from ..storage.layer_choice import LayerChoice, describe_layers, layers_of
+from ..storage.layers_of_runs import LayerOfRuns, describe_layers, layers_of
 from ..storage.opening import RunLike, stored_runs
 from ..storage.several_runs import check_distinct, describe_snapshots
 from ..storage.snapshots import KINDS
@@ -43,7 +43,7 @@ def write_report(
     runs: RunLike | Sequence[RunLike],
     output: str | os.PathLike[str],
     *,
-    layers: Sequence[LayerChoice] = (),
+    layers: Sequence[LayerOfRuns] = (),
     kinds: Sequence[str] = (),
     images: int = 4,
     max_mb: float = 6.0,
@@ -108,7 +108,7 @@ def write_report(
 def _check(
     runs: Sequence[StoredRun],
     path: Path,
-    layers: Sequence[LayerChoice],
+    layers: Sequence[LayerOfRuns],
     kinds: Sequence[str],
     images: int,
     max_mb: float,
@@ -138,7 +138,7 @@ def _check(
 def _command(
     runs: Sequence[StoredRun],
     output: Path,
-    layers: Sequence[LayerChoice],
+    layers: Sequence[LayerOfRuns],
     kinds: Sequence[str],
     images: int,
     max_mb: float,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..render.normalize import Limits, limits_by_scope
-from ..storage.layer_choice import LayerChoice, describe_layers, layers_of
+from ..storage.layers_of_runs import LayerOfRuns, describe_layers, layers_of
 from ..storage.map_index import bare_name
 from ..storage.stored_run import StoredRun
 from .codec import Packed, pack
@@ -185,7 +185,7 @@ def _pack_others(
 
 
 def page_layers(
-    runs: Sequence[StoredRun], measured: LayerNames, layers: Sequence[LayerChoice] = ()
+    runs: Sequence[StoredRun], measured: LayerNames, layers: Sequence[LayerOfRuns] = ()
 ) -> list[LayerNames]:
     """The layers that a page shows, the measured one first.
 

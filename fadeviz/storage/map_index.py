@@ -11,12 +11,15 @@ from ..errors import FadevizError, unknown_name
 from .snapshot_files import SnapshotFiles
 from .snapshots import KINDS
 
-_PREFIXES = re.compile(r"(?:(?:model|module|_orig_mod)\.)+(?=.)")
+_PREFIXES = re.compile(r"(?:(?:model|module|_orig_mod)(?:\.(?=.)|(?=:)))+")
 """What trainers put before a layer's name: Lightning's attribute, DistributedDataParallel and torch.compile."""
 
 
 def bare_name(layer: str) -> str:
-    """A layer's name without the prefixes that trainers add: ``decoder.up1`` of ``model._orig_mod.decoder.up1``."""
+    """A layer's name without the prefixes that trainers add: ``decoder.up1`` of ``model._orig_mod.decoder.up1``.
+
+    Of a function that the network itself calls: ``:interpolate`` of ``model:interpolate``.
+    """
     found = _PREFIXES.match(layer)
     return layer[found.end() :] if found else layer
 

@@ -12,7 +12,7 @@ from .map_index import bare_name
 from .several_runs import check_distinct, distinct_paths, run_labels
 from .stored_run import StoredRun
 
-LayerChoice = str | Mapping[str, str]
+LayerOfRuns = str | Mapping[str, str]
 """A layer by its dotted name, for all runs; or one for each run: ``{"a": "up1", "b": "up1.op"}``.
 
 Names may lack the prefixes that trainers add (:meth:`StoredRun.find_layer`). A run is called by its folder, as much of
@@ -24,7 +24,7 @@ _LISTED = 4
 
 
 def choose_layers(
-    runs: Sequence[StoredRun], layer: LayerChoice | None, kind: str, call: int = 0
+    runs: Sequence[StoredRun], layer: LayerOfRuns | None, kind: str, call: int = 0
 ) -> dict[StoredRun, str]:
     """The recorded name of each run's layer, which has maps of this kind and call.
 
@@ -50,7 +50,7 @@ def choose_layers(
     return {run: run.check(name, kind, call) for run, name in named.items()}
 
 
-def layers_of(runs: Sequence[StoredRun], layer: LayerChoice) -> dict[StoredRun, str]:
+def layers_of(runs: Sequence[StoredRun], layer: LayerOfRuns) -> dict[StoredRun, str]:
     """The recorded name of a layer in each run that has it; of a mapping, in all runs.
 
     Raises:
@@ -63,7 +63,7 @@ def layers_of(runs: Sequence[StoredRun], layer: LayerChoice) -> dict[StoredRun, 
 
 
 def find_run(runs: Sequence[StoredRun], label: str) -> StoredRun:
-    """The run that a label stands for; see :data:`LayerChoice`.
+    """The run that a label stands for; see :data:`LayerOfRuns`.
 
     Raises:
         FadevizError: if it is no run's, or several runs'; the message lists the runs.
@@ -71,7 +71,7 @@ def find_run(runs: Sequence[StoredRun], label: str) -> StoredRun:
     return _find(_name_runs(runs), label)
 
 
-def parse_layers(runs: Sequence[StoredRun], texts: Sequence[str]) -> list[LayerChoice]:
+def parse_layers(runs: Sequence[StoredRun], texts: Sequence[str]) -> list[LayerOfRuns]:
     """Layers from text: a layer's name each; or, as ``RUN=LAYER``, the layers of the runs one after the other.
 
     A text is divided at the last ``=`` that stands after a run's label, since labels and layers may contain some, too.
@@ -86,7 +86,7 @@ def parse_layers(runs: Sequence[StoredRun], texts: Sequence[str]) -> list[LayerC
     """
     check_distinct(runs)
     names = _name_runs(runs)
-    choices: list[LayerChoice] = []
+    choices: list[LayerOfRuns] = []
     group: dict[str, str] = {}
     grouped: list[StoredRun] = []
     for text in texts:
@@ -103,7 +103,7 @@ def parse_layers(runs: Sequence[StoredRun], texts: Sequence[str]) -> list[LayerC
     return choices
 
 
-def parse_layer(runs: Sequence[StoredRun], texts: Sequence[str]) -> LayerChoice | None:
+def parse_layer(runs: Sequence[StoredRun], texts: Sequence[str]) -> LayerOfRuns | None:
     """One layer from text: its name, or one ``RUN=LAYER`` for each run; None for no text.
 
     Raises:
@@ -261,4 +261,4 @@ def _label_before(named: Sequence[_Named], text: str) -> str | None:
     return None
 
 
-__all__ = ["LayerChoice", "choose_layers", "describe_layers", "find_run", "layers_of", "parse_layer", "parse_layers"]
+__all__ = ["LayerOfRuns", "choose_layers", "describe_layers", "find_run", "layers_of", "parse_layer", "parse_layers"]

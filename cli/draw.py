@@ -10,7 +10,7 @@ import click
 
 from .arguments import Output
 from .messages import print_written
-from .options import CALL, COLORMAP, KIND, LAYER, RUNS, STEPS
+from .options import CALL, COLORMAP, KIND, LAYER, RUNS, STEPS, choose_layer
 
 if TYPE_CHECKING:
     from fadeviz.render.selection import MapOptions
@@ -52,7 +52,8 @@ def grid(
     """Draw the maps of runs as a figure: PNG, PDF or SVG."""
     import fadeviz
 
-    notes = fadeviz.grid(runs, output, colormap=colormap, scale=scale, columns=columns, **_map_options(maps))
+    opened, maps["layer"] = choose_layer(runs, maps["layer"])
+    notes = fadeviz.grid(opened, output, colormap=colormap, scale=scale, columns=columns, **_map_options(maps))
     print_written(output, notes)
 
 
@@ -69,7 +70,10 @@ def animate(
     """
     import fadeviz
 
-    notes = fadeviz.animate(runs, output, colormap=colormap, scale=scale, duration_ms=duration_ms, **_map_options(maps))
+    opened, maps["layer"] = choose_layer(runs, maps["layer"])
+    notes = fadeviz.animate(
+        opened, output, colormap=colormap, scale=scale, duration_ms=duration_ms, **_map_options(maps)
+    )
     print_written(output, notes)
 
 

@@ -37,6 +37,9 @@ class _ExportCommand(click.Command):
                    "constant, kernels or guide; may be repeated.  [default: all]")  # fmt: skip
 @STEPS
 @click.option("--images", type=NUMBERS, help="Only these observed images, from 0, e.g. 0,2.  [default: all]")
+@click.option("--call", type=int,
+              help="Only this call of layers that run several times in a forward pass, from 0.  "
+                   "[default: all]")  # fmt: skip
 @click.option("--normalize", metavar="frame|run",
               help="For targets that draw maps: what spans black to white, each frame or the run.  "
                    "[default: frame]")  # fmt: skip
@@ -52,6 +55,7 @@ def export(
     kinds: tuple[str, ...],
     steps: str | None,
     images: tuple[int, ...] | None,
+    call: int | None,
     normalize: str | None,
     colormap: str | None,
     overwrite: bool,
@@ -75,6 +79,7 @@ def export(
         kinds=kinds,
         steps=None if steps is None else parse_steps(steps),
         images=images,
+        call=call,
         normalize=normalize,
         colormap=colormap,
         overwrite=overwrite,

@@ -12,7 +12,7 @@ from fadeviz.render.step_axis import STEP_AXES
 
 from .arguments import Output, is_stdout, write_text
 from .messages import print_notes, print_written
-from .options import CALL, KIND, LAYER, RUNS
+from .options import CALL, KIND, LAYER, RUNS, choose_layer
 
 
 @click.command()
@@ -26,7 +26,7 @@ from .options import CALL, KIND, LAYER, RUNS
               help="Write the table here; - as for --json.")  # fmt: skip
 def analyze(
     runs: tuple[Path | str, ...],
-    layer: str | None,
+    layer: tuple[str, ...],
     kind: str,
     call: int,
     json_file: Path | None,
@@ -41,7 +41,8 @@ def analyze(
     piped = [file for file in (json_file, csv_file) if is_stdout(file)]
     if len(piped) > 1:
         raise click.UsageError("--json - and --csv - both write to standard output: choose one")
-    analysis = fadeviz.analyze(runs, layer=layer, kind=kind, call=call)
+    opened, chosen = choose_layer(runs, layer)
+    analysis = fadeviz.analyze(opened, layer=chosen, kind=kind, call=call)
     if json_file is not None:
         write_text(json_file, json.dumps(analysis.to_dict(), allow_nan=False) + "\n")
     if csv_file is not None:
@@ -68,7 +69,7 @@ def analyze(
 def plot(
     runs: tuple[Path | str, ...],
     what: tuple[str, ...],
-    layer: str | None,
+    layer: tuple[str, ...],
     kind: str,
     call: int,
     step_axis: str,
@@ -80,7 +81,8 @@ def plot(
     """
     import fadeviz
 
-    written = fadeviz.plot(runs, output, what=what, layer=layer, kind=kind, call=call, step_axis=step_axis)
+    opened, chosen = choose_layer(runs, layer)
+    written = fadeviz.plot(opened, output, what=what, layer=chosen, kind=kind, call=call, step_axis=step_axis)
     for file in written.files:
         print_written(file)
     print_notes(written.notes)

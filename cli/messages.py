@@ -14,7 +14,7 @@ import click
 _ARGUMENT = re.compile(
     r"""[\w.]+\((?:[^()]|\([^()]*\))*\)
       | (?<![\w.:,/\\="'`{\[-]) (?P<name>[a-z]\w*)
-        = (?P<value> \.\.\. | [(\[][^()\[\]]*[)\]] | '[^']*' | "[^"]*" | [\w+-](?:[\w.+:/-]*\w)? )""",
+        = (?P<value> \.\.\. | \{[^{}]*\} | [(\[][^()\[\]]*[)\]] | '[^']*' | "[^"]*" | [\w+-](?:[\w.+:/-]*\w)? )""",
     re.VERBOSE,
 )
 
@@ -23,8 +23,8 @@ def in_options(message: str, command: click.Command) -> str:
     """A message of the library with a command's options in place of the arguments of a function.
 
     ``overwrite=True`` becomes ``--overwrite``, ``layer=...`` becomes ``--layer``, ``size=256`` becomes ``--size 256``,
-    and ``kinds=['gate', 'feature']`` becomes ``--kind gate --kind feature``, if the command has a parameter of that
-    name. All else stays as it is.
+    ``kinds=['gate', 'feature']`` becomes ``--kind gate --kind feature``, and ``layer={'a': 'up1', 'b': 'up2'}`` becomes
+    ``--layer a=up1 --layer b=up2``, if the command has a parameter of that name. All else stays as it is.
 
     Example:
         >>> import click
@@ -32,7 +32,10 @@ def in_options(message: str, command: click.Command) -> str:
         >>> in_options("replace it with overwrite=True, or fade=True", command)
         'replace it with --overwrite, or fade=True'
     """
-    options = {option.name: option for option in command.params if isinstance(option, click.Option)}
+    given = [option for option in command.params if isinstance(option, click.Option)]
+    # The same choice is layer=... of a grid, and layers=... of a report, which shows several: --layer of both.
+    options = {_long(option.opts)[2:]: option for option in given if option.multiple}
+    options |= {option.name or "": option for option in given}
 
     def spell(match: re.Match[str]) -> str:
         option = options.get(match["name"])
@@ -57,6 +60,8 @@ def _spell(option: click.Option, text: str) -> str:
         return name
     if option.is_flag:
         return name if value is True else _long(option.secondary_opts) if value is False else ""
+    if isinstance(value, dict):
+        value = [f"{key}={part}" for key, part in value.items()]
     values = [str(part) for part in value] if isinstance(value, list | tuple) else [str(value)]
     words = values if option.multiple else [",".join(values)]
     return " ".join(f"{name} {shlex.quote(word)}" for word in words)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .arguments import RUN
 
+if TYPE_CHECKING:
+    from fadeviz.storage.layers_of_runs import LayerOfRuns
+    from fadeviz.storage.stored_run import StoredRun
+
 RUNS = click.argument("runs", nargs=-1, required=True, type=RUN, metavar="RUN...")
-LAYER = click.option("--layer", help="Dotted layer name.  [default: the network's intermediate one]")
+LAYER = click.option("--layer", multiple=True, metavar="[RUN=]LAYER",
+                     help="Dotted layer name. Where it differs between the runs, repeat it for each, by the run's "
+                          "folder: a=up1.  [default: the network's intermediate one]")  # fmt: skip
 KIND = click.option("--kind", default="feature", show_default=True,
                     help="Kind of map: feature, gradient, readout, readout_contour, channels, gate, kernel_entropy, "
                          "constant, kernels or guide.")  # fmt: skip
@@ -29,4 +37,23 @@ TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True,
                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
                             "each image]")  # fmt: skip
 
-__all__ = ["CALL", "COLORMAP", "DEVICE", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS"]
+
+def choose_layer(
+    runs: Sequence[Path | str], texts: Sequence[str]
+) -> tuple[Sequence[Path | str | StoredRun], LayerOfRuns | None]:
+    """The runs, and the layer that ``--layer`` names: of all runs, or of each.
+
+    The runs are opened where that needs their labels.
+    """
+    if len(texts) == 1 and "=" not in texts[0]:
+        return runs, texts[0]
+    if not texts:
+        return runs, None
+    import fadeviz
+    from fadeviz.storage.layers_of_runs import parse_layer
+
+    opened = [fadeviz.open_run(run) for run in runs]
+    return opened, parse_layer(opened, texts)
+
+
+__all__ = ["CALL", "COLORMAP", "DEVICE", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS", "choose_layer"]

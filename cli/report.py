@@ -15,8 +15,9 @@ from .options import CALL, RUNS
 @RUNS
 @click.option("-o", "--output", type=Output(dir_okay=False), required=True,
               help="The file to write: .html.")  # fmt: skip
-@click.option("--layer", "layers", multiple=True,
-              help="Show only this layer; may be repeated; the first is measured.  "
+@click.option("--layer", "layers", multiple=True, metavar="[RUN=]LAYER",
+              help="Show only this layer; may be repeated; the first is measured. One whose name differs between the "
+                   "runs is repeated for each, by the run's folder: a=up1.  "
                    "[default: all, measuring the network's intermediate one]")  # fmt: skip
 @click.option("--kind", "kinds", multiple=True,
               help="Show only this kind of map; may be repeated; the first is measured.  "
@@ -43,9 +44,11 @@ def report(
     sent by mail.
     """
     import fadeviz
+    from fadeviz.storage.layers_of_runs import parse_layers
 
+    opened = [fadeviz.open_run(run) for run in runs]
     notes = fadeviz.write_report(
-        runs, output, layers=layers, kinds=kinds, images=images, max_mb=max_mb,
+        opened, output, layers=parse_layers(opened, layers), kinds=kinds, images=images, max_mb=max_mb,
         call=call, title=title,
     )  # fmt: skip
     print_notes(f"left out {note}" for note in notes)

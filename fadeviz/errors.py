@@ -50,6 +50,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
+def nearest_names(name: str, choices: Iterable[str]) -> list[str]:
+    """At most three of the choices that are spelled like ``name``, the nearest first."""
+    return difflib.get_close_matches(name, sorted(set(choices)), n=3, cutoff=0.5)
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str], see: str = "") -> FadevizError:
     """The error for a name that is not in a table: lists the nearest names.
 
@@ -64,7 +69,7 @@ def unknown_name(what: str, name: str, choices: Iterable[str], see: str = "") ->
         no upsampler 'caraf'. Nearest: 'carafe'. List them: fadeviz upsamplers
     """
     names = sorted(set(choices))
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    nearest = nearest_names(name, names)
     if nearest:
         hint = "Nearest: " + ", ".join(repr(n) for n in nearest)
     elif not names:

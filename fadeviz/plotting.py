@@ -22,6 +22,7 @@ from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel
 from .render.plots import write_curves
 from .render.step_axis import choose_step_axis
+from .storage.layers_of_runs import LayerOfRuns
 from .storage.opening import RunLike
 
 
@@ -65,7 +66,7 @@ def plot(
     output: str | os.PathLike[str],
     *,
     what: str | Sequence[str] = "kymograph",
-    layer: str | None = None,
+    layer: LayerOfRuns | None = None,
     kind: str = "feature",
     call: int = 0,
     step_axis: str = "auto",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from .errors import FadevizError
+from .storage.layers_of_runs import LayerOfRuns
 from .storage.opening import RunLike, stored_runs
 from .storage.remote import is_address
 from .storage.stored_run import StoredRun
@@ -102,7 +103,7 @@ class Run(StoredRun):
     def analyze(
         self,
         *others: StoredRun,
-        layer: str | None = None,
+        layer: LayerOfRuns | None = None,
         kind: str = "feature",
         call: int = 0,
     ) -> Analysis:

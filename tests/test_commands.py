@@ -75,6 +75,7 @@ UNLIKE = {"executor", "percentiles", "what"}
 """Parameters whose value is text on the command line, and something else in Python."""
 
 HELP_DIFFERS = {
+    "--call": "the call to show, or the one to keep",
     "--images": "numbers of images, or how many",
     "--json": "a file, or a flag",
     "--kind": "one kind of map, or those to keep",
@@ -189,6 +190,9 @@ class TestMessages:
             ("export", "kinds=['gate', 'feature'] (layers=...)", "--kind gate --kind feature (--layer)"),
             ("compare", "name some: test=[0, 1] or files=[FILE]", "name some: --test 0,1 or --file FILE"),
             ("grid", "percentiles=(1, 99)", "--percentiles 1,99"),
+            ("grid", "choose layer={'a': 'up1', 'b': 'up 2'}", "choose --layer a=up1 --layer 'b=up 2'"),
+            ("grid", "layer='c=up1': nothing", "--layer c=up1: nothing"),
+            ("report", "choose with layer=... or kind='gate'", "choose with --layer or --kind gate"),
             ("animate", "duration_ms=120", "--duration 120"),
             ("bench", "device='cuda'", "--device cuda"),
             ("record", "weights='my file.pth'", "--weights 'my file.pth'"),

@@ -290,7 +290,7 @@ class TestRecorder:
         fadeviz.grid(run, tmp_path / "grid.png", kind="readout")
         fadeviz.animate(run, tmp_path / "maps.gif", kind="readout")
         assert '"readout"' in run._repr_html_()
-        selected = select_sequences([run], [0], run.steps, 2, 10**6, first_layer="first", advice="")
+        selected = select_sequences([run], [0], run.steps, 2, 10**6, layers=[{run: "first"}], advice="")
         assert [sequence.kind for sequence in selected.sequences] == ["feature", "gradient", "readout"]
 
     def test_the_object_is_the_chosen_class(self, tmp_path):

@@ -28,7 +28,7 @@ from fadeviz.report import text as page_text
 from fadeviz.report.charts import signature_data
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
-from fadeviz.report.sequences import select_sequences, shortest, text_size
+from fadeviz.report.sequences import page_layers, select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
@@ -186,7 +186,8 @@ class TestLimits:
 
 def choose(runs, budget=10**7, seeds=None, **options):
     seeds = seeds if seeds is not None else [0, 1, 0][: len(runs)]
-    return select_sequences(runs, seeds, STEPS, 2, budget, first_layer=LAYER, advice="Give more.", **options)
+    layers = page_layers(runs, dict.fromkeys(runs, LAYER))
+    return select_sequences(runs, seeds, STEPS, 2, budget, layers=layers, advice="Give more.", **options)
 
 
 class TestRoom:

@@ -14,6 +14,7 @@ from fadeviz.render.normalize import limits_by_scope, normalize
 from fadeviz.render.panels import kymograph_span
 from fadeviz.render.step_axis import choose_step_axis
 from fadeviz.report import write_report
+from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
@@ -516,3 +517,29 @@ def test_a_browser_that_cannot_unpack_says_so(browser, file):
     assert "DecompressionStream" in page.locator("#trouble").text_content()
     assert page.locator(".curves .curve").count() > 0  # the curves need no unpacking
     context.close()
+
+
+def test_tiles_name_the_layers_that_differ_between_the_runs(browser, tmp_path):
+    made = []
+    for name, layer, every in (("a", "up1", 1), ("b", "up1.op", 2)):
+        run = make_run(tmp_path / name, run_id=name, upsampler=name, steps=(0, 10))
+        store = SnapshotStore(run.path, run.run_id)
+        for step in run.steps:
+            value = run.read(step, LAYER, "feature")
+            maps = [Snapshot(step, layer, 0, "feature", value), Snapshot(step, "top", 0, "feature", value)]
+            store.write(step, [*maps, Snapshot(step, f"{layer}.x", 0, "feature", value[..., ::every, ::every])])
+        made.append(fadeviz.open_run(run.path))
+    layers = [{"a": "up1", "b": "up1.op"}, "top", {"a": "up1.x", "b": "up1.op.x"}]
+    write_report(made, tmp_path / "r.html", layers=layers, images=1)
+    page = browser.new_page()
+    page.goto((tmp_path / "r.html").as_uri())
+    names = page.locator(".tile .name")
+    expect(names).to_have_text(["Input", "A up1", "B up1.op"])
+    expect(page.locator("#caption")).to_contain_text("up1 in A and up1.op in B. Feature: ")
+    page.locator("#layer").select_option(label="top, 24×32")
+    expect(names).to_have_text(["Input", "A", "B"])
+    page.locator("#layer").select_option(label="up1.x in A and up1.op.x in B, 24×32 and 12×16")
+    expect(names).to_have_text(["Input", "A up1.x", "B up1.op.x"])
+    assert shown(page, 1).shape[:2] == (24, 32)
+    assert shown(page, 2).shape[:2] == (12, 16)
+    page.close()

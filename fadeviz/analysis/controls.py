@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..storage.map_index import bare_name
 from ..storage.stored_run import StoredRun
 from .grouping import NOT_COMPARED
 from .jackknife import Estimate
@@ -33,19 +34,24 @@ class Origin:
     difference: Estimate | None
 
 
-def find_controls(runs: Sequence[StoredRun]) -> dict[int, int]:
+def find_controls(layers: Mapping[StoredRun, str]) -> dict[int, int]:
     """For the first runs of several operators: the index of each operator's control among them, where there is one.
 
     A control is a run of the same operator with shuffled labels, or with a learning rate of 0, and the same settings
-    otherwise.
+    and layer otherwise.
+
+    Args:
+        layers: the measured layer of each of these runs.
     """
-    settings = [run.info.config for run in runs]
+    settings = [run.info.config for run in layers]
+    measured = [bare_name(layer) for layer in layers.values()]
     controls = {}
     for index, config in enumerate(settings):
         if _is_control(config):
             continue
         for other, control in enumerate(settings):
-            if _is_control(control) and config.get("upsampler") == control.get("upsampler") and _equal(config, control):
+            alike = config.get("upsampler") == control.get("upsampler") and measured[index] == measured[other]
+            if _is_control(control) and alike and _equal(config, control):
                 controls[index] = other
                 break
     return controls

@@ -105,12 +105,12 @@ def _stored(run: StoredRun, onsets: Onsets) -> Mapping[str, NDArray[np.float64]]
     """:func:`_of_run`, from what is stored beside the run if that is of the same maps and masks."""
     return stored_measurement(
         run,
-        f"curves {onsets.layer}/{onsets.call}/{onsets.kind}",
+        f"curves {onsets.layers[run]}/{onsets.call}/{onsets.kind}",
         {
             "method": METHOD,
             "masks": digest_of(run.foregrounds),
             "steps": onsets.steps,
-            "kinds": sorted(run.layers[onsets.layer]),
+            "kinds": sorted(run.layers[onsets.layers[run]]),
         },
         lambda: _of_run(run, onsets),
         steps=onsets.steps,
@@ -119,9 +119,8 @@ def _stored(run: StoredRun, onsets: Onsets) -> Mapping[str, NDArray[np.float64]]
 
 def _of_run(run: StoredRun, onsets: Onsets) -> dict[str, NDArray[np.float64]]:
     """The measures of one run's maps, ``(S, N)`` each."""
-    kinds = [
-        kind for kind in run.layers[onsets.layer] if onsets.call == 0 or onsets.call in run.calls(onsets.layer, kind)
-    ]
+    layer = onsets.layers[run]
+    kinds = [kind for kind in run.layers[layer] if onsets.call == 0 or onsets.call in run.calls(layer, kind)]
     measured = _over_training(run, onsets, onsets.kind, _of_map)
     if "constant" in kinds:
         measured |= _over_training(run, onsets, "constant", lambda maps, *_: {"constant": _own_pattern(maps)})
@@ -144,7 +143,7 @@ def _over_training(
     measure: Callable[[NDArray[np.float32], NDArray[np.float32], Sequence[Regions]], _Measured],
 ) -> _Measured:
     """Apply ``measure`` to a run's maps, block by block, with the last map and the regions."""
-    maps = run.maps(onsets.layer, kind, steps=onsets.steps, call=onsets.call)
+    maps = run.maps(onsets.layers[run], kind, steps=onsets.steps, call=onsets.call)
     last, regions = maps[-1], _regions_for(maps, run, onsets)
     parts = []
     for start, block in in_blocks(maps, before=1):

@@ -11,7 +11,9 @@ import numpy as np
 from ..errors import FadevizError
 from ..storage.maps import Maps
 from ..storage.metrics import headline
-from ..storage.several_runs import check_layer, common_steps, run_labels
+from ..storage.layers_of_runs import LayerOfRuns, choose_layers
+from ..storage.map_index import bare_name
+from ..storage.several_runs import check_distinct, common_steps, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
 from .regions import Regions
@@ -23,8 +25,11 @@ NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
 """Settings in which runs may differ and still be of one operator and training."""
 
 
-def group_runs(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
-    """The runs of each operator, ordered by seed; runs with other settings form groups of their own.
+def group_runs(layers: Mapping[StoredRun, str]) -> tuple[dict[str, list[StoredRun]], tuple[str, ...]]:
+    """The runs of each operator, ordered by seed; runs with other settings or layers form groups of their own.
+
+    Args:
+        layers: the measured layer of each run.
 
     Returns:
         Groups by the operator's name, with the settings that distinguish them; and notes, a sentence each.
@@ -32,7 +37,11 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[dict[str, list[StoredRun]], t
     Raises:
         FadevizError: if two runs have the same operator, settings and seed.
     """
+    runs = list(layers)
     settings = [{k: v for k, v in run.info.config.items() if k not in NOT_COMPARED} for run in runs]
+    measured = [bare_name(layer) for layer in layers.values()]
+    if len(set(measured)) > 1:
+        settings = [config | {"layer": layer} for config, layer in zip(settings, measured, strict=True)]
     names = sorted({name for config in settings for name in config})
     differing = [name for name in names if len({repr(config[name]) for config in settings if name in config}) > 1]
     labelled: dict[str, list[StoredRun]] = {}
@@ -92,11 +101,11 @@ def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]
     return {name: [run] for name, run in zip(run_labels(members, [label] * len(members)), members, strict=True)}
 
 
-def note_uneven(groups: Mapping[str, Sequence[StoredRun]], layer: str) -> list[str]:
+def note_uneven(groups: Mapping[str, Sequence[StoredRun]], layers: Mapping[StoredRun, str]) -> list[str]:
     """Notes on what only some runs of an operator have: it is not measured, because a measure needs all runs."""
     notes = []
     for label, members in groups.items():
-        kinds = [run.layers[layer] for run in members]
+        kinds = [run.layers[layers[run]] for run in members]
         some = [kind for kind in KINDS if 0 < sum(kind in recorded for recorded in kinds) < len(members)]
         tested = [any(headline(line) for line in run.metrics()) for run in members]
         some += ["tests"] if any(tested) and not all(tested) else []
@@ -110,11 +119,11 @@ def setting(run: StoredRun, name: str) -> Any:
     return run.info.config.get(name)
 
 
-def check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: int) -> str:
-    """Check that runs can be compared, and choose the layer.
+def check_runs(runs: Sequence[StoredRun], layer: LayerOfRuns | None, kind: str, call: int) -> dict[StoredRun, str]:
+    """Check that runs can be compared, and choose the layer of each.
 
     Returns:
-        The layer's dotted name: ``layer``, or by default the first run's ``default_layer(kind)``.
+        The recorded name of each run's layer; see :func:`~fadeviz.storage.layers_of_runs.choose_layers`.
 
     Raises:
         FadevizError: if there is no run, or a run is given twice; if a run has no such maps; if the kind has several
@@ -124,32 +133,40 @@ def check_runs(runs: Sequence[StoredRun], layer: str | None, kind: str, call: in
         raise FadevizError("no run to measure. Give at least one run folder")
     if kind in CHANNEL_KINDS:
         raise FadevizError(f"kind={kind!r} has many maps per image. Measure one of feature, gradient, gate, readout")
-    for first, second in itertools.combinations(runs, 2):
-        if first.same_folder(second):
-            raise FadevizError(f"{first.address} and {second.address} are the same run, {first.run_id}. Give it once")
-    chosen = layer if layer is not None else runs[0].default_layer(kind)
+    check_distinct(runs)
+    layers = choose_layers(runs, layer, kind, call)
     observed = (*runs[0].observation, runs[0].foregrounds)
-    check_layer(runs, chosen, kind, call)
     for run in runs:
         if not all(map(np.array_equal, observed, (*run.observation, run.foregrounds))):
             raise FadevizError(
                 f"{runs[0].address} and {run.address} observed different images: they cannot be compared. "
                 "Record both with the same data, size and observation settings"
             )
-    return chosen
+    return layers
 
 
-def check_size(run: StoredRun, maps: Maps, layer: str, first: StoredRun, regions: Sequence[Regions]) -> None:
+def check_size(run: StoredRun, maps: Maps, layers: Mapping[StoredRun, str], regions: Sequence[Regions]) -> None:
     """Raise unless the maps of a run have the size of the first run's regions.
+
+    Outline and interior are zones of whole cells: in maps of another size they are other parts of the object.
+
+    Args:
+        run: one of the runs.
+        maps: its maps.
+        layers: the layer of each run.
+        regions: the regions of the first run's images, at the size of its maps.
 
     Raises:
         FadevizError: if the number of maps or their size differs.
     """
     size = regions[0].band.shape
     if maps.shape[1:] != (len(regions), *size):
+        first = next(iter(layers))
+        of = f" of {layers[first]}" * (layers[first] != layers[run])
         raise FadevizError(
-            f"{layer}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.address}, but {len(regions)} of "
-            f"{size[0]}x{size[1]} in {first.address}: they cannot be compared. Choose a layer of one size: layer=..."
+            f"{layers[run]}: {maps.shape[1]} maps of {maps.shape[2]}x{maps.shape[3]} in {run.address}, but "
+            f"{len(regions)} of {size[0]}x{size[1]}{of} in {first.address}: they cannot be compared. "
+            "Choose layers of one size: layer=..."
         )
 
 

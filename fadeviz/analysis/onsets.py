@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..storage.measured import stored_measurement
+from ..storage.layers_of_runs import LayerOfRuns, describe_layers
 from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
 from .chance import ChanceLevel, chance_level, permute_images
@@ -95,7 +96,7 @@ class Onsets:
     """The onsets of all operators, measured on the same images.
 
     Attributes:
-        layer: dotted module name.
+        layers: dotted module name of the layer of each run, in the order of the runs given.
         kind: a name in ``KINDS``.
         call: number of the layer's call in a forward pass.
         steps: the S steps that all runs have.
@@ -107,7 +108,7 @@ class Onsets:
         notes: caveats about the runs, a sentence each, without a full stop.
     """
 
-    layer: str
+    layers: Mapping[StoredRun, str]
     kind: str
     call: int
     steps: tuple[int, ...]
@@ -119,6 +120,11 @@ class Onsets:
     notes: tuple[str, ...]
 
     @property
+    def layer(self) -> str:
+        """The layer's name; where it differs between the runs, each name with its runs."""
+        return describe_layers(self.layers)
+
+    @property
     def layer_title(self) -> str:
         """The layer's name, with the number of the call unless it is the first."""
         return f"{self.layer}, call {self.call}" if self.call else self.layer
@@ -128,10 +134,9 @@ class Onsets:
 class _Frame:
     """What the maps of all runs are measured against."""
 
-    layer: str
+    layers: Mapping[StoredRun, str]
     call: int
     steps: tuple[int, ...]
-    first: StoredRun
     regions: tuple[Regions, ...]
     kept: tuple[int, ...]
     zones: tuple[Zones, ...]
@@ -160,11 +165,11 @@ class _Frame:
         return chance_level(marked, perfect, permute_images(len(self.zones)), known_sign=True)
 
     def _contrasts(self, run: StoredRun, kind: str) -> Contrasts:
-        maps = run.maps(self.layer, kind, steps=self.steps, call=self.call)
-        check_size(run, maps, self.layer, self.first, self.regions)
+        maps = run.maps(self.layers[run], kind, steps=self.steps, call=self.call)
+        check_size(run, maps, self.layers, self.regions)
         arrays = stored_measurement(
             run,
-            f"contrasts {self.layer}/{self.call}/{kind}",
+            f"contrasts {self.layers[run]}/{self.call}/{kind}",
             {"method": METHOD, "masks": self.masks, "steps": self.steps, "size": maps.shape[2:]},
             lambda: measure_contrasts(maps, self.zones, images=self.kept).to_arrays(),
             steps=self.steps,
@@ -174,7 +179,7 @@ class _Frame:
 
 def measure_onsets(
     runs: Sequence[StoredRun],
-    layer: str | None = None,
+    layer: LayerOfRuns | None = None,
     kind: str = "feature",
     *,
     steps: Sequence[int] | None = None,
@@ -182,12 +187,14 @@ def measure_onsets(
 ) -> Onsets:
     """Measure what each operator shows and since when; the runs of one operator are its seeds.
 
-    Runs of one operator that differ in more than the seed become operators of their own, named after the difference.
+    Runs of one operator that differ in more than the seed, or are measured in different layers, become operators of
+    their own, named after the difference.
     Beside features, the linear readout of all channels is measured where all runs of an operator recorded it.
 
     Args:
         runs: one or more runs that observed the same images.
-        layer: dotted name; None takes the first run's ``default_layer(kind)``.
+        layer: dotted name, or a mapping that names one for each run (see
+            :data:`~fadeviz.storage.layers_of_runs.LayerOfRuns`); None takes the first run's ``default_layer(kind)``.
         kind: a name in ``KINDS`` with one map per image.
         steps: steps to measure; None takes all that the runs have in common.
         call: call to measure of a layer that runs several times in a forward pass, from 0.
@@ -197,30 +204,30 @@ def measure_onsets(
             layer, kind or call is unknown; or if the runs observed different images, have maps of different sizes or no
             steps in common.
     """
-    chosen = check_runs(runs, layer, kind, call)
+    layers = check_runs(runs, layer, kind, call)
     shown = common_steps(runs, steps)
     masks = runs[0].foregrounds
-    height, width = runs[0].read(shown[0], chosen, kind, call).shape[-2:]
+    height, width = runs[0].read(shown[0], layers[runs[0]], kind, call).shape[-2:]
     regions = tuple(build_regions(mask, (height, width)) for mask in masks)
     built = [build_zones(region) for region in regions]
     kept = tuple(index for index, zones in enumerate(built) if isinstance(zones, Zones))
     zones = tuple(zones for zones in built if isinstance(zones, Zones))
-    frame = _Frame(chosen, call, shown, runs[0], regions, kept, zones, perfect_contrasts(zones), digest_of(masks))
-    groups, notes = group_runs(runs)
+    frame = _Frame(layers, call, shown, regions, kept, zones, perfect_contrasts(zones), digest_of(masks))
+    groups, notes = group_runs(layers)
     operators = [_measure(name, members, frame, kind) for name, members in groups.items()]
     names = runs[0].info.observation.names
     images = names if len(names) == len(masks) else tuple(map(str, range(len(masks))))
-    other_calls = dict.fromkeys(describe_calls(chosen, run.calls(chosen, kind), call) for run in runs)
+    other_calls = dict.fromkeys(describe_calls(name, run.calls(name, kind), call) for run, name in layers.items())
     reasons = {images[index]: why for index, why in enumerate(built) if isinstance(why, str)}
     return Onsets(
-        layer=chosen,
+        layers=layers,
         kind=kind,
         call=call,
         steps=shown,
         images=images,
         kept=kept,
         regions=regions,
-        operators=tuple(_with_origins(operators)),
+        operators=tuple(_with_origins(operators, layers)),
         comparisons=tuple(_comparisons(operators, frame, kind)),
         notes=(
             *filter(None, [describe_missing_masks(runs[0]) or describe_inside(runs[0]), *other_calls]),
@@ -229,7 +236,7 @@ def measure_onsets(
             *_note_undefined(operators),
             *(_note_readouts(groups, frame) if kind == "feature" else []),
             *notes,
-            *note_uneven(groups, chosen),
+            *note_uneven(groups, layers),
         ),
     )
 
@@ -264,14 +271,15 @@ def _measure(name: str, runs: Sequence[StoredRun], frame: _Frame, kind: str) -> 
 
 
 def _has_readout(run: StoredRun, frame: _Frame) -> bool:
-    if READOUT not in run.layers[frame.layer]:
+    layer = frame.layers[run]
+    if READOUT not in run.layers[layer]:
         return False
-    return frame.call == 0 or frame.call in run.calls(frame.layer, READOUT)
+    return frame.call == 0 or frame.call in run.calls(layer, READOUT)
 
 
-def _with_origins(operators: Sequence[OperatorOnset]) -> list[OperatorOnset]:
+def _with_origins(operators: Sequence[OperatorOnset], layers: Mapping[StoredRun, str]) -> list[OperatorOnset]:
     """The operators with their controls among them, and whether what they show was learned."""
-    controls = find_controls([operator.runs[0] for operator in operators])
+    controls = find_controls({operator.runs[0]: layers[operator.runs[0]] for operator in operators})
     completed = []
     for index, operator in enumerate(operators):
         control = operators[controls[index]] if index in controls else None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..storage.layers_of_runs import LayerOfRuns
 from ..storage.opening import RunLike, stored_runs
 from .curves import MeasureCurve, operator_curves
 from .onsets import Onsets, measure_onsets
@@ -110,7 +111,7 @@ class Analysis:
 def analyze(
     runs: RunLike | Sequence[RunLike],
     *,
-    layer: str | None = None,
+    layer: LayerOfRuns | None = None,
     kind: str = "feature",
     call: int = 0,
 ) -> Analysis:
@@ -122,7 +123,8 @@ def analyze(
 
     Args:
         runs: one or more runs that observed the same images: open runs, folders or addresses.
-        layer: layer to measure; None takes the network's intermediate one.
+        layer: layer to measure: a dotted name; or, where it differs between the runs, a mapping that names one for each
+            run, by its folder or its label: ``{"a": "up1", "b": "up1.op"}``. None takes the network's intermediate one.
         kind: kind of map to measure, with one map per image: feature, gradient, gate, readout, ...
         call: which call to measure, from 0, of a layer that runs several times in a forward pass.
 

@@ -53,6 +53,7 @@ def _row(operator: OperatorOnset, onsets: Onsets, curves: Curves, tested: Sequen
     return {
         "operator": operator.name,
         "title": operator.title,
+        **({} if len(set(onsets.layers.values())) == 1 else {"layer": onsets.layers[operator.runs[0]]}),
         "seeds": list(operator.seeds),
         "images": operator.map.images,
         "sentence": sentences[0],
@@ -119,7 +120,7 @@ def _spliced(operator: OperatorOnset, onsets: Onsets, curves: Curves) -> list[st
         for index, (path, run) in enumerate(zip(distinct_paths(operator.runs), operator.runs, strict=True))
         if find_splice(
             run,
-            onsets.layer,
+            onsets.layers[run],
             onsets.kind,
             onsets.call,
             next_correlation=None

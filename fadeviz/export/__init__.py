@@ -71,6 +71,7 @@ def export_run(
     kinds: Sequence[str] = (),
     steps: Sequence[int] | None = None,
     images: Sequence[int] | None = None,
+    call: int | None = None,
     normalize: str | None = None,
     colormap: str | None = None,
     overwrite: bool = False,
@@ -83,10 +84,11 @@ def export_run(
         run: the run, opened or by the path of its folder.
         target: a name in ``TARGETS``, or an export target of another package.
         output: the file (``npz``, ``rerun``) or folder to write.
-        layers: dotted module names; empty for all.
+        layers: dotted module names, with or without prefixes that trainers add; empty for all.
         kinds: names in ``KINDS``; empty for all.
         steps: recorded steps; None for all.
         images: indices of observed images; None for all.
+        call: index of the call, for layers that run several times in a forward pass; None for all calls.
         normalize: for targets that draw maps, what spans black to white: each ``frame`` (default) or the ``run``.
         colormap: for targets that draw maps: ``gray`` (default) or any that matplotlib knows.
         overwrite: replace an earlier export.
@@ -111,7 +113,7 @@ def export_run(
     if entry.draws:
         drawing.check()
     (opened,) = stored_runs(run)
-    selection = select(opened, layers=layers, kinds=kinds, steps=steps, images=images, drawing=drawing)
+    selection = select(opened, layers=layers, kinds=kinds, steps=steps, images=images, call=call, drawing=drawing)
     return entry.write(selection, Path(output), overwrite=overwrite)
 
 

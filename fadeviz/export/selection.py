@@ -190,20 +190,22 @@ def select(
     kinds: Sequence[str] = (),
     steps: Sequence[int] | None = None,
     images: Sequence[int] | None = None,
+    call: int | None = None,
     drawing: Drawing = Drawing(),
 ) -> ExportSelection:
-    """Select layers, kinds, steps and images of a run; an empty sequence, or None, selects all.
+    """Select layers, kinds, steps, images and calls of a run; an empty sequence, or None, selects all.
 
     Raises:
-        FadevizError: if a layer, kind, step or image was not recorded.
+        FadevizError: if a layer, kind, step, image or call was not recorded.
     """
     shown = common_steps([run], steps)
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("kind", kind, KINDS)
+    layers = [run.find_layer(layer) for layer in layers]
     for layer in layers:
-        for kind in kinds or run.layers.get(layer, ("feature",)):  # the latter for Run's own error
-            run.check(layer, kind)
+        for kind in kinds or run.layers[layer]:
+            run.check(layer, kind, call or 0)
     count = _observed_images(run, shown)
     numbers = tuple(range(count)) if images is None else tuple(sorted(set(images)))
     for number in numbers:
@@ -213,20 +215,32 @@ def select(
         raise FadevizError(f"no images of {run.address} were asked for: there are {count}")
     parts: list[Part] = []
     notes = [run.lost] if run.lost else []
+    without: list[str] = []
     for layer, recorded in run.layers.items():
         for kind in recorded:
             if (layers and layer not in layers) or (kinds and kind not in kinds):
                 continue
-            for call in run.calls(layer, kind):
-                maps = run.maps(layer, kind, steps=shown, call=call)
+            calls = run.calls(layer, kind)
+            if call is not None and call not in calls:
+                without.append(layer)
+                continue
+            for number in calls if call is None else [call]:
+                maps = run.maps(layer, kind, steps=shown, call=number)
                 kept = (0,) if kind == "constant" else tuple(n for n in numbers if n < maps.shape[1])
                 if kept:
                     parts.append(Part(maps, kept))
-                elif maps.call == 0:
+                elif maps.call == (call or 0):
                     notes.append(f"no {kind} of {layer}: it was not recorded of the images asked for")
+    if without:
+        left_out = ", ".join(dict.fromkeys(without))
+        notes.append(f"left out {left_out}: no call {call}. Without call=..., all calls are exported")
     if not parts:
         for kind in kinds:
             run.default_layer(kind)  # raises with a list of what was recorded
+        if without:
+            raise FadevizError(
+                f"{run.address} has no call {call} of any layer. List the calls: fadeviz info {run.address}"
+            )
         raise FadevizError(f"{run.address}: nothing to export. {'; '.join(notes)}. Choose other images=...")
     names = tuple(map(run.info.observation.name_of, numbers))
     return ExportSelection(run, shown, numbers, names, tuple(parts), (*_left_out(run), *notes), drawing)

@@ -19,7 +19,7 @@ from ..storage.files import replacing
 from ..storage.stored_run import StoredRun
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
-from .frames import FrameSequence, collect_notes, select_frames
+from .frames import FrameSequence, collect_notes, scale_maps, select_frames
 from .labels import (
     captions,
     format_number,
@@ -142,8 +142,9 @@ class AnimationLayout:
         width: width of a frame; even, as video requires.
         height: height of a frame; even.
         unit: size of text and gaps, relative to that for a tile of 256 pixels.
-        tile: width and height of a tile.
-        scale: width and height of a map value.
+        tile: width and height of the largest tile, and of the observed image.
+        sizes: width and height of each sequence's tile; they differ where the sizes of the runs' maps do.
+        scales: width and height of a map value of each sequence.
         image: upper left corner of the observed image; if there is none, of the first tile.
         tiles: the upper left corner of each sequence's tile.
         pitch: width that is reserved for a tile and its words.
@@ -155,7 +156,8 @@ class AnimationLayout:
     height: int
     unit: float
     tile: tuple[int, int]
-    scale: int
+    sizes: list[tuple[int, int]]
+    scales: list[int]
     image: tuple[int, int]
     tiles: list[tuple[int, int]]
     pitch: int
@@ -175,9 +177,8 @@ def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = 
     """
     if scale is not None and scale < 1:
         raise FadevizError(f"scale={scale}: must be at least 1")
-    _, height, width = map(int, sequences[0].maps.shape)
-    scale = scale if scale is not None else max(1, round(_TILE / width))
-    tile = (width * scale, height * scale)
+    scales, sizes = scale_maps(sequences, scale, _TILE)
+    tile = max(width for width, _ in sizes), max(height for _, height in sizes)
     unit = max(1.0, tile[0] / _TILE)
 
     def px(size: float) -> int:
@@ -210,7 +211,8 @@ def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = 
         height=bottom + bottom % 2,
         unit=unit,
         tile=tile,
-        scale=scale,
+        sizes=sizes,
+        scales=scales,
         image=(margin, top),
         tiles=tiles,
         pitch=room,
@@ -235,18 +237,19 @@ def _words(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Image
     """What is the same in every frame, in greys: names, the track of the steps, the caption."""
     canvas = Image.new("L", (layout.width, layout.height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    px, (width, height) = layout.px, layout.tile
+    px = layout.px
     first = sequences[0]
     shown = _shown(sequences)
-    corners = [layout.image, *layout.tiles] if shown else layout.tiles
-    for (x, y), name in zip(corners, [*(["Image"] if shown else []), *map(heading, sequences)], strict=True):
+    boxes = [*zip(layout.tiles, layout.sizes, map(heading, sequences), strict=True)]
+    boxes = [(layout.image, layout.tile, "Image"), *boxes] if shown else boxes
+    for (x, y), (width, height), name in boxes:
         text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     if shown:
         x, y = layout.image
         below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
-        draw.text((x, y + height + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
+        draw.text((x, y + layout.tile[1] + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
     for step in first.steps:
@@ -274,7 +277,7 @@ def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
 def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Iterator[NDArray[np.uint8]]:
     """The text and lines of every frame, ``(H, W)`` uint8."""
     still = _words(sequences, layout)
-    px, steps, (width, height) = layout.px, sequences[0].steps, layout.tile
+    px, steps = layout.px, sequences[0].steps
     left, right, middle = _track(sequences, layout)
     for frame, step in enumerate(steps):
         canvas = still.copy()
@@ -284,7 +287,7 @@ def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Itera
         place = _place(step, steps, left, right)
         draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
         draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
-        for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
+        for (x, y), (width, height), sequence in zip(layout.tiles, layout.sizes, sequences, strict=True):
             low, high = map(format_number, sequence.limits[frame])
             under = y + height + px(26)
             draw.text((x, under), low, _DIM, font(px(11)), anchor="ls")
@@ -293,9 +296,9 @@ def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Itera
         yield np.asarray(canvas)
 
 
-def _bar(layout: AnimationLayout) -> NDArray[np.uint8]:
-    """A colour bar as wide as a tile, in indices of the palette."""
-    return np.tile(to_indices(np.linspace(0.0, 1.0, layout.tile[0])), (layout.px(6), 1))
+def _bars(layout: AnimationLayout) -> list[NDArray[np.uint8]]:
+    """A colour bar as wide as each tile, in indices of the palette."""
+    return [np.tile(to_indices(np.linspace(0.0, 1.0, width)), (layout.px(6), 1)) for width, _ in layout.sizes]
 
 
 def _upscale(values: NDArray[Any], scale: int) -> NDArray[Any]:
@@ -333,15 +336,15 @@ def _observed(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> ND
 def _rgb_frames(
     sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
-    observed, bar = _observed(sequences, layout), colors[_bar(layout)]
+    observed, bars = _observed(sequences, layout), [colors[bar] for bar in _bars(layout)]
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = gray[..., None].repeat(3, axis=2)
         _paste(canvas, layout.image, observed)
-        for (x, y), sequence in zip(layout.tiles, sequences, strict=True):
+        for index, ((x, y), sequence) in enumerate(zip(layout.tiles, sequences, strict=True)):
             pixels = colors[to_indices(sequence.unit[frame])]
             pixels[np.isnan(sequence.unit[frame])] = NON_FINITE
-            _paste(canvas, (x, y), _upscale(pixels, layout.scale))
-            _paste(canvas, (x, y + layout.tile[1] + layout.px(5)), bar)
+            _paste(canvas, (x, y), _upscale(pixels, layout.scales[index]))
+            _paste(canvas, (x, y + layout.sizes[index][1] + layout.px(5)), bars[index])
         yield canvas
 
 
@@ -367,7 +370,7 @@ def _gif_frames(
                 "GIF has 256 colours, and cells that are not finite need one of them: "
                 f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
             )
-    text_ramp, bar = merged[text_ramp], merged[_bar(layout)]
+    text_ramp, bars = merged[text_ramp], [merged[bar] for bar in _bars(layout)]
     pixels = _observed(sequences, layout)
     greys = np.asarray(Image.fromarray(pixels).convert("L")) if pixels.size else np.zeros((0, 0), np.uint8)
     observed = merged[image_ramp][greys]
@@ -375,9 +378,9 @@ def _gif_frames(
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = text_ramp[gray]
         _paste(canvas, layout.image, observed)
-        for (x, y), values in zip(layout.tiles, indices, strict=True):
-            _paste(canvas, (x, y), _upscale(values[frame], layout.scale))
-            _paste(canvas, (x, y + layout.tile[1] + layout.px(5)), bar)
+        for index, ((x, y), values) in enumerate(zip(layout.tiles, indices, strict=True)):
+            _paste(canvas, (x, y), _upscale(values[frame], layout.scales[index]))
+            _paste(canvas, (x, y + layout.sizes[index][1] + layout.px(5)), bars[index])
         image = Image.fromarray(canvas)
         image.putpalette(colors.tobytes())
         frames.append(image)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..storage.several_runs import check_layer, common_steps, describe_calls, run_labels
+from ..storage.layers_of_runs import choose_layers
+from ..storage.map_index import bare_name
+from ..storage.several_runs import check_distinct, common_steps, describe_calls, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, SIGNED_KINDS
 from ..storage.stored_run import StoredRun
 from .normalize import SCOPES, Limits, limits_by_scope
@@ -28,7 +30,8 @@ class FrameSequence:
     Attributes:
         run: source of the maps.
         label: name of the run in figures: its operator, and the seed or folder where several share an operator.
-        layer: dotted module name.
+        layer: dotted module name, as it is recorded in this run.
+        title: ``label``, and the layer where the runs' layers differ.
         kind: a name in ``KINDS``.
         image: index of the observed image.
         channel: index of the channel, for ``CHANNEL_KINDS``; None otherwise.
@@ -51,6 +54,7 @@ class FrameSequence:
     run: StoredRun
     label: str
     layer: str
+    title: str
     kind: str
     image: int
     channel: int | None
@@ -81,6 +85,8 @@ class _Track:
 
     run: StoredRun
     label: str
+    layer: str
+    title: str
     channel: int | None
     maps: NDArray[np.float32]
 
@@ -94,6 +100,8 @@ def select_frames(
 ) -> list[FrameSequence]:
     """The maps to draw: one sequence per run, or one per run and channel for ``CHANNEL_KINDS``.
 
+    The maps of the runs may differ in size: each keeps its own.
+
     Args:
         runs: one run, or several to be compared, which must have observed the same image.
         selection: which maps, and the range of values that the colours span.
@@ -104,18 +112,19 @@ def select_frames(
         FadevizError: if there is no run, a run is given twice, the runs cannot be compared, or they have no such
             layer, kind, image, channel, call, step or scope.
     """
-    _check_runs(runs)
-    layer = selection.layer if selection.layer is not None else runs[0].default_layer(selection.kind)
-    selection = replace(selection, layer=layer)
-    check_layer(runs, layer, selection.kind, selection.call)
+    if not runs:
+        raise FadevizError("no run to draw. Give at least one run folder")
+    check_distinct(runs)
+    layers = choose_layers(runs, selection.layer, selection.kind, selection.call)
     _check_images(runs, selection.image)
     common = common_steps(runs, selection.steps)
     steps = common
     if selection.steps is None and max_frames is not None:
         steps = tuple(spread(common, max_frames))
-    labels = run_labels(runs)
-    tracks = [track for run, label in zip(runs, labels, strict=True) for track in _read(run, label, selection, steps)]
-    _check_sizes(tracks, layer)
+    alike = len({bare_name(layer) for layer in layers.values()}) == 1
+    tracks = []
+    for label, (run, layer) in zip(run_labels(runs), layers.items(), strict=True):
+        tracks += _read(run, label, layer, label if alike else f"{label}, {layer}", selection, steps)
     centered = centered and selection.kind in SIGNED_KINDS and _takes_both_signs(tracks)
     limits = limits_by_scope(
         [track.maps for track in tracks],
@@ -133,10 +142,11 @@ def select_frames(
     return sequences
 
 
-def _read(run: StoredRun, label: str, selection: MapSelection, steps: Sequence[int]) -> list[_Track]:
+def _read(
+    run: StoredRun, label: str, layer: str, title: str, selection: MapSelection, steps: Sequence[int]
+) -> list[_Track]:
     """The maps of one run; of ``CHANNEL_KINDS`` one track per channel."""
-    layer, kind, image, call = selection.layer, selection.kind, selection.image, selection.call
-    assert layer is not None
+    kind, image, call = selection.kind, selection.image, selection.call
     channels: Sequence[int | None]
     if kind not in CHANNEL_KINDS:
         channels = [None]
@@ -145,7 +155,14 @@ def _read(run: StoredRun, label: str, selection: MapSelection, steps: Sequence[i
     else:
         channels = [selection.channel] if isinstance(selection.channel, int) else list(selection.channel)
     return [
-        _Track(run, label, channel, run.maps(layer, kind, image=image, channel=channel, steps=steps, call=call)[:])
+        _Track(
+            run,
+            label,
+            layer,
+            title,
+            channel,
+            run.maps(layer, kind, image=image, channel=channel, steps=steps, call=call)[:],
+        )
         for channel in channels
     ]
 
@@ -159,8 +176,7 @@ def _sequences(
     centered: bool,
 ) -> list[FrameSequence]:
     """The sequences of one run's tracks, given the limits of each."""
-    run, layer, kind = tracks[0][0].run, selection.layer, selection.kind
-    assert layer is not None
+    run, layer, kind = tracks[0][0].run, tracks[0][0].layer, selection.kind
     calls = run.calls(layer, kind)
     count = run.maps(layer, kind, call=selection.call).shape[2] if kind in CHANNEL_KINDS else None
     notes = (
@@ -173,6 +189,7 @@ def _sequences(
             run=run,
             label=track.label,
             layer=layer,
+            title=track.title,
             kind=kind,
             image=selection.image,
             channel=track.channel,
@@ -223,15 +240,6 @@ def select_channels(
     return sorted(selected) or [0]
 
 
-def _check_runs(runs: Sequence[StoredRun]) -> None:
-    """Raise unless there is at least one run, and no run twice."""
-    if not runs:
-        raise FadevizError("no run to draw. Give at least one run folder")
-    for first, second in itertools.combinations(runs, 2):
-        if second.same_folder(first):
-            raise FadevizError(f"{first.address} and {second.address} are the same run, {second.run_id}. Give it once")
-
-
 def _check_images(runs: Sequence[StoredRun], image: int) -> None:
     """Raise unless the runs observed the same image, as far as their observed images are available."""
     available = [run for run in runs if not run.lost]
@@ -244,18 +252,6 @@ def _check_images(runs: Sequence[StoredRun], image: int) -> None:
             raise FadevizError(
                 f"{first.address} and {run.address} observed different images as image {image}: they cannot be "
                 "compared. Record both with the same data=..., size=... and observation settings"
-            )
-
-
-def _check_sizes(tracks: Sequence[_Track], layer: str) -> None:
-    """Raise unless the maps of all runs have the same height and width."""
-    first, *others = tracks
-    for other in others:
-        if other.maps.shape != first.maps.shape:
-            (_, height, width), (_, other_height, other_width) = first.maps.shape, other.maps.shape
-            raise FadevizError(
-                f"{layer}: maps are {height}x{width} in {first.run.address}, but {other_height}x{other_width} in "
-                f"{other.run.address}: they cannot be compared. Choose a layer of the same size with layer=..."
             )
 
 
@@ -305,6 +301,26 @@ def spread(steps: Sequence[int], count: int) -> list[int]:
     return [steps[round(index)] for index in indices]
 
 
+def scale_maps(
+    sequences: Sequence[FrameSequence], scale: int | None, width: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The scale of each sequence, and width and height of its maps in pixels.
+
+    Every map value is a square of whole pixels. Maps that have fewer values than the widest ones get a larger scale,
+    with which they become about as wide.
+
+    Args:
+        sequences: the sequences.
+        scale: the scale of the widest maps; None makes them about ``width`` pixels wide.
+        width: see ``scale``.
+    """
+    shapes = [(int(sequence.maps.shape[2]), int(sequence.maps.shape[1])) for sequence in sequences]
+    widest = max(across for across, _ in shapes)
+    scale = scale if scale is not None else max(1, round(width / widest))
+    scales = [max(1, round(widest * scale / across)) for across, _ in shapes]
+    return scales, [(across * s, down * s) for (across, down), s in zip(shapes, scales, strict=True)]
+
+
 def collect_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
     """The notes of all sequences, without duplicates."""
     return tuple(dict.fromkeys(note for sequence in sequences for note in sequence.notes))
@@ -315,6 +331,7 @@ __all__ = [
     "SCOPES",
     "FrameSequence",
     "collect_notes",
+    "scale_maps",
     "select_channels",
     "select_frames",
     "spread",

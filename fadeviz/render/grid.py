@@ -17,7 +17,7 @@ from ..storage.snapshots import CHANNEL_KINDS
 from ..storage.stored_run import StoredRun
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
-from .frames import FrameSequence, collect_notes, select_frames
+from .frames import FrameSequence, collect_notes, scale_maps, select_frames
 from .labels import (
     bar_ends,
     captions,
@@ -56,8 +56,8 @@ class GridLayout:
         width: width of the figure.
         height: height of the figure.
         dpi: pixels per inch; the physical size does not depend on ``scale``.
-        cell: width and height of a cell.
-        scale: width and height of a map value.
+        sizes: width and height of the cells of each sequence; they differ where the sizes of the runs' maps do.
+        scales: width and height of a map value of each sequence.
         blocks: each run's indices of its sequences, the top of its heading, and the corners of image and mask.
         cells: ``(sequence, frame) -> (x, y)``, upper left corner of the cell.
         caption: the lines below, and the top of the first.
@@ -67,12 +67,22 @@ class GridLayout:
     width: int
     height: int
     dpi: int
-    cell: tuple[int, int]
-    scale: int
+    sizes: list[tuple[int, int]]
+    scales: list[int]
     blocks: list[tuple[list[int], int, tuple[tuple[int, int], tuple[int, int]]]]
     cells: dict[tuple[int, int], tuple[int, int]]
     caption: tuple[list[str], int]
     chips: bool
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """The size of the first sequence's cells."""
+        return self.sizes[0]
+
+    @property
+    def scale(self) -> int:
+        """The width of a map value of the first sequence."""
+        return self.scales[0]
 
     def points(self, size: float) -> int:
         """A font size in points as pixels."""
@@ -182,7 +192,7 @@ class _Spacing:
 
     Attributes:
         dpi: pixels per inch.
-        cell: width and height of a cell.
+        cell: width and height of the largest cell.
         chips: whether cells are large enough to hold their step.
         step_line: height of the line above a cell that holds the step otherwise.
         pitch: distance between the corners of neighbouring cells, across and down.
@@ -211,9 +221,9 @@ def layout_grid(
     for name, value in (("columns", columns), ("scale", scale)):
         if value is not None and value < 1:
             raise FadevizError(f"{name}={value}: must be at least 1")
-    frames, height, width = map(int, sequences[0].maps.shape)
-    scale = scale if scale is not None else max(1, round(_CELL / width))
-    spacing = _spacing((width * scale, height * scale))
+    frames = len(sequences[0].steps)
+    scales, sizes = scale_maps(sequences, scale, _CELL)
+    spacing = _spacing(sizes)
     by_run: dict[Path, list[int]] = {}
     for index, sequence in enumerate(sequences):
         by_run.setdefault(sequence.run.path, []).append(index)
@@ -243,8 +253,8 @@ def layout_grid(
         width=total_width,
         height=top + len(lines) * spacing.points(8) + spacing.margin,
         dpi=spacing.dpi,
-        cell=spacing.cell,
-        scale=scale,
+        sizes=sizes,
+        scales=scales,
         blocks=blocks,
         cells=cells,
         caption=(lines, top),
@@ -252,13 +262,15 @@ def layout_grid(
     )
 
 
-def _spacing(cell: tuple[int, int]) -> _Spacing:
+def _spacing(sizes: Sequence[tuple[int, int]]) -> _Spacing:
+    cell = max(width for width, _ in sizes), max(height for _, height in sizes)
+    least = min(width for width, _ in sizes), min(height for _, height in sizes)
     dpi = math.ceil(_DPI * max(1.0, cell[0] / 128))
 
     def points(size: float) -> int:
         return round(size * dpi / 72)
 
-    chips = cell[0] >= points(28) and cell[1] >= points(18)
+    chips = least[0] >= points(28) and least[1] >= points(18)
     step_line = 0 if chips else points(7.5)
     pitch = (max(cell[0], 0 if chips else points(15)) + points(_GAP), cell[1] + points(_GAP) + step_line)
     return _Spacing(dpi, cell, chips, step_line, pitch, points(5))
@@ -314,24 +326,26 @@ def _draw(
     page = _GridPage(figure, layout, exact=upscale and placed)
     for members, top, (image_box, mask_box) in layout.blocks:
         first = sequences[members[0]]
-        page.heading(first, first.label if len(members) > 1 else heading(first), top, colormap)
+        size = layout.sizes[members[0]]
+        page.heading(first, first.title if len(members) > 1 else heading(first), top, colormap)
         if first.observed_image is not None:
-            page.cell(image_box, _fit(first.observed_image, layout.cell) if upscale else first.observed_image, "image")
+            observed = _fit(first.observed_image, size) if upscale else first.observed_image
+            page.cell(image_box, size, observed, "image")
             truth = truth_image(first.run, first.image)
             if upscale:
-                truth = _fit(truth, layout.cell, blended=not has_colours(first.run))
-            page.cell(mask_box, truth, truth_name(first.run))
+                truth = _fit(truth, size, blended=not has_colours(first.run))
+            page.cell(mask_box, size, truth, truth_name(first.run))
         for index in members:
             sequence = sequences[index]
             if len(members) > 1:
                 x, y = layout.cells[index, 0]
-                middle = (x - layout.points(2.5), y + layout.cell[1] / 2)
+                middle = (x - layout.points(2.5), y + size[1] / 2)
                 page.text(*middle, f"channel {sequence.channel}", _TEXT, rotation=90, ha="right", va="center")
             for frame, (step, unit) in enumerate(zip(sequence.steps, sequence.unit, strict=True)):
                 pixels = colorize(unit, colormap)
                 if upscale:
-                    pixels = pixels.repeat(layout.scale, axis=0).repeat(layout.scale, axis=1)
-                page.cell(layout.cells[index, frame], pixels, str(step))
+                    pixels = pixels.repeat(layout.scales[index], axis=0).repeat(layout.scales[index], axis=1)
+                page.cell(layout.cells[index, frame], size, pixels, str(step))
     lines, top = layout.caption
     for index, line in enumerate(lines):
         page.text(layout.points(5), top + index * layout.points(8), line, _TEXT, color="0.25")
@@ -345,10 +359,10 @@ class _GridPage(Page):
         super().__init__(figure, layout.width, layout.height, exact=exact)
         self.layout = layout
 
-    def cell(self, corner: tuple[int, int], pixels: NDArray[np.uint8], label: str) -> None:
+    def cell(self, corner: tuple[int, int], size: tuple[int, int], pixels: NDArray[np.uint8], label: str) -> None:
         from matplotlib.patches import Rectangle
 
-        (x, y), (width, height), points = corner, self.layout.cell, self.layout.points
+        (x, y), (width, height), points = corner, size, self.layout.points
         self.edge((x, y, width, height))
         self.image((x, y, width, height), pixels)
         if not self.layout.chips:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import printable
+from ..storage.layers_of_runs import describe_layers
 from ..storage.several_runs import run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
@@ -89,8 +90,8 @@ def format_number(value: float, digits: int = 3) -> str:
 
 
 def heading(sequence: FrameSequence) -> str:
-    """The heading of a tile: the run, and the channel if it shows one."""
-    return sequence.label if sequence.channel is None else f"{sequence.label}, channel {sequence.channel}"
+    """The heading of a tile: the run, its layer if those of the runs differ, and the channel if it shows one."""
+    return sequence.title if sequence.channel is None else f"{sequence.title}, channel {sequence.channel}"
 
 
 def image_name(sequence: FrameSequence) -> str:
@@ -123,9 +124,9 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
     origin.append(f"{describe_runs([s.run for s in runs.values()])}.")
-    layer = layer_name(first.layer, first.call, first.calls)
+    layers = _layers(list(runs.values()))
     sentences = [
-        f"{' and '.join(networks)}, {layer}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
+        f"{' and '.join(networks)}, {layers}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
         scope_sentence(sequences),
         " ".join(origin),
     ]
@@ -133,6 +134,15 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def _layers(sequences: Sequence[FrameSequence]) -> str:
+    """The layer of the runs, one sequence of each; where their maps differ in size, with the sizes."""
+    labels = {s.run: brief(s.label) for s in sequences}
+    names = {s.run: layer_name(s.layer, s.call, s.calls) for s in sequences}
+    sizes = {s.run: "{}x{}".format(*s.maps.shape[1:]) for s in sequences}
+    layers = describe_layers(names, labels)
+    return layers if len(set(sizes.values())) == 1 else f"{layers}; maps of {describe_layers(sizes, labels)}"
 
 
 def _network(run: StoredRun) -> str:

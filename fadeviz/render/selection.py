@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from ..errors import FadevizError
+from ..storage.layers_of_runs import LayerOfRuns
 from ..storage.snapshots import CHANNEL_KINDS
 
 
@@ -15,7 +16,8 @@ class MapSelection:
     """Which maps of a run to draw, and the range of values that the colours span.
 
     Attributes:
-        layer: dotted module name; None for the first run's ``default_layer(kind)``.
+        layer: dotted module name; or a mapping that names one for each run, where they differ (see
+            :data:`~fadeviz.storage.layers_of_runs.LayerOfRuns`); None for the first run's ``default_layer(kind)``.
         kind: a name in ``KINDS``.
         image: index of the observed image.
         channel: one or more channel indices, for ``CHANNEL_KINDS`` only; None for representative channels, selected in
@@ -34,7 +36,7 @@ class MapSelection:
         True
     """
 
-    layer: str | None = None
+    layer: LayerOfRuns | None = None
     kind: str = "feature"
     image: int = 0
     channel: int | Sequence[int] | None = None
@@ -58,7 +60,7 @@ class MapSelection:
 class MapOptions(TypedDict, total=False):
     """The fields of :class:`MapSelection` as keyword arguments: ``**options: Unpack[MapOptions]``."""
 
-    layer: str | None
+    layer: LayerOfRuns | None
     kind: str
     image: int
     channel: int | Sequence[int] | None

@@ -19,15 +19,16 @@ from ..render.colormap import NON_FINITE, palette
 from ..render.normalize import SCOPES
 from ..render.panels import kymograph_span
 from ..storage.files import write_whole
+from ..storage.layers_of_runs import LayerOfRuns, describe_layers, layers_of
 from ..storage.opening import RunLike, stored_runs
-from ..storage.several_runs import describe_snapshots
+from ..storage.several_runs import check_distinct, describe_snapshots
 from ..storage.snapshots import KINDS
 from ..storage.stored_run import StoredRun
 from . import text
 from .charts import chart_groups, signature_data
 from .contour import contour_path, image_uri
 from .page import render_page
-from .sequences import MAP_KINDS, ReportSelection, select_sequences, wanted_maps
+from .sequences import MAP_KINDS, LayerNames, ReportSelection, page_layers, select_sequences, wanted_maps
 
 ENDINGS = (".html", ".htm")
 
@@ -42,7 +43,7 @@ def write_report(
     runs: RunLike | Sequence[RunLike],
     output: str | os.PathLike[str],
     *,
-    layers: Sequence[str] = (),
+    layers: Sequence[LayerOfRuns] = (),
     kinds: Sequence[str] = (),
     images: int = 4,
     max_mb: float = 6.0,
@@ -57,8 +58,9 @@ def write_report(
         runs: one or more runs that observed the same images, opened or by the paths of their folders; several runs of
             one operator are measured together, as its seeds.
         output: the file to write; its name ends in .html.
-        layers: dotted names of the layers to show, the first of which is measured; none shows all, and measures the
-            network's intermediate layer.
+        layers: the layers to show, the first of which is measured: dotted names; or, of a layer whose name differs
+            between the runs, mappings that name it for each run, by its folder or its label:
+            ``[{"a": "up1", "b": "up1.op"}]``. None shows all, and measures the network's intermediate layer.
         kinds: names in ``MAP_KINDS``, the first of which is measured; none shows all, and measures features.
         images: number of observed images to show, counted from the first; all are measured.
         max_mb: maximum size of the file in millions of bytes; maps that do not fit are listed on the page.
@@ -76,12 +78,13 @@ def write_report(
     _check(opened, path, layers, kinds, images, max_mb)
     analysis = analyze(opened, layer=layers[0] if layers else None, kind=kinds[0] if kinds else "feature", call=call)
     onsets = analysis.onsets
+    shown_layers = page_layers(opened, onsets.layers, layers)
     ordered = [run for operator in onsets.operators for run in operator.runs]
     images_shown = min(images, len(onsets.images))
     steps, thinned = text.shown_steps(onsets)
     command = _command(opened, path, layers, kinds, images, max_mb, title, call)
     content = _content(analysis, steps, ordered, images_shown, command, title)
-    not_requested = tuple(_not_requested(onsets, ordered, layers, kinds, images_shown))
+    not_requested = tuple(_not_requested(onsets, ordered, shown_layers, kinds, images_shown))
     limit = int(max_mb * 1e6)
     selection = select_sequences(
         ordered,
@@ -89,9 +92,8 @@ def write_report(
         steps,
         images_shown,
         limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested))),
-        layers=layers,
+        layers=shown_layers,
         kinds=kinds,
-        first_layer=onsets.layer,
         advice="Give a larger max_mb=..., or fewer runs",
         call=call,
     )
@@ -104,7 +106,12 @@ def write_report(
 
 
 def _check(
-    runs: Sequence[StoredRun], path: Path, layers: Sequence[str], kinds: Sequence[str], images: int, max_mb: float
+    runs: Sequence[StoredRun],
+    path: Path,
+    layers: Sequence[LayerOfRuns],
+    kinds: Sequence[str],
+    images: int,
+    max_mb: float,
 ) -> None:
     if path.suffix.lower() not in ENDINGS:
         raise FadevizError(f"{path}: a report is an HTML page. Give a name that ends in .html")
@@ -120,15 +127,18 @@ def _check(
                 f"kinds={kind!r}: has no single map per image, which a page needs. Choose from {', '.join(MAP_KINDS)}"
             )
     for layer in layers:
-        if runs and not any(layer in run.layers for run in runs):
+        if isinstance(layer, str) and runs and not any(run.matching_layers(layer) for run in runs):
             recorded = {name for run in runs for name in run.layers}
             raise unknown_name("layer in these runs", layer, recorded, f"fadeviz info {runs[0].address}")
+    check_distinct(runs)
+    for layer in layers:
+        layers_of(runs, layer)  # raises before minutes of measuring
 
 
 def _command(
     runs: Sequence[StoredRun],
     output: Path,
-    layers: Sequence[str],
+    layers: Sequence[LayerOfRuns],
     kinds: Sequence[str],
     images: int,
     max_mb: float,
@@ -136,7 +146,9 @@ def _command(
     call: int,
 ) -> str:
     words = ["fadeviz", "report", *(run.address for run in runs), "-o", output.name]
-    words += [word for layer in layers for word in ("--layer", layer)]
+    for layer in layers:
+        named = [layer] if isinstance(layer, str) else [f"{run}={name}" for run, name in layer.items()]
+        words += [word for text in named for word in ("--layer", text)]
     words += [word for kind in kinds for word in ("--kind", kind)]
     words += ["--images", str(images)] if images != 4 else []
     words += ["--max-mb", f"{max_mb:.12g}"] if max_mb != 6 else []
@@ -146,23 +158,24 @@ def _command(
 
 
 def _not_requested(
-    onsets: Onsets, runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], images: int
+    onsets: Onsets, runs: Sequence[StoredRun], layers: Sequence[LayerNames], kinds: Sequence[str], images: int
 ) -> list[str]:
     """Sentences on what the page does not show of the runs, and how to include it."""
     sentences = []
     if images < len(onsets.images):
         sentences.append(f"images {images + 1} to {len(onsets.images)}: shown with images={len(onsets.images)}")
     calls: dict[str, set[int]] = {}
-    for layer, kind in wanted_maps(runs, layers, kinds, onsets.layer):
-        if layer not in calls:  # all kinds of a layer have the same calls
-            recorded = [run for run in runs if kind in run.layers.get(layer, ())]
-            calls[layer] = {call for run in recorded for call in run.calls(layer, kind)}
-    for layer, numbers in calls.items():
+    for layer, kind in wanted_maps(runs, layers, kinds):
+        title = describe_layers(layer)
+        if title not in calls:  # all kinds of a layer have the same calls
+            recorded = [run for run, name in layer.items() if kind in run.layers[name]]
+            calls[title] = {call for run in recorded for call in run.calls(layer[run], kind)}
+    for title, numbers in calls.items():
         others = [str(number) for number in sorted(numbers) if number != onsets.call]
         if onsets.call not in numbers:
-            sentences.append(f"{layer}, which has no call {onsets.call}")
+            sentences.append(f"{title}, which has no call {onsets.call}")
         elif others:
-            sentences.append(f"call{'s' * (len(others) > 1)} {', '.join(others)} of {layer}: choose with call=...")
+            sentences.append(f"call{'s' * (len(others) > 1)} {', '.join(others)} of {title}: choose with call=...")
     longest = max(len(run.steps) for run in runs)
     if longest > len(onsets.steps):
         sentences.append(f"{longest - len(onsets.steps)} steps, because not all runs have them")

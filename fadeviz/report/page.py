@@ -78,6 +78,7 @@ def _map_data(maps: MapSequences, number: int) -> dict[str, Any]:
                 "high": shortest(packed.high),
                 "own": list(maps.own[run, image]),
                 "holes": packed.holes,
+                **({"layer": maps.names[run]} if run in maps.names else {}),
             }
             for (run, image), packed in maps.packed.items()
         ],

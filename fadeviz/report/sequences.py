@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..render.normalize import Limits, limits_by_scope
+from ..storage.layers_of_runs import LayerOfRuns, describe_layers, layers_of
+from ..storage.map_index import bare_name
 from ..storage.stored_run import StoredRun
 from .codec import Packed, pack
+
+LayerNames = Mapping[StoredRun, str]
+"""A layer of the page: its name in each run that has it."""
 
 Place = tuple[int, int]
 """Indices of a run and of an image."""
@@ -33,8 +38,9 @@ class MapSequences:
     """The packed maps of one layer and kind.
 
     Attributes:
-        layer: dotted module name.
+        layer: dotted module name; where it differs between the runs, each name with its runs.
         kind: a name in ``MAP_KINDS``.
+        names: dotted module name of each run, where they differ in more than prefixes; else empty.
         packed: the sequence of each run and image; runs without such maps have none.
         sizes: height and width of the maps of each run.
         own: the limits in the scope ``run``, for each run and image.
@@ -47,6 +53,7 @@ class MapSequences:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     own: dict[Place, Limits] = field(default_factory=dict)
     shared: dict[int, Limits] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -97,15 +104,14 @@ def select_sequences(
     images: int,
     budget: int,
     *,
-    layers: Sequence[str] = (),
+    layers: Sequence[LayerNames],
     kinds: Sequence[str] = (),
-    first_layer: str,
     advice: str,
     call: int = 0,
 ) -> ReportSelection:
     """Pack maps until ``budget`` bytes are used: all runs and images of a layer and kind, or none of them.
 
-    The order: ``first_layer`` with its kinds as in ``MAP_KINDS``; then, kind by kind, the other layers, coarse ones
+    The order: the first layer with its kinds as in ``MAP_KINDS``; then, kind by kind, the other layers, coarse ones
     first. What is too large is skipped, and something smaller after it may still fit. If not even the first layer and
     kind fits, runs are omitted, the last seeds first, until each operator has one; then images, the last first.
 
@@ -115,19 +121,18 @@ def select_sequences(
         steps: steps to show, which all runs have.
         images: maximum number of images.
         budget: available space in bytes.
-        layers: layers to show; none for all.
+        layers: layers to show; see :func:`page_layers`.
         kinds: kinds to show; none for all.
-        first_layer: the layer that comes first.
         advice: how a user can raise the budget, for the message.
         call: index of the call of layers that run several times in a forward pass; layers without it are omitted.
 
     Raises:
         FadevizError: if not even one image of the first layer and kind fits, in one run per operator.
     """
-    wanted = wanted_maps(runs, layers, kinds, first_layer, call)
+    wanted = wanted_maps(runs, layers, kinds, call)
     if not wanted:
         raise FadevizError(
-            f"no maps of {', '.join(kinds) or 'any kind'} in {', '.join(layers) or 'any layer'}. "
+            f"no maps of {', '.join(kinds) or 'any kind'} in {', '.join(map(describe_layers, layers))}. "
             f"List what there is: fadeviz info {runs[0].address}"
         )
     source = _Source(runs, steps, call)
@@ -139,8 +144,8 @@ def select_sequences(
     if not shown:
         least = sum(costs.get((run, 0), 0) for run in range(len(runs)) if seeds[run] == 0)
         raise FadevizError(
-            f"one image of {layer}, {kind}, takes {least / 1e6:.2f} MB, but {max(0, budget) / 1e6:.2f} MB are free. "
-            + advice
+            f"one image of {first.layer}, {kind}, takes {least / 1e6:.2f} MB, but "
+            f"{max(0, budget) / 1e6:.2f} MB are free. {advice}"
         )
     places = [(run, image) for run in shown for image in range(count)]
     first.packed = {place: first.packed[place] for place in places if place in first.packed}
@@ -164,7 +169,7 @@ def _left_out(runs: Sequence[StoredRun], shown: Sequence[int], count: int, image
 
 
 def _pack_others(
-    source: _Source, places: Sequence[Place], wanted: Sequence[tuple[str, str]], budget: int
+    source: _Source, places: Sequence[Place], wanted: Sequence[tuple[LayerNames, str]], budget: int
 ) -> tuple[list[MapSequences], list[str]]:
     """The other layers and kinds that fit, and sentences on those that do not."""
     included: list[MapSequences] = []
@@ -172,41 +177,91 @@ def _pack_others(
     for layer, kind in wanted:
         maps = _pack_maps(source, places, layer, kind, budget)
         if maps is None:
-            too_large.setdefault(layer, []).append(kind)
+            too_large.setdefault(describe_layers(layer), []).append(kind)
         elif maps.packed:
             budget -= maps.size
             included.append(maps)
     return included, [f"{', '.join(kinds)} of {layer}: no room" for layer, kinds in too_large.items()]
 
 
-def wanted_maps(
-    runs: Sequence[StoredRun], layers: Sequence[str], kinds: Sequence[str], first_layer: str, call: int = 0
-) -> list[tuple[str, str]]:
-    """Layers and kinds that some run has for this call, the most important first."""
-    sizes: dict[str, int] = {}
+def page_layers(
+    runs: Sequence[StoredRun], measured: LayerNames, layers: Sequence[LayerOfRuns] = ()
+) -> list[LayerNames]:
+    """The layers that a page shows, the measured one first.
+
+    Args:
+        runs: the runs of the page.
+        measured: the layer that is measured.
+        layers: the layers to show; none for all that some run has, where layers whose names differ only in prefixes
+            that trainers add are one.
+
+    Raises:
+        FadevizError: if a layer is not found.
+    """
+    every = [layers_of(runs, layer) for layer in layers] or _every_layer(runs)
+    chosen: list[LayerNames] = [measured]
+    for names in every:
+        chosen += [names] * (names not in chosen)
+    return chosen
+
+
+def _every_layer(runs: Sequence[StoredRun]) -> list[dict[StoredRun, str]]:
+    by_name: dict[str, dict[StoredRun, str]] = {}
     for run in runs:
-        for layer, recorded in run.layers.items():
-            map_kinds = [kind for kind in recorded if kind in MAP_KINDS and _is_recorded(run, layer, kind, call)]
-            if layer not in sizes and map_kinds:
-                sizes[layer] = run.read(run.steps[0], layer, map_kinds[0], call)[0].size
-    selected = [layer for layer in sizes if not layers or layer in layers]
-    others = sorted((layer for layer in selected if layer != first_layer), key=lambda layer: sizes[layer])
+        for name in run.layers:
+            by_name.setdefault(name, {})[run] = name
+    by_bare: dict[str, list[dict[StoredRun, str]]] = {}
+    for name, names in by_name.items():
+        by_bare.setdefault(bare_name(name), []).append(names)
+    every = []
+    for several in by_bare.values():
+        owners = [run for names in several for run in names]
+        merged = {run: names[run] for run in runs for names in several if run in names}
+        every += [merged] if len(merged) == len(owners) else several  # a run may have both
+    return every
+
+
+def wanted_maps(
+    runs: Sequence[StoredRun], layers: Sequence[LayerNames], kinds: Sequence[str], call: int = 0
+) -> list[tuple[LayerNames, str]]:
+    """Layers and kinds that some run has for this call, the most important first."""
+    found = [(layer, place) for layer in layers if (place := _find_maps(runs, layer, call)) is not None]
+    first, others = (
+        [layer for layer, _ in found if layer is layers[0]],
+        [one for one in found if one[0] is not layers[0]],
+    )
+    others.sort(key=lambda one: one[1])
     requested = [kind for kind in MAP_KINDS if not kinds or kind in kinds]
-    pairs = [(first_layer, kind) for kind in requested if first_layer in selected]
-    pairs += [(layer, kind) for kind in requested for layer in others]
+    pairs = [(layer, kind) for layer in first for kind in requested]
+    pairs += [(layer, kind) for kind in requested for layer, _ in others]
     return [(layer, kind) for layer, kind in pairs if any(_is_recorded(run, layer, kind, call) for run in runs)]
 
 
-def _is_recorded(run: StoredRun, layer: str, kind: str, call: int) -> bool:
-    return kind in run.layers.get(layer, ()) and (call == 0 or call in run.calls(layer, kind))
+def _find_maps(runs: Sequence[StoredRun], layer: LayerNames, call: int) -> tuple[int, int, int] | None:
+    """Size of a layer's maps, and where it is in the first run that has some; None if no run has any."""
+    for number, run in enumerate(runs):
+        kinds = [kind for kind in run.layers.get(layer.get(run, ""), ()) if _is_recorded(run, layer, kind, call)]
+        kinds = [kind for kind in kinds if kind in MAP_KINDS]
+        if kinds:
+            size = run.read(run.steps[0], layer[run], kinds[0], call)[0].size
+            return size, number, list(run.layers).index(layer[run])
+    return None
+
+
+def _is_recorded(run: StoredRun, layer: LayerNames, kind: str, call: int) -> bool:
+    if run not in layer or kind not in run.layers[layer[run]]:
+        return False
+    return call == 0 or call in run.calls(layer[run], kind)
 
 
 def _pack_maps(
-    source: _Source, places: Sequence[Place], layer: str, kind: str, budget: float = math.inf
+    source: _Source, places: Sequence[Place], layer: LayerNames, kind: str, budget: float = math.inf
 ) -> MapSequences | None:
     """The sequences of one layer and kind, or None once they exceed ``budget`` or the first suggests that they will."""
-    sequences, used = MapSequences(layer, kind), 0
-    count = sum(kind in source.runs[run].layers.get(layer, ()) for run, _ in places)
+    sequences, used = MapSequences(describe_layers(layer), kind), 0
+    if len(set(map(bare_name, layer.values()))) > 1:
+        sequences.names = {number: layer[run] for number, run in enumerate(source.runs) if run in layer}
+    count = sum(kind in source.runs[run].layers.get(layer.get(source.runs[run], ""), ()) for run, _ in places)
     for run, image, maps in _read_maps(source, places, layer, kind):
         # The first predicts the others: images hardly differ by half.
         left = budget - used if sequences.packed else min(budget, 2 * budget / count)
@@ -221,12 +276,13 @@ def _pack_maps(
 
 
 def _read_maps(
-    source: _Source, places: Sequence[Place], layer: str, kind: str
+    source: _Source, places: Sequence[Place], layer: LayerNames, kind: str
 ) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
     """Each run and image with its maps ``(S, h, w)``; of a run as many images at a time as ``_BLOCK`` values hold."""
     for run in dict.fromkeys(run for run, _ in places):
         if _is_recorded(source.runs[run], layer, kind, source.call):
-            maps = source.runs[run].maps(layer, kind, steps=source.steps, call=source.call)
+            opened = source.runs[run]
+            maps = opened.maps(layer[opened], kind, steps=source.steps, call=source.call)
             images = sum(other == run for other, _ in places)  # the first ones
             together = max(1, _BLOCK // math.prod((len(maps), *maps.shape[2:])))
             for start in range(0, min(images, maps.shape[1]), together):

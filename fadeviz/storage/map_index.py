@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import re
 from contextlib import suppress
 from functools import cached_property
 
 from ..errors import FadevizError, unknown_name
 from .snapshot_files import SnapshotFiles
 from .snapshots import KINDS
+
+_PREFIXES = re.compile(r"(?:(?:model|module|_orig_mod)(?:\.(?=.)|(?=:)))+")
+"""What trainers put before a layer's name: Lightning's attribute, DistributedDataParallel and torch.compile."""
+
+
+def bare_name(layer: str) -> str:
+    """A layer's name without the prefixes that trainers add: ``decoder.up1`` of ``model._orig_mod.decoder.up1``.
+
+    Of a function that the network itself calls: ``:interpolate`` of ``model:interpolate``.
+    """
+    found = _PREFIXES.match(layer)
+    return layer[found.end() :] if found else layer
 
 
 class MapIndex:
@@ -57,6 +70,34 @@ class MapIndex:
         chosen = self._files.info.figure_layer
         return chosen if chosen in names else names[max(0, len(names) - 2)]
 
+    def matching(self, layer: str) -> list[str]:
+        """The recorded layers that a name stands for: that of the very name, else those that differ in prefixes only.
+
+        Raises:
+            FadevizError: if there is no whole snapshot.
+        """
+        if layer in self.layers:
+            return [layer]
+        return [name for name in self.layers if bare_name(name) == bare_name(layer)]
+
+    def find(self, layer: str) -> str:
+        """The recorded name of a layer; prefixes that trainers add may be missing or different.
+
+        Raises:
+            FadevizError: if there is no such layer, or several that differ only in their prefixes.
+        """
+        names = self.matching(layer)
+        if not names:
+            raise unknown_name(
+                f"layer in {self._files.address}", layer, self.layers, f"fadeviz info {self._files.address}"
+            )
+        if len(names) > 1:
+            raise FadevizError(
+                f"{self._files.address} has several layers {layer!r}: {', '.join(map(repr, names))}. "
+                "Give one of these names"
+            )
+        return names[0]
+
     def calls(self, layer: str, kind: str = "feature") -> dict[int, tuple[int, ...]]:
         """The recorded calls of a layer in one forward pass, each with the height and width of its maps.
 
@@ -66,7 +107,7 @@ class MapIndex:
         Raises:
             FadevizError: if there is no such layer or kind.
         """
-        self.check(layer, kind)
+        layer = self.check(layer, kind)
         sizes: dict[int, tuple[int, ...]] = {}
         for step in (self._files.steps[-1], self._files.steps[0]):
             with suppress(FadevizError):  # the call after the last one
@@ -75,18 +116,18 @@ class MapIndex:
                         sizes.setdefault(call, tuple(part.get_shape())[-2:])
         return dict(sorted(sizes.items()))
 
-    def check(self, layer: str, kind: str, call: int = 0) -> None:
+    def check(self, layer: str, kind: str, call: int = 0) -> str:
         """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names.
+
+        Returns:
+            The layer's name as it is recorded; see :meth:`find`.
 
         Raises:
             FadevizError: if they were not.
         """
         if kind not in KINDS:
             raise unknown_name("kind", kind, KINDS)
-        if layer not in self.layers:
-            raise unknown_name(
-                f"layer in {self._files.address}", layer, self.layers, f"fadeviz info {self._files.address}"
-            )
+        layer = self.find(layer)
         if kind not in self.layers[layer]:
             raise FadevizError(
                 f"{self._files.address} has no {kind!r} maps of {layer!r}. There are: {', '.join(self.layers[layer])}. "
@@ -97,3 +138,4 @@ class MapIndex:
                 f"{self._files.address} has no call {call} of {layer!r} ({kind}). "
                 f"Recorded: {', '.join(map(str, calls))}. Choose one with call=..."
             )
+        return layer

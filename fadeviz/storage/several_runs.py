@@ -1,12 +1,24 @@
-"""Several runs together: labels that distinguish them, and the layers and steps that all of them have."""
+"""Several runs together: labels that distinguish them, and the steps that all of them have."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import FadevizError
 from .stored_run import StoredRun
+
+
+def check_distinct(runs: Sequence[StoredRun]) -> None:
+    """Raise if a run is given twice.
+
+    Raises:
+        FadevizError: if two of the runs are read from the same folder.
+    """
+    for first, second in itertools.combinations(runs, 2):
+        if second.same_folder(first):
+            raise FadevizError(f"{first.address} and {second.address} are the same run, {second.run_id}. Give it once")
 
 
 def distinct_paths(runs: Sequence[StoredRun]) -> list[str]:
@@ -58,25 +70,6 @@ def describe_calls(layer: str, calls: Mapping[int, Sequence[int]], call: int = 0
     shown = ", ".join(others if len(others) <= 8 else [*others[:7], "...", others[-1]])
     plural = "s" * (len(others) > 1)
     return f"{layer}: call {call} is shown; also recorded: call{plural} {shown}. Choose with call=..."
-
-
-def check_layer(runs: Sequence[StoredRun], layer: str, kind: str, call: int = 0) -> None:
-    """Raise unless all runs have maps of this layer, kind and call.
-
-    Raises:
-        FadevizError: if a run does not; the message names it, and the layers that all of them have.
-    """
-    for run in runs:
-        owner = next((other for other in runs if layer in other.layers), None)
-        if owner is not None and layer not in run.layers:
-            common = [name for name in run.layers if all(kind in other.layers.get(name, ()) for other in runs)]
-            shown = common if len(common) <= 12 else [*common[:12], "..."]
-            choose = f"All have {kind!r} maps of: {', '.join(shown)}. Choose one with layer=..."
-            none = f"No layer has {kind!r} maps in all of them: they cannot be compared"
-            raise FadevizError(
-                f"{run.address} has no layer {layer!r}, but {owner.address} does. {choose if common else none}"
-            )
-        run.check(layer, kind, call)
 
 
 def describe_snapshots(steps: Sequence[int]) -> str:

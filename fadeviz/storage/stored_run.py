@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FadevizError, printable, unknown_name
+from ..errors import FadevizError, printable
 from .files import lock_is_free, machine
 from .folder import RunFolder
 from .info import ACTIVE, RunInfo, read_info
@@ -144,7 +144,7 @@ class StoredRun:
     def read(self, step: int, layer: str, kind: str, call: int = 0) -> NDArray[np.float32]:
         """The maps of every observed image at one step: ``(N, h, w)``, or ``(n, C, h, w)`` for ``CHANNEL_KINDS``."""
         self._snapshots.path(step)
-        self.check(layer, kind)
+        layer = self.check(layer, kind)
         with self._snapshots.open_map(step, layer, kind, call) as part:
             shape = part.get_shape()
             value: NDArray[np.float32] = np.zeros(shape, np.float32) if 0 in shape else part[...]
@@ -165,7 +165,8 @@ class StoredRun:
         Nothing but one header is read here. Indexing reads what it needs; ``np.asarray(...)`` reads all.
 
         Args:
-            layer: dotted name; None takes ``default_layer(kind)``.
+            layer: dotted name, with or without prefixes that trainers add (see :meth:`find_layer`); None takes
+                ``default_layer(kind)``.
             kind: a name in ``KINDS``; ``CHANNEL_KINDS`` have one axis more, before h, unless ``channel`` is given.
             image: index of an observed image, or None for all.
             channel: index of a channel, for ``CHANNEL_KINDS`` only.
@@ -175,8 +176,7 @@ class StoredRun:
         Raises:
             FadevizError: if there is no such layer, kind, call, step, image or channel.
         """
-        layer = layer if layer is not None else self.default_layer(kind)
-        self.check(layer, kind)
+        layer = self.check(layer if layer is not None else self.default_layer(kind), kind)
         shown = self.steps if steps is None else tuple(int(step) for step in steps)
         if not shown:
             raise FadevizError(f"no steps of {self.address} were asked for. It has: {some_steps(self.steps)}")
@@ -201,8 +201,7 @@ class StoredRun:
         if layer is None:
             recorded = (kind for kind in KINDS if any(kind in kinds for kinds in self.layers.values()))
             layer = self.default_layer(next((kind for kind in recorded if kind not in CHANNEL_KINDS), "feature"))
-        elif layer not in self.layers:
-            raise unknown_name(f"layer in {self.address}", layer, self.layers, f"fadeviz info {self.address}")
+        layer = self.find_layer(layer)
         kinds = self.layers[layer]
         maps = [self.maps(layer, kind, call=call) for kind in kinds if kind not in CHANNEL_KINDS]
         if not maps:
@@ -237,13 +236,32 @@ class StoredRun:
         """Whether these versions are still those of the files, and what was read in the meantime was of them."""
         return self._snapshots.are(steps, versions)
 
-    def check(self, layer: str, kind: str, call: int = 0) -> None:
+    def check(self, layer: str, kind: str, call: int = 0) -> str:
         """Raise unless maps of this layer, kind and call were recorded; the message lists the nearest names.
+
+        Returns:
+            The layer's name as it is recorded; see :meth:`find_layer`.
 
         Raises:
             FadevizError: if they were not.
         """
-        self._index.check(layer, kind, call)
+        return self._index.check(layer, kind, call)
+
+    def matching_layers(self, layer: str) -> list[str]:
+        """The recorded layers that a name stands for, more than one if it is ambiguous; see :meth:`find_layer`."""
+        return self._index.matching(layer)
+
+    def find_layer(self, layer: str) -> str:
+        """The name under which a layer is recorded.
+
+        Prefixes that trainers add (Lightning's ``model.``, ``module.`` of DistributedDataParallel, ``_orig_mod.`` of
+        torch.compile) may be missing or different: ``decoder.up1`` finds ``model.decoder.up1``, unless there is a layer
+        of the very name.
+
+        Raises:
+            FadevizError: if there is no such layer, or several that differ only in their prefixes.
+        """
+        return self._index.find(layer)
 
     @cached_property
     def observation(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -26,8 +26,8 @@ function setImage(image) {
 
 function makeControls() {
   options(byId("layer"), layers.map((layer) => {
-    const [height, width] = data.maps.find((maps) => maps.layer === layer).sequences[0].size;
-    return [layer, `${layer}, ${height}×${width}`];
+    const sizes = data.maps.find((maps) => maps.layer === layer).sequences.map((one) => one.size.join("×"));
+    return [layer, `${layer}, ${[...new Set(sizes)].join(" and ")}`];
   }), state.layer);
   setLayer(layers.includes(state.layer) ? state.layer : layers[0]);
   options(byId("image"), data.images.slice(0, data.count).map((image, i) => [String(i), image.name]), state.image);

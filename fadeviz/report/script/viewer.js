@@ -27,9 +27,10 @@ function overlay(image) {
   };
 }
 
-function makeTile(name, seed, image) {
+function makeTile(name, seed, image, layer) {
   const heading = make("span", { class: "name" }, name);
   if (seed !== null) heading.append(" ", make("span", {}, `seed ${seed}`));
+  if (layer) heading.append(" ", make("span", {}, layer)); // only where the layers of the runs differ
   const frame = make("div", { class: "frame" });
   const over = overlay(image);
   over.svg.append(over.lines, ...over.marks);
@@ -69,9 +70,10 @@ async function showSelection() {
   }
   for (const operator of data.operators) {
     const run = runOf(operator);
-    const tile = makeTile(operator.title, seeds.length && run ? run.seed : null, image);
+    const sequence = run && sequenceOf(run.run, state.layer, state.kind, state.image);
+    const tile = makeTile(operator.title, seeds.length && run ? run.seed : null, image, sequence && sequence.layer);
     tile.title = operator.title;
-    tile.sequence = run && sequenceOf(run.run, state.layer, state.kind, state.image);
+    tile.sequence = sequence;
     if (tile.sequence) {
       tile.canvas = make("canvas", { role: "img" });
       tile.frame.append(tile.canvas, tile.over.svg);

@@ -107,7 +107,7 @@ class _Says(torch.nn.Module):
 def test_figures_of_many_classes_leave_out_what_is_not_labelled():
     truth = [np.array([[0, 0, 3, 255]], np.uint8), np.array([[3, 2, 255, 255]], np.uint8)]
     model = _Says(np.array([[0, 3, 3, 1]]), 5)
-    result = evaluate(model, _Images(truth), segmentation_loss, batch_size=1, classes=5)
+    result = evaluate(model, _Images(truth), segmentation_loss, batch_size=1, classes=5).metrics
     # class 0: 1 of 3 (a hit, a miss, and one said that is 3); 2: 0 of 1; 3: 1 of 4; classes 1 and 4 are nowhere
     assert result["miou"] == pytest.approx((1 / 3 + 0 + 1 / 4) / 3)
     assert result["accuracy"] == pytest.approx(2 / 5)
@@ -117,7 +117,7 @@ def test_figures_of_many_classes_leave_out_what_is_not_labelled():
 
 
 def test_two_classes_have_the_figures_of_their_contours_too():
-    result = evaluate(_Says(np.eye(4), 2), _Images([np.eye(4, dtype=np.uint8)]), segmentation_loss)
+    result = evaluate(_Says(np.eye(4), 2), _Images([np.eye(4, dtype=np.uint8)]), segmentation_loss).metrics
     assert result["iou"] == result["miou"] == result["boundary_iou"] == 1
 
 

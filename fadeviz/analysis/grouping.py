@@ -183,6 +183,4 @@ def recorded_by_command(run: StoredRun) -> bool:
 
 def class_names(run: StoredRun) -> list[str]:
     """Name of the class that is inside in each observed image; empty for data with only two classes."""
-    chosen = run.info.observation.foreground or ()
-    names = run.info.data.classes
-    return [names[index] if 0 <= index < len(names) else f"class {index}" for index in chosen]
+    return list(map(run.info.data.class_name, run.info.observation.foreground or ()))

@@ -1,4 +1,4 @@
-"""The metrics that a test of each task gives: their names, units, and which one represents the task."""
+"""The metrics that a test of each task gives, and of each class: their names, units, and which represents the task."""
 
 from __future__ import annotations
 
@@ -81,6 +81,17 @@ METRICS: Mapping[str, Metric] = {
 """All metrics by name, grouped by task."""
 
 
+CLASS_METRICS: Mapping[str, Metric] = {
+    "iou": Metric("IoU", "share", "intersection over union", "IoU"),
+    "boundary_iou": METRICS["boundary_iou"],
+    "boundary_iou_fine": METRICS["boundary_iou_fine"],
+}
+"""The metrics of each class, where there are more than two."""
+
+CLASS_KEY = "class_metrics"
+"""The key in run.json and in a line of metrics.jsonl under which each of them has a list: a value per label, or null."""
+
+
 def headline(metrics: Container[str]) -> str | None:
     """The name of the headline metric in a run's result or a line of its metrics; None if it holds no test.
 
@@ -92,4 +103,4 @@ def headline(metrics: Container[str]) -> str | None:
     return next((task.headline for task in TASK_METRICS.values() if task.headline in metrics), None)
 
 
-__all__ = ["METRICS", "TASK_METRICS", "Metric", "TaskMetrics", "headline"]
+__all__ = ["CLASS_KEY", "CLASS_METRICS", "METRICS", "TASK_METRICS", "Metric", "TaskMetrics", "headline"]

@@ -50,6 +50,12 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: repr(match[0])[1:-1], text)
 
 
+def brief(name: object, longest: int = 80) -> str:
+    """A name as part of a sentence, truncated if it is very long."""
+    text = str(name)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str], see: str = "") -> FadevizError:
     """The error for a name that is not in a table: lists the nearest names.
 

@@ -285,7 +285,9 @@ class TestEvaluate:
         ones, zeros = torch.ones(8, 8), torch.zeros(8, 8)
         data = Drawn([ones, ones, ones, ones], [ones, ones, ones, zeros])
         for batch_size in (1, 2, 3, 8):
-            assert evaluate(Red(), data, share_right, batch_size=batch_size).metrics["test_loss"] == pytest.approx(3 / 4)
+            assert evaluate(Red(), data, share_right, batch_size=batch_size).metrics["test_loss"] == pytest.approx(
+                3 / 4
+            )
 
     def test_other_classes_are_left_out(self):
         truth = square(2, 2).long()

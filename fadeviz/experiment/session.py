@@ -15,7 +15,7 @@ import torch
 from ..errors import FadevizError
 from ..ops.reassemble import choose_backend
 from ..storage.info import RunInfo, StoredConfig, StoredData
-from ..storage.metrics import CLASS_KEY
+from ..storage.metrics import CLASS_KEY, class_metrics
 from ..storage.snapshots import Snapshot, layer_sizes
 from ..storage.stored_run import StoredRun
 from ..storage.writer import RunWriter
@@ -167,7 +167,7 @@ class Session:
         tests = [line for line in before.metrics() if "test_loss" in line and line["step"] <= self.last_step]
         if tests:
             self.metrics = {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr", CLASS_KEY)}
-            self.class_metrics = tests[-1].get(CLASS_KEY, {})
+            self.class_metrics = class_metrics(tests[-1])
         # Later steps are recorded again, to the same bytes.
         self.writer.resume(self.run_id, self._current_info("running"), step=self.last_step)
         self._restart_clocks()

@@ -139,15 +139,18 @@ class StoredData(_Section):
     def class_colors(self) -> tuple[tuple[int, int, int], ...]:
         """The colours of its classes, by their labels: red, green and blue from 0 to 255. Empty if it has none."""
         colors = self.get("colors")
-        return tuple(map(tuple, colors)) if isinstance(colors, list | tuple) and all(map(_is_color, colors)) else ()
+        if not isinstance(colors, list | tuple) or not all(map(_is_color, colors)):
+            return ()
+        return tuple((red, green, blue) for red, green, blue in colors)
 
     def class_name(self, label: int) -> str:
         """The name of a class, or ``class N`` if it has none."""
         return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
-def _is_color(value: object) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 3 and all(_is_whole(one) and 0 <= one < 256 for one in value)
+def _is_color(value: Any) -> bool:
+    three = isinstance(value, list | tuple) and len(value) == 3
+    return three and all(_is_whole(one) and 0 <= one < 256 for one in value)
 
 
 def _section(cls: type[StoredConfig] | type[StoredData]) -> _Kind:
@@ -316,6 +319,14 @@ class RunInfo:
     writer: str | None = _key(_TEXT)
     extra: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def object_name(self, image: int) -> str:
+        """The name of the class that is the object of an observed image; empty for two classes without names."""
+        chosen = self.observation.foreground
+        if chosen is not None and image < len(chosen) and ((self.classes or 2) > 2 or self.data.classes):
+            return self.data.class_name(chosen[image])
+        # Otherwise every class but 0 is inside: of two, that is class 1.
+        return self.data.class_name(1) if chosen is None and len(self.data.classes) == 2 else ""
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> RunInfo:

@@ -138,7 +138,9 @@ class ProgressReader:
         for line in self._lines(stamp[1]):
             latest = line
             if headline(line) is not None:
-                self.metrics = {key: value for key, value in line.items() if key not in ("step", "loss", "lr", CLASS_KEY)}
+                self.metrics = {
+                    key: value for key, value in line.items() if key not in ("step", "loss", "lr", CLASS_KEY)
+                }
         if "step" not in latest:
             return None
         return Progress(int(latest["step"]), self.steps, float(latest.get("loss", float("nan"))), dict(self.metrics))

@@ -51,7 +51,7 @@ def class_band(labels: Tensor, width: int) -> Tensor:
 
 
 def _largest_within(values: Tensor, width: int, *, beyond: float) -> Tensor:
-    """The largest value within ``width`` pixels of each, ``(B, C, H, W)``; ``beyond`` is the value outside the image."""
+    """The largest value within ``width`` pixels of each, ``(B, C, H, W)``; outside the image it is ``beyond``."""
     padded = F.pad(values, (width, width, width, width), value=beyond)
     # Along rows, then along columns: the same, at a fraction of the cost.
     rows = F.max_pool2d(padded, (1, 2 * width + 1), stride=1)
@@ -132,13 +132,14 @@ def evaluate(
                 sums[first] = torch.stack([loss_fn(logits, truth).double() * weight, weight])
                 pairs = torch.where(valid, truth * classes + predicted, classes**2).flatten()
                 pixels.scatter_add_(0, pairs, torch.ones_like(pairs))
-                widths = [boundary_width(*truth.shape[1:], share) for share in BOUNDARY_SHARES.values()]
+                height, width = truth.shape[1:]
+                widths = [boundary_width(height, width, share) for share in BOUNDARY_SHARES.values()]
                 if classes == 2:
                     bands[first] = torch.stack([boundary_iou(predicted == 1, truth == 1, width) for width in widths])
                 else:
-                    labels = [torch.where(valid, values, classes) for values in (predicted, truth)]
+                    found, wanted = (torch.where(valid, labels, classes) for labels in (predicted, truth))
                     for width, counted in zip(widths, banded, strict=True):
-                        _count_bands(*labels, width, counted)
+                        _count_bands(found, wanted, width, counted)
             confusion, banded = pixels[:-1].view(classes, classes).cpu(), banded[..., :-1].cpu()
             counts = _Counts(_on_cpu(sums), _on_cpu(bands), confusion, banded)
     finally:

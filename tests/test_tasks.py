@@ -16,7 +16,8 @@ from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, train
 from fadeviz.models import NETWORKS
 from fadeviz.storage.check import check_run
-from fadeviz.training.metrics import evaluate
+from fadeviz.storage.metrics import CLASS_METRICS
+from fadeviz.training.metrics import BOUNDARY_SHARES, evaluate
 from fadeviz.training.tasks import TASKS, segmentation_loss
 from test_ade20k import save_set
 from test_experiment import assert_same_state, files, final_weights
@@ -113,7 +114,7 @@ def test_figures_of_many_classes_leave_out_what_is_not_labelled():
     assert result["accuracy"] == pytest.approx(2 / 5)
     hit, miss = (-torch.log_softmax(torch.eye(5)[0], 0)[i].item() for i in (0, 1))
     assert result["test_loss"] == pytest.approx((2 * hit + 3 * miss) / 5)
-    assert set(result) == {"test_loss", "miou", "accuracy"}
+    assert set(result) == {"test_loss", "miou", "accuracy", *BOUNDARY_SHARES}
 
 
 def test_two_classes_have_the_figures_of_their_contours_too():
@@ -324,7 +325,8 @@ def test_many_classes_are_recorded_tested_and_resumed_to_the_bit(tmp_path):
     assert whole.info.classes == 150
     assert whole.info.data["train"] == 4
     assert whole.info.data["test"] == 8
-    assert set(whole.info.result) == {"test_loss", "miou", "accuracy"}
+    assert set(whole.info.result) == {"test_loss", "miou", "accuracy", *BOUNDARY_SHARES}
+    assert {name: len(values) for name, values in whole.info.class_metrics.items()} == dict.fromkeys(CLASS_METRICS, 150)
     masks = whole.observation[1]
     for mask, inside, chosen in zip(masks, whole.foregrounds, whole.info.observation.foreground, strict=True):
         assert chosen == find_object(mask)

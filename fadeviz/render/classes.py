@@ -21,7 +21,7 @@ class ClassKey(NamedTuple):
     Attributes:
         legend: their names and colours, ``(R, G, B)`` from 0 to 255; those that fill most of an image first.
         small: the number of those that are left out, as they fill less than ``LEAST_SHARE`` of any image.
-        void: the name of the colour of pixels that are not labelled.
+        void: the colour of pixels that are not labelled, as a sentence; empty if it needs none.
     """
 
     legend: tuple[tuple[str, tuple[int, int, int]], ...]
@@ -31,7 +31,7 @@ class ClassKey(NamedTuple):
     def sentence(self) -> str:
         """How to read the colours."""
         others = f"; {self.small} more fill less than {LEAST_SHARE:.0%} of any image" if self.small else ""
-        return f"Colours: classes as listed{others}. {self.void}: unlabelled."
+        return f"Colours: classes as listed{others}. {self.void}".rstrip()
 
 
 def has_colours(run: StoredRun) -> bool:
@@ -66,6 +66,9 @@ def class_key(runs: Sequence[StoredRun], shares: NDArray[np.float64], least: flo
         least: the share from which on a class is listed.
     """
     colours = class_colours(runs[0])
+    void = f"{void_colour(colours)[0]}: unlabelled."
+    if not has_colours(runs[0]):
+        void = "Black: unlabelled, too." if shares[len(colours) :].any() else ""
     shares = shares[: len(colours)]
     order = np.argsort(-shares, kind="stable").tolist()
     listed = [label for label in order if shares[label] >= least and shares[label] > 0]
@@ -73,7 +76,7 @@ def class_key(runs: Sequence[StoredRun], shares: NDArray[np.float64], least: flo
     return ClassKey(
         tuple((_name(runs, label), (red[label], green[label], blue[label])) for label in listed),
         int((shares > 0).sum()) - len(listed),
-        void_colour(colours)[0] if has_colours(runs[0]) else "Black as well",
+        void,
     )
 
 

@@ -122,11 +122,12 @@ def _classes(info: RunInfo) -> list[object]:
 
 
 def _observed(info: RunInfo) -> list[str]:
-    """The names of the observed images, each with the class of its object where figures name it."""
-    objects = [brief(info.object_name(image), 40) for image in range(len(info.observation.names))]
-    return [
-        f"{name} ({inside})" if inside else name for name, inside in zip(info.observation.names, objects, strict=True)
-    ]
+    """The names of the observed images; of more than two classes, each with that of its object."""
+    names = list(info.observation.names)
+    if (info.classes or 2) > 2:
+        objects = [brief(info.object_name(image), 40) for image in range(len(names))]
+        names = [f"{name} ({inside})" if inside else name for name, inside in zip(names, objects, strict=True)]
+    return names
 
 
 def _by_class(info: RunInfo) -> list[object]:

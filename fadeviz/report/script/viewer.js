@@ -29,7 +29,7 @@ function overlay(image) {
 
 /** An image's name, with the class of the object whose contour is drawn, where there are several. */
 function imageName(image) {
-  return image.object ? `${image.name} · ${image.object}` : image.name;
+  return image.object ? `${image.name} · object: ${image.object}` : image.name;
 }
 
 function makeTile(name, seed, image) {

@@ -180,8 +180,9 @@ def _count_bands(predicted: Tensor, truth: Tensor, width: int, counts: Tensor) -
         torch.where(a, predicted, nothing),
         torch.where(b, truth, nothing),
     ]
-    flat = torch.stack(places).flatten(1)
-    counts.scatter_add_(1, flat, torch.ones_like(flat))
+    # In one dimension, for which torch has a deterministic algorithm on every device.
+    flat = torch.cat([place.flatten() + row * (nothing + 1) for row, place in enumerate(places)])
+    counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def _means(rows: Mapping[str, Tensor]) -> dict[str, float]:

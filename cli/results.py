@@ -71,7 +71,8 @@ def compare(
 @click.argument("run", type=RUN)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="IMAGE...")
 @click.option("-o", "--output", type=Output(file_okay=False), required=True,
-              help="Folder for the results: NAME_mask.png, or NAME_alpha.png for a matting run.")  # fmt: skip
+              help="Folder for the results: NAME_mask.png, or NAME_alpha.png for a matting run; and "
+                   "mask_legend.png, where classes have colours or names.")  # fmt: skip
 @TRIMAPS
 @SIZE
 @DEVICE
@@ -85,13 +86,15 @@ def predict(
     and transparent images are composited over white.
     """
     import fadeviz
-    from fadeviz.prediction.predictor import Prediction, note_not_predicted
+    from fadeviz.prediction.predictor import LEGEND, Prediction, has_legend, note_not_predicted
 
     def print_result(result: Prediction) -> None:
         if result.output is not None:
             print_written(printable(str(result.output)))
 
     done = fadeviz.predict(run, images, output, trimaps=trimaps, size=size, device=device, on_result=print_result)
+    if has_legend(run) and any(result.output is not None for result in done):
+        print_written(printable(str(output / LEGEND)))
     print_notes(map(printable, note_not_predicted(images)))
     _end_with([result.error for result in done if result.error], f"of {len(done)} images have no result")
 

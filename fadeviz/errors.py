@@ -55,6 +55,12 @@ def nearest_names(name: str, choices: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, sorted(set(choices)), n=3, cutoff=0.5)
 
 
+def brief(name: object, longest: int = 80) -> str:
+    """A name as part of a sentence, truncated if it is very long."""
+    text = str(name)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
 def unknown_name(what: str, name: str, choices: Iterable[str], see: str = "") -> FadevizError:
     """The error for a name that is not in a table: lists the nearest names.
 

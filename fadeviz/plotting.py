@@ -14,10 +14,10 @@ from .analysis.grouping import describe_inside, describe_missing_masks, recorded
 from .analysis.measures import MEASURES, PLOTS, describe_group
 from .analysis.onsets import Onsets, OperatorOnset
 from .analysis.result import Analysis, analyze
-from .errors import FadevizError, unknown_name
+from .errors import FadevizError, brief, unknown_name
 from .onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
 from .render.kymographs import write_kymographs
-from .render.labels import brief, provenance
+from .render.labels import provenance
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel
 from .render.plots import write_curves

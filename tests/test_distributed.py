@@ -48,7 +48,7 @@ import json, sys
 import torch
 from fadeviz.data.synthetic.dataset import SyntheticHorses
 from fadeviz.models import build_network
-from fadeviz.training.distributed import process_group, wrap_ddp
+from fadeviz.training.distributed import ALONE, process_group, wrap_ddp
 from fadeviz.training.batches import batches
 from fadeviz.training.loop import fit
 from fadeviz.training.metrics import evaluate
@@ -59,6 +59,12 @@ class Eleven:
     def __getitem__(self, index):
         sample = SyntheticHorses(32)[index]
         sample.mask[: 3 * index] = 255  # ignored: shares weigh what is left of them
+        return sample
+
+class Striped(Eleven):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        sample.mask[:, index::9] = 2 + index % 2
         return sample
 
 def main(upsampler, out):
@@ -74,8 +80,12 @@ def main(upsampler, out):
         losses = [step.loss for step in steps]
         state = {k: v.clone() for k, v in model.state_dict().items()}
         model.float()
-        tested = evaluate(model, Eleven(), segmentation_loss, batch_size=3, processes=processes)
-        alone = evaluate(model, Eleven(), segmentation_loss, batch_size=3)
+        torch.manual_seed(1)
+        several = build_network("segnet", "bilinear", classes=5, width=0.125)
+        tested, alone = [], []
+        for found, together in ((tested, processes), (alone, ALONE)):
+            found += evaluate(model, Eleven(), segmentation_loss, batch_size=3, processes=together)
+            found += evaluate(several, Striped(), segmentation_loss, batch_size=2, classes=5, processes=together)
         told = processes.all_gather([losses, tested, alone])
         if processes.is_rank_zero:
             torch.save([losses, state, told], out)

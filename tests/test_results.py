@@ -21,6 +21,7 @@ from fadeviz.models.pretrained import read_pretrained
 from fadeviz.prediction import compare as compare_module
 from fadeviz.prediction.compare import compare, mean_iou, parse_zoom
 from fadeviz.prediction.predictor import Prediction, Predictor, predict, read_image
+from fadeviz.render.classes import class_key, largest_shares
 from fadeviz.render.zoom import Box
 from fadeviz.storage.info import RunInfo, StoredData
 from fadeviz.training.matting_metrics import mse, sad
@@ -85,11 +86,13 @@ def test_classes_without_a_place_in_the_legend_are_counted():
     maps = np.zeros((10, 100), np.uint8)
     maps[0, :5], maps[1, :50], maps[2, :3] = 1, 2, 3
     config = SimpleNamespace(network="segnet", seed=0)
-    run = SimpleNamespace(info=RunInfo(data=StoredData({"name": "things"})), run_id="r", name="fade", title="FADE")
+    info = RunInfo(classes=4, data=StoredData({"name": "things"}))
+    run = SimpleNamespace(info=info, run_id="r", name="fade", title="FADE")
     predictor = SimpleNamespace(run=run, config=config, classes=4, task="segmentation", step=1)
     row = SimpleNamespace(scores=())
-    assert [name for name, _ in compare_module._legend(predictor, [(row, [maps])])] == ["class 0", "class 2"]
-    said = " ".join(compare_module._caption([predictor], [(row, [maps])], "none"))
+    key = class_key([run], largest_shares([maps]))
+    assert [name for name, _ in key.legend] == ["class 0", "class 2"]
+    said = " ".join(compare_module._caption([predictor], [(row, [maps])], "none", key))
     assert "Colours: classes as listed; 2 more fill less than 1% of any image. Black: unlabelled." in said
 
 
@@ -325,7 +328,7 @@ def test_weights_that_are_not_there_or_damaged_are_one_line(runs, tmp_path):
 def test_a_picture_is_never_replaced_by_its_result(runs, tmp_path):
     first = save(tmp_path / "a.png", photo(40, 60))
     second = save(tmp_path / "a_mask.png", photo(40, 60))
-    with pytest.raises(FadevizError, match="would be replaced by its own result"):
+    with pytest.raises(FadevizError, match="would be replaced by a result"):
         predict(runs / "bilinear", [first, second], tmp_path)
     assert second.read_bytes()[:4] == b"\x89PNG"
 

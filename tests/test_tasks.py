@@ -16,7 +16,8 @@ from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.experiment import RunConfig, train
 from fadeviz.models import NETWORKS
 from fadeviz.storage.check import check_run
-from fadeviz.training.metrics import evaluate
+from fadeviz.storage.metrics import CLASS_METRICS
+from fadeviz.training.metrics import BOUNDARY_SHARES, evaluate
 from fadeviz.training.tasks import TASKS, segmentation_loss
 from test_ade20k import save_set
 from test_experiment import assert_same_state, files, final_weights
@@ -107,17 +108,17 @@ class _Says(torch.nn.Module):
 def test_figures_of_many_classes_leave_out_what_is_not_labelled():
     truth = [np.array([[0, 0, 3, 255]], np.uint8), np.array([[3, 2, 255, 255]], np.uint8)]
     model = _Says(np.array([[0, 3, 3, 1]]), 5)
-    result = evaluate(model, _Images(truth), segmentation_loss, batch_size=1, classes=5)
+    result = evaluate(model, _Images(truth), segmentation_loss, batch_size=1, classes=5).metrics
     # class 0: 1 of 3 (a hit, a miss, and one said that is 3); 2: 0 of 1; 3: 1 of 4; classes 1 and 4 are nowhere
     assert result["miou"] == pytest.approx((1 / 3 + 0 + 1 / 4) / 3)
     assert result["accuracy"] == pytest.approx(2 / 5)
     hit, miss = (-torch.log_softmax(torch.eye(5)[0], 0)[i].item() for i in (0, 1))
     assert result["test_loss"] == pytest.approx((2 * hit + 3 * miss) / 5)
-    assert set(result) == {"test_loss", "miou", "accuracy"}
+    assert set(result) == {"test_loss", "miou", "accuracy", *BOUNDARY_SHARES}
 
 
 def test_two_classes_have_the_figures_of_their_contours_too():
-    result = evaluate(_Says(np.eye(4), 2), _Images([np.eye(4, dtype=np.uint8)]), segmentation_loss)
+    result = evaluate(_Says(np.eye(4), 2), _Images([np.eye(4, dtype=np.uint8)]), segmentation_loss).metrics
     assert result["iou"] == result["miou"] == result["boundary_iou"] == 1
 
 
@@ -324,7 +325,8 @@ def test_many_classes_are_recorded_tested_and_resumed_to_the_bit(tmp_path):
     assert whole.info.classes == 150
     assert whole.info.data["train"] == 4
     assert whole.info.data["test"] == 8
-    assert set(whole.info.result) == {"test_loss", "miou", "accuracy"}
+    assert set(whole.info.result) == {"test_loss", "miou", "accuracy", *BOUNDARY_SHARES}
+    assert {name: len(values) for name, values in whole.info.class_metrics.items()} == dict.fromkeys(CLASS_METRICS, 150)
     masks = whole.observation[1]
     for mask, inside, chosen in zip(masks, whole.foregrounds, whole.info.observation.foreground, strict=True):
         assert chosen == find_object(mask)

@@ -269,7 +269,7 @@ class TestEvaluate:
         empty = torch.zeros(8, 8)
         data = Drawn([square(2, 2), square(1, 1), empty], [square(2, 3), square(1, 1), empty])
         model = Red()
-        result = evaluate(model, data, share_right, batch_size=2)
+        result = evaluate(model, data, share_right, batch_size=2).metrics
         assert result == {
             "test_loss": pytest.approx(184 / 192),
             "miou": pytest.approx((28 / 36 + 156 / 164) / 2),
@@ -285,17 +285,19 @@ class TestEvaluate:
         ones, zeros = torch.ones(8, 8), torch.zeros(8, 8)
         data = Drawn([ones, ones, ones, ones], [ones, ones, ones, zeros])
         for batch_size in (1, 2, 3, 8):
-            assert evaluate(Red(), data, share_right, batch_size=batch_size)["test_loss"] == pytest.approx(3 / 4)
+            assert evaluate(Red(), data, share_right, batch_size=batch_size).metrics["test_loss"] == pytest.approx(
+                3 / 4
+            )
 
     def test_other_classes_are_left_out(self):
         truth = square(2, 2).long()
         truth[0] = 255
-        result = evaluate(Red(), Drawn([square(2, 2) | (truth == 255)], [truth]), share_right)
+        result = evaluate(Red(), Drawn([square(2, 2) | (truth == 255)], [truth]), share_right).metrics
         assert (result["accuracy"], result["miou"]) == (1.0, 1.0)
 
     def test_a_class_that_is_not_there_is_no_part_of_the_mean(self):
         empty = torch.zeros(8, 8)
-        result = evaluate(Red(), Drawn([empty], [empty]), share_right)
+        result = evaluate(Red(), Drawn([empty], [empty]), share_right).metrics
         assert result["miou"] == 1.0
         assert all(math.isnan(result[name]) for name in ("iou", "boundary_iou", "boundary_iou_fine"))
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.render import animation
-from fadeviz.render.colormap import IGNORED, class_palette, colour_classes
+from fadeviz.render.colormap import IGNORED, MOST_FOR_ALL, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
 from fadeviz.render.grid import layout_grid, render_grid, write_grid
 from fadeviz.render.labels import outline, truth_image, truth_name, truth_regions
@@ -31,13 +31,15 @@ class TestClassPalette:
         far = np.abs(colours[:, None].astype(int) - colours[None]).sum(axis=2)
         assert far[~np.eye(CLASSES, dtype=bool)].min() >= 34
         assert colours.max(axis=1).min() > 60
-        np.testing.assert_array_equal(class_palette(20), colours[:20])
+        np.testing.assert_array_equal(class_palette(40), colours[:40])
         colours[:] = 0
         assert class_palette(CLASSES).max() > 0
 
     def test_the_first_colours_stay(self):
         # Figures of two versions are compared side by side.
-        assert class_palette(4).tolist() == [[170, 255, 119], [255, 136, 255], [238, 119, 34], [0, 221, 255]]
+        assert class_palette(4).tolist() == [[170, 255, 119], [255, 136, 255], [187, 68, 0], [238, 221, 221]]
+        assert class_palette(150)[:4].tolist() == [[170, 255, 119], [255, 136, 255], [238, 119, 34], [0, 221, 255]]
+        np.testing.assert_array_equal(class_palette(20), class_palette(MOST_FOR_ALL)[:20])
 
     @pytest.mark.parametrize("classes", [0, -1, 256])
     def test_sizes_that_are_none(self, classes):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import FadevizError
-from ..storage.maps import Maps
-from ..storage.metrics import headline
 from ..storage.layers_of_runs import LayerOfRuns, choose_layers
 from ..storage.map_index import bare_name
+from ..storage.maps import Maps
+from ..storage.metrics import headline
 from ..storage.several_runs import check_distinct, common_steps, run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
@@ -200,6 +200,4 @@ def recorded_by_command(run: StoredRun) -> bool:
 
 def class_names(run: StoredRun) -> list[str]:
     """Name of the class that is inside in each observed image; empty for data with only two classes."""
-    chosen = run.info.observation.foreground or ()
-    names = run.info.data.classes
-    return [names[index] if 0 <= index < len(names) else f"class {index}" for index in chosen]
+    return list(map(run.info.data.class_name, run.info.observation.foreground or ()))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.measured import stored_measurement
 from ..storage.layers_of_runs import LayerOfRuns, describe_layers
+from ..storage.measured import stored_measurement
 from ..storage.several_runs import common_steps, describe_calls
 from ..storage.stored_run import StoredRun
 from .chance import ChanceLevel, chance_level, permute_images

@@ -11,6 +11,7 @@ from ..data import Sample
 from ..data.interior import describe_missing
 from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
+from ..data.transforms import IGNORED
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
 from ..storage.observation import select_foregrounds
@@ -54,6 +55,8 @@ class Observer:
         self._loss, self._mode = parts.task.loss, config.observe_mode
         masks = [sample.mask for sample in self._samples]
         foreground = tuple(map(find_object, masks)) if splits.classes > 2 else None
+        if parts.task.has_classes and splits.classes == 2 and any((mask == IGNORED).any() for mask in masks):
+            foreground = (1,) * len(masks)  # ignored pixels are no part of the object
         self.info = ObservationInfo(
             names=tuple(sample.name for sample in self._samples),
             indices=indices,

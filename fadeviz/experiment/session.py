@@ -15,6 +15,7 @@ import torch
 from ..errors import FadevizError
 from ..ops.reassemble import choose_backend
 from ..storage.info import RunInfo, StoredConfig, StoredData
+from ..storage.metrics import CLASS_KEY, class_metrics
 from ..storage.snapshots import Snapshot, layer_sizes
 from ..storage.stored_run import StoredRun
 from ..storage.writer import RunWriter
@@ -62,6 +63,7 @@ class Session:
         checkpoints: its checkpoints.
         writer: writes the folder; None in all processes but the first.
         metrics: the latest test; empty before the first.
+        class_metrics: that of each class, by name and label; empty for two classes.
         last_step: the number of steps done.
     """
 
@@ -87,6 +89,7 @@ class Session:
         self.run_id = run_id(parts.config, parts.splits.info, parts.weights, parts.device.type, self.observer.unusual)
         self.checkpoints = Checkpoints(out / "checkpoints" / "last.pt", self.run_id, parts)
         self.metrics: dict[str, float] = {}
+        self.class_metrics: dict[str, list[float | None]] = {}
         self.last_step = 0
         self._schedule = parts.config.schedule()
         self._test_every = parts.config.evaluate_every or max(1, parts.config.steps // 10)
@@ -163,7 +166,8 @@ class Session:
         self._watch.seconds.update(before.info.seconds)
         tests = [line for line in before.metrics() if "test_loss" in line and line["step"] <= self.last_step]
         if tests:
-            self.metrics = {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr")}
+            self.metrics = {k: v for k, v in tests[-1].items() if k not in ("step", "loss", "lr", CLASS_KEY)}
+            self.class_metrics = class_metrics(tests[-1])
         # Later steps are recorded again, to the same bytes.
         self.writer.resume(self.run_id, self._current_info("running"), step=self.last_step)
         self._restart_clocks()
@@ -180,10 +184,11 @@ class Session:
         self.last_step = step
         line: dict[str, object] = {"step": step, "loss": result.loss, "lr": result.lr}
         if step % self._test_every == 0 or step == parts.config.steps:
-            self.metrics = parts.task.evaluate(
+            self.metrics, self.class_metrics = parts.task.evaluate(
                 parts.model, parts.splits.test, classes=parts.splits.classes, processes=parts.processes
             )
-            line.update(self.metrics)
+            line |= self.metrics
+            line |= {CLASS_KEY: self.class_metrics} if self.class_metrics else {}
             self._watch.spent_on("testing")
         if self.writer is None:
             return
@@ -226,6 +231,7 @@ class Session:
         self.checkpoints.close()
 
     def _current_info(self, status: str, message: str = "") -> RunInfo:
+        by_class = {name: tuple(values) for name, values in self.class_metrics.items()}
         return dataclasses.replace(
             self._info,
             notes=tuple(self.notes),
@@ -234,6 +240,7 @@ class Session:
             last_step=self.last_step,
             seconds=self._watch.seconds,
             result=self.metrics,
+            class_metrics=by_class or self._info.class_metrics,  # which is left out of the file while it is empty
         )
 
     def _restart_clocks(self) -> None:

@@ -18,6 +18,7 @@ from ..render.labels import truth_image
 from ..render.normalize import SCOPES
 from ..render.selection import MapSelection
 from ..storage.maps import Maps
+from ..storage.metrics import CLASS_KEY, class_metrics
 from ..storage.several_runs import common_steps
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
@@ -153,8 +154,23 @@ class ExportSelection:
 
 
 def _lines(run: StoredRun) -> list[dict[str, Any]]:
-    """The lines of a run's metrics whose step can be exported."""
-    return [line for line in run.metrics() if 0 <= line["step"] < 2**63]
+    """The lines of a run's metrics whose step can be exported; of each class as ``iou NAME``."""
+    return [_flat(line, run) for line in run.metrics() if 0 <= line["step"] < 2**63]
+
+
+def _flat(line: dict[str, Any], run: StoredRun) -> dict[str, Any]:
+    """A line of metrics with a number, not a list, for each class."""
+    by_class = class_metrics(line)
+    count = max(map(len, by_class.values()), default=0)
+    names = [run.info.data.class_name(label) for label in range(count)]
+    names = [name if names.count(name) == 1 else f"{name} {label}" for label, name in enumerate(names)]
+    numbers = {
+        f"{metric} {name}": value
+        for metric, values in by_class.items()
+        for name, value in zip(names, values, strict=False)
+        if value is not None
+    }
+    return {key: value for key, value in line.items() if key != CLASS_KEY or not by_class} | numbers
 
 
 def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,7 +16,8 @@ from ..data.matting.compositing import UNKNOWN
 from ..data.transforms import IGNORED
 from ..errors import FadevizError, printable
 from ..experiment import load_data
-from ..render.colormap import class_palette, colour_classes
+from ..render.classes import ClassKey, class_key, has_colours, largest_shares, names_classes
+from ..render.colormap import colour_classes
 from ..render.comparison import write_comparison
 from ..render.comparison_layout import Row
 from ..render.labels import data_name, describe_runs, provenance
@@ -31,9 +32,6 @@ from .predictor import Predictor, find_trimap, read_image
 
 SHOWN = 4
 """Number of observed images shown if none are named."""
-
-LEAST_SHARE = 0.01
-"""Share of an image from which on a class is in the legend."""
 
 
 def parse_zoom(text: str) -> Box | str:
@@ -117,14 +115,16 @@ def compare(
         samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
     rows = [_row(predictors, sample, has_truth, zoom, size) for sample, has_truth in samples]
     rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
-    legend = _legend(first, rows) if first.classes > 2 and TASKS[first.task].has_classes else []
+    key = None
+    if any(map(names_classes, opened)) and TASKS[first.task].has_classes:
+        key = class_key(opened, largest_shares(values for _, maps in rows for values in maps))
     write_comparison(
         [row for row, _ in rows],
         run_labels(opened),
         Path(output),
         cell=cell,
-        legend=legend,
-        caption=_caption(predictors, rows, zoom),
+        legend=key.legend if key else (),
+        caption=_caption(predictors, rows, zoom, key),
         provenance=provenance(opened),
     )
     names = run_labels(opened, [run.name for run in opened])
@@ -267,8 +267,8 @@ def _row(
     row = Row(
         sample.name,
         sample.image,
-        None if truth is None else _to_image(truth, classes),
-        tuple(_to_image(result, classes) for result in results),
+        None if truth is None else _to_image(truth, predictors[0]),
+        tuple(_to_image(result, predictors[0]) for result in results),
         tuple(texts),
         int(np.nanargmax(scores)) if len(scores) > 1 and not np.isnan(scores).all() else None,
         sample.trimap if matting else None,
@@ -291,38 +291,18 @@ def mean_iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: i
     return float((both[present] / either[present]).mean()) if present.any() else float("nan")
 
 
-def _to_image(values: NDArray[np.uint8] | NDArray[np.float32], classes: int) -> NDArray[np.uint8]:
-    """A mask or a matte, ready to show."""
+def _to_image(values: NDArray[np.uint8] | NDArray[np.float32], first: Predictor) -> NDArray[np.uint8]:
+    """A mask or a matte, ready to show; a mask in the colours of the first run's classes."""
     if np.issubdtype(values.dtype, np.floating):
         return np.rint(values * 255).astype(np.uint8)
-    if classes > 2:
-        return colour_classes(values.astype(np.uint8), classes)
+    if has_colours(first.run):
+        return colour_classes(values.astype(np.uint8), first.classes, first.run.info.data.class_colors)
     return np.where(values == 1, 255, 0).astype(np.uint8)
 
 
-def _shares(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> NDArray[np.float64]:
-    """For each class the largest share of any image or result that it fills."""
-    shares = np.zeros(first.classes)
-    for _, maps in rows:
-        for values in maps:
-            counts = np.bincount(values.ravel(), minlength=256)[: first.classes]
-            shares = np.maximum(shares, counts / values.size)
-    return shares
-
-
-def _legend(first: Predictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
-    """The classes that occur in any image or result, largest first."""
-    shares = _shares(first, rows)
-    names = first.run.info.data.classes
-    colours = class_palette(first.classes)
-    return [
-        (names[i] if i < len(names) else f"class {i}", tuple(map(int, colours[i])))  # type: ignore[misc]
-        for i in np.argsort(-shares, kind="stable").tolist()
-        if shares[i] >= LEAST_SHARE
-    ]
-
-
-def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str) -> list[str]:
+def _caption(
+    predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str, key: ClassKey | None
+) -> list[str]:
     """The caption: the content of the figure, and its operators."""
     first = predictors[0]
     networks = dict.fromkeys(predictor.run.info.network_title or predictor.config.network for predictor in predictors)
@@ -335,10 +315,8 @@ def _caption(predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]],
     scored = any(row.scores for row, _ in rows)
     has_classes = TASKS[first.task].has_classes
     shown = ["White: class 1." if has_classes else "Alpha from 0 (black) to 1 (white)."]
-    if has_classes and first.classes > 2:
-        small = int(((shares := _shares(first, rows)) > 0).sum() - (shares >= LEAST_SHARE).sum())
-        others = f"; {small} more fill less than {LEAST_SHARE:.0%} of any image" if small else ""
-        shown = [f"Colours: classes as listed{others}. Black: unlabelled."]
+    if key is not None:
+        shown = [key.sentence()]
     if scored and not has_classes:
         shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:

@@ -19,9 +19,11 @@ from ..data.sets import find_data
 from ..errors import FadevizError
 from ..experiment import choose_device, config_from, out_of_memory_in_words
 from ..models import build_network
-from ..render.colormap import class_palette
+from ..render.classes import class_colours, class_key, largest_shares, names_classes
+from ..render.legend import write_legend
 from ..storage.files import make_folder, write_whole
 from ..storage.opening import RunLike, stored_runs
+from ..storage.stored_run import StoredRun
 from ..training.checkpoint import read_weights
 from ..training.tasks import TASKS
 
@@ -29,10 +31,14 @@ MOST_PIXELS = 1 << 23
 """Maximum number of pixels that a network is given, 8 megapixels: some maps of larger images would take gigabytes."""
 
 OTHER_PARTS = ("_trimap", "_alpha", "_mask", "_foreground")
-"""Endings of the names of trimaps and mattes, which are not images to predict."""
+"""Endings of the names of trimaps, mattes and masks, which are not images to predict."""
 
 LONGEST_NAME = 200
 """Maximum length of a result's name in bytes; file systems allow 255, and temporary names are a little longer."""
+
+
+LEGEND = "mask_legend.png"
+"""Name of the figure with the colours of the classes, beside the masks."""
 
 
 class Prediction(NamedTuple):
@@ -189,7 +195,11 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for path in map(Path, paths):
         if path.is_dir():
             # What cannot be opened, such as a broken symlink, is reported when it is read.
-            inside = [file for file in _inside(path) if not file.is_dir() and not file.stem.endswith(OTHER_PARTS)]
+            inside = [
+                file
+                for file in _inside(path)
+                if not file.is_dir() and not file.stem.endswith(OTHER_PARTS) and file.name != LEGEND
+            ]
             if not inside:
                 raise FadevizError(f"{path} has no images ({', '.join(SUFFIXES)}). Give files, or another folder")
             files += inside
@@ -254,8 +264,9 @@ def predict(
 ) -> list[Prediction]:
     """Write a mask or a matte for each image, at the image's size and with its orientation tag applied.
 
-    A mask is ``NAME_mask.png``: class indices with a palette (black and white for two classes, otherwise the colours of
-    :func:`~fadeviz.render.colormap.class_palette`). A matte is ``NAME_alpha.png``, 8-bit greyscale. An image that
+    A mask is ``NAME_mask.png``: class indices with a palette: the colours of the run's classes, or else black and white
+    for two classes and those of :func:`~fadeviz.render.colormap.class_palette` for more. Where classes have colours or
+    names, ``LEGEND`` shows those of the masks. A matte is ``NAME_alpha.png``, 8-bit greyscale. An image that
     cannot be read, or has no trimap, does not stop the others.
 
     Args:
@@ -288,7 +299,9 @@ def predict(
     folder = None if trimaps is None else Path(trimaps)
     paths = [images] if isinstance(images, str | os.PathLike) else images
     done: list[Prediction] = []
-    for planned in _plan(paths, Path(output), rules.result):
+    legend = Path(output) / LEGEND if has_legend(predictor.run) else None
+    shares = largest_shares([])
+    for planned in _plan(paths, Path(output), rules.result, legend):
         result = planned
         if planned.output is not None:
             try:
@@ -297,18 +310,27 @@ def predict(
             except FadevizError as error:
                 result = planned._replace(output=None, error=str(error))
             else:
-                _write_result(values, predictor.classes, planned.output)
+                _write_result(values, predictor.run, planned.output)
+                if legend is not None:
+                    shares = np.maximum(shares, largest_shares([values.astype(np.uint8)]))
         done.append(result)
         if on_result is not None:
             on_result(result)
+    if legend is not None and shares.any():
+        write_legend(class_key([predictor.run], shares, least=0).legend, legend)
     return done
 
 
-def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str) -> list[Prediction]:
+def has_legend(run: RunLike) -> bool:
+    """Whether :func:`predict` writes a legend of the classes beside the masks of a run."""
+    return names_classes(*stored_runs(run))
+
+
+def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str, legend: Path | None) -> list[Prediction]:
     """Each image with the file to write.
 
     Raises:
-        FadevizError: if two results would have the same name, or a result would replace an image.
+        FadevizError: if two results would have the same name, or a result or the legend would replace an image.
     """
     planned: list[Prediction] = []
     seen: dict[str, Path] = {}
@@ -331,20 +353,20 @@ def _plan(images: Sequence[str | os.PathLike[str]], folder: Path, ending: str) -
                 planned.append(Prediction(file, None, f"{file} has too long a name for a result. Rename it"))
             else:
                 planned.append(Prediction(file, folder / name))
-    replaced = files & {os.path.realpath(result.output) for result in planned if result.output is not None}
+    written = [result.output for result in planned if result.output is not None] + ([legend] if legend else [])
+    replaced = files & set(map(os.path.realpath, written))
     if replaced:
-        raise FadevizError(f"{min(replaced)} would be replaced by its own result. Choose another folder")
+        raise FadevizError(f"{min(replaced)} would be replaced by a result. Choose another folder")
     return planned
 
 
-def _write_result(values: NDArray[np.uint8] | NDArray[np.float32], classes: int, path: Path) -> None:
+def _write_result(values: NDArray[np.uint8] | NDArray[np.float32], run: StoredRun, path: Path) -> None:
     """A mask as indices with a palette, a matte as greyscale."""
     if np.issubdtype(values.dtype, np.floating):
         image = Image.fromarray(np.rint(values * 255).astype(np.uint8))
     else:
-        palette = np.array([[0] * 3, [255] * 3], np.uint8) if classes == 2 else class_palette(classes)
         image = Image.fromarray(values.astype(np.uint8))
-        image.putpalette(palette.tobytes())
+        image.putpalette(class_colours(run).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     make_folder(path.parent)
@@ -352,9 +374,11 @@ def _write_result(values: NDArray[np.uint8] | NDArray[np.float32], classes: int,
 
 
 __all__ = [
+    "LEGEND",
     "Prediction",
     "Predictor",
     "find_trimap",
+    "has_legend",
     "list_images",
     "note_not_predicted",
     "predict",

@@ -25,6 +25,7 @@ from .labels import (
     format_number,
     heading,
     image_name,
+    object_name,
     outline,
     provenance,
     shorten,
@@ -248,7 +249,13 @@ def _words(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Image
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
     if shown:
         x, y = layout.image
-        below = shorten(f"{image_name(shown)}, {truth_name(shown.run)} outlined", px(11), layout.pitch)
+        named = object_name(shown)
+        suffix = f", {truth_name(shown.run)} outlined" + (f"; object: {named}" if named else "")
+        if named:  # a long name of the image leaves room for that of its object
+            room = layout.pitch - math.ceil(font(px(11)).getlength(suffix))
+            below = shorten(shorten(image_name(shown), px(11), max(room, px(40))) + suffix, px(11), layout.pitch)
+        else:
+            below = shorten(image_name(shown) + suffix, px(11), layout.pitch)
         draw.text((x, y + layout.tile[1] + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)

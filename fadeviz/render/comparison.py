@@ -11,20 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .comparison_layout import (
-    LEGEND_GAP,
-    LEGEND_SQUARE,
-    LINE,
-    NAME,
-    TEXT,
-    ComparisonLayout,
-    Legend,
-    Rectangle,
-    Row,
-    layout_comparison,
-    row_contents,
-)
+from .comparison_layout import LINE, NAME, ComparisonLayout, Rectangle, Row, layout_comparison, row_contents
 from .labels import shorten
+from .legend import TEXT, Legend, draw_legend
 from .page import STYLE, Page, check_ending, new_figure, save_figure
 from .zoom import Box
 
@@ -139,16 +128,10 @@ def _draw_scores(page: Page, layout: ComparisonLayout, index: int, best: int | N
 
 
 def _write_below(page: Page, layout: ComparisonLayout) -> None:
-    from matplotlib.patches import Rectangle as Patch
-
-    points = layout.points
-    for x, y, text, colour in layout.legend:
-        side = points(LEGEND_SQUARE)
-        page.front.add_patch(Patch((x, y), side, side, facecolor=colour, edgecolor="0.4", linewidth=0.35))
-        page.text(x + side + points(LEGEND_GAP), y + side / 2, text, TEXT, va="center_baseline")
+    draw_legend(page, layout.legend, layout.points)
     lines, top = layout.caption
     for index, line in enumerate(lines):
-        page.text(layout.lefts[0], top + index * points(TEXT + 1.6), line, TEXT, color="0.25")
+        page.text(layout.lefts[0], top + index * layout.points(TEXT + 1.6), line, TEXT, color="0.25")
 
 
 def _show(page: Page, box: Rectangle, pixels: NDArray[np.uint8], smooth: bool) -> None:

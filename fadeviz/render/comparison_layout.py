@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError, printable
 from .fonts import font
 from .labels import shorten, wrap
+from .legend import TEXT, Legend, PlacedLegend, place_legend
 from .page import MAX_PIXELS
 from .zoom import Box
 
@@ -26,10 +27,8 @@ _HEADINGS = (7.0, 6.4, 5.8)
 """Font sizes of the column headings in points: the first one with the fewest cuts and lines is taken."""
 _SCORE, _BREAK_SCORE, _LEAST_SCORE = 6.4, 5.6, 4.6
 """Font sizes of the scores in points: the largest, the one below which they are broken into lines, and the smallest."""
-NAME, TEXT = 5.8, 6.0
-"""Font sizes in points: row names, and the legend and caption."""
-LEGEND_SQUARE, LEGEND_GAP = 5.6, 2.2
-"""Side of a legend's colour, and its distance to the name, in points."""
+NAME = 5.8
+"""Font size of the rows' names in points; the caption's is that of the legend."""
 LINE = 1.16
 """Distance between lines of headings and scores, in font sizes."""
 _MARGIN, _GUTTER, _INNER, _BETWEEN = 3.0, 2.5, 1.6, 4.0
@@ -37,8 +36,6 @@ _MARGIN, _GUTTER, _INNER, _BETWEEN = 3.0, 2.5, 1.6, 4.0
 
 Rectangle = tuple[int, int, int, int]
 """x, y, width and height in pixels."""
-Legend = Sequence[tuple[str, Sequence[int]]]
-"""Classes with their colours, ``(R, G, B)`` from 0 to 255."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class ComparisonLayout:
         scores: the lines under each row's and run's result.
         score_size: font size of the scores in points.
         names: x and y of the middle of each row's name, and its text, which is read upwards.
-        legend: the ``(x, y)`` of each class's square, its name and its colour.
+        legend: where each class stands.
         caption: the lines below, and the top of the first.
     """
 
@@ -123,7 +120,7 @@ class ComparisonLayout:
     scores: list[list[list[str]]]
     score_size: float
     names: list[tuple[int, int, str]]
-    legend: list[tuple[int, int, str, tuple[float, ...]]]
+    legend: PlacedLegend
     caption: tuple[list[str], int]
 
     def points(self, size: float) -> int:
@@ -175,7 +172,10 @@ def layout_comparison(
         top += max(3, grid.points(_BETWEEN))
         _check_pixels(grid.width, top)
     top -= max(3, grid.points(_BETWEEN))
-    legend_places, top = _place_legend(legend, top, grid) if legend else ([], top)
+    legend_places: PlacedLegend = []
+    if legend:
+        right = grid.width - grid.margin
+        legend_places, top = place_legend(legend, grid.lefts[0], right, top + grid.points(4), grid.points)
     text_width = grid.width - grid.lefts[0] - grid.margin
     lines = [line for text in caption for line in wrap(text, max(1, grid.points(TEXT)), text_width)]
     top += grid.points(4.5) if lines else 0
@@ -327,31 +327,10 @@ def _score_lines(rows: Sequence[Row], grid: _Columns) -> tuple[list[list[list[st
     return scores, max(_LEAST_SCORE, size(scores))
 
 
-def _place_legend(
-    legend: Legend, bottom: int, grid: _Columns
-) -> tuple[list[tuple[int, int, str, tuple[float, ...]]], int]:
-    """Where the classes stand, in lines below the rows; and the bottom of the last line."""
-    square, gap, apart, line = (grid.points(size) for size in (LEGEND_SQUARE, LEGEND_GAP, 7, 8.4))
-    left, right, top = grid.lefts[0], grid.width - grid.margin, bottom + grid.points(4)
-    placed, x = [], left
-    for name, colour in legend:
-        text = shorten(name, max(1, grid.points(TEXT)), right - left - square - gap)
-        width = square + gap + math.ceil(font(max(1, grid.points(TEXT))).getlength(text))
-        if x > left and x + width > right:
-            x, top = left, top + line
-        placed.append((x, top, text, tuple(int(part) / 255 for part in colour)))
-        x += width + apart
-    return placed, top + square
-
-
 __all__ = [
-    "LEGEND_GAP",
-    "LEGEND_SQUARE",
     "LINE",
     "NAME",
-    "TEXT",
     "ComparisonLayout",
-    "Legend",
     "Rectangle",
     "Row",
     "layout_comparison",

@@ -15,13 +15,13 @@ from PIL import Image
 from ..errors import FadevizError
 from ..storage.snapshots import CHANNEL_KINDS
 from ..storage.stored_run import StoredRun
+from .classes import class_key, has_colours, largest_shares, names_classes
 from .colormap import colorize, is_diverging, palette
 from .fonts import font
 from .frames import FrameSequence, collect_notes, scale_maps, select_frames
 from .labels import (
     bar_ends,
     captions,
-    has_colours,
     heading,
     provenance,
     shorten,
@@ -30,6 +30,7 @@ from .labels import (
     truth_name,
     wrap,
 )
+from .legend import Legend, PlacedLegend, draw_legend, place_legend
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
 from .selection import MapSelection
 
@@ -60,6 +61,7 @@ class GridLayout:
         scales: width and height of a map value of each sequence.
         blocks: each run's indices of its sequences, the top of its heading, and the corners of image and mask.
         cells: ``(sequence, frame) -> (x, y)``, upper left corner of the cell.
+        legend: where the classes of the masks stand, above the caption.
         caption: the lines below, and the top of the first.
         chips: whether the steps stand inside the cells; above them where cells are small.
     """
@@ -71,6 +73,7 @@ class GridLayout:
     scales: list[int]
     blocks: list[tuple[list[int], int, tuple[tuple[int, int], tuple[int, int]]]]
     cells: dict[tuple[int, int], tuple[int, int]]
+    legend: PlacedLegend
     caption: tuple[list[str], int]
     chips: bool
 
@@ -246,6 +249,13 @@ def layout_grid(
     sentences = captions(sequences)
     sentences[1] += steps_sentence(sequences)
     sentences[1] += f" The number {'in' if spacing.chips else 'above'} a cell is the training step."
+    legend, reading = _classes([sequences[members[0]] for members in by_run.values()])
+    sentences += reading
+    placed: PlacedLegend = []
+    if legend:
+        right = total_width - spacing.margin
+        placed, top = place_legend(legend, spacing.margin, right, top + spacing.points(1), spacing.points)
+        top += spacing.points(3)
     text_width = total_width - 2 * spacing.margin
     lines = [line for text in sentences for line in wrap(text, spacing.points(_TEXT), text_width)]
     top += spacing.points(1)
@@ -257,9 +267,21 @@ def layout_grid(
         scales=scales,
         blocks=blocks,
         cells=cells,
+        legend=placed,
         caption=(lines, top),
         chips=spacing.chips,
     )
+
+
+def _classes(sequences: Sequence[FrameSequence]) -> tuple[Legend, list[str]]:
+    """The legend of the masks shown, of each run with its own colours; and a sentence on how to read it."""
+    keys = [
+        class_key([sequence.run], largest_shares([sequence.run.observation[1][sequence.image]]))
+        for sequence in sequences
+        if sequence.observed_image is not None and names_classes(sequence.run)
+    ]
+    legend = tuple(dict.fromkeys(entry for key in keys for entry in key.legend))
+    return legend, list(dict.fromkeys(key.sentence() for key in keys))
 
 
 def _spacing(sizes: Sequence[tuple[int, int]]) -> _Spacing:
@@ -346,6 +368,7 @@ def _draw(
                 if upscale:
                     pixels = pixels.repeat(layout.scales[index], axis=0).repeat(layout.scales[index], axis=1)
                 page.cell(layout.cells[index, frame], size, pixels, str(step))
+    draw_legend(page, layout.legend, layout.points)
     lines, top = layout.caption
     for index, line in enumerate(lines):
         page.text(layout.points(5), top + index * layout.points(8), line, _TEXT, color="0.25")

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import printable
+from ..errors import brief, printable
 from ..storage.layers_of_runs import describe_layers
 from ..storage.several_runs import run_labels
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
+from .classes import has_colours
 from .colormap import colour_classes
 from .fonts import font
 from .frames import MAX_CORRELATION, FrameSequence
@@ -64,12 +65,6 @@ def _fitting(text: str, size: int, width: int, bold: bool = False, end: str = ""
     return max(0, bisect_right(counts, limit, key=lambda n: font(size, bold).getlength(text[:n] + end)) - 1)
 
 
-def brief(name: object, longest: int = 80) -> str:
-    """A name as part of a sentence, truncated if it is very long."""
-    text = str(name)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
 def format_number(value: float, digits: int = 3) -> str:
     """A value with ``digits`` significant digits and a true minus sign; shorter whole numbers as they are.
 
@@ -99,6 +94,16 @@ def image_name(sequence: FrameSequence) -> str:
     return sequence.run.info.observation.name_of(sequence.image)
 
 
+def object_name(sequence: FrameSequence) -> str:
+    """The class that is the object of the observed image, shortened; empty for two classes without names."""
+    return brief(sequence.run.info.object_name(sequence.image), 40)
+
+
+def _object(sequence: FrameSequence) -> str:
+    name = object_name(sequence)
+    return f" (object: {name})" if name else ""
+
+
 def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     """The sentences below a figure: what is drawn, in which range, and of which image and operators."""
     first = sequences[0]
@@ -119,7 +124,7 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             ": those of largest variance over the image at the last step, omitting channels that correlate above "
             f"{MAX_CORRELATION:g} with another one shown"
         )
-    origin = [f"Image: {brief(image_name(first))}."]
+    origin = [f"Image: {brief(image_name(first))}{_object(first)}."]
     data = dict.fromkeys(brief(data_name(s.run)) for s in runs.values())
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
@@ -244,11 +249,6 @@ def bar_ends(sequence: FrameSequence) -> tuple[str, str]:
     return "min" if low == 0 else f"{low:g} %", "max" if high == 100 else f"{high:g} %"
 
 
-def has_colours(run: StoredRun) -> bool:
-    """Whether masks of a run are shown in the colours of their classes, which is so for more than two."""
-    return run.mattes is None and (run.info.classes or 2) > 2
-
-
 def truth_name(run: StoredRun) -> str:
     """Name of a run's ground truth in figures: ``mask``, or ``alpha`` for mattes."""
     return "mask" if run.mattes is None else "alpha"
@@ -257,8 +257,8 @@ def truth_name(run: StoredRun) -> str:
 def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
     """The ground truth of an observed image, ready to show, ``(H, W, 3)`` uint8.
 
-    The alpha of a matting run is grey. A mask of many classes is in their colours, a mask of two classes in black and
-    white; ignored pixels are black.
+    The alpha of a matting run is grey. A mask of many classes, or of classes with colours, is in their colours, another
+    mask of two classes in black and white. Ignored pixels are black, unless a class is.
 
     Args:
         run: a run with observed images.
@@ -268,8 +268,8 @@ def truth_image(run: StoredRun, image: int) -> NDArray[np.uint8]:
         FadevizError: under the same conditions as :attr:`StoredRun.observation`.
     """
     mask = run.observation[1][image]
-    if run.info.classes is not None and has_colours(run):
-        return colour_classes(mask, run.info.classes)
+    if has_colours(run):
+        return colour_classes(mask, run.info.classes or 2, run.info.data.class_colors)
     if _names_object(run):
         mask = run.foregrounds[image].astype(np.uint8)
     greys = _greys(mask) if run.mattes is None else run.mattes[0][image]

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..errors import brief
 from ..storage.metrics import METRICS
 from ..storage.several_runs import describe_snapshots
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
+from .classes import class_key, largest_shares, names_classes
 from .colormap import colorize
 from .frames import FrameSequence, select_frames, spread
 from .labels import captions, format_number, truth_image, truth_name
@@ -76,12 +78,27 @@ def render_html(run: StoredRun) -> str:
             _table(data),
             "</div>",
             '<div class="fadeviz-view"></div>',
+            *([] if observed_image is None else _legend(run, sequences[0].image)),
             *([f'<p style="font-size: smaller">{escape(run.lost)}</p>'] if run.lost else []),
             f'<p style="font-size: smaller">{escape(_caption(run, sequences, len(places)))}</p>',
             f"<script>({_SCRIPT})({json.dumps(name)}, {_for_script(data)});</script>",
             "</div>",
         ]
     )
+
+
+def _legend(run: StoredRun, image: int) -> list[str]:
+    """The colours of the classes in the observed image's mask, and how to read them; nothing for unnamed two."""
+    if not names_classes(run):
+        return []
+    key = class_key([run], largest_shares([run.observation[1][image]]))
+    square = "display: inline-block; width: 0.8em; height: 0.8em; border: 1px solid #666; background: #"
+    classes = [
+        f'<span style="margin-right: 1em"><span style="{square}{bytes(colour).hex()}"></span> '
+        f"{escape(brief(name, 40))}</span>"
+        for name, colour in key.legend
+    ]
+    return [f'<p style="font-size: smaller">{"".join(classes)} {escape(key.sentence())}</p>']
 
 
 def _sequences(run: StoredRun, steps: Sequence[int]) -> list[FrameSequence]:

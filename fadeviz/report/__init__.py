@@ -213,6 +213,7 @@ def _content(
                 "contour": contour_path(inside),
                 "size": list(inside.shape),
                 **({} if mattes is None else {"matte": image_uri(mattes[0][number])}),
+                **({"object": text.plain(inner, 40)} if (inner := runs[0].info.object_name(number)) else {}),
             }
             for number, (name, image, inside) in enumerate(
                 zip(onsets.images[:images], observed, runs[0].foregrounds, strict=False)
@@ -243,6 +244,7 @@ def _content(
         "verdicts": text.verdict_rows(onsets, panels),
         "key": (KYMOGRAPH_QUANTITY, explain_kymographs(onsets), kymograph_span(panels)) if panels else None,
         "table": text.onset_table(analysis),
+        "classes": text.class_table(onsets),
         "comparisons": text.comparison_sentences(onsets),
         "caveats": text.caveats(onsets),
         "settings": text.settings(runs),

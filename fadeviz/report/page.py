@@ -13,9 +13,14 @@ from typing import Any
 
 from ..version import __version__
 from .sequences import MapSequences, ReportSelection, shortest
+from .text import ClassTable
 
 SCRIPT = ("state", "maps", "viewer", "controls", "charts", "kymographs")
 """Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
+
+
+_OPEN_ROWS = 12
+"""Most rows of a table of classes that is open at first."""
 
 
 def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes:
@@ -49,6 +54,7 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
         "comparisons": _comparisons(content["comparisons"]),
         "caveats": _items(content["caveats"]),
         "table": _onsets(*content["table"]),
+        "classes": _classes(content["classes"]) if content["classes"] else "",
         "key": _key(*content["key"]) if content["key"] else "",
         "left_out": _left_out(selection.left_out),
         "settings": _settings(*content["settings"]),
@@ -177,6 +183,18 @@ def _key(quantity: str, explanation: str, span: float) -> str:
 def _onsets(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     body = _rows((row[0], row[1:]) for row in rows)
     return f'<div class="onsets">{_table("Onsets", _row("th", head, "col"), body)}</div>'
+
+
+def _classes(table: ClassTable) -> str:
+    """The table of the classes, closed where it would push away what follows."""
+    opened = " open" if len(table.rows) <= _OPEN_ROWS else ""
+    summary = f"Each class at the last test, worst first ({len(table.rows)} classes)"
+    body = _rows((row[0], row[1:]) for row in table.rows)
+    notes = "".join(f"<p>{_escape(note)}</p>" for note in table.notes)
+    return (
+        f'<details class="aside wide"{opened}><summary>{_escape(summary)}</summary>'
+        f"{_table('Classes', _row('th', table.head, 'col'), body)}{notes}</details>"
+    )
 
 
 def _settings(names: Sequence[str], different: dict[str, list[str]], common: dict[str, str]) -> str:

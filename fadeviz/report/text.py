@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..analysis.onsets import Onsets
 from ..analysis.result import Analysis
@@ -11,6 +14,7 @@ from ..analysis.sentences import advise, describe_operator
 from ..analysis.text import clearest, describe_difference, metric_columns, onset_cells
 from ..render.frames import spread
 from ..render.panels import KymographPanel
+from ..storage.metrics import CLASS_METRICS, class_metrics
 from ..storage.stored_run import StoredRun
 
 MAX_STEPS = 200
@@ -95,6 +99,77 @@ def onset_table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
             count = str(len(operator.seeds))
             rows.append([name, count, *cells, str(onset.verdict), *(tested if first else [""] * len(tested))])
     return [*head, "outline earlier by", "verdict", *metrics[0]], rows
+
+
+class ClassTable(NamedTuple):
+    """The metrics of each class.
+
+    Attributes:
+        head: the headings of the columns.
+        rows: a name and the values of each class that was tested, that of the lowest mean IoU first.
+        notes: how to read it, and what it leaves out, one sentence each.
+    """
+
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+_SHOWN = ("iou", "boundary_iou")
+"""The metrics of a class in the table, the one that orders it first."""
+
+
+def class_table(onsets: Onsets) -> ClassTable | None:
+    """The IoU of each class at the last test of each operator, means over its seeds; None for two classes."""
+    tests = [[_by_class(run) for run in operator.runs] for operator in onsets.operators]
+    count = max((len(values) for group in tests for test in group for values in test.values()), default=0)
+    if not count:
+        return None
+    means = np.array([[_mean([test.get(name, ()) for test in group], count) for name in _SHOWN] for group in tests])
+    order = _mean(list(means[:, 0]), count)
+    tested = [label for label in np.argsort(order, kind="stable").tolist() if not np.isnan(order[label])]
+    titles = [plain(operator.title, 60) for operator in onsets.operators]
+    head = [f"{title}: {CLASS_METRICS[name].title}" for title in titles for name in _SHOWN]
+    if len(titles) == 1:
+        head = [CLASS_METRICS[name].title for name in _SHOWN]
+    rows = [[_class_name(onsets, label), *map(_share, means[:, :, label].ravel())] for label in tested]
+    several = any(len(group) > 1 for group in tests)
+    notes = [f"IoU and Boundary IoU of the pixels of all test images together{', means over the seeds' * several}."]
+    absent = [_class_name(onsets, label) for label in range(count) if label not in tested]
+    if absent:
+        few = ", ".join(absent[:_ABSENT]) + (f" and {len(absent) - _ABSENT} more" if len(absent) > _ABSENT else "")
+        notes.append(f"Neither in the test masks nor predicted: {few}.")
+    return ClassTable(["class", *head], rows, notes)
+
+
+_ABSENT = 12
+"""Most classes that are named where they are left out."""
+
+
+def _by_class(run: StoredRun) -> dict[str, list[float | None]]:
+    """The metrics of each class in a run's last test; empty if it has none."""
+    return next(filter(None, map(class_metrics, reversed(run.metrics()))), {})
+
+
+def _mean(rows: Sequence[Sequence[float | None] | NDArray[np.float64]], count: int) -> NDArray[np.float64]:
+    """The mean of the rows' known values in each of ``count`` columns; NaN where none is known."""
+    values = np.full((len(rows), count), np.nan)
+    for row, own in zip(values, rows, strict=True):
+        row[: len(own)] = np.array(own, np.float64)
+    known = ~np.isnan(values)
+    sums = np.where(known, values, 0).sum(0)
+    return np.divide(sums, known.sum(0), out=np.full(count, np.nan), where=known.any(0))
+
+
+def _class_name(onsets: Onsets, label: int) -> str:
+    """The name of a class; all its names, where the runs have different ones."""
+    runs = [run for operator in onsets.operators for run in operator.runs]
+    named = [run for run in runs if run.info.data.classes] or runs[:1]
+    return plain(" / ".join(dict.fromkeys(run.info.data.class_name(label) for run in named)), 60)
+
+
+def _share(value: float) -> str:
+    return "–" if np.isnan(value) else CLASS_METRICS["iou"].text(value)
 
 
 def _typeset(cell: str) -> str:

@@ -45,6 +45,10 @@ def _are_numbers(value: object) -> bool:
     return isinstance(value, dict) and all(_is_whole(one) or isinstance(one, float) for one in value.values())
 
 
+def _are_numbers_or_none(value: object) -> bool:
+    return isinstance(value, list) and all(one is None or _is_whole(one) or isinstance(one, float) for one in value)
+
+
 _TEXT = _Kind("a string", lambda value: value is None or isinstance(value, str))
 _WHOLE = _Kind("a whole number", lambda value: value is None or _is_whole(value))
 _VERSION = _Kind("a version", lambda value: True, lambda value, name: int(value))
@@ -62,6 +66,12 @@ _OBJECTS = _Kind(
     "a list of objects", _is_list_of(dict), lambda value, name: tuple(value), lambda value: [dict(one) for one in value]
 )
 _NUMBERS = _Kind("an object of numbers", _are_numbers, store=dict)
+_NUMBERS_BY_CLASS = _Kind(
+    "an object of lists of numbers",
+    lambda value: isinstance(value, dict) and all(map(_are_numbers_or_none, value.values())),
+    lambda value, name: {key: tuple(numbers) for key, numbers in value.items()},
+    lambda value: {key: list(numbers) for key, numbers in value.items()},
+)
 
 
 class _Section(Mapping[str, Any]):
@@ -124,6 +134,23 @@ class StoredData(_Section):
         """The names of its classes, by their labels."""
         names = self.get("classes")
         return tuple(map(str, names)) if isinstance(names, list | tuple) else ()
+
+    @property
+    def class_colors(self) -> tuple[tuple[int, int, int], ...]:
+        """The colours of its classes, by their labels: red, green and blue from 0 to 255. Empty if it has none."""
+        colors = self.get("colors")
+        if not isinstance(colors, list | tuple) or not all(map(_is_color, colors)):
+            return ()
+        return tuple((red, green, blue) for red, green, blue in colors)
+
+    def class_name(self, label: int) -> str:
+        """The name of a class, or ``class N`` if it has none."""
+        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
+
+
+def _is_color(value: Any) -> bool:
+    three = isinstance(value, list | tuple) and len(value) == 3
+    return three and all(_is_whole(one) and 0 <= one < 256 for one in value)
 
 
 def _section(cls: type[StoredConfig] | type[StoredData]) -> _Kind:
@@ -250,6 +277,8 @@ class RunInfo:
         last_step: optimiser steps done.
         seconds: time spent, by activity.
         result: the metrics of the last test.
+        class_metrics: those of each class, by name and label, where there are more than two; None for a class that
+            occurs neither in the masks nor in the predictions.
         errors: errors of a ``Recorder``: ``message`` and, where known, ``step``.
         imported: what the maps were imported from; None if they were recorded.
         writer: the machine that holds the folder's lock, while the run is active.
@@ -286,11 +315,20 @@ class RunInfo:
     last_step: int | None = _key(_WHOLE)
     seconds: Mapping[str, float] = _key(_NUMBERS, _NO_VALUES)
     result: Mapping[str, float] = _key(_NUMBERS, _NO_VALUES)
+    class_metrics: Mapping[str, tuple[float | None, ...]] = _key(_NUMBERS_BY_CLASS, _NO_VALUES)
     errors: tuple[Mapping[str, Any], ...] = _key(_OBJECTS, ())
     imported: str | None = _key(_TEXT)
     writer: str | None = _key(_TEXT)
     extra: Mapping[str, Any] = field(default_factory=dict)
     order: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    def object_name(self, image: int) -> str:
+        """The name of the class that is the object of an observed image; empty for two classes without names."""
+        chosen = self.observation.foreground
+        if chosen is not None and image < len(chosen) and ((self.classes or 2) > 2 or self.data.classes):
+            return self.data.class_name(chosen[image])
+        # Otherwise every class but 0 is inside: of two, that is class 1.
+        return self.data.class_name(1) if chosen is None and len(self.data.classes) == 2 else ""
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> RunInfo:

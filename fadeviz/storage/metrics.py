@@ -1,9 +1,10 @@
-"""The metrics that a test of each task gives: their names, units, and which one represents the task."""
+"""The metrics that a test of each task gives, and of each class: their names, units, and which represents the task."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,17 @@ METRICS: Mapping[str, Metric] = {
 """All metrics by name, grouped by task."""
 
 
+CLASS_METRICS: Mapping[str, Metric] = {
+    "iou": Metric("IoU", "share", "intersection over union", "IoU"),
+    "boundary_iou": METRICS["boundary_iou"],
+    "boundary_iou_fine": METRICS["boundary_iou_fine"],
+}
+"""The metrics of each class, where there are more than two."""
+
+CLASS_KEY = "class_metrics"
+"""The key in run.json and in a line of metrics.jsonl under which each of them is a list: a value per label, or null."""
+
+
 def headline(metrics: Container[str]) -> str | None:
     """The name of the headline metric in a run's result or a line of its metrics; None if it holds no test.
 
@@ -92,4 +104,27 @@ def headline(metrics: Container[str]) -> str | None:
     return next((task.headline for task in TASK_METRICS.values() if task.headline in metrics), None)
 
 
-__all__ = ["METRICS", "TASK_METRICS", "Metric", "TaskMetrics", "headline"]
+def class_metrics(line: Mapping[str, Any]) -> dict[str, list[float | None]]:
+    """The metrics of each class in a line of metrics.jsonl, by name and label; empty if it has none, or no numbers."""
+    found = line.get(CLASS_KEY)
+    if not isinstance(found, dict) or not all(map(_are_numbers, found.values())):
+        return {}
+    return {name: [None if value is None else float(value) for value in found[name]] for name in found}
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        value is None or (isinstance(value, float | int) and abs(value) < 2**63) for value in values
+    )
+
+
+__all__ = [
+    "CLASS_KEY",
+    "CLASS_METRICS",
+    "METRICS",
+    "TASK_METRICS",
+    "Metric",
+    "TaskMetrics",
+    "class_metrics",
+    "headline",
+]

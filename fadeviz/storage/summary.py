@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..errors import printable
+from ..errors import brief, printable
+from .info import RunInfo
 from .stored_run import StoredRun
+
+_LISTED = 6
+"""Number of classes that are named; a run may have 150."""
 
 
 class LayerSummary(NamedTuple):
@@ -101,12 +105,46 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
             f"{info.processes} processes" if info.processes is not None else None,
         ],
         "time": [f"{what} {value:.1f} s" for what, value in info.seconds.items()],
-        "observed": [*info.observation.names, info.observation.mode],
+        "classes": _classes(info),
+        "observed": [*_observed(info), info.observation.mode],
         "result": [f"{name} {value:.4f}" for name, value in info.result.items()],
+        "by class": _by_class(info),
         "errors": [f"{len(errors)}, the first: {errors[0].get('message')}"] if errors else [],
         "notes": list(info.notes),
     }
     return {name: [part for part in parts if part] for name, parts in facts.items()}
+
+
+def _classes(info: RunInfo) -> list[object]:
+    """The number of classes and the names of the first ones; nothing for two classes without names."""
+    names, count = info.data.classes, info.classes
+    if count is None or (count == 2 and not names):
+        return []
+    listed = ", ".join(brief(name, 40) for name in names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return [f"{count}: {listed}{more}" if listed else count]
+
+
+def _observed(info: RunInfo) -> list[str]:
+    """The names of the observed images; of more than two classes, each with that of its object."""
+    names = list(info.observation.names)
+    if (info.classes or 2) > 2:
+        objects = [brief(info.object_name(image), 40) for image in range(len(names))]
+        names = [f"{name} ({inside})" if inside else name for name, inside in zip(names, objects, strict=True)]
+    return names
+
+
+def _by_class(info: RunInfo) -> list[object]:
+    """The classes of lowest and highest IoU in the last test, and how many are in neither masks nor predictions."""
+    values = info.class_metrics.get("iou", ())
+    known = sorted((value, label) for label, value in enumerate(values) if value is not None)
+    if not known:
+        return []
+    few = _LISTED // 2
+    named = [f"{brief(info.data.class_name(label), 40)} {value:.3f}" for value, label in known]
+    shown = named if len(named) <= _LISTED else [*named[:few], "...", *named[-few:]]
+    absent = len(values) - len(known)
+    return [f"IoU {shown[0]}", *shown[1:], f"{absent} neither in the masks nor predicted" if absent else None]
 
 
 def _status(run: StoredRun) -> str:

@@ -19,7 +19,7 @@ from ..errors import FadevizError
 from ..experiment import Progress, RunConfig, train
 from ..run import open_run
 from ..storage.files import METRICS_LIMIT, left_over, open_regular
-from ..storage.metrics import headline
+from ..storage.metrics import CLASS_KEY, headline
 from ..training.signals import Interrupted
 from .plan import Trial
 
@@ -119,8 +119,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 class ProgressReader:
     """Reads the progress of a trial that another machine trains from the end of its metrics.jsonl."""
 
-    _TAIL = 16384
-    """Bytes read from the end: about a hundred steps, which usually include the latest evaluation."""
+    _TAIL = 65536
+    """Bytes read from the end: some hundred steps, which usually include the latest evaluation, of 254 classes too."""
 
     def __init__(self, task: Task) -> None:
         """Skip what the file contains now: only what is added later is reported."""
@@ -138,7 +138,9 @@ class ProgressReader:
         for line in self._lines(stamp[1]):
             latest = line
             if headline(line) is not None:
-                self.metrics = {key: value for key, value in line.items() if key not in ("step", "loss", "lr")}
+                self.metrics = {
+                    key: value for key, value in line.items() if key not in ("step", "loss", "lr", CLASS_KEY)
+                }
         if "step" not in latest:
             return None
         return Progress(int(latest["step"]), self.steps, float(latest.get("loss", float("nan"))), dict(self.metrics))

@@ -20,7 +20,7 @@ from .batches import Collation, collate_masks
 from .distributed import ALONE, Processes
 from .matting_loss import collate_matting, matting_loss
 from .matting_metrics import evaluate_mattes, predict_alpha
-from .metrics import evaluate
+from .metrics import Evaluation, evaluate
 
 
 class Evaluate(Protocol):
@@ -28,8 +28,8 @@ class Evaluate(Protocol):
 
     def __call__(
         self, model: Network, dataset: Dataset, /, *, classes: int = 2, processes: Processes = ALONE
-    ) -> dict[str, float]:
-        """The metrics by name."""
+    ) -> Evaluation:
+        """The metrics, and those of each class."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Task:
         collate: inputs and targets of images of one size.
         loss: ``(outputs, targets)`` -> a mean, weighted by ``loss_weight``.
         loss_weight: ``(targets)`` -> a number, or a scalar on their device.
-        evaluate: returns the metrics of a test.
+        evaluate: returns the metrics of a test, and those of each class.
         predict: ``(model, sample, stride, size)`` -> the class of each pixel, uint8, or its alpha, float32 in [0, 1],
             of one image, as a map of ``size`` (height and width); the input is padded to multiples of ``stride``.
         has_classes: whether masks of classes are predicted; otherwise a matte, from an image and its trimap.
@@ -109,7 +109,7 @@ def predict_matte(model: nn.Module, sample: Sample, stride: int, size: tuple[int
 
 def _evaluate_classes(
     model: Network, dataset: Dataset, /, *, classes: int = 2, processes: Processes = ALONE
-) -> dict[str, float]:
+) -> Evaluation:
     # The logits of many classes are large: 150 of them on 512x512 take 157 MB per image.
     batch_size = 8 if classes <= 8 else 1
     return evaluate(model, dataset, segmentation_loss, batch_size=batch_size, classes=classes, processes=processes)
@@ -117,8 +117,8 @@ def _evaluate_classes(
 
 def _evaluate_mattes(
     model: Network, dataset: Dataset, /, *, classes: int = 2, processes: Processes = ALONE
-) -> dict[str, float]:
-    return evaluate_mattes(model, dataset, stride=model.stride, processes=processes)
+) -> Evaluation:
+    return Evaluation(evaluate_mattes(model, dataset, stride=model.stride, processes=processes), {})
 
 
 TASKS: Mapping[str, Task] = {

@@ -27,6 +27,11 @@ function overlay(image) {
   };
 }
 
+/** An image's name, with the class of the object whose contour is drawn, where there are several. */
+function imageName(image) {
+  return image.object ? `${image.name} · object: ${image.object}` : image.name;
+}
+
 function makeTile(name, seed, image, layer) {
   const heading = make("span", { class: "name" }, name);
   if (seed !== null) heading.append(" ", make("span", {}, `seed ${seed}`));
@@ -60,7 +65,7 @@ async function showSelection() {
   const input = makeTile("Input", null, image);
   const shown = make("img", { src: image.image, alt: `Input image ${image.name}`, draggable: "false" });
   input.frame.append(shown, input.over.svg);
-  input.element.append(make("div", { class: "range" }, image.name), input.reading);
+  input.element.append(make("div", { class: "range" }, imageName(image)), input.reading);
   const made = [input];
   if (image.matte) {
     const truth = makeTile("True alpha", null, image);
@@ -188,7 +193,7 @@ function showStrip() {
   const shown = make("div", { class: "frame" }, make("img", { src: image.image, alt: "" }), over.svg);
   const truth = image.matte ? [make("div", { class: "frame" }, make("img", { src: image.matte, alt: "" }))] : [];
   const rows = [
-    make("div", { class: "strip-row" }, make("span", {}, image.name), shown, ...truth),
+    make("div", { class: "strip-row" }, make("span", {}, imageName(image)), shown, ...truth),
     make("div", { class: "strip-row" }, make("span"), ...some.map((at) => make("span", {}, `step ${count(steps[at])}`))),
   ];
   for (const tile of tiles.filter((one) => one.maps)) {

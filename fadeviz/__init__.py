@@ -51,6 +51,7 @@ __all__ = [
     "plot",
     "predict",
     "record_checkpoints",
+    "replace_upsamplers",
     "run_bench",
     "run_demo",
     "run_sweep",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .prediction.predictor import Predictor, predict
     from .recording.recorder import Recorder
     from .recording.views import View
+    from .replacement.replace import replace_upsamplers
     from .report import write_report
     from .run import Run, animate, grid, list_runs, open_run
     from .storage.check import check_run
@@ -103,6 +105,7 @@ else:
         "prediction.predictor": ("Predictor", "predict"),
         "recording.recorder": ("Recorder",),
         "recording.views": ("View",),
+        "replacement.replace": ("replace_upsamplers",),
         "report": ("write_report",),
         "run": ("Run", "animate", "grid", "list_runs", "open_run"),
         "storage.check": ("check_run",),

@@ -52,6 +52,7 @@ __all__ = [
     "plot",
     "predict",
     "record_checkpoints",
+    "replace_upsamplers",
     "run_bench",
     "run_demo",
     "run_sweep",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .recording.layer_tree import layers
     from .recording.recorder import Recorder
     from .recording.views import View
+    from .replacement.replace import replace_upsamplers
     from .report import write_report
     from .run import Run, animate, grid, list_runs, open_run
     from .storage.check import check_run
@@ -106,6 +108,7 @@ else:
         "recording.layer_tree": ("layers",),
         "recording.recorder": ("Recorder",),
         "recording.views": ("View",),
+        "replacement.replace": ("replace_upsamplers",),
         "report": ("write_report",),
         "run": ("Run", "animate", "grid", "list_runs", "open_run"),
         "storage.check": ("check_run",),

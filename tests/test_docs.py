@@ -22,7 +22,8 @@ PAGES = sorted(
     for path in DOCS.rglob("*.md")
     if not {"generated", "_build"} & set(path.relative_to(DOCS).parts)
 )
-EXECUTED = ["quickstart", "recorder", "operators", *(f"tutorials/{path.stem}" for path in DOCS.glob("tutorials/*.md"))]
+TUTORIALS = [f"tutorials/{path.stem}" for path in DOCS.glob("tutorials/*.md")]
+EXECUTED = ["quickstart", "recorder", "operators", "replacing", *TUTORIALS]
 """Pages whose ``python`` and ``sh`` blocks run, from top to bottom in one folder; ``console`` blocks are only shown."""
 
 

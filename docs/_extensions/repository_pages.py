@@ -42,7 +42,13 @@ NEEDS = {"": "nothing", "indices": "pooling indices", "feature": "the encoder fe
 LIBRARY = {
     "Recording": ("fadeviz.recording.probe", "fadeviz.recording.views", "fadeviz.storage.schedule"),
     "Training": ("fadeviz.experiment", "fadeviz.sweep"),
-    "Operators": ("fadeviz.upsamplers.base", "fadeviz.models.base", "fadeviz.models.costs", "fadeviz.ops.reassemble"),
+    "Operators": (
+        "fadeviz.upsamplers.base",
+        "fadeviz.replacement.report",
+        "fadeviz.models.base",
+        "fadeviz.models.costs",
+        "fadeviz.ops.reassemble",
+    ),
     "Drawing": (
         "fadeviz.render.selection",
         "fadeviz.render.normalize",

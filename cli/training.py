@@ -111,6 +111,9 @@ _OBSERVATION = (
                  help="Statistics for BatchNorm while observing: the running ones, or those of the observed images."),
     click.option("--channel-images", type=int, default=1, show_default=True,
                  help="Number of observed images whose channels, kernels and guide are kept."),
+    click.option("--predictions", is_flag=True,
+                 help="Also store what the network predicts for the observed images, one byte a pixel; grid --kind "
+                      "prediction draws it."),
     click.option("--evaluate-every", type=int, default=0, metavar="N",
                  help="Steps between tests.  [default: a tenth of the run]"),
 )  # fmt: skip

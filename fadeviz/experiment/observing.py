@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..data import Sample
 from ..data.interior import describe_missing
+from ..data.matting.compositing import UNKNOWN
 from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
+from ..recording.predictions import PredictionReader
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
 from ..storage.observation import select_foregrounds
@@ -61,7 +64,12 @@ class Observer:
             foreground=foreground,
         )
         objects = select_foregrounds(self.masks, foreground, "the run")
-        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects)
+        predict = True if parts.task.has_classes else _alphas
+        predictions = PredictionReader(predict, self.masks.shape) if config.predictions else None  # type: ignore[arg-type]
+        self.probe = Probe(
+            parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects,
+            predictions=predictions,
+        )  # fmt: skip
         missing = describe_missing(self.info.names, list(objects))
         self.notes = [missing] if missing else []
         if len(indices) < config.observe:
@@ -74,6 +82,18 @@ class Observer:
             FadevizError: if the model cannot be observed.
         """
         return self.probe.observe(self.inputs, self._targets, self._loss, step=step, mode=self._mode)  # type: ignore[arg-type]
+
+    @property
+    def prediction(self) -> NDArray[np.uint8] | None:
+        """What the network predicted in the last observation, ``(N, H, W)``; None if predictions are not recorded.
+
+        The known pixels of mattes are as the trimaps have them.
+        """
+        prediction = self.probe.prediction
+        if prediction is None or self.mattes is None:
+            return prediction
+        trimaps = self.mattes[1]
+        return np.where(trimaps == UNKNOWN, prediction, trimaps)
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -93,3 +113,8 @@ class Observer:
         if not len(alphas) == len(trimaps) == len(self._samples):
             return None
         return np.stack(alphas), np.stack(trimaps)
+
+
+def _alphas(output: Tensor) -> Tensor:
+    """The alphas ``(B, H, W)`` in a matting network's output."""
+    return (output[:, 0] if output.ndim == 4 else output).float().clamp(0, 1)

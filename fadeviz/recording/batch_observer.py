@@ -70,7 +70,7 @@ class BatchObserver:
     def _observe_and_check(self, step: int) -> tuple[list[Snapshot], list[str]]:
         """Observe, and note whether that changed anything."""
         before = state_of(self._model, self._loss_fn)
-        snapshots = self._observe(step)
+        snapshots, prediction = self._observe(step), self.probe.prediction
         # On a GPU two observations may differ by the order of sums.
         again = self._observe(step) if device_of(self._model).type == "cpu" else snapshots
         notes = list(self.probe.notes)
@@ -85,6 +85,8 @@ class BatchObserver:
                 f"a second pass over the same batch gave different maps (layer {other.layer!r}, {other.kind}): the "
                 "model or the loss draws random numbers or counts its calls where this cannot be undone"
             )
+        elif prediction is not None and not np.array_equal(prediction, self.probe.prediction):
+            notes.append("a second pass over the same batch gave other predictions: predictions draws random numbers")
         self._checked = True
         return snapshots, notes
 

@@ -22,6 +22,25 @@ MAX_CORRELATION = 0.8
 
 
 @dataclass(frozen=True)
+class ClassColours:
+    """The colours of predictions, which stand for classes and not for values.
+
+    Attributes:
+        palette: ``(256, 3)`` uint8: the colours of the classes, of the outline, and from black to white.
+        outline: index of the colour that the outline of the true object has; None where none is drawn.
+        regions: ``(H, W)`` uint8, the true regions whose outline that is; None where none is drawn.
+        legend: names of the classes with the indices of their colours, those that fill most first; empty for two.
+        sentence: what the colours stand for, for captions.
+    """
+
+    palette: NDArray[np.uint8]
+    outline: int | None
+    regions: NDArray[np.uint8] | None
+    legend: tuple[tuple[str, int], ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class FrameSequence:
     """One map of one run over training: a row of frames.
 
@@ -29,7 +48,7 @@ class FrameSequence:
         run: source of the maps.
         label: name of the run in figures: its operator, and the seed or folder where several share an operator.
         layer: dotted module name.
-        kind: a name in ``KINDS``.
+        kind: a name in ``KINDS``, or ``PREDICTION``.
         image: index of the observed image.
         channel: index of the channel, for ``CHANNEL_KINDS``; None otherwise.
         representative: whether the channel was selected by :func:`select_channels` rather than by the caller.
@@ -46,6 +65,7 @@ class FrameSequence:
         observed_image: ``(H, W, 3)`` uint8; None if the run has lost it.
         mask: ``(H, W)`` uint8, its ground truth; None if the run has lost it.
         notes: what was omitted or marked, one sentence each.
+        colours: the colours of classes, of predictions; None for maps, which take those of a colour map.
     """
 
     run: StoredRun
@@ -68,6 +88,7 @@ class FrameSequence:
     observed_image: NDArray[np.uint8] | None
     mask: NDArray[np.uint8] | None
     notes: tuple[str, ...]
+    colours: ClassColours | None = None
 
     @property
     def non_finite(self) -> int:
@@ -104,11 +125,11 @@ def select_frames(
         FadevizError: if there is no run, a run is given twice, the runs cannot be compared, or they have no such
             layer, kind, image, channel, call, step or scope.
     """
-    _check_runs(runs)
+    check_runs(runs)
     layer = selection.layer if selection.layer is not None else runs[0].default_layer(selection.kind)
     selection = replace(selection, layer=layer)
     check_layer(runs, layer, selection.kind, selection.call)
-    _check_images(runs, selection.image)
+    check_images(runs, selection.image)
     common = common_steps(runs, selection.steps)
     steps = common
     if selection.steps is None and max_frames is not None:
@@ -223,7 +244,7 @@ def select_channels(
     return sorted(selected) or [0]
 
 
-def _check_runs(runs: Sequence[StoredRun]) -> None:
+def check_runs(runs: Sequence[StoredRun]) -> None:
     """Raise unless there is at least one run, and no run twice."""
     if not runs:
         raise FadevizError("no run to draw. Give at least one run folder")
@@ -232,7 +253,7 @@ def _check_runs(runs: Sequence[StoredRun]) -> None:
             raise FadevizError(f"{first.address} and {second.address} are the same run, {second.run_id}. Give it once")
 
 
-def _check_images(runs: Sequence[StoredRun], image: int) -> None:
+def check_images(runs: Sequence[StoredRun], image: int) -> None:
     """Raise unless the runs observed the same image, as far as their observed images are available."""
     available = [run for run in runs if not run.lost]
     for run in available:
@@ -275,6 +296,21 @@ def _notes(
         all_steps: the steps that all runs have; None if the caller named the steps.
     """
     run, label = tracks[0].run, tracks[0].label
+    notes = notes_on_run(run, steps, all_steps)
+    if channels is not None and channels > len(tracks):
+        numbers = ", ".join(str(track.channel) for track in tracks)
+        notes.append(
+            f"{label}: {len(tracks)} of {channels} channels are drawn: {numbers}. "
+            "Choose with channel=... or channels=..."
+        )
+    cells = sum(int((~np.isfinite(track.maps)).sum()) for track in tracks)
+    if cells:
+        notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
+    return tuple(notes)
+
+
+def notes_on_run(run: StoredRun, steps: Sequence[int], all_steps: Sequence[int] | None) -> list[str]:
+    """Notes on files of a run that cannot be used, and on steps that are not drawn; arguments as for its maps."""
     broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
     notes = [f"{run.address}: left out {name} ({reason})" for name, reason in broken.items()]
     notes += [run.lost] if run.lost else []
@@ -287,16 +323,7 @@ def _notes(
             f"{len(steps)} of {len(all_steps)} snapshots are shown, evenly spaced from step {steps[0]} to {steps[-1]}. "
             "Choose others with steps=..."
         )
-    if channels is not None and channels > len(tracks):
-        numbers = ", ".join(str(track.channel) for track in tracks)
-        notes.append(
-            f"{label}: {len(tracks)} of {channels} channels are drawn: {numbers}. "
-            "Choose with channel=... or channels=..."
-        )
-    cells = sum(int((~np.isfinite(track.maps)).sum()) for track in tracks)
-    if cells:
-        notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
-    return tuple(notes)
+    return notes
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
@@ -313,8 +340,12 @@ def collect_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
 __all__ = [
     "MAX_CORRELATION",
     "SCOPES",
+    "ClassColours",
     "FrameSequence",
+    "check_images",
+    "check_runs",
     "collect_notes",
+    "notes_on_run",
     "select_channels",
     "select_frames",
     "spread",

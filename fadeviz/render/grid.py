@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..storage.snapshots import CHANNEL_KINDS
+from ..storage.snapshots import CHANNEL_KINDS, PREDICTION
 from ..storage.stored_run import StoredRun
-from .colormap import colorize, is_diverging, palette
+from .colormap import colorize, is_diverging, palette, to_indices
 from .fonts import font
-from .frames import FrameSequence, collect_notes, select_frames
+from .frames import ClassColours, FrameSequence, collect_notes, select_frames
 from .labels import (
     bar_ends,
     captions,
@@ -31,6 +31,7 @@ from .labels import (
     wrap,
 )
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
+from .predictions import select_predictions, true_outline
 from .selection import MapSelection
 
 if TYPE_CHECKING:
@@ -149,6 +150,8 @@ def draw_grid(
 def _select(runs: Sequence[StoredRun], selection: MapSelection, colormap: str) -> list[FrameSequence]:
     """The sequences of a grid; of representative channels only a handful of steps, unless steps are named."""
     palette(colormap)
+    if selection.kind == PREDICTION:
+        return select_predictions(runs, selection, colormap=colormap, max_frames=MAX_FRAMES)
     representative = selection.kind in CHANNEL_KINDS and selection.channel is None
     return select_frames(
         runs,
@@ -328,14 +331,23 @@ def _draw(
                 middle = (x - layout.points(2.5), y + layout.cell[1] / 2)
                 page.text(*middle, f"channel {sequence.channel}", _TEXT, rotation=90, ha="right", va="center")
             for frame, (step, unit) in enumerate(zip(sequence.steps, sequence.unit, strict=True)):
-                pixels = colorize(unit, colormap)
-                if upscale:
-                    pixels = pixels.repeat(layout.scale, axis=0).repeat(layout.scale, axis=1)
+                pixels = _pixels(sequence, unit, colormap, layout.scale if upscale else 1)
                 page.cell(layout.cells[index, frame], pixels, str(step))
     lines, top = layout.caption
     for index, line in enumerate(lines):
         page.text(layout.points(5), top + index * layout.points(8), line, _TEXT, color="0.25")
     return figure
+
+
+def _pixels(sequence: FrameSequence, unit: NDArray[np.float32], colormap: str, scale: int) -> NDArray[np.uint8]:
+    """One frame, ``(h, w, 3)``, each cell ``scale`` pixels wide; of predictions with the true object's outline."""
+    colours = sequence.colours
+    pixels = colorize(unit, colormap) if colours is None else colours.palette[to_indices(unit)]
+    pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    line = true_outline(sequence, scale)
+    if colours is not None and line is not None:
+        pixels[line] = colours.palette[colours.outline]
+    return pixels
 
 
 class _GridPage(Page):
@@ -362,6 +374,42 @@ class _GridPage(Page):
     def heading(self, sequence: FrameSequence, title: str, top: int, colormap: str) -> None:
         points, right = self.layout.points, self.layout.width - self.layout.points(5)
         middle = top + points(5)
+        if sequence.colours is not None:
+            right = self.legend(sequence.colours, right, middle)
+        else:
+            right = self.bar(sequence, colormap, right, middle)
+        label = shorten(title, points(_HEADING), right - points(5), bold=True)
+        self.text(points(5), middle, label, _HEADING, weight="bold", va="center_baseline")
+
+    def legend(self, colours: ClassColours, right: int, middle: int) -> int:
+        """The classes with their colours, as many as fit into two thirds of the line; returns their left end."""
+        from matplotlib.patches import Rectangle
+
+        points, size = self.layout.points, self.layout.points(_TEXT)
+        side, gap = points(5), points(2)
+        left_end = right // 3
+        entries = []
+        room = right - left_end
+        for name, index in colours.legend:
+            text = shorten(name, size, points(90))
+            width = side + gap + round(font(size).getlength(text)) + points(6)
+            if width > room:
+                break
+            room -= width
+            entries.append((text, index, width))
+        x = right - sum(width for *_, width in entries) + points(6) * bool(entries)
+        start = x
+        for text, index, width in entries:
+            colour = tuple(colours.palette[index] / 255)
+            place = (x, middle - side // 2)
+            self.front.add_patch(Rectangle(place, side, side, facecolor=colour, edgecolor="0.4", linewidth=0.35))
+            self.text(x + side + gap, middle, text, _TEXT, va="center_baseline")
+            x += width
+        return start - points(6)
+
+    def bar(self, sequence: FrameSequence, colormap: str, right: int, middle: int) -> int:
+        """The colour bar with its ends; returns their left end."""
+        points = self.layout.points
         low, high = bar_ends(sequence)
         size = points(_TEXT)
         self.text(right, middle, high, _TEXT, ha="right", va="center_baseline")
@@ -373,9 +421,7 @@ class _GridPage(Page):
         self.image((right - width, middle - height // 2, width, height), bar)
         right -= width + points(3)
         self.text(right, middle, low, _TEXT, ha="right", va="center_baseline")
-        right -= round(font(size).getlength(low)) + points(6)
-        label = shorten(title, points(_HEADING), right - points(5), bold=True)
-        self.text(points(5), middle, label, _HEADING, weight="bold", va="center_baseline")
+        return right - round(font(size).getlength(low)) - points(6)
 
 
 def _fit(pixels: NDArray[np.uint8], size: tuple[int, int], *, blended: bool = True) -> NDArray[np.uint8]:

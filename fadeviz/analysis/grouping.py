@@ -92,6 +92,13 @@ def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]])
     return notes
 
 
+def group_title(name: str, members: Sequence[StoredRun]) -> str:
+    """The title of a group of :func:`group_runs` in figures."""
+    first = members[0]
+    # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
+    return first.title + name.removeprefix(first.name) if name.startswith(first.name) else name
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 

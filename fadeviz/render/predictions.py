@@ -42,13 +42,13 @@ def select_predictions(
     """
     _check_selection(selection, colormap)
     check_runs(runs)
-    values = _check_values(runs)
+    _check_values(runs)
     check_images(runs, selection.image)
     common = common_steps(runs, selection.steps)
     steps = tuple(common if selection.steps is not None or max_frames is None else spread(common, max_frames))
-    every = [np.stack([run.prediction(step, selection.image) for step in steps]) for run in runs]
+    every = [predictions_of(run, steps, selection.image) for run in runs]
     _check_sizes(runs, every)
-    colours, indices = _greys() if values == "alpha" else _of_classes(runs, every)
+    colours, indices = colours_of(runs, every)
     size = every[0].shape[1:]
     true = [None if colours.outline is None else _regions(run, selection.image, size) for run in runs]
     if any(regions is not None for regions in true):
@@ -104,8 +104,23 @@ def _check_selection(selection: MapSelection, colormap: str) -> None:
         raise FadevizError(f"kind={PREDICTION!r}: classes have colours of their own. Leave out colormap=...")
 
 
-def _check_values(runs: Sequence[StoredRun]) -> str:
-    """``classes`` or ``alpha``, which all runs have."""
+def predictions_of(run: StoredRun, steps: Sequence[int], image: int) -> NDArray[np.uint8]:
+    """What a run predicted for one image, ``(T, H, W)``; see :meth:`StoredRun.prediction`."""
+    return np.stack([run.prediction(step, image) for step in steps])
+
+
+def colours_of(runs: Sequence[StoredRun], every: Sequence[NDArray[np.uint8]]) -> tuple[ClassColours, NDArray[np.uint8]]:
+    """The colours of predictions, and for each stored value the index of its colour, ``(256,)``.
+
+    Args:
+        runs: the runs, all with classes or all with alphas.
+        every: what they predicted, ``(T, H, W)`` each.
+    """
+    return _greys() if runs[0].info.predictions == "alpha" else _of_classes(runs, every)
+
+
+def _check_values(runs: Sequence[StoredRun]) -> None:
+    """Raise unless all runs have predictions, and all of classes or all of alphas."""
     for run in runs:
         if run.info.predictions is None:
             raise FadevizError(
@@ -117,7 +132,6 @@ def _check_values(runs: Sequence[StoredRun]) -> str:
                 f"{runs[0].address} has predictions of {runs[0].info.predictions}, {run.address} of "
                 f"{run.info.predictions}: they cannot be compared"
             )
-    return runs[0].info.predictions or ""
 
 
 def _check_sizes(runs: Sequence[StoredRun], every: Sequence[NDArray[np.uint8]]) -> None:
@@ -180,4 +194,4 @@ def _regions(run: StoredRun, image: int, size: tuple[int, ...]) -> NDArray[np.ui
     return resized if outline(resized).any() else None
 
 
-__all__ = ["LEAST_SHARE", "OUTLINE", "select_predictions", "true_outline"]
+__all__ = ["LEAST_SHARE", "OUTLINE", "colours_of", "predictions_of", "select_predictions", "true_outline"]

@@ -12,13 +12,16 @@ from importlib.resources import files
 from typing import Any
 
 from ..version import __version__
+from .predictions import ReportPredictions
 from .sequences import MapSequences, ReportSelection, shortest
 
-SCRIPT = ("state", "maps", "viewer", "controls", "charts", "kymographs")
+SCRIPT = ("state", "maps", "viewer", "predictions", "controls", "charts", "kymographs")
 """Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
 
 
-def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes:
+def render_page(
+    content: Mapping[str, Any], selection: ReportSelection, predictions: ReportPredictions | None = None
+) -> bytes:
     """The whole file.
 
     Names in stored runs are not trusted: only :func:`_escape` and :func:`_json` put them into the page.
@@ -26,6 +29,7 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
     Args:
         content: sentences, tables and data of the page, without the maps.
         selection: the maps.
+        predictions: what the models predicted; None leaves the section out.
     """
     markup, style = (_read(f"page.{kind}") for kind in ("html", "css"))
     script = _script()
@@ -33,12 +37,15 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
         "shown": list(selection.runs),
         "count": selection.images,
         "maps": [_map_data(maps, number) for number, maps in enumerate(selection.sequences)],
+        "predictions": None if predictions is None else predictions.data(),
     }
     elements = [
         f'<script type="text/plain" id="sequence-{number}-{run}-{image}">{_base64(packed.data)}</script>'
         for number, maps in enumerate(selection.sequences)
         for (run, image), packed in maps.packed.items()
     ]
+    for element, packed in () if predictions is None else predictions.elements():
+        elements.append(f'<script type="text/plain" id="{element}">{_base64(packed.data)}</script>')
     slots = {
         "title": _escape(content["title"]),
         "policy": _policy(style, script),
@@ -51,6 +58,7 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
         "table": _onsets(*content["table"]),
         "key": _key(*content["key"]) if content["key"] else "",
         "left_out": _left_out(selection.left_out),
+        "predictions": "" if predictions is None else _predictions(predictions),
         "settings": _settings(*content["settings"]),
         "command": _escape(content["command"]),
         "version": _escape(__version__),
@@ -156,6 +164,23 @@ def _verdicts(operators: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<article class="{kind}"><h3>{_escape(operator["title"])}</h3>{"".join(halves)}</article>')
     width = {1: " one", 2: "", 3: " three"}.get(len(operators), " many")
     return f'<div class="verdicts{width}">{"".join(parts)}</div>'
+
+
+def _predictions(predictions: ReportPredictions) -> str:
+    """The section that the script fills."""
+    return (
+        '\n\n<section id="predictions" aria-labelledby="predictions-title">\n'
+        '<h2 id="predictions-title">Predictions</h2>\n'
+        f'<p class="lead-in">What the models made of the image. {_escape(predictions.sentence)} '
+        '<span class="screen">The slider is that of the maps.</span></p>\n'
+        '<div id="prediction-tiles" class="tiles"></div>\n'
+        '<ul id="prediction-legend" class="legend screen"></ul>\n'
+        '<div class="transport screen"><div class="track">'
+        '<input id="prediction-slider" type="range" min="0" value="0" step="1" aria-label="Recorded step"></div>'
+        '<output id="prediction-step" class="step" for="prediction-slider"></output></div>\n'
+        '<div class="controls screen"><label>Image <select id="prediction-image"></select></label></div>\n'
+        "</section>"
+    )
 
 
 def _key(quantity: str, explanation: str, span: float) -> str:

@@ -99,6 +99,7 @@ async function showSelection() {
   showContour();
   showStep();
   showStrip();
+  showPredictions();
 }
 
 function trouble(text) {
@@ -211,6 +212,7 @@ function showStep() {
   byId("step").textContent = `step ${count(steps[state.at])}`;
   showFrames();
   showPoint();
+  showPredictionStep();
   for (const follow of followers) follow(steps[state.at]);
 }
 

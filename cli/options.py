@@ -13,6 +13,10 @@ LAYER = click.option("--layer", help="Dotted layer name.  [default: the network'
 KIND = click.option("--kind", default="feature", show_default=True,
                     help="Kind of map: feature, gradient, readout, readout_contour, channels, gate, kernel_entropy, "
                          "constant, kernels or guide.")  # fmt: skip
+DRAWN_KIND = click.option("--kind", default="feature", show_default=True,
+                          help="Kind of map: feature, gradient, readout, readout_contour, channels, gate, "
+                               "kernel_entropy, constant, kernels or guide; or prediction, what the model predicted, "
+                               "if that was stored.")  # fmt: skip
 CALL = click.option("--call", type=int, default=0, show_default=True,
                     help="Which call of a layer that runs several times in a forward pass, from 0.")  # fmt: skip
 STEPS = click.option("--steps", metavar="SCHEDULE",
@@ -29,4 +33,4 @@ TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True,
                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
                             "each image]")  # fmt: skip
 
-__all__ = ["CALL", "COLORMAP", "DEVICE", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS"]
+__all__ = ["CALL", "COLORMAP", "DEVICE", "DRAWN_KIND", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS"]

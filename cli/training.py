@@ -127,6 +127,17 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def settings_options(*names: str) -> Callable[[click.Command], click.Command]:
+    """Some of the settings of :func:`training_options`, by the names of their parameters, for another command."""
+
+    def add(command: click.Command) -> click.Command:
+        every = click.command("every")(UPSAMPLER(training_options(lambda **options: None))).params
+        command.params += [option for option in every if option.name in names]
+        return command
+
+    return add
+
+
 def explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options that were named on the command line."""
     default = click.core.ParameterSource.DEFAULT
@@ -176,5 +187,6 @@ __all__ = [
     "explicit_options",
     "leave_interrupted",
     "progress_metrics",
+    "settings_options",
     "training_options",
 ]

@@ -203,7 +203,7 @@ def describe_missing_masks(run: StoredRun) -> str:
 
 def recorded_by_command(run: StoredRun) -> bool:
     """Whether ``fadeviz record`` or ``train`` recorded the run, and not a user's own loop."""
-    return "upsampler" in run.info.config
+    return "upsampler" in run.info.config and run.info.imported is None
 
 
 def class_names(run: StoredRun) -> list[str]:

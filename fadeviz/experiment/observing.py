@@ -5,20 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data import Sample
+from ..data import Sample, Splits
 from ..data.interior import describe_missing
 from ..data.matting.compositing import UNKNOWN
 from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
+from ..models import Network
 from ..recording.predictions import PredictionReader
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
 from ..storage.observation import select_foregrounds
 from ..storage.snapshots import Snapshot
-from .parts import Parts
+from ..training.tasks import TASKS
+from .config import RunConfig
 
 
 class Observer:
@@ -32,18 +35,27 @@ class Observer:
         notes: notes on the images, a sentence each.
     """
 
-    def __init__(self, parts: Parts, recorded: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        splits: Splits,
+        model: Network,
+        device: torch.device,
+        recorded: Sequence[int] | None = None,
+    ) -> None:
         """Choose the images.
 
         Args:
-            parts: the parts of the run.
+            config: the settings of the run.
+            splits: its images, of which test images are observed.
+            model: its network, on its device.
+            device: that device.
             recorded: the indices in the run.json of a run that is resumed: one of an earlier version keeps its images.
 
         Raises:
             FadevizError: if there are too few.
         """
-        config, splits = parts.config, parts.splits
-        entry = find_data(parts.model.task, config.data)
+        entry, task = find_data(model.task, config.data), TASKS[model.task]
 
         def crop(sample: Sample) -> Sample:
             return entry.observation_crop(sample, config.size)
@@ -53,8 +65,8 @@ class Observer:
         indices = chosen.earlier if of_earlier_version else chosen.indices
         self.unusual = indices if indices != chosen.earlier else None
         self._samples = [crop(splits.test[index]) for index in indices]
-        self.inputs, self._targets = (tensor.to(parts.device) for tensor in parts.task.collate(self._samples))
-        self._loss, self._mode = parts.task.loss, config.observe_mode
+        self.inputs, self._targets = (tensor.to(device) for tensor in task.collate(self._samples))
+        self._loss, self._mode = task.loss, config.observe_mode
         masks = [sample.mask for sample in self._samples]
         foreground = tuple(map(find_object, masks)) if splits.classes > 2 else None
         self.info = ObservationInfo(
@@ -64,10 +76,10 @@ class Observer:
             foreground=foreground,
         )
         objects = select_foregrounds(self.masks, foreground, "the run")
-        predict = True if parts.task.has_classes else _alphas
-        predictions = PredictionReader(predict, self.masks.shape) if config.predictions else None  # type: ignore[arg-type]
+        predict = True if task.has_classes else _alphas
+        predictions = PredictionReader(predict, self.masks.shape) if config.predictions else None
         self.probe = Probe(
-            parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects,
+            model, config.layers, config.kinds or None, config.channel_images, objects=objects,
             predictions=predictions,
         )  # fmt: skip
         missing = describe_missing(self.info.names, list(objects))

@@ -83,7 +83,8 @@ class Session:
             before: the run in the folder, if it is resumed.
         """
         self.parts, self.out, self.writer = parts, out, writer
-        self.observer = Observer(parts, None if before is None else before.info.observation.indices)
+        recorded = None if before is None else before.info.observation.indices
+        self.observer = Observer(parts.config, parts.splits, parts.model, parts.device, recorded)
         self.run_id = run_id(parts.config, parts.splits.info, parts.weights, parts.device.type, self.observer.unusual)
         self.checkpoints = Checkpoints(out / "checkpoints" / "last.pt", self.run_id, parts)
         self.metrics: dict[str, float] = {}

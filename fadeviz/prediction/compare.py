@@ -377,7 +377,9 @@ def _shares(first: Predictor | StoredPredictor, rows: Sequence[tuple[Row, _Maps]
     return shares
 
 
-def _legend(first: Predictor | StoredPredictor, rows: Sequence[tuple[Row, _Maps]]) -> list[tuple[str, tuple[int, int, int]]]:
+def _legend(
+    first: Predictor | StoredPredictor, rows: Sequence[tuple[Row, _Maps]]
+) -> list[tuple[str, tuple[int, int, int]]]:
     """The classes that occur in any image or result, largest first."""
     shares = _shares(first, rows)
     names = first.run.info.data.classes

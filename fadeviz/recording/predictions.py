@@ -49,8 +49,8 @@ class PredictionReader:
         """
         if predict is not True and not callable(predict):
             raise FadevizError(
-                f"predictions is {predict!r:.60}: True is needed, for logits (N, C, H, W), or a function that takes the "
-                "model's output and returns masks (N, H, W)"
+                f"predictions is {predict!r:.60}: True is needed, for logits (N, C, H, W), or a function that takes "
+                "the model's output and returns masks (N, H, W)"
             )
         self._predict, self._count, self._size = predict, shape[0], shape[1:]
         self.values: Values | None = None
@@ -76,7 +76,7 @@ class PredictionReader:
             result = _alphas(given, self._size) if values == "alpha" else _labels(given, self._size)
         if self.values not in (None, values):
             raise FadevizError(
-                f"predictions returned {_NAMES[values]}, and {_NAMES[self.values or values]} before. Return one of them"
+                f"predictions returned {_NAMES[values]}, but {self.values} before. Return the same at every step"
             )
         self.values = values
         array: NDArray[np.uint8] = result.cpu().numpy()
@@ -137,7 +137,13 @@ def _interpolated(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _as_tensor(returned: Any, count: int) -> Tensor:
     """What a function returned, as a tensor ``(N, h, w)`` of integers or floats."""
     given = torch.from_numpy(np.ascontiguousarray(returned)) if isinstance(returned, np.ndarray) else returned
-    if not isinstance(given, Tensor) or given.ndim != 3 or len(given) != count or 0 in given.shape or given.is_complex():
+    if (
+        not isinstance(given, Tensor)
+        or given.ndim != 3
+        or len(given) != count
+        or 0 in given.shape
+        or given.is_complex()
+    ):
         raise FadevizError(
             f"predictions returned {describe(given)} for {count} images; ({count}, H, W) is needed: the class of each "
             "pixel as integers, or its alpha as floats from 0 to 1"

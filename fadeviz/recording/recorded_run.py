@@ -117,9 +117,7 @@ class RecordedRun:
             self._change(errors=errors)
         self.repeated_after = None
 
-    def snapshot(
-        self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None
-    ) -> None:
+    def snapshot(self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None) -> None:
         """Write the maps of one step, and what the model predicted at it.
 
         Raises:

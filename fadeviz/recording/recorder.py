@@ -184,9 +184,7 @@ class Recorder:
         observer = BatchObserver(self.model, probe, pair, loss_fn, observe_mode)
         observed = ObservedImages(images, truth, foreground is not None, names, observe_mode)
         recorder = StepRecorder(RecordedRun(path), observer, self.schedule, start)
-        recorder.open(
-            self.model, observed, name=name, seed=seed, settings=settings, resume=resume, overwrite=overwrite
-        )
+        recorder.open(self.model, observed, name=name, seed=seed, settings=settings, resume=resume, overwrite=overwrite)
         self._steps = recorder
         weakref.finalize(self, _release, recorder.run, self._process)
 

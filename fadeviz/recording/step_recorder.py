@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import dataclasses
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,6 @@ class StepRecorder:
             schedule=tuple(self._schedule),
             kinds=tuple(self.observer.probe.kinds),
             predictions=None if predictions is None else predictions.values,
-            **({"settings": settings} if settings else {}),
             layers=layer_sizes(untrained),
             observation=ObservationInfo(
                 names=tuple(names),
@@ -129,6 +129,8 @@ class StepRecorder:
             ),
             versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         )
+        if settings:
+            info = dataclasses.replace(info, settings=settings)
         run_id = _run_id(untrained, observed.images, seed)
         self.run.begin(run_id, info, observed.images, masks.values, overwrite=overwrite)
         self._write(start, untrained)

@@ -27,14 +27,14 @@ class ClassColours:
 
     Attributes:
         palette: ``(256, 3)`` uint8: the colours of the classes, of the outline, and from black to white.
-        outline: index of the colour that the outline of the true object has; None where none is drawn.
+        outline: index of the colour that the outline of the true object has.
         regions: ``(H, W)`` uint8, the true regions whose outline that is; None where none is drawn.
         legend: names of the classes with the indices of their colours, those that fill most first; empty for two.
         sentence: what the colours stand for, for captions.
     """
 
     palette: NDArray[np.uint8]
-    outline: int | None
+    outline: int
     regions: NDArray[np.uint8] | None
     legend: tuple[tuple[str, int], ...]
     sentence: str

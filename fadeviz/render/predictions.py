@@ -50,7 +50,7 @@ def select_predictions(
     _check_sizes(runs, every)
     colours, indices = colours_of(runs, every)
     size = every[0].shape[1:]
-    true = [None if colours.outline is None else _regions(run, selection.image, size) for run in runs]
+    true = [_regions(run, selection.image, size) for run in runs]
     if any(regions is not None for regions in true):
         line = "White" if colours.legend else "Orange"
         colours = replace(colours, sentence=f"{colours.sentence} {line} line: true outline.")
@@ -148,10 +148,12 @@ def _greys() -> tuple[ClassColours, NDArray[np.uint8]]:
     """The colours of alphas, and the index of each."""
     greys = np.arange(256, dtype=np.uint8)
     sentence = "Alpha from 0 (black) to 1 (white)."
-    return ClassColours(np.repeat(greys[:, None], 3, axis=1), None, None, (), sentence), greys
+    return ClassColours(np.repeat(greys[:, None], 3, axis=1), 255, None, (), sentence), greys
 
 
-def _of_classes(runs: Sequence[StoredRun], every: Sequence[NDArray[np.uint8]]) -> tuple[ClassColours, NDArray[np.uint8]]:
+def _of_classes(
+    runs: Sequence[StoredRun], every: Sequence[NDArray[np.uint8]]
+) -> tuple[ClassColours, NDArray[np.uint8]]:
     """The colours of the classes that were predicted, and the index of each: black and white if there are only two."""
     shares = np.max([np.bincount(frame.ravel(), minlength=256) / frame.size for one in every for frame in one], axis=0)
     predicted = np.flatnonzero(shares[:IGNORED])
@@ -185,8 +187,11 @@ def _name(names: Sequence[str], label: int) -> str:
 
 
 def _regions(run: StoredRun, image: int, size: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """The true regions at the size of the predictions; None if the run has no masks, or the image no object."""
-    if run.lost:
+    """The true regions at the size of the predictions.
+
+    None for alphas, whose greys a line would hide; and if the run has no masks, or the image no object.
+    """
+    if run.lost or run.info.predictions == "alpha":
         return None
     regions = truth_regions(run, image)
     rows, columns = (np.arange(new) * old // new for new, old in zip(size, regions.shape, strict=True))

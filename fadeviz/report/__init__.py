@@ -85,10 +85,8 @@ def write_report(
     not_requested = tuple(_not_requested(onsets, ordered, layers, kinds, images_shown))
     limit = int(max_mb * 1e6)
     room = limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested)))
-    predictions, no_room = None, ()
-    if room > 0:
-        every = range(len(ordered))
-        predictions, no_room = select_report_predictions(ordered, every, steps, images_shown, int(SHARE * room))
+    every = range(len(ordered))
+    predictions, no_room = select_report_predictions(ordered, every, steps, images_shown, int(SHARE * room))
     if predictions is not None:
         room = limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested), predictions))
     selection = select_sequences(

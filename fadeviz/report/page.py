@@ -58,7 +58,7 @@ def render_page(
         "table": _onsets(*content["table"]),
         "key": _key(*content["key"]) if content["key"] else "",
         "left_out": _left_out(selection.left_out),
-        "predictions": "" if predictions is None else _predictions(predictions),
+        "predictions": "" if predictions is None else _escape(predictions.sentence),
         "settings": _settings(*content["settings"]),
         "command": _escape(content["command"]),
         "version": _escape(__version__),
@@ -164,23 +164,6 @@ def _verdicts(operators: Sequence[Mapping[str, Any]]) -> str:
         parts.append(f'<article class="{kind}"><h3>{_escape(operator["title"])}</h3>{"".join(halves)}</article>')
     width = {1: " one", 2: "", 3: " three"}.get(len(operators), " many")
     return f'<div class="verdicts{width}">{"".join(parts)}</div>'
-
-
-def _predictions(predictions: ReportPredictions) -> str:
-    """The section that the script fills."""
-    return (
-        '\n\n<section id="predictions" aria-labelledby="predictions-title">\n'
-        '<h2 id="predictions-title">Predictions</h2>\n'
-        f'<p class="lead-in">What the models made of the image. {_escape(predictions.sentence)} '
-        '<span class="screen">The slider is that of the maps.</span></p>\n'
-        '<div id="prediction-tiles" class="tiles"></div>\n'
-        '<ul id="prediction-legend" class="legend screen"></ul>\n'
-        '<div class="transport screen"><div class="track">'
-        '<input id="prediction-slider" type="range" min="0" value="0" step="1" aria-label="Recorded step"></div>'
-        '<output id="prediction-step" class="step" for="prediction-slider"></output></div>\n'
-        '<div class="controls screen"><label>Image <select id="prediction-image"></select></label></div>\n'
-        "</section>"
-    )
 
 
 def _key(quantity: str, explanation: str, span: float) -> str:

@@ -29,6 +29,7 @@ class ReportPredictions:
         sizes: height and width of each.
         colours: the colours of the levels.
         truths: the truth of each image, as the address of an image; empty if it is not known.
+        outlined: whether the outline of the true object is drawn.
         sentence: what the colours stand for.
     """
 
@@ -36,6 +37,7 @@ class ReportPredictions:
     sizes: dict[Place, tuple[int, int]]
     colours: ClassColours
     truths: tuple[str, ...]
+    outlined: bool
     sentence: str
 
     @property
@@ -52,7 +54,7 @@ class ReportPredictions:
         return {
             "colours": self.colours.palette.ravel().tolist(),
             "legend": [[plain(name, 60), index] for name, index in self.colours.legend],
-            "outlined": self.colours.outline is not None and any(self.truths),
+            "outlined": self.outlined,
             "truths": list(self.truths),
             "sequences": [
                 {"run": run, "image": image, "size": list(self.sizes[run, image]),
@@ -106,8 +108,9 @@ def select_report_predictions(
     known = not first.lost and (first.mattes is not None or bool(first.observation[1].any()))
     truths = tuple(classes_uri(truth_image(first, image)) if known else "" for image in range(complete))
     sizes = {place: every[place[0]][place[1]].shape[1:] for place in packed}
-    outlined = " Line: true outline." if known and colours.outline is not None else ""
-    return ReportPredictions(packed, sizes, colours, truths, colours.sentence + outlined), left_out
+    outlined = known and first.info.predictions == "classes"
+    sentence = colours.sentence + " Line: true outline." * outlined
+    return ReportPredictions(packed, sizes, colours, truths, outlined, sentence), left_out
 
 
 __all__ = ["ReportPredictions", "select_report_predictions"]

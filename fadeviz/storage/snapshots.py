@@ -144,9 +144,7 @@ class SnapshotStore:
             if left_over(file) and may_be_removed(file, self.path, run_id):
                 _remove(file)
 
-    def write(
-        self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None
-    ) -> Path:
+    def write(self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None) -> Path:
         """Write the maps of one step, replacing an existing snapshot of it.
 
         Args:

@@ -121,9 +121,7 @@ class RunWriter:
         """
         self._opened().forget_after(step)
 
-    def snapshot(
-        self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None
-    ) -> None:
+    def snapshot(self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None) -> None:
         """Write the maps of one step, and what the model predicted at it, replacing what is stored of it.
 
         Raises:

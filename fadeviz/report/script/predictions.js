@@ -65,6 +65,7 @@ function showPredictionStep() {
 
 function makePredictionControls() {
   if (!data.predictions) return;
+  byId("predictions").hidden = false;
   options(byId("prediction-image"), data.images.slice(0, data.count).map((image, i) => [String(i), image.name]), state.image);
   byId("prediction-image").addEventListener("change", (event) => setImage(Number(event.target.value)));
   byId("prediction-slider").max = steps.length - 1;

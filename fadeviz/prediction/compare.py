@@ -403,8 +403,8 @@ def _caption(
     data = dict.fromkeys(name for predictor in predictors if (name := data_name(predictor.run)))
     steps = dict.fromkeys(predictor.step for predictor in predictors)
     lines = [
-        f"{' and '.join(networks)}, trained{' on ' * bool(data)}{' and '.join(data)} for {' and '.join(map(str, steps))} "
-        "steps. "
+        f"{' and '.join(networks)}, trained{' on ' * bool(data)}{' and '.join(data)} for "
+        f"{' and '.join(map(str, steps))} steps. "
         f"{describe_runs([predictor.run for predictor in predictors])}."
     ]
     scored = any(row.scores for row, _ in rows)

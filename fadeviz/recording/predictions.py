@@ -1,4 +1,4 @@
-"""What a model predicts for the observed images: the class of each pixel, or its alpha, read from the model's output."""
+"""What a model predicts for the observed images: the class or the alpha of each pixel, read from its output."""
 
 from __future__ import annotations
 

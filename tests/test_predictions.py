@@ -1,6 +1,7 @@
 """What a model predicts for the observed images: stored by the observation itself, drawn, compared and reported."""
 
 import copy
+import dataclasses
 import itertools
 import json
 import re
@@ -53,7 +54,9 @@ def observed(classes=3):
     return colours + 0.4 * torch.randn(COUNT, 3, SIDE, SIDE, generator=generator), masks
 
 
-def train(out, predictions=True, *, model=None, batch=None, after=lambda step, model: None, start=0, steps=4, **options):
+def train(
+    out, predictions=True, *, model=None, batch=None, after=lambda step, model: None, start=0, steps=4, **options
+):
     """A hand-written loop with a recorder in it; returns the model and what the training has changed."""
     torch.manual_seed(0)
     model = Net() if model is None else model
@@ -179,15 +182,17 @@ class TestRecorded:
         from fadeviz.data.synthetic import dataset
 
         monkeypatch.setattr(dataset, "TEST_DRAWINGS", 4)
-        options = dict(network="unet", upsampler="bilinear", steps=2, size=32, width=0.125, observe=2, snapshots="1:2")
-        run = fadeviz.train(fadeviz.RunConfig(**options, predictions=True), tmp_path / "with")
+        config = fadeviz.RunConfig(
+            network="unet", upsampler="bilinear", steps=2, size=32, width=0.125, observe=2, snapshots="1:2"
+        )
+        run = fadeviz.train(dataclasses.replace(config, predictions=True), tmp_path / "with")
         predictor = fadeviz.Predictor(run)
         images, masks = run.observation
         for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
             sample = fadeviz.data.Sample("", image, mask)
             np.testing.assert_array_equal(run.prediction(2, index), predictor(sample))
         assert "predictions" in run.summary().facts
-        plain = fadeviz.train(fadeviz.RunConfig(**options), tmp_path / "without")
+        plain = fadeviz.train(config, tmp_path / "without")
         assert plain.run_id != run.run_id
 
 
@@ -404,7 +409,14 @@ class TestCompared:
 
         monkeypatch.setattr(dataset, "TEST_DRAWINGS", 4)
         config = fadeviz.RunConfig(
-            network="unet", upsampler="bilinear", steps=1, size=32, width=0.125, observe=4, snapshots="1", predictions=True
+            network="unet",
+            upsampler="bilinear",
+            steps=1,
+            size=32,
+            width=0.125,
+            observe=4,
+            snapshots="1",
+            predictions=True,
         )
         run = fadeviz.train(config, tmp_path / "run")
         from_network = fadeviz.compare(run, tmp_path / "panel.png", **SMALL)

@@ -247,9 +247,12 @@ def _state_in(loaded: Any, where: str, key: str | None) -> State:
                 raise FadevizError(f"{where} has no {key!r}. It has: {shorten(map(str, loaded))}")
             loaded = loaded[part]
     for _ in WRAPPINGS:
-        if not isinstance(loaded, Mapping) or any(isinstance(value, Tensor) for value in loaded.values()):
+        if not isinstance(loaded, Mapping):
             break
         inside = next((loaded[name] for name in WRAPPINGS if isinstance(loaded.get(name), Mapping)), None)
+        # Beside the weights there may be tensors, such as the state of a generator.
+        if inside is None and any(isinstance(value, Tensor) for value in loaded.values()):
+            break
         if inside is None:
             raise FadevizError(
                 f"{where} has no weights where they are usually kept. It has: {shorten(map(str, loaded))}. Give key=..."

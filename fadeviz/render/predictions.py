@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -48,7 +48,7 @@ def select_predictions(
     steps = tuple(common if selection.steps is not None or max_frames is None else spread(common, max_frames))
     every = [predictions_of(run, steps, selection.image) for run in runs]
     _check_sizes(runs, every)
-    colours, indices = colours_of(runs, every)
+    colours, indices = colours_of(runs, (frame for predicted in every for frame in predicted))
     size = every[0].shape[1:]
     true = [_regions(run, selection.image, size) for run in runs]
     if any(regions is not None for regions in true):
@@ -109,14 +109,16 @@ def predictions_of(run: StoredRun, steps: Sequence[int], image: int) -> NDArray[
     return np.stack([run.prediction(step, image) for step in steps])
 
 
-def colours_of(runs: Sequence[StoredRun], every: Sequence[NDArray[np.uint8]]) -> tuple[ClassColours, NDArray[np.uint8]]:
+def colours_of(
+    runs: Sequence[StoredRun], frames: Iterable[NDArray[np.uint8]]
+) -> tuple[ClassColours, NDArray[np.uint8]]:
     """The colours of predictions, and for each stored value the index of its colour, ``(256,)``.
 
     Args:
         runs: the runs, all with classes or all with alphas.
-        every: what they predicted, ``(T, H, W)`` each.
+        frames: all that is shown of what they predicted, ``(H, W)`` each.
     """
-    return _greys() if runs[0].info.predictions == "alpha" else _of_classes(runs, every)
+    return _greys() if runs[0].info.predictions == "alpha" else _of_classes(runs, frames)
 
 
 def _check_values(runs: Sequence[StoredRun]) -> None:
@@ -152,10 +154,12 @@ def _greys() -> tuple[ClassColours, NDArray[np.uint8]]:
 
 
 def _of_classes(
-    runs: Sequence[StoredRun], every: Sequence[NDArray[np.uint8]]
+    runs: Sequence[StoredRun], frames: Iterable[NDArray[np.uint8]]
 ) -> tuple[ClassColours, NDArray[np.uint8]]:
     """The colours of the classes that were predicted, and the index of each: black and white if there are only two."""
-    shares = np.max([np.bincount(frame.ravel(), minlength=256) / frame.size for one in every for frame in one], axis=0)
+    shares = np.zeros(256)
+    for frame in frames:
+        shares = np.maximum(shares, np.bincount(frame.ravel(), minlength=256) / frame.size)
     predicted = np.flatnonzero(shares[:IGNORED])
     names = next((run.info.data.classes for run in runs if run.info.data.classes), ())
     several = max([*(run.info.classes or 2 for run in runs), int(predicted.max(initial=0)) + 1]) > 2

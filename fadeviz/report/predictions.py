@@ -85,29 +85,34 @@ def select_report_predictions(
     kinds = {runs[run].info.predictions for run in having}
     if len(kinds) > 1:
         return None, ("predictions: some runs have classes and others alphas",)
+    packed: dict[Place, Packed] = {}
+    sizes: dict[Place, tuple[int, int]] = {}
+    used, complete = 0, images
     try:
-        every = {run: [predictions_of(runs[run], steps, image) for image in range(images)] for run in having}
+        frames = (frame for run in having for step in steps for frame in runs[run].prediction(step)[:images])
+        colours, indices = colours_of([runs[run] for run in having], frames)
+        for image in range(images):
+            own: dict[Place, Packed] = {}
+            for run in having:
+                levels = indices[predictions_of(runs[run], steps, image)]
+                one = pack_levels(levels, 3 / 4 * (budget - used))
+                if one is None or used + text_size(one) > budget:
+                    break
+                own[run, image] = one
+                sizes[run, image] = (levels.shape[1], levels.shape[2])
+                used += text_size(one)
+            if len(own) < len(having):
+                complete = image
+                break
+            packed |= own
     except FadevizError as error:
         return None, (f"predictions: {error}",)
-    colours, indices = colours_of([runs[run] for run in having], [one for own in every.values() for one in own])
-    packed: dict[Place, Packed] = {}
-    used, complete = 0, images
-    for image in range(images):
-        own = {(run, image): pack_levels(indices[every[run][image]], 3 / 4 * (budget - used)) for run in having}
-        fitting = {place: one for place, one in own.items() if one is not None}
-        size = sum(map(text_size, fitting.values()))
-        if len(fitting) < len(own) or used + size > budget:
-            complete = image
-            break
-        packed |= fitting
-        used += size
     left_out = () if complete == images else (f"predictions of images {complete + 1} to {images}: no room",)
     if not packed:
         return None, left_out
     first = runs[having[0]]
     known = not first.lost and (first.mattes is not None or bool(first.observation[1].any()))
     truths = tuple(classes_uri(truth_image(first, image)) if known else "" for image in range(complete))
-    sizes = {place: every[place[0]][place[1]].shape[1:] for place in packed}
     outlined = known and first.info.predictions == "classes"
     sentence = colours.sentence + " Line: true outline." * outlined
     return ReportPredictions(packed, sizes, colours, truths, outlined, sentence), left_out

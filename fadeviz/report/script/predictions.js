@@ -21,7 +21,6 @@ async function showPredictions() {
     const shown = make("img", { src: truth, alt: `Truth of ${image.name}`, draggable: "false" });
     shown.style.imageRendering = "pixelated";
     tile.frame.append(shown);
-    tile.element.append(make("div", { class: "range" }, image.name));
     made.push(tile);
   }
   for (const operator of data.operators) {
@@ -52,6 +51,7 @@ function showPredictionStep() {
   byId("prediction-slider").value = state.at;
   byId("prediction-slider").setAttribute("aria-valuetext", `step ${steps[state.at]}`);
   byId("prediction-step").textContent = `step ${count(steps[state.at])}`;
+  byId("prediction-caption").textContent = `${data.images[state.image].name}, step ${count(steps[state.at])}.`;
   for (const tile of predictionTiles.filter((one) => one.maps)) {
     const [height, width] = tile.sequence.size;
     if (tile.canvas.width !== width || tile.canvas.height !== height) Object.assign(tile.canvas, { width, height });

@@ -233,7 +233,9 @@ class Recorder:
             return True
 
     def log(self, step: int, **values: float | np.number[Any] | NDArray[Any] | Tensor) -> None:
-        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou`` and ``sad``.
+        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot --what logged`` draws it.
+
+        Names are any text: ``**{"val/miou": 0.8}``. Under the names ``miou`` and ``sad``, ``--what quality`` draws them.
 
         Args:
             step: as for :meth:`step`.

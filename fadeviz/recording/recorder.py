@@ -235,7 +235,7 @@ class Recorder:
     def log(self, step: int, **values: float | np.number[Any] | NDArray[Any] | Tensor) -> None:
         """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot --what logged`` draws it.
 
-        Names are any text: ``**{"val/miou": 0.8}``. Under the names ``miou`` and ``sad``, ``--what quality`` draws them.
+        Names are any text: ``**{"val/miou": 0.8}``. ``--what quality`` draws ``miou`` and ``sad``.
 
         Args:
             step: as for :meth:`step`.

@@ -10,14 +10,14 @@ import click
 
 from .arguments import Output
 from .messages import print_written
-from .options import CALL, COLORMAP, KIND, LAYER, RUNS, STEPS, choose_layer
+from .options import CALL, COLORMAP, DRAWN_KIND, LAYER, RUNS, STEPS, choose_layer
 
 if TYPE_CHECKING:
     from fadeviz.render.selection import MapOptions
 
 _MAPS = (
     LAYER,
-    KIND,
+    DRAWN_KIND,
     click.option("--image", type=int, default=0, show_default=True, help="Which observed image, from 0."),
     click.option("--channel", type=int,
                  help="Which channel, for --kind channels, kernels or guide, from 0.  [default: representative ones]"),

@@ -1,14 +1,16 @@
-"""The command import: a run of maps that one already has."""
+"""The commands import and record-checkpoints: runs of maps, and of checkpoints, that one already has."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fadeviz.errors import printable
 
 from .messages import print_notes, print_written
+from .training import settings_options
 
 _PATH = click.Path(path_type=Path)
 
@@ -86,4 +88,52 @@ def import_(
         print_written(animate, fadeviz.animate(run, animate, kind=kind))
 
 
-__all__ = ["import_"]
+@settings_options(
+    "upsampler", "network", "width", "data", "data_dir", "subset", "size", "split_seed", "layers", "kinds", "observe",
+    "observe_mode", "channel_images", "predictions", "channels_last", "device",
+)  # fmt: skip
+@click.command("record-checkpoints")
+@click.argument("checkpoints", nargs=-1, required=True, metavar="PATH...")
+@click.option("--out", type=_PATH, required=True, help="The run's folder.")
+@click.option("--steps", metavar="SCHEDULE",
+              help="Step of each checkpoint, e.g. 1000:80000:1000.  [default: from the file names]")  # fmt: skip
+@click.option("--key", metavar="NAME", help="Where the weights are in each file.  [default: the usual places]")
+@click.option("--classes", type=int, metavar="N", help="Number of classes of the network.  [default: that of the data]")
+@click.option("--strict/--no-strict", default=True, show_default=True,
+              help="Refuse checkpoints whose weights are not those of the network; otherwise a note lists the "
+                   "differences.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N",
+              help="Seed of the training; runs of one name with different seeds are measured together.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+def record_checkpoints(
+    checkpoints: tuple[str, ...],
+    out: Path,
+    steps: str | None,
+    key: str | None,
+    classes: int | None,
+    strict: bool,
+    overwrite: bool,
+    **settings: Any,
+) -> None:
+    """Record a network at the checkpoints that a training left.
+
+    PATH is a folder or a quoted pattern of files with the state dicts of one of fadeviz's networks, or such files. The
+    observed images are those that a run of these settings observes. What draws, measures and reports runs then works
+    on it. For other models: fadeviz.record_checkpoints, in Python.
+
+    \b
+    fadeviz record-checkpoints "checkpoints/step_*.pt" --network unet --upsampler carafe --out runs/carafe
+    """
+    import fadeviz
+
+    run = fadeviz.record_network_checkpoints(
+        fadeviz.RunConfig(**settings), checkpoints[0] if len(checkpoints) == 1 else checkpoints, out, steps=steps,
+        key=key, classes=classes, strict=strict, overwrite=overwrite,
+    )  # fmt: skip
+    print_notes([*run.info.data.notes, *run.info.notes])
+    snapshots = "1 snapshot" if len(run.steps) == 1 else f"{len(run.steps)} snapshots"
+    click.echo(f"{snapshots} of {len(run.observation[0])} images, steps {run.steps[0]} to {run.steps[-1]}")
+    print_written(printable(str(out)))
+
+
+__all__ = ["import_", "record_checkpoints"]

@@ -14,7 +14,7 @@ from .data import data
 from .draw import animate, grid
 from .export import export
 from .groups import Commands
-from .importing import import_
+from .importing import import_, record_checkpoints
 from .lookup import check, info, layers, upsamplers
 from .measure import analyze, plot
 from .record import demo, record
@@ -47,7 +47,7 @@ def main() -> None:
 
 for command in (
     analyze, animate, bench, check, compare, data, demo, export, grid, import_, info, layers, plot, predict, record,
-    report, sweep, upsamplers,
+    record_checkpoints, report, sweep, upsamplers,
 ):  # fmt: skip
     main.add_command(command)
 

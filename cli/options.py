@@ -21,6 +21,10 @@ LAYER = click.option("--layer", multiple=True, metavar="[RUN=]LAYER",
 KIND = click.option("--kind", default="feature", show_default=True,
                     help="Kind of map: feature, gradient, readout, readout_contour, channels, gate, kernel_entropy, "
                          "constant, kernels or guide.")  # fmt: skip
+DRAWN_KIND = click.option("--kind", default="feature", show_default=True,
+                          help="Kind of map: feature, gradient, readout, readout_contour, channels, gate, "
+                               "kernel_entropy, constant, kernels or guide; or prediction, what the model predicted, "
+                               "if that was stored.")  # fmt: skip
 CALL = click.option("--call", type=int, default=0, show_default=True,
                     help="Which call of a layer that runs several times in a forward pass, from 0.")  # fmt: skip
 STEPS = click.option("--steps", metavar="SCHEDULE",
@@ -56,4 +60,5 @@ def choose_layer(
     return opened, parse_layer(opened, texts)
 
 
-__all__ = ["CALL", "COLORMAP", "DEVICE", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS", "choose_layer"]
+__all__ = ["CALL", "COLORMAP", "DEVICE", "DRAWN_KIND", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS",
+           "choose_layer"]  # fmt: skip

@@ -29,6 +29,9 @@ from .options import DEVICE, RUNS, SIZE, TRIMAPS
 @click.option("--zoom", default="auto", show_default=True, metavar="auto|none|LEFT,TOP,SIDE",
               help="Window to enlarge, in pixels of the image; auto is where the runs disagree most.")  # fmt: skip
 @SIZE
+@click.option("--step", type=int, metavar="N",
+              help="Show the predictions that were stored at this recorded step.  [default: the last checkpoints; for "
+                   "runs without one, the last stored predictions]")  # fmt: skip
 @click.option("--cell", type=int, metavar="PIXELS", help="Width of a column in pixels.  [default: 300 pixels per inch]")
 @DEVICE
 def compare(
@@ -41,12 +44,15 @@ def compare(
     trimaps: Path | None,
     zoom: str,
     size: int | None,
+    step: int | None,
     cell: int | None,
     device: str,
 ) -> None:
     """Draw what RUNS predict for the same images.
 
     Each row shows the image, the true mask, each run's result with its score, and an enlarged window.
+
+    Runs of a Recorder show the predictions that it stored (predictions=True).
 
     Each --file that cannot be read is left out and listed at the end, with exit code 1.
     """
@@ -57,7 +63,8 @@ def compare(
     failed: list[str] = []
     lines = fadeviz.compare(
         opened, output, images=images, test=test, files=files, trimaps=trimaps,
-        data_dir=data_dir, zoom=parse_zoom(zoom), size=size, cell=cell, device=device, on_error=failed.append,
+        data_dir=data_dir, zoom=parse_zoom(zoom), size=size, step=step, cell=cell, device=device,
+        on_error=failed.append,
     )  # fmt: skip
     for line in lines:
         click.echo(line)

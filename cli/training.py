@@ -111,6 +111,9 @@ _OBSERVATION = (
                  help="Statistics for BatchNorm while observing: the running ones, or those of the observed images."),
     click.option("--channel-images", type=int, default=1, show_default=True,
                  help="Number of observed images whose channels, kernels and guide are kept."),
+    click.option("--predictions", is_flag=True,
+                 help="Also store what the network predicts for the observed images, one byte a pixel; grid --kind "
+                      "prediction draws it."),
     click.option("--evaluate-every", type=int, default=0, metavar="N",
                  help="Steps between tests.  [default: a tenth of the run]"),
 )  # fmt: skip
@@ -122,6 +125,17 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed((*_DATA, *_RECIPE, *_OBSERVATION, *_MACHINE)):
         command = option(command)
     return command
+
+
+def settings_options(*names: str) -> Callable[[click.Command], click.Command]:
+    """Some of the settings of :func:`training_options`, by the names of their parameters, for another command."""
+
+    def add(command: click.Command) -> click.Command:
+        every = click.command("every")(UPSAMPLER(training_options(lambda **options: None))).params
+        command.params += [option for option in every if option.name in names]
+        return command
+
+    return add
 
 
 def explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
@@ -173,5 +187,6 @@ __all__ = [
     "explicit_options",
     "leave_interrupted",
     "progress_metrics",
+    "settings_options",
     "training_options",
 ]

@@ -52,6 +52,7 @@ __all__ = [
     "plot",
     "predict",
     "record_checkpoints",
+    "record_network_checkpoints",
     "replace_upsamplers",
     "run_bench",
     "run_demo",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .export import export_run
     from .importing import import_maps
     from .importing.checkpoints import record_checkpoints
+    from .network_checkpoints import record_network_checkpoints
     from .plotting import plot
     from .prediction.compare import compare
     from .prediction.predictor import Predictor, predict
@@ -102,6 +104,7 @@ else:
         "export": ("export_run",),
         "importing": ("import_maps",),
         "importing.checkpoints": ("record_checkpoints",),
+        "network_checkpoints": ("record_network_checkpoints",),
         "plotting": ("plot",),
         "prediction.compare": ("compare",),
         "prediction.predictor": ("Predictor", "predict"),

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .analysis.curves import Curves
-from .analysis.grouping import describe_inside, describe_missing_masks, recorded_by_command
+from .analysis.grouping import describe_inside, describe_missing_masks, group_runs, group_title, recorded_by_command
+from .analysis.logged import describe_gaps, explain_logged, logged_curves, shown_names
 from .analysis.measures import MEASURES, PLOTS, describe_group
 from .analysis.onsets import Onsets, OperatorOnset
 from .analysis.result import Analysis, analyze
@@ -23,7 +24,9 @@ from .render.panels import Curve, CurvePanel, KymographPanel
 from .render.plots import write_curves
 from .render.step_axis import choose_step_axis
 from .storage.layers_of_runs import LayerOfRuns
-from .storage.opening import RunLike
+from .storage.metrics import METRICS
+from .storage.opening import RunLike, stored_runs
+from .storage.stored_run import StoredRun
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Plot:
         kymographs: distance-time maps; empty for a plot of curves.
         quantity: label of the colour bar of distance-time maps.
         left_out: titles of the operators that lack what the plot shows.
+        notes: what else is to be known of the curves, a sentence each, without a full stop.
     """
 
     what: str
@@ -47,6 +51,7 @@ class Plot:
     kymographs: tuple[KymographPanel, ...] = ()
     quantity: str = ""
     left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class WrittenPlots(NamedTuple):
@@ -78,7 +83,8 @@ def plot(
             whose own layer, kind and call are then used.
         output: file to write; its extension sets the format: .png, .pdf or .svg. For several plots, the name contains
             ``{what}``: ``figures/{what}.png``.
-        what: plot or plots to write; names in :data:`~fadeviz.analysis.measures.PLOTS`.
+        what: plot or plots to write; names in :data:`~fadeviz.analysis.measures.PLOTS`. For ``logged`` alone, no maps
+            are read or measured.
         layer, kind, call: see :func:`~fadeviz.analysis.result.analyze`.
         step_axis: how training steps are drawn, a name in :data:`~fadeviz.render.step_axis.STEP_AXES`: ``"auto"`` is
             linear where the snapshots are roughly evenly spaced, otherwise log(1 + step).
@@ -103,18 +109,21 @@ def plot(
         raise FadevizError(f"several plots, but one file {target}. Put {{what}} into its name: plot_{{what}}.png")
     check_ending(target, "plot")  # before minutes of measuring
     choose_step_axis([], step_axis)
-    if isinstance(runs, Analysis):
-        analysis = runs
-    else:
-        analysis = analyze(runs, layer=layer, kind=kind, call=call)
     files, notes = [], []
-    for name in names:
-        made = make_plot(analysis, name)
+    plots: list[Plot] = []
+    caveats: tuple[str, ...] = ()
+    if names == ["logged"] and not isinstance(runs, Analysis):
+        plots = [_logged_plot(_groups(stored_runs(runs)))]
+    else:
+        analysis = runs if isinstance(runs, Analysis) else analyze(runs, layer=layer, kind=kind, call=call)
+        plots, caveats = [make_plot(analysis, name) for name in names], analysis.notes
+    for name, made in zip(names, plots, strict=True):
         files.append(Path(target.replace("{what}", name)))
         write_plot(made, files[-1], step_axis=step_axis)
         if made.left_out:
             notes.append(f"left out {', '.join(made.left_out)}: not all runs have what the plot {name!r} shows")
-    return WrittenPlots(tuple(files), (*notes, *analysis.notes))
+        notes += made.notes
+    return WrittenPlots(tuple(files), (*notes, *caveats))
 
 
 def make_plot(analysis: Analysis, what: str) -> Plot:
@@ -130,6 +139,8 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     if what not in PLOTS:
         raise unknown_name("plot", what, PLOTS)
     onsets = analysis.onsets
+    if what == "logged":
+        return _logged_plot({operator.name: (operator.title, operator.runs) for operator in onsets.operators})
     caption = [_subject(analysis, what)]
     inside = describe_inside(onsets.operators[0].runs[0])
     if inside and what in _OF_THE_INSIDE:
@@ -238,6 +249,50 @@ def _remedy(analysis: Analysis, what: str) -> str:
         return f"The maps are constant or not finite at every step{', or too small' * (what == 'spectrum')}"
     how = f"fadeviz record --kinds {kinds} ..." if by_command else f'Recorder(..., kinds="{kinds}")'
     return f"Record it, with an operator that has it: {how}"
+
+
+# --- what was logged --------------------------------------------------------------------------------------------------
+
+_Groups = Mapping[str, tuple[str, Sequence[StoredRun]]]
+"""The title and the runs of each operator, by its name."""
+
+
+def _groups(runs: Sequence[StoredRun]) -> _Groups:
+    if not runs:
+        raise FadevizError("there is nothing to plot. Give at least one run")
+    return {
+        name: (group_title(name, members), members) for name, members in group_runs(dict.fromkeys(runs, ""))[0].items()
+    }
+
+
+def _logged_plot(groups: _Groups) -> Plot:
+    """A panel for each name, a curve for each operator."""
+    curves = [logged_curves(members) for _, members in groups.values()]
+    names, more = shown_names(curves)
+    titles = [title for title, _ in groups.values()]
+    labels = titles if len(set(titles)) == len(titles) else list(groups)
+    panels, notes = [], []
+    for name in names:
+        drawn = [(label, own[name]) for label, own in zip(labels, curves, strict=True) if name in own]
+        notes += [note for label, curve in drawn if (note := describe_gaps(f"{name} of {label}", curve))]
+        finite = [(label, curve) for label, curve in drawn if not all(map(math.isnan, curve.middle))]
+        if finite:
+            title = METRICS[name].title if name in METRICS else name
+            lines = [Curve(label, curve.steps, curve.middle, curve.low, curve.high) for label, curve in finite]
+            panels.append(CurvePanel(title, "", "value", lines))
+    runs = [run for _, members in groups.values() for run in members]
+    if not panels:
+        raise FadevizError(
+            f"none of the runs logged a finite number: {runs[0].address}/metrics.jsonl has none. Log some in your "
+            "training loop: recorder.log(step, loss=...)"
+        )
+    if more:
+        notes.append(f"{len(names)} of {len(names) + len(more)} logged names are drawn, without {', '.join(more[:6])}"
+                     f"{' and others' * (len(more) > 6)}")  # fmt: skip
+    left_out = tuple(title for title, own in zip(titles, curves, strict=True) if not own)
+    count = f"{len(runs)} run{'s' * (len(runs) > 1)}"
+    caption = f"Numbers that the training logged, {count}. {explain_logged(curves)}"
+    return Plot("logged", caption, provenance(runs), tuple(panels), left_out=left_out, notes=tuple(notes))
 
 
 # --- panels -----------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ FUNCTIONS = {
     "plot": [fadeviz.plot],
     "predict": [fadeviz.predict],
     "record": [fadeviz.train, RunConfig],
+    "record-checkpoints": [RunConfig, fadeviz.record_network_checkpoints],
     "report": [fadeviz.write_report],
     "sweep": [fadeviz.run_sweep, fadeviz.plan_sweep, RunConfig],
     "upsamplers": [fadeviz.list_upsamplers],
@@ -76,6 +77,8 @@ UNLIKE = {"executor", "percentiles", "what"}
 
 HELP_DIFFERS = {
     "--call": "the call to show, or the one to keep",
+    "--classes": "of masks, or of the network",
+    "--key": "of maps, or of weights",
     "--images": "numbers of images, or how many",
     "--json": "a file, or a flag",
     "--kind": "one kind of map, or those to keep",

@@ -12,7 +12,8 @@ import fadeviz
 ROOT = Path(__file__).resolve().parents[1]
 NEEDS_TORCH = {
     "Predictor", "Recorder", "RunConfig", "View", "build_upsampler", "compare", "import_maps", "layers",
-    "list_layers", "list_upsamplers", "plan_sweep", "predict", "record_checkpoints", "replace_upsamplers", "run_bench",
+    "list_layers", "list_upsamplers", "plan_sweep", "predict", "record_checkpoints", "record_network_checkpoints",
+    "replace_upsamplers", "run_bench",
     "run_demo", "run_sweep", "sweep_status", "train",
 }  # fmt: skip
 

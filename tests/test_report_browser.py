@@ -9,7 +9,7 @@ import pytest
 import fadeviz
 from fadeviz.analysis.result import analyze
 from fadeviz.onset_panels import kymograph_panels
-from fadeviz.render.colormap import NON_FINITE, colorize, signed_palette
+from fadeviz.render.colormap import NON_FINITE, colorize, colour_classes, signed_palette
 from fadeviz.render.normalize import limits_by_scope, normalize
 from fadeviz.render.panels import kymograph_span
 from fadeviz.render.step_axis import choose_step_axis
@@ -496,7 +496,7 @@ def test_paper_has_a_strip_instead_of_controls(view, runs):
     page = view()
     assert not page.locator("#strip").is_visible()
     page.emulate_media(media="print")
-    for hidden in ("#play", "#slider", ".controls", ".tiles", "#contour"):
+    for hidden in ("#play", "#slider", ".controls", "#tiles", "#contour"):
         assert not page.locator(hidden).is_visible()
     for kept in ("#strip", ".verdict", ".curves", ".kymograph", ".caveats"):
         assert page.locator(kept).first.is_visible()
@@ -543,3 +543,51 @@ def test_tiles_name_the_layers_that_differ_between_the_runs(browser, tmp_path):
     assert shown(page, 1).shape[:2] == (24, 32)
     assert shown(page, 2).shape[:2] == (12, 16)
     page.close()
+
+
+def test_predictions_follow_the_step_and_the_image(browser, tmp_path):
+    import torch
+    from torch import nn
+
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(4, 16, 16, dtype=torch.long)
+    masks[:, 4:12, 4:12] = 1
+    masks[:, 14:] = 2
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 3, 1))
+    with fadeviz.Recorder(model, "0", "1:3", tmp_path / "run", batch=(images, masks), predictions=True) as recorder:
+        for step in (1, 2, 3):
+            with torch.no_grad():
+                model[1].bias[step % 3] += 0.4
+            recorder.step(step)
+    run = fadeviz.open_run(tmp_path / "run")
+    write_report(run, tmp_path / "page.html")
+    context = browser.new_context(viewport={"width": 1000, "height": 900})
+    page = context.new_page()
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "page.html").as_uri())
+    canvas = page.locator("#prediction-tiles .frame canvas")
+    canvas.wait_for()
+
+    def is_drawn(step, image):
+        expect(page.locator("#prediction-caption")).to_have_text(f"image {image}, step {step}.")
+        expect(page.locator("#step")).to_have_text(f"step {step}")
+        height, width, *values = canvas.evaluate(PIXELS)
+        pixels = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+        return np.array_equal(pixels, colour_classes(run.prediction(step, image), 3))
+
+    assert is_drawn(3, 0)
+    page.locator("#prediction-slider").fill("1")
+    assert is_drawn(1, 0)
+    go_to(page, 2)
+    assert is_drawn(2, 0)
+    page.locator("#prediction-image").select_option("2")
+    assert is_drawn(2, 2)
+    assert page.locator("#image").input_value() == "2"
+    assert page.locator("#prediction-legend li").count() == 3
+    page.emulate_media(media="print")
+    assert canvas.is_visible()
+    context.close()
+    assert complaints == []

@@ -19,7 +19,16 @@ from ..storage.stored_run import StoredRun
 from .regions import Regions
 
 _EVERY_STUDY_DIFFERS = ("upsampler", "seed")
-_ONLY_RECORDING = ("layers", "kinds", "snapshots", "channel_images", "observe", "evaluate_every", "checkpoint_every")
+_ONLY_RECORDING = (
+    "layers",
+    "kinds",
+    "snapshots",
+    "channel_images",
+    "predictions",
+    "observe",
+    "evaluate_every",
+    "checkpoint_every",
+)
 _ONLY_PLACES = ("device", "data_dir", "weights", "channels_last")
 NOT_COMPARED = frozenset(_EVERY_STUDY_DIFFERS + _ONLY_RECORDING + _ONLY_PLACES)
 """Settings in which runs may differ and still be of one operator and training."""
@@ -80,11 +89,27 @@ def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]])
     if more:
         runs_have = "1 run has" if more == 1 else f"{more} runs have"
         notes.append(f"only steps that all runs have are measured, the last at {common[-1]}; {runs_have} more")
+    for label, members in groups.items():
+        names = dict.fromkeys(name for run in members for name in run.info.flat_settings if name not in NOT_COMPARED)
+        differing = [name for name in names if len({repr(run.info.flat_settings.get(name)) for run in members}) > 1]
+        if differing:
+            notes.append(f"the runs of {label} are measured together, though their config differs: {_some(differing)}")
     single = [label for label, members in groups.items() if len(members) == 1]
     if single:
         which = "one seed per operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
         notes.append(f"{which}: the intervals hold for that run alone, not for other runs")
     return notes
+
+
+def group_title(name: str, members: Sequence[StoredRun]) -> str:
+    """The title of a group of :func:`group_runs` in figures."""
+    first = members[0]
+    # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
+    return first.title + name.removeprefix(first.name) if name.startswith(first.name) else name
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _by_path(label: str, members: list[StoredRun]) -> dict[str, list[StoredRun]]:
@@ -195,7 +220,7 @@ def describe_missing_masks(run: StoredRun) -> str:
 
 def recorded_by_command(run: StoredRun) -> bool:
     """Whether ``fadeviz record`` or ``train`` recorded the run, and not a user's own loop."""
-    return "upsampler" in run.info.config
+    return "upsampler" in run.info.config and run.info.imported is None
 
 
 def class_names(run: StoredRun) -> list[str]:

@@ -40,8 +40,9 @@ GROUPS = {
 PLOTS = {
     "kymograph": "where on the object the map is higher than for other images' objects, over the training",
     **GROUPS,
+    "logged": "the numbers that the training logged: loss, learning rate, and any others",
 }
-"""What can be plotted: the distance-time map, and the groups of measures over training."""
+"""What can be plotted: the distance-time map, the groups of measures over training, and what was logged."""
 
 MEASURES = {
     "outline": Measure(

@@ -17,7 +17,16 @@ from ..storage.stored_run import StoredRun
 from .chance import ChanceLevel, chance_level, permute_images
 from .contrasts import METHOD, Contrasts, measure_contrasts, own_less_others, perfect_contrasts
 from .controls import Origin, compare_with_control, find_controls
-from .grouping import check_runs, check_size, describe_inside, describe_missing_masks, group_runs, note_uneven, setting
+from .grouping import (
+    check_runs,
+    check_size,
+    describe_inside,
+    describe_missing_masks,
+    group_runs,
+    group_title,
+    note_uneven,
+    setting,
+)
 from .jackknife import Estimate, holm
 from .kymograph import Kymograph, build_kymograph
 from .onset import LEAST_ALIKE, Onset, judge
@@ -253,11 +262,9 @@ def _measure(name: str, runs: Sequence[StoredRun], frame: _Frame, kind: str) -> 
     readout_kymograph: Kymograph | None = None
     if kind == "feature" and all(_has_readout(run, frame) for run in runs):
         readout, readout_contrasts, readout_kymograph = frame.onset(runs, READOUT)
-    first = runs[0]
     return OperatorOnset(
         name=name,
-        # What distinguishes operators of the same name follows it; runs without a name are titled by their path.
-        title=first.title + name.removeprefix(first.name) if name.startswith(first.name) else name,
+        title=group_title(name, runs),
         runs=tuple(runs),
         seeds=tuple(setting(run, "seed") for run in runs),
         map=onset,

@@ -70,6 +70,7 @@ class RunConfig:
             needs 5 or more; with a dozen, it needs only a few seeds.
         observe_mode: which statistics BatchNorm uses in an observation, ``eval`` or ``batch``.
         channel_images: the number of images for which the large kinds are recorded.
+        predictions: also store what the network predicts for the observed images, one byte a pixel.
         evaluate_every: steps between tests; 0 takes a tenth of the run. The last step is always tested.
         checkpoint_every: steps between checkpoints. One is also written every five minutes, and when a run is stopped.
             On a GPU they are written while training continues; after the first, at most one a minute.
@@ -119,6 +120,7 @@ class RunConfig:
     deterministic: bool = False
     compile: str = "off"
     pool: int = 0
+    predictions: bool = False
     workers: int | None = None
 
     def __post_init__(self) -> None:
@@ -290,7 +292,15 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return settings
 
 
-_NEWER = {"labels": "true", "subset": 0, "tf32": False, "deterministic": False, "compile": "off", "pool": 0}
+_NEWER = {
+    "labels": "true",
+    "subset": 0,
+    "tf32": False,
+    "deterministic": False,
+    "compile": "off",
+    "pool": 0,
+    "predictions": False,
+}
 """Settings that older runs lack, with the values that those runs had."""
 
 

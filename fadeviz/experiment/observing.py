@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from ..data import Sample
+from ..data import Sample, Splits
 from ..data.interior import describe_missing
+from ..data.matting.compositing import UNKNOWN
 from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
 from ..data.transforms import IGNORED
+from ..models import Network
+from ..recording.predictions import PredictionReader
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
 from ..storage.observation import select_foregrounds
 from ..storage.snapshots import Snapshot
-from .parts import Parts
+from ..training.tasks import TASKS
+from .config import RunConfig
 
 
 class Observer:
@@ -30,18 +36,27 @@ class Observer:
         notes: notes on the images, a sentence each.
     """
 
-    def __init__(self, parts: Parts, recorded: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        splits: Splits,
+        model: Network,
+        device: torch.device,
+        recorded: Sequence[int] | None = None,
+    ) -> None:
         """Choose the images.
 
         Args:
-            parts: the parts of the run.
+            config: the settings of the run.
+            splits: its images, of which test images are observed.
+            model: its network, on its device.
+            device: that device.
             recorded: the indices in the run.json of a run that is resumed: one of an earlier version keeps its images.
 
         Raises:
             FadevizError: if there are too few.
         """
-        config, splits = parts.config, parts.splits
-        entry = find_data(parts.model.task, config.data)
+        entry, task = find_data(model.task, config.data), TASKS[model.task]
 
         def crop(sample: Sample) -> Sample:
             return entry.observation_crop(sample, config.size)
@@ -51,11 +66,11 @@ class Observer:
         indices = chosen.earlier if of_earlier_version else chosen.indices
         self.unusual = indices if indices != chosen.earlier else None
         self._samples = [crop(splits.test[index]) for index in indices]
-        self.inputs, self._targets = (tensor.to(parts.device) for tensor in parts.task.collate(self._samples))
-        self._loss, self._mode = parts.task.loss, config.observe_mode
+        self.inputs, self._targets = (tensor.to(device) for tensor in task.collate(self._samples))
+        self._loss, self._mode = task.loss, config.observe_mode
         masks = [sample.mask for sample in self._samples]
         foreground = tuple(map(find_object, masks)) if splits.classes > 2 else None
-        if parts.task.has_classes and splits.classes == 2 and any((mask == IGNORED).any() for mask in masks):
+        if task.has_classes and splits.classes == 2 and any((mask == IGNORED).any() for mask in masks):
             foreground = (1,) * len(masks)  # ignored pixels are no part of the object
         self.info = ObservationInfo(
             names=tuple(sample.name for sample in self._samples),
@@ -64,7 +79,12 @@ class Observer:
             foreground=foreground,
         )
         objects = select_foregrounds(self.masks, foreground, "the run")
-        self.probe = Probe(parts.model, config.layers, config.kinds or None, config.channel_images, objects=objects)
+        predict = True if task.has_classes else _alphas
+        predictions = PredictionReader(predict, self.masks.shape) if config.predictions else None
+        self.probe = Probe(
+            model, config.layers, config.kinds or None, config.channel_images, objects=objects,
+            predictions=predictions,
+        )  # fmt: skip
         missing = describe_missing(self.info.names, list(objects))
         self.notes = [missing] if missing else []
         if len(indices) < config.observe:
@@ -77,6 +97,18 @@ class Observer:
             FadevizError: if the model cannot be observed.
         """
         return self.probe.observe(self.inputs, self._targets, self._loss, step=step, mode=self._mode)  # type: ignore[arg-type]
+
+    @property
+    def prediction(self) -> NDArray[np.uint8] | None:
+        """What the network predicted in the last observation, ``(N, H, W)``; None if predictions are not recorded.
+
+        The known pixels of mattes are as the trimaps have them.
+        """
+        prediction = self.probe.prediction
+        if prediction is None or self.mattes is None:
+            return prediction
+        trimaps = self.mattes[1]
+        return np.where(trimaps == UNKNOWN, prediction, trimaps)
 
     @property
     def images(self) -> NDArray[np.uint8]:
@@ -96,3 +128,8 @@ class Observer:
         if not len(alphas) == len(trimaps) == len(self._samples):
             return None
         return np.stack(alphas), np.stack(trimaps)
+
+
+def _alphas(output: Tensor) -> Tensor:
+    """The alphas ``(B, H, W)`` in a matting network's output."""
+    return (output[:, 0] if output.ndim == 4 else output).float().clamp(0, 1)

@@ -85,7 +85,8 @@ class Session:
             before: the run in the folder, if it is resumed.
         """
         self.parts, self.out, self.writer = parts, out, writer
-        self.observer = Observer(parts, None if before is None else before.info.observation.indices)
+        recorded = None if before is None else before.info.observation.indices
+        self.observer = Observer(parts.config, parts.splits, parts.model, parts.device, recorded)
         self.run_id = run_id(parts.config, parts.splits.info, parts.weights, parts.device.type, self.observer.unusual)
         self.checkpoints = Checkpoints(out / "checkpoints" / "last.pt", self.run_id, parts)
         self.metrics: dict[str, float] = {}
@@ -122,7 +123,13 @@ class Session:
             return 0
         observer = self.observer
         kinds = tuple(observer.probe.kinds)  # those that the first observation found
-        self._info = dataclasses.replace(self._info, kinds=kinds, layers=layer_sizes(self._untrained))
+        predicted = observer.probe.predictions
+        self._info = dataclasses.replace(
+            self._info,
+            kinds=kinds,
+            layers=layer_sizes(self._untrained),
+            predictions=None if predicted is None else predicted.values,
+        )
         self.writer.begin(
             self.run_id,
             self._current_info("running"),
@@ -131,7 +138,7 @@ class Session:
             observer.mattes,
             overwrite=overwrite,
         )
-        self.writer.snapshot(0, self._untrained)
+        self.writer.snapshot(0, self._untrained, observer.prediction)
         self._restart_clocks()
         return 0
 
@@ -195,7 +202,8 @@ class Session:
         self.writer.log(line)
         if step in self._schedule:
             self._watch.restart()
-            self.writer.snapshot(step, self.observer.observe(step))
+            snapshots = self.observer.observe(step)
+            self.writer.snapshot(step, snapshots, self.observer.prediction)
             self._watch.spent_on("observing")
         self.checkpoints.save_if_due(step)
         self._watch.restart()

@@ -191,6 +191,8 @@ def _number(value: object, otherwise: float | None = None) -> float | None:
 def _left_out(run: StoredRun) -> Iterator[str]:
     """Notes on what of a run cannot be exported, one sentence each."""
     yield from (f"left out {name} ({reason})" for name, reason in run.broken.items())
+    if run.info.predictions is not None:
+        yield "left out the predictions, which are no maps: run.prediction(step) reads them"
     lines, every = _lines(run), run.metrics()
     names = dict.fromkeys(key for line in lines for key in line if key != "step")
     if texts := [name for name in names if name not in _names(lines)]:

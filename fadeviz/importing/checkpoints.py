@@ -84,7 +84,7 @@ def record_checkpoints(
         fadeviz.record_checkpoints(model, "work_dirs/iter_*.pth", "decode_head.*", "runs/mine",
                                    batch=(images, masks), loss_fn=criterion)
     """
-    found = _find(checkpoints, steps)
+    found = find_checkpoints(checkpoints, steps)
     taken = {"resume", "start", "on_error", "scaler"} & options.keys()
     if taken:
         raise FadevizError(f"record_checkpoints takes no {taken.pop()}: each checkpoint is observed once")
@@ -94,7 +94,11 @@ def record_checkpoints(
     recorder: Recorder | None = None
     try:
         for index, (step, checkpoint) in enumerate(found):
-            notes += [note for note in _load(inner, checkpoint, step, key, strict) if note not in notes]
+            if not strict:  # what a checkpoint lacks is not that of the one before
+                inner.load_state_dict(kept, strict=False)
+            notes += [
+                note for note in load_checkpoint(inner, checkpoint, step, key, strict=strict) if note not in notes
+            ]
             if recorder is None:
                 recorder = Recorder(
                     model, layers, [number for number, _ in found], out, batch=batch, loss_fn=loss_fn, start=step,
@@ -115,8 +119,16 @@ def record_checkpoints(
     return _with_notes(Run(out), notes)
 
 
-def _find(checkpoints: Any, given: str | Iterable[int] | None) -> list[tuple[int, Any]]:
-    """The steps in increasing order, each with its file, folder or state dict."""
+def find_checkpoints(checkpoints: Any, given: str | Iterable[int] | None = None) -> list[tuple[int, Any]]:
+    """The steps in increasing order, each with its file, folder or state dict.
+
+    Args:
+        checkpoints: as for :func:`record_checkpoints`; a list may also name folders and patterns.
+        given: the step of each; None takes those of the names.
+
+    Raises:
+        FadevizError: if there are none, or their steps are unknown or the same.
+    """
     if isinstance(checkpoints, Mapping):
         if given is not None:
             raise FadevizError("the dict has the steps of its checkpoints. Leave steps out")
@@ -145,7 +157,7 @@ def _numbered(paths: list[Path], where: Any, given: str | Iterable[int] | None) 
 
 def _paths(checkpoints: Any) -> list[Path]:
     if not isinstance(checkpoints, str | os.PathLike):
-        return [Path(one) for one in checkpoints]
+        return [path for one in checkpoints for path in _paths(one)]
     path = Path(checkpoints)
     if any(letter in path.name for letter in "*?[") and not path.exists():
         return sorted(path.parent.glob(path.name))
@@ -162,8 +174,25 @@ def _weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in WHOLE if (folder / name).is_file()), None)
 
 
-def _load(model: nn.Module, checkpoint: Any, step: int, key: str | None, strict: bool) -> list[str]:
-    """Load the weights of one checkpoint into the model; returns what was left out."""
+def load_checkpoint(
+    model: nn.Module, checkpoint: Any, step: int, key: str | None = None, *, strict: bool = True, exact: bool = False
+) -> list[str]:
+    """Load the weights of one checkpoint into the model.
+
+    Args:
+        model: the model.
+        checkpoint: a file, a folder as the Hugging Face Trainer writes it, or a state dict.
+        step: its step, for messages.
+        key: where the weights are in it; None looks for the usual places.
+        strict: raise if the model has weights that the checkpoint lacks.
+        exact: raise also if the checkpoint has weights that the model lacks, as that of another network does.
+
+    Returns:
+        What was left out, a sentence each.
+
+    Raises:
+        FadevizError: if it cannot be read, or does not fit the model.
+    """
     where = f"the state dict of step {step}" if isinstance(checkpoint, Mapping) else str(checkpoint)
     state = _state_in(checkpoint if isinstance(checkpoint, Mapping) else _read(Path(checkpoint)), where, key)
     wanted = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -172,7 +201,7 @@ def _load(model: nn.Module, checkpoint: Any, step: int, key: str | None, strict:
     if missing and (strict or len(missing) == len(wanted)):
         raise FadevizError(
             f"{where} lacks {len(missing)} of the model's {len(wanted)} weights ({shorten(missing)}); it has "
-            f"{shorten(state)}. Load another model, or give strict=False"
+            f"{shorten(state)}. Build the model with the settings of the training, or give strict=False"
         )
     for name, other in names.items():
         if state[other].shape != wanted[name].shape:
@@ -180,8 +209,14 @@ def _load(model: nn.Module, checkpoint: Any, step: int, key: str | None, strict:
                 f"{where}: {other} is {tuple(state[other].shape)}, the model's {name} {tuple(wanted[name].shape)}. "
                 "Build the model with the settings of the training"
             )
+    used = set(names.values())
+    left_out = [name for name in state if name not in used]
+    if left_out and exact:
+        raise FadevizError(
+            f"{where} has {len(left_out)} weights that the model does not have ({shorten(left_out)}). Build the model "
+            "with the settings of the training, or give strict=False"
+        )
     model.load_state_dict({name: state[other] for name, other in names.items()}, strict=False)
-    left_out = [name for name in state if name not in set(names.values())]
     notes = [f"weights that the model does not have were left out: {shorten(left_out)}"] if left_out else []
     return [
         *notes,
@@ -213,9 +248,12 @@ def _state_in(loaded: Any, where: str, key: str | None) -> State:
                 raise FadevizError(f"{where} has no {key!r}. It has: {shorten(map(str, loaded))}")
             loaded = loaded[part]
     for _ in WRAPPINGS:
-        if not isinstance(loaded, Mapping) or any(isinstance(value, Tensor) for value in loaded.values()):
+        if not isinstance(loaded, Mapping):
             break
         inside = next((loaded[name] for name in WRAPPINGS if isinstance(loaded.get(name), Mapping)), None)
+        # Beside the weights there may be tensors, such as the state of a generator.
+        if inside is None and any(isinstance(value, Tensor) for value in loaded.values()):
+            break
         if inside is None:
             raise FadevizError(
                 f"{where} has no weights where they are usually kept. It has: {shorten(map(str, loaded))}. Give key=..."
@@ -285,4 +323,4 @@ def _with_notes(run: Run, notes: Sequence[str]) -> Run:
     return Run(run.path)
 
 
-__all__ = ["record_checkpoints"]
+__all__ = ["find_checkpoints", "load_checkpoint", "record_checkpoints"]

@@ -35,8 +35,8 @@ class RecorderCallback(Callback):
 
     Values that the module logs are added to the run's metrics under their names: training values every
     ``trainer.log_every_n_steps`` steps and at scheduled steps, validation and epoch values at the end of each.
-    ``fadeviz plot`` draws ``miou`` and ``boundary_iou``. Under ``precision="16-mixed"`` the metrics include the
-    gradient scale, as ``grad_scale``.
+    ``fadeviz plot --what logged`` draws them, ``--what quality`` those named ``miou`` and ``boundary_iou``. Under
+    ``precision="16-mixed"`` the metrics include the gradient scale, as ``grad_scale``.
 
     Example::
 

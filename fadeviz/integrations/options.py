@@ -30,6 +30,8 @@ class RecorderOptions(TypedDict, total=False):
     names: Sequence[str] | None
     name: str | None
     seed: int | None
+    predictions: bool | Callable[[Any], Any]
+    config: Mapping[str, Any] | None
     on_error: OnError
 
 

@@ -30,8 +30,8 @@ class RecorderCallback(TrainerCallback):
     replaces later ones. In distributed training only rank 0 records.
 
     Values that the Trainer logs are added to the run's metrics under their names: ``loss``, ``learning_rate``,
-    ``eval_loss`` ...; ``eval_miou`` and ``eval_boundary_iou`` also without ``eval_``, the names that ``fadeviz plot``
-    draws.
+    ``eval_loss`` ..., which ``fadeviz plot --what logged`` draws; ``eval_miou`` and ``eval_boundary_iou`` also without
+    ``eval_``, the names that ``--what quality`` draws.
 
     The Trainer does not notify its callbacks of errors: call :meth:`close` after one to free the folder for others.
 

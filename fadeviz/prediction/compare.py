@@ -29,6 +29,7 @@ from ..storage.stored_run import StoredRun
 from ..training.matting_metrics import measure_matte
 from ..training.tasks import TASKS
 from .predictor import Predictor, find_trimap, read_image
+from .stored import StoredPredictor
 
 SHOWN = 4
 """Number of observed images shown if none are named."""
@@ -64,17 +65,21 @@ def compare(
     zoom: Box | str = "auto",
     size: int | None = None,
     cell: int | None = None,
+    step: int | None = None,
     device: str = "auto",
     on_error: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Predict the same images with every run and draw the results side by side.
+
+    A run without a known network, such as one of a :class:`Recorder`, shows the predictions that were stored at its
+    last recorded step.
 
     The score of each result is given below it: the mean IoU of its classes, or a matte's SAD and MSE in the
     unknown region. The best score of a row is bold.
 
     Args:
         runs: one or several runs, opened or by the paths of their folders, with the same task and, for segmentation,
-            the same classes. Each needs its last checkpoint.
+            the same classes. Each needs its last checkpoint, or stored predictions.
         output: the image to write: .png, .pdf or .svg.
         images: indices of observed images; the first ``SHOWN`` if there is no ``images``, ``test`` or ``files``.
             Observed images need nothing but the runs' folders.
@@ -87,6 +92,8 @@ def compare(
         size: shorter side at which the network sees an image, in pixels; see
             :class:`~fadeviz.prediction.predictor.Predictor`.
         cell: width of a column in pixels; None uses 300 pixels per inch.
+        step: a recorded step: all runs show the predictions that were stored at it. None takes the last checkpoints,
+            and the last stored predictions of runs without one.
         device: ``auto``, ``cpu`` or ``cuda``.
         on_error: called with one line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
             which is then left out of the figure; None raises the first error. At least one image must remain.
@@ -104,20 +111,28 @@ def compare(
     opened = stored_runs(runs)
     if not opened:
         raise FadevizError("compare needs at least one run")
-    predictors = [Predictor(run, device) for run in opened]
+    predictors = [_predictor(run, step, device) for run in opened]
     _check_task(predictors)
     first = predictors[0]
-    first.check_size(size)
-    samples: list[tuple[Sample, bool]] = []
+    for predictor in predictors:
+        predictor.check_size(size)
+    networks = _networks(predictors) if test or files else []
+    rows = []
     if images or not (test or files):
-        samples += [(sample, True) for sample in _observed(opened, images)]
+        has_truth = _has_truth(first.run)
+        observed = _observed(opened, images)
+        shown = images or range(len(observed))
+        rows = [
+            _row(predictors, sample, has_truth, zoom, size, index)
+            for index, sample in zip(shown, observed, strict=True)
+        ]
     if test:
-        samples += [(sample, True) for sample in _test_images(predictors, test, data_dir)]
-    rows = [_row(predictors, sample, has_truth, zoom, size) for sample, has_truth in samples]
-    rows += _own_rows(predictors, files, trimaps, zoom, size, on_error, alone=not rows)
+        rows += [_row(networks, sample, True, zoom, size) for sample in _test_images(networks, test, data_dir)]
+    if files:
+        rows += _own_rows(networks, files, trimaps, zoom, size, on_error, alone=not rows)
     key = None
-    if any(map(names_classes, opened)) and TASKS[first.task].has_classes:
-        key = class_key(opened, largest_shares(values for _, maps in rows for values in maps))
+    if TASKS[first.task].has_classes and (first.classes > 2 or any(map(names_classes, opened))):
+        key = class_key(opened, largest_shares(values for _, maps in rows for values in maps), classes=first.classes)
     write_comparison(
         [row for row, _ in rows],
         run_labels(opened),
@@ -131,8 +146,46 @@ def compare(
     return [_score_line(row, names) for row, _ in rows if row.scores]
 
 
-def _check_task(predictors: Sequence[Predictor]) -> None:
-    """Raise unless all runs have the same task and the same number of classes."""
+def _predictor(run: StoredRun, step: int | None, device: str) -> Predictor | StoredPredictor:
+    """What predicts for a run: its network; or what was stored, of a given step or where the network is not known."""
+    if step is not None:
+        return StoredPredictor(run, step)
+    known = "network" in run.info.config
+    if run.info.predictions is not None and not (known and run.file("checkpoints/last.pt").exists()):
+        return StoredPredictor(run)
+    if not known:
+        raise FadevizError(
+            f"{run.address} was recorded in a training loop of its own: its network is not known here, and its "
+            "predictions were not stored. Record it with predictions=True, or give a run of: fadeviz record"
+        )
+    return Predictor(run, device)
+
+
+def _networks(predictors: Sequence[Predictor | StoredPredictor]) -> list[Predictor]:
+    """The predictors, which must all have a network: only that predicts for images that were not observed."""
+    networks = [predictor for predictor in predictors if isinstance(predictor, Predictor)]
+    if len(networks) < len(predictors):
+        stored = next(predictor for predictor in predictors if isinstance(predictor, StoredPredictor))
+        raise FadevizError(
+            f"{stored.run.address} has stored predictions, which are of its observed images alone. Leave out test=... "
+            "and files=..., and choose with images=..."
+        )
+    return networks
+
+
+def _has_truth(run: StoredRun) -> bool:
+    """Whether the masks of the observed images are known: without masks a recorder stores zeros."""
+    return "network" in run.info.config or bool(run.observation[1].any())
+
+
+def _check_task(predictors: Sequence[Predictor | StoredPredictor]) -> None:
+    """Raise unless all runs have the same task and the same number of classes.
+
+    Stored predictions may show a class that the masks do not; the largest number then counts for all of them.
+    """
+    stored = [predictor for predictor in predictors if isinstance(predictor, StoredPredictor)]
+    for predictor in stored:
+        predictor.classes = max(other.classes for other in stored)
     first, *others = predictors
     for other in others:
         if (other.task, other.classes) != (first.task, first.classes):
@@ -198,6 +251,8 @@ def _observed(runs: Sequence[StoredRun], wanted: Sequence[int]) -> list[Sample]:
                 f"no observed image {index} in {first.address}: there are {len(images)}, from 0 to {len(images) - 1}"
             )
     alphas, trimaps = first.mattes or (None, None)
+    if alphas is None and any(run.info.predictions == "alpha" for run in runs):
+        alphas = first.foregrounds.astype(np.uint8) * np.uint8(255)  # a recorder's mask is the truth of its mattes
     return [
         Sample(
             first.info.observation.name_of(i),
@@ -238,10 +293,21 @@ def _identity(info: object) -> object:
 
 
 def _row(
-    predictors: Sequence[Predictor], sample: Sample, has_truth: bool, zoom: Box | str, size: int | None
+    predictors: Sequence[Predictor | StoredPredictor],
+    sample: Sample,
+    has_truth: bool,
+    zoom: Box | str,
+    size: int | None,
+    observed: int | None = None,
 ) -> tuple[Row, _Maps]:
-    """The results of all runs for one image, and their class maps; ``has_truth`` if its ground truth is known."""
-    results = [predict(sample, size=size) for predict in predictors]
+    """The results of all runs for one image, and their class maps.
+
+    ``has_truth`` says whether its ground truth is known, and ``observed`` which observed image it is, if it is one.
+    """
+    results = [
+        predictor(sample, size=size) if isinstance(predictor, Predictor) else predictor.observed(observed or 0)
+        for predictor in predictors
+    ]
     matting = not TASKS[predictors[0].task].has_classes
     classes = predictors[0].classes
     truth: NDArray[np.uint8] | NDArray[np.float32] | None = (
@@ -249,16 +315,17 @@ def _row(
     )
     box = zoom if isinstance(zoom, Box) else None
     if zoom == "auto" and matting and truth is None and len(results) == 1:
-        assert sample.trimap is not None
-        unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing disagrees: the largest unknown region
-        box = choose_zoom([unknown], np.zeros_like(unknown))
+        if sample.trimap is not None:
+            unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing disagrees: the largest unknown region
+            box = choose_zoom([unknown], np.zeros_like(unknown))
     elif zoom == "auto":
         box = choose_zoom(results, truth, ignored=None if matting else IGNORED)
     texts: list[str] = []
     scores: list[float] = []
     for result in results if truth is not None else ():
         if matting:
-            errors = measure_matte(result, sample)  # type: ignore[arg-type]
+            trimap = np.full(sample.mask.shape, UNKNOWN, np.uint8) if sample.trimap is None else sample.trimap
+            errors = measure_matte(result, sample._replace(trimap=trimap))  # type: ignore[arg-type]
             scores.append(-errors["sad"])
             texts.append(f"SAD {METRICS['sad'].text(errors['sad'])}  MSE {errors['mse']:.3f}")
         else:
@@ -286,30 +353,37 @@ def mean_iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: i
     valid = truth < classes
     a, b = prediction[valid].astype(np.int64), truth[valid].astype(np.int64)
     both = np.bincount(a[a == b], minlength=classes)
-    either = np.bincount(a, minlength=classes) + np.bincount(b, minlength=classes) - both
+    either = np.bincount(a, minlength=classes)[:classes] + np.bincount(b, minlength=classes) - both
     present = either > 0
     return float((both[present] / either[present]).mean()) if present.any() else float("nan")
 
 
-def _to_image(values: NDArray[np.uint8] | NDArray[np.float32], first: Predictor) -> NDArray[np.uint8]:
+def _to_image(values: NDArray[np.uint8] | NDArray[np.float32], first: Predictor | StoredPredictor) -> NDArray[np.uint8]:
     """A mask or a matte, ready to show; a mask in the colours of the first run's classes."""
     if np.issubdtype(values.dtype, np.floating):
         return np.rint(values * 255).astype(np.uint8)
-    if has_colours(first.run):
+    if has_colours(first.run, first.classes):
         return colour_classes(values.astype(np.uint8), first.classes, first.run.info.data.class_colors)
     return np.where(values == 1, 255, 0).astype(np.uint8)
 
 
 def _caption(
-    predictors: Sequence[Predictor], rows: Sequence[tuple[Row, _Maps]], zoom: Box | str, key: ClassKey | None
+    predictors: Sequence[Predictor | StoredPredictor],
+    rows: Sequence[tuple[Row, _Maps]],
+    zoom: Box | str,
+    key: ClassKey | None,
 ) -> list[str]:
     """The caption: the content of the figure, and its operators."""
     first = predictors[0]
-    networks = dict.fromkeys(predictor.run.info.network_title or predictor.config.network for predictor in predictors)
-    data = dict.fromkeys(data_name(predictor.run) for predictor in predictors)
+    networks = dict.fromkeys(
+        predictor.run.info.network_title or str(predictor.run.info.config.get("network", "network"))
+        for predictor in predictors
+    )
+    data = dict.fromkeys(name for predictor in predictors if (name := data_name(predictor.run)))
     steps = dict.fromkeys(predictor.step for predictor in predictors)
     lines = [
-        f"{' and '.join(networks)}, trained on {' and '.join(data)} for {' and '.join(map(str, steps))} steps. "
+        f"{' and '.join(networks)}, trained{' on ' * bool(data)}{' and '.join(data)} for "
+        f"{' and '.join(map(str, steps))} steps. "
         f"{describe_runs([predictor.run for predictor in predictors])}."
     ]
     scored = any(row.scores for row, _ in rows)
@@ -317,7 +391,9 @@ def _caption(
     shown = ["White: class 1." if has_classes else "Alpha from 0 (black) to 1 (white)."]
     if key is not None:
         shown = [key.sentence()]
-    if scored and not has_classes:
+    if scored and not has_classes and all(row.trimap is None for row, _ in rows):
+        shown.append("SAD / 1000 and MSE over the whole image, with the mask as the truth.")
+    elif scored and not has_classes:
         shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:
         shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")

@@ -70,7 +70,7 @@ class BatchObserver:
     def _observe_and_check(self, step: int) -> tuple[list[Snapshot], list[str]]:
         """Observe, and note whether that changed anything."""
         before = state_of(self._model, self._loss_fn)
-        snapshots = self._observe(step)
+        snapshots, prediction = self._observe(step), self.probe.prediction
         # On a GPU two observations may differ by the order of sums.
         again = self._observe(step) if device_of(self._model).type == "cpu" else snapshots
         notes = list(self.probe.notes)
@@ -85,6 +85,8 @@ class BatchObserver:
                 f"a second pass over the same batch gave different maps (layer {other.layer!r}, {other.kind}): the "
                 "model or the loss draws random numbers or counts its calls where this cannot be undone"
             )
+        elif not _is_same(prediction, self.probe.prediction):
+            notes.append("a second pass over the same batch gave other predictions: predictions draws random numbers")
         self._checked = True
         return snapshots, notes
 
@@ -95,6 +97,10 @@ def _is_close(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
         return False
     largest = float(np.nan_to_num(np.abs(first), posinf=0).max(initial=0))
     return np.allclose(first, second, rtol=0, atol=1e-4 * largest, equal_nan=True)
+
+
+def _is_same(first: NDArray[np.uint8] | None, second: NDArray[np.uint8] | None) -> bool:
+    return first is None or second is None or np.array_equal(first, second)
 
 
 def _no_loss(output: Any, targets: Any) -> Tensor:

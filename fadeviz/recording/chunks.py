@@ -63,7 +63,9 @@ class ChunkedObserver:
         self, observation: Observation, kinds: Sequence[str], images: Any, cotangents: Sequence[Tensor | None]
     ) -> MapCollector:
         with self.model.collecting(observation, kinds, partial=True) as collector:
-            outputs = tensors_in(self.model.forward(images, collector))
+            output = self.model.forward(images, collector)
+            collector.add_prediction(output, count_images(images)[0])
+            outputs = tensors_in(output)
             if "gradient" in kinds:
                 both = zip(outputs, cotangents, strict=True)
                 pairs = [(output, c) for output, c in both if c is not None and output.requires_grad]
@@ -142,6 +144,8 @@ def _concatenate(
         else dataclasses.replace(s, value=np.concatenate(values[s.key])[: _most_images(s, observation.channel_images)])
         for s in whole.snapshots
     ]
+    predictions = [c.prediction for c in collectors if c.prediction is not None]
+    whole.prediction = np.concatenate(predictions) if predictions else None
     for layer, call in list(channels):  # one after the other: on a GPU there may be no room for all
         parts = [collector.channels.pop((layer, call)) for collector in collectors]
         whole.add_readouts(layer, call, torch.cat(parts).to(device))

@@ -50,6 +50,7 @@ class MapCollector:
         unread: the layers whose channels give no readout, with the reason.
         channels: where a pass has only some of the images, the channels ``(B, C, h, w)`` of each layer and call on the
             CPU, for :meth:`add_readouts` when all are there.
+        prediction: what the model predicted, ``(B, H, W)`` uint8; None if that is not recorded.
         error: the first error of a hook that the model may have caught.
     """
 
@@ -62,6 +63,7 @@ class MapCollector:
         self.called: dict[int, set[str]] = {}
         self.unread: dict[str, str] = {}
         self.channels: dict[tuple[str, int], Tensor] = {}
+        self.prediction: NDArray[np.uint8] | None = None
         self.error: Exception | None = None
         self._edges: list[tuple[str, int, GradientEdge]] = []
         self._channel_bytes = 0
@@ -226,6 +228,12 @@ class MapCollector:
             elif layer not in self.left_out:
                 grad = as_map(grad.detach(), self.observation.views[layer], layer)
                 self._add(layer, call, "gradient", grad.float().relu().sum(dim=1))
+
+    def add_prediction(self, output: Any, count: int | None = None) -> None:
+        """Read what the model predicted from its output for ``count`` images, None for all, if that is recorded."""
+        if self.observation.predictions is not None:
+            with self.observation.error_context("predictions failed"):
+                self.prediction = self.observation.predictions.read(output, count)
 
     def on_forward_end(self) -> None:
         """Stop recording, and drop the layers that did not run."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError
 from .layer_choice import Layer
+from .predictions import PredictionReader
 from .readout import ReadoutTargets
 from .views import View
 
@@ -41,6 +42,7 @@ class Observation:
         reduce: ``(B, C, h, w) -> (B, h, w)``, for the kind ``feature``.
         channel_images: the number of images that kinds with many maps per image keep.
         readout: what is read out of the channels; None if no such kind is recorded.
+        predictions: reads what the model predicts from its output; None if that is not recorded.
     """
 
     images: Any
@@ -59,6 +61,7 @@ class Observation:
     reduce: Callable[[Tensor], Tensor]
     channel_images: int
     readout: ReadoutTargets | None = None
+    predictions: PredictionReader | None = None
 
     @contextmanager
     def error_context(self, failure: str, layer: str = "", remark: str = "") -> Iterator[None]:

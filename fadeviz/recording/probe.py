@@ -25,6 +25,7 @@ from .masks import whole_number
 from .modules import all_modules, check_initialised
 from .observation import MODES, Mode, Observation
 from .observed_model import ObservedModel
+from .predictions import PredictionReader
 from .readout import LEAST_IMAGES, ReadoutTargets
 from .views import View
 
@@ -42,6 +43,8 @@ class Probe:
         layers: the names of the recorded layers. The first observation narrows globs down to the layers that ran and
             returned a map (with a gradient, if that is recorded).
         kinds: the recorded kinds, in the order of ``KINDS``. The first observation drops readouts that no layer has.
+        predictions: reads what the model predicts from its output; None records no predictions.
+        prediction: what the model predicted in the last observation, ``(N, H, W)`` uint8; None without ``predictions``.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
@@ -61,6 +64,7 @@ class Probe:
         views: Mapping[str, View] | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
         objects: NDArray[np.bool_] | None = None,
+        predictions: PredictionReader | None = None,
     ) -> None:
         """Find the layers.
 
@@ -81,6 +85,7 @@ class Probe:
             reduce: ``(B, C, h, w) -> (B, h, w)``, which makes the kind ``feature``; None takes the mean over channels.
             objects: what is inside in each image that will be observed, ``(N, H, W)`` at any resolution; readouts need
                 4 images or more with an inside and an outside.
+            predictions: reads what the model predicts from the output of the same forward pass.
 
         Raises:
             FadevizError: if a name matches no layer or two modules, or a name of one's own several layers; if a kind is
@@ -95,6 +100,8 @@ class Probe:
         self._settled = False
         self.reduce = reduce if reduce is not None else _mean_of_channels
         self.views = views_by_layer(views, self._choice.layers, self._choice.modules, network)
+        self.predictions = predictions
+        self.prediction: NDArray[np.uint8] | None = None
         self.channel_images = whole_number(channel_images, "channel_images")
         if self.channel_images < 1:
             raise FadevizError(f"channel_images is {channel_images}; it must be 1 or more")
@@ -206,10 +213,12 @@ class Probe:
             reduce=self.reduce,
             channel_images=self.channel_images,
             readout=self._readout,
+            predictions=self.predictions,
         )
         with exclusive(self._runner.module):
             collector = self._observe(observation)
         self._runner.end_observation()
+        self.prediction = collector.prediction
         if not self._settled:
             self._leave_out_uncalled(collector)
             self._leave_out(collector.left_out)
@@ -237,6 +246,7 @@ class Probe:
     def _observe_at_once(self, observation: Observation) -> MapCollector:
         with self._runner.collecting(observation, self.kinds) as collector:
             output = self._runner.forward(observation.images, collector)
+            collector.add_prediction(output)
             if "gradient" in self.kinds:
                 collector.add_gradients([self._runner.loss(output, observation)])
         return collector

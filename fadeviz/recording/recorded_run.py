@@ -78,9 +78,14 @@ class RecordedRun:
         self._writer.begin(run_id, self.info, images, masks, overwrite=overwrite)
         self._unsaved = False
 
-    def adopt(self, before: StoredRun, schedule: Sequence[int]) -> None:
-        """Take over what is known of a run that was recorded in part; nothing is written before :meth:`resume`."""
+    def adopt(self, before: StoredRun, schedule: Sequence[int], settings: Mapping[str, Any] | None) -> None:
+        """Take over what is known of a run that was recorded in part; nothing is written before :meth:`resume`.
+
+        ``settings`` replace those of the run, unless they are None.
+        """
         self.info = dataclasses.replace(before.info, status="recording", message=None, schedule=tuple(schedule))
+        if settings is not None and dict(settings) != dict(self.info.settings):
+            self.info = dataclasses.replace(self.info, settings=settings)
         self._recorded = set(before.steps)
 
     def resume(self) -> None:
@@ -112,13 +117,13 @@ class RecordedRun:
             self._change(errors=errors)
         self.repeated_after = None
 
-    def snapshot(self, step: int, snapshots: Iterable[Snapshot]) -> None:
-        """Write the maps of one step.
+    def snapshot(self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None) -> None:
+        """Write the maps of one step, and what the model predicted at it.
 
         Raises:
             FadevizError: if they cannot be written.
         """
-        self._writer.snapshot(step, snapshots)
+        self._writer.snapshot(step, snapshots, prediction)
         self._recorded.add(step)
         if self._unsaved:
             self.save()

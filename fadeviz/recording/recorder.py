@@ -21,10 +21,12 @@ from ..storage.observation import select_foregrounds
 from ..storage.schedule import Schedule, at, parse_schedule
 from ..storage.snapshots import check_folder
 from .batch_observer import BatchObserver
+from .config import check_config
 from .failures import Failures, OnError
 from .layer_choice import Layers
 from .masks import images_to_show, masks_of, whole_number
 from .observation import Mode
+from .predictions import PredictionReader
 from .probe import Probe
 from .recorded_run import RecordedRun
 from .step_recorder import ObservedImages, StepRecorder
@@ -90,6 +92,8 @@ class Recorder:
         names: Sequence[str] | None = None,
         name: str | None = None,
         seed: int | None = None,
+        predictions: bool | Callable[[Any], Any] = False,
+        config: Mapping[str, Any] | None = None,
         start: int | None = None,
         scaler: torch.amp.GradScaler | None = None,
         resume: bool = False,
@@ -133,6 +137,15 @@ class Recorder:
             names: names of the images.
             name: the run's name in figures; None takes the folder's name.
             seed: the training's seed; runs of the same name with different seeds are measured together.
+            predictions: also store what the model predicts for the observed images, as ``fadeviz grid --kind
+                prediction``, ``compare`` and the report show it: read from the output of the same forward pass, and
+                kept at the size of the images shown, one byte a pixel. True takes the class with the largest logit: the
+                output, or its entry ``logits`` or ``out``, is ``(N, C, h, w)``; a single channel is class 1 where it
+                is positive (its sigmoid exceeds 0.5). A function ``output -> (N, h, w)`` returns anything else: classes
+                as integers or booleans (255: none), or alphas as floats from 0 to 1. Logits and alphas are
+                interpolated (bilinear), classes take the nearest pixel.
+            config: the settings of the training, such as learning rate and batch size: a dict of JSON values, for
+                ``fadeviz info`` and the report, which compares those of several runs.
             start: number of optimiser steps already done, for a training resumed from a checkpoint: a new run begins
                 with this step instead of 0 (an analysis begins there too, and says so), and a resumed run drops its
                 later steps. None takes 0 for a new run, and the first :meth:`step` for a resumed one.
@@ -144,7 +157,8 @@ class Recorder:
 
         Raises:
             FadevizError: if the folder is in use or holds something else, layers or kinds are unknown, the model cannot
-                be observed, or masks, images or names do not fit. Nothing is written or removed then.
+                be observed, or masks, images, names, predictions or config do not fit. Nothing is written or removed
+                then.
         """
         self._failures = Failures(on_error)
         self._lock, self._process = threading.RLock(), os.getpid()
@@ -154,6 +168,7 @@ class Recorder:
         self.schedule = _parse_steps(steps)
         refuse_waiting(self.model, observe_mode)
         path, pair, seed, start = _absolute(out), _check_pair(batch), _check_count(seed, "seed"), _check_start(start)
+        settings = check_config(config)
         if device_of(self.model).type == "meta":
             raise FadevizError("the model is on the meta device and has no weights. Load them first")
         if not is_first_process():
@@ -163,13 +178,16 @@ class Recorder:
         truth = masks_of(pair[1], masks, images.shape[:3], ignore_index=ignore_index, classes=classes,
                          foreground=foreground, loss_fn=loss_fn)  # fmt: skip
         objects = select_foregrounds(truth.values, truth.foreground, "the recorder")
-        probe = Probe(self.model, layers, kinds, channel_images, views=views, reduce=reduce, objects=objects)
+        reader = None if predictions is False else PredictionReader(predictions, images.shape[:3])
+        probe = Probe(
+            self.model, layers, kinds, channel_images, views=views, reduce=reduce, objects=objects, predictions=reader
+        )  # fmt: skip
         if loss_fn is None:
             _leave_out_gradients(probe, kinds)
         observer = BatchObserver(self.model, probe, pair, loss_fn, observe_mode)
         observed = ObservedImages(images, truth, foreground is not None, names, observe_mode)
         recorder = StepRecorder(RecordedRun(path), observer, self.schedule, start)
-        recorder.open(self.model, observed, name=name, seed=seed, resume=resume, overwrite=overwrite)
+        recorder.open(self.model, observed, name=name, seed=seed, settings=settings, resume=resume, overwrite=overwrite)
         self._steps = recorder
         weakref.finalize(self, _release, recorder.run, self._process)
 
@@ -218,7 +236,9 @@ class Recorder:
             return True
 
     def log(self, step: int, **values: float | np.number[Any] | NDArray[Any] | Tensor) -> None:
-        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot`` draws ``miou`` and ``sad``.
+        """Add a line to the metrics: ``recorder.log(step, loss=0.3)``; ``fadeviz plot --what logged`` draws it.
+
+        Names are any text: ``**{"val/miou": 0.8}``. ``--what quality`` draws ``miou`` and ``sad``.
 
         Args:
             step: as for :meth:`step`.

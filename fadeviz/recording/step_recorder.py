@@ -21,6 +21,7 @@ from ..storage.schedule import Schedule
 from ..storage.snapshots import Snapshot, layer_sizes
 from ..storage.stored_run import StoredRun
 from .batch_observer import BatchObserver
+from .config import describe_changes
 from .failures import Stage, warn
 from .masks import Masks, names_of
 from .observation import Mode
@@ -74,6 +75,7 @@ class StepRecorder:
         *,
         name: str | None,
         seed: int | None,
+        settings: Mapping[str, Any] | None,
         resume: bool,
         overwrite: bool,
     ) -> None:
@@ -86,20 +88,27 @@ class StepRecorder:
         try:
             before = self.run.earlier() if resume else None
             if before is None:
-                self._begin(model, observed, None if name is None else str(name), seed, overwrite)
+                self._begin(model, observed, None if name is None else str(name), seed, settings or {}, overwrite)
             else:
-                self._resume(before, observed)
+                self._resume(before, observed, settings)
         except BaseException:
             self.run.close()
             raise
 
     def _begin(
-        self, model: nn.Module, observed: ObservedImages, name: str | None, seed: int | None, overwrite: bool
+        self,
+        model: nn.Module,
+        observed: ObservedImages,
+        name: str | None,
+        seed: int | None,
+        settings: Mapping[str, Any],
+        overwrite: bool,
     ) -> None:
         start = self._last_step = self._last_step or 0
         masks, names = observed.masks, names_of(observed.names, len(observed.images))
         self._add_notes([masks.note] if masks.note else [])
         untrained = self._observe(start)  # what cannot be observed is found here, before an old run is removed
+        predictions = self.observer.probe.predictions
         info = RunInfo(
             status="recording",
             upsampler=name,
@@ -111,6 +120,7 @@ class StepRecorder:
             config=StoredConfig({} if seed is None else {"seed": seed}),
             schedule=tuple(self._schedule),
             kinds=tuple(self.observer.probe.kinds),
+            predictions=None if predictions is None else predictions.values,
             layers=self._layers(untrained),
             observation=ObservationInfo(
                 names=tuple(names),
@@ -119,6 +129,8 @@ class StepRecorder:
             ),
             versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         )
+        if settings:
+            info = dataclasses.replace(info, settings=settings)
         run_id = _run_id(untrained, observed.images, seed)
         self.run.begin(run_id, info, observed.images, masks.values, overwrite=overwrite)
         self._write(start, untrained)
@@ -129,15 +141,20 @@ class StepRecorder:
             name: dataclasses.replace(layer, source=sources.get(name)) for name, layer in layer_sizes(untrained).items()
         }
 
-    def _resume(self, before: StoredRun, observed: ObservedImages) -> None:
+    def _resume(self, before: StoredRun, observed: ObservedImages, settings: Mapping[str, Any] | None) -> None:
         probe = self.observer.probe
         _check_images(before, observed)
         probe.resume(before.info.kinds, before.foregrounds)
         _check_settings(before, probe, observed)
         probe.settle(list(before.info.layers))
-        self.run.adopt(before, tuple(self._schedule))
+        self.run.adopt(before, tuple(self._schedule), settings)
         # Errors in observing are raised here, not hours into the training.
         now = self._observe(self.run.last_recorded if self._last_step is None else self._last_step)
+        _check_predictions(before, None if probe.predictions is None else probe.predictions.values)
+        changed = describe_changes(before.info.settings, settings)
+        if changed:
+            where = self.run.last_recorded if self._last_step is None else self._last_step
+            self._add_notes([f"resumed after step {where} with another config: {changed}"])
         self.run.resume()
         if self._last_step is not None:
             self.run.repeated_after = self._last_step
@@ -234,7 +251,7 @@ class StepRecorder:
 
     def _write(self, step: int, snapshots: list[Snapshot]) -> None:
         self.stage = "write"
-        self.run.snapshot(step, snapshots)
+        self.run.snapshot(step, snapshots, self.observer.probe.prediction)
 
 
 def _check_images(before: StoredRun, observed: ObservedImages) -> None:
@@ -267,6 +284,16 @@ def _check_settings(before: StoredRun, probe: Probe, observed: ObservedImages) -
     ):
         if was != now:
             raise FadevizError(f"{before.address} was recorded with other {what}: {was}, now {now}. Use the same")
+
+
+def _check_predictions(before: StoredRun, now: str | None) -> None:
+    """Raise unless a run recorded the predictions that are recorded now."""
+    was = before.info.predictions
+    if was != now:
+        raise FadevizError(
+            f"{before.address} was recorded with predictions of {was or 'nothing'}, now of {now or 'nothing'}. Use the "
+            f"same: predictions={'...' if was else 'False'}"
+        )
 
 
 def _as_float(value: Any) -> float | None:

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import FadevizError, MissingExtra
 from ..storage.files import replacing
+from ..storage.snapshots import PREDICTION
 from ..storage.stored_run import StoredRun
 from .colormap import NON_FINITE, is_diverging, palette, to_indices
 from .fonts import font, spell
@@ -34,6 +35,7 @@ from .labels import (
     truth_regions,
     wrap,
 )
+from .predictions import select_predictions, true_outline
 from .selection import MapSelection
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
@@ -89,7 +91,12 @@ def write_animation(
     _check_duration(duration_ms)
     colors = palette(colormap)
     ffmpeg = _ffmpeg() if ending == ".mp4" else None
-    sequences = select_frames(runs, selection, centered=is_diverging(colormap), max_frames=MAX_FRAMES)
+    if selection.kind == PREDICTION:
+        sequences = select_predictions(runs, selection, colormap=colormap, max_frames=MAX_FRAMES)
+    else:
+        sequences = select_frames(runs, selection, centered=is_diverging(colormap), max_frames=MAX_FRAMES)
+    if sequences[0].colours is not None:
+        colors = sequences[0].colours.palette
     layout = layout_animation(sequences, scale=scale)
     notes, origin = collect_notes(sequences), provenance(runs)
     with replacing(path) as partial:
@@ -132,7 +139,9 @@ def render_frames(
     sequences: Sequence[FrameSequence], *, colormap: str = "gray", scale: int | None = None
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames of the animation, each ``(H, W, 3)`` uint8, from which every format but GIF is written."""
-    return _rgb_frames(sequences, layout_animation(sequences, scale=scale), palette(colormap))
+    colours = sequences[0].colours
+    colors = palette(colormap) if colours is None else colours.palette
+    return _rgb_frames(sequences, layout_animation(sequences, scale=scale), colors)
 
 
 @dataclass(frozen=True)
@@ -295,6 +304,10 @@ def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Itera
         draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
         draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
         for (x, y), (width, height), sequence in zip(layout.tiles, layout.sizes, sequences, strict=True):
+            if sequence.colours is not None:
+                for left_end, _, name in _legend(sequence, layout):
+                    draw.text((x + left_end + px(11), y + height + px(20)), name, _DIM, font(px(11)), anchor="ls")
+                continue
             low, high = map(format_number, sequence.limits[frame])
             under = y + height + px(26)
             draw.text((x, under), low, _DIM, font(px(11)), anchor="ls")
@@ -303,9 +316,38 @@ def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Itera
         yield np.asarray(canvas)
 
 
-def _bars(layout: AnimationLayout) -> list[NDArray[np.uint8]]:
-    """A colour bar as wide as each tile, in indices of the palette."""
-    return [np.tile(to_indices(np.linspace(0.0, 1.0, width)), (layout.px(6), 1)) for width, _ in layout.sizes]
+def _legend(sequence: FrameSequence, layout: AnimationLayout) -> list[tuple[int, int, str]]:
+    """The classes below a tile, as many as fit: the left end of each, the index of its colour, and its name."""
+    px, entries, left = layout.px, [], 0
+    for name, index in sequence.colours.legend if sequence.colours is not None else ():
+        text = spell(shorten(name, px(11), px(90)))
+        width = px(11) + round(font(px(11)).getlength(text)) + px(8)
+        if left + width > layout.pitch:
+            break
+        entries.append((left, index, text))
+        left += width
+    return entries
+
+
+def _below(sequence: FrameSequence, layout: AnimationLayout, width: int) -> list[tuple[int, int, NDArray[np.uint8]]]:
+    """What stands below a tile of that width, in indices of the palette: the colour bar, or a square for each class.
+
+    Each with its place, relative to the tile's lower left corner.
+    """
+    if sequence.colours is None:
+        return [(0, layout.px(5), np.tile(to_indices(np.linspace(0.0, 1.0, width)), (layout.px(6), 1)))]
+    side = layout.px(8)
+    squares = [(left, index) for left, index, _ in _legend(sequence, layout)]
+    return [(left, layout.px(12), np.full((side, side), index, np.uint8)) for left, index in squares]
+
+
+def _outlined(values: NDArray[np.uint8], sequence: FrameSequence, scale: int) -> NDArray[np.uint8]:
+    """A frame's indices ``(h, w)`` at the size of a tile, of predictions with the true object's outline."""
+    large: NDArray[np.uint8] = _upscale(values, scale)
+    line = true_outline(sequence, scale)
+    if sequence.colours is not None and line is not None:
+        large[line] = sequence.colours.outline
+    return large
 
 
 def _upscale(values: NDArray[Any], scale: int) -> NDArray[Any]:
@@ -343,15 +385,16 @@ def _observed(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> ND
 def _rgb_frames(
     sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
 ) -> Iterator[NDArray[np.uint8]]:
-    observed, bars = _observed(sequences, layout), [colors[bar] for bar in _bars(layout)]
+    observed = _observed(sequences, layout)
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = gray[..., None].repeat(3, axis=2)
         _paste(canvas, layout.image, observed)
         for index, ((x, y), sequence) in enumerate(zip(layout.tiles, sequences, strict=True)):
-            pixels = colors[to_indices(sequence.unit[frame])]
-            pixels[np.isnan(sequence.unit[frame])] = NON_FINITE
-            _paste(canvas, (x, y), _upscale(pixels, layout.scales[index]))
-            _paste(canvas, (x, y + layout.sizes[index][1] + layout.px(5)), bars[index])
+            pixels = colors[_outlined(to_indices(sequence.unit[frame]), sequence, layout.scales[index])]
+            pixels[_upscale(np.isnan(sequence.unit[frame]), layout.scales[index])] = NON_FINITE
+            _paste(canvas, (x, y), pixels)
+            for left, top, part in _below(sequence, layout, layout.sizes[index][0]):
+                _paste(canvas, (x + left, y + layout.sizes[index][1] + top), colors[part])
         yield canvas
 
 
@@ -377,7 +420,7 @@ def _gif_frames(
                 "GIF has 256 colours, and cells that are not finite need one of them: "
                 f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
             )
-    text_ramp, bars = merged[text_ramp], [merged[bar] for bar in _bars(layout)]
+    text_ramp = merged[text_ramp]
     pixels = _observed(sequences, layout)
     greys = np.asarray(Image.fromarray(pixels).convert("L")) if pixels.size else np.zeros((0, 0), np.uint8)
     observed = merged[image_ramp][greys]
@@ -385,9 +428,10 @@ def _gif_frames(
     for frame, gray in enumerate(_grays(sequences, layout)):
         canvas = text_ramp[gray]
         _paste(canvas, layout.image, observed)
-        for index, ((x, y), values) in enumerate(zip(layout.tiles, indices, strict=True)):
-            _paste(canvas, (x, y), _upscale(values[frame], layout.scales[index]))
-            _paste(canvas, (x, y + layout.sizes[index][1] + layout.px(5)), bars[index])
+        for index, ((x, y), values, sequence) in enumerate(zip(layout.tiles, indices, sequences, strict=True)):
+            _paste(canvas, (x, y), _outlined(values[frame], sequence, layout.scales[index]))
+            for left, top, part in _below(sequence, layout, layout.sizes[index][0]):
+                _paste(canvas, (x + left, y + layout.sizes[index][1] + top), merged[part])
         image = Image.fromarray(canvas)
         image.putpalette(colors.tobytes())
         frames.append(image)

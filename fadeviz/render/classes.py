@@ -34,9 +34,13 @@ class ClassKey(NamedTuple):
         return f"Colours: classes as listed{others}. {self.void}".rstrip()
 
 
-def has_colours(run: StoredRun) -> bool:
-    """Whether masks of a run are shown in colours: those of more than two classes, or of classes with colours."""
-    return run.info.task != "matting" and ((run.info.classes or 2) > 2 or bool(run.info.data.class_colors))
+def has_colours(run: StoredRun, classes: int = 0) -> bool:
+    """Whether masks of a run are shown in colours: those of more than two classes, or of classes with colours.
+
+    ``classes`` counts if it is more than the run's own: predictions may have classes that no mask has.
+    """
+    several = max(run.info.classes or 2, classes) > 2
+    return run.info.task != "matting" and (several or bool(run.info.data.class_colors))
 
 
 def names_classes(run: StoredRun) -> bool:
@@ -44,11 +48,11 @@ def names_classes(run: StoredRun) -> bool:
     return has_colours(run) or (run.info.task != "matting" and bool(run.info.data.classes))
 
 
-def class_colours(run: StoredRun) -> NDArray[np.uint8]:
+def class_colours(run: StoredRun, classes: int = 0) -> NDArray[np.uint8]:
     """The colours of a run's classes, ``(classes, 3)`` uint8; two classes without colours are black and white."""
-    if not has_colours(run):
+    if not has_colours(run, classes):
         return np.array([[0] * 3, [255] * 3], np.uint8)
-    return class_palette(run.info.classes or 2, run.info.data.class_colors)
+    return class_palette(max(run.info.classes or 2, classes), run.info.data.class_colors)
 
 
 def largest_shares(masks: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:
@@ -57,30 +61,34 @@ def largest_shares(masks: Iterable[NDArray[np.uint8]]) -> NDArray[np.float64]:
     return np.max(counts, axis=0, initial=0.0) if counts else np.zeros(256)
 
 
-def class_key(runs: Sequence[StoredRun], shares: NDArray[np.float64], least: float = LEAST_SHARE) -> ClassKey:
+def class_key(
+    runs: Sequence[StoredRun], shares: NDArray[np.float64], least: float = LEAST_SHARE, classes: int = 0
+) -> ClassKey:
     """The classes of masks, in the colours of the first run.
 
     Args:
         runs: the runs whose classes they are. A class with different names has all of them.
         shares: what :func:`largest_shares` gives of the masks.
         least: the share from which on a class is listed.
+        classes: as for :func:`has_colours`.
     """
-    colours = class_colours(runs[0])
+    colours = class_colours(runs[0], classes)
     void = f"{void_colour(colours)[0]}: unlabelled."
-    if not has_colours(runs[0]):
+    if not has_colours(runs[0], classes):
         void = "Black: unlabelled, too." if shares[len(colours) :].any() else ""
     shares = shares[: len(colours)]
     order = np.argsort(-shares, kind="stable").tolist()
     listed = [label for label in order if shares[label] >= least and shares[label] > 0]
     red, green, blue = colours.T.tolist()
     return ClassKey(
-        tuple((_name(runs, label), (red[label], green[label], blue[label])) for label in listed),
+        tuple((class_name(runs, label), (red[label], green[label], blue[label])) for label in listed),
         int((shares > 0).sum()) - len(listed),
         void,
     )
 
 
-def _name(runs: Sequence[StoredRun], label: int) -> str:
+def class_name(runs: Sequence[StoredRun], label: int) -> str:
+    """The name of a class: all names that it has, if the runs do not agree."""
     named = [run for run in runs if run.info.data.classes] or runs[:1]
     return " / ".join(dict.fromkeys(run.info.data.class_name(label) for run in named))
 
@@ -90,6 +98,7 @@ __all__ = [
     "ClassKey",
     "class_colours",
     "class_key",
+    "class_name",
     "has_colours",
     "largest_shares",
     "names_classes",

@@ -24,6 +24,25 @@ MAX_CORRELATION = 0.8
 
 
 @dataclass(frozen=True)
+class ClassColours:
+    """The colours of predictions, which stand for classes and not for values.
+
+    Attributes:
+        palette: ``(256, 3)`` uint8: the colours of the classes, of the outline, and from black to white.
+        outline: index of the colour that the outline of the true object has.
+        regions: ``(H, W)`` uint8, the true regions whose outline that is; None where none is drawn.
+        legend: names of the classes with the indices of their colours, those that fill most first; empty for two.
+        sentence: what the colours stand for, for captions.
+    """
+
+    palette: NDArray[np.uint8]
+    outline: int
+    regions: NDArray[np.uint8] | None
+    legend: tuple[tuple[str, int], ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class FrameSequence:
     """One map of one run over training: a row of frames.
 
@@ -32,7 +51,7 @@ class FrameSequence:
         label: name of the run in figures: its operator, and the seed or folder where several share an operator.
         layer: dotted module name, as it is recorded in this run.
         title: ``label``, and the layer where the runs' layers differ.
-        kind: a name in ``KINDS``.
+        kind: a name in ``KINDS``, or ``PREDICTION``.
         image: index of the observed image.
         channel: index of the channel, for ``CHANNEL_KINDS``; None otherwise.
         representative: whether the channel was selected by :func:`select_channels` rather than by the caller.
@@ -49,6 +68,7 @@ class FrameSequence:
         observed_image: ``(H, W, 3)`` uint8; None if the run has lost it.
         mask: ``(H, W)`` uint8, its ground truth; None if the run has lost it.
         notes: what was omitted or marked, one sentence each.
+        colours: the colours of classes, of predictions; None for maps, which take those of a colour map.
     """
 
     run: StoredRun
@@ -72,6 +92,7 @@ class FrameSequence:
     observed_image: NDArray[np.uint8] | None
     mask: NDArray[np.uint8] | None
     notes: tuple[str, ...]
+    colours: ClassColours | None = None
 
     @property
     def non_finite(self) -> int:
@@ -112,11 +133,9 @@ def select_frames(
         FadevizError: if there is no run, a run is given twice, the runs cannot be compared, or they have no such
             layer, kind, image, channel, call, step or scope.
     """
-    if not runs:
-        raise FadevizError("no run to draw. Give at least one run folder")
-    check_distinct(runs)
+    check_runs(runs)
     layers = choose_layers(runs, selection.layer, selection.kind, selection.call)
-    _check_images(runs, selection.image)
+    check_images(runs, selection.image)
     common = common_steps(runs, selection.steps)
     steps = common
     if selection.steps is None and max_frames is not None:
@@ -240,7 +259,14 @@ def select_channels(
     return sorted(selected) or [0]
 
 
-def _check_images(runs: Sequence[StoredRun], image: int) -> None:
+def check_runs(runs: Sequence[StoredRun]) -> None:
+    """Raise unless there is at least one run, and no run twice."""
+    if not runs:
+        raise FadevizError("no run to draw. Give at least one run folder")
+    check_distinct(runs)
+
+
+def check_images(runs: Sequence[StoredRun], image: int) -> None:
     """Raise unless the runs observed the same image, as far as their observed images are available."""
     available = [run for run in runs if not run.lost]
     for run in available:
@@ -271,6 +297,21 @@ def _notes(
         all_steps: the steps that all runs have; None if the caller named the steps.
     """
     run, label = tracks[0].run, tracks[0].label
+    notes = notes_on_run(run, steps, all_steps)
+    if channels is not None and channels > len(tracks):
+        numbers = ", ".join(str(track.channel) for track in tracks)
+        notes.append(
+            f"{label}: {len(tracks)} of {channels} channels are drawn: {numbers}. "
+            "Choose with channel=... or channels=..."
+        )
+    cells = sum(int((~np.isfinite(track.maps)).sum()) for track in tracks)
+    if cells:
+        notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
+    return tuple(notes)
+
+
+def notes_on_run(run: StoredRun, steps: Sequence[int], all_steps: Sequence[int] | None) -> list[str]:
+    """Notes on files of a run that cannot be used, and on steps that are not drawn; arguments as for its maps."""
     broken = {name: reason for name, reason in run.broken.items() if name != "observation.safetensors"}
     notes = [f"{run.address}: left out {name} ({reason})" for name, reason in broken.items()]
     notes += [run.lost] if run.lost else []
@@ -283,16 +324,7 @@ def _notes(
             f"{len(steps)} of {len(all_steps)} snapshots are shown, evenly spaced from step {steps[0]} to {steps[-1]}. "
             "Choose others with steps=..."
         )
-    if channels is not None and channels > len(tracks):
-        numbers = ", ".join(str(track.channel) for track in tracks)
-        notes.append(
-            f"{label}: {len(tracks)} of {channels} channels are drawn: {numbers}. "
-            "Choose with channel=... or channels=..."
-        )
-    cells = sum(int((~np.isfinite(track.maps)).sum()) for track in tracks)
-    if cells:
-        notes.append(f"{label}: {cells} cells are NaN or infinite; they are painted magenta")
-    return tuple(notes)
+    return notes
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
@@ -329,8 +361,12 @@ def collect_notes(sequences: Sequence[FrameSequence]) -> tuple[str, ...]:
 __all__ = [
     "MAX_CORRELATION",
     "SCOPES",
+    "ClassColours",
     "FrameSequence",
+    "check_images",
+    "check_runs",
     "collect_notes",
+    "notes_on_run",
     "scale_maps",
     "select_channels",
     "select_frames",

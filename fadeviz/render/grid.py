@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import FadevizError
-from ..storage.snapshots import CHANNEL_KINDS
+from ..storage.snapshots import CHANNEL_KINDS, PREDICTION
 from ..storage.stored_run import StoredRun
 from .classes import class_key, has_colours, largest_shares, names_classes
-from .colormap import colorize, is_diverging, palette
+from .colormap import colorize, is_diverging, palette, to_indices
 from .fonts import font
 from .frames import FrameSequence, collect_notes, scale_maps, select_frames
 from .labels import (
@@ -32,6 +32,7 @@ from .labels import (
 )
 from .legend import Legend, PlacedLegend, draw_legend, place_legend
 from .page import MAX_PIXELS, STYLE, Page, check_ending, new_figure, save_figure
+from .predictions import select_predictions, true_outline
 from .selection import MapSelection
 
 if TYPE_CHECKING:
@@ -162,6 +163,8 @@ def draw_grid(
 def _select(runs: Sequence[StoredRun], selection: MapSelection, colormap: str) -> list[FrameSequence]:
     """The sequences of a grid; of representative channels only a handful of steps, unless steps are named."""
     palette(colormap)
+    if selection.kind == PREDICTION:
+        return select_predictions(runs, selection, colormap=colormap, max_frames=MAX_FRAMES)
     representative = selection.kind in CHANNEL_KINDS and selection.channel is None
     return select_frames(
         runs,
@@ -274,14 +277,21 @@ def layout_grid(
 
 
 def _classes(sequences: Sequence[FrameSequence]) -> tuple[Legend, list[str]]:
-    """The legend of the masks shown, of each run with its own colours; and a sentence on how to read it."""
+    """The legend of the classes shown, of each run with its own colours; and a sentence on how to read it."""
+    predicted = [
+        (name, tuple(sequence.colours.palette[index].tolist()))
+        for sequence in sequences
+        if sequence.colours is not None
+        for name, index in sequence.colours.legend
+    ]
     keys = [
         class_key([sequence.run], largest_shares([sequence.run.observation[1][sequence.image]]))
         for sequence in sequences
         if sequence.observed_image is not None and names_classes(sequence.run)
     ]
-    legend = tuple(dict.fromkeys(entry for key in keys for entry in key.legend))
-    return legend, list(dict.fromkeys(key.sentence() for key in keys))
+    legend = tuple(dict.fromkeys([*predicted, *(entry for key in keys for entry in key.legend)]))
+    # The sentence on predictions says the same.
+    return legend, [] if predicted else list(dict.fromkeys(key.sentence() for key in keys))
 
 
 def _spacing(sizes: Sequence[tuple[int, int]]) -> _Spacing:
@@ -364,15 +374,24 @@ def _draw(
                 middle = (x - layout.points(2.5), y + size[1] / 2)
                 page.text(*middle, f"channel {sequence.channel}", _TEXT, rotation=90, ha="right", va="center")
             for frame, (step, unit) in enumerate(zip(sequence.steps, sequence.unit, strict=True)):
-                pixels = colorize(unit, colormap)
-                if upscale:
-                    pixels = pixels.repeat(layout.scales[index], axis=0).repeat(layout.scales[index], axis=1)
+                pixels = _pixels(sequence, unit, colormap, layout.scales[index] if upscale else 1)
                 page.cell(layout.cells[index, frame], size, pixels, str(step))
     draw_legend(page, layout.legend, layout.points)
     lines, top = layout.caption
     for index, line in enumerate(lines):
         page.text(layout.points(5), top + index * layout.points(8), line, _TEXT, color="0.25")
     return figure
+
+
+def _pixels(sequence: FrameSequence, unit: NDArray[np.float32], colormap: str, scale: int) -> NDArray[np.uint8]:
+    """One frame, ``(h, w, 3)``, each cell ``scale`` pixels wide; of predictions with the true object's outline."""
+    colours = sequence.colours
+    pixels = colorize(unit, colormap) if colours is None else colours.palette[to_indices(unit)]
+    pixels = pixels.repeat(scale, axis=0).repeat(scale, axis=1)
+    line = true_outline(sequence, scale)
+    if colours is not None and line is not None:
+        pixels[line] = colours.palette[colours.outline]
+    return pixels
 
 
 class _GridPage(Page):
@@ -399,6 +418,14 @@ class _GridPage(Page):
     def heading(self, sequence: FrameSequence, title: str, top: int, colormap: str) -> None:
         points, right = self.layout.points, self.layout.width - self.layout.points(5)
         middle = top + points(5)
+        if sequence.colours is None:
+            right = self.bar(sequence, colormap, right, middle)
+        label = shorten(title, points(_HEADING), right - points(5), bold=True)
+        self.text(points(5), middle, label, _HEADING, weight="bold", va="center_baseline")
+
+    def bar(self, sequence: FrameSequence, colormap: str, right: int, middle: int) -> int:
+        """The colour bar with its ends; returns their left end."""
+        points = self.layout.points
         low, high = bar_ends(sequence)
         size = points(_TEXT)
         self.text(right, middle, high, _TEXT, ha="right", va="center_baseline")
@@ -410,9 +437,7 @@ class _GridPage(Page):
         self.image((right - width, middle - height // 2, width, height), bar)
         right -= width + points(3)
         self.text(right, middle, low, _TEXT, ha="right", va="center_baseline")
-        right -= round(font(size).getlength(low)) + points(6)
-        label = shorten(title, points(_HEADING), right - points(5), bold=True)
-        self.text(points(5), middle, label, _HEADING, weight="bold", va="center_baseline")
+        return right - round(font(size).getlength(low)) - points(6)
 
 
 def _fit(pixels: NDArray[np.uint8], size: tuple[int, int], *, blended: bool = True) -> NDArray[np.uint8]:

@@ -109,7 +109,7 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     first = sequences[0]
     runs = {sequence.run.path: sequence for sequence in sequences}
     networks = dict.fromkeys(_network(sequence.run) for sequence in runs.values())
-    what = KINDS[first.kind]
+    what = KINDS.get(first.kind, "")
     if first.kind in CHANNEL_KINDS:
         what = {
             "channels": "single channels of the layer's output",
@@ -129,6 +129,9 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
     origin.append(f"{describe_runs([s.run for s in runs.values()])}.")
+    if first.colours is not None:
+        predicted = f"{' and '.join(networks)}: predictions for one image.{_statistics(runs.values())}"
+        return [predicted, first.colours.sentence, " ".join(origin)]
     layers = _layers(list(runs.values()))
     sentences = [
         f"{' and '.join(networks)}, {layers}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from .fonts import font, letters, spell
@@ -80,6 +81,11 @@ def write_curves(
                 dash = (0, (4, 1.5)) if curve.like else dash
                 line = axes.plot(time, curve.middle, color=color, linestyle=dash, linewidth=1.7)[0]
                 handles.setdefault(curve.label, line)
+                alone = _alone(np.asarray(curve.middle))
+                if alone.any():  # a point between gaps would not be seen
+                    axes.plot(
+                        np.asarray(time)[alone], np.asarray(curve.middle)[alone], color=color, linestyle="", marker="."
+                    )
                 if math.isfinite(curve.mark):
                     axes.axvline(float(axis.place([curve.mark])[0]), color=color, linestyle=(0, (1, 2)), linewidth=1.1)
             if panel.chance is not None:
@@ -100,6 +106,13 @@ def write_curves(
             axes.set_visible(False)
         _legend(figure, handles)
         _save(figure, path, provenance)
+
+
+def _alone(values: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """The places of finite values whose neighbours are not finite, or are not there."""
+    finite = np.pad(np.isfinite(values), 1)
+    alone: NDArray[np.bool_] = finite[1:-1] & ~finite[:-2] & ~finite[2:]
+    return alone
 
 
 def _span(panel: CurvePanel) -> tuple[float, float]:

@@ -18,7 +18,8 @@ class MapSelection:
     Attributes:
         layer: dotted module name; or a mapping that names one for each run, where they differ (see
             :data:`~fadeviz.storage.layers_of_runs.LayerOfRuns`); None for the first run's ``default_layer(kind)``.
-        kind: a name in ``KINDS``.
+        kind: a name in ``KINDS``; or ``prediction``, what the model predicted for the image, which takes ``image`` and
+            ``steps`` alone.
         image: index of the observed image.
         channel: one or more channel indices, for ``CHANNEL_KINDS`` only; None for representative channels, selected in
             each run by :func:`~fadeviz.render.frames.select_channels`.

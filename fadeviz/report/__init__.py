@@ -28,6 +28,7 @@ from . import text
 from .charts import chart_groups, signature_data
 from .contour import contour_path, image_uri
 from .page import render_page
+from .predictions import SHARE, select_report_predictions
 from .sequences import MAP_KINDS, LayerNames, ReportSelection, page_layers, select_sequences, wanted_maps
 
 ENDINGS = (".html", ".htm")
@@ -86,19 +87,24 @@ def write_report(
     content = _content(analysis, steps, ordered, images_shown, command, title)
     not_requested = tuple(_not_requested(onsets, ordered, shown_layers, kinds, images_shown))
     limit = int(max_mb * 1e6)
+    room = limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested)))
+    every = range(len(ordered))
+    predictions, no_room = select_report_predictions(ordered, every, steps, images_shown, int(SHARE * room))
+    if predictions is not None:
+        room = limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested), predictions))
     selection = select_sequences(
         ordered,
         [seed for operator in onsets.operators for seed in range(len(operator.runs))],
         steps,
         images_shown,
-        limit - _RESERVE - len(render_page(content, ReportSelection(left_out=not_requested))),
+        room,
         layers=shown_layers,
         kinds=kinds,
         advice="Give a larger max_mb=..., or fewer runs",
         call=call,
     )
-    selection = replace(selection, left_out=(*thinned, *selection.left_out, *not_requested))
-    page = render_page(content, selection)
+    selection = replace(selection, left_out=(*thinned, *selection.left_out, *no_room, *not_requested))
+    page = render_page(content, selection, predictions)
     if len(page) > limit:
         raise FadevizError(f"max_mb={max_mb:g}: the page takes {len(page) / 1e6:.2f} MB. Give a larger max_mb=...")
     write_whole(path, page)

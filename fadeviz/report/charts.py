@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..analysis.curves import MeasureCurve
+from ..analysis.logged import describe_gaps, explain_logged, logged_curves, shown_names
 from ..analysis.measures import GROUPS, MEASURES, describe_group
 from ..analysis.onsets import Onsets, OperatorOnset
 from ..analysis.result import Analysis
@@ -51,7 +52,40 @@ def chart_groups(analysis: Analysis) -> list[dict[str, Any]]:
                     "note": _NOTE if name == "responses" else note,
                 }
             )
-    return groups
+    return [*groups, *_logged(analysis.onsets, {key for own in measured for key in own})]
+
+
+def _logged(onsets: Onsets, drawn: Collection[str]) -> list[dict[str, Any]]:
+    """The group of the numbers that the trainings logged, one panel per name; without those that are drawn already."""
+    curves = [
+        {name: curve for name, curve in logged_curves(operator.runs).items() if name not in drawn}
+        for operator in onsets.operators
+    ]
+    names, more = shown_names(curves)
+    labels = _labels(onsets)
+    series = {label: index for index, label in enumerate(labels)}
+    panels, measures = [], []
+    for name in names:
+        lines = {label: own[name] for label, own in zip(labels, curves, strict=True) if name in own}
+        gaps = [describe_gaps(label, curve) for label, curve in lines.items()]
+        text = "; ".join([f"{sum(curve.count for curve in lines.values()):,} values", *filter(None, gaps)])
+        measures.append([plain(name, 80), plain(text, 400)])
+        finite = {label: curve for label, curve in lines.items() if not np.isnan(curve.middle).all()}
+        if finite:
+            shown = [Curve(label, curve.steps, curve.middle, curve.low, curve.high) for label, curve in finite.items()]
+            panel = CurvePanel(plain(name, 80), "", "value", shown)
+            panels.append(panel_data(panel, series, scale=f"logged {name}"))
+    if not measures:
+        return []
+    note = explain_logged(curves) + (f" {len(more)} more names were logged." if more else "")
+    meaning = "the numbers that the training logged"
+    return [{"name": "logged", "meaning": meaning, "panels": panels, "measures": measures, "note": note}]
+
+
+def _labels(onsets: Onsets) -> list[str]:
+    """A label for each operator: its title, or its name if titles are the same."""
+    titles = [plain(operator.title) for operator in onsets.operators]
+    return titles if len(set(titles)) == len(titles) else [plain(operator.name) for operator in onsets.operators]
 
 
 def _by_operator(
@@ -77,8 +111,7 @@ def _by_measure(
     onsets: Onsets, measured: Sequence[Mapping[str, MeasureCurve]], members: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One panel per measure, one curve per operator; an operator has the same colour in all of them."""
-    titles = [plain(operator.title) for operator in onsets.operators]
-    labels = titles if len(set(titles)) == len(titles) else [plain(operator.name) for operator in onsets.operators]
+    labels = _labels(onsets)
     series = {label: index for index, label in enumerate(labels)}
     data = []
     for key in members:

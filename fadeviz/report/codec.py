@@ -49,16 +49,29 @@ def pack(maps: NDArray[np.floating], kind: str, limit: float = math.inf) -> Pack
     limits = [find_limits(frame, kind, scope="frame") for frame in values]
     levels = np.stack([to_indices(normalize(frame, ends)) for frame, ends in zip(values, limits, strict=True)])
     broken = ~np.isfinite(values)
-    residuals = _residuals(levels)
-    modes = np.argmin([[_entropy(frame) for frame in candidate] for candidate in residuals], axis=0).astype(np.uint8)
-    chosen = residuals[modes, np.arange(len(levels))]
-    raw = modes.tobytes() + chosen.tobytes() + (np.packbits(broken).tobytes() if broken.any() else b"")
-    data = _deflate(raw, limit)
+    data = _packed(levels, np.packbits(broken).tobytes() if broken.any() else b"", limit)
     if data is None:
         return None
     empty = broken.all(axis=(1, 2))
     low, high = (tuple(np.where(empty, np.nan, end).tolist()) for end in zip(*limits, strict=True))
     return Packed(data, low, high, bool(broken.any()))
+
+
+def pack_levels(levels: NDArray[np.uint8], limit: float = math.inf) -> Packed | None:
+    """Pack levels ``(S, h, w)`` that are classes or the like, and not values between limits.
+
+    Returns:
+        The packed levels; None as soon as ``data`` has more than ``limit`` bytes.
+    """
+    data = _packed(levels, b"", limit)
+    return None if data is None else Packed(data, (0.0,) * len(levels), (255.0,) * len(levels), False)
+
+
+def _packed(levels: NDArray[np.uint8], holes: bytes, limit: float) -> bytes | None:
+    residuals = _residuals(levels)
+    modes = np.argmin([[_entropy(frame) for frame in candidate] for candidate in residuals], axis=0).astype(np.uint8)
+    chosen = residuals[modes, np.arange(len(levels))]
+    return _deflate(modes.tobytes() + chosen.tobytes() + holes, limit)
 
 
 def _deflate(raw: bytes, limit: float) -> bytes | None:

@@ -23,6 +23,14 @@ def image_uri(image: NDArray[np.uint8]) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
+def classes_uri(image: NDArray[np.uint8]) -> str:
+    """A mask in the colours of its classes, ``(H, W, 3)``, as a data URI of a PNG: no colour is mixed."""
+    step = -(-max(image.shape[:2]) // MAX_SIDE)
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image[::step, ::step])).save(file, "PNG", compress_level=9)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
 def contour_path(inside: NDArray[np.bool_]) -> str:
     """The boundary between pixels inside and outside, ``(H, W)`` bool, as SVG path data in pixels of the image."""
     # Padded as if the image continued: its border is not a contour.

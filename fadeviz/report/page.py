@@ -12,10 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 from ..version import __version__
+from .predictions import ReportPredictions
 from .sequences import MapSequences, ReportSelection, shortest
 from .text import ClassTable
 
-SCRIPT = ("state", "maps", "viewer", "controls", "charts", "kymographs")
+SCRIPT = ("state", "maps", "viewer", "predictions", "controls", "charts", "kymographs")
 """Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
 
 
@@ -23,7 +24,9 @@ _OPEN_ROWS = 12
 """Most rows of a table of classes that is open at first."""
 
 
-def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes:
+def render_page(
+    content: Mapping[str, Any], selection: ReportSelection, predictions: ReportPredictions | None = None
+) -> bytes:
     """The whole file.
 
     Names in stored runs are not trusted: only :func:`_escape` and :func:`_json` put them into the page.
@@ -31,6 +34,7 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
     Args:
         content: sentences, tables and data of the page, without the maps.
         selection: the maps.
+        predictions: what the models predicted; None leaves the section out.
     """
     markup, style = (_read(f"page.{kind}") for kind in ("html", "css"))
     script = _script()
@@ -38,12 +42,15 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
         "shown": list(selection.runs),
         "count": selection.images,
         "maps": [_map_data(maps, number) for number, maps in enumerate(selection.sequences)],
+        "predictions": None if predictions is None else predictions.data(),
     }
     elements = [
         f'<script type="text/plain" id="sequence-{number}-{run}-{image}">{_base64(packed.data)}</script>'
         for number, maps in enumerate(selection.sequences)
         for (run, image), packed in maps.packed.items()
     ]
+    for element, packed in () if predictions is None else predictions.elements():
+        elements.append(f'<script type="text/plain" id="{element}">{_base64(packed.data)}</script>')
     slots = {
         "title": _escape(content["title"]),
         "policy": _policy(style, script),
@@ -57,6 +64,7 @@ def render_page(content: Mapping[str, Any], selection: ReportSelection) -> bytes
         "classes": _classes(content["classes"]) if content["classes"] else "",
         "key": _key(*content["key"]) if content["key"] else "",
         "left_out": _left_out(selection.left_out),
+        "predictions": "" if predictions is None else _escape(predictions.sentence),
         "settings": _settings(*content["settings"]),
         "command": _escape(content["command"]),
         "version": _escape(__version__),

@@ -246,6 +246,7 @@ def _settings(run: StoredRun) -> dict[str, str]:
         "network": info.network,
         "parameters": info.parameters,
         **{name: value for name, value in info.config.items() if name not in _PLACES},
+        **{f"config: {name}": value for name, value in info.flat_settings.items()},
         "weights": info.weights,
         "observed in mode": info.observation.mode,
         "data fingerprint": info.data.get("fingerprint"),

@@ -65,6 +65,7 @@ _OBJECT = _Kind("an object", lambda value: isinstance(value, dict), store=dict)
 _OBJECTS = _Kind(
     "a list of objects", _is_list_of(dict), lambda value, name: tuple(value), lambda value: [dict(one) for one in value]
 )
+_PREDICTED = _Kind("'classes' or 'alpha'", lambda value: value in (None, "classes", "alpha"))
 _NUMBERS = _Kind("an object of numbers", _are_numbers, store=dict)
 _NUMBERS_BY_CLASS = _Kind(
     "an object of lists of numbers",
@@ -259,8 +260,11 @@ class RunInfo:
         parameters: the number of the network's parameters.
         weights: the initial weights of the encoder.
         config: the settings.
+        settings: the settings of the training that a ``Recorder`` was given, which are any JSON values.
         schedule: the steps to record; of a finished ``Recorder`` those that were recorded.
         kinds: the recorded kinds of maps.
+        predictions: ``classes`` or ``alpha`` if each snapshot holds what the model predicted for the observed images:
+            the class of each pixel, or its alpha from 0 to 255.
         figure_layer: the layer that figures show.
         observation: the observed images.
         device: the name of the device.
@@ -297,8 +301,10 @@ class RunInfo:
     parameters: int | None = _key(_WHOLE)
     weights: str | None = _key(_TEXT)
     config: StoredConfig = _key(_CONFIG, _NO_CONFIG)  # noqa: RUF009 - a field
+    settings: Mapping[str, Any] = _key(_OBJECT, _NO_VALUES)
     schedule: tuple[int, ...] = _key(_WHOLES, ())
     kinds: tuple[str, ...] = _key(_TEXTS, ())
+    predictions: str | None = _key(_PREDICTED)
     figure_layer: str | None = _key(_TEXT)
     observation: ObservationInfo = _key(_OBSERVATION, _NO_OBSERVATION)  # noqa: RUF009 - a field
     device: str | None = _key(_TEXT)
@@ -329,6 +335,11 @@ class RunInfo:
             return self.data.class_name(chosen[image])
         # Otherwise every class but 0 is inside: of two, that is class 1.
         return self.data.class_name(1) if chosen is None and len(self.data.classes) == 2 else ""
+
+    @property
+    def flat_settings(self) -> dict[str, Any]:
+        """The settings of a user's own training, those of dicts in dicts by dotted names: ``optimizer.lr``."""
+        return dict(_flat(self.settings, ""))
 
     @classmethod
     def from_json(cls, text: bytes, where: str) -> RunInfo:
@@ -393,6 +404,14 @@ class RunInfo:
         text = json.dumps({**values, "crc32": _checksum(values)}, indent=2, ensure_ascii=False, default=json_value)
         # Half a character, as in a path that is not UTF-8, has to be escaped; JSON's escapes are Python's.
         return (text + "\n").encode(errors="backslashreplace")
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 _Part = TypeVar("_Part", bound="RunInfo | ObservationInfo | LayerInfo")

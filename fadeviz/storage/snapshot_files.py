@@ -18,7 +18,7 @@ from .files import TENSORS_LIMIT, TEXT_LIMIT, open_regular, unreadable
 from .folder import RunFolder
 from .info import RunInfo
 from .remote import RemoteFolder
-from .snapshots import STEP_FILE, open_tensors
+from .snapshots import PREDICTION, STEP_FILE, open_tensors
 
 
 class SnapshotFiles:
@@ -189,6 +189,34 @@ class SnapshotFiles:
                     )
                 yield part
         except (SafetensorError, OSError) as error:  # it was whole when the run was opened
+            raise FadevizError(
+                f"{self.address}/snapshots/{file.name} cannot be read ({error}). Open the run again"
+            ) from error
+
+    @contextmanager
+    def open_prediction(self, step: int) -> Iterator[Any]:
+        """What the model predicted at a step as a safetensors slice ``(N, H, W)`` uint8, of which nothing is read yet.
+
+        Raises:
+            FadevizError: if there is none, or its file cannot be read.
+        """
+        file = self.path(step)
+        try:
+            with open_tensors(file) as opened:
+                if PREDICTION not in opened.keys():  # noqa: SIM118 - a safetensors handle is not a dict
+                    raise FadevizError(
+                        f"{self.address} has no predictions of step {step}. Record them: predictions=True of a "
+                        "Recorder, or fadeviz record --predictions"
+                    )
+                part = opened.get_slice(PREDICTION)
+                shape = part.get_shape()
+                if part.get_dtype() != "U8" or len(shape) != 3 or 0 in shape:
+                    raise FadevizError(
+                        f"{self.address}/snapshots/{file.name}: {PREDICTION} is {part.get_dtype()} {tuple(shape)}, but "
+                        "U8 (N, H, W) is needed. Choose other steps"
+                    )
+                yield part
+        except (SafetensorError, OSError) as error:
             raise FadevizError(
                 f"{self.address}/snapshots/{file.name} cannot be read ({error}). Open the run again"
             ) from error

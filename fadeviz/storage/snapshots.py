@@ -66,6 +66,10 @@ CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 SIGNED_KINDS = frozenset({"feature", "channels", "guide", "constant"})
 """Kinds whose values have no natural zero end: their range is not pinned at 0."""
 
+PREDICTION = "prediction"
+"""The entry of a step's file with what the model predicted for the observed images; drawn like a kind, measured by
+nothing."""
+
 STEP_FILE = re.compile(r"step_([0-9]{6,12})\.safetensors")
 
 MEASURED = "measured"
@@ -140,8 +144,14 @@ class SnapshotStore:
             if left_over(file) and may_be_removed(file, self.path, run_id):
                 _remove(file)
 
-    def write(self, step: int, snapshots: Iterable[Snapshot]) -> Path:
+    def write(self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None) -> Path:
         """Write the maps of one step, replacing an existing snapshot of it.
+
+        Args:
+            step: optimiser steps done.
+            snapshots: the maps.
+            prediction: what the model predicted for the observed images, ``(N, H, W)``; see
+                :meth:`StoredRun.prediction`.
 
         Raises:
             FadevizError: the file cannot be written, or would be too large to be read again.
@@ -152,7 +162,10 @@ class SnapshotStore:
             raise FadevizError(f"step {step!r} is a {type(step).__name__}, but a whole number is needed") from error
         if not 0 <= step < 10**12:
             raise FadevizError(f"step {step} cannot be recorded: steps must be from 0 to {10**12 - 1}")
+        arrays: dict[str, NDArray[Any]]
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}
+        if prediction is not None:
+            arrays[PREDICTION] = np.ascontiguousarray(prediction, dtype=np.uint8)
         sums = {key: zlib.crc32(array.tobytes()) for key, array in arrays.items()}  # a flipped bit does not go unseen
         header = _header({"step": step, "run_id": self.run_id, "format": FORMAT, "crc32": sums})
         path = self.path / "snapshots" / f"step_{step:06d}.safetensors"

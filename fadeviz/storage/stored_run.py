@@ -150,6 +150,29 @@ class StoredRun:
             value: NDArray[np.float32] = np.zeros(shape, np.float32) if 0 in shape else part[...]
         return value
 
+    def prediction(self, step: int, image: int | None = None) -> NDArray[np.uint8]:
+        """What the model predicted for the observed images at one step.
+
+        Args:
+            step: a recorded step.
+            image: index of an observed image, or None for all.
+
+        Returns:
+            ``(N, H, W)``, or ``(H, W)`` of one image: the class of each pixel, 255 where it has none; or, where
+            ``info.predictions`` is ``alpha``, its alpha from 0 to 255.
+
+        Raises:
+            FadevizError: if predictions were not recorded, or there is no such step or image.
+        """
+        with self._snapshots.open_prediction(step) as part:
+            count = part.get_shape()[0]
+            if image is not None and not 0 <= image < count:
+                raise FadevizError(
+                    f"no image {image} in the predictions of {self.address}: there are {count}, from 0 to {count - 1}"
+                )
+            value: NDArray[np.uint8] = part[...] if image is None else part[image : image + 1][0]
+        return value
+
     def maps(
         self,
         layer: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -98,6 +99,7 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
             *(f"{name} {config[name]}" for name in ("size", "width", "seed") if name in config),
             "shuffled labels" if config.labels == "shuffled" else None,
         ],
+        "config": [f"{name} {_setting(value)}" for name, value in info.flat_settings.items()],
         "parameters": [info.parameters, f"weights {info.weights}" if info.weights is not None else None],
         "device": [
             info.device,
@@ -107,6 +109,7 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
         "time": [f"{what} {value:.1f} s" for what, value in info.seconds.items()],
         "classes": _classes(info),
         "observed": [*_observed(info), info.observation.mode],
+        "predictions": [_PREDICTED.get(info.predictions or "")],
         "result": [f"{name} {value:.4f}" for name, value in info.result.items()],
         "by class": _by_class(info),
         "errors": [f"{len(errors)}, the first: {errors[0].get('message')}"] if errors else [],
@@ -145,6 +148,14 @@ def _by_class(info: RunInfo) -> list[object]:
     shown = named if len(named) <= _LISTED else [*named[:few], "...", *named[-few:]]
     absent = len(values) - len(known)
     return [f"IoU {shown[0]}", *shown[1:], f"{absent} neither in the masks nor predicted" if absent else None]
+
+
+_PREDICTED = {"classes": "the class of each pixel", "alpha": "the alpha of each pixel"}
+
+
+def _setting(value: object) -> object:
+    """A setting as text; in JSON's words where Python's differ from what was written."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _status(run: StoredRun) -> str:

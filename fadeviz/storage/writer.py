@@ -121,13 +121,13 @@ class RunWriter:
         """
         self._opened().forget_after(step)
 
-    def snapshot(self, step: int, snapshots: Iterable[Snapshot]) -> None:
-        """Write the maps of one step, replacing what is stored of it.
+    def snapshot(self, step: int, snapshots: Iterable[Snapshot], prediction: NDArray[np.uint8] | None = None) -> None:
+        """Write the maps of one step, and what the model predicted at it, replacing what is stored of it.
 
         Raises:
             FadevizError: if the file cannot be written, or would be too large to be read again.
         """
-        self._opened().write(step, snapshots)
+        self._opened().write(step, snapshots, prediction)
 
     def log(self, line: Mapping[str, object]) -> None:
         """Add a line to the metrics; it has the key ``step``.

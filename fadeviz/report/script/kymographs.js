@@ -215,5 +215,6 @@ function showKey() {
 // --- begin ---------------------------------------------------------------------------------------------------------
 
 makeControls();
+makePredictionControls();
 showCharts();
 showSelection();

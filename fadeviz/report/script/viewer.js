@@ -106,6 +106,7 @@ async function showSelection() {
   showContour();
   showStep();
   showStrip();
+  showPredictions();
 }
 
 function trouble(text) {
@@ -218,6 +219,7 @@ function showStep() {
   byId("step").textContent = `step ${count(steps[state.at])}`;
   showFrames();
   showPoint();
+  showPredictionStep();
   for (const follow of followers) follow(steps[state.at]);
 }
 

@@ -74,6 +74,7 @@ UNLIKE = {"executor", "percentiles", "what"}
 """Parameters whose value is text on the command line, and something else in Python."""
 
 HELP_DIFFERS = {
+    "--classes": "of a folder's masks, or of those of imported maps",
     "--images": "numbers of images, or how many",
     "--json": "a file, or a flag",
     "--kind": "one kind of map, or those to keep",

@@ -125,7 +125,7 @@ def _object(mask: NDArray[np.uint8], classes: int) -> int | None:
 
 
 def _inside(mask: NDArray[np.uint8], value: int | None) -> NDArray[np.bool_]:
-    inside: NDArray[np.bool_] = mask > 0 if value is None else mask == value
+    inside: NDArray[np.bool_] = (mask > 0) & (mask != IGNORED) if value is None else mask == value
     return inside
 
 

@@ -11,6 +11,7 @@ from ..data import Sample
 from ..data.interior import describe_missing
 from ..data.observation import choose_observed, find_object
 from ..data.sets import find_data
+from ..data.transforms import IGNORED
 from ..recording.probe import Probe
 from ..storage.info import ObservationInfo
 from ..storage.observation import select_foregrounds
@@ -53,7 +54,11 @@ class Observer:
         self.inputs, self._targets = (tensor.to(parts.device) for tensor in parts.task.collate(self._samples))
         self._loss, self._mode = parts.task.loss, config.observe_mode
         masks = [sample.mask for sample in self._samples]
-        foreground = tuple(map(find_object, masks)) if splits.classes > 2 else None
+        foreground: tuple[int, ...] | None = None
+        if splits.classes > 2:
+            foreground = tuple(map(find_object, masks))
+        elif parts.task.has_classes and any((mask == IGNORED).any() for mask in masks):
+            foreground = (1,) * len(masks)  # every class but 0 would be the ignored pixels too
         self.info = ObservationInfo(
             names=tuple(sample.name for sample in self._samples),
             indices=indices,

@@ -96,12 +96,21 @@ def _facts(run: StoredRun) -> dict[str, list[object]]:
             f"{info.processes} processes" if info.processes is not None else None,
         ],
         "time": [f"{what} {value:.1f} s" for what, value in info.seconds.items()],
-        "observed": [*info.observation.names, info.observation.mode],
+        "observed": [*_observed(run), info.observation.mode],
         "result": [f"{name} {value:.4f}" for name, value in info.result.items()],
         "errors": [f"{len(errors)}, the first: {errors[0].get('message')}"] if errors else [],
         "notes": list(info.notes),
     }
     return {name: [part for part in parts if part] for name, parts in facts.items()}
+
+
+def _observed(run: StoredRun) -> list[str]:
+    """The observed images, each with the class that is measured, if it has a name."""
+    observed, classes = run.info.observation, run.info.data.classes
+    named = [classes[label] if 0 <= label < len(classes) else "" for label in observed.foreground or ()]
+    if len(named) != len(observed.names):
+        return list(observed.names)
+    return [f"{name} ({of})" if of else name for name, of in zip(observed.names, named, strict=True)]
 
 
 def _status(run: StoredRun) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -258,6 +259,10 @@ def test_a_csv_of_pairs(tmp_path):
     assert check_data(table).splits.train.count == 6
     table.write_text("\n".join(row.rpartition(",")[0].replace(",", ";") for row in rows))  # no header, no split
     assert load(table).test.count == 1
+    for path in tmp_path.glob("?/*007.*"):
+        path.rename(path.with_stem(unicodedata.normalize("NFD", "\u00e4")))
+    table.write_text("image,mask\na/\u00e4.jpg,b/\u00e4.png\na/001.jpg,b/x001.png")
+    assert load(table).train.count == 1
 
     for text, line in (
         ("image,split\na/000.jpg,train", "lacks the column mask: it has image, split"),
@@ -457,6 +462,7 @@ def test_masks_of_colours(tmp_path):
     assert_read(splits)
     assert splits.info["classes"] == list(NAMES)
     assert splits.info["colors"] == [list(color) for color in COLORS]
+    assert_read(load(root, palette="classes.txt"))  # a path in the folder
     assert_read(load(save_set(tmp_path / "palette", draw=numbered), palette=palette))
     ignoring = load(root, palette=palette, ignore="road")
     assert (ignoring.classes, ignoring.info["classes"]) == (2, ["sky", "car"])

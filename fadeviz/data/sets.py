@@ -15,7 +15,7 @@ from .ade20k import check_ade20k, describe_ade20k, load_ade20k
 from .folder.check import Examination, examine_folder
 from .folder.classes import MOST_CLASSES
 from .folder.dataset import MaskOptions, load_folder
-from .folder.files import holds_pairs
+from .folder.files import has_known_layout
 from .matting.compositing import crop_unknown
 from .matting.dataset import check_matting, describe_matting, load_matting, load_synthetic_mattes
 from .pool import Kept
@@ -115,8 +115,8 @@ def _examine_folder(options: DataOptions) -> Examination:
     return examine_folder(options.folder, options.size, options.split_seed, options.masks)
 
 
-def _holds_own_pairs(folder: Path) -> bool:
-    """Whether a folder is neither that of a data set with its own entry nor without images and masks."""
+def _is_own_folder(folder: Path) -> bool:
+    """Whether a folder has images and masks, and not in the layout of one of the other data sets."""
     if folder.is_file():
         return folder.suffix.lower() == ".csv"
     names = {path.name for path in folder.iterdir()}
@@ -124,7 +124,7 @@ def _holds_own_pairs(folder: Path) -> bool:
     if not (folder / "annotations" / "trimaps").is_dir():
         of_others.append({"images", "annotations"})
     mattes = any(fnmatchcase(name, "*_alpha.*") for name in names) or {"Training_set", "Test_set"} & names
-    return not mattes and not any(pair <= names for pair in of_others) and holds_pairs(folder)
+    return not mattes and not any(pair <= names for pair in of_others) and has_known_layout(folder)
 
 
 def _synthetic_mattes(options: DataOptions) -> Splits:
@@ -165,7 +165,7 @@ DATA: Mapping[str, Mapping[str, DatasetEntry]] = {
             _folder,
             needs_folder=True,
             examine=_examine_folder,
-            recognise=_holds_own_pairs,
+            recognise=_is_own_folder,
             own_classes=True,
         ),
     },

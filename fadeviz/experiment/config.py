@@ -88,8 +88,9 @@ class RunConfig:
             are in memory; otherwise the number of cores minus one, at most 8. The result is the same for any number.
         masks_dir: of data ``folder``, the folder of the masks, by its path or its path in ``data_dir``; empty takes the
             one with a name such as ``masks``.
-        palette: of data ``folder``, a file with the classes, a line each: ``R G B name``, ``name:R,G,B::``, a CSV of
-            ``name,r,g,b``, or names alone; or ``voc``. With colours, masks are read by their colours.
+        palette: of data ``folder``, a file with the classes, by its path or its path in ``data_dir``; a line each:
+            ``R G B name``, ``name:R,G,B::``, a CSV of ``name,r,g,b``, or names alone; or ``voc``. With colours, masks
+            are read by their colours.
         classes: of data ``folder``, the number of classes; 0 takes as many as the palette or the masks have.
         ignore: of data ``folder``, values of masks and names of classes that are ignored, separated by commas; without
             a value, 255, unless the masks are black and white.

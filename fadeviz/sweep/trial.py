@@ -113,10 +113,12 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The settings for a process that may have another working directory."""
     data = str(Path(config.data_dir).resolve()) if config.data_dir else ""
     weights = str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights
-    palette = str(Path(config.palette).resolve()) if Path(config.palette).is_file() else config.palette
-    masks = config.masks_dir  # perhaps a path in the data folder
-    if masks and not (Path(config.data_dir) / masks).is_dir() and Path(masks).is_dir():
-        masks = str(Path(masks).resolve())
+    root = Path(data).parent if Path(data).is_file() else Path(data)
+    # What lies in the data folder is found there wherever the process works.
+    palette, masks = (
+        str(Path(path).resolve()) if path and not (root / path).exists() and Path(path).exists() else path
+        for path in (config.palette, config.masks_dir)
+    )
     return dataclasses.replace(config, data_dir=data, weights=weights, palette=palette, masks_dir=masks)
 
 

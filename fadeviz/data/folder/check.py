@@ -51,6 +51,7 @@ def examine_folder(folder: str | os.PathLike[str], size: int, split_seed: int, o
     Arguments as for :func:`~fadeviz.data.folder.dataset.load_folder`. Masks are read twice if their values have to tell
     the classes; no more than one image is kept.
     """
+    options = options.within(folder)
     try:
         found = find_pairs(folder, options.masks_dir)
     except FadevizError as error:

@@ -54,7 +54,7 @@ class MaskOptions(NamedTuple):
 
     Attributes:
         masks_dir: their folder; empty to find it.
-        palette: the class file; empty if there is none.
+        palette: the class file, by its path or its path in the folder; ``voc``; empty if there is none.
         classes: the number of classes; 0 to find it.
         ignore: names and values to ignore, separated by commas.
     """
@@ -63,6 +63,12 @@ class MaskOptions(NamedTuple):
     palette: str = ""
     classes: int = 0
     ignore: str = ""
+
+    def within(self, folder: str | os.PathLike[str]) -> MaskOptions:
+        """The same with the path of a class file that lies in the data folder, which may have moved."""
+        root = Path(folder).parent if Path(folder).is_file() else Path(folder)
+        inside = bool(self.palette) and (root / self.palette).is_file()
+        return self._replace(palette=str(root / self.palette)) if inside else self
 
 
 class FolderImages:
@@ -140,7 +146,7 @@ def load_folder(
             are not there, or classes that cannot be told. Images are read when they are used: damaged ones are reported
             then, or beforehand by :func:`~fadeviz.data.folder.check.examine_folder`.
     """
-    options = options or MaskOptions()
+    options = (options or MaskOptions()).within(folder)
     found = find_pairs(folder, options.masks_dir)
     raise_first(found.problems)
     survey = survey_masks([pair.mask for pair in found.pairs], options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -121,12 +122,19 @@ def find_pairs(folder: str | os.PathLike[str], masks_dir: str = "") -> Found:
     return found
 
 
-def holds_pairs(folder: Path) -> bool:
+def has_known_layout(folder: Path) -> bool:
     """Whether a folder has images and masks in a layout that is known here; nothing but names is read."""
     try:
-        return bool(find_pairs(folder).pairs)
+        _places(folder, "")
+    except TwoFolders:
+        return True
     except FadevizError:
         return False
+    return True
+
+
+class TwoFolders(FadevizError):
+    """A folder has several that may hold its images, or its masks."""
 
 
 # --- layouts ---
@@ -244,10 +252,10 @@ def _child(folder: Path, names: Sequence[str], *, filled: bool = True) -> Path |
     return found[0] if found else None
 
 
-def _two_of(found: Sequence[Path], what: str) -> FadevizError:
+def _two_of(found: Sequence[Path], what: str) -> TwoFolders:
     listed = " and ".join(f"{path.name}/" for path in found[:2])
     remedy = "masks_dir=DIR" if what == "masks" else "data_dir=IMAGES, masks_dir=MASKS"
-    return FadevizError(f"{found[0].parent} has two folders of {what}, {listed}. Say which: {remedy}")
+    return TwoFolders(f"{found[0].parent} has two folders of {what}, {listed}. Say which: {remedy}")
 
 
 def _is_filled(folder: Path) -> bool:
@@ -621,17 +629,16 @@ def _read_csv(path: Path) -> Found:
         if max(columns.values()) >= len(row):
             found.problems.append(f"{path} has {len(row)} cells in row {number}, fewer than columns. Complete the row")
             continue
-        image, mask = path.parent / row[columns["image"]], path.parent / row[columns["mask"]]
+        image, mask = (_in_either_form(path.parent, row[columns[name]]) for name in ("image", "mask"))
         word = row[columns["part"]] if "part" in columns else ""
         part = next((part for part, names in PARTS.items() if word.lower() in names), None)
         if part is None and "part" in columns:
             found.problems.append(f"{path} has the split {word!r} in row {number}: it must be train, val or test")
             continue
-        missing += [
-            cell
-            for cell, file in ((row[columns["image"]], image), (row[columns["mask"]], mask))
-            if not os.path.lexists(file)
-        ]
+        absent = [row[columns[name]] for name, file in (("image", image), ("mask", mask)) if not os.path.lexists(file)]
+        if absent:
+            missing += absent
+            continue
         if image in seen:
             found.problems.append(
                 f"{path} lists {row[columns['image']]} in row {number} again, after {seen[image]}. List each once"
@@ -650,4 +657,10 @@ def _read_csv(path: Path) -> Found:
     return found
 
 
-__all__ = ["ENDINGS", "IMAGES", "MASKS", "PARTS", "Found", "Pair", "find_lists", "find_pairs", "holds_pairs"]
+def _in_either_form(root: Path, name: str) -> Path:
+    """A file by its name in composed or decomposed Unicode, whichever the file system has."""
+    forms = [root / name, *(root / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
+    return next((path for path in forms if os.path.lexists(path)), forms[0])
+
+
+__all__ = ["ENDINGS", "IMAGES", "MASKS", "PARTS", "Found", "Pair", "find_lists", "find_pairs", "has_known_layout"]

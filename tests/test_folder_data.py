@@ -446,7 +446,8 @@ def test_class_files_that_do_not_fit(tmp_path):
     assert "classes is 4, but" in refusal(root, palette=palette, classes=4)
     assert "lists 2 classes without car" in refusal(root, palette=palette, classes=3, ignore="CAR")
     assert "ignore is 'tree', which is no class of" in refusal(root, palette=palette, ignore="tree")
-    assert "classes have names only in a class file" in refusal(root, classes=3, ignore="car")
+    for classes in (0, 3):
+        assert "classes have names only in a class file" in refusal(root, classes=classes, ignore="car")
     assert "cannot be read: No such file" in refusal(root, palette=str(tmp_path / "none.txt"))
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
     assert "it is not a text file" in refusal(root, palette=palette)
@@ -590,14 +591,24 @@ def white_first(mask: NDArray[np.uint8]) -> Image.Image:
     return numbered(np.uint8(1) - mask, [(255, 255, 255), (0, 0, 0)])
 
 
+def black_first(mask: NDArray[np.uint8]) -> Image.Image:
+    return numbered(mask, [(0, 0, 0), (255, 255, 255)])
+
+
+def as_rgb(mask: NDArray[np.uint8]) -> Image.Image:
+    return black_and_white(mask).convert("RGB")
+
+
 BINARY = {
     "0 and 1": grey,
     "0 and 255": black_and_white,
     "one bit": lambda mask: black_and_white(mask).convert("1"),
-    "RGB": lambda mask: black_and_white(mask).convert("RGB"),
-    "black first": lambda mask: numbered(mask, [(0, 0, 0), (255, 255, 255)]),
+    "RGB": as_rgb,
+    "black first": black_first,
     "white first": white_first,
 }
+NUMBERED = (black_first, white_first, as_rgb)
+"""Those whose colours would have to be in the class file."""
 
 
 @pytest.mark.parametrize("draw", BINARY.values(), ids=BINARY)
@@ -609,6 +620,12 @@ def test_two_classes(tmp_path, draw, classes):
     if draw is not grey:
         assert splits.info["classes"] == ["background", "foreground"]
         assert splits.info["notes"] == ["the masks are black and white: 0 is background, 255 is foreground"]
+    names = tmp_path / "names.txt"
+    for text in ("ground\nhorse\n", "9 9 9 ground\n200 0 0 horse\n")[: 1 if draw in NUMBERED else 2]:
+        names.write_text(text)
+        named = load(tmp_path, palette=str(names), classes=classes)
+        assert_read(named, 2)  # 255 is not ignored because the classes have names
+        assert named.info["classes"] == ["ground", "horse"]
 
 
 def test_a_border_around_one_class(tmp_path):

@@ -63,7 +63,7 @@ def examine_folder(folder: str | os.PathLike[str], size: int, split_seed: int, o
     try:
         survey = survey_masks([pair.mask for pair in found.pairs], options)
         problems += survey.problems
-        if not survey.problems or survey.table is not None:
+        if not survey.problems or survey.values is None:
             classes = resolve_classes(survey, options)
     except FadevizError as error:
         problems.append(str(error))

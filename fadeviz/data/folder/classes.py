@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ class ClassTable:
         values: the label, or ``IGNORED``, of each value of a mask that is read by its values.
         codes: the label, or ``IGNORED``, of each colour, as ``0xRRGGBB``; empty if colours stand for nothing.
         source: the class file, for messages; empty if there is none.
+        unsure: the values 0 and 1 stand for two classes by default: where masks have 0 and 255, these do.
     """
 
     names: tuple[str, ...]
@@ -58,6 +59,7 @@ class ClassTable:
     values: Mapping[int, int]
     codes: Mapping[int, int]
     source: str = ""
+    unsure: bool = False
 
     @property
     def black_and_white(self) -> bool:
@@ -147,7 +149,9 @@ def read_classes(palette: str, ignore: str = "", count: int = 0) -> ClassTable:
     by_value |= dict.fromkeys(values, IGNORED)
     if not values:
         by_value.setdefault(255, IGNORED)
-    return ClassTable(names, tuple(colors[name] for name in names) if colors else (), by_value, by_color, palette)
+    table = ClassTable(names, tuple(colors[name] for name in names) if colors else (), by_value, by_color, palette)
+    usual = not values and not left_out and all(row.value is None for row in rows)
+    return replace(table, unsure=usual and len(rows) == 2 and not table.grey_by_color)
 
 
 def number_classes(count: int, ignore: str = "", colors: Sequence[Color] = ()) -> ClassTable:
@@ -160,7 +164,8 @@ def number_classes(count: int, ignore: str = "", colors: Sequence[Color] = ()) -
     """
     values = ignored_values(ignore)
     by_value = {value: value for value in range(count)} | dict.fromkeys(values or (255,), IGNORED)
-    return ClassTable(tuple(f"class {number}" for number in range(count)), tuple(colors[:count]), by_value, {})
+    names = tuple(f"class {number}" for number in range(count))
+    return ClassTable(names, tuple(colors[:count]), by_value, {}, unsure=count == 2 and not values)
 
 
 BLACK_AND_WHITE = ClassTable(("background", "foreground"), (), {0: 0, 255: 1}, {})

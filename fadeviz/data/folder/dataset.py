@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ from .classes import (
     is_lossy_file,
     lossy_text,
     number_classes,
+    parse_ignore,
     read_classes,
     read_pixels,
     to_classes,
@@ -191,8 +193,8 @@ class MaskSurvey(NamedTuple):
     """What is known of a set of masks before they are read as classes.
 
     Attributes:
-        table: their classes; None if the values have to tell.
-        values: pixels by value, where the masks were read.
+        table: their classes; None if nothing is known of them.
+        values: pixels by value, where the masks were read because these have to tell the classes; else None.
         two_colours: masks with a palette have black and white alone in it: they are read by their colours.
         both: some mask has 1 and 255.
         lossy: names of the masks in lossy files, whose compression noise is removed.
@@ -201,7 +203,7 @@ class MaskSurvey(NamedTuple):
     """
 
     table: ClassTable | None
-    values: Mapping[int, int]
+    values: Mapping[int, int] | None
     two_colours: bool
     both: bool
     lossy: tuple[str, ...]
@@ -233,9 +235,10 @@ def survey_masks(paths: Sequence[Path], options: MaskOptions) -> MaskSurvey:
     Raises:
         FadevizError: if the class file cannot be read, or ``ignore`` has a name without one.
     """
+    if not options.palette:
+        ignored_values(options.ignore)  # names are refused before anything is read
     headers = _read_headers(paths)
     faults = list(headers.problems)
-    values = ignored_values(options.ignore) if not options.palette else ()
     table: ClassTable | None = None
     if options.palette:
         table = read_classes(options.palette, options.ignore, options.classes)
@@ -244,16 +247,17 @@ def survey_masks(paths: Sequence[Path], options: MaskOptions) -> MaskSurvey:
                 f"{headers.grey} is grey, but {headers.coloured} has colours: a grey mask is read by its values, one "
                 "with colours by these. Store all masks alike"
             )
-    elif options.classes > 2 or (options.classes == 2 and values):
+    elif options.classes:
         table = number_classes(options.classes, options.ignore, headers.colors)
-    two_colours = headers.two_colours and table is None
+    known = table is not None and not (table.unsure and (headers.coloured is None or not table.codes))
+    two_colours = headers.two_colours and not known
     if not options.palette and not two_colours:
         faults += [headers.unlike] if headers.unlike else []
         faults += [_OPPOSITE] if options.classes == 2 and headers.colors[:2] == (_WHITE, _BLACK) else []
-    if table is not None:
+    if table is not None and known:
         if headers.lossy and not table.black_and_white:
             faults.append(lossy_text(headers.lossy[0]))
-        return MaskSurvey(table, {}, two_colours, False, _names(headers.lossy), headers.colors, tuple(faults))
+        return MaskSurvey(table, None, two_colours, False, _names(headers.lossy), headers.colors, tuple(faults))
     counts: Counter[int] = Counter()
     both, coloured, colours = False, [], Counter[int]()
     for path in paths:
@@ -271,7 +275,7 @@ def survey_masks(paths: Sequence[Path], options: MaskOptions) -> MaskSurvey:
         others = f" (and {len(coloured) - 1} more masks)" if len(coloured) > 1 else ""
         faults.insert(0, coloured_text(f"{coloured[0]}{others}", colours))
     unique = tuple(dict.fromkeys(faults))
-    return MaskSurvey(None, counts, two_colours, both, _names(headers.lossy), headers.colors, unique)
+    return MaskSurvey(table, counts, two_colours, both, _names(headers.lossy), headers.colors, unique)
 
 
 _OPPOSITE = (
@@ -303,16 +307,21 @@ def resolve_classes(survey: MaskSurvey, options: MaskOptions) -> Classes:
     if survey.lossy:
         many = f"{len(survey.lossy)} lossy mask{'s' * (len(survey.lossy) > 1)}"
         lossy = (f"{many} read as black and white, with 128 and more as white ({shorten(survey.lossy)})",)
-    if survey.table is not None:
-        return Classes(survey.table, survey.two_colours, lossy)
-    ignored = ignored_values(options.ignore)
+    named = survey.table
+    if survey.values is None:
+        assert named is not None
+        return Classes(named, survey.two_colours, lossy)
+    ignored = parse_ignore(options.ignore)[0]
     held = sorted(survey.values)
     shown = ", ".join(map(str, held[:8])) + ", ..." * (len(held) > 8)
     if not ignored and set(held) <= {0, 255} and 255 in held:
         if 0 not in held:
             raise FadevizError("every mask is all white (255): there is nothing to learn. Give masks with 0 and 255")
-        note = "the masks are black and white: 0 is background, 255 is foreground"
-        return Classes(BLACK_AND_WHITE, survey.two_colours, (note, *lossy))
+        table = BLACK_AND_WHITE
+        if named is not None and named.source:
+            table = replace(BLACK_AND_WHITE, names=named.names, colors=named.colors, source=named.source)
+        note = f"the masks are black and white: 0 is {table.names[0]}, 255 is {table.names[1]}"
+        return Classes(table, survey.two_colours, (note, *lossy))
     if survey.lossy:
         raise FadevizError(
             f"{survey.lossy[0]} is lossy and can only be read as black and white, but the masks hold {shown}. Save "
@@ -327,13 +336,13 @@ def resolve_classes(survey: MaskSurvey, options: MaskOptions) -> Classes:
     if len(numbers) < 2:
         what = f"only the value {numbers[0]}" if numbers else "no class"
         raise FadevizError(f"the masks hold {what}: there is nothing to learn. Give masks with two classes or more")
-    count = options.classes or numbers[-1] + 1
+    count = len(named.names) if named is not None else numbers[-1] + 1
     if numbers[0] < 0 or numbers[-1] >= MOST_CLASSES:
         raise FadevizError(
             f"the masks hold {shown}: classes are 0 to {MOST_CLASSES - 1}. Give a class file with the columns name and "
             f"value: palette=FILE; or ignore={next(n for n in numbers if n < 0 or n >= MOST_CLASSES)}"
         )
-    if not options.classes and 2 * len(numbers) < count:
+    if named is None and 2 * len(numbers) < count:
         raise FadevizError(
             f"the masks hold {len(numbers)} values up to {numbers[-1]} ({shown}): these may be shades, or classes some "
             f"of which do not occur. Give classes={count} for the latter, or else a class file: palette=FILE"
@@ -341,7 +350,7 @@ def resolve_classes(survey: MaskSurvey, options: MaskOptions) -> Classes:
     colors = survey.colors
     if count == 2 and colors[:2] == (_WHITE, _BLACK):
         raise FadevizError(_OPPOSITE)
-    table = number_classes(count, options.ignore, colors)
+    table = named or number_classes(count, options.ignore, colors)
     gone = [value for value in held if value in (ignored or (255,))]
     note = f"the masks hold {shown}: {count} classes" + f", {', '.join(map(str, gone))} ignored" * bool(gone)
     absent = [str(number) for number in range(count) if number not in numbers]

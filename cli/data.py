@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,8 @@ from fadeviz.errors import FadevizError, printable
 
 from .groups import Commands
 from .installed import InstalledOption
+from .messages import in_options
+from .options import own_masks
 
 
 @click.group(cls=Commands)
@@ -43,20 +46,26 @@ def data_get(folder: Path, url: str, sha256: str, max_gb: float, min_speed: floa
 @data.command("check")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--data", default="", metavar="NAME", cls=InstalledOption, group=plugins.DATASETS,
-              help="Which data set it is: weizmann, ade20k or mattes.  [default: from its layout]")  # fmt: skip
-def data_check(folder: Path, data: str) -> None:
-    """Read every image in FOLDER and list what is wrong."""
+              help="Which data set it is: folder, weizmann, ade20k or mattes.  [default: from its layout]")  # fmt: skip
+@own_masks
+@click.pass_context
+def data_check(ctx: click.Context, /, folder: Path, data: str, **masks: Any) -> None:
+    """Read every image in FOLDER and list what is wrong.
+
+    Of your own images and masks (--data folder; FOLDER may be a CSV), it also says their sizes, which classes the masks
+    have and how many pixels of each, what is ignored, and which images are copies.
+    """
     import fadeviz
 
-    checked = fadeviz.check_data(folder, data)
+    checked = fadeviz.check_data(folder, data, **masks)
+    for note in checked.notes:
+        click.echo(f"note: {in_options(note, ctx.command)}")
     if len(checked.problems) == 1:
         raise FadevizError(checked.problems[0])
     for problem in checked.problems:
-        click.echo(problem, err=True)
+        click.echo(in_options(problem, ctx.command), err=True)
     if checked.problems:
         raise FadevizError(f"{folder}: {len(checked.problems)} problems")
-    for note in checked.notes:
-        click.echo(f"note: {note}")
     click.echo(printable(str(checked)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,28 @@ SIZE = click.option("--size", type=int, metavar="N",
 TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
                             "each image]")  # fmt: skip
+OWN_MASKS = (
+    click.option("--masks-dir", default="", metavar="DIR",
+                 help="For data folder: folder of the masks, by its path or its path in the data folder.  "
+                      "[default: masks, labels, SegmentationClass or the like, or beside the images]"),
+    click.option("--palette", default="", metavar="FILE|voc",
+                 help="For data folder: the classes, a line each: R G B name, a CSV of name,r,g,b, name:R,G,B::, or "
+                      "names alone. With colours, masks are read by their colours.  [default: by their values]"),
+    click.option("--classes", type=int, default=0, metavar="N",
+                 help="For data folder: number of classes.  [default: those of the palette, or as many as the masks "
+                      "have, all of which are read for that]"),
+    click.option("--ignore", default="", metavar="VALUE,...",
+                 help="For data folder: values of masks, and names of classes, that are ignored.  [default: 255, "
+                      "unless the masks are black and white]"),
+)  # fmt: skip
+"""What the masks of one's own data set hold."""
+
+
+def own_masks(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options on the masks of one's own data set to a command."""
+    for option in reversed(OWN_MASKS):
+        command = option(command)
+    return command
 
 
 def choose_layer(
@@ -60,5 +82,7 @@ def choose_layer(
     return opened, parse_layer(opened, texts)
 
 
-__all__ = ["CALL", "COLORMAP", "DEVICE", "DRAWN_KIND", "KIND", "LAYER", "RUNS", "SEED", "SIZE", "STEPS", "TRIMAPS",
-           "choose_layer"]  # fmt: skip
+__all__ = [
+    *("CALL", "COLORMAP", "DEVICE", "DRAWN_KIND", "KIND", "LAYER", "OWN_MASKS", "RUNS", "SEED", "SIZE", "STEPS"),
+    *("TRIMAPS", "choose_layer", "own_masks"),
+]

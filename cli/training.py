@@ -13,7 +13,7 @@ import click
 from fadeviz import plugins
 
 from .installed import InstalledOption
-from .options import DEVICE
+from .options import DEVICE, OWN_MASKS
 
 if TYPE_CHECKING:
     from fadeviz.experiment import Progress
@@ -33,10 +33,12 @@ _DATA = (
                       "segformer:backbone=b1."),
     click.option("--data", default="synthetic", show_default=True, metavar="NAME",
                  cls=InstalledOption, group=plugins.DATASETS,
-                 help="synthetic: synthetic horses, nothing to download. From --data-dir: weizmann and ade20k for "
-                      "segmentation; mattes for the matting network."),
+                 help="synthetic: synthetic horses, nothing to download. From --data-dir: folder (your own images and "
+                      "masks), weizmann and ade20k for segmentation; mattes for the matting network."),
     click.option("--data-dir", default="", metavar="DIR",
-                 help="Folder of the data set. To check it: fadeviz data check DIR.  [default: none]"),
+                 help="Folder of the data set; for folder also a CSV with the columns image, mask and perhaps split. "
+                      "To check it: fadeviz data check DIR.  [default: none]"),
+    *OWN_MASKS,
     click.option("--subset", type=int, default=0, metavar="N",
                  help="Train on N images of ade20k, and test on the same fraction of its test images.  [default: all]"),
     click.option("--size", type=int, default=224, show_default=True,

@@ -77,7 +77,7 @@ UNLIKE = {"executor", "percentiles", "what"}
 
 HELP_DIFFERS = {
     "--call": "the call to show, or the one to keep",
-    "--classes": "of masks, or of the network",
+    "--classes": "of a folder's masks, of those of imported maps, or of the network",
     "--key": "of maps, or of weights",
     "--images": "numbers of images, or how many",
     "--json": "a file, or a flag",

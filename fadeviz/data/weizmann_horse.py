@@ -34,6 +34,7 @@ from .images import (
     shorten,
     to_rgb,
 )
+from .splitting import split_groups
 
 BLACK = 16
 """An image none of whose values reaches this is taken for a black one."""
@@ -228,17 +229,11 @@ def split_train_test(
             f"{dataset.count} images of {len(twins)} different photographs cannot be split: at least 2 are needed. "
             "Add images"
         )
-    names = dataset.names
-    twins.sort(key=lambda group: min(_seeded(seed, names[i]) for i in group))
-    size = min(max(round(train_share * dataset.count), 1), dataset.count - 1)
-    train: list[int] = []
-    test: list[int] = []
-    for group in twins:
-        # A group too large for what is left of the training side is passed over: single images then fill it up.
-        (train if len(train) + len(group) <= size else test).extend(group)
+    train, test = split_groups(twins, dataset.names, train_share, seed)
     if not train:
-        raise FadevizError(f"no group of copies fits into a training side of {size}. Raise the train share")
-    return dataset.subset(sorted(train)), dataset.subset(sorted(test))
+        share = f"{train_share:.0%} of {dataset.count} images"
+        raise FadevizError(f"no group of copies fits into a training side of {share}. Raise the train share")
+    return dataset.subset(train), dataset.subset(test)
 
 
 def load_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 224, split_seed: int = 0) -> Splits:
@@ -264,10 +259,6 @@ def load_weizmann(folder: str | os.PathLike[str], size: int | tuple[int, int] = 
         "notes": notes,
     }
     return Splits(train, test, info)
-
-
-def _seeded(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
 
 
 def _twins(dataset: WeizmannHorses) -> list[list[int]]:

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.sets import all_data, find_data
+from ..data.folder.dataset import MaskOptions
+from ..data.sets import all_data, check_options, find_data
 from ..errors import FadevizError, unknown_name
 from ..models import find_network, parse_network
 from ..recording.probe import MODES
@@ -37,7 +38,8 @@ class RunConfig:
         upsampler: a name in ``UPSAMPLERS``, with options: ``"pixel_shuffle:icnr=true"``.
         network: a name in ``NETWORKS``, with options: ``"segformer:backbone=b1"``. It decides the task.
         data: a name in ``DATA`` of that task.
-        data_dir: the folder of the data set; empty for a set without one.
+        data_dir: the folder of the data set; empty for a set without one. For ``folder`` also a CSV with the columns
+            ``image``, ``mask`` and perhaps ``split``.
         subset: the number of training images to take from a large set, drawn by ``split_seed``; the test images are
             reduced in the same proportion. 0 takes all.
         size: side of the square images in pixels, divisible by the network's stride.
@@ -85,6 +87,14 @@ class RunConfig:
             and used in shuffled epochs. 0 draws new images at every step.
         workers: the number of processes that read or draw training images. None chooses: 0 on a CPU, or if the images
             are in memory; otherwise the number of cores minus one, at most 8. The result is the same for any number.
+        masks_dir: of data ``folder``, the folder of the masks, by its path or its path in ``data_dir``; empty takes the
+            one with a name such as ``masks``.
+        palette: of data ``folder``, a file with the classes, by its path or its path in ``data_dir``; a line each:
+            ``R G B name``, ``name:R,G,B::``, a CSV of ``name,r,g,b``, or names alone; or ``voc``. With colours, masks
+            are read by their colours.
+        classes: of data ``folder``, the number of classes; 0 takes as many as the palette or the masks have.
+        ignore: of data ``folder``, values of masks and names of classes that are ignored, separated by commas; without
+            a value, 255, unless the masks are black and white.
     """
 
     upsampler: str = "fade"
@@ -122,6 +132,10 @@ class RunConfig:
     pool: int = 0
     predictions: bool = False
     workers: int | None = None
+    masks_dir: str = ""
+    palette: str = ""
+    classes: int = 0
+    ignore: str | int = ""
 
     def __post_init__(self) -> None:
         """Fill in the defaults that the network decides.
@@ -130,6 +144,8 @@ class RunConfig:
             FadevizError: if a setting is invalid; the message names it and lists valid values. Whether a data folder or
                 a file of weights exists is checked when it is read, since those of a stored run may have moved.
         """
+        if isinstance(self.ignore, int) and not isinstance(self.ignore, bool):
+            object.__setattr__(self, "ignore", str(self.ignore))  # 255 is stored as "255"
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, plain(field.name, getattr(self, field.name), field.default))
         network = parse_network(self.network)[0]
@@ -184,6 +200,7 @@ class RunConfig:
         if self.data_dir and not data.needs_folder:
             fitting = " or ".join(f"data={name}" for name, data_set in all_data(task).items() if data_set.needs_folder)
             raise FadevizError(f"data {self.data} has no folder, but data_dir is {self.data_dir}. Use {fitting}")
+        check_options(self.data, data, MaskOptions(self.masks_dir, self.palette, self.classes, str(self.ignore)))
         if self.pool and data.in_memory:
             raise FadevizError(f"pool is {self.pool}, but data {self.data} is in memory already. Leave out pool=...")
         if self.subset and not data.subsets:
@@ -271,7 +288,8 @@ def _is_like(value: object, default: object) -> bool:
 def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
     """The settings in which a stored run differs from ``config``, for a message; empty if there are none.
 
-    Device, data folder and weights are not compared: they may have moved, and their content is part of the run's id.
+    Device, data folder, palette and weights are not compared: they may have moved, and their content is part of the
+    run's id.
     Nor are workers, which change no result. A setting that is not stored is newer than the run, which had its default.
     """
     before = {**settings_of(RunConfig()), **was}
@@ -283,7 +301,7 @@ def differing_settings(was: Mapping[str, Any], config: RunConfig) -> str:
     return "; ".join(differs)
 
 
-_MAY_MOVE = ("device", "data_dir", "weights", "workers")
+_MAY_MOVE = ("device", "data_dir", "masks_dir", "palette", "weights", "workers")
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
@@ -300,6 +318,8 @@ _NEWER = {
     "compile": "off",
     "pool": 0,
     "predictions": False,
+    "classes": 0,
+    "ignore": "",
 }
 """Settings that older runs lack, with the values that those runs had."""
 

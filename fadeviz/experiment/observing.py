@@ -69,9 +69,11 @@ class Observer:
         self.inputs, self._targets = (tensor.to(device) for tensor in task.collate(self._samples))
         self._loss, self._mode = task.loss, config.observe_mode
         masks = [sample.mask for sample in self._samples]
-        foreground = tuple(map(find_object, masks)) if splits.classes > 2 else None
-        if task.has_classes and splits.classes == 2 and any((mask == IGNORED).any() for mask in masks):
-            foreground = (1,) * len(masks)  # ignored pixels are no part of the object
+        foreground: tuple[int, ...] | None = None
+        if splits.classes > 2:
+            foreground = tuple(map(find_object, masks))
+        elif task.has_classes and any((mask == IGNORED).any() for mask in masks):
+            foreground = (1,) * len(masks)  # every class but 0 would be the ignored pixels too
         self.info = ObservationInfo(
             names=tuple(sample.name for sample in self._samples),
             indices=indices,

@@ -104,7 +104,10 @@ def load_data(config: RunConfig) -> Splits:
     Raises:
         FadevizError: if the data cannot be read.
     """
-    options = DataOptions(config.data_dir, config.size, config.seed, config.split_seed, config.subset)
+    options = DataOptions(
+        config.data_dir, config.size, config.seed, config.split_seed, config.subset,
+        config.masks_dir, config.palette, config.classes, str(config.ignore),
+    )  # fmt: skip
     task = find_network(parse_network(config.network)[0]).task
     splits = find_data(task, config.data).load(options)
     if config.pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from pathlib import PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -205,8 +206,10 @@ def layer_name(layer: str, call: int, calls: int) -> str:
 
 
 def data_name(run: StoredRun) -> str:
-    """Name of a run's data set; empty if unknown."""
-    return run.info.data.name or run.info.config.data
+    """Name of a run's data set; empty if unknown. A folder of one's own has its own name."""
+    data = run.info.data
+    own = PurePath(str(data.get("folder") or "")).name if data.name == "folder" else ""
+    return own.removesuffix(".csv") or data.name or run.info.config.data
 
 
 def _statistics(sequences: Iterable[FrameSequence]) -> str:

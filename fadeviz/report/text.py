@@ -234,7 +234,7 @@ def settings(runs: Sequence[StoredRun]) -> tuple[list[str], dict[str, list[str]]
     return [plain(run.address) for run in runs], different, common
 
 
-_PLACES = ("data_dir", "weights")
+_PLACES = ("data_dir", "masks_dir", "palette", "weights")
 """Settings that are paths of the recording machine, which are omitted because the page may be shared."""
 
 

@@ -113,7 +113,13 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The settings for a process that may have another working directory."""
     data = str(Path(config.data_dir).resolve()) if config.data_dir else ""
     weights = str(Path(config.weights).resolve()) if Path(config.weights).is_file() else config.weights
-    return dataclasses.replace(config, data_dir=data, weights=weights)
+    root = Path(data).parent if Path(data).is_file() else Path(data)
+    # What lies in the data folder is found there wherever the process works.
+    palette, masks = (
+        str(Path(path).resolve()) if path and not (root / path).exists() and Path(path).exists() else path
+        for path in (config.palette, config.masks_dir)
+    )
+    return dataclasses.replace(config, data_dir=data, weights=weights, palette=palette, masks_dir=masks)
 
 
 class ProgressReader:

@@ -309,7 +309,7 @@ class TestLookingUp:
         output = call("info", runs / "carafe").output
         assert "status       finished" in output
         assert "4: 0, 1, 2, 3" in output
-        assert re.search(r"decoder.3.upsample +feature, gradient, readout, kernel_entropy", output)
+        assert re.search(r"decoder.3.upsample +\d+x\d+ +feature, gradient, readout, kernel_entropy", output)
         assert re.search(r"result .*miou 0\.\d{4}", output)
 
     def test_info_of_a_run_that_says_little_of_itself(self, tmp_path):
@@ -333,7 +333,7 @@ class TestLookingUp:
             maps = [Snapshot(step, name, 0, "feature", np.ones((2, 4, 4), np.float32)) for name in names]
             SnapshotStore(run.path, run.run_id).write(step, maps)
         lines = [line for line in call("info", run.path).output.splitlines() if line.startswith("  ")]
-        assert sorted(re.fullmatch(r"  (n+)  +feature", line)[1] for line in lines) == sorted(names)
+        assert sorted(re.fullmatch(r"  (n+)  +4x4  +feature", line)[1] for line in lines) == sorted(names)
         if max(lengths) < 60:
             assert len({line.index("feature") for line in lines}) == 1
 

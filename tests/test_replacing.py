@@ -554,6 +554,21 @@ class TestGuides:
         by_hand = model.up2.forward(model.up2.project(seen["enc3"]), Skip(seen["enc2"]))
         assert torch.equal(seen["up2"], by_hand)
 
+    @pytest.mark.parametrize(("operator", "convolves"), [("fade", True), ("sapa_b", False), ("fade:gate=off", False)])
+    def test_of_another_number_of_channels(self, operator, convolves):
+        """As in most U-Nets, where the encoder's map has fewer channels than the decoder's."""
+        model, seen = UNet(), {}
+        report = replace_upsamplers(model, operator, IMAGES, guides={"up2": "enc2", "up1": "enc1"})
+        notes = ("1x1 convolution of the guide's 16 channels",) if convolves else ()
+        assert rows(report)["up2"].notes == notes
+        assert hasattr(model.up2, "project_guide") == convolves
+        for name in ("enc3", "enc2", "up2"):
+            keep = partial(seen.__setitem__, name)
+            getattr(model, name).register_forward_hook(lambda module, inputs, output, keep=keep: keep(output))
+        model.eval()(IMAGES)
+        guide = model.up2.project_guide(seen["enc2"]) if convolves else seen["enc2"]
+        assert torch.equal(seen["up2"], model.up2.forward(seen["enc3"], Skip(guide)))
+
     def test_gradients_reach_operator_and_guide(self):
         model = UNet()
         replace_upsamplers(model, "sapa_b", IMAGES, guides={"up2": "enc2", "up1": "enc1"})
@@ -645,8 +660,6 @@ class TestGuides:
         model = UNetWithHook()
         with pytest.raises(FadevizError, match="'up2' cannot be replaced: it has hooks"):
             replace_upsamplers(model, "fade", IMAGES, guides=self.GUIDES)
-        with pytest.raises(FadevizError, match="does not fit the operator: FADE: skip_channels is 16, but gate 'on'"):
-            replace_upsamplers(UNet(), "fade", IMAGES, guides=self.GUIDES)
         with pytest.raises(FadevizError, match="carafe does not read any. Leave guides=... out"):
             replace_upsamplers(UNet(), "carafe", IMAGES, guides=self.GUIDES)
         with pytest.raises(FadevizError, match="guides=... needs images=..."):

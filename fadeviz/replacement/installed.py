@@ -128,7 +128,9 @@ def map_of(output: Any, layer: str, operator: str) -> Tensor:
 class OperatorInput:
     """Forward pre-hook of an operator: calls of what it replaced become calls of the operator."""
 
-    def __init__(self, layer: str, size: object, guide: Guide | None, projects: bool) -> None:
+    def __init__(
+        self, layer: str, size: object, guide: Guide | None, projects: bool, projects_guide: bool = False
+    ) -> None:
         """Nothing is computed yet.
 
         Args:
@@ -136,8 +138,10 @@ class OperatorInput:
             size: the size of the output that the replaced module was built for; None if it follows from the factor.
             guide: the encoder feature.
             projects: whether the child ``project`` changes the number of channels before the operator.
+            projects_guide: whether the child ``project_guide`` changes those of the guide.
         """
-        self.layer, self.size, self.guide, self.projects = layer, size, guide, projects
+        self.layer, self.size, self.guide = layer, size, guide
+        self.projects, self.projects_guide = projects, projects_guide
 
     def __call__(self, operator: Upsampler, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Add the guide, change the channels, and check the size."""
@@ -153,7 +157,12 @@ class OperatorInput:
                 )
         if self.projects:
             x = operator.get_submodule("project")(x)
-        return (x,) if self.guide is None else (x, Skip(self.guide.read(self.layer))), {}
+        if self.guide is None:
+            return (x,), {}
+        feature = self.guide.read(self.layer)
+        if self.projects_guide:
+            feature = operator.get_submodule("project_guide")(feature)
+        return (x, Skip(feature)), {}
 
 
 def _arguments(input: Tensor, output_size: object = None) -> tuple[Tensor, Any]:

@@ -46,7 +46,8 @@ def replace_upsamplers(
     has the name of the module that it replaces (before a pixel shuffle, of the convolution), or of a new child of the
     module that calls: ``decode_head.interpolate_0`` for the first call in each of its forward passes. A factor of 4 is
     a chain of two operators, ``x2`` and ``x4``. Where a module changes the number of channels, a 1x1 convolution
-    ``project`` follows the operator, or precedes one that reads a guide.
+    ``project`` follows the operator, or precedes one that reads a guide; where an operator needs a guide of as many
+    channels as its input has, a 1x1 convolution ``project_guide`` gives it those.
 
     All else stays: weights, modes, hooks, the random state. Nothing is changed if an error is raised. The operators'
     parameters are new: create the optimizer, DistributedDataParallel and ``torch.compile`` afterwards.
@@ -360,6 +361,13 @@ def _build_operator(site: Site, name: str, options: Mapping[str, object]) -> Ups
         guided["skip_channels"] = shape[1]
     channels = site.out_channels if site.guide else site.in_channels
     steps = site.factor.bit_length() - 1
+    project_guide = None
+    if guided and guided["skip_channels"] != channels:
+        try:
+            build_upsampler(name, channels, **options, **guided)
+        except FadevizError:  # it mixes or compares guide and x, which then need the same channels
+            project_guide = nn.Conv2d(site.uses[0].guides[site.guide][1], channels, 1)
+            guided["skip_channels"] = channels
     chain = [build_upsampler(name, channels, **options, **guided) for _ in range(steps - 1)]
     if changes and not site.guide and "out_channels" in parameters:
         changes = False
@@ -370,6 +378,9 @@ def _build_operator(site: Site, name: str, options: Mapping[str, object]) -> Ups
         bias = getattr(site.module, "bias", None) is not None
         operator.project = nn.Conv2d(site.in_channels, site.out_channels, 1, bias=bias)
         site.notes.append(f"1x1 convolution {'before' if site.guide else 'after'} it")
+    if project_guide is not None:
+        operator.project_guide = project_guide
+        site.notes.append(f"1x1 convolution of the guide's {project_guide.in_channels} channels")
     return operator
 
 
@@ -410,7 +421,8 @@ def _install(
         operator.to(device, dtype if like is None else like.dtype).train(site.module.training)
         guide = guides.get(site.guide)
         projects = getattr(operator, "project", None) is not None
-        hook = OperatorInput(site.layer, site.size, guide, projects and guide is not None)
+        projects_guide = getattr(operator, "project_guide", None) is not None
+        hook = OperatorInput(site.layer, site.size, guide, projects and guide is not None, projects_guide)
         operator.register_forward_pre_hook(hook, with_kwargs=True)
         if projects and guide is None:
             operator.register_forward_hook(project_output)

@@ -130,8 +130,8 @@ def main(
     fadeviz.animate(first, files[2], layer="up1")
     fadeviz.plot(list(runs.values()), files[3], what="kymograph", layer="up1")
     fadeviz.write_report(list(runs.values()), files[4], layers=["up1"])
-    for sentence in fadeviz.analyze(list(runs.values()), layer="up1").sentences:
-        print(sentence)
+    for operator, sentences in fadeviz.analyze(list(runs.values()), layer="up1").sentences.items():
+        print(f"{operator}: {' '.join(sentences)}")
     return files
 
 

@@ -366,7 +366,7 @@ def _build_operator(site: Site, name: str, options: Mapping[str, object]) -> Ups
         try:
             build_upsampler(name, channels, **options, **guided)
         except FadevizError:  # it mixes or compares guide and x, which then need the same channels
-            project_guide = nn.Conv2d(site.uses[0].guides[site.guide][1], channels, 1)
+            project_guide = nn.Conv2d(int(site.uses[0].guides[site.guide][1]), channels, 1)
             guided["skip_channels"] = channels
     chain = [build_upsampler(name, channels, **options, **guided) for _ in range(steps - 1)]
     if changes and not site.guide and "out_channels" in parameters:

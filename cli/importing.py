@@ -78,14 +78,15 @@ def import_(
         ignore_index=ignore_index, classes=classes, foreground=foreground, name=name, network=network, seed=seed,
         overwrite=overwrite,
     )  # fmt: skip
-    print_notes([*run.info.notes, *filter(None, [run.lost])])
+    notes = [*run.info.notes, *filter(None, [run.lost])]
+    print_notes(notes)
     count, height, width = run.read(run.steps[0], layer, kind).shape
     pictures = "1 image" if count == 1 else f"{count} images"
     snapshots = "1 snapshot" if len(run.steps) == 1 else f"{len(run.steps)} snapshots"
     click.echo(f"{snapshots} of {pictures}, {width}x{height}, steps {run.steps[0]} to {run.steps[-1]}")
     print_written(printable(str(out)))
     if animate is not None:
-        print_written(animate, fadeviz.animate(run, animate, kind=kind))
+        print_written(animate, [note for note in fadeviz.animate(run, animate, kind=kind) if note not in notes])
 
 
 @settings_options(

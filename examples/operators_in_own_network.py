@@ -125,13 +125,13 @@ def main(
     first = [runs[operator, 0] for operator in operators]
     shown = [step for step in (0, 10, 20, 40, 80, 150, 300) if step <= steps]
     files = [out / name for name in ("s1.png", "s2.png", "training.gif", "verdict.png", "report.html")]
-    fadeviz.grid(first, files[0], layer="up1", steps=shown, normalize="run")
-    fadeviz.grid(first, files[1], layer="up1", kind="gradient", steps=shown, normalize="run")
-    fadeviz.animate(first, files[2], layer="up1")
+    fadeviz.grid(first, files[0], layer="up1", image=7, steps=shown)
+    fadeviz.grid(first, files[1], layer="up1", image=7, kind="gradient", steps=shown)
+    fadeviz.animate(first, files[2], layer="up1", image=7)
     fadeviz.plot(list(runs.values()), files[3], what="kymograph", layer="up1")
     fadeviz.write_report(list(runs.values()), files[4], layers=["up1"])
-    for operator, sentences in fadeviz.analyze(list(runs.values()), layer="up1").sentences.items():
-        print(f"{operator}: {' '.join(sentences)}")
+    for sentences in fadeviz.analyze(list(runs.values()), layer="up1").sentences.values():
+        print(*sentences)
     return files
 
 

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 from fadeviz_cli.main import main
 
@@ -59,6 +60,32 @@ def test_record_lightning(tmp_path, monkeypatch, capfd):
     assert set(run.layers) == {"decoder.0", "decoder.3"}
     assert list(tmp_path.iterdir()) == [tmp_path / "run"]  # no logs, no checkpoints
     assert capfd.readouterr().out == ""
+
+
+def test_lightning_and_plain(tmp_path, monkeypatch):
+    pytest.importorskip("lightning", reason='needs Lightning: pip install ".[lightning]"')
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the example silences the library itself, where it is a program
+        image = example("lightning_and_plain").main(steps=3, out=tmp_path / "runs")
+    assert image.stat().st_size > 1000
+    plain, lightning = open_run(tmp_path / "runs" / "plain"), open_run(tmp_path / "runs" / "lightning")
+    assert (set(plain.layers), set(lightning.layers)) == ({"decoder:interpolate"}, {"model.decoder:interpolate"})
+    # The same seed, data and optimiser: Lightning trains the same network.
+    for call in (0, 1):
+        maps = [run.maps("decoder:interpolate", "feature", call=call)[:] for run in (plain, lightning)]
+        np.testing.assert_allclose(*maps, atol=1e-6)
+
+
+def test_operators_in_own_network(tmp_path, capsys):
+    files = example("operators_in_own_network").main(steps=3, seeds=1, count=20, size=32, out=tmp_path)
+    assert all(file.stat().st_size > 1000 for file in files)
+    runs = {name: open_run(tmp_path / f"{name}-seed0") for name in ("interpolate", "fade", "dysample")}
+    assert {name: run.info.layers["up1"].source for name, run in runs.items()} == {
+        "interpolate": "up1:interpolate", "fade": "up1.interpolate_0", "dysample": "up1.interpolate_0",
+    }  # fmt: skip
+    assert all(run.steps == (0, 3) and run.prediction(3).shape == (12, 32, 32) for run in runs.values())
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_record_transformers(tmp_path, monkeypatch, capfd):

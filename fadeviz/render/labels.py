@@ -148,9 +148,12 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
 def _layers(sequences: Sequence[FrameSequence]) -> str:
     """The layer of the runs, one sequence of each; where their maps differ in size, with the sizes."""
     labels = {s.run: brief(s.label) for s in sequences}
-    names = {s.run: layer_name(s.layer, s.call, s.calls) for s in sequences}
+    of_call = {s.run: layer_name("", s.call, s.calls) for s in sequences}
+    names = {s.run: s.layer if len(set(of_call.values())) == 1 else s.layer + of_call[s.run] for s in sequences}
     sizes = {s.run: "{}x{}".format(*s.maps.shape[1:]) for s in sequences}
     layers = describe_layers(names, labels)
+    if len(set(of_call.values())) == 1:
+        layers += of_call[sequences[0].run]
     return layers if len(set(sizes.values())) == 1 else f"{layers}; maps of {describe_layers(sizes, labels)}"
 
 

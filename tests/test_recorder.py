@@ -1144,7 +1144,8 @@ class TestGoingOn:
         recorder = Recorder(model, "c", [1, 2, 3], tmp_path / "run", **options)
         assert open_run(tmp_path / "run").info.layers == {"c": LayerInfo(size=(8, 8))}
         model.times = 3
-        assert recorder.step(1)
+        with pytest.warns(RecorderWarning, match="layer 'c' has 3 calls at step 1, and had 1 before"):
+            assert recorder.step(1)
         recorder.close()
         again = Recorder(model, "c", [1, 2, 3], tmp_path / "run", start=1, **options)
         assert again.step(2)

@@ -946,6 +946,8 @@ class TestNumbers:
         recorder.log(2, nan=float("nan"), inf=torch.tensor(float("-inf")))
         with pytest.warns(RecorderWarning, match="metrics were not logged: log: note is 'text': a number is needed"):
             recorder.log(3, loss=3.0, note="text")
+        with pytest.raises(FadevizError, match="log: the step is -1: it counts optimiser steps, from 0"):
+            build(tmp_path / "other", on_error="raise").log(-1, loss=3.0)
         first, second, third = open_run(tmp_path / "run").metrics()
         assert first == {"step": 1, "a": 0.5, "b": 0.25, "c": 1.5, "d": 2, "e": 1}
         assert np.isnan(second["nan"])

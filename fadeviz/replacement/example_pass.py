@@ -204,6 +204,7 @@ def run_images(model: nn.Module, images: Any) -> None:
         except Exception as error:
             text = next(iter(str(error).strip().splitlines()), "")
             given = "" if isinstance(images, Tensor | Mapping) else f". It was called with {describe(images)}"
+            text = text.rstrip(".: ") if given else text
             raise FadevizError(
                 f"{type(model).__name__} fails for images=: {type(error).__name__}: {text:.300}{given}"
             ) from error

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fadeviz.errors import FadevizError
+from fadeviz.prediction.compare import _best
 from fadeviz.render import comparison_layout
 from fadeviz.render.colormap import class_palette, colour_classes
 from fadeviz.render.comparison import fit, render_comparison, write_comparison
@@ -336,6 +337,13 @@ class TestWords:
             assert x == pytest.approx(layout.images[0, 2 + run][0] + layout.cell / 2, abs=1)
         assert ink[0] == pytest.approx(ink[2], rel=0.05)
         assert ink[1] > 1.2 * ink[0] > 0
+
+    @pytest.mark.parametrize(
+        ("scores", "best"),
+        [([0.5, 0.7], 1), ([0.7, 0.5, 0.7], None), ([float("nan"), 0.5], 1), ([float("nan")] * 2, None), ([0.5], None)],
+    )
+    def test_none_is_bold_where_several_are_as_good(self, scores, best):
+        assert _best(scores) == best
 
     def test_long_figures_become_smaller(self):
         text = "accuracy 0.95"

@@ -130,6 +130,14 @@ class TestMaps:
     def test_other_names_of_a_function_are_one(self):
         assert split_function("a.b:upsample") == ("a.b", "interpolate")
         assert split_function("a:concat") == ("a", "cat")
+        for text in (
+            "F.interpolate",
+            "nn.functional.interpolate",
+            "torch.nn.functional.interpolate()",
+            " interpolate",
+        ):
+            assert split_function(f"a.b:{text}") == ("a.b", "interpolate")
+        assert split_function("a:torch.cat()") == ("a", "cat")
         assert split_function("a.b") == ("a.b", "")
 
     def test_what_is_written_in_place_afterwards_does_not_show(self):
@@ -286,6 +294,163 @@ class TestTraining:
         assert torch.overrides._get_current_function_mode_stack() == []
 
 
+class Mixed(nn.Module):
+    """Calls ``torch.cat`` for sizes, for maps and along the batch; and interpolates a position embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 2, 1)
+        self.position = nn.Parameter(torch.rand(1, 4, 4, 4))
+
+    def forward(self, x):
+        size = torch.cat([torch.tensor([x.shape[2]]), torch.tensor([x.shape[3]])])
+        y = self.conv(x)
+        y = torch.cat([y[:, 2:], y[:, :2]], 1)
+        y = torch.cat([y, y.flip(-1)], 0).unflatten(0, (2, -1)).mean(0)
+        y = y + F.interpolate(self.position, size=y.shape[-2:])
+        with torch.no_grad():
+            F.interpolate(y, scale_factor=0.5)
+        F.interpolate(y, scale_factor=0.25)  # does not influence the loss
+        return F.interpolate(self.head(y), size=size.tolist())
+
+
+class TestSingleCalls:
+    """A call that cannot be recorded says nothing against the other calls in the same module."""
+
+    def test_they_are_left_out_with_a_note(self):
+        model = make(Mixed)
+        probe, maps = observed(model, "**:*")
+        assert probe.layers == (":interpolate", ":cat")
+        assert {key[:2] for key in maps} == {(":interpolate", 0), (":cat", 0)}  # numbered without the others
+        images = batch()[0]
+        y = model.conv(images)
+        y = torch.cat([y[:, 2:], y[:, :2]], 1)
+        np.testing.assert_allclose(maps[":cat", 0, "feature"], y.detach().mean(1), atol=1e-6)
+        np.testing.assert_allclose(maps[":interpolate", 0, "feature"], model(images).detach().mean(1), atol=1e-6)
+        assert maps[":cat", 0, "gradient"].any()
+        assert probe.notes == [
+            "left out: 1 of the 4 calls of layer ':interpolate': runs without gradients (torch.no_grad, or a reentrant "
+            "checkpoint). Leave gradient out of the kinds, or choose another layer",
+            "left out: 1 of the 4 calls of layer ':interpolate': does not influence the loss, so it has no gradient",
+            "left out: 1 of the 4 calls of layer ':interpolate': returns 1 map for 3 images",
+            "left out: 1 of the 3 calls of layer ':cat': returns a tensor of 1 axes; a map (B, C, h, w) or tokens "
+            "(B, L, C) are needed",
+            "left out: 1 of the 3 calls of layer ':cat': returns 6 maps for 3 images",
+        ]
+
+    def test_also_where_the_layer_was_named_and_a_few_images_at_a_time(self):
+        model = make(Mixed)
+        _, whole = observed(model, {"both": ":cat"})
+        probe, maps = observed(model, {"both": ":cat"}, images_at_once=2)
+        assert maps.keys() == whole.keys() == {("both", 0, kind) for kind in ("feature", "gradient")}
+        assert maps["both", 0, "feature"].shape == (3, 8, 8)
+        for key in maps:
+            np.testing.assert_allclose(maps[key], whole[key], atol=1e-6)
+        assert not [note for note in probe.notes if "at once" in note]
+
+    def test_the_only_ones_are_recorded_or_say_why_not(self):
+        class Batch(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 2, 1)
+
+            def forward(self, x):
+                torch.stack([x.mean(), x.std()])
+                return torch.cat([self.conv(x), self.conv(x)], 0).unflatten(0, (2, -1)).mean(0)
+
+        _, maps = observed(make(Batch), "**:*", "feature")
+        assert maps[":cat", 0, "feature"].shape == (6, 16, 16)
+        with pytest.raises(FadevizError, match="layer ':stack' returns a tensor of 1 axes"):
+            observed(make(Batch), ":stack", "feature")
+
+    def test_readouts_are_those_of_the_others(self):
+        masks = np.zeros((5, 16, 16), bool)
+        masks[:, 4:12, 3:11] = True
+        images = batch(5)[0]
+        probe = Probe(make(Mixed), ":interpolate", ("feature", "readout"), objects=masks)
+        found = {(s.call, s.kind): s.value.shape for s in probe.observe(images, None, None, step=0)}
+        sizes = [(5, 4, 4), (5, 2, 2), (5, 16, 16)]  # that under no_grad has a map, too
+        assert {call: shape for (call, kind), shape in found.items() if kind == "feature"} == dict(enumerate(sizes))
+        assert found[2, "readout"] == (5, 16, 16)
+        assert not [note for note in probe.notes if "no readout" in note and "returns" in note]
+
+    def test_the_tree_says_so(self):
+        rows = {row.name: row for row in fadeviz.layers(make(Mixed), batch()[0])}
+        assert rows[":cat"].shapes == ((3, 4, 8, 8),)
+        assert rows[":cat"].note == "2 other calls left out: returns a tensor of 1 axes"
+        assert rows[":interpolate"].note == "1 other call left out: returns 1 map for 3 images"
+
+    def test_a_run_is_drawn_and_measured_in_a_layer_with_one_map_per_image(self, tmp_path):
+        class Two(Mixed):
+            def forward(self, x):
+                y = torch.cat([self.conv(x), self.conv(x)], 0).unflatten(0, (2, -1)).mean(0)
+                return self.head(y + F.grid_sample(self.position, torch.zeros(1, 8, 8, 2), align_corners=False))
+
+        images, targets = batch(4)
+        with pytest.warns(fadeviz.RecorderWarning, match="returns 8 maps for 4 images"):
+            recorder = Recorder(make(Two), "**:*,head", [0], tmp_path / "a", batch=(images, targets[:, ::2, ::2]),
+                                loss_fn=F.cross_entropy)  # fmt: skip
+        recorder.close()
+        run = open_run(tmp_path / "a")
+        assert list(run.layers) == [":grid_sample", ":cat", "head"]
+        assert run.default_layer("feature") == "head"
+        with pytest.raises(FadevizError, match=r":cat: 8 maps of 4 images in .*, but one map per image"):
+            fadeviz.analyze(run, layer=":cat")
+
+    def test_transforms_of_torch_func(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 2, 1)
+
+            def forward(self, x):
+                def one(image):
+                    return F.interpolate(self.conv(image[None]), scale_factor=2)[0]
+
+                return F.interpolate(torch.vmap(one)(x), scale_factor=0.5)
+
+        probe, maps = observed(make(Net), "**:*,*")
+        assert probe.layers == (":interpolate",)
+        assert {key[1] for key in maps} == {0}
+        assert all("runs inside a transform of torch.func such as vmap" in note for note in probe.notes)
+        with pytest.raises(FadevizError, match="layer 'conv' runs inside a transform of torch.func such as vmap"):
+            observed(make(Net), "conv")
+
+
+class Adaptive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.times = nn.Conv2d(3, 2, 1), 1
+
+    def forward(self, x):
+        x = self.conv(x)
+        for _ in range(self.times):
+            x = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2)
+        return torch.cat([x[:, :1], x[:, 1:]], 1) if self.times > 2 else x
+
+
+def test_calls_that_change_during_training_are_noted():
+    model, (images, targets) = Adaptive(), batch()
+    probe = Probe(model, "**:*", "feature")
+    for step, model.times in enumerate([1, 1, 2, 3, 1]):
+        probe.observe(images, targets, None, step=step)
+    assert probe.layers == (":interpolate",)
+    assert probe.notes == [
+        "layer ':interpolate' has 2 calls at step 2, and had 1 before: the number of a call may stand for another one",
+        "layer ':cat' is not recorded: it was not called yet when the recording began",
+    ]
+
+
+def test_a_scripted_module_is_named(recwarn):
+    class Up(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, scale_factor=2.0)
+
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), torch.jit.script(Up()))
+    with pytest.raises(FadevizError, match=r"layer '1' is scripted \(torch.jit\), so that its calls are not seen"):
+        Probe(model, "1:interpolate", "feature").observe(batch()[0], None, None, step=0)
+
+
 class TestNames:
     @pytest.mark.parametrize(
         ("layers", "expected"),
@@ -333,6 +498,8 @@ class TestNames:
             (":cat", "the model itself does not call cat. Functions that it calls: interpolate, max_pool2d"),
             ("decoder.*:pixel_shuffle", "no layer 'decoder.*:pixel_shuffle' can be recorded: no module of UNet that it "
              "matches calls pixel_shuffle. Functions that they call: cat, interpolate, relu_"),
+            ("decoder.*:pixel_*", "matches calls pixel_shuffle. Functions that they call: cat, interpolate, relu_"),
+            ("head:*", "calls interpolate, pixel_shuffle, grid_sample, conv_transpose2d, max_unpool2d or cat"),
             ("decoder.*:x*", "matches none of the functions interpolate, pixel_shuffle, grid_sample"),
             ("decoder.up3:interpolate", "no layer in UNet named 'decoder.up3'|no layer in UNet 'decoder.up3'"),
             ("decoder.up1:", "ends with a colon: a function's name is needed after it"),
@@ -440,8 +607,21 @@ class TestTree:
         assert str(tree).endswith("and 8 deeper layers: choose with depth=...")
         assert model.training
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-        with pytest.raises(FadevizError, match="depth is 0; it must be 1 or more"):
-            fadeviz.layers(model, batch(1)[0], depth=0)
+
+    @pytest.mark.parametrize(
+        ("model", "images", "options", "message"),
+        [
+            (UNet(), torch.zeros(1, 3, 8, 8), {"depth": 0}, "depth is 0; it must be 1 or more"),
+            (UNet(), torch.zeros(1, 3, 8, 8), {"mode": "train"}, "no observation mode 'train'"),
+            (UNet, torch.zeros(1, 3, 8, 8), {}, "the model is the class UNet: a torch.nn.Module is needed"),
+            (None, torch.zeros(1, 3, 8, 8), {}, "the model is a NoneType: a torch.nn.Module is needed"),
+            (UNet(), np.zeros((1, 3, 8, 8)), {}, "the forward pass failed, in layer 'stem' .* called with ndarray"),
+        ],
+    )
+    def test_what_is_wrong_is_said_in_one_line(self, model, images, options, message):
+        with pytest.raises(FadevizError, match=message) as caught:
+            fadeviz.layers(model, images, **options)
+        assert "\n" not in str(caught.value)
 
     def test_a_model_without_modules(self):
         class Net(nn.Module):

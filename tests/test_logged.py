@@ -44,6 +44,10 @@ CONFIG = {
 }
 
 
+ENDLESS = {"lr": 1}
+ENDLESS["self"] = ENDLESS
+
+
 class TestConfig:
     def test_it_is_stored_shown_and_no_settings_of_ours(self, tmp_path):
         record(tmp_path / "run", CONFIG, seed=3).close()
@@ -75,6 +79,7 @@ class TestConfig:
             ({"a": {"b": [1, {2}]}}, r"config\['a'\]\['b'\]\[1\] is \{2\}, a set, which JSON cannot hold"),
             ({"lr": float("nan")}, r"config\['lr'\] is nan, which JSON cannot hold"),
             ({"w": torch.ones(2)}, r"config\['w'\] is tensor\(\[1., 1.\]\), a Tensor"),
+            (ENDLESS, "config is nested too deeply, or contains itself"),
             ({"a\nb": object}, r"config\['a\\nb'\] is <class 'object'>, a type"),
         ],
     )

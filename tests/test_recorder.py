@@ -946,6 +946,8 @@ class TestNumbers:
         recorder.log(2, nan=float("nan"), inf=torch.tensor(float("-inf")))
         with pytest.warns(RecorderWarning, match="metrics were not logged: log: note is 'text': a number is needed"):
             recorder.log(3, loss=3.0, note="text")
+        with pytest.raises(FadevizError, match="log: the step is -1: it counts optimiser steps, from 0"):
+            build(tmp_path / "other", on_error="raise").log(-1, loss=3.0)
         first, second, third = open_run(tmp_path / "run").metrics()
         assert first == {"step": 1, "a": 0.5, "b": 0.25, "c": 1.5, "d": 2, "e": 1}
         assert np.isnan(second["nan"])
@@ -1144,7 +1146,8 @@ class TestGoingOn:
         recorder = Recorder(model, "c", [1, 2, 3], tmp_path / "run", **options)
         assert open_run(tmp_path / "run").info.layers == {"c": LayerInfo(size=(8, 8))}
         model.times = 3
-        assert recorder.step(1)
+        with pytest.warns(RecorderWarning, match="layer 'c' has 3 calls at step 1, and had 1 before"):
+            assert recorder.step(1)
         recorder.close()
         again = Recorder(model, "c", [1, 2, 3], tmp_path / "run", start=1, **options)
         assert again.step(2)

@@ -457,6 +457,78 @@ class TestCalls:
         assert [row.layer for row in report.replaced] == ["up.interpolate_0"]
         assert model(IMAGES).shape == (2, 3, 64, 96)
 
+    def test_a_call_of_training_alone_is_not_confused_with_another(self):
+        class Auxiliary(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = nn.Conv2d(3, 4, 1)
+
+            def resize(self, x):
+                return F.interpolate(x, scale_factor=2)
+
+            def forward(self, x):
+                x = self.conv(x)
+                if self.training:
+                    self.auxiliary = self.resize(x.detach())
+                return self.resize(x) + 0
+
+        model = Auxiliary()
+        replace_upsamplers(model, "bilinear", IMAGES, calls=":interpolate")
+        seen = []
+        model.interpolate_0.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].requires_grad))
+        model.train()(IMAGES)
+        copy.deepcopy(model)(IMAGES)
+        assert seen == [True, True]
+        assert torch.equal(model.auxiliary, F.interpolate(model.conv(IMAGES), scale_factor=2))
+
+    def test_other_calls_than_those_that_were_replaced(self):
+        class Loop(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.times = nn.Conv2d(3, 3, 1), 2
+
+            def forward(self, x):
+                x = self.conv(x)
+                if self.times == 0:
+                    return F.interpolate(x, scale_factor=2)
+                for _ in range(self.times):
+                    x = F.avg_pool2d(F.interpolate(x, scale_factor=2), 2)
+                return x
+
+        model = Loop()
+        assert len(replace_upsamplers(model, "carafe", IMAGES, calls=":interpolate").replaced) == 2
+        model.times = 1
+        assert model(IMAGES).shape == IMAGES.shape
+        model.times = 3
+        with pytest.raises(FadevizError, match=r"Loop calls F.interpolate more often than .* \(in forward\), and each"):
+            model(IMAGES)
+        model.times = 0
+        with pytest.raises(FadevizError, match="Loop makes other calls of F.interpolate in training mode than for the"):
+            model(IMAGES)
+        assert not _get_current_function_mode_stack()
+
+    def test_what_is_replaced_already(self):
+        model = UNet("call")
+        replace_upsamplers(model, "carafe", IMAGES, calls=":interpolate")
+        with pytest.raises(FadevizError, match="interpolate in UNet, other than those that are replaced already"):
+            replace_upsamplers(model, "dysample", IMAGES, calls="**:interpolate")
+        with pytest.raises(FadevizError, match="calls has ':interpolate', whose calls are replaced already"):
+            replace_upsamplers(model, "dysample", IMAGES, calls=":interpolate")
+
+    def test_classes_that_allow_no_subclass(self):
+        class Base(nn.Module):
+            def __init_subclass__(cls, *, tag):
+                super().__init_subclass__()
+
+        class Tagged(Base, tag="a"):
+            def forward(self, x):
+                return F.interpolate(x, scale_factor=2)
+
+        with pytest.raises(FadevizError, match="is in a Tagged, a class of which no subclass can be made"):
+            replace_upsamplers(Tagged(), "carafe", IMAGES, calls=":interpolate")
+        with pytest.raises(FadevizError, match="is in a torch.fx.GraphModule, whose copies would lose it"):
+            replace_upsamplers(torch.fx.symbolic_trace(UNet("call")), "carafe", IMAGES, calls=":interpolate")
+
     @pytest.mark.parametrize(
         ("call", "reason"),
         [
@@ -791,11 +863,38 @@ class TestArguments:
             ("pixel_shuffle:out_channels=3", "has out_channels, which follows from the model"),
             ("max_unpool", "max_unpool reads the indices of its own max pooling"),
             ("fade", "fade reads a guide, an encoder feature of the output's size, and 'up2' has none"),
+            (None, "operator is None, a NoneType: a name is needed, such as 'carafe'"),
+            (CARAFE(4), "operator is CARAFE.*: a name is needed"),
         ],
     )
     def test_operators(self, operator, message):
         with pytest.raises(FadevizError, match=message):
             replace_upsamplers(UNet("transposed"), operator, IMAGES)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"guides": "enc1"}, "guides is 'enc1': a dict is needed, of a layer for the name of each operator"),
+            ({"guides": {1: "enc1"}}, "guides is {1: 'enc1'}: a dict is needed"),
+            ({"seed": "a"}, "seed is 'a', a str: a whole number is needed"),
+            ({"seed": 2**70}, "seed is 1180591620717411303424: torch takes whole numbers of up to 63 bits"),
+            ({"calls": True}, "calls is True: a name such as 'decoder.up1:interpolate' is needed, or None"),
+            ({"calls": ()}, r"calls is \(\): a name such as"),
+            ({"model": UNet}, "the model is the class UNet: a torch.nn.Module is needed"),
+            ({"images": IMAGES.numpy()}, "UNet fails for images=: .* It was called with ndarray"),
+        ],
+    )
+    def test_of_the_wrong_type(self, arguments, message):
+        with pytest.raises(FadevizError, match=message) as caught:
+            replace_upsamplers(**{"model": UNet("transposed"), "operator": "carafe", "images": IMAGES} | arguments)
+        assert "\n" not in str(caught.value)
+
+    def test_in_inference_mode(self):
+        model = UNet("transposed")
+        with torch.inference_mode():
+            replace_upsamplers(model, "carafe", IMAGES)
+        model(IMAGES).sum().backward()
+        assert all(parameter.grad is not None for parameter in model.up1.parameters())
 
     def test_layers(self):
         model = UNet("transposed")

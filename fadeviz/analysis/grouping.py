@@ -185,6 +185,12 @@ def check_size(run: StoredRun, maps: Maps, layers: Mapping[StoredRun, str], regi
         FadevizError: if the number of maps or their size differs.
     """
     size = regions[0].band.shape
+    if maps.shape[1] != len(regions):
+        maps_of = f"{maps.shape[1]} map{'s' * (maps.shape[1] != 1)} of {len(regions)} images"
+        raise FadevizError(
+            f"{layers[run]}: {maps_of} in {run.address}, but one map per image is needed to measure it. Choose another "
+            "layer: layer=..."
+        )
     if maps.shape[1:] != (len(regions), *size):
         first = next(iter(layers))
         of = f" of {layers[first]}" * (layers[first] != layers[run])

@@ -75,7 +75,7 @@ def compare(
     last recorded step.
 
     The score of each result is given below it: the mean IoU of its classes, or a matte's SAD and MSE in the
-    unknown region. The best score of a row is bold.
+    unknown region. The best score of a row is bold, unless several are as good.
 
     Args:
         runs: one or several runs, opened or by the paths of their folders, with the same task and, for segmentation,
@@ -337,12 +337,20 @@ def _row(
         None if truth is None else _to_image(truth, predictors[0]),
         tuple(_to_image(result, predictors[0]) for result in results),
         tuple(texts),
-        int(np.nanargmax(scores)) if len(scores) > 1 and not np.isnan(scores).all() else None,
+        _best(scores),
         sample.trimap if matting else None,
         box,
         smooth=matting,
     )
     return row, [] if matting else [np.asarray(m, np.uint8) for m in [*results, *([] if truth is None else [truth])]]
+
+
+def _best(scores: list[float]) -> int | None:
+    """The index of the best of several scores; None where there is none, or several are as good."""
+    if len(scores) < 2 or np.isnan(scores).all():
+        return None
+    best = int(np.nanargmax(scores))
+    return best if scores.count(scores[best]) == 1 else None
 
 
 def mean_iou(prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> float:

@@ -24,7 +24,10 @@ def check_config(config: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(config, Mapping):
         raise FadevizError(f"config is a {type(config).__name__}: a dict is needed, such as vars(arguments)")
-    return {_name(key, "config"): _value(value, f"config[{key!r:.60}]") for key, value in config.items()}
+    try:
+        return {_name(key, "config"): _value(value, f"config[{key!r:.60}]") for key, value in config.items()}
+    except RecursionError as error:
+        raise FadevizError("config is nested too deeply, or contains itself, which JSON cannot hold") from error
 
 
 def _name(key: Any, where: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,6 +25,10 @@ _SAME = {
 """Other names of the same function."""
 
 
+_AS_WRITTEN = re.compile(r"^(torch\.)?(nn\.functional\.|functional\.|F\.)?|\(\)$")
+"""What code has around a function's name: ``F.interpolate``, ``torch.cat()``."""
+
+
 def function_name(name: str) -> str:
     """The name of a function among its names: that of ``F.interpolate`` for ``upsample_bilinear2d.vec``, its kernel.
 
@@ -36,12 +41,14 @@ def function_name(name: str) -> str:
 def split_function(name: str) -> tuple[str, str]:
     """The module's name and the function's: ``decoder.up1:interpolate`` -> ``("decoder.up1", "interpolate")``.
 
+    ``decoder.up1:F.interpolate`` is the same.
+
     The function is empty for the name of a module. The module's name is empty for calls that the model itself makes.
     """
     module, colon, function = name.rpartition(":")
     if not colon:
         return name, ""
-    return module, function_name(function)
+    return module, function_name(_AS_WRITTEN.sub("", function.strip()))
 
 
 def describe_functions(names: Iterable[str], most: int = 8) -> str:

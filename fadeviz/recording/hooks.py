@@ -6,11 +6,13 @@ No other file of this package registers hooks.
 from __future__ import annotations
 
 import math
+import re
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,7 @@ from ..upsamplers import Skip, Upsampler
 from .batch import count_images
 from .functions import FunctionCalls, describe_functions
 from .observation import Mode, Observation
+from .readout import describe_count
 from .views import as_map, choose_tensor
 
 SUBMODULES = {"gate": "gate", "kernel_entropy": "kernels", "kernels": "kernels"}
@@ -44,10 +47,11 @@ class MapCollector:
         observation: the arguments of the observation.
         kinds: the kinds to record; none if the pass is only for its output.
         snapshots: the collected maps.
+        images: the number of images in the pass; 0 if that is unknown.
         left_out: the layers that were left out, with the reason.
         uncalled: the layers of functions that matched a glob, but were not called.
         called: the functions called in each module, by its id, if calls are recorded.
-        unread: the layers whose channels give no readout, with the reason.
+        unread: the layers and calls whose channels give no readout, with the reason.
         channels: where a pass has only some of the images, the channels ``(B, C, h, w)`` of each layer and call on the
             CPU, for :meth:`add_readouts` when all are there.
         prediction: what the model predicted, ``(B, H, W)`` uint8; None if that is not recorded.
@@ -58,16 +62,19 @@ class MapCollector:
         self.observation, self._partial = observation, partial
         self.kinds = kinds
         self.snapshots: list[Snapshot] = []
+        self.images = 0
         self.left_out: dict[str, str] = {}
         self.uncalled: set[str] = set()
         self.called: dict[int, set[str]] = {}
-        self.unread: dict[str, str] = {}
+        self.unread: dict[tuple[str, int], str] = {}
         self.channels: dict[tuple[str, int], Tensor] = {}
         self.prediction: NDArray[np.uint8] | None = None
         self.error: Exception | None = None
         self._edges: list[tuple[str, int, GradientEdge]] = []
         self._channel_bytes = 0
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._calls_left_out: dict[str, dict[int, FadevizError]] = {}
+        self._maps: dict[tuple[str, int], int] = {}
         self._closed = self._recording = False
         self._pending: set[torch.device] = set()
         self._thread = threading.get_ident()
@@ -81,6 +88,13 @@ class MapCollector:
         self.snapshots = [s for s in self.snapshots if s.layer != layer]
         self.channels = {key: value for key, value in self.channels.items() if key[0] != layer}
         self._edges = [edge for edge in self._edges if edge[0] != layer]
+
+    def _cannot_record(self, layer: str, call: int, error: FadevizError) -> None:
+        """Leave out a call of a function, of which other calls may be recorded; or a module's layer."""
+        if not self.observation.layers[layer].function:
+            self.drop_layer(layer, error)
+            return
+        self._calls_left_out.setdefault(layer, {})[call] = error
 
     def ignores(self, layer: str) -> bool:
         """Whether to ignore a call of a layer: a recomputation, or the training's own call in another thread."""
@@ -125,8 +139,9 @@ class MapCollector:
             if "gradient" in kinds:
                 self._check_gradient(layer, tensor)
         except FadevizError as error:
-            self.drop_layer(layer, error)
+            self._cannot_record(layer, call, error)
             return
+        self._maps[layer, call] = len(value)
         if "feature" in kinds:
             with self.observation.error_context("reduce failed", layer):
                 reduced = self.observation.reduce(value)
@@ -166,7 +181,7 @@ class MapCollector:
         for kind in (kind for kind in READOUT_KINDS if kind in self.kinds):
             reason = readout.why_none(kind, tuple(channels.shape))
             if reason:
-                self.unread.setdefault(layer, reason)
+                self.unread.setdefault((layer, call), reason)
             else:
                 self._add(layer, call, kind, readout.read(kind, channels))
 
@@ -178,7 +193,8 @@ class MapCollector:
             self.channels[layer, call] = channels.to("cpu", copy=True)
         else:
             self.unread.setdefault(
-                layer, f"has too many channels to keep those of all {images} images: observe fewer images or layers"
+                (layer, call),
+                f"has too many channels to keep those of all {images} images: observe fewer images or layers",
             )
 
     def _check_gradient(self, layer: str, tensor: Tensor) -> None:
@@ -222,9 +238,11 @@ class MapCollector:
         used = {layer for (layer, *_), grad in zip(edges, grads, strict=True) if grad is not None}
         for (layer, call, _), grad in zip(edges, grads, strict=True):
             if grad is None:
-                subject = f"layer {layer!r}" if layer not in used else f"call {call} of layer {layer!r}"
-                error = FadevizError(f"{subject} does not influence the loss, so it has no gradient. Choose another")
-                self.drop_layer(layer, error)
+                which = f" in call {call}" if layer in used else ""
+                error = FadevizError(
+                    f"layer {layer!r} does not influence the loss{which}, so it has no gradient. Choose another"
+                )
+                self._cannot_record(layer, call, error)
             elif layer not in self.left_out:
                 grad = as_map(grad.detach(), self.observation.views[layer], layer)
                 self._add(layer, call, "gradient", grad.float().relu().sum(dim=1))
@@ -249,6 +267,11 @@ class MapCollector:
                 self.drop_layer(layer, FadevizError(message))
             elif layer in self.observation.required:
                 place = f"layer {chosen.source.rpartition(':')[0]!r}" if chosen.source[0] != ":" else "the model itself"
+                if isinstance(chosen.module, torch.jit.ScriptModule):
+                    raise FadevizError(
+                        f"layer {layer!r} cannot be recorded: {place} is scripted (torch.jit), so that its calls are "
+                        "not seen. Choose the layer around it"
+                    )
                 called = describe_functions(self.called.get(id(chosen.module), ()))
                 raise FadevizError(
                     f"layer {layer!r} cannot be recorded: {place} does not call {chosen.function}. Functions that it "
@@ -256,6 +279,54 @@ class MapCollector:
                 )
             else:
                 self.uncalled.add(layer)
+
+    def on_pass_end(self) -> None:
+        """Number the calls of functions without those that cannot be recorded, and drop layers that have no others.
+
+        A network calls ``torch.cat`` for sizes too, and ``F.interpolate`` for a position embedding, which is one map
+        for all images: such calls say nothing against the others in the same module.
+        """
+        for layer, chosen in self.observation.layers.items() if self.kinds else ():
+            count = self._calls[layer, ""]
+            if not chosen.function or layer in self.left_out or not count:
+                continue
+            errors = self._calls_left_out.setdefault(layer, {})
+            kept = [call for call in range(count) if call not in errors]
+            if not kept:
+                self.drop_layer(layer, errors[0])
+                continue
+            one_each = [call for call in kept if self._maps.get((layer, call)) == self.images]
+            for call in (call for call in kept if one_each and call not in one_each):
+                maps = self._maps[layer, call]
+                errors[call] = FadevizError(f"layer {layer!r} {describe_count(maps, self.images)}")
+            if errors:
+                self._renumber(layer, one_each or kept)
+
+    def _renumber(self, layer: str, kept: Sequence[int]) -> None:
+        """Keep these calls of a layer, and count them from 0."""
+        numbers = {call: number for number, call in enumerate(kept)}
+        self.snapshots = [
+            snapshot if snapshot.layer != layer else replace(snapshot, call=numbers[snapshot.call])
+            for snapshot in self.snapshots
+            if snapshot.layer != layer or snapshot.call in numbers
+        ]
+
+        def renumbered(entries: dict[tuple[str, int], Any]) -> dict[tuple[str, int], Any]:
+            return {
+                (name, call if name != layer else numbers[call]): value
+                for (name, call), value in entries.items()
+                if name != layer or call in numbers
+            }
+
+        self.channels, self.unread = renumbered(self.channels), renumbered(self.unread)
+
+    def notes_on_calls(self) -> Iterator[str]:
+        """A sentence on the calls of each recorded layer that were left out, for each reason."""
+        for layer in self.observation.layers:
+            errors = {} if layer in self.left_out else self._calls_left_out.get(layer, {})
+            reasons = (re.sub(r" in call \d+", "", reason_of(layer, str(error))) for error in errors.values())
+            for reason, number in Counter(reasons).items():
+                yield f"left out: {number} of the {self._calls[layer, '']} calls of layer {layer!r}: {reason}"
 
     def synchronize(self) -> None:
         """Wait until the maps of a GPU have been copied to the CPU."""
@@ -275,6 +346,11 @@ class MapCollector:
             self._pending.add(value.device)
         array: NDArray[np.float32] = copy.numpy()
         self.snapshots.append(Snapshot(self.observation.step, layer, call, kind, array))
+
+
+def reason_of(layer: str, message: str) -> str:
+    """Why a layer or a call was left out: the message without the layer, and without the advice to choose another."""
+    return re.sub(r"\.?( Choose another( layer)?)?$", "", message.removeprefix(f"layer {layer!r} "))
 
 
 def kernel_entropy(kernels: Tensor, groups: int = 1) -> Tensor:

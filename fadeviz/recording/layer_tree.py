@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FadevizError
+from ..errors import FadevizError, unknown_name
 from .hooks import MapCollector, exclusive
 from .layer_choice import Layer, choose_layers
 from .masks import whole_number
 from .modules import all_modules, check_initialised
-from .observation import Mode, Observation
+from .observation import MODES, Mode, Observation
 from .observed_model import ObservedModel
 from .probe import views_by_layer
+from .readout import describe_count
 from .views import View, as_map, choose_tensor, describe
+from .wrapped import check_module
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,11 @@ def layers(
             1:interpolate  interpolate()  1x4x16x16
             1.conv         Conv2d         1x2x16x16          74
     """
+    if mode not in MODES:
+        raise unknown_name("observation mode", str(mode), MODES)
     if depth is not None and whole_number(depth, "depth") < 1:
         raise FadevizError(f"depth is {depth}; it must be 1 or more")
+    check_module(model)
     runner = ObservedModel(model)
     modules = all_modules(runner.module)
     check_initialised(modules)
@@ -174,6 +179,7 @@ class _ShapeCollector(MapCollector):
         super().__init__(observation, kinds)
         self.shapes: dict[str, list[tuple[int, ...]]] = {}
         self.notes: dict[str, str] = {}
+        self.failures: dict[str, list[str]] = {}
         self._outputs: dict[str, list[Any]] = {}  # kept: the id of a tensor that is gone may be another's
 
     def on_layer_output(self, layer: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -185,13 +191,30 @@ class _ShapeCollector(MapCollector):
             tensor = choose_tensor(output, view, layer)
             height, width = as_map(tensor.detach(), view, layer).shape[-2:]
         except FadevizError as error:
-            self.notes[layer] = _reason(layer, error)
+            self.failures.setdefault(layer, []).append(_reason(layer, error))
             return
         self.shapes.setdefault(layer, []).append(tuple(tensor.shape))
         if tensor.ndim == 3:
             self.notes[layer] = f"tokens, read as {height}x{width}"
         elif output is not tensor:
             self.notes[layer] = f"from {type(output).__name__}"
+
+    def recorded(self, layer: str, *, of_function: bool) -> tuple[tuple[tuple[int, ...], ...], str]:
+        """The shapes that would be recorded, and a note; of a function, other calls may be left out."""
+        shapes, failures = self.shapes.get(layer, []), self.failures.get(layer, [])
+        note = self.notes.get(layer, "")
+        if not shapes:
+            return (), failures[0] if failures else note
+        if of_function:
+            one_each = [shape for shape in shapes if shape[0] == self.images]
+            if 0 < len(one_each) < len(shapes):
+                others = [shape[0] for shape in shapes if shape[0] != self.images]
+                failures, shapes = [*failures, *(describe_count(maps, self.images) for maps in others)], one_each
+            if failures:
+                more = f"{len(failures)} other call{'s' * (len(failures) > 1)} left out: {failures[0]}"
+                note = f"{note}; {more}" if note else more
+            return tuple(shapes), note
+        return tuple(shapes), failures[0] if failures else note
 
     def is_output_of_module(self, layer: str) -> bool:
         """Whether each call of a function returned what its module, called as often, returned."""
@@ -205,10 +228,10 @@ def _rows(chosen: Mapping[str, Layer], collector: _ShapeCollector) -> Iterator[L
         module = type(layer.module).__name__
         if layer.function:
             if name not in collector.uncalled and not collector.is_output_of_module(name):
-                shapes = tuple(collector.shapes.get(name, ()))
-                yield LayerRow(name, module, layer.function, shapes, collector.notes.get(name, ""), 0)
+                shapes, note = collector.recorded(name, of_function=True)
+                yield LayerRow(name, module, layer.function, shapes, note, 0)
             continue
-        shapes, note = tuple(collector.shapes.get(name, ())), collector.notes.get(name, "")
+        shapes, note = collector.recorded(name, of_function=False)
         if name in collector.left_out:
             note = "is scripted" if isinstance(layer.module, torch.jit.ScriptModule) else "is not called"
         yield LayerRow(name, module, "", shapes, note, _parameters_of(layer.module))

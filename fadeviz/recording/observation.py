@@ -76,6 +76,7 @@ class Observation:
             layer = layer or _deepest_layer(error, self.modules)
             place = f", in layer {layer!r}" if layer else ""
             text = next(iter(str(error).strip().splitlines()), "")
+            text = text.rstrip(".: ") if remark else text
             raise FadevizError(
                 f"{failure}{place} (step {self.step}, observed in {self.mode} mode): "
                 f"{type(error).__name__}: {text:.300}{remark}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import FadevizError
 from ..ops.arithmetic import tf32
-from .batch import map_tensors, tensors_in
+from .batch import count_images, map_tensors, tensors_in
 from .hooks import MapCollector, hooked, observation_modes
 from .modules import all_modules, devices_of
 from .observation import Observation
@@ -100,6 +100,7 @@ class ObservedModel:
             hooked(collector),
         ):
             yield collector
+            collector.on_pass_end()
             collector.synchronize()
         known = {id(parameter) for parameter in self._self_updating}
         self._self_updating += [parameter for parameter in written if id(parameter) not in known]
@@ -124,8 +125,10 @@ class ObservedModel:
         """The output of the model for these images."""
         # Separate leaves, so that the graph reaches every layer even if all weights are frozen.
         images = self._placed(images, self.dtype(), "gradient" in collector.kinds)
-        with collector.observation.error_context("the forward pass failed"):
+        given = "" if isinstance(images, Tensor | Mapping) else f". It was called with {describe(images)}"
+        with collector.observation.error_context("the forward pass failed", remark=given):
             output = self.module(**images) if isinstance(images, Mapping) else self.module(images)
+        collector.images = count_images(images)[0]
         collector.on_forward_end()
         return output
 

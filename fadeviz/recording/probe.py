@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,8 @@ from ..errors import FadevizError, unknown_name
 from ..storage.snapshots import CHANNEL_KINDS, KINDS, READOUT_KINDS, Snapshot
 from ..upsamplers import Upsampler
 from .chunks import ChunkedObserver, half_precision_of
-from .functions import describe_functions, split_function
-from .hooks import SUBMODULES, MapCollector, exclusive
+from .functions import FUNCTIONS, describe_functions, split_function
+from .hooks import SUBMODULES, MapCollector, exclusive, reason_of
 from .layer_choice import Layer, Layers, choose_layers
 from .layer_names import find_layers, name_matches
 from .masks import whole_number
@@ -98,6 +97,8 @@ class Probe:
         self._choice = choose_layers(model, layers)
         self.layers = tuple(self._choice.layers)
         self._settled = False
+        self._uncalled: set[str] = set()
+        self._calls: dict[str, int] = {}
         self.reduce = reduce if reduce is not None else _mean_of_channels
         self.views = views_by_layer(views, self._choice.layers, self._choice.modules, network)
         self.predictions = predictions
@@ -219,12 +220,17 @@ class Probe:
             collector = self._observe(observation)
         self._runner.end_observation()
         self.prediction = collector.prediction
-        if not self._settled:
+        for note in collector.notes_on_calls():
+            self._runner.note(note)
+        if self._settled:
+            self._note_called_later(collector)
+        else:
             self._leave_out_uncalled(collector)
             self._leave_out(collector.left_out)
             self._leave_out_readouts(collector)
         order = {(layer, kind): i for i, (layer, kind) in enumerate((a, k) for a in self.layers for k in self.kinds)}
         snapshots = [s for s in collector.snapshots if s.layer in self.layers]
+        self._note_other_calls(snapshots, observation.step)
         return sorted(snapshots, key=lambda s: (order[s.layer, s.kind], s.call))
 
     def _observe(self, observation: Observation) -> MapCollector:
@@ -259,19 +265,39 @@ class Probe:
                 called = describe_functions(name for one in modules for name in collector.called.get(one, ()))
                 raise FadevizError(
                     f"no layer {pattern!r} can be recorded: no module of {type(self.model).__name__} that it matches "
-                    f"calls {split_function(pattern)[1]}. Functions that they call: {called}. List all that can be "
-                    "recorded: fadeviz.layers(model, images)"
+                    f"calls {_wanted(pattern)}. Functions that they call: {called}. List all that can be recorded: "
+                    "fadeviz.layers(model, images)"
                 )
         self.layers = tuple(name for name in self.layers if name not in collector.uncalled)
+        self._uncalled = set(collector.uncalled)
+
+    def _note_called_later(self, collector: MapCollector) -> None:
+        """Note the functions that a glob matches, and that were not called when the recording began."""
+        for name in sorted(self._uncalled):
+            layer = self._choice.layers[name]
+            if layer.function in collector.called.get(id(layer.module), ()):
+                self._uncalled.remove(name)
+                self._runner.note(f"layer {name!r} is not recorded: it was not called yet when the recording began")
+
+    def _note_other_calls(self, snapshots: Sequence[Snapshot], step: int) -> None:
+        """Note the layers that run more or less often than before: a call's number may stand for another call."""
+        counts: dict[str, int] = {}
+        for snapshot in snapshots:
+            counts[snapshot.layer] = max(counts.get(snapshot.layer, 0), snapshot.call + 1)
+        for name, count in counts.items():
+            before = self._calls.setdefault(name, count)
+            if before and count != before:
+                self._calls[name] = 0  # noted once
+                self._runner.note(
+                    f"layer {name!r} has {count} call{'s' * (count != 1)} at step {step}, and had {before} before: the "
+                    "number of a call may stand for another one"
+                )
 
     def _leave_out(self, left_out: Mapping[str, str]) -> None:
         """Restrict the layers to those that could be recorded, and note the reasons why others could not."""
         if left_out and len(left_out) == len(self.layers):
             raise FadevizError(f"there is nothing to record: {'; '.join(left_out.values())}")
-        reasons = {
-            name: re.sub(r"\.( Choose another( layer)?)?$", "", message.removeprefix(f"layer {name!r} "))
-            for name, message in left_out.items()
-        }
+        reasons = {name: reason_of(name, message) for name, message in left_out.items()}
         for reason in _by_reason(reasons):
             self._runner.note(f"left out: {reason}")
         self.layers = tuple(name for name in self.layers if name not in left_out)
@@ -279,7 +305,8 @@ class Probe:
 
     def _leave_out_readouts(self, collector: MapCollector) -> None:
         """Note the layers without a readout, and record no readout if no layer has one."""
-        unread = {layer: collector.unread[layer] for layer in self.layers if layer in collector.unread}
+        found = {layer: reason for (layer, _), reason in reversed(collector.unread.items())}
+        unread = {layer: found[layer] for layer in self.layers if layer in found}
         recorded = {snapshot.kind for snapshot in collector.snapshots}
         missing = [kind for kind in self.kinds if kind in READOUT_KINDS and kind not in recorded]
         reasons = _by_reason(unread)
@@ -288,6 +315,13 @@ class Probe:
         for reason in reasons:
             self._runner.note(f"no readout: {reason}")
         self.kinds = tuple(kind for kind in self.kinds if kind not in missing)
+
+
+def _wanted(pattern: str) -> str:
+    """The functions that a glob for calls may match."""
+    function = split_function(pattern)[1]
+    several = [name for name in FUNCTIONS if name_matches(function, name)] if "*" in function else [function]
+    return (", ".join(several[:-1]) + " or " if len(several) > 1 else "") + several[-1]
 
 
 def _by_reason(reasons: Mapping[str, str]) -> list[str]:

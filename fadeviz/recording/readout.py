@@ -26,6 +26,11 @@ _LEAST_SPREAD = 1e-6
 """Standard deviation of a channel relative to its mean, below which it is constant but for float32 rounding."""
 
 
+def describe_count(maps: int, images: int) -> str:
+    """That a layer does not return one map per image: ``returns 1 map for 4 images``."""
+    return f"returns {maps} map{'s' * (maps != 1)} for {images} image{'s' * (images != 1)}"
+
+
 class ReadoutTargets:
     """What is read out of the observed images, at the resolution of any layer.
 
@@ -59,7 +64,7 @@ class ReadoutTargets:
     def why_none(self, kind: str, shape: tuple[int, ...]) -> str:
         """Why channels ``(B, C, h, w)`` give no readout; empty if they do."""
         if shape[0] != len(self.objects):
-            return f"returns {shape[0]} maps for {len(self.objects)} images"
+            return describe_count(shape[0], len(self.objects))
         if shape[1] > MOST_CHANNELS:
             return f"has {shape[1]} channels, and at most {MOST_CHANNELS} are read"
         height, width = shape[-2:]

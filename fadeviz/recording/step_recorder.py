@@ -194,10 +194,12 @@ class StepRecorder:
         """Add the values that are numbers to the metrics.
 
         Raises:
-            FadevizError: if some are not, the recorder is closed, or the line cannot be written.
+            FadevizError: if some are not, the step is negative, the recorder is closed, or the line cannot be written.
         """
         if not self.run.is_open:
             raise FadevizError("this recorder is closed: log before close()")
+        if step < 0:
+            raise FadevizError(f"log: the step is {step}: it counts optimiser steps, from 0")
         if self._last_step is None:
             self._last_step, self.run.repeated_after = max(0, step - 1), step  # its maps are still to come
         self.run.drop_repeated()

@@ -44,6 +44,11 @@ def as_map(tensor: Tensor, view: View, layer: str) -> Tensor:
         raise FadevizError(
             f"layer {layer!r} returns a tensor without values (meta device). Load the model's weights first"
         )
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise FadevizError(
+            f"layer {layer!r} runs inside a transform of torch.func such as vmap, where its maps have no values of "
+            "their own. Choose the layer around it"
+        )
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_complex():
         kind = "nested" if tensor.is_nested else "complex" if tensor.is_complex() else "sparse"
         raise FadevizError(

@@ -25,7 +25,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     Raises:
         FadevizError: if the model is sharded, or is not a module.
     """
-    _check_module(model)
+    check_module(model)
     if any(_is_sharded(module) for module in model.modules()) or any(map(_is_dtensor, model.parameters())):
         raise FadevizError(
             "this model is sharded (FSDP, tensor parallel): no rank holds a whole layer, so there is nothing to "
@@ -41,7 +41,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _check_module(model: object) -> None:
+def check_module(model: object) -> None:
+    """Check that a model is a module, and not a class or a function.
+
+    Raises:
+        FadevizError: if it is not.
+    """
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
         raise FadevizError(f"the model is {got}: a torch.nn.Module is needed")

@@ -20,7 +20,7 @@ from ..recording.layer_choice import Layer
 from ..recording.modules import all_modules, devices_of
 from ..recording.restore import preserved_generators, preserved_state
 from ..recording.views import describe
-from .installed import requested
+from .installed import place_of_call, requested
 from .sites import Site, Use, is_elementwise
 
 
@@ -31,6 +31,7 @@ class ExamplePass:
         outputs: the name and the shape of each layer's output that is a map, in the order in which they ran.
         calls: the sites of calls of ``F.interpolate``, by the module's id and the number of the call.
         called: by a module's id, the functions that it called.
+        places: by a module's id, where its calls of ``F.interpolate`` come from, by their numbers.
         convolutions: by a pixel shuffle's id, what its inputs came from; None for anything but a convolution.
         runs: how often each convolution ran, by its id.
     """
@@ -55,6 +56,7 @@ class ExamplePass:
         self.outputs: list[tuple[str, torch.Size]] = []
         self.calls: dict[tuple[int, int], Site] = {}
         self.called: dict[int, set[str]] = {}
+        self.places: dict[int, list[str]] = {}
         self.convolutions: dict[int, list[nn.Module | None]] = {}
         self.runs: Counter[int] = Counter()
         self.shuffled: dict[int, list[Use]] = {}
@@ -67,7 +69,7 @@ class ExamplePass:
         self._latest: dict[str, torch.Size | str] = {}
         # Of a tensor that comes from a convolution: the tensor, the convolution, and the use of the convolution.
         self._origins: dict[int, tuple[weakref.ref[Tensor], nn.Module, Use]] = {}
-        self._counts: dict[int, int] = {}
+        self._counts: dict[int, Counter[str]] = {}
         self._running: Counter[int] = Counter()
 
     def run(self, images: Any) -> None:
@@ -120,7 +122,7 @@ class ExamplePass:
 
     def _on_start(self, module: nn.Module, inputs: Any) -> None:
         self._running[id(module)] += 1
-        self._counts[id(module)] = 0
+        self._counts[id(module)] = Counter()
 
     def _on_end(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self._running[id(module)] -= 1
@@ -129,8 +131,7 @@ class ExamplePass:
         output = call()
         self.called.setdefault(id(module), set()).add(function)
         if function == "interpolate" and id(module) in self._callers:
-            number = self._counts.get(id(module), 0)
-            self._counts[id(module)] = number + 1
+            number = self._number_of_call(module)
             name = f"{self._callers[id(module)]}.interpolate_{number}".lstrip(".")
             site = self.calls.setdefault((id(module), number), Site(name, "interpolate", module, call=number))
             if not self._running[id(module)]:
@@ -146,6 +147,17 @@ class ExamplePass:
             site.uses.append(use)
         self._keep(module, function, output)
         return output
+
+    def _number_of_call(self, module: nn.Module) -> int:
+        """The number of a call in a forward pass of its module; calls from one place have the same in each pass."""
+        places = self.places.setdefault(id(module), [])
+        counts, place = self._counts.setdefault(id(module), Counter()), place_of_call(module)
+        counts[place] += 1
+        known = [number for number, other in enumerate(places) if other == place]
+        if counts[place] > len(known):
+            places.append(place)
+            return len(places) - 1
+        return known[counts[place] - 1]
 
     def _keep(self, module: nn.Module, function: str, output: Any) -> None:
         for name in self._guide_modules.get((id(module), function), ()):
@@ -191,8 +203,10 @@ def run_images(model: nn.Module, images: Any) -> None:
             raise
         except Exception as error:
             text = next(iter(str(error).strip().splitlines()), "")
+            given = "" if isinstance(images, Tensor | Mapping) else f". It was called with {describe(images)}"
+            text = text.rstrip(".: ") if given else text
             raise FadevizError(
-                f"{type(model).__name__} fails for images=: {type(error).__name__}: {text:.300}"
+                f"{type(model).__name__} fails for images=: {type(error).__name__}: {text:.300}{given}"
             ) from error
 
 

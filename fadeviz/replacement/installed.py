@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -182,10 +184,12 @@ class ModuleWithCalls(nn.Module):
     Attributes:
         replaced_calls: by the number of a call of ``F.interpolate`` in one forward pass of this module, the child that
             is run instead.
+        call_places: where in the code the calls come from, by their numbers; see :func:`place_of_call`.
         guiding_calls: by the function's name, the guides that keep what it returns.
     """
 
     replaced_calls: dict[int, str]
+    call_places: tuple[str, ...]
     guiding_calls: dict[str, list[Guide]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -224,8 +228,11 @@ def class_with_calls(cls: Any) -> Any:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         functions = [*self.guiding_calls, *(["interpolate"] if self.replaced_calls else [])]
-        with FunctionCalls(_NO_MODULE, self.modules(), _ForwardPass(self), functions):
-            return cls.forward(self, *args, **kwargs)
+        calls = _ForwardPass(self)
+        with FunctionCalls(_NO_MODULE, self.modules(), calls, functions):
+            output = cls.forward(self, *args, **kwargs)
+        calls.check()
+        return output
 
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
     # Not compiled, since the frames of Python show whose call it is; with the signature of the module's own forward,
@@ -234,6 +241,18 @@ def class_with_calls(cls: Any) -> Any:
     _MIXED[cls] = type(cls.__name__, (ModuleWithCalls, cls), names)
     return _MIXED[cls]
 
+
+def can_have_calls(cls: type[nn.Module]) -> bool:
+    """Whether :func:`class_with_calls` can make a subclass: not if the class asks something of its subclasses."""
+    try:
+        class_with_calls(cls)
+    except Exception:
+        return False
+    return True
+
+
+_REPLACING = next(code for code in class_with_calls.__code__.co_consts if isinstance(code, CodeType))
+"""The code of ``forward`` in all these classes."""
 
 _NO_MODULE = nn.Module()
 """The module of calls in none of the known ones."""
@@ -244,20 +263,76 @@ class _ForwardPass:
 
     def __init__(self, module: ModuleWithCalls) -> None:
         self._module = module
-        self._count = 0
+        self._numbers: dict[str, list[int]] = {}  # of the calls that are still to come, by their places
+        for number, place in enumerate(module.call_places):
+            self._numbers.setdefault(place, []).append(number)
+        self._others = 0
 
     def __call__(self, module: nn.Module, function: str, call: partial[Any]) -> Any:
         if module is not self._module:
             return call()
-        replaced = self._module.replaced_calls
-        if function == "interpolate" and replaced:
-            name, self._count = replaced.get(self._count), self._count + 1
-            output = call() if name is None else self._module.get_submodule(name)(*requested(call))
-        else:
-            output = call()
+        name = self._replaced() if function == "interpolate" and self._module.replaced_calls else None
+        output = call() if name is None else self._module.get_submodule(name)(*requested(call))
         for guide in self._module.guiding_calls.get(function, ()):
             guide.write(output)
         return output
+
+    def _replaced(self) -> str | None:
+        """The child that is run instead of this call; None for a call that was left, or was not there before.
+
+        Raises:
+            FadevizError: if the call is made more often than in the pass of the example images.
+        """
+        place = place_of_call(self._module)
+        numbers = self._numbers.get(place)
+        if numbers is None:
+            self._others += 1
+            return None
+        if not numbers:
+            function = place.rpartition(" > ")[2].partition(":")[0]
+            raise FadevizError(
+                f"{type(self._module).__name__} calls F.interpolate more often than for the example images (in "
+                f"{function}), and each call has an operator of its own. Replace with images for which it makes as "
+                "many calls"
+            )
+        return self._module.replaced_calls.get(numbers.pop(0))
+
+    def check(self) -> None:
+        """Check at the end of a pass that its calls are those that were replaced.
+
+        Raises:
+            FadevizError: if they all come from other places in the code than those of the example images.
+        """
+        known = sum(map(len, self._numbers.values()))
+        if self._others and known == len(self._module.call_places):
+            mode = "training" if self._module.training else "eval"
+            raise FadevizError(
+                f"{type(self._module).__name__} makes other calls of F.interpolate in {mode} mode than for the example "
+                "images in eval mode, or its code was changed: none of those that were replaced was made. Replace the "
+                "calls of a model that makes the same ones in both modes"
+            )
+
+
+def place_of_call(module: nn.Module) -> str:
+    """Where in the code of a module's forward pass a function is called: ``forward:3 > resize:1``, lines from 0.
+
+    These are the functions that are running, from the module's ``forward`` to the one that calls, without those of
+    torch and fadeviz. What is called only in training is not confused with what was called in eval mode.
+    """
+    places: list[str] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code, package = frame.f_code, frame.f_globals.get("__name__", "")
+        if code in (_CALL, _REPLACING) and frame.f_locals.get("self") is module:
+            break
+        if package.partition(".")[0] != "torch" and package not in _OURS:
+            places.append(f"{code.co_name}:{(frame.f_lineno or 0) - code.co_firstlineno}")
+        frame = frame.f_back
+    return " > ".join(reversed(places))
+
+
+_CALL = nn.Module._call_impl.__code__
+_OURS = (__name__, FunctionCalls.__module__, f"{__package__}.example_pass")
 
 
 def requested(call: partial[Any]) -> tuple[Tensor, tuple[int, ...] | None]:
@@ -278,8 +353,10 @@ __all__ = [
     "ModuleWithCalls",
     "OperatorInput",
     "UpsamplerChain",
+    "can_have_calls",
     "class_with_calls",
     "map_of",
+    "place_of_call",
     "project_output",
     "requested",
 ]

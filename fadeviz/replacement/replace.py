@@ -14,7 +14,9 @@ from ..errors import FadevizError, unknown_name
 from ..recording.functions import split_function
 from ..recording.layer_choice import Layer, choose_layers
 from ..recording.layer_names import exact_layers, find_layers, layer_names, parse_patterns
+from ..recording.masks import whole_number
 from ..recording.modules import check_initialised
+from ..recording.wrapped import check_module
 from ..upsamplers import Upsampler, build_upsampler, check_options, find_upsampler, parse_upsampler
 from .example_pass import ExamplePass, parameter_dtype, run_images
 from .installed import (
@@ -22,6 +24,7 @@ from .installed import (
     ModuleWithCalls,
     OperatorInput,
     UpsamplerChain,
+    can_have_calls,
     class_with_calls,
     project_output,
 )
@@ -84,6 +87,10 @@ def replace_upsamplers(
         >>> model(torch.zeros(1, 3, 16, 16)).shape
         torch.Size([1, 2, 32, 32])
     """
+    _check_types(model, operator, guides)
+    seed = whole_number(seed, "seed")
+    if abs(seed) >= 2**63:
+        raise FadevizError(f"seed is {seed}: torch takes whole numbers of up to 63 bits")
     name, options = _parse_operator(operator)
     reads_guide = find_upsampler(name).needs == "feature"
     guides = dict(guides or {})
@@ -114,7 +121,7 @@ def replace_upsamplers(
     _check_replaced(network, sites, [*([site] for site in required), *_by_name(sites, (*named_callers, *guides))])
     undo: list[Callable[[], object]] = []
     try:
-        _install(model, sites, guide_layers, undo)
+        _install(model, sites, guide_layers, {} if seen is None else seen.places, undo)
         if images is not None:
             run_images(model, images)
     except BaseException as error:
@@ -124,6 +131,20 @@ def replace_upsamplers(
             raise FadevizError(f"{network} does not run with {operator}, so it was left unchanged: {error}") from error
         raise
     return _report(sites, operator)
+
+
+def _check_types(model: object, operator: object, guides: object) -> None:
+    check_module(model)
+    if not isinstance(operator, str):
+        raise FadevizError(
+            f"operator is {operator!r:.60}, a {type(operator).__name__}: a name is needed, such as 'carafe'. "
+            "fadeviz upsamplers lists them"
+        )
+    if guides is not None and not (isinstance(guides, Mapping) and all(isinstance(name, str) for name in guides)):
+        raise FadevizError(
+            f"guides is {guides!r:.60}: a dict is needed, of a layer for the name of each operator, e.g. "
+            "{'decoder.up1': 'encoder.2'}"
+        )
 
 
 def _parse_operator(operator: str) -> tuple[str, dict[str, object]]:
@@ -169,6 +190,8 @@ def _find_callers(model: nn.Module, calls: str | Sequence[str]) -> tuple[dict[st
     inside = {id(part) for operator in operators for part in operator.modules()}
     found: dict[str, Layer] = {}
     named: list[str] = []
+    if not isinstance(calls, Sequence) or not calls:
+        raise FadevizError(f"calls is {calls!r}: a name such as 'decoder.up1:interpolate' is needed, or None")
     for pattern in parse_patterns(calls):
         if not isinstance(pattern, str) or not split_function(pattern)[1]:
             raise FadevizError(f"calls has {pattern!r:.60}: a name such as 'decoder.up1:interpolate' is needed")
@@ -255,6 +278,8 @@ def _call_sites(seen: ExamplePass, callers: Mapping[str, Layer], named: Sequence
         of_module = [site for (caller, _), site in seen.calls.items() if caller == id(module)]
         if name in named and not of_module:
             called = ", ".join(sorted(seen.called.get(id(module), ()))) or "none"
+            if isinstance(module, ModuleWithCalls) and module.replaced_calls:
+                raise FadevizError(f"calls has {name!r}, whose calls are replaced already. Leave it out")
             raise FadevizError(
                 f"calls has {name!r}, but there is no such call in {network}. Functions that are called there: {called}"
             )
@@ -263,13 +288,20 @@ def _call_sites(seen: ExamplePass, callers: Mapping[str, Layer], named: Sequence
             child = site.layer.rpartition(".")[2]
             if isinstance(module, ModuleWithCalls) and module.replaced_calls:
                 site.reason = "is in a module some of whose calls are replaced already. Replace them all at once"
+            elif isinstance(module, torch.fx.GraphModule):
+                site.reason = "is in a torch.fx.GraphModule, whose copies would lose it. Replace before tracing"
+            elif not can_have_calls(type(module)):
+                site.reason = f"is in a {type(module).__name__}, a class of which no subclass can be made"
             elif "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule):
                 site.reason = "is in a module whose forward was exchanged, as by accelerate, or is scripted"
             elif hasattr(module, child):
                 site.reason = f"needs the name {child}, which its module has already"
         found += of_module
     if callers and not found:
-        raise FadevizError(f"calls=... matches no call of interpolate in {network}")
+        modules = (layer.module for layer in callers.values())
+        replaced = any(isinstance(module, ModuleWithCalls) and module.replaced_calls for module in modules)
+        already = ", other than those that are replaced already" if replaced else ""
+        raise FadevizError(f"calls=... matches no call of interpolate in {network}{already}")
     return found
 
 
@@ -342,7 +374,8 @@ def _suggestion(site: Site, seen: ExamplePass | None) -> str:
 
 def _build(sites: Sequence[Site], name: str, options: Mapping[str, object], seed: int) -> None:
     """Build the operator of each site that can be replaced; one that does not fit is a reason to leave the site."""
-    with torch.random.fork_rng([]):  # the random state of a GPU is not read
+    # The random state of a GPU is not read; and tensors made in inference mode could not be trained.
+    with torch.random.fork_rng([]), torch.inference_mode(False):
         torch.default_generator.manual_seed(seed)
         for site in sites:
             if not site.reason:
@@ -406,9 +439,16 @@ def _check_replaced(network: str, sites: Sequence[Site], required: Sequence[Sequ
 
 
 def _install(
-    model: nn.Module, sites: Sequence[Site], guide_layers: Mapping[str, Layer], undo: list[Callable[[], object]]
+    model: nn.Module,
+    sites: Sequence[Site],
+    guide_layers: Mapping[str, Layer],
+    places: Mapping[int, Sequence[str]],
+    undo: list[Callable[[], object]],
 ) -> None:
-    """Put the operators into the model; ``undo`` gets the calls that take them out again, in their order."""
+    """Put the operators into the model; ``undo`` gets the calls that take them out again, in their order.
+
+    ``places`` are those of the calls of each module, see :class:`ExamplePass`.
+    """
     used = {site.guide for site in sites if site.operator is not None}
     guides = {name: Guide(name) for name in guide_layers if name in used}
     dtype = parameter_dtype(model)
@@ -434,7 +474,8 @@ def _install(
             child = site.layer.rpartition(".")[2]
             site.module.add_module(child, operator)
             undo.append(partial(delattr, site.module, child))
-            _mix_in(site.module, undo).replaced_calls[site.call] = child
+            mixed = _mix_in(site.module, undo)
+            mixed.replaced_calls[site.call], mixed.call_places = child, tuple(places[id(site.module)])
     for name, guide in guides.items():
         # Looked up again: it may be one of the operators.
         layer = _find_guide(model, name)
@@ -454,20 +495,25 @@ def _exchange(model: nn.Module, old: nn.Module, new: nn.Module, undo: list[Calla
                 undo.append(partial(parent._modules.__setitem__, key, old))
 
 
+_OF_CALLS = ("replaced_calls", "call_places", "guiding_calls")
+"""The attributes of a module with calls."""
+
+
 def _mix_in(module: nn.Module, undo: list[Callable[[], object]]) -> ModuleWithCalls:
     """Make a module one with calls by its class, or give one that is so copies of what it has, which may be changed."""
     calls: dict[int, str] = {}
+    places: tuple[str, ...] = ()
     guides: dict[str, list[Guide]] = {}
     if isinstance(module, ModuleWithCalls):
         calls, guides = dict(module.replaced_calls), {name: list(some) for name, some in module.guiding_calls.items()}
-        undo.append(partial(setattr, module, "replaced_calls", module.replaced_calls))
-        undo.append(partial(setattr, module, "guiding_calls", module.guiding_calls))
+        places = module.call_places
+        undo += [partial(setattr, module, name, getattr(module, name)) for name in _OF_CALLS]
     else:
         cls = type(module)
         module.__class__ = class_with_calls(cls)
         undo.append(partial(setattr, module, "__class__", cls))
-        undo += [partial(delattr, module, name) for name in ("replaced_calls", "guiding_calls")]
-    module.replaced_calls, module.guiding_calls = calls, guides  # type: ignore[assignment]
+        undo += [partial(delattr, module, name) for name in _OF_CALLS]
+    module.replaced_calls, module.call_places, module.guiding_calls = calls, places, guides  # type: ignore[assignment]
     return module  # type: ignore[return-value]
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from ..errors import FadevizError, unknown_name
 from .snapshot_files import SnapshotFiles
-from .snapshots import KINDS
+from .snapshots import CHANNEL_KINDS, KINDS
 
 _PREFIXES = re.compile(r"(?:(?:model|module|_orig_mod)(?:\.(?=.)|(?=:)))+")
 """What trainers put before a layer's name: Lightning's attribute, DistributedDataParallel and torch.compile."""
@@ -55,6 +55,8 @@ class MapIndex:
     def default_layer(self, kind: str) -> str:
         """The layer that figures show: the network's intermediate one, else the last but one that has ``kind``.
 
+        Layers with one map per image come first: of others, such as a position embedding, none belongs to an image.
+
         Raises:
             FadevizError: if no layer has it.
         """
@@ -68,7 +70,18 @@ class MapIndex:
                 f"Record them: fadeviz record --kinds {kind} ..."
             )
         chosen = self._files.info.figure_layer
-        return chosen if chosen in names else names[max(0, len(names) - 2)]
+        if chosen in names:
+            return chosen
+        images = len(self._files.info.observation.names)
+        one_each = [name for name in names if kind in CHANNEL_KINDS or self._count(name, kind) == images]
+        names = one_each or names
+        return names[max(0, len(names) - 2)]
+
+    def _count(self, layer: str, kind: str) -> int:
+        """The number of maps of a layer's first call; 0 if they cannot be read."""
+        with suppress(FadevizError), self._files.open_map(self._files.steps[0], layer, kind, 0) as part:
+            return int(part.get_shape()[0])
+        return 0
 
     def matching(self, layer: str) -> list[str]:
         """The recorded layers that a name stands for: that of the very name, else those that differ in prefixes only.

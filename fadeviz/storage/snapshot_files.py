@@ -180,7 +180,10 @@ class SnapshotFiles:
         try:
             with open_tensors(file) as opened:
                 if key not in opened.keys():  # noqa: SIM118 - a safetensors handle is not a dict
-                    raise FadevizError(f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}")
+                    raise FadevizError(
+                        f"{self.address}, step {step}: no {kind!r} of {layer!r}, call {call}. Choose steps that have "
+                        "it, or another call"
+                    )
                 part = opened.get_slice(key)
                 if part.get_dtype() != "F32":
                     raise FadevizError(

@@ -134,6 +134,7 @@ def refusal(root: Path, **options: object) -> str:
         ("images/{}.jpg", "annotations/trimaps/{}.png", "{}"),
         ("{}_sat.jpg", "{}_mask.png", "{}_sat"),
         ("img.{}.png", "img.{}_L.png", "img.{}"),
+        ("image_{}.png", "mask_{}.png", "image_{}"),
         ("{}.jpg", "{}.png", "{}"),
         ("VOCdevkit/VOC2012/JPEGImages/{}.jpg", "VOCdevkit/VOC2012/SegmentationClass/{}.png", "{}"),
         ("PennFudanPed/PNGImages/{}.png", "PennFudanPed/PedMasks/{}_mask.png", "{}"),
@@ -230,6 +231,12 @@ def test_names_that_differ_at_the_beginning(tmp_path):
                 name="{}_leftImg8bit")  # fmt: skip
     for masks in ("masks/seq2_{}.png", "masks/b{}.png"):  # another sequence; any letter
         assert "no image pairs with a mask" in refusal(save_set(tmp_path / masks[6:9], "images/seq1_{}.png", masks))
+
+
+def test_folders_that_are_not_used_are_said(tmp_path):
+    root = save_set(tmp_path, "images/{}.png", "masks/{}.png", numbers=range(2))
+    save_set(root, "train/images/{}.png", "edges/{}.png")
+    assert "folders with images that are not used: edges/, train/" in load(root).info["notes"]
 
 
 def test_files_that_lie_deeper(tmp_path):

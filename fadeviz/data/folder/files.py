@@ -46,7 +46,7 @@ _MASK_WORDS = {
     *("annotations", "annot", "matte", "trimap", "target"),
 }
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "sat", "rgb", "photo", "photos", "input"}
-_IMAGES_WORDS = _IMAGE_WORDS | {"im", "inputs", "original", "originals", "photographs"}
+_IMAGES_WORDS = _IMAGE_WORDS | {"frames", "im", "inputs", "original", "originals", "photographs"}
 _MASKS_WORDS = _MASK_WORDS | {"ann", "annots", "segmentations", "semantic", "truth", "targets", "manual"}
 """Words in the names of folders, such as PNGImages/ and PedMasks/, images_png/ and masks_png/."""
 
@@ -396,6 +396,9 @@ def _mask_stems(folder: Path) -> dict[str, list[str]]:
     named = {stem: files for stem, files in by_stem.items() if _last_word(stem) in _MASK_WORDS}
     if named:
         return named
+    named = {stem: files for stem, files in by_stem.items() if _first_word(stem) in _MASK_WORDS}
+    if 0 < len(named) < len(by_stem):
+        return named
     # a.jpg with a.png, or a.png with a_L.png
     twins = {
         stem: [name for name in files if not name.lower().endswith((".jpg", ".jpeg"))]
@@ -411,6 +414,10 @@ def _mask_stems(folder: Path) -> dict[str, list[str]]:
 
 def _last_word(stem: str) -> str:
     return re.split(rf"[{re.escape(_SEPARATORS)}]", stem)[-1].lower()
+
+
+def _first_word(stem: str) -> str:
+    return re.split(rf"[{re.escape(_SEPARATORS)}]", stem)[0].lower()
 
 
 def _end_beyond(stem: str, images: Mapping[str, object]) -> tuple[str, str]:
@@ -546,7 +553,19 @@ class _Finder:
             self._apply(lists)
         found.notes += _note_unused(found.root, lists)
         self._report_lone(listed=bool(lists))
+        if unused := self._unused_folders():
+            found.notes.append(f"folders with images that are not used: {', '.join(unused[:_SHOWN])}")
         return found
+
+    def _unused_folders(self) -> list[str]:
+        """The folders beside those of the set that hold images too, themselves or in a folder of theirs."""
+        used = {path for place in self.places.values() for path in place}
+        used |= {parent for path in used for parent in path.parents}
+        others = [name for name in _subfolders(self.found.root) if self.found.root / name not in used]
+        folders = ((f"{name}/", self.found.root / name) for name in others)
+        return [
+            name for name, path in folders if any(map(_has_files, (path, *(path / one for one in _subfolders(path)))))
+        ]
 
     def _pair_up(self, parts: Sequence[str]) -> None:
         """Pair up the images of the parts that have their masks in the same folder."""

@@ -90,8 +90,9 @@ def import_(
 
 
 @settings_options(
-    "upsampler", "network", "width", "data", "data_dir", "subset", "size", "split_seed", "layers", "kinds", "observe",
-    "observe_mode", "channel_images", "predictions", "channels_last", "device",
+    "upsampler", "network", "width", "data", "data_dir", "masks_dir", "palette", "ignore", "subset", "size",
+    "split_seed", "layers", "kinds", "observe", "observe_mode", "channel_images", "predictions", "channels_last",
+    "device",
 )  # fmt: skip
 @click.command("record-checkpoints")
 @click.argument("checkpoints", nargs=-1, required=True, metavar="PATH...")
@@ -127,13 +128,16 @@ def record_checkpoints(
     """
     import fadeviz
 
+    if settings["data"] == "folder" and not settings["palette"]:
+        settings["classes"] = classes or 0  # of the masks too, which are then not read to count them
     run = fadeviz.record_network_checkpoints(
         fadeviz.RunConfig(**settings), checkpoints[0] if len(checkpoints) == 1 else checkpoints, out, steps=steps,
         key=key, classes=classes, strict=strict, overwrite=overwrite,
     )  # fmt: skip
     print_notes([*run.info.data.notes, *run.info.notes])
     snapshots = "1 snapshot" if len(run.steps) == 1 else f"{len(run.steps)} snapshots"
-    click.echo(f"{snapshots} of {len(run.observation[0])} images, steps {run.steps[0]} to {run.steps[-1]}")
+    images = "1 image" if len(run.observation[0]) == 1 else f"{len(run.observation[0])} images"
+    click.echo(f"{snapshots} of {images}, steps {run.steps[0]} to {run.steps[-1]}")
     print_written(printable(str(out)))
 
 

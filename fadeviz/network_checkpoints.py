@@ -35,6 +35,9 @@ OBSERVING = (
 )  # fmt: skip
 """The settings that decide what is recorded of a checkpoint; all others are of the training, which is not known."""
 
+OF_MASKS = ("masks_dir", "palette", "classes", "ignore")
+"""Settings of data ``folder`` that belong to them, where they are given."""
+
 
 def record_network_checkpoints(
     config: RunConfig,
@@ -170,6 +173,7 @@ def _describe(
     config: RunConfig, model: Network, observer: Observer, data: StoredData, source: str, classes: int
 ) -> RunInfo:
     settings: dict[str, Any] = {name: getattr(config, name) for name in OBSERVING}
+    settings |= {name: value for name in OF_MASKS if (value := getattr(config, name))}
     return RunInfo(
         status="recording",
         upsampler=config.upsampler,
@@ -189,9 +193,12 @@ def _describe(
     )
 
 
+_MAY_MOVE = ("device", "data_dir", "masks_dir", "palette")
+
+
 def _run_id(info: RunInfo, snapshots: Iterable[Snapshot]) -> str:
     """A digest of the settings, the data and what the first checkpoint shows."""
-    settings = {name: value for name, value in info.config.items() if name not in ("device", "data_dir")}
+    settings = {name: value for name, value in info.config.items() if name not in _MAY_MOVE}
     identity = {name: value for name, value in info.data.items() if name != "folder"}
     text = json.dumps(["checkpoints", settings, identity, list(info.observation.indices)], sort_keys=True)
     digest = hashlib.sha256(text.encode())

@@ -122,18 +122,21 @@ def test_every_class_against_a_loop(classes):
     assert 0 < found.metrics["boundary_iou_fine"] < found.metrics["boundary_iou"] < 1
 
 
-def test_two_classes_are_measured_as_ever():
+@pytest.mark.parametrize("ignored", [False, True])
+def test_two_classes_against_a_loop(ignored):
+    """Where the masks are not labelled, predictions are of no class."""
     dice = np.random.default_rng(2)
     masks = [patches(dice, 2) for _ in range(3)]
     predictions = [np.where(dice.random(mask.shape) < 0.9, mask, 1 - mask) for mask in masks]
-    masks[2][:2] = 255
+    if ignored:
+        masks[2][:9] = 255
     metrics, by_class = evaluate(Reads(2), Drawn(predictions, masks), no_loss, batch_size=3)
     assert by_class == {}
     for name, share in BOUNDARY_SHARES.items():
         width = max(1, round(share * math.hypot(*masks[0].shape)))
         each = []
         for prediction, mask in zip(predictions, masks, strict=True):
-            a, b = slow_band(prediction == 1, width), slow_band(mask == 1, width)
+            a, b = slow_band((prediction == 1) & (mask != 255), width), slow_band(mask == 1, width)
             each.append((a & b).sum() / (a | b).sum())
         assert metrics[name] == pytest.approx(np.mean(each), abs=1e-12)
     assert list(metrics) == ["test_loss", "miou", "iou", "accuracy", *BOUNDARY_SHARES]

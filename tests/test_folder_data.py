@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from fadeviz_cli.main import main
 from fadeviz_cli.sweep import record_arguments
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 import fadeviz
 from fadeviz import FadevizError, RunConfig
@@ -134,8 +134,13 @@ def refusal(root: Path, **options: object) -> str:
         ("images/{}.jpg", "annotations/trimaps/{}.png", "{}"),
         ("{}_sat.jpg", "{}_mask.png", "{}_sat"),
         ("img.{}.png", "img.{}_L.png", "img.{}"),
+        ("image_{}.png", "mask_{}.png", "image_{}"),
         ("{}.jpg", "{}.png", "{}"),
         ("VOCdevkit/VOC2012/JPEGImages/{}.jpg", "VOCdevkit/VOC2012/SegmentationClass/{}.png", "{}"),
+        ("PennFudanPed/PNGImages/{}.png", "PennFudanPed/PedMasks/{}_mask.png", "{}"),
+        ("images_png/{}.png", "masks_png/{}.png", "{}"),
+        ("Original/{}.tif", "Ground Truth/{}.tif", "{}"),
+        ("DUTS-TR-Image/{}.jpg", "DUTS-TR-Mask/{}.png", "{}"),
     ],
 )
 def test_names_that_match_up_to_an_ending_are_pairs(tmp_path, images, masks, name):
@@ -154,6 +159,10 @@ def test_names_that_match_up_to_an_ending_are_pairs(tmp_path, images, masks, nam
         ("{part}/{{}}.png", "{part}annot/{{}}.png"),
         ("{part}/{{}}.png", "{part}_labels/{{}}_L.png"),
         ("{part}/{{}}.jpg", "{part}/{{}}_mask.png"),
+        ("images/{part}2017/{{}}.jpg", "annotations/{part}2017/{{}}.png"),
+        ("img_dir/{part}/{{}}.png", "ann_dir/{part}/{{}}.png"),
+        ("{part}_images/{{}}.jpg", "{part}_segmentations/{{}}.png"),
+        ("{part}/CameraRGB/{{}}.png", "{part}/CameraSeg/{{}}.png"),
     ],
 )
 def test_parts_have_folders_of_their_own(tmp_path, images, masks):
@@ -162,7 +171,7 @@ def test_parts_have_folders_of_their_own(tmp_path, images, masks):
     splits = load(tmp_path)
     assert (splits.train.count, splits.test.count) == (5, 2)
     assert [splits.test[i].name for i in range(2)] == ["006", "007"]
-    assert splits.info["notes"][-1] == "1 images of val are not used: the run is tested on test"
+    assert splits.info["notes"][-1] == "1 image of val is not used: the run is tested on test"
     np.testing.assert_array_equal(splits.train[4].mask, nearest(labels(4)))
     np.testing.assert_array_equal(splits.test[1].mask, nearest(labels(7)))
 
@@ -192,6 +201,65 @@ def test_two_folders_are_given(tmp_path, monkeypatch):
     assert with_absolute_paths(dataclasses.replace(config, masks_dir="../drawings")).masks_dir == "../drawings"
     with pytest.raises(FadevizError, match="masks_dir is nowhere, which is no folder"):
         load(tmp_path / "photographs", masks_dir="nowhere")
+
+
+def test_words_do_not_choose_among_several_folders(tmp_path):
+    root = save_set(tmp_path, "ds/img/{}.jpg", "ds/masks_machine/{}.png")
+    (root / "__MACOSX" / "ds").mkdir(parents=True)  # an archive that macOS packed
+    assert_read(load(root), name="{}")
+    save_set(root, "ds/img/{}.jpg", "ds/masks_human/{}.png", draw=coloured)
+    assert "ds has two folders of masks, masks_human/ and masks_machine/. Say which: masks_dir=DIR" in refusal(root)
+    assert_read(load(root / "ds", masks_dir="masks_machine"), name="{}")
+
+
+def test_the_field_of_view_of_a_retina_is_no_mask(tmp_path):
+    """As DRIVE has it, with names that are alike neither at the beginning nor at the end."""
+    for part, numbers in (("training", range(21, 27)), ("test", range(1, 3))):
+        images = f"{part}/images/{{}}_{part}.tif"
+        save_set(tmp_path, images, f"{part}/1st_manual/{{}}_manual1.gif", numbers=numbers, classes=2)
+        save_set(tmp_path, images, f"{part}/mask/{{}}_{part}_mask.gif", numbers=numbers, draw=lambda m: grey(m * 0 + 1))
+    assert "training has two folders of masks, mask/ and 1st_manual/. Say which: masks_dir=DIR" in refusal(tmp_path)
+    splits = load(tmp_path, masks_dir="1st_manual")
+    assert (splits.train.count, splits.test.count, splits.classes) == (6, 2, 2)
+    np.testing.assert_array_equal(splits.train[3].mask, nearest(labels(24, 2)))
+    assert "pair up by what differs in their names: 021_training and 021_manual1" in splits.info["notes"][0]
+
+
+def test_names_that_differ_at_the_beginning(tmp_path):
+    assert_read(load(save_set(tmp_path / "a", "images/image_{}.png", "masks/segmim_{}.png")), name="image_{}")
+    assert_read(load(save_set(tmp_path / "b", "images/{}_leftImg8bit.png", "gt/{}_gtFine_labelIds.png")),
+                name="{}_leftImg8bit")  # fmt: skip
+    for masks in ("masks/seq2_{}.png", "masks/b{}.png"):  # another sequence; any letter
+        assert "no image pairs with a mask" in refusal(save_set(tmp_path / masks[6:9], "images/seq1_{}.png", masks))
+
+
+def test_folders_that_are_not_used_are_said(tmp_path):
+    root = save_set(tmp_path, "images/{}.png", "masks/{}.png", numbers=range(2))
+    save_set(root, "train/images/{}.png", "edges/{}.png")
+    assert "folders with images that are not used: edges/, train/" in load(root).info["notes"]
+
+
+def test_files_that_lie_deeper(tmp_path):
+    save_set(tmp_path, "images/001.Albatross/{}.jpg", "segmentations/001.Albatross/{}.png")
+    assert "the files lie deeper (images/001.Albatross/, segmentations/001.Albatross/). Give a CSV of pairs" in (
+        refusal(tmp_path)
+    )
+
+
+def test_lists_as_they_are_found(tmp_path):
+    """Of Oxford-IIIT Pet, with comments, quotes, and names with spaces; and one that is no list by its name."""
+    root = save_set(tmp_path / "pets", "images/a pet {}.jpg", "annotations/trimaps/a pet {}.png")
+    names = [f"a pet {n:03d}" for n in range(8)]
+    annotations = root / "annotations"
+    (annotations / "trainval.txt").write_text("# NAME\n" + "\n".join(f'"{name}"' for name in names[:5]))
+    (annotations / "test.txt").write_text(f"images/{names[6]}.jpg annotations/trimaps/{names[6]}.png\r\n{names[7]}\r\n")
+    (root / "train_split.txt").write_text("a pet 005")
+    splits = load(root)
+    assert [splits.train[i].name for i in range(5)] == names[:5]
+    assert [splits.test[i].name for i in range(2)] == names[6:]
+    assert "not used: train_split.txt. Lists of images are named train.txt" in splits.info["notes"][1]
+    (annotations / "test.txt").write_bytes("a pet 00\xe4".encode("latin-1"))
+    assert "it is not text in UTF-8. Save it as UTF-8, or remove it" in refusal(root)
 
 
 def test_lists_say_what_is_used(tmp_path):
@@ -325,7 +393,7 @@ def test_an_ending_is_not_part_of_a_number(tmp_path):
             "has two folders of masks, masks/ and labels/. Say which: masks_dir=DIR",
         ),
         (lambda root: save_set(root, "test/images/{}.png", "test/masks/{}.png"), "none to train on"),
-        (lambda root: save_set(root, numbers=[0]), "1 images, 1 different, cannot be split"),
+        (lambda root: save_set(root, numbers=[0]), "1 image cannot be split: at least 2 are needed"),
     ],
 )
 def test_folders_that_are_none(tmp_path, make, line):
@@ -350,6 +418,38 @@ def test_hidden_and_other_files_are_left_out(tmp_path):
     assert splits.info["notes"][0] == "left out of images/: 1 that is not an image (img_000.mat)"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + "image,mask\n" + "A/x{n}.jpg,B/x{n}.png\n",
+        "# mine\nimage,mask\n" + "A\\x{n}.jpg,.\\B\\x{n}.png\n",
+        "sep=;\nimg_path;mask_path\n" + "A/x{n}.jpg;B/x{n}.png\n",
+        "FileName,Segmentation\n" + '"A/x{n}.jpg","B/x{n}.png"\n',
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_csv_as_spreadsheets_write_it(tmp_path, text, encoding):
+    save_set(tmp_path, "A/x{}.jpg", "B/x{}.png")
+    header, row = text.rstrip("\n").rsplit("\n", 1)
+    lines = [header, *[row.replace("{n}", f"{n:03d}") for n in range(8)]]
+    (tmp_path / "pairs.csv").write_bytes("\r\n".join(lines).encode(encoding))
+    assert_read(load(tmp_path / "pairs.csv"), name="x{}")
+
+
+def test_a_csv_says_what_it_did_not_use(tmp_path):
+    save_set(tmp_path, "a/{}.jpg", "b/x{}.png")
+    table = tmp_path / "pairs.csv"
+    rows = [f"a/{n:03d}.jpg,b/x{n % 7:03d}.png,{n}" for n in range(8)]
+    table.write_text("\n".join(["image,mask,is_test", *rows]))
+    assert load(table).info["notes"][:2] == [
+        "columns of pairs.csv that are not used: is_test", "masks of several images: 1 (x000.png)",
+    ]  # fmt: skip
+    table.write_text("image,mask\na/000.jpg,b/x000.png\na/../a/000.jpg,b/x001.png\n")
+    assert "lists a/../a/000.jpg in row 3 again, after row 2" in refusal(table)
+    table.write_text(f"image,mask\n{'x' * 200_000},y\n")
+    assert "is no CSV of paths: field larger than field limit" in refusal(table)
+
+
 # --- class files ---
 
 
@@ -371,6 +471,28 @@ def test_every_form_of_a_class_file(tmp_path, form, header):
     table = read_classes(save_classes(tmp_path / "classes.txt", form, header))
     assert (table.names, table.colors) == (NAMES, COLORS)
     assert dict(table.codes) == {0x800000: 0, 0x008040: 1, 0x0A14E6: 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "values"),
+    [
+        ("0: unlabeled\n1: person\n2: car", ("unlabeled", "person", "car"), (0, 1, 2)),
+        ("1: person\n2: car", ("person", "car"), (1, 2)),
+        ("7\troad\n8\tside walk", ("road", "side walk"), (7, 8)),
+        ("road,7\ncar,26", ("road", "car"), (7, 26)),
+        ("Idx\tRatio\tName\n1\t0.15\twall\n2\t0.1\tbuilding, edifice", ("wall", "building, edifice"), (1, 2)),
+        ("class_id,class_name\n1,sky\n3,tree", ("sky", "tree"), (1, 3)),
+        ("__ignore__\n_background_\nperson", ("_background_", "person"), (0, 1)),
+        ("wall\nbuilding, edifice", ("wall", "building, edifice"), (0, 1)),
+        ("background:::\nroad:::", ("background", "road"), (0, 1)),
+        ("0 0 0 0 ground\n5 128 0 0 road", ("ground", "road"), (0, 5)),
+    ],
+)
+def test_numbers_in_a_class_file_are_values(tmp_path, text, names, values):
+    (tmp_path / "classes.txt").write_text(text)
+    table = read_classes(str(tmp_path / "classes.txt"))
+    assert table.names == names
+    assert dict(table.values) == {value: label for label, value in enumerate(values)} | {255: IGNORED}
 
 
 def test_names_alone_are_for_masks_of_values(tmp_path):
@@ -423,7 +545,7 @@ def test_voc_is_known_by_name(tmp_path):
     ("text", "line"),
     [
         ("", "is empty"),
-        ("128 0 0 sky\n0 128 64\n", "has in line 2 '0 128 64', which does not fit the lines before"),
+        ("128 0 0 sky\n0 128 64\n", "has in line 2 '0 128 64', which does not fit the other lines"),
         ("128 0 0 sky\n0 300 64 road\n", "in line 2 '0 300 64 road'"),
         ("128 0 0 sky\n128 0 0 road\n", "lists the colour (128, 0, 0) twice"),
         ("128 0 0 sky\n", "lists 1 classes to learn; from 2 to 254 are possible"),
@@ -432,6 +554,15 @@ def test_voc_is_known_by_name(tmp_path):
         ("name,value\nsky,1\nroad,one\n", "in line 3 'road,one'"),
         ("a,b\n1,2\n", "has in line 1 'a,b'"),
         ("name,r,g,b\nsky,1,2,3\nroad\n", "in line 3 'road'"),
+        ("R G B name\n0 255 0 sky\n0 0 255 road\n", "has in line 2 '0 255 0 sky'"),
+        ("0.0 1.0 0.0 sky\n0.0 0.0 1.0 road\n", "has in line 1 '0.0 1.0 0.0 sky'"),
+        ("sky=1\nroad=2\n", "has in line 1 'sky=1'"),
+        ("0 sky 1 2 3\n1 road 4 5 6\n", "has in line 1 '0 sky 1 2 3'"),
+        ("sky\n1: road\n", "has in line 2 '1: road'"),
+        ("#00ff00 sky\n#0000ff road\n", "has in line 1 '#00ff00 sky'"),
+        ("name,hex\nsky,#00ff00\nroad,#0000ff\n", "has colours in the column 'hex'. Give them in three: r, g and b"),
+        ("name,gray\nsky,1\nroad,2\n", "has whole numbers in the column 'gray'. Call it value if masks hold them"),
+        (f"name,value\n{'x' * 200_000},1\n", "is no CSV: field larger than field limit"),
     ],
 )
 def test_class_files_that_are_none(tmp_path, text, line):
@@ -450,7 +581,7 @@ def test_class_files_that_do_not_fit(tmp_path):
         assert "classes have names only in a class file" in refusal(root, classes=classes, ignore="car")
     assert "cannot be read: No such file" in refusal(root, palette=str(tmp_path / "none.txt"))
     (tmp_path / "classes.txt").write_bytes(b"\xff\xfe\x00")
-    assert "it is not a text file" in refusal(root, palette=palette)
+    assert "it is not text in UTF-8" in refusal(root, palette=palette)
 
 
 # --- masks ---
@@ -547,6 +678,50 @@ def test_ignored_values(tmp_path):
     assert "img_000.png has" in line
     assert "pixels of 2 values that are no class: 2 in " in line
     assert "11 in 64; classes are 0-1, and 255 is ignored. Use classes=12, or correct the mask" in line
+
+
+def test_ignored_values_are_no_classes(tmp_path):
+    """0 is not labelled, and 1 to 3 are three classes; a class of a file is ignored by its value too."""
+    root = save_set(tmp_path, classes=4)
+    (root / "names.txt").write_text("void\nsky\nroad\ncar")
+    for options in ({}, {"classes": 3}, {"palette": "names.txt"}, {"palette": "names.txt", "classes": 3}):
+        splits = load(root, ignore="0", **options)
+        assert splits.classes == 3
+        named = "palette" in options
+        assert splits.info["classes"] == (["sky", "road", "car"] if named else ["class 1", "class 2", "class 3"])
+        for number in range(8):
+            expected = labels(number, 4) - np.uint8(1)  # of 0 it is 255
+            np.testing.assert_array_equal(masks_of(splits)[f"img_{number:03d}"], nearest(expected))
+    notes = check_data(root, ignore="0").notes
+    assert [note.partition(":")[0] for note in notes[2:5]] == ["class 1", "class 2", "class 3"]
+    black = save_set(tmp_path / "grey", classes=2, draw=lambda mask: grey(mask * np.uint8(255)))
+    (black / "colours.txt").write_text("0 0 0 ground\n128 128 128 soft\n255 255 255 thing\n")
+    assert load(black, palette="colours.txt", ignore="255").info["classes"] == ["ground", "soft"]
+    assert "every pixel of the masks is ignored" in check_data(black, classes=2, ignore="0,255").problems[0]
+
+
+def test_soft_edges_are_no_classes(tmp_path):
+    def draw(mask: NDArray[np.uint8]) -> Image.Image:
+        return Image.fromarray(mask * np.uint8(255)).resize((128, 96)).rotate(9).filter(ImageFilter.GaussianBlur(1))
+
+    root = save_set(tmp_path, classes=2, numbers=range(3), draw=draw)
+    for classes in (0, 2):
+        line = refusal(root, classes=classes)
+        assert "shades of grey: soft edges, which are no classes. Save the masks with two values" in line
+    for number in range(3):
+        photograph(number).convert("L").save(root / f"masks/img_{number:03d}.png")
+    assert "these may be shades, or classes some of which do not occur. Give classes=" in refusal(root)
+    grey(np.arange(WIDE * HIGH).reshape(HIGH, WIDE).astype(np.uint8)).save(root / "masks/img_000.png")
+    assert "(many values: soft edges, or mattes?): classes are 0 to 253" in refusal(root)
+
+
+def test_black_and_white_of_16_bits(tmp_path):
+    root = save_set(tmp_path, classes=2, draw=lambda mask: Image.fromarray(mask * np.uint16(65535)))
+    assert_read(load(root), 2)
+    (root / "names.csv").write_text("name,value\nrock,0\nsalt,65535\n")
+    assert_read(load(root, palette="names.csv"), 2)
+    grey(labels(0, 2) * np.uint8(255)).save(root / "masks/img_000.png")
+    assert_read(load(root), 2)
 
 
 def test_numbers_that_look_like_shades(tmp_path):
@@ -699,6 +874,30 @@ def test_image_and_mask_of_different_sizes(tmp_path):
     )
 
 
+def test_masks_of_another_size_but_the_same_shape(tmp_path):
+    """As of Weizmann Horse, to within the pixel that rounding takes; a cut is another shape."""
+    root = save_set(tmp_path)
+    photograph(3).resize((251, 188)).save(root / "images/img_003.png")
+    splits = load(root)
+    assert_read(splits)
+    assert (
+        "masks of another size than their image, but of its shape: 1 (img_003.png 251x188, 32x24)"
+        in (splits.info["notes"])
+    )
+    photograph(3).resize((251, 200)).save(root / "images/img_003.png")
+    assert "img_003.png is 32x24, but" in refusal(root, classes=3)
+
+
+def test_tags_that_leave_the_size_are_noted(tmp_path):
+    root = save_set(tmp_path, "images/img_{}.jpg")
+    exif = Image.Exif()
+    exif[274] = 3
+    photograph(2).save(root / "images/img_002.jpg", exif=exif)
+    assert (
+        load(root).info["notes"][0].startswith("images with an orientation tag, whose masks have none: 1 (img_002.jpg")
+    )
+
+
 def test_orientation_tags(tmp_path):
     root = save_set(tmp_path, "images/img_{}.jpg")
     exif = Image.Exif()
@@ -796,6 +995,13 @@ def test_the_check_says_what_it_found(tmp_path):
     output = CliRunner().invoke(main, ["data", "check", str(root)])
     assert output.exit_code == 0
     assert "note: images: 9, sizes 32x24 (8), 64x48 (1)\n" in output.output
+
+
+def test_what_is_tested_and_not_trained_is_said(tmp_path):
+    root = save_set(tmp_path, "images/train/{}.png", "masks/train/{}.png", numbers=range(4))
+    save_set(root, "images/test/{}.png", "masks/test/{}.png", numbers=range(3, 6), classes=4)
+    assert "test images whose files are among those to train on: 1 (003)" in load(root).info["notes"]
+    assert "classes that are tested on, but in no image to train on: 1 (class 3)" in check_data(root).notes
 
 
 def test_the_check_lists_all_problems(tmp_path):
@@ -924,6 +1130,27 @@ def test_networks_train_on_it(tmp_path, network, classes):
     assert not [one.error for one in predicted if one.error]
     with Image.open(predicted[0].output) as opened:
         assert opened.size == (64, 48)
+
+
+def test_checkpoints_are_observed_on_it(tmp_path):
+    root = scenes(tmp_path / "set", 4, grey)
+    config = RunConfig(
+        upsampler="nearest", network="unet", data="folder", data_dir=str(root), size=32, width=0.125, steps=1,
+        kinds="feature", device="cpu", ignore="0", classes=3,
+    )  # fmt: skip
+    run = fadeviz.train(config, tmp_path / "run")
+    result = CliRunner().invoke(main, [
+        "record-checkpoints", str(tmp_path / "run" / "checkpoints" / "last.pt"), "--steps", "1", "--network", "unet",
+        "--upsampler", "nearest", "--width", "0.125", "--size", "32", "--device", "cpu", "--data", "folder",
+        "--data-dir", str(root), "--ignore", "0", "--classes", "3", "--kinds", "feature",
+        "--out", str(tmp_path / "again"),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    again = fadeviz.open_run(tmp_path / "again")
+    assert again.info.data.classes == ("class 1", "class 2", "class 3")
+    assert again.info.config["ignore"] == "0"
+    layer = next(iter(run.layers))
+    np.testing.assert_array_equal(again.read(1, layer, "feature"), run.read(1, layer, "feature"))
 
 
 def test_ignored_pixels_are_no_object(tmp_path):

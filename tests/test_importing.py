@@ -98,6 +98,35 @@ class TestFiles:
         run = import_maps(written(tmp_path / "maps", ".npy", name="fold2_step{}_ema3"), tmp_path / "run")
         assert run.steps == AT
 
+    @pytest.mark.parametrize(
+        ("names", "steps"),
+        [
+            (["epoch=1-step=100", "epoch=2-step=200-v1"], (100, 200)),
+            (["epoch=3-val_loss=0.31", "epoch=4-val_loss=0.25"], (3, 4)),
+            (["iter_2k", "iter_80k"], (2000, 80000)),
+            (["map_1e3", "map_5e2"], (500, 1000)),
+            (["v1.0_map_10", "v1.0_map_20"], (10, 20)),
+        ],
+    )
+    def test_numbers_that_are_no_steps(self, tmp_path, names, steps):
+        (tmp_path / "maps").mkdir()
+        for name in names:
+            np.save(tmp_path / "maps" / f"{name}.npy", MAPS[0])
+        assert import_maps(tmp_path / "maps", tmp_path / "run").steps == steps
+
+    def test_names_that_tell_no_steps(self, tmp_path):
+        for number, (names, message) in enumerate((
+            (["loss_0.5", "loss_0.25"], "2 names have no step"),
+            (["map_100", "map_200_final2"], r"the names are not alike \(map_100.npy, map_200_final2.npy\)"),
+        )):  # fmt: skip
+            (folder := tmp_path / str(number)).mkdir()
+            for name in names:
+                np.save(folder / f"{name}.npy", MAPS[0])
+            fails(message, folder, tmp_path / "run")
+        np.savez(tmp_path / "layers.npz", layer1=MAPS[0], layer2=MAPS[1])
+        notes = import_maps(tmp_path / "layers.npz", tmp_path / "run").info.notes
+        assert notes == ("each array is taken for a step, by the numbers in their names (layer1, layer2)",)
+
     def test_names_without_numbers_are_counted_in_their_order(self, tmp_path):
         (tmp_path / "maps").mkdir()
         for name, value in zip("badc", MAPS, strict=True):
@@ -198,6 +227,28 @@ class TestAnimations:
         assert run.steps == tuple(range(100, 3501, 100))
         np.testing.assert_array_equal(stored(run)[:, 0], frames)
         assert "every frame may have been stretched by itself" in run.info.notes[0]
+
+    @pytest.mark.parametrize("mode", ["L", "P"])
+    def test_grey_frames_that_partly_stay(self, tmp_path, mode):
+        """With free entries in the palette, pixels that stay are transparent in the file."""
+        frames = np.random.default_rng(4).integers(0, 200, (6, 40, 60)).astype(np.uint8)
+        frames[1:, :, 20:] = frames[0, :, 20:]
+        frames[3, 5:9] = frames[2, 5:9] + 1
+        first, *others = (Image.fromarray(frame).convert(mode) for frame in frames)
+        first.save(tmp_path / "maps.gif", save_all=True, append_images=others, duration=100)
+        np.testing.assert_array_equal(stored(import_maps(tmp_path / "maps.gif", tmp_path / "run"))[:, 0], frames)
+
+    def test_what_is_transparent_has_no_value(self, tmp_path, frames):
+        first, *others = (Image.fromarray(frame[:8, :8]).convert("RGBA") for frame in frames[:3])
+        others[1].putalpha(0)
+        first.save(tmp_path / "maps.png", save_all=True, append_images=others, duration=100)
+        fails("frame 2 of .*maps.png has 64 transparent pixels, which have no value", tmp_path / "maps.png",
+              tmp_path / "run")  # fmt: skip
+
+    def test_a_folder_of_animations_is_refused(self, tmp_path, frames):
+        (tmp_path / "maps").mkdir()
+        self.save(tmp_path / "maps" / "layer_1.gif", frames[:3])
+        fails("layer_1.gif has 3 frames, but each file is one step here", tmp_path / "maps", tmp_path / "run")
 
     def test_it_is_drawn_measured_and_reported(self, tmp_path, frames):
         rows, columns = np.mgrid[:128, :192]
@@ -320,6 +371,8 @@ class TestBadInput:
         broken = MAPS.copy()
         broken[2, 0, :2, 3] = np.nan, np.inf
         fails(r"maps\[2\] has 2 values that are not finite \(NaN or infinite\)", broken, tmp_path / "run")
+        fails(r"maps\[0\] has values beyond 3e38", np.full((2, 3, 4), 1e300), tmp_path / "run")
+        fails("masked values", np.ma.masked_greater(MAPS, 1), tmp_path / "run")
 
     @pytest.mark.parametrize(
         ("steps", "message"),
@@ -329,10 +382,13 @@ class TestBadInput:
             ([-1, 0, 1, 2], "step -1 is negative"),
             ([0, 1, 2, 3.5], "a step is 3.5, a float: a whole number is needed"),
             ("x", "schedule"),
+            (5, "steps is 5: a step for each frame is needed"),
+            ([0, 1, 2, 10**12], "step 1000000000000 is too large: 999999999999 at most"),
         ],
     )
     def test_steps_that_do_not_fit(self, tmp_path, steps, message):
         fails(message, MAPS, tmp_path / "run", steps=steps)
+        assert not (tmp_path / "run").exists()
 
     def test_folders(self, tmp_path):
         folder = written(tmp_path / "maps", ".npy")

@@ -236,6 +236,16 @@ class TestRoom:
             assert all(note.replace("'", "&#x27;") in text for note in notes)
         assert len(seen) > 1  # more and less room was tried
 
+    def test_many_small_maps_take_more_than_they_hold(self, tmp_path):
+        """What surrounds a map in the page is more than a map of 2x2, and was once not counted in full."""
+        names = [f"decoder.{i}.a_module_with_a_name_of_some_length.upsample" for i in range(12)]
+        run = with_layers(tmp_path / "run", {LAYER: 24, **dict.fromkeys(names, 2)})
+        write_report([run], tmp_path / "whole.html")
+        whole = (tmp_path / "whole.html").stat().st_size
+        limit = whole - 2000
+        assert write_report([run], tmp_path / "a.html", max_mb=limit / 1e6)
+        assert limit - 5000 < (tmp_path / "a.html").stat().st_size <= limit
+
 
 def with_layers(path, sides):
     """A run with feature and gradient maps of several layers."""

@@ -175,6 +175,8 @@ def open_image(path: Path, draft: tuple[int, int] | None = None) -> Image.Image:
         raise
     except NoRegularFile as error:
         raise cannot_read(path, str(error)) from error
+    except FileNotFoundError as error:
+        raise FadevizError(f"{path} cannot be read: No such file. Put it there, or give another path") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise _too_large(path, "its pixels") from error
     except UnidentifiedImageError as error:

@@ -124,7 +124,7 @@ def _is_own_folder(folder: Path) -> bool:
     if not (folder / "annotations" / "trimaps").is_dir():
         of_others.append({"images", "annotations"})
     mattes = any(fnmatchcase(name, "*_alpha.*") for name in names) or {"Training_set", "Test_set"} & names
-    return not mattes and not any(pair <= names for pair in of_others) and has_known_layout(folder)
+    return not mattes and not any(pair <= names for pair in of_others) and has_known_layout(folder, by_words=False)
 
 
 def _synthetic_mattes(options: DataOptions) -> Splits:
@@ -362,6 +362,8 @@ def _recognise(folder: Path, data: Mapping[str, DatasetEntry]) -> str:
     for name, entry in data.items():
         if any(fnmatchcase(inside, pattern) for pattern in entry.folders for inside in names):
             return name
+    if "folder" in data and has_known_layout(folder):
+        return "folder"
     raise FadevizError(
         f"{folder} looks like no data set: it has no folders such as images/ and masks/ (folder), rgb/ (weizmann), "
         "annotations/ (ade20k), gt/ or Training_set/ (mattes). Give such a folder, or name the data set: data=..."

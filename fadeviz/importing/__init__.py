@@ -17,7 +17,7 @@ from ..recording.masks import Masks, masks_of, names_of, whole_number
 from ..run import Run
 from ..storage.info import LayerInfo, ObservationInfo, RunInfo, StoredConfig
 from ..storage.schedule import parse_steps
-from ..storage.snapshots import CHANNEL_KINDS, KINDS, Snapshot, check_folder
+from ..storage.snapshots import CHANNEL_KINDS, KINDS, LAST_STEP, Snapshot, check_folder
 from ..storage.writer import RunWriter
 from .sources import MERGED, Array, Source, as_array, frames_of, open_source
 
@@ -99,8 +99,8 @@ def import_maps(
         raise unknown_name("kind with a map for each image", kind, [one for one in KINDS if one not in CHANNEL_KINDS])
     if reduce not in REDUCTIONS:
         raise unknown_name("reduction", reduce, REDUCTIONS)
-    if not layer or "/" in layer:
-        raise FadevizError(f"the layer name {layer!r} cannot be stored. Choose one without a slash")
+    if not layer or "/" in layer or not layer.isprintable():
+        raise FadevizError(f"the layer name {layer!r} cannot be stored. Choose one without a slash or a line break")
     if not overwrite and os.path.lexists(Path(out) / "run.json"):
         raise FadevizError(f"{out} holds a run already. Replace it with overwrite=True, or choose another out=...")
     check_folder(Path(out), overwrite=overwrite)
@@ -155,6 +155,8 @@ def _steps(source: Source, given: str | Iterable[int] | None) -> tuple[list[int]
         steps = source.steps if source.steps is not None else list(range(count))
     elif isinstance(given, str):
         steps = parse_steps(given)
+    elif not isinstance(given, Iterable):
+        raise FadevizError(f"steps is {given!r:.40}: a step for each frame is needed, such as '100:3500:100'")
     else:
         steps = [whole_number(step, "a step") for step in given]
     if len(steps) != count:
@@ -166,6 +168,8 @@ def _steps(source: Source, given: str | Iterable[int] | None) -> tuple[list[int]
         raise FadevizError(
             f"step {wrong} is {'negative' if wrong < 0 else 'given twice'}. Give each frame one: steps=..."
         )
+    if max(steps) > LAST_STEP:
+        raise FadevizError(f"step {max(steps)} is too large: {LAST_STEP} at most. Give steps=...")
     order = sorted(range(count), key=steps.__getitem__)
     return [steps[index] for index in order], order
 
@@ -182,6 +186,8 @@ def _checked(source: Source, order: Sequence[int], reduce: str) -> Iterator[NDAr
         if value.shape != shape:
             raise FadevizError(f"{name} has maps of {_size(value.shape)}, {first} of {_size(shape)}. All must be alike")
         broken = int(np.count_nonzero(~np.isfinite(value)))
+        if broken and np.isfinite(array).all():
+            raise FadevizError(f"{name} has values beyond 3e38, which float32 cannot hold. Scale the maps down")
         if broken:
             values = "1 value that is" if broken == 1 else f"{broken} values that are"
             raise FadevizError(f"{name} has {values} not finite (NaN or infinite). Replace them, or leave the step out")
@@ -193,9 +199,10 @@ def _one_map_each(array: Array, name: str, reduce: str) -> NDArray[np.float32]:
         raise FadevizError(
             f"{name} has the shape {array.shape}: a step needs (H, W), (images, H, W) or (images, channels, H, W)"
         )
-    value = array.astype(np.float32)
-    if value.ndim == 4:
-        value = REDUCTIONS[reduce](value).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses what is not finite
+        value = array.astype(np.float32)
+        if value.ndim == 4:
+            value = REDUCTIONS[reduce](value).astype(np.float32)
     return np.ascontiguousarray(value.reshape(-1, *value.shape[-2:]))
 
 
@@ -232,6 +239,8 @@ def _read_images(given: object, what: str, *, colours: bool) -> tuple[Images | N
 
 
 def _as_colours(array: Array) -> Images:
+    if array.ndim == 3 and array.shape[-1] == 3:  # one image in colours
+        array = array[None]
     if array.ndim == 4 and array.shape[1] == 3 and array.shape[-1] != 3:
         array = array.transpose(0, 2, 3, 1)
     if array.ndim == 3:

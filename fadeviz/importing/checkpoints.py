@@ -23,6 +23,7 @@ from ..recording.recorder import Recorder
 from ..recording.wrapped import unwrapped
 from ..run import Run
 from ..storage.schedule import parse_steps
+from ..storage.snapshots import LAST_STEP
 from ..storage.writer import RunWriter
 from .sources import natural_order, steps_of_names
 
@@ -141,6 +142,8 @@ def find_checkpoints(checkpoints: Any, given: str | Iterable[int] | None = None)
         raise FadevizError(f"{len(steps)} steps for {len(items)} checkpoints. Give one for each: steps=...")
     if min(steps) < 0 or len(set(steps)) < len(steps):
         raise FadevizError(f"the steps {shorten(map(str, steps))} are not all different and 0 or more. Give steps=...")
+    if max(steps) > LAST_STEP:
+        raise FadevizError(f"step {max(steps)} is too large: {LAST_STEP} at most. Give steps=...")
     return sorted(zip(steps, items, strict=True), key=lambda pair: pair[0])
 
 
@@ -151,6 +154,8 @@ def _numbered(paths: list[Path], where: Any, given: str | Iterable[int] | None) 
         if steps is None and len(paths) > 1:
             raise FadevizError(f"the names have no steps ({shorten(path.name for path in paths)}). Give steps=...")
         return [0] * len(paths) if steps is None else steps, ordered
+    if not isinstance(given, Iterable):
+        raise FadevizError(f"steps is {given!r:.40}: a step for each checkpoint is needed, such as '1000:80000:1000'")
     numbers = parse_steps(given) if isinstance(given, str) else [whole_number(step, "a step") for step in given]
     return numbers, sorted(paths, key=natural_order) if isinstance(where, str | os.PathLike) else paths
 
@@ -260,7 +265,8 @@ def _state_in(loaded: Any, where: str, key: str | None) -> State:
             )
         loaded = inside
     if not isinstance(loaded, Mapping):
-        raise FadevizError(f"{where} is a {type(loaded).__name__}: a state dict is needed")
+        found = "an object of another library" if isinstance(loaded, _Nothing) else f"a {type(loaded).__name__}"
+        raise FadevizError(f"{where} holds {found}: a state dict is needed. Save model.state_dict()")
     return {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
 
 

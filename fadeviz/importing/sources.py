@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from safetensors import SafetensorError, safe_open
 
 from ..data.images import MAX_PIXELS, key_of, shorten
@@ -33,7 +34,10 @@ _STRETCHED = "the values are grey levels, in which every frame may have been str
 _COLOURED = "the frames are coloured: their luminance stands for the values, whose order it may not keep"
 MERGED = "the frames have different durations: equal ones may have become one, so that counted steps would be wrong"
 
-_NUMBER = re.compile(r"\d+")
+# A number with a point is a loss or a version, no step; 80k and 8e4 are 80,000.
+_WHOLE = r"(?P<whole>\d+)(?:(?P<thousands>k(?![a-z]))|e(?P<zeros>\d)(?![\da-z]))?"
+_NUMBER = re.compile(rf"\d+(?:\.\d+)+|{_WHOLE}", re.IGNORECASE)
+_AFTER_STEP = re.compile(rf"(?:step|iter(?:ation)?)s?[ _=-]*{_WHOLE}(?!\.?\d)", re.IGNORECASE)
 
 
 @dataclass
@@ -88,6 +92,8 @@ def as_array(value: object, what: str) -> Array:
         FadevizError: if it is none.
     """
     tensor: Any = value
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise FadevizError(f"{what} is an array with masked values. Replace them: array.filled(0)")
     try:
         if hasattr(tensor, "detach"):  # without an import of torch
             tensor = tensor.detach().cpu()
@@ -161,27 +167,58 @@ def steps_of_names(files: Sequence[Path], where: str) -> tuple[list[int] | None,
     Raises:
         FadevizError: if some names have no number, or two have the same.
     """
-    numbers = [_NUMBER.findall(key_of(file.stem)) for file in files]
-    if not any(numbers):
+    names = [key_of(file.stem) for file in files]
+    numbers = [_numbers_in(name) for name in names]
+    if not any(_NUMBER.search(name) for name in names):
         return None, list(files)
     without = [file.name for file, found in zip(files, numbers, strict=True) if not found]
     if without:
         raise FadevizError(
             f"{where}: {len(without)} names have no step ({shorten(without)}). Rename them, or give steps=..."
         )
-    # The last number that differs: of iter_000100_ema2.npy it is the first one.
-    counts = {len(found) for found in numbers}
-    columns = range(-1, -1 - min(counts), -1) if len(counts) == 1 else (-1,)
-    column = next((c for c in columns if len({int(found[c]) for found in numbers}) == len(files)), None)
-    if column is None:
-        last = [int(found[-1]) for found in numbers]
+    steps = _steps_in(names)
+    if steps is None:
+        unlike = [file for file, found in zip(files, numbers, strict=True) if len(found) != len(numbers[0])]
+        if unlike:
+            raise FadevizError(
+                f"{where}: which number is the step cannot be told, as the names are not alike ({files[0].name}, "
+                f"{unlike[0].name}). Rename them, or give steps=..."
+            )
+        last = [found[-1] for found in numbers]
         twice = next(number for number in last if last.count(number) > 1)
         same = [file.name for file, number in zip(files, last, strict=True) if number == twice]
         raise FadevizError(
             f"{where}: {len(same)} files have step {twice} ({shorten(same)}). Rename them, or give steps=..."
         )
-    order = sorted(range(len(files)), key=lambda i: int(numbers[i][column]))
-    return [int(numbers[i][column]) for i in order], [files[i] for i in order]
+    order = sorted(range(len(files)), key=steps.__getitem__)
+    return [steps[i] for i in order], [files[i] for i in order]
+
+
+def _numbers_in(name: str) -> list[int]:
+    """The whole numbers in a name."""
+    return [_value_of(match) for match in _NUMBER.finditer(name) if match["whole"]]
+
+
+def _value_of(number: re.Match[str]) -> int:
+    return int(number["whole"]) * 10 ** (3 if number["thousands"] else int(number["zeros"] or 0))
+
+
+def _steps_in(names: Sequence[str]) -> list[int] | None:
+    """The steps in names that are alike; None if they are not, or if no number differs between all of them.
+
+    A number after the word step or iter comes first. Else it is the last one that differs: of iter_000100_ema2 and
+    iter_000200_ema2 the first.
+    """
+    named = [list(_AFTER_STEP.finditer(name)) for name in names]
+    if all(len(found) == 1 for found in named):
+        steps = [_value_of(found[0]) for found in named]
+        if len(set(steps)) == len(steps):
+            return steps
+    numbers = [_numbers_in(name) for name in names]
+    if len({len(found) for found in numbers}) > 1:
+        return None
+    columns = ([found[c] for found in numbers] for c in range(-1, -1 - len(numbers[0]), -1))
+    return next((column for column in columns if len(set(column)) == len(column)), None)
 
 
 def _load_file(path: Path, key: str | None, notes: list[str]) -> Array:
@@ -189,8 +226,12 @@ def _load_file(path: Path, key: str | None, notes: list[str]) -> Array:
     suffix = path.suffix.lower()
     if suffix in PICTURES:
         with _opened_image(path) as image:
-            value, coloured = _grey(image)
-            note = _COLOURED if coloured else _STRETCHED if image.mode in ("L", "P", "RGB", "RGBA") else ""
+            if (count := getattr(image, "n_frames", 1)) > 1:
+                raise FadevizError(
+                    f"{path} has {count} frames, but each file is one step here. Give the file alone, or save one frame"
+                )
+            value, coloured = _grey(image, str(path))
+            note = _COLOURED if coloured else _STRETCHED if _is_8_bit(image) else ""
             notes += [note] if note and note not in notes else []
             return value
     if suffix == ".npy":
@@ -202,15 +243,18 @@ def _load_file(path: Path, key: str | None, notes: list[str]) -> Array:
 def _open_parts(path: Path, key: str | None) -> Source:
     """A file of named arrays: the steps of one of them, or an array for each step."""
     parts, read = _parts_of(path)
-    if key is None and len(parts) > 1 and all(_NUMBER.search(name) for name in parts):
-        steps = [int(_NUMBER.findall(name)[-1]) for name in parts]
-        if len(set(steps)) == len(steps):
-            names = [name for _, name in sorted(zip(steps, parts, strict=True))]
-            return Source([f"{path}:{name}" for name in names], lambda i: read(names[i]), sorted(steps))
+    if key is None and len(parts) > 1 and all(map(_numbers_in, parts)) and (steps := _steps_in(parts)) is not None:
+        names = [name for _, name in sorted(zip(steps, parts, strict=True))]
+        notes = [] if all(map(_AFTER_STEP.search, names)) or all(map(str.isdigit, names)) else [
+            f"each array is taken for a step, by the numbers in their names ({shorten(names)})"
+        ]  # fmt: skip
+        return Source([f"{path}:{name}" for name in names], lambda i: read(names[i]), sorted(steps), notes)
     name = _choose_part(path, parts, key)
     source = _stack(read(name), f"{path}:{name}" if name else str(path))
     if key is None and "steps" in parts and name != "steps":
-        source.steps = [_step_of(step) for step in np.ravel(read("steps"))]
+        given = np.ravel(read("steps"))
+        whole = np.issubdtype(given.dtype, np.floating) and bool((given == np.trunc(given)).all())
+        source.steps = [_step_of(int(step) if whole else step) for step in given]
     return source
 
 
@@ -272,7 +316,12 @@ def _load_torch(path: Path) -> tuple[list[str], Callable[[str], Array]]:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except pickle.UnpicklingError as error:
+        raise FadevizError(
+            f"{path} cannot be read: it holds other objects than tensors, or is damaged. Save tensors alone: "
+            "torch.save({'maps': maps}, file)"
+        ) from error
+    except RuntimeError as error:
         raise FadevizError(
             f"{path} cannot be read ({_first_line(error)}). Save tensors alone: torch.save({{'maps': maps}}, file)"
         ) from error
@@ -299,11 +348,11 @@ def _open_animation(path: Path) -> Source:
         frames, durations, coloured = [], set(), False
         for index in range(count):
             image.seek(index)
-            frame, colours = _grey(image)
+            frame, colours = _grey(image, f"frame {index} of {path}")
             frames.append(frame)
             coloured |= colours
             durations.add(image.info.get("duration"))
-    notes = [_COLOURED if coloured else _STRETCHED]
+        notes = [_COLOURED if coloured else _STRETCHED] if coloured or _is_8_bit(image) else []
     if len(durations) > 1:
         notes.append(MERGED)
     return Source([f"frame {i} of {path}" for i in range(count)], lambda i: frames[i], notes=notes)
@@ -313,7 +362,7 @@ def _open_animation(path: Path) -> Source:
 def _opened_image(path: Path) -> Iterator[Image.Image]:
     """An image file that is open; its damage is reported in one line."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened, _with_palette(opened, path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise FadevizError(f"{path} has {image.width}x{image.height} pixels, more than maps have. Remove it")
             yield image
@@ -323,10 +372,29 @@ def _opened_image(path: Path) -> Iterator[Image.Image]:
         raise FadevizError(f"{path} is no image, or damaged ({_first_line(error)}). Replace it") from error
 
 
-def _grey(image: Image.Image) -> tuple[NDArray[np.float32], bool]:
+class _Gif(GifImageFile):
+    """A GIF whose grey palette is kept: without one, Pillow takes pixels that later frames leave as they are for 0."""
+
+    def _is_palette_needed(self, p: bytes) -> bool:
+        return True
+
+
+def _with_palette(opened: Image.Image, path: Path) -> Image.Image:
+    return _Gif(path) if opened.format == "GIF" else opened
+
+
+def _is_8_bit(image: Image.Image) -> bool:
+    return image.mode in ("L", "LA", "P", "PA", "RGB", "RGBA")
+
+
+def _grey(image: Image.Image, what: str) -> tuple[NDArray[np.float32], bool]:
     """The values ``(h, w)`` of a frame, and whether it has colours, of which the luminance is taken."""
+    image.load()
     if image.mode in ("I", "F", "L") or image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.float32), False
+    if image.has_transparency_data and (alpha := np.asarray(image.convert("RGBA"))[..., 3]).min() < 255:
+        raise FadevizError(f"{what} has {np.count_nonzero(alpha < 255)} transparent pixels, which have no value. Save "
+                           "it without transparency")  # fmt: skip
     colours = np.asarray(image.convert("RGB"))
     if (colours == colours[..., :1]).all():
         return colours[..., 0].astype(np.float32), False
@@ -337,7 +405,8 @@ def _step_of(step: object) -> int:
     try:
         return int(step) if isinstance(step, str) else operator.index(step)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise FadevizError(f"{step!r:.40} is no step: a whole number is needed") from None
+        shown = step.item() if isinstance(step, np.generic) else step
+        raise FadevizError(f"{shown!r:.40} is no step: a whole number is needed") from None
 
 
 def _check_file(path: Path) -> None:

@@ -60,6 +60,9 @@ KINDS = {
 READOUT_KINDS = ("readout", "readout_contour")
 """Kinds that need the masks of the observed images."""
 
+LAST_STEP = 10**12 - 1
+"""The largest step: file names have twelve digits."""
+
 CHANNEL_KINDS = frozenset({"channels", "kernels", "guide"})
 """Kinds that have many maps an image, and are recorded of the first observation images alone."""
 
@@ -160,8 +163,8 @@ class SnapshotStore:
             step = operator.index(step)  # numpy's and torch's integers too
         except TypeError as error:
             raise FadevizError(f"step {step!r} is a {type(step).__name__}, but a whole number is needed") from error
-        if not 0 <= step < 10**12:
-            raise FadevizError(f"step {step} cannot be recorded: steps must be from 0 to {10**12 - 1}")
+        if not 0 <= step <= LAST_STEP:
+            raise FadevizError(f"step {step} cannot be recorded: steps must be from 0 to {LAST_STEP}")
         arrays: dict[str, NDArray[Any]]
         arrays = {s.key: np.ascontiguousarray(s.value, dtype=np.float32) for s in snapshots}
         if prediction is not None:

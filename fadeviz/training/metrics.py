@@ -104,9 +104,11 @@ def evaluate(
     Raises:
         FadevizError: if the data set has no images, no end, or no labelled pixel.
 
+    Where the masks are not labelled, predictions are of no class either, so that the border of what is labelled is a
+    contour of both.
+
     Source: Boundary IoU (Cheng et al., CVPR 2021); of more than two classes as detectron2's ``SemSegEvaluator`` pools
-    it: where the masks are not labelled, predictions are of no class either, so that the border of what is labelled is
-    a contour of both.
+    it.
     """
     count = dataset.count
     if not count:
@@ -135,7 +137,8 @@ def evaluate(
                 height, width = truth.shape[1:]
                 widths = [boundary_width(height, width, share) for share in BOUNDARY_SHARES.values()]
                 if classes == 2:
-                    bands[first] = torch.stack([boundary_iou(predicted == 1, truth == 1, width) for width in widths])
+                    found = (predicted == 1) & valid
+                    bands[first] = torch.stack([boundary_iou(found, truth == 1, width) for width in widths])
                 else:
                     found, wanted = (torch.where(valid, labels, classes) for labels in (predicted, truth))
                     for width, counted in zip(widths, banded, strict=True):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from ...errors import FadevizError, printable
 from .. import Splits
@@ -22,7 +22,7 @@ from .dataset import (
     FolderImages,
     MaskOptions,
     build_splits,
-    check_sizes,
+    compare_shapes,
     resolve_classes,
     survey_masks,
 )
@@ -67,6 +67,9 @@ def examine_folder(folder: str | os.PathLike[str], size: int, split_seed: int, o
             classes = resolve_classes(survey, options)
     except FadevizError as error:
         problems.append(str(error))
+    unlike, shapes = compare_shapes(found.pairs)
+    problems += unlike
+    found.notes += shapes
     seen = _Seen()
     for pair in found.pairs:
         problems += seen.look(pair, classes)
@@ -82,7 +85,10 @@ def examine_folder(folder: str | os.PathLike[str], size: int, split_seed: int, o
         else:
             notes = list(splits.info["notes"])  # type: ignore[call-overload]
             parts = {"train": _pairs_of(splits.train), "test": _pairs_of(splits.test)}
+        if not problems and not seen.pixels[:IGNORED].any():
+            problems.append("every pixel of the masks is ignored: there is nothing to learn. Correct ignore=...")
         notes += seen.describe_classes(classes.table, len(found.pairs))
+        notes += seen.describe_untrained(classes.table, parts)
     notes[:0] = seen.describe_sizes()
     notes += describe_images((pair.image for pair in found.pairs), "images", "by its colours")
     by = "by its colours" if classes and (classes.table.codes or classes.two_colours) else "by its values"
@@ -106,11 +112,11 @@ class _Seen:
         self.single: list[str] = []
         self.void: list[str] = []
         self.digests: dict[Path, bytes] = {}
+        self.labels: dict[Path, list[int]] = {}
 
     def look(self, pair: Pair, classes: Classes | None) -> list[str]:
         """Read an image and its mask; returns what is wrong with them."""
         problems = []
-        image: Image.Image | None = None
         try:
             image = to_rgb(open_image(pair.image), pair.image)
             self.sizes[image.size] += 1
@@ -119,19 +125,19 @@ class _Seen:
             problems.append(str(error))
         try:
             if classes is None:
-                check_sizes(pair, image, open_image(pair.mask).size)
+                open_image(pair.mask)
                 return problems
             pixels = read_pixels(pair.mask, classes.table, two_colours=classes.two_colours)
             mask, unknown = to_classes(pixels, classes.table)
             if unknown.counts:
                 problems.append(describe_unknown(pair.mask, unknown, classes.table))
-            check_sizes(pair, image, pixels.values.shape[::-1])
         except FadevizError as error:
             problems.append(str(error))
             return problems
         counts = np.bincount(mask.ravel(), minlength=256)
         self.pixels += counts
         self.images += counts > 0
+        self.labels[pair.mask] = np.flatnonzero(counts[:IGNORED]).tolist()
         labelled = np.flatnonzero(counts[:IGNORED])
         if len(labelled) == 1:
             self.single.append(pair.mask.name)
@@ -155,7 +161,7 @@ class _Seen:
         labelled = max(1, int(self.pixels[:IGNORED].sum()))
         lines = []
         for label, name in enumerate(table.names):
-            title = name if name == f"class {label}" else f"class {label} {name}"
+            title = name if re.fullmatch(r"class \d+", name) else f"class {label} {name}"
             share = f"{self.pixels[label] / labelled:.2%} of the pixels"
             lines.append(f"{title}: {share}, in {self.images[label]} of {count} images")
         if self.pixels[IGNORED]:
@@ -167,6 +173,16 @@ class _Seen:
         if self.void:
             lines.append(f"masks that are ignored altogether: {len(self.void)} ({shorten(self.void)})")
         return lines
+
+    def describe_untrained(self, table: ClassTable, parts: Mapping[str, Sequence[Pair]]) -> list[str]:
+        """The classes that are tested on and not trained on."""
+        met = {
+            part: {label for pair in pairs for label in self.labels.get(pair.mask, ())} for part, pairs in parts.items()
+        }
+        names = [table.names[label] for label in sorted(met.get("test", set()) - met.get("train", set()))]
+        if not names:
+            return []
+        return [f"classes that are tested on, but in no image to train on: {len(names)} ({shorten(names)})"]
 
     def describe_copies(self, parts: Mapping[str, Sequence[Pair]]) -> list[str]:
         """Images with the same pixels, in different parts and in one."""

@@ -17,12 +17,16 @@ from ...errors import FadevizError, printable
 from ...storage.files import read_regular
 from ..images import check_opaque, is_lossy, open_image, palette_of, to_rgb
 from ..transforms import IGNORED
+from .files import NO_TEXT, decode
 
 MOST_CLASSES = 254
 """Labels are 0 to 253 in 8 bits: 254 stands for what is no class while a mask is read, 255 for what is ignored."""
 
 MIDDLE_SHARE = 0.1
 """A lossy black and white mask may have this share of values in 64..191; one with more is not black and white."""
+
+WHITE_16 = 65535
+"""White in masks of 16 bits that are black and white: the same as 255 in 8 bits."""
 
 _UNKNOWN = 254
 _LARGEST_TABLE = 1 << 20
@@ -111,6 +115,8 @@ def read_classes(palette: str, ignore: str = "", count: int = 0) -> ClassTable:
             classes, or not as many as expected; or if a name to ignore is not in it.
     """
     rows = _voc_rows() if palette == "voc" else _read_rows(Path(palette))
+    # Where all colours are grey, the values of grey masks are colours too.
+    by_grey = all(row.color is not None and len(set(row.color)) == 1 for row in rows)
     values, ignored = parse_ignore(ignore)
     by_lower = {row.name.lower(): row.name for row in rows}
     if unknown := [name for name in ignored if name.lower() not in by_lower]:
@@ -118,54 +124,66 @@ def read_classes(palette: str, ignore: str = "", count: int = 0) -> ClassTable:
             f"ignore is {unknown[0]!r}, which is no class of {palette}: it has {_several(list(by_lower.values()))}. "
             "Give one of these, or a value such as ignore=255"
         )
-    left_out = {by_lower[name.lower()] for name in ignored}
-    names = tuple(dict.fromkeys(row.name for row in rows if row.name not in left_out))
+    numbers = [row.color[0] if by_grey and row.color else row.value for row in rows]
+    numbers = [place if number is None else number for place, number in enumerate(numbers)]
+    # A row is ignored by its name or by its value; a class, if all its rows are.
+    without = [
+        row.name.lower() in map(str.lower, ignored) or number in values
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+    names = tuple(dict.fromkeys(row.name for row, out in zip(rows, without, strict=True) if not out))
     if not 2 <= len(names) <= MOST_CLASSES:
         raise FadevizError(f"{palette} lists {len(names)} classes to learn; from 2 to {MOST_CLASSES} are possible")
     if count and count != len(names):
-        without = f" without {', '.join(sorted(left_out))}" if left_out else ""
+        left_out = sorted({row.name for row in rows} - set(names))
+        but = f" without {', '.join(left_out)}" if left_out else ""
         raise FadevizError(
-            f"classes is {count}, but {palette} lists {len(names)} classes{without}. Leave out classes=..., or correct "
+            f"classes is {count}, but {palette} lists {len(names)} classes{but}. Leave out classes=..., or correct "
             "the file"
         )
     labels = {name: number for number, name in enumerate(names)}
     by_color: dict[int, int] = {}
     by_value: dict[int, int] = {}
     colors: dict[str, Color] = {}
-    for number, row in enumerate(rows):
-        label = labels.get(row.name, IGNORED)
-        value = number if row.value is None else row.value
+    for row, out, place in zip(rows, without, range(len(rows)), strict=True):
+        label = IGNORED if out else labels[row.name]
+        value = place if row.value is None else row.value
         if value in by_value:
             raise FadevizError(f"{palette} lists the value {value} twice. Remove one of the two lines")
         by_value[value] = label
         if row.color is None:
             continue
-        colors.setdefault(row.name, row.color)
+        if not out:
+            colors.setdefault(row.name, row.color)
         if (code := _code(row.color)) in by_color:
             raise FadevizError(f"{palette} lists the colour {color_text(code)} twice. Remove one of the two lines")
         by_color[code] = label
     if palette == "voc":
         by_color[_code(VOC_VOID)] = IGNORED
     by_value |= dict.fromkeys(values, IGNORED)
+    if by_grey:
+        by_color |= {value * 0x010101: IGNORED for value in values if 0 <= value < 256}
     if not values:
         by_value.setdefault(255, IGNORED)
     table = ClassTable(names, tuple(colors[name] for name in names) if colors else (), by_value, by_color, palette)
-    usual = not values and not left_out and all(row.value is None for row in rows)
+    usual = not values and not any(without) and all(row.value is None for row in rows)
     return replace(table, unsure=usual and len(rows) == 2 and not table.grey_by_color)
 
 
 def number_classes(count: int, ignore: str = "", colors: Sequence[Color] = ()) -> ClassTable:
-    """Classes without a file: the values 0 to ``count - 1``, named after them.
+    """Classes without a file: the values from 0 on that are not ignored, named after them.
 
     Args:
-        count: the number of classes, 2 to 254.
+        count: the number of classes, 2 to 254, without those that are ignored.
         ignore: values to ignore, separated by commas; without one, 255.
-        colors: their colours, if any are known.
+        colors: the colours of the values, if any are known.
     """
     values = ignored_values(ignore)
-    by_value = {value: value for value in range(count)} | dict.fromkeys(values or (255,), IGNORED)
-    names = tuple(f"class {number}" for number in range(count))
-    return ClassTable(names, tuple(colors[:count]), by_value, {}, unsure=count == 2 and not values)
+    learned = [value for value in range(count + len(values)) if value not in values][:count]
+    by_value = {value: label for label, value in enumerate(learned)} | dict.fromkeys(values or (255,), IGNORED)
+    names = tuple(f"class {value}" for value in learned)
+    known = tuple(colors[value] for value in learned) if len(colors) > learned[-1] else tuple(colors[:count])
+    return ClassTable(names, known, by_value, {}, unsure=count == 2 and not values)
 
 
 BLACK_AND_WHITE = ClassTable(("background", "foreground"), (), {0: 0, 255: 1}, {})
@@ -217,33 +235,40 @@ def _voc_rows() -> list[_Row]:
     return rows
 
 
-_FORMS = "lines 'R G B name', VOC's 'name:R,G,B::', a CSV of name,r,g,b, or names alone"
-_SPACED = re.compile(r"(\d{1,3})[ \t]+(\d{1,3})[ \t]+(\d{1,3})[ \t]+(\S.*)")
+_FORMS = "lines 'R G B name', VOC's 'name:R,G,B::', a CSV of name,r,g,b or name,value, or names alone"
+# Perhaps with the class's value before the colour.
+_SPACED = re.compile(r"(?:(-?\d+)[ \t]+)?(\d{1,3})[ \t]+(\d{1,3})[ \t]+(\d{1,3})[ \t]+(?!\d+[ \t])(\S.*)")
+_NUMBERED = re.compile(r"(-?\d+)[ \t]*[:=;,\t ][ \t]*(?!\d)(\S.*)")
+_WITH_NUMBER = re.compile(r"-?\d+(?:[\s:=;,.].*)?|.*[=:;,\t][ \t]*-?\d+|.*(\d+[ ,]+){2}\d+")
 _VOC_LINE = re.compile(r"([^:]+):\s*(\d{1,3})\s*,\s*(\d{1,3})\s*,\s*(\d{1,3})\s*(?::.*)?")
 _COLUMNS = {
     "name": ("name", "class", "label", "class_name", "classname", "category"),
     "r": ("r", "red"),
     "g": ("g", "green"),
     "b": ("b", "blue"),
-    "value": ("value", "index", "id", "number"),
+    "value": ("value", "index", "id", "number", "idx", "class_id", "class_index", "class_idx", "label_id", "label_idx"),
 }
+_IGNORED_NAMES = ("__ignore__", "_ignore_")
+"""What annotation tools call the class that masks hold as 255."""
 
 
 def _read_rows(path: Path) -> list[_Row]:
     """The rows of a class file, in order."""
     try:
-        text = read_regular(path, _LARGEST_TABLE).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
+        text = decode(read_regular(path, _LARGEST_TABLE))
+    except OSError as error:
+        reason = error.strerror or "it is not a file"
         raise FadevizError(f"palette {path} cannot be read: {reason}. Give a file with {_FORMS}") from error
-    # The first line of VOC's form, as annotation tools write it, is a comment.
+    except UnicodeDecodeError as error:
+        raise FadevizError(f"palette {path} cannot be read: {NO_TEXT}. Give a file with {_FORMS}") from error
+    # The first line of VOC's form, as annotation tools write it, is a comment; a colour such as #00ff00 is none.
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
-    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    lines = [(number, line) for number, line in lines if line and not re.match(r"#(?![0-9a-fA-F]{6}\b)", line)]
     if not lines:
         raise FadevizError(f"palette {path} is empty. Give a file with {_FORMS}")
-    for pattern, name, first in ((_SPACED, 4, 1), (_VOC_LINE, 1, 2)):
+    for pattern, name, first, value in ((_SPACED, 5, 2, 1), (_VOC_LINE, 1, 2, 0), (_NUMBERED, 2, 0, 1)):
         if pattern.fullmatch(lines[0][1]):
-            rows = [_row_of(path, number, line, pattern, name, first) for number, line in lines]
+            rows = [_row_of(path, number, line, pattern, name, first, value) for number, line in lines]
             break
     else:
         rows = _csv_rows(path, lines)
@@ -254,11 +279,13 @@ def _read_rows(path: Path) -> list[_Row]:
     return rows
 
 
-def _row_of(path: Path, number: int, line: str, pattern: re.Pattern[str], name: int, first: int) -> _Row:
+def _row_of(path: Path, number: int, line: str, pattern: re.Pattern[str], name: int, first: int, value: int) -> _Row:
+    """The row of a line; ``name``, ``first`` (of a colour) and ``value`` are groups of the pattern, or 0."""
     match = pattern.fullmatch(line)
-    if match is None:
+    if match is None or (pattern is _NUMBERED and _WITH_NUMBER.fullmatch(match[name])):
         raise _bad_line(path, number, line)
-    return _Row(match[name].strip(), _color_of(path, number, line, [match[first + i] for i in range(3)]))
+    color = _color_of(path, number, line, [match[first + i] for i in range(3)]) if first else None
+    return _Row(match[name].strip(), color, int(match[value]) if value and match[value] else None)
 
 
 def _color_of(path: Path, number: int, line: str, texts: Sequence[str]) -> Color:
@@ -270,14 +297,20 @@ def _color_of(path: Path, number: int, line: str, texts: Sequence[str]) -> Color
 
 def _bad_line(path: Path, number: int, line: str) -> FadevizError:
     return FadevizError(
-        f"palette {path} has in line {number} {line[:60]!r}, which does not fit the lines before, or has a colour "
+        f"palette {path} has in line {number} {line[:60]!r}, which does not fit the other lines, or has a colour "
         f"outside 0-255. Give {_FORMS}"
     )
 
 
 def _csv_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
-    delimiter = next((mark for mark in ("\t", ";", ",") if mark in lines[0][1]), ",")
-    cells = [[cell.strip() for cell in row] for row in csv.reader([line for _, line in lines], delimiter=delimiter)]
+    delimiter = next((mark for mark in ("\t", ";", ",") if mark in lines[0][1]), "")
+    if not delimiter and lines[0][1].lower() not in _COLUMNS["name"]:
+        return _names_alone(path, lines)
+    try:
+        reader = csv.reader([line for _, line in lines], delimiter=delimiter or ",")
+        cells = [[cell.strip() for cell in row] for row in reader]
+    except csv.Error as error:
+        raise FadevizError(f"palette {path} is no CSV: {error}. Give a file with {_FORMS}") from error
     header = [cell.lower() for cell in cells[0]]
     columns = {name: header.index(word) for name, words in _COLUMNS.items() for word in words if word in header}
     if "name" in columns and len(cells) > 1 and (len(header) > 1 or header[0] in ("name", "class_name", "classname")):
@@ -285,8 +318,14 @@ def _csv_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
         lacking = [name for name in "rgb" if name not in columns]
         if lacking and len(lacking) < 3:
             raise FadevizError(f"palette {path} lacks the column {lacking[0]}. Give {_FORMS}")
+        if len(header) == 1:
+            return _names_alone(path, lines)
+        if lacking and "value" not in columns:
+            _check_other_columns(path, header, cells, columns["name"])
     elif len(header) == 1:
-        columns = {"name": 0}
+        return _names_alone(path, lines)
+    elif len(header) == 2 and _is_whole(header[1]) and not _is_whole(header[0]):
+        columns = {"name": 0, "value": 1}
     elif len(header) == 4 and all(cell.isdigit() for cell in header[:3]) and not header[3].isdigit():
         columns = {"r": 0, "g": 1, "b": 2, "name": 3}
     elif len(header) == 4 and all(cell.isdigit() for cell in header[1:]):
@@ -299,10 +338,42 @@ def _csv_rows(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
             raise _bad_line(path, number, line)
         color = _color_of(path, number, line, [row[columns[c]] for c in "rgb"]) if "r" in columns else None
         value = row[columns["value"]] if "value" in columns else None
-        if value is not None and not re.fullmatch(r"[+-]?\d{1,9}", value):
+        if value is not None and not _is_whole(value):
             raise _bad_line(path, number, line)
         rows.append(_Row(row[columns["name"]], color, None if value is None else int(value)))
     return rows
+
+
+def _names_alone(path: Path, lines: Sequence[tuple[int, str]]) -> list[_Row]:
+    """A name a line, of the values 0, 1, 2 ...; a line with numbers is more than a name."""
+    rows: list[_Row] = []
+    for number, line in lines:
+        name = line.rstrip(":").strip('"')
+        if not name or _WITH_NUMBER.fullmatch(name) or name.startswith("#"):
+            raise _bad_line(path, number, line)
+        if name in _IGNORED_NAMES:
+            continue
+        rows.append(_Row(name))
+    return rows
+
+
+def _check_other_columns(path: Path, header: Sequence[str], cells: Sequence[Sequence[str]], name: int) -> None:
+    """Raise if a column may hold the classes' values or colours, but has another name."""
+    for place, title in enumerate(header):
+        column = [row[place] for row in cells if place < len(row)]
+        if place == name or not column:
+            continue
+        if title in ("color", "colour", "rgb", "hex") or any(cell.startswith("#") for cell in column):
+            raise FadevizError(f"palette {path} has colours in the column {title!r}. Give them in three: r, g and b")
+        if all(map(_is_whole, column)) and len(set(column)) == len(column):
+            raise FadevizError(
+                f"palette {path} has whole numbers in the column {title!r}. Call it value if masks hold them, or "
+                "remove it: then the rows stand for 0, 1, 2 ..."
+            )
+
+
+def _is_whole(text: str) -> bool:
+    return re.fullmatch(r"[+-]?\d{1,9}", text) is not None
 
 
 # --- masks ---
@@ -357,6 +428,9 @@ def read_pixels(path: Path, table: ClassTable | None, *, two_colours: bool = Fal
         return MaskPixels(bits if numbered else bits * np.uint8(255), False)
     if image.mode in ("L", "LA") or image.mode.startswith(("I", "F")):
         values = _grey_values(image, path)
+        wide = values.max(initial=0) == WHITE_16 and (table is None or WHITE_16 not in table.values)
+        if wide and np.isin(values, (0, WHITE_16)).all():
+            values = np.where(values == 0, 0, 255).astype(np.uint8)
         return MaskPixels(values * np.uint32(0x010101), True) if grey_by_color else MaskPixels(values, False)
     rgb = np.asarray(to_rgb(image, path, hidden=True))
     if by_color:

@@ -48,6 +48,9 @@ TRAIN_SHARE = 0.85
 HASHED_BYTES = 1 << 28
 """A set of at most this many bytes is identified by its files' bytes, a larger one by their names and sizes."""
 
+_MANY_SHADES = 32
+_MANY_CLASSES = 64
+_BLACK_OR_WHITE = 0.5
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
@@ -106,7 +109,7 @@ class FolderImages:
         """The image at ``index``.
 
         Raises:
-            FadevizError: if a file cannot be read, the two differ in size, or the mask has what stands for no class.
+            FadevizError: if a file cannot be read, the two differ in shape, or the mask has what stands for no class.
             IndexError: if there is no such index; negative indices are not supported.
         """
         if not 0 <= index < len(self._pairs):
@@ -114,7 +117,7 @@ class FolderImages:
         pair = self._pairs[index]
         image = to_rgb(open_image(pair.image), pair.image)
         pixels = read_pixels(pair.mask, self._table, two_colours=self._two_colours)
-        check_sizes(pair, image, pixels.values.shape[::-1])
+        check_sizes(pair, _Shape(image.size, False), _Shape(pixels.values.shape[::-1], False))
         mask, unknown = to_classes(pixels, self._table)
         if unknown.counts:
             raise FadevizError(describe_unknown(pair.mask, unknown, self._table))
@@ -134,8 +137,8 @@ def load_folder(
     Test images are those of ``test``, or of ``val`` if there is no ``test``; of a set that is not split, 15 % by
     ``split_seed``. Files of equal bytes are then on the same side, unless the set is larger than ``HASHED_BYTES``.
 
-    Masks are only read beforehand if their classes are not known: without a class file and a number of classes, or
-    with two classes, which may be 0 and 1 or black and white.
+    The headers of all files are read beforehand. Masks are only read beforehand if their classes are not known: without
+    a class file and a number of classes, or with two classes, which may be 0 and 1 or black and white.
 
     Args:
         folder: the folder, or a CSV of pairs; see :func:`~fadeviz.data.folder.files.find_pairs`.
@@ -153,6 +156,9 @@ def load_folder(
     raise_first(found.problems)
     survey = survey_masks([pair.mask for pair in found.pairs], options)
     raise_first(survey.problems)
+    problems, notes = compare_shapes(found.pairs)
+    raise_first(problems)
+    found.notes += notes
     return build_splits(folder, found, resolve_classes(survey, options), size, split_seed)
 
 
@@ -163,27 +169,87 @@ def raise_first(problems: Sequence[str]) -> None:
         raise FadevizError(problems[0] + more)
 
 
-def check_sizes(pair: Pair, image: Image.Image | None, mask: tuple[int, ...]) -> None:
-    """Raise if image and mask differ in size.
+class _Shape(NamedTuple):
+    """The shape of a file's image.
+
+    Attributes:
+        size: width and height, as a viewer shows it.
+        turned: whether an orientation tag turns or mirrors it.
+    """
+
+    size: tuple[int, int]
+    turned: bool
+
+
+def check_sizes(pair: Pair, image: _Shape, mask: _Shape) -> None:
+    """Raise if an image and its mask have different shapes.
+
+    One may be smaller than the other: both are warped to the same square.
 
     Args:
         pair: the files.
-        image: the image; None if it cannot be read.
-        mask: width and height of the mask.
+        image: the image's shape.
+        mask: the mask's.
 
     Raises:
         FadevizError: if they do; it says whether the orientation tag is the reason.
     """
-    if image is None or mask == image.size:
+    (width, height), (columns, rows) = image.size, mask.size
+    # To within a pixel of the smaller one, which rounding takes.
+    if abs(width * rows - height * columns) <= max(width, height, columns, rows):
         return
     why = "Put the mask there that belongs to the image"
-    with Image.open(pair.image) as opened:
-        if opened.size == mask and orientation(opened) != 1:
-            why = (
-                "The mask fits the image without its orientation tag: remove the tag, or turn the mask as a viewer "
-                "shows the image"
-            )
-    raise FadevizError(f"{pair.mask} is {mask[0]}x{mask[1]}, but {pair.image} is {image.width}x{image.height}. {why}")
+    if image.turned and not mask.turned and image.size[::-1] == mask.size:
+        why = (
+            "The mask fits the image without its orientation tag: remove the tag, or turn the mask as a viewer "
+            "shows the image"
+        )
+    raise FadevizError(f"{pair.mask} is {columns}x{rows}, but {pair.image} is {width}x{height}. {why}")
+
+
+def shape_of(path: Path) -> _Shape:
+    """The shape of an image, from its header.
+
+    Raises:
+        FadevizError: if the file cannot be read.
+    """
+    try:
+        check_regular(path, MAX_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                turn = orientation(opened)
+                return _Shape(opened.size[::-1] if turn > 4 else opened.size, turn != 1)
+    except Exception:
+        open_image(path)  # says in a line what is wrong
+        raise cannot_read(path, "its header is damaged") from None
+
+
+def compare_shapes(pairs: Iterable[Pair]) -> tuple[list[str], list[str]]:
+    """Problems and notes on the shapes of images and their masks, a line each. Only headers are read."""
+    problems: list[str] = []
+    scaled: list[str] = []
+    turned: list[str] = []
+    for pair in pairs:
+        try:
+            image, mask = shape_of(pair.image), shape_of(pair.mask)
+            check_sizes(pair, image, mask)
+        except FadevizError as error:
+            problems.append(str(error))
+            continue
+        if image.size != mask.size:
+            scaled.append(f"{pair.image.name} {image.size[0]}x{image.size[1]}, {mask.size[0]}x{mask.size[1]}")
+        if image.turned and not mask.turned:
+            turned.append(pair.image.name)
+    notes = []
+    if scaled:
+        notes.append(f"masks of another size than their image, but of its shape: {len(scaled)} ({shorten(scaled)})")
+    if turned:
+        notes.append(
+            f"images with an orientation tag, whose masks have none: {len(turned)} ({shorten(turned)}). The masks are "
+            "taken to be of the image as a viewer shows it"
+        )
+    return problems, notes
 
 
 # --- what the masks hold ---
@@ -333,19 +399,27 @@ def resolve_classes(survey: MaskSurvey, options: MaskOptions) -> Classes:
             "ignore=255"
         )
     numbers = [value for value in held if value not in (ignored or (255,))]
+    shades = _describe_shades(survey.values)
+    if shades and (named is None or not named.source):
+        raise FadevizError(shades)
     if len(numbers) < 2:
         what = f"only the value {numbers[0]}" if numbers else "no class"
         raise FadevizError(f"the masks hold {what}: there is nothing to learn. Give masks with two classes or more")
-    count = len(named.names) if named is not None else numbers[-1] + 1
-    if numbers[0] < 0 or numbers[-1] >= MOST_CLASSES:
+    if (named is None or not named.source) and (numbers[0] < 0 or numbers[-1] >= MOST_CLASSES):
+        odd = [number for number in numbers if number < 0 or number >= MOST_CLASSES]
+        soft = " (many values: soft edges, or mattes?)" * (len(numbers) > _MANY_SHADES)
+        others = f"; or ignore={','.join(map(str, odd))}" if not soft and len(numbers) - len(odd) > 1 else ""
         raise FadevizError(
-            f"the masks hold {shown}: classes are 0 to {MOST_CLASSES - 1}. Give a class file with the columns name and "
-            f"value: palette=FILE; or ignore={next(n for n in numbers if n < 0 or n >= MOST_CLASSES)}"
+            f"the masks hold {shown}{soft}: classes are 0 to "
+            f"{MOST_CLASSES - 1}. Give a class file with the columns name and value: palette=FILE{others}"
         )
-    if named is None and 2 * len(numbers) < count:
+    # Values that are ignored are no classes, so that 0 for what is not labelled and 1 to 40 are 40 classes.
+    count = len(named.names) if named is not None else numbers[-1] + 1 - sum(0 <= n < numbers[-1] for n in set(ignored))
+    if named is None and (2 * len(numbers) < count or len(numbers) > _MANY_CLASSES):
         raise FadevizError(
             f"the masks hold {len(numbers)} values up to {numbers[-1]} ({shown}): these may be shades, or classes some "
-            f"of which do not occur. Give classes={count} for the latter, or else a class file: palette=FILE"
+            f"of which do not occur. Give classes={count} for the latter, or else a class file: palette=FILE; of black "
+            "and white masks with soft edges, save the masks with two values"
         )
     colors = survey.colors
     if count == 2 and colors[:2] == (_WHITE, _BLACK):
@@ -353,10 +427,24 @@ def resolve_classes(survey: MaskSurvey, options: MaskOptions) -> Classes:
     table = named or number_classes(count, options.ignore, colors)
     gone = [value for value in held if value in (ignored or (255,))]
     note = f"the masks hold {shown}: {count} classes" + f", {', '.join(map(str, gone))} ignored" * bool(gone)
-    absent = [str(number) for number in range(count) if number not in numbers]
+    absent = [str(value) for value, label in table.values.items() if label != IGNORED and value not in numbers]
     if absent:
         note += f"; no pixel of class {', '.join(absent)}"
     return Classes(table, survey.two_colours, (note,))
+
+
+def _describe_shades(values: Mapping[int, int]) -> str:
+    """A line on masks that are black and white with soft edges; empty for others."""
+    total, two = sum(values.values()), values.get(0, 0) + values.get(255, 0)
+    if len(values) <= _MANY_SHADES or max(values) > 255 or min(values) < 0 or not {0, 255} <= values.keys():
+        return ""
+    if two < _BLACK_OR_WHITE * total:
+        return ""
+    return (
+        f"{two / total:.1%} of the masks' pixels are black (0) or white (255), and the others {len(values) - 2} shades "
+        "of grey: soft edges, which are no classes. Save the masks with two values, as with "
+        "PIL.Image.open(path).convert('L').point(lambda value: 255 * (value > 127))"
+    )
 
 
 class _Headers(NamedTuple):
@@ -512,7 +600,13 @@ def _split(
         if "test" in rest or "val" in rest:
             used = "test" if "test" in rest else "val"
             if used == "test" and "val" in rest:
-                notes.append(f"{len(rest['val'])} images of val are not used: the run is tested on test")
+                number = len(rest["val"])
+                images = "1 image of val is" if number == 1 else f"{number} images of val are"
+                notes.append(f"{images} not used: the run is tested on test")
+            trained = {digests[pair.image] for pair in rest["train"]} if digests else set()
+            both = [pair.name for pair in rest[used] if digests and digests[pair.image] in trained]
+            if both:
+                notes.append(f"test images whose files are among those to train on: {len(both)} ({shorten(both)})")
             return rest["train"], rest[used], notes
         pool = rest["train"]
         notes.append("there is no test and no val: 15 % of the training images are tested on instead")
@@ -520,9 +614,8 @@ def _split(
     for index, pair in enumerate(pool):
         groups.setdefault(digests[pair.image] if digests else str(index), []).append(index)
     if len(groups) < 2:
-        raise FadevizError(
-            f"{len(pool)} images, {len(groups)} different, cannot be split: at least 2 are needed. Add images"
-        )
+        images = "1 image" if len(pool) == 1 else f"{len(pool)} images, all alike,"
+        raise FadevizError(f"{images} cannot be split: at least 2 are needed. Add images")
     copies = [pool[group[1]].name for group in groups.values() if len(group) > 1]
     if copies:
         notes.append(f"copies of other images, on the same side of the split: {len(copies)} ({shorten(copies)})")

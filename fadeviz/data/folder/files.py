@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +35,9 @@ IMAGES = (
 MASKS = (
     *("masks", "mask", "labels", "label", "annotations/trimaps", "annotations", "annotation", "annots", "annot"),
     *("gt", "ground_truth", "groundtruth", "segmentations", "segmentation", "targets", "SegmentationClass"),
-    *("LabeledApproved_full", "label_images_semantic"),
+    *("SegmentationClassPNG", "LabeledApproved_full", "label_images_semantic"),
+    # In sets of retinas, mask/ holds the camera's field of view: the user has to say which one is meant.
+    *("1st_manual", "2nd_manual", "manual1", "manual2", "manual"),
 )
 """Names of folders of masks, in either case."""
 
@@ -44,7 +46,12 @@ _MASK_WORDS = {
     *("annotations", "annot", "matte", "trimap", "target"),
 }
 _IMAGE_WORDS = {"image", "images", "img", "imgs", "sat", "rgb", "photo", "photos", "input"}
-_LIST_FOLDERS = (".", "ImageSets/Segmentation", "ImageSets", "splits", "split", "lists")
+_IMAGES_WORDS = _IMAGE_WORDS | {"frames", "im", "inputs", "original", "originals", "photographs"}
+_MASKS_WORDS = _MASK_WORDS | {"ann", "annots", "segmentations", "semantic", "truth", "targets", "manual"}
+"""Words in the names of folders, such as PNGImages/ and PedMasks/, images_png/ and masks_png/."""
+
+_LIST_FOLDERS = (".", "ImageSets/Segmentation", "ImageSets", "splits", "split", "lists", "annotations")
+_LIKE_A_LIST = re.compile(r".*(train|val|test).*\.(txt|lst)", re.IGNORECASE)
 _SEPARATORS = "_-. "
 _SHOWN = 5
 _DEEPEST = 3
@@ -122,10 +129,15 @@ def find_pairs(folder: str | os.PathLike[str], masks_dir: str = "") -> Found:
     return found
 
 
-def has_known_layout(folder: Path) -> bool:
-    """Whether a folder has images and masks in a layout that is known here; nothing but names is read."""
+def has_known_layout(folder: Path, *, by_words: bool = True) -> bool:
+    """Whether a folder has images and masks in a layout that is known here; nothing but names is read.
+
+    Args:
+        folder: the folder.
+        by_words: whether words in the names of its folders suffice, as in ``PedMasks/``.
+    """
     try:
-        _places(folder, "")
+        _places(folder, "", by_words=by_words)
     except TwoFolders:
         return True
     except FadevizError:
@@ -140,16 +152,20 @@ class TwoFolders(FadevizError):
 # --- layouts ---
 
 
-def _places(folder: Path, masks_dir: str) -> tuple[Path, dict[str, _Place]]:
+def _places(folder: Path, masks_dir: str, *, by_words: bool = True) -> tuple[Path, dict[str, _Place]]:
     """The folder that has a layout that is known, and where its parts are."""
     if not folder.is_dir():
         what = "is a file, but neither a folder nor a .csv" if folder.exists() else "does not exist"
-        raise FadevizError(f"data folder {folder} {what}. Give the folder that holds the images and masks")
+        raise FadevizError(
+            f"data folder {folder} {what}. Give the folder that holds the images and masks: data_dir=DIR"
+        )
     if masks_dir:
+        if split := _parts_with(folder, masks_dir):
+            return folder, split
         return folder, _in_two_folders(_images_of(folder), _masks_folder(folder, masks_dir))
     root = folder
     for _ in range(_DEEPEST):
-        if places := _layout(root):
+        if places := _layout(root) or (by_words and _layout_by_words(root)):
             return root, places
         # An archive may unpack into a folder of its own, as VOCdevkit/VOC2012 does.
         inside = _subfolders(root)
@@ -165,6 +181,13 @@ def _places(folder: Path, masks_dir: str) -> tuple[Path, dict[str, _Place]]:
         )
     if not has:
         raise FadevizError(f"{folder} has no images ({', '.join(ENDINGS)}) and no folders. Give another folder")
+    known = [name for name in _subfolders(folder) if _words(name) & (_IMAGES_WORDS | _MASKS_WORDS)]
+    deeper = [f"{name}/{inside[0]}/" for name in known if (inside := _subfolders(folder / name))]
+    if deeper:
+        raise FadevizError(
+            f"{folder} has {', '.join(has)}, but the files lie deeper ({', '.join(deeper[:_SHOWN])}). Give a CSV of "
+            "pairs, data_dir=pairs.csv, or the folders that hold the files: data_dir=IMAGES, masks_dir=MASKS"
+        )
     raise FadevizError(
         f"{folder} has {', '.join(has)}, none of them known to hold images or masks. Name them images/ and masks/, "
         "give both: data_dir=IMAGES, masks_dir=MASKS, or give a CSV of pairs: data_dir=pairs.csv"
@@ -176,7 +199,7 @@ def _layout(root: Path) -> dict[str, _Place]:
     images, masks = _child(root, IMAGES), _child(root, MASKS)
     if images and masks:
         return _in_two_folders(images, masks)
-    split = {part: place for part, names in PARTS.items() if (place := _part(root, names))}
+    split = {part: place for part in PARTS if (place := _part(root, part))}
     if any(place.masks != place.images or _mask_stems(place.images) for place in split.values()):
         return split
     if _has_files(root) and _mask_stems(root):
@@ -184,12 +207,51 @@ def _layout(root: Path) -> dict[str, _Place]:
     return {}
 
 
-def _part(root: Path, names: Sequence[str]) -> _Place | None:
+def _layout_by_words(root: Path) -> dict[str, _Place]:
+    """Where the parts of a folder are by words in the names of its folders: ``PNGImages/`` and ``PedMasks/``.
+
+    Those with the word of a part are of that part: ``train_images/`` and ``train_segmentations/``.
+    """
+    of_parts = {part: _two_by_words(root, names) for part, names in PARTS.items()}
+    if split := {part: place for part, place in of_parts.items() if place}:
+        return split
+    place = _two_by_words(root)
+    return _in_two_folders(place.images, place.masks) if place else {}
+
+
+def _two_by_words(root: Path, part: Sequence[str] = ()) -> _Place | None:
+    """The folder of images and the folder of masks that words in their names tell, both of one part or of none."""
+    images, masks = [], []
+    for name in _subfolders(root):
+        words = _words(name)
+        of_part = words & {word for names in PARTS.values() for word in names}
+        if (not of_part <= set(part) if part else of_part) or (part and not of_part) or not _is_filled(root / name):
+            continue
+        if words & _MASKS_WORDS:
+            masks.append(root / name)
+        elif words & (_IMAGES_WORDS):
+            images.append(root / name)
+    if not images or not masks:
+        return None
+    for found, what in ((images, "images"), (masks, "masks")):
+        if len(found) > 1:
+            raise _two_of(found, what)
+    return _Place(images[0], masks[0])
+
+
+def _words(name: str) -> set[str]:
+    """The words of a folder's name in lower case: ``PNGImages``, ``images_png`` and ``Ground Truth`` have two each."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", key_of(name))}
+
+
+def _part(root: Path, part: str) -> _Place | None:
     """Where a part with a folder of its own has its images and masks."""
-    folder = _child(root, names, filled=False)
+    folder = _part_folder(root, part, filled=False)
     if folder is None:
         return None
     images, masks = _child(folder, IMAGES), _child(folder, MASKS)
+    if not images or not masks:
+        images, masks = _two_by_words(folder) or (images, masks)
     if images:
         return _Place(images, masks or folder)
     # trainannot/, train_labels/ and the like, beside train/.
@@ -203,16 +265,43 @@ def _part(root: Path, names: Sequence[str]) -> _Place | None:
 
 def _in_two_folders(images: Path, masks: Path) -> dict[str, _Place]:
     """The parts of a folder of images and one of masks, either of which may have a folder for each part."""
-    split = {part: folder for part, names in PARTS.items() if (folder := _child(images, names))}
+    split = {part: folder for part in PARTS if (folder := _part_folder(images, part))}
     if not split or _has_files(images):
         return {"": _Place(images, masks)}
-    return {part: _Place(folder, _child(masks, PARTS[part]) or masks) for part, folder in split.items()}
+    return {part: _Place(folder, _part_folder(masks, part) or masks) for part, folder in split.items()}
+
+
+def _part_folder(folder: Path, part: str, *, filled: bool = True) -> Path | None:
+    """The folder of a part: ``train``, or the only one with a number behind it, as ``train2017``."""
+    if found := _child(folder, PARTS[part], filled=filled):
+        return found
+    with_number = re.compile(rf"({'|'.join(PARTS[part])})[_-]?\d+", re.IGNORECASE)
+    numbered = [folder / name for name in _subfolders(folder) if with_number.fullmatch(name)]
+    numbered = [path for path in numbered if not filled or _has_files(path)]
+    if len(numbered) > 1:
+        raise _two_of(numbered, "images")
+    return numbered[0] if numbered else None
+
+
+def _parts_with(folder: Path, masks_dir: str) -> dict[str, _Place]:
+    """The parts of a folder, each with a folder of masks of this name in it: ``training/1st_manual``."""
+    if (folder / masks_dir).is_dir() or Path(masks_dir).is_dir():
+        return {}
+    parts = {part: _part_folder(folder, part, filled=False) for part in PARTS}
+    inside = {part: folder for part, folder in parts.items() if folder}
+    if not any((folder / masks_dir).is_dir() for folder in inside.values()):
+        return {}
+    images = {part: _images_of(folder) for part, folder in inside.items()}
+    masks = {part: folder / masks_dir for part, folder in inside.items()}
+    return {part: _Place(images[part], masks[part] if masks[part].is_dir() else images[part]) for part in inside}
 
 
 def _images_of(folder: Path) -> Path:
-    if _has_files(folder) or any(_child(folder, names) for names in PARTS.values()):
+    if _has_files(folder) or any(_part_folder(folder, part) for part in PARTS):
         return folder
     images = _child(folder, IMAGES)
+    if images is None and (place := _two_by_words(folder)):
+        images = place.images
     if images is None:
         raise FadevizError(
             f"{folder} has no images ({', '.join(ENDINGS)}), nor images/, train/ or the like. Give the folder that "
@@ -259,16 +348,24 @@ def _two_of(found: Sequence[Path], what: str) -> TwoFolders:
 
 
 def _is_filled(folder: Path) -> bool:
-    parts = {name for names in PARTS.values() for name in names}
-    return _has_files(folder) or any(_has_files(folder / name) for name in _subfolders(folder) if name.lower() in parts)
+    words = "|".join(name for names in PARTS.values() for name in names)
+    of_part = re.compile(rf"({words})([_-]?\d+)?", re.IGNORECASE)
+    return _has_files(folder) or any(
+        _has_files(folder / name) for name in _subfolders(folder) if of_part.fullmatch(name)
+    )
 
 
 def _subfolders(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            return sorted(entry.name for entry in entries if _is_folder(entry))
     except OSError as error:
         raise FadevizError(f"{folder} cannot be listed: {error.strerror or error}. Check its permissions") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # macOS packs its own files into a folder of that name.
+    return not entry.name.startswith(".") and entry.name != "__MACOSX" and entry.is_dir()
 
 
 def _has_files(folder: Path) -> bool:
@@ -299,6 +396,9 @@ def _mask_stems(folder: Path) -> dict[str, list[str]]:
     named = {stem: files for stem, files in by_stem.items() if _last_word(stem) in _MASK_WORDS}
     if named:
         return named
+    named = {stem: files for stem, files in by_stem.items() if _first_word(stem) in _MASK_WORDS}
+    if 0 < len(named) < len(by_stem):
+        return named
     # a.jpg with a.png, or a.png with a_L.png
     twins = {
         stem: [name for name in files if not name.lower().endswith((".jpg", ".jpeg"))]
@@ -314,6 +414,10 @@ def _mask_stems(folder: Path) -> dict[str, list[str]]:
 
 def _last_word(stem: str) -> str:
     return re.split(rf"[{re.escape(_SEPARATORS)}]", stem)[-1].lower()
+
+
+def _first_word(stem: str) -> str:
+    return re.split(rf"[{re.escape(_SEPARATORS)}]", stem)[0].lower()
 
 
 def _end_beyond(stem: str, images: Mapping[str, object]) -> tuple[str, str]:
@@ -335,6 +439,51 @@ class _Paired(NamedTuple):
     lone_images: list[Path]
     lone_masks: list[Path]
     problems: list[str]
+    note: str = ""
+
+
+def _cores(images: Collection[str], masks: Collection[str]) -> tuple[dict[str, str], dict[str, str], str] | None:
+    """Names without what all images, and what all masks, begin and end with, if these pair up every file.
+
+    So ``21_training`` is the image of ``21_manual1``, and ``image_001`` that of ``segmim_001``.
+
+    Returns:
+        The cores of the images by their stems, the stems of the masks by their cores, and a note; or None.
+    """
+    if not images or not masks:
+        return None
+    (first, last), (mask_first, mask_last) = _common_ends(images), _common_ends(masks)
+    words = _IMAGE_WORDS | _MASKS_WORDS
+    starts = all(not start or start[-1] in _SEPARATORS or start.lower() in words for start in (first, mask_first))
+    ends = all(not end or end[0] in _SEPARATORS or end.lower() in words for end in (last, mask_last))
+    if not starts or not ends:
+        return None
+    if re.findall(r"\d+", first) != re.findall(r"\d+", mask_first):  # another sequence, not another name
+        return None
+    of_image = {stem: stem[len(first) : len(stem) - len(last)] for stem in images}
+    of_mask = {stem[len(mask_first) : len(stem) - len(mask_last)]: stem for stem in masks}
+    if len(set(of_image.values())) < len(of_image) or len(of_image) < 2 or set(of_image.values()) != set(of_mask):
+        return None
+    one = next(iter(of_image))
+    return (
+        of_image,
+        of_mask,
+        f"images and masks pair up by what differs in their names: {one} and {of_mask[of_image[one]]}",
+    )
+
+
+def _common_ends(stems: Iterable[str]) -> tuple[str, str]:
+    """What all names begin and end with, without a part of a number."""
+    listed = list(stems)
+    first = re.sub(r"\d+$", "", _common_start(listed))
+    last = _common_start([stem[len(first) :][::-1] for stem in listed])[::-1]
+    return first, re.sub(r"^\d+", "", last)
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    low, high = min(texts), max(texts)
+    differing = (at for at, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
+    return low[: next(differing, min(len(low), len(high)))]
 
 
 def _pair_up(images: Mapping[str, Path], masks: Mapping[str, Path]) -> _Paired:
@@ -367,6 +516,10 @@ def _pair_up(images: Mapping[str, Path], masks: Mapping[str, Path]) -> _Paired:
         elif belonging:
             names = ", ".join(masks[mask].name for mask in belonging)
             problems.append(f"{path} has {len(belonging)} masks: {names}. Keep one, or give a CSV of pairs")
+    if not used and (cores := _cores(images, masks)):
+        of_image, of_mask, note = cores
+        pairs = [Pair(images[stem].stem, images[stem], masks[of_mask[core]]) for stem, core in of_image.items()]
+        return _Paired(pairs, [], [], [], note)
     lone_images = [path for stem, path in images.items() if not mask_of.get(stem)]
     return _Paired(pairs, lone_images, [path for stem, path in masks.items() if stem not in used], problems)
 
@@ -398,8 +551,21 @@ class _Finder:
         lists = find_lists(found.root)
         if lists:
             self._apply(lists)
+        found.notes += _note_unused(found.root, lists)
         self._report_lone(listed=bool(lists))
+        if unused := self._unused_folders():
+            found.notes.append(f"folders with images that are not used: {', '.join(unused[:_SHOWN])}")
         return found
+
+    def _unused_folders(self) -> list[str]:
+        """The folders beside those of the set that hold images too, themselves or in a folder of theirs."""
+        used = {path for place in self.places.values() for path in place}
+        used |= {parent for path in used for parent in path.parents}
+        others = [name for name in _subfolders(self.found.root) if self.found.root / name not in used]
+        folders = ((f"{name}/", self.found.root / name) for name in others)
+        return [
+            name for name, path in folders if any(map(_has_files, (path, *(path / one for one in _subfolders(path)))))
+        ]
 
     def _pair_up(self, parts: Sequence[str]) -> None:
         """Pair up the images of the parts that have their masks in the same folder."""
@@ -426,6 +592,7 @@ class _Finder:
         for pair in paired.pairs:
             found.parts.setdefault(part_of[pair.image], []).append(pair)
         found.problems += paired.problems
+        found.notes += [paired.note] * bool(paired.note)
         self.lone_images += paired.lone_images
         self.lone_masks += paired.lone_masks
 
@@ -555,7 +722,7 @@ class _Finder:
         """The pair that a line of a list names: by the image's name or path, perhaps with its mask's path."""
         first, *others = _entries(line)
         two_paths = _is_image(first) and any(map(_is_image, others))
-        for entry in dict.fromkeys((first,) if two_paths else (line, first)):
+        for entry in dict.fromkeys((first,) if two_paths else (line.strip("\"'"), first)):
             named = by_stem.get(key_of(_stem(entry)), [])
             # Of several parts' images with one name, the one whose path ends as the entry does.
             tail = entry.replace("\\", "/").strip("/").rpartition("/")[0]
@@ -575,25 +742,65 @@ def _count(listed: Sequence[object], what: str) -> str:
 
 
 def find_lists(root: Path) -> dict[str, Path]:
-    """The lists of images by part, where a folder has any: ``train.txt``, ``val.txt``, ``test.txt``."""
+    """The lists of images by part, where a folder has any: ``train.txt``, ``val.txt``, ``test.txt``.
+
+    Without ``train.txt`` and ``val.txt``, ``trainval.txt`` lists the images to train on.
+    """
     for place in _LIST_FOLDERS:
         lists = {part: root / place / f"{part}.txt" for part in PARTS if (root / place / f"{part}.txt").is_file()}
+        both = root / place / "trainval.txt"
+        if lists.keys() <= {"test"} and both.is_file():
+            lists = {"train": both, **lists}
         if lists:
             return lists
     return {}
 
 
-def _lines(path: Path) -> Iterable[str]:
+def _note_unused(root: Path, lists: Mapping[str, Path]) -> list[str]:
+    """A note on files that look like lists of images and are none by their names."""
+    used = {path.name for path in lists.values()}
+    if lists.keys() >= {"train", "val"}:
+        used.add("trainval.txt")  # the two together
+    names = [name for name in sorted(os.listdir(root)) if _LIKE_A_LIST.fullmatch(name) and name not in used]
+    if not names:
+        return []
+    return [f"not used: {', '.join(names[:_SHOWN])}. Lists of images are named train.txt, val.txt and test.txt"]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list or a CSV, without empty ones and comments."""
     try:
-        text = read_regular(path, _LARGEST_LIST).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
+        text = decode(read_regular(path, _LARGEST_LIST))
+    except OSError as error:
+        reason = error.strerror or "it is not a file"
         raise FadevizError(f"{path} cannot be read: {reason}. Give a text file, or remove it") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise FadevizError(f"{path} cannot be read: {NO_TEXT}, or remove it") from error
+    lines = [line.strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+NO_TEXT = "it is not text in UTF-8. Save it as UTF-8"
+
+
+def decode(data: bytes) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its mark, as some spreadsheets write it.
+
+    Raises:
+        UnicodeDecodeError: if it is neither.
+    """
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+_PATHS = re.compile(rf"\S.*?(?:{'|'.join(map(re.escape, ENDINGS))})(?=[\s,;]|$)", re.IGNORECASE)
 
 
 def _entries(line: str) -> list[str]:
-    return [entry for entry in re.split(r"[\s,;]+", line) if entry]
+    """What a line of a list names: paths, which may have spaces, or words."""
+    paths: list[str] = [path.strip("\"'") for path in _PATHS.findall(line)]
+    if len(paths) > 1:
+        return paths
+    return [entry.strip("\"'") for entry in re.split(r"[\s,;]+", line) if entry]
 
 
 def _stem(entry: str) -> str:
@@ -606,15 +813,24 @@ def _stem(entry: str) -> str:
 
 def _read_csv(path: Path) -> Found:
     found = Found(path.parent)
-    lines = list(_lines(path))
+    lines = _lines(path)
+    if lines and re.fullmatch(r"sep=.?", lines[0]):  # for spreadsheets
+        lines = lines[1:]
     if not lines:
         raise FadevizError(f"{path} is empty. Give the columns image and mask, and split if you like")
     delimiter = next((mark for mark in ("\t", ";", ",") if mark in lines[0]), ",")
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:
+        raise FadevizError(f"{path} is no CSV of paths: {error}. Give a row for each image") from error
     header = [cell.lower() for cell in rows[0]]
     columns = {
         name: header.index(word) for name, words in _COLUMNS.items() for word in reversed(words) if word in header
     }
+    for name, words in (("mask", _MASKS_WORDS), ("image", _IMAGE_WORDS | {"file", "filename"})):
+        if name not in columns and not _is_image(header[0]):  # img_path, segmentation_file
+            fitting = [i for i, cell in enumerate(header) if _words(cell) & words and i not in columns.values()]
+            columns |= {name: fitting[0]} if len(fitting) == 1 else {}
     begins = 1
     if not columns and len(rows[0]) in (2, 3) and _is_image(rows[0][0]):
         columns, begins = dict(zip(("image", "mask", "part"), range(len(rows[0])), strict=False)), 0
@@ -623,8 +839,10 @@ def _read_csv(path: Path) -> Found:
             f"{path} lacks the column {lacking[0]}: it has {', '.join(rows[0])[:80]}. Needed are image and mask, and "
             "split (train, val, test) if you like"
         )
+    if begins and (unused := [cell for i, cell in enumerate(header) if cell and i not in columns.values()]):
+        found.notes.append(f"columns of {path.name} that are not used: {', '.join(unused[:_SHOWN])}")
     missing: list[str] = []
-    seen: dict[Path, str] = {}
+    seen: dict[str, str] = {}
     for number, row in enumerate(rows[begins:], begins + 1):
         if max(columns.values()) >= len(row):
             found.problems.append(f"{path} has {len(row)} cells in row {number}, fewer than columns. Complete the row")
@@ -639,12 +857,12 @@ def _read_csv(path: Path) -> Found:
         if absent:
             missing += absent
             continue
-        if image in seen:
+        if (file := os.path.realpath(image)) in seen:
             found.problems.append(
-                f"{path} lists {row[columns['image']]} in row {number} again, after {seen[image]}. List each once"
+                f"{path} lists {row[columns['image']]} in row {number} again, after {seen[file]}. List each once"
             )
             continue
-        seen[image] = f"row {number}"
+        seen[file] = f"row {number}"
         found.parts.setdefault(part or "", []).append(Pair(image.stem, image, mask))
     if missing:
         shown = printable(", ".join(missing[:_SHOWN]) + ", ..." * (len(missing) > _SHOWN))
@@ -654,13 +872,17 @@ def _read_csv(path: Path) -> Found:
         )
     if not found.pairs and not found.problems:
         raise FadevizError(f"{path} lists no images. Give a row for each")
+    shared = [mask.name for mask, count in Counter(pair.mask for pair in found.pairs).items() if count > 1]
+    if shared:
+        found.notes.append(f"masks of several images: {len(shared)} ({', '.join(shared[:_SHOWN])})")
     return found
 
 
 def _in_either_form(root: Path, name: str) -> Path:
-    """A file by its name in composed or decomposed Unicode, whichever the file system has."""
-    forms = [root / name, *(root / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))]
-    return next((path for path in forms if os.path.lexists(path)), forms[0])
+    """A file by its name in composed or decomposed Unicode, with slashes or backslashes, whichever is there."""
+    spellings = dict.fromkeys((name, name.replace("\\", "/")))
+    forms = [root / unicodedata.normalize(form, one) for one in spellings for form in ("NFC", "NFD")]
+    return next((path for path in (root / name, *forms) if os.path.lexists(path)), root / name)
 
 
 __all__ = ["ENDINGS", "IMAGES", "MASKS", "PARTS", "Found", "Pair", "find_lists", "find_pairs", "has_known_layout"]

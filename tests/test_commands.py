@@ -13,6 +13,7 @@ from fadeviz_cli.messages import in_options
 import fadeviz
 from fadeviz import FadevizError, RunConfig
 from fadeviz.render.selection import MapSelection
+from fadeviz.render.style import FigureStyle
 
 
 def commands(group=main, path=()):
@@ -38,7 +39,7 @@ FUNCTIONS = {
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
     "layers": [fadeviz.list_layers],
-    "plot": [fadeviz.plot],
+    "plot": [fadeviz.plot, FigureStyle],
     "predict": [fadeviz.predict],
     "record": [fadeviz.train, RunConfig],
     "record-checkpoints": [RunConfig, fadeviz.record_network_checkpoints],
@@ -90,6 +91,8 @@ HELP_DIFFERS = {
     "--seed": "of the training to come, or of one that was",
     "--size": "of the training images, or of those to predict",
     "--steps": "to train, or to show",
+    "--title": "of a page, or of a figure",
+    "--width": "of a figure, or of a network",
     "--upsamplers": "to train, or to measure",
     "--colormap": "an export draws only for some targets",
     "--normalize": "an export draws only for some targets",
@@ -112,7 +115,7 @@ def test_every_command_has_its_function():
     for name, functions in FUNCTIONS.items():
         for function in functions:
             public = function.__qualname__.partition(".")[0]
-            assert public in fadeviz.__all__ or function is MapSelection, name
+            assert public in fadeviz.__all__ or function in (MapSelection, FigureStyle), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -136,8 +136,8 @@ OPERATOR_LOOKS = {
 def operator_looks(names: Iterable[str]) -> dict[str, Look]:
     """The look of each operator in a figure, which depends on its name alone as far as that is possible.
 
-    An operator of :data:`OPERATOR_LOOKS` has its own. With options, such as ``fade:gate=off``, it has the colour of
-    the operator without, unless all of its dashes are taken, and another dash if that one is taken. All others have a
+    An operator of :data:`OPERATOR_LOOKS` has its own. With more in its name, such as ``fade:gate=off``, it has that
+    operator's colour, unless all of its dashes are taken, and another dash if that one is taken. All others have a
     colour by a checksum of their names, or the next one that is free.
 
     Args:
@@ -157,7 +157,7 @@ def operator_looks(names: Iterable[str]) -> dict[str, Look]:
 
 def _free_place(name: str, taken: set[tuple[int, int]]) -> tuple[int, int]:
     first = zlib.crc32(name.encode("utf-8", "replace"))
-    relative = OPERATOR_LOOKS.get(re.split(r"[: (]", name, maxsplit=1)[0])
+    relative = OPERATOR_LOOKS.get(re.split(r"\W", name, maxsplit=1)[0])  # fade of fade:gate=off and of fade-shuffled
     colors = [(first + shift) % len(COLORS) for shift in range(len(COLORS))]
     order = [(color, dash) for dash in range(len(DASHES)) for color in colors]
     if relative is not None:

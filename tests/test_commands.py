@@ -35,6 +35,7 @@ FUNCTIONS = {
     "data get": [fadeviz.get_data],
     "demo": [fadeviz.run_demo],
     "export": [fadeviz.export_run],
+    "figures": [fadeviz.figures, FigureStyle],
     "grid": [fadeviz.grid, MapSelection],
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
@@ -70,7 +71,7 @@ SPELLED_OTHERWISE = {
     ("sweep", "slurm_options"): "--slurm",
     ("upsamplers", "as_json"): "--json",
 }
-PLURAL = {("bench", "precisions"), ("upsamplers", "networks")}
+PLURAL = {("bench", "precisions"), ("figures", "formats"), ("upsamplers", "networks")}
 """Options whose one value is a list: --precision fp32,bf16."""
 
 UNLIKE = {"executor", "percentiles", "what"}
@@ -80,6 +81,7 @@ HELP_DIFFERS = {
     "--call": "the call to show, or the one to keep",
     "--classes": "of a folder's masks, of those of imported maps, or of the network",
     "--key": "of maps, or of weights",
+    "--image": "the first, or one that is chosen",
     "--images": "numbers of images, or how many",
     "--json": "a file, or a flag",
     "--kind": "one kind of map, or those to keep",

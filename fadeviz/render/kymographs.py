@@ -39,7 +39,7 @@ _UNDEFINED = "0.86"
 
 _WIDTHS = {1: 1.75, 2: 2.6, 3: 2.05}
 """Width of a panel by the number of columns, where the figure is not wider than a page."""
-_MANY, _LEAST = 1.56, 0.9
+_MANY, _LEAST = 1.56, 0.7
 """The same for four columns and more; and the width below which there are fewer columns."""
 _MARGIN, _GAP, _AXIS, _ROW, _BAR = 0.08, 0.13, 0.46, 0.22, 0.92
 """Margin of the figure, space between columns, of the vertical axis, of the rows' names, and right of the panels."""

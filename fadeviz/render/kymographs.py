@@ -166,6 +166,7 @@ class _Figure:
         self.total = self.right + _BAR
         self.title = wrap(title, self._pixels(_TITLE), self._inside(0.9 * self.total)) if title else []
         self.lines = self._lines(rows, grid)
+        self.legend_left = self.left
         self.legend = self._legend()
         self.quantity, self.span = quantity, kymograph_span(panels)
         room = self._inside(self.total - 2 * _MARGIN)
@@ -368,7 +369,9 @@ class _Figure:
             if any(mark.label == label and mark.from_start for mark in marks):
                 entries.append(_Entry(label, True, f"{label} there {since}"))
         lines: list[list[_Entry]] = [[]]
-        room = self.total - self.left - _MARGIN
+        if sum(map(self._length, entries)) > self.total - self.legend_left - _MARGIN + 0.2:
+            self.legend_left = _MARGIN
+        room = self.total - self.legend_left - _MARGIN
         for entry in entries:
             if lines[-1] and sum(map(self._length, [*lines[-1], entry])) > room + 0.2:
                 lines.append([])
@@ -378,7 +381,7 @@ class _Figure:
     def _draw_entries(self, entries: Sequence[_Entry], y: float) -> None:
         from matplotlib.lines import Line2D
 
-        x, middle = self.left, y + 0.5 * self._line(_SMALL)
+        x, middle = self.legend_left, y + 0.5 * self._line(_SMALL)
         for symbol, opened, text in entries:
             ends, level = [x / self.total, (x + 0.26) / self.total], 1 - middle / self.tall
             style: dict[str, Any] = {"transform": self.figure.transFigure}

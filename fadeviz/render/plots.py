@@ -38,6 +38,8 @@ _NARROWEST = 1.55
 """Smallest width of a panel with its axis in inches."""
 _HANDLE = 0.36
 """Inches that a legend's line and the gap beside it take."""
+_COLUMN_SPACING = 1.4
+"""Font sizes between the columns of a legend."""
 _FEW = 12
 """Number of points up to which each has a dot, which shows where the snapshots or tests are."""
 
@@ -316,7 +318,15 @@ class _Figure:
 
     def _legend_lines(self) -> list[int]:
         """The number of names in each line, which are about as many."""
-        fitting = max(1, int((self.width - 2 * _MARGIN + 0.15) / (self._longest() + 0.15)))
+        size, names = self._pixels(_WORDS), list(self.names.values())
+        widths = [_HANDLE + font(size).getlength(name) / _MEASURE for name in names]
+        between = _COLUMN_SPACING * self.style.points(_WORDS, _WORDS) / 72
+
+        def fits(columns: int) -> bool:
+            wide = sum(max(widths[column::columns]) for column in range(columns)) + (columns - 1) * between
+            return wide <= 0.97 * (self.width - 2 * _MARGIN)
+
+        fitting = next((columns for columns in range(len(names), 1, -1) if fits(columns)), 1)
         rows = -(-len(self.names) // fitting)
         columns = -(-len(self.names) // rows)
         return [min(columns, len(self.names) - start) for start in range(0, len(self.names), columns)]
@@ -325,7 +335,7 @@ class _Figure:
         columns = lines[0]
         order = [index for column in range(columns) for index in range(column, len(self.names), columns)]
         place = {"loc": "upper left", "bbox_to_anchor": (_MARGIN / self.width, y / total)}
-        self._legend(figure, order, ncols=columns, columnspacing=1.4, **place)
+        self._legend(figure, order, ncols=columns, columnspacing=_COLUMN_SPACING, **place)
 
     def _legend_aside(self, figure: Any, grid: Any, rows: int) -> None:
         cell = figure.add_subplot(grid[rows - 1, self.columns - self.gap :])

@@ -110,14 +110,14 @@ def figures(
     if (folder / "run.json").exists():
         raise FadevizError(f"{folder} holds a run. Choose another folder for the figures")
     with tempfile.TemporaryDirectory(prefix="fadeviz-") as previews:
-        drawing = _Drawing(opened, folder, layer, call, wanted, device, Path(previews))
+        drawing = _Drawing(opened, folder, layer, call, wanted, caption, style, device, Path(previews))
         drawing.choose(image, steps, count)
         drawing.maps("features", "feature", "Maps of the layer at chosen steps, one block for each operator.")
         drawing.maps("gradients", "gradient", "The loss's gradient with respect to the same maps.")
-        drawing.measures(caption, style)
+        drawing.measures()
         drawing.predictions()
         drawing.animation()
-        return drawing.finish(caption, style)
+        return drawing.finish()
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,14 @@ class _Drawing:
         layer: LayerOfRuns | None,
         call: int,
         formats: Sequence[str],
+        caption: bool,
+        style: StyleOptions,
         device: str,
         previews: Path,
     ) -> None:
         self.runs, self.folder, self.layer, self.call = runs, folder, layer, call
-        self.formats, self.device, self.previews = formats, device, previews
+        self.formats, self.caption, self.style = formats, caption, style
+        self.device, self.previews = device, previews
         self.kind, self.layers, reason = self._layers()
         self.groups = group_runs(self.layers or dict.fromkeys(runs, ""))[0]
         self.first = [members[0] for members in self.groups.values()]
@@ -194,6 +197,14 @@ class _Drawing:
 
     def _call_options(self) -> list[str]:
         return ["--call", str(self.call)] if self.call else []
+
+    def _style_options(self) -> list[str]:
+        """The caption and the style for the command line."""
+        words = [] if self.caption else ["--no-caption"]
+        for name, value in self.style.items():
+            flag = f"--{name.replace('_', '-')}"
+            words += [flag] if value is True else [] if value in (None, False) else [flag, str(value)]
+        return words
 
     def _try(self, name: str, draw: Callable[[], _Drawn]) -> None:
         """Draw one figure, or note why it cannot be."""
@@ -254,7 +265,7 @@ class _Drawing:
         text = "The maps of all recorded steps; the contact sheet shows the last one."
         return _Drawn("animation", (file,), text, command, file)
 
-    def measures(self, caption: bool, style: StyleOptions) -> None:
+    def measures(self) -> None:
         """What is measured: distance-time maps, responses, the verdicts as a table; and curves of metrics."""
         analysis = self._analyze()
         if analysis is not None:
@@ -262,14 +273,14 @@ class _Drawing:
                 ("kymograph", "Where on the object the maps are higher than for other images' objects, over training."),
                 ("responses", "How much more outline and interior are shown for the own mask than for others."),
             ):
-                self._try(name, partial(self._plot, name, name, text, analysis, caption, style))
+                self._try(name, partial(self._plot, name, name, text, analysis))
             self._try("verdicts", partial(self._table, analysis))
         if analysis is not None and _tested_twice(analysis):
             text = "The metrics of the tests over training."
-            self._try("metrics", partial(self._plot, "metrics", "quality", text, analysis, caption, style))
+            self._try("metrics", partial(self._plot, "metrics", "quality", text, analysis))
         else:
             text = "The numbers that the training logged."
-            self._try("metrics", partial(self._plot, "metrics", "logged", text, None, caption, style))
+            self._try("metrics", partial(self._plot, "metrics", "logged", text, None))
 
     def _analyze(self) -> Analysis | None:
         reason = "" if self.kind == "feature" else "no features were recorded"
@@ -288,20 +299,19 @@ class _Drawing:
         self.left_out |= dict.fromkeys(("kymograph", "responses", "verdicts"), reason)
         return None
 
-    def _plot(
-        self, name: str, what: str, text: str, analysis: Analysis | None, caption: bool, style: StyleOptions
-    ) -> _Drawn:
+    def _plot(self, name: str, what: str, text: str, analysis: Analysis | None) -> _Drawn:
         """A plot of an analysis; or, without one, of what was logged."""
 
         def write(file: Path) -> Sequence[str]:
-            written = plot(self.runs if analysis is None else analysis, file, what=what, caption=caption, **style)
+            source = self.runs if analysis is None else analysis
+            written = plot(source, file, what=what, caption=self.caption, **self.style)
             return [note for note in written.notes if analysis is None or note not in analysis.notes]
 
         files, preview = self._write(name, write)
         options = ["--what", what]
         if analysis is not None:
             options += [*self._layer_options(self.runs, "feature")[1], *self._call_options()]
-        options += _style_options(caption, style)
+        options += self._style_options()
         return _Drawn(name, files, text, _command("plot", self.runs, options, files[0]), preview)
 
     def _table(self, analysis: Analysis) -> _Drawn:
@@ -338,7 +348,7 @@ class _Drawing:
 
     # --- the folder ---------------------------------------------------------------------------------------------------
 
-    def finish(self, caption: bool, style: StyleOptions) -> WrittenFigures:
+    def finish(self) -> WrittenFigures:
         """Write the contact sheet and the README."""
         if not self.drawn:
             raise FadevizError(f"nothing can be drawn: {'; '.join(self._left_out())}")
@@ -346,7 +356,7 @@ class _Drawing:
         shown = [SheetEntry(one.name, one.text, one.preview) for one in self.drawn if one.preview is not None]
         if shown:
             write_contact_sheet(shown, sheet)
-        write_whole(readme, self._readme(caption, style).encode())
+        write_whole(readme, self._readme().encode())
         notes = [f"left out {line}" for line in self._left_out()]
         files = [file for one in self.drawn for file in one.files] + [sheet] * bool(shown) + [readme]
         steps, image = ((), None) if self.choice is None else (self.choice.steps, self.choice.images[0])
@@ -359,7 +369,7 @@ class _Drawing:
             names.setdefault(reason, []).append(name)
         return [f"{', '.join(several)}: {reason}" for reason, several in names.items()]
 
-    def _readme(self, caption: bool, style: StyleOptions) -> str:
+    def _readme(self) -> str:
         runs = [
             f"- {title}: {', '.join(f'`{run.address}`' for run in members)}" for title, members in self.groups.items()
         ]
@@ -384,7 +394,13 @@ class _Drawing:
         for one in self.drawn:
             files = ", ".join(f"[{file.name}]({file.name})" for file in one.files)
             lines += [f"## {one.name}", "", f"{one.text} {files}", "", "```console", one.command, "```", ""]
-        options = ["--format", ",".join(self.formats), *_style_options(caption, style)]
+        options: list[str] = []
+        if self.choice is not None:
+            steps = ",".join(map(str, self.choice.steps))
+            options += [*self._layer_options(self.runs, self.kind)[1], *self._call_options()]
+            options += ["--image", str(self.choice.images[0]), "--steps", steps]
+        options += ["--format", ",".join(self.formats), *self._style_options()]
+        options += ["--device", self.device] if self.device != "auto" else []
         lines += ["## All of them", "", "```console", _command("figures", self.runs, options, self.folder), "```", ""]
         if self.left_out:
             lines += ["## Left out", "", *(f"- {line}" for line in self._left_out()), ""]
@@ -402,14 +418,6 @@ def _tested_twice(analysis: Analysis) -> bool:
     """Whether a metric was tested more than once: a single point is no curve."""
     curves = (curve for own in analysis.curves.values() for name, curve in own.items() if name in METRICS)
     return any(len(curve.steps) > 1 for curve in curves)
-
-
-def _style_options(caption: bool, style: StyleOptions) -> list[str]:
-    words = [] if caption else ["--no-caption"]
-    for name, value in style.items():
-        flag = f"--{name.replace('_', '-')}"
-        words += [flag] if value is True else [] if value in (None, False) else [flag, str(value)]
-    return words
 
 
 __all__ = ["WrittenFigures", "figures"]

@@ -123,10 +123,12 @@ class TestChoice:
 
     def test_the_users_own(self, tmp_path):
         run = make_run(tmp_path / "r")
-        result = call("figures", run.path, "-o", tmp_path / "out", "--image", 1, "--steps", "20,60", "--format", "svg")
+        options = ("--layer", LAYER, "--image", 1, "--steps", "20,60", "--format", "svg")
+        result = call("figures", run.path, *options, "-o", tmp_path / "out")
         assert result.exit_code == 0, result.output
         readme = (tmp_path / "out" / "README.md").read_text()
         assert "--image 1 --steps 20,60 --columns 2" in readme
+        assert commands(readme)["All of them"][3:-2] == [*map(str, options)]
         assert result.stdout.count("wrote ") == len(list((tmp_path / "out").iterdir()))
         assert (tmp_path / "out" / "features.svg").exists()
         assert not list((tmp_path / "out").glob("features.png"))

@@ -76,6 +76,10 @@ PICTURES = {
         distance_times(3, ("channel mean", "linear readout")), file, quantity="mean rank", caption="A caption. " * 15,
         style=FigureStyle(**STYLE),
     ),
+    "kymographs_column": lambda file: write_kymographs(
+        distance_times(3, ("channel mean", "linear readout")), file, quantity="mean rank",
+        style=FigureStyle(**STYLE, width="column"),
+    ),
     "kymograph": lambda file: write_kymographs(
         distance_times(1), file, quantity="mean rank", style=FigureStyle(**STYLE)
     ),

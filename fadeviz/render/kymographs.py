@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,8 @@ _WIDTHS = {1: 1.75, 2: 2.6, 3: 2.05}
 """Width of a panel by the number of columns, where the figure is not wider than a page."""
 _MANY, _LEAST = 1.56, 0.7
 """The same for four columns and more; and the width below which there are fewer columns."""
+_NARROW = 4.5
+"""Inches: in narrower figures operators stand one below the other if they have rows."""
 _MARGIN, _GAP, _AXIS, _ROW, _BAR = 0.08, 0.13, 0.46, 0.22, 0.92
 """Margin of the figure, space between columns, of the vertical axis, of the rows' names, and right of the panels."""
 
@@ -155,7 +158,8 @@ class _Figure:
     ) -> None:
         from matplotlib.figure import Figure
 
-        self.panels, self.axis, self.style = panels, axis, style
+        self.axis, self.style = axis, style
+        self.panels = panels = _turned(panels) if (style.inches or WIDTHS["page"]) < _NARROW else panels
         rows, grid = panel_grid(panels)
         self.named = len(rows) > 1
         self.left = _MARGIN + _AXIS + _ROW * self.named
@@ -217,6 +221,8 @@ class _Figure:
     def _two(self, text: str, points: float, bold: bool = False) -> list[str]:
         size, width = self._pixels(points), self._inside(self.width)
         text = spell(text)
+        if any(shorten(word, size, width, bold) != word for word in text.split()):
+            return [shorten(text, size, width, bold)]  # no word is broken
         lines = balanced(text, size, round(0.88 * width) if bold else width)  # bold letters are wider
         return lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), size, width, bold)]
 
@@ -252,7 +258,8 @@ class _Figure:
                 mesh = self._panel(panel, self._axes(x, y, self.width, self.height), column == 0, lowest)
             middle = y + self.height / 2
             if self.named:
-                self._upright(_MARGIN + 0.07, middle, line.row, color=_INK, fontweight="bold")
+                name = shorten(spell(line.row), self._pixels(_SMALL), self._inside(self.height), bold=True)
+                self._upright(_MARGIN + 0.07, middle, name, color=_INK, fontweight="bold")
             self._upright(self.left - _AXIS + 0.07, middle, _DEPTH)
             y += self.height
         self._bar(mesh, first, min(y - first, 3.4))
@@ -403,6 +410,15 @@ class _Figure:
 
     def _length(self, entry: _Entry) -> float:
         return 0.33 + font(self._pixels(_SMALL)).getlength(entry.text) / _MEASURE + 0.2
+
+
+def _turned(panels: Sequence[KymographPanel]) -> Sequence[KymographPanel]:
+    """Operators one below the other and their rows side by side, where there are more operators than rows."""
+    titles = [panel.title for panel in panels]
+    rows = {panel.row for panel in panels}
+    if len(rows) < 2 or len(set(titles)) <= len(rows) or len({(p.title, p.row) for p in panels}) < len(panels):
+        return panels
+    return [replace(panel, title=panel.row, row=panel.title) for panel in panels]
 
 
 def _symbol(label: str, opened: bool) -> dict[str, Any]:

@@ -200,6 +200,8 @@ def _one_for_each(labels: Sequence[str], titles: Sequence[str]) -> Sequence[str]
             f"labels={given}: {len(given)} for {len(titles)} operators, {', '.join(map(brief, titles))}. "
             "Give one for each, in this order"
         )
+    if len(set(labels)) < len(labels):
+        raise FadevizError(f"labels={list(labels)}: some are the same. Give each operator a label of its own")
     return labels
 
 

@@ -392,6 +392,9 @@ class TestLooks:
         assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
         message = "--label Ours: 1 for 2 operators, FADE, CARAFE. Give one for each, in this order"
         assert message in result.stderr
+        result = call(*arguments, "--label", "Ours", "-o", tmp_path / "a.png")
+        assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+        assert "--label Ours --label Ours: some are the same. Give each operator a label of its own" in result.stderr
 
 
 @pytest.mark.parametrize(

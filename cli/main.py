@@ -13,6 +13,7 @@ from .bench import bench
 from .data import data
 from .draw import animate, grid
 from .export import export
+from .figures import figures
 from .groups import Commands
 from .importing import import_, record_checkpoints
 from .lookup import check, info, layers, upsamplers
@@ -46,8 +47,8 @@ def main() -> None:
 
 
 for command in (
-    analyze, animate, bench, check, compare, data, demo, export, grid, import_, info, layers, plot, predict, record,
-    record_checkpoints, report, sweep, upsamplers,
+    analyze, animate, bench, check, compare, data, demo, export, figures, grid, import_, info, layers, plot, predict,
+    record, record_checkpoints, report, sweep, upsamplers,
 ):  # fmt: skip
     main.add_command(command)
 

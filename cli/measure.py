@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -12,7 +13,10 @@ from fadeviz.render.step_axis import STEP_AXES
 
 from .arguments import Output, is_stdout, write_text
 from .messages import print_notes, print_written
-from .options import CALL, KIND, LAYER, RUNS, choose_layer
+from .options import CALL, CAPTION, KIND, LABELS, LAYER, RUNS, TITLE, choose_layer, figure_style
+
+if TYPE_CHECKING:
+    from fadeviz.render.style import StyleOptions
 
 
 @click.command()
@@ -64,6 +68,10 @@ def analyze(
 @click.option("--step-axis", type=click.Choice(list(STEP_AXES)), default="auto", show_default=True,
               help="How training steps are drawn. " + "; ".join(f"{k}: {v}" for k, v in STEP_AXES.items()) + ".",
               )  # fmt: skip
+@LABELS
+@TITLE
+@CAPTION
+@figure_style
 @click.option("-o", "--output", type=Output(path_type=str), required=True, metavar="FILE",
               help="The file to write: .png, .pdf or .svg. For several plots: figures/{what}.png.")  # fmt: skip
 def plot(
@@ -73,7 +81,11 @@ def plot(
     kind: str,
     call: int,
     step_axis: str,
+    labels: tuple[str, ...],
+    title: str | None,
+    caption: bool,
     output: str,
+    **style: Unpack[StyleOptions],
 ) -> None:
     """Plot the measures of RUNS.
 
@@ -82,7 +94,10 @@ def plot(
     import fadeviz
 
     opened, chosen = choose_layer(runs, layer)
-    written = fadeviz.plot(opened, output, what=what, layer=chosen, kind=kind, call=call, step_axis=step_axis)
+    written = fadeviz.plot(
+        opened, output, what=what, layer=chosen, kind=kind, call=call, step_axis=step_axis, labels=labels, title=title,
+        caption=caption, **style,
+    )  # fmt: skip
     for file in written.files:
         print_written(file)
     print_notes(written.notes)

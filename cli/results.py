@@ -27,7 +27,8 @@ from .options import DEVICE, RUNS, SIZE, TRIMAPS
               help="One of your own image files to show; may be repeated.")  # fmt: skip
 @TRIMAPS
 @click.option("--zoom", default="auto", show_default=True, metavar="auto|none|LEFT,TOP,SIDE",
-              help="Window to enlarge, in pixels of the image; auto is where the runs disagree most.")  # fmt: skip
+              help="Window to enlarge, in pixels of the image; auto is where the runs disagree most along contours.",
+              )  # fmt: skip
 @SIZE
 @click.option("--step", type=int, metavar="N",
               help="Show the predictions that were stored at this recorded step.  [default: the last checkpoints; for "

@@ -39,6 +39,7 @@ __all__ = [
     "check_run",
     "compare",
     "export_run",
+    "figures",
     "get_data",
     "grid",
     "import_maps",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .importing import import_maps
     from .importing.checkpoints import record_checkpoints
     from .network_checkpoints import record_network_checkpoints
+    from .paper import figures
     from .plotting import plot
     from .prediction.compare import compare
     from .prediction.predictor import Predictor, predict
@@ -105,6 +107,7 @@ else:
         "importing": ("import_maps",),
         "importing.checkpoints": ("record_checkpoints",),
         "network_checkpoints": ("record_network_checkpoints",),
+        "paper": ("figures",),
         "plotting": ("plot",),
         "prediction.compare": ("compare",),
         "prediction.predictor": ("Predictor", "predict"),

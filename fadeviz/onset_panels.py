@@ -61,6 +61,26 @@ def _arrivals(onset: Onset) -> tuple[ArrivalMark, ...]:
 
 def explain_kymographs(onsets: Onsets) -> str:
     """Sentences on how to read the distance-time maps."""
+    return (
+        "Orange: at this depth, maps are higher for their own object than for objects of other images; blue: lower; "
+        "white: no difference, as for whatever depends on place alone. Depth is in inscribed radii of the object; "
+        "\N{MINUS SIGN}1 is its deepest point. "
+        "A front that moves down from the contour (dashed) is an interior that fills from its outline; one that moves "
+        f"up to it, an object that grows from its centre. {_negated(onsets)}Symbols: arrivals with their 95 % "
+        "intervals."
+    )
+
+
+def caption_of_kymographs(onsets: Onsets) -> str:
+    """:func:`explain_kymographs` in as few words as a figure has room for."""
+    return (
+        "Orange: higher for their own object than for objects of other images; blue: lower. Depth \N{MINUS SIGN}1: the "
+        f"deepest point of an object. {_negated(onsets)}Symbols: arrivals with 95 % intervals."
+    )
+
+
+def _negated(onsets: Onsets) -> str:
+    """A sentence on maps that are dark on the object; empty if none are."""
     halves = [
         (onset, kymograph)
         for operator in onsets.operators
@@ -71,12 +91,7 @@ def explain_kymographs(onsets: Onsets) -> str:
         if onset is not None and kymograph is not None
     ]
     dark = sum(kymograph.dark for onset, kymograph in halves if onset.outline.shown or onset.interior.shown)
-    negated = f"{dark} run{'s' * (dark > 1)} whose maps are dark on the object {'are' if dark > 1 else 'is'} negated. "
     return (
-        "Orange: at this depth, maps are higher for their own object than for objects of other images; blue: lower; "
-        "white: no difference, as for whatever depends on place alone. Depth is in inscribed radii of the object; "
-        "\N{MINUS SIGN}1 is its deepest point. "
-        "A front that moves down from the contour (dashed) is an interior that fills from its outline; one that moves "
-        f"up to it, an object that grows from its centre. {negated * bool(dark)}Symbols: arrivals with their 95 % "
-        "intervals."
+        f"{dark} run{'s' * (dark > 1)} whose maps are dark on the object {'are' if dark > 1 else 'is'} negated. "
+        * bool(dark)
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from .analysis.curves import Curves
 from .analysis.grouping import describe_inside, describe_missing_masks, group_runs, group_title, recorded_by_command
@@ -16,17 +16,21 @@ from .analysis.measures import MEASURES, PLOTS, describe_group
 from .analysis.onsets import Onsets, OperatorOnset
 from .analysis.result import Analysis, analyze
 from .errors import FadevizError, brief, unknown_name
-from .onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
+from .onset_panels import KYMOGRAPH_QUANTITY, caption_of_kymographs, kymograph_panels
 from .render.kymographs import write_kymographs
 from .render.labels import provenance
 from .render.page import check_ending
 from .render.panels import Curve, CurvePanel, KymographPanel
 from .render.plots import write_curves
 from .render.step_axis import choose_step_axis
+from .render.style import FigureStyle, StyleOptions
 from .storage.layers_of_runs import LayerOfRuns
 from .storage.metrics import METRICS
 from .storage.opening import RunLike, stored_runs
 from .storage.stored_run import StoredRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,12 @@ class WrittenPlots(NamedTuple):
     Attributes:
         files: the files, in the order of the plots.
         notes: caveats about the runs, and operators that a plot leaves out; a sentence each, without a full stop.
+        figures: the figures of matplotlib, to be changed and saved again: ``figures[0].axes[0].set_ylim(0, 1)``.
     """
 
     files: tuple[Path, ...]
     notes: tuple[str, ...]
+    figures: tuple[Figure, ...]
 
 
 def plot(
@@ -75,6 +81,10 @@ def plot(
     kind: str = "feature",
     call: int = 0,
     step_axis: str = "auto",
+    labels: Sequence[str] = (),
+    title: str | None = None,
+    caption: bool = True,
+    **style: Unpack[StyleOptions],
 ) -> WrittenPlots:
     """Plot the measures of runs: distance-time maps, or curves over training with 95 % intervals.
 
@@ -88,13 +98,19 @@ def plot(
         layer, kind, call: see :func:`~fadeviz.analysis.result.analyze`.
         step_axis: how training steps are drawn, a name in :data:`~fadeviz.render.step_axis.STEP_AXES`: ``"auto"`` is
             linear where the snapshots are roughly evenly spaced, otherwise log(1 + step).
+        labels: what each operator is called in the plots, in the order of the runs; empty for their own names.
+        title: a title above each plot; None for none.
+        caption: whether sentences below each plot say what it shows.
+        style: the fields of :class:`~fadeviz.render.style.FigureStyle`: width, font, font_size, dpi, transparent. By
+            default a plot of one panel is as wide as a column of a paper, and one of several at most as a page.
 
     Returns:
-        The files that were written, and notes on them.
+        The files that were written, notes on them, and the figures.
 
     Raises:
         FadevizError: if a plot or step axis is unknown, the file extension is not supported, there are several plots
-            but only one file, or no run has what a plot shows; see also :func:`~fadeviz.analysis.result.analyze`.
+            but only one file, the labels are not one for each operator, a value of ``style`` is out of range, or no run
+            has what a plot shows; see also :func:`~fadeviz.analysis.result.analyze`.
 
     Example::
 
@@ -109,36 +125,46 @@ def plot(
         raise FadevizError(f"several plots, but one file {target}. Put {{what}} into its name: plot_{{what}}.png")
     check_ending(target, "plot")  # before minutes of measuring
     choose_step_axis([], step_axis)
-    files, notes = [], []
+    look = FigureStyle(**style)
+    files, notes, figures = [], [], []
     plots: list[Plot] = []
     caveats: tuple[str, ...] = ()
     if names == ["logged"] and not isinstance(runs, Analysis):
-        plots = [_logged_plot(_groups(stored_runs(runs)))]
+        plots = [_logged_plot(_relabelled(_groups(stored_runs(runs)), labels))]
     else:
         analysis = runs if isinstance(runs, Analysis) else analyze(runs, layer=layer, kind=kind, call=call)
-        plots, caveats = [make_plot(analysis, name) for name in names], analysis.notes
+        plots, caveats = [make_plot(analysis, name, labels=labels) for name in names], analysis.notes
     for name, made in zip(names, plots, strict=True):
         files.append(Path(target.replace("{what}", name)))
-        write_plot(made, files[-1], step_axis=step_axis)
+        shown = made if caption else replace(made, caption="")
+        figures.append(write_plot(shown, files[-1], step_axis=step_axis, title=title or "", style=look))
         if made.left_out:
             notes.append(f"left out {', '.join(made.left_out)}: not all runs have what the plot {name!r} shows")
         notes += made.notes
-    return WrittenPlots(tuple(files), (*notes, *caveats))
+    return WrittenPlots(tuple(files), (*notes, *caveats), tuple(figures))
 
 
-def make_plot(analysis: Analysis, what: str) -> Plot:
+def make_plot(analysis: Analysis, what: str, *, labels: Sequence[str] = ()) -> Plot:
     """The panels and the caption of one plot.
 
     Args:
         analysis: the measured analysis.
         what: a name in ``PLOTS``.
+        labels: what each operator is called, in their order; empty for their own names.
 
     Raises:
-        FadevizError: if the plot is unknown, or no run has what it shows.
+        FadevizError: if the plot is unknown, the labels are not one for each operator, or no run has what it shows.
     """
     if what not in PLOTS:
         raise unknown_name("plot", what, PLOTS)
     onsets = analysis.onsets
+    if labels:
+        titles = _one_for_each(labels, [operator.title for operator in onsets.operators])
+        renamed = [replace(operator, title=t) for operator, t in zip(onsets.operators, titles, strict=True)]
+        # The curves are those of the operators' names, and are not measured anew.
+        relabelled = Analysis(replace(onsets, operators=tuple(renamed)))
+        relabelled.__dict__["curves"] = analysis.curves
+        analysis, onsets = relabelled, relabelled.onsets
     if what == "logged":
         return _logged_plot({operator.name: (operator.title, operator.runs) for operator in onsets.operators})
     caption = [_subject(analysis, what)]
@@ -150,7 +176,7 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
         panels = kymograph_panels(onsets)
         if not panels:
             raise FadevizError(f"there is no distance-time map. {_lacking_objects(onsets, 2)}")
-        caption.append(explain_kymographs(onsets))
+        caption.append(caption_of_kymographs(onsets))
         shown = {panel.title for panel in panels}
         absent = tuple(operator.title for operator in onsets.operators if operator.title not in shown)
         return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=KYMOGRAPH_QUANTITY, left_out=absent)
@@ -166,17 +192,39 @@ def make_plot(analysis: Analysis, what: str) -> Plot:
     return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
 
 
-def write_plot(made: Plot, output: str | os.PathLike[str], *, step_axis: str = "auto") -> None:
+def _one_for_each(labels: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
+    """The labels, which must be one for each operator."""
+    if isinstance(labels, str) or len(labels) != len(titles):
+        given = [labels] if isinstance(labels, str) else list(labels)
+        raise FadevizError(
+            f"labels={given}: {len(given)} for {len(titles)} operators, {', '.join(map(brief, titles))}. "
+            "Give one for each, in this order"
+        )
+    if len(set(labels)) < len(labels):
+        raise FadevizError(f"labels={list(labels)}: some are the same. Give each operator a label of its own")
+    return labels
+
+
+def write_plot(
+    made: Plot,
+    output: str | os.PathLike[str],
+    *,
+    step_axis: str = "auto",
+    title: str = "",
+    style: FigureStyle | None = None,
+) -> Figure:
     """Draw a plot and write it to a file; the ending decides: .png, .pdf or .svg.
+
+    Returns:
+        The figure.
 
     Raises:
         FadevizError: if the file ending is not supported, the step axis is unknown, or the file cannot be written.
     """
-    more: dict[str, str] = {"step_axis": step_axis, "caption": made.caption, "provenance": made.provenance}
+    words = {"step_axis": step_axis, "title": title, "caption": made.caption, "provenance": made.provenance}
     if made.curves:
-        write_curves(made.curves, output, **more)
-    else:
-        write_kymographs(made.kymographs, output, quantity=made.quantity, **more)
+        return write_curves(made.curves, output, style=style, **words)
+    return write_kymographs(made.kymographs, output, quantity=made.quantity, style=style, **words)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -207,9 +255,8 @@ def _explanation(analysis: Analysis, what: str) -> str:
     lines = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
     if what == "responses":
         return (
-            "Lines: mean over runs, own mask less other images' masks (1: a perfect map); bands: its 95 % interval "
-            "over seeds and images. Grey: chance level (the wider one); 95 % of the permutations of the masks "
-            "stay within it at all steps. Vertical lines: arrivals."
+            "Lines: own mask less other images' masks, mean over runs; bands: its 95 % interval over seeds and images. "
+            "Grey: chance level. Dotted: arrivals."
         )
     if what in ("learning", "classes"):
         return f"{lines} Kernels, guide and decoder feature: of the first images only, those recorded in full."
@@ -265,6 +312,13 @@ def _groups(runs: Sequence[StoredRun]) -> _Groups:
     }
 
 
+def _relabelled(groups: _Groups, labels: Sequence[str]) -> _Groups:
+    if not labels:
+        return groups
+    titles = _one_for_each(labels, [title for title, _ in groups.values()])
+    return {name: (title, runs) for title, (name, (_, runs)) in zip(titles, groups.items(), strict=True)}
+
+
 def _logged_plot(groups: _Groups) -> Plot:
     """A panel for each name, a curve for each operator."""
     curves = [logged_curves(members) for _, members in groups.values()]
@@ -273,13 +327,17 @@ def _logged_plot(groups: _Groups) -> Plot:
     labels = titles if len(set(titles)) == len(titles) else list(groups)
     panels, notes = [], []
     for name in names:
-        drawn = [(label, own[name]) for label, own in zip(labels, curves, strict=True) if name in own]
-        notes += [note for label, curve in drawn if (note := describe_gaps(f"{name} of {label}", curve))]
-        finite = [(label, curve) for label, curve in drawn if not all(map(math.isnan, curve.middle))]
-        if finite:
-            title = METRICS[name].title if name in METRICS else name
-            lines = [Curve(label, curve.steps, curve.middle, curve.low, curve.high) for label, curve in finite]
-            panels.append(CurvePanel(title, "", "value", lines))
+        drawn = [(*both, own[name]) for both, own in zip(zip(labels, groups, strict=True), curves, strict=True)
+                 if name in own]  # fmt: skip
+        notes += [note for label, _, curve in drawn if (note := describe_gaps(f"{name} of {label}", curve))]
+        lines = [
+            Curve(label, curve.steps, curve.middle, curve.low, curve.high, operator=operator)
+            for label, operator, curve in drawn
+            if not all(map(math.isnan, curve.middle))
+        ]
+        if lines:
+            title, unit = (METRICS[name].title, METRICS[name].unit) if name in METRICS else (name, "")
+            panels.append(CurvePanel(title, "", unit, lines))
     runs = [run for _, members in groups.values() for run in members]
     if not panels:
         raise FadevizError(
@@ -334,7 +392,7 @@ def _by_operator(analysis: Analysis, what: str) -> list[CurvePanel]:
             levels = [measured[name].chance for name in names if math.isfinite(measured[name].chance)]
             chance = max(levels, default=None)
             unit, span = _UNITS[what], _SPANS.get(what)
-            panels.append(CurvePanel(operator.title, _subtitle(operator), unit, curves, span, chance))
+            panels.append(CurvePanel(operator.title, _subtitle(operator), unit, curves, span, chance, scale=what))
     return panels
 
 
@@ -379,8 +437,8 @@ def _by_measure(analysis: Analysis, what: str) -> list[CurvePanel]:
         if measure.group != what:
             continue
         curves = [
-            Curve(label, own[name].steps, own[name].middle, own[name].low, own[name].high)
-            for label, own in zip(labels, analysis.curves.values(), strict=True)
+            Curve(label, own[name].steps, own[name].middle, own[name].low, own[name].high, operator=operator)
+            for label, (operator, own) in zip(labels, analysis.curves.items(), strict=True)
             if name in own
         ]
         if curves:

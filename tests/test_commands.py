@@ -13,6 +13,7 @@ from fadeviz_cli.messages import in_options
 import fadeviz
 from fadeviz import FadevizError, RunConfig
 from fadeviz.render.selection import MapSelection
+from fadeviz.render.style import FigureStyle
 
 
 def commands(group=main, path=()):
@@ -34,11 +35,12 @@ FUNCTIONS = {
     "data get": [fadeviz.get_data],
     "demo": [fadeviz.run_demo],
     "export": [fadeviz.export_run],
+    "figures": [fadeviz.figures, FigureStyle],
     "grid": [fadeviz.grid, MapSelection],
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
     "layers": [fadeviz.list_layers],
-    "plot": [fadeviz.plot],
+    "plot": [fadeviz.plot, FigureStyle],
     "predict": [fadeviz.predict],
     "record": [fadeviz.train, RunConfig],
     "record-checkpoints": [RunConfig, fadeviz.record_network_checkpoints],
@@ -69,7 +71,7 @@ SPELLED_OTHERWISE = {
     ("sweep", "slurm_options"): "--slurm",
     ("upsamplers", "as_json"): "--json",
 }
-PLURAL = {("bench", "precisions"), ("upsamplers", "networks")}
+PLURAL = {("bench", "precisions"), ("figures", "formats"), ("upsamplers", "networks")}
 """Options whose one value is a list: --precision fp32,bf16."""
 
 UNLIKE = {"executor", "percentiles", "what"}
@@ -79,6 +81,7 @@ HELP_DIFFERS = {
     "--call": "the call to show, or the one to keep",
     "--classes": "of a folder's masks, of those of imported maps, or of the network",
     "--key": "of maps, or of weights",
+    "--image": "the first, or one that is chosen",
     "--images": "numbers of images, or how many",
     "--json": "a file, or a flag",
     "--kind": "one kind of map, or those to keep",
@@ -90,6 +93,8 @@ HELP_DIFFERS = {
     "--seed": "of the training to come, or of one that was",
     "--size": "of the training images, or of those to predict",
     "--steps": "to train, or to show",
+    "--title": "of a page, or of a figure",
+    "--width": "of a figure, or of a network",
     "--upsamplers": "to train, or to measure",
     "--colormap": "an export draws only for some targets",
     "--normalize": "an export draws only for some targets",
@@ -112,7 +117,7 @@ def test_every_command_has_its_function():
     for name, functions in FUNCTIONS.items():
         for function in functions:
             public = function.__qualname__.partition(".")[0]
-            assert public in fadeviz.__all__ or function is MapSelection, name
+            assert public in fadeviz.__all__ or function in (MapSelection, FigureStyle), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -25,6 +25,12 @@ def masks(count, height=24, width=32, seed=0, classes=2):
     return [rng.integers(0, classes, (height, width)).astype(np.uint8) for _ in range(count)]
 
 
+def tent_of(side):
+    """The weight of a row or column of a window: that of two boxes of half the side, one moved over the other."""
+    half = (side + 1) // 2
+    return [min(i + 1, side - i, half, side - half + 1) for i in range(side)]
+
+
 def slow_zoom(results, truth, side, ignored=None):
     """By a loop over all windows; classes only."""
     height, width = results[0].shape
@@ -39,11 +45,35 @@ def slow_zoom(results, truth, side, ignored=None):
             0 if truth is None or (ignored is not None and truth[y, x] == ignored) else results[0][y, x] != truth[y, x]
         )
 
-    for measure in (weight, error):
+    reach = max(1, side // 8)
+
+    def counts(y, x):
+        return ignored is None or truth is None or truth[y, x] != ignored
+
+    def on_contour(values, y, x):
+        beside = [(y + dy, x + dx) for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+        return counts(y, x) and any(
+            values[v, u] != values[y, x] and counts(v, u) for v, u in beside if 0 <= v < height and 0 <= u < width
+        )
+
+    pixels = [(y, x) for y in range(height) for x in range(width)]
+    contours = [] if truth is None else [place for place in pixels if on_contour(truth, *place)]
+    contours = contours or [place for place in pixels if any(on_contour(result, *place) for result in results)]
+
+    def near(y, x):
+        return any(max(abs(y - v), abs(x - u)) <= reach for v, u in contours)
+
+    def along(measure):
+        return lambda y, x: measure(y, x) if near(y, x) else 0
+
+    tent = tent_of(side)
+    for measure in (along(weight), weight, along(error), error):
         best, found = 0, None
         for top in range(height - side + 1):
             for left in range(width - side + 1):
-                total = sum(int(measure(y, x)) for y in range(top, top + side) for x in range(left, left + side))
+                total = sum(
+                    int(measure(top + y, left + x)) * tent[y] * tent[x] for y in range(side) for x in range(side)
+                )
                 if total > best:
                     best, found = total, Box(left, top, side)
         if found:
@@ -88,11 +118,13 @@ class TestZoom:
         deviation = np.std(np.array(alphas, np.float64), axis=0)
         found = choose_zoom(alphas, None, side)
         sums = {
-            (top, left): deviation[top : top + side, left : left + side].sum()
+            (top, left): (
+                deviation[top : top + side, left : left + side] * np.outer(tent_of(side), tent_of(side))
+            ).sum()
             for top in range(7 - side)
             for left in range(9 - side)
         }
-        assert sums[found.top, found.left] == pytest.approx(max(sums.values()), abs=1e-5)
+        assert sums[found.top, found.left] == pytest.approx(max(sums.values()), abs=1e-4)
 
     def test_equal_windows_of_alphas_are_equal(self):
         # Sums of floats would differ in their last digit, and another window than the first would win.
@@ -130,6 +162,27 @@ class TestZoom:
         same = np.zeros((10, 20), np.uint8)
         assert choose_zoom([same], None, 4) == Box(8, 3, 4)
         assert choose_zoom([same, same], same, 4) == Box(8, 3, 4)
+
+    def test_the_window_is_on_the_contour_and_not_in_what_one_run_misses(self):
+        truth = np.zeros((64, 64), np.uint8)
+        truth[8:56, 8:56] = 1
+        missed = np.zeros_like(truth)
+        missed[20:56, 8:44] = 1
+        for results in ([truth, missed], [missed]):
+            left, top, side = choose_zoom(results, truth, 16)
+            inside = truth[top : top + side, left : left + side]
+            assert 0.2 < inside.mean() < 0.8
+            assert (inside != missed[top : top + side, left : left + side]).any()
+        soft = np.clip(truth + 0.0, 0, 1)
+        left, top, side = choose_zoom([soft, missed * 1.0], soft, 16)
+        assert 0.2 < soft[top : top + side, left : left + side].mean() < 0.8
+
+    def test_far_from_every_contour_all_pixels_count(self):
+        truth = np.zeros((64, 64), np.uint8)
+        truth[:8] = 1
+        hole = truth.copy()
+        hole[50:53, 50:53] = 1
+        assert choose_zoom([truth, hole], truth, 16) == Box(43, 43, 16)  # in its middle
 
     def test_what_is_not_finite_counts_as_nothing(self):
         one, other = np.zeros((8, 8)), np.zeros((8, 8))

@@ -152,8 +152,8 @@ class TestNamesInFigures:
         seen = []
 
         def record(real):
-            def save(figure, path, provenance):
-                real(figure, path, provenance)
+            def save(figure, *more):
+                real(figure, *more)
                 seen.extend(figure.findobj(Text))
 
             return save
@@ -168,7 +168,7 @@ class TestNamesInFigures:
         curves = [Curve(name, range(3), n, n, n) for name in HOSTILE]
         panels = [CurvePanel(name, f"of {name}", "share", curves) for name in HOSTILE]
         plots.write_curves(panels, tmp_path / f"c.{ending}", caption=" ".join(HOSTILE))
-        legend = [text.get_text() for text in drawn]
+        legend = [text.get_text().replace("\n", " ") for text in drawn]  # a title may have two lines
         for name in HOSTILE[:-1]:
             assert legend.count(spell(name)) >= 2, name  # as a title, and in the legend
         assert not [text for text in drawn if text.get_parse_math() and is_math_text(text.get_text())]

@@ -15,6 +15,7 @@ from fadeviz.render.colormap import signed_palette
 from fadeviz.render.kymographs import write_kymographs
 from fadeviz.render.panels import MIN_KYMOGRAPH_SPAN, ArrivalMark, KymographPanel, kymograph_span, panel_grid
 from fadeviz.render.step_axis import StepAxis, choose_step_axis
+from fadeviz.render.style import FigureStyle
 
 STEPS = (0, 1, 3, 10, 30, 100)
 EDGES = np.linspace(-1, 1.5, 26)
@@ -222,6 +223,34 @@ class TestLayout:
         assert all(box.x0 >= -1 and box.x1 <= width + 1 and box.y0 >= -1 and box.y1 <= height + 1 for box in texts)
         shrunk = [box.padded(-2) for box in texts]
         assert not any(a.overlaps(b) for n, a in enumerate(shrunk) for b in shrunk[:n])
+
+    @pytest.mark.parametrize("count", [1, 3, 5])
+    @pytest.mark.parametrize("width", ["column", "page"])
+    def test_a_figure_is_as_wide_as_it_is_told(self, drawn, count, width):
+        panels = [panel(f"operator {n}", row=row) for n in range(count) for row in ("channel mean", "linear readout")]
+        figure = drawn(*panels, style=FigureStyle(width=width))
+        assert figure.get_figwidth() == pytest.approx({"column": 3.3, "page": 6.9}[width])
+        boxes = [axes.get_position() for axes in figure.axes[:-1]]
+        lines = [sum(abs(box.y0 - other.y0) < 1e-6 for other in boxes) for box in boxes]
+        assert set(lines) == {min(count, 2) if width == "column" and count < 3 else 2 if width == "column" else count}
+
+    def test_in_a_column_operators_stand_one_below_the_other(self, drawn):
+        """Rows are named after them, columns after the halves; nothing is lost."""
+        panels = [panel(f"operator {n}", value=n, row=row) for row in ("mean", "readout") for n in range(3)]
+        figure = drawn(*panels, style=FigureStyle(width="column"))
+        texts = [text.get_text() for text in figure.texts]
+        assert [text for text in texts if text.startswith("operator")] == [f"operator {n}" for n in range(3)]
+        assert [text for text in texts if text in ("mean", "readout")] == ["mean", "readout"]
+        shown = [float(np.mean(axes.collections[0].get_array())) for axes in figure.axes[:-1]]
+        assert shown == [0, 0, 1, 1, 2, 2]
+
+    def test_no_word_of_a_title_is_broken(self, drawn):
+        panels = [panel("Interpolation by neighbours"), panel("Encoder-decoder-kernels")]
+        figure = drawn(*panels, style=FigureStyle(width="column"))
+        texts = [text.get_text() for text in figure.texts]
+        assert any(text.startswith("Encoder-") and text.endswith("…") for text in texts)
+        whole = " ".join(text for text in texts if text.startswith(("Inter", "by", "neigh")))
+        assert whole.endswith("…") or whole == "Interpolation by neighbours"
 
     def test_steps_are_labelled_below_the_lowest_panel_of_a_column(self, drawn):
         figure = drawn(*[panel(f"operator {n}") for n in range(7)])

@@ -179,7 +179,7 @@ class TestDrawn:
         with pytest.MonkeyPatch.context() as patch:
             plot = Axes.plot
             patch.setattr(Axes, "plot", lambda self, *a, **k: drawn.append((a, k)) or plot(self, *a, **k))
-            run = logged_run(tmp_path / "a", [{"step": s, "v": v} for s, v in enumerate((1, 2, nan, 4, nan))])
+            run = logged_run(tmp_path / "a", [{"step": s, "v": v} for s, v in enumerate((*[1] * 15, nan, 4, nan))])
             fadeviz.plot(run, tmp_path / "logged.png", what="logged")
         ((_, values), _) = next(call for call in drawn if call[1].get("marker"))
         assert list(values) == [4]

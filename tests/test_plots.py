@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from fadeviz_cli.main import main
+from matplotlib.text import Text
 from PIL import Image
 
 from fadeviz import FadevizError, open_run, plotting
@@ -16,6 +17,7 @@ from fadeviz.analysis.result import analyze
 from fadeviz.render import plots
 from fadeviz.render.panels import Curve, CurvePanel
 from fadeviz.render.plots import write_curves
+from fadeviz.render.style import FigureStyle, operator_color
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from onset_runs import make_onset_run
@@ -246,6 +248,155 @@ class TestStandardOutput:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def draw(monkeypatch, tmp_path):
+    """Draws panels and gives the figure, laid out."""
+
+    def figure_of(panels, **options):
+        figure = write_curves(panels, tmp_path / "a.svg", **options)
+        figure.canvas.draw()
+        return figure
+
+    return figure_of
+
+
+def panels_of(figure):
+    """The axes with lines, and the legend wherever it is."""
+    (legend,) = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    return [axes for axes in figure.axes if axes.lines], legend
+
+
+class TestLayout:
+    """Panels fill the page, share what they can, and nothing lies on anything else."""
+
+    @pytest.mark.parametrize(
+        ("count", "width", "lines"),
+        [(1, "column", 2), (5, "page", 2), (7, "page", 12), (3, "column", 2)]
+        + [pytest.param(count, width, lines, marks=pytest.mark.slow) for count in (*range(1, 9), 10, 13)
+           for width in ("column", "page") for lines in (2, 12)],
+    )  # fmt: skip
+    def test_panels_fill_the_page(self, draw, count, width, lines):
+        figure = draw([curves(f"p{n}", lines) for n in range(count)], style=FigureStyle(width=width), caption="Words.")
+        assert figure.get_figwidth() == pytest.approx({"column": 3.3, "page": 6.9}[width])
+        panels, legend = panels_of(figure)
+        rows = {}
+        for axes in panels:
+            box = axes.get_tightbbox()
+            rows.setdefault(round(axes.get_position().y0, 2), []).append(box)
+        everything = figure.bbox
+        beside = legend in [axes.get_legend() for axes in figure.axes]
+        last = min(rows)
+        for y, boxes in rows.items():
+            right = max(box.x1 for box in boxes)
+            assert right <= everything.x1 + 1
+            if y == last and beside:
+                right = max(right, legend.get_window_extent().x1)
+                assert right - boxes[-1].x1 > 30  # the legend stands in the gap
+            else:
+                assert right > 0.93 * everything.width
+        counts = [len(boxes) for boxes in rows.values()]
+        assert beside or max(counts) - min(counts) <= 1  # no orphan
+        boxes = [axes.get_window_extent() for axes in panels]
+        assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
+        assert min(box.width for box in boxes) > 0.9 * 72
+        words = [text.get_window_extent() for text in (*figure.texts, *legend.get_texts()) if text.get_text()]
+        heads = [text.get_window_extent() for axes in panels for text in (axes.title, axes._left_title)]
+        solid = [box.padded(-1) for box in [*boxes, *words, *heads] if box.width]
+        assert all(box.x1 <= everything.x1 + 1 and box.y0 >= -1 and box.y1 <= everything.y1 + 1 for box in solid)
+        assert not any(a.overlaps(b) for n, a in enumerate(solid) for b in solid[:n])
+
+    def test_panels_that_are_compared_have_one_scale_and_share_its_numbers(self, draw):
+        flat = np.zeros(2)
+        lines = [Curve("x", (0, 10), flat + top, flat, flat + top) for top in (0.5, 3.0, 1.0)]
+        alone, together = (
+            draw([CurvePanel(f"p{n}", "", "share", [line], scale=scale) for n, line in enumerate(lines)])
+            for scale in ("", "one")
+        )
+        assert len({axes.get_ylim() for axes in panels_of(alone)[0]}) == 3
+        (limits,) = {axes.get_ylim() for axes in panels_of(together)[0]}
+        assert limits[0] < 0 < 3 < limits[1]
+        for figure, shown in ((alone, [True] * 3), (together, [True, False, False])):
+            numbers = [any(tick.label1.get_visible() for tick in axes.yaxis.get_major_ticks()) for axes in figure.axes]
+            assert numbers == shown
+            assert [axes.get_ylabel() for axes in figure.axes] == ["share", "", ""]
+
+    def test_steps_are_labelled_once_below_each_column(self, draw):
+        panels, _ = panels_of(draw([curves(f"p{n}") for n in range(6)]))
+        labelled = [any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) for axes in panels]
+        assert labelled == [False] * 3 + [True] * 3
+
+    def test_no_name_of_the_legend_stands_alone_in_its_line(self, draw):
+        flat = np.zeros(2)
+        names = [f"an operator of the name {n}" for n in "abcde"]
+        figure = draw([CurvePanel("p", "", "", [Curve(name, (0, 10), flat, flat, flat) for name in names])] * 2)
+        legend = panels_of(figure)[1]
+        texts = sorted(legend.get_texts(), key=lambda t: (-round(t.get_window_extent().y0), t.get_window_extent().x0))
+        assert [text.get_text() for text in texts] == names  # in reading order
+        lines = [round(text.get_window_extent().y0) for text in texts]
+        assert min(lines.count(line) for line in lines) == 2
+
+    def test_a_subtitle_is_not_cut_where_two_lines_hold_it(self, draw):
+        words = "how well the steepness of the map detects the band"
+        flat = np.zeros(2)
+        panel = CurvePanel("p", words, "", [Curve("x", (0, 10), flat, flat, flat)])
+        for axes in panels_of(draw([panel] * 3))[0]:
+            text = next(text.get_text() for text in axes.texts)
+            assert text.replace("\n", " ") == words
+            assert min(map(len, text.split("\n"))) > 15  # of about the same length
+
+    def test_the_style_is_obeyed(self, draw, tmp_path):
+        style = FigureStyle(width="85mm", font="DejaVu Serif", font_size=6, dpi=100, transparent=True)
+        write_curves([curves()], tmp_path / "a.png", style=style, title="A title")
+        with Image.open(tmp_path / "a.png") as image:
+            assert abs(image.width - 335) <= 1
+            assert image.convert("RGBA").getpixel((1, 1))[3] == 0
+        figure = draw([curves()], style=style, title="A title")
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert {text.get_fontfamily()[0] for text in texts} == {"DejaVu Serif"}
+        assert "A title" in [text.get_text() for text in texts]
+        assert {round(text.get_fontsize(), 1) for text in texts} == {5.6, 6.0, 6.8}
+
+
+class TestLooks:
+    """Operators have their colours in every plot; labels and titles are the user's."""
+
+    def test_an_operator_keeps_its_colour(self, runs, tmp_path):
+        seen = {}
+        for names in (("fade0", "carafe0"), ("carafe0", "fade0"), ("carafe0",)):
+            (figure,) = plotting.plot([runs / name for name in names], tmp_path / "a.png", what="auc").figures
+            for handle in panels_of(figure)[1].legend_handles:
+                seen.setdefault(names, []).append(handle.get_color())
+        fade, carafe = operator_color("fade"), operator_color("carafe")
+        assert list(seen.values()) == [[fade, carafe], [carafe, fade], [carafe]]
+
+    def test_labels_title_and_no_caption(self, runs, tmp_path):
+        paths = [runs / "fade0", runs / "fade1", runs / "carafe0"]
+        options = ("--label", "Ours", "--label", "Theirs", "--title", "A title", "--no-caption", "--width", "column")
+        for what in ("auc", "responses", "kymograph"):
+            result = call("plot", *paths, "--what", what, *options, "-o", tmp_path / "b.svg")
+            assert result.exit_code == 0, result.output
+            (figure,) = plotting.plot(
+                paths, tmp_path / "a.svg", what=what, labels=["Ours", "Theirs"], title="A title", caption=False,
+                width="column",
+            ).figures  # fmt: skip
+            assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+            words = [text.get_text() for text in figure.findobj(Text)]
+            assert {"Ours", "Theirs", "A title"} <= set(words)
+            assert not any("feature; 2 images" in text or "FADE" in text for text in words)
+            assert figure.get_figwidth() == pytest.approx(3.3)
+
+    @pytest.mark.parametrize("what", ["auc", "logged"])
+    def test_one_label_for_each_operator(self, runs, tmp_path, what):
+        arguments = ("plot", runs / "fade0", runs / "carafe0", "--what", what, "--label", "Ours")
+        result = call(*arguments, "-o", tmp_path / "a.png")
+        assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+        message = "--label Ours: 1 for 2 operators, FADE, CARAFE. Give one for each, in this order"
+        assert message in result.stderr
+        result = call(*arguments, "--label", "Ours", "-o", tmp_path / "a.png")
+        assert (result.exit_code, list(tmp_path.iterdir())) == (1, [])
+        assert "--label Ours --label Ours: some are the same. Give each operator a label of its own" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("figure", "config", "remedy"),
     [
@@ -274,7 +425,7 @@ def test_the_remedy_is_for_the_way_the_run_was_recorded(tmp_path, figure, config
 
 def test_no_line_is_cut_off(tmp_path, monkeypatch):
     spans = {}
-    monkeypatch.setattr(plots, "_save", lambda figure, path, _: spans.update({path.stem: figure.axes[0].get_ylim()}))
+    monkeypatch.setattr(plots, "_save", lambda figure, path, *_: spans.update({path.stem: figure.axes[0].get_ylim()}))
     values = np.array([-0.9, 0.2, np.nan, 0.8])
     for name, shift in (("low", 0.0), ("high", 0.9), ("within", 0.7)):
         curve = Curve("x", (0, 1, 10, 100), values + shift, values + shift, values + shift)
@@ -384,7 +535,7 @@ class TestWhatIsDrawn:
         figures = []
         monkeypatch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
         write_curves([curves()], tmp_path / "a.png", step_axis=step_axis)
-        assert figures[0].axes[0].get_xlabel() == label
+        assert [text.get_text() for text in figures[0].texts] == [label]
 
     def test_marks_lie_where_the_step_does(self, tmp_path):
         line = np.zeros(4)

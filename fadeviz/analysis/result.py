@@ -13,6 +13,7 @@ from typing import Any
 from ..storage.layers_of_runs import LayerOfRuns
 from ..storage.opening import RunLike, stored_runs
 from .curves import MeasureCurve, operator_curves
+from .latex import latex_table
 from .onsets import Onsets, measure_onsets
 from .sentences import describe_operator
 from .table import Row, comparison_row, curve_rows, summary_rows
@@ -99,6 +100,10 @@ class Analysis:
         for row in self.table:
             writer.writerow(json.dumps(v) if isinstance(v, list | dict) else v for v in row.values())
         return text.getvalue()
+
+    def to_latex(self) -> str:
+        """The verdicts as a ``tabular`` of LaTeX; see :func:`~fadeviz.analysis.latex.latex_table`."""
+        return latex_table(self.table)
 
     def __str__(self) -> str:
         return describe(self.onsets, self.table)

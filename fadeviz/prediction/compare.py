@@ -87,8 +87,8 @@ def compare(
         files: image files of your own; they have no true mask to compare with.
         trimaps: folder of their trimaps, for matting; by default they are beside the images.
         data_dir: folder of the data set; None takes the one that the first run was recorded with.
-        zoom: the window to enlarge: ``auto``, which is where the runs disagree most in each image; ``none``; or a
-            window, the same in all images.
+        zoom: the window to enlarge: ``auto``, which is where the runs disagree most along the contours of each image
+            (:func:`~fadeviz.render.zoom.choose_zoom`); ``none``; or a window, the same in all images.
         size: shorter side at which the network sees an image, in pixels; see
             :class:`~fadeviz.prediction.predictor.Predictor`.
         cell: width of a column in pixels; None uses 300 pixels per inch.
@@ -316,7 +316,8 @@ def _row(
     box = zoom if isinstance(zoom, Box) else None
     if zoom == "auto" and matting and truth is None and len(results) == 1:
         if sample.trimap is not None:
-            unknown = (sample.trimap == UNKNOWN).astype(np.float32)  # nothing disagrees: the largest unknown region
+            # Nothing disagrees: the largest unknown region. Partly transparent, all of it counts as a contour.
+            unknown = np.where(sample.trimap == UNKNOWN, np.float32(0.5), np.float32(0))
             box = choose_zoom([unknown], np.zeros_like(unknown))
     elif zoom == "auto":
         box = choose_zoom(results, truth, ignored=None if matting else IGNORED)
@@ -406,9 +407,9 @@ def _caption(
     elif scored:
         shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")
     if zoom == "auto" and len(predictors) > 1:
-        shown.append("Boxes: windows in which the runs disagree most.")
+        shown.append("Boxes: windows in which the runs disagree most along contours.")
     elif zoom == "auto" and scored:
-        shown.append("Boxes: windows of the largest error, where the ground truth is known.")
+        shown.append("Boxes: windows of the largest error along contours, where the ground truth is known.")
     return [*lines, " ".join(shown)]
 
 

@@ -5,24 +5,32 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ..errors import FadevizError
 from .colormap import signed_palette
 from .fonts import font, letters, spell
-from .labels import format_number, shorten, wrap
-from .page import STYLE, check_ending, save_figure
+from .labels import balanced, format_number, shorten, wrap
+from .page import check_ending, figure_style, save_figure
 from .panels import INTERIOR, OUTLINE, ArrivalMark, KymographPanel, kymograph_span, panel_grid
 from .step_axis import StepAxis, choose_step_axis
+from .style import WIDTHS, FigureStyle
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DPI = 220
+_MEASURE = 300
+"""Pixels per inch at which words are measured, whatever the figure's own are: the same lines at any resolution."""
 _TITLE, _SMALL, _TICK = 9.0, 7.5, 7.0
 """Font sizes in points: of titles, of all other sentences, of numbers at the axes."""
 _LEADING = 1.32
 """Distance between lines of text, in font sizes."""
+_DEPTH = "inside ← object radii → outside"
 _INK, _QUIET = "0.1", "0.35"
 
 _CONTOUR: Any = {"color": "black", "linewidth": 0.8, "linestyle": (0, (5, 2.5))}
@@ -30,31 +38,14 @@ _SYMBOLS = {OUTLINE: ("o", 5.2), INTERIOR: ("D", 4.4)}
 """Marker of an arrival, and its size in points."""
 _UNDEFINED = "0.86"
 
-_SIZES = {1: (3.3, 2.3), 2: (2.6, 2.0), 3: (2.05, 1.7)}
-"""Width and height of a panel, by the number of columns."""
-_MANY = (1.56, 1.46)
-"""The same for four columns and more."""
-_MARGIN, _GAP, _AXIS, _ROW, _BAR = 0.08, 0.15, 0.46, 0.22, 0.98
+_WIDTHS = {1: 1.75, 2: 2.6, 3: 2.05}
+"""Width of a panel by the number of columns, where the figure is not wider than a page."""
+_MANY, _LEAST = 1.56, 0.7
+"""The same for four columns and more; and the width below which there are fewer columns."""
+_NARROW = 4.5
+"""Inches: in narrower figures operators stand one below the other if they have rows."""
+_MARGIN, _GAP, _AXIS, _ROW, _BAR = 0.08, 0.13, 0.46, 0.22, 0.92
 """Margin of the figure, space between columns, of the vertical axis, of the rows' names, and right of the panels."""
-
-_STYLE: Any = STYLE | {
-    "font.size": _SMALL,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "0.25",
-    "hatch.linewidth": 0.4,
-    "xtick.labelsize": _TICK,
-    "ytick.labelsize": _TICK,
-    "xtick.color": "0.25",
-    "ytick.color": "0.25",
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.pad": 2.5,
-    "ytick.major.pad": 2.5,
-}
 
 
 def write_kymographs(
@@ -63,9 +54,11 @@ def write_kymographs(
     *,
     quantity: str,
     step_axis: str = "auto",
+    title: str = "",
     caption: str = "",
     provenance: str = "",
-) -> None:
+    style: FigureStyle | None = None,
+) -> Figure:
     """Draw distance-time maps side by side: depth upwards, training step to the right, the contour dashed.
 
     All panels share their axes and their colours, which are symmetric about 0: orange where a map is higher than one
@@ -79,8 +72,13 @@ def write_kymographs(
         quantity: what the colours are, for the bar's label.
         step_axis: a name in :data:`~fadeviz.render.step_axis.STEP_AXES`. ``"auto"`` is linear where the snapshots are
             roughly evenly spaced (:func:`~fadeviz.render.step_axis.choose_step_axis`), otherwise log(1 + step).
+        title: a title above the figure; empty for none.
         caption: sentences below.
         provenance: what the figure is made of, for the metadata of the file.
+        style: width, font and resolution. By default one panel is as wide as a column, several at most as a page.
+
+    Returns:
+        The figure that was written, which can be changed and saved again; pyplot does not manage it.
 
     Raises:
         FadevizError: if there are no panels, the file has another ending, or the step axis is unknown.
@@ -91,8 +89,33 @@ def write_kymographs(
     if not panels:
         raise FadevizError("there is nothing to plot. Give at least one run")
     axis = choose_step_axis([panel.steps for panel in panels], step_axis)
-    with rc_context(_STYLE):
-        _save(_Figure(panels, axis, quantity, caption).draw(), path, provenance)
+    style = style or FigureStyle()
+    with style.applied(), rc_context(_settings(style)):
+        figure = _Figure(panels, axis, quantity, style, title, caption).draw()
+        _save(figure, path, style, provenance)
+    return figure
+
+
+def _settings(style: FigureStyle) -> Any:
+    """Settings of matplotlib for these plots."""
+    return figure_style() | {
+        "font.size": style.points(_SMALL, _SMALL),
+        "axes.linewidth": 0.6,
+        "axes.edgecolor": "0.25",
+        "hatch.linewidth": 0.4,
+        "xtick.labelsize": style.points(_TICK, _SMALL),
+        "ytick.labelsize": style.points(_TICK, _SMALL),
+        "xtick.color": "0.25",
+        "ytick.color": "0.25",
+        "xtick.labelcolor": _INK,
+        "ytick.labelcolor": _INK,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "xtick.major.width": 0.6,
+        "ytick.major.width": 0.6,
+        "xtick.major.pad": 2.5,
+        "ytick.major.pad": 2.5,
+    }
 
 
 class _Line(NamedTuple):
@@ -120,34 +143,44 @@ class _Entry(NamedTuple):
     opened: bool
     text: str
 
-    @property
-    def length(self) -> float:
-        return 0.33 + font(_pixels(_SMALL)).getlength(self.text) / _DPI + 0.2
-
 
 class _Figure:
     """The figure; all lengths are in inches from its upper left corner."""
 
-    def __init__(self, panels: Sequence[KymographPanel], axis: StepAxis, quantity: str, caption: str) -> None:
+    def __init__(
+        self,
+        panels: Sequence[KymographPanel],
+        axis: StepAxis,
+        quantity: str,
+        style: FigureStyle,
+        title: str,
+        caption: str,
+    ) -> None:
         from matplotlib.figure import Figure
 
-        self.panels, self.axis = panels, axis
+        self.axis, self.style = axis, style
+        self.panels = panels = _turned(panels) if (style.inches or WIDTHS["page"]) < _NARROW else panels
         rows, grid = panel_grid(panels)
-        self.columns, self.named = _columns(len(grid[0])), len(rows) > 1
-        self.width, self.height = _SIZES.get(self.columns, _MANY)
+        self.named = len(rows) > 1
         self.left = _MARGIN + _AXIS + _ROW * self.named
+        self.columns, self.width = self._choose_columns(len(grid[0]))
+        upright = font(self._pixels(_SMALL)).getlength(_DEPTH) / _MEASURE  # must fit beside its row
+        self.height = max(0.6 + 0.54 * self.width, upright)
         self.right = self.left + self.columns * self.width + (self.columns - 1) * _GAP
         self.total = self.right + _BAR
+        self.title = wrap(title, self._pixels(_TITLE), self._inside(0.9 * self.total)) if title else []
         self.lines = self._lines(rows, grid)
+        self.legend_left = self.left
         self.legend = self._legend()
         self.quantity, self.span = quantity, kymograph_span(panels)
-        self.caption = wrap(caption, _pixels(_SMALL), round((self.total - 2 * _MARGIN) * _DPI)) if caption else []
+        room = self._inside(self.total - 2 * _MARGIN)
+        self.caption = wrap(caption, self._pixels(_SMALL), room) if caption else []
         borders = [axis.borders(panel.steps) for panel in panels]
         self.ends = min(float(one[0]) for one in borders), max(float(one[-1]) for one in borders)
         bottom = sum(line.space + line.head + self.height for line in self.lines)
-        texts = (len(self.legend) + len(self.caption)) * _inches(_SMALL) + 0.08 * bool(self.caption)
-        self.tall = _MARGIN + bottom + 0.43 + texts + _MARGIN
-        self.figure = Figure((self.total, self.tall), dpi=_DPI)
+        texts = (len(self.legend) + len(self.caption)) * self._line(_SMALL) + 0.08 * bool(self.caption)
+        self.tall = _MARGIN + len(self.title) * self._line(_TITLE) + bottom + 0.43 + texts + _MARGIN
+        self.figure = Figure((self.total, self.tall), dpi=style.dpi or _DPI)
         self.figure.patch.set_facecolor("white")
 
     def _lines(self, rows: Sequence[str], grid: Sequence[Sequence[KymographPanel | None]]) -> list[_Line]:
@@ -156,19 +189,63 @@ class _Figure:
             for row, every in zip(rows, grid, strict=True):
                 panels, titled = every[start : start + self.columns], row == rows[0]
                 verdicts = max((len(self._verdict(panel)) for panel in panels if panel), default=0)
-                head = verdicts * _inches(_SMALL) + titled * _inches(_TITLE) + 0.05
+                titles = max((len(self._title(panel)) for panel in panels if panel), default=0) * titled
+                head = verdicts * self._line(_SMALL) + titles * self._line(_TITLE) + 0.05
                 lines.append(_Line(row, panels, titled, head, (0.14 if titled else 0.06) if lines else 0.0))
         return lines
 
+    def _choose_columns(self, count: int) -> tuple[int, float]:
+        """Panels in a line, with few gaps in the last one; and their width."""
+        total = self.style.inches
+        around = self.left + _BAR
+        most = int(((total or WIDTHS["page"]) - around + _GAP) / (_LEAST + _GAP))
+        choices = range(1, max(1, most) + 1)
+        if count <= min(4, choices[-1]):
+            columns = count
+        else:
+            wanted = (4, 5, 3) if count <= 12 else (5, 4)
+            able = [choice for choice in wanted if choice in choices] or [choices[-1]]
+            columns = min(able, key=lambda columns: -count % columns)
+        if total is None:
+            total = min(WIDTHS["page"], around + columns * _WIDTHS.get(columns, _MANY) + (columns - 1) * _GAP)
+        return columns, max(0.5, (total - around + _GAP) / columns - _GAP)
+
     def _verdict(self, panel: KymographPanel) -> list[str]:
         """The subtitle in at most two lines."""
-        width = round(self.width * _DPI)
-        lines = wrap(panel.subtitle, _pixels(_SMALL), width)
-        return lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), _pixels(_SMALL), width)]
+        return self._two(panel.subtitle, _SMALL)
+
+    def _title(self, panel: KymographPanel) -> list[str]:
+        """The title in at most two lines."""
+        return self._two(panel.title, _TITLE, bold=True)
+
+    def _two(self, text: str, points: float, bold: bool = False) -> list[str]:
+        size, width = self._pixels(points), self._inside(self.width)
+        text = spell(text)
+        if any(shorten(word, size, width, bold) != word for word in text.split()):
+            return [shorten(text, size, width, bold)]  # no word is broken
+        lines = balanced(text, size, round(0.88 * width) if bold else width)  # bold letters are wider
+        return lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), size, width, bold)]
+
+    def _pixels(self, points: float) -> int:
+        """The font size of words that have ``points`` by default, in pixels of ``_MEASURE``."""
+        return max(1, round(self.style.points(points, _SMALL) * _MEASURE / 72))
+
+    def _line(self, points: float) -> float:
+        """The height of a line of text in inches."""
+        return self.style.points(points, _SMALL) * _LEADING / 72
+
+    @staticmethod
+    def _inside(inches: float) -> int:
+        # Slightly less, because letters are rounded to pixels, which are others in the figure.
+        return max(1, round(0.97 * inches * _MEASURE))
 
     def draw(self) -> Any:
         """The figure, drawn."""
-        y, mesh, first = _MARGIN, None, self.lines[0].head + _MARGIN
+        y, mesh = _MARGIN, None
+        for text in self.title:
+            self._text(_MARGIN, y, text, _TITLE, fontweight="bold")
+            y += self._line(_TITLE)
+        first = y + self.lines[0].head
         for number, line in enumerate(self.lines):
             y += line.space + line.head
             for column, panel in enumerate(line.panels):
@@ -181,18 +258,19 @@ class _Figure:
                 mesh = self._panel(panel, self._axes(x, y, self.width, self.height), column == 0, lowest)
             middle = y + self.height / 2
             if self.named:
-                self._upright(_MARGIN + 0.07, middle, line.row, color=_INK, fontweight="bold")
-            self._upright(self.left - _AXIS + 0.07, middle, "inside ← object radii → outside")
+                name = shorten(spell(line.row), self._pixels(_SMALL), self._inside(self.height), bold=True)
+                self._upright(_MARGIN + 0.07, middle, name, color=_INK, fontweight="bold")
+            self._upright(self.left - _AXIS + 0.07, middle, _DEPTH)
             y += self.height
         self._bar(mesh, first, min(y - first, 3.4))
         self._text((self.left + self.right) / 2, y + 0.22, self.axis.label, ha="center", color=_QUIET)
         y += 0.43
         for entries in self.legend:
             self._draw_entries(entries, y)
-            y += _inches(_SMALL)
+            y += self._line(_SMALL)
         for text in self.caption:
             self._text(_MARGIN, y + 0.08, text, color=_QUIET)
-            y += _inches(_SMALL)
+            y += self._line(_SMALL)
         return self.figure
 
     # --- parts --------------------------------------------------------------------------------------------------------
@@ -203,7 +281,8 @@ class _Figure:
 
     def _text(self, x: float, y: float, text: str, size: float = _SMALL, **style: Any) -> None:
         style = {"va": "top", "ha": "left", "color": _INK} | style
-        self.figure.text(x / self.total, 1 - y / self.tall, spell(text), fontsize=size, **style)
+        points = self.style.points(size, _SMALL)
+        self.figure.text(x / self.total, 1 - y / self.tall, spell(text), fontsize=points, **style)
 
     def _upright(self, x: float, y: float, text: str, **style: Any) -> None:
         upright: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "color": _QUIET}
@@ -211,12 +290,12 @@ class _Figure:
 
     def _head(self, panel: KymographPanel, line: _Line, x: float, y: float) -> None:
         if line.titled:
-            title = shorten(panel.title, _pixels(_TITLE), round(self.width * _DPI), bold=True)
-            self._text(x, y, title, _TITLE, fontweight="bold")
-            y += _inches(_TITLE)
+            for text in self._title(panel):
+                self._text(x, y, text, _TITLE, fontweight="bold")
+                y += self._line(_TITLE)
         for text in self._verdict(panel):
             self._text(x, y, text)
-            y += _inches(_SMALL)
+            y += self._line(_SMALL)
 
     def _panel(self, panel: KymographPanel, axes: Any, leftmost: bool, lowest: bool) -> Any:
         from matplotlib.colors import ListedColormap
@@ -239,7 +318,8 @@ class _Figure:
 
     def _label_steps(self, axes: Any, lowest: bool) -> None:
         steps = [step for panel in self.panels for step in panel.steps]
-        ticks = self.axis.ticks(min(steps), max(steps), self.width * _DPI, font(_pixels(_TICK)).getlength)
+        width = font(self._pixels(_TICK)).getlength
+        ticks = self.axis.ticks(min(steps), max(steps), self.width * _MEASURE, width)
         labels = [f"{step:,}" for step, _ in ticks] if lowest else []
         axes.set_xticks(self.axis.place(step for step, _ in ticks), labels)
         for text, (_, alignment) in zip(axes.get_xticklabels() if lowest else [], ticks, strict=False):
@@ -277,9 +357,9 @@ class _Figure:
         ends = format_number(self.span, 2).rstrip("0")
         bar.set_ticks([-self.span, 0, self.span], labels=[f"\N{MINUS SIGN}{ends}", "0", f"+{ends}"])
         bar.outline.set_linewidth(0.6)
-        lines = _balanced(self.quantity, round(max(height, 1.4) * _DPI))
+        lines = balanced(self.quantity, self._pixels(_SMALL), self._inside(max(height, 1.4)))
         for number, text in enumerate(lines):
-            x = self.total - _MARGIN - (len(lines) - number - 0.5) * _inches(_SMALL)
+            x = self.total - _MARGIN - (len(lines) - number - 0.5) * self._line(_SMALL)
             self._upright(x, top + height / 2, text, color=_INK)
 
     # --- the legend ---------------------------------------------------------------------------------------------------
@@ -296,9 +376,11 @@ class _Figure:
             if any(mark.label == label and mark.from_start for mark in marks):
                 entries.append(_Entry(label, True, f"{label} there {since}"))
         lines: list[list[_Entry]] = [[]]
-        room = self.total - self.left - _MARGIN
+        if sum(map(self._length, entries)) > self.total - self.legend_left - _MARGIN + 0.2:
+            self.legend_left = _MARGIN
+        room = self.total - self.legend_left - _MARGIN
         for entry in entries:
-            if lines[-1] and sum(other.length for other in lines[-1]) + entry.length > room + 0.2:
+            if lines[-1] and sum(map(self._length, [*lines[-1], entry])) > room + 0.2:
                 lines.append([])
             lines[-1].append(entry)
         return lines
@@ -306,7 +388,7 @@ class _Figure:
     def _draw_entries(self, entries: Sequence[_Entry], y: float) -> None:
         from matplotlib.lines import Line2D
 
-        x, middle = self.left, y + 0.5 * _inches(_SMALL)
+        x, middle = self.legend_left, y + 0.5 * self._line(_SMALL)
         for symbol, opened, text in entries:
             ends, level = [x / self.total, (x + 0.26) / self.total], 1 - middle / self.tall
             style: dict[str, Any] = {"transform": self.figure.transFigure}
@@ -324,22 +406,19 @@ class _Figure:
                     self.figure.add_artist(Line2D(ends, [level] * 2, **bar, **style))
                 self.figure.add_artist(Line2D([sum(ends) / 2], [level], **style, **_symbol(symbol, opened)))
             self._text(x + 0.33, middle, text, va="center")
-            x += _Entry(symbol, opened, text).length
+            x += self._length(_Entry(symbol, opened, text))
+
+    def _length(self, entry: _Entry) -> float:
+        return 0.33 + font(self._pixels(_SMALL)).getlength(entry.text) / _MEASURE + 0.2
 
 
-def _columns(count: int) -> int:
-    """Panels in a line: few gaps in the last one."""
-    if count <= 4:
-        return count
-    return min((4, 5, 3) if count <= 12 else (5, 4), key=lambda columns: -count % columns)
-
-
-def _balanced(text: str, width: int) -> list[str]:
-    """A text in as few lines as fit into a width in pixels, of about the same length."""
-    lines = wrap(text, _pixels(_SMALL), width)
-    while len(narrower := wrap(text, _pixels(_SMALL), width - 10)) == len(lines) and width > 20:
-        lines, width = narrower, width - 10
-    return lines
+def _turned(panels: Sequence[KymographPanel]) -> Sequence[KymographPanel]:
+    """Operators one below the other and their rows side by side, where there are more operators than rows."""
+    titles = [panel.title for panel in panels]
+    rows = {panel.row for panel in panels}
+    if len(rows) < 2 or len(set(titles)) <= len(rows) or len({(p.title, p.row) for p in panels}) < len(panels):
+        return panels
+    return [replace(panel, title=panel.row, row=panel.title) for panel in panels]
 
 
 def _symbol(label: str, opened: bool) -> dict[str, Any]:
@@ -355,22 +434,12 @@ def _symbol(label: str, opened: bool) -> dict[str, Any]:
     }
 
 
-def _inches(points: float) -> float:
-    """The height of a line of text of a font size in points."""
-    return points * _LEADING / 72
-
-
-def _pixels(points: float) -> int:
-    """A font size in points as pixels."""
-    return round(points * _DPI / 72)
-
-
-def _save(figure: Any, path: Path, provenance: str) -> None:
+def _save(figure: Any, path: Path, style: FigureStyle, provenance: str) -> None:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         text.update(letters(text.get_text()))
-    save_figure(figure, path, _DPI, provenance=provenance)
+    save_figure(figure, path, style.dpi or _DPI, provenance=provenance, transparent=style.transparent)
 
 
 __all__ = ["write_kymographs"]

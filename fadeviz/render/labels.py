@@ -47,6 +47,18 @@ def wrap(text: str, size: int, width: int) -> list[str]:
     return lines
 
 
+def balanced(text: str, size: int, width: int) -> list[str]:
+    """A text in as few lines as :func:`wrap` needs, which are of about the same length."""
+    lines = wrap(text, size, width)
+    step = max(1, width // 40)
+    while len(lines) > 1 and all(_fits(word, size, width - step) for word in text.split()):
+        narrower = wrap(text, size, width - step)
+        if len(narrower) > len(lines):
+            break
+        lines, width = narrower, width - step
+    return lines
+
+
 def shorten(text: str, size: int, width: int, bold: bool = False) -> str:
     """``text``, or as much of its beginning as fits into ``width`` pixels, with an ellipsis."""
     if _fits(text, size, width, bold):

@@ -31,6 +31,7 @@ class Curve:
         high: ``(S,)``, upper end of the band.
         mark: a step to mark by a dotted vertical line; NaN for none.
         like: label of the curve whose colour this one takes, dashed; None for a colour of its own.
+        operator: name of the operator whose look this curve has; empty for the next colour.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Curve:
     high: NDArray[np.floating]
     mark: float = math.nan
     like: str | None = None
+    operator: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class CurvePanel:
         curves: the curves.
         span: ends of the vertical axis, extended where a curve exceeds them; None fits the curves.
         chance: values between minus and plus this are what chance gives, drawn as a grey band; None for no band.
+        scale: panels with the same name here are compared: their vertical axes have the same ends; empty for none.
     """
 
     title: str
@@ -61,6 +64,7 @@ class CurvePanel:
     curves: Sequence[Curve]
     span: tuple[float, float] | None = None
     chance: float | None = None
+    scale: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Zoom: the square window of an image in which runs disagree most."""
+"""Zoom: the square window of an image in which runs disagree most along the contours."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter
 
 from ..errors import FadevizError
 
 _LEVELS = 1 << 24
 """Number of levels that disagreement is rounded to, so that sums are exact and equal windows are equal."""
+
+
+_REACH = 8
+"""A pixel is near a contour if that is within this part of the window's side: a quarter of the window, both sides."""
+_OPAQUE = 0.02
+"""Alphas closer than this to 0 or 1 are not part of a soft contour."""
 
 
 class Box(NamedTuple):
@@ -29,11 +36,17 @@ def choose_zoom(
     side: int | None = None,
     ignored: int | None = None,
 ) -> Box:
-    """The square window in which runs disagree most; the first in reading order among equals.
+    """The square window in which runs disagree most near contours; the first in reading order among equals.
 
     Disagreement at a pixel is, for classes (integers), the share of the pairs of runs that differ; for alphas (floats),
     their standard deviation over the runs. Where no pixel disagrees, as with a single run, it is the difference between
     the first run and the ground truth; where there is none either, the window lies in the middle.
+
+    Only pixels count that are near a contour: where operators differ, and where an enlargement shows something, not
+    within an object that one run misses as a whole. Contours are the borders of classes, or of alphas of one half and
+    the pixels that are partly transparent; those of the ground truth or, without any there, of the results. Where
+    nothing differs near them, all pixels count. A pixel counts the more the nearer it is to the middle of the window,
+    along its rows and columns (a tent): what is looked for lies in the middle.
 
     Args:
         results: one per run, ``(H, W)``: classes, or alphas in [0, 1]; non-finite values count as 0.
@@ -62,16 +75,29 @@ def choose_zoom(
     if truth is not None and ignored is not None:
         counted = np.asarray(truth) != ignored
     runs = maps[: len(results)]
-    weight = _disagreement(runs, floating) * counted
-    if not weight.any() and truth is not None:
-        difference = np.abs(runs[0] - maps[-1]) if floating else runs[0] != maps[-1]
-        weight = np.rint(difference * float(_LEVELS)).astype(np.int64) * counted
-    if not weight.any():
+    differences = [_disagreement(runs, floating)]
+    if truth is not None:
+        wrong = np.abs(runs[0] - maps[-1]) if floating else runs[0] != maps[-1]
+        differences.append(np.rint(wrong * float(_LEVELS)).astype(np.int64))
+    near = _near_contours(runs, maps[-1] if truth is not None else None, counted, floating, max(1, side // _REACH))
+    for difference in differences:
+        weight = difference * counted
+        if weight.any():
+            break
+    else:
         return Box((width - side) // 2, (height - side) // 2, side)
-    total = np.pad(weight.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
-    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    weight = weight * near if (weight * near).any() else weight
+    first = (side + 1) // 2
+    sums = _box_sums(_box_sums(weight, first), side - first + 1)
     top, left = np.unravel_index(int(np.argmax(sums)), sums.shape)
     return Box(int(left), int(top), side)
+
+
+def _box_sums(values: NDArray[np.int64], side: int) -> NDArray[np.int64]:
+    """The sum of each window of a side that lies within, ``(H - side + 1, W - side + 1)``."""
+    total = np.pad(values.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    sums: NDArray[np.int64] = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    return sums
 
 
 def _check(
@@ -101,3 +127,25 @@ def _disagreement(runs: Sequence[NDArray[Any]], floating: bool) -> NDArray[np.in
     for first, second in combinations(runs, 2):
         differing += first != second
     return differing
+
+
+def _near_contours(
+    runs: Sequence[NDArray[Any]], truth: NDArray[Any] | None, counted: NDArray[np.bool_], floating: bool, reach: int
+) -> NDArray[np.bool_]:
+    """The pixels within ``reach`` of a contour of the truth or, if that has none, of any run."""
+    contours = np.zeros(counted.shape, bool) if truth is None else _contours(truth, counted, floating)
+    if not contours.any():
+        contours = np.any([_contours(run, counted, floating) for run in runs], axis=0)
+    near: NDArray[np.bool_] = maximum_filter(contours, size=2 * reach + 1, mode="constant")
+    return near
+
+
+def _contours(values: NDArray[Any], counted: NDArray[np.bool_], floating: bool) -> NDArray[np.bool_]:
+    """Pixels beside one of another region, neither of them ignored; and those that are partly transparent."""
+    regions = values >= 0.5 if floating else values
+    contours = (values > _OPAQUE) & (values < 1 - _OPAQUE) if floating else np.zeros(values.shape, bool)
+    for first, second in ((np.s_[1:, :], np.s_[:-1, :]), (np.s_[:, 1:], np.s_[:, :-1])):
+        border = (regions[first] != regions[second]) & counted[first] & counted[second]
+        contours[first] |= border
+        contours[second] |= border
+    return contours

@@ -40,6 +40,22 @@ SIZE = click.option("--size", type=int, metavar="N",
 TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR",
                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
                             "each image]")  # fmt: skip
+LABELS = click.option("--label", "labels", multiple=True, metavar="TEXT",
+                      help="Label in the figure: repeat it, one for each run in their order; in a plot, one for each "
+                           "operator.  [default: the operators' own]")  # fmt: skip
+TITLE = click.option("--title", metavar="TEXT", help="Title above the figure.  [default: none]")
+CAPTION = click.option("--caption/--no-caption", default=True, show_default=True,
+                       help="Sentences below the figure that say what is shown.")  # fmt: skip
+STYLE = (
+    click.option("--width", metavar="85mm|3.3in|column|page",
+                 help="Width of the figure: a length, or that of one or two columns of a paper.  [default: as needed]"),
+    click.option("--font", metavar="FAMILY", help="Font family, as it is installed.  [default: DejaVu Sans]"),
+    click.option("--font-size", type=float, metavar="POINTS",
+                 help="Size of the words at axes and in captions; titles in proportion.  [default: the figure's own]"),
+    click.option("--dpi", type=int, metavar="N", help="Pixels per inch.  [default: the figure's own]"),
+    click.option("--transparent", is_flag=True, help="Leave out the background."),
+)  # fmt: skip
+"""The options that become a FigureStyle."""
 OWN_MASKS = (
     click.option("--masks-dir", default="", metavar="DIR",
                  help="For data folder: folder of the masks, by its path or its path in the data folder.  "
@@ -64,6 +80,13 @@ def own_masks(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def figure_style(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options on the look of a figure to a command."""
+    for option in reversed(STYLE):
+        command = option(command)
+    return command
+
+
 def choose_layer(
     runs: Sequence[Path | str], texts: Sequence[str]
 ) -> tuple[Sequence[Path | str | StoredRun], LayerOfRuns | None]:
@@ -83,6 +106,6 @@ def choose_layer(
 
 
 __all__ = [
-    *("CALL", "COLORMAP", "DEVICE", "DRAWN_KIND", "KIND", "LAYER", "OWN_MASKS", "RUNS", "SEED", "SIZE", "STEPS"),
-    *("TRIMAPS", "choose_layer", "own_masks"),
+    *("CALL", "CAPTION", "COLORMAP", "DEVICE", "DRAWN_KIND", "KIND", "LABELS", "LAYER", "OWN_MASKS", "RUNS", "SEED"),
+    *("SIZE", "STEPS", "STYLE", "TITLE", "TRIMAPS", "choose_layer", "figure_style", "own_masks"),
 ]

@@ -18,7 +18,7 @@ import fadeviz
 from fadeviz import FadevizError
 from fadeviz.analysis.result import analyze
 from fadeviz.onset_panels import kymograph_panels
-from fadeviz.render import plots
+from fadeviz.render import style
 from fadeviz.render.colormap import palette, signed_palette, to_indices
 from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
@@ -302,7 +302,7 @@ class TestPage:
         assert (tmp_path / "report.html").read_bytes() == page.bytes
 
     def test_the_two_responses_have_the_colours_of_the_plots(self, page):
-        assert f"--outline: {plots.OUTLINE_COLOR}; --interior: {plots.INTERIOR_COLOR};" in page.style
+        assert f"--outline: {style.OUTLINE_COLOR}; --interior: {style.INTERIOR_COLOR};" in page.style
 
     def test_every_element_that_the_script_asks_for_is_there(self, page):
         script = next(text for attributes, text in page.scripts if not attributes)

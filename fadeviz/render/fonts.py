@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import printable
+from ..errors import printable, unknown_name
 
 FAMILY = "DejaVu Sans"
 """The main font. matplotlib ships it, so text looks the same on every machine."""
+
+_main: ContextVar[str] = ContextVar("main font", default=FAMILY)
 
 _TRIAL = 20
 """Size in pixels at which a character of another font is drawn to see whether it has an outline."""
@@ -103,11 +107,50 @@ class Font(ImageFont.FreeTypeFont):
         return canvas.crop(box), (start + box[0] - around, baseline + box[1] - around - above)
 
 
-@cache
 def font(size: int, bold: bool = False) -> Font:
     """The main font at a size in pixels, for figures and animations alike."""
+    return _font(_main.get(), size, bold)
+
+
+@cache
+def _font(name: str, size: int, bold: bool) -> Font:
     # The basic layout: the same pixels whether or not Pillow was built with Raqm.
-    return Font(str(_files()[bold]), size, layout_engine=ImageFont.Layout.BASIC)
+    return Font(str(_files(name)[bold]), size, layout_engine=ImageFont.Layout.BASIC)
+
+
+def family() -> str:
+    """The name of the main font."""
+    return _main.get()
+
+
+@contextmanager
+def main_family(name: str) -> Iterator[None]:
+    """Within, another font is the main one: of :func:`font`, :func:`spell` and :func:`letters`.
+
+    Raises:
+        FadevizError: if it is not installed.
+    """
+    check_family(name)
+    before = _main.set(name)
+    try:
+        yield
+    finally:
+        _main.reset(before)
+
+
+def check_family(name: str) -> None:
+    """Raise unless a font family is installed where matplotlib finds it.
+
+    Raises:
+        FadevizError: if it is not; the message lists the nearest names.
+    """
+    if name == FAMILY:
+        return
+    from matplotlib.font_manager import fontManager
+
+    names = {entry.name for entry in fontManager.ttflist}
+    if name not in names:
+        raise unknown_name("font", name, names, "fc-list : family")
 
 
 def spell(text: str) -> str:
@@ -135,23 +178,32 @@ def letters(text: str) -> dict[str, Any]:
         return {}
     others = [face.family for face in map(_face, spell(text)) if face is not None]
     # Never bold: few fonts have that weight, and matplotlib warns of each that does not.
-    return {"family": [FAMILY, *dict.fromkeys(others)], "weight": "normal"} if others else {}
-
-
-def _files() -> tuple[Path, Path]:
-    """The main font's files: regular and bold."""
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-    return folder / "DejaVuSans.ttf", folder / "DejaVuSans-Bold.ttf"
+    return {"family": [family(), *dict.fromkeys(others)], "weight": "normal"} if others else {}
 
 
 @cache
+def _files(name: str) -> tuple[Path, Path]:
+    """The files of a main font: regular and bold."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont
+
+    if name == FAMILY:
+        folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+        return folder / "DejaVuSans.ttf", folder / "DejaVuSans-Bold.ttf"
+    regular, bold = (Path(findfont(FontProperties(family=name, weight=weight))) for weight in ("normal", "bold"))
+    return regular, bold
+
+
 def _own() -> frozenset[int]:
     """The characters that the main font has in both regular and bold."""
+    return _characters(_main.get())
+
+
+@cache
+def _characters(name: str) -> frozenset[int]:
     from matplotlib.ft2font import FT2Font
 
-    regular, bold = (frozenset(FT2Font(str(path)).get_charmap()) for path in _files())
+    regular, bold = (frozenset(FT2Font(str(path)).get_charmap()) for path in _files(name))
     return regular & bold
 
 
@@ -187,12 +239,17 @@ def _find_faces(letters: Iterable[str]) -> None:
 
 
 def _others() -> Iterator[Face]:
-    """All other fonts that matplotlib finds, upright ones of regular weight first, in a fixed order."""
+    """All other fonts that matplotlib finds, upright ones of regular weight first, in a fixed order.
+
+    Where another font than :data:`FAMILY` is the main one, that comes first.
+    """
     from matplotlib.font_manager import fontManager
 
     def order(entry: Any) -> tuple[Any, ...]:
         return entry.style != "normal", entry.weight != 400, "sans" not in entry.name.lower(), entry.name, entry.fname
 
+    if family() != FAMILY:
+        yield Face(FAMILY, str(_files(FAMILY)[0]))
     for entry in sorted(fontManager.ttflist, key=order):
         # The last resort font draws every character as a box.
         if entry.name != FAMILY and "lastresort" not in entry.name.lower().replace(" ", ""):
@@ -211,4 +268,4 @@ def _drawn_by(face: Face, letters: Iterable[str]) -> set[str]:
         return set()
 
 
-__all__ = ["FAMILY", "Face", "Font", "font", "letters", "spell"]
+__all__ = ["FAMILY", "Face", "Font", "check_family", "family", "font", "letters", "main_family", "spell"]

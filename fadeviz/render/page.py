@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from ..storage.files import write_whole
-from .fonts import FAMILY, letters, spell
+from .fonts import FAMILY, family, letters, spell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +64,12 @@ def new_figure(width: int, height: int, dpi: int) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "") -> None:
+def figure_style() -> Any:
+    """:data:`STYLE` with the main font (:func:`~fadeviz.render.fonts.main_family`)."""
+    return STYLE | {"font.family": family()}
+
+
+def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "", transparent: bool = False) -> None:
     """Write a figure as PNG, PDF or SVG, by the file's ending, completely or not at all.
 
     Args:
@@ -72,6 +77,7 @@ def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "") -
         path: the file to write.
         dpi: pixels per inch.
         provenance: what the figure is made of, for the metadata of the file.
+        transparent: whether the background is left out, that of the figure and not that of its panels.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -84,8 +90,10 @@ def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "") -
         ".svg": {"Date": None, "Creator": "fadeviz", "Description": provenance or None},
     }
     data = io.BytesIO()  # through memory: on a full disk matplotlib's PDF has an error of its own
-    with rc_context(STYLE):
+    with rc_context(figure_style()):
         FigureCanvasAgg(figure)
+        if transparent:
+            figure.patch.set_alpha(0)
         figure.savefig(data, format=ending[1:], dpi=dpi, metadata=metadata[ending])
     write_whole(path, data.getvalue())
 

@@ -17,10 +17,7 @@ from .labels import shorten, wrap
 from .page import STYLE, check_ending, save_figure
 from .panels import CurvePanel, curve_order
 from .step_axis import StepAxis, choose_step_axis
-
-OUTLINE_COLOR, INTERIOR_COLOR = "#D55E00", "#0072B2"
-COLORS = (OUTLINE_COLOR, INTERIOR_COLOR, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-"""Okabe and Ito's palette, which suits any kind of colour vision; brown replaces its yellow, which is too pale here."""
+from .style import COLORS
 
 _DPI = 150
 _TITLE = 450

@@ -14,14 +14,11 @@ from PIL import Image
 from .comparison_layout import LINE, NAME, ComparisonLayout, Rectangle, Row, layout_comparison, row_contents
 from .labels import shorten
 from .legend import TEXT, Legend, draw_legend
+from .marks import WINDOW_COLOUR, draw_frame, mark_window
 from .page import STYLE, Page, check_ending, new_figure, save_figure
-from .zoom import Box
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_BOX_COLOUR, _BOX_RIM = "#e8112d", "white"
-"""Red is not in ``class_palette``; its rim stays visible where an image is red or dark."""
 
 
 def write_comparison(
@@ -113,8 +110,8 @@ def _draw_cell(
     if row.box is not None:
         left, top, side = row.box
         _show(page, layout.crops[place], pixels[top : top + side, left : left + side], smooth)
-        _mark(page, layout, layout.images[place], row.box, row.size)
-        _frame(page, layout.crops[place], layout.points(1.1), _BOX_COLOUR)
+        mark_window(page, layout.images[place], (left, top, left + side, top + side), row.size, layout.points)
+        draw_frame(page, layout.crops[place], layout.points(1.1), WINDOW_COLOUR)
 
 
 def _draw_scores(page: Page, layout: ComparisonLayout, index: int, best: int | None) -> None:
@@ -139,39 +136,6 @@ def _show(page: Page, box: Rectangle, pixels: NDArray[np.uint8], smooth: bool) -
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     page.image(box, fit(pixels, box[2:], smooth=smooth) if page.exact else _embed(pixels, box[2:], smooth))
-
-
-def _mark(page: Page, layout: ComparisonLayout, image: Rectangle, box: Box, size: tuple[int, int]) -> None:
-    """The outline of the window on its image: a coloured line with a rim on both sides, none of it beyond the image."""
-    x, y, width, height = image
-    line, rim = max(1, layout.points(0.8)), max(1, layout.points(0.4))
-    ends = []
-    for start, length, begin, count in ((x, width, box.left, size[1]), (y, height, box.top, size[0])):
-        low = start + round(length * begin / count)
-        high = start + round(length * (begin + box.side) / count)
-        ends.append((max(start, low - rim), min(start + length, high + rim)))
-    (left, right), (top, bottom) = ends
-    outer = (left, top, right - left, bottom - top)
-    inner = (left + rim, top + rim, outer[2] - 2 * rim, outer[3] - 2 * rim)
-    _frame(page, outer, 2 * rim + line, _BOX_RIM)
-    _frame(page, inner, line, _BOX_COLOUR)
-
-
-def _frame(page: Page, box: Rectangle, line: int, colour: str) -> None:
-    """A line of whole pixels along the inside of a box."""
-    from matplotlib.patches import Rectangle as Patch
-
-    x, y, width, height = box
-    line = max(1, min(line, width, height))
-    parts = (
-        ((x, y), width, line),
-        ((x, y + height - line), width, line),
-        ((x, y + line), line, height - 2 * line),
-        ((x + width - line, y + line), line, height - 2 * line),
-    )
-    for corner, wide, high in parts:
-        if wide > 0 and high > 0:
-            page.front.add_patch(Patch(corner, wide, high, facecolor=colour, linewidth=0, antialiased=False))
 
 
 def fit(pixels: NDArray[np.uint8], size: tuple[int, int], *, smooth: bool) -> NDArray[np.uint8]:

@@ -54,7 +54,7 @@ def check_ending(output: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def new_figure(width: int, height: int, dpi: int) -> Figure:
+def new_figure(width: int, height: int, dpi: float) -> Figure:
     """A white figure of the given size in pixels, which pyplot does not manage."""
     from matplotlib.figure import Figure
 
@@ -69,7 +69,7 @@ def figure_style() -> Any:
     return STYLE | {"font.family": family()}
 
 
-def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "", transparent: bool = False) -> None:
+def save_figure(figure: Figure, path: Path, dpi: float, *, provenance: str = "", transparent: bool = False) -> None:
     """Write a figure as PNG, PDF or SVG, by the file's ending, completely or not at all.
 
     Args:

@@ -12,7 +12,8 @@ from fadeviz_cli.messages import in_options
 
 import fadeviz
 from fadeviz import FadevizError, RunConfig
-from fadeviz.render.selection import MapSelection
+from fadeviz.render.selection import FigureContent, MapSelection
+from fadeviz.render.style import FigureStyle
 
 
 def commands(group=main, path=()):
@@ -26,7 +27,7 @@ def commands(group=main, path=()):
 COMMANDS = dict(commands())
 FUNCTIONS = {
     "analyze": [fadeviz.analyze],
-    "animate": [fadeviz.animate, MapSelection],
+    "animate": [fadeviz.animate, MapSelection, FigureContent, FigureStyle],
     "bench": [fadeviz.run_bench],
     "check": [fadeviz.check_run],
     "compare": [fadeviz.compare],
@@ -34,7 +35,7 @@ FUNCTIONS = {
     "data get": [fadeviz.get_data],
     "demo": [fadeviz.run_demo],
     "export": [fadeviz.export_run],
-    "grid": [fadeviz.grid, MapSelection],
+    "grid": [fadeviz.grid, MapSelection, FigureContent, FigureStyle],
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
     "layers": [fadeviz.list_layers],
@@ -72,7 +73,7 @@ SPELLED_OTHERWISE = {
 PLURAL = {("bench", "precisions"), ("upsamplers", "networks")}
 """Options whose one value is a list: --precision fp32,bf16."""
 
-UNLIKE = {"executor", "percentiles", "what"}
+UNLIKE = {"crop", "executor", "percentiles", "what"}
 """Parameters whose value is text on the command line, and something else in Python."""
 
 HELP_DIFFERS = {
@@ -90,6 +91,8 @@ HELP_DIFFERS = {
     "--seed": "of the training to come, or of one that was",
     "--size": "of the training images, or of those to predict",
     "--steps": "to train, or to show",
+    "--title": "of a page, or of a figure",
+    "--width": "of a figure, or of a network",
     "--upsamplers": "to train, or to measure",
     "--colormap": "an export draws only for some targets",
     "--normalize": "an export draws only for some targets",
@@ -112,7 +115,7 @@ def test_every_command_has_its_function():
     for name, functions in FUNCTIONS.items():
         for function in functions:
             public = function.__qualname__.partition(".")[0]
-            assert public in fadeviz.__all__ or function is MapSelection, name
+            assert public in fadeviz.__all__ or function in (MapSelection, FigureContent, FigureStyle), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -172,7 +175,7 @@ def test_the_list_of_commands_shows_whole_sentences(name):
 
 
 def test_the_maps_to_draw_are_the_selections_fields():
-    fields = {field.name for field in dataclasses.fields(MapSelection)}
+    fields = {field.name for part in (MapSelection, FigureContent) for field in dataclasses.fields(part)}
     for name in ("grid", "animate"):
         assert fields <= {parameter.name for parameter in COMMANDS[name].params}
 

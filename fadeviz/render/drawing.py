@@ -9,6 +9,7 @@ from ..storage.snapshots import PREDICTION
 from ..storage.stored_run import StoredRun
 from .colormap import is_diverging, palette
 from .frames import FrameSequence, crop_frames, select_frames
+from .labels import truth_name
 from .predictions import select_predictions
 from .selection import FigureContent, MapSelection
 
@@ -81,9 +82,16 @@ def choose_colormap(name: str, content: FigureContent) -> str:
     if name != "gray" and not is_diverging(name):
         raise FadevizError(
             f"colormap={name!r}: a difference takes both signs, and needs a colour map that diverges from its middle. "
-            "Choose colormap='signed', 'RdBu' or 'coolwarm'"
+            "Choose colormap='signed' or, say, colormap='RdBu'"
         )
     return "signed" if name == "gray" else name
 
 
-__all__ = ["Notes", "choose_colormap", "select_sequences"]
+def overlay_sentence(sequences: Sequence[FrameSequence], content: FigureContent) -> list[str]:
+    """How to read what is laid over."""
+    if content.overlay == "map":
+        return [f"Maps over the image, {100 * content.alpha:g} % opaque."]
+    return [] if content.overlay is None else [f"Line: contour of the true {truth_name(sequences[0].run)}."]
+
+
+__all__ = ["Notes", "choose_colormap", "overlay_sentence", "select_sequences"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -244,19 +245,22 @@ class _GridPage(Page):
         right = layout.width - layout.points(4)
         middle = block.top + layout.points(layout.font_size(HEADING) * 0.65)
         if block.bar:
-            right = self.bar(sequence, colormap, right, middle)
+            size = layout.points(layout.font_size(HEADING))
+            words = math.ceil(font(size, bold=True).getlength(block.heading))
+            right = self.bar(sequence, colormap, right, middle, layout.left + words + layout.points(6))
         self.words(
             layout.left, middle, block.heading, HEADING, right - layout.left, weight="bold", va="center_baseline"
         )
 
-    def bar(self, sequence: FrameSequence, colormap: str, right: int, middle: int) -> int:
-        """The colour bar with its ends; returns their left end."""
+    def bar(self, sequence: FrameSequence, colormap: str, right: int, middle: int, left: int) -> int:
+        """The colour bar with its ends, narrower where it would reach beyond ``left``; returns its left end."""
         points, text = self.layout.points, self.layout.font_size(TEXT)
         low, high = bar_ends(sequence)
         size = max(1, points(text))
         self.text(right, middle, high, text, ha="right", va="center_baseline")
         right -= round(font(size).getlength(high)) + points(3)
-        width, height = min(points(56), self.layout.width // 5), points(5)
+        room = right - points(3) - round(font(size).getlength(low)) - left
+        width, height = max(points(18), min(points(56), self.layout.width // 5, room)), points(5)
         bar = palette(colormap)[None]
         if self.exact:
             bar = bar[:, np.linspace(0, 255, width).round().astype(int)].repeat(height, axis=0)

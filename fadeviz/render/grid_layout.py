@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import FadevizError
 from ..storage.stored_run import StoredRun
 from .classes import LEAST_SHARE, ClassKey, class_key, largest_shares, names_classes
+from .drawing import overlay_sentence
 from .fonts import font
 from .frames import FrameSequence, scale_maps
 from .labels import heading, short_caption, truth_name
@@ -30,7 +31,7 @@ LEAST_TEXT = 5.0
 """Smallest font size in points that can be read in print."""
 _GAP, _MARGIN, _GUTTER, _BETWEEN = 1.6, 4.0, 5.0, 3.0
 """Points between two cells, around everything, between images and maps, and between two runs."""
-_LEAST_CELL, _GOOD_CELL = 12.0, 34.0
+_LEAST_CELL, _GOOD_CELL = 12.0, 28.0
 """Points: the smallest cell, and the width below which frames go into more rows, if the figure has a width."""
 _LARGEST_IMAGE = 2.7
 """Largest width of the image and the mask, in cells."""
@@ -412,9 +413,11 @@ class _Placing:
             placed, top = place_legend(legend, margin, width - margin, top + px(1), self._words)
             top += px(3)
         lines: list[str] = []
-        reading = [*reading, *overlay_sentence(self.sequences, self.content)]
+        overlaid = overlay_sentence(self.sequences, self.content)
         if self.content.caption:
-            lines = short_caption(self.sequences, max(1, px(measures.text(TEXT))), width - 2 * margin, reading)
+            lines = short_caption(
+                self.sequences, max(1, px(measures.text(TEXT))), width - 2 * margin, reading, overlaid
+            )
         top += px(1) if lines else -px(_BETWEEN) if not legend else 0
         height = top + len(lines) * px(measures.text(TEXT) * 4 / 3) + margin
         _check_pixels(width, height)
@@ -434,7 +437,7 @@ class _Placing:
             title=(title, margin),
             caption=(lines, top),
             ratio=measures.ratio,
-            reading=tuple(reading),
+            reading=(*reading, *overlaid),
             notes=notes,
         )
 
@@ -506,12 +509,20 @@ class _Placing:
             mask = (x, second, width, height)
         else:
             mask = (x, first + height + px(_GAP) + measures.step_line, width, height)
-        self.references.append(Reference(index, (x, first, width, height), mask))
-        for (left, top, _, _), words in (
-            (self.references[-1].image, "image"),
-            (mask, truth_name(self.sequences[index].run)),
-        ):
-            self.over.append((left + width // 2, top - px(1), words))
+        boxes = [_proportioned(self.sequences[index], box) for box in ((x, first, width, height), mask)]
+        self.references.append(Reference(index, *boxes))
+        for (left, top, across, _), words in zip(boxes, ("image", truth_name(self.sequences[index].run)), strict=True):
+            self.over.append((left + across // 2, top - px(1), words))
+
+
+def _proportioned(sequence: FrameSequence, box: Rectangle) -> Rectangle:
+    """The place of a whole image beside maps that are cut to a window: as much of it as has the image's proportions."""
+    if sequence.crop is None or sequence.observed_image is None:
+        return box
+    x, y, width, height = box
+    tall, wide = sequence.observed_image.shape[:2]
+    factor = min(width / wide, height / tall)
+    return x, y, max(1, round(wide * factor)), max(1, round(tall * factor))
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -520,13 +531,6 @@ def _check_pixels(width: int, height: int) -> None:
             f"the figure would be {width}x{height} pixels, more than {MAX_PIXELS:,}. "
             "Use a smaller scale=..., or fewer steps"
         )
-
-
-def overlay_sentence(sequences: Sequence[FrameSequence], content: FigureContent) -> list[str]:
-    """How to read what is laid over."""
-    if content.overlay == "map":
-        return [f"Maps over the image, {content.alpha:.0%} opaque."]
-    return [] if content.overlay is None else [f"Line: contour of the true {truth_name(sequences[0].run)}."]
 
 
 def _classes(shown: Sequence[FrameSequence], sequences: Sequence[FrameSequence]) -> tuple[Legend, list[str]]:
@@ -554,5 +558,5 @@ def _beside_legend(key: ClassKey) -> str:
 
 __all__ = [
     *("HEADING", "LEAST_TEXT", "STEP", "TEXT"),
-    *("Block", "GridLayout", "Rectangle", "Reference", "layout_grid", "overlay_sentence"),
+    *("Block", "GridLayout", "Rectangle", "Reference", "layout_grid"),
 ]

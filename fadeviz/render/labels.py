@@ -152,7 +152,13 @@ def shown_runs(sequences: Sequence[FrameSequence]) -> list[StoredRun]:
     return [*{run.path: run for run in runs}.values()]
 
 
-def short_caption(sequences: Sequence[FrameSequence], size: int, width: int, reading: Sequence[str] = ()) -> list[str]:
+def short_caption(
+    sequences: Sequence[FrameSequence],
+    size: int,
+    width: int,
+    reading: Sequence[str] = (),
+    further: Sequence[str] = (),
+) -> list[str]:
     """At most two lines below a figure: kind, range, image and seeds; then what else of :func:`captions` fits.
 
     Args:
@@ -160,15 +166,16 @@ def short_caption(sequences: Sequence[FrameSequence], size: int, width: int, rea
         size: font size in pixels.
         width: width of a line in pixels.
         reading: sentences on how to read the colours.
+        further: sentences that come first if there is room for more.
     """
-    needed, further = _short_sentences(sequences)
+    needed, others = _short_sentences(sequences)
     text = " ".join([needed[0], *reading, *needed[1:]])
-    for sentence in further:
+    for sentence in (*further, *others):
         longer = f"{text} {sentence}"
         if len(wrap(longer, size, width)) <= 2:
             text = longer
-    first, *others = wrap(text, size, width)
-    return [first, shorten(" ".join(others), size, width)] if others else [first]
+    first, *rest = wrap(text, size, width)
+    return [first, shorten(" ".join(rest), size, width)] if rest else [first]
 
 
 def _short_sentences(sequences: Sequence[FrameSequence]) -> tuple[list[str], list[str]]:
@@ -188,8 +195,8 @@ def _short_sentences(sequences: Sequence[FrameSequence]) -> tuple[list[str], lis
     images = dict.fromkeys(f"{brief(image_name(sequence), 40)}{_object(sequence)}" for sequence in sequences)
     needed += [_seeds(sequences), f"Image{'s' * (len(images) > 1)}: {', '.join(images)}."]
     networks = " and ".join(dict.fromkeys(_network(sequence.run) for sequence in runs.values()))
-    further = [_crop_sentence(first), steps_sentence(sequences).strip()]
-    further.insert(0, f"{networks}, {_layers([*runs.values()])}." if first.colours is None else f"{networks}.")
+    layers = f", {_layers([*runs.values()])}" if first.colours is None else ""
+    further = [_crop_sentence(first), f"{networks}{layers}.", steps_sentence(sequences).strip()]
     data = dict.fromkeys(brief(data_name(sequence.run)) for sequence in runs.values())
     further.append(f"Data: {', '.join(name for name in data if name)}." if any(data) else "")
     return [sentence for sentence in needed if sentence], [sentence for sentence in further if sentence]

@@ -172,6 +172,23 @@ class GridOptions(MapOptions, ContentOptions, StyleOptions, total=False):
     """The options of a grid as keyword arguments: of the maps, of what else is shown, and of the style."""
 
 
+def parse_crop(text: str) -> tuple[int, int, int]:
+    """Read a crop: ``LEFT,TOP,SIDE`` in pixels of the image.
+
+    Raises:
+        FadevizError: if ``text`` is anything else.
+
+    Example:
+        >>> parse_crop("40,16,32")
+        (40, 16, 32)
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 7 for part in parts):
+        raise FadevizError(f"crop={text!r}: must be a window in pixels: LEFT,TOP,SIDE")
+    left, top, side = map(int, parts)
+    return left, top, side
+
+
 def split_options(options: Any) -> tuple[MapSelection, FigureContent, FigureStyle]:
     """The three parts of :class:`GridOptions`.
 

@@ -30,7 +30,7 @@ FUNCTIONS = {
     "animate": [fadeviz.animate, MapSelection, FigureContent, FigureStyle],
     "bench": [fadeviz.run_bench],
     "check": [fadeviz.check_run],
-    "compare": [fadeviz.compare],
+    "compare": [fadeviz.compare, FigureStyle],
     "data check": [fadeviz.check_data],
     "data get": [fadeviz.get_data],
     "demo": [fadeviz.run_demo],

@@ -1,5 +1,6 @@
 """Where the large shared files are, and what to say where they are not; one thread, as the networks here are tiny."""
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -15,10 +16,21 @@ os.environ["FADEVIZ_MEASURED"] = "0"
 import torch
 
 from fadeviz.data.synthetic import dataset
+from golden_pictures import check_picture
 
 # Before anything imports triton, as torch's compiler does: without a GPU its kernels run in its interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="Draw the golden pictures in tests/golden anew.")
+
+
+@pytest.fixture
+def golden(request):
+    """Compares a picture with the golden one of a name; see golden_pictures.py."""
+    return functools.partial(check_picture, update=request.config.getoption("--update-golden"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -35,8 +35,10 @@ _LEAST_CELL, _GOOD_CELL = 12.0, 28.0
 """Points: the smallest cell, and the width below which frames go into more rows, if the figure has a width."""
 _LARGEST_IMAGE = 2.7
 """Largest width of the image and the mask, in cells."""
-_NARROWEST = 230
-"""Smallest width in points of a figure whose width nobody chose, so that its caption has room."""
+_NARROWEST, _BARE = 230, 130
+"""Smallest width in points of a figure whose width nobody chose, so that its caption has room; of one without."""
+_HEADING, _BAR = 150, 100
+"""Points that a heading may take at most before it makes a figure wider, and that the colour bar takes."""
 _RATIO = 1.7
 """Width of a figure relative to its height, as far as the number of frames allows."""
 
@@ -245,7 +247,7 @@ def layout_grid(
             raise FadevizError(f"{name}={value}: must be at least 1")
     if style.font_size is not None and style.font_size < LEAST_TEXT:
         raise FadevizError(f"font_size={style.font_size:g}: less than {LEAST_TEXT:g} points cannot be read in print")
-    measures, scales, sizes, notes = _measure(sequences, columns, scale, style)
+    measures, scales, sizes, notes = _measure(sequences, columns, scale, content, style)
     return _Placing(sequences, measures, scales, sizes, content, style).place(notes)
 
 
@@ -261,7 +263,11 @@ _Measured = tuple[_Measures, list[int], list[tuple[int, int]], tuple[str, ...]]
 
 
 def _measure(
-    sequences: Sequence[FrameSequence], columns: int | None, scale: int | None, style: FigureStyle
+    sequences: Sequence[FrameSequence],
+    columns: int | None,
+    scale: int | None,
+    content: FigureContent,
+    style: FigureStyle,
 ) -> _Measured:
     """The lengths of a grid, the scale and size of each sequence's cells, and notes."""
     frames = len(sequences[0].steps)
@@ -290,7 +296,7 @@ def _measure(
     measures = replace(measures, pitch=max(cell[0], _widest_step(sequences, measures)) + measures.px(_GAP))
     if not given:
         choices = (replace(measures, columns=count) for count in _balanced(frames))
-        measures = min(choices, key=lambda one: _badness(one, max(one.width, one.px(_NARROWEST))))
+        measures = min(choices, key=lambda one: _badness(one, max(one.width, _least_width(one, content))))
     return measures, scales, sizes, ()
 
 
@@ -359,9 +365,15 @@ def _balanced(frames: int) -> list[int]:
 
 
 def _badness(measures: _Measures, width: float) -> float:
-    """How far a figure is from the usual shape; empty places at the end of the last row count, too."""
+    """How far a figure is from the usual shape; empty places in the last row count, too, and width that is not used."""
     places = measures.rows * measures.columns
-    return abs(math.log(width / measures.height / _RATIO)) + 6.0 * (places - measures.frames) / places
+    empty = (places - measures.frames) / places + (1 - measures.width / width) / 2
+    return abs(math.log(width / measures.height / _RATIO)) + 6.0 * empty
+
+
+def _least_width(measures: _Measures, content: FigureContent) -> int:
+    """The smallest width in pixels of a figure whose width nobody chose."""
+    return measures.px(_NARROWEST if content.caption else _BARE)
 
 
 def _widest_step(sequences: Sequence[FrameSequence], measures: _Measures) -> int:
@@ -395,7 +407,7 @@ class _Placing:
         measures, px = self.measures, self.measures.px
         margin = px(_MARGIN)
         if self.style.inches is None:
-            width = max(round(measures.width), px(_NARROWEST))
+            width = max(round(measures.width), _least_width(measures, self.content), self._heading_width())
         else:
             width = round(self.style.inches * measures.dpi)
         top = margin
@@ -440,6 +452,12 @@ class _Placing:
             reading=(*reading, *overlaid),
             notes=notes,
         )
+
+    def _heading_width(self) -> int:
+        """The width that the longest heading of usual length needs beside the colour bar."""
+        px, size = self.measures.px, font(max(1, self.measures.px(self.measures.text(HEADING))), bold=True)
+        longest = max(size.getlength(heading(sequence)) for sequence in self.sequences)
+        return self.left + round(min(longest, px(_HEADING))) + px(_BAR) + px(_MARGIN)
 
     def _words(self, size: float) -> int:
         """A length of a legend in pixels: in proportion to its text."""

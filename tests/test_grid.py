@@ -98,6 +98,7 @@ def overlap(one, other):
         ({"columns": 5}, {}),
         ({"scale": 1}, {"steps": range(0, 50, 10)}),
         ({}, {"kind": "channels", "channels": 2}),
+        ({"style": FigureStyle(width="60mm")}, {"kind": "channels", "steps": range(0, 50, 10)}),
         ({}, {"steps": [0]}),
         ({"style": FigureStyle(width="85mm")}, {}),
         ({"style": FigureStyle(width="column", font_size=8)}, {"steps": [0, 50, 110]}),
@@ -130,8 +131,8 @@ def test_rows_are_balanced(tmp_path, frames, rows):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_image_and_mask_are_there_once_and_fill_the_height(tmp_path, count):
-    runs = [make_run(tmp_path / str(n), upsampler=f"op{n}", run_id=str(n), steps=(0, 10, 20)) for n in range(count)]
-    layout = layout_grid(select_frames(runs))
+    runs = [make_run(tmp_path / str(n), upsampler=f"op{n}", run_id=str(n), steps=range(7)) for n in range(count)]
+    layout = layout_grid(select_frames(runs), columns=7)
     (reference,) = layout.references
     tops, bottoms = zip(*((y, y + layout.cell[1]) for _, y in layout.cells.values()), strict=True)
     (x, y, _, height), (mask_x, mask_y, _, mask_height) = reference.image, reference.mask
@@ -299,6 +300,15 @@ def test_a_caption_has_two_lines_and_what_a_reader_needs(tmp_path, width):
     assert all(font(11).getlength(line) <= width for line in lines)
     assert said.startswith("Feature: one range over all")
     if width >= 500:
-        assert "OP0, seed 0; OP1, seed 1; OP2, seed 2. Image: a_very_long" in said
+        assert "Seeds: 0, 1, 2, in order. Image: a_very_long" in said
     assert (f"{LAYER}. Data: drawn." in said) == (width == 2000)
     assert f"Image: {long[:79]}" in " ".join(describe(sequences))
+
+
+def test_seeds_and_ranges_in_short(tmp_path):
+    runs = [make_run(tmp_path / name, seed=seed, run_id=name, upsampler=name) for name, seed in (("a", 3), ("b", 5))]
+    by_run = " ".join(short_caption(select_frames(runs, MapSelection(normalize="run")), 10, 900))
+    assert by_run.startswith("Feature: one range per run. Seeds: 3, 5, in order. Image")
+    twins = [make_run(tmp_path / f"c{seed}", seed=seed, run_id=f"c{seed}") for seed in (0, 1)]
+    assert "Seed" not in " ".join(short_caption(select_frames(twins), 10, 900))  # the headings say it
+    assert "Seed 3." in " ".join(short_caption(select_frames(runs[:1]), 10, 900))

@@ -34,7 +34,7 @@ _GAP, _MARGIN, _GUTTER, _BETWEEN = 1.6, 4.0, 5.0, 3.0
 _LEAST_CELL, _GOOD_CELL = 12.0, 28.0
 """Points: the smallest cell, and the width below which frames go into more rows, if the figure has a width."""
 _LARGEST_IMAGE = 2.7
-"""Largest width of the image and the mask, in cells."""
+"""Largest width of the image and the mask, in cells; and not more than two fifths of the maps beside them."""
 _NARROWEST, _BARE = 230, 130
 """Smallest width in points of a figure whose width nobody chose, so that its caption has room; of one without."""
 _HEADING, _BAR = 150, 100
@@ -203,7 +203,8 @@ class _Measures:
             return 1.0
         lines = self.heading_line + self.step_line + self.px(_BETWEEN) + self.px(_GAP)
         height = min(map(self.image_height, self.images)) - lines
-        return min(_LARGEST_IMAGE if rows > 2 else 1.0, (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1])
+        largest = max(1.0, min(_LARGEST_IMAGE, 0.4 * self.columns)) if rows > 2 else 1.0
+        return min(largest, (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1])
 
     @property
     def aside(self) -> bool:
@@ -480,7 +481,7 @@ class _Placing:
                 if number + place <= 1:
                     second = top - px(_GAP) - round(measures.cell[1])
                 if len(members) > 1:
-                    label = f"channel {self.sequences[member].channel}"
+                    label = self._channel(member)
                     y = self.cells[member, 0][1] + self.sizes[member][1] // 2
                     self.beside.append((self.left - px(2), y, label))
             top += px(_BETWEEN)
@@ -504,6 +505,12 @@ class _Placing:
                     self.over.append((middle, top - px(1), self._step(self.sequences[member].steps, frame)))
             top += round(measures.cell[1]) + px(_GAP)
         return top
+
+    def _channel(self, member: int) -> str:
+        """The words beside a row: its channel, or where that is too long only the number."""
+        words = f"channel {self.sequences[member].channel}"
+        size = max(1, self.measures.px(self.measures.text(TEXT)))
+        return words if font(size).getlength(words) <= self.sizes[member][1] else words.partition(" ")[2]
 
     def _step(self, steps: Sequence[int], frame: int) -> str:
         """The words above a cell: the step; the first, where there is room, says that it is one."""

@@ -187,6 +187,8 @@ def _short_sentences(sequences: Sequence[FrameSequence]) -> tuple[list[str], lis
     else:
         count = "" if first.channel_count is None else f" ({_channels_shown(sequences)} of {first.channel_count})"
         _, _, scope = scope_sentence(sequences).partition(": ")
+        if scope.startswith("one range per run"):  # they are at the colour bars
+            scope = "one range per run."
         what = "Difference of two runs' maps, " if first.minus is not None else ""
         needed = [f"{_title(what + first.kind)}{count}: {scope}"]
     cells = sum(sequence.non_finite for sequence in sequences)
@@ -207,18 +209,14 @@ def _channels_shown(sequences: Sequence[FrameSequence]) -> int:
 
 
 def _seeds(sequences: Sequence[FrameSequence]) -> str:
-    """The seeds of the runs: by their labels where they differ; empty if none is known."""
-    labels = {sequence.run.path: sequence.label for sequence in sequences if sequence.minus is None}
-    seeds = [(brief(labels.get(run.path, run.title), 24), _seed(run)) for run in shown_runs(sequences)]
-    known = [(label, str(seed)) for label, seed in seeds if seed is not None]
-    different = [*dict.fromkeys(seed for _, seed in known)]
-    if not known:
+    """The seeds of the runs; empty if none is known, or all of the labels say theirs."""
+    seeds = [_seed(run) for run in shown_runs(sequences)]
+    known = [str(seed) for seed in seeds if seed is not None]
+    if not known or all("seed" in sequence.label for sequence in sequences):
         return ""
-    if len(different) == 1 and len(known) == len(seeds):
-        return f"Seed {different[0]}."
-    if len(known) > _LISTED:
-        return f"Seeds: {', '.join(different)}."
-    return f"{'; '.join(label if 'seed' in label else f'{label}, seed {seed}' for label, seed in known)}."
+    if len(set(known)) == 1 and len(known) == len(seeds):
+        return f"Seed {known[0]}."
+    return f"Seeds: {', '.join('unknown' if seed is None else str(seed) for seed in seeds)}, in order."
 
 
 def _crop_sentence(sequence: FrameSequence) -> str:

@@ -1,5 +1,7 @@
 """Control of figures: labels, widths, several images, overlays, differences and crops of grids and animations."""
 
+import copy
+import dataclasses
 import itertools
 
 import numpy as np
@@ -64,6 +66,18 @@ class TestSize:
         rights = [x + across for x, _ in layout.cells.values()]
         if dpi is None:  # the maps end where the caption does
             assert layout.width - layout.points(4) - max(rights) in (-1, 0, 1)
+
+    @pytest.mark.parametrize("rows", range(1, 9))
+    def test_cells_and_images_stay_apart_whatever_the_number_of_rows(self, pair, rows):
+        (one,) = select_frames(pair[:1], MapSelection(steps=FIVE))
+        sequences = [dataclasses.replace(one, run=copy.copy(one.run)) for _ in range(rows)]
+        for width in np.linspace(75, 180, 8):
+            layout = layout_grid(sequences, style=FigureStyle(width=f"{width:.1f}mm"))
+            (reference,) = layout.references
+            corners = sorted({x for x, _ in layout.cells.values()})
+            assert min(np.diff(corners)) > layout.cell[0]
+            assert corners[0] > max(reference.image[0] + reference.image[2], reference.mask[0] + reference.mask[2])
+            assert corners[-1] + layout.cell[0] < layout.width
 
     def test_pdf_and_svg_have_it_too(self, tmp_path, pair):
         for ending in ("pdf", "svg"):

@@ -35,6 +35,8 @@ _LEAST_CELL, _GOOD_CELL = 12.0, 28.0
 """Points: the smallest cell, and the width below which frames go into more rows, if the figure has a width."""
 _LARGEST_IMAGE = 2.7
 """Largest width of the image and the mask, in cells; and not more than two fifths of the maps beside them."""
+_BESIDE_MANY = 1.3
+"""Width of image and mask in cells where they cannot fill the height of the maps beside them."""
 _NARROWEST, _BARE = 230, 130
 """Smallest width in points of a figure whose width nobody chose, so that its caption has room; of one without."""
 _HEADING, _BAR = 150, 100
@@ -153,6 +155,7 @@ class _Measures:
         images: for each image the number of sequences of each run.
         references: whether there are images and masks.
         label: whether there are words on the left of rows.
+        fixed: the width of an image in cells if that was chosen before; None to choose it.
     """
 
     dpi: float
@@ -164,6 +167,7 @@ class _Measures:
     images: tuple[tuple[int, ...], ...]
     references: bool
     label: bool
+    fixed: float | None = None
 
     def px(self, size: float) -> int:
         return round(size * self.dpi / 72)
@@ -199,12 +203,16 @@ class _Measures:
     def reference(self) -> float:
         """Width of an image in cells: in the only row one, otherwise what makes two of them fill the height."""
         rows = min(map(sum, self.images)) * self.rows
+        if self.fixed is not None:
+            return self.fixed
         if rows == 1:
             return 1.0
         lines = self.heading_line + self.step_line + self.px(_BETWEEN) + self.px(_GAP)
         height = min(map(self.image_height, self.images)) - lines
+        fills = (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1]
         largest = max(1.0, min(_LARGEST_IMAGE, 0.4 * self.columns)) if rows > 2 else 1.0
-        return min(largest, (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1])
+        # Beside very many rows the column would be mostly empty: a narrow one wastes least.
+        return min(largest, fills) if fills < 1.35 * largest else min(largest, _BESIDE_MANY)
 
     @property
     def aside(self) -> bool:
@@ -342,7 +350,8 @@ def _measure_width(
             )
     scales, sizes = scale_maps(sequences, scale, _CELL)
     height = max(height for _, height in sizes)
-    placed = replace(chosen, dpi=dpi, cell=(max(width for width, _ in sizes), height))
+    # Rounding must not make the choice another one.
+    placed = replace(chosen, dpi=dpi, cell=(max(width for width, _ in sizes), height), fixed=chosen.reference)
     # Rounding, and maps that do not fill their room, go into the gaps.
     over = round(room * dpi / 72) - placed.left - placed.px(_MARGIN) + placed.px(_GAP)
     return replace(placed, pitch=over / placed.columns), scales, sizes, notes

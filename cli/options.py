@@ -30,7 +30,7 @@ CALL = click.option("--call", type=int, default=0, show_default=True,
 STEPS = click.option("--steps", metavar="SCHEDULE",
                      help="Only these recorded steps, e.g. 0,100:300:100.  [default: all]")  # fmt: skip
 COLORMAP = click.option("--colormap", default="gray", show_default=True,
-                        help="gray, viridis, magma, cividis, or any matplotlib colour map.")  # fmt: skip
+                        help="gray, signed, viridis, magma, cividis, or any matplotlib colour map.")  # fmt: skip
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the weights and the data order.")
 DEVICE = click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda",
                       help="Device to compute on; auto takes a GPU if there is one.")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
@@ -11,7 +12,10 @@ from fadeviz.errors import printable
 
 from .arguments import NUMBERS, RUN, Output
 from .messages import in_options, print_notes, print_written
-from .options import DEVICE, RUNS, SIZE, TRIMAPS
+from .options import CAPTION, DEVICE, LABELS, RUNS, SIZE, TITLE, TRIMAPS, figure_style
+
+if TYPE_CHECKING:
+    from fadeviz.render.style import StyleOptions
 
 
 @click.command()
@@ -34,6 +38,10 @@ from .options import DEVICE, RUNS, SIZE, TRIMAPS
               help="Show the predictions that were stored at this recorded step.  [default: the last checkpoints; for "
                    "runs without one, the last stored predictions]")  # fmt: skip
 @click.option("--cell", type=int, metavar="PIXELS", help="Width of a column in pixels.  [default: 300 pixels per inch]")
+@LABELS
+@TITLE
+@CAPTION
+@figure_style
 @DEVICE
 def compare(
     runs: tuple[Path | str, ...],
@@ -48,6 +56,10 @@ def compare(
     step: int | None,
     cell: int | None,
     device: str,
+    labels: tuple[str, ...],
+    title: str | None,
+    caption: bool,
+    **style: Unpack[StyleOptions],
 ) -> None:
     """Draw what RUNS predict for the same images.
 
@@ -65,7 +77,7 @@ def compare(
     lines = fadeviz.compare(
         opened, output, images=images, test=test, files=files, trimaps=trimaps,
         data_dir=data_dir, zoom=parse_zoom(zoom), size=size, step=step, cell=cell, device=device,
-        on_error=failed.append,
+        on_error=failed.append, labels=labels, title=title, caption=caption, **style,
     )  # fmt: skip
     for line in lines:
         click.echo(line)

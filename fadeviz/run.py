@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from .analysis.result import Analysis
-    from .render.selection import MapOptions
+    from .render.drawing import Notes
+    from .render.selection import AnimationOptions, GridOptions
 
 
 class Run(StoredRun):
@@ -45,17 +46,20 @@ class Run(StoredRun):
         colormap: str = "gray",
         columns: int | None = None,
         scale: int | None = None,
-        **options: Unpack[MapOptions],
+        **options: Unpack[GridOptions],
     ) -> Figure:
         """Draw the frames of this run, and of others to compare with, as ``fadeviz grid`` does.
 
         Args:
             others: runs that observed the same images.
-            colormap: ``gray`` or the name of a matplotlib colour map.
+            colormap: ``gray``, ``signed`` or the name of a matplotlib colour map.
             columns: frames per row; None chooses a figure about 1.7 times as wide as high.
             scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
-            options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel,
-                channels, normalize, percentiles, steps, call.
+            options: the fields of :class:`~fadeviz.render.selection.MapSelection` (layer, kind, image, channel,
+                channels, normalize, percentiles, steps, call), of
+                :class:`~fadeviz.render.selection.FigureContent` (labels, title, caption, images, overlay, alpha,
+                difference, crop) and of
+                :class:`~fadeviz.render.style.FigureStyle` (width, font, font_size, dpi, transparent).
 
         Returns:
             A figure that a notebook displays. pyplot does not manage it, so there is nothing to close.
@@ -64,10 +68,12 @@ class Run(StoredRun):
             FadevizError: under the same conditions as :func:`~fadeviz.render.grid.write_grid`.
         """
         from .render.grid import draw_grid
-        from .render.selection import MapSelection
+        from .render.selection import split_options
 
-        selection = MapSelection(**options)
-        figure = draw_grid([self, *others], selection, colormap=colormap, columns=columns, scale=scale)
+        selection, content, style = split_options(options)
+        figure = draw_grid(
+            [self, *others], selection, colormap=colormap, columns=columns, scale=scale, content=content, style=style
+        )
         # Where no notebook backend of matplotlib was loaded, nothing else shows a figure.
         figure._repr_png_ = lambda: _png(figure)  # type: ignore[attr-defined]
         return figure
@@ -78,16 +84,16 @@ class Run(StoredRun):
         duration_ms: int = 130,
         colormap: str = "gray",
         scale: int | None = None,
-        **options: Unpack[MapOptions],
+        **options: Unpack[AnimationOptions],
     ) -> Animation:
         """Draw the training of this run, and of others beside it, as ``fadeviz animate`` does.
 
         Args:
             others: runs that observed the same images.
             duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-            colormap: ``gray`` or the name of a matplotlib colour map.
+            colormap: ``gray``, ``signed`` or the name of a matplotlib colour map.
             scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
-            options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :meth:`grid`.
+            options: as for :meth:`grid`, without width, dpi and transparent, which are of figures on paper.
 
         Returns:
             An animated PNG that a notebook displays; :func:`animate` writes other formats.
@@ -226,21 +232,23 @@ def grid(
     colormap: str = "gray",
     columns: int | None = None,
     scale: int | None = None,
-    **options: Unpack[MapOptions],
-) -> tuple[str, ...]:
+    **options: Unpack[GridOptions],
+) -> Notes:
     """Draw the frames of one or several runs as a figure: a PNG, PDF or SVG file, by its ending.
 
     Args:
         runs: one run, or several to compare; opened, or paths or addresses of their folders.
         output: the file to write.
-        colormap: ``gray`` or the name of a matplotlib colour map.
+        colormap: ``gray``, ``signed`` or the name of a matplotlib colour map.
         columns: frames per row; None chooses a figure about 1.7 times as wide as high.
         scale: width and height of a map value in pixels; None makes cells of about 120 pixels.
-        options: the fields of :class:`~fadeviz.render.selection.MapSelection`: layer, kind, image, channel, channels,
-            normalize, percentiles, steps, call.
+        options: the fields of :class:`~fadeviz.render.selection.MapSelection` (layer, kind, image, channel,
+            channels, normalize, percentiles, steps, call), of :class:`~fadeviz.render.selection.FigureContent` (labels,
+            title, caption, images, overlay, alpha, difference, crop) and of
+            :class:`~fadeviz.render.style.FigureStyle` (width, font, font_size, dpi, transparent).
 
     Returns:
-        Notes on what was omitted or marked.
+        Notes on what was omitted or marked, as a tuple; its ``description`` says in full what the file shows.
 
     Raises:
         FadevizError: under the same conditions as :func:`~fadeviz.render.grid.write_grid`.
@@ -248,12 +256,16 @@ def grid(
     Example::
 
         fadeviz.grid(["outputs/fade", "outputs/carafe"], "gradients.pdf", kind="gradient", normalize="shared")
+        fadeviz.grid(runs, "paper.pdf", width="85mm", labels=["FADE (ours)", "CARAFE"], steps=[0, 100, 300])
     """
     from .render.grid import write_grid
-    from .render.selection import MapSelection
+    from .render.selection import split_options
 
-    selection = MapSelection(**options)
-    return write_grid(stored_runs(runs), os.fspath(output), selection, colormap=colormap, columns=columns, scale=scale)
+    selection, content, style = split_options(options)
+    return write_grid(
+        stored_runs(runs), os.fspath(output), selection, colormap=colormap, columns=columns, scale=scale,
+        content=content, style=style,
+    )  # fmt: skip
 
 
 def animate(
@@ -263,20 +275,20 @@ def animate(
     duration_ms: int = 130,
     colormap: str = "gray",
     scale: int | None = None,
-    **options: Unpack[MapOptions],
-) -> tuple[str, ...]:
+    **options: Unpack[AnimationOptions],
+) -> Notes:
     """Draw one or several runs side by side as an animation: GIF, APNG, WebP or MP4, by the file's ending.
 
     Args:
         runs: one run, or several to compare; opened, or paths or addresses of their folders.
         output: the file to write.
         duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-        colormap: ``gray`` or the name of a matplotlib colour map.
+        colormap: ``gray``, ``signed`` or the name of a matplotlib colour map.
         scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
-        options: the fields of :class:`~fadeviz.render.selection.MapSelection`, as for :func:`grid`.
+        options: as for :func:`grid`, without width, dpi and transparent, which are of figures on paper.
 
     Returns:
-        Notes on what was omitted or marked.
+        Notes on what was omitted or marked, as a tuple; its ``description`` says in full what the file shows.
 
     Raises:
         FadevizError: under the same conditions as :func:`~fadeviz.render.animation.write_animation`.
@@ -287,12 +299,13 @@ def animate(
         fadeviz.animate(["outputs/fade", "outputs/carafe"], "features.gif")
     """
     from .render.animation import write_animation
-    from .render.selection import MapSelection
+    from .render.selection import split_options
 
-    selection = MapSelection(**options)
+    selection, content, style = split_options(options)
     return write_animation(
-        stored_runs(runs), os.fspath(output), selection, duration_ms=duration_ms, colormap=colormap, scale=scale
-    )
+        stored_runs(runs), os.fspath(output), selection, duration_ms=duration_ms, colormap=colormap, scale=scale,
+        content=content, style=style,
+    )  # fmt: skip
 
 
 def _png(figure: Figure) -> bytes:

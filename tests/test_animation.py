@@ -148,11 +148,11 @@ def test_the_ids_of_the_runs_are_in_the_file(tmp_path, pair):
     for ending in ("gif", "apng", "webp"):
         write_animation(pair, tmp_path / f"a.{ending}", MapSelection(steps=[0, 10]), scale=1)
     with Image.open(tmp_path / "a.gif") as file:
-        assert file.info["comment"].decode() == runs
+        assert file.info["comment"].decode().startswith(f"{runs}. SegNet, ")
     with Image.open(tmp_path / "a.apng") as file:
-        assert file.text["Description"] == runs
+        assert file.text["Description"].endswith("seed 0 each. 2 of 12 recorded steps are shown.")
     with Image.open(tmp_path / "a.webp") as file:
-        assert file.getexif()[ExifTags.Base.ImageDescription] == runs
+        assert file.getexif()[ExifTags.Base.ImageDescription].startswith(f"{runs}. SegNet, ")
 
 
 def test_mp4_has_every_frame(tmp_path, pair):

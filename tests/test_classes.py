@@ -25,7 +25,8 @@ from fadeviz.render.classes import class_colours, class_key, largest_shares
 from fadeviz.render.colormap import MOST_FOR_ALL, _as_seen, class_palette, colour_classes, void_colour
 from fadeviz.render.fonts import font
 from fadeviz.render.frames import select_frames
-from fadeviz.render.grid import layout_grid, render_grid
+from fadeviz.render.grid import render_grid
+from fadeviz.render.grid_layout import layout_grid
 from fadeviz.render.labels import truth_image
 from fadeviz.render.legend import place_legend, write_legend
 from fadeviz.render.notebook import render_html
@@ -364,7 +365,7 @@ def test_grids_have_a_legend_and_name_the_object(eleven, two, tmp_path):
     said = " ".join(layout.caption[0])
     chosen = eleven.info.observation.foreground[0]
     assert f"Image: {eleven.info.observation.names[0]} (object: {class_names(11)[chosen]})." in said
-    assert "Colours: classes as listed. Black: unlabelled." in said
+    assert "maximum. Black: unlabelled." in said
     pixels = render_grid(sequences)
     assert pixels.shape == (layout.height, layout.width, 3)
     for x, y, _, colour in layout.legend:

@@ -12,7 +12,7 @@ from fadeviz_cli.messages import in_options
 
 import fadeviz
 from fadeviz import FadevizError, RunConfig
-from fadeviz.render.selection import MapSelection
+from fadeviz.render.selection import FigureContent, MapSelection
 from fadeviz.render.style import FigureStyle
 
 
@@ -27,16 +27,16 @@ def commands(group=main, path=()):
 COMMANDS = dict(commands())
 FUNCTIONS = {
     "analyze": [fadeviz.analyze],
-    "animate": [fadeviz.animate, MapSelection],
+    "animate": [fadeviz.animate, MapSelection, FigureContent, FigureStyle],
     "bench": [fadeviz.run_bench],
     "check": [fadeviz.check_run],
-    "compare": [fadeviz.compare],
+    "compare": [fadeviz.compare, FigureStyle],
     "data check": [fadeviz.check_data],
     "data get": [fadeviz.get_data],
     "demo": [fadeviz.run_demo],
     "export": [fadeviz.export_run],
     "figures": [fadeviz.figures, FigureStyle],
-    "grid": [fadeviz.grid, MapSelection],
+    "grid": [fadeviz.grid, MapSelection, FigureContent, FigureStyle],
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
     "layers": [fadeviz.list_layers],
@@ -74,7 +74,7 @@ SPELLED_OTHERWISE = {
 PLURAL = {("bench", "precisions"), ("figures", "formats"), ("upsamplers", "networks")}
 """Options whose one value is a list: --precision fp32,bf16."""
 
-UNLIKE = {"executor", "percentiles", "what"}
+UNLIKE = {"crop", "executor", "percentiles", "what"}
 """Parameters whose value is text on the command line, and something else in Python."""
 
 HELP_DIFFERS = {
@@ -117,7 +117,7 @@ def test_every_command_has_its_function():
     for name, functions in FUNCTIONS.items():
         for function in functions:
             public = function.__qualname__.partition(".")[0]
-            assert public in fadeviz.__all__ or function in (MapSelection, FigureStyle), name
+            assert public in fadeviz.__all__ or function in (MapSelection, FigureContent, FigureStyle), name
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -177,7 +177,7 @@ def test_the_list_of_commands_shows_whole_sentences(name):
 
 
 def test_the_maps_to_draw_are_the_selections_fields():
-    fields = {field.name for field in dataclasses.fields(MapSelection)}
+    fields = {field.name for part in (MapSelection, FigureContent) for field in dataclasses.fields(part)}
     for name in ("grid", "animate"):
         assert fields <= {parameter.name for parameter in COMMANDS[name].params}
 

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.prediction.compare import _best
 from fadeviz.render import comparison_layout
 from fadeviz.render.colormap import class_palette, colour_classes
-from fadeviz.render.comparison import fit, render_comparison, write_comparison
+from fadeviz.render.comparison import _draw, fit, render_comparison, write_comparison
 from fadeviz.render.comparison_layout import Row, layout_comparison
+from fadeviz.render.style import FigureStyle
 from fadeviz.render.zoom import Box, choose_zoom
 
 
@@ -401,7 +404,7 @@ class TestWords:
     def test_long_figures_become_smaller(self):
         text = "accuracy 0.95"
         short, long = (layout_comparison([make_row(8, scores=(one,) * 8)], ["a"] * 8) for one in ("0.9", text))
-        assert short.score_size > long.score_size > comparison_layout._LEAST_SCORE
+        assert short.score_size > long.score_size > comparison_layout.LEAST_TEXT
         assert (
             comparison_layout.font(1000, True).getlength(text) / 1000 * long.score_size * long.dpi / 72
             <= 1.01 * long.cell
@@ -414,7 +417,7 @@ class TestWords:
         )
         assert wide.scores[0][0] == ["SAD 12.34  MSE 0.012"]
         assert narrow.scores[0] == [["SAD 12.34", "MSE 0.012"]] * 8
-        assert narrow.score_size > comparison_layout._LEAST_SCORE
+        assert narrow.score_size > comparison_layout.LEAST_TEXT
         bottom = narrow.score_places[0, 0][1] + 2 * narrow.points(narrow.score_size)
         pixels = render_comparison([make_row(8, scores=("SAD 12.34  MSE 0.012",) * 8)], ["a"] * 8)
         assert bottom < len(pixels)
@@ -522,6 +525,60 @@ class TestFiles:
         assert "\n" not in str(caught.value)
         assert (tmp_path / name).read_text() == "old"
         assert [file.name for file in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize(("width", "dpi"), [("85mm", None), ("page", 97), (5.2, 217)])
+    def test_a_width_on_paper(self, tmp_path, width, dpi):
+        rows, style = [make_row(2), make_row(2, (30, 45), seed=1)], FigureStyle(width=width, dpi=dpi)
+        layout = layout_comparison(rows, ["a", "b"], style=style, caption=["One."])
+        assert layout.width == round(style.inches * (dpi or 300))
+        assert set(np.diff(np.diff(layout.lefts))) <= {-1, 0, 1}
+        assert layout.lefts[-1] + layout.cell < layout.width
+        write_comparison(rows, ["a", "b"], tmp_path / "p.png", style=style, caption=["One."])
+        with Image.open(tmp_path / "p.png") as image:
+            assert image.size == (layout.width, layout.height)
+            assert image.width / image.info["dpi"][0] == pytest.approx(style.inches, rel=2e-3)
+            pixels = np.asarray(image.convert("RGB"))
+        TestPictures().check(pixels, layout, rows, lambda row: [row.image, row.truth, *row.results])
+
+    @pytest.mark.parametrize(
+        "style", [FigureStyle(), FigureStyle(width="85mm"), FigureStyle(font_size=9, width="page")]
+    )
+    def test_every_word_can_be_read_and_lies_on_no_image(self, style):
+        rows = [make_row(3), make_row(3, (30, 45), seed=1)]
+        options = {"caption": ["A sentence.", "And another one."], "title": "A title", "style": style}
+        layout = layout_comparison(
+            rows, ["FADE (ours)", "CARAFE", "Bilinear"], legend=[("horse", (9, 9, 9))], **options
+        )
+        figure = _draw(rows, layout, exact=True)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        texts = [text for text in figure.findobj(Text) if text.get_text()]
+        assert {"A title", "FADE (ours)", "horse", "image 1"} <= {text.get_text() for text in texts}
+        for text in texts:
+            assert text.get_fontsize() >= 5
+            box = text.get_window_extent(renderer)
+            top, bottom = layout.height - box.y1, layout.height - box.y0
+            for x, y, width, height in [*layout.images.values(), *layout.crops.values()]:
+                apart = box.x0 >= x + width - 1 or box.x1 <= x + 1 or top >= y + height - 1 or bottom <= y + 1
+                assert apart, text.get_text()
+
+    def test_a_caption_has_two_lines_and_its_first_sentences(self):
+        sentences = [f"Sentence number {number} with some words." for number in range(30)]
+        layout = layout_comparison([make_row(2)], ["a", "b"], caption=sentences)
+        assert len(layout.caption[0]) == 2
+        assert " ".join(layout.caption[0]).startswith("Sentence number 0 with some words. Sentence number 1 ")
+        assert layout.caption[0][-1].endswith(".")
+
+    @pytest.mark.parametrize(
+        ("style", "cell", "message"),
+        [
+            (FigureStyle(width="40mm"), None, "width='40mm': 4 columns would be .* wide each, less than 24"),
+            (FigureStyle(width="85mm", dpi=300), 90, "decide the size twice"),
+            (FigureStyle(font_size=4.9), None, "font_size=4.9: less than 5 points"),
+        ],
+    )
+    def test_sizes_that_are_none(self, style, cell, message):
+        with pytest.raises(FadevizError, match=message):
+            layout_comparison([make_row(2)], ["a", "b"], style=style, cell=cell)
 
     def test_a_page_of_too_many_pixels_is_refused_early(self, monkeypatch):
         monkeypatch.setattr(comparison_layout, "MAX_PIXELS", 10_000)

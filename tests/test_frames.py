@@ -13,7 +13,8 @@ from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.export import export_run
 from fadeviz.render.animation import render_frames
 from fadeviz.render.frames import collect_notes, select_channels, select_frames
-from fadeviz.render.grid import layout_grid, render_grid
+from fadeviz.render.grid import render_grid
+from fadeviz.render.grid_layout import layout_grid
 from fadeviz.render.labels import captions, describe_runs
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.info import RunInfo, StoredConfig

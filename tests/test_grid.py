@@ -1,19 +1,26 @@
 """Grids: cells exact to the pixel, the same bytes each time, nothing replaced on an error."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
 from fadeviz.errors import FadevizError
 from fadeviz.render import grid
 from fadeviz.render.colormap import colorize
+from fadeviz.render.fonts import font
 from fadeviz.render.frames import select_frames
-from fadeviz.render.grid import layout_grid, render_grid, write_grid
-from fadeviz.render.selection import MapSelection
+from fadeviz.render.grid import _draw, render_grid, write_grid
+from fadeviz.render.grid_layout import layout_grid
+from fadeviz.render.labels import describe, short_caption
+from fadeviz.render.selection import FigureContent, MapSelection
+from fadeviz.render.style import FigureStyle
 from fadeviz.storage.snapshot_files import SnapshotFiles
-from render_runs import make_run
+from render_runs import LAYER, make_run
 
 
 @pytest.fixture
@@ -27,16 +34,11 @@ def pair(tmp_path, run):
 
 
 def check_cells(pixels, sequences, layout, colormap):
-    """Every cell is its map, each value a block of pixels, but for the chip in the upper left corner."""
+    """Every cell is its map, each value a block of pixels: nothing lies on it."""
     width, height = layout.cell
-    chip_width, chip_height = layout.points(16), layout.points(7)
     for (index, frame), (x, y) in layout.cells.items():
         expected = colorize(sequences[index].unit[frame], colormap).repeat(layout.scale, 0).repeat(layout.scale, 1)
-        same = (pixels[y : y + height, x : x + width] == expected).all(axis=2)
-        if layout.chips:
-            assert not same[:chip_height, :chip_width].all()
-            same[:chip_height, :chip_width] = True
-        assert same.all()
+        np.testing.assert_array_equal(pixels[y : y + height, x : x + width], expected)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +67,93 @@ def test_a_tall_map_of_a_single_value(tmp_path):
     check_cells(render_grid(sequences), sequences, layout, "gray")
 
 
+def all_boxes(layout):
+    cells = [(*corner, *layout.sizes[index]) for (index, _), corner in layout.cells.items()]
+    return cells + [box for reference in layout.references for box in (reference.image, reference.mask)]
+
+
+def text_boxes(sequences, layout):
+    """The extent of every text of a figure, in pixels from its upper left corner, with the text."""
+    figure = _draw(sequences, layout, FigureContent(), "gray", upscale=True)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for text in figure.findobj(Text):
+        if text.get_text():
+            extent = text.get_window_extent(renderer)
+            yield (
+                text.get_text(),
+                (extent.x0, layout.height - extent.y1, extent.width, extent.height),
+                text.get_fontsize(),
+            )
+
+
+def overlap(one, other):
+    (x, y, w, h), (ox, oy, ow, oh) = one, other
+    return min(x + w, ox + ow) - max(x, ox) > 0.5 and min(y + h, oy + oh) - max(y, oy) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "maps"),
+    [
+        ({}, {}),
+        ({"columns": 5}, {}),
+        ({"scale": 1}, {"steps": range(0, 50, 10)}),
+        ({}, {"kind": "channels", "channels": 2}),
+        ({"style": FigureStyle(width="60mm")}, {"kind": "channels", "steps": range(0, 50, 10)}),
+        ({}, {"steps": [0]}),
+        ({"style": FigureStyle(width="85mm")}, {}),
+        ({"style": FigureStyle(width="column", font_size=8)}, {"steps": [0, 50, 110]}),
+    ],
+)
+def test_no_word_lies_on_a_map_or_on_another_word(pair, options, maps):
+    sequences = select_frames(pair, MapSelection(**maps))
+    layout = layout_grid(sequences, **options)
+    texts = list(text_boxes(sequences, layout))
+    assert {"image", "mask", "FADE", "CARAFE"} <= {text for text, *_ in texts}
+    for (text, box, size), (other, other_box, _) in itertools.combinations(texts, 2):
+        assert not overlap(box, other_box), (text, other)
+        assert size >= 5
+    for text, (x, y, w, h), _ in texts:
+        assert x >= 0 and y >= 0 and x + w <= layout.width + 1 and y + h <= layout.height, text  # noqa: PT018
+        assert not any(overlap((x, y, w, h), cell) for cell in all_boxes(layout)), text
+
+
+@pytest.mark.parametrize(
+    ("frames", "rows"), [(1, 1), (2, 1), (3, 1), (5, 1), (6, 2), (12, 3), (13, 2), (17, 3), (24, 4), (35, 5)]
+)
+def test_rows_are_balanced(tmp_path, frames, rows):
+    run = make_run(tmp_path / "r", steps=range(frames), size=(28, 28))
+    layout = layout_grid(select_frames([run]))
+    tops = [y for _, y in layout.cells.values()]
+    counts = [tops.count(y) for y in sorted(set(tops))]
+    assert len(counts) == rows
+    assert max(counts) - min(counts) <= max(1, max(counts) // 4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_image_and_mask_are_there_once_and_fill_the_height(tmp_path, count):
+    runs = [make_run(tmp_path / str(n), upsampler=f"op{n}", run_id=str(n), steps=range(7)) for n in range(count)]
+    layout = layout_grid(select_frames(runs), columns=7)
+    (reference,) = layout.references
+    tops, bottoms = zip(*((y, y + layout.cell[1]) for _, y in layout.cells.values()), strict=True)
+    (x, y, _, height), (mask_x, mask_y, _, mask_height) = reference.image, reference.mask
+    assert y == min(tops)
+    assert height == mask_height
+    if count == 1:
+        assert (mask_y, height) == (y, layout.cell[1])
+        assert mask_x > x
+    else:
+        assert mask_x == x
+        assert mask_y + mask_height == pytest.approx(max(bottoms), abs=3)
+        assert height >= layout.cell[1]
+
+
 def test_cells_do_not_overlap_and_read_from_left_to_right(pair):
     layout = layout_grid(select_frames(pair), columns=5)
-    (width, height), corners = layout.cell, list(layout.cells.values())
-    boxes = corners + [box for *_, boxes in layout.blocks for box in boxes]
-    for (x, y), (other_x, other_y) in itertools.combinations(boxes, 2):
-        assert abs(x - other_x) > width or abs(y - other_y) > height
-    assert all(0 < x < layout.width - width and 0 < y < layout.height - height for x, y in boxes)
+    corners, boxes = list(layout.cells.values()), all_boxes(layout)
+    assert len(boxes) == 2 * 12 + 2
+    for (x, y, w, h), (ox, oy, ow, oh) in itertools.combinations(boxes, 2):
+        assert x + w + 1 < ox or ox + ow + 1 < x or y + h + 1 < oy or oy + oh + 1 < y
+    assert all(x > 0 and x + w < layout.width and y > 0 and y + h < layout.height for x, y, w, h in boxes)
     assert [(y, x) for x, y in corners] == sorted((y, x) for x, y in corners)
 
 
@@ -119,8 +201,9 @@ def test_steps_that_are_not_drawn_are_counted(tmp_path, run):
     notes = write_grid([run], tmp_path / "b.png", MapSelection(kind="channels", steps=run.steps))
     assert not [note for note in notes if "steps" in note]
     few = select_frames([run], MapSelection(steps=[0, 50]))
-    assert " 2 of 12 recorded steps are shown." in " ".join(layout_grid(few).caption[0])
-    assert "recorded steps" not in " ".join(layout_grid(select_frames([run])).caption[0])
+    assert "2 of 12 recorded steps are shown." in describe(few)
+    assert "2 of 12 recorded steps are shown." in " ".join(short_caption(few, 10, 600))
+    assert "recorded steps" not in " ".join(describe(select_frames([run])))
 
 
 def test_another_call(tmp_path):
@@ -196,9 +279,36 @@ def test_the_ids_of_the_runs_are_in_the_file_and_not_under_the_figure(tmp_path, 
     for ending in ("png", "pdf", "svg"):
         write_grid(pair, tmp_path / f"g.{ending}", MapSelection(steps=[0]), scale=1)
     with Image.open(tmp_path / "g.png") as image:
-        assert image.text["Description"] == RUNS
+        assert image.text["Description"].startswith(RUNS + ". SegNet, ")
+        assert image.text["Description"].endswith("seed 0 each. 1 of 12 recorded steps are shown.")
     assert RUNS.replace("(", r"\(").replace(")", r"\)").encode() in (tmp_path / "g.pdf").read_bytes()
     assert RUNS in (tmp_path / "g.svg").read_text()
-    caption = " ".join(layout_grid(select_frames(pair)).caption[0])
-    assert "FADE, CARAFE; seed 0 each." in caption
-    assert "a1b2c3" not in caption
+    (line,) = layout_grid(select_frames(pair)).caption[0]
+    assert line.startswith("Feature: each frame spans its own minimum to maximum. Seed 0. Image: disc_0. SegNet, ")
+
+
+@pytest.mark.parametrize("width", [200, 300, 500, 2000])
+def test_a_caption_has_two_lines_and_what_a_reader_needs(tmp_path, width):
+    long = "a_very_long_name" * 5
+    runs = [make_run(tmp_path / str(n), seed=n, run_id=str(n), upsampler=f"op{n}") for n in range(3)]
+    for run in runs:
+        run.info = dataclasses.replace(run.info, observation=dataclasses.replace(run.info.observation, names=(long,)))
+    sequences = select_frames(runs, MapSelection(normalize="shared"))
+    lines = short_caption(sequences, 11, width)
+    said = " ".join(lines)
+    assert len(lines) <= 2
+    assert all(font(11).getlength(line) <= width for line in lines)
+    assert said.startswith("Feature: one range over all")
+    if width >= 500:
+        assert "Seeds: 0, 1, 2, in order. Image: a_very_long" in said
+    assert (f"{LAYER}. Data: drawn." in said) == (width == 2000)
+    assert f"Image: {long[:79]}" in " ".join(describe(sequences))
+
+
+def test_seeds_and_ranges_in_short(tmp_path):
+    runs = [make_run(tmp_path / name, seed=seed, run_id=name, upsampler=name) for name, seed in (("a", 3), ("b", 5))]
+    by_run = " ".join(short_caption(select_frames(runs, MapSelection(normalize="run")), 10, 900))
+    assert by_run.startswith("Feature: one range per run. Seeds: 3, 5, in order. Image")
+    twins = [make_run(tmp_path / f"c{seed}", seed=seed, run_id=f"c{seed}") for seed in (0, 1)]
+    assert "Seed" not in " ".join(short_caption(select_frames(twins), 10, 900))  # the headings say it
+    assert "Seed 3." in " ".join(short_caption(select_frames(runs[:1]), 10, 900))

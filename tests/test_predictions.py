@@ -482,3 +482,23 @@ class TestReported:
         train(tmp_path / "run", False)
         fadeviz.write_report(tmp_path / "run", tmp_path / "page.html")
         assert page_data(tmp_path / "page.html")["predictions"] is None
+
+
+def test_a_comparison_takes_labels_a_title_and_a_width(recorded, tmp_path):
+    run, _ = recorded
+    command = ["compare", str(run.path), "-o", str(tmp_path / "cli.png"), "--images", "0", "--step", "4"]
+    command += ["--label", "Ours", "--title", "T", "--no-caption", "--width", "85mm", "--dpi", "150"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    options = {"labels": ["Ours"], "title": "T", "caption": False, "width": "85mm", "dpi": 150}
+    fadeviz.compare(run.path, tmp_path / "py.png", images=[0], step=4, **options)
+    assert (tmp_path / "cli.png").read_bytes() == (tmp_path / "py.png").read_bytes()
+    with Image.open(tmp_path / "py.png") as image:
+        assert image.width == round(85 / 25.4 * 150)
+        assert "mIoU: mean over the classes" in image.text["Description"]
+        tall = image.height
+    fadeviz.compare(run.path, tmp_path / "py.png", images=[0], step=4, **options | {"caption": True})
+    with Image.open(tmp_path / "py.png") as image:
+        assert image.height > tall
+    with pytest.raises(FadevizError, match="2 labels for 1 run"):
+        fadeviz.compare(run.path, tmp_path / "py.png", step=4, labels=["a", "b"])

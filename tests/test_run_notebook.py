@@ -250,7 +250,7 @@ class TestGrid:
         other = open_run(make_run(tmp_path / "other", run_id="ffff", upsampler="carafe", outline_first=False).path)
         figure = run.grid(other, steps=[0, 110])
         texts = {text.get_text() for axes in figure.axes for text in axes.texts}
-        assert {"FADE", "CARAFE", "0", "110"} <= texts
+        assert {"FADE", "CARAFE", "step 0", "110"} <= texts
         with pytest.raises(FadevizError, match="are the same run"):
             run.grid(run)
 

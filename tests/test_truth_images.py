@@ -10,7 +10,8 @@ from fadeviz.errors import FadevizError
 from fadeviz.render import animation
 from fadeviz.render.colormap import IGNORED, MOST_FOR_ALL, class_palette, colour_classes
 from fadeviz.render.frames import select_frames
-from fadeviz.render.grid import layout_grid, render_grid, write_grid
+from fadeviz.render.grid import render_grid, write_grid
+from fadeviz.render.grid_layout import layout_grid
 from fadeviz.render.labels import outline, truth_image, truth_name, truth_regions
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import SnapshotStore
@@ -55,11 +56,11 @@ class TestClassPalette:
 
 
 def truth_cell(run):
-    """The cell of the truth in a run's grid, without the chip in its corner."""
+    """The truth in a run's grid."""
     sequences = select_frames([run])
     layout = layout_grid(sequences)
-    (x, y), (width, height) = layout.blocks[0][2][1], layout.cell
-    return render_grid(sequences)[y : y + height, x : x + width][layout.points(7) :]
+    x, y, width, height = layout.references[0].mask
+    return render_grid(sequences)[y : y + height, x : x + width]
 
 
 def slow_outline(regions):
@@ -102,8 +103,8 @@ class TestTruthPicture:
         run = make(tmp_path / "r")
         (alpha,) = [run.observation[1][0] * 255] if run.mattes is None else run.mattes[0][:1]
         layout = layout_grid(select_frames([run]))
-        expected = np.asarray(Image.fromarray(alpha).resize(layout.cell, Image.Resampling.LANCZOS))
-        np.testing.assert_array_equal(truth_cell(run), expected[layout.points(7) :, :, None].repeat(3, axis=2))
+        expected = np.asarray(Image.fromarray(alpha).resize(layout.references[0].mask[2:], Image.Resampling.LANCZOS))
+        np.testing.assert_array_equal(truth_cell(run), expected[:, :, None].repeat(3, axis=2))
 
     def test_grid_of_classes_mixes_no_colours(self, tmp_path):
         run = make_class_run(tmp_path / "r")

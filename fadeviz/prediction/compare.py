@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ from ..render.classes import ClassKey, class_key, has_colours, largest_shares, n
 from ..render.colormap import colour_classes
 from ..render.comparison import write_comparison
 from ..render.comparison_layout import Row
+from ..render.frames import choose_labels
 from ..render.labels import data_name, describe_runs, provenance
+from ..render.style import FigureStyle, StyleOptions
 from ..render.zoom import Box, choose_zoom
 from ..storage.metrics import METRICS
 from ..storage.opening import RunLike, stored_runs
@@ -68,6 +71,10 @@ def compare(
     step: int | None = None,
     device: str = "auto",
     on_error: Callable[[str], None] | None = None,
+    labels: Sequence[str] = (),
+    title: str | None = None,
+    caption: bool = True,
+    **style: Unpack[StyleOptions],
 ) -> list[str]:
     """Predict the same images with every run and draw the results side by side.
 
@@ -97,6 +104,11 @@ def compare(
         device: ``auto``, ``cpu`` or ``cuda``.
         on_error: called with one line for each of ``files`` that cannot be read, has no trimap or cannot be predicted,
             which is then left out of the figure; None raises the first error. At least one image must remain.
+        labels: a heading for each run, in the order of the runs; empty for the runs' own.
+        title: title above the figure; None for none.
+        caption: whether sentences below say what is shown, as many as fit into two lines. All of them are in the file's
+            metadata.
+        style: the fields of :class:`~fadeviz.render.style.FigureStyle`: width, font, font_size, dpi, transparent.
 
     Returns:
         A line for each image: its name and the scores of the runs.
@@ -106,11 +118,12 @@ def compare(
 
     Example::
 
-        fadeviz.compare(["outputs/fade", "outputs/carafe"], "panel.pdf", images=[0, 2])
+        fadeviz.compare(["outputs/fade", "outputs/carafe"], "panel.pdf", images=[0, 2], width="85mm")
     """
     opened = stored_runs(runs)
     if not opened:
         raise FadevizError("compare needs at least one run")
+    look, headings = FigureStyle(**style), choose_labels(opened, labels)
     predictors = [_predictor(run, step, device) for run in opened]
     _check_task(predictors)
     first = predictors[0]
@@ -133,14 +146,17 @@ def compare(
     key = None
     if TASKS[first.task].has_classes and (first.classes > 2 or any(map(names_classes, opened))):
         key = class_key(opened, largest_shares(values for _, maps in rows for values in maps), classes=first.classes)
+    sentences = _caption(predictors, rows, zoom, key)
     write_comparison(
         [row for row, _ in rows],
-        run_labels(opened),
+        headings,
         Path(output),
         cell=cell,
         legend=key.legend if key else (),
-        caption=_caption(predictors, rows, zoom, key),
-        provenance=provenance(opened),
+        caption=sentences if caption else (),
+        provenance=provenance(opened, sentences),
+        title=title or "",
+        style=look,
     )
     names = run_labels(opened, [run.name for run in opened])
     return [_score_line(row, names) for row, _ in rows if row.scores]
@@ -382,7 +398,7 @@ def _caption(
     zoom: Box | str,
     key: ClassKey | None,
 ) -> list[str]:
-    """The caption: the content of the figure, and its operators."""
+    """The sentences of the caption: the operators, then the content of the figure."""
     first = predictors[0]
     networks = dict.fromkeys(
         predictor.run.info.network_title or str(predictor.run.info.config.get("network", "network"))
@@ -405,12 +421,12 @@ def _caption(
     elif scored and not has_classes:
         shown.append("SAD / 1000 and MSE over the unknown region (grey in the trimap).")
     elif scored:
-        shown.append("mIoU: mean over the classes in the ground truth or the prediction of this image.")
+        shown.append("mIoU: mean over the classes in ground truth or prediction.")
     if zoom == "auto" and len(predictors) > 1:
         shown.append("Boxes: windows in which the runs disagree most along contours.")
     elif zoom == "auto" and scored:
         shown.append("Boxes: windows of the largest error along contours, where the ground truth is known.")
-    return [*lines, " ".join(shown)]
+    return [*lines, *shown]
 
 
 __all__ = ["compare", "mean_iou", "parse_zoom"]

@@ -1,4 +1,4 @@
-"""Animations: the observed image and one tile a run, side by side, a frame a step; exact to the pixel."""
+"""Animations: each observed image and one tile a run, side by side, a frame a step; exact to the pixel."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..errors import FadevizError, MissingExtra
 from ..storage.files import replacing
-from ..storage.snapshots import PREDICTION
 from ..storage.stored_run import StoredRun
-from .colormap import NON_FINITE, is_diverging, palette, to_indices
+from .colormap import NON_FINITE, palette, to_indices
+from .drawing import Notes, choose_colormap, overlay_sentence, select_sequences
 from .fonts import font, spell
-from .frames import FrameSequence, collect_notes, scale_maps, select_frames
+from .frames import FrameSequence, collect_notes, scale_maps
 from .labels import (
-    captions,
+    describe,
     format_number,
     heading,
     image_name,
     object_name,
-    outline,
     provenance,
+    short_caption,
     shorten,
-    steps_sentence,
     truth_name,
-    truth_regions,
-    wrap,
 )
-from .predictions import select_predictions, true_outline
-from .selection import MapSelection
+from .overlay import blend, contour, contour_colour, draw_contour, image_part
+from .predictions import true_outline
+from .selection import FigureContent, MapSelection
+from .style import FigureStyle
 
 ENDINGS = (".gif", ".png", ".apng", ".webp", ".mp4")
 
@@ -52,7 +51,9 @@ _TILE = 256
 """Approximate width of a tile in pixels."""
 _BACKGROUND, _TRACK, _TICK, _FAINT, _DIM, _BRIGHT = 22, 58, 110, 165, 200, 240
 _ROW = 4
-"""Tiles in a row; more of them (channels) go into further rows."""
+"""Most tiles in a row; more of them (channels) go into further rows of the same length."""
+_POINTS = 8.25
+"""Font size of the caption beside tiles of 256 pixels, in points at 96 pixels per inch."""
 
 
 def write_animation(
@@ -63,23 +64,28 @@ def write_animation(
     duration_ms: int = 130,
     colormap: str = "gray",
     scale: int | None = None,
-) -> tuple[str, ...]:
+    content: FigureContent = FigureContent(),
+    style: FigureStyle = FigureStyle(),
+) -> Notes:
     """Write the training as an animation that loops: GIF, APNG, WebP or MP4, by the file's ending.
 
     The tiles of a GIF, an APNG (``.png`` or ``.apng``) and a WebP decode to exactly the colours of the map. A GIF has
-    256 colours, all of them the colour map's: the observed image and the text are drawn in these too. MP4 loses colour
-    detail.
+    256 colours, all of them the colour map's: the observed image and the text are drawn in these too; with an overlay
+    they approximate all colours. MP4 loses colour detail.
 
     Args:
         runs: one run, or several to be compared, side by side.
         output: the file to write, replaced only once the new one is complete.
         selection: which maps, and the range of values that the colours span.
         duration_ms: duration of a frame in milliseconds: a multiple of 10, at least 20.
-        colormap: ``gray`` or the name of a matplotlib colour map.
+        colormap: ``gray``, ``signed`` or the name of a matplotlib colour map.
         scale: width and height of a map value in pixels; None makes tiles of about 256 pixels.
+        content: what is shown and said besides.
+        style: its font, and the size of the caption's words in points at 96 pixels per inch; the rest is of figures
+            on paper.
 
     Returns:
-        Notes on what was omitted or marked.
+        Notes on what was omitted or marked, and what the animation shows.
 
     Raises:
         FadevizError: if the file ending, ``duration_ms``, ``colormap`` or ``scale`` is invalid, or as
@@ -89,26 +95,24 @@ def write_animation(
     path = Path(output)
     ending = check_ending(path)
     _check_duration(duration_ms)
-    colors = palette(colormap)
+    colormap = choose_colormap(colormap, content)
     ffmpeg = _ffmpeg() if ending == ".mp4" else None
-    if selection.kind == PREDICTION:
-        sequences = select_predictions(runs, selection, colormap=colormap, max_frames=MAX_FRAMES)
-    else:
-        sequences = select_frames(runs, selection, centered=is_diverging(colormap), max_frames=MAX_FRAMES)
-    if sequences[0].colours is not None:
-        colors = sequences[0].colours.palette
-    layout = layout_animation(sequences, scale=scale)
-    notes, origin = collect_notes(sequences), provenance(runs)
-    with replacing(path) as partial:
+    sequences = select_sequences(runs, selection, content, colormap, MAX_FRAMES)
+    description = describe(sequences, overlay_sentence(sequences, content))
+    notes, origin = collect_notes(sequences), provenance(runs, description)
+    with style.applied(), replacing(path) as partial:
+        film = _Film(
+            sequences, colormap, layout_animation(sequences, scale=scale, content=content, style=style), content
+        )
         if ending == ".gif":
-            frames, more = _gif_frames(sequences, layout, colors)
+            frames, more = _approximate(film) if content.overlay else _gif_frames(film)
             notes += more
             # Optimised palettes would differ from frame to frame. Disposal 1 keeps a frame under the next one.
             _save(partial, frames, "GIF", duration=duration_ms, optimize=False, disposal=1, comment=origin.encode())
         elif ffmpeg is not None:
-            _write_mp4(partial, _rgb_frames(sequences, layout, colors), duration_ms, ffmpeg, origin)
+            _write_mp4(partial, _rgb_frames(film), duration_ms, ffmpeg, origin)
         else:
-            frames = [Image.fromarray(frame) for frame in _rgb_frames(sequences, layout, colors)]
+            frames = [Image.fromarray(frame) for frame in _rgb_frames(film)]
             if ending == ".webp":
                 exif = Image.Exif()
                 exif[ExifTags.Base.ImageDescription] = origin
@@ -117,7 +121,7 @@ def write_animation(
                 text = PngInfo()
                 text.add_text("Description", origin)
                 _save(partial, frames, "PNG", duration=duration_ms, pnginfo=text)
-    return notes
+    return Notes(notes, description)
 
 
 def check_ending(output: str | Path) -> str:
@@ -136,12 +140,23 @@ def check_ending(output: str | Path) -> str:
 
 
 def render_frames(
-    sequences: Sequence[FrameSequence], *, colormap: str = "gray", scale: int | None = None
+    sequences: Sequence[FrameSequence],
+    *,
+    colormap: str = "gray",
+    scale: int | None = None,
+    content: FigureContent = FigureContent(),
+    style: FigureStyle = FigureStyle(),
 ) -> Iterator[NDArray[np.uint8]]:
     """The frames of the animation, each ``(H, W, 3)`` uint8, from which every format but GIF is written."""
-    colours = sequences[0].colours
-    colors = palette(colormap) if colours is None else colours.palette
-    return _rgb_frames(sequences, layout_animation(sequences, scale=scale), colors)
+    palette(colormap)
+    layout = layout_animation(sequences, scale=scale, content=content, style=style)
+    frames = _rgb_frames(_Film(sequences, colormap, layout, content))
+    while True:
+        with style.applied():
+            frame = next(frames, None)
+        if frame is None:
+            return
+        yield frame
 
 
 @dataclass(frozen=True)
@@ -152,12 +167,14 @@ class AnimationLayout:
         width: width of a frame; even, as video requires.
         height: height of a frame; even.
         unit: size of text and gaps, relative to that for a tile of 256 pixels.
-        tile: width and height of the largest tile, and of the observed image.
+        tile: width and height of the largest tile, and of the observed images.
         sizes: width and height of each sequence's tile; they differ where the sizes of the runs' maps do.
         scales: width and height of a map value of each sequence.
-        image: upper left corner of the observed image; if there is none, of the first tile.
+        left: left side of everything.
+        images: index of a sequence that has an observed image, and the image's upper left corner.
         tiles: the upper left corner of each sequence's tile.
         pitch: width that is reserved for a tile and its words.
+        title: the title, and the line on which it stands; empty for none.
         progress: top of the line with the step.
         caption: the lines below, and the top of the first.
     """
@@ -168,18 +185,31 @@ class AnimationLayout:
     tile: tuple[int, int]
     sizes: list[tuple[int, int]]
     scales: list[int]
-    image: tuple[int, int]
+    left: int
+    images: list[tuple[int, tuple[int, int]]]
     tiles: list[tuple[int, int]]
     pitch: int
+    title: tuple[str, int]
     progress: int
     caption: tuple[list[str], int]
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Upper left corner of the first observed image; if there is none, of the first tile."""
+        return self.images[0][1] if self.images else self.tiles[0]
 
     def px(self, size: float) -> int:
         """A size given for a tile of 256 pixels, in pixels of this layout."""
         return round(size * self.unit)
 
 
-def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = None) -> AnimationLayout:
+def layout_animation(
+    sequences: Sequence[FrameSequence],
+    *,
+    scale: int | None = None,
+    content: FigureContent = FigureContent(),
+    style: FigureStyle = FigureStyle(),
+) -> AnimationLayout:
     """Where an animation puts its tiles.
 
     Raises:
@@ -189,29 +219,45 @@ def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = 
         raise FadevizError(f"scale={scale}: must be at least 1")
     scales, sizes = scale_maps(sequences, scale, _TILE)
     tile = max(width for width, _ in sizes), max(height for _, height in sizes)
-    unit = max(1.0, tile[0] / _TILE)
+    unit = max(1.0, tile[0] / _TILE) * style.points(1, _POINTS)
 
     def px(size: float) -> int:
         return round(size * unit)
 
     margin, gap = px(16), px(14)
     room = max(tile[0], px(104))
-    columns = min(_ROW, len(sequences))
-    rows = math.ceil(len(sequences) / columns)
+    groups: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        groups.setdefault(sequence.image, []).append(index)
+    count = max(map(len, groups.values()))
+    columns = math.ceil(count / math.ceil(count / _ROW))
     top, row_height = px(36), tile[1] + px(62)
-    ahead = int(_shown(sequences) is not None)  # the image, on the left of all rows
+    title = content.title or ""
+    title_line = px(24)
+    top += px(26) * bool(title)
+    ahead = int(any(sequence.observed_image is not None for sequence in sequences))  # images, on the left of their rows
     total = 2 * margin + (columns + ahead) * room + (columns + ahead - 1) * gap
     total += total % 2
-    tiles = [
-        (margin + (index % columns + ahead) * (room + gap), top + index // columns * row_height)
-        for index in range(len(sequences))
-    ]
-    progress = top + rows * row_height - px(62) + px(36)
-    sentences = captions(sequences)
-    sentences[1] += steps_sentence(sequences)
-    lines = [line for text in sentences for line in wrap(text, px(11), total - 2 * margin)]
+    tiles: list[tuple[int, int]] = []
+    images = []
+    for members in groups.values():
+        known = next((index for index in members if sequences[index].observed_image is not None), None)
+        if known is not None:
+            images.append((known, (margin, top)))
+        tiles += [
+            (margin + (place % columns + ahead) * (room + gap), top + place // columns * row_height)
+            for place in range(len(members))
+        ]
+        top += math.ceil(len(members) / columns) * row_height
+    progress = top - px(62) + px(36)
+    lines: list[str] = []
+    if content.caption:
+        with style.applied():
+            lines = short_caption(
+                sequences, max(1, px(11)), total - 2 * margin, further=overlay_sentence(sequences, content)
+            )
     below = progress + px(32)
-    bottom = below + len(lines) * px(15) + px(12)
+    bottom = below + len(lines) * px(15) + px(12) * bool(lines)
     if max(total, bottom) > MAX_SIDE:
         raise FadevizError(
             f"a frame would be {total}x{bottom} pixels, more than {MAX_SIDE} on a side. Use a smaller scale=..."
@@ -223,12 +269,30 @@ def layout_animation(sequences: Sequence[FrameSequence], *, scale: int | None = 
         tile=tile,
         sizes=sizes,
         scales=scales,
-        image=(margin, top),
+        left=margin,
+        images=images,
         tiles=tiles,
         pitch=room,
+        title=(title, title_line),
         progress=progress,
         caption=(lines, below),
     )
+
+
+@dataclass(frozen=True)
+class _Film:
+    """What all frames of an animation are drawn from."""
+
+    sequences: Sequence[FrameSequence]
+    colormap: str
+    layout: AnimationLayout
+    content: FigureContent
+
+    @property
+    def colors(self) -> NDArray[np.uint8]:
+        """The colours of the tiles, ``(256, 3)``."""
+        colours = self.sequences[0].colours
+        return palette(self.colormap) if colours is None else colours.palette
 
 
 def _check_duration(duration_ms: int) -> None:
@@ -243,28 +307,25 @@ def _check_duration(duration_ms: int) -> None:
         )
 
 
-def _words(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Image.Image:
+def _words(film: _Film) -> Image.Image:
     """What is the same in every frame, in greys: names, the track of the steps, the caption."""
+    sequences, layout = film.sequences, film.layout
     canvas = Image.new("L", (layout.width, layout.height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     px = layout.px
     first = sequences[0]
-    shown = _shown(sequences)
+    title, line = layout.title
+    if title:
+        text = spell(shorten(title, px(17), layout.width - 2 * layout.left, bold=True))
+        draw.text((layout.left, line), text, _BRIGHT, font(px(17), True), anchor="ls")
     boxes = [*zip(layout.tiles, layout.sizes, map(heading, sequences), strict=True)]
-    boxes = [(layout.image, layout.tile, "Image"), *boxes] if shown else boxes
+    boxes += [(corner, layout.tile, "Image") for _, corner in layout.images]
     for (x, y), (width, height), name in boxes:
         text = spell(shorten(name, px(15), layout.pitch, bold=True))
         draw.text((x, y - px(9)), text, _BRIGHT, font(px(15), True), anchor="ls")
         draw.rectangle((x - 1, y - 1, x + width, y + height), fill=None, outline=_TRACK)
-    if shown:
-        x, y = layout.image
-        named = object_name(shown)
-        suffix = f", {truth_name(shown.run)} outlined" + (f"; object: {named}" if named else "")
-        if named:  # a long name of the image leaves room for that of its object
-            room = layout.pitch - math.ceil(font(px(11)).getlength(suffix))
-            below = shorten(shorten(image_name(shown), px(11), max(room, px(40))) + suffix, px(11), layout.pitch)
-        else:
-            below = shorten(image_name(shown) + suffix, px(11), layout.pitch)
+    for index, (x, y) in layout.images:
+        below = _below_image(sequences[index], layout)
         draw.text((x, y + layout.tile[1] + px(26)), spell(below), _FAINT, font(px(11)), anchor="ls")
     left, right, middle = _track(sequences, layout)
     draw.rectangle((left, middle - px(1), right, middle + px(1)), fill=_TRACK)
@@ -272,17 +333,29 @@ def _words(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Image
         place = _place(step, first.steps, left, right)
         draw.rectangle((place, middle - px(4), place, middle + px(4)), fill=_TICK)
     lines, top = layout.caption
-    for index, line in enumerate(lines):
-        draw.text((layout.image[0], top + index * px(15) + px(11)), line, _FAINT, font(px(11)), anchor="ls")
+    for index, line_of_caption in enumerate(lines):
+        baseline = top + index * px(15) + px(11)
+        draw.text((layout.left, baseline), spell(line_of_caption), _FAINT, font(px(11)), anchor="ls")
     return canvas
+
+
+def _below_image(sequence: FrameSequence, layout: AnimationLayout) -> str:
+    """The name of an observed image, and of its object."""
+    px, named = layout.px, object_name(sequence)
+    suffix = f", {truth_name(sequence.run)} outlined" + (f"; object: {named}" if named else "")
+    if not named:
+        return shorten(image_name(sequence) + suffix, px(11), layout.pitch)
+    # A long name of the image leaves room for that of its object.
+    room = layout.pitch - math.ceil(font(px(11)).getlength(suffix))
+    return shorten(shorten(image_name(sequence), px(11), max(room, px(40))) + suffix, px(11), layout.pitch)
 
 
 def _track(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> tuple[int, int, int]:
     """Left end, right end and middle line of the progress bar."""
     px, steps = layout.px, sequences[0].steps
     widest = max(font(px(17), True).getlength(f"step {step}") for step in (steps[-1], steps[0]))
-    left = layout.image[0] + round(widest) + px(16)
-    return left, layout.width - layout.image[0] - px(4), layout.progress + px(11)
+    left = layout.left + round(widest) + px(16)
+    return left, layout.width - layout.left - px(4), layout.progress + px(11)
 
 
 def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
@@ -290,16 +363,17 @@ def _place(step: int, steps: Sequence[int], left: int, right: int) -> int:
     return right if span == 0 else left + round((step - steps[0]) / span * (right - left))
 
 
-def _grays(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> Iterator[NDArray[np.uint8]]:
+def _grays(film: _Film) -> Iterator[NDArray[np.uint8]]:
     """The text and lines of every frame, ``(H, W)`` uint8."""
-    still = _words(sequences, layout)
+    sequences, layout = film.sequences, film.layout
+    still = _words(film)
     px, steps = layout.px, sequences[0].steps
     left, right, middle = _track(sequences, layout)
     for frame, step in enumerate(steps):
         canvas = still.copy()
         draw = ImageDraw.Draw(canvas)
         baseline = middle + px(6)
-        draw.text((layout.image[0], baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
+        draw.text((layout.left, baseline), f"step {step}", _BRIGHT, font(px(17), True), anchor="ls")
         place = _place(step, steps, left, right)
         draw.rectangle((left, middle - px(1), place, middle + px(1)), fill=_DIM)
         draw.ellipse((place - px(4), middle - px(4), place + px(4), middle + px(4)), fill=_BRIGHT)
@@ -359,49 +433,60 @@ def _paste(canvas: NDArray[np.uint8], corner: tuple[int, int], pixels: NDArray[n
     canvas[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
 
 
-def _shown(sequences: Sequence[FrameSequence]) -> FrameSequence | None:
-    """The first sequence whose run has the image."""
-    return next((sequence for sequence in sequences if sequence.observed_image is not None), None)
+def _observed(film: _Film) -> list[tuple[tuple[int, int], NDArray[np.uint8]]]:
+    """The observed images at the size of a tile, with the true outline in white with a dark rim; with their corners."""
+    observed = []
+    for index, corner in film.layout.images:
+        sequence = film.sequences[index]
+        image = Image.fromarray(image_part(sequence)).resize(film.layout.tile, Image.Resampling.LANCZOS)
+        line = contour(sequence, film.layout.tile, 1)
+        observed.append((corner, draw_contour(np.asarray(image), line, (255, 255, 255), rim=True)))
+    return observed
 
 
-def _observed(sequences: Sequence[FrameSequence], layout: AnimationLayout) -> NDArray[np.uint8]:
-    """The observed image at the size of a tile, with the ground truth's outline in white with a black rim.
-
-    Empty if no run has the image.
-    """
-    sequence = _shown(sequences)
-    if sequence is None or sequence.observed_image is None:
-        return np.zeros((0, 0, 3), np.uint8)
-    pixels = np.array(Image.fromarray(sequence.observed_image).resize(layout.tile, Image.Resampling.LANCZOS))
-    regions = Image.fromarray(truth_regions(sequence.run, sequence.image))
-    line = outline(np.asarray(regions.resize(layout.tile, Image.Resampling.NEAREST)))
-    rim = np.pad(line, 1)
-    rim = rim[:-2, 1:-1] | rim[2:, 1:-1] | rim[1:-1, :-2] | rim[1:-1, 2:]
-    pixels[rim] = pixels[rim] // 3
-    pixels[line] = 255
-    return pixels
-
-
-def _rgb_frames(
-    sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
-) -> Iterator[NDArray[np.uint8]]:
-    observed = _observed(sequences, layout)
-    for frame, gray in enumerate(_grays(sequences, layout)):
+def _rgb_frames(film: _Film) -> Iterator[NDArray[np.uint8]]:
+    layout, colors = film.layout, film.colors
+    observed = _observed(film)
+    lines = [_contour_on_tile(film, index) for index in range(len(film.sequences))]
+    for frame, gray in enumerate(_grays(film)):
         canvas = gray[..., None].repeat(3, axis=2)
-        _paste(canvas, layout.image, observed)
-        for index, ((x, y), sequence) in enumerate(zip(layout.tiles, sequences, strict=True)):
+        for corner, image in observed:
+            _paste(canvas, corner, image)
+        for index, ((x, y), sequence) in enumerate(zip(layout.tiles, film.sequences, strict=True)):
             pixels = colors[_outlined(to_indices(sequence.unit[frame]), sequence, layout.scales[index])]
             pixels[_upscale(np.isnan(sequence.unit[frame]), layout.scales[index])] = NON_FINITE
+            if film.content.overlay == "map":
+                pixels = blend(sequence, pixels, film.content.alpha)
+            line = lines[index]
+            if line is not None:
+                colour, rim = contour_colour(film.colormap)
+                pixels = draw_contour(pixels, line, colour, rim=rim)
             _paste(canvas, (x, y), pixels)
             for left, top, part in _below(sequence, layout, layout.sizes[index][0]):
                 _paste(canvas, (x + left, y + layout.sizes[index][1] + top), colors[part])
         yield canvas
 
 
-def _gif_frames(
-    sequences: Sequence[FrameSequence], layout: AnimationLayout, colors: NDArray[np.uint8]
-) -> tuple[list[Image.Image], tuple[str, ...]]:
+def _contour_on_tile(film: _Film, index: int) -> NDArray[np.bool_] | None:
+    """The contour that is laid over a tile; None for none."""
+    if film.content.overlay != "contour":
+        return None
+    return contour(film.sequences[index], film.layout.sizes[index], max(1, round(film.layout.unit)))
+
+
+def _approximate(film: _Film) -> tuple[list[Image.Image], tuple[str, ...]]:
+    """Frames of many colours in the 256 that suit them best, the same in all frames; and a note."""
+    frames = [Image.fromarray(frame) for frame in _rgb_frames(film)]
+    samples = [frames[round(place)] for place in np.linspace(0, len(frames) - 1, min(8, len(frames)))]
+    every = Image.fromarray(np.concatenate([np.asarray(sample) for sample in samples]))
+    common = every.quantize(256, method=Image.Quantize.MEDIANCUT)
+    note = "GIF has 256 colours: those of the overlay are approximated. Write .apng or .webp for all colours"
+    return [frame.quantize(palette=common, dither=Image.Dither.NONE) for frame in frames], (note,)
+
+
+def _gif_frames(film: _Film) -> tuple[list[Image.Image], tuple[str, ...]]:
     """Frames with one fixed palette, the colour map's, so that every tile decodes to its exact colours; and notes."""
+    sequences, layout, colors = film.sequences, film.layout, film.colors
     indices = [to_indices(sequence.unit) for sequence in sequences]
     broken = [np.isnan(sequence.unit) for sequence in sequences]
     merged = np.arange(256, dtype=np.uint8)
@@ -421,20 +506,20 @@ def _gif_frames(
                 f"{used[spare]} other cells are drawn one level lower. Write .apng or .webp for all levels",
             )
     text_ramp = merged[text_ramp]
-    pixels = _observed(sequences, layout)
-    greys = np.asarray(Image.fromarray(pixels).convert("L")) if pixels.size else np.zeros((0, 0), np.uint8)
-    observed = merged[image_ramp][greys]
+    ramp = merged[image_ramp]
+    observed = [(corner, ramp[np.asarray(Image.fromarray(image).convert("L"))]) for corner, image in _observed(film)]
     frames = []
-    for frame, gray in enumerate(_grays(sequences, layout)):
+    for frame, gray in enumerate(_grays(film)):
         canvas = text_ramp[gray]
-        _paste(canvas, layout.image, observed)
+        for corner, image in observed:
+            _paste(canvas, corner, image)
         for index, ((x, y), values, sequence) in enumerate(zip(layout.tiles, indices, sequences, strict=True)):
             _paste(canvas, (x, y), _outlined(values[frame], sequence, layout.scales[index]))
             for left, top, part in _below(sequence, layout, layout.sizes[index][0]):
                 _paste(canvas, (x + left, y + layout.sizes[index][1] + top), merged[part])
-        image = Image.fromarray(canvas)
-        image.putpalette(colors.tobytes())
-        frames.append(image)
+        drawn = Image.fromarray(canvas)
+        drawn.putpalette(colors.tobytes())
+        frames.append(drawn)
     return frames, notes
 
 
@@ -442,7 +527,8 @@ def _inks(colors: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint
     """The colours of a palette that stand for greys: for each grey an index, for text and for the observed image.
 
     Both take the colours from the darkest to the lightest. A palette whose middle is the lightest (diverging) has no
-    colour dark enough for a background: there text is dark on light, in the colours of the bluer side.
+    colour dark enough for a background: there text is dark on light, in the colours of the bluer side, or of the other
+    if that is much darker.
     """
     light = colors @ np.array([0.299, 0.587, 0.114])
     lightest = int(light.argmax())
@@ -450,6 +536,8 @@ def _inks(colors: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint
     if on_paper:
         bluer = colors[:, 2].astype(int) - colors[:, 0]
         darkest = 0 if bluer[0] >= bluer[255] else 255
+        if light[darkest] > light[255 - darkest] + 40:  # too pale for text
+            darkest = 255 - darkest
     else:
         darkest = int(light.argmin())
     between = np.arange(min(darkest, lightest), max(darkest, lightest) + 1)

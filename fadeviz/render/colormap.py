@@ -30,24 +30,26 @@ _DIVERGING = frozenset(
 
 
 def palette(name: str) -> NDArray[np.uint8]:
-    """The 256 colours of a colour map, ``(256, 3)`` uint8: ``gray`` or any colour map of matplotlib.
+    """The 256 colours of a colour map, ``(256, 3)`` uint8: ``gray``, ``signed`` or any colour map of matplotlib.
 
     Raises:
         FadevizError: if there is no such colour map; the message lists the nearest names.
     """
     if name == "gray":  # exact by construction, and without importing matplotlib
         return np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    if name == "signed":
+        return signed_palette()
     import matplotlib
 
     if name not in matplotlib.colormaps:
-        raise unknown_name("colour map", name, matplotlib.colormaps, "matplotlib.org, Choosing Colormaps")
+        raise unknown_name("colour map", name, [*matplotlib.colormaps, "signed"], "matplotlib.org, Choosing Colormaps")
     colors = matplotlib.colormaps[name](np.linspace(0.0, 1.0, 256), bytes=True)
     return np.ascontiguousarray(colors[:, :3], dtype=np.uint8)
 
 
 def is_diverging(name: str) -> bool:
     """Whether a colour map diverges from its middle, which stands for 0 where maps take both signs."""
-    return name.removesuffix("_r") in _DIVERGING
+    return name == "signed" or name.removesuffix("_r") in _DIVERGING
 
 
 def signed_palette() -> NDArray[np.uint8]:

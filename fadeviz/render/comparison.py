@@ -11,17 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .comparison_layout import LINE, NAME, ComparisonLayout, Rectangle, Row, layout_comparison, row_contents
+from .comparison_layout import LINE, ComparisonLayout, Rectangle, Row, layout_comparison, row_contents
 from .labels import shorten
 from .legend import TEXT, Legend, draw_legend
-from .page import STYLE, Page, check_ending, new_figure, save_figure
-from .zoom import Box
+from .marks import WINDOW_COLOUR, draw_frame, mark_window
+from .page import Page, check_ending, figure_style, new_figure, save_figure
+from .style import FigureStyle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_BOX_COLOUR, _BOX_RIM = "#e8112d", "white"
-"""Red is not in ``class_palette``; its rim stays visible where an image is red or dark."""
 
 
 def write_comparison(
@@ -33,31 +31,36 @@ def write_comparison(
     caption: Sequence[str] = (),
     legend: Legend = (),
     provenance: str = "",
+    title: str = "",
+    style: FigureStyle = FigureStyle(),
 ) -> None:
     """Draw a comparison into a PNG, PDF or SVG file, by its ending: image, trimap, truth, then one column per run.
 
     There is a column of trimaps or of truths if any row has one. All images are as wide as their column. The figure is
-    between one and two columns of a paper wide, whatever ``cell`` is.
+    between one and two columns of a paper wide, whatever ``cell`` is, unless ``style`` has a width.
 
     Args:
         rows: one per image; they may differ in size.
         columns: headings of the runs' columns, such as their operators.
         output: the file to write, replaced only once the new one is complete. The same input gives the same bytes.
         cell: width of a column in pixels; None for 300 pixels per inch.
-        caption: sentences to stand below, each on a line of its own.
+        caption: sentences to stand below, those first that are needed most: as many as fit into two lines.
         legend: classes and their colours, ``(R, G, B)`` from 0 to 255, shown below the rows.
         provenance: what the figure is made of, for the metadata of the file.
+        title: title above; empty for none.
+        style: width, font and resolution.
 
     Raises:
-        FadevizError: if the file ending is invalid, there is nothing to draw, or rows do not match the columns.
+        FadevizError: if the file ending is invalid, there is nothing to draw, rows do not match the columns, or the
+            columns do not fit in the width.
     """
     from matplotlib import rc_context
 
     path = check_ending(output, "comparison")
-    layout = layout_comparison(rows, columns, cell=cell, caption=caption, legend=legend)
-    with rc_context(STYLE):
+    with style.applied(), rc_context(figure_style()):
+        layout = layout_comparison(rows, columns, cell=cell, caption=caption, legend=legend, title=title, style=style)
         figure = _draw(rows, layout, exact=path.suffix.lower() == ".png")
-    save_figure(figure, path, layout.dpi, provenance=provenance)
+        save_figure(figure, path, layout.dpi, provenance=provenance, transparent=style.transparent)
 
 
 def render_comparison(
@@ -67,13 +70,15 @@ def render_comparison(
     cell: int | None = None,
     caption: Sequence[str] = (),
     legend: Legend = (),
+    title: str = "",
+    style: FigureStyle = FigureStyle(),
 ) -> NDArray[np.uint8]:
     """The comparison as pixels, ``(H, W, 3)`` uint8: what :func:`write_comparison` writes into a PNG."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    layout = layout_comparison(rows, columns, cell=cell, caption=caption, legend=legend)
-    with rc_context(STYLE):
+    with style.applied(), rc_context(figure_style()):
+        layout = layout_comparison(rows, columns, cell=cell, caption=caption, legend=legend, title=title, style=style)
         canvas: Any = FigureCanvasAgg(_draw(rows, layout, exact=True))
         canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -83,6 +88,11 @@ def _draw(rows: Sequence[Row], layout: ComparisonLayout, *, exact: bool) -> Figu
     """The figure; in an ``exact`` one every image is given pixel for pixel."""
     figure = new_figure(layout.width, layout.height, layout.dpi)
     page = Page(figure, layout.width, layout.height, exact=exact)
+    title, top, size = layout.title
+    if title:
+        room = layout.width - 2 * layout.lefts[0]
+        title = shorten(title, max(1, layout.points(size)), room, bold=True)
+        page.text(layout.lefts[0], top, title, size, weight="bold")
     headings, bottom = layout.headings
     for left, lines in zip(layout.lefts, headings, strict=True):
         for index, line in enumerate(reversed(lines)):
@@ -93,7 +103,7 @@ def _draw(rows: Sequence[Row], layout: ComparisonLayout, *, exact: bool) -> Figu
             _draw_cell(page, layout, row, (index, column), pixels)
         _draw_scores(page, layout, index, row.best)
     for x, y, text in layout.names:
-        page.text(x, y, text, NAME, rotation=90, ha="center", va="center", color="0.25")
+        page.text(x, y, text, layout.name_size, rotation=90, ha="center", va="center", color="0.25")
     _write_below(page, layout)
     return figure
 
@@ -106,15 +116,15 @@ def _draw_cell(
     if pixels is None:
         _, y, width, height = layout.images[index, 0]
         middle = (layout.lefts[column] + width / 2, y + height / 2)
-        page.text(*middle, "not known", TEXT, ha="center", va="center", color="0.5")
+        page.text(*middle, "not known", layout.text_size, ha="center", va="center", color="0.5")
         return
     smooth = column == 0 or (row.smooth and pixels is not row.trimap)
     _show(page, layout.images[place], pixels, smooth)
     if row.box is not None:
         left, top, side = row.box
         _show(page, layout.crops[place], pixels[top : top + side, left : left + side], smooth)
-        _mark(page, layout, layout.images[place], row.box, row.size)
-        _frame(page, layout.crops[place], layout.points(1.1), _BOX_COLOUR)
+        mark_window(page, layout.images[place], (left, top, left + side, top + side), row.size, layout.points)
+        draw_frame(page, layout.crops[place], layout.points(1.1), WINDOW_COLOUR)
 
 
 def _draw_scores(page: Page, layout: ComparisonLayout, index: int, best: int | None) -> None:
@@ -128,10 +138,11 @@ def _draw_scores(page: Page, layout: ComparisonLayout, index: int, best: int | N
 
 
 def _write_below(page: Page, layout: ComparisonLayout) -> None:
-    draw_legend(page, layout.legend, layout.points)
+    size = layout.text_size
+    draw_legend(page, layout.legend, lambda length: layout.points(length * size / TEXT), size)
     lines, top = layout.caption
     for index, line in enumerate(lines):
-        page.text(layout.lefts[0], top + index * layout.points(TEXT + 1.6), line, TEXT, color="0.25")
+        page.text(layout.lefts[0], top + index * layout.points(size + 1.6), line, size, color="0.25")
 
 
 def _show(page: Page, box: Rectangle, pixels: NDArray[np.uint8], smooth: bool) -> None:
@@ -139,39 +150,6 @@ def _show(page: Page, box: Rectangle, pixels: NDArray[np.uint8], smooth: bool) -
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     page.image(box, fit(pixels, box[2:], smooth=smooth) if page.exact else _embed(pixels, box[2:], smooth))
-
-
-def _mark(page: Page, layout: ComparisonLayout, image: Rectangle, box: Box, size: tuple[int, int]) -> None:
-    """The outline of the window on its image: a coloured line with a rim on both sides, none of it beyond the image."""
-    x, y, width, height = image
-    line, rim = max(1, layout.points(0.8)), max(1, layout.points(0.4))
-    ends = []
-    for start, length, begin, count in ((x, width, box.left, size[1]), (y, height, box.top, size[0])):
-        low = start + round(length * begin / count)
-        high = start + round(length * (begin + box.side) / count)
-        ends.append((max(start, low - rim), min(start + length, high + rim)))
-    (left, right), (top, bottom) = ends
-    outer = (left, top, right - left, bottom - top)
-    inner = (left + rim, top + rim, outer[2] - 2 * rim, outer[3] - 2 * rim)
-    _frame(page, outer, 2 * rim + line, _BOX_RIM)
-    _frame(page, inner, line, _BOX_COLOUR)
-
-
-def _frame(page: Page, box: Rectangle, line: int, colour: str) -> None:
-    """A line of whole pixels along the inside of a box."""
-    from matplotlib.patches import Rectangle as Patch
-
-    x, y, width, height = box
-    line = max(1, min(line, width, height))
-    parts = (
-        ((x, y), width, line),
-        ((x, y + height - line), width, line),
-        ((x, y + line), line, height - 2 * line),
-        ((x + width - line, y + line), line, height - 2 * line),
-    )
-    for corner, wide, high in parts:
-        if wide > 0 and high > 0:
-            page.front.add_patch(Patch(corner, wide, high, facecolor=colour, linewidth=0, antialiased=False))
 
 
 def fit(pixels: NDArray[np.uint8], size: tuple[int, int], *, smooth: bool) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from .fonts import font
 from .labels import shorten, wrap
 from .legend import TEXT, Legend, PlacedLegend, place_legend
 from .page import MAX_PIXELS
+from .style import FigureStyle
 from .zoom import Box
 
 _DPI = 300
@@ -25,8 +26,14 @@ _CELL, _LEAST_CELL = 88, 40
 _LEAST_PIXELS = 32
 _HEADINGS = (7.0, 6.4, 5.8)
 """Font sizes of the column headings in points: the first one with the fewest cuts and lines is taken."""
-_SCORE, _BREAK_SCORE, _LEAST_SCORE = 6.4, 5.6, 4.6
-"""Font sizes of the scores in points: the largest, the one below which they are broken into lines, and the smallest."""
+_SCORE, _BREAK_SCORE = 6.4, 5.6
+"""Font sizes of the scores in points: the largest, and the one below which they are broken into lines."""
+LEAST_TEXT = 5.0
+"""Smallest font size in points that can be read in print."""
+_TITLE = 8.0
+"""Font size of the title in points."""
+_LEAST_PRINTED = 24
+"""Width of the smallest cell in points where the width of the figure is given."""
 NAME = 5.8
 """Font size of the rows' names in points; the caption's is that of the legend."""
 LINE = 1.16
@@ -80,9 +87,14 @@ class _Columns:
     margin: int
     lefts: list[int]
     width: int
+    ratio: float
 
     def points(self, size: float) -> int:
         return round(size * self.dpi / 72)
+
+    def text(self, size: float) -> float:
+        """A font size in points, as the style wants it and large enough to be read."""
+        return max(LEAST_TEXT, size * self.ratio)
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,11 @@ class ComparisonLayout:
         scores: the lines under each row's and run's result.
         score_size: font size of the scores in points.
         names: x and y of the middle of each row's name, and its text, which is read upwards.
+        name_size: font size of the names in points.
         legend: where each class stands.
+        title: the title, its top and its font size in points; empty for none.
         caption: the lines below, and the top of the first.
+        text_size: font size of legend and caption in points.
     """
 
     width: int
@@ -120,8 +135,11 @@ class ComparisonLayout:
     scores: list[list[list[str]]]
     score_size: float
     names: list[tuple[int, int, str]]
+    name_size: float
     legend: PlacedLegend
+    title: tuple[str, int, float]
     caption: tuple[list[str], int]
+    text_size: float
 
     def points(self, size: float) -> int:
         """A size in points as pixels."""
@@ -135,18 +153,24 @@ def layout_comparison(
     cell: int | None = None,
     caption: Sequence[str] = (),
     legend: Legend = (),
+    title: str = "",
+    style: FigureStyle = FigureStyle(),
 ) -> ComparisonLayout:
     """Where a comparison puts its images and words.
 
     Raises:
-        FadevizError: if there is nothing to draw, rows do not match the columns, or the figure has too many pixels.
+        FadevizError: if there is nothing to draw, rows do not match the columns, columns do not fit in the width, or
+            the figure has too many pixels.
     """
     _check(rows, columns, cell)
     titles = _titles(rows, columns)
-    grid = _columns(rows, len(titles), cell)
+    grid = _columns(rows, len(titles), cell, style)
     heading_size, headings = _headings(titles, grid)
-    top = grid.margin + max(map(len, headings)) * grid.points(heading_size * LINE) + grid.points(1.6)
-    heading_bottom = top - grid.points(1.8)
+    top = grid.margin
+    if title:
+        top += grid.points(grid.text(_TITLE) * 1.6)
+    top += max(map(len, headings)) * grid.points(heading_size * LINE) + grid.points(max(1.6, 0.23 * heading_size))
+    heading_bottom = top - grid.points(max(1.8, 0.26 * heading_size))
     scores, score_size = _score_lines(rows, grid)
     images: dict[tuple[int, int], Rectangle] = {}
     crops: dict[tuple[int, int], Rectangle] = {}
@@ -162,8 +186,8 @@ def layout_comparison(
             crops |= {(index, column): (grid.lefts[column], top, grid.cell, grid.cell) for column in filled}
             top += grid.cell
         if row.name:
-            text = shorten(printable(row.name), max(1, grid.points(NAME)), top - above)
-            names.append((grid.margin + grid.points(NAME / 2), (above + top) // 2, text))
+            text = shorten(printable(row.name), max(1, grid.points(grid.text(NAME))), top - above)
+            names.append((grid.margin + grid.points(grid.text(NAME) / 2), (above + top) // 2, text))
         if row.scores:
             run_lefts = grid.lefts[len(titles) - len(columns) :]
             middles = [left + grid.cell // 2 for left in run_lefts]
@@ -175,13 +199,14 @@ def layout_comparison(
     legend_places: PlacedLegend = []
     if legend:
         right = grid.width - grid.margin
-        legend_places, top = place_legend(legend, grid.lefts[0], right, top + grid.points(4), grid.points)
-    text_width = grid.width - grid.lefts[0] - grid.margin
-    lines = [line for text in caption for line in wrap(text, max(1, grid.points(TEXT)), text_width)]
+        legend_places, top = place_legend(
+            legend, grid.lefts[0], right, top + grid.points(4), lambda size: grid.points(size * grid.text(TEXT) / TEXT)
+        )
+    lines = _caption_lines(caption, max(1, grid.points(grid.text(TEXT))), grid.width - grid.lefts[0] - grid.margin)
     top += grid.points(4.5) if lines else 0
     return ComparisonLayout(
         width=grid.width,
-        height=top + len(lines) * grid.points(TEXT + 1.6) + grid.margin,
+        height=top + len(lines) * grid.points(grid.text(TEXT) + 1.6) + grid.margin,
         dpi=grid.dpi,
         cell=grid.cell,
         lefts=grid.lefts,
@@ -193,9 +218,23 @@ def layout_comparison(
         scores=scores,
         score_size=score_size,
         names=names,
+        name_size=grid.text(NAME),
         legend=legend_places,
+        title=(title, grid.margin, grid.text(_TITLE)),
         caption=(lines, top),
+        text_size=grid.text(TEXT),
     )
+
+
+def _caption_lines(sentences: Sequence[str], size: int, width: int) -> list[str]:
+    """The first sentence, and in two lines as many of the others as fit; the first ones are needed most."""
+    text = " ".join(sentences[:1])
+    for sentence in sentences[1:]:
+        longer = f"{text} {sentence}"
+        if len(wrap(longer, size, width)) <= 2:
+            text = longer
+    lines = wrap(text, size, width)
+    return lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), size, width)]
 
 
 def _check(rows: Sequence[Row], columns: Sequence[str], cell: int | None) -> None:
@@ -259,20 +298,40 @@ def row_contents(row: Row, rows: Sequence[Row]) -> list[NDArray[np.uint8] | None
     return [row.image, *trimap, *truth, *row.results]
 
 
-def _columns(rows: Sequence[Row], count: int, cell: int | None) -> _Columns:
-    """The columns: as wide as the page allows, and narrower where images are tall."""
-    strip = NAME + 2.5 if any(row.name for row in rows) else 0.0
+def _columns(rows: Sequence[Row], count: int, cell: int | None, style: FigureStyle) -> _Columns:
+    """The columns: as wide as the page allows, and narrower where images are tall; or as the style wants them."""
+    if style.font_size is not None and style.font_size < LEAST_TEXT:
+        raise FadevizError(f"font_size={style.font_size:g}: less than {LEAST_TEXT:g} points cannot be read in print")
+    if cell is not None and style.dpi is not None and style.inches is not None:
+        raise FadevizError("cell=..., dpi=... and width=... together decide the size twice. Leave out one of them")
+    ratio = style.points(1, TEXT)
+    strip = max(LEAST_TEXT, NAME * ratio) + 2.5 if any(row.name for row in rows) else 0.0
     tall = float(np.mean([row.size[0] / row.size[1] for row in rows]))
     around = 2 * _MARGIN + strip + (count - 1) * _GUTTER
-    wanted = _CELL / math.sqrt(min(max(tall, 0.5), 4.0)) * count + around
-    cell_points = max(_LEAST_CELL, (min(max(wanted, _NARROW), _WIDE) - around) / count)
-    dpi = _DPI if cell is None else max(1, round(cell * 72 / cell_points))
-    cell = cell if cell is not None else round(cell_points * _DPI / 72)
+    if style.inches is not None:
+        cell_points = (style.inches * 72 - around) / count
+        if cell_points < _LEAST_PRINTED:
+            raise FadevizError(
+                f"width={style.width!r}: {count} columns would be {max(0.0, cell_points):.0f} points wide each, less "
+                f"than {_LEAST_PRINTED}. Use a larger width=..., or fewer runs"
+            )
+    elif cell is not None and style.dpi is not None:
+        cell_points = cell * 72 / style.dpi
+    else:
+        wanted = _CELL / math.sqrt(min(max(tall, 0.5), 4.0)) * count + around
+        cell_points = max(_LEAST_CELL, (min(max(wanted, _NARROW), _WIDE) - around) / count)
+    dpi = style.dpi or (_DPI if cell is None else max(1, round(cell * 72 / cell_points)))
+    cell = cell if cell is not None else round(cell_points * dpi / 72)
     # At least a pixel of white between the grey edges of two images.
     margin, gutter = (max(3, round(size * dpi / 72)) for size in (_MARGIN, _GUTTER))
     first = margin + round(strip * dpi / 72)
     lefts = [first + index * (cell + gutter) for index in range(count)]
-    return _Columns(dpi, cell, margin, lefts, lefts[-1] + cell + margin)
+    width = lefts[-1] + cell + margin
+    if style.inches is not None:  # what rounding left over goes into the gutters
+        width = round(style.inches * dpi)
+        pitch = (width - margin - cell - first) / max(1, count - 1)
+        lefts = [first + round(index * pitch) for index in range(count)]
+    return _Columns(dpi, cell, margin, lefts, width, ratio)
 
 
 def _headings(titles: Sequence[str], grid: _Columns) -> tuple[float, list[list[str]]]:
@@ -283,7 +342,8 @@ def _headings(titles: Sequence[str], grid: _Columns) -> tuple[float, list[list[s
         cut = sum(line.endswith("…") for lines in choice[1] for line in lines)
         return cut, max(map(len, choice[1]))
 
-    choices = [(size, [_heading_lines(title, grid.points(size), grid.cell) for title in titles]) for size in _HEADINGS]
+    sizes = [grid.text(size) for size in _HEADINGS]
+    choices = [(size, [_heading_lines(title, grid.points(size), grid.cell) for title in titles]) for size in sizes]
     return min(choices, key=badness)
 
 
@@ -315,19 +375,20 @@ def _score_lines(rows: Sequence[Row], grid: _Columns) -> tuple[list[list[list[st
             for run, lines in enumerate(row_scores)
             for line in lines
         }
-        pixels = max(1, grid.points(_SCORE))
+        pixels = max(1, grid.points(grid.text(_SCORE)))
         # Glyphs are rounded to whole pixels: half the size is not half as wide.
         while pixels > 1 and any(font(pixels, bold).getlength(line) > grid.cell for line, bold in texts):
             pixels -= 1
-        return min(_SCORE, pixels * 72 / grid.dpi)
+        return min(grid.text(_SCORE), pixels * 72 / grid.dpi)
 
     scores = [[[text] for text in row.scores] for row in rows]
-    if size(scores) < _BREAK_SCORE:
+    if size(scores) < grid.text(_BREAK_SCORE):
         scores = [[text.split("  ") for text in row.scores] for row in rows]
-    return scores, max(_LEAST_SCORE, size(scores))
+    return scores, max(LEAST_TEXT, size(scores))
 
 
 __all__ = [
+    "LEAST_TEXT",
     "LINE",
     "NAME",
     "ComparisonLayout",

@@ -181,6 +181,22 @@ def letters(text: str) -> dict[str, Any]:
     return {"family": [family(), *dict.fromkeys(others)], "weight": "normal"} if others else {}
 
 
+def own_faces() -> tuple[Face, Face]:
+    """The main font: regular and bold."""
+    regular, bold = _files(family())
+    return Face(family(), str(regular)), Face(family(), str(bold))
+
+
+def other_faces(text: str) -> dict[Face, str]:
+    """The other fonts that draw characters of a text which the main font lacks, with these characters."""
+    spell(text)
+    faces: dict[Face, str] = {}
+    for letter in text:
+        if not _has(letter) and (face := _face(letter)) is not None:
+            faces[face] = faces.get(face, "") + letter
+    return faces
+
+
 @cache
 def _files(name: str) -> tuple[Path, Path]:
     """The files of a main font: regular and bold."""
@@ -268,4 +284,16 @@ def _drawn_by(face: Face, letters: Iterable[str]) -> set[str]:
         return set()
 
 
-__all__ = ["FAMILY", "Face", "Font", "check_family", "family", "font", "letters", "main_family", "spell"]
+__all__ = [
+    "FAMILY",
+    "Face",
+    "Font",
+    "check_family",
+    "family",
+    "font",
+    "letters",
+    "main_family",
+    "other_faces",
+    "own_faces",
+    "spell",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from ..storage.stored_run import StoredRun
 from .normalize import SCOPES, Limits, limits_by_scope
 from .normalize import normalize as to_unit
 from .selection import MapSelection
+from .zoom import Box
 
 MAX_CORRELATION = 0.8
 """Channels whose maps correlate above this are considered duplicates: only one of them is representative."""
@@ -69,6 +70,9 @@ class FrameSequence:
         mask: ``(H, W)`` uint8, its ground truth; None if the run has lost it.
         notes: what was omitted or marked, one sentence each.
         colours: the colours of classes, of predictions; None for maps, which take those of a colour map.
+        minus: the run whose maps were subtracted; None where the maps are the run's own.
+        crop: the window of the observed image to which maps, unit and regions are cut, in pixels of the image, as
+            ``(left, top, right, bottom)``; None for the whole.
     """
 
     run: StoredRun
@@ -93,6 +97,8 @@ class FrameSequence:
     mask: NDArray[np.uint8] | None
     notes: tuple[str, ...]
     colours: ClassColours | None = None
+    minus: StoredRun | None = None
+    crop: tuple[int, int, int, int] | None = None
 
     @property
     def non_finite(self) -> int:
@@ -108,47 +114,63 @@ class _Track:
     label: str
     layer: str
     title: str
+    image: int
     channel: int | None
     maps: NDArray[np.float32]
+    minus: StoredRun | None = None
 
 
 def select_frames(
     runs: Sequence[StoredRun],
     selection: MapSelection = MapSelection(),
     *,
+    images: Sequence[int] = (),
+    labels: Sequence[str] = (),
+    difference: bool = False,
     centered: bool = False,
     max_frames: int | None = None,
 ) -> list[FrameSequence]:
     """The maps to draw: one sequence per run, or one per run and channel for ``CHANNEL_KINDS``.
+
+    Of several images the sequences of the first come first. All images of a scope share its range.
 
     The maps of the runs may differ in size: each keeps its own.
 
     Args:
         runs: one run, or several to be compared, which must have observed the same image.
         selection: which maps, and the range of values that the colours span.
+        images: several observed images in place of ``selection.image``.
+        labels: labels of the runs in place of their own.
+        difference: whether the sequences are the second run's maps less the first's.
         centered: whether 0 is the middle, for diverging colour maps, where maps of a signed kind take both signs.
         max_frames: maximum number of frames per sequence, evenly spaced, unless ``selection.steps`` names them.
 
     Raises:
         FadevizError: if there is no run, a run is given twice, the runs cannot be compared, or they have no such
-            layer, kind, image, channel, call, step or scope.
+            layer, kind, image, channel, call, step or scope; for a ``difference`` also if there are not two runs, or
+            their maps differ in size.
     """
     check_runs(runs)
+    own_labels = choose_labels(runs, labels)
     layers = choose_layers(runs, selection.layer, selection.kind, selection.call)
-    check_images(runs, selection.image)
+    images = images or (selection.image,)
+    for image in images:
+        check_images(runs, image)
     common = common_steps(runs, selection.steps)
     steps = common
     if selection.steps is None and max_frames is not None:
         steps = tuple(spread(common, max_frames))
     alike = len({bare_name(layer) for layer in layers.values()}) == 1
     tracks = []
-    for label, (run, layer) in zip(run_labels(runs), layers.items(), strict=True):
-        tracks += _read(run, label, layer, label if alike else f"{label}, {layer}", selection, steps)
-    centered = centered and selection.kind in SIGNED_KINDS and _takes_both_signs(tracks)
+    for label, (run, layer) in zip(own_labels, layers.items(), strict=True):
+        tracks += _read(run, label, layer, label if alike else f"{label}, {layer}", selection, images, steps)
+    if difference:
+        tracks = _subtract(runs, tracks, selection)
+    centered = difference or (centered and selection.kind in SIGNED_KINDS and _takes_both_signs(tracks))
     limits = limits_by_scope(
         [track.maps for track in tracks],
         [track.run.path for track in tracks],
-        selection.kind,
+        "difference" if difference else selection.kind,  # a difference has no natural range
         selection.normalize,
         selection.percentiles,
         centered=centered,
@@ -157,20 +179,64 @@ def select_frames(
     sequences: list[FrameSequence] = []
     for run in runs:
         own = [(track, ranges) for track, ranges in zip(tracks, limits, strict=True) if track.run is run]
-        sequences += _sequences(own, selection, steps, all_steps, centered=centered)
-    return sequences
+        sequences += _sequences(own, selection, steps, all_steps, centered=centered) if own else []
+    return [sequence for image in images for sequence in sequences if sequence.image == image]
+
+
+def choose_labels(runs: Sequence[StoredRun], labels: Sequence[str]) -> list[str]:
+    """The labels of runs in a figure: those given, or else their own.
+
+    Raises:
+        FadevizError: if there is not one for each run.
+    """
+    if labels and len(labels) != len(runs):
+        given, needed = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((len(labels), "label"), (len(runs), "run")))
+        raise FadevizError(f"{given} for {needed}: give labels=... for each run, in the order of the runs, or for none")
+    return [*labels] or run_labels(runs)
+
+
+def _subtract(runs: Sequence[StoredRun], tracks: Sequence[_Track], selection: MapSelection) -> list[_Track]:
+    """The second run's maps less the first's, one track for each image and channel."""
+    if len(runs) != 2:
+        raise FadevizError(f"difference=True: needs two runs, the second less the first; given: {len(runs)}")
+    if selection.kind in CHANNEL_KINDS and selection.channel is None:
+        raise FadevizError(
+            "difference=True: each run has representative channels of its own. Choose the same ones with channel=..."
+        )
+    first, second = ([track for track in tracks if track.run is run] for run in runs)
+    subtracted = []
+    for one, other in zip(first, second, strict=True):
+        if one.maps.shape != other.maps.shape:
+            (_, height, width), (_, other_height, other_width) = one.maps.shape, other.maps.shape
+            raise FadevizError(
+                f"difference=True: maps are {height}x{width} in {runs[0].address}, but {other_height}x{other_width} in "
+                f"{runs[1].address}. Choose a layer=... of the same size"
+            )
+        with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, and painted as such
+            maps = other.maps - one.maps
+        label, title = (
+            f"{one} \N{MINUS SIGN} {two}" for one, two in ((other.label, one.label), (other.title, one.title))
+        )
+        subtracted.append(replace(other, maps=maps, label=label, title=title, minus=one.run))
+    return subtracted
 
 
 def _read(
-    run: StoredRun, label: str, layer: str, title: str, selection: MapSelection, steps: Sequence[int]
+    run: StoredRun,
+    label: str,
+    layer: str,
+    title: str,
+    selection: MapSelection,
+    images: Sequence[int],
+    steps: Sequence[int],
 ) -> list[_Track]:
     """The maps of one run; of ``CHANNEL_KINDS`` one track per channel."""
-    kind, image, call = selection.kind, selection.image, selection.call
+    kind, call = selection.kind, selection.call
     channels: Sequence[int | None]
     if kind not in CHANNEL_KINDS:
         channels = [None]
     elif selection.channel is None:
-        channels = select_channels(run, layer, image, selection.channels, kind, call)
+        channels = select_channels(run, layer, images[0], selection.channels, kind, call)
     else:
         channels = [selection.channel] if isinstance(selection.channel, int) else list(selection.channel)
     return [
@@ -179,9 +245,11 @@ def _read(
             label,
             layer,
             title,
+            image,
             channel,
             run.maps(layer, kind, image=image, channel=channel, steps=steps, call=call)[:],
         )
+        for image in images
         for channel in channels
     ]
 
@@ -210,7 +278,7 @@ def _sequences(
             layer=layer,
             title=track.title,
             kind=kind,
-            image=selection.image,
+            image=track.image,
             channel=track.channel,
             representative=track.channel is not None and selection.channel is None,
             call=selection.call,
@@ -223,9 +291,10 @@ def _sequences(
             scope=selection.normalize,
             percentiles=(float(low), float(high)),
             centered=centered,
-            observed_image=None if run.lost else run.observation[0][selection.image],
-            mask=None if run.lost else run.observation[1][selection.image],
+            observed_image=None if run.lost else run.observation[0][track.image],
+            mask=None if run.lost else run.observation[1][track.image],
             notes=notes,
+            minus=track.minus,
         )
         for track, ranges in tracks
     ]
@@ -298,10 +367,11 @@ def _notes(
     """
     run, label = tracks[0].run, tracks[0].label
     notes = notes_on_run(run, steps, all_steps)
-    if channels is not None and channels > len(tracks):
-        numbers = ", ".join(str(track.channel) for track in tracks)
+    shown = dict.fromkeys(track.channel for track in tracks)
+    if channels is not None and channels > len(shown):
+        numbers = ", ".join(map(str, shown))
         notes.append(
-            f"{label}: {len(tracks)} of {channels} channels are drawn: {numbers}. "
+            f"{label}: {len(shown)} of {channels} channels are drawn: {numbers}. "
             "Choose with channel=... or channels=..."
         )
     cells = sum(int((~np.isfinite(track.maps)).sum()) for track in tracks)
@@ -325,6 +395,44 @@ def notes_on_run(run: StoredRun, steps: Sequence[int], all_steps: Sequence[int] 
             "Choose others with steps=..."
         )
     return notes
+
+
+def crop_frames(sequence: FrameSequence, box: Box) -> FrameSequence:
+    """A sequence with the cells that a window of the observed image touches; its limits stay those of the whole maps.
+
+    Raises:
+        FadevizError: if the run has lost its images, or the window does not lie in the image.
+    """
+    if sequence.observed_image is None:
+        raise FadevizError(
+            f"crop={tuple(box)}: {sequence.run.address} has lost its observed images. Leave out crop=..."
+        )
+    height, width = sequence.observed_image.shape[:2]
+    left, top, side = box
+    if side < 1 or left < 0 or top < 0 or left + side > width or top + side > height:
+        raise FadevizError(
+            f"crop={tuple(box)}: the window of side {side} at x {left}, y {top} does not lie in the image of "
+            f"{width}x{height}. Choose one inside it"
+        )
+    rows, columns = sequence.maps.shape[1:]
+    across = slice(left * columns // width, -(-(left + side) * columns // width))
+    down = slice(top * rows // height, -(-(top + side) * rows // height))
+    colours = sequence.colours
+    if colours is not None and colours.regions is not None:
+        colours = replace(colours, regions=colours.regions[down, across])
+    ends = (
+        across.start * width // columns,
+        down.start * height // rows,
+        -(-across.stop * width // columns),
+        -(-down.stop * height // rows),
+    )
+    return replace(
+        sequence,
+        maps=sequence.maps[:, down, across],
+        unit=sequence.unit[:, down, across],
+        colours=colours,
+        crop=ends,
+    )
 
 
 def spread(steps: Sequence[int], count: int) -> list[int]:
@@ -365,7 +473,9 @@ __all__ = [
     "FrameSequence",
     "check_images",
     "check_runs",
+    "choose_labels",
     "collect_notes",
+    "crop_frames",
     "notes_on_run",
     "scale_maps",
     "select_channels",

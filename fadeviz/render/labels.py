@@ -130,24 +130,25 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
             "guide": "single channels of the encoder feature that the operator is given",
         }[first.kind]
     if first.channel_count is not None:
-        shown = [s for s in sequences if s.run is first.run]
-        what += f" ({len(shown)} of {first.channel_count})"
+        what += f" ({_channels_shown(sequences)} of {first.channel_count})"
     if first.representative:
         what += (
             ": those of largest variance over the image at the last step, omitting channels that correlate above "
             f"{MAX_CORRELATION:g} with another one shown"
         )
-    origin = [f"Image: {brief(image_name(first))}{_object(first)}."]
+    images = dict.fromkeys(f"{brief(image_name(sequence))}{_object(sequence)}" for sequence in sequences)
+    origin = [f"Image{'s' * (len(images) > 1)}: {', '.join(images)}."]
     data = dict.fromkeys(brief(data_name(s.run)) for s in runs.values())
     if any(data):
         origin.append(f"Data: {', '.join(name for name in data if name)}.")
-    origin.append(f"{describe_runs([s.run for s in runs.values()])}.")
+    origin.append(f"{describe_runs(shown_runs(sequences))}.")
     if first.colours is not None:
         predicted = f"{' and '.join(networks)}: predictions for one image.{_statistics(runs.values())}"
         return [predicted, first.colours.sentence, " ".join(origin)]
     layers = _layers(list(runs.values()))
+    difference = "" if first.minus is None else f" {first.title}: difference of the maps of two runs."
     sentences = [
-        f"{' and '.join(networks)}, {layers}. {_title(first.kind)}: {what}.{_statistics(runs.values())}",
+        f"{' and '.join(networks)}, {layers}. {_title(first.kind)}: {what}.{_statistics(runs.values())}{difference}",
         scope_sentence(sequences),
         " ".join(origin),
     ]
@@ -155,6 +156,92 @@ def captions(sequences: Sequence[FrameSequence]) -> list[str]:
     if cells:
         sentences.append(f"Magenta: {cells} cells that are NaN or infinite.")
     return sentences
+
+
+def shown_runs(sequences: Sequence[FrameSequence]) -> list[StoredRun]:
+    """The runs whose maps are drawn or subtracted, each once."""
+    runs = (run for sequence in sequences for run in (sequence.minus, sequence.run) if run is not None)
+    return [*{run.path: run for run in runs}.values()]
+
+
+def short_caption(
+    sequences: Sequence[FrameSequence],
+    size: int,
+    width: int,
+    reading: Sequence[str] = (),
+    further: Sequence[str] = (),
+) -> list[str]:
+    """At most two lines below a figure: kind, range, image and seeds; then what else of :func:`captions` fits.
+
+    Args:
+        sequences: what is drawn.
+        size: font size in pixels.
+        width: width of a line in pixels.
+        reading: sentences on how to read the colours.
+        further: sentences that come first if there is room for more.
+    """
+    needed, others = _short_sentences(sequences)
+    text = " ".join([needed[0], *reading, *needed[1:]])
+    for sentence in (*further, *others):
+        longer = f"{text} {sentence}"
+        if len(wrap(longer, size, width)) <= 2:
+            text = longer
+    first, *rest = wrap(text, size, width)
+    return [first, shorten(" ".join(rest), size, width)] if rest else [first]
+
+
+def _short_sentences(sequences: Sequence[FrameSequence]) -> tuple[list[str], list[str]]:
+    """The sentences that a caption must have, names last, as they may be long; and others, the first most needed."""
+    first = sequences[0]
+    runs = {sequence.run.path: sequence for sequence in sequences}
+    if first.colours is not None:
+        needed = [f"Predictions. {first.colours.sentence}"]
+    else:
+        count = "" if first.channel_count is None else f" ({_channels_shown(sequences)} of {first.channel_count})"
+        _, _, scope = scope_sentence(sequences).partition(": ")
+        if scope.startswith("one range per run"):  # they are at the colour bars
+            scope = "one range per run."
+        what = "Difference of two runs' maps, " if first.minus is not None else ""
+        needed = [f"{_title(what + first.kind)}{count}: {scope}"]
+    cells = sum(sequence.non_finite for sequence in sequences)
+    if cells and first.colours is None:
+        needed.append(f"Magenta: {cells} cells that are NaN or infinite.")
+    images = dict.fromkeys(f"{brief(image_name(sequence), 40)}{_object(sequence)}" for sequence in sequences)
+    needed += [_seeds(sequences), f"Image{'s' * (len(images) > 1)}: {', '.join(images)}."]
+    networks = " and ".join(dict.fromkeys(_network(sequence.run) for sequence in runs.values()))
+    layers = f", {_layers([*runs.values()])}" if first.colours is None else ""
+    further = [_crop_sentence(first), f"{networks}{layers}.", steps_sentence(sequences).strip()]
+    data = dict.fromkeys(brief(data_name(sequence.run)) for sequence in runs.values())
+    further.append(f"Data: {', '.join(name for name in data if name)}." if any(data) else "")
+    return [sentence for sentence in needed if sentence], [sentence for sentence in further if sentence]
+
+
+def _channels_shown(sequences: Sequence[FrameSequence]) -> int:
+    return len({sequence.channel for sequence in sequences if sequence.run is sequences[0].run})
+
+
+def _seeds(sequences: Sequence[FrameSequence]) -> str:
+    """The seeds of the runs; empty if none is known, or all of the labels say theirs."""
+    seeds = [_seed(run) for run in shown_runs(sequences)]
+    known = [str(seed) for seed in seeds if seed is not None]
+    if not known or all("seed" in sequence.label for sequence in sequences):
+        return ""
+    if len(set(known)) == 1 and len(known) == len(seeds):
+        return f"Seed {known[0]}."
+    return f"Seeds: {', '.join('unknown' if seed is None else str(seed) for seed in seeds)}, in order."
+
+
+def _crop_sentence(sequence: FrameSequence) -> str:
+    if sequence.crop is None:
+        return ""
+    left, top, right, bottom = sequence.crop
+    return f"Maps: the window of {right - left}x{bottom - top} pixels at x {left}, y {top}."
+
+
+def describe(sequences: Sequence[FrameSequence], reading: Sequence[str] = ()) -> list[str]:
+    """All that there is to say of a figure, for its file's metadata: :func:`captions`, and the rest of its caption."""
+    further = [_crop_sentence(sequences[0]), steps_sentence(sequences).strip(), *reading]
+    return [*captions(sequences), *filter(None, further)]
 
 
 def _layers(sequences: Sequence[FrameSequence]) -> str:
@@ -200,12 +287,17 @@ def _count(group: Sequence[object], seeded: bool) -> str:
     return f"{len(group)} {noun}{'s' * (len(group) > 1)}"
 
 
-def provenance(runs: Sequence[StoredRun]) -> str:
-    """The ids of the runs that a figure is made of, with operators and seeds, for the metadata of its file."""
+def provenance(runs: Sequence[StoredRun], sentences: Sequence[str] = ()) -> str:
+    """The ids of the runs that a figure is made of, with operators and seeds, for the metadata of its file.
+
+    ``sentences`` follow: what the figure shows, in full.
+    """
     labels = [label if "seed" in label or _seed(run) is None else f"{label}, seed {_seed(run)}"
               for run, label in zip(runs, run_labels(runs), strict=True)]  # fmt: skip
     ids = [f"{brief(run.run_id)} ({brief(label)})" for run, label in zip(runs, labels, strict=True)]
-    text = printable(f"fadeviz run{'s' * (len(ids) > 1)}: {', '.join(ids)}")
+    text = printable(
+        " ".join([f"fadeviz run{'s' * (len(ids) > 1)}: {', '.join(ids)}" + "." * bool(sentences), *sentences])
+    )
     return text.encode("utf-8", "replace").decode()  # a name on disk may hold a lone surrogate
 
 
@@ -242,9 +334,10 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     if first.scope == "frame":
         ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
         return f"Normalisation: each frame spans its own {ends}{around}."
-    if first.kind in FIXED_RANGES or (low, high) == (0, 100):
+    fixed = first.kind in FIXED_RANGES and first.minus is None
+    if fixed or (low, high) == (0, 100):
         share = ""
-    elif first.kind == "gradient":  # its low end is 0, whatever the percentile
+    elif first.kind == "gradient" and first.minus is None:  # its low end is 0, whatever the percentile
         share = f" (up to {high:g} % of all values)"
     else:
         share = f" ({low:g} % to {high:g} % of all values)"
@@ -252,7 +345,7 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
         over = "one range over all runs shown" if len({s.run.path for s in sequences}) > 1 else "one range"
         return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
     ranges = {s.run.path: f"{brief(s.label)} ({_range(s.limits[0])})" for s in sequences}
-    if len(ranges) == 1 or first.kind in FIXED_RANGES:
+    if len(ranges) == 1 or fixed:
         return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
     if len(ranges) > _LISTED:
         widest = Limits(min(s.limits[0].low for s in sequences), max(s.limits[0].high for s in sequences))
@@ -329,6 +422,17 @@ def outline(regions: NDArray[np.uint8]) -> NDArray[np.bool_]:
     around = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     border: NDArray[np.bool_] = np.any([centre > neighbour for neighbour in around], axis=0)
     return border
+
+
+def thicken(line: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """A line of one pixel, ``(H, W)``, made ``width`` pixels wide, within the image."""
+    before = (width - 1) // 2
+    (height, across), thick = line.shape, line.copy()
+    for y, x in np.ndindex(width, width) if width > 1 else ():
+        down, right = y - before, x - before
+        there = line[max(0, -down) : height - max(0, down), max(0, -right) : across - max(0, right)]
+        thick[max(0, down) : height - max(0, -down), max(0, right) : across - max(0, -right)] |= there
+    return thick
 
 
 def _greys(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -53,14 +53,14 @@ def place_legend(
     return placed, top + square
 
 
-def draw_legend(page: Page, placed: PlacedLegend, points: Callable[[float], int]) -> None:
-    """Draw the squares and names that :func:`place_legend` placed."""
+def draw_legend(page: Page, placed: PlacedLegend, points: Callable[[float], int], size: float = TEXT) -> None:
+    """Draw the squares and names that :func:`place_legend` placed, with names of ``size`` points."""
     from matplotlib.patches import Rectangle
 
     side = points(_SQUARE)
     for x, y, text, colour in placed:
         page.front.add_patch(Rectangle((x, y), side, side, facecolor=colour, edgecolor="0.4", linewidth=0.35))
-        page.text(x + side + points(_GAP), y + side / 2, text, TEXT, va="center_baseline")
+        page.text(x + side + points(_GAP), y + side / 2, text, size, va="center_baseline")
 
 
 def write_legend(legend: Legend, output: Path) -> None:

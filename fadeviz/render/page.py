@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import FadevizError
 from ..storage.files import write_whole
 from .fonts import FAMILY, family, letters, spell
+from .svg_fonts import embed_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +31,13 @@ STYLE: Any = {
     "axes.unicode_minus": True,
     "pdf.fonttype": 42,
     "pdf.compression": 9,
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "fadeviz",
     "path.snap": True,
     "savefig.bbox": "standard",
     "savefig.transparent": False,
 }
-"""Settings of matplotlib: text as paths or whole fonts, nothing that differs between two runs of the program."""
+"""Settings of matplotlib: text stays text, with its fonts embedded; nothing differs between two runs of the program."""
 
 
 def check_ending(output: str | os.PathLike[str], what: str) -> Path:
@@ -54,7 +55,7 @@ def check_ending(output: str | os.PathLike[str], what: str) -> Path:
     return path
 
 
-def new_figure(width: int, height: int, dpi: int) -> Figure:
+def new_figure(width: int, height: int, dpi: float) -> Figure:
     """A white figure of the given size in pixels, which pyplot does not manage."""
     from matplotlib.figure import Figure
 
@@ -69,7 +70,7 @@ def figure_style() -> Any:
     return STYLE | {"font.family": family()}
 
 
-def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "", transparent: bool = False) -> None:
+def save_figure(figure: Figure, path: Path, dpi: float, *, provenance: str = "", transparent: bool = False) -> None:
     """Write a figure as PNG, PDF or SVG, by the file's ending, completely or not at all.
 
     Args:
@@ -95,7 +96,10 @@ def save_figure(figure: Figure, path: Path, dpi: int, *, provenance: str = "", t
         if transparent:
             figure.patch.set_alpha(0)
         figure.savefig(data, format=ending[1:], dpi=dpi, metadata=metadata[ending])
-    write_whole(path, data.getvalue())
+        content = data.getvalue()
+        if ending == ".svg":
+            content = embed_fonts(content.decode()).encode()
+    write_whole(path, content)
 
 
 class Page:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import FadevizError
-from ..storage.several_runs import common_steps, run_labels
+from ..storage.several_runs import common_steps
 from ..storage.snapshots import PREDICTION
 from ..storage.stored_run import StoredRun
 from .classes import LEAST_SHARE, class_name, has_colours, largest_shares
 from .colormap import IGNORED, class_palette
-from .frames import ClassColours, FrameSequence, check_images, check_runs, notes_on_run, spread
-from .labels import outline, truth_regions
+from .frames import ClassColours, FrameSequence, check_images, check_runs, choose_labels, notes_on_run, spread
+from .labels import outline, thicken, truth_regions
 from .normalize import Limits
 from .selection import MapSelection
 
@@ -24,13 +24,21 @@ OUTLINE = (213, 94, 0)
 
 
 def select_predictions(
-    runs: Sequence[StoredRun], selection: MapSelection, *, colormap: str = "gray", max_frames: int | None = None
+    runs: Sequence[StoredRun],
+    selection: MapSelection,
+    *,
+    images: Sequence[int] = (),
+    labels: Sequence[str] = (),
+    colormap: str = "gray",
+    max_frames: int | None = None,
 ) -> list[FrameSequence]:
-    """What runs predicted for one image over training: one sequence per run, all with the same colours.
+    """What runs predicted for images over training: one sequence per image and run, all with the same colours.
 
     Args:
         runs: one run, or several to be compared, which must have observed the same image.
         selection: its image and steps; the rest applies to maps alone.
+        images: several observed images in place of ``selection.image``.
+        labels: labels of the runs in place of their own.
         colormap: must be ``gray``: classes have colours of their own.
         max_frames: maximum number of frames, evenly spaced, unless ``selection.steps`` names them.
 
@@ -40,20 +48,25 @@ def select_predictions(
     """
     _check_selection(selection, colormap)
     check_runs(runs)
+    own_labels = choose_labels(runs, labels)
     _check_values(runs)
-    check_images(runs, selection.image)
+    images = images or (selection.image,)
+    for image in images:
+        check_images(runs, image)
     common = common_steps(runs, selection.steps)
     steps = tuple(common if selection.steps is not None or max_frames is None else spread(common, max_frames))
-    every = [predictions_of(run, steps, selection.image) for run in runs]
-    _check_sizes(runs, every)
+    shown = [(image, run) for image in images for run in runs]
+    every = [predictions_of(run, steps, image) for image, run in shown]
+    _check_sizes([run for _, run in shown], every)
     colours, indices = colours_of(runs, (frame for predicted in every for frame in predicted))
     size = every[0].shape[1:]
-    true = [_regions(run, selection.image, size) for run in runs]
+    true = [_regions(run, image, size) for image, run in shown]
     if any(regions is not None for regions in true):
         line = "White" if colours.legend else "Orange"
         colours = replace(colours, sentence=f"{colours.sentence} {line} line: true outline.")
     sequences = []
-    for run, label, predicted, regions in zip(runs, run_labels(runs), every, true, strict=True):
+    for (image, run), predicted, regions in zip(shown, every, true, strict=True):
+        label = own_labels[runs.index(run)]
         sequences.append(
             FrameSequence(
                 run=run,
@@ -61,7 +74,7 @@ def select_predictions(
                 title=label,
                 layer=PREDICTION,
                 kind=PREDICTION,
-                image=selection.image,
+                image=image,
                 channel=None,
                 representative=False,
                 call=0,
@@ -74,8 +87,8 @@ def select_predictions(
                 scope="frame",
                 percentiles=(0.0, 100.0),
                 centered=False,
-                observed_image=None if run.lost else run.observation[0][selection.image],
-                mask=None if run.lost else run.observation[1][selection.image],
+                observed_image=None if run.lost else run.observation[0][image],
+                mask=None if run.lost else run.observation[1][image],
                 notes=tuple(notes_on_run(run, steps, common if selection.steps is None else None)),
                 colours=replace(colours, regions=regions),
             )
@@ -83,11 +96,14 @@ def select_predictions(
     return sequences
 
 
-def true_outline(sequence: FrameSequence, scale: int) -> NDArray[np.bool_] | None:
-    """The pixels of the true object's outline on a frame whose cells are ``scale`` pixels wide; None without one."""
+def true_outline(sequence: FrameSequence, scale: int, width: int = 1) -> NDArray[np.bool_] | None:
+    """The pixels of the true object's outline on a frame whose cells are ``scale`` pixels wide; None without one.
+
+    The line is ``width`` pixels wide.
+    """
     if sequence.colours is None or sequence.colours.regions is None:
         return None
-    return outline(sequence.colours.regions.repeat(scale, axis=0).repeat(scale, axis=1))
+    return thicken(outline(sequence.colours.regions.repeat(scale, axis=0).repeat(scale, axis=1)), width)
 
 
 def _check_selection(selection: MapSelection, colormap: str) -> None:

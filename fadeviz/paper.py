@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import tempfile
@@ -29,8 +28,6 @@ from .storage.several_runs import check_distinct, common_steps
 from .storage.snapshots import CHANNEL_KINDS, KINDS
 from .storage.stored_run import StoredRun
 
-_COLUMNS = 8
-"""Maximum number of maps in a row of a grid."""
 _COMPARED = 3
 """Number of images in the comparison of predictions."""
 
@@ -85,10 +82,9 @@ def figures(
         steps: recorded steps of the grids; None chooses ``count`` steps.
         count: number of steps to choose, with the first and the last.
         formats: of the figures: pdf, png and svg.
-        caption: whether sentences below the plots say what they show.
+        caption: whether sentences below the figures say what they show.
         device: where predictions are computed: ``auto``, ``cpu`` or ``cuda``.
-        style: the fields of :class:`~fadeviz.render.style.FigureStyle`, for the plots: width, font, font_size, dpi,
-            transparent.
+        style: the fields of :class:`~fadeviz.render.style.FigureStyle`: width, font, font_size, dpi, transparent.
 
     Raises:
         FadevizError: if a format or an option is unknown, the folder holds a run, a run cannot be opened or is given
@@ -236,18 +232,19 @@ class _Drawing:
 
     def _grid(self, name: str, kind: str, text: str, choice: Choice) -> _Drawn:
         layer, words = self._layer_options(self.first, kind)
-        number = len(choice.steps)
-        columns = math.ceil(number / math.ceil(number / _COLUMNS))  # rows of about the same length
         image, steps = choice.images[0], choice.steps
 
         def write(file: Path) -> Sequence[str]:
             return grid(
-                self.first, file, layer=layer, kind=kind, image=image, steps=steps, call=self.call, columns=columns
-            )
+                self.first, file, layer=layer, kind=kind, image=image, steps=steps, call=self.call,
+                caption=self.caption, **self.style,
+            )  # fmt: skip
 
         files, preview = self._write(name, write)
-        shown = ["--kind", kind, "--image", str(image), "--steps", ",".join(map(str, steps)), "--columns", str(columns)]
-        command = _command("grid", self.first, [*words, *self._call_options(), *shown], files[0])
+        shown = ["--kind", kind, "--image", str(image), "--steps", ",".join(map(str, steps))]
+        command = _command(
+            "grid", self.first, [*words, *self._call_options(), *shown, *self._style_options()], files[0]
+        )
         return _Drawn(name, files, text, command, preview)
 
     def animation(self) -> None:
@@ -337,11 +334,12 @@ class _Drawing:
         images = sorted([index for index in order if index < count][:_COMPARED])
 
         def write(file: Path) -> Sequence[str]:
-            compare(self.first, file, images=images, device=self.device)
+            compare(self.first, file, images=images, device=self.device, caption=self.caption, **self.style)
             return []
 
         files, preview = self._write("predictions", write)
         shown = ["--images", ",".join(map(str, images))]
+        shown += self._style_options()
         shown += ["--device", self.device] if self.device != "auto" else []
         text = "What each network predicts for the images in which the maps differ most, enlarged where they disagree."
         return _Drawn("predictions", files, text, _command("compare", self.first, shown, files[0]), preview)

@@ -127,7 +127,7 @@ class TestChoice:
         result = call("figures", run.path, *options, "-o", tmp_path / "out")
         assert result.exit_code == 0, result.output
         readme = (tmp_path / "out" / "README.md").read_text()
-        assert "--image 1 --steps 20,60 --columns 2" in readme
+        assert "--image 1 --steps 20,60" in readme
         assert commands(readme)["All of them"][3:-2] == [*map(str, options)]
         assert result.stdout.count("wrote ") == len(list((tmp_path / "out").iterdir()))
         assert (tmp_path / "out" / "features.svg").exists()

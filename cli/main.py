@@ -15,7 +15,7 @@ from .draw import animate, grid
 from .export import export
 from .groups import Commands
 from .importing import import_, record_checkpoints
-from .lookup import check, info, layers, upsamplers
+from .lookup import check, info, layers, ls, upsamplers
 from .measure import analyze, plot
 from .record import demo, record
 from .report import report
@@ -46,8 +46,8 @@ def main() -> None:
 
 
 for command in (
-    analyze, animate, bench, check, compare, data, demo, export, grid, import_, info, layers, plot, predict, record,
-    record_checkpoints, report, sweep, upsamplers,
+    analyze, animate, bench, check, compare, data, demo, export, grid, import_, info, layers, ls, plot, predict,
+    record, record_checkpoints, report, sweep, upsamplers,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -38,6 +38,7 @@ FUNCTIONS = {
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
     "layers": [fadeviz.list_layers],
+    "ls": [fadeviz.list_runs],
     "plot": [fadeviz.plot],
     "predict": [fadeviz.predict],
     "record": [fadeviz.train, RunConfig],
@@ -53,6 +54,7 @@ OTHERWISE = {
     ("analyze", "json_file"): "Analysis.to_dict()",
     ("import", "animate"): "fadeviz.animate(run, file)",
     ("info", "run"): "the run itself",
+    ("ls", "as_json"): "RunList.to_dicts()",
     ("record", "requeue"): "fadeviz.sweep.has_begun, for train(resume=...)",
     ("sweep", "dry_run"): "fadeviz.sweep.unfinished_trials",
     ("sweep", "scheduler"): "executor=DaskCluster(address)",
@@ -66,6 +68,7 @@ SPELLED_OTHERWISE = {
     ("analyze", "json_file"): "--json",
     ("animate", "duration_ms"): "--duration",  # the unit is in its help
     ("export", "target"): "--to",
+    ("ls", "as_json"): "--json",
     ("sweep", "slurm_options"): "--slurm",
     ("upsamplers", "as_json"): "--json",
 }

@@ -21,6 +21,7 @@ from .record import demo, record
 from .report import report
 from .results import compare, predict
 from .sweep import sweep
+from .view import view
 
 # torch, numpy and the rooms of the library are imported inside the commands: --help answers without them.
 
@@ -47,7 +48,7 @@ def main() -> None:
 
 for command in (
     analyze, animate, bench, check, compare, data, demo, export, grid, import_, info, layers, ls, plot, predict,
-    record, record_checkpoints, report, sweep, upsamplers,
+    record, record_checkpoints, report, sweep, upsamplers, view,
 ):  # fmt: skip
     main.add_command(command)
 

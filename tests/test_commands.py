@@ -46,6 +46,7 @@ FUNCTIONS = {
     "report": [fadeviz.write_report],
     "sweep": [fadeviz.run_sweep, fadeviz.plan_sweep, RunConfig],
     "upsamplers": [fadeviz.list_upsamplers],
+    "view": [fadeviz.view],
 }
 """The function of each command, with the class of the settings that it takes."""
 
@@ -60,6 +61,7 @@ OTHERWISE = {
     ("sweep", "scheduler"): "executor=DaskCluster(address)",
     ("sweep", "slurm_options"): "executor=SlurmArray(options)",
     ("upsamplers", "as_json"): "UpsamplerTable.to_dicts()",
+    ("view", "no_browser"): "webbrowser.open(viewer.url)",
 }
 """Parameters of a command that are no parameters of its function, and what stands for them in Python."""
 

@@ -24,7 +24,7 @@ _PAUSE = 0.4
 UNSETTLED = 2.5e9
 """Nanoseconds for which a change may hide another: some file systems date files by whole seconds."""
 
-_SEARCH_SHARE = 10
+_SEARCH_SHARE = 20
 """How many times longer than a search of the folders the pause after it is: large trees take their time."""
 
 

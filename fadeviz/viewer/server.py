@@ -154,7 +154,8 @@ def _listen(port: int) -> socket.socket:
     """
     if not 0 <= port <= 65535:
         raise FadevizError(f"port={port}: must be from 0 (a free one) to 65535")
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # Only of sockets that say TCP asyncio sends at once; else each answer would wait 40 ms for the receipt of its head.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":  # elsewhere it would allow a second server on the port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -323,6 +323,7 @@ class TestFigures:
         )  # fmt: skip
         np.testing.assert_array_equal(pixels(body), pixels((tmp_path / "grid.png").read_bytes()))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<?xml"), ("gif", b"GIF8")])
     def test_formats(self, viewer, ending, start):
         path = f"/api/figure?runs={token(viewer, 'fade0')}&kind=feature&format={ending}&steps=0,10"

@@ -68,7 +68,7 @@ function showShown() {
     remove.addEventListener("click", () => { location.hash = linkTo(state.runs.filter((one) => one !== id)); });
     const status = entry ? entry.status : "gone";
     const badge = make("span", { class: `state ${ACTIVE.concat("finished", "failed", "stopped", "damaged", "interrupted", "gone").includes(status) ? status : ""}` }, entry ? status : "not there");
-    const far = entry ? [progressText(entry), metricText(entry)].filter(Boolean).join(" · ") : "";
+    const far = entry ? [entry.place === extra ? "" : entry.place, progressText(entry), metricText(entry)].filter(Boolean).join(" · ") : "";
     return make("li", {}, make("span", {}, make("b", {}, name), extra ? ` ${extra}` : ""), badge, make("span", { class: "far" }, far), remove);
   }));
   byId("follow").parentElement.parentElement.hidden = !state.runs.some((id) => isActive(entries.get(id)));

@@ -6,7 +6,7 @@ const COLUMNS = [
   { key: "data", text: "Data", wide: true },
   { key: "seed", text: "Seed", wide: true, of: (one) => one.seed ?? Infinity },
   { key: "status", text: "Status" },
-  { key: "step", text: "Progress", of: (one) => one.step ?? -1 },
+  { key: "step", text: "Progress", mid: true, of: (one) => one.step ?? -1 },
   { key: "metrics", text: "Last metrics", wide: true, of: metricRank },
   { key: "changed", text: "Changed", wide: true },
 ];
@@ -128,8 +128,8 @@ function makeRow(entry) {
     make("td", { class: "wide" }, entry.network),
     make("td", { class: "wide" }, entry.data),
     make("td", { class: "wide number" }, entry.seed === null ? "" : String(entry.seed)),
-    make("td", {}, make("span", { class: `state ${ACTIVE.concat("finished", "failed", "stopped", "damaged", "interrupted").includes(entry.status) ? entry.status : ""}` }, entry.status)),
-    make("td", { class: "number" }, progressText(entry), ...(share === null || !isActive(entry) ? [] : [make("span", { class: "progress", "aria-hidden": "true" }, bar)])),
+    make("td", {}, make("span", { class: `state ${ACTIVE.concat("finished", "failed", "stopped", "damaged", "interrupted").includes(entry.status) ? entry.status : ""}` }, entry.status), make("span", { class: "where small" }, progressText(entry))),
+    make("td", { class: "mid number" }, progressText(entry), ...(share === null || !isActive(entry) ? [] : [make("span", { class: "progress", "aria-hidden": "true" }, bar)])),
     make("td", { class: "wide" }, metricText(entry)),
     make("td", { class: "wide number" }, changed),
   ];
@@ -165,7 +165,7 @@ function showHead() {
       const button = make("button", { type: "button" }, column.text);
       button.addEventListener("click", () => sortBy(column.key, state.sort === column.key && !state.down));
       const direction = state.sort !== column.key ? "none" : state.down ? "descending" : "ascending";
-      return make("th", { scope: "col", "aria-sort": direction, class: column.wide ? "wide" : "" }, button);
+      return make("th", { scope: "col", "aria-sort": direction, class: column.wide ? "wide" : column.mid ? "mid" : "" }, button);
     }));
   options(byId("sort"), COLUMNS.map(({ key, text }) => [key, text]), state.sort);
 }

@@ -158,8 +158,7 @@ function showSelection() {
     const image = own && state.kind !== "constant" ? own : { name: "", size: size ?? [3, 4], contour: "" };
     const [name, extra] = names[place];
     const tile = makeTile(name, null, image);
-    tile.when = make("span");
-    tile.element.querySelector(".name").append(...(extra ? [" ", make("span", {}, extra)] : []), " ", tile.when);
+    tile.element.querySelector(".name").append(...(extra ? [" ", make("span", {}, extra)] : []));
     Object.assign(tile, { id, title: [name, extra].filter(Boolean).join(", "), map, shown: null, limits: null });
     tile.note = make("span", { class: "at" });
     if (typeof map === "string") {
@@ -179,11 +178,26 @@ function showSelection() {
   tiles = list;
   byId("tiles").replaceChildren(...list.map((tile) => tile.element));
   byId("tiles").classList.toggle("with-truth", list.some((tile) => tile.input));
-  byId("tiles").style.maxWidth = `${Math.max(2, list.length) * 460}px`;
+  arrange();
   showCaption();
   showContour();
   return showStep();
 }
+
+const LEAST_TILE = 210; // pixels
+const MOST_TILE = 460;
+
+/** As many tiles in a row as fit, in rows of equal length: eight are twice four, not six and two. */
+function arrange() {
+  const wide = byId("viewer").clientWidth;
+  const most = Math.max(wide < 560 ? 2 : 3, Math.floor((wide + 16) / (LEAST_TILE + 16)));
+  const columns = Math.ceil(tiles.length / Math.max(1, Math.ceil(tiles.length / most)));
+  const grid = byId("tiles").style;
+  grid.gridTemplateColumns = `repeat(${Math.max(1, columns)}, minmax(0, 1fr))`;
+  grid.maxWidth = `${Math.max(1, columns) * MOST_TILE}px`;
+}
+
+new ResizeObserver(arrange).observe(byId("viewer"));
 
 function sizeOf(id) {
   const kind = kindOf(id);
@@ -256,7 +270,6 @@ async function showTile(tile, step, mine) {
   if (own === null) {
     tile.shown = null;
     tile.canvas.width = tile.canvas.width; // empty
-    tile.when.textContent = "";
     tile.note.textContent = `no snapshot up to step ${count(step)}`;
     tile.ends.forEach((end) => { end.textContent = ""; });
     showPoint();
@@ -268,8 +281,7 @@ async function showTile(tile, step, mine) {
     if (mine !== turn) return;
     tile.shown = frame;
     tile.limits = limits;
-    tile.when.textContent = own === step ? "" : `at step ${count(own)}`; // it has no snapshot of the step, or not yet
-    tile.note.textContent = "";
+    tile.note.textContent = own === step ? "" : `of step ${count(own)}, its last one before`; // or it is not there yet
     paintTile(tile, own);
   } catch (error) {
     if (!(error instanceof Refused || error instanceof TypeError)) throw error;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -27,11 +29,16 @@ def view(folders: tuple[Path, ...], port: int, address: str, no_browser: bool) -
     with fadeviz.view(folders, port=port, address=address) as viewer:
         click.echo(f"{viewer.url}  (Ctrl-C stops it)")
         try:
-            if not no_browser:
+            if not no_browser and _has_screen():
                 webbrowser.open(viewer.url)
             viewer.wait()
         except KeyboardInterrupt:
             click.echo("stopped")
+
+
+def _has_screen() -> bool:
+    """Whether a browser would open in a window, or at the other end; not one of text in this terminal."""
+    return sys.platform != "linux" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
 
 
 __all__ = ["view"]

@@ -592,8 +592,15 @@ def test_the_command_runs_until_it_is_interrupted(folder):
         assert (out, err, process.returncode) == ("stopped\n", "", 0)
 
 
-def test_the_command_opens_a_browser(folder, monkeypatch):
+@pytest.mark.parametrize("screen", [True, False])
+def test_the_command_opens_a_browser(folder, monkeypatch, screen):
+    """Unless it would be one of text, in the terminal."""
     opened = []
+    monkeypatch.setattr("sys.platform", "linux")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
+        monkeypatch.delenv(name, raising=False)
+    if screen:
+        monkeypatch.setenv("DISPLAY", ":0")
 
     def interrupt(self):
         raise KeyboardInterrupt
@@ -602,5 +609,6 @@ def test_the_command_opens_a_browser(folder, monkeypatch):
     monkeypatch.setattr("fadeviz.viewer.server.Viewer.wait", interrupt)
     done = CliRunner().invoke(main, ["view", str(folder)])
     assert done.exit_code == 0
-    (url,) = opened
-    assert done.stdout == f"{url}  (Ctrl-C stops it)\nstopped\n"
+    url, rest = done.stdout.split("  ", 1)
+    assert rest == "(Ctrl-C stops it)\nstopped\n"
+    assert opened == [url] * screen

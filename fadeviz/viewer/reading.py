@@ -34,8 +34,11 @@ MAX_CELLS = 2**24
 _OPEN_RUNS = 64
 """Most runs that are kept open."""
 
-_RANGES = 1024
-"""Most sequences of maps whose ranges are kept."""
+_FRESH = 0.3
+"""Seconds for which a run that is being recorded need not be opened again, unless its folder looks different."""
+
+_RANGES = 200_000
+"""Most steps whose ranges are kept, over all sequences of maps: about 30 MB."""
 
 
 class MapName(NamedTuple):
@@ -62,11 +65,12 @@ class _Open:
 
     run: StoredRun
     stamp: tuple[tuple[int, int, int], ...]
+    opened: float  # time.monotonic() of that
     steps: dict[int, str]  # of each step what tells its file from another one
 
 
 class RunReader:
-    """Reads the runs of an index; what may be needed again is kept, up to a fixed number of runs and ranges."""
+    """Reads the runs of an index. Open runs and ranges are kept, up to a fixed number; maps and images are not."""
 
     def __init__(self, index: RunIndex) -> None:
         """Nothing is opened before it is asked for."""
@@ -76,12 +80,12 @@ class RunReader:
         self._ranges: OrderedDict[tuple[str, MapName], dict[int, tuple[str, float, float]]] = OrderedDict()
 
     def run(self, token: str) -> StoredRun:
-        """The run as its folder is now.
+        """The run as its folder is now, opened for the caller alone: what it loads goes with it.
 
         Raises:
             FadevizError: if there is none, it leads elsewhere, or it cannot be opened.
         """
-        return self._opened(token).run
+        return self._opened(token).run.reopened()
 
     def details(self, token: str) -> dict[str, Any]:
         """Steps, layers and settings of a run, as JSON values."""
@@ -143,15 +147,7 @@ class RunReader:
         Raises:
             FadevizError: if there is none such, or it is too large.
         """
-        run = self.run(token)
-        maps = run.maps(
-            name.layer, name.kind, image=name.image, channel=name.channel, steps=(step,), call=name.call
-        )  # fmt: skip
-        if len(maps.shape) != 3:
-            raise FadevizError(f"{name.kind!r} maps have channels: name one with channel=...")
-        if math.prod(maps.shape) > MAX_CELLS:
-            raise FadevizError(f"a map of {maps.shape[1]}x{maps.shape[2]} is too large to view. Draw it: fadeviz grid")
-        return maps[0]
+        return _read(self._opened(token).run, step, name)
 
     def ranges(self, token: str, name: MapName) -> dict[str, list[Any]]:
         """The least and the greatest finite value at each step; None where nothing is finite, or it cannot be read."""
@@ -165,21 +161,21 @@ class RunReader:
                 continue
             low = high = math.nan
             with suppress(FadevizError):  # the map itself says what is wrong
-                values = self.values(token, step, name)
+                values = _read(opened.run, step, name)
                 finite = values[np.isfinite(values)]
                 low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
             found[step] = (version, low, high)
         with self._lock:
             self._ranges[token, name] = found
             self._ranges.move_to_end((token, name))
-            while len(self._ranges) > _RANGES:
+            while len(self._ranges) > 1 and sum(map(len, self._ranges.values())) > _RANGES:
                 self._ranges.popitem(last=False)
         ends = [[None if math.isnan(one) else one for one in limits] for _, *limits in found.values()]
         return {"steps": list(found), "low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
     def prediction(self, token: str, step: int, image: int) -> bytes:
         """What the model predicted for an image at a step, in the colours of the classes, as a PNG."""
-        run = self.run(token)
+        run = self._opened(token).run
         classes = run.prediction(step, image)
         colours, indices = colours_of([run], [classes])
         return _png(colours.palette[indices[classes]])
@@ -189,13 +185,12 @@ class RunReader:
         now = stamp(path)
         with self._lock:
             known = self._open.get(token)
-            if known is not None and known.stamp == now and _settled(now):
+            fresh = known is not None and (_settled(now) or time.monotonic() - known.opened < _FRESH)
+            if known is not None and known.stamp == now and fresh:
                 self._open.move_to_end(token)
                 return known
         run = StoredRun(path) if known is None else known.run.reopened()
-        opened = _Open(run, now, {step: _version(run, step) for step in run.steps})
-        if known is not None and known.run.run_id == run.run_id and known.steps == opened.steps:
-            opened.run = known.run if known.run.info == run.info else run  # keeps its observed images
+        opened = _Open(run, now, time.monotonic(), {step: _version(run, step) for step in run.steps})
         with self._lock:
             self._open[token] = opened
             self._open.move_to_end(token)
@@ -216,6 +211,15 @@ def _version(run: StoredRun, step: int) -> str:
     except OSError:
         return "gone"
     return f"{zlib.crc32(f'{run.run_id} {status.st_ino} {status.st_size} {status.st_mtime_ns}'.encode()):08x}"
+
+
+def _read(run: StoredRun, step: int, name: MapName) -> NDArray[np.float32]:
+    maps = run.maps(name.layer, name.kind, image=name.image, channel=name.channel, steps=(step,), call=name.call)
+    if len(maps.shape) != 3:
+        raise FadevizError(f"{name.kind!r} maps have channels: name one with channel=...")
+    if math.prod(maps.shape) > MAX_CELLS:
+        raise FadevizError(f"a map of {maps.shape[1]}x{maps.shape[2]} is too large to view. Draw it: fadeviz grid")
+    return maps[0]
 
 
 def _layers(run: StoredRun) -> list[dict[str, Any]]:

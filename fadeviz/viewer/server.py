@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import threading
@@ -62,7 +61,6 @@ class Viewer:
         except BaseException:
             listening.close()
             raise
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # the address is the caller's to tell
         self._server = uvicorn.Server(config)
         self._socket = listening
         self._thread = threading.Thread(target=self._serve, name="fadeviz-view", daemon=True)

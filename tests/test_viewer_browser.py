@@ -1,5 +1,6 @@
 """The viewer's page in a real browser: it shows what was recorded, follows, and survives what happens to runs."""
 
+import contextlib
 import functools
 import http.server
 import io
@@ -21,7 +22,7 @@ import pytest
 from PIL import Image
 
 import fadeviz
-from fadeviz.render.colormap import colorize
+from fadeviz.render.colormap import colorize, colour_classes
 from fadeviz.render.normalize import limits_by_scope, normalize
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -66,7 +67,28 @@ def browser():
 
 
 @pytest.fixture
-def visit(browser):
+def watch():
+    """Serves folders until the end of the test, when no page asks any more."""
+    with contextlib.ExitStack() as stack:
+        yield lambda folder, **options: stack.enter_context(fadeviz.view(folder, **options))
+
+
+@pytest.fixture
+def listen():
+    """Starts a server of a test's own, likewise; returns its port."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handler):
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return server.server_port
+
+        yield start
+
+
+@pytest.fixture
+def visit(browser, watch, listen):
     """Opens a page; every complaint of the browser, and every request to elsewhere, fails the test."""
     contexts, complaints, accepted = [], [], []
 
@@ -309,25 +331,25 @@ def test_what_is_saved_is_what_the_library_draws(visit, viewer, folder, tmp_path
 
 
 @pytest.mark.slow
-def test_runs_that_name_the_layer_otherwise(visit, tmp_path):
+def test_runs_that_name_the_layer_otherwise(visit, watch, tmp_path):
     make_run(tmp_path / "a")
     run = make_run(tmp_path / "b", run_id="b", upsampler="carafe")
     for step in STEPS:
         maps = np.random.default_rng(step).normal(size=(2, 12, 16)).astype(np.float32)
         SnapshotStore(tmp_path / "b", "b").write(step, [Snapshot(step, "head.up", 0, "feature", maps)])
     assert list(run.layers) == ["head.up"]
-    with fadeviz.view(tmp_path) as viewer:
-        page = visit(viewer.url)
-        for place in "ab":
-            row(page, place).locator("input").check()
-        page.locator("#compare").click()
-        missing = tile(page, "CARAFE").locator(".missing")
-        expect(missing).to_contain_text(f"no layer {LAYER}")
-        missing.locator("select").select_option("head.up")
-        expect(tile(page, "CARAFE").locator(".frame canvas")).to_have_attribute("width", "16")
-        expect(page).to_have_url(re.compile(r"layer\.[0-9a-f]{12}=head\.up"))
-        page.reload()
-        expect(tile(page, "CARAFE").locator(".frame canvas")).to_have_attribute("width", "16")
+    viewer = watch(tmp_path)
+    page = visit(viewer.url)
+    for place in "ab":
+        row(page, place).locator("input").check()
+    page.locator("#compare").click()
+    missing = tile(page, "CARAFE").locator(".missing")
+    expect(missing).to_contain_text(f"no layer {LAYER}")
+    missing.locator("select").select_option("head.up")
+    expect(tile(page, "CARAFE").locator(".frame canvas")).to_have_attribute("width", "16")
+    expect(page).to_have_url(re.compile(r"layer\.[0-9a-f]{12}=head\.up"))
+    page.reload()
+    expect(tile(page, "CARAFE").locator(".frame canvas")).to_have_attribute("width", "16")
 
 
 RECORDER = """
@@ -373,81 +395,125 @@ def recording(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_being_recorded_is_followed(visit, tmp_path, recording):
+def test_a_run_that_is_being_recorded_is_followed(visit, watch, tmp_path, recording):
     """The run appears, each snapshot within 2 s, and that its process was killed."""
     step, process = recording
     (tmp_path / "runs").mkdir(exist_ok=True)
-    with fadeviz.view(tmp_path / "runs") as viewer:
-        page = visit(viewer.url)
-        step()
-        expect(row(page, "mine").locator(".state")).to_have_text("recording", timeout=5000)
-        row(page, "mine").locator("a").click()
-        page.wait_for_selector(".tile .frame canvas[aria-label]")
-        delays = []
-        for _ in range(6):
-            number = step()
-            begin = time.monotonic()
-            expect(page.locator("#step")).to_have_text(f"step {number}", timeout=4000)
-            settle(page)
-            delays.append(time.monotonic() - begin)
-        assert max(delays) < 2, delays
-        values = fadeviz.open_run(tmp_path / "runs" / "mine").maps("1", image=0)[-1]
-        limits = limits_by_scope([values[None]], [0], "feature", "frame")[0][0]
-        name = page.locator(".tile .name").last.inner_text().strip()
-        np.testing.assert_array_equal(shown(page, name), colorize(normalize(values, limits), "gray"))
-
-        page.locator("#slider").fill("2")  # now it stays where it is
-        settle(page)
-        assert not page.locator("#follow").is_checked()
+    viewer = watch(tmp_path / "runs")
+    page = visit(viewer.url)
+    step()
+    expect(row(page, "mine").locator(".state")).to_have_text("recording", timeout=5000)
+    row(page, "mine").locator("a").click()
+    page.wait_for_selector(".tile .frame canvas[aria-label]")
+    delays = []
+    for _ in range(6):
         number = step()
-        expect(page.locator("#slider")).to_have_attribute("max", str(number), timeout=4000)
-        assert page.locator("#step").inner_text() == "step 2"
-        page.locator("#follow").check()
-        expect(page.locator("#step")).to_have_text(f"step {number}")
+        begin = time.monotonic()
+        expect(page.locator("#step")).to_have_text(f"step {number}", timeout=4000)
+        settle(page)
+        delays.append(time.monotonic() - begin)
+    assert max(delays) < 2, delays
+    values = fadeviz.open_run(tmp_path / "runs" / "mine").maps("1", image=0)[-1]
+    limits = limits_by_scope([values[None]], [0], "feature", "frame")[0][0]
+    name = page.locator(".tile .name").last.inner_text().strip()
+    np.testing.assert_array_equal(shown(page, name), colorize(normalize(values, limits), "gray"))
 
-        process.kill()
-        process.wait()
-        expect(page.locator("#shown .state")).to_have_text("stopped", timeout=4000)
-        expect(page.locator("#notes")).to_contain_text("its process ended without reporting a result.")
-        assert page.locator("#follow").is_hidden()
+    page.locator("#slider").fill("2")  # now it stays where it is
+    settle(page)
+    assert not page.locator("#follow").is_checked()
+    number = step()
+    expect(page.locator("#slider")).to_have_attribute("max", str(number), timeout=4000)
+    assert page.locator("#step").inner_text() == "step 2"
+    page.locator("#follow").check()
+    expect(page.locator("#step")).to_have_text(f"step {number}")
+
+    process.kill()
+    process.wait()
+    expect(page.locator("#shown .state")).to_have_text("stopped", timeout=4000)
+    expect(page.locator("#notes")).to_contain_text("its process ended without reporting a result.")
+    assert page.locator("#follow").is_hidden()
 
 
 @pytest.mark.slow
-def test_deleted_damaged_renamed_and_recorded_anew(visit, tmp_path):
+def test_deleted_damaged_renamed_and_recorded_anew(visit, watch, tmp_path):
     for name in ("deleted", "damaged", "renamed", "anew"):
         make_run(tmp_path / name, run_id=name, steps=STEPS[:3], upsampler=name)
-    with fadeviz.view(tmp_path) as viewer:
-        page = visit(viewer.url)
-        open_runs(page, "deleted", "damaged", "renamed", "anew")
-        expect(page.locator(".tile .frame canvas[aria-label]")).to_have_count(4)
-        shutil.rmtree(tmp_path / "deleted")
-        expect(tile(page, "DELETED").locator(".missing")).to_contain_text("its folder was removed or renamed")
-        file = tmp_path / "damaged" / "snapshots" / "step_000020.safetensors"
-        (tmp_path / "damaged" / "part").write_bytes(file.read_bytes()[:300])
-        (tmp_path / "damaged" / "part").replace(file)
-        expect(page.locator("#notes")).to_contain_text("step_000020.safetensors: damaged")
-        expect(tile(page, "DAMAGED").locator(".at")).to_have_text("of step 10, its last one before")
-        (tmp_path / "damaged" / "run.json").write_text("{")
-        expect(tile(page, "damaged").locator(".missing")).to_contain_text("run.json is damaged")
-        (tmp_path / "renamed").rename(tmp_path / "other")
-        expect(page).to_have_url(re.compile("runs="))
-        time.sleep(2)
-        expect(tile(page, "RENAMED").locator(".frame canvas")).to_have_attribute("aria-label", re.compile("at step 20"))
-        add_snapshot(tmp_path / "other", 30, 7.0)
-        expect(tile(page, "RENAMED").locator(".range span").first).to_have_text("7", timeout=4000)
-        shutil.rmtree(tmp_path / "anew")
-        make_run(tmp_path / "anew", run_id="second", steps=STEPS[:3], upsampler="anew", seed=5)
-        expected = fadeviz.open_run(tmp_path / "anew").maps(LAYER, image=0)[-1]
-        expect(tile(page, "ANEW").locator(".range span").last).to_have_attribute(
-            "title", exact(expected.max()), timeout=5000
-        )
-        page.locator("#back").click()
-        expect(page.locator("#counted")).to_have_text("3 runs")
-        expect(row(page, "other")).to_be_visible()
+    viewer = watch(tmp_path)
+    page = visit(viewer.url)
+    open_runs(page, "deleted", "damaged", "renamed", "anew")
+    expect(page.locator(".tile .frame canvas[aria-label]")).to_have_count(4)
+    shutil.rmtree(tmp_path / "deleted")
+    expect(tile(page, "DELETED").locator(".missing")).to_contain_text("its folder was removed or renamed")
+    file = tmp_path / "damaged" / "snapshots" / "step_000020.safetensors"
+    (tmp_path / "damaged" / "part").write_bytes(file.read_bytes()[:300])
+    (tmp_path / "damaged" / "part").replace(file)
+    expect(page.locator("#notes")).to_contain_text("step_000020.safetensors: damaged")
+    expect(tile(page, "DAMAGED").locator(".at")).to_have_text("of step 10, its last one before")
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    expect(tile(page, "damaged").locator(".missing")).to_contain_text("run.json is damaged")
+    (tmp_path / "renamed").rename(tmp_path / "other")
+    expect(page).to_have_url(re.compile("runs="))
+    time.sleep(2)
+    expect(tile(page, "RENAMED").locator(".frame canvas")).to_have_attribute("aria-label", re.compile("at step 20"))
+    add_snapshot(tmp_path / "other", 30, 7.0)
+    expect(tile(page, "RENAMED").locator(".range span").first).to_have_text("7", timeout=4000)
+    shutil.rmtree(tmp_path / "anew")
+    make_run(tmp_path / "anew", run_id="second", steps=STEPS[:3], upsampler="anew", seed=5)
+    expected = fadeviz.open_run(tmp_path / "anew").maps(LAYER, image=0)[-1]
+    expect(tile(page, "ANEW").locator(".range span").last).to_have_attribute(
+        "title", exact(expected.max()), timeout=5000
+    )
+    page.locator("#back").click()
+    expect(page.locator("#counted")).to_have_text("3 runs")
+    expect(row(page, "other")).to_be_visible()
 
 
 @pytest.mark.slow
-def test_hostile_names_are_text(visit, tmp_path):
+def test_nothing_to_show_and_what_comes_later(visit, watch, tmp_path):
+    """No run, a link to one that is not there, and one without a snapshot that gets its first."""
+    viewer = watch(tmp_path)
+    page, lost = visit(viewer.url), visit(f"{viewer.url}#runs=0123456789ab&layer=x")
+    expect(page.locator("#none")).to_contain_text("There are no runs in these folders yet.")
+    expect(lost.locator(".missing")).to_have_text("This run is not there (any more).")
+    run = make_run(tmp_path / "a", steps=())
+    row(page, "a").locator("a").click()
+    expect(page.locator(".missing")).to_have_text("No whole snapshot.")
+    assert page.locator("#slider").is_hidden()
+    add_snapshot(run.path, 5, 2.0)
+    expect(tile(page, "FADE").locator(".range span").first).to_have_text("2", timeout=4000)
+    assert page.locator("#step").inner_text() == "step 5"
+
+
+@pytest.mark.slow
+def test_predictions_are_in_the_colours_of_their_classes(visit, watch, tmp_path):
+    run = make_run(tmp_path / "a", steps=())
+    store = SnapshotStore(run.path, run.run_id)
+    predicted = np.zeros((2, 48, 64), np.uint8)
+    predicted[0, :20] = 2
+    predicted[1, :, :9] = 1
+    for step in (0, 5):
+        maps = np.ones((2, 24, 32), np.float32)
+        store.write(step, [Snapshot(step, LAYER, 0, "feature", maps)], np.roll(predicted, step, axis=1))
+    classes = {"predictions": "classes", "classes": 3}
+    store.write_info(type(run.info).from_dict({**run.info.to_dict(), **classes}))
+    viewer = watch(tmp_path)
+    page = visit(viewer.url)
+    open_runs(page, "a")
+    page.locator("#kind").select_option("prediction")
+    for image in (1, 0):
+        page.locator("#image").select_option(str(image))
+        for at, step in enumerate((0, 5)):
+            go_to(page, at)
+            expect(tile(page, "FADE").locator(".frame canvas")).to_have_attribute("width", "64")
+            expected = colour_classes(np.roll(predicted, step, axis=1)[image], 3)
+            np.testing.assert_array_equal(shown(page, "FADE"), expected)
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    assert download.value.suggested_filename == "fadeviz_prediction.png"
+
+
+@pytest.mark.slow
+def test_hostile_names_are_text(visit, watch, tmp_path):
     run = make_run(tmp_path / "runs" / HOSTILE.replace("/", "_") / "a", run_id="a")
     path = run.path
     for step in STEPS[:2]:
@@ -458,15 +524,15 @@ def test_hostile_names_are_text(visit, tmp_path):
     info = {**run.info.to_dict(), "title": HOSTILE, "network_title": HOSTILE, "message": HOSTILE, "status": "failed"}
     info |= {"observation": {"names": [HOSTILE, "x"]}, "data": {"name": HOSTILE}, "upsampler": HOSTILE}
     SnapshotStore(path, "a").write_info(type(run.info).from_dict(info))
-    with fadeviz.view(tmp_path / "runs") as viewer:
-        page = visit(viewer.url)
-        expect(page.locator("#body a")).to_have_text(HOSTILE)
-        page.locator("#body a").click()
-        page.wait_for_selector(".tile .frame canvas[aria-label]")
-        expect(page.locator("#layer")).to_have_value(HOSTILE)
-        assert page.title() == f"{HOSTILE} · fadeviz"
-        assert page.locator("img[src=x]").count() == 0
-        assert HOSTILE in page.locator("#caption").inner_text()
+    viewer = watch(tmp_path / "runs")
+    page = visit(viewer.url)
+    expect(page.locator("#body a")).to_have_text(HOSTILE)
+    page.locator("#body a").click()
+    page.wait_for_selector(".tile .frame canvas[aria-label]")
+    expect(page.locator("#layer")).to_have_value(HOSTILE)
+    assert page.title() == f"{HOSTILE} · fadeviz"
+    assert page.locator("img[src=x]").count() == 0
+    assert HOSTILE in page.locator("#caption").inner_text()
 
 
 def serve(folder, port):
@@ -541,47 +607,42 @@ class Proxy(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-def test_behind_a_proxy_and_in_a_notebook(visit, folder):
-    """Under a prefix that the proxy removes; and in a frame of a page of another origin, as in a notebook."""
-    proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{proxy.server_port}{Proxy.prefix}/"
-    try:
-        with fadeviz.view(folder, address=address) as viewer:
-            Proxy.port = viewer.port
-            page = visit(viewer.url)
-            open_runs(page, "fade0")
-            settle(page)
-            with page.expect_download() as download:
-                page.locator("#save").click()
-            assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
-            page.goto("about:blank")
-        with fadeviz.view(folder) as viewer:
-            html = f"<!doctype html><title>notebook</title><link rel=icon href=data:,>{viewer._repr_html_()}"
-            body = html.encode()
+def test_behind_a_proxy(visit, watch, listen, folder):
+    """Under a prefix that the proxy removes."""
+    viewer = watch(folder, address=f"http://127.0.0.1:{listen(Proxy)}{Proxy.prefix}/")
+    Proxy.port = viewer.port
+    page = visit(viewer.url)
+    open_runs(page, "fade0")
+    settle(page)
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
 
-            class Notebook(http.server.BaseHTTPRequestHandler):
-                def do_GET(self):
-                    self.send_response(200)
-                    self.send_header("Content-Type", "text/html")
-                    self.end_headers()
-                    self.wfile.write(body)
 
-                log_message = Proxy.log_message
+class Notebook(http.server.BaseHTTPRequestHandler):
+    """A page of another origin with the viewer in a frame."""
 
-            notebook = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Notebook)
-            threading.Thread(target=notebook.serve_forever, daemon=True).start()
-            page = visit(f"http://localhost:{notebook.server_port}/", complaint=re.escape(viewer.url))
-            inside = page.frame_locator("iframe")
-            expect(inside.locator("#counted")).to_have_text("3 runs")
-            inside.locator("#body a").first.click()
-            expect(inside.locator(".tile .frame canvas").first).to_have_attribute("aria-label", re.compile("at step"))
-            page.goto("about:blank")
-            notebook.shutdown()
-            notebook.server_close()
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
+    body = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    log_message = Proxy.log_message
+
+
+@pytest.mark.slow
+def test_in_a_notebook(visit, watch, listen, folder):
+    viewer = watch(folder)
+    html = f"<!doctype html><title>notebook</title><link rel=icon href=data:,>{viewer._repr_html_()}"
+    Notebook.body = html.encode()
+    page = visit(f"http://localhost:{listen(Notebook)}/", complaint=re.escape(viewer.url))
+    inside = page.frame_locator("iframe")
+    expect(inside.locator("#counted")).to_have_text("3 runs")
+    inside.locator("#body a").first.click()
+    expect(inside.locator(".tile .frame canvas").first).to_have_attribute("aria-label", re.compile("at step"))
 
 
 @pytest.mark.slow
@@ -665,35 +726,35 @@ def make_many(folder, runs, snapshots):
 
 
 @pytest.mark.slow
-def test_500_runs_of_100_snapshots(visit, many):
-    with fadeviz.view(many) as viewer:
-        read = functools.partial(urllib.request.urlopen, timeout=60)
-        with read(f"{viewer.url}api/runs") as answer:
-            first = json.loads(answer.read())
-        assert len(first["runs"]) == 500
-        time.sleep(0.5)
-        begin = time.monotonic()
-        with read(f"{viewer.url}api/runs") as answer:
-            answer.read()
-        assert time.monotonic() - begin < 0.5
-        page = visit(viewer.url)
-        expect(page.locator("#counted")).to_have_text("500 runs", timeout=10000)
-        begin = time.monotonic()
-        page.locator("#search").fill("carafe seed 41")
-        expect(page.locator("#counted")).to_have_text("10 of 500 runs")  # 41, 141 ... and 411, 413 ... 419
-        assert time.monotonic() - begin < 1.5
-        open_runs(page, "run041", "run411")
-        frames = page.evaluate(
-            """async (ids) => {
-                const taken = [];
-                for (const step of [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]) {
-                    const begin = performance.now();
-                    const path = `api/run/${ids}/map?step=${step}&layer=decoder.3.upsample&kind=feature`;
-                    await (await fetch(path)).arrayBuffer();
-                    taken.push(performance.now() - begin);
-                }
-                return taken.sort((a, b) => a - b);
-            }""",
-            next(entry["id"] for entry in first["runs"] if entry["place"] == "run499"),
-        )
-        assert frames[len(frames) // 2] < 50, frames
+def test_500_runs_of_100_snapshots(visit, watch, many):
+    viewer = watch(many)
+    read = functools.partial(urllib.request.urlopen, timeout=60)
+    with read(f"{viewer.url}api/runs") as answer:
+        first = json.loads(answer.read())
+    assert len(first["runs"]) == 500
+    time.sleep(0.5)
+    begin = time.monotonic()
+    with read(f"{viewer.url}api/runs") as answer:
+        answer.read()
+    assert time.monotonic() - begin < 0.5
+    page = visit(viewer.url)
+    expect(page.locator("#counted")).to_have_text("500 runs", timeout=10000)
+    begin = time.monotonic()
+    page.locator("#search").fill("carafe seed 41")
+    expect(page.locator("#counted")).to_have_text("10 of 500 runs")  # 41, 141 ... and 411, 413 ... 419
+    assert time.monotonic() - begin < 1.5
+    open_runs(page, "run041", "run411")
+    frames = page.evaluate(
+        """async (ids) => {
+            const taken = [];
+            for (const step of [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]) {
+                const begin = performance.now();
+                const path = `api/run/${ids}/map?step=${step}&layer=decoder.3.upsample&kind=feature`;
+                await (await fetch(path)).arrayBuffer();
+                taken.push(performance.now() - begin);
+            }
+            return taken.sort((a, b) => a - b);
+        }""",
+        next(entry["id"] for entry in first["runs"] if entry["place"] == "run499"),
+    )
+    assert frames[len(frames) // 2] < 50, frames

@@ -39,6 +39,7 @@ function showControls() {
   byId("channel").max = Math.max(0, channels - 1);
   byId("channels").textContent = channels ? `of ${channels}` : "";
   if (document.activeElement !== byId("channel")) byId("channel").value = state.channel;
+  byId("viewer").classList.toggle("empty", !steps.length); // nothing to choose from, or not yet
   byId("play").disabled = steps.length < 2;
   byId("save").disabled = !steps.length;
 }

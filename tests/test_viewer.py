@@ -18,6 +18,7 @@ from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
+from fadeviz.analysis.logged import logged_curves
 from fadeviz.errors import FadevizError, MissingExtra
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -258,6 +259,28 @@ class TestMaps:
     def test_what_no_page_asks(self, viewer, query):
         status, _, body = send(viewer, f"/api/run/{token(viewer, 'fade0')}/map?{query}")
         assert (status, "a whole number is needed" in json.loads(body)["error"]) == (400, True)
+
+
+class TestLogged:
+    def test_curves_are_the_librarys(self, tmp_path):
+        run = make_run(tmp_path / "a")
+        lines = [{"step": step, "loss": 1 / step, "odd name": "text"} for step in range(1, 451)]
+        lines[6]["loss"] = float("nan")
+        lines[449] |= {"miou": 0.5, "b\x1b": 1}
+        (run.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        with fadeviz.view(tmp_path) as viewer:
+            answer = get(viewer, f"/api/run/{token(viewer, 'a')}/logged")
+        curve = logged_curves([run])["loss"]
+        assert list(answer["curves"]) == ["loss", "miou", "b\\x1b"]
+        assert answer["curves"]["loss"]["steps"] == list(curve.steps)
+        assert len(curve.steps) == 200
+        for part in ("middle", "low", "high"):
+            sent = [np.nan if value is None else value for value in answer["curves"]["loss"][part]]
+            np.testing.assert_array_equal(sent, getattr(curve, part))
+        assert answer["leftOut"] == 0
+
+    def test_nothing_was_logged(self, viewer):
+        assert get(viewer, f"/api/run/{token(viewer, 'fade0')}/logged") == {"curves": {}, "leftOut": 0}
 
 
 class TestImages:

@@ -418,6 +418,11 @@ def test_a_run_that_is_being_recorded_is_followed(visit, watch, tmp_path, record
     name = page.locator(".tile .name").last.inner_text().strip()
     np.testing.assert_array_equal(shown(page, name), colorize(normalize(values, limits), "gray"))
 
+    # What was logged follows too, a little later.
+    chart = page.locator("#figures figure", has=page.locator("figcaption", has_text="loss"))
+    points = f"at step {number}"
+    expect(chart.locator("svg").first).to_have_attribute("aria-label", re.compile(points), timeout=8000)
+
     page.locator("#slider").fill("2")  # now it stays where it is
     settle(page)
     assert not page.locator("#follow").is_checked()

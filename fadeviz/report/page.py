@@ -18,7 +18,7 @@ from .text import ClassTable
 
 SCRIPT = (
     *("basics", "state", "maps", "tiles", "viewer", "playback"),
-    *("predictions", "controls", "charts", "kymographs"),
+    *("predictions", "controls", "charts", "groups", "kymographs"),
 )
 """Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
 

@@ -76,6 +76,9 @@ def make_app(index: RunIndex, host: str = "", prefix: str = "") -> ASGIApp:
     def images(request: Request) -> Response:
         return _json(reader.images(request.path_params["token"]))
 
+    def logged(request: Request) -> Response:
+        return _json(reader.logged(request.path_params["token"]))
+
     def image(request: Request) -> Response:
         query = request.query_params
         what, number = query.get("what", "image"), _number(query, "image")
@@ -131,6 +134,7 @@ def make_app(index: RunIndex, host: str = "", prefix: str = "") -> ASGIApp:
         _route("/api/runs", runs),
         _route(f"/api/run/{_TOKEN}", details),
         _route(f"/api/run/{_TOKEN}/images", images),
+        _route(f"/api/run/{_TOKEN}/logged", logged),
         _route(f"/api/run/{_TOKEN}/image", image),
         _route(f"/api/run/{_TOKEN}/map", values),
         _route(f"/api/run/{_TOKEN}/ranges", ranges),

@@ -18,10 +18,10 @@ from ..storage.metrics import METRICS
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..version import __version__
 
-SHARED = ("basics", "tiles", "playback")
+SHARED = ("basics", "tiles", "playback", "charts")
 """Parts of the report's script that this page has too."""
 
-OWN = ("state", "server", "list", "maps", "links", "controls")
+OWN = ("state", "server", "list", "maps", "curves", "links", "controls")
 """Parts of its own, in the order in which they are joined: one scope."""
 
 POLICY = (

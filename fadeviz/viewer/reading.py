@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 
-from ..errors import FadevizError
+from ..analysis.logged import logged_curves, shown_names
+from ..errors import FadevizError, printable
 from ..render.labels import truth_image, truth_name
 from ..render.predictions import colours_of
 from ..report.contour import contour_path
@@ -173,6 +174,21 @@ class RunReader:
         ends = [[None if math.isnan(one) else one for one in limits] for _, *limits in found.values()]
         return {"steps": list(found), "low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
+    def logged(self, token: str) -> dict[str, Any]:
+        """The curves of what a run's training logged, at most 200 points of each, as JSON values."""
+        curves = logged_curves([self._opened(token).run])
+        names, left_out = shown_names([curves])
+        return {
+            "curves": {
+                printable(name): {
+                    "steps": list(curves[name].steps),
+                    **{part: _or_none(getattr(curves[name], part)) for part in ("middle", "low", "high")},
+                }
+                for name in names
+            },
+            "leftOut": len(left_out),
+        }
+
     def prediction(self, token: str, step: int, image: int) -> bytes:
         """What the model predicted for an image at a step, in the colours of the classes, as a PNG."""
         run = self._opened(token).run
@@ -262,6 +278,10 @@ def _shapes(run: StoredRun, step: int) -> dict[tuple[str, str, int], tuple[int, 
     except (SafetensorError, OSError):
         return {}
     return shapes
+
+
+def _or_none(values: NDArray[np.float64]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

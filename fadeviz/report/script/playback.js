@@ -7,6 +7,8 @@ function nearest(step) {
   return best;
 }
 
+const followers = []; // functions that update cursors and legends when the step changes
+
 let timer = 0;
 
 function setPlaying(playing) {

@@ -161,8 +161,6 @@ function showStrip() {
 
 // --- the step ------------------------------------------------------------------------------------------------------
 
-const followers = []; // functions that update cursors and legends when the step changes
-
 function showStep() {
   const slider = byId("slider");
   slider.value = state.at;

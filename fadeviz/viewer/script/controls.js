@@ -182,6 +182,7 @@ function makeControls() {
   });
   byId("palette").addEventListener("change", (event) => { state.palette = event.target.value; showStep(); keepLink(); });
   byId("contour").addEventListener("change", (event) => { state.contour = event.target.checked; showContour(); keepLink(); });
+  byId("log").addEventListener("change", (event) => { state.log = event.target.checked; showCurves(); keepLink(); });
   byId("follow").addEventListener("change", (event) => {
     state.follow = event.target.checked;
     if (state.follow) goTo(steps.length - 1);

@@ -15,6 +15,7 @@ function linkTo(ids) {
     put("colours", state.scope, "frame");
     put("map", state.palette, "gray");
     put("contour", state.contour ? 1 : 0, 0);
+    put("log", state.log ? 1 : 0, 0);
     for (const id of ids) if (state.own[id]) values.set(`layer.${id}`, state.own[id]);
   }
   put("search", state.search, "");
@@ -55,6 +56,7 @@ function readLink() {
   state.scope = ["run", "shared"].includes(values.get("colours")) ? values.get("colours") : "frame";
   state.palette = values.get("map") in palettes ? values.get("map") : "gray";
   state.contour = values.get("contour") === "1";
+  state.log = values.get("log") === "1";
   state.follow = !values.has("step");
   state.wanted = values.has("step") ? whole("step") : null;
   state.own = {};
@@ -77,6 +79,7 @@ async function followLink() {
   steps = [];
   state.at = 0;
   byId("tiles").replaceChildren();
+  byId("logged").hidden = true;
   showShown();
   if (!open) return;
   await Promise.all(state.runs.filter((id) => entries.has(id)).map(load));
@@ -84,6 +87,7 @@ async function followLink() {
   state.at = state.wanted === null ? steps.length - 1 : nearest(state.wanted);
   byId("follow").checked = state.follow;
   byId("contour").checked = state.contour;
+  byId("log").checked = state.log;
   byId("palette").value = state.palette;
   for (const radio of document.querySelectorAll("input[name=scope]")) radio.checked = radio.value === state.scope;
   refresh();

@@ -124,6 +124,7 @@ function refresh() {
     showStep();
   }
   showNotes();
+  loadCurves();
 }
 
 /** After the server was away. */
@@ -184,7 +185,7 @@ function showSelection() {
   return showStep();
 }
 
-const LEAST_TILE = 210; // pixels
+const LEAST_TILE = 180; // pixels
 const MOST_TILE = 460;
 
 /** As many tiles in a row as fit, in rows of equal length: eight are twice four, not six and two. */
@@ -194,7 +195,8 @@ function arrange() {
   const columns = Math.ceil(tiles.length / Math.max(1, Math.ceil(tiles.length / most)));
   const grid = byId("tiles").style;
   grid.gridTemplateColumns = `repeat(${Math.max(1, columns)}, minmax(0, 1fr))`;
-  grid.maxWidth = `${Math.max(1, columns) * MOST_TILE}px`;
+  // Not so large that the slider is off the screen.
+  grid.maxWidth = `${Math.max(1, columns) * Math.min(MOST_TILE, Math.max(260, 0.55 * innerHeight))}px`;
 }
 
 new ResizeObserver(arrange).observe(byId("viewer"));
@@ -261,6 +263,7 @@ async function showStep() {
   slider.setAttribute("aria-valuetext", steps.length ? `step ${step}` : "no snapshot");
   byId("step").textContent = steps.length ? `step ${count(step)}` : "";
   if (!steps.length) return;
+  for (const follow of followers) follow(step);
   await Promise.all(tiles.filter((tile) => tile.canvas).map((tile) => showTile(tile, step, mine)));
   if (mine === turn) prefetch();
 }

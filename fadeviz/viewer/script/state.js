@@ -27,6 +27,7 @@ const state = {
   palette: "gray",
   contour: false,
   follow: true,
+  log: false, // the step axis of what was logged
   point: null, // position of the pointer, as fractions of width and height, because layers differ in size
   playing: false,
 };

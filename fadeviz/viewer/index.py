@@ -68,12 +68,12 @@ class RunIndex:
         self._gone: dict[str, int] = {}
         self._places: dict[str, tuple[Path, str]] = {}
         self._version = 0
-        self._next_look = self._next_search = 0.0
+        self._next_refresh = self._next_search = 0.0
 
     def changes(self, since: int = 0) -> dict[str, Any]:
         """What changed in the list since a version, as JSON values; all of it since 0."""
         with self._lock:
-            self._look()
+            self._refresh()
             return {
                 "session": self.session,
                 "version": self._version,
@@ -93,7 +93,7 @@ class RunIndex:
         """
         with self._lock:
             if token not in self._places:
-                self._look()
+                self._refresh()
             if token not in self._places:
                 raise FadevizError("this run is not there (any more): its folder was removed or renamed")
             path = self._places[token][0]
@@ -131,23 +131,23 @@ class RunIndex:
                 f"{path} is a symlink to {real}, outside of the folders that are viewed. View that folder as well"
             )
 
-    # --- looking, under the lock ----------------------------------------------------------------------------------
+    # --- refreshing, under the lock ------------------------------------------------------------------------------
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_refresh:
             return
         if now >= self._next_search:
             self._places = self._search()
             self._next_search = time.monotonic() + max(_PAUSE, _SEARCH_SHARE * (time.monotonic() - now))
         changed = self._version + 1
         for token, (path, place) in self._places.items():
-            self._look_at(token, path, place, changed)
+            self._update(token, path, place, changed)
         for token in [token for token in self._known if token not in self._places or not self._known[token].stamp]:
             del self._known[token]
             self._places.pop(token, None)
             self._gone[token] = self._version = changed
-        self._next_look = time.monotonic() + _PAUSE
+        self._next_refresh = time.monotonic() + _PAUSE
 
     def _search(self) -> dict[str, tuple[Path, str]]:
         """Path and place of each run, by its token."""
@@ -168,7 +168,7 @@ class RunIndex:
                 places[token] = (path, "/".join(parts))
         return places
 
-    def _look_at(self, token: str, path: Path, place: str, changed: int) -> None:
+    def _update(self, token: str, path: Path, place: str, changed: int) -> None:
         known = self._known.get(token)
         now = stamp(path)
         if known is not None and now == known.stamp:

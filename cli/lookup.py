@@ -50,6 +50,31 @@ def layers(network: str, upsampler: str) -> None:
 
 
 @click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls(folder: Path, as_json: bool) -> None:
+    """List the runs in a FOLDER and below it.
+
+    Shows operator, network, data, seed, status, progress and last metrics. Runs that cannot be opened are listed on
+    standard error, with exit code 1.
+    """
+    import fadeviz
+
+    errors: list[str] = []
+    runs = fadeviz.list_runs(folder, on_error=errors.append)
+    if not runs and not errors:
+        raise FadevizError(f"no runs in {folder}. Give a folder that holds runs, such as outputs")
+    if as_json:
+        click.echo(json.dumps(runs.to_dicts(), indent=2))
+    elif runs:
+        click.echo(runs)
+    for error in errors:
+        click.echo(error, err=True)
+    if errors:
+        raise FadevizError(f"{len(errors)} of {len(runs) + len(errors)} runs cannot be opened: they are listed above")
+
+
+@click.command()
 @click.argument("run", type=RUN)
 def info(run: Path | str) -> None:
     """Show a run's settings, snapshots and result.
@@ -91,4 +116,4 @@ def check(run: Path | str, repair: bool) -> None:
     click.echo(printable(f"{run}: all is well"))
 
 
-__all__ = ["check", "info", "layers", "upsamplers"]
+__all__ = ["check", "info", "layers", "ls", "upsamplers"]

@@ -16,12 +16,13 @@ from .export import export
 from .figures import figures
 from .groups import Commands
 from .importing import import_, record_checkpoints
-from .lookup import check, info, layers, upsamplers
+from .lookup import check, info, layers, ls, upsamplers
 from .measure import analyze, plot
 from .record import demo, record
 from .report import report
 from .results import compare, predict
 from .sweep import sweep
+from .view import view
 
 # torch, numpy and the rooms of the library are imported inside the commands: --help answers without them.
 
@@ -47,8 +48,8 @@ def main() -> None:
 
 
 for command in (
-    analyze, animate, bench, check, compare, data, demo, export, figures, grid, import_, info, layers, plot, predict,
-    record, record_checkpoints, report, sweep, upsamplers,
+    analyze, animate, bench, check, compare, data, demo, export, figures, grid, import_, info, layers, ls, plot,
+    predict, record, record_checkpoints, report, sweep, upsamplers, view,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -60,6 +60,7 @@ __all__ = [
     "run_sweep",
     "sweep_status",
     "train",
+    "view",
     "write_report",
 ]
 
@@ -93,6 +94,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; a test compar
     from .sweep.summary import sweep_status
     from .training.signals import Interrupted
     from .upsamplers import build_upsampler
+    from .viewer import view
 else:
     _NAMES = {
         "analysis.result": ("Analysis", "analyze"),
@@ -124,6 +126,7 @@ else:
         "sweep.summary": ("sweep_status",),
         "training.signals": ("Interrupted",),
         "upsamplers": ("build_upsampler",),
+        "viewer": ("view",),
     }
     _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from .errors import FadevizError
 from .storage.layers_of_runs import LayerOfRuns
+from .storage.listing import RunEntry, describe, find_runs, format_entries
 from .storage.opening import RunLike, stored_runs
 from .storage.remote import is_address
 from .storage.stored_run import StoredRun
@@ -183,7 +184,27 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(path)
 
 
-def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None] | None = None) -> list[Run]:
+class RunList(list[Run]):
+    """Runs as a list; printing it gives a table of them, as ``fadeviz ls`` does."""
+
+    def __init__(self, runs: Iterable[Run] = (), folder: str | os.PathLike[str] = ".") -> None:
+        """The runs that are listed, and the folder to which the table relates their paths."""
+        super().__init__(runs)
+        self.folder = Path(folder)
+
+    def entries(self) -> list[RunEntry]:
+        """Each run with its status, progress and last metrics, as they are now; nothing of the maps is read."""
+        return [describe(run, os.path.relpath(run.path, self.folder)) for run in self]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """The entries as JSON-serialisable dictionaries."""
+        return [entry.to_dict() for entry in self.entries()]
+
+    def __str__(self) -> str:
+        return format_entries(self.entries())
+
+
+def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None] | None = None) -> RunList:
     """The runs in a folder and its subfolders, such as those of a sweep, sorted by path.
 
     Args:
@@ -191,11 +212,15 @@ def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None]
         on_error: called with one line for each run that cannot be opened, which is then left out; None raises the
             first error.
 
+    Returns:
+        A list of runs, which is printed as a table.
+
     Raises:
         FadevizError: if there is no such folder, or a run cannot be opened and there is no ``on_error``.
 
     Example::
 
+        print(fadeviz.list_runs("outputs"))       # what `fadeviz ls outputs` prints
         for run in fadeviz.list_runs("outputs"):
             print(run.name, run.status, len(run.steps))
     """
@@ -203,8 +228,8 @@ def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None]
         raise FadevizError(f"{folder} is an address, of which nothing is listed. Open each run with open_run")
     if not os.path.isdir(folder):
         raise FadevizError(f"no folder {folder}. Give a folder that holds runs, such as outputs")
-    runs = []
-    for path in _run_folders(Path(folder)):
+    runs = RunList(folder=folder)
+    for path in find_runs(Path(folder)):
         try:
             runs.append(open_run(path))
         except FadevizError as error:
@@ -212,17 +237,6 @@ def list_runs(folder: str | os.PathLike[str], *, on_error: Callable[[str], None]
                 raise
             on_error(str(error))
     return runs
-
-
-def _run_folders(folder: Path) -> list[Path]:
-    """Folders with a run.json, sorted; a run's own subfolders and hidden folders are not searched."""
-    folders = []
-    for place, inside, files in os.walk(folder):
-        if "run.json" in files:
-            folders.append(Path(place))
-            inside.clear()
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-    return sorted(folders)
 
 
 def grid(
@@ -314,4 +328,4 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-__all__ = ["Animation", "Run", "animate", "grid", "list_runs", "open_run"]
+__all__ = ["Animation", "Run", "RunList", "animate", "grid", "list_runs", "open_run"]

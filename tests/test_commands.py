@@ -40,6 +40,7 @@ FUNCTIONS = {
     "import": [fadeviz.import_maps],
     "info": [fadeviz.Run.summary],
     "layers": [fadeviz.list_layers],
+    "ls": [fadeviz.list_runs],
     "plot": [fadeviz.plot, FigureStyle],
     "predict": [fadeviz.predict],
     "record": [fadeviz.train, RunConfig],
@@ -47,6 +48,7 @@ FUNCTIONS = {
     "report": [fadeviz.write_report],
     "sweep": [fadeviz.run_sweep, fadeviz.plan_sweep, RunConfig],
     "upsamplers": [fadeviz.list_upsamplers],
+    "view": [fadeviz.view],
 }
 """The function of each command, with the class of the settings that it takes."""
 
@@ -55,11 +57,13 @@ OTHERWISE = {
     ("analyze", "json_file"): "Analysis.to_dict()",
     ("import", "animate"): "fadeviz.animate(run, file)",
     ("info", "run"): "the run itself",
+    ("ls", "as_json"): "RunList.to_dicts()",
     ("record", "requeue"): "fadeviz.sweep.has_begun, for train(resume=...)",
     ("sweep", "dry_run"): "fadeviz.sweep.unfinished_trials",
     ("sweep", "scheduler"): "executor=DaskCluster(address)",
     ("sweep", "slurm_options"): "executor=SlurmArray(options)",
     ("upsamplers", "as_json"): "UpsamplerTable.to_dicts()",
+    ("view", "no_browser"): "webbrowser.open(viewer.url)",
 }
 """Parameters of a command that are no parameters of its function, and what stands for them in Python."""
 
@@ -68,6 +72,7 @@ SPELLED_OTHERWISE = {
     ("analyze", "json_file"): "--json",
     ("animate", "duration_ms"): "--duration",  # the unit is in its help
     ("export", "target"): "--to",
+    ("ls", "as_json"): "--json",
     ("sweep", "slurm_options"): "--slurm",
     ("upsamplers", "as_json"): "--json",
 }

@@ -16,7 +16,10 @@ from .predictions import ReportPredictions
 from .sequences import MapSequences, ReportSelection, shortest
 from .text import ClassTable
 
-SCRIPT = ("state", "maps", "viewer", "predictions", "controls", "charts", "kymographs")
+SCRIPT = (
+    *("basics", "state", "maps", "tiles", "viewer", "playback"),
+    *("predictions", "controls", "charts", "groups", "kymographs"),
+)
 """Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
 
 

@@ -29,6 +29,7 @@ class SnapshotFiles:
         self.folder, self.info = folder, info
         self._whole: set[int] = set()  # steps of a remote run whose files were fetched and checked
         self._headers: dict[tuple[str, int, int, int], str] = {}  # digests by name, size, time and inode
+        self._faults: dict[tuple[str, int, int, int], str] = {}  # of the files that were checked, by the same
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.info)
@@ -67,7 +68,7 @@ class SnapshotFiles:
             match = STEP_FILE.fullmatch(file.name)
             if not match:
                 continue
-            fault = self._fault(file, int(match[1]))
+            fault = self._known_fault(file, int(match[1]))
             if fault:
                 broken[file.name] = fault
             else:
@@ -84,6 +85,22 @@ class SnapshotFiles:
             return {}
         steps = {step for step in self.info.schedule if 0 <= step < 10**12}
         return {step: f"step_{step:06d}.safetensors" for step in steps}
+
+    def trust(self, earlier: SnapshotFiles) -> None:
+        """Take over what was found out about files of the same run that have not changed since."""
+        if earlier.info.run_id == self.info.run_id:
+            self._faults = dict(earlier._faults)
+
+    def _known_fault(self, file: Path, step: int) -> str:
+        """The fault of a file, which is looked into unless it is the one that was."""
+        try:
+            status = os.stat(file)
+        except OSError as error:
+            return unreadable(error)
+        seen = (file.name, status.st_size, status.st_mtime_ns, status.st_ino)
+        if seen not in self._faults:
+            self._faults[seen] = self._fault(file, step)
+        return self._faults[seen]
 
     def _fault(self, file: Path, step: int) -> str:
         """Why a snapshot cannot be used; empty where it can."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,16 @@ class StoredRun:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._folder.__reduce__()[1]  # opened again where it is unpickled
+
+    def reopened(self) -> Self:
+        """The run as its folder is now; snapshot files that have not changed are not checked again.
+
+        Raises:
+            FadevizError: as when a run is opened.
+        """
+        run = type(self)(*self._folder.__reduce__()[1])
+        run._snapshots.trust(self._snapshots)
+        return run
 
     def same_folder(self, other: StoredRun) -> bool:
         """Whether both runs are read from the same folder."""

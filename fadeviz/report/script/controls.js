@@ -1,13 +1,5 @@
 // The controls of the viewer, and the keyboard.
 
-function options(select, entries, chosen) {
-  select.replaceChildren(...entries.map(([value, text]) => {
-    const option = make("option", { value }, text);
-    option.selected = value === String(chosen);
-    return option;
-  }));
-}
-
 const layers = [...new Set(data.maps.map((maps) => maps.layer))];
 const kindsOf = (layer) => data.maps.filter((maps) => maps.layer === layer).map((maps) => maps.kind);
 
@@ -52,36 +44,6 @@ function makeControls() {
     radio.addEventListener("change", () => { state.log = radio.value === "log"; showCharts(); });
   }
 
-  // The slider counts snapshots, not steps: label some of them with their steps.
-  const last = Math.max(1, steps.length - 1);
-  const places = Math.min(6, steps.length);
-  byId("track-steps").replaceChildren(...Array.from({ length: places }, (_, i) => {
-    const at = Math.round((i * last) / Math.max(1, places - 1));
-    const label = make("span", {}, count(steps[Math.min(at, steps.length - 1)]));
-    label.style.left = `${(100 * at) / last}%`;
-    return label;
-  }));
-
+  labelTrack();
   document.addEventListener("keydown", onKey);
-}
-
-function onKey(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
-  const target = event.target;
-  const viewer = byId("viewer").getBoundingClientRect();
-  // Elsewhere on the page these keys scroll, as usual.
-  if (viewer.bottom < 0 || viewer.top > innerHeight) return;
-  if (target !== document.body && !byId("viewer").contains(target)) return;
-  const slider = target === byId("slider");
-  const takesArrows = ["SELECT", "INPUT"].includes(target.tagName) && !slider;
-  const takesSpace = ["SELECT", "BUTTON", "SUMMARY", "A"].includes(target.tagName) || (target.tagName === "INPUT" && !slider);
-  const move = { ArrowLeft: state.at - 1, ArrowRight: state.at + 1, Home: 0, End: steps.length - 1 };
-  if (event.key === "[") setImage(state.image - 1);
-  else if (event.key === "]") setImage(state.image + 1);
-  else if (event.key === " " && !takesSpace) setPlaying(!state.playing);
-  else if (event.key in move && !takesArrows) {
-    setPlaying(false);
-    goTo(move[event.key]);
-  } else return;
-  event.preventDefault();
 }

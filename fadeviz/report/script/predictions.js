@@ -3,6 +3,7 @@
 const predictionColours = data.predictions && Uint32Array.from({ length: 256 }, (_, i) =>
   packed(...data.predictions.colours.slice(3 * i, 3 * i + 3)));
 let predictionTiles = [];
+let predictionImage = 0; // the image of these tiles: the chosen one, as soon as it is unpacked
 
 function predictionTile(name, seed, image) {
   const tile = makeTile(name, seed, image);
@@ -13,7 +14,8 @@ function predictionTile(name, seed, image) {
 async function showPredictions() {
   if (!data.predictions) return;
   const mine = turn;
-  const image = data.images[state.image];
+  const chosen = state.image;
+  const image = data.images[chosen];
   const truth = data.predictions.truths[state.image];
   const made = [];
   if (truth) {
@@ -40,6 +42,7 @@ async function showPredictions() {
   }
   if (mine !== turn) return;
   predictionTiles = made;
+  predictionImage = chosen;
   byId("prediction-tiles").replaceChildren(...made.map((tile) => tile.element));
   byId("prediction-tiles").style.maxWidth = `${made.length * 420}px`;
   byId("prediction-image").value = String(state.image);
@@ -51,7 +54,7 @@ function showPredictionStep() {
   byId("prediction-slider").value = state.at;
   byId("prediction-slider").setAttribute("aria-valuetext", `step ${steps[state.at]}`);
   byId("prediction-step").textContent = `step ${count(steps[state.at])}`;
-  byId("prediction-caption").textContent = `${data.images[state.image].name}, step ${count(steps[state.at])}.`;
+  byId("prediction-caption").textContent = `${data.images[predictionImage].name}, step ${count(steps[state.at])}.`;
   for (const tile of predictionTiles.filter((one) => one.maps)) {
     const [height, width] = tile.sequence.size;
     if (tile.canvas.width !== width || tile.canvas.height !== height) Object.assign(tile.canvas, { width, height });

@@ -1,14 +1,9 @@
-// The data of the page, what is selected, and small helpers.
-//
-// The parts of the script are joined into one scope (page.py). The page draws itself from the JSON and the packed
-// sequences in it. Names come from files of others: they reach the document as text only (textContent, setAttribute),
-// never as markup.
+// The data of the page, and what is selected. The page draws itself from the JSON and the packed sequences in it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const steps = data.steps;
-const byId = (id) => document.getElementById(id);
-const SVG = "http://www.w3.org/2000/svg";
-const MINUS = "\u2212";
+const palettes = readPalettes(data.palettes);
+const nonFinite = packed(...data.nonFinite);
 
 const state = {
   layer: data.layer,
@@ -23,59 +18,3 @@ const state = {
   point: null, // position of the pointer, as fractions of width and height, because layers differ in size
   playing: false,
 };
-
-// --- small helpers -------------------------------------------------------------------------------------------------
-
-function fill(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-const make = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
-const draw = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
-
-function bytes(base64) {
-  return Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-}
-
-/** A value with three significant digits and a true minus sign: format_number of the library. */
-function number(value) {
-  if (value === null || !Number.isFinite(value)) return "–";
-  if (Number.isInteger(value) && Math.abs(value) < 1000) return String(value).replace("-", MINUS);
-  const exponent = Number(value.toExponential(2).split("e")[1]);
-  const places = Math.max(0, 2 - exponent);
-  const text = places <= 6 && exponent < 9
-    ? value.toLocaleString("en-US", { minimumFractionDigits: places, maximumFractionDigits: places })
-    : value.toExponential(2).replace("+", "");
-  return text.replaceAll("-", MINUS);
-}
-const count = (value) => value.toLocaleString("en-US").replace("-", MINUS);
-const title = (kind) => kind.replaceAll("_", " ");
-
-/** Rounds halves to even, as the library does. */
-function rint(value) {
-  const below = Math.floor(value);
-  const rest = value - below;
-  return rest < 0.5 || (rest === 0.5 && below % 2 === 0) ? below : below + 1;
-}
-
-// --- colours -------------------------------------------------------------------------------------------------------
-
-const palettes = {};
-for (const [name, text] of Object.entries(data.palettes)) {
-  const colours = bytes(text);
-  palettes[name] = Uint32Array.from({ length: 256 }, (_, i) =>
-    packed(colours[3 * i], colours[3 * i + 1], colours[3 * i + 2]));
-}
-const nonFinite = packed(...data.nonFinite);
-
-/** A colour as the four bytes of a canvas pixel, in this machine's byte order. */
-function packed(red, green, blue) {
-  return new Uint32Array(new Uint8ClampedArray([red, green, blue, 255]).buffer)[0];
-}
-
-/** The place of a value between two limits as one of 256 colours. */
-function colourIndex(value, low, high) {
-  const unit = high > low ? (value - low) / (high - low) : 0.5 + 0.5 * Math.sign(value - low);
-  return rint(Math.min(1, Math.max(0, unit)) * 255);
-}

@@ -15,46 +15,6 @@ function runOf(operator) {
   return operator.runs.find((run) => run.seed === state.seed) || null;
 }
 
-function overlay(image) {
-  const [height, width] = image.size;
-  const box = { width: 1, height: 1, x: 0, y: 0, visibility: "hidden" };
-  return {
-    svg: draw("svg", { class: "overlay", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" }),
-    lines: draw("g", {}, draw("path", { class: "contour-dark", d: image.contour }), draw("path", { class: "contour-light", d: image.contour })),
-    marks: [draw("rect", { class: "pixel-dark", ...box }), draw("rect", { class: "pixel-light", ...box })],
-    height,
-    width,
-  };
-}
-
-/** An image's name, with the class of the object whose contour is drawn, where there are several. */
-function imageName(image) {
-  return image.object ? `${image.name} · object: ${image.object}` : image.name;
-}
-
-function makeTile(name, seed, image, layer) {
-  const heading = make("span", { class: "name" }, name);
-  if (seed !== null) heading.append(" ", make("span", {}, `seed ${seed}`));
-  if (layer) heading.append(" ", make("span", {}, layer)); // only where the layers of the runs differ
-  const frame = make("div", { class: "frame" });
-  const over = overlay(image);
-  over.svg.append(over.lines, ...over.marks);
-  const reading = make("div", { class: "reading screen" });
-  const tile = { element: make("figure", { class: "tile" }, heading, frame), frame, over, reading, sequence: null, maps: null };
-  frame.style.aspectRatio = `${image.size[1]} / ${image.size[0]}`;
-  const follow = (event) => {
-    const place = frame.getBoundingClientRect();
-    const x = (event.clientX - place.left) / place.width;
-    const y = (event.clientY - place.top) / place.height;
-    if (x >= 0 && x < 1 && y >= 0 && y < 1) point({ x, y });
-  };
-  frame.addEventListener("pointermove", follow);
-  frame.addEventListener("pointerdown", follow);
-  // On touch screens the mark stays when the finger is lifted, so that the values can be read.
-  frame.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") point(null); });
-  return tile;
-}
-
 let tiles = [];
 let turn = 0; // counts selections, so that one that is slow to unpack does not replace a later one
 
@@ -122,8 +82,7 @@ function showFrames() {
     tile.canvas.setAttribute("aria-label",
       `${tile.title}, ${title(state.kind)} at step ${steps[state.at]}` +
       (limits === null ? "" : `, from ${number(limits[0])} to ${number(limits[1])}`));
-    const ramp = new Uint8ClampedArray(palettes[state.palette].slice().buffer);
-    tile.bar.getContext("2d").putImageData(new ImageData(ramp, 256, 1), 0, 0);
+    drawRamp(tile.bar, palettes[state.palette]);
   }
 }
 
@@ -159,15 +118,7 @@ function showPoint() {
     const [rows, columns] = (tile.sequence || first.sequence).size;
     const row = place && Math.floor(place.y * rows);
     const column = place && Math.floor(place.x * columns);
-    for (const mark of tile.over.marks) {
-      mark.setAttribute("visibility", place ? "visible" : "hidden");
-      if (!place) continue;
-      const wide = tile.over.width / columns;
-      const high = tile.over.height / rows;
-      for (const [name, value] of Object.entries({ x: column * wide, y: row * high, width: wide, height: high })) {
-        mark.setAttribute(name, value);
-      }
-    }
+    markCell(tile, row, column, rows, columns);
     if (tile === tiles[0] && place) {
       byId("place").textContent = `Row ${row}, column ${column} of ${rows} × ${columns}, counted from 0.`;
     }
@@ -210,8 +161,6 @@ function showStrip() {
 
 // --- the step ------------------------------------------------------------------------------------------------------
 
-const followers = []; // functions that update cursors and legends when the step changes
-
 function showStep() {
   const slider = byId("slider");
   slider.value = state.at;
@@ -226,34 +175,4 @@ function showStep() {
 function goTo(at) {
   state.at = Math.min(steps.length - 1, Math.max(0, at));
   showStep();
-}
-
-function nearest(step) {
-  let best = 0;
-  steps.forEach((one, at) => { if (Math.abs(one - step) < Math.abs(steps[best] - step)) best = at; });
-  return best;
-}
-
-let timer = 0;
-
-function setPlaying(playing) {
-  state.playing = playing;
-  clearTimeout(timer);
-  const button = byId("play");
-  button.setAttribute("aria-label", playing ? "Pause" : "Play");
-  button.setAttribute("aria-pressed", String(playing));
-  byId("play-shape").setAttribute("d", playing ? "M5 3h4v14H5zM11 3h4v14h-4z" : "M5 3l12 7-12 7z");
-  // Screen readers need not read out every step of an animation.
-  byId("step").setAttribute("aria-live", playing ? "off" : "polite");
-  if (!playing) return;
-  if (state.at === steps.length - 1) goTo(0);
-  wait();
-}
-
-function wait() {
-  timer = setTimeout(() => {
-    goTo(state.at + 1);
-    if (state.at === steps.length - 1) setPlaying(false);
-    else wait();
-  }, Number(byId("speed").value));
 }

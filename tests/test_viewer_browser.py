@@ -202,7 +202,7 @@ def test_a_comparison_from_the_list_to_the_last_pixel(visit, viewer, folder):
         text = tile(page, name).locator(".reading").inner_text()
         assert np.float32(text.removesuffix(" here").replace("\u2212", "-")) == run.maps(LAYER, image=0)[2][7, 10]
 
-    expect(page).to_have_url(re.compile("step=20"))
+    expect(page).to_have_url(re.compile("step=20&colours=shared&map=viridis"))
     again = visit(page.url)
     again.wait_for_selector(".tile .frame canvas[aria-label]")
     settle(again)

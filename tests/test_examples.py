@@ -101,6 +101,7 @@ def test_record_transformers(tmp_path, monkeypatch, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_recording_cost(tmp_path, capsys):
     costs = example("recording_cost").main(steps=1, rounds=1, size=32, width=0.125, out=tmp_path)
     assert {"step", "unscheduled", "recorded", "40 maps, fadeviz, float32"} <= set(costs)

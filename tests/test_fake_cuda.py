@@ -80,7 +80,6 @@ def results():
     return run(
         [
             {"run": "waits"},
-            *operator_cases(UPSAMPLERS, ("fp16",), (False,)),
             *operator_cases([*UPSAMPLERS, *OPTIONS], ("bf16",), (True,)),
             *(network_case("segnet", upsampler, "bf16", steps=1) for upsampler in ("nearest", "carafe", "sapa_b")),
             network_case("segnet", "fade", "fp32", observe=["batch"]),

@@ -61,6 +61,7 @@ class TestFolder:
         for name in names[:-1]:
             assert f"({name})" in readme or name == "contact_sheet.png"
 
+    @pytest.mark.slow
     def test_each_command_redraws_its_figure(self, drawn, tmp_path):
         folder, _, written = drawn
         listed = commands((folder / "README.md").read_text())
@@ -170,6 +171,7 @@ class TestOtherRuns:
         written = fadeviz.figures(runs, tmp_path / "out", formats=["png"])
         assert [file.name for file in written.files] == ["metrics.png", "contact_sheet.png", "README.md"]
 
+    @pytest.mark.slow
     def test_stored_predictions_are_compared(self, tmp_path):
         import torch
 

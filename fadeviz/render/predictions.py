@@ -107,7 +107,7 @@ def true_outline(sequence: FrameSequence, scale: int, width: int = 1) -> NDArray
 
 
 def _check_selection(selection: MapSelection, colormap: str) -> None:
-    """Raise for an option that applies to maps alone: it would change nothing, without a word."""
+    """Raise for an option that applies to maps alone: it would have no effect."""
     default = MapSelection(kind=PREDICTION)
     for name in ("layer", "normalize", "percentiles", "call"):
         if getattr(selection, name) != getattr(default, name):

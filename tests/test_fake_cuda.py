@@ -80,7 +80,7 @@ def results():
     return run(
         [
             {"run": "waits"},
-            *operator_cases([*UPSAMPLERS, *OPTIONS], ("bf16",), (True,)),
+            *operator_cases(UPSAMPLERS, ("bf16",), (True,)),
             *(network_case("segnet", upsampler, "bf16", steps=1) for upsampler in ("nearest", "carafe", "sapa_b")),
             network_case("segnet", "fade", "fp32", observe=["batch"]),
             *(network_case(network, "fade", "bf16", steps=1, observe=["eval"]) for network in NETWORKS[1:]),

@@ -288,6 +288,7 @@ class TestMemory:
         question = {"what": "reassembly", "form": "plain", "layout": "contiguous", "shape": (1, 4, 4)}
         assert parts.Setting(TINY, CPU, None).peak(question) == (None, ["CUDA out of memory."])
 
+    @pytest.mark.slow
     def test_peak_of_an_operator(self, process):
         def peak(name, shape, plain=False):
             found, why = process.peak({"what": "operator", "operator": name, "plain": plain, "shape": shape})

@@ -382,6 +382,7 @@ class TestOverlay:
             fadeviz.grid(pair, tmp_path / "g.png", **options)
 
 
+@pytest.mark.slow
 def test_the_command_line_draws_the_same(tmp_path, pair):
     words = ["--label", "FADE (ours)", "--label", "CARAFE", "--title", "T", "--no-caption", "--images", "0,1",
              "--steps", "0,50", "--overlay", "map", "--alpha", "0.3", "--colormap", "viridis", "--crop",

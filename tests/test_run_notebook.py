@@ -430,6 +430,7 @@ def test_the_example_is_kept_without_outputs():
     assert "/tmp" not in NOTEBOOK.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Proactor event loop does not implement:RuntimeWarning")
 def test_the_example_runs(tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason='needs nbformat: pip install ".[notebook]"')

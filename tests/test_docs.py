@@ -45,7 +45,10 @@ def command_lines(text):
             yield list(itertools.takewhile(lambda word: word not in (">", "|", ";"), words[1:]))
 
 
-LONG = ("tutorials/compare_operators", "tutorials/own_figures", "tutorials/read_report", "tutorials/sweep_on_a_cluster")
+LONG = (
+    "quickstart",
+    *("tutorials/compare_operators", "tutorials/own_figures", "tutorials/read_report", "tutorials/sweep_on_a_cluster"),
+)
 """Pages that train several networks: up to half a minute each on two cores."""
 
 

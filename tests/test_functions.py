@@ -484,6 +484,22 @@ class TestNames:
         assert observed(Module(), "decoder.*:cat,stem", "feature")[0].layers == (
             "model.stem", "model.decoder.up1:cat", "model.decoder.up2:cat")  # fmt: skip
 
+    def test_prefixes_of_several_trainers(self):
+        class Module(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = nn.ModuleDict({"module": UNet()})
+                self.module = nn.Conv2d(3, 3, 1)
+
+            def forward(self, x):
+                return self.model["module"](x)
+
+        assert observed(Module(), "stem,decoder.up1:cat", "feature")[0].layers == (
+            "model.module.stem", "model.module.decoder.up1:cat")  # fmt: skip
+        model = nn.ModuleDict({"model": UNet(), "module": UNet()})
+        with pytest.raises(FadevizError, match="'stem' may be 'model.stem' or 'module.stem' of ModuleDict. Give the"):
+            Probe(model, "stem")
+
     def test_a_modules_name_may_have_a_colon(self):
         model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ModuleDict({"a:b": nn.ReLU()})["a:b"])
         model = nn.Sequential()

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import FadevizError, unknown_name
+from ..storage.map_index import bare_name
 
 _WRAPPERS = {
     "DataParallel": "module",
@@ -72,8 +73,12 @@ def find_layers(
                 raise FadevizError(f"the {type(pattern).__name__} given as a layer is not part of {network}")
         else:
             matches = [name for name in names if name_matches(pattern, name)]
-            for other in _other_prefixes(pattern):
-                matches = matches or [name for name in names if name_matches(other, name)]
+            bare = bare_name(_without_wrappers(pattern))
+            matches = matches or [name for name in names if name_matches(bare, bare_name(name))]
+            if len(matches) > 1 and "*" not in pattern:
+                raise FadevizError(
+                    f"the layer {pattern!r} may be {' or '.join(map(repr, matches))} of {network}. Give the whole name"
+                )
         if not matches:
             raise FadevizError(
                 f"{unknown_name(f'layer in {network}', str(pattern), names)} {_children_of(str(pattern), names)}"
@@ -154,7 +159,5 @@ def name_matches(pattern: str, name: str) -> bool:
     return re.fullmatch(expression, name) is not None
 
 
-def _other_prefixes(pattern: str) -> tuple[str, ...]:
-    """The same layers where a trainer keeps the network as an attribute, or in one of torch's wrappers."""
-    plain = re.sub(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)", "", pattern).lstrip(".")
-    return plain, plain.removeprefix("model."), f"model.{plain}", f"module.{plain}"
+def _without_wrappers(pattern: str) -> str:
+    return re.sub(r"(^|\.)(module|_orig_mod|_checkpoint_wrapped_module)(?=\.|$)", "", pattern).lstrip(".")

@@ -7,7 +7,10 @@ INSTALLED := .venv/installed
 
 DOCS_INSTALLED := .venv/docs-installed
 
-.PHONY: demo test lint slow docs coverage gpu clean
+PAGE := fadeviz/page
+PAGE_INSTALLED := $(PAGE)/node_modules/.installed
+
+.PHONY: demo test lint slow docs page page-check coverage gpu clean
 
 # Resumes an interrupted demo; for a finished one, only the figures are drawn again.
 # To start over: .venv/bin/fadeviz demo --overwrite
@@ -35,6 +38,18 @@ slow: $(INSTALLED)
 # INTERSPHINX=1 make docs also links to the documentation of Python, numpy and torch, whose inventories it downloads.
 docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+
+# The scripts of the pages, from TypeScript; needs Node 20 or newer, which the extra "page" brings.
+page: $(PAGE_INSTALLED)
+	cd $(PAGE) && npm run --silent check && npm run --silent build
+
+# Whether they are clean, and the built ones in the repository are those of the sources.
+page-check: page
+	git diff --exit-code --stat -- $(PAGE)/built
+
+$(PAGE_INSTALLED): $(PAGE)/package.json $(PAGE)/package-lock.json
+	cd $(PAGE) && npm ci --no-audit --no-fund --silent
+	touch $(PAGE_INSTALLED)
 
 # Which lines and branches the tests reach; takes longer than `make test`.
 coverage: $(INSTALLED)

@@ -14,15 +14,16 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
 from fadeviz.analysis.logged import logged_curves
 from fadeviz.errors import FadevizError, MissingExtra
+from fadeviz.page import script
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.viewer import index, page
+from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
@@ -419,7 +420,7 @@ class TestSafety:
             assert "access-control-allow-origin" not in headers
 
     def test_addresses_are_relative_and_lead_nowhere_else(self):
-        text = page.markup(["x"]) + page.style() + page.script()
+        text = page.markup(["x"]) + page.style() + script("viewer")
         text = text.replace("http://www.w3.org/2000/svg", "")
         assert "//" not in "".join(line for line in text.splitlines() if "http" in line or "src=" in line)
         assert 'href="/' not in text

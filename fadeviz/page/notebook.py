@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import uuid
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -15,15 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import brief
+from ..render.classes import class_key, largest_shares, names_classes
+from ..render.colormap import colorize
+from ..render.frames import FrameSequence, select_frames, spread
+from ..render.labels import captions, format_number, truth_image, truth_name
+from ..render.selection import MapSelection
 from ..storage.metrics import METRICS
 from ..storage.several_runs import describe_snapshots
 from ..storage.snapshots import CHANNEL_KINDS, KINDS
 from ..storage.stored_run import StoredRun
-from .classes import class_key, largest_shares, names_classes
-from .colormap import colorize
-from .frames import FrameSequence, select_frames, spread
-from .labels import captions, format_number, truth_image, truth_name
-from .selection import MapSelection
+from . import json_text, script
 
 FRAMES = 40
 """Maximum number of steps shown, evenly spaced over those recorded."""
@@ -81,7 +81,7 @@ def render_html(run: StoredRun) -> str:
             *([] if observed_image is None else _legend(run, sequences[0].image)),
             *([f'<p style="font-size: smaller">{escape(run.lost)}</p>'] if run.lost else []),
             f'<p style="font-size: smaller">{escape(_caption(run, sequences, len(places)))}</p>',
-            f"<script>({_SCRIPT})({json.dumps(name)}, {_for_script(data)});</script>",
+            f"<script>(() => {{{script('notebook')}fadeviz.show({json_text(name)}, {json_text(data)});}})();</script>",
             "</div>",
         ]
     )
@@ -214,58 +214,6 @@ def _image(text: str, label: str, group: str = "") -> str:
         f'<img{kind} src="data:image/png;base64,{text}" alt="{escape(label)}" title="{escape(label)}" width="96" '
         'style="image-rendering: pixelated">'
     )
-
-
-def _for_script(data: object) -> str:
-    """JSON that cannot end a script element or open a comment, whatever names it holds."""
-    return json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-# Text is inserted as text, never as HTML. The same output may be on a page twice, as in a second view of a notebook.
-_SCRIPT = """(id, data) => {
-  for (const box of document.querySelectorAll("#" + id)) {
-    const view = box.querySelector(".fadeviz-view"), still = box.querySelector(".fadeviz-still");
-    if (view.firstChild) continue;
-    const make = (parent, tag, text) => {
-      const element = parent.appendChild(document.createElement(tag));
-      if (text) element.textContent = text;
-      return element;
-    };
-    const line = make(view, "label"), slider = make(line, "input"), status = make(line, "span");
-    line.style.cssText = "display: flex; gap: 1em; align-items: center; margin: 0.5em 0";
-    Object.assign(slider, {type: "range", min: 0, max: data.steps.length - 1, step: 1});
-    slider.value = data.steps.length - 1;
-    slider.style.cssText = "flex: 0 1 30em; margin: 0";
-    slider.setAttribute("aria-label", "step");
-    const row = make(view, "div");
-    row.style.cssText = "display: flex; flex-wrap: wrap; gap: 0.75em";
-    const tile = (image, label) => {
-      const figure = make(row, "figure");
-      figure.style.margin = "0";
-      figure.appendChild(image);
-      image.width = 200;
-      image.style.cssText = "display: block; image-rendering: pixelated; max-width: none";
-      make(figure, "figcaption", label).style.fontSize = "smaller";
-      return figure;
-    };
-    for (const image of still.querySelectorAll(".fadeviz-observed")) tile(image.cloneNode(), image.alt);
-    const tiles = data.kinds.map(kind => tile(new Image(), kind.name));
-    const show = () => {
-      const at = Number(slider.value);
-      status.textContent = "step " + data.steps[at] + (data.metrics[at] ? ": " + data.metrics[at] : "");
-      slider.setAttribute("aria-valuetext", status.textContent);
-      data.kinds.forEach((kind, index) => {
-        const [image, caption] = tiles[index].children;
-        image.src = "data:image/png;base64," + kind.frames[at];
-        image.alt = kind.name + ", step " + data.steps[at];
-        caption.textContent = kind.name + ", " + kind.ranges[at];
-      });
-    };
-    slider.addEventListener("input", show);
-    show();
-    still.style.display = "none";
-  }
-}"""
 
 
 __all__ = ["FRAMES", "render_html"]

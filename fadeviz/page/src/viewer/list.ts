@@ -1,27 +1,40 @@
 // The list of runs: sorted, filtered, searched; only lines that changed are drawn again.
 
-const COLUMNS = [
-  { key: "place", text: "Run", of: (one) => `${one.title || one.name}\u0000${one.place}` },
-  { key: "network", text: "Network", wide: true },
-  { key: "data", text: "Data", wide: true },
-  { key: "seed", text: "Seed", wide: true, of: (one) => one.seed ?? Infinity },
-  { key: "status", text: "Status" },
-  { key: "step", text: "Progress", mid: true, of: (one) => one.step ?? -1 },
-  { key: "metrics", text: "Last metrics", wide: true, of: metricRank },
-  { key: "changed", text: "Changed", wide: true },
+import { button, byId, fill, input, make, select, setOptions, type Entry } from "../common/dom.js";
+import { count, number } from "../common/numbers.js";
+import { keepLink, linkTo } from "./links.js";
+import { data, entries, FILTERS, isActive, state, statusClass, type ListEntry } from "./state.js";
+
+interface Column {
+  readonly key: string;
+  readonly text: string;
+  readonly shown: "" | "wide" | "mid"; // on which screens
+  of(entry: ListEntry): string | number;
+}
+
+const COLUMNS: readonly Column[] = [
+  { key: "place", text: "Run", shown: "", of: (one) => `${one.title || one.name}\u0000${one.place}` },
+  { key: "network", text: "Network", shown: "wide", of: (one) => one.network },
+  { key: "data", text: "Data", shown: "wide", of: (one) => one.data },
+  { key: "seed", text: "Seed", shown: "wide", of: (one) => one.seed ?? Infinity },
+  { key: "status", text: "Status", shown: "", of: (one) => one.status },
+  { key: "step", text: "Progress", shown: "mid", of: (one) => one.step ?? -1 },
+  { key: "metrics", text: "Last metrics", shown: "wide", of: metricRank },
+  { key: "changed", text: "Changed", shown: "wide", of: (one) => one.changed ?? 0 },
 ];
+export const SORTS = COLUMNS.map(({ key }) => key);
 const MOST_ROWS = 1000;
 let mostRows = MOST_ROWS;
-const rows = new Map(); // id -> { element, entry }
+const rows = new Map<string, { readonly element: HTMLTableRowElement; entry: ListEntry }>();
 const collator = new Intl.Collator("en", { numeric: true });
 
-function metricRank(entry) {
+function metricRank(entry: ListEntry): number {
   const name = Object.keys(data.metrics).find((one) => one in entry.metrics) ?? "loss";
   return entry.metrics[name] ?? -Infinity;
 }
 
-function metricText(entry) {
-  const parts = [];
+export function metricText(entry: ListEntry): string {
+  const parts: string[] = [];
   if (entry.metrics.loss !== undefined) parts.push(`loss ${number(entry.metrics.loss)}`);
   for (const [name, { title: text, unit }] of Object.entries(data.metrics)) {
     const value = entry.metrics[name];
@@ -30,39 +43,39 @@ function metricText(entry) {
   return parts.join(", ");
 }
 
-function progressText(entry) {
+export function progressText(entry: ListEntry): string {
   if (entry.step === null) return entry.status === "damaged" ? "" : "no snapshot yet";
   return entry.last_step === null ? `step ${count(entry.step)}` : `${count(entry.step)} of ${count(entry.last_step)}`;
 }
 
 /** How long ago, in one unit. */
-function ago(seconds) {
+function ago(seconds: number): string {
   const past = Math.max(0, Date.now() / 1000 - seconds);
-  const units = [[86400, "d"], [3600, "h"], [60, "min"]];
+  const units = [[86400, "d"], [3600, "h"], [60, "min"]] as const;
   const [length, unit] = units.find(([one]) => past >= one) ?? [1, "s"];
   return `${Math.floor(past / length)} ${unit} ago`;
 }
 
-function found(entry) {
-  for (const [key, value] of Object.entries(state.filters)) if (value && entry[key] !== value) return false;
+function found(entry: ListEntry): boolean {
+  if (FILTERS.some((key) => state.filters[key] && entry[key] !== state.filters[key])) return false;
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return true;
-  const text = [entry.title, entry.name, entry.network, entry.data, entry.place, entry.status, `seed ${entry.seed}`]
+  const text = [entry.title, entry.name, entry.network, entry.data, entry.place, entry.status, `seed ${entry.seed ?? "none"}`]
     .join(" ").toLowerCase();
   return words.every((word) => text.includes(word));
 }
 
-function sorted(list) {
-  const column = COLUMNS.find((one) => one.key === state.sort) ?? COLUMNS[0];
-  const value = column.of ?? ((one) => one[column.key]);
+function sorted(list: readonly ListEntry[]): ListEntry[] {
+  const column = COLUMNS.find((one) => one.key === state.sort);
   const sign = state.down ? -1 : 1;
-  const order = (a, b) => (typeof a === "string" ? collator.compare(a, b) : a === b ? 0 : a < b ? -1 : 1);
-  return list.map((entry) => [value(entry), entry])
+  const order = (a: string | number, b: string | number) =>
+    (typeof a === "string" ? collator.compare(a, String(b)) : a === b ? 0 : a < Number(b) ? -1 : 1);
+  return list.map((entry) => [column?.of(entry) ?? "", entry] as const)
     .sort(([a, one], [b, other]) => sign * order(a, b) || collator.compare(one.place, other.place))
     .map(([, entry]) => entry);
 }
 
-function showList() {
+export function showList(): void {
   for (const id of state.picked) if (!entries.has(id)) state.picked.delete(id);
   showFilters();
   const list = sorted([...entries.values()].filter(found));
@@ -70,7 +83,7 @@ function showList() {
   const shown = list.slice(0, mostRows).map(rowOf);
   for (const [id] of rows) if (!entries.has(id)) rows.delete(id);
   // Rows that stay where they are keep the focus, and are not laid out again.
-  const stay = new Set(shown);
+  const stay = new Set<Element>(shown);
   for (const row of [...body.children]) if (!stay.has(row)) row.remove();
   shown.forEach((row, place) => { if (body.children[place] !== row) body.insertBefore(row, body.children[place] ?? null); });
   byId("more").hidden = list.length <= mostRows;
@@ -85,16 +98,17 @@ function showList() {
   showPicked();
 }
 
-function rowOf(entry) {
+function rowOf(entry: ListEntry): HTMLTableRowElement {
   const known = rows.get(entry.id);
   if (known && known.entry === entry) return known.element;
   const made = makeRow(entry);
   if (known) {
     // The same element, so that what has the focus keeps it.
-    const focused = known.element.contains(document.activeElement) ? document.activeElement.dataset.part : null;
+    const active = document.activeElement;
+    const focused = active instanceof HTMLElement && known.element.contains(active) ? active.dataset.part : undefined;
     known.element.replaceChildren(...made);
     known.entry = entry;
-    if (focused) known.element.querySelector(`[data-part=${focused}]`).focus();
+    if (focused) known.element.querySelector<HTMLElement>(`[data-part=${focused}]`)?.focus();
     return known.element;
   }
   const element = make("tr", {}, ...made);
@@ -102,7 +116,7 @@ function rowOf(entry) {
   return element;
 }
 
-function makeRow(entry) {
+function makeRow(entry: ListEntry): HTMLElement[] {
   const name = entry.title || entry.name || entry.place;
   const box = make("input", { type: "checkbox", "aria-label": `Select ${name}, ${entry.place}`, "data-part": "pick" });
   box.checked = state.picked.has(entry.id);
@@ -114,13 +128,13 @@ function makeRow(entry) {
   const brief = [entry.network, entry.data, entry.seed === null ? "" : `seed ${entry.seed}`, metricText(entry)].filter(Boolean).join(" · ");
   const link = make("a", { href: linkTo([entry.id]), "data-part": "open" }, name);
   const why = entry.message && entry.status !== "finished" ? [make("span", { class: "why" }, entry.message)] : [];
-  const share = entry.last_step > 0 && entry.step !== null ? Math.min(1, entry.step / entry.last_step) : null;
+  const share = entry.last_step !== null && entry.last_step > 0 && entry.step !== null ? Math.min(1, entry.step / entry.last_step) : null;
   const bar = make("span");
   if (share !== null) bar.style.width = `${100 * share}%`;
   const changed = make("time", {}, entry.changed ? ago(entry.changed) : "");
   if (entry.changed) {
     const date = new Date(entry.changed * 1000);
-    fill(changed, { datetime: date.toISOString(), title: date.toLocaleString(), "data-changed": entry.changed }, []);
+    fill(changed, { datetime: date.toISOString(), title: date.toLocaleString(), "data-changed": entry.changed });
   }
   return [
     make("td", { class: "pick" }, make("label", {}, box)),
@@ -128,73 +142,72 @@ function makeRow(entry) {
     make("td", { class: "wide" }, entry.network),
     make("td", { class: "wide" }, entry.data),
     make("td", { class: "wide number" }, entry.seed === null ? "" : String(entry.seed)),
-    make("td", {}, make("span", { class: `state ${ACTIVE.concat("finished", "failed", "stopped", "damaged", "interrupted").includes(entry.status) ? entry.status : ""}` }, entry.status), make("span", { class: "where small" }, progressText(entry))),
+    make("td", {}, make("span", { class: statusClass(entry.status) }, entry.status), make("span", { class: "where small" }, progressText(entry))),
     make("td", { class: "mid number" }, progressText(entry), ...(share === null || !isActive(entry) ? [] : [make("span", { class: "progress", "aria-hidden": "true" }, bar)])),
     make("td", { class: "wide" }, metricText(entry)),
     make("td", { class: "wide number" }, changed),
   ];
 }
 
-function showPicked() {
+function showPicked(): void {
   const picked = state.picked.size;
-  byId("compare").disabled = picked === 0;
+  button("compare").disabled = picked === 0;
   byId("compare").textContent = picked === 0 ? "Show selected" : picked === 1 ? "Show 1 run" : `Compare ${picked} runs`;
   byId("clear").hidden = picked === 0;
   for (const [id, { element }] of rows) {
     element.classList.toggle("marked-row", state.picked.has(id));
-    element.querySelector("input").checked = state.picked.has(id);
+    const box = element.querySelector("input");
+    if (box) box.checked = state.picked.has(id);
   }
 }
 
-function showFilters() {
-  for (const [key, chosen] of Object.entries(state.filters)) {
-    const select = byId(`filter-${key}`);
+function showFilters(): void {
+  for (const key of FILTERS) {
+    const chosen = state.filters[key];
     const values = [...new Set([...entries.values()].map((entry) => entry[key]).filter(Boolean))].sort(collator.compare);
     if (chosen && !values.includes(chosen)) values.push(chosen);
-    const wanted = JSON.stringify([chosen, values]);
-    if (select.dataset.made === wanted) continue; // an open list stays open
-    select.dataset.made = wanted;
-    options(select, [["", "all"], ...values.map((value) => [value, value])], chosen);
+    setOptions(select(`filter-${key}`), [["", "all"], ...values.map((value): Entry => [value, value])], chosen);
   }
 }
 
-function showHead() {
+export function showHead(): void {
   byId("head").replaceChildren(
     make("td", { class: "pick" }, make("span", { class: "unseen" }, "Select")),
     ...COLUMNS.map((column) => {
-      const button = make("button", { type: "button" }, column.text);
-      button.addEventListener("click", () => sortBy(column.key, state.sort === column.key && !state.down));
+      const sort = make("button", { type: "button" }, column.text);
+      sort.addEventListener("click", () => { sortBy(column.key, state.sort === column.key && !state.down); });
       const direction = state.sort !== column.key ? "none" : state.down ? "descending" : "ascending";
-      return make("th", { scope: "col", "aria-sort": direction, class: column.wide ? "wide" : column.mid ? "mid" : "" }, button);
+      return make("th", { scope: "col", "aria-sort": direction, class: column.shown }, sort);
     }));
-  options(byId("sort"), COLUMNS.map(({ key, text }) => [key, text]), state.sort);
+  setOptions(select("sort"), COLUMNS.map(({ key, text }): Entry => [key, text]), state.sort);
 }
 
-function sortBy(key, down) {
-  const place = [...byId("head").querySelectorAll("button")].indexOf(document.activeElement);
+function sortBy(key: string, down: boolean): void {
+  const place = [...byId("head").querySelectorAll("button")].findIndex((one) => one === document.activeElement);
   state.sort = key;
   state.down = down;
   showHead();
-  if (place >= 0) byId("head").querySelectorAll("button")[place].focus();
+  if (place >= 0) byId("head").querySelectorAll("button")[place]?.focus();
   showList();
   keepLink();
 }
 
-function makeList() {
+export function startList(): void {
   byId("folders").textContent = data.folders.join(", ");
   showHead();
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("search").addEventListener("input", (event) => { state.search = event.target.value; showList(); keepLink(); });
-  for (const key of Object.keys(state.filters)) {
-    byId(`filter-${key}`).addEventListener("change", (event) => { state.filters[key] = event.target.value; showList(); keepLink(); });
+  byId("search").addEventListener("input", () => { state.search = input("search").value; showList(); keepLink(); });
+  for (const key of FILTERS) {
+    const list = select(`filter-${key}`);
+    list.addEventListener("change", () => { state.filters[key] = list.value; showList(); keepLink(); });
   }
-  byId("sort").addEventListener("change", (event) => sortBy(event.target.value, ["changed", "step", "metrics"].includes(event.target.value)));
+  select("sort").addEventListener("change", () => { sortBy(select("sort").value, ["changed", "step", "metrics"].includes(select("sort").value)); });
   byId("compare").addEventListener("click", () => { location.hash = linkTo([...state.picked].sort(byPlace)); });
   byId("clear").addEventListener("click", () => { state.picked.clear(); showPicked(); });
   byId("more").addEventListener("click", () => { mostRows = Infinity; showList(); });
   setInterval(() => {
-    for (const time of document.querySelectorAll("time[data-changed]")) time.textContent = ago(Number(time.dataset.changed));
+    for (const time of document.querySelectorAll<HTMLElement>("time[data-changed]")) time.textContent = ago(Number(time.dataset.changed));
   }, 10000);
 }
 
-const byPlace = (a, b) => collator.compare(entries.get(a)?.place ?? "", entries.get(b)?.place ?? "");
+const byPlace = (a: string, b: string): number => collator.compare(entries.get(a)?.place ?? "", entries.get(b)?.place ?? "");

@@ -5,7 +5,7 @@ import { CURVE_HEAD, csv, curveRows, MAP_HEAD, mapRows, type Cell } from "./csv.
 import type { Panel } from "./charts.js";
 import { isPicture } from "./frames.js";
 import { captionText, isDifference, paletteOf, shownTiles, stepText } from "./maps.js";
-import { number } from "./numbers.js";
+import { capital, number } from "./numbers.js";
 import { putRamp } from "./frames.js";
 import type { Tile } from "./tiles.js";
 import { stepNow, view } from "./view.js";
@@ -73,7 +73,7 @@ function drawView(): HTMLCanvasElement {
   const pen = context(canvas);
   const font = (size: number, weight = 400) => `${weight} ${size}px ${family}`;
   pen.font = font(13);
-  const caption = wrapped(pen, [`${stepText()}. ${captionText()}`], full - 2 * EDGE);
+  const caption = wrapped(pen, [`${capital(stepText())}. ${captionText()}`], full - 2 * EDGE);
   setPicture(canvas, full, EDGE + rows * (LINE + high + below + 12) + caption.length * 17 + EDGE);
   pen.fillStyle = paper;
   pen.fillRect(0, 0, canvas.width, canvas.height);

@@ -161,8 +161,9 @@ function makePair(one: Tile, other: Tile): HTMLElement {
     one.frame.insertBefore(canvas, one.over.svg);
   }
   one.frame.append(divider);
-  const half = (tile: Tile) => make("div", { class: "half-pair" }, make("span", { class: "name" }, ...tile.heading.cloneNode(true).childNodes), tile.scale, tile.note, tile.reading);
-  return make("figure", { class: "tile pair" }, one.frame, slider, make("div", { class: "halves-pair" }, half(one), half(other)));
+  const halves = (...parts: readonly [Node, Node][]) => make("div", { class: "halves-pair" }, ...parts.flat());
+  const below = ({ scale, note, reading }: Tile) => make("div", {}, scale, note, reading);
+  return make("figure", { class: "tile pair" }, halves([one.heading, other.heading]), one.frame, slider, halves([below(one), below(other)]));
 }
 
 // --- layout ----------------------------------------------------------------------------------------------------------
@@ -178,16 +179,21 @@ export function rowLengths(total: number, most: number): number[] {
 }
 
 function arrange(): void {
+  const fields = document.querySelector("#viewer .controls");
+  if (fields) fields.classList.toggle("odd", [...fields.querySelectorAll("label")].filter((one) => one.parentElement === fields && !one.hidden).length % 2 === 1);
   const grid = byId("tiles");
   const children = [...grid.children] as HTMLElement[];
   const wide = byId("viewer").clientWidth;
   if (!children.length || !wide) return;
   const most = Math.max(wide < 560 ? 2 : 3, Math.floor((wide + GAP) / (LEAST_TILE + GAP)));
   // Of an odd number in two columns one has a row of its own: the image, or with its truth beside it the last map.
-  const alone = most === 2 && children.length % 2 === 1 && pictures.length > 0;
+  const isWide = most === 2 && arrangement() === "overlay";
+  const alone = isWide || (most === 2 && children.length % 2 === 1 && pictures.length > 0);
   const pairs = rowLengths(children.length - 1, most);
-  const lengths = !alone ? rowLengths(children.length, most) : pictures.length === 1 ? [1, ...pairs] : [...pairs, 1];
-  const columns = Math.max(1, ...lengths);
+  const lengths = !alone ? rowLengths(children.length, most)
+    : isWide ? [...rowLengths(pictures.length, most), 1]
+      : pictures.length === 1 ? [1, ...pairs] : [...pairs, 1];
+  const columns = alone ? 2 : Math.max(1, ...lengths);
   grid.classList.toggle("image-alone", alone && pictures.length === 1);
   grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   // Not so large that the slider is off the screen.

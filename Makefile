@@ -40,6 +40,7 @@ docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
 # The scripts of the pages, from TypeScript; needs Node 20 or newer, which the extra "page" brings.
+page: export PATH := $(CURDIR)/$(BIN):$(PATH)
 page: $(PAGE_INSTALLED)
 	cd $(PAGE) && npm run --silent check && npm run --silent build
 
@@ -47,6 +48,7 @@ page: $(PAGE_INSTALLED)
 page-check: page
 	git diff --exit-code --stat -- $(PAGE)/built
 
+$(PAGE_INSTALLED): export PATH := $(CURDIR)/$(BIN):$(PATH)
 $(PAGE_INSTALLED): $(PAGE)/package.json $(PAGE)/package-lock.json
 	cd $(PAGE) && npm ci --no-audit --no-fund --silent
 	touch $(PAGE_INSTALLED)
@@ -71,4 +73,4 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	touch $(DOCS_INSTALLED)
 
 clean:
-	rm -rf .venv build docs/_build docs/generated .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(PAGE)/node_modules build docs/_build docs/generated .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,7 +19,7 @@ from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError, Run, open_run
-from fadeviz.page import json_text, notebook
+from fadeviz.page import json_text
 from fadeviz.page.notebook import FRAMES
 from fadeviz.render.colormap import NON_FINITE, colorize
 from fadeviz.render.frames import select_frames

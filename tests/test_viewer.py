@@ -204,6 +204,18 @@ class TestMaps:
             "gate": {"images": 2, "channels": None, "calls": calls},
         }
 
+    def test_ranges_of_a_difference(self, viewer, folder):
+        runs = [
+            fadeviz.open_run(folder / name).maps(LAYER, image=0)[:].astype(float) for name in ("study/carafe", "fade0")
+        ]
+        path = f"/api/run/{token(viewer, 'study/carafe')}/ranges?layer={LAYER}&kind=feature"
+        ranges = get(viewer, f"{path}&less={token(viewer, 'fade0')}")
+        difference = runs[0] - runs[1]
+        assert ranges["low"] == difference.min(axis=(1, 2)).tolist()
+        assert ranges["high"] == difference.max(axis=(1, 2)).tolist()
+        assert get(viewer, f"{path}&less={token(viewer, 'fade0')}&less_layer=nix")["low"] == [None] * len(STEPS)
+        assert "not there" in get(viewer, f"{path}&less={'0' * 12}")["error"]
+
     def test_ranges_of_all_steps_and_of_those_that_come(self, tmp_path):
         make_run(tmp_path / "a", steps=STEPS[:4])
         with fadeviz.view(tmp_path) as viewer:

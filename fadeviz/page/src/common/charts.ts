@@ -226,5 +226,5 @@ function spoken(panel: Panel): string {
     if (!from || !to) return `${line.label}: nothing`;
     return `${line.label}: ${number(from[1])} at step ${from[0]}, ${number(to[1])} at step ${to[0]}`;
   });
-  return `${panel.title}, ${panel.unit}. ${lines.join("; ")}`;
+  return `${[panel.title, panel.unit].filter(Boolean).join(", ")}. ${lines.join("; ")}`;
 }

@@ -40,7 +40,7 @@ export function curvePanels(): Panel[] {
   const texts = labelTexts();
   return names.map((name): Panel => ({
     title: data.metrics[name]?.title || title(name),
-    unit: data.metrics[name]?.unit || "value",
+    unit: data.metrics[name]?.unit ?? "",
     scale: name,
     marks: [],
     chance: null,

@@ -7,7 +7,10 @@ INSTALLED := .venv/installed
 
 DOCS_INSTALLED := .venv/docs-installed
 
-.PHONY: demo test lint slow docs coverage gpu clean
+PAGE := fadeviz/page
+PAGE_INSTALLED := $(PAGE)/node_modules/.installed
+
+.PHONY: demo test lint slow docs page page-check coverage gpu clean
 
 # Resumes an interrupted demo; for a finished one, only the figures are drawn again.
 # To start over: .venv/bin/fadeviz demo --overwrite
@@ -36,6 +39,20 @@ slow: $(INSTALLED)
 docs: $(DOCS_INSTALLED)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 
+# The scripts of the pages, from TypeScript; needs Node 20 or newer, which the extra "page" brings.
+page: export PATH := $(CURDIR)/$(BIN):$(PATH)
+page: $(PAGE_INSTALLED)
+	cd $(PAGE) && npm run --silent check && npm run --silent build
+
+# Whether they are clean, and the built ones in the repository are those of the sources.
+page-check: page
+	git diff --exit-code --stat -- $(PAGE)/built
+
+$(PAGE_INSTALLED): export PATH := $(CURDIR)/$(BIN):$(PATH)
+$(PAGE_INSTALLED): $(PAGE)/package.json $(PAGE)/package-lock.json
+	cd $(PAGE) && npm ci --no-audit --no-fund --silent
+	touch $(PAGE_INSTALLED)
+
 # Which lines and branches the tests reach; takes longer than `make test`.
 coverage: $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e ".[coverage]"
@@ -56,4 +73,4 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	touch $(DOCS_INSTALLED)
 
 clean:
-	rm -rf .venv build docs/_build docs/generated .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(PAGE)/node_modules build docs/_build docs/generated .coverage *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -136,7 +136,7 @@ class Run(StoredRun):
         return summarize(self)
 
     def _repr_html_(self) -> str:
-        from .render.notebook import render_html
+        from .page.notebook import render_html
 
         try:
             return render_html(self)

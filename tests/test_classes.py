@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from PIL import Image
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.data import Sample
 from fadeviz.data.observation import choose_observed, find_object
 from fadeviz.experiment import train
+from fadeviz.page.notebook import render_html
 from fadeviz.render import animation
 from fadeviz.render.classes import class_colours, class_key, largest_shares
 from fadeviz.render.colormap import MOST_FOR_ALL, _as_seen, class_palette, colour_classes, void_colour
@@ -29,7 +29,6 @@ from fadeviz.render.grid import render_grid
 from fadeviz.render.grid_layout import layout_grid
 from fadeviz.render.labels import truth_image
 from fadeviz.render.legend import place_legend, write_legend
-from fadeviz.render.notebook import render_html
 from fadeviz.report.text import class_table
 from fadeviz.storage.info import RunInfo, StoredData
 from fadeviz.storage.metrics import CLASS_METRICS, class_metrics
@@ -38,6 +37,7 @@ from fadeviz.storage.stored_run import StoredRun
 from fadeviz.storage.summary import summarize
 from fadeviz.sweep.trial import ProgressReader, Task
 from fadeviz.training.metrics import BOUNDARY_SHARES, boundary_band, class_band, evaluate
+from fadeviz_cli.main import main
 from task_runs import make_class_run
 
 # --- what is measured ---

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fadeviz_cli.main import main
-from fadeviz_cli.training import progress_metrics
 from PIL import Image
 
 from fadeviz import FadevizError, open_run, plotting
@@ -21,7 +19,7 @@ from fadeviz.analysis.measures import MEASURES, describe_group
 from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.analysis.regions import build_regions
 from fadeviz.analysis.result import Analysis
-from fadeviz.render.notebook import render_html
+from fadeviz.page.notebook import render_html
 from fadeviz.report import write_report
 from fadeviz.report.contour import contour_path, image_uri
 from fadeviz.storage import metrics as stored_metrics
@@ -30,6 +28,8 @@ from fadeviz.storage.stored_run import StoredRun
 from fadeviz.sweep.trial import ProgressReader, Task
 from fadeviz.training.matting_metrics import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
+from fadeviz_cli.main import main
+from fadeviz_cli.training import progress_metrics
 from render_runs import make_run
 from task_runs import ERRORS, LAYER, NAMES, make_class_run, make_matting_run
 

@@ -20,7 +20,6 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from torch import nn
 from torch.nn import functional as F
 
@@ -34,6 +33,7 @@ from fadeviz.render.labels import truth_image, truth_regions
 from fadeviz.storage.check import check_run
 from fadeviz.storage.info import LayerInfo
 from fadeviz.storage.snapshots import SnapshotStore
+from fadeviz_cli.main import main
 
 
 class Net(nn.Module):

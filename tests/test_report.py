@@ -8,28 +8,30 @@ import re
 import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError
 from fadeviz.analysis.result import analyze
 from fadeviz.onset_panels import kymograph_panels
+from fadeviz.page import PALETTES
 from fadeviz.render import style
 from fadeviz.render.colormap import palette, signed_palette, to_indices
 from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import find_limits, limits_by_scope, normalize
 from fadeviz.render.panels import kymograph_span
-from fadeviz.report import PALETTES, write_report
 from fadeviz.report import text as page_text
+from fadeviz.report import write_report
 from fadeviz.report.charts import signature_data
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
 from fadeviz.report.sequences import page_layers, select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from fadeviz_cli.main import main
 from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
 
@@ -315,10 +317,12 @@ class TestPage:
         assert f"--outline: {style.OUTLINE_COLOR}; --interior: {style.INTERIOR_COLOR};" in page.style
 
     def test_every_element_that_the_script_asks_for_is_there(self, page):
-        script = next(text for attributes, text in page.scripts if not attributes)
+        source = Path(fadeviz.__file__).parent / "page" / "src"
+        files = [source / "report.ts", *(source / "report").glob("*.ts"), *(source / "common").glob("*.ts")]
+        text = "".join(file.read_text("utf-8") for file in files)
+        asked = set(re.findall(r'\b(?:byId|input|select|button)(?:<\w+>)?\("([\w-]+)"\)', text))
         there = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-        asked = set(re.findall(r'byId\("([\w-]+)"\)', script))
-        assert len(asked) > 15
+        assert len(asked) > 25
         assert asked <= there
 
     def test_responses_have_a_chart_an_operator_and_spectrum_one_a_measure(self, page):
@@ -561,7 +565,7 @@ class TestAnswer:
         analysis, page = answered
         panels = kymograph_panels(analysis.onsets)
         signature = page.data["signature"]
-        assert base64.b64decode(signature["colours"]) == signed_palette().tobytes()
+        assert base64.b64decode(page.data["signed"]) == signed_palette().tobytes()
         assert signature["span"] == kymograph_span(panels)
         assert signature["log"]
         assert re.findall(r'data-panel="(\d+)"', page.text) == ["0", "1", "2", "3"]

@@ -1,17 +1,23 @@
 """The page in a real browser: what is drawn is the library's, everything moves together, and nothing is loaded."""
 
+import csv
+import io
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fadeviz
 from fadeviz.analysis.result import analyze
 from fadeviz.onset_panels import kymograph_panels
 from fadeviz.render.colormap import NON_FINITE, colorize, colour_classes, signed_palette
+from fadeviz.render.frames import select_frames
 from fadeviz.render.normalize import limits_by_scope, normalize
 from fadeviz.render.panels import kymograph_span
+from fadeviz.render.selection import MapSelection
 from fadeviz.render.step_axis import choose_step_axis
 from fadeviz.report import write_report
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
@@ -136,6 +142,94 @@ def test_every_frame_in_every_normalisation_is_the_librarys(view, runs):
     assert differences["run"] <= 1
     assert differences["shared"] <= 1
     assert abs(np.mean(signed["run"] + signed["shared"])) < 0.05  # as often above as below
+
+
+def differences(runs, scope):
+    """The second run's maps less the first's, in the library's colours: ``(steps, h, w, 3)``."""
+    (sequence,) = select_frames(runs, MapSelection(layer=LAYER, normalize=scope), difference=True)
+    return colorize(sequence.unit, "signed"), sequence.limits
+
+
+def test_the_difference_of_two_maps_is_the_librarys(view, runs):
+    """As far as 256 levels of each map tell."""
+    page = view()
+    page.locator("input[name=arrangement][value=difference]").check()
+    expect(page.locator("#tiles .name")).to_have_text(
+        ["Input", "FADE seed 0", "CARAFE seed 0", "CARAFE, seed 0 less FADE, seed 0"]
+    )
+    for scope in ("frame", "shared"):
+        page.locator(f"input[name=scope][value={scope}]").check()
+        colours, limits = differences([runs[0], runs[2]], scope)
+        for at in (0, BROKEN_STEP, len(STEPS) - 1):
+            go_to(page, at)
+            canvas = page.locator(".tile").nth(3).locator(".frame canvas")
+            expect(canvas).to_have_attribute("aria-label", re.compile(f"difference at step {STEPS[at]},"))
+            assert np.abs(shown(page, 3).astype(int) - colours[at]).max() <= 12
+            ends = [
+                text.replace("\u2212", "-")
+                for text in page.locator(".tile").nth(3).locator(".range span").all_inner_texts()
+            ]
+            np.testing.assert_allclose(np.array(ends, float), limits[at], rtol=0.02)
+    expect(page.locator("#caption")).to_contain_text(
+        "Difference: brown where CARAFE, seed 0 is higher than FADE, seed 0"
+    )
+    go_to(page, BROKEN_STEP)
+    np.testing.assert_array_equal(shown(page, 3)[3, 4:9], np.tile(NON_FINITE, (5, 1)))
+
+
+def test_two_maps_in_one_frame_with_a_divider(view, runs):
+    page = view()
+    go_to(page, 3)
+    page.locator("#palette").select_option("viridis")
+    page.locator("input[name=arrangement][value=overlay]").check()
+    divider = page.locator(".wipe")
+    divider.fill("30")
+    assert divider.get_attribute("aria-valuetext") == "30 % FADE, seed 0"
+    canvases = page.locator(".pair .frame canvas")
+    for place, run in ((0, 0), (1, 2)):
+        height, width, *values = canvases.nth(place).evaluate(PIXELS)
+        pixels = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+        np.testing.assert_array_equal(pixels, drawn(runs, run, "frame", 3, palette="viridis"))
+    # What one sees: the first left of the divider, the second right of it.
+    seen = np.asarray(Image.open(io.BytesIO(page.locator(".pair .frame").screenshot())).convert("RGB")).astype(int)
+    for column, run in ((4, 0), (8, 0), (11, 2), (30, 2)):
+        x, y = int((column + 0.5) / 32 * seen.shape[1]), int(7.5 / 24 * seen.shape[0])
+        wanted = drawn(runs, run, "frame", 3, palette="viridis")[7, column]
+        assert np.abs(seen[y, x] - wanted).max() <= 2, column
+    divider.focus()
+    page.keyboard.press("ArrowRight")  # moves the divider, not the step
+    assert (divider.input_value(), page.locator("#step").inner_text()) == ("31", f"step {STEPS[3]}")
+    page.locator("input[name=arrangement][value=side]").check()
+    expect(page.locator("#tiles .name")).to_have_text(["Input", "FADE seed 0", "CARAFE seed 0"])
+
+
+def saved(page, button):
+    with page.expect_download() as download:
+        page.locator(button).click()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
+
+
+def test_what_is_shown_can_be_saved(view, runs):
+    page = view(accept_downloads=True)
+    go_to(page, 4)
+    name, data = saved(page, "#picture")
+    assert name == f"fadeviz_feature_{LAYER}_step{STEPS[4]}.png"
+    picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    # 16 pixels around tiles of 320 pixels, below a line of names.
+    np.testing.assert_array_equal(picture[36:276:10, 16 + 336 : 336 + 336 : 10], drawn(runs, 0, "frame", 4))
+    name, data = saved(page, "#values")
+    assert name == f"fadeviz_feature_{LAYER}_step{STEPS[4]}.csv"
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    for title, run in (("FADE, seed 0", 0), ("CARAFE, seed 0", 2)):
+        values = runs[run].maps(LAYER, image=0)[:][4]
+        cells = {(int(row["row"]), int(row["column"])): float(row["value"]) for row in rows if row["map"] == title}
+        told = np.array([[cells[y, x] for x in range(32)] for y in range(24)])
+        np.testing.assert_allclose(told, values, atol=np.ptp(values) / 500)
+    name, data = saved(page, "#curves-csv")
+    rows = list(csv.DictReader(io.StringIO(data.decode())))
+    assert name == "fadeviz_curves.csv"
+    assert {row["curve"] for row in rows} >= {"FADE", "CARAFE", "outline", "interior"}
+    assert len({int(row["step"]) for row in rows}) == len(STEPS)
 
 
 def test_gradients_and_gates_span_the_librarys_ranges(view, runs):

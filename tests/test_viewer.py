@@ -14,15 +14,16 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
 from fadeviz.analysis.logged import logged_curves
 from fadeviz.errors import FadevizError, MissingExtra
+from fadeviz.page import script
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.viewer import index, page
+from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
@@ -202,6 +203,18 @@ class TestMaps:
             "channels": {"images": 1, "channels": 6, "calls": calls},
             "gate": {"images": 2, "channels": None, "calls": calls},
         }
+
+    def test_ranges_of_a_difference(self, viewer, folder):
+        runs = [
+            fadeviz.open_run(folder / name).maps(LAYER, image=0)[:].astype(float) for name in ("study/carafe", "fade0")
+        ]
+        path = f"/api/run/{token(viewer, 'study/carafe')}/ranges?layer={LAYER}&kind=feature"
+        ranges = get(viewer, f"{path}&less={token(viewer, 'fade0')}")
+        difference = runs[0] - runs[1]
+        assert ranges["low"] == difference.min(axis=(1, 2)).tolist()
+        assert ranges["high"] == difference.max(axis=(1, 2)).tolist()
+        assert get(viewer, f"{path}&less={token(viewer, 'fade0')}&less_layer=nix")["low"] == [None] * len(STEPS)
+        assert "not there" in get(viewer, f"{path}&less={'0' * 12}")["error"]
 
     def test_ranges_of_all_steps_and_of_those_that_come(self, tmp_path):
         make_run(tmp_path / "a", steps=STEPS[:4])
@@ -419,7 +432,7 @@ class TestSafety:
             assert "access-control-allow-origin" not in headers
 
     def test_addresses_are_relative_and_lead_nowhere_else(self):
-        text = page.markup(["x"]) + page.style() + page.script()
+        text = page.markup(["x"]) + page.style() + script("viewer")
         text = text.replace("http://www.w3.org/2000/svg", "")
         assert "//" not in "".join(line for line in text.splitlines() if "http" in line or "src=" in line)
         assert 'href="/' not in text

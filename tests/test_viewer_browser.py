@@ -23,7 +23,10 @@ from PIL import Image
 
 import fadeviz
 from fadeviz.render.colormap import colorize, colour_classes
+from fadeviz.render.frames import select_frames
+from fadeviz.render.labels import format_number
 from fadeviz.render.normalize import limits_by_scope, normalize
+from fadeviz.render.selection import MapSelection
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from render_runs import LAYER, STEPS, make_run
@@ -214,6 +217,10 @@ def test_a_comparison_from_the_list_to_the_last_pixel(visit, viewer, folder):
         np.testing.assert_array_equal(shown(again, name), shown(page, name))
 
 
+def number(value):
+    return format_number(value).replace("-", "\u2212")
+
+
 def exact(value):
     """As the page writes a float32: the shortest decimal that is no other."""
     return np.format_float_positional(np.float32(value), trim="-").replace("-", "\u2212")
@@ -328,6 +335,48 @@ def test_what_is_saved_is_what_the_library_draws(visit, viewer, folder, tmp_path
         page.locator("#save").click()
     frames = Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).n_frames
     assert frames >= len(STEPS)
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_frame_and_their_difference(visit, viewer, folder, tmp_path):
+    """In the library's colours, kept in the address, and saved as the library draws it."""
+    page = visit(viewer.url, accept_downloads=True)
+    open_runs(page, "fade0", "carafe")
+    runs = [fadeviz.open_run(folder / name) for name in ("carafe", "fade0")]
+    page.locator("input[name=arrangement][value=difference]").check()
+    for scope in ("frame", "run"):
+        page.locator(f"input[name=scope][value={scope}]").check()
+        (sequence,) = select_frames(runs, MapSelection(layer=LAYER, normalize=scope), difference=True)
+        for at in (2, BROKEN_STEP):
+            go_to(page, at)
+            last = page.locator(".tile").last
+            label = f"difference at step {STEPS[at]}, from {number(sequence.limits[at].low)} to"
+            expect(last.locator(".frame canvas")).to_have_attribute("aria-label", re.compile(label))
+            told = last.locator(".range span").last.get_attribute("title")
+            assert np.float32(told) == np.float32(sequence.limits[at].high)
+            height, width, *values = last.locator(".frame canvas").evaluate(PIXELS)
+            pixels = np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+            np.testing.assert_array_equal(pixels, colorize(sequence.unit[at], "signed"))
+    page.locator("#drawn").select_option("all")
+    with page.expect_download() as download:
+        page.locator("#save").click()
+    download.value.save_as(tmp_path / "saved.png")
+    fadeviz.grid(runs, tmp_path / "drawn.png", normalize="run", difference=True)
+    saved, drawn = (np.asarray(Image.open(tmp_path / name)) for name in ("saved.png", "drawn.png"))
+    np.testing.assert_array_equal(saved, drawn)
+
+    page.locator("input[name=arrangement][value=overlay]").check()
+    page.locator(".wipe").fill("20")
+    expect(page).to_have_url(re.compile("two=overlay&pair=[0-9a-f%C]+&divider=20"))
+    again = visit(page.url)
+    again.wait_for_selector(".pair .frame canvas[aria-label]")
+    assert again.locator(".wipe").input_value() == "20"
+    assert again.locator(".pair .name").all_inner_texts() == page.locator(".pair .name").all_inner_texts()
+    assert again.locator(".pair .frame canvas").nth(1).evaluate("one => one.style.clipPath") == "inset(0px 0px 0px 20%)"
+    page.go_back()  # a run alone has no other
+    page.locator("#clear").click()
+    open_runs(page, "fade0")
+    expect(page.locator("#arrangements")).to_be_hidden()
 
 
 @pytest.mark.slow

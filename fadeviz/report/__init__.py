@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shlex
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from ..analysis.result import Analysis, analyze
 from ..analysis.text import describe_images
 from ..errors import FadevizError, unknown_name
 from ..onset_panels import KYMOGRAPH_QUANTITY, explain_kymographs, kymograph_panels
-from ..render.colormap import NON_FINITE, palette
-from ..render.normalize import SCOPES
+from ..page import palettes, signed_colours
+from ..render.colormap import NON_FINITE
 from ..render.panels import kymograph_span
 from ..storage.files import write_whole
 from ..storage.layers_of_runs import LayerOfRuns, describe_layers, layers_of
@@ -32,9 +31,6 @@ from .predictions import SHARE, select_report_predictions
 from .sequences import MAP_KINDS, LayerNames, ReportSelection, page_layers, select_sequences, wanted_maps
 
 ENDINGS = (".html", ".htm")
-
-PALETTES = ("gray", "viridis", "cividis", "magma", "inferno")
-"""Colour maps that a reader can choose from."""
 
 _RESERVE = 4000
 """Bytes kept free for what is only known at the end: the sentences on what was left out."""
@@ -241,8 +237,8 @@ def _content(
         "groups": chart_groups(analysis),
         "signature": signature_data(panels),
         "kinds": {kind: KINDS[kind] for kind in MAP_KINDS},
-        "scopes": SCOPES,
-        "palettes": {name: base64.b64encode(palette(name).tobytes()).decode() for name in PALETTES},
+        "palettes": palettes(),
+        "signed": signed_colours(),
         "nonFinite": list(NON_FINITE),
     }
     where = _listed([text.plain(name, 60) for name in networks if name])
@@ -266,4 +262,4 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else ""
 
 
-__all__ = ["ENDINGS", "PALETTES", "write_report"]
+__all__ = ["ENDINGS", "write_report"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,6 @@ from ..analysis.logged import describe_gaps, explain_logged, logged_curves, show
 from ..analysis.measures import GROUPS, MEASURES, describe_group
 from ..analysis.onsets import Onsets, OperatorOnset
 from ..analysis.result import Analysis
-from ..render.colormap import signed_palette
 from ..render.panels import ArrivalMark, Curve, CurvePanel, KymographPanel, curve_order, kymograph_span
 from ..render.step_axis import choose_step_axis
 from .text import plain, shown_indices
@@ -187,12 +185,11 @@ def panel_data(panel: CurvePanel, series: Mapping[str, int], *, scale: str) -> d
 def signature_data(panels: Sequence[KymographPanel]) -> dict[str, Any]:
     """Distance-time maps as the page's script reads them, with the colours and the axis that they share."""
     if not panels:
-        return {"edges": [], "span": 1.0, "colours": "", "log": True, "panels": []}
+        return {"edges": [], "span": 1.0, "log": True, "panels": []}
     indices = shown_indices(len(panels[0].steps))
     return {
         "edges": _rounded(panels[0].edges),
         "span": kymograph_span(panels),
-        "colours": base64.b64encode(signed_palette().tobytes()).decode(),
         "log": choose_step_axis([panel.steps for panel in panels]).log,
         "panels": [
             {

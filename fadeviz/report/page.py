@@ -5,23 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from .. import page
 from ..version import __version__
 from .predictions import ReportPredictions
 from .sequences import MapSequences, ReportSelection, shortest
 from .text import ClassTable
-
-SCRIPT = (
-    *("basics", "state", "maps", "tiles", "viewer", "playback"),
-    *("predictions", "controls", "charts", "groups", "kymographs"),
-)
-"""Parts of the page's script, in the order in which they are joined: one scope, as the page is one file."""
-
 
 _OPEN_ROWS = 12
 """Most rows of a table of classes that is open at first."""
@@ -32,7 +25,7 @@ def render_page(
 ) -> bytes:
     """The whole file.
 
-    Names in stored runs are not trusted: only :func:`_escape` and :func:`_json` put them into the page.
+    Names in stored runs are not trusted: only :func:`_escape` and :func:`json_text` put them into the page.
 
     Args:
         content: sentences, tables and data of the page, without the maps.
@@ -40,7 +33,7 @@ def render_page(
         predictions: what the models predicted; None leaves the section out.
     """
     markup, style = (_read(f"page.{kind}") for kind in ("html", "css"))
-    script = _script()
+    script = page.script("report")
     data = content["data"] | {
         "shown": list(selection.runs),
         "count": selection.images,
@@ -71,7 +64,8 @@ def render_page(
         "settings": _settings(*content["settings"]),
         "command": _escape(content["command"]),
         "version": _escape(__version__),
-        "data": _json(data),
+        "data": page.json_text(data),
+        "maps": page.maps_markup(),
         "sequences": "\n".join(elements),
     }
     # One pass: inserted text is never searched again.
@@ -106,12 +100,6 @@ def _read(name: str) -> str:
     return files(__package__).joinpath(name).read_text("utf-8")
 
 
-def _script() -> str:
-    """The script of the page: its parts in one scope."""
-    parts = "\n".join(_read(f"script/{name}.js") for name in SCRIPT)
-    return f'\n"use strict";\n(() => {{\n{parts}}})();\n'
-
-
 def _policy(style: str, script: str) -> str:
     """A content security policy that allows the page its own script and style, and no network access."""
 
@@ -130,12 +118,6 @@ def _base64(data: bytes) -> str:
 
 def _escape(text: object) -> str:
     return html.escape(str(text), quote=True)
-
-
-def _json(data: object) -> str:
-    """JSON that can stand in a script element: ASCII only, without the characters that could end the element."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _items(sentences: Iterable[str]) -> str:

@@ -16,7 +16,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import FadevizError, printable
-from ..render.selection import MapSelection
+from ..page import script
+from ..render.selection import FigureContent, MapSelection
 from ..storage.schedule import parse_steps
 from ..storage.snapshots import PREDICTION
 from . import page
@@ -62,8 +63,8 @@ def make_app(index: RunIndex, host: str = "", prefix: str = "") -> ASGIApp:
     def style(request: Request) -> Response:
         return Response(page.style(), media_type="text/css; charset=utf-8")
 
-    def script(request: Request) -> Response:
-        return Response(page.script(), media_type="text/javascript; charset=utf-8")
+    def page_script(request: Request) -> Response:
+        return Response(script("viewer"), media_type="text/javascript; charset=utf-8")
 
     def runs(request: Request) -> Response:
         session, _, version = request.query_params.get("since", "").partition(".")
@@ -98,7 +99,11 @@ def make_app(index: RunIndex, host: str = "", prefix: str = "") -> ASGIApp:
         return Response(data, media_type="application/octet-stream", headers={"x-size": size})
 
     def ranges(request: Request) -> Response:
-        return _json(reader.ranges(request.path_params["token"], _map_name(request.query_params)))
+        query, name = request.query_params, _map_name(request.query_params)
+        other = None
+        if "less" in query:
+            other = (query["less"], name._replace(layer=query.get("less_layer", name.layer)))
+        return _json(reader.ranges(request.path_params["token"], name, other))
 
     def figure(request: Request) -> Response:
         query = request.query_params
@@ -120,7 +125,8 @@ def make_app(index: RunIndex, host: str = "", prefix: str = "") -> ASGIApp:
             names = options["layer"]
             options["layer"] = {run.address: name for run, name in zip(opened, names, strict=True)}
         colormap = "gray" if kind == PREDICTION else query.get("colormap", "gray")
-        drawing = draw(opened, MapSelection(**options), ending, colormap)
+        content = FigureContent(difference=query.get("difference") == "1")
+        drawing = draw(opened, MapSelection(**options), ending, colormap, content)
         headers = {
             "content-disposition": f'attachment; filename="{drawing.name}"',
             "x-notes": quote(json.dumps(list(drawing.notes))),
@@ -130,7 +136,7 @@ def make_app(index: RunIndex, host: str = "", prefix: str = "") -> ASGIApp:
     routes = [
         _route("/", root),
         _route("/page.css", style),
-        _route("/page.js", script),
+        _route("/page.js", page_script),
         _route("/api/runs", runs),
         _route(f"/api/run/{_TOKEN}", details),
         _route(f"/api/run/{_TOKEN}/images", images),

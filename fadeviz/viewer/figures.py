@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import FadevizError, unknown_name
 from ..render.animation import write_animation
 from ..render.grid import write_grid
-from ..render.selection import MapSelection
+from ..render.selection import FigureContent, MapSelection
 from ..storage.stored_run import StoredRun
 
 FORMATS = {
@@ -45,7 +45,13 @@ class Drawing:
     notes: tuple[str, ...]
 
 
-def draw(runs: Sequence[StoredRun], selection: MapSelection, ending: str, colormap: str) -> Drawing:
+def draw(
+    runs: Sequence[StoredRun],
+    selection: MapSelection,
+    ending: str,
+    colormap: str,
+    content: FigureContent = FigureContent(),
+) -> Drawing:
     """Draw runs as ``fadeviz grid`` or ``fadeviz animate`` does.
 
     Args:
@@ -53,6 +59,7 @@ def draw(runs: Sequence[StoredRun], selection: MapSelection, ending: str, colorm
         selection: the maps.
         ending: a name in ``FORMATS``.
         colormap: the name of a colour map.
+        content: what is shown of the maps.
 
     Raises:
         FadevizError: if there is no such format, or the maps cannot be drawn.
@@ -63,7 +70,7 @@ def draw(runs: Sequence[StoredRun], selection: MapSelection, ending: str, colorm
     with tempfile.TemporaryDirectory(prefix="fadeviz-") as folder:
         file = Path(folder) / f"fadeviz.{ending}"
         with _one_at_a_time:  # each takes a core and, of long runs, some memory
-            notes = write(runs, str(file), selection, colormap=colormap)
+            notes = write(runs, str(file), selection, colormap=colormap, content=content)
         try:
             return Drawing(file.read_bytes(), f"fadeviz_{selection.kind}.{ending}", tuple(notes))
         except OSError as error:

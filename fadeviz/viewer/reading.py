@@ -60,6 +60,10 @@ class MapName(NamedTuple):
     channel: int | None = None
 
 
+_Range = tuple[str, MapName, tuple[str, MapName] | None]
+"""A run and its map, and what is subtracted from it."""
+
+
 @dataclass
 class _Open:
     """An open run, the look of its folder when it was opened, and what was computed from it."""
@@ -78,7 +82,9 @@ class RunReader:
         self.index = index
         self._lock = threading.Lock()
         self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._ranges: OrderedDict[tuple[str, MapName], dict[int, tuple[str, float, float]]] = OrderedDict()
+        self._ranges: OrderedDict[
+            tuple[str, MapName, tuple[str, MapName] | None], dict[int, tuple[str, float, float]]
+        ] = OrderedDict()
 
     def run(self, token: str) -> StoredRun:
         """The run as its folder is now, opened for the caller alone: what it loads goes with it.
@@ -150,25 +156,38 @@ class RunReader:
         """
         return _read(self._opened(token).run, step, name)
 
-    def ranges(self, token: str, name: MapName) -> dict[str, list[Any]]:
-        """The least and the greatest finite value at each step; None where nothing is finite, or it cannot be read."""
+    def ranges(self, token: str, name: MapName, less: tuple[str, MapName] | None = None) -> dict[str, list[Any]]:
+        """The least and the greatest finite value at each step; None where nothing is finite, or it cannot be read.
+
+        Args:
+            token: the run.
+            name: its map.
+            less: the token of another run and a map of it: the range is that of the difference, at the steps of both.
+        """
         opened = self._opened(token)
+        steps, other = opened.steps, None
+        if less is not None:
+            other = self._opened(less[0])
+            steps = {step: f"{own} {other.steps[step]}" for step, own in steps.items() if step in other.steps}
+        key = (token, name, less)
         with self._lock:
-            known = dict(self._ranges.get((token, name), {}))
+            known = dict(self._ranges.get(key, {}))
         found: dict[int, tuple[str, float, float]] = {}
-        for step, version in opened.steps.items():
+        for step, version in steps.items():
             if known.get(step, ("",))[0] == version:
                 found[step] = known[step]
                 continue
             low = high = math.nan
             with suppress(FadevizError):  # the map itself says what is wrong
-                values = _read(opened.run, step, name)
+                values: NDArray[np.floating[Any]] = _read(opened.run, step, name)
+                if other is not None and less is not None:
+                    values = _difference(values, _read(other.run, step, less[1]))
                 finite = values[np.isfinite(values)]
                 low, high = (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
             found[step] = (version, low, high)
         with self._lock:
-            self._ranges[token, name] = found
-            self._ranges.move_to_end((token, name))
+            self._ranges[key] = found
+            self._ranges.move_to_end(key)
             while len(self._ranges) > 1 and sum(map(len, self._ranges.values())) > _RANGES:
                 self._ranges.popitem(last=False)
         ends = [[None if math.isnan(one) else one for one in limits] for _, *limits in found.values()]
@@ -236,6 +255,14 @@ def _read(run: StoredRun, step: int, name: MapName) -> NDArray[np.float32]:
     if math.prod(maps.shape) > MAX_CELLS:
         raise FadevizError(f"a map of {maps.shape[1]}x{maps.shape[2]} is too large to view. Draw it: fadeviz grid")
     return maps[0]
+
+
+def _difference(values: NDArray[np.floating[Any]], others: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The difference in float64, as a page computes it."""
+    if values.shape != others.shape:
+        raise FadevizError(f"maps of {values.shape} and {others.shape} have no difference")
+    with np.errstate(invalid="ignore"):
+        return np.subtract(values, others, dtype=np.float64)
 
 
 def _layers(run: StoredRun) -> list[dict[str, Any]]:

@@ -1,0 +1,28 @@
+// The charts of the report: a group for each kind of measure.
+
+import { byId, make } from "../common/dom.js";
+import { makeChart, rangeOf } from "../common/charts.js";
+import { capital, joined, type Limits } from "../common/numbers.js";
+import { follow, followers } from "../common/playback.js";
+import { data, type Group } from "./data.js";
+import { showKymographs } from "./kymographs.js";
+
+/** Draws all charts anew, as after a change of the step axis. */
+export function showCharts(): void {
+  followers.length = 0;
+  byId("figures").replaceChildren(...data.groups.map(makeGroup));
+  showKymographs();
+  follow();
+}
+
+function makeGroup(group: Group): HTMLElement {
+  const ranges = new Map<string, Limits | null>();
+  for (const panel of group.panels) ranges.set(panel.scale, joined(ranges.get(panel.scale) ?? null, rangeOf(panel)));
+  const charts = make("div", { class: "charts curves" }, ...group.panels.map((panel) => makeChart(panel, ranges.get(panel.scale) ?? null)));
+  const meanings = make("dl", {}, ...group.measures.map(([name, meaning]) =>
+    make("div", {}, make("dt", {}, name), ": ", make("dd", {}, meaning))));
+  return make("section", { class: "group", "aria-label": capital(group.name) },
+    make("h3", {}, capital(group.name), make("span", {}, `: ${group.meaning}`)),
+    ...(group.note ? [make("p", { class: "quiet note" }, group.note)] : []), charts,
+    make("details", { class: "meanings" }, make("summary", {}, "What these are"), meanings));
+}

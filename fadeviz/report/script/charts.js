@@ -47,11 +47,13 @@ function onClick(svg, width, axis) {
 }
 
 const VARIANTS = { like: "7 2 1 2" };
-const DASHES = ["", "6 3", "2 2", "9 3 2 3", "", "6 3", "2 2", "9 3 2 3"];
+const DASHES = ["", "6 3", "2 2", "9 3 2 3", "14 4", "9 2 2 2 2 2", "5 6", "1.5 4"];
 
 /** Colour and dashes of a line, so that it is told from the others without its colour as well. */
 function look(role) {
   const [main, variant] = role.split(" ");
+  const operator = /^operator-(\d+)-(\d+)$/.exec(main); // its colour and its dashes
+  if (operator) return { colour: `var(--operator-${operator[1]})`, dash: DASHES[Number(operator[2]) % DASHES.length], thin: false };
   const series = /^series-(\d+)$/.exec(main);
   const place = series ? Number(series[1]) % 8 : 0;
   const dash = series ? DASHES[place] : variant ? VARIANTS[variant] : main === "interior" ? "6 3" : "";

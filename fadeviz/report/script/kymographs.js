@@ -1,14 +1,49 @@
 // Distance-time maps with their arrivals, as fadeviz plot draws them; and the start of the page.
 
-const narrow = matchMedia("(max-width: 560px)");
+const narrow = matchMedia("(max-width: 740px)");
 narrow.addEventListener("change", showCharts);
+
+/** What is drawn in each place of a distance-time map: its width, and what moves its cursor. */
+const drawnMaps = new Map();
+// Drawn again for another width, so that words keep their size.
+const widths = new ResizeObserver(() => {
+  for (const slot of drawnMaps.keys()) {
+    if (Math.abs(mapWidth(slot) - drawnMaps.get(slot).width) > 8) drawMap(slot);
+  }
+});
+
+const mapWidth = (slot) => Math.min(900, Math.max(150, Math.round(slot.clientWidth)));
+
+function drawMap(slot) {
+  const width = mapWidth(slot);
+  const { figure, follow } = makeKymograph(data.signature.panels[Number(slot.dataset.panel)], width);
+  drawnMaps.set(slot, { width, follow });
+  slot.replaceChildren(figure);
+  follow(steps[state.at]);
+}
 
 function showKymographs() {
   for (const slot of document.querySelectorAll(".signature")) {
-    const panel = data.signature.panels[Number(slot.dataset.panel)];
-    slot.replaceChildren(makeKymograph(panel));
+    drawMap(slot);
+    widths.observe(slot);
+    followers.push((step) => drawnMaps.get(slot).follow(step));
   }
-  showKey();
+  if (data.signature.panels.length) showKey();
+  if (narrow.matches) foldGroups();
+}
+
+const unfolded = new Set();
+
+/** On a phone a group of curves is a line that opens. */
+function foldGroups() {
+  for (const group of document.querySelectorAll("#figures > .group")) {
+    const name = group.getAttribute("aria-label");
+    const [heading, ...rest] = group.children;
+    const fold = make("details", { class: "fold" }, make("summary", {}, heading), ...rest);
+    fold.open = unfolded.has(name);
+    fold.addEventListener("toggle", () => { unfolded[fold.open ? "add" : "delete"](name); });
+    group.append(fold);
+  }
 }
 
 /** A position between the ends of the colours as a colour. */
@@ -45,12 +80,9 @@ function cellBorders() {
   return [start, ...borders, end];
 }
 
-function makeKymograph(panel) {
+function makeKymograph(panel, width) {
   const { edges } = data.signature;
-  const many = data.operators.length;
-  // About the size on the screen, so that text stays readable.
-  const width = narrow.matches ? 350 : many > 3 ? 270 : many === 3 ? 360 : 540;
-  const height = narrow.matches || many < 3 ? 204 : 190;
+  const height = narrow.matches ? 150 : data.operators.length > 3 ? 144 : width > 480 ? 194 : 172;
   const [left, right, top, bottom] = [48, width - 10, 6, height - 36];
   const borders = cellBorders();
   const [start, end] = [borders[0], borders.at(-1)];
@@ -87,23 +119,23 @@ function makeKymograph(panel) {
     svg.append(draw("line", { class: "axis", x1: left - 4, x2: left, y1: up(depth), y2: up(depth) }));
     svg.append(draw("text", { x: left - 7, y: up(depth) + 4, "text-anchor": "end" }, count(depth)));
   }
-  svg.append(draw("text", { "text-anchor": "middle", transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)` }, "inside ← object radii → outside"));
+  svg.append(draw("text", { "text-anchor": "middle", transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)` }, height < 190 ? "inside ← radii → out" : "inside ← object radii → outside"));
   svg.append(draw("line", { class: "zero", x1: left, x2: right, y1: up(0), y2: up(0) }));
   const axis = { place, marks: timeAxis(steps[0], steps.at(-1), place(steps[0]), place(steps.at(-1))).marks };
   drawTimeAxis(svg, { place, marks: labelled(axis, 6.4) }, top, bottom, axisLabel(), right);
   const cursors = ["cursor-under", "cursor"].map((kind) => draw("line", { class: kind, y1: top, y2: bottom }));
   svg.append(...cursors);
   for (const arrival of panel.arrivals) svg.append(...arrivalMark(arrival, place, up, left, right));
-  followers.push((step) => {
+  const follow = (step) => {
     for (const cursor of cursors) {
       cursor.setAttribute("x1", place(step));
       cursor.setAttribute("x2", place(step));
     }
-  });
+  };
   onClick(svg, width, { step: stepAt });
   const plot = make("div", { class: "plot" }, canvas, svg);
   addReading(plot, svg, panel, { width, height, left, right, top, bottom, place, up, stepAt, depthAt });
-  return make("figure", { class: "chart kymograph" }, plot);
+  return { figure: make("figure", { class: "chart kymograph" }, plot), follow };
 }
 
 /** A symbol with its interval: black on a white rim, so that it is visible on every colour. */
@@ -216,5 +248,6 @@ function showKey() {
 
 makeControls();
 makePredictionControls();
+for (const half of document.querySelectorAll("details.half")) half.open = !narrow.matches;
 showCharts();
 showSelection();

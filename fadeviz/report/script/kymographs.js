@@ -1,6 +1,6 @@
 // Distance-time maps with their arrivals, as fadeviz plot draws them; and the start of the page.
 
-const narrow = matchMedia("(max-width: 740px)");
+const narrow = matchMedia("screen and (max-width: 740px)");
 narrow.addEventListener("change", showCharts);
 
 /** What is drawn in each place of a distance-time map: its width, and what moves its cursor. */
@@ -29,7 +29,13 @@ function showKymographs() {
     followers.push((step) => drawnMaps.get(slot).follow(step));
   }
   if (data.signature.panels.length) showKey();
+  onlyTerms();
   if (narrow.matches) foldGroups();
+}
+
+/** A list of definitions may hold nothing else: the style sheet sets the colons. */
+function onlyTerms() {
+  for (const entry of document.querySelectorAll(".meanings dl > div")) entry.replaceChildren(...entry.children);
 }
 
 const unfolded = new Set();
@@ -114,6 +120,7 @@ function makeKymograph(panel, width) {
   });
 
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spoken(panel), tabindex: "0" });
+  svg.style.setProperty("--drawn", width); // for print, which shows it in another size
   svg.append(draw("rect", { class: "frame-line", x: left, y: top, width: right - left, height: bottom - top }));
   for (let depth = Math.ceil(edges[0]); depth <= edges.at(-1); depth += 1) {
     svg.append(draw("line", { class: "axis", x1: left - 4, x2: left, y1: up(depth), y2: up(depth) }));

@@ -1,6 +1,7 @@
 """The page to mail: what it holds, that it fits, that names stay text, and that its maps are the library's."""
 
 import base64
+import colorsys
 import hashlib
 import json
 import math
@@ -28,6 +29,7 @@ from fadeviz.report import text as page_text
 from fadeviz.report.charts import signature_data
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
+from fadeviz.report.page import balanced
 from fadeviz.report.sequences import page_layers, select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from onset_runs import make_onset_run
@@ -304,7 +306,11 @@ class TestPage:
         assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
     def test_it_names_nothing_to_load(self, page):
-        assert not [attributes for _, attributes in page.tags if {"src", "href"} & set(attributes)]
+        assert not [attributes for _, attributes in page.tags if "src" in attributes]
+        links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
+        there = {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
+        assert len(links) > 5
+        assert set(links) <= there  # places on the page
         assert set(re.findall(r"https?://[^\"' )]*", page.text)) == {"http://www.w3.org/2000/svg"}
 
     def test_the_same_runs_make_the_same_bytes(self, page, runs, tmp_path):
@@ -700,3 +706,59 @@ class TestCommand:
         assert said in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
         assert not list(tmp_path.glob("r.*"))
+
+
+def luminance(colour):
+    """Relative luminance of ``#RRGGBB`` by WCAG."""
+    parts = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+class TestLayout:
+    def test_columns_leave_no_item_alone(self):
+        assert [balanced(count, 4) for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] == [1, 2, 3, 4, 3, 3, 4, 4, 3, 4]
+        for room in range(2, 8):
+            for count in range(2, 40):
+                columns = balanced(count, room)
+                assert 2 <= columns <= max(room, 2)
+                assert count % columns != 1 or columns == 2
+
+    def test_every_line_has_contrast_on_light_and_dark_paper(self, page):
+        light, dark, printed = (
+            dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+            for block in re.findall(r":root \{(.*?)\}", page.style, re.DOTALL)
+        )
+        assert contrast("#000000", "#ffffff") == pytest.approx(21)
+        names = [name for name in light if re.fullmatch(r"(series|operator)-\d|outline|interior", name)]
+        assert len(names) == 18
+        for name in names:
+            assert contrast(light[name], light["paper"]) >= 3, name
+            assert contrast(dark[name], dark["paper"]) >= 3, name
+            assert printed[name] == light[name]
+
+    def test_operators_have_the_colours_of_the_plots(self, page):
+        root = page.style[: page.style.index("prefers-color-scheme")]
+        ours = re.findall(r"--operator-\d: (#\w{6})", root)
+        assert len(ours) == len(style.COLORS)
+        for colour, plotted in zip(ours, style.COLORS, strict=True):
+            hues = [
+                colorsys.rgb_to_hls(*(int(one[at : at + 2], 16) / 255 for at in (1, 3, 5)))[0]
+                for one in (colour, plotted)
+            ]
+            assert colour == plotted or (
+                contrast(plotted, "#ffffff") < 3 and hues[0] == pytest.approx(hues[1], abs=0.02)
+            )
+
+    def test_an_operators_curves_have_its_look(self, page):
+        curves = [curve for group in page.data["groups"] for panel in group["panels"] for curve in panel["curves"]]
+        roles = {curve["label"]: curve["role"] for curve in curves if curve["role"].startswith("operator")}
+        assert len(roles) == len(page.data["operators"])
+        assert roles["FADE"].startswith("operator-0-")
+        assert roles["CARAFE"].startswith("operator-1-")
+        dashes = [role.rsplit("-", 1)[1] for role in roles.values()]
+        assert len(set(dashes)) == len(dashes)

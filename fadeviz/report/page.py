@@ -188,18 +188,18 @@ def _verdicts(operators: Sequence[Mapping[str, Any]]) -> str:
     The operators of a half stand together, as they are what a reader compares.
     """
     names = dict.fromkeys(half["row"] for operator in operators for half in operator["halves"])
-    parts = []
+    parts: list[str] = []
     for name in names:
         articles = []
         for operator in operators:
             for half in operator["halves"]:
                 if half["row"] == name:
-                    shown = half["panel"] is not None
-                    panel = f'<div class="signature" data-panel="{half["panel"]:d}"></div>' if shown else "<div></div>"
+                    number = half["panel"]
+                    panel = "<div>" if number is None else f'<div class="signature" data-panel="{number:d}">'
                     articles.append(
                         f'<article class="verdict"><h4>{_escape(operator["title"])}</h4>'
                         f'<p class="word">{_escape(half["word"])}</p>'
-                        f'<p class="sentence">{_escape(half["sentence"])}</p>{panel}</article>'
+                        f'<p class="sentence">{_escape(half["sentence"])}</p>{panel}</div></article>'
                     )
         rooms = " ".join(f"room{room}-{balanced(len(articles), room)}" for room in range(2, _MOST_COLUMNS + 1))
         heading, shown = f"<h3>{_escape(name)}</h3>", f'<div class="verdicts {rooms}">{"".join(articles)}</div>'

@@ -3,6 +3,7 @@
 import base64
 import colorsys
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -719,6 +720,24 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
+VISIONS = {
+    "usual": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+"""How linear RGB is seen: Machado, Oliveira and Fernandes, 2009."""
+
+
+def lab(colour, vision):
+    """CIE L*a*b* of ``#RRGGBB`` as it is seen."""
+    parts = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ np.clip(vision @ linear, 0, 1) / (0.9505, 1, 1.089), 0.00887))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
 class TestLayout:
     def test_columns_leave_no_item_alone(self):
         assert [balanced(count, 4) for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] == [1, 2, 3, 4, 3, 3, 4, 4, 3, 4]
@@ -740,6 +759,18 @@ class TestLayout:
             assert contrast(light[name], light["paper"]) >= 3, name
             assert contrast(dark[name], dark["paper"]) >= 3, name
             assert printed[name] == light[name]
+
+    def test_operators_differ_with_any_colour_vision(self, page):
+        light, dark, _ = (
+            re.findall(r"--operator-\d: (#\w{6})", block)
+            for block in re.findall(r":root \{(.*?)\}", page.style, re.DOTALL)
+        )
+        for vision in VISIONS.values():
+            for colours in (light, dark):
+                seen = [lab(colour, np.array(vision)) for colour in colours]
+                apart = [np.linalg.norm(one - other) for one, other in itertools.combinations(seen, 2)]
+                assert len(apart) == 28
+                assert min(apart) > 5
 
     def test_operators_have_the_colours_of_the_plots(self, page):
         root = page.style[: page.style.index("prefers-color-scheme")]

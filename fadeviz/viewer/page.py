@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
-from .. import report
+from .. import page
 from ..page import json_text, maps_markup, palettes, signed_colours
 from ..render.colormap import NON_FINITE
 from ..render.normalize import FIXED_RANGES
@@ -43,8 +43,8 @@ def markup(folders: Sequence[str]) -> str:
 
 @cache
 def style() -> str:
-    """The style of the report, and what is different."""
-    return files(report).joinpath("page.css").read_text("utf-8") + _read("page.css")
+    """The style that report and viewer share, and what is different."""
+    return page.style() + _read("page.css")
 
 
 def _read(name: str) -> str:

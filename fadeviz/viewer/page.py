@@ -35,10 +35,10 @@ def markup(folders: Sequence[str]) -> str:
         "nonFinite": list(NON_FINITE),
     }
     slots = {"data": json_text(data), "maps": maps_markup(), "version": html.escape(__version__)}
-    page = _read("page.html")
+    text = _read("page.html")
     for name, value in slots.items():
-        page = page.replace("{{" + name + "}}", value)
-    return page
+        text = text.replace("{{" + name + "}}", value)
+    return text
 
 
 @cache

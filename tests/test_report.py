@@ -1,7 +1,9 @@
 """The page to mail: what it holds, that it fits, that names stay text, and that its maps are the library's."""
 
 import base64
+import colorsys
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -29,6 +31,7 @@ from fadeviz.report import write_report
 from fadeviz.report.charts import signature_data
 from fadeviz.report.codec import pack
 from fadeviz.report.contour import contour_path
+from fadeviz.report.page import balanced
 from fadeviz.report.sequences import page_layers, select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz_cli.main import main
@@ -306,7 +309,11 @@ class TestPage:
         assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
 
     def test_it_names_nothing_to_load(self, page):
-        assert not [attributes for _, attributes in page.tags if {"src", "href"} & set(attributes)]
+        assert not [attributes for _, attributes in page.tags if "src" in attributes]
+        links = [attributes["href"] for _, attributes in page.tags if "href" in attributes]
+        there = {f"#{attributes['id']}" for _, attributes in page.tags if "id" in attributes}
+        assert len(links) > 5
+        assert set(links) <= there  # places on the page
         assert set(re.findall(r"https?://[^\"' )]*", page.text)) == {"http://www.w3.org/2000/svg"}
 
     def test_the_same_runs_make_the_same_bytes(self, page, runs, tmp_path):
@@ -704,3 +711,89 @@ class TestCommand:
         assert said in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
         assert not list(tmp_path.glob("r.*"))
+
+
+def luminance(colour):
+    """Relative luminance of ``#RRGGBB`` by WCAG."""
+    parts = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+VISIONS = {
+    "usual": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]],
+    "deuteranopia": [[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]],
+    "tritanopia": [[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]],
+}
+"""How linear RGB is seen: Machado, Oliveira and Fernandes, 2009."""
+
+
+def lab(colour, vision):
+    """CIE L*a*b* of ``#RRGGBB`` as it is seen."""
+    parts = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(to_xyz @ np.clip(vision @ linear, 0, 1) / (0.9505, 1, 1.089), 0.00887))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+class TestLayout:
+    def test_columns_leave_no_item_alone(self):
+        assert [balanced(count, 4) for count in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)] == [1, 2, 3, 4, 3, 3, 4, 4, 3, 4]
+        for room in range(2, 8):
+            for count in range(2, 40):
+                columns = balanced(count, room)
+                assert 2 <= columns <= max(room, 2)
+                assert count % columns != 1 or columns == 2
+
+    def test_every_line_has_contrast_on_light_and_dark_paper(self, page):
+        light, dark, printed = (
+            dict(re.findall(r"--([\w-]+): (#\w{6})", block))
+            for block in re.findall(r":root \{(.*?)\}", page.style, re.DOTALL)
+        )
+        assert contrast("#000000", "#ffffff") == pytest.approx(21)
+        names = [name for name in light if re.fullmatch(r"(series|operator)-\d|outline|interior", name)]
+        assert len(names) == 18
+        for name in names:
+            assert contrast(light[name], light["paper"]) >= 3, name
+            assert contrast(dark[name], dark["paper"]) >= 3, name
+            assert printed[name] == light[name]
+
+    def test_operators_differ_with_any_colour_vision(self, page):
+        light, dark, _ = (
+            re.findall(r"--operator-\d: (#\w{6})", block)
+            for block in re.findall(r":root \{(.*?)\}", page.style, re.DOTALL)
+        )
+        for vision in VISIONS.values():
+            for colours in (light, dark):
+                seen = [lab(colour, np.array(vision)) for colour in colours]
+                apart = [np.linalg.norm(one - other) for one, other in itertools.combinations(seen, 2)]
+                assert len(apart) == 28
+                assert min(apart) > 5
+
+    def test_operators_have_the_colours_of_the_plots(self, page):
+        root = page.style[: page.style.index("prefers-color-scheme")]
+        ours = re.findall(r"--operator-\d: (#\w{6})", root)
+        assert len(ours) == len(style.COLORS)
+        for colour, plotted in zip(ours, style.COLORS, strict=True):
+            hues = [
+                colorsys.rgb_to_hls(*(int(one[at : at + 2], 16) / 255 for at in (1, 3, 5)))[0]
+                for one in (colour, plotted)
+            ]
+            assert colour == plotted or (
+                contrast(plotted, "#ffffff") < 3 and hues[0] == pytest.approx(hues[1], abs=0.02)
+            )
+
+    def test_an_operators_curves_have_its_look(self, page):
+        curves = [curve for group in page.data["groups"] for panel in group["panels"] for curve in panel["curves"]]
+        roles = {curve["label"]: curve["role"] for curve in curves if curve["role"].startswith("operator")}
+        assert len(roles) == len(page.data["operators"])
+        assert roles["FADE"].startswith("operator-0-")
+        assert roles["CARAFE"].startswith("operator-1-")
+        dashes = [role.rsplit("-", 1)[1] for role in roles.values()]
+        assert len(set(dashes)) == len(dashes)

@@ -511,7 +511,7 @@ def test_a_value_is_read_by_pointer_and_by_keyboard(answer, answered):
     assert answer.evaluate("document.documentElement.scrollWidth") <= 1200
     answer.mouse.move(2, 2)
     expect(tip).to_be_hidden()
-    answer.locator("input[name=axis][value=linear]").focus()
+    answer.locator(".contents a").last.focus()
     answer.keyboard.press("Tab")
     expect(tip).to_be_visible()
     assert tip.text_content() == told[0]
@@ -530,6 +530,181 @@ def test_the_first_screen_answers(answer):
         assert len(boxes) == 3
         assert all(box["y"] + box["height"] <= 900 for box in boxes)
     assert answer.locator(".verdict .word").all_text_contents()[0] == "outline first"
+
+
+NAMES = ("fade", "carafe", "bilinear", "sapa_b", "dysample", "indexnet", "a2u")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """Makes the page of so many operators."""
+    folder = tmp_path_factory.mktemp("compared")
+
+    def make(count):
+        path = folder / f"{count}.html"
+        if not path.exists():
+            kinds = ("inward", "start", "place")
+            runs = [
+                make_onset_run(folder / f"{count}{name}", kinds[number % 3], upsampler=name)
+                for number, name in enumerate(NAMES[:count])
+            ]
+            write_report(runs, path, images=1)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def sized(browser, compared):
+    """Opens the page of so many operators in a window of a size."""
+    pages = []
+
+    def open_page(count, width=1280, height=800, **settings):
+        page = browser.new_page(viewport={"width": width, "height": height}, **settings)
+        pages.append(page)
+        page.goto(compared(count).as_uri())
+        page.wait_for_selector(".tile canvas")
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+# Of each grid the places of its items; a group's words count as one, since they stand in its first row.
+GRIDS = """() => {
+    const grids = [...document.querySelectorAll(".verdicts, .group, .tiles")];
+    return grids.filter((grid) => grid.checkVisibility()).map((grid) => {
+        const items = [...grid.querySelectorAll(
+            ":scope > .verdict, :scope > .tile, :scope > h3, .chart:not(.kymograph)")];
+        const boxes = items.map((item) => item.getBoundingClientRect()).filter((box) => box.width > 0);
+        return {
+            name: grid.className,
+            width: grid.getBoundingClientRect().width,
+            items: boxes.map((box) => [box.top, box.left, box.width]),
+        };
+    });
+}"""
+
+
+def orphans(page):
+    """Grids whose last row has one item, which does not fill it, beneath rows with several."""
+    found = []
+    for grid in page.evaluate(GRIDS):
+        rows = {}
+        for top, _, width in grid["items"]:
+            rows.setdefault(round(top / 4), []).append(width)
+        *above, last = rows.values()
+        if len(last) == 1 and last[0] < 0.9 * grid["width"] and any(len(row) > 1 for row in above):
+            found.append((grid["name"], [len(row) for row in rows.values()]))
+    return found
+
+
+def check_layout(page, widths=(360, 390, 768, 1024, 1280, 1920, 2560)):
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert orphans(page) == [], width
+
+
+def test_no_item_is_alone_in_the_last_row_and_nothing_sticks_out(answer):
+    check_layout(answer, [360, 2560])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7])
+def test_no_item_is_alone_with_other_numbers_of_operators(sized, count):
+    check_layout(sized(count))
+
+
+@pytest.mark.slow
+def test_a_lonely_item_would_be_found(sized):
+    page = sized(3, width=1920)
+    page.evaluate("document.querySelector('.verdict').parentElement.classList.replace('room6-3', 'room6-2')")
+    assert [name.split()[0] for name, _ in orphans(page)] == ["verdicts"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+def test_the_first_screen_of_two_operators_has_answers_maps_and_the_way_on(sized, width, height):
+    page = sized(2, width, height)
+    for name in (".verdict .word", ".verdict .sentence", ".kymograph"):
+        boxes = [part.bounding_box() for part in page.locator(name).all()]
+        assert len(boxes) == 2
+        assert all(box["y"] + box["height"] <= height for box in boxes), name
+    link = page.locator(".contents a", has_text="Maps")
+    assert link.bounding_box()["y"] < height / 2
+    if width > 1000:
+        assert page.locator("#viewer h2").bounding_box()["y"] < height - 100
+        assert page.locator("main").bounding_box()["width"] > 0.95 * width
+
+
+def test_the_contents_lead_to_the_parts(answer):
+    page = answer
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the answer"
+    assert page.locator(".skip").bounding_box()["y"] >= 0  # seen while it has the focus
+    links = page.locator("nav[aria-label=Contents] a")
+    for link in links.all():
+        page.keyboard.press("Tab")
+        assert link.evaluate("link => link === document.activeElement")
+        assert page.locator(link.get_attribute("href")).is_visible()
+    page.keyboard.press("Enter")
+    assert page.evaluate("scrollY") > 1000
+    assert links.last.bounding_box()["y"] < 900  # the contents stay beside a wide page
+
+
+@pytest.mark.slow
+def test_a_phone_folds_the_curves(sized):
+    page = sized(2, 390, 844)
+    assert page.evaluate("document.documentElement.scrollHeight") < 7 * 844
+    assert page.locator(".curves .curve").first.is_hidden()
+    page.locator(".fold > summary").first.click()
+    assert page.locator(".curves .curve").first.is_visible()
+    page.locator("input[name=axis][value=linear]").check()  # draws all charts again
+    assert page.locator(".curves .curve").first.is_visible()
+    page.set_viewport_size({"width": 1000, "height": 800})
+    expect(page.locator(".fold")).to_have_count(0)
+    assert page.locator(".curves .curve").last.is_visible()
+
+
+@pytest.mark.slow
+def test_maps_keep_the_size_of_their_words(sized):
+    page = sized(2, 1280)
+    scale = "svg => svg.clientWidth / svg.viewBox.baseVal.width"
+    for width in (1280, 700, 1920):
+        page.set_viewport_size({"width": width, "height": 900})
+        expect(page.locator(".kymograph svg").first).to_be_visible()
+        page.wait_for_timeout(50)  # an observer draws them again
+        assert page.locator(".kymograph svg").first.evaluate(scale) == pytest.approx(1, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_paper_has_at_most_four_pages(sized, count):
+    page = sized(count, color_scheme="dark")
+    paper = page.pdf(format="A4")
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", paper)) <= 4
+    page.emulate_media(media="print", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(sized, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.base", reason='needs axe: pip install ".[browser]"')
+    page = sized(2, width, 844, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    page.evaluate(axe.AXE_SCRIPT)
+    result = page.evaluate(f"axe.run({{ runOnly: {RULES} }})")
+    assert len(result["passes"]) > 40
+    found = [(one["id"], [node["target"] for node in one["nodes"]]) for one in result["violations"]]
+    assert found == []
 
 
 def test_hostile_names_are_text(view):

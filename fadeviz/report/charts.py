@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..analysis.onsets import Onsets, OperatorOnset
 from ..analysis.result import Analysis
 from ..render.panels import ArrivalMark, Curve, CurvePanel, KymographPanel, curve_order, kymograph_span
 from ..render.step_axis import choose_step_axis
+from ..render.style import COLORS, operator_looks
 from .text import plain, shown_indices
 
 BY_OPERATOR = ("responses", "learning", "gate")
@@ -61,7 +63,7 @@ def _logged(onsets: Onsets, drawn: Collection[str]) -> list[dict[str, Any]]:
     ]
     names, more = shown_names(curves)
     labels = _labels(onsets)
-    series = {label: index for index, label in enumerate(labels)}
+    series, roles = {label: index for index, label in enumerate(labels)}, _operator_roles(onsets)
     panels, measures = [], []
     for name in names:
         lines = {label: own[name] for label, own in zip(labels, curves, strict=True) if name in own}
@@ -72,7 +74,7 @@ def _logged(onsets: Onsets, drawn: Collection[str]) -> list[dict[str, Any]]:
         if finite:
             shown = [Curve(label, curve.steps, curve.middle, curve.low, curve.high) for label, curve in finite.items()]
             panel = CurvePanel(plain(name, 80), "", "value", shown)
-            panels.append(panel_data(panel, series, scale=f"logged {name}"))
+            panels.append(panel_data(panel, series, scale=f"logged {name}", operators=roles))
     if not measures:
         return []
     note = explain_logged(curves) + (f" {len(more)} more names were logged." if more else "")
@@ -84,6 +86,18 @@ def _labels(onsets: Onsets) -> list[str]:
     """A label for each operator: its title, or its name if titles are the same."""
     titles = [plain(operator.title) for operator in onsets.operators]
     return titles if len(set(titles)) == len(titles) else [plain(operator.name) for operator in onsets.operators]
+
+
+def _operator_roles(onsets: Onsets) -> dict[str, str]:
+    """How each operator's lines are drawn: its colour in all figures, and dashes by its place, which tell them apart.
+
+    ``operator-2-1`` is the third colour of :data:`~fadeviz.render.style.COLORS` and the page's second dash.
+    """
+    looks = operator_looks([operator.name for operator in onsets.operators])
+    return {
+        label: f"operator-{COLORS.index(looks[operator.name].color)}-{place}"
+        for place, (label, operator) in enumerate(zip(_labels(onsets), onsets.operators, strict=True))
+    }
 
 
 def _by_operator(
@@ -110,12 +124,12 @@ def _by_measure(
 ) -> list[dict[str, Any]]:
     """One panel per measure, one curve per operator; an operator has the same colour in all of them."""
     labels = _labels(onsets)
-    series = {label: index for index, label in enumerate(labels)}
+    series, roles = {label: index for index, label in enumerate(labels)}, _operator_roles(onsets)
     data = []
     for key in members:
         curves = [_curve(label, own[key]) for label, own in zip(labels, measured, strict=True) if key in own]
         panel = CurvePanel(MEASURES[key].title, MEASURES[key].meaning, MEASURES[key].unit, curves)
-        data.append(panel_data(panel, series, scale=key))
+        data.append(panel_data(panel, series, scale=key, operators=roles))
     return data
 
 
@@ -144,18 +158,23 @@ def _curve(label: str, curve: MeasureCurve, key: str = "", marks: Mapping[str, f
     )
 
 
-def panel_data(panel: CurvePanel, series: Mapping[str, int], *, scale: str) -> dict[str, Any]:
+def panel_data(
+    panel: CurvePanel, series: Mapping[str, int], *, scale: str, operators: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """A panel as the page's script reads it.
 
     Args:
         panel: the curves.
         series: the position of each label with a colour of its own, see :func:`~fadeviz.render.panels.curve_order`.
         scale: panels with the same scale share the range of their vertical axes.
+        operators: the look of each label that is an operator, see :func:`_operator_roles`.
     """
 
     def role(curve: Curve) -> str:
         label = curve.like or curve.label
         variant = " like" if curve.like else ""
+        if label in operators:
+            return operators[label]
         return _ROLES.get(label, f"series-{series[label]}") + variant
 
     return {

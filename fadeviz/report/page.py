@@ -16,6 +16,9 @@ from .predictions import ReportPredictions
 from .sequences import MapSequences, ReportSelection, shortest
 from .text import ClassTable
 
+_LONG_TITLE = 40
+"""Letters of a title that is set in smaller type."""
+
 _OPEN_ROWS = 12
 """Most rows of a table of classes that is open at first."""
 
@@ -32,7 +35,7 @@ def render_page(
         selection: the maps.
         predictions: what the models predicted; None leaves the section out.
     """
-    markup, style = (_read(f"page.{kind}") for kind in ("html", "css"))
+    markup, style = _read("page.html"), page.style()
     script = page.script("report")
     data = content["data"] | {
         "shown": list(selection.runs),
@@ -49,6 +52,9 @@ def render_page(
         elements.append(f'<script type="text/plain" id="{element}">{_base64(packed.data)}</script>')
     slots = {
         "title": _escape(content["title"]),
+        "heading": _unbroken(content["title"]),
+        "long": ' class="long"' if len(content["title"]) > _LONG_TITLE else "",
+        "contents": _contents(predictions is not None),
         "policy": _policy(style, script),
         "style": style,
         "script": script,
@@ -58,7 +64,8 @@ def render_page(
         "caveats": _items(content["caveats"]),
         "table": _onsets(*content["table"]),
         "classes": _classes(content["classes"]) if content["classes"] else "",
-        "key": _key(*content["key"]) if content["key"] else "",
+        "key": _key(content["key"][0], content["key"][2]) if content["key"] else "",
+        "explanation": _explanation(content["key"][1]) if content["key"] else "",
         "left_out": _left_out(selection.left_out),
         "predictions": "" if predictions is None else _escape(predictions.sentence),
         "settings": _settings(*content["settings"]),
@@ -139,37 +146,94 @@ def _left_out(sentences: Sequence[str]) -> str:
     return f'<details class="aside"><summary>Not in this file</summary><ul>{_items(sentences)}</ul></details>'
 
 
+def _contents(predictions: bool) -> str:
+    """The links to the parts of the page, in their order."""
+    parts = {"answer": "Answer", "viewer": "Maps", "predictions": "Predictions", "numbers": "Numbers"}
+    parts |= {"curves": "Curves", "limitations": "Limits", "runs": "Runs"}
+    if not predictions:
+        del parts["predictions"]
+    return "".join(f'<li><a href="#{part}">{name}</a></li>' for part, name in parts.items())
+
+
+def _unbroken(text: str) -> str:
+    """Text whose short words with a hyphen, such as U-Net, stay on one line."""
+    pieces = re.split(r"(\w+(?:-\w+)+)", text)
+    return "".join(
+        f'<span class="unbroken">{_escape(piece)}</span>' if number % 2 and len(piece) <= 16 else _escape(piece)
+        for number, piece in enumerate(pieces)
+    )
+
+
 def _verdicts(operators: Sequence[Mapping[str, Any]]) -> str:
-    """An article per operator: its verdicts and sentences, each above the distance-time map that the script draws."""
-    several = max((len(operator["halves"]) for operator in operators), default=1) > 1
-    parts = []
-    for operator in operators:
-        halves = []
-        for half in operator["halves"]:
-            panel = "" if half["panel"] is None else f'<div class="signature" data-panel="{half["panel"]:d}"></div>'
-            halves.append(
-                f'<div class="half"><p class="quiet">{_escape(half["row"])}</p>'
-                f'<p class="word">{_escape(half["word"])}</p></div>'
-                f'<p class="sentence">{_escape(half["sentence"])}</p>{panel or "<div></div>"}'
-            )
-        kind = "verdict halves" if several else "verdict"
-        parts.append(f'<article class="{kind}"><h3>{_escape(operator["title"])}</h3>{"".join(halves)}</article>')
-    width = {1: " one", 2: "", 3: " three"}.get(len(operators), " many")
-    return f'<div class="verdicts{width}">{"".join(parts)}</div>'
+    """An article per operator in each half of the answer: verdict, sentence and the map that the script draws.
+
+    The operators of a half stand together, as they are what a reader compares.
+    """
+    names = dict.fromkeys(half["row"] for operator in operators for half in operator["halves"])
+    parts: list[str] = []
+    for name in names:
+        articles = []
+        for operator in operators:
+            for half in operator["halves"]:
+                if half["row"] == name:
+                    number = half["panel"]
+                    panel = "<div>" if number is None else f'<div class="signature" data-panel="{number:d}">'
+                    articles.append(
+                        f'<article class="verdict"><h4>{_escape(operator["title"])}</h4>'
+                        f'<p class="word">{_escape(half["word"])}</p>'
+                        f'<p class="sentence">{_escape(half["sentence"])}</p>{panel}</div></article>'
+                    )
+        rooms = " ".join(f"room{room}-{balanced(len(articles), room)}" for room in range(2, _MOST_COLUMNS + 1))
+        heading, shown = f"<h3>{_escape(name)}</h3>", f'<div class="verdicts {rooms}">{"".join(articles)}</div>'
+        if parts and len(operators) > _MANY:  # the script closes it on a phone
+            parts.append(f'<details class="half printed" open><summary>{heading}</summary>{shown}</details>')
+        else:
+            parts.append(f'<div class="half">{heading}{shown}</div>')
+    few = " few" if len(operators) <= 2 else ""
+    return f'<div class="halves{few}">{"".join(parts)}</div>'
 
 
-def _key(quantity: str, explanation: str, span: float) -> str:
-    """The legend of the distance-time maps: symbols, which the script draws, colours, and how to read them."""
+_MANY = 3
+"""Operators above which the second half of the answer can be closed."""
+
+_MOST_COLUMNS = 7
+"""Most verdicts side by side."""
+
+
+def balanced(count: int, room: int) -> int:
+    """Columns for ``count`` items where there is room for ``room``: no last row with a single item.
+
+    Two columns of an odd number are the exception; their last item spans both.
+
+    Example:
+        >>> [balanced(count, 4) for count in (1, 3, 4, 5, 7, 9)], balanced(4, 3), balanced(7, 3)
+        ([1, 3, 4, 3, 4, 3], 2, 2)
+    """
+    if count <= room:
+        return max(count, 1)
+    columns = -(-count // -(-count // room))
+    while columns > 2 and count % columns == 1:
+        columns -= 1
+    return max(columns, min(2, room))
+
+
+def _key(quantity: str, span: float) -> str:
+    """The legend of the distance-time maps: symbols, which the script draws, and colours."""
     low, high = f"\N{MINUS SIGN}{span:g}", f"+{span:g}"
     bar = (
         f'<canvas id="bar" width="256" height="1" role="img" '
         f'aria-label="Colours from blue, {low}, over white, 0, to brown, {high}"></canvas>'
         f'<div class="bar-ends"><span>{low}</span><span>{_escape(quantity)}</span><span>{high}</span></div>'
     )
+    return f'<ul id="symbols" class="symbols"></ul><div class="colour-bar">{bar}</div>'
+
+
+def _explanation(text: str) -> str:
+    """How to read the distance-time maps, closed on screens and printed."""
     pointer = '<span class="screen">Point at a map to read its values; click it to go to a step.</span>'
     return (
-        f'<div class="key"><ul id="symbols" class="symbols"></ul><div class="colour-bar">{bar}</div></div>'
-        f'<p class="quiet signature-caption">{_escape(explanation)} {pointer}</p>'
+        f'<details class="aside printed"><summary>How to read these maps</summary>'
+        f"<p>{_escape(text)} {pointer}</p></details>"
     )
 
 
@@ -203,9 +267,12 @@ def _settings(names: Sequence[str], different: dict[str, list[str]], common: dic
             "<h3>Different settings</h3>" + _table("Different settings", _row("th", head, "col"), body, "marked")
         )
     if common:
-        heading = "The run" if len(names) == 1 else "Common settings"
+        heading = "Settings" if len(names) == 1 else "Common settings"
         cells = "".join(f"<div><dt>{_escape(k)}</dt><dd>{_escape(v)}</dd></div>" for k, v in common.items())
-        parts.append(f'<h3>{heading}</h3><dl class="settings">{cells}</dl>')
+        parts.append(
+            f'<details class="aside wide printed"><summary>{heading} ({len(common)})</summary>'
+            f'<dl class="settings">{cells}</dl></details>'
+        )
     return "".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -255,9 +256,14 @@ def _settings(run: StoredRun) -> dict[str, str]:
         "threads": info.threads,
         **{f"version of {name}": value for name, value in info.versions.items()},
         "status": info.status,
-        **{f"result: {name}": value for name, value in info.result.items()},
+        **{f"result: {name}": _measured(value) for name, value in info.result.items()},
     }
     return {plain(name, 60): _value(value) for name, value in settings.items() if value not in (None, "")}
+
+
+def _measured(value: object) -> object:
+    """A result with as many digits as are known of it."""
+    return float(f"{value:.3g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _value(value: object) -> str:

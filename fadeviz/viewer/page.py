@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
-from .. import report
+from .. import page
 from ..page import json_text, maps_markup, palettes, signed_colours
 from ..render.colormap import NON_FINITE
 from ..render.normalize import FIXED_RANGES
@@ -35,16 +35,16 @@ def markup(folders: Sequence[str]) -> str:
         "nonFinite": list(NON_FINITE),
     }
     slots = {"data": json_text(data), "maps": maps_markup(), "version": html.escape(__version__)}
-    page = _read("page.html")
+    text = _read("page.html")
     for name, value in slots.items():
-        page = page.replace("{{" + name + "}}", value)
-    return page
+        text = text.replace("{{" + name + "}}", value)
+    return text
 
 
 @cache
 def style() -> str:
-    """The style of the report, and what is different."""
-    return files(report).joinpath("page.css").read_text("utf-8") + _read("page.css")
+    """The style that report and viewer share, and what is different."""
+    return page.style() + _read("page.css")
 
 
 def _read(name: str) -> str:

@@ -22,6 +22,7 @@ from ..analysis.logged import logged_curves, shown_names
 from ..errors import FadevizError, printable
 from ..render.labels import truth_image, truth_name
 from ..render.predictions import colours_of
+from ..render.style import COLORS, operator_color
 from ..report.contour import contour_path
 from ..storage.listing import stamp
 from ..storage.map_index import bare_name
@@ -104,6 +105,7 @@ class RunReader:
             "place": self.index.place(token),
             "title": run.title,
             "seed": run.info.config.seed,
+            "colour": COLORS.index(operator_color(run.name)),  # that of the operator in all figures
             "network": run.info.network_title or run.info.network or "",
             "steps": [[step, version] for step, version in opened.steps.items()],
             "layers": _layers(run),

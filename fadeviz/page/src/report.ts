@@ -44,5 +44,6 @@ byId("curves-csv").addEventListener("click", () => {
   downloadText(curvesCsv(data.groups.flatMap((group) => group.panels)), "fadeviz_curves.csv");
 });
 saveTables();
+for (const half of document.querySelectorAll<HTMLDetailsElement>("details.half")) half.open = !narrow.matches;
 showCharts();
 void showSelection();

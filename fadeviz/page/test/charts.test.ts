@@ -3,7 +3,7 @@ import { test } from "node:test";
 import { axisEnds, look, rangeOf, stretches, ticks, timeAxis } from "../src/common/charts.js";
 import { csv, curveRows, mapRows } from "../src/common/csv.js";
 import { valuesFrame } from "../src/common/frames.js";
-import { rowLengths } from "../src/common/maps.js";
+import { rowLengths } from "../src/common/rows.js";
 import { view } from "../src/common/view.js";
 
 test("ticks are round and within the ends", () => {

@@ -8,7 +8,7 @@ import { view } from "./view.js";
 /** A line: its middle and its band, null where there is none. */
 export interface Curve {
   readonly label: string;
-  readonly role: string; // "outline", "interior" or "series-N"; " like" after it: a variant of that line
+  readonly role: string; // "outline", "interior", "series-N" or "operator-COLOUR-DASHES"; " like" after it: a variant of that line
   readonly steps: readonly number[];
   readonly middle: readonly (number | null)[];
   readonly low: readonly (number | null)[];
@@ -88,7 +88,7 @@ export function goToClicked(svg: SVGSVGElement, width: number, stepAt: (x: numbe
 // --- lines -----------------------------------------------------------------------------------------------------------
 
 const LIKE = "7 2 1 2";
-const DASHES = ["", "6 3", "2 2", "9 3 2 3"];
+const DASHES = ["", "6 3", "2 2", "9 3 2 3", "14 4", "9 2 2 2 2 2", "5 6", "1.5 4"];
 const SERIES = 8;
 
 interface Look { readonly colour: string; readonly dash: string; readonly width: number }
@@ -96,6 +96,8 @@ interface Look { readonly colour: string; readonly dash: string; readonly width:
 /** Colour and dashes of a line, so that it is told from the others without its colour as well. */
 export function look(role: string): Look {
   const [main = "", variant] = role.split(" ");
+  const operator = /^operator-(\d+)-(\d+)$/.exec(main); // its colour and its dashes
+  if (operator) return { colour: `var(--operator-${operator[1]})`, dash: DASHES[Number(operator[2]) % DASHES.length] ?? "", width: 2 };
   const series = /^series-(\d+)$/.exec(main);
   const place = Number(series?.[1] ?? 0);
   // After eight colours the same ones come again, with other dashes.

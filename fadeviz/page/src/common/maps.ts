@@ -5,6 +5,7 @@ import { clear, difference, isPicture, pixelsOf, putPixels, setSize, type Frame,
 import { context } from "./dom.js";
 import { count, number, symmetric, title, type Limits } from "./numbers.js";
 import { follow, showSlider } from "./playback.js";
+import { arrangeTiles } from "./rows.js";
 import { cellAt, mapTile, markCell, onPoint, pictureTile, showScale, type MapTile, type PictureTile, type Tile } from "./tiles.js";
 import { asArrangement, asScope, stepNow, view, type Colours, type Place } from "./view.js";
 
@@ -166,45 +167,11 @@ function makePair(one: Tile, other: Tile): HTMLElement {
   return make("figure", { class: "tile pair" }, halves([one.heading, other.heading]), one.frame, slider, halves([below(one), below(other)]));
 }
 
-// --- layout ----------------------------------------------------------------------------------------------------------
-
-const LEAST_TILE = 180; // pixels
-const MOST_TILE = 460;
-const GAP = 16;
-
-/** The lengths of rows that differ by one at most: seven tiles, at most three in a row, are 3 + 2 + 2, not 3 + 3 + 1. */
-export function rowLengths(total: number, most: number): number[] {
-  const rows = Math.ceil(total / Math.max(1, most));
-  return Array.from({ length: rows }, (_, row) => Math.floor(total / rows) + (row < total % rows ? 1 : 0));
-}
-
 function arrange(): void {
   const fields = document.querySelector("#viewer .controls");
-  if (fields) fields.classList.toggle("odd", [...fields.querySelectorAll("label")].filter((one) => one.parentElement === fields && !one.hidden).length % 2 === 1);
-  const grid = byId("tiles");
-  const children = [...grid.children] as HTMLElement[];
-  const wide = byId("viewer").clientWidth;
-  if (!children.length || !wide) return;
-  const most = Math.max(wide < 560 ? 2 : 3, Math.floor((wide + GAP) / (LEAST_TILE + GAP)));
-  // Of an odd number in two columns one has a row of its own: the image, or with its truth beside it the last map.
-  const isWide = most === 2 && arrangement() === "overlay";
-  const alone = isWide || (most === 2 && children.length % 2 === 1 && pictures.length > 0);
-  const pairs = rowLengths(children.length - 1, most);
-  const lengths = !alone ? rowLengths(children.length, most)
-    : isWide ? [...rowLengths(pictures.length, most), 1]
-      : pictures.length === 1 ? [1, ...pairs] : [...pairs, 1];
-  const columns = alone ? 2 : Math.max(1, ...lengths);
-  grid.classList.toggle("image-alone", alone && pictures.length === 1);
-  grid.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
-  // Not so large that the slider is off the screen.
-  grid.style.maxWidth = `${columns * Math.min(MOST_TILE, Math.max(260, 0.55 * innerHeight))}px`;
-  let next = 0;
-  lengths.forEach((length, row) => {
-    for (const [column, child] of children.slice(next, next + length).entries()) {
-      child.style.gridArea = alone && length === 1 ? `${row + 1} / 1 / auto / -1` : `${row + 1} / ${column + 1}`;
-    }
-    next += length;
-  });
+  const labels = [...fields?.children ?? []].filter((one) => one instanceof HTMLLabelElement && !one.hidden);
+  fields?.classList.toggle("odd", labels.length % 2 === 1); // so that none is alone in two columns
+  arrangeTiles(byId("tiles"), pictures.length, arrangement() === "overlay");
 }
 
 // --- the step --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import { byId, context, draw, make } from "../common/dom.js";
 import { drawTimeAxis, goToClicked, stepAtTime, time, timeAxis, type TimeAxis } from "../common/charts.js";
 import { clamp, count, nearest, number, rint, signed } from "../common/numbers.js";
 import { followers, goTo } from "../common/playback.js";
+import { stepNow } from "../common/view.js";
 import { data, signedBytes, type Arrival, type KymographPanel } from "./data.js";
 
 const { edges, panels, span } = data.signature;
@@ -11,12 +12,33 @@ const { steps } = data;
 const [firstStep, lastStep] = [steps[0] ?? 0, steps.at(-1) ?? 0];
 const [inmost, outmost] = [edges[0] ?? 0, edges.at(-1) ?? 1];
 
-export const narrow = matchMedia("(max-width: 560px)");
+export const narrow = matchMedia("screen and (max-width: 740px)");
+
+/** What is drawn in each place of a distance-time map: its width, and what moves its cursor. */
+const drawn = new Map<HTMLElement, { readonly width: number; readonly moveCursor: (step: number) => void }>();
+
+// Drawn again for another width, so that words keep their size.
+const widths = new ResizeObserver(() => {
+  for (const [slot, { width }] of drawn) if (Math.abs(widthOf(slot) - width) > 8) drawMap(slot);
+});
+
+const widthOf = (slot: HTMLElement): number => clamp(Math.round(slot.clientWidth), 150, 900);
+
+function drawMap(slot: HTMLElement): void {
+  const panel = panels[Number(slot.dataset.panel)];
+  if (!panel) return;
+  const width = widthOf(slot);
+  const { figure, moveCursor } = makeKymograph(panel, width);
+  drawn.set(slot, { width, moveCursor });
+  slot.replaceChildren(figure);
+  moveCursor(stepNow() ?? firstStep);
+}
 
 export function showKymographs(): void {
   for (const slot of document.querySelectorAll<HTMLElement>(".signature")) {
-    const panel = panels[Number(slot.dataset.panel)];
-    if (panel) slot.replaceChildren(makeKymograph(panel));
+    drawMap(slot);
+    widths.observe(slot);
+    followers.push((step) => { drawn.get(slot)?.moveCursor(step); });
   }
   if (panels.length) showKey();
 }
@@ -65,11 +87,8 @@ interface Frame {
   readonly depthAt: (y: number) => number;
 }
 
-function makeKymograph(panel: KymographPanel): HTMLElement {
-  const many = data.operators.length;
-  // About the size on the screen, so that text stays readable.
-  const width = narrow.matches ? 350 : many > 3 ? 270 : many === 3 ? 360 : 540;
-  const height = narrow.matches || many < 3 ? 204 : 190;
+function makeKymograph(panel: KymographPanel, width: number) {
+  const height = narrow.matches ? 150 : data.operators.length > 3 ? 144 : width > 480 ? 194 : 172;
   const [left, right, top, bottom] = [48, width - 10, 6, height - 36] as const;
   const borders = cellBorders();
   const [start, end] = [borders[0] ?? 0, borders.at(-1) ?? 1];
@@ -84,28 +103,29 @@ function makeKymograph(panel: KymographPanel): HTMLElement {
   const { place, up } = frame;
 
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": spoken(panel), tabindex: "0" });
+  svg.style.setProperty("--drawn", String(width)); // for print, which shows it in another size
   svg.append(draw("rect", { class: "frame-line", x: left, y: top, width: right - left, height: bottom - top }));
   for (let depth = Math.ceil(inmost); depth <= outmost; depth += 1) {
     svg.append(draw("line", { class: "axis", x1: left - 4, x2: left, y1: up(depth), y2: up(depth) }));
     svg.append(draw("text", { x: left - 7, y: up(depth) + 4, "text-anchor": "end" }, count(depth)));
   }
-  svg.append(draw("text", { "text-anchor": "middle", transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)` }, "inside ← object radii → outside"));
+  svg.append(draw("text", { "text-anchor": "middle", transform: `translate(12 ${(top + bottom) / 2}) rotate(-90)` }, height < 190 ? "inside ← radii → out" : "inside ← object radii → outside"));
   svg.append(draw("line", { class: "zero", x1: left, x2: right, y1: up(0), y2: up(0) }));
   const { marks } = timeAxis(firstStep, lastStep, place(firstStep), place(lastStep));
   drawTimeAxis(svg, { place, marks: labelled({ place, marks }, 6.4) }, bottom, right);
   const cursors = ["cursor-under", "cursor"].map((kind) => draw("line", { class: kind, y1: top, y2: bottom }));
   svg.append(...cursors);
   for (const arrival of panel.arrivals) svg.append(...arrivalMark(arrival, frame));
-  followers.push((step) => {
+  const moveCursor = (step: number) => {
     for (const cursor of cursors) {
       cursor.setAttribute("x1", String(place(step)));
       cursor.setAttribute("x2", String(place(step)));
     }
-  });
+  };
   goToClicked(svg, width, frame.stepAt);
   const plot = make("div", { class: "plot" }, cells(panel, frame, borders.map(across)), svg);
   addReading(plot, svg, panel, frame);
-  return make("figure", { class: "chart kymograph" }, plot);
+  return { figure: make("figure", { class: "chart kymograph" }, plot), moveCursor };
 }
 
 function cells(panel: KymographPanel, { width, height, left, right, top, bottom, up }: Frame, borders: readonly number[]): HTMLCanvasElement {

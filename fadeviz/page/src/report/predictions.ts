@@ -5,6 +5,7 @@ import { putPixels } from "../common/frames.js";
 import { count } from "../common/numbers.js";
 import { goTo } from "../common/playback.js";
 import { readPalette, type Palette } from "../common/colours.js";
+import { arrangeTiles } from "../common/rows.js";
 import { mapTile, pictureTile, type Tile } from "../common/tiles.js";
 import { stepNow, view } from "../common/view.js";
 import { data, type Predictions } from "./data.js";
@@ -47,9 +48,13 @@ export async function showPredictions(): Promise<void> {
   shown = made;
   name = image.name;
   byId("prediction-tiles").replaceChildren(...elements);
-  byId("prediction-tiles").style.maxWidth = `${elements.length * 420}px`;
+  arrange();
   select("prediction-image").value = String(chosen);
   showPredictionStep();
+}
+
+function arrange(): void {
+  arrangeTiles(byId("prediction-tiles"), data.predictions?.truths[view.image] ? 1 : 0);
 }
 
 let palette: Palette = new Uint32Array();
@@ -77,6 +82,7 @@ export function startPredictions(): void {
   byId("predictions").hidden = false;
   setOptions(select("prediction-image"), imageEntries(), view.image);
   select("prediction-image").addEventListener("change", () => { setImage(Number(select("prediction-image").value)); });
+  new ResizeObserver(arrange).observe(byId("predictions"));
   const slider = input("prediction-slider");
   slider.max = String(data.steps.length - 1);
   slider.addEventListener("input", () => { goTo(Number(slider.value)); });

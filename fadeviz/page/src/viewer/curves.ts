@@ -6,7 +6,7 @@ import { title } from "../common/numbers.js";
 import { follow, followers } from "../common/playback.js";
 import { view } from "../common/view.js";
 import { ask, isAway, Refused } from "./server.js";
-import { labelTexts } from "./runs.js";
+import { detailsOf, labelTexts } from "./runs.js";
 import { data, entries, state, type ListEntry, type Logged } from "./state.js";
 
 interface Known extends Logged { readonly entry: ListEntry | undefined; readonly at: number }
@@ -47,7 +47,7 @@ export function curvePanels(): Panel[] {
     curves: state.runs.flatMap((id, place) => {
       const curve = logged.get(id)?.curves[name];
       if (!curve?.middle.some((one) => one !== null)) return [];
-      return [{ ...curve, label: texts[place] ?? id, role: `series-${place}` }];
+      return [{ ...curve, label: texts[place] ?? id, role: `operator-${detailsOf(id)?.colour ?? place % 8}-${place}` }];
     }),
   })).filter((panel) => panel.curves.length);
 }

@@ -63,6 +63,7 @@ export interface Details {
   readonly place: string;
   readonly title: string;
   readonly seed: number | null;
+  readonly colour: number; // of its operator, in all figures
   readonly network: string;
   readonly steps: readonly (readonly [step: number, version: string])[];
   readonly layers: readonly LayerDetails[];

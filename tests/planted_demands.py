@@ -117,4 +117,9 @@ DEMANDS = {
     "line bright, deep dark": _outline(0.9),
     "deep goes, then all": _interior(0.85),
     "deep dark, then all bright": replace(_interior(0.85), most=CHANCE),
+    "inward, then sign flips": _outline(0.85),
+    "outward, then sign flips": _interior(0.85),
+    "outward, sign flips in one seed": _interior(0.85),
+    "faint rim, together": TOGETHER,
+    "noise shrinks, together": TOGETHER,
 }

@@ -33,6 +33,7 @@ class ChanceLevel:
         strength: ``(S,)``, mean over the runs of the magnitude of the smoothed curves; of their values where the sign
             is known.
         level: the largest strength over all steps stays below this in 95 % of the permutations: a simultaneous band.
+        run_levels: ``(R,)``, the same for the magnitude of each run's smoothed curve by itself.
         p: share of the permutations whose largest strength is at least that of the true masks.
         p_start: the same for the first snapshot alone, unsmoothed.
     """
@@ -40,6 +41,7 @@ class ChanceLevel:
     curves: NDArray[np.float64]
     strength: NDArray[np.float64]
     level: float
+    run_levels: NDArray[np.float64]
     p: float
     p_start: float
 
@@ -87,13 +89,15 @@ def chance_level(
     flat = table.reshape(runs * steps, images * images)
     rest = flat.sum(1) / images
     length = max(1, _BLOCK // max(1, runs * steps))
-    largest, first, curves, strength = [], [], None, None
+    largest, first, of_runs, curves, strength = [], [], [], None, None
     for start in range(0, len(permutations), length):
         sums = (selection[start : start + length] @ flat.T - rest) / ((images - 1) * room)
         permuted = sums.reshape(-1, runs, steps)
         smoothed, starts = smooth(permuted), permuted[:, :, 0]
-        magnitudes = (smoothed if known_sign else np.abs(smoothed)).mean(1)
+        sizes = np.abs(smoothed)
+        magnitudes = (smoothed if known_sign else sizes).mean(1)
         largest.append(magnitudes.max(1))
+        of_runs.append(sizes.max(2))
         first.append((starts if known_sign else np.abs(starts)).mean(1))
         if curves is None:
             curves, strength = permuted[0], magnitudes[0]
@@ -104,6 +108,7 @@ def chance_level(
         curves=curves,
         strength=strength,
         level=float(np.quantile(tops, LIMIT_LEVEL)),
+        run_levels=np.quantile(np.concatenate(of_runs), LIMIT_LEVEL, axis=0),
         p=_share_at_least(tops),
         p_start=_share_at_least(np.concatenate(first)),
     )

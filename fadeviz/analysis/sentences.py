@@ -22,7 +22,7 @@ _MOST_IMAGES, _MOST_SEEDS = 200, 50
 
 def describe_operator(operator: OperatorOnset, steps: Sequence[int]) -> tuple[str, ...]:
     """One sentence on what the maps show, and one on what the features hold where a readout was recorded."""
-    remarks = f"{_opposite(operator.map)}{_marked(operator)}{_origin(operator.origins)}"
+    remarks = f"{_opposite(operator.map)}{_turned(operator.map)}{_marked(operator)}{_origin(operator.origins)}"
     sentences = [f"{operator.title}: {describe_onset(operator.map, steps)}{remarks}."]
     if operator.readout is not None:
         sentences.append(
@@ -99,6 +99,13 @@ def _opposite(onset: Onset) -> str:
         return ""
     dark, bright = ("interior", "outline") if interior.signs.mean() < outline.signs.mean() else ("outline", "interior")
     return f" (the {dark} is dark where the {bright} is bright)"
+
+
+def _turned(onset: Onset) -> str:
+    """A remark where maps change between dark and bright on the object; empty otherwise."""
+    if onset.sign_change is None or not (onset.outline.shown or onset.interior.shown):
+        return ""
+    return f" (bright and dark change places by step {onset.sign_change}; what comes before is timed)"
 
 
 def _timed(onset: Onset, steps: Sequence[int]) -> str:

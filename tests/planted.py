@@ -19,7 +19,7 @@ from scipy import ndimage
 from fadeviz.analysis.regions import Regions, build_regions
 from planted_objects import POOL, ellipse, object_mask, pool_regions
 
-NOISE = {"low": 0.4, "middle": 1.0, "high": 1.8}
+NOISE = {"least": 0.05, "low": 0.4, "middle": 1.0, "high": 1.8}
 """Standard deviation of a cell's noise; the object's signal rises to 1."""
 
 Maps = NDArray[np.float32]

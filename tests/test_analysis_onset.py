@@ -149,17 +149,20 @@ def test_the_chance_level_is_that_of_all_permutations(known_sign):
     rng = np.random.default_rng(0)
     table, perfect = rng.normal(size=(2, 4, 5, 5)), np.eye(5)
     level = chance_level(table, perfect, permute_images(5), known_sign=known_sign)
-    tops, starts, of_runs = [], [], []
+    tops, starts, of_runs, smoothed = [], [], [], []
     for order in itertools.permutations(range(5)):
         permuted = own_less_others(table[..., order])
         kept = (lambda values: values) if known_sign else np.abs
         tops.append(kept(smooth(permuted)).mean(0).max())
         starts.append(kept(permuted[:, 0]).mean())
         of_runs.append(np.abs(smooth(permuted)).max(1))
+        smoothed.append(smooth(permuted))
     assert level.p == pytest.approx(np.mean(np.array(tops) >= tops[0] - 1e-12))
     assert level.p_start == pytest.approx(np.mean(np.array(starts) >= starts[0] - 1e-12))
     assert level.level == pytest.approx(np.quantile(tops, 0.95))
-    assert np.allclose(level.run_levels, np.quantile(of_runs, 0.95, axis=0))
+    spread = np.sqrt(np.mean(np.square(smoothed), axis=0))
+    assert np.allclose(level.run_bounds, np.minimum(3 * spread, np.quantile(of_runs, 0.95, axis=0)[:, None]))
+    assert np.allclose(level.bounds, np.minimum(3 * spread.mean(0), level.level))
     assert np.allclose(level.curves, own_less_others(table))
 
 

@@ -26,7 +26,7 @@ COMPARABLE = 3
 """Images needed for a jackknife."""
 
 OWN_MASK_SHARE = 0.85
-"""Share of the chance level that a reversed first response of the interior must exceed, if own masks alone show it."""
+"""Share of its bound that a reversed first response of the interior must exceed, if own masks alone show it."""
 
 LEAST_ALIKE = 1e-3
 """Share of a perfect map's response that is its own, below which nothing is compared: the masks are equal."""
@@ -163,9 +163,10 @@ class _Response:
         return smooth(self.curve)[: self.end]
 
     def reversed_before_top(self, other: _Response, *, fallen: bool = False) -> int | None:
-        """Index of the lowest smoothed response before the top, if it alone is below minus the chance level; else None.
+        """Index of the lowest smoothed response before the top, if it alone is below minus its bound; else None.
 
-        If the other response is below minus half of its own chance level there, the whole map changes sign.
+        If the other response is below minus half of its chance level there, or its bound, the whole map may be of the
+        other sign.
 
         Args:
             other: the other of outline and interior.
@@ -173,14 +174,14 @@ class _Response:
                 own masks alone show it too. If not, it may be a pattern of the images that is there all the time, or
                 an effect of the other masks: where objects overlap, a rising outline lowers the interior's response.
         """
-        smoothed, level = self.smoothed, self.level.level
+        smoothed = self.smoothed
         index = int(smoothed[: int(smoothed.argmax()) + 1].argmin())
-        lowest = smoothed[index]
-        if other.smoothed[index] <= -other.level.level / 2:
+        lowest, bound = smoothed[index], self.level.bounds[index]
+        if other.smoothed[index] <= -min(other.level.level / 2, other.level.bounds[index]):
             return None
         if not fallen:
-            return index if lowest < -level else None
-        needed = level * (OWN_MASK_SHARE if smooth(self.own_mask)[index] <= lowest / 2 else 1.0)
+            return index if lowest < -bound else None
+        needed = bound * (OWN_MASK_SHARE if smooth(self.own_mask)[index] <= lowest / 2 else 1.0)
         return index if max(lowest, lowest - smoothed[0]) < -needed else None
 
 
@@ -273,9 +274,9 @@ def _sign_phases(levels: Sequence[ChanceLevel], shared: int) -> NDArray[np.int64
     to change its sign where the mean does.
     """
     curves = np.stack([smooth(level.curves) for level in levels])
-    by_run = curves / np.stack([np.maximum(level.run_levels, 1e-12) for level in levels])[..., None]
+    by_run = curves / np.stack([np.maximum(level.run_bounds, 1e-12) for level in levels])
     signs = np.where(by_run[..., shared].sum(0) < 0, -1, 1)[:, None]
-    mean = (signs * curves).mean(1) / np.array([[max(level.level, 1e-12)] for level in levels])
+    mean = (signs * curves).mean(1) / np.stack([np.maximum(level.bounds, 1e-12) for level in levels])
     of_mean, _ = _phases(mean)
     phases = []
     for run in range(len(signs)):
@@ -293,7 +294,7 @@ def _phases(relative: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[n
     next one that has, or else of the last one.
 
     Args:
-        relative: ``(2, S)``, smoothed responses of outline and interior relative to their chance levels.
+        relative: ``(2, S)``, smoothed responses of outline and interior relative to their bounds.
     """
     signs = np.where(relative.sum(0) < 0, -1, 1)
     certain = np.logical_and.reduce(relative * signs > 1)
@@ -308,7 +309,7 @@ def _phases(relative: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[n
 def _first_change(phases: NDArray[np.int64], responses: Sequence[_Response]) -> int | None:
     """Index at which the first run changes its sign after both responses have been beyond chance; None if none does."""
     for index in np.flatnonzero((phases[:, 1:] != phases[:, :-1]).any(axis=0)) + 1:
-        if all(smooth(response.curve)[:index].max() > response.level.level for response in responses):
+        if all((smooth(response.curve) > response.level.bounds)[:index].any() for response in responses):
             return int(index)
     return None
 

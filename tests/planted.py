@@ -19,7 +19,7 @@ from scipy import ndimage
 from fadeviz.analysis.regions import Regions, build_regions
 from planted_objects import POOL, ellipse, object_mask, pool_regions
 
-NOISE = {"low": 0.4, "middle": 1.0, "high": 1.8}
+NOISE = {"least": 0.05, "low": 0.4, "middle": 1.0, "high": 1.8}
 """Standard deviation of a cell's noise; the object's signal rises to 1."""
 
 Maps = NDArray[np.float32]
@@ -263,6 +263,29 @@ def deep_goes_then_all(scene: Scene) -> Maps:
     return scene.rise(-0.6, -0.1) * (1 - scene.rise(0.3, 0.6)) * deep + scene.rise(0.7, 1.4) * scene.mask
 
 
+def inward_then_flips(scene: Scene) -> Maps:
+    """Filled inward; then the sign flips, in every seed."""
+    return _flip(scene) * scene.inward()
+
+
+def outward_then_flips(scene: Scene) -> Maps:
+    return _flip(scene) * scene.outward()
+
+
+def outward_flips_in_one_seed(scene: Scene) -> Maps:
+    first = (np.arange(len(scene.time)) == 0)[:, None, None, None, None]
+    return np.where(first, _flip(scene), 1) * scene.outward()
+
+
+def _flip(scene: Scene) -> Maps:
+    return np.where(scene.time > scene.begin + 1.4 * scene.length, -1, 1)
+
+
+def faint_rim(scene: Scene) -> Maps:
+    """The whole object at once, its outer 30 % half as strong."""
+    return scene.rise(0, 1) * scene.mask * np.where(scene.depth > 0.3, 1, 0.5)
+
+
 # What is done to the finished maps.
 
 
@@ -290,6 +313,12 @@ def some_nan(maps: Maps, random: np.random.Generator) -> Maps:
 def quantised(maps: Maps, random: np.random.Generator) -> Maps:
     """Six values only, and what is below the mean is 0, as after a ReLU: most cells are tied."""
     return np.round(np.clip(maps, 0, 2.5) * 2).astype(np.float32)
+
+
+def less_noise(maps: Maps, random: np.random.Generator) -> Maps:
+    """Further noise of each cell, three times the object's signal at first and none at the end."""
+    strength = np.linspace(3, 0, maps.shape[1], dtype=np.float32)[:, None, None, None]
+    return maps + strength * random.standard_normal(maps.shape, np.float32)
 
 
 KINDS = {
@@ -354,6 +383,11 @@ KINDS = {
     "line bright, deep dark": Kind(line_bright_deep_dark),
     "deep goes, then all": Kind(deep_goes_then_all),
     "deep dark, then all bright": Kind(deep_dark_then_bright),
+    "inward, then sign flips": Kind(inward_then_flips),
+    "outward, then sign flips": Kind(outward_then_flips),
+    "outward, sign flips in one seed": Kind(outward_flips_in_one_seed),
+    "faint rim, together": Kind(faint_rim),
+    "noise shrinks, together": Kind(together, finish=less_noise),
 }
 
 

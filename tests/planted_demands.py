@@ -111,10 +111,14 @@ DEMANDS = {
     "some NaN, outward": _interior(0.9),
     "few values, inward": _outline(0.9),
     "few values, outward": _interior(0.9),
-    # The one reversal known: a first response of the opposite sign that is too weak to be told from chance.
-    "deep bright, then all dark": replace(_interior(0.85), most=0.25),
+    "deep bright, then all dark": _interior(0.9),
     "line bright, then all dark": _outline(0.9),
     "line bright, deep dark": _outline(0.9),
     "deep goes, then all": _interior(0.85),
     "deep dark, then all bright": replace(_interior(0.85), most=CHANCE),
+    "inward, then sign flips": _outline(0.85),
+    "outward, then sign flips": _interior(0.85),
+    "outward, sign flips in one seed": _interior(0.85),
+    "faint rim, together": TOGETHER,
+    "noise shrinks, together": TOGETHER,
 }

@@ -139,6 +139,14 @@ def test_the_analysis_reads_as_sentences(onsets):
     assert repr(analysis) == f"Analysis({LAYER}, feature; fade: outline first, carafe: interior first)"
 
 
+def test_a_change_of_sign_is_said(onsets):
+    fade = onsets.operators[0]
+    turned = dataclasses.replace(fade, map=dataclasses.replace(fade.map, sign_change=100))
+    plain, said = (describe_operator(operator, onsets.steps)[0] for operator in (fade, turned))
+    remark = " (bright and dark change places by step 100; what comes before is timed)"
+    assert said == f"{plain[:-1]}{remark}."
+
+
 def test_a_control_tells_learning_from_initialisation(tmp_path):
     made = [
         make_run(tmp_path / f"{name}{seed}", kind, seed=seed, config={"labels": labels} if labels else None)

@@ -20,6 +20,9 @@ ALL_UP_TO = 7
 LIMIT_LEVEL = 0.95
 """Quantile of the largest strengths of the permutations, which is the chance level."""
 
+CERTAIN = 3.0
+"""Standard deviations over the permutations beyond which the response at one snapshot is not chance."""
+
 _BLOCK = 2**22
 """Values of curves for permuted masks in memory at a time."""
 
@@ -33,6 +36,10 @@ class ChanceLevel:
         strength: ``(S,)``, mean over the runs of the magnitude of the smoothed curves; of their values where the sign
             is known.
         level: the largest strength over all steps stays below this in 95 % of the permutations: a simultaneous band.
+        bounds: ``(S,)``, magnitude of the runs' mean beyond which a smoothed response is not chance at that snapshot:
+            ``CERTAIN`` standard deviations there, and at most the level. Of a strong response, the masks permuted, much
+            is left: the level, which holds at all steps, is then far above what a weak one before it has.
+        run_bounds: ``(R, S)``, the same for each run by itself.
         p: share of the permutations whose largest strength is at least that of the true masks.
         p_start: the same for the first snapshot alone, unsmoothed.
     """
@@ -40,6 +47,8 @@ class ChanceLevel:
     curves: NDArray[np.float64]
     strength: NDArray[np.float64]
     level: float
+    bounds: NDArray[np.float64]
+    run_bounds: NDArray[np.float64]
     p: float
     p_start: float
 
@@ -87,23 +96,32 @@ def chance_level(
     flat = table.reshape(runs * steps, images * images)
     rest = flat.sum(1) / images
     length = max(1, _BLOCK // max(1, runs * steps))
-    largest, first, curves, strength = [], [], None, None
+    largest, first, of_runs, curves, strength = [], [], [], None, None
+    squares = np.zeros((runs, steps))
     for start in range(0, len(permutations), length):
         sums = (selection[start : start + length] @ flat.T - rest) / ((images - 1) * room)
         permuted = sums.reshape(-1, runs, steps)
         smoothed, starts = smooth(permuted), permuted[:, :, 0]
-        magnitudes = (smoothed if known_sign else np.abs(smoothed)).mean(1)
+        sizes = np.abs(smoothed)
+        magnitudes = (smoothed if known_sign else sizes).mean(1)
         largest.append(magnitudes.max(1))
+        of_runs.append(sizes.max(2))
+        squares += (sizes**2).sum(0)
         first.append((starts if known_sign else np.abs(starts)).mean(1))
         if curves is None:
             curves, strength = permuted[0], magnitudes[0]
     assert curves is not None
     assert strength is not None
     tops = np.concatenate(largest)
+    level = float(np.quantile(tops, LIMIT_LEVEL))
+    run_levels = np.quantile(np.concatenate(of_runs), LIMIT_LEVEL, axis=0)
+    certain = CERTAIN * np.sqrt(squares / len(permutations))
     return ChanceLevel(
         curves=curves,
         strength=strength,
-        level=float(np.quantile(tops, LIMIT_LEVEL)),
+        level=level,
+        bounds=np.minimum(certain.mean(0), level),
+        run_bounds=np.minimum(certain, run_levels[:, None]),
         p=_share_at_least(tops),
         p_start=_share_at_least(np.concatenate(first)),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ COMPARABLE = 3
 """Images needed for a jackknife."""
 
 OWN_MASK_SHARE = 0.85
-"""Share of the chance level that a reversed first response of the interior must exceed, if own masks alone show it."""
+"""Share of its bound that a reversed first response of the interior must exceed, if own masks alone show it."""
 
 LEAST_ALIKE = 1e-3
 """Share of a perfect map's response that is its own, below which nothing is compared: the masks are equal."""
@@ -36,15 +36,15 @@ LEAST_ALIKE = 1e-3
 class Reading:
     """One of the two readings, outline or interior, of the maps of R runs: S steps.
 
-    Responses are own mask less other masks, in units of a perfect map's; those of runs whose maps are dark on the
-    object are negated.
+    Responses are own mask less other masks, in units of a perfect map's; where a run's maps are dark on the object they
+    are negated.
 
     Attributes:
         curve: ``(S,)``, mean response of the runs.
         low: ``(S,)``, lower end of its 95 % interval at each step by itself, over seeds and images.
         high: ``(S,)``, upper end.
         run_curves: ``(R, S)``, response of each run.
-        signs: ``(R,)``, 1, or -1 for a run whose maps are dark there.
+        signs: ``(R,)``, 1, or -1 for a run whose maps are dark there where the readings are strongest.
         chance: the magnitude of the smoothed response stays below this at all steps in 95 % of the permutations of the
             masks.
         p: p-value of the response, over all steps.
@@ -124,6 +124,8 @@ class Onset:
         alike: own less others of a perfect map as a share of its response: 0 for equal masks.
         place: largest response of the maps for the masks of other images, as a share of a perfect map's response for
             its own mask: what place alone explains.
+        sign_change: step by which the maps of a run have changed between dark and bright on the object, after both
+            readings were shown: what comes before it is timed. None if there is no such change.
         images: N.
         runs: R.
     """
@@ -136,6 +138,7 @@ class Onset:
     place: float
     images: int
     runs: int
+    sign_change: int | None = None
 
 
 @dataclass(frozen=True)
@@ -144,16 +147,26 @@ class _Response:
 
     level: ChanceLevel
     signs: NDArray[np.int64]
+    turned: NDArray[np.int64]
+    """``(R, S)``, -1 where a run's maps have the other sign than at the snapshot that gave the run its sign, else 1."""
     curve_of: Callable[[Indices, Indices], NDArray[np.float64]]
     curve: NDArray[np.float64]
     own_mask: NDArray[np.float64]
     """The same for the own masks alone, without subtracting that of other masks."""
     shown: bool
+    end: int | None = None
+    """Index of the first change of sign: what comes before it is timed. None: everything."""
+
+    @property
+    def smoothed(self) -> NDArray[np.float64]:
+        """The smoothed response up to the first change of sign."""
+        return smooth(self.curve)[: self.end]
 
     def reversed_before_top(self, other: _Response, *, fallen: bool = False) -> int | None:
-        """Index of the lowest smoothed response before the top, if it alone is below minus the chance level; else None.
+        """Index of the lowest smoothed response before the top, if it alone is below minus its bound; else None.
 
-        If the other response is below minus half of its own chance level there, the whole map changes sign.
+        If the other response is below minus half of its chance level there, or its bound, the whole map may be of the
+        other sign.
 
         Args:
             other: the other of outline and interior.
@@ -161,14 +174,14 @@ class _Response:
                 own masks alone show it too. If not, it may be a pattern of the images that is there all the time, or
                 an effect of the other masks: where objects overlap, a rising outline lowers the interior's response.
         """
-        smoothed, level = smooth(self.curve), self.level.level
+        smoothed = self.smoothed
         index = int(smoothed[: int(smoothed.argmax()) + 1].argmin())
-        lowest = smoothed[index]
-        if smooth(other.curve)[index] <= -other.level.level / 2:
+        lowest, bound = smoothed[index], self.level.bounds[index]
+        if other.smoothed[index] <= -min(other.level.level / 2, other.level.bounds[index]):
             return None
         if not fallen:
-            return index if lowest < -level else None
-        needed = level * (OWN_MASK_SHARE if smooth(self.own_mask)[index] <= lowest / 2 else 1.0)
+            return index if lowest < -bound else None
+        needed = bound * (OWN_MASK_SHARE if smooth(self.own_mask)[index] <= lowest / 2 else 1.0)
         return index if max(lowest, lowest - smoothed[0]) < -needed else None
 
 
@@ -202,9 +215,12 @@ def judge(
     permutations = permute_images(images, seed)
     levels = [chance_level(table, perfect, permutations, known_sign=known_sign) for table, perfect in pairs]
     shared = None if known_sign else _shared_step(levels)
-    first, second = (
-        _signed(table, perfect, level, shared) for (table, perfect), level in zip(pairs, levels, strict=True)
-    )
+    phases = np.ones((runs, len(steps)), np.int64) if shared is None else _sign_phases(levels, shared)
+    responses = [
+        _signed(table, perfect, level, shared, phases) for (table, perfect), level in zip(pairs, levels, strict=True)
+    ]
+    end = _first_change(phases, responses)
+    first, second = (replace(response, end=end) for response in responses)
     time = np.log1p(np.asarray(steps, np.float64))
     early = _Timed(first, time, reversed_at=first.reversed_before_top(second), runs=runs)
     late = _Timed(second, time, reversed_at=second.reversed_before_top(first, fallen=True), runs=runs)
@@ -225,7 +241,8 @@ def judge(
             ]
     verdict = choose_verdict(*readings, images, alike, lead, start_difference, run_leads)
     place = max(_place(table, perfect) for table, perfect in pairs)
-    return Onset(*readings, lead, verdict, alike, place, images, runs)
+    change = None if end is None else int(steps[end])
+    return Onset(*readings, lead, verdict, alike, place, images, runs, change)
 
 
 def _alikeness(perfect: NDArray[np.float64]) -> float:
@@ -244,22 +261,78 @@ def _place(table: NDArray[np.float64], perfect: NDArray[np.float64]) -> float:
 def _shared_step(levels: Sequence[ChanceLevel]) -> int:
     """Index of the snapshot at which the shown readings (both, if none is) are strongest against chance.
 
-    Both readings take their signs there: maps that change their sign during training change it for both.
+    Both readings take their signs there.
     """
     shown = [level for level in levels if level.p <= SHOWN_ALPHA] or levels
     return int(np.sum([level.strength / max(level.level, 1e-12) for level in shown], axis=0).argmax())
 
 
+def _sign_phases(levels: Sequence[ChanceLevel], shared: int) -> NDArray[np.int64]:
+    """Where the maps of each run have the same sign as at the shared snapshot (1) and the other one (-1), ``(R, S)``.
+
+    A run that is nowhere beyond chance against what the mean of the runs shows, and by itself shows no change, is taken
+    to change its sign where the mean does.
+    """
+    curves = np.stack([smooth(level.curves) for level in levels])
+    by_run = curves / np.stack([np.maximum(level.run_bounds, 1e-12) for level in levels])
+    signs = np.where(by_run[..., shared].sum(0) < 0, -1, 1)[:, None]
+    mean = (signs * curves).mean(1) / np.stack([np.maximum(level.bounds, 1e-12) for level in levels])
+    of_mean, _ = _phases(mean)
+    phases = []
+    for run in range(len(signs)):
+        own, certain = _phases(by_run[:, run])
+        own, of_all = own * own[shared], of_mean * of_mean[shared]
+        alike = (own == own[0]).all() and not (certain & (own != of_all)).any()
+        phases.append(of_all if alike else own)
+    return np.stack(phases)
+
+
+def _phases(relative: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Signs of the maps at each snapshot, and whether both readings are beyond chance there with that sign: ``(S,)``.
+
+    In a phase, the sum of the two readings has one sign. A phase without any snapshot beyond chance has the sign of the
+    next one that has, or else of the last one.
+
+    Args:
+        relative: ``(2, S)``, smoothed responses of outline and interior relative to their bounds.
+    """
+    signs = np.where(relative.sum(0) < 0, -1, 1)
+    certain = np.logical_and.reduce(relative * signs > 1)
+    ends = [*(np.flatnonzero(signs[1:] != signs[:-1]) + 1).tolist(), len(signs)]
+    known = [end for start, end in zip([0, *ends[:-1]], ends, strict=True) if certain[start:end].any()]
+    if not known:
+        return np.ones_like(signs), certain
+    next_known = np.searchsorted(known, np.arange(len(signs)), side="right").clip(max=len(known) - 1)
+    return signs[np.array(known)[next_known] - 1], certain
+
+
+def _first_change(phases: NDArray[np.int64], responses: Sequence[_Response]) -> int | None:
+    """Index at which the first run changes its sign after both responses have been beyond chance; None if none does."""
+    for index in np.flatnonzero((phases[:, 1:] != phases[:, :-1]).any(axis=0)) + 1:
+        if all((smooth(response.curve) > response.level.bounds)[:index].any() for response in responses):
+            return int(index)
+    return None
+
+
 def _signed(
-    table: NDArray[np.float64], perfect: NDArray[np.float64], level: ChanceLevel, shared: int | None
+    table: NDArray[np.float64],
+    perfect: NDArray[np.float64],
+    level: ChanceLevel,
+    shared: int | None,
+    phases: NDArray[np.int64],
 ) -> _Response:
-    """The response with the sign that each run has at the shared snapshot; None: all are positive."""
+    """The response with the sign that each run has at the shared snapshot; None: all are positive.
+
+    In phases of the other sign, it is negated.
+    """
+    turned = np.ones_like(phases)
     signs = np.ones(len(table), np.int64)
     if shared is not None:
         silent = level.strength[shared] < max(level.level, level.strength.max() / 2)
         index = int(level.strength.argmax()) if silent else shared
         signs = np.where(smooth(level.curves)[:, index] < 0, -1, 1)
-    signed = table * signs[:, None, None, None]
+        turned = phases * phases[:, index, None]
+    signed = table * (signs[:, None] * turned)[:, :, None, None]
     known: dict[tuple[bytes, bytes], NDArray[np.float64]] = {}
 
     def curve_of(r: Indices, n: Indices) -> NDArray[np.float64]:
@@ -271,9 +344,9 @@ def _signed(
             known[key] = own_less_others(some).mean(0) / (room if room > 0 else np.nan)
         return known[key]
 
-    curve = (level.curves * signs[:, None]).mean(0)
+    curve = (level.curves * signs[:, None] * turned).mean(0)
     own_mask = np.trace(signed, axis1=-2, axis2=-1).mean(0) / np.trace(perfect)
-    return _Response(level, signs, curve_of, curve, own_mask, level.p <= SHOWN_ALPHA)
+    return _Response(level, signs, turned, curve_of, curve, own_mask, level.p <= SHOWN_ALPHA)
 
 
 class _Timed:
@@ -282,7 +355,7 @@ class _Timed:
     def __init__(self, response: _Response, time: NDArray[np.float64], *, reversed_at: int | None, runs: int) -> None:
         self.response, self.time, self.halo = response, time, reversed_at is not None
         self.gone: int | None = None
-        smoothed = smooth(response.curve)
+        smoothed = response.smoothed
         self.highest, self.peak = float(smoothed.max()), int(smoothed.argmax())
         self.from_start = self._is_there_at_start(smoothed, runs)
         if self.from_start and runs > 1:
@@ -340,7 +413,7 @@ class _Timed:
             curve=response.curve,
             low=low,
             high=high,
-            run_curves=level.curves * response.signs[:, None],
+            run_curves=level.curves * response.signs[:, None] * response.turned,
             signs=response.signs,
             chance=level.level,
             p=level.p,

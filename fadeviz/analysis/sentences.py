@@ -11,7 +11,7 @@ from .controls import Origin
 from .jackknife import Estimate
 from .onset import Onset, Reading
 from .onsets import OperatorOnset
-from .verdicts import LEAST_IMAGES, LEAST_LEAD, RESOLVED_SHARE, SHOWN_ALPHA, TOGETHER
+from .verdicts import ALIKE, LEAST_IMAGES, RESOLVED_SHARE, SHOWN_ALPHA, TOGETHER
 
 PLACE = 0.15
 """Response for other images' masks above which maps show where objects usually are."""
@@ -22,7 +22,7 @@ _MOST_IMAGES, _MOST_SEEDS = 200, 50
 
 def describe_operator(operator: OperatorOnset, steps: Sequence[int]) -> tuple[str, ...]:
     """One sentence on what the maps show, and one on what the features hold where a readout was recorded."""
-    remarks = f"{_opposite(operator.map)}{_marked(operator)}{_origin(operator.origins)}"
+    remarks = f"{_opposite(operator.map)}{_turned(operator.map)}{_marked(operator)}{_origin(operator.origins)}"
     sentences = [f"{operator.title}: {describe_onset(operator.map, steps)}{remarks}."]
     if operator.readout is not None:
         sentences.append(
@@ -47,7 +47,8 @@ def describe_onset(onset: Onset, steps: Sequence[int], *, readout: bool = False)
     if label == "too few images":
         return f"too few images to say ({onset.images} with an interior at this resolution; {LEAST_IMAGES} are needed)"
     if label == "masks too alike":
-        return "nothing of this object is seen, but the masks are too alike to say"
+        share = f"{100 * onset.alike:.0f} % of a perfect map's contrast is its own, {100 * ALIKE:.0f} % are needed"
+        return f"nothing of this object is seen, but the masks are too alike to say ({share})"
     if label == "neither":
         if readout:
             return "a linear readout finds nothing of this object"
@@ -98,6 +99,13 @@ def _opposite(onset: Onset) -> str:
         return ""
     dark, bright = ("interior", "outline") if interior.signs.mean() < outline.signs.mean() else ("outline", "interior")
     return f" (the {dark} is dark where the {bright} is bright)"
+
+
+def _turned(onset: Onset) -> str:
+    """A remark where maps change between dark and bright on the object; empty otherwise."""
+    if onset.sign_change is None or not (onset.outline.shown or onset.interior.shown):
+        return ""
+    return f" (bright and dark change places by step {onset.sign_change}; what comes before is timed)"
 
 
 def _timed(onset: Onset, steps: Sequence[int]) -> str:
@@ -278,5 +286,5 @@ def _decides(lead: Estimate, images: int, runs: int, more_images: int, more_runs
     parts = of_seeds**2 / (more_runs - 1) + of_images**2 / (more_images - 1)
     degrees = max(1.0, total**2 / parts) if parts > 0 else 1.0
     error = math.sqrt(total)
-    order = abs(lead.value) > float(stats.t.ppf(0.975, degrees)) * error and abs(lead.value) >= LEAST_LEAD
+    order = abs(lead.value) > float(stats.t.ppf(0.975, degrees)) * error
     return order or abs(lead.value) + float(stats.t.ppf(0.95, degrees)) * error <= TOGETHER

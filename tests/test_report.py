@@ -339,7 +339,7 @@ class TestPage:
         assert all([line["label"] for line in panel["curves"]] == ["FADE", "CARAFE"] for panel in figures["spectrum"])
 
     def test_differences_and_common_settings_are_apart(self, page):
-        table = page.text[page.text.index('<table class="marked">') :]
+        table = page.text[page.text.index('<table class="marked"') :]
         table = table[: table.index("</table>")]
         assert "upsampler" in table
         assert "seed" in table

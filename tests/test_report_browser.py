@@ -230,6 +230,12 @@ def test_what_is_shown_can_be_saved(view, runs):
     assert name == "fadeviz_curves.csv"
     assert {row["curve"] for row in rows} >= {"FADE", "CARAFE", "outline", "interior"}
     assert len({int(row["step"]) for row in rows}) == len(STEPS)
+    name, data = saved(page, "#numbers button")
+    head, *rows = csv.reader(io.StringIO(data.decode()))
+    assert name == "fadeviz_onsets.csv"
+    assert [row[0] for row in rows if row[0] in ("FADE", "CARAFE")] == ["FADE", "CARAFE"]
+    assert "verdict" in head
+    assert all(len(row) == len(head) for row in rows)
 
 
 def test_gradients_and_gates_span_the_librarys_ranges(view, runs):
@@ -759,6 +765,15 @@ def test_dark_mode_changes_paper_and_ink(view):
 
     assert brightness(light, "backgroundColor") > 700 > 300 > brightness(light, "color")
     assert brightness(dark, "backgroundColor") < 120 < 600 < brightness(dark, "color")
+
+
+def test_the_answer_leads_to_the_maps_that_play(view):
+    page = view()
+    page.locator("#speed").select_option(label="8×")
+    page.locator("#play-maps").click()
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    expect(page.locator("#step")).to_have_text(f"step {STEPS[2]}")
+    expect(page.locator("#viewer-title")).to_be_in_viewport()
 
 
 def test_paper_has_a_strip_instead_of_controls(view, runs):

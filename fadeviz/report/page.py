@@ -289,5 +289,5 @@ def _table(name: str, head: str, body: str, kind: str = "") -> str:
     # Wide tables scroll in a box of their own, which can be reached by keyboard.
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape(name)}">'
-        f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="{kind}" data-file="{name.lower().replace(" ", "_")}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )

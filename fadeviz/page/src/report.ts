@@ -5,7 +5,7 @@ import { curvesCsv, downloadText, startDownloads } from "./common/download.js";
 import { tableCsv } from "./common/csv.js";
 import { paint, startMaps } from "./common/maps.js";
 import { clamp } from "./common/numbers.js";
-import { startPlayback } from "./common/playback.js";
+import { setPlaying, startPlayback } from "./common/playback.js";
 import { view } from "./common/view.js";
 import { data, readData } from "./report/data.js";
 import { showCharts } from "./report/groups.js";
@@ -42,6 +42,11 @@ onRadio("axis", (value) => {
 narrow.addEventListener("change", showCharts);
 byId("curves-csv").addEventListener("click", () => {
   downloadText(curvesCsv(data.groups.flatMap((group) => group.panels)), "fadeviz_curves.csv");
+});
+byId("play-maps").addEventListener("click", () => {
+  byId("viewer").scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  byId("play").focus({ preventScroll: true });
+  setPlaying(true);
 });
 saveTables();
 for (const half of document.querySelectorAll<HTMLDetailsElement>("details.half")) half.open = !narrow.matches;

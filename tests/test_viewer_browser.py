@@ -716,6 +716,31 @@ def test_no_width_scrolls_sideways_and_text_can_be_read(visit, viewer, scheme):
         assert low == [], low
 
 
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(visit, viewer, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.base", reason='needs axe: pip install ".[browser]"')
+    page = visit(viewer.url, viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce")
+    expect(page.locator("#body tr")).to_have_count(3)
+    page.evaluate(axe.AXE_SCRIPT)
+
+    def check():
+        result = page.evaluate(f"axe.run({{ runOnly: {RULES} }})")
+        assert len(result["passes"]) > 25
+        assert [(one["id"], [node["target"] for node in one["nodes"]]) for one in result["violations"]] == []
+
+    check()
+    open_runs(page, "fade0", "fade1", "carafe")
+    settle(page)
+    for arrangement in ("side", "overlay", "difference"):
+        page.locator(f"input[name=arrangement][value={arrangement}]").check()
+        check()
+
+
 CONTRAST = """() => {
     const canvas = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const channels = (colour) => {

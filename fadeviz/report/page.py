@@ -287,7 +287,9 @@ def _row(tag: str, cells: Iterable[str], scope: str = "") -> str:
 
 def _table(name: str, head: str, body: str, kind: str = "") -> str:
     # Wide tables scroll in a box of their own, which can be reached by keyboard.
+    file = name.lower().replace(" ", "_")
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape(name)}">'
-        f'<table class="{kind}" data-file="{name.lower().replace(" ", "_")}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<table class="{kind}" data-file="{file}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )

@@ -159,7 +159,7 @@ def make_plot(analysis: Analysis, what: str, *, labels: Sequence[str] = ()) -> P
         raise unknown_name("plot", what, PLOTS)
     onsets = analysis.onsets
     if labels:
-        titles = _one_for_each(labels, [operator.title for operator in onsets.operators])
+        titles = one_for_each(labels, [operator.title for operator in onsets.operators])
         renamed = [replace(operator, title=t) for operator, t in zip(onsets.operators, titles, strict=True)]
         # The curves are those of the operators' names, and are not measured anew.
         relabelled = Analysis(replace(onsets, operators=tuple(renamed)))
@@ -192,7 +192,7 @@ def make_plot(analysis: Analysis, what: str, *, labels: Sequence[str] = ()) -> P
     return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
 
 
-def _one_for_each(labels: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
+def one_for_each(labels: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
     """The labels, which must be one for each operator."""
     if isinstance(labels, str) or len(labels) != len(titles):
         given = [labels] if isinstance(labels, str) else list(labels)
@@ -315,7 +315,7 @@ def _groups(runs: Sequence[StoredRun]) -> _Groups:
 def _relabelled(groups: _Groups, labels: Sequence[str]) -> _Groups:
     if not labels:
         return groups
-    titles = _one_for_each(labels, [title for title, _ in groups.values()])
+    titles = one_for_each(labels, [title for title, _ in groups.values()])
     return {name: (title, runs) for title, (name, (_, runs)) in zip(titles, groups.items(), strict=True)}
 
 
@@ -446,4 +446,4 @@ def _by_measure(analysis: Analysis, what: str) -> list[CurvePanel]:
     return panels
 
 
-__all__ = ["PLOTS", "Plot", "WrittenPlots", "make_plot", "plot", "write_plot"]
+__all__ = ["PLOTS", "Plot", "WrittenPlots", "make_plot", "one_for_each", "plot", "write_plot"]

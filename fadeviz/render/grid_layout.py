@@ -14,7 +14,7 @@ from .classes import LEAST_SHARE, ClassKey, class_key, largest_shares, names_cla
 from .drawing import overlay_sentence
 from .fonts import font
 from .frames import FrameSequence, scale_maps
-from .labels import heading, short_caption, truth_name
+from .labels import balanced, heading, short_caption, truth_name
 from .legend import Legend, PlacedLegend, place_legend
 from .normalize import FIXED_RANGES
 from .page import MAX_PIXELS
@@ -27,6 +27,8 @@ _PRINT_DPI = 300
 """Smallest resolution of a figure with a width, in pixels per inch."""
 TEXT, STEP, HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: the caption, the steps, the runs and the title."""
+LEADING = 1.25
+"""Distance between the lines of a title, in font sizes."""
 LEAST_TEXT = 5.0
 """Smallest font size in points that can be read in print."""
 _GAP, _MARGIN, _GUTTER, _BETWEEN = 1.6, 4.0, 5.0, 3.0
@@ -97,7 +99,7 @@ class GridLayout:
         over: words above cells and images, with the middle of their lower edge.
         beside: words on the left of rows, read upwards, with the middle of their right edge.
         legend: where the classes of the masks stand, above the caption.
-        title: the title, and its top; empty for none.
+        title: the lines of the title, and its top; empty for none.
         caption: the lines below, and the top of the first.
         ratio: font sizes relative to :data:`TEXT` and the others.
         reading: sentences on how to read the colours.
@@ -116,7 +118,7 @@ class GridLayout:
     over: list[tuple[int, int, str]]
     beside: list[tuple[int, int, str]]
     legend: PlacedLegend
-    title: tuple[str, int]
+    title: tuple[list[str], int]
     caption: tuple[list[str], int]
     ratio: float
     reading: tuple[str, ...]
@@ -453,9 +455,12 @@ class _Placing:
         else:
             width = round(self.style.inches * measures.dpi)
         top = margin
-        title = self.content.title or ""
+        size = max(1, px(measures.text(HEADING)))
+        room = round(0.88 * (width - 2 * margin))  # bold letters are wider
+        first, *rest = balanced(self.content.title, size, room) if self.content.title else [""]
+        title = [line for line in (first, " ".join(rest)) if line]
         if title:
-            top += px(measures.text(HEADING) * 1.6)
+            top += px(measures.text(HEADING) * (1.6 + LEADING * (len(title) - 1)))
         for by_run in _by_run(self.sequences).values():
             top = self._place_image(by_run, top)
             _check_pixels(width, top)
@@ -553,7 +558,8 @@ class _Placing:
         """The words beside a row: its channel, or where that is too long only the number."""
         words = f"channel {self.sequences[member].channel}"
         size = max(1, self.measures.px(self.measures.text(TEXT)))
-        return words if font(size).getlength(words) <= self.sizes[member][1] else words.partition(" ")[2]
+        room = 0.85 * self.sizes[member][1]  # the next row's words must not touch
+        return words if font(size).getlength(words) <= room else words.partition(" ")[2]
 
     def _step(self, steps: Sequence[int], frame: int) -> str:
         """The words above a cell: the step; the first, where there is room, says that it is one."""
@@ -628,6 +634,6 @@ def _beside_legend(key: ClassKey) -> str:
 
 
 __all__ = [
-    *("HEADING", "LEAST_TEXT", "STEP", "TEXT"),
+    *("HEADING", "LEADING", "LEAST_TEXT", "STEP", "TEXT"),
     *("Block", "GridLayout", "Rectangle", "Reference", "layout_grid"),
 ]

@@ -181,13 +181,25 @@ def short_caption(
         further: sentences that come first if there is room for more.
     """
     needed, others = _short_sentences(sequences)
-    text = " ".join([needed[0], *reading, *needed[1:]])
-    for sentence in (*further, *others):
+    text = fit_sentences([" ".join([needed[0], *reading, *needed[1:]]), *further, *others], size, width)
+    first, *rest = wrap(text, size, width)
+    return [first, shorten(" ".join(rest), size, width)] if rest else [first]
+
+
+def fit_sentences(sentences: Sequence[str], size: int, width: int) -> str:
+    """The first sentence, and as many of the others as fit into two lines with it, in their order.
+
+    Args:
+        sentences: the most needed first.
+        size: font size in pixels.
+        width: width of a line in pixels.
+    """
+    text, *others = sentences
+    for sentence in others:
         longer = f"{text} {sentence}"
         if len(wrap(longer, size, width)) <= 2:
             text = longer
-    first, *rest = wrap(text, size, width)
-    return [first, shorten(" ".join(rest), size, width)] if rest else [first]
+    return text
 
 
 def _short_sentences(sequences: Sequence[FrameSequence]) -> tuple[list[str], list[str]]:
@@ -331,6 +343,8 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     first = sequences[0]
     low, high = first.percentiles
     around = ", symmetric about 0" if first.centered else ""
+    if first.scope == "frame" and first.centered and (low, high) == (0, 100):
+        return "Normalisation: each frame spans minus to plus its largest absolute value."
     if first.scope == "frame":
         ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
         return f"Normalisation: each frame spans its own {ends}{around}."

@@ -220,8 +220,9 @@ class _Measures:
         height = min(map(self.image_height, self.images)) - lines
         fills = (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1]
         largest = max(1.0, min(_LARGEST_IMAGE, 0.4 * self.columns)) if rows > 2 else 1.0
-        # Beside very many rows the column would be mostly empty: a narrow one wastes least.
-        return min(largest, fills) if fills < 1.35 * largest else min(largest, _BESIDE_MANY)
+        # Beside very many rows the column is mostly empty, and a narrow one wastes less of the figure.
+        widths = [min(width, largest, fills) for width in (largest, _BESIDE_MANY)]
+        return min(widths, key=lambda width: (fills - width) * width / (self.columns + width))
 
     @property
     def aside(self) -> bool:

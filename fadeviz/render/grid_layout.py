@@ -35,8 +35,8 @@ _GAP, _MARGIN, _GUTTER, _BETWEEN = 1.6, 4.0, 5.0, 3.0
 """Points between two cells, around everything, between images and maps, and between two runs."""
 _LEAST_CELL, _GOOD_CELL = 12.0, 28.0
 """Points: the smallest cell, and the width below which frames go into more rows, if the figure has a width."""
-_LARGEST_IMAGE = 2.7
-"""Largest width of the image and the mask, in cells; and not more than two fifths of the maps beside them."""
+_LARGEST_IMAGE, _LARGEST_SHARE = 3.3, 0.45
+"""Largest width of the image and the mask: in cells, and as a share of the maps beside them."""
 _BESIDE_MANY = 1.3
 """Width of image and mask in cells where they cannot fill the height of the maps beside them."""
 _NARROWEST, _BARE = 230, 130
@@ -219,7 +219,7 @@ class _Measures:
         lines = self.heading_line + self.step_line + self.px(_BETWEEN) + self.px(_GAP)
         height = min(map(self.image_height, self.images)) - lines
         fills = (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1]
-        largest = max(1.0, min(_LARGEST_IMAGE, 0.4 * self.columns)) if rows > 2 else 1.0
+        largest = max(1.0, min(_LARGEST_IMAGE, _LARGEST_SHARE * self.columns)) if rows > 2 else 1.0
         # Beside very many rows the column is mostly empty, and a narrow one wastes less of the figure.
         widths = [min(width, largest, fills) for width in (largest, _BESIDE_MANY)]
         return min(widths, key=lambda width: (fills - width) * width / (self.columns + width))

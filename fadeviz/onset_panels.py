@@ -73,12 +73,8 @@ def explain_kymographs(onsets: Onsets) -> str:
 
 def caption_of_kymographs(onsets: Onsets) -> list[str]:
     """:func:`explain_kymographs` in short sentences, the most needed first."""
-    sentences = [
-        "Orange: higher for the own object than for others; blue: lower.",
-        "Symbols: arrivals with 95 % intervals.",
-        _negated(onsets).rstrip(),
-    ]
-    return list(filter(None, sentences))
+    colours = f"Orange: higher for the own object than for others; blue: lower. {_negated(onsets)}"
+    return [colours.rstrip(), "Symbols: arrivals with 95 % intervals."]
 
 
 def _negated(onsets: Onsets) -> str:

@@ -342,11 +342,11 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     """How values are mapped to colours, with the limits where they hold for more than one frame."""
     first = sequences[0]
     low, high = first.percentiles
-    around = ", symmetric about 0" if first.centered else ""
     if first.scope == "frame" and first.centered and (low, high) == (0, 100):
         return "Normalisation: each frame spans minus to plus its largest absolute value."
     if first.scope == "frame":
         ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
+        around = ", symmetric about 0" if first.centered else ""
         return f"Normalisation: each frame spans its own {ends}{around}."
     fixed = first.kind in FIXED_RANGES and first.minus is None
     if fixed or (low, high) == (0, 100):
@@ -357,14 +357,14 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
         share = f" ({low:g} % to {high:g} % of all values)"
     if first.scope == "shared":
         over = "one range over all runs shown" if len({s.run.path for s in sequences}) > 1 else "one range"
-        return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
+        return f"Normalisation: {over}, {_range(first.limits[0])}{share}."
     ranges = {s.run.path: f"{brief(s.label)} ({_range(s.limits[0])})" for s in sequences}
     if len(ranges) == 1 or fixed:
-        return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
+        return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}."
     if len(ranges) > _LISTED:
         widest = Limits(min(s.limits[0].low for s in sequences), max(s.limits[0].high for s in sequences))
-        return f"Normalisation: one range per run, all within {_range(widest)}{share}{around}."
-    return f"Normalisation: one range per run: {'; '.join(ranges.values())}{share}{around}."
+        return f"Normalisation: one range per run, all within {_range(widest)}{share}."
+    return f"Normalisation: one range per run: {'; '.join(ranges.values())}{share}."
 
 
 def bar_ends(sequence: FrameSequence) -> tuple[str, str]:

@@ -9,7 +9,7 @@ import click
 
 from .arguments import NAMES, Output
 from .messages import print_notes, print_written
-from .options import CALL, CAPTION, DEVICE, LAYER, RUNS, choose_layer, figure_style
+from .options import CALL, CAPTION, DEVICE, LABELS, LAYER, RUNS, choose_layer, figure_style
 
 if TYPE_CHECKING:
     from fadeviz.render.style import StyleOptions
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--count", type=int, default=8, show_default=True, help="Number of steps to choose.")
 @click.option("--format", "formats", type=NAMES, default="pdf,png", show_default=True,
               help="Formats of the figures: pdf, png and svg.")  # fmt: skip
+@LABELS
 @CAPTION
 @figure_style
 @DEVICE
@@ -42,6 +43,7 @@ def figures(
     steps: str | None,
     count: int,
     formats: tuple[str, ...],
+    labels: tuple[str, ...],
     caption: bool,
     device: str,
     **style: Unpack[StyleOptions],
@@ -58,7 +60,7 @@ def figures(
     opened, chosen = choose_layer(runs, layer)
     written = fadeviz.figures(
         opened, output, layer=chosen, call=call, image=image, steps=None if steps is None else parse_steps(steps),
-        count=count, formats=formats, caption=caption, device=device, **style,
+        count=count, formats=formats, labels=labels, caption=caption, device=device, **style,
     )  # fmt: skip
     print_notes(written.notes)
     for file in written.files:

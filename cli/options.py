@@ -41,8 +41,8 @@ TRIMAPS = click.option("--trimaps", type=click.Path(path_type=Path, exists=True,
                        help="Folder of the trimaps, NAME.png or NAME_trimap.png.  [default: NAME_trimap.png beside "
                             "each image]")  # fmt: skip
 LABELS = click.option("--label", "labels", multiple=True, metavar="TEXT",
-                      help="Label in the figure: repeat it, one for each run in their order; in a plot, one for each "
-                           "operator.  [default: the operators' own]")  # fmt: skip
+                      help="Label in the figure: repeat it, one for each run in their order; in a plot, and among "
+                           "figures, one for each operator.  [default: the operators' own]")  # fmt: skip
 TITLE = click.option("--title", metavar="TEXT", help="Title above the figure.  [default: none]")
 CAPTION = click.option("--caption/--no-caption", default=True, show_default=True,
                        help="Sentences below the figure that say what is shown.")  # fmt: skip

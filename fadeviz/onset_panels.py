@@ -71,12 +71,10 @@ def explain_kymographs(onsets: Onsets) -> str:
     )
 
 
-def caption_of_kymographs(onsets: Onsets) -> str:
-    """:func:`explain_kymographs` in as few words as a figure has room for."""
-    return (
-        "Orange: higher for their own object than for objects of other images; blue: lower. Depth \N{MINUS SIGN}1: the "
-        f"deepest point of an object. {_negated(onsets)}Symbols: arrivals with 95 % intervals."
-    )
+def caption_of_kymographs(onsets: Onsets) -> list[str]:
+    """:func:`explain_kymographs` in short sentences, the most needed first."""
+    colours = f"Orange: higher for the own object than for others; blue: lower. {_negated(onsets)}"
+    return [colours.rstrip(), "Symbols: arrivals with 95 % intervals."]
 
 
 def _negated(onsets: Onsets) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import NamedTuple, Unpack
 
 from .analysis.choice import Choice, choose_frames
-from .analysis.grouping import describe_missing_masks, group_runs
+from .analysis.grouping import describe_missing_masks, group_runs, group_title
+from .analysis.latex import latex_table
 from .analysis.result import Analysis, analyze
 from .errors import FadevizError, brief
-from .plotting import plot
+from .plotting import one_for_each, plot
 from .render.contact_sheet import SheetEntry, write_contact_sheet
 from .render.page import ENDINGS
 from .render.style import FigureStyle, StyleOptions
@@ -58,6 +59,7 @@ def figures(
     steps: Sequence[int] | None = None,
     count: int = 8,
     formats: Sequence[str] = ("pdf", "png"),
+    labels: Sequence[str] = (),
     caption: bool = True,
     device: str = "auto",
     **style: Unpack[StyleOptions],
@@ -82,13 +84,15 @@ def figures(
         steps: recorded steps of the grids; None chooses ``count`` steps.
         count: number of steps to choose, with the first and the last.
         formats: of the figures: pdf, png and svg.
+        labels: what each operator is called, in the order of the runs; or one label for each run, the same for all
+            runs of an operator. Empty for the operators' own. ``verdicts.csv`` keeps these.
         caption: whether sentences below the figures say what they show.
         device: where predictions are computed: ``auto``, ``cpu`` or ``cuda``.
         style: the fields of :class:`~fadeviz.render.style.FigureStyle`: width, font, font_size, dpi, transparent.
 
     Raises:
         FadevizError: if a format or an option is unknown, the folder holds a run, a run cannot be opened or is given
-            twice, two runs of an operator have the same seed, or nothing can be drawn.
+            twice, two runs of an operator have the same seed, the labels are not one for each, or nothing can be drawn.
 
     Example::
 
@@ -106,7 +110,7 @@ def figures(
     if (folder / "run.json").exists():
         raise FadevizError(f"{folder} holds a run. Choose another folder for the figures")
     with tempfile.TemporaryDirectory(prefix="fadeviz-") as previews:
-        drawing = _Drawing(opened, folder, layer, call, wanted, caption, style, device, Path(previews))
+        drawing = _Drawing(opened, folder, layer, call, wanted, labels, caption, style, device, Path(previews))
         drawing.choose(image, steps, count)
         drawing.maps("features", "feature", "Maps of the layer at chosen steps, one block for each operator.")
         drawing.maps("gradients", "gradient", "The loss's gradient with respect to the same maps.")
@@ -137,6 +141,7 @@ class _Drawing:
         layer: LayerOfRuns | None,
         call: int,
         formats: Sequence[str],
+        labels: Sequence[str],
         caption: bool,
         style: StyleOptions,
         device: str,
@@ -148,6 +153,7 @@ class _Drawing:
         self.kind, self.layers, reason = self._layers()
         self.groups = group_runs(self.layers or dict.fromkeys(runs, ""))[0]
         self.first = [members[0] for members in self.groups.values()]
+        self.labels = self._labels(labels)
         self.choice: Choice | None = None
         self.drawn: list[_Drawn] = []
         self.left_out: dict[str, str] = {} if self.layers else {"features": reason}
@@ -162,6 +168,21 @@ class _Drawing:
             except FadevizError as error:
                 reasons.append(str(error))
         return "", {}, reasons[0]
+
+    def _labels(self, labels: Sequence[str]) -> Sequence[str]:
+        """A label for each operator."""
+        titles = [group_title(name, members) for name, members in self.groups.items()]
+        if not labels or isinstance(labels, str) or len(labels) != len(self.runs):
+            return one_for_each(labels, titles) if labels else ()
+        own = dict(zip(self.runs, labels, strict=True))
+        several = [list(dict.fromkeys(own[run] for run in members)) for members in self.groups.values()]
+        for title, different in zip(titles, several, strict=True):
+            if len(different) > 1:
+                raise FadevizError(
+                    f"labels={list(labels)}: {', '.join(map(brief, different))} are for runs of one operator, "
+                    f"{brief(title)}. Give its runs the same label"
+                )
+        return one_for_each([different[0] for different in several], titles)
 
     # --- what to show -------------------------------------------------------------------------------------------------
 
@@ -195,8 +216,9 @@ class _Drawing:
         return ["--call", str(self.call)] if self.call else []
 
     def _style_options(self) -> list[str]:
-        """The caption and the style for the command line."""
-        words = [] if self.caption else ["--no-caption"]
+        """Labels, caption and style for the command line."""
+        words = [word for label in self.labels for word in ("--label", label)]
+        words += [] if self.caption else ["--no-caption"]
         for name, value in self.style.items():
             flag = f"--{name.replace('_', '-')}"
             words += [flag] if value is True else [] if value in (None, False) else [flag, str(value)]
@@ -237,7 +259,7 @@ class _Drawing:
         def write(file: Path) -> Sequence[str]:
             return grid(
                 self.first, file, layer=layer, kind=kind, image=image, steps=steps, call=self.call,
-                caption=self.caption, **self.style,
+                labels=self.labels, caption=self.caption, **self.style,
             )  # fmt: skip
 
         files, preview = self._write(name, write)
@@ -255,9 +277,12 @@ class _Drawing:
     def _animate(self, choice: Choice) -> _Drawn:
         layer, words = self._layer_options(self.first, self.kind)
         file = self.folder / "animation.gif"
-        notes = animate(self.first, file, layer=layer, kind=self.kind, image=choice.images[0], call=self.call)
+        notes = animate(
+            self.first, file, layer=layer, kind=self.kind, image=choice.images[0], call=self.call, labels=self.labels
+        )
         self.notes += [f"animation: {note}" for note in notes]
         shown = ["--kind", self.kind, "--image", str(choice.images[0])]
+        shown += [word for label in self.labels for word in ("--label", label)]
         command = _command("animate", self.first, [*words, *self._call_options(), *shown], file)
         text = "The maps of all recorded steps; the contact sheet shows the last one."
         return _Drawn("animation", (file,), text, command, file)
@@ -301,7 +326,7 @@ class _Drawing:
 
         def write(file: Path) -> Sequence[str]:
             source = self.runs if analysis is None else analysis
-            written = plot(source, file, what=what, caption=self.caption, **self.style)
+            written = plot(source, file, what=what, labels=self.labels, caption=self.caption, **self.style)
             return [note for note in written.notes if analysis is None or note not in analysis.notes]
 
         files, preview = self._write(name, write)
@@ -313,7 +338,9 @@ class _Drawing:
 
     def _table(self, analysis: Analysis) -> _Drawn:
         files = self.folder / "verdicts.csv", self.folder / "verdicts.tex"
-        for file, content in zip(files, (analysis.to_csv(), analysis.to_latex()), strict=True):
+        titles = self.labels or [row["title"] for row in analysis.table]
+        table = latex_table([row | {"title": title} for row, title in zip(analysis.table, titles, strict=True)])
+        for file, content in zip(files, (analysis.to_csv(), table), strict=True):
             write_whole(file, content.encode())
         words = [*self._layer_options(self.runs, "feature")[1], *self._call_options()]
         command = _command("analyze", self.runs, words, files[0], option="--csv")
@@ -334,7 +361,15 @@ class _Drawing:
         images = sorted([index for index in order if index < count][:_COMPARED])
 
         def write(file: Path) -> Sequence[str]:
-            compare(self.first, file, images=images, device=self.device, caption=self.caption, **self.style)
+            compare(
+                self.first,
+                file,
+                images=images,
+                device=self.device,
+                labels=self.labels,
+                caption=self.caption,
+                **self.style,
+            )
             return []
 
         files, preview = self._write("predictions", write)
@@ -369,7 +404,8 @@ class _Drawing:
 
     def _readme(self) -> str:
         runs = [
-            f"- {title}: {', '.join(f'`{run.address}`' for run in members)}" for title, members in self.groups.items()
+            f"- {title}: {', '.join(f'`{run.address}`' for run in members)}"
+            for title, members in zip(self.labels or self.groups, self.groups.values(), strict=True)
         ]
         lines = [
             "# Figures",

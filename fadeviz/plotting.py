@@ -39,8 +39,8 @@ class Plot:
 
     Attributes:
         what: a name in ``PLOTS``.
-        caption: sentences below the panels.
-        provenance: the ids of the runs, for the file's metadata.
+        caption: sentences below the panels, the most needed first; as many are drawn as fit into two lines.
+        provenance: the ids of the runs and all of the caption, for the file's metadata.
         curves: panels of curves; empty for a plot of distance-time maps.
         kymographs: distance-time maps; empty for a plot of curves.
         quantity: label of the colour bar of distance-time maps.
@@ -49,7 +49,7 @@ class Plot:
     """
 
     what: str
-    caption: str
+    caption: tuple[str, ...]
     provenance: str
     curves: tuple[CurvePanel, ...] = ()
     kymographs: tuple[KymographPanel, ...] = ()
@@ -136,7 +136,7 @@ def plot(
         plots, caveats = [make_plot(analysis, name, labels=labels) for name in names], analysis.notes
     for name, made in zip(names, plots, strict=True):
         files.append(Path(target.replace("{what}", name)))
-        shown = made if caption else replace(made, caption="")
+        shown = made if caption else replace(made, caption=())
         figures.append(write_plot(shown, files[-1], step_axis=step_axis, title=title or "", style=look))
         if made.left_out:
             notes.append(f"left out {', '.join(made.left_out)}: not all runs have what the plot {name!r} shows")
@@ -159,7 +159,7 @@ def make_plot(analysis: Analysis, what: str, *, labels: Sequence[str] = ()) -> P
         raise unknown_name("plot", what, PLOTS)
     onsets = analysis.onsets
     if labels:
-        titles = _one_for_each(labels, [operator.title for operator in onsets.operators])
+        titles = one_for_each(labels, [operator.title for operator in onsets.operators])
         renamed = [replace(operator, title=t) for operator, t in zip(onsets.operators, titles, strict=True)]
         # The curves are those of the operators' names, and are not measured anew.
         relabelled = Analysis(replace(onsets, operators=tuple(renamed)))
@@ -167,32 +167,34 @@ def make_plot(analysis: Analysis, what: str, *, labels: Sequence[str] = ()) -> P
         analysis, onsets = relabelled, relabelled.onsets
     if what == "logged":
         return _logged_plot({operator.name: (operator.title, operator.runs) for operator in onsets.operators})
-    caption = [_subject(analysis, what)]
+    subject = [_subject(analysis, what)]
     inside = describe_inside(onsets.operators[0].runs[0])
     if inside and what in _OF_THE_INSIDE:
-        caption.append(f"{inside[0].upper()}{inside[1:]}.")
-    origin = provenance([run for operator in onsets.operators for run in operator.runs])
+        subject.append(f"{inside[0].upper()}{inside[1:]}.")
+    runs = [run for operator in onsets.operators for run in operator.runs]
     if what == "kymograph":
         panels = kymograph_panels(onsets)
         if not panels:
             raise FadevizError(f"there is no distance-time map. {_lacking_objects(onsets, 2)}")
-        caption.append(caption_of_kymographs(onsets))
+        caption = (*caption_of_kymographs(onsets), *subject, "Depth is in inscribed radii of the object.")
+        origin = provenance(runs, caption)
         shown = {panel.title for panel in panels}
         absent = tuple(operator.title for operator in onsets.operators if operator.title not in shown)
-        return Plot(what, " ".join(caption), origin, kymographs=panels, quantity=KYMOGRAPH_QUANTITY, left_out=absent)
+        return Plot(what, caption, origin, kymographs=panels, quantity=KYMOGRAPH_QUANTITY, left_out=absent)
     curves = tuple((_by_operator if what in _BY_OPERATOR else _by_measure)(analysis, what))
     if not curves:
         raise FadevizError(f"none of the runs has what the plot {what!r} shows. {_remedy(analysis, what)}")
-    caption.append(_explanation(analysis, what))
+    meaning, *details = _explanation(analysis, what)
+    caption = (meaning, *subject, *details)
     left_out = [
         operator.title
         for operator, own in zip(onsets.operators, analysis.curves.values(), strict=True)
         if not any(MEASURES[name].group == what for name in own)
     ]
-    return Plot(what, " ".join(caption), origin, curves, left_out=tuple(left_out))
+    return Plot(what, caption, provenance(runs, caption), curves, left_out=tuple(left_out))
 
 
-def _one_for_each(labels: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
+def one_for_each(labels: Sequence[str], titles: Sequence[str]) -> Sequence[str]:
     """The labels, which must be one for each operator."""
     if isinstance(labels, str) or len(labels) != len(titles):
         given = [labels] if isinstance(labels, str) else list(labels)
@@ -221,10 +223,10 @@ def write_plot(
     Raises:
         FadevizError: if the file ending is not supported, the step axis is unknown, or the file cannot be written.
     """
-    words = {"step_axis": step_axis, "title": title, "caption": made.caption, "provenance": made.provenance}
+    words = {"step_axis": step_axis, "title": title, "provenance": made.provenance}
     if made.curves:
-        return write_curves(made.curves, output, style=style, **words)
-    return write_kymographs(made.kymographs, output, quantity=made.quantity, style=style, **words)
+        return write_curves(made.curves, output, caption=made.caption, style=style, **words)
+    return write_kymographs(made.kymographs, output, quantity=made.quantity, caption=made.caption, style=style, **words)
 
 
 # --- captions ---------------------------------------------------------------------------------------------------------
@@ -247,20 +249,20 @@ def _subject(analysis: Analysis, what: str) -> str:
     return f"{onsets.layer_title}, {onsets.kind}; {images}, {count}."
 
 
-def _explanation(analysis: Analysis, what: str) -> str:
-    """The meaning of the curves and bands."""
+def _explanation(analysis: Analysis, what: str) -> list[str]:
+    """The meaning of the curves and bands, and what else is to be known of them."""
     if what == "quality":
         note = describe_group(what, {name for curves in analysis.curves.values() for name in curves})[1]
-        return " ".join(filter(None, ["Lines: median over runs; bands: its 95 % interval over seeds.", note]))
+        return list(filter(None, ["Lines: median over runs; bands: its 95 % interval over seeds.", note]))
     lines = "Lines: median over runs and images; bands: its 95 % interval over seeds and images."
     if what == "responses":
-        return (
-            "Lines: own mask less other images' masks, mean over runs; bands: its 95 % interval over seeds and images. "
-            "Grey: chance level. Dotted: arrivals."
-        )
+        return [
+            "Lines: own mask less other images' masks, mean over runs; bands: its 95 % interval. Grey: chance level. "
+            "Dotted: arrivals.",
+        ]
     if what in ("learning", "classes"):
-        return f"{lines} Kernels, guide and decoder feature: of the first images only, those recorded in full."
-    return lines
+        return [lines, "Kernels, guide and decoder feature: of the first images only, those recorded in full."]
+    return [lines]
 
 
 def _lacking_objects(onsets: Onsets, needed: int) -> str:
@@ -315,7 +317,7 @@ def _groups(runs: Sequence[StoredRun]) -> _Groups:
 def _relabelled(groups: _Groups, labels: Sequence[str]) -> _Groups:
     if not labels:
         return groups
-    titles = _one_for_each(labels, [title for title, _ in groups.values()])
+    titles = one_for_each(labels, [title for title, _ in groups.values()])
     return {name: (title, runs) for title, (name, (_, runs)) in zip(titles, groups.items(), strict=True)}
 
 
@@ -349,8 +351,8 @@ def _logged_plot(groups: _Groups) -> Plot:
                      f"{' and others' * (len(more) > 6)}")  # fmt: skip
     left_out = tuple(title for title, own in zip(titles, curves, strict=True) if not own)
     count = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-    caption = f"Numbers that the training logged, {count}. {explain_logged(curves)}"
-    return Plot("logged", caption, provenance(runs), tuple(panels), left_out=left_out, notes=tuple(notes))
+    caption = (explain_logged(curves), f"Numbers that the training logged, {count}.")
+    return Plot("logged", caption, provenance(runs, caption), tuple(panels), left_out=left_out, notes=tuple(notes))
 
 
 # --- panels -----------------------------------------------------------------------------------------------------------
@@ -446,4 +448,4 @@ def _by_measure(analysis: Analysis, what: str) -> list[CurvePanel]:
     return panels
 
 
-__all__ = ["PLOTS", "Plot", "WrittenPlots", "make_plot", "plot", "write_plot"]
+__all__ = ["PLOTS", "Plot", "WrittenPlots", "make_plot", "one_for_each", "plot", "write_plot"]

@@ -76,8 +76,25 @@ class TestSize:
             (reference,) = layout.references
             corners = sorted({x for x, _ in layout.cells.values()})
             assert min(np.diff(corners)) > layout.cell[0]
-            assert corners[0] > max(reference.image[0] + reference.image[2], reference.mask[0] + reference.mask[2])
-            assert corners[-1] + layout.cell[0] < layout.width
+            right = max(reference.image[0] + reference.image[2], reference.mask[0] + reference.mask[2])
+            below = max(reference.image[1] + reference.image[3], reference.mask[1] + reference.mask[3])
+            assert corners[0] > right or min(y for _, y in layout.cells.values()) > below
+            assert max(corners[-1] + layout.cell[0], right) < layout.width
+
+    def test_beside_many_rows_image_and_mask_are_above_and_aligned_with_the_cells(self, pair):
+        """Elsewhere they would have a column that is mostly empty."""
+        (one,) = select_frames(pair[:1], MapSelection(steps=FIVE))
+        above = []
+        for rows in (2, 9):
+            layout = layout_grid([dataclasses.replace(one, run=copy.copy(one.run)) for _ in range(rows)],
+                                 style=FigureStyle(width="column"))  # fmt: skip
+            (reference,) = layout.references
+            above.append(reference.image[:2] < layout.cells[0, 0] and reference.image[0] == layout.cells[0, 0][0])
+            if above[-1]:
+                assert (reference.mask[0], reference.mask[1]) == (layout.cells[0, 1][0], reference.image[1])
+                assert reference.image[3] == layout.cell[1]
+                assert layout.blocks[0].top > reference.image[1] + reference.image[3]
+        assert above == [False, True]
 
     def test_pdf_and_svg_have_it_too(self, tmp_path, pair):
         for ending in ("pdf", "svg"):
@@ -111,7 +128,7 @@ class TestSize:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"width": "60mm", "columns": 12}, r"width='60mm': 12 frames in a row would be 10.7 points wide each"),
+            ({"width": "50mm", "columns": 12}, r"width='50mm': 12 frames in a row would be 9.7 points wide each"),
             (
                 {"width": "85mm", "dpi": 60, "columns": 12},
                 r"dpi=60: a cell is \d+ pixels wide, and a map has 16 values",

@@ -167,7 +167,7 @@ class TestNamesInFigures:
         n = np.linspace(0, 1, 3)
         curves = [Curve(name, range(3), n, n, n) for name in HOSTILE]
         panels = [CurvePanel(name, f"of {name}", "share", curves) for name in HOSTILE]
-        plots.write_curves(panels, tmp_path / f"c.{ending}", caption=" ".join(HOSTILE))
+        plots.write_curves(panels, tmp_path / f"c.{ending}", caption=HOSTILE)
         legend = [text.get_text().replace("\n", " ") for text in drawn]  # a title may have two lines
         for name in HOSTILE[:-1]:
             assert legend.count(spell(name)) >= 2, name  # as a title, and in the legend
@@ -176,7 +176,7 @@ class TestNamesInFigures:
     def test_kymographs_stay_within_their_panel(self, tmp_path, drawn):
         edges, value = np.linspace(-3, 3, 7), np.full((3, 6), 0.4)
         panels = [KymographPanel(name, name, range(3), edges, value) for name in HOSTILE]
-        kymographs.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1])
+        kymographs.write_kymographs(panels, tmp_path / "k.png", quantity="rank", caption=HOSTILE[-1:])
         with Image.open(tmp_path / "k.png") as image:
             width = image.width
         boxes = [text.get_window_extent() for text in drawn if text.get_text() and text.get_visible()]

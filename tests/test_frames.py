@@ -188,14 +188,18 @@ def test_representative_channels(tmp_path):
     [
         ({}, "each frame spans its own minimum to maximum"),
         ({"percentiles": (1, 99)}, "each frame spans its own 1 % to 99 %"),
+        ({"centered": True}, "each frame spans minus to plus its largest absolute value."),
+        ({"centered": True, "percentiles": (1, 99)}, "its own 1 % to 99 % of its values, symmetric about 0."),
         ({"normalize": "run"}, "one range per run: FADE ("),
         ({"normalize": "shared"}, "one range over all runs shown, "),
         ({"normalize": "shared", "kind": "gate"}, "one range over all runs shown, 0 to 1."),
     ],
 )
 def test_the_caption_tells_the_range(tmp_path, options, sentence):
+    options = dict(options)
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", upsampler="carafe", run_id="b")]
-    text = " ".join(captions(select_frames(runs, MapSelection(**options))))
+    centered = options.pop("centered", False)
+    text = " ".join(captions(select_frames(runs, MapSelection(**options), centered=centered)))
     assert sentence in text
     for part in ("SegNet", LAYER, "disc_0", "drawn", "FADE, CARAFE; seed 0 each."):
         assert part in text

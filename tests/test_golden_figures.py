@@ -57,6 +57,10 @@ PICTURES = {
     "difference": lambda runs, file: fadeviz.grid(
         runs, file, steps=FEW, difference=True, normalize="run", scale=3, dpi=100
     ),
+    "above": lambda runs, file: fadeviz.grid(
+        runs, file, width="column", dpi=140, title="A title in two lines, because it is longer than the figure is wide",
+        caption=False, colormap="magma", overlay="map",
+    ),
     "channels": lambda runs, file: fadeviz.grid(
         runs[0], file, kind="channels", channels=3, steps=FEW, scale=3, dpi=100
     ),

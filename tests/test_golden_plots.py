@@ -66,18 +66,22 @@ def distance_times(count, rows=("",)):
 
 
 PICTURES = {
-    "one_panel": lambda file: write_curves(by_measure(1), file, caption="One panel.", style=FigureStyle(**STYLE)),
-    "measures": lambda file: write_curves(by_measure(4), file, caption="A caption. " * 15, style=FigureStyle(**STYLE)),
+    "one_panel": lambda file: write_curves(by_measure(1), file, caption=["One panel."], style=FigureStyle(**STYLE)),
+    "measures": lambda file: write_curves(by_measure(4), file, caption=["A caption."] * 40, style=FigureStyle(**STYLE)),
     "operators": lambda file: write_curves(
         by_operator(5), file, title="A title", style=FigureStyle(**STYLE, font="DejaVu Serif", font_size=6.5)
     ),
     "column": lambda file: write_curves(by_operator(3), file, style=FigureStyle(**STYLE, width="column")),
     "kymographs": lambda file: write_kymographs(
-        distance_times(3, ("channel mean", "linear readout")), file, quantity="mean rank", caption="A caption. " * 15,
+        distance_times(3, ("channel mean", "linear readout")), file, quantity="mean rank", caption=["A caption."] * 40,
         style=FigureStyle(**STYLE),
     ),
     "kymographs_column": lambda file: write_kymographs(
         distance_times(3, ("channel mean", "linear readout")), file, quantity="mean rank",
+        style=FigureStyle(**STYLE, width="column"),
+    ),
+    "kymographs_gap": lambda file: write_kymographs(
+        distance_times(5), file, quantity="mean rank", caption=["A caption."],
         style=FigureStyle(**STYLE, width="column"),
     ),
     "kymograph": lambda file: write_kymographs(

@@ -212,7 +212,7 @@ class TestLayout:
     @pytest.mark.parametrize("rows", [("",), ("channel mean", "linear readout")])
     def test_nothing_lies_on_anything_else(self, drawn, count, rows):
         panels = [panel(f"operator {n}", row=row) for row in rows for n in range(count)]
-        figure = drawn(*panels, caption="What it shows. " * 20)
+        figure = drawn(*panels, caption=["What it shows."] * 20)
         assert len(figure.axes) == len(panels) + 1
         boxes = [axes.get_position() for axes in figure.axes]
         assert all(0 < box.x0 < box.x1 < 1 and 0 < box.y0 < box.y1 < 1 for box in boxes)
@@ -258,11 +258,11 @@ class TestLayout:
         assert labelled == [False, False, False, True, True, True, True]
         assert [bool(labels(axes.yaxis)) for axes in figure.axes[:7]] == [True, *[False] * 3, True, False, False]
 
-    def test_a_long_verdict_takes_two_lines_at_most(self, drawn):
+    def test_a_long_verdict_takes_three_lines_at_most(self, drawn):
         long = KymographPanel("FADE", "outline " * 60, STEPS, EDGES, np.zeros((6, 25)))
         texts = [text.get_text() for text in drawn(long).texts if text.get_text().startswith("outline")]
-        assert len(texts) == 2
-        assert texts[1].endswith("…")
+        assert len(texts) == 3
+        assert texts[2].endswith("…")
 
     def test_the_inside_is_below_and_the_beginning_on_the_left(self, tmp_path):
         value = np.zeros((len(STEPS), len(EDGES) - 1))

@@ -75,7 +75,7 @@ def panels(monkeypatch, tmp_path, *arguments):
     for name in ("write_curves", "write_kymographs"):
         monkeypatch.setattr(plotting, name, lambda panels, output, **more: drawn.update(panels=panels, **more))
     call("plot", *arguments, "-o", tmp_path / "figure.png")
-    return drawn
+    return drawn | {"caption": " ".join(drawn["caption"])}
 
 
 def page_data(path):
@@ -300,7 +300,7 @@ class TestTwoClasses:
     def test_figures_and_reports_say_nothing_more(self, two, monkeypatch, tmp_path):
         assert describe_inside(StoredRun(two[0])) == ""
         drawn = panels(monkeypatch, tmp_path, *two, "--what", "quality")
-        assert drawn["caption"].endswith("Lines: median over runs; bands: its 95 % interval over seeds.")
+        assert drawn["caption"].startswith("Lines: median over runs; bands: its 95 % interval over seeds. The whole")
         assert "masks" not in panels(monkeypatch, tmp_path, *two, "--what", "kymograph")["caption"]
         write_report([StoredRun(two[0])], tmp_path / "r.html")
         data = page_data(tmp_path / "r.html")

@@ -226,8 +226,41 @@ def test_the_contact_sheet_shows_every_figure(tmp_path):
         pixels = np.asarray(sheet)
     boxes = []
     for color in colors:
-        rows, columns = np.nonzero((pixels == color).all(-1))
+        rows, columns = np.nonzero((np.abs(pixels.astype(int) - color) < 3).all(-1))
         assert rows.size == (np.ptp(rows) + 1) * (np.ptp(columns) + 1)  # whole, nothing lies on it
-        boxes.append((columns.min(), rows.min()))
-    assert boxes[0][0] == boxes[2][0] < boxes[1][0]  # the third below the shorter one
-    assert boxes[2][1] > boxes[0][1]
+        boxes.append((columns.min(), rows.min(), columns.max(), rows.max()))
+    assert boxes[0][:2] < boxes[1][:2] < boxes[2][:2] or boxes[0][1] < boxes[1][1]  # in their order
+    for top in {box[1] for box in boxes}:  # each row fills the page
+        row = [box for box in boxes if box[1] == top]
+        assert len({box[3] for box in row}) == 1
+        assert (min(box[0] for box in row), max(box[2] for box in row)) == (28, pixels.shape[1] - 29)
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    """Two runs each of two operators."""
+    return [make_run(tmp_path / f"{name}{seed}", upsampler=name, seed=seed, run_id=f"{name}{seed}")
+            for name in ("fade", "carafe") for seed in (0, 1)]  # fmt: skip
+
+
+def test_labels_are_one_for_each_operator_or_run(two_seeds, tmp_path):
+    with pytest.raises(FadevizError, match="a, b are for runs of one operator, FADE. Give its runs the same label"):
+        fadeviz.figures(two_seeds, tmp_path / "2", labels=["a", "b", "c", "c"])
+    with pytest.raises(FadevizError, match="3 for 2 operators"):
+        fadeviz.figures(two_seeds, tmp_path / "2", labels=["a", "b", "c"])
+
+
+@pytest.mark.slow
+def test_labels_name_operators_in_every_figure(two_seeds, tmp_path):
+    options = ("--steps", "0,60", "--format", "svg")
+    for number, labels in enumerate((["Ours", "Théirs & co"], ["Ours"] * 2 + ["Théirs & co"] * 2)):
+        words = [word for label in labels for word in ("--label", label)]
+        result = call("figures", *(run.path for run in two_seeds), *options, *words, "-o", tmp_path / str(number))
+        assert result.exit_code == 0, result.output
+        for name in ("features", "gradients", "responses"):
+            text = (tmp_path / str(number) / f"{name}.svg").read_text()
+            assert "Ours" in text, name
+            assert "FADE" not in text.partition("</metadata>")[2], name
+        assert r"Théirs \& co" in (tmp_path / str(number) / "verdicts.tex").read_text()
+        listed = commands((tmp_path / str(number) / "README.md").read_text())
+        assert all(command.count("--label") == 2 for name, command in listed.items() if name != "verdicts")

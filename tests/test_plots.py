@@ -63,7 +63,7 @@ class TestFiles:
         lines = [curves(f"Operator {n}", mark=3.0) for n in range(count)]
         made = []
         for name in ("a", "b"):
-            write_curves(lines, tmp_path / f"{name}.{ending}", caption="What it shows.")
+            write_curves(lines, tmp_path / f"{name}.{ending}", caption=["What it shows."])
             made.append((tmp_path / f"{name}.{ending}").read_bytes())
         assert made[0] == made[1]
         assert len(made[0]) > 5000
@@ -134,9 +134,10 @@ class TestCommands:
         analysis = analyze([runs / "fade0", runs / "carafe1"])
         for what in ("kymograph", "responses"):
             made = plotting.make_plot(analysis, what)
-            assert made.provenance == "fadeviz runs: fade0 (FADE, seed 0), carafe1 (CARAFE, seed 1)"
-            assert "fade0" not in made.caption
-            assert "2 runs." in made.caption
+            caption = " ".join(made.caption)
+            assert made.provenance == f"fadeviz runs: fade0 (FADE, seed 0), carafe1 (CARAFE, seed 1). {caption}"
+            assert "fade0" not in caption
+            assert "2 runs." in caption
             plotting.write_plot(made, tmp_path / f"a.{ending}")
             data = (tmp_path / f"a.{ending}").read_bytes()
             if ending == "png":
@@ -276,7 +277,9 @@ class TestLayout:
            for width in ("column", "page") for lines in (2, 12)],
     )  # fmt: skip
     def test_panels_fill_the_page(self, draw, count, width, lines):
-        figure = draw([curves(f"p{n}", lines) for n in range(count)], style=FigureStyle(width=width), caption="Words.")
+        figure = draw(
+            [curves(f"p{n}", lines) for n in range(count)], style=FigureStyle(width=width), caption=["Words."]
+        )
         assert figure.get_figwidth() == pytest.approx({"column": 3.3, "page": 6.9}[width])
         panels, legend = panels_of(figure)
         rows = {}
@@ -489,7 +492,7 @@ class TestWhatIsDrawn:
         drawn = self.panels(monkeypatch, tmp_path, *known, "--what", "kymograph", "--step-axis", "linear")
         assert drawn["step_axis"] == "linear"
         assert drawn["quantity"] == "mean rank, own mask less other masks"
-        assert "8 runs." in drawn["caption"]
+        assert "8 runs." in " ".join(drawn["caption"])
         operators = analyze(known).onsets.operators
         for panel, operator in zip(drawn["panels"], operators, strict=True):
             np.testing.assert_array_equal(panel.value, operator.kymograph.value)

@@ -18,7 +18,7 @@ from .colormap import colorize, palette, to_indices
 from .drawing import Notes, choose_colormap, select_sequences
 from .fonts import font
 from .frames import FrameSequence, collect_notes
-from .grid_layout import HEADING, STEP, TEXT, Block, GridLayout, Reference, layout_grid
+from .grid_layout import HEADING, LEADING, STEP, TEXT, Block, GridLayout, Reference, layout_grid
 from .labels import bar_ends, describe, provenance, shorten, truth_image
 from .legend import draw_legend
 from .marks import mark_window
@@ -161,9 +161,10 @@ def _draw(
     """
     figure = new_figure(layout.width, layout.height, layout.dpi)
     page = _GridPage(figure, layout, exact=upscale and placed)
-    title, top = layout.title
-    if title:
-        page.words(layout.points(4), top, title, HEADING, layout.width - layout.points(8), weight="bold")
+    lines, top = layout.title
+    for index, line in enumerate(lines):
+        below = index * layout.points(layout.font_size(HEADING) * LEADING)
+        page.words(layout.points(4), top + below, line, HEADING, layout.width - layout.points(8), weight="bold")
     for block in layout.blocks:
         page.heading(sequences[block.members[0]], block, colormap)
     for reference in layout.references:

@@ -14,7 +14,7 @@ from .classes import LEAST_SHARE, ClassKey, class_key, largest_shares, names_cla
 from .drawing import overlay_sentence
 from .fonts import font
 from .frames import FrameSequence, scale_maps
-from .labels import heading, short_caption, truth_name
+from .labels import balanced, heading, short_caption, truth_name
 from .legend import Legend, PlacedLegend, place_legend
 from .normalize import FIXED_RANGES
 from .page import MAX_PIXELS
@@ -27,14 +27,16 @@ _PRINT_DPI = 300
 """Smallest resolution of a figure with a width, in pixels per inch."""
 TEXT, STEP, HEADING = 6.0, 5.2, 8.0
 """Font sizes in points: the caption, the steps, the runs and the title."""
+LEADING = 1.25
+"""Distance between the lines of a title, in font sizes."""
 LEAST_TEXT = 5.0
 """Smallest font size in points that can be read in print."""
 _GAP, _MARGIN, _GUTTER, _BETWEEN = 1.6, 4.0, 5.0, 3.0
 """Points between two cells, around everything, between images and maps, and between two runs."""
 _LEAST_CELL, _GOOD_CELL = 12.0, 28.0
 """Points: the smallest cell, and the width below which frames go into more rows, if the figure has a width."""
-_LARGEST_IMAGE = 2.7
-"""Largest width of the image and the mask, in cells; and not more than two fifths of the maps beside them."""
+_LARGEST_IMAGE, _LARGEST_SHARE = 3.3, 0.45
+"""Largest width of the image and the mask: in cells, and as a share of the maps beside them."""
 _BESIDE_MANY = 1.3
 """Width of image and mask in cells where they cannot fill the height of the maps beside them."""
 _NARROWEST, _BARE = 230, 130
@@ -97,7 +99,7 @@ class GridLayout:
         over: words above cells and images, with the middle of their lower edge.
         beside: words on the left of rows, read upwards, with the middle of their right edge.
         legend: where the classes of the masks stand, above the caption.
-        title: the title, and its top; empty for none.
+        title: the lines of the title, and its top; empty for none.
         caption: the lines below, and the top of the first.
         ratio: font sizes relative to :data:`TEXT` and the others.
         reading: sentences on how to read the colours.
@@ -116,7 +118,7 @@ class GridLayout:
     over: list[tuple[int, int, str]]
     beside: list[tuple[int, int, str]]
     legend: PlacedLegend
-    title: tuple[str, int]
+    title: tuple[list[str], int]
     caption: tuple[list[str], int]
     ratio: float
     reading: tuple[str, ...]
@@ -155,6 +157,7 @@ class _Measures:
         images: for each image the number of sequences of each run.
         references: whether there are images and masks.
         label: whether there are words on the left of rows.
+        above: whether image and mask are in a row above the maps of their image, and not on the left.
         fixed: the width of an image in cells if that was chosen before; None to choose it.
     """
 
@@ -167,6 +170,7 @@ class _Measures:
     images: tuple[tuple[int, ...], ...]
     references: bool
     label: bool
+    above: bool = False
     fixed: float | None = None
 
     def px(self, size: float) -> int:
@@ -197,7 +201,12 @@ class _Measures:
     def image_height(self, runs: Sequence[int]) -> int:
         """Height of all runs of an image."""
         cells = sum(self.members_height(members, number == 0) for number, members in enumerate(runs))
-        return cells + len(runs) * (self.heading_line + self.px(_BETWEEN))
+        return self.above_height + cells + len(runs) * (self.heading_line + self.px(_BETWEEN))
+
+    @property
+    def above_height(self) -> int:
+        """Height of the row with image and mask, if it is above the maps."""
+        return (self.step_line + round(self.cell[1]) + self.px(_BETWEEN)) * self.above
 
     @property
     def reference(self) -> float:
@@ -205,25 +214,26 @@ class _Measures:
         rows = min(map(sum, self.images)) * self.rows
         if self.fixed is not None:
             return self.fixed
-        if rows == 1:
+        if rows == 1 or self.above:
             return 1.0
         lines = self.heading_line + self.step_line + self.px(_BETWEEN) + self.px(_GAP)
         height = min(map(self.image_height, self.images)) - lines
         fills = (height - self.step_line - self.px(_GAP)) / 2 / self.cell[1]
-        largest = max(1.0, min(_LARGEST_IMAGE, 0.4 * self.columns)) if rows > 2 else 1.0
-        # Beside very many rows the column would be mostly empty: a narrow one wastes least.
-        return min(largest, fills) if fills < 1.35 * largest else min(largest, _BESIDE_MANY)
+        largest = max(1.0, min(_LARGEST_IMAGE, _LARGEST_SHARE * self.columns)) if rows > 2 else 1.0
+        # Beside very many rows the column is mostly empty, and a narrow one wastes less of the figure.
+        widths = [min(width, largest, fills) for width in (largest, _BESIDE_MANY)]
+        return min(widths, key=lambda width: (fills - width) * width / (self.columns + width))
 
     @property
     def aside(self) -> bool:
         """Whether the mask is on the right of the image, not below."""
-        return max(sum(runs) for runs in self.images) * self.rows == 1
+        return self.above or max(sum(runs) for runs in self.images) * self.rows == 1
 
     @property
     def left(self) -> float:
         """Left side of the maps."""
         label = self.px(self.text(TEXT) * 1.5) if self.label else 0
-        if not self.references:
+        if not self.references or self.above:
             return self.px(_MARGIN) + label
         images = self.reference * self.cell[0] * (1 + self.aside) + self.px(_GAP) * self.aside
         return self.px(_MARGIN) + images + self.px(_GUTTER) + label
@@ -235,6 +245,19 @@ class _Measures:
     @property
     def height(self) -> int:
         return sum(map(self.image_height, self.images)) + 2 * self.px(_MARGIN)
+
+    @property
+    def white(self) -> float:
+        """The share of the figure that stays empty beside image and mask, or below them."""
+        if not self.references or (self.aside and not self.above):
+            return 0.0
+        if self.above:
+            empty = len(self.images) * self.above_height * max(0.0, self.columns - 2) * self.pitch
+        else:
+            used = 2 * (self.step_line + self.reference * self.cell[1]) + self.heading_line
+            tall = sum(max(0.0, self.image_height(runs) - used) for runs in self.images)
+            empty = tall * self.reference * self.cell[0]
+        return empty / (self.width * self.height)
 
 
 def layout_grid(
@@ -303,10 +326,15 @@ def _measure(
         dpi = math.ceil(_CELL_DPI * max(1.0, cell[0] / 128))
     measures = replace(measures, dpi=dpi, cell=cell)
     measures = replace(measures, pitch=max(cell[0], _widest_step(sequences, measures)) + measures.px(_GAP))
-    if not given:
-        choices = (replace(measures, columns=count) for count in _balanced(frames))
-        measures = min(choices, key=lambda one: _badness(one, max(one.width, _least_width(one, content))))
-    return measures, scales, sizes, ()
+
+    def page(one: _Measures) -> float:
+        return max(one.width, _least_width(one, content))
+
+    # Where nobody chose the width, a narrow figure is no worse: only the white decides where image and mask are.
+    choices = [
+        min(both, key=lambda one: one.white + 1 - one.width / page(one)) for both in _arrangements(measures, given)
+    ]
+    return min(choices, key=lambda one: _badness(one, page(one))), scales, sizes, ()
 
 
 def _measure_width(
@@ -320,8 +348,8 @@ def _measure_width(
     tallest = max(sequence.maps.shape[1] / sequence.maps.shape[2] for sequence in sequences)
     room = style.inches * 72
     # In points first: how large can a cell be?
-    counts = [measures.columns] if given else _balanced(measures.frames)
-    fitted = [_fit_cell(replace(measures, dpi=72 * 64, columns=count), room * 64, tallest) for count in counts]
+    choices = _arrangements(replace(measures, dpi=72 * 64), given)
+    fitted = [_fit_cell(choice, room * 64, tallest) for both in choices for choice in both]
     fitting = [one for one in fitted if one.cell[0] >= _GOOD_CELL * 64] or [max(fitted, key=lambda one: one.cell[0])]
     chosen = min(fitting, key=lambda one: _badness(one, room * 64))
     cell = chosen.cell[0] / 64
@@ -367,6 +395,13 @@ def _fit_cell(measures: _Measures, room: float, tall: float) -> _Measures:
     return replace(measures, cell=(low, low * tall), pitch=low + measures.px(_GAP))
 
 
+def _arrangements(measures: _Measures, given: bool) -> list[list[_Measures]]:
+    """For each number of columns, unless that is ``given``: with image and mask beside the maps, and above them."""
+    counts = [measures.columns] if given else _balanced(measures.frames)
+    places = {count: (False, True) if measures.references and count > 1 else (False,) for count in counts}
+    return [[replace(measures, columns=count, above=above) for above in places[count]] for count in counts]
+
+
 def _balanced(frames: int) -> list[int]:
     """Numbers of columns with which no row is much shorter than the others: of 5 frames 5 or 3, and not 4 + 1."""
     counts = [math.ceil(frames / rows) for rows in range(1, max(2, frames))]
@@ -375,9 +410,9 @@ def _balanced(frames: int) -> list[int]:
 
 
 def _badness(measures: _Measures, width: float) -> float:
-    """How far a figure is from the usual shape; empty places in the last row count, too, and width that is not used."""
+    """How far a figure is from the usual shape; what stays empty in rows, by images and of the width counts."""
     places = measures.rows * measures.columns
-    empty = (places - measures.frames) / places + (1 - measures.width / width) / 2
+    empty = (places - measures.frames) / places + measures.white + (1 - measures.width / width) / 2
     return abs(math.log(width / measures.height / _RATIO)) + 6.0 * empty
 
 
@@ -421,9 +456,12 @@ class _Placing:
         else:
             width = round(self.style.inches * measures.dpi)
         top = margin
-        title = self.content.title or ""
+        size = max(1, px(measures.text(HEADING)))
+        room = round(0.88 * (width - 2 * margin))  # bold letters are wider
+        first, *rest = balanced(self.content.title, size, room) if self.content.title else [""]
+        title = [line for line in (first, " ".join(rest)) if line]
         if title:
-            top += px(measures.text(HEADING) * 1.6)
+            top += px(measures.text(HEADING) * (1.6 + LEADING * (len(title) - 1)))
         for by_run in _by_run(self.sequences).values():
             top = self._place_image(by_run, top)
             _check_pixels(width, top)
@@ -476,7 +514,9 @@ class _Placing:
     def _place_image(self, by_run: dict[StoredRun, list[int]], top: int) -> int:
         """Place all runs of one image; returns their lower edge."""
         measures, px = self.measures, self.measures.px
-        first = top + measures.heading_line + measures.step_line
+        upper = top + measures.step_line
+        top += measures.above_height
+        first = upper if measures.above else top + measures.heading_line + measures.step_line
         second = first
         for number, members in enumerate(by_run.values()):
             sequence = self.sequences[members[0]]
@@ -519,7 +559,8 @@ class _Placing:
         """The words beside a row: its channel, or where that is too long only the number."""
         words = f"channel {self.sequences[member].channel}"
         size = max(1, self.measures.px(self.measures.text(TEXT)))
-        return words if font(size).getlength(words) <= self.sizes[member][1] else words.partition(" ")[2]
+        room = 0.85 * self.sizes[member][1]  # the next row's words must not touch
+        return words if font(size).getlength(words) <= room else words.partition(" ")[2]
 
     def _step(self, steps: Sequence[int], frame: int) -> str:
         """The words above a cell: the step; the first, where there is room, says that it is one."""
@@ -528,7 +569,7 @@ class _Placing:
         return words if font(size).getlength(words) <= self.measures.pitch else str(steps[frame])
 
     def _place_reference(self, indices: Sequence[int], first: int, second: int) -> None:
-        """Place image and mask beside the rows from ``first``; in two rows the mask begins at ``second``."""
+        """Place image and mask at ``first``, beside the rows or above; in two rows the mask begins at ``second``."""
         measures, px = self.measures, self.measures.px
         known = [index for index in indices if self.sequences[index].observed_image is not None]
         if not known:
@@ -537,7 +578,10 @@ class _Placing:
         labelled = [index for index in known if np.any(self.sequences[index].mask)]
         index = (labelled or known)[0]
         x, (width, height) = px(_MARGIN), (round(measures.reference * length) for length in measures.cell)
-        if measures.aside:
+        if measures.above:
+            x = self.left
+            mask = (x + round(measures.pitch), first, width, height)
+        elif measures.aside:
             mask = (x + width + px(_GAP), first, width, height)
         elif measures.reference == 1:
             mask = (x, second, width, height)
@@ -591,6 +635,6 @@ def _beside_legend(key: ClassKey) -> str:
 
 
 __all__ = [
-    *("HEADING", "LEAST_TEXT", "STEP", "TEXT"),
+    *("HEADING", "LEADING", "LEAST_TEXT", "STEP", "TEXT"),
     *("Block", "GridLayout", "Rectangle", "Reference", "layout_grid"),
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import FadevizError
 from .colormap import signed_palette
 from .fonts import font, letters, spell
-from .labels import balanced, format_number, shorten, wrap
+from .labels import balanced, fit_sentences, format_number, shorten, wrap
 from .page import check_ending, figure_style, save_figure
 from .panels import INTERIOR, OUTLINE, ArrivalMark, KymographPanel, kymograph_span, panel_grid
 from .step_axis import StepAxis, choose_step_axis
@@ -55,7 +55,7 @@ def write_kymographs(
     quantity: str,
     step_axis: str = "auto",
     title: str = "",
-    caption: str = "",
+    caption: Sequence[str] = (),
     provenance: str = "",
     style: FigureStyle | None = None,
 ) -> Figure:
@@ -73,7 +73,7 @@ def write_kymographs(
         step_axis: a name in :data:`~fadeviz.render.step_axis.STEP_AXES`. ``"auto"`` is linear where the snapshots are
             roughly evenly spaced (:func:`~fadeviz.render.step_axis.choose_step_axis`), otherwise log(1 + step).
         title: a title above the figure; empty for none.
-        caption: sentences below.
+        caption: sentences below, the most needed first: the first one, and others as far as they fit into two lines.
         provenance: what the figure is made of, for the metadata of the file.
         style: width, font and resolution. By default one panel is as wide as a column, several at most as a page.
 
@@ -154,7 +154,7 @@ class _Figure:
         quantity: str,
         style: FigureStyle,
         title: str,
-        caption: str,
+        caption: Sequence[str],
     ) -> None:
         from matplotlib.figure import Figure
 
@@ -172,13 +172,16 @@ class _Figure:
         self.lines = self._lines(rows, grid)
         self.legend_left = self.left
         self.legend = self._legend()
+        self.aside = self._fits_aside(len(grid[0]), len(rows))
         self.quantity, self.span = quantity, kymograph_span(panels)
         room = self._inside(self.total - 2 * _MARGIN)
-        self.caption = wrap(caption, self._pixels(_SMALL), room) if caption else []
+        small = self._pixels(_SMALL)
+        self.caption = wrap(fit_sentences(caption, small, room), small, room) if caption else []
         borders = [axis.borders(panel.steps) for panel in panels]
         self.ends = min(float(one[0]) for one in borders), max(float(one[-1]) for one in borders)
         bottom = sum(line.space + line.head + self.height for line in self.lines)
-        texts = (len(self.legend) + len(self.caption)) * self._line(_SMALL) + 0.08 * bool(self.caption)
+        below = len(self.caption) + len(self.legend) * (not self.aside)
+        texts = below * self._line(_SMALL) + 0.08 * bool(self.caption)
         self.tall = _MARGIN + len(self.title) * self._line(_TITLE) + bottom + 0.43 + texts + _MARGIN
         self.figure = Figure((self.total, self.tall), dpi=style.dpi or _DPI)
         self.figure.patch.set_facecolor("white")
@@ -211,20 +214,21 @@ class _Figure:
         return columns, max(0.5, (total - around + _GAP) / columns - _GAP)
 
     def _verdict(self, panel: KymographPanel) -> list[str]:
-        """The subtitle in at most two lines."""
-        return self._two(panel.subtitle, _SMALL)
+        """The subtitle in at most three lines."""
+        return self._few(panel.subtitle, _SMALL, 3)
 
     def _title(self, panel: KymographPanel) -> list[str]:
         """The title in at most two lines."""
-        return self._two(panel.title, _TITLE, bold=True)
+        return self._few(panel.title, _TITLE, 2, bold=True)
 
-    def _two(self, text: str, points: float, bold: bool = False) -> list[str]:
+    def _few(self, text: str, points: float, most: int, bold: bool = False) -> list[str]:
         size, width = self._pixels(points), self._inside(self.width)
         text = spell(text)
         if any(shorten(word, size, width, bold) != word for word in text.split()):
             return [shorten(text, size, width, bold)]  # no word is broken
         lines = balanced(text, size, round(0.88 * width) if bold else width)  # bold letters are wider
-        return lines if len(lines) <= 2 else [lines[0], shorten(" ".join(lines[1:]), size, width, bold)]
+        rest = " ".join(lines[most - 1 :])
+        return lines if len(lines) <= most else [*lines[: most - 1], shorten(rest, size, width, bold)]
 
     def _pixels(self, points: float) -> int:
         """The font size of words that have ``points`` by default, in pixels of ``_MEASURE``."""
@@ -265,9 +269,14 @@ class _Figure:
         self._bar(mesh, first, min(y - first, 3.4))
         self._text((self.left + self.right) / 2, y + 0.22, self.axis.label, ha="center", color=_QUIET)
         y += 0.43
-        for entries in self.legend:
-            self._draw_entries(entries, y)
-            y += self._line(_SMALL)
+        if self.aside:
+            top = y - 0.43 - self.height
+            for number, entry in enumerate(entry for entries in self.legend for entry in entries):
+                self._draw_entries([entry], top + 1.2 * number * self._line(_SMALL))
+        else:
+            for entries in self.legend:
+                self._draw_entries(entries, y)
+                y += self._line(_SMALL)
         for text in self.caption:
             self._text(_MARGIN, y + 0.08, text, color=_QUIET)
             y += self._line(_SMALL)
@@ -384,6 +393,18 @@ class _Figure:
                 lines.append([])
             lines[-1].append(entry)
         return lines
+
+    def _fits_aside(self, count: int, rows: int) -> bool:
+        """Whether the legend fits into the gap of the last line, one entry a line; it begins there then."""
+        gap = -count % self.columns
+        entries = [entry for line in self.legend for entry in line]
+        left = self.right - gap * (self.width + _GAP) + 0.3
+        wide = self.total - left - _MARGIN + 0.2 - (self.total - self.right) * (len(self.lines) < 2 * rows)
+        fits = max(map(self._length, entries)) <= wide and 1.2 * len(entries) * self._line(_SMALL) <= self.height
+        if gap and count > self.columns and fits:
+            self.legend_left = left
+            return True
+        return False
 
     def _draw_entries(self, entries: Sequence[_Entry], y: float) -> None:
         from matplotlib.lines import Line2D

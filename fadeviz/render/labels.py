@@ -181,13 +181,25 @@ def short_caption(
         further: sentences that come first if there is room for more.
     """
     needed, others = _short_sentences(sequences)
-    text = " ".join([needed[0], *reading, *needed[1:]])
-    for sentence in (*further, *others):
+    text = fit_sentences([" ".join([needed[0], *reading, *needed[1:]]), *further, *others], size, width)
+    first, *rest = wrap(text, size, width)
+    return [first, shorten(" ".join(rest), size, width)] if rest else [first]
+
+
+def fit_sentences(sentences: Sequence[str], size: int, width: int) -> str:
+    """The first sentence, and as many of the others as fit into two lines with it, in their order.
+
+    Args:
+        sentences: the most needed first.
+        size: font size in pixels.
+        width: width of a line in pixels.
+    """
+    text, *others = sentences
+    for sentence in others:
         longer = f"{text} {sentence}"
         if len(wrap(longer, size, width)) <= 2:
             text = longer
-    first, *rest = wrap(text, size, width)
-    return [first, shorten(" ".join(rest), size, width)] if rest else [first]
+    return text
 
 
 def _short_sentences(sequences: Sequence[FrameSequence]) -> tuple[list[str], list[str]]:
@@ -330,9 +342,11 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
     """How values are mapped to colours, with the limits where they hold for more than one frame."""
     first = sequences[0]
     low, high = first.percentiles
-    around = ", symmetric about 0" if first.centered else ""
+    if first.scope == "frame" and first.centered and (low, high) == (0, 100):
+        return "Normalisation: each frame spans minus to plus its largest absolute value."
     if first.scope == "frame":
         ends = "minimum to maximum" if (low, high) == (0, 100) else f"{low:g} % to {high:g} % of its values"
+        around = ", symmetric about 0" if first.centered else ""
         return f"Normalisation: each frame spans its own {ends}{around}."
     fixed = first.kind in FIXED_RANGES and first.minus is None
     if fixed or (low, high) == (0, 100):
@@ -343,14 +357,14 @@ def scope_sentence(sequences: Sequence[FrameSequence]) -> str:
         share = f" ({low:g} % to {high:g} % of all values)"
     if first.scope == "shared":
         over = "one range over all runs shown" if len({s.run.path for s in sequences}) > 1 else "one range"
-        return f"Normalisation: {over}, {_range(first.limits[0])}{share}{around}."
+        return f"Normalisation: {over}, {_range(first.limits[0])}{share}."
     ranges = {s.run.path: f"{brief(s.label)} ({_range(s.limits[0])})" for s in sequences}
     if len(ranges) == 1 or fixed:
-        return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}{around}."
+        return f"Normalisation: one range over all frames, {_range(first.limits[0])}{share}."
     if len(ranges) > _LISTED:
         widest = Limits(min(s.limits[0].low for s in sequences), max(s.limits[0].high for s in sequences))
-        return f"Normalisation: one range per run, all within {_range(widest)}{share}{around}."
-    return f"Normalisation: one range per run: {'; '.join(ranges.values())}{share}{around}."
+        return f"Normalisation: one range per run, all within {_range(widest)}{share}."
+    return f"Normalisation: one range per run: {'; '.join(ranges.values())}{share}."
 
 
 def bar_ends(sequence: FrameSequence) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import FadevizError
 from .fonts import font, letters, spell
-from .labels import balanced, shorten, wrap
+from .labels import balanced, fit_sentences, shorten, wrap
 from .page import check_ending, figure_style, save_figure
 from .panels import Curve, CurvePanel, curve_order
 from .step_axis import StepAxis, choose_step_axis
@@ -53,7 +53,7 @@ def write_curves(
     *,
     step_axis: str = "auto",
     title: str = "",
-    caption: str = "",
+    caption: Sequence[str] = (),
     provenance: str = "",
     style: FigureStyle | None = None,
 ) -> Figure:
@@ -68,7 +68,7 @@ def write_curves(
         step_axis: a name in :data:`~fadeviz.render.step_axis.STEP_AXES`. ``"auto"`` is linear where the snapshots are
             roughly evenly spaced (:func:`~fadeviz.render.step_axis.choose_step_axis`), otherwise log(1 + step).
         title: a title above the figure; empty for none.
-        caption: sentences below.
+        caption: sentences below, the most needed first: the first one, and others as far as they fit into two lines.
         provenance: what the figure is made of, for the metadata of the file.
         style: width, font and resolution. By default one panel is as wide as a column, several as a page.
 
@@ -121,7 +121,7 @@ class _Figure:
     """The figure: panels between words above and below; lengths are in inches."""
 
     def __init__(
-        self, panels: Sequence[CurvePanel], axis: StepAxis, style: FigureStyle, title: str, caption: str
+        self, panels: Sequence[CurvePanel], axis: StepAxis, style: FigureStyle, title: str, caption: Sequence[str]
     ) -> None:
         self.panels, self.axis, self.style = panels, axis, style
         self.width = style.inches or WIDTHS["column" if len(panels) == 1 else "page"]
@@ -139,7 +139,9 @@ class _Figure:
         self.aside = self.gap > 0 and self._legend_fits()
         self.cells, self.parts = self._place()
         self.title = [spell(line) for line in self._wrap(title, _TITLE, room)]
-        self.caption = [spell(line) for line in wrap(caption, self._pixels(_TICK), self._inside(room))]
+        small, inside = self._pixels(_TICK), self._inside(room)
+        words = fit_sentences(caption, small, inside) if caption else ""
+        self.caption = [spell(line) for line in wrap(words, small, inside)]
 
     def draw(self) -> Any:
         """The figure, drawn."""
@@ -147,8 +149,10 @@ class _Figure:
 
         heads = [self._head(panel, cell) for panel, cell in zip(self.panels, self.cells, strict=True)]
         rows = self.cells[-1].row + 1
-        tall = [max(self._high(*head) for head, cell in zip(heads, self.cells, strict=True) if cell.row == row)
-                for row in range(rows)]  # fmt: skip
+        # The heads of a row have one height: its titles are on one line, and so are its subtitles.
+        lines = [[max(len(head[part]) for head, cell in zip(heads, self.cells, strict=True) if cell.row == row)
+                  for part in range(2)] for row in range(rows)]  # fmt: skip
+        tall = [self._high(*counts) for counts in lines]
         legend = [] if self.aside else self._legend_lines()
         above = (
             _MARGIN + self._lines(_TITLE, len(self.title)) + self._lines(_WORDS, len(legend)) + _BELOW * bool(legend)
@@ -168,7 +172,7 @@ class _Figure:
             axes = figure.add_subplot(grid[cell.row, cell.start : cell.stop], sharex=first)
             first = first or axes
             self._panel(axes, panel, cell)
-            self._write_head(axes, *head)
+            self._write_head(axes, *head, *lines[cell.row])
         self._label_steps(first)
         ink: dict[str, Any] = {"fontsize": self.style.points(_WORDS, _WORDS), "va": "top"}
         figure.text(0.5, (below - 0.01) / total, self.axis.label, ha="center", **ink)
@@ -243,20 +247,21 @@ class _Figure:
         return not any(other[1:] == cell[1:] and other.row > cell.row for other in self.cells)
 
     def _head(self, panel: CurvePanel, cell: _Cell) -> tuple[list[str], list[str]]:
-        """The title and the subtitle of a panel, each in at most two lines."""
+        """The title of a panel in at most three lines, and its subtitle in at most four."""
         wide = (self.width - 2 * _MARGIN) * (cell.stop - cell.start) / self.parts - 0.55
         title = self._wrap(panel.title, _TITLE, wide * 0.88)  # bold letters are wider
-        return self._two(title, _TITLE, wide, bold=True), self._two(
-            self._wrap(panel.subtitle, _TICK, wide), _TICK, wide
-        )
+        subtitle = self._wrap(panel.subtitle, _TICK, wide)
+        return self._few(title, 3, _TITLE, wide, bold=True), self._few(subtitle, 4, _TICK, wide)
 
-    def _two(self, lines: Sequence[str], points: float, wide: float, bold: bool = False) -> list[str]:
-        if len(lines) > 2:
-            lines = [lines[0], shorten(" ".join(lines[1:]), self._pixels(points), self._inside(wide), bold)]
+    def _few(self, lines: Sequence[str], most: int, points: float, wide: float, bold: bool = False) -> list[str]:
+        if len(lines) > most:
+            rest = " ".join(lines[most - 1 :])
+            lines = [*lines[: most - 1], shorten(rest, self._pixels(points), self._inside(wide), bold)]
         return [spell(line) for line in lines]
 
-    def _high(self, title: Sequence[str], subtitle: Sequence[str]) -> float:
-        return self._lines(_TITLE, len(title)) + self._lines(_TICK, len(subtitle)) + _HEAD
+    def _high(self, titles: int, subtitles: int) -> float:
+        """The height of a head of these numbers of lines."""
+        return self._lines(_TITLE, titles) + self._lines(_TICK, subtitles) + _HEAD
 
     # --- panels -------------------------------------------------------------------------------------------------------
 
@@ -290,11 +295,15 @@ class _Figure:
         if math.isfinite(curve.mark):
             axes.axvline(float(self.axis.place([curve.mark])[0]), color=color, linestyle=(0, (1, 2)), linewidth=0.9)
 
-    def _write_head(self, axes: Any, title: Sequence[str], subtitle: Sequence[str]) -> None:
+    def _write_head(
+        self, axes: Any, title: Sequence[str], subtitle: Sequence[str], titles: int, subtitles: int
+    ) -> None:
+        """The head of a panel, whose row has these numbers of lines."""
         size = self.style.points(_TICK, _WORDS)
-        pad = (5.0 if subtitle else 3.0) + len(subtitle) * size * _LEADING
+        below = 72 * (self._lines(_TITLE, titles - len(title)) + self._lines(_TICK, subtitles - len(subtitle)))
+        pad = (5.0 if subtitles else 3.0) + below + len(subtitle) * size * _LEADING
         axes.set_title("\n".join(title), pad=pad, linespacing=_LEADING)
-        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (0, 3)}
+        place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "xytext": (0, 3 + below)}
         quiet: dict[str, Any] = {"fontsize": size, "color": "0.3", "va": "bottom", "linespacing": _LEADING}
         axes.annotate("\n".join(subtitle), (0, 1), **place, **quiet).set_in_layout(False)  # the title keeps its place
 

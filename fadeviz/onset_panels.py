@@ -73,7 +73,7 @@ def explain_kymographs(onsets: Onsets) -> str:
 
 def caption_of_kymographs(onsets: Onsets) -> list[str]:
     """:func:`explain_kymographs` in short sentences, the most needed first."""
-    colours = f"Orange: higher for the own object than for others; blue: lower. {_negated(onsets)}"
+    colours = f"Orange: higher for a map's own object than for other images' objects; blue: lower. {_negated(onsets)}"
     return [colours.rstrip(), "Symbols: arrivals with 95 % intervals."]
 
 

@@ -527,7 +527,7 @@ def test_nothing_to_show_and_what_comes_later(visit, watch, tmp_path):
     """No run, a link to one that is not there, and one without a snapshot that gets its first."""
     viewer = watch(tmp_path)
     page, lost = visit(viewer.url), visit(f"{viewer.url}#runs=0123456789ab&layer=x")
-    expect(page.locator("#none")).to_contain_text("There are no runs in these folders yet.")
+    expect(page.locator("#none")).to_contain_text("There are no runs in this folder yet.")
     expect(lost.locator(".missing")).to_have_text("This run is not there (any more).")
     run = make_run(tmp_path / "a", steps=())
     row(page, "a").locator("a").click()

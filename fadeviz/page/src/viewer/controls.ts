@@ -31,6 +31,8 @@ export function showControls(): void {
   setOptions(select("kind"), kinds.map((kind) => [kind, title(kind)]), view.kind);
   const drawn = view.kind !== PREDICTION;
   select("layer").disabled = !drawn;
+  select("palette").disabled = !drawn; // predictions have colours of their own
+  for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=scope]")) radio.disabled = !drawn;
 
   const found = state.runs.map(kindOf).filter(notNull);
   const calls = [...new Set(found.flatMap((kind) => Object.keys(kind.calls)))].sort((a, b) => Number(a) - Number(b));

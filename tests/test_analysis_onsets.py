@@ -385,7 +385,7 @@ def test_notes_on_seeds_and_on_runs_that_end_early(tmp_path):
     short = make_run(tmp_path / "b", "inward", upsampler="carafe", steps=STEPS[:-2])
     notes = measure_onsets([*made, short]).notes
     assert f"only steps that all runs have are measured, the last at {STEPS[-3]}; 2 runs have more" in notes
-    assert "one seed of carafe: the intervals hold for that run alone, not for other runs" in notes
+    assert "one seed of CARAFE: the intervals hold for that run alone, not for other runs" in notes
 
 
 def test_a_setting_that_older_runs_do_not_name_makes_no_other_operator(tmp_path):

@@ -210,5 +210,5 @@ class TestDrawn:
         assert group["name"] == "logged"
         assert [panel["title"] for panel in group["panels"]] == [ODD, "grad"]  # mIoU is among the tests
         assert group["panels"][1]["curves"][0]["middle"] == [1, 1, None, 1, 1]
-        assert group["measures"][1][1] == "5 values; FADE is NaN or infinite at step 2: a gap in its curve"
+        assert group["measures"] == [["grad", "FADE is NaN or infinite at step 2: a gap in its curve"]]
         assert ODD not in text

@@ -548,7 +548,7 @@ class TestAnswer:
         table = table[: table.index("</table>")]
         head = re.findall(r'<th scope="col">(.*?)</th>', table)
         assert head == [
-            "operator", "seeds", "outline: step 0 &gt; top &gt; end", "by step", "interior: step 0 &gt; top &gt; end",
+            "operator", "seeds", "outline: step 0 → top → end", "by step", "interior: step 0 → top → end",
             "by step", "outline earlier by", "verdict",
         ]  # fmt: skip
         rows = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', table)
@@ -558,7 +558,7 @@ class TestAnswer:
             assert count == "2"
             assert verdict == row["verdict"]
             numbers = [row[f"outline_{end}"] for end in ("start", "top", "end")]
-            told = [float(part.strip("()").replace("\N{MINUS SIGN}", "-")) for part in outline.split(" &gt; ")]
+            told = [float(part.strip("()").replace("\N{MINUS SIGN}", "-")) for part in outline.split(" → ")]
             np.testing.assert_allclose(told, numbers, atol=0.00501)
             assert outline.startswith("(") == (not row["outline_shown"])
             if row["verdict"] == "outline first":
@@ -664,7 +664,7 @@ def test_a_run_that_cannot_be_judged_shows_its_maps(tmp_path, steps):
     assert page.data["steps"] == list(steps)
     assert len(page.data["maps"]) == 3
     assert '<p class="word">too few images</p>' in page.text
-    assert f"outline: step {steps[0]} &gt; top &gt; end" in page.text
+    assert f"outline: step {steps[0]} → top → end" in page.text
     assert "To decide: observe 12 images or more" in page.text
 
 

@@ -322,6 +322,16 @@ def test_the_slider_moves_everything_to_one_step(view):
     assert all(early < late for early, late in zip(places[2], places[9], strict=True))
 
 
+def test_no_step_moves_what_is_below(view):
+    page = view()
+    page.set_viewport_size({"width": 1280, "height": 800})  # where a legend took another line at some steps
+    heights = set()
+    for at in range(len(STEPS)):
+        go_to(page, at)
+        heights.add(page.evaluate("document.documentElement.scrollHeight"))
+    assert len(heights) == 1
+
+
 @pytest.mark.slow
 def test_play_goes_on_stops_at_the_end_and_begins_again(view):
     page = view()

@@ -365,7 +365,7 @@ def test_the_slider_moves(run, show):
     assert slider.get_attribute("aria-valuetext") == "step 100"
     captions = page.locator("figcaption").all_text_contents()
     assert captions[:2] == ["image", "true mask"]
-    assert captions[2].startswith("feature, ")
+    assert captions[2].startswith("feature\n")
     assert page.locator("figure img").nth(2).evaluate("image => image.naturalWidth") == 32
 
 

@@ -527,11 +527,17 @@ def test_nothing_to_show_and_what_comes_later(visit, watch, tmp_path):
     """No run, a link to one that is not there, and one without a snapshot that gets its first."""
     viewer = watch(tmp_path)
     page, lost = visit(viewer.url), visit(f"{viewer.url}#runs=0123456789ab&layer=x")
-    expect(page.locator("#none")).to_contain_text("There are no runs in these folders yet.")
+    expect(page.locator("#none")).to_contain_text("There are no runs in this folder yet.")
+    expect(page.locator("#none code")).to_have_text(f"fadeviz record --out {tmp_path}/NAME")
+    expect(page.locator("#filters")).to_be_hidden()
     expect(lost.locator(".missing")).to_have_text("This run is not there (any more).")
     run = make_run(tmp_path / "a", steps=())
+    expect(page.locator("#filters")).to_be_visible()
+    page.set_viewport_size({"width": 390, "height": 260})
+    page.evaluate("scrollTo(0, 1000)")
     row(page, "a").locator("a").click()
     expect(page.locator(".missing")).to_have_text("No whole snapshot.")
+    assert page.evaluate("scrollY") == 0
     assert page.locator("#slider").is_hidden()
     add_snapshot(run.path, 5, 2.0)
     expect(tile(page, "FADE").locator(".range span").first).to_have_text("2", timeout=4000)

@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 def convert(node: nodes.Element, *, as_block: bool) -> str:
     """A formula as MathML; one that cannot be converted is a warning, and stays as it was written."""
     text = node.astext().replace(r"\dots", r"\ldots")  # docutils does not know the first
+    # docutils would put the index of an accented letter below it.
+    text = re.sub(r"(\\(?:bar|hat|tilde)\s*(?:\{[^{}]*\}|\\[A-Za-z]+|[A-Za-z]))_", r"\1{}_", text)
     try:
         mathml = tex2mathml(text, as_block=as_block)
     except (MathError, IndexError) as error:  # IndexError: docutils, for an argument that is missing

@@ -94,7 +94,7 @@ def _notes(runs: Sequence[StoredRun], groups: Mapping[str, Sequence[StoredRun]])
         differing = [name for name in names if len({repr(run.info.flat_settings.get(name)) for run in members}) > 1]
         if differing:
             notes.append(f"the runs of {label} are measured together, though their config differs: {_some(differing)}")
-    single = [label for label, members in groups.items() if len(members) == 1]
+    single = [group_title(label, members) for label, members in groups.items() if len(members) == 1]
     if single:
         which = "one seed per operator" if len(single) == len(groups) else f"one seed of {', '.join(single)}"
         notes.append(f"{which}: the intervals hold for that run alone, not for other runs")

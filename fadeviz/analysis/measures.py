@@ -68,8 +68,8 @@ MEASURES = {
     "constant": Measure(
         "constant input", "share of rms", "spectrum", "pattern that the operator makes of a constant input"
     ),
-    "map_correlation": Measure("the map", "correlation", "learning", "of the map with the last snapshot's"),
-    "gate_correlation": Measure("gate", "correlation", "learning", "of the gate with the last snapshot's"),
+    "map_correlation": Measure("the map", "correlation", "learning", "of the map with that of the last snapshot"),
+    "gate_correlation": Measure("gate", "correlation", "learning", "of the gate with that of the last snapshot"),
     "kernels_correlation": Measure("kernels", "correlation", "learning", "of all kernel weights with the last ones"),
     "guide_correlation": Measure("encoder guide", "correlation", "learning", "of all channels with the last ones"),
     "channels_correlation": Measure("decoder feature", "correlation", "learning", "of all channels with the last ones"),

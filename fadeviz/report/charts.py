@@ -68,14 +68,14 @@ def _logged(onsets: Onsets, drawn: Collection[str]) -> list[dict[str, Any]]:
     for name in names:
         lines = {label: own[name] for label, own in zip(labels, curves, strict=True) if name in own}
         gaps = [describe_gaps(label, curve) for label, curve in lines.items()]
-        text = "; ".join([f"{sum(curve.count for curve in lines.values()):,} values", *filter(None, gaps)])
-        measures.append([plain(name, 80), plain(text, 400)])
+        if text := "; ".join(filter(None, gaps)):
+            measures.append([plain(name, 80), plain(text, 400)])
         finite = {label: curve for label, curve in lines.items() if not np.isnan(curve.middle).all()}
         if finite:
             shown = [Curve(label, curve.steps, curve.middle, curve.low, curve.high) for label, curve in finite.items()]
-            panel = CurvePanel(plain(name, 80), "", "value", shown)
+            panel = CurvePanel(plain(name, 80), "", "", shown)
             panels.append(panel_data(panel, series, scale=f"logged {name}", operators=roles))
-    if not measures:
+    if not panels and not measures:
         return []
     note = explain_logged(curves) + (f" {len(more)} more names were logged." if more else "")
     meaning = "the numbers that the training logged"

@@ -14,6 +14,7 @@ from ..analysis.result import Analysis
 from ..analysis.sentences import advise, describe_operator
 from ..analysis.text import clearest, describe_difference, metric_columns, onset_cells
 from ..render.frames import spread
+from ..render.labels import format_number
 from ..render.panels import KymographPanel
 from ..storage.metrics import CLASS_METRICS, class_metrics
 from ..storage.stored_run import StoredRun
@@ -89,7 +90,7 @@ def onset_table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
     """The table of all operators, as ``print(analysis)`` shows it: the head, and a row for each half."""
     onsets = analysis.onsets
     metrics = metric_columns(analysis.table)
-    levels = f"step {onsets.steps[0]:,} > top > end"
+    levels = f"step {onsets.steps[0]:,} → top → end"
     head = ["operator", "seeds", f"outline: {levels}", "by step", f"interior: {levels}", "by step"]
     rows = []
     for operator, tested in zip(onsets.operators, metrics[1:], strict=True):
@@ -174,10 +175,11 @@ def _share(value: float) -> str:
 
 
 def _typeset(cell: str) -> str:
-    """A cell of the printed table with a true minus sign, multiplication sign and dash."""
+    """A cell of the printed table with a true minus sign, multiplication sign and dash, and arrows between levels."""
     if cell == "-":
         return "–"
-    return (f"{cell[:-2]} ×" if cell.endswith(" x") else cell).replace("-", _MINUS)
+    # ">60" in the next column is a step, so that levels have arrows between them.
+    return (f"{cell[:-2]} ×" if cell.endswith(" x") else cell).replace("-", _MINUS).replace(" > ", " → ")
 
 
 def comparison_sentences(onsets: Onsets) -> list[str]:
@@ -208,8 +210,8 @@ def caveats(onsets: Onsets) -> list[str]:
             "BatchNorm's running statistics lag behind the weights in the first tens of steps, which affects the maps."
         )
     sentences.append(
-        "Where each frame spans its own range, brightness cannot be compared between frames, and noise is amplified to "
-        "full contrast; the other two normalisations show the scale."
+        "Where the colours span a frame, brightness cannot be compared between frames, and noise is amplified to full "
+        "contrast; to compare brightness, let them span a run or all runs."
     )
     return sentences
 
@@ -262,8 +264,8 @@ def _settings(run: StoredRun) -> dict[str, str]:
 
 
 def _measured(value: object) -> object:
-    """A result with as many digits as are known of it."""
-    return float(f"{value:.3g}") if isinstance(value, float) and math.isfinite(value) else value
+    """A result with three digits, so that a column of results has equally many."""
+    return format_number(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _value(value: object) -> str:

@@ -29,7 +29,10 @@ def markup(folders: Sequence[str]) -> str:
         "folders": list(folders),
         "kinds": KINDS,
         "fixedRanges": {kind: list(limits) for kind, limits in FIXED_RANGES.items()},
-        "metrics": {name: {"title": metric.column, "unit": metric.unit} for name, metric in METRICS.items()},
+        "metrics": {
+            name: {"title": metric.title, "column": metric.column, "unit": metric.unit}
+            for name, metric in METRICS.items()
+        },
         "palettes": palettes(),
         "signed": signed_colours(),
         "nonFinite": list(NON_FINITE),

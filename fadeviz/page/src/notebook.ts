@@ -18,12 +18,12 @@ interface Data {
 }
 
 const PERIOD = 400; // ms
+const [SMALLEST, LARGEST] = [150, 200]; // width of a map in CSS pixels
 
 function tile(image: HTMLImageElement, label: string) {
-  image.width = 200;
-  image.style.cssText = "display: block; image-rendering: pixelated; max-width: none";
+  image.style.cssText = "display: block; image-rendering: pixelated; width: 100%; max-width: none; height: auto";
   const caption = make("figcaption", {}, label);
-  caption.style.fontSize = "smaller";
+  caption.style.cssText = "font-size: smaller; white-space: pre-line";
   const figure = make("figure", {}, image, caption);
   figure.style.margin = "0";
   return { figure, image, caption };
@@ -38,14 +38,16 @@ function build(box: Element, data: Data): void {
   const play = make("button", { type: "button", "aria-label": "Play" }, draw("svg", { viewBox: "0 0 20 20", width: 14, height: 14, "aria-hidden": "true" }, shape));
   const slider = make("input", { type: "range", min: 0, max: last, step: 1, "aria-label": "step" });
   slider.value = String(last);
-  slider.style.cssText = "flex: 0 1 30em; margin: 0";
+  play.style.minHeight = "28px";
+  slider.style.cssText = "flex: 0 1 30em; margin: 0; height: 28px";
   const status = make("span");
   const line = make("div", {}, play, slider, status);
   line.style.cssText = "display: flex; flex-wrap: wrap; gap: 1em; align-items: center; margin: 0.5em 0";
   const tiles = data.kinds.map((kind) => tile(new Image(), kind.name));
   const observed = [...still.querySelectorAll<HTMLImageElement>(".fadeviz-observed")].map((image) => tile(image.cloneNode() as HTMLImageElement, image.alt));
   const row = make("div", {}, ...[...observed, ...tiles].map(({ figure }) => figure));
-  row.style.cssText = "display: flex; flex-wrap: wrap; gap: 0.75em";
+  const most = row.childElementCount;
+  row.style.cssText = `display: grid; grid-template-columns: repeat(auto-fit, minmax(${SMALLEST}px, 1fr)); gap: 12px; max-width: ${most * (LARGEST + 12) - 12}px`;
   view.append(line, row);
 
   const show = () => {
@@ -58,7 +60,7 @@ function build(box: Element, data: Data): void {
       if (!one) return;
       one.image.src = `data:image/png;base64,${kind.frames[at] ?? ""}`;
       one.image.alt = `${kind.name}, step ${step}`;
-      one.caption.textContent = `${kind.name}, ${kind.ranges[at] ?? ""}`;
+      one.caption.textContent = `${kind.name}\n${kind.ranges[at] ?? ""}`; // the range has a line of its own, so that no step moves what is below
     });
   };
   let timer = 0;

@@ -65,6 +65,7 @@ async function followLink(): Promise<void> {
   showHead();
   showList();
   const open = state.runs.length > 0;
+  if (open && byId("viewer").hidden) window.scrollTo(0, 0); // a long list may have been scrolled
   byId("list").hidden = open;
   byId("viewer").hidden = !open;
   byId<HTMLAnchorElement>("back").href = linkTo([]);

@@ -193,6 +193,8 @@ export function makeChart(panel: Panel, range: Limits | null): HTMLElement {
     mark.setAttribute("class", "now");
     svg.append(mark);
     const value = make("b", { class: "now" });
+    // Room for the longest value, so that no step breaks the legend anew and moves what is below. The point is narrow.
+    value.style.minWidth = `${Math.max(...line.middle.map((one) => number(one).length)) - 0.4}ch`;
     const sample = draw("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" }, styled(draw("line", { x1: 0, x2: 22, y1: 4, y2: 4 }), style));
     return { line, mark, value, entry: make("li", {}, sample, line.label, value) };
   });

@@ -22,6 +22,7 @@ export interface PictureTile {
   readonly caption: string;
   readonly observed: Observed;
   readonly contoured: boolean; // shows the contour always, where it hides no measured values
+  readonly pixelated?: boolean; // a mask, whose pixels have no values between them
 }
 
 /** A map that changes with the step. */
@@ -91,9 +92,10 @@ function makeTile(name: string, extra: string, observed: Observed, parts: Parts)
   return { element, frame, over, reading, note, scale, ends, bar, heading, shown: null, step: null, limits: null, ...parts };
 }
 
-export function pictureTile({ name, source, alt, caption, observed, contoured }: PictureTile): Tile {
+export function pictureTile({ name, source, alt, caption, observed, contoured, pixelated }: PictureTile): Tile {
   const picture = make("img", { src: source, alt, draggable: "false" });
   const tile = makeTile(name, "", observed, { title: name, contoured, id: "", picture, canvas: null });
+  if (pixelated) picture.style.imageRendering = "pixelated";
   tile.frame.append(picture, tile.over.svg);
   tile.element.append(make("div", { class: "range" }, caption), tile.reading);
   return tile;

@@ -26,7 +26,7 @@ function makeGroup(group: Group): HTMLElement {
   const heading = make("h3", {}, capital(group.name), make("span", {}, `: ${group.meaning}`));
   const rest = [
     ...(group.note ? [make("p", { class: "quiet note" }, group.note)] : []), charts,
-    make("details", { class: "meanings" }, make("summary", {}, "What these are"), meanings),
+    ...(group.measures.length ? [make("details", { class: "meanings" }, make("summary", {}, "What these are"), meanings)] : []),
   ];
   const section = make("section", { class: "group", "aria-label": capital(group.name) });
   if (!narrow.matches) return fill(section, {}, heading, ...rest);

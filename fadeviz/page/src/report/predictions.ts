@@ -29,8 +29,7 @@ export async function showPredictions(): Promise<void> {
   const elements: HTMLElement[] = [];
   const made: Shown[] = [];
   if (truth) {
-    const tile = pictureTile({ name: "Truth", source: truth, alt: `Truth of ${image.name}`, caption: "", observed: image, contoured: false });
-    if (tile.picture) tile.picture.style.imageRendering = "pixelated";
+    const tile = pictureTile({ name: `True ${image.matte ? "alpha" : "mask"}`, source: truth, alt: `Truth of ${image.name}`, caption: "", observed: image, contoured: false, pixelated: true });
     tile.over.svg.remove();
     elements.push(tile.element);
   }

@@ -9,6 +9,7 @@ import { metricText, progressText } from "./list.js";
 import { allLayers, detailsOf, kindOf, labels, labelTexts, layerOf, opened } from "./runs.js";
 import { data, entries, isActive, PREDICTION, state, statusClass } from "./state.js";
 
+const FEW = 3; // runs of which all is said above their maps
 const notNull = <T>(one: T | null): one is T => one !== null;
 
 /** Chooses what is left open, and fills the lists with what the runs have. */
@@ -31,6 +32,8 @@ export function showControls(): void {
   setOptions(select("kind"), kinds.map((kind) => [kind, title(kind)]), view.kind);
   const drawn = view.kind !== PREDICTION;
   select("layer").disabled = !drawn;
+  select("palette").disabled = !drawn; // predictions have colours of their own
+  for (const radio of document.querySelectorAll<HTMLInputElement>("input[name=scope]")) radio.disabled = !drawn;
 
   const found = state.runs.map(kindOf).filter(notNull);
   const calls = [...new Set(found.flatMap((kind) => Object.keys(kind.calls)))].sort((a, b) => Number(a) - Number(b));
@@ -72,9 +75,11 @@ export function showShown(): void {
     const remove = make("button", { type: "button", "aria-label": `Close ${name} ${extra}`, title: "Close" }, "×");
     remove.addEventListener("click", () => { location.hash = linkTo(state.runs.filter((one) => one !== id)); });
     const badge = make("span", { class: statusClass(entry?.status ?? "gone") }, entry?.status ?? "not there");
-    const far = entry ? [entry.place === extra ? "" : entry.place, progressText(entry), metricText(entry)] : [];
-    return make("li", {}, make("span", {}, make("b", {}, name), extra ? ` ${extra}` : ""), badge,
-      make("span", { class: "far" }, far.filter(Boolean).join(" · ")), remove);
+    const facts = entry ? [entry.place === extra ? "" : entry.place, progressText(entry), metricText(entry)].filter(Boolean) : [];
+    // Of many runs, the list says more: their maps should not be pushed off the screen.
+    const far = state.runs.length <= FEW || !entry ? facts : isActive(entry) ? [progressText(entry)] : [];
+    return make("li", { title: far.length < facts.length ? facts.join(" · ") : "" }, make("span", {}, make("b", {}, name), extra ? ` ${extra}` : ""), badge,
+      make("span", { class: "far" }, far.join(" · ")), remove);
   }));
   byId("following").hidden = !state.runs.some((id) => isActive(entries.get(id)));
 }

@@ -2,7 +2,6 @@
 
 import { byId } from "../common/dom.js";
 import { makeChart, rangeOf, type Panel } from "../common/charts.js";
-import { title } from "../common/numbers.js";
 import { follow, followers } from "../common/playback.js";
 import { view } from "../common/view.js";
 import { ask, isAway, Refused } from "./server.js";
@@ -39,7 +38,7 @@ export function curvePanels(): Panel[] {
   const names = [...new Set(state.runs.flatMap((id) => Object.keys(logged.get(id)?.curves ?? {})))];
   const texts = labelTexts();
   return names.map((name): Panel => ({
-    title: data.metrics[name]?.title || title(name),
+    title: data.metrics[name]?.title ?? name,
     unit: data.metrics[name]?.unit ?? "",
     scale: name,
     marks: [],

@@ -35,10 +35,11 @@ function metricRank(entry: ListEntry): number {
 
 export function metricText(entry: ListEntry): string {
   const parts: string[] = [];
-  if (entry.metrics.loss !== undefined) parts.push(`loss ${number(entry.metrics.loss)}`);
-  for (const [name, { title: text, unit }] of Object.entries(data.metrics)) {
+  // A value stays on the line of its name.
+  if (entry.metrics.loss !== undefined) parts.push(`loss\u00a0${number(entry.metrics.loss)}`);
+  for (const [name, { column: text, unit }] of Object.entries(data.metrics)) {
     const value = entry.metrics[name];
-    if (text && value !== undefined) parts.push(`${text} ${unit === "share" && value !== null ? value.toFixed(3) : number(value)}`);
+    if (text && value !== undefined) parts.push(`${text}\u00a0${unit === "share" && value !== null ? value.toFixed(3) : number(value)}`);
   }
   return parts.join(", ");
 }
@@ -90,13 +91,21 @@ export function showList(): void {
   byId("more").textContent = `Show all ${count(list.length)}`;
   byId("runs").hidden = !list.length;
   byId("none").hidden = Boolean(list.length);
-  byId("none").textContent = entries.size
-    ? "No run has all of this. Change the search or the filters."
-    : "There are no runs in these folders yet. Record one: fadeviz record --out FOLDER/NAME; it appears here by itself.";
+  byId("none").replaceChildren(...(entries.size ? ["No run has all of this. Change the search or the filters."] : nothingYet()));
+  for (const part of ["filters", "chosen"]) byId(part).hidden = !entries.size;
   byId("counted").textContent = list.length === entries.size
     ? `${count(entries.size)} run${entries.size === 1 ? "" : "s"}` : `${count(list.length)} of ${count(entries.size)} runs`;
   showPicked();
 }
+
+function nothingYet(): (string | HTMLElement)[] {
+  const [folder = "FOLDER", ...more] = data.folders;
+  const where = more.length ? "these folders" : "this folder";
+  return [`There are no runs in ${where} yet. A run that is recorded there appears here by itself:`,
+    make("pre", {}, make("code", {}, `fadeviz record --out ${shellQuoted(folder)}/NAME`))];
+}
+
+const shellQuoted = (path: string): string => (/^[\w./~+:@%-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`);
 
 function rowOf(entry: ListEntry): HTMLTableRowElement {
   const known = rows.get(entry.id);

@@ -113,7 +113,7 @@ export function showTiles(whoChose: () => void): Promise<void> {
     for (const [name, what] of [["Input", "image"], [`True ${images.truth}`, "truth"]] as const) {
       const path = `api/run/${owner}/image?${query({ what, image: view.image, v: detailsOf(owner)?.runId })}`;
       const isInput = what === "image";
-      pictures.push({ name, source: path, alt: `${name} of ${image.name}`, caption: isInput ? imageName(image) : "", observed: image, contoured: isInput });
+      pictures.push({ name, source: path, alt: `${name} of ${image.name}`, caption: isInput ? imageName(image) : "", observed: image, contoured: isInput, pixelated: name === "True mask" });
     }
   }
   const maps = state.runs.map((id, place): MapTile => {

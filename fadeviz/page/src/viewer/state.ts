@@ -12,7 +12,7 @@ interface Data {
   readonly folders: readonly string[];
   readonly kinds: Readonly<Record<string, string>>;
   readonly fixedRanges: Readonly<Record<string, Limits>>;
-  readonly metrics: Readonly<Record<string, { readonly title: string; readonly unit: string }>>;
+  readonly metrics: Readonly<Record<string, { readonly title: string; readonly column: string; readonly unit: string }>>;
   readonly palettes: Readonly<Record<string, string>>;
   readonly signed: string;
   readonly nonFinite: readonly [number, number, number];

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch import nn
 
 import fadeviz
@@ -15,7 +16,6 @@ from fadeviz import FadevizError, Recorder, RecorderWarning
 from fadeviz.analysis.logged import MOST_NAMES, MOST_POINTS, describe_gaps, explain_logged, logged_curves
 from fadeviz.plotting import make_plot
 from fadeviz.storage.stored_run import StoredRun
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 ODD = "val/miou $x^2$ </script><b>"

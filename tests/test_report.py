@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError
@@ -34,7 +35,6 @@ from fadeviz.report.contour import contour_path
 from fadeviz.report.page import balanced
 from fadeviz.report.sequences import page_layers, select_sequences, shortest, text_size
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
 

@@ -67,6 +67,25 @@ def test_what_is_there_before_training_has_been_there_though_it_goes_and_returns
     assert not onset_of(["returns"]).outline.from_start
 
 
+def test_a_first_appearance_that_hinges_on_one_image_or_seed_is_not_timed():
+    """An outline that comes by the third snapshot, goes, and is back with the interior at the end: weak and strong."""
+    zones = [build_zones(build_regions(mask, (48, 48))) for mask in masks(8)]
+    made = [measure_contrasts(movie("noise", STEPS, images=8, seed=seed, noise=0.3), zones) for seed in range(3)]
+    perfect = [part[0] for part in dataclasses.astuple(perfect_contrasts(zones))[:2]]
+    outline, interior = (np.stack([getattr(one, name) for one in made]) for name in ("outline", "interior"))
+    late = 0.5 * np.linspace(0, 1, len(STEPS))[:, None, None] ** 4
+    bump = np.exp(-(((np.arange(len(STEPS)) - 2.5) / 1.2) ** 2))[:, None, None]
+    early = bump * np.linspace(0, 2, 8)[:, None]  # stronger in some images' maps than in others'
+    weak, gone = [], []
+    for height in np.linspace(0, 0.5, 51):
+        onset = judge(outline + (height * early + late) * perfect[0], interior + late * perfect[1], *perfect, STEPS)
+        ratio = smooth(onset.outline.curve)[:5].max() / onset.outline.chance
+        (weak if onset.outline.gone_step is None else gone).append(ratio)
+    assert max(weak) > 1.05  # beyond chance, but not without each of the images and seeds
+    assert min(gone) > 1.05
+    assert max(gone) > 1.3
+
+
 @pytest.mark.parametrize(("kind", "end"), [("dips", ", but back at the end"), ("ends", "")])
 def test_what_is_there_before_training_and_goes_after_its_top_is_said_to_be_gone(kind, end):
     onset = onset_of([kind] * 3)

@@ -222,8 +222,8 @@ def judge(
     end = _first_change(phases, responses)
     first, second = (replace(response, end=end) for response in responses)
     time = np.log1p(np.asarray(steps, np.float64))
-    early = _Timed(first, time, reversed_at=first.reversed_before_top(second), runs=runs)
-    late = _Timed(second, time, reversed_at=second.reversed_before_top(first, fallen=True), runs=runs)
+    early = _Timed(first, time, reversed_at=first.reversed_before_top(second), runs=runs, images=images)
+    late = _Timed(second, time, reversed_at=second.reversed_before_top(first, fallen=True), runs=runs, images=images)
     readings = early.reading(steps, runs, images), late.reading(steps, runs, images)
     lead = start_difference = None
     run_leads: list[Estimate] = []
@@ -352,7 +352,9 @@ def _signed(
 class _Timed:
     """A response and the part of it whose rise is timed."""
 
-    def __init__(self, response: _Response, time: NDArray[np.float64], *, reversed_at: int | None, runs: int) -> None:
+    def __init__(
+        self, response: _Response, time: NDArray[np.float64], *, reversed_at: int | None, runs: int, images: int
+    ) -> None:
         self.response, self.time, self.halo = response, time, reversed_at is not None
         self.gone: int | None = None
         smoothed = response.smoothed
@@ -370,7 +372,8 @@ class _Timed:
         else:
             part = smoothed
             if runs > 1:
-                self.gone = _gone(smoothed, response.level.level)
+                gone = _gone(smoothed, response.level.level)
+                self.gone = gone if gone is None or self._is_certain(gone, runs, images) else None
                 part = smoothed[: self.gone]
         # The last of equal tops: with two snapshots both smoothed values are the same mean.
         self.top = float(part.max())
@@ -382,6 +385,17 @@ class _Timed:
         # In a single run a dip may be noise, or the start.
         stays = smoothed[: self.peak + 1].min() >= self.highest * START_SHARE / 2
         return bool(response.shown and there and (stays or runs > 1))
+
+    def _is_certain(self, gone: int, runs: int, images: int) -> bool:
+        """Whether a first appearance, gone by an index, is beyond chance without any one of the runs and of the images.
+
+        One that barely is may be missed when the same training is repeated, and the order of the two readings turns on
+        it: the interval of the lead, which knows only of what is timed, would be too narrow.
+        """
+        every = np.arange(runs), np.arange(images)
+        left = [(np.delete(every[0], run), every[1]) for run in range(runs)]
+        left += [(every[0], np.delete(every[1], image)) for image in range(images)] if images > 2 else []
+        return all(smooth(self.response.curve_of(*part))[:gone].max() > self.response.level.level for part in left)
 
     def _curve(self, r: Indices, n: Indices) -> NDArray[np.float64]:
         curve = self.response.curve_of(r, n)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -23,7 +24,6 @@ from fadeviz import FadevizError, open_run
 from fadeviz.storage.check import check_run, repair_run
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.training.checkpoint import write_checkpoint
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 STEP = "snapshots/step_000050.safetensors"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 from torch.nn import functional as F
 
@@ -37,7 +38,6 @@ from fadeviz.storage.stored_run import StoredRun
 from fadeviz.storage.summary import summarize
 from fadeviz.sweep.trial import ProgressReader, Task
 from fadeviz.training.metrics import BOUNDARY_SHARES, boundary_band, class_band, evaluate
-from fadeviz_cli.main import main
 from task_runs import make_class_run
 
 # --- what is measured ---

@@ -13,6 +13,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data.synthetic import dataset as synthetic
@@ -22,7 +23,6 @@ from fadeviz.experiment.session import Session
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 RECORD = ["record", "--size", "64", "--width", "0.125", "--steps", "3", "--snapshots", "1:3:1", "--observe", "4"]

@@ -6,14 +6,14 @@ import inspect
 import click
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.groups import Commands
+from fadeviz_cli.main import main
+from fadeviz_cli.messages import in_options
 
 import fadeviz
 from fadeviz import FadevizError, RunConfig
 from fadeviz.render.selection import FigureContent, MapSelection
 from fadeviz.render.style import FigureStyle
-from fadeviz_cli.groups import Commands
-from fadeviz_cli.main import main
-from fadeviz_cli.messages import in_options
 
 
 def commands(group=main, path=()):

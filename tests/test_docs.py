@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 from fadeviz.data.synthetic import dataset as synthetic
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz_cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

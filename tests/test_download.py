@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 from fadeviz.data import archive, download
 from fadeviz.data.download import fetch_file, get_data
 from fadeviz.errors import FadevizError
-from fadeviz_cli.main import main
 
 DATA = np.random.default_rng(0).bytes(3_000_000)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+from fadeviz_cli.main import main
 
 from fadeviz import open_run
 from fadeviz.data.synthetic import dataset as synthetic
-from fadeviz_cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from fadeviz_cli.sweep import record_arguments
 
 import fake_slurm
 from fadeviz import FadevizError, open_run
@@ -24,8 +26,6 @@ from fadeviz.sweep import MANIFEST, Event, plan_sweep, run_sweep, unfinished_tri
 from fadeviz.sweep import slurm as slurm_module
 from fadeviz.sweep.slurm import OPTIONS, SlurmArray, batch_script, parse_options
 from fadeviz.sweep.trial import ProgressReader, Task, TrialEnd, follow_trials
-from fadeviz_cli.main import main
-from fadeviz_cli.sweep import record_arguments
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=2, snapshots="2", batch_size=1, kinds="feature", observe=1, evaluate_every=2,

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch import nn
 from torch.nn import functional as F
 
@@ -48,7 +49,6 @@ from fadeviz.training import checkpoint, tasks
 from fadeviz.training.checkpoint import CheckpointWriter
 from fadeviz.training.loop import compile_forward, fit
 from fadeviz.training.signals import Interrupted
-from fadeviz_cli.main import main
 
 SMALL = RunConfig(
     upsampler="fade",

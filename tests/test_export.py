@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -28,7 +29,6 @@ from fadeviz.render.frames import select_channels, select_frames
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from matplotlib.text import Text
 from PIL import Image
 
@@ -22,7 +23,6 @@ from fadeviz.render.labels import outline, thicken
 from fadeviz.render.overlay import CONTOUR, contour
 from fadeviz.render.selection import FigureContent, MapSelection, split_options
 from fadeviz.render.style import FigureStyle
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 FIVE = (0, 20, 50, 80, 110)

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from fadeviz_cli.sweep import record_arguments
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
@@ -27,8 +29,6 @@ from fadeviz.experiment import differing_settings, settings_of
 from fadeviz.experiment.config import run_id
 from fadeviz.render.labels import data_name
 from fadeviz.sweep.trial import with_absolute_paths
-from fadeviz_cli.main import main
-from fadeviz_cli.sweep import record_arguments
 
 HIGH, WIDE = 24, 32
 COLORS = ((128, 0, 0), (0, 128, 64), (10, 20, 230))

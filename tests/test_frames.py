@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from safetensors.numpy import save_file
 
 from fadeviz import FadevizError, open_run
@@ -20,7 +21,6 @@ from fadeviz.storage.info import RunInfo, StoredConfig
 from fadeviz.storage.several_runs import run_labels
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 

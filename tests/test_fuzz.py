@@ -18,6 +18,7 @@ import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,7 +34,6 @@ from fadeviz.storage.info import RunInfo
 from fadeviz.storage.schedule import parse_schedule, parse_steps
 from fadeviz.storage.snapshots import KINDS, SnapshotStore, read_metrics
 from fadeviz.sweep import parse_seeds, read_plan
-from fadeviz_cli.main import main
 from render_runs import make_run
 
 

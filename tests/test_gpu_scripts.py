@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main as fadeviz
 
 from fadeviz import FadevizError, open_run
 from fadeviz.experiment import RunConfig
@@ -24,7 +25,6 @@ from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.sweep import LocalProcesses, Trial, local
 from fadeviz.sweep.trial import Task, TrialEnd
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz_cli.main import main as fadeviz
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
@@ -14,7 +15,6 @@ import fadeviz
 from analysis_movies import STEPS, masks, movie
 from fadeviz import FadevizError, import_maps
 from fadeviz.storage.writer import RunWriter
-from fadeviz_cli.main import main
 
 MAPS = np.random.default_rng(0).normal(size=(4, 3, 12, 16)).astype(np.float32)
 """Of four steps and three images."""

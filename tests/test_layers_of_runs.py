@@ -5,6 +5,7 @@ import shlex
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError
@@ -21,7 +22,6 @@ from fadeviz.storage.info import RunInfo
 from fadeviz.storage.layers_of_runs import choose_layers, describe_layers, find_run, parse_layer, parse_layers
 from fadeviz.storage.map_index import bare_name
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from onset_runs import make_onset_run
 from render_runs import LAYER, make_run
 

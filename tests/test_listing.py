@@ -10,13 +10,13 @@ import textwrap
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz.storage.info import read_info
 from fadeviz.storage.listing import describe, format_entries, format_metrics
 from fadeviz.storage.snapshots import SnapshotStore
 from fadeviz.storage.stored_run import StoredRun
-from fadeviz_cli.main import main
 from render_runs import STEPS, make_run
 
 

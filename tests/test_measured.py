@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -23,7 +24,6 @@ from fadeviz.storage import files, measured
 from fadeviz.storage.check import check_run, repair_run
 from fadeviz.storage.measured import stored_measurement
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore, remove_run
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 NAME = f"contrast {LAYER}/0/feature"

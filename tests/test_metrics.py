@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
+from fadeviz_cli.training import progress_metrics
 from PIL import Image
 
 from fadeviz import FadevizError, open_run, plotting
@@ -28,8 +30,6 @@ from fadeviz.storage.stored_run import StoredRun
 from fadeviz.sweep.trial import ProgressReader, Task
 from fadeviz.training.matting_metrics import METRICS
 from fadeviz.training.metrics import BOUNDARY_SHARES
-from fadeviz_cli.main import main
-from fadeviz_cli.training import progress_metrics
 from render_runs import make_run
 from task_runs import ERRORS, LAYER, NAMES, make_class_run, make_matting_run
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz
 from fadeviz import FadevizError, RunConfig, record_network_checkpoints
@@ -14,7 +15,6 @@ from fadeviz.data.synthetic import dataset
 from fadeviz.experiment import build_model, load_data
 from fadeviz.experiment.observing import Observer
 from fadeviz.training.tasks import TASKS
-from fadeviz_cli.main import main
 
 CONFIG = RunConfig(network="unet", upsampler="carafe", size=32, width=0.125, observe=4, predictions=True)
 OPTIONS = [

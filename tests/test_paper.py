@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -13,7 +14,6 @@ from fadeviz import FadevizError
 from fadeviz.analysis.latex import latex_table
 from fadeviz.render.contact_sheet import SheetEntry, write_contact_sheet
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from onset_runs import make_onset_run
 from render_runs import LAYER, STEPS, make_run
 

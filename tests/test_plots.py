@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from matplotlib.text import Text
 from PIL import Image
 
@@ -19,7 +20,6 @@ from fadeviz.render.plots import write_curves
 from fadeviz.render.style import FigureStyle, operator_color
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
-from fadeviz_cli.main import main
 from onset_runs import make_onset_run
 from render_runs import LAYER, make_run
 

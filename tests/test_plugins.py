@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 from fadeviz import FadevizError, RunConfig, export_run, open_run, plan_sweep, plugins
@@ -25,7 +26,6 @@ from fadeviz.export import TARGETS, all_targets, find_target
 from fadeviz.models import NETWORKS, all_networks, build_network, find_network, parse_network
 from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS, all_upsamplers, build_upsampler, find_upsampler, parse_upsampler
-from fadeviz_cli.main import main
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULES = dict(re.findall(r"^```python\n# mylab/(\w+)\.py\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +24,6 @@ from fadeviz.render.colormap import class_palette, to_indices
 from fadeviz.render.predictions import OUTLINE, select_predictions, true_outline
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.snapshots import open_tensors
-from fadeviz_cli.main import main
 
 AT = (0, 2, 4)
 COUNT, SIDE = 5, 24

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -27,7 +28,6 @@ from fadeviz.data.matting.files import find_mattes, read_layers
 from fadeviz.data.sets import check_data, describe_data
 from fadeviz.data.weizmann_horse import read_weizmann
 from fadeviz.prediction.predictor import find_trimap, list_images, read_image
-from fadeviz_cli.main import main
 
 HIGH, WIDE = 24, 40
 EXIF = 274

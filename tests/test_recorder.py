@@ -20,6 +20,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch import nn
 from torch.nn import functional as F
 
@@ -33,7 +34,6 @@ from fadeviz.render.labels import truth_image, truth_regions
 from fadeviz.storage.check import check_run
 from fadeviz.storage.info import LayerInfo
 from fadeviz.storage.snapshots import SnapshotStore
-from fadeviz_cli.main import main
 
 
 class Net(nn.Module):

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -30,7 +31,6 @@ from fadeviz.analysis.onsets import measure_onsets
 from fadeviz.errors import MissingExtra
 from fadeviz.render.frames import select_frames
 from fadeviz.storage.remote import RemoteFolder, is_address
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 fsspec = pytest.importorskip("fsspec", reason='needs fsspec: pip install ".[remote]"')

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 from fadeviz import FadevizError, open_run
@@ -25,7 +26,6 @@ from fadeviz.render.zoom import Box
 from fadeviz.storage.info import RunInfo, StoredData
 from fadeviz.training.matting_metrics import mse, sad
 from fadeviz.training.tasks import TASKS
-from fadeviz_cli.main import main
 
 SEGNET = RunConfig("bilinear", size=64, width=0.125, steps=6, snapshots="6", observe=3, evaluate_every=6)
 

@@ -4,11 +4,11 @@ import io
 
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
 from fadeviz import FadevizError
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from torch.nn import functional as F
 
 from fadeviz import FadevizError, Recorder, RecorderWarning, open_run
@@ -35,7 +36,6 @@ from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore, read_metrics, remove_run
 from fadeviz.sweep import Trial, has_begun, read_plan
 from fadeviz.training.checkpoint import write_checkpoint
-from fadeviz_cli.main import main
 from render_runs import STEPS, make_run
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mounts, signals and locks of a POSIX system")

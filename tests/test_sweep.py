@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 
 import fadeviz.sweep as sweep
 import fadeviz.sweep.local as local
@@ -41,7 +42,6 @@ from fadeviz.sweep import (
 from fadeviz.sweep.manifest import Manifest
 from fadeviz.sweep.trial import train_trial
 from fadeviz.training.batches import batches
-from fadeviz_cli.main import main
 
 TINY = RunConfig(
     size=32, width=1 / 16, steps=3, snapshots="3", batch_size=2, kinds="feature", observe=1, evaluate_every=3

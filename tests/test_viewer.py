@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fadeviz_cli.main import main
 from PIL import Image
 
 import fadeviz
@@ -23,7 +24,6 @@ from fadeviz.page import script
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from fadeviz.viewer import index, page
-from fadeviz_cli.main import main
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 

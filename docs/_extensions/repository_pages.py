@@ -15,6 +15,7 @@ from textwrap import dedent
 
 import click
 from docutils import nodes
+from fadeviz_cli.main import main
 from PIL import Image
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -24,7 +25,6 @@ import fadeviz
 from fadeviz.models import NETWORKS
 from fadeviz.models.costs import operator_cost
 from fadeviz.upsamplers import UPSAMPLERS
-from fadeviz_cli.main import main
 
 DOCS = Path(__file__).resolve().parents[1]
 ROOT = DOCS.parent

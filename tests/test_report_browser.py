@@ -723,6 +723,13 @@ def test_axe_finds_nothing(sized, width, scheme):
     assert found == []
 
 
+def test_a_picture_that_the_browser_cannot_make_is_said_so(view):
+    page = view()
+    page.evaluate("() => { HTMLCanvasElement.prototype.toBlob = (take) => take(null); }")
+    page.locator("#picture").click()
+    expect(page.locator("#trouble")).to_contain_text("too large for one picture")
+
+
 def test_hostile_names_are_text(view):
     page = view()
     assert page.title() == HOSTILE

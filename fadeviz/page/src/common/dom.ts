@@ -49,7 +49,7 @@ export function setOptions(list: HTMLSelectElement, entries: readonly Entry[], c
   }));
 }
 
-export function radios(name: string): HTMLInputElement[] {
+function radios(name: string): HTMLInputElement[] {
   return [...document.querySelectorAll<HTMLInputElement>(`input[name="${name}"]`)];
 }
 

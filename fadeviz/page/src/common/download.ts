@@ -21,7 +21,7 @@ export function downloadText(text: string, name: string): void {
 }
 
 /** A name for a file, of plain characters. */
-export function fileName(words: readonly (string | number)[], ending: string): string {
+function fileName(words: readonly (string | number)[], ending: string): string {
   const text = ["fadeviz", ...words].join("_").replace(/[^A-Za-z0-9.-]+/g, "_").replace(/_+/g, "_").slice(0, 100);
   return `${text}.${ending}`;
 }
@@ -31,7 +31,7 @@ const viewName = (): (string | number)[] => [view.kind, view.layer, `step${stepN
 // --- values ----------------------------------------------------------------------------------------------------------
 
 /** The values of the maps that are shown, at the step that is shown. */
-export function mapsCsv(value: (one: number) => Cell): string | null {
+function mapsCsv(value: (one: number) => Cell): string | null {
   const tiles = shownTiles().filter((tile) => tile.canvas && tile.shown && !isPicture(tile.shown));
   if (!tiles.length) return null;
   const rows = tiles.flatMap((tile) => (tile.shown && !isPicture(tile.shown) ? [...mapRows(tile.title, tile.step ?? 0, tile.shown, value)] : []));
@@ -165,7 +165,13 @@ function wrapped(pen: CanvasRenderingContext2D, texts: readonly string[], width:
 export function startDownloads(value: (one: number) => Cell): void {
   byId("picture").addEventListener("click", () => {
     if (!shownTiles().length) return;
-    drawView().toBlob((blob) => { if (blob) download(blob, fileName([...viewName(), ...(shownTiles().some(isDifference) ? ["difference"] : [])], "png")); });
+    const name = fileName([...viewName(), ...(shownTiles().some(isDifference) ? ["difference"] : [])], "png");
+    drawView().toBlob((blob) => {
+      const line = byId("trouble");
+      line.hidden = blob !== null;
+      if (blob) download(blob, name);
+      else line.textContent = "These maps are too many or too large for one picture of this browser. Show fewer, or draw them: fadeviz grid.";
+    });
   });
   byId("values").addEventListener("click", () => {
     const text = mapsCsv(value);

@@ -1,8 +1,7 @@
 // The maps: tiles side by side, two maps in one frame with a divider, or their difference; and the step that they show.
 
-import { byId, make, onRadio, select, setOptions, setRadio, input } from "./dom.js";
+import { byId, context, input, make, onRadio, select, setOptions, setRadio } from "./dom.js";
 import { clear, difference, isPicture, pixelsOf, putPixels, setSize, type Frame, type Values } from "./frames.js";
-import { context } from "./dom.js";
 import { count, number, symmetric, title, type Limits } from "./numbers.js";
 import { follow, showSlider } from "./playback.js";
 import { arrangeTiles } from "./rows.js";
@@ -280,7 +279,7 @@ function readValue(frame: Values, place: Place): string {
   return Number.isFinite(value) ? `${source.value(value)} here` : "not finite here";
 }
 
-export function showContour(): void {
+function showContour(): void {
   input("contour").checked = view.contour;
   for (const tile of tiles) tile.over.lines.setAttribute("visibility", view.contour || tile.contoured ? "visible" : "hidden");
 }

@@ -3,7 +3,6 @@
 import csv
 import io
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,45 +21,20 @@ from fadeviz.render.step_axis import choose_step_axis
 from fadeviz.report import write_report
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
 from onset_runs import make_onset_run
+from pages import PIXELS, milliseconds_a_step, need_browser, open_browser, play_through, stop_time
 from render_runs import LAYER, STEPS, make_run
 from task_runs import make_matting_run
 
-playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install ".[browser]"')
-
-expect = playwright.expect  # waits; the page's policy forbids wait_for_function
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("needs chromium: apt-get install --no-install-recommends chromium", allow_module_level=True)
-
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+expect = need_browser().expect  # waits; the page's policy forbids wait_for_function
 HOSTILE = "</script><img src=x onerror=\"document.title='taken'\">"
 BROKEN_STEP = 5
 """At this snapshot some cells of CARAFE's image 0 are not finite."""
 
-PIXELS = """canvas => {
-    // From a copy that is made to be read: reading the page's own canvases again and again makes the browser complain.
-    const { width, height } = canvas;
-    const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-    copy.drawImage(canvas, 0, 0);
-    return [height, width, ...copy.getImageData(0, 0, width, height).data];
-}"""
-
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as tool:
-        opened = tool.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -335,26 +309,32 @@ def test_no_step_moves_what_is_below(view):
 @pytest.mark.slow
 def test_play_goes_on_stops_at_the_end_and_begins_again(view):
     page = view()
-    page.locator("#speed").select_option(label="8×")
+    stop_time(page)
     go_to(page, len(STEPS) - 3)
+    page.locator("#speed").select_option(label="8×")
     page.locator("#play").click()
     assert page.locator("#step").get_attribute("aria-live") == "off"
+    play_through(page, STEPS[-2:-1])
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
+    play_through(page, STEPS[-1:])
     expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
-    assert page.locator("#step").text_content() == f"step {STEPS[-1]}"
     assert page.locator("#step").get_attribute("aria-live") == "polite"
     page.locator("#speed").select_option(label="½×")
     page.locator("#play").click()
-    assert page.locator("#step").text_content() == f"step {STEPS[0]}"
+    expect(page.locator("#step")).to_have_text(f"step {STEPS[0]}")
+    page.clock.run_for(milliseconds_a_step(page) - 1)
+    expect(page.locator("#step")).to_have_text(f"step {STEPS[0]}")
+    page.clock.run_for(1)
     expect(page.locator("#step")).to_have_text(f"step {STEPS[1]}")
     assert page.locator("#play").get_attribute("aria-label") == "Pause"
     page.locator("#play").click()
-    stopped = page.locator("#slider").input_value()
-    page.wait_for_timeout(250)
-    assert page.locator("#slider").input_value() == stopped
+    page.clock.run_for(10 * milliseconds_a_step(page))
+    expect(page.locator("#step")).to_have_text(f"step {STEPS[1]}")
 
 
 def test_keys(view):
     page = view()
+    stop_time(page)
     page.locator("#slider").scroll_into_view_if_needed()  # elsewhere these keys scroll
 
     def at():
@@ -786,10 +766,10 @@ def test_dark_mode_changes_paper_and_ink(view):
 
 def test_the_answer_leads_to_the_maps_that_play(view):
     page = view()
-    page.locator("#speed").select_option(label="8×")
+    stop_time(page)
     page.locator("#play-maps").click()
     expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
-    expect(page.locator("#step")).to_have_text(f"step {STEPS[2]}")
+    play_through(page, STEPS[1:4])
     expect(page.locator("#viewer-title")).to_be_in_viewport()
 
 

@@ -6,7 +6,6 @@ import html.parser
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ from fadeviz.render.grid import write_grid
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.info import RunInfo
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from pages import open_browser
 from render_runs import LAYER, STEPS, make_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -296,22 +296,11 @@ class TestGrid:
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install ".[browser]"')
-    if CHROMIUM is None:
-        pytest.skip("needs chromium: apt-get install --no-install-recommends chromium")
-    with playwright.sync_playwright() as tool:
-        opened = tool.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture

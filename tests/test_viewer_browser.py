@@ -29,44 +29,20 @@ from fadeviz.render.normalize import limits_by_scope, normalize
 from fadeviz.render.selection import MapSelection
 from fadeviz.storage.info import read_info
 from fadeviz.storage.snapshots import Snapshot, SnapshotStore
+from pages import PIXELS, need_browser, open_browser, play_through, stop_time
 from render_runs import LAYER, STEPS, make_run
 
 for package in ("starlette", "uvicorn"):
     pytest.importorskip(package, reason=f'needs {package}: pip install ".[view]"')
-playwright = pytest.importorskip("playwright.sync_api", reason='needs playwright: pip install ".[browser]"')
-
-expect = playwright.expect
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-if CHROMIUM is None:
-    pytest.skip("needs chromium: apt-get install --no-install-recommends chromium", allow_module_level=True)
-
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+expect = need_browser().expect
 HOSTILE = "</script><img src=x onerror=document.title='taken'>"
 BROKEN_STEP = 5
-
-PIXELS = """canvas => {
-    const { width, height } = canvas;
-    const copy = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
-    copy.drawImage(canvas, 0, 0);
-    return [height, width, ...copy.getImageData(0, 0, width, height).data];
-}"""
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as tool:
-        opened = tool.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with open_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture
@@ -301,15 +277,37 @@ def test_keys_and_playback(visit, viewer):
     expect(page.locator("#step")).to_have_text("step 0")
     page.keyboard.press("]")
     expect(page.locator("#image")).to_have_value("1")
-    page.locator("#speed").select_option("100")
     page.locator("#step").click()
+    stop_time(page)
     page.keyboard.press(" ")
     expect(page.locator("#play")).to_have_attribute("aria-label", "Pause")
-    expect(page.locator("#play")).to_have_attribute("aria-label", "Play", timeout=10000)
-    expect(page.locator("#step")).to_have_text("step 110")
+    play_through(page, STEPS[1:])
+    expect(page.locator("#play")).to_have_attribute("aria-label", "Play")
+    page.clock.resume()
     settle(page)
     page.go_back()
     expect(page.locator("#list")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_link_that_is_not_yet_up_to_date_does_not_undo_going_back(visit, viewer):
+    """The address is kept up to date a little later: maybe between going back and the page's hearing of it."""
+    page = visit(viewer.url)
+    page.evaluate(
+        """() => {
+            const waiting = [], plain = window.setTimeout;
+            window.setTimeout = (call, time) => (time === 200 ? waiting.push(call) : plain(call, time));
+            addEventListener("popstate", () => { for (const call of waiting.splice(0)) call(); });
+        }"""
+    )
+    row(page, "fade0").locator("a").click()
+    page.wait_for_selector(".tile .frame canvas[aria-label]")
+    page.locator("#palette").select_option("magma")
+    page.go_back()
+    expect(page.locator("#list")).to_be_visible()
+    assert "#" not in page.url
+    page.go_forward()
+    expect(page.locator("#viewer")).to_be_visible()
 
 
 @pytest.mark.slow

@@ -58,8 +58,11 @@ function setImage(image: number): void {
   choose();
 }
 
+let links = 0;
+
 /** Shows what the address says: the list, or runs. */
 async function followLink(): Promise<void> {
+  const mine = ++links;
   readLink(SORTS);
   input("search").value = state.search;
   showHead();
@@ -78,6 +81,7 @@ async function followLink(): Promise<void> {
   showShown();
   if (!open) return;
   await Promise.all(state.runs.filter((id) => entries.has(id)).map(load));
+  if (mine !== links) return; // the reader went back or on in the meantime
   view.steps = recordedSteps();
   view.at = state.wanted === null ? Math.max(0, view.steps.length - 1) : nearest(view.steps, state.wanted);
   showShown();

@@ -35,13 +35,21 @@ export function linkTo(ids: readonly string[]): string {
 }
 
 let timer = 0;
+let known = location.hash; // what this page read or wrote last
+
+/** Writes the address without a new entry in the history. */
+export function writeLink(link: string): void {
+  history.replaceState(null, "", link);
+  known = location.hash;
+}
 
 /** Keeps the address up to date; not at every frame, as browsers limit how often. */
 export function keepLink(): void {
   clearTimeout(timer);
   timer = window.setTimeout(() => {
+    if (location.hash !== known) return; // the reader went back or on, and what is there now has yet to be read
     const link = linkTo(state.runs);
-    if (link !== location.hash && !(link === "#" && !location.hash)) history.replaceState(null, "", link);
+    if (link !== location.hash && !(link === "#" && !location.hash)) writeLink(link);
     byId<HTMLAnchorElement>("back").href = linkTo([]);
   }, 200);
 }
@@ -50,6 +58,7 @@ const ID = /^[0-9a-f]{12}$/;
 
 /** Takes over what the address says. Names in it are compared with those of the runs, and shown as text alone. */
 export function readLink(sorts: readonly string[]): void {
+  known = location.hash;
   const values = new URLSearchParams(location.hash.slice(1));
   const text = (name: string) => values.get(name) ?? "";
   const whole = (name: string, usual = 0) => (/^\d{1,12}$/.test(text(name)) ? Number(text(name)) : usual);

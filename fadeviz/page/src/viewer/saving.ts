@@ -3,7 +3,7 @@
 import { button, byId, select } from "../common/dom.js";
 import { download } from "../common/download.js";
 import { stepNow, view } from "../common/view.js";
-import { linkTo } from "./links.js";
+import { linkTo, writeLink } from "./links.js";
 import { kindOf, layerOf, mapOf } from "./runs.js";
 import { askRaw, isAway, query, Refused } from "./server.js";
 import { data, PREDICTION, state } from "./state.js";
@@ -55,7 +55,7 @@ async function saveFigure(): Promise<void> {
 
 async function copyLink(): Promise<void> {
   const address = new URL(linkTo(state.runs), location.href).href;
-  history.replaceState(null, "", address);
+  writeLink(address);
   try {
     await navigator.clipboard.writeText(address);
     byId("saved").textContent = "The link is copied: it opens this view again.";

@@ -290,6 +290,27 @@ def test_keys_and_playback(visit, viewer):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 760, 1200])
+def test_pictures_of_a_row_begin_at_the_same_height(visit, watch, tmp_path, width):
+    """Also where one name takes several lines: two runs of one operator are told apart by their folders."""
+    for name in ("short", "a_folder_whose_name_does_not_fit_into_one_line_of_a_tile"):
+        make_run(tmp_path / name, run_id=name)
+    make_run(tmp_path / "carafe", run_id="carafe", upsampler="carafe")
+    page = visit(watch(tmp_path).url, viewport={"width": width, "height": 900})
+    for box in page.locator("#body tr input").all():
+        box.check()
+    page.locator("#compare").click()
+    expect(page.locator(".tile .frame canvas[aria-label]")).to_have_count(3)
+    rows = {}
+    for tile in page.locator("#tiles .tile").all():
+        name, frame = (tile.locator(part).bounding_box() for part in (".name", ".frame"))
+        if frame["y"] > name["y"] + name["height"] - 1:  # and not beside it, in a row of its own
+            rows.setdefault(round(name["y"]), set()).add(round(frame["y"]))
+    assert len(rows) < 5
+    assert all(len(tops) == 1 for tops in rows.values()), rows
+
+
+@pytest.mark.slow
 def test_a_link_that_is_not_yet_up_to_date_does_not_undo_going_back(visit, viewer):
     """The address is kept up to date a little later: maybe between going back and the page's hearing of it."""
     page = visit(viewer.url)

@@ -11,6 +11,8 @@ test("ticks are round and within the ends", () => {
   assert.deepEqual(ticks(-0.07, 0.31, 4), [0, 0.1, 0.2, 0.3]);
   assert.deepEqual(ticks(0, 3500, 5), [0, 1000, 2000, 3000]);
   assert.deepEqual(ticks(2, 2, 4), [2]);
+  assert.deepEqual(ticks(0.858, 0.945, 4), [0.86, 0.88, 0.9, 0.92, 0.94]); // by 0.05 there would be one
+  for (let i = 1; i < 400; i += 1) assert.ok(ticks(i / 37, (i + 1 + (i % 7)) / 37, 4).length > 1);
 });
 
 test("a vertical axis begins at 0 where that is near, and holds one value alone", () => {
@@ -37,6 +39,7 @@ test("an axis of steps and its inverse", () => {
     const axis = timeAxis(0, 3000, 40, 340);
     for (const step of [0, 1, 17, 900, 3000]) assert.ok(Math.abs(axis.step(axis.place(step)) - step) < 1e-6 * (1 + step));
     assert.ok(axis.marks.every((mark) => mark >= 0 && mark <= 3000));
+    assert.deepEqual(timeAxis(0, 2, 40, 340).marks.filter((mark) => !Number.isInteger(mark)), []);
   }
 });
 

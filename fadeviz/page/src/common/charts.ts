@@ -31,12 +31,21 @@ export function rangeOf(panel: Panel): Limits | null {
     .reduce<Limits | null>((range, values) => joined(range, limitsOf(values)), null);
 }
 
-/** Round values between two ends, about so many. */
+/** Round values between two ends: two or more, about so many. */
 export function ticks(low: number, high: number, about: number): number[] {
   if (!(high > low)) return [low];
   const raw = (high - low) / about;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const width = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= raw * 0.999) ?? 10 * power;
+  const widths = [0.5, 1, 2, 5, 10].map((factor) => factor * power);
+  const enough = widths.findIndex((one) => one >= raw * 0.999);
+  for (const width of widths.slice(1, enough + 1).reverse()) {
+    const found = multiples(width, low, high);
+    if (found.length > 1) return found;
+  }
+  return multiples(widths[0] ?? raw, low, high);
+}
+
+function multiples(width: number, low: number, high: number): number[] {
   const found: number[] = [];
   for (let i = Math.ceil(low / width - 1e-9); i * width <= high + width * 1e-9; i += 1) found.push(Number((i * width).toPrecision(12)));
   return found;
@@ -61,7 +70,7 @@ export function timeAxis(first: number, last: number, left: number, right: numbe
   const span = time(last) - low || 1;
   const place = (step: number) => left + ((time(step) - low) / span) * (right - left);
   const step = (x: number) => stepAtTime(low + ((x - left) / (right - left)) * span);
-  const all = view.log ? POWERS : ticks(first, last, 5);
+  const all = view.log ? POWERS : ticks(first, last, 5).filter(Number.isInteger);
   const marks = all.filter((one) => one >= first && one <= last);
   if (view.log && place(last) - place(marks.at(-1) ?? first) > 34) marks.push(last);
   return { place, step, marks };

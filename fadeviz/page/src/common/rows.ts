@@ -35,9 +35,20 @@ export function arrangeTiles(grid: HTMLElement, pictures: number, isPair = false
   grid.style.maxWidth = `${columns * Math.min(MOST_TILE, Math.max(260, 0.55 * innerHeight))}px`;
   let next = 0;
   lengths.forEach((length, row) => {
-    for (const [column, tile] of tiles.slice(next, next + length).entries()) {
+    const beside = tiles.slice(next, next + length);
+    for (const [column, tile] of beside.entries()) {
       tile.style.gridArea = alone && length === 1 ? `${row + 1} / 1 / auto / -1` : `${row + 1} / ${column + 1}`;
     }
+    alignPictures(beside);
     next += length;
   });
+}
+
+/** The pictures of a row begin at the same height, whether their names take one line or three. */
+function alignPictures(tiles: readonly HTMLElement[]): void {
+  const names = tiles.flatMap((tile) => tile.querySelector<HTMLElement>(":scope > :is(.name, .halves-pair)") ?? []);
+  for (const name of names) name.style.minHeight = "";
+  if (names.length < 2) return;
+  const most = Math.max(...names.map((name) => name.offsetHeight));
+  for (const name of names) name.style.minHeight = `${most}px`;
 }

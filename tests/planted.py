@@ -263,6 +263,22 @@ def deep_goes_then_all(scene: Scene) -> Maps:
     return scene.rise(-0.6, -0.1) * (1 - scene.rise(0.3, 0.6)) * deep + scene.rise(0.7, 1.4) * scene.mask
 
 
+def both_then_deep_goes(scene: Scene) -> Maps:
+    """The whole object faintly; then little of what is deep, and more of the rest; then all of it."""
+    first, fallen, again = scene.rise(-0.6, -0.1), scene.rise(0.3, 0.6), scene.rise(0.7, 1.4)
+    goes, stays = 0.6 * first - 0.48 * fallen + 0.88 * again, 0.6 * first - 0.24 * fallen + 0.64 * again
+    deep = smoothstep(scene.depth, 0.3, 0.6)
+    return (goes * deep + stays * (1 - deep)) * scene.mask
+
+
+def both_then_outline_goes(scene: Scene) -> Maps:
+    """The same, but little is left of what is not deep."""
+    first, fallen, again = scene.rise(-0.6, -0.1), scene.rise(0.3, 0.6), scene.rise(0.7, 1.4)
+    goes, stays = 0.6 * first - 0.48 * fallen + 0.88 * again, 0.6 * first - 0.24 * fallen + 0.64 * again
+    deep = smoothstep(scene.depth, 0.3, 0.6)
+    return (stays * deep + goes * (1 - deep)) * scene.mask
+
+
 def inward_then_flips(scene: Scene) -> Maps:
     """Filled inward; then the sign flips, in every seed."""
     return _flip(scene) * scene.inward()
@@ -382,6 +398,8 @@ KINDS = {
     "line bright, then all dark": Kind(line_bright_then_dark),
     "line bright, deep dark": Kind(line_bright_deep_dark),
     "deep goes, then all": Kind(deep_goes_then_all),
+    "both, deep goes, then all": Kind(both_then_deep_goes),
+    "both, outline goes, then all": Kind(both_then_outline_goes),
     "deep dark, then all bright": Kind(deep_dark_then_bright),
     "inward, then sign flips": Kind(inward_then_flips),
     "outward, then sign flips": Kind(outward_then_flips),

@@ -115,6 +115,8 @@ DEMANDS = {
     "line bright, then all dark": _outline(0.9),
     "line bright, deep dark": _outline(0.9),
     "deep goes, then all": _interior(0.85),
+    "both, deep goes, then all": TOGETHER,
+    "both, outline goes, then all": TOGETHER,
     "deep dark, then all bright": replace(_interior(0.85), most=CHANCE),
     "inward, then sign flips": _outline(0.85),
     "outward, then sign flips": _interior(0.85),

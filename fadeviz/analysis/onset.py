@@ -224,6 +224,7 @@ def judge(
     time = np.log1p(np.asarray(steps, np.float64))
     early = _Timed(first, time, reversed_at=first.reversed_before_top(second), runs=runs, images=images)
     late = _Timed(second, time, reversed_at=second.reversed_before_top(first, fallen=True), runs=runs, images=images)
+    early, late = early.within_appearance_of(late), late.within_appearance_of(early)
     readings = early.reading(steps, runs, images), late.reading(steps, runs, images)
     lead = start_difference = None
     run_leads: list[Estimate] = []
@@ -356,6 +357,7 @@ class _Timed:
         self, response: _Response, time: NDArray[np.float64], *, reversed_at: int | None, runs: int, images: int
     ) -> None:
         self.response, self.time, self.halo = response, time, reversed_at is not None
+        self.runs, self.images = runs, images
         self.gone: int | None = None
         smoothed = response.smoothed
         self.highest, self.peak = float(smoothed.max()), int(smoothed.argmax())
@@ -378,6 +380,19 @@ class _Timed:
         # The last of equal tops: with two snapshots both smoothed values are the same mean.
         self.top = float(part.max())
         self.at = int(np.flatnonzero(part >= self.top - 1e-12)[-1])
+
+    def within_appearance_of(self, other: _Timed) -> _Timed:
+        """This response, timed within the first appearance of the other one if it is beyond chance there, too.
+
+        Where the whole object appears, falls back and appears again, one of the two may fall to half and the other just
+        not: timed each by itself, one would be timed early and the other late.
+        """
+        gone = other.gone
+        timed = gone is not None and not (other.from_start or self.from_start or self.halo) and self.gone is None
+        if not timed or self.response.smoothed[:gone].max() <= self.response.level.level:
+            return self
+        part = replace(self.response, end=gone)
+        return _Timed(part, self.time, reversed_at=None, runs=self.runs, images=self.images)
 
     def _is_there_at_start(self, smoothed: NDArray[np.float64], runs: int) -> bool:
         response = self.response

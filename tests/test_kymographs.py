@@ -245,12 +245,19 @@ class TestLayout:
         assert shown == [0, 0, 1, 1, 2, 2]
 
     def test_no_word_of_a_title_is_broken(self, drawn):
-        panels = [panel("Interpolation by neighbours"), panel("Encoder-decoder-kernels")]
+        panels = [panel("Interpolation by neighbours"), panel("Encoder-decoder-kernels-and-others-of-their-kind")]
         figure = drawn(*panels, style=FigureStyle(width="column"))
         texts = [text.get_text() for text in figure.texts]
         assert any(text.startswith("Encoder-") and text.endswith("…") for text in texts)
         whole = " ".join(text for text in texts if text.startswith(("Inter", "by", "neigh")))
         assert whole.endswith("…") or whole == "Interpolation by neighbours"
+
+    @pytest.mark.parametrize("count", [2, 5, 25])
+    def test_titles_are_whole_in_as_many_columns_as_that_takes(self, drawn, count):
+        names = [f"Encoder-only kernels {n}, shuffled labels" for n in range(count)]
+        texts = [text.get_text() for text in drawn(*map(panel, names), style=FigureStyle(width="page")).texts]
+        assert not any("…" in text for text in texts)
+        assert all(" ".join(texts).count(f"kernels {n}, ") == 1 for n in range(count))
 
     def test_steps_are_labelled_below_the_lowest_panel_of_a_column(self, drawn):
         figure = drawn(*[panel(f"operator {n}") for n in range(7)])
@@ -258,11 +265,11 @@ class TestLayout:
         assert labelled == [False, False, False, True, True, True, True]
         assert [bool(labels(axes.yaxis)) for axes in figure.axes[:7]] == [True, *[False] * 3, True, False, False]
 
-    def test_a_long_verdict_takes_three_lines_at_most(self, drawn):
+    def test_a_long_verdict_takes_four_lines_at_most(self, drawn):
         long = KymographPanel("FADE", "outline " * 60, STEPS, EDGES, np.zeros((6, 25)))
         texts = [text.get_text() for text in drawn(long).texts if text.get_text().startswith("outline")]
-        assert len(texts) == 3
-        assert texts[2].endswith("…")
+        assert len(texts) == 4
+        assert texts[3].endswith("…")
 
     def test_the_inside_is_below_and_the_beginning_on_the_left(self, tmp_path):
         value = np.zeros((len(STEPS), len(EDGES) - 1))

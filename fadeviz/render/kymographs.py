@@ -198,24 +198,31 @@ class _Figure:
         return lines
 
     def _choose_columns(self, count: int) -> tuple[int, float]:
-        """Panels in a line, with few gaps in the last one; and their width."""
+        """Panels in a line, with few gaps in the last one and whole titles; and their width."""
         total = self.style.inches
         around = self.left + _BAR
-        most = int(((total or WIDTHS["page"]) - around + _GAP) / (_LEAST + _GAP))
-        choices = range(1, max(1, most) + 1)
-        if count <= min(4, choices[-1]):
-            columns = count
-        else:
-            wanted = (4, 5, 3) if count <= 12 else (5, 4)
-            able = [choice for choice in wanted if choice in choices] or [choices[-1]]
-            columns = min(able, key=lambda columns: -count % columns)
-        if total is None:
-            total = min(WIDTHS["page"], around + columns * _WIDTHS.get(columns, _MANY) + (columns - 1) * _GAP)
-        return columns, max(0.5, (total - around + _GAP) / columns - _GAP)
+        most = max(1, int(((total or WIDTHS["page"]) - around + _GAP) / (_LEAST + _GAP)))
+        wanted = range(count, 0, -1) if count <= 4 else (4, 5, 3, 2) if count <= 12 else (5, 4, 3, 2)
+        able = [choice for choice in wanted if choice <= most] or [most]
+        best = min(able, key=lambda choice: (choice < 3, -count % choice)) if count > 4 else able[0]
+        whole = (choice for choice in (best, *able) if choice <= best and self._titles_fit(self._width(choice)))
+        columns = next(whole, best)
+        return columns, self._width(columns)
+
+    def _width(self, columns: int) -> float:
+        """The width of a panel if so many are side by side."""
+        around, gaps = self.left + _BAR, (columns - 1) * _GAP
+        total = self.style.inches or min(WIDTHS["page"], around + columns * _WIDTHS.get(columns, _MANY) + gaps)
+        return max(0.5, (total - around + _GAP) / columns - _GAP)
+
+    def _titles_fit(self, width: float) -> bool:
+        """Whether all titles can be read whole above panels of a width."""
+        self.width = width
+        return all(" ".join(self._title(panel)) == spell(panel.title) for panel in self.panels)
 
     def _verdict(self, panel: KymographPanel) -> list[str]:
-        """The subtitle in at most three lines."""
-        return self._few(panel.subtitle, _SMALL, 3)
+        """The subtitle in at most four lines."""
+        return self._few(panel.subtitle, _SMALL, 4)
 
     def _title(self, panel: KymographPanel) -> list[str]:
         """The title in at most two lines."""

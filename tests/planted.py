@@ -398,14 +398,14 @@ KINDS = {
     "line bright, then all dark": Kind(line_bright_then_dark),
     "line bright, deep dark": Kind(line_bright_deep_dark),
     "deep goes, then all": Kind(deep_goes_then_all),
-    "both, deep goes, then all": Kind(both_then_deep_goes),
-    "both, outline goes, then all": Kind(both_then_outline_goes),
     "deep dark, then all bright": Kind(deep_dark_then_bright),
     "inward, then sign flips": Kind(inward_then_flips),
     "outward, then sign flips": Kind(outward_then_flips),
     "outward, sign flips in one seed": Kind(outward_flips_in_one_seed),
     "faint rim, together": Kind(faint_rim),
     "noise shrinks, together": Kind(together, finish=less_noise),
+    "both, deep goes, then all": Kind(both_then_deep_goes),
+    "both, outline goes, then all": Kind(both_then_outline_goes),
 }
 
 

@@ -382,14 +382,17 @@ class _Timed:
         self.at = int(np.flatnonzero(part >= self.top - 1e-12)[-1])
 
     def within_appearance_of(self, other: _Timed) -> _Timed:
-        """This response, timed within the first appearance of the other one if it is beyond chance there, too.
+        """This response, timed within a first appearance of the other one that goes again, if it appears there, too.
 
         Where the whole object appears, falls back and appears again, one of the two may fall to half and the other just
-        not: timed each by itself, one would be timed early and the other late.
+        not: one would be timed by its first appearance and the other by its second. To appear takes a quarter of the
+        top, and half of the chance level: noise alone would make an order.
         """
         gone = other.gone
-        timed = gone is not None and not (other.from_start or self.from_start or self.halo) and self.gone is None
-        if not timed or self.response.smoothed[:gone].max() <= self.response.level.level:
+        if gone is None or self.gone is not None or self.from_start or other.from_start or self.halo:
+            return self
+        needed = max(self.highest * START_SHARE / 2, self.response.level.level / 2)
+        if self.response.smoothed[:gone].max() < needed:
             return self
         part = replace(self.response, end=gone)
         return _Timed(part, self.time, reversed_at=None, runs=self.runs, images=self.images)

@@ -95,7 +95,7 @@ def test_a_weak_first_response_of_the_other_sign_is_told_from_chance():
     assert verdict(plant("deep bright, then all dark", 0, "least")) == "interior first"
 
 
-@pytest.mark.parametrize(("kind", "number"), [("both, deep goes, then all", 0), ("both, outline goes, then all", 9)])
+@pytest.mark.parametrize(("kind", "number"), [("both, deep goes, then all", 0), ("both, outline goes, then all", 1)])
 def test_what_appears_together_is_timed_together_though_only_one_falls_to_half(kind, number):
     onset = Measured(plant(kind, number)).judge()
     (gone,) = {onset.outline.gone_step, onset.interior.gone_step} - {None}

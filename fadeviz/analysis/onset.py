@@ -382,19 +382,20 @@ class _Timed:
         self.at = int(np.flatnonzero(part >= self.top - 1e-12)[-1])
 
     def within_appearance_of(self, other: _Timed) -> _Timed:
-        """This response, timed within a first appearance of the other one that goes again, if it appears there, too.
+        """This response, timed by its first appearance if that falls back like one of the other one that goes again.
 
         Where the whole object appears, falls back and appears again, one of the two may fall to half and the other just
-        not: one would be timed by its first appearance and the other by its second. To appear takes a quarter of the
-        top, and half of the chance level: noise alone would make an order.
+        not: one would be timed by its first appearance and the other by its second. An appearance counts here from a
+        quarter of the top and half of the chance level on, and falls back if it loses a quarter.
         """
-        gone = other.gone
-        if gone is None or self.gone is not None or self.from_start or other.from_start or self.halo:
+        if other.gone is None or self.gone is not None or self.from_start or other.from_start or self.halo:
             return self
-        needed = max(self.highest * START_SHARE / 2, self.response.level.level / 2)
-        if self.response.smoothed[:gone].max() < needed:
+        smoothed = self.response.smoothed
+        least = max(self.highest * START_SHARE / 2, self.response.level.level / 2)
+        end = _gone(smoothed, least, left=0.75)
+        if end is None or smoothed[: other.gone].max() <= least:
             return self
-        part = replace(self.response, end=gone)
+        part = replace(self.response, end=end)
         return _Timed(part, self.time, reversed_at=None, runs=self.runs, images=self.images)
 
     def _is_there_at_start(self, smoothed: NDArray[np.float64], runs: int) -> bool:
@@ -474,11 +475,11 @@ class _Timed:
         return None if math.isnan(time) else math.expm1(time)
 
 
-def _gone(smoothed: NDArray[np.float64], chance: float) -> int | None:
-    """Index by which a first appearance beyond chance has fallen to half, before the top; None if there is none."""
+def _gone(smoothed: NDArray[np.float64], least: float, left: float = 0.5) -> int | None:
+    """Index by which a first appearance above ``least`` has a share ``left`` of its height, before the top, or None."""
     highest = np.maximum.accumulate(smoothed)
     before_top = np.arange(len(smoothed)) <= int(smoothed.argmax())
-    fallen = np.flatnonzero((highest > chance) & (smoothed <= highest / 2) & before_top)
+    fallen = np.flatnonzero((highest > least) & (smoothed <= left * highest) & before_top)
     if not len(fallen) or int(smoothed[: fallen[0]].argmax()) == 0:
         return None
     return int(fallen[0])

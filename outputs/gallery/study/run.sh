@@ -9,9 +9,9 @@
 # CPU seconds a run, on one thread with AVX-512 and with the default kinds, readouts included, measured while the machine had
 # other work to do besides:
 #   unet        125 runs of  300 steps at  96x96, about  45 s each    1.6 core hours
-#   segnet       12 runs of 3000 steps at  96x96, about 360 s each    1.2 core hours
+#   segnet       12 runs of 3000 steps at  96x96, 360 to 600 s each    1.2 to 2 core hours
 #   segformer     9 runs of  600 steps at 192x192, about 350 s each   0.9 core hours
-# Together 3.7 core hours: about two hours on two cores.
+# Together 3.7 to 4.6 core hours: two to three hours on two cores.
 set -u
 data=${1:?"Usage: sh $0 WEIZMANN_DIR [OUT]"}
 out=${2:-outputs/study}
@@ -38,8 +38,8 @@ controls=fade@shuffled,carafe@shuffled,fade:gate_bias=-4,fade:init=small,carafe:
 runs unet "$operators,$controls" 0:5 --network unet --size 96 --width 0.25 --steps 300 \
     --snapshots log:1:300:60 --layers decoder.3.upsample --evaluate-every 100
 
-# Long, because without a guide SegNet needs far more steps for more than the place where horses stand: CARAFE begins to show
-# horses at about step 1700, in one seed of three (mIoU 0.74 after 3000, the others 0.65 and 0.67).
+# Long, because without a guide SegNet needs far more steps for more than the place where horses stand: CARAFE began to show
+# horses at about step 1700 in one seed of three (mIoU 0.74 after 3000), and in none of the three on another machine.
 runs segnet fade,carafe,fade@shuffled,fade:gate_bias=-4 0:3 --network segnet --size 96 --width 0.25 --steps 3000 --lr 0.03 \
     --snapshots log:1:3000:56 --layers decoder.3.upsample --evaluate-every 500
 

@@ -265,18 +265,20 @@ def deep_goes_then_all(scene: Scene) -> Maps:
 
 def both_then_deep_goes(scene: Scene) -> Maps:
     """The whole object faintly; then little of what is deep, and more of the rest; then all of it."""
-    first, fallen, again = scene.rise(-0.6, -0.1), scene.rise(0.3, 0.6), scene.rise(0.7, 1.4)
-    goes, stays = 0.6 * first - 0.48 * fallen + 0.88 * again, 0.6 * first - 0.24 * fallen + 0.64 * again
+    goes, stays = _falls_back(scene, 0.48), _falls_back(scene, 0.24)
     deep = smoothstep(scene.depth, 0.3, 0.6)
     return (goes * deep + stays * (1 - deep)) * scene.mask
 
 
 def both_then_outline_goes(scene: Scene) -> Maps:
     """The same, but little is left of what is not deep."""
-    first, fallen, again = scene.rise(-0.6, -0.1), scene.rise(0.3, 0.6), scene.rise(0.7, 1.4)
-    goes, stays = 0.6 * first - 0.48 * fallen + 0.88 * again, 0.6 * first - 0.24 * fallen + 0.64 * again
+    goes, stays = _falls_back(scene, 0.48), _falls_back(scene, 0.24)
     deep = smoothstep(scene.depth, 0.3, 0.6)
     return (stays * deep + goes * (1 - deep)) * scene.mask
+
+
+def _falls_back(scene: Scene, by: float) -> Maps:
+    return 0.6 * scene.rise(-0.6, -0.1) - by * scene.rise(0.3, 0.6) + (0.4 + by) * scene.rise(0.7, 1.4)
 
 
 def inward_then_flips(scene: Scene) -> Maps:

@@ -382,7 +382,7 @@ class _Timed:
         self.at = int(np.flatnonzero(part >= self.top - 1e-12)[-1])
 
     def within_appearance_of(self, other: _Timed) -> _Timed:
-        """This response, timed by its first appearance if that falls back like one of the other one that goes again.
+        """This response, timed by its first appearance if that falls back as well, where the other one's goes again.
 
         Where the whole object appears, falls back and appears again, one of the two may fall to half and the other just
         not: one would be timed by its first appearance and the other by its second. An appearance counts here from a
@@ -476,7 +476,7 @@ class _Timed:
 
 
 def _gone(smoothed: NDArray[np.float64], least: float, left: float = 0.5) -> int | None:
-    """Index by which a first appearance above ``least`` has a share ``left`` of its height, before the top, or None."""
+    """Index at which a first appearance above ``least`` is down to ``left`` of its height before the top, or None."""
     highest = np.maximum.accumulate(smoothed)
     before_top = np.arange(len(smoothed)) <= int(smoothed.argmax())
     fallen = np.flatnonzero((highest > least) & (smoothed <= left * highest) & before_top)

@@ -192,7 +192,7 @@ class _Figure:
             for row, every in zip(rows, grid, strict=True):
                 panels, titled = every[start : start + self.columns], row == rows[0]
                 verdicts = max((len(self._verdict(panel)) for panel in panels if panel), default=0)
-                titles = max((len(self._title(panel)) for panel in panels if panel), default=0) * titled
+                titles = max((len(self._title(panel, self.width)) for panel in panels if panel), default=0) * titled
                 head = verdicts * self._line(_SMALL) + titles * self._line(_TITLE) + 0.05
                 lines.append(_Line(row, panels, titled, head, (0.14 if titled else 0.06) if lines else 0.0))
         return lines
@@ -217,19 +217,18 @@ class _Figure:
 
     def _titles_fit(self, width: float) -> bool:
         """Whether all titles can be read whole above panels of a width."""
-        self.width = width
-        return all(" ".join(self._title(panel)) == spell(panel.title) for panel in self.panels)
+        return all(" ".join(self._title(panel, width)) == spell(panel.title) for panel in self.panels)
 
     def _verdict(self, panel: KymographPanel) -> list[str]:
         """The subtitle in at most four lines."""
-        return self._few(panel.subtitle, _SMALL, 4)
+        return self._few(panel.subtitle, _SMALL, 4, self.width)
 
-    def _title(self, panel: KymographPanel) -> list[str]:
-        """The title in at most two lines."""
-        return self._few(panel.title, _TITLE, 2, bold=True)
+    def _title(self, panel: KymographPanel, width: float) -> list[str]:
+        """The title in at most two lines above a panel of a width."""
+        return self._few(panel.title, _TITLE, 2, width, bold=True)
 
-    def _few(self, text: str, points: float, most: int, bold: bool = False) -> list[str]:
-        size, width = self._pixels(points), self._inside(self.width)
+    def _few(self, text: str, points: float, most: int, inches: float, bold: bool = False) -> list[str]:
+        size, width = self._pixels(points), self._inside(inches)
         text = spell(text)
         if any(shorten(word, size, width, bold) != word for word in text.split()):
             return [shorten(text, size, width, bold)]  # no word is broken
@@ -306,7 +305,7 @@ class _Figure:
 
     def _head(self, panel: KymographPanel, line: _Line, x: float, y: float) -> None:
         if line.titled:
-            for text in self._title(panel):
+            for text in self._title(panel, self.width):
                 self._text(x, y, text, _TITLE, fontweight="bold")
                 y += self._line(_TITLE)
         for text in self._verdict(panel):
